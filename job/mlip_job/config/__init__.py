@@ -1,0 +1,23 @@
+"""The configuration of a job: validated models, and how they are loaded."""
+
+from mlip_job.config.load import load_config
+from mlip_job.config.models import (
+    DatabaseConfig,
+    DatasetConfig,
+    EnergyBasedWeighting,
+    GroupWeights,
+    JobConfig,
+    StorageConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "DatabaseConfig",
+    "DatasetConfig",
+    "EnergyBasedWeighting",
+    "GroupWeights",
+    "JobConfig",
+    "StorageConfig",
+    "TrainingConfig",
+    "load_config",
+]

@@ -1,0 +1,155 @@
+"""Load a JobConfig from a YAML file, the environment and ``--set``; later wins."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from mlip_job.config.models import JobConfig
+from mlip_job.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+ENVIRONMENT_PREFIX = "MLIP_JOB__"
+
+
+def load_config(
+    path: Path, *, assignments: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> JobConfig:
+    """Read and validate a configuration.
+
+    Relative paths in it (database file, directory store, work directory) are taken from the
+    directory of the file, so that the same file means the same wherever it is called from.
+
+    Parameters
+    ----------
+    path
+        The YAML file.
+    assignments
+        ``key.sub=value`` texts, as given to ``--set``; values are YAML.
+    environment
+        Defaults to the process's. ``MLIP_JOB__STORAGE__URL`` sets ``storage.url``.
+
+    Raises
+    ------
+    ConfigError
+        With one line for every key that is wrong.
+    """
+    values = _read_yaml(path)
+    for keys, value in _from_environment(os.environ if environment is None else environment):
+        _assign(values, keys, value)
+    for assignment in assignments:
+        keys, value = _parse_assignment(assignment)
+        _assign(values, keys, value)
+    return _anchor(validate_config(values, source=str(path)), path.resolve().parent)
+
+
+def validate_config(values: Mapping[str, Any], *, source: str) -> JobConfig:
+    """Validate plain values; `source` is named in the error."""
+    try:
+        return JobConfig.model_validate(values)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_describe(e)}" for e in error.errors(include_url=False))
+        raise ConfigError(
+            f"{source}: the configuration is not valid\n{problems}",
+            hint="mlip-job config schema lists every key with its meaning",
+        ) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"no configuration at {path}", hint="mlip-job init writes one, or name it with -c FILE"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} can't be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no mapping of keys to values")
+    return values
+
+
+def _from_environment(environment: Mapping[str, str]) -> Iterable[tuple[list[str], Any]]:
+    for name in sorted(environment):
+        if name.startswith(ENVIRONMENT_PREFIX):
+            keys = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+            yield keys, _parse_value(environment[name], name)
+
+
+def _parse_assignment(assignment: str) -> tuple[list[str], Any]:
+    key, separator, value = assignment.partition("=")
+    if not separator or not all(key.split(".")):
+        raise ConfigError(
+            f"--set {assignment!r} is not key=value", hint="e.g. --set training.cutoff=6.0"
+        )
+    return key.strip().split("."), _parse_value(value, f"--set {key}")
+
+
+def _parse_value(text: str, source: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"{source}: the value is not valid YAML", hint="quote it") from None
+
+
+def _assign(values: dict[str, Any], keys: Sequence[str], value: object) -> None:
+    *parents, last = keys
+    for key in parents:
+        child = values.get(key)
+        if not isinstance(child, dict):
+            child = values[key] = {}
+        values = child
+    values[last] = value
+
+
+def _describe(error: Any) -> str:
+    location = ".".join(str(part) for part in error["loc"]) or "configuration"
+    if error["type"] == "extra_forbidden":
+        return f"{location}: unknown key{_suggestion(error['loc'])}"
+    return f"{location}: {error['msg'].removeprefix('Value error, ')}"
+
+
+def _suggestion(location: Sequence[str | int]) -> str:
+    """Name the nearest key, wherever in the configuration it is."""
+    known = list(_field_paths(JobConfig))
+    dotted = ".".join(str(part) for part in location)
+    last = str(location[-1])
+    near = difflib.get_close_matches(dotted, known, n=1, cutoff=0.8)
+    if not near:
+        by_name = {path.rpartition(".")[2]: path for path in known}
+        near = [by_name[name] for name in difflib.get_close_matches(last, by_name, n=1)]
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _field_paths(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        for candidate in (field.annotation, *get_args(field.annotation)):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                yield from _field_paths(candidate, f"{prefix}{name}.")
+
+
+def _anchor(config: JobConfig, base: Path) -> JobConfig:
+    """Make the relative paths of a configuration absolute."""
+
+    def anchored(path: str) -> str:
+        return path if "://" in path else str(base / Path(path).expanduser())
+
+    database = config.database.model_copy(update={"url": anchored(config.database.url)})
+    storage = config.storage.model_copy(update={"url": anchored(config.storage.url)})
+    return config.model_copy(
+        update={
+            "database": database,
+            "storage": storage,
+            "work_dir": anchored(config.work_dir),
+        }
+    )

@@ -1,0 +1,122 @@
+"""Every error this package raises on purpose, and the exit code each one ends with.
+
+::
+
+    MlipJobError                    1   a bug of ours, if it is ever seen bare
+    ├── ConfigError                64   configuration or usage
+    ├── DataError                  65   the data can't be trained on
+    │   └── IntegrityError         65   a stored object is not what its record says
+    ├── UnavailableError           69   store or database out of reach: worth a retry
+    │   ├── DatabaseError
+    │   └── StoreError
+    │       ├── ObjectNotFoundError
+    │       ├── ObjectExistsError
+    │       └── ObjectChangedError
+    ├── TrainingError              70   pacemaker failed, or what it made is no potential
+    ├── GpuRequiredError           71   a GPU was required and none was seen
+    ├── ConflictError              73   the generation exists, or is being trained elsewhere
+    └── InterruptedRunError        75   stopped by a signal: start it again
+
+A caller who wants all of them::
+
+    try:
+        run_generation(config, generation=4)
+    except MlipJobError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+
+The numbers are those of BSD's ``sysexits.h`` where one fits, so that a scheduler can tell
+"try again" (69, 75) from "a person must look" (64, 65, 70, 71, 73).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class MlipJobError(Exception):
+    """Base of every error that is meant for the user's eyes: one readable message.
+
+    Parameters
+    ----------
+    message
+        What is wrong, and where (row id, file, key).
+    hint
+        What to do about it. Shown on a line of its own.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\n  hint: {self.hint}"
+
+
+class ConfigError(MlipJobError):
+    """The configuration or the command line is wrong."""
+
+    exit_code = 64
+
+
+class DataError(MlipJobError):
+    """The data can't be trained on."""
+
+    exit_code = 65
+
+
+class IntegrityError(DataError):
+    """A stored object is not what its record says: wrong hash, wrong size or missing."""
+
+
+class UnavailableError(MlipJobError):
+    """A store or a database can't be reached or used; the same call may work later."""
+
+    exit_code = 69
+
+
+class DatabaseError(UnavailableError):
+    """The database can't be opened or read."""
+
+
+class StoreError(UnavailableError):
+    """The object store can't be reached, read or written."""
+
+
+class ObjectNotFoundError(StoreError):
+    """No object has this key."""
+
+
+class ObjectExistsError(StoreError):
+    """A create-only write found an object under its key."""
+
+
+class ObjectChangedError(StoreError):
+    """A compare-and-swap write found another version than the one it was told to replace."""
+
+
+class TrainingError(MlipJobError):
+    """Pacemaker failed, or what it made is no usable potential."""
+
+    exit_code = 70
+
+
+class GpuRequiredError(MlipJobError):
+    """A GPU was required and TensorFlow sees none."""
+
+    exit_code = 71
+
+
+class ConflictError(MlipJobError):
+    """The generation exists with other content, or is being trained elsewhere."""
+
+    exit_code = 73
+
+
+class InterruptedRunError(MlipJobError):
+    """A signal stopped the run; starting it again is safe."""
+
+    exit_code = 75

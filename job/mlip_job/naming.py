@@ -1,0 +1,164 @@
+"""The only builder of names: generations, store keys, files of a run's work directory."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mlip_job.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FAMILY_PATTERN = r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?"
+"""A family's name is part of store keys and of Kubernetes object names (RFC 1123 labels)."""
+
+_GENERATION = re.compile(r"gen_(\d{2,})")
+
+
+def generation_name(generation: int) -> str:
+    """Return ``gen_04`` for 4, ``gen_100`` for 100.
+
+    Raises
+    ------
+    ConfigError
+        If `generation` is below 1.
+    """
+    if generation < 1:
+        raise ConfigError(
+            f"generation {generation} is not possible", hint="generations count from 1"
+        )
+    return f"gen_{generation:02d}"
+
+
+def parse_generation_name(name: str) -> int | None:
+    """Return the number in ``gen_04``, or None where `name` is no generation's name."""
+    match = _GENERATION.fullmatch(name)
+    if match is None:
+        return None
+    number = int(match.group(1))
+    return number if number >= 1 and generation_name(number) == name else None
+
+
+@dataclass(frozen=True)
+class FamilyKeys:
+    """Every key of one family in the store.
+
+    Attributes
+    ----------
+    family
+        The family's name; all keys start with it.
+    """
+
+    family: str
+
+    @property
+    def latest(self) -> str:
+        """Key of the movable pointer to the newest accepted generation."""
+        return f"{self.family}/latest.json"
+
+    @property
+    def generations(self) -> str:
+        """Prefix under which every generation lies."""
+        return f"{self.family}/generations/"
+
+    @property
+    def datasets(self) -> str:
+        """Prefix under which every dataset lies."""
+        return f"{self.family}/datasets/"
+
+    def dataset(self, dataset_id: str, file: str = "") -> str:
+        """Key of one file of a dataset, or its prefix where no file is named."""
+        return f"{self.datasets}{dataset_id}/{file}"
+
+    def generation(self, generation: int, file: str = "") -> str:
+        """Key of one file of a generation, or its prefix where no file is named."""
+        return f"{self.generations}{generation_name(generation)}/{file}"
+
+    def manifest(self, generation: int) -> str:
+        """Key whose existence makes the generation exist."""
+        return self.generation(generation, "manifest.json")
+
+    def claim(self, generation: int) -> str:
+        """Key of the record of who is training the generation now."""
+        return self.generation(generation, "claim.json")
+
+    def attempt(self, generation: int, attempt: str, file: str = "") -> str:
+        """Key of one file of an attempt, or its prefix where no file is named."""
+        return self.generation(generation, f"attempts/{attempt}/{file}")
+
+    def potential(self, generation: int, suffix: str) -> str:
+        """Key of the potential in one format, e.g. ``cu-ni/potentials/gen_04.yace``."""
+        return f"{self.family}/potentials/{generation_name(generation)}.{suffix}"
+
+
+@dataclass(frozen=True)
+class DatasetFiles:
+    """The files of one dataset in a local directory; the same names are used in the store."""
+
+    directory: Path
+
+    RECORD = "dataset.json"
+    INDEX = "index.csv.gz"
+
+    @property
+    def record(self) -> Path:
+        """The dataset's record: hashes, counts, split, rejections."""
+        return self.directory / self.RECORD
+
+    @property
+    def index(self) -> Path:
+        """Row id, fingerprint, group and side of every structure."""
+        return self.directory / self.INDEX
+
+    def xyz(self, side: str) -> Path:
+        """Return the extended XYZ file of one side, ``train`` or ``test``."""
+        return self.directory / f"{side}.xyz"
+
+    def frame(self, side: str, shard: int = 0) -> Path:
+        """Return pacemaker's data frame of one side; the first shard has no number."""
+        number = f"-{shard:04d}" if shard else ""
+        return self.directory / f"{side}{number}.pckl.gzip"
+
+
+@dataclass(frozen=True)
+class WorkFiles:
+    """The files of one attempt in its local work directory, under pacemaker's own names."""
+
+    directory: Path
+
+    @property
+    def input_yaml(self) -> Path:
+        """Pacemaker's input file."""
+        return self.directory / "input.yaml"
+
+    @property
+    def parent_potential(self) -> Path:
+        """The potential that the fit starts from."""
+        return self.directory / "parent_potential.yaml"
+
+    @property
+    def train_log(self) -> Path:
+        """All that pacemaker printed, in order."""
+        return self.directory / "train.log"
+
+    @property
+    def metrics(self) -> Path:
+        """Per-iteration metrics of the training set."""
+        return self.directory / "metrics.txt"
+
+    @property
+    def output_potential(self) -> Path:
+        """What pacemaker writes when the fit has ended."""
+        return self.directory / "output_potential.yaml"
+
+    @property
+    def yace(self) -> Path:
+        """The potential in the format that LAMMPS reads."""
+        return self.directory / "potential.yace"
+
+    @property
+    def report(self) -> Path:
+        """The report of the attempt."""
+        return self.directory / "report.json"

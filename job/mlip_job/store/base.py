@@ -1,0 +1,90 @@
+"""The contract that every object store fulfils."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """What a store says of an object without reading it.
+
+    Attributes
+    ----------
+    key
+        Path below the store's root, with ``/`` between its parts.
+    size
+        Bytes.
+    version
+        Opaque token that changes whenever the content does; pass it to `put_if_match`.
+        Listings leave it empty where reading it would cost a request per object.
+    modified
+        Seconds since the epoch, by the store's clock.
+    """
+
+    key: str
+    size: int
+    version: str
+    modified: float
+
+
+class ObjectStore(Protocol):
+    """A flat map from keys to bytes.
+
+    All methods raise `StoreError` when the store can't be reached or refuses the call.
+    A write is visible whole or not at all, and durable when the method returns.
+    """
+
+    @property
+    def url(self) -> str:
+        """Where the store is, without secrets."""
+
+    def get(self, key: str) -> bytes:
+        """Return an object's bytes; raise `ObjectNotFoundError` where there is none."""
+
+    def get_versioned(self, key: str) -> tuple[bytes, str]:
+        """Return an object's bytes and the version they belong to."""
+
+    def head(self, key: str) -> ObjectInfo | None:
+        """Return what is known of an object, or None where there is none."""
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Yield every object whose key starts with `prefix`, in the order of their keys."""
+
+    def list_prefixes(self, prefix: str) -> Iterator[str]:
+        """Yield the distinct parts up to the next ``/`` below `prefix`, sorted, without it."""
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object, replacing what was there."""
+
+    def put_if_absent(self, key: str, data: bytes) -> None:
+        """Create an object; raise `ObjectExistsError` where there is one already."""
+
+    def put_if_match(self, key: str, data: bytes, version: str) -> None:
+        """Replace that version of an object; raise `ObjectChangedError` for any other."""
+
+    def upload(self, path: Path, key: str, *, if_absent: bool = False) -> str:
+        """Stream a file into an object and return its sha256, computed on the way.
+
+        Raises
+        ------
+        ObjectExistsError
+            If `if_absent` and the key is taken.
+        """
+
+    def download(self, key: str, path: Path) -> str:
+        """Stream an object into a file, whole or not at all, and return its sha256."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object; none there is no error."""
+
+    def check(self) -> None:
+        """Raise a `StoreError` with the remedy unless conditional writes work here.
+
+        Writes and removes a probe object of a random name under ``.mlip-job-probe/``.
+        """

@@ -1,0 +1,1 @@
+"""Pacemaker: its input, its process, its log and its tables."""
