@@ -128,6 +128,13 @@ class WorkFiles:
 
     directory: Path
 
+    DATASET = "dataset"
+
+    @property
+    def dataset(self) -> DatasetFiles:
+        """The dataset that the attempt trains on."""
+        return DatasetFiles(self.directory / self.DATASET)
+
     @property
     def input_yaml(self) -> Path:
         """Pacemaker's input file."""
@@ -162,3 +169,15 @@ class WorkFiles:
     def report(self) -> Path:
         """The report of the attempt."""
         return self.directory / "report.json"
+
+    def artefacts(self) -> dict[str, Path]:
+        """Return the files that are published, by the name that they are published under."""
+        published = {
+            "input.yaml": self.input_yaml,
+            "train.log": self.train_log,
+            "potential.yaml": self.output_potential,
+            "potential.yace": self.yace,
+            "report.json": self.report,
+        }
+        tables = sorted(self.directory.glob("*metrics.txt"))
+        return published | {f"metrics/{table.name}": table for table in tables}

@@ -1,15 +1,8 @@
 """The configuration of a job: validated models, and how they are loaded."""
 
 from mlip_job.config.load import load_config
-from mlip_job.config.models import (
-    DatabaseConfig,
-    DatasetConfig,
-    EnergyBasedWeighting,
-    GroupWeights,
-    JobConfig,
-    StorageConfig,
-    TrainingConfig,
-)
+from mlip_job.config.models import DatabaseConfig, DatasetConfig, JobConfig, StorageConfig
+from mlip_job.config.training import EnergyBasedWeighting, GroupWeights, TrainingConfig
 
 __all__ = [
     "DatabaseConfig",

@@ -1,0 +1,55 @@
+"""``training.overrides``: merged deeply, except where they would break what the job guarantees."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+# What the job itself guarantees; an override would break the guarantee behind its back.
+OWNED_KEYS: Mapping[str, str] = {
+    "cutoff": "training.cutoff",
+    "potential.elements": "training.elements",
+    "potential.bonds.ALL.rcut": "training.cutoff",
+    "potential.initial_potential": "training.start_from",
+    "potential.filename": "training.start_from",
+    "potential.functions.number_of_functions_per_element": "training.functions_per_element",
+    "data.filename": "the database selection",
+    "data.test_filename": "training.test_fraction",
+    "data.test_size": "training.test_fraction",
+    "data.reference_energy": "dataset.reference_energies",
+    "backend.evaluator": "training.evaluator",
+}
+
+
+def check_overrides(overrides: Mapping[str, Any]) -> None:
+    """Refuse overrides of keys that follow from other settings.
+
+    Raises
+    ------
+    ValueError
+        Naming the key and the setting that it follows from.
+    """
+    for key in _dotted(overrides):
+        for owned, setting in OWNED_KEYS.items():
+            if key == owned or key.startswith(f"{owned}.") or owned.startswith(f"{key}."):
+                raise ValueError(f"sets {key}, which follows from {setting}: change that instead")
+
+
+def deep_merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `overrides` merged in; mappings merge, all else replaces."""
+    merged = dict(base)
+    for key, value in overrides.items():
+        old = merged.get(key)
+        both = isinstance(old, dict) and isinstance(value, dict)
+        merged[key] = deep_merge(old, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"

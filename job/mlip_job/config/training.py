@@ -1,0 +1,156 @@
+"""TrainingConfig: what pacemaker is asked to do. Units: eV, Å, eV/Å."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from mlip_job.config.base import Element, NonNegative, Part, Positive
+from mlip_job.config.overrides import check_overrides
+
+Orders = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=6)]
+Arity = Literal["UNARY", "BINARY", "TERNARY", "QUATERNARY", "QUINARY", "ALL"]
+
+
+class EnergyBasedWeighting(Part):
+    """Pacemaker's EnergyBasedWeightingPolicy: low-energy structures weigh more.
+
+    It drops structures above `DEup` (and, with `DFup`, those with larger forces) from the fit;
+    the report says which.
+    """
+
+    DElow: Positive = Field(1.0, description="eV/atom. Structures below it form the low tier.")
+    DEup: Positive = Field(10.0, description="eV/atom. Structures above it are dropped.")
+    DFup: Positive | None = Field(None, description="eV/Å. Larger forces drop the structure.")
+    DE: Positive = Field(1.0, description="eV/atom. Offset in the energy weights.")
+    DF: Positive = Field(1.0, description="(eV/Å)². Offset in the force weights.")
+    wlow: float | None = Field(0.75, ge=0, le=1, description="Total weight of the low tier.")
+    reftype: Literal["all", "bulk", "cluster"] = "all"
+    energy: Literal["convex_hull", "cohesive"] = "convex_hull"
+
+
+class GroupWeights(Part):
+    """Relative weights of the structures of one config type; 1 is neutral."""
+
+    energy: Positive = 1.0
+    forces: NonNegative = 1.0
+
+
+class EnergyBased(Part):
+    """``weighting: {energy_based: {…}}``."""
+
+    energy_based: EnergyBasedWeighting
+
+
+class ByGroup(Part):
+    """``weighting: {by_group: {surface: {energy: 2, forces: 1}}}``, by ``dataset.config_type``."""
+
+    by_group: dict[str, GroupWeights] = Field(min_length=1)
+
+
+class TrainingConfig(Part):
+    """What pacemaker is asked to do; see docs/configuration.md for the mapping."""
+
+    cutoff: Positive = Field(5.0, le=20, description="Å. Outer cutoff of the potential.")
+    test_fraction: float = Field(
+        0.1, gt=0, lt=1, description="Exact count: round(n · fraction) structures are test."
+    )
+    elements: Literal["auto"] | tuple[Element, ...] = Field(
+        "auto", description="auto, or a list that must equal the elements of the data."
+    )
+    functions_per_element: int = Field(
+        300, ge=1, description="Size of the basis; shared among all combinations of elements."
+    )
+    nradmax_by_orders: dict[Arity, Orders] | None = Field(
+        None, description="Radial basis functions per order and number of elements in a block."
+    )
+    lmax_by_orders: dict[Arity, Orders] | None = Field(
+        None, description="Largest angular momentum per order and number of elements in a block."
+    )
+    ndensity: Literal[1, 2] = Field(
+        2, description="Atomic densities in the embedding: 1 is linear, 2 Finnis-Sinclair-like."
+    )
+    energy_weight: NonNegative = Field(1.0, description="a in a·MSE(E/atom) + b·mean|ΔF|².")
+    force_weight: NonNegative = Field(100.0, description="b in a·MSE(E/atom) + b·mean|ΔF|².")
+    stress_weight: NonNegative = Field(
+        1.0, description="No effect: pacemaker fits no stress. Accepted, and said in the report."
+    )
+    max_iter: int = Field(1000, ge=1, description="Iterations, in a ladder those of each step.")
+    ladder_step: int | float | tuple[float, ...] | None = Field(
+        (100, 0.1),
+        description="Functions added per ladder step: [n, fraction] is max(n, fraction·current). "
+        "null fits the whole basis at once.",
+    )
+    ladder_type: Literal["body_order", "power_order"] = "body_order"
+    zbl: bool = Field(
+        True, description="Delta learning at short range: V = V_ZBL + V_ACE, ZBL inside the data."
+    )
+    start_from: Literal["previous", "none"] | Annotated[int, Field(ge=1)] = Field(
+        "previous", description="previous (none for generation 1), none, or a generation."
+    )
+    evaluator: Literal["tensorpot", "pyace"] = Field(
+        "tensorpot", description="pyace needs no TensorFlow but is only for tiny fits."
+    )
+    weighting: Literal["uniform"] | EnergyBased | ByGroup = "uniform"
+    batch_size: int = Field(100, ge=1, description="Structures per batch.")
+    display_step: int = Field(
+        20, ge=1, description="Iterations between evaluations of the test set."
+    )
+    l1_coeffs: NonNegative = Field(1e-8, description="L1 regularisation of the coefficients.")
+    l2_coeffs: NonNegative = Field(1e-8, description="L2 regularisation of the coefficients.")
+    w0_rad: NonNegative = Field(1e-8, description="Smoothness of the radial functions.")
+    w1_rad: NonNegative = Field(1e-8, description="Smoothness of their first derivatives.")
+    w2_rad: NonNegative = Field(1e-8, description="Smoothness of their second derivatives.")
+    min_relative_train_loss_per_iter: Positive | None = Field(
+        None, description="Early stopping: slowest relative fall of the training loss."
+    )
+    min_relative_test_loss_per_iter: Positive | None = Field(
+        None, description="Early stopping: slowest relative fall of the test loss."
+    )
+    early_stopping_patience: int = Field(200, ge=1, description="Iterations before it stops.")
+    seed: int = Field(42, ge=0, description="Seed of the fit.")
+    require_gpu: bool = Field(False, description="Fail (71) where TensorFlow sees no GPU.")
+    overrides: dict[str, Any] = Field(
+        default_factory=dict, description="Merged deeply into input.yaml, last."
+    )
+
+    @field_validator("ladder_step")
+    @classmethod
+    def _ladder_step(cls, step: float | tuple[float, ...] | None) -> object:
+        """Check the forms pacemaker takes: n, a fraction, or both (`get_actual_ladder_step`)."""
+        steps = step if isinstance(step, tuple) else () if step is None else (step,)
+        counts = [s for s in steps if s >= 1 and s == int(s)]
+        fractions = [s for s in steps if 0 < s < 1]
+        if len(counts) + len(fractions) != len(steps) or max(len(counts), len(fractions), 0) > 1:
+            raise ValueError(
+                "takes a whole number ≥ 1, a fraction between 0 and 1, or [n, fraction]"
+            )
+        return step
+
+    @field_validator("overrides")
+    @classmethod
+    def _overrides(cls, overrides: dict[str, Any]) -> dict[str, Any]:
+        check_overrides(overrides)
+        return overrides
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.energy_weight + self.force_weight == 0:
+            raise ValueError("energy_weight and force_weight are both 0: nothing would be fitted")
+        if isinstance(self.elements, tuple) and len(set(self.elements)) != len(self.elements):
+            raise ValueError("elements names an element twice")
+        if (self.nradmax_by_orders is None) != (self.lmax_by_orders is None):
+            raise ValueError("nradmax_by_orders and lmax_by_orders go together")
+        if self.nradmax_by_orders is not None and self.lmax_by_orders is not None:
+            self._check_orders(self.nradmax_by_orders, self.lmax_by_orders)
+        return self
+
+    @staticmethod
+    def _check_orders(
+        nradmax: dict[Arity, tuple[int, ...]], lmax: dict[Arity, tuple[int, ...]]
+    ) -> None:
+        if {k: len(v) for k, v in nradmax.items()} != {k: len(v) for k, v in lmax.items()}:
+            raise ValueError(
+                "nradmax_by_orders and lmax_by_orders need the same keys and as many orders each"
+            )

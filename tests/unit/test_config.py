@@ -1,0 +1,195 @@
+"""The configuration is validated, layered and never silently ignored."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mlip_job.config import JobConfig, load_config
+from mlip_job.config.template import commented_config
+from mlip_job.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    """Return a minimal configuration."""
+    path = tmp_path / "mlip-job.yaml"
+    path.write_text("family: cu-ni\ntraining:\n  cutoff: 5.5\n")
+    return path
+
+
+def test_later_sources_win(config_file: Path) -> None:
+    """Defaults, then the file, then the environment, then --set."""
+    environment = {"MLIP_JOB__TRAINING__CUTOFF": "5.8", "MLIP_JOB__TRAINING__SEED": "7"}
+    assert load_config(config_file, environment={}).training.cutoff == 5.5
+    assert load_config(config_file, environment=environment).training.cutoff == 5.8
+    config = load_config(config_file, assignments=["training.cutoff=6.0"], environment=environment)
+    assert config.training.cutoff == 6.0
+    assert config.training.seed == 7
+    assert config.training.test_fraction == 0.1
+
+
+def test_values_from_environment_and_set_are_yaml(config_file: Path) -> None:
+    """Lists, mappings and nulls can be given on the command line."""
+    config = load_config(
+        config_file,
+        assignments=["training.ladder_step=null", "dataset.reference_energies={Cu: -3.7}"],
+        environment={"MLIP_JOB__TRAINING__ELEMENTS": "[Cu, Ni]"},
+    )
+    assert config.training.ladder_step is None
+    assert config.dataset.reference_energies == {"Cu": -3.7}
+    assert config.training.elements == ("Cu", "Ni")
+
+
+def test_numbers_in_exponent_form_are_numbers(config_file: Path) -> None:
+    """YAML 1.1 reads 1e-8 as text; users mean the number."""
+    config = load_config(config_file, assignments=["training.l1_coeffs=1e-8"], environment={})
+    assert config.training.l1_coeffs == 1e-8
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("training.cutof=6", "training.cutof: unknown key; did you mean training.cutoff?"),
+        ("cutoff=6", "cutoff: unknown key; did you mean training.cutoff?"),
+        ("trainig.cutoff=6", "trainig: unknown key; did you mean training?"),
+        ("training.cutoff=-1", "training.cutoff: Input should be greater than 0"),
+        ("training.cutoff=.nan", "training.cutoff: Input should be a finite number"),
+        ("training.test_fraction=0", "training.test_fraction: Input should be greater than 0"),
+        ("training.test_fraction=1", "training.test_fraction: Input should be less than 1"),
+        ("family=Cu Ni", "family: takes up to 40 lower-case letters, digits and '-'"),
+        ("training.ladder_step=[1, 2]", "training.ladder_step: takes a whole number"),
+        ("training.ladder_step=1.5", "training.ladder_step: takes a whole number"),
+        ("training.overrides.data.filename=x", "sets data.filename, which follows from"),
+        ("training.overrides.potential=x", "sets potential, which follows from"),
+        ("training.elements=[Cu, Cu]", "names an element twice"),
+        ("training.start_from=0", "training.start_from"),
+    ],
+)
+def test_wrong_values_are_named_with_their_key(
+    config_file: Path, assignment: str, message: str
+) -> None:
+    """One line says which key is wrong and, for a misspelt one, what was meant."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(config_file, assignments=[assignment], environment={})
+    assert message in str(caught.value)
+
+
+def test_all_problems_are_reported_at_once(config_file: Path) -> None:
+    """A user mends a file in one go."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(config_file, assignments=["training.cutoff=-1", "storage.ur=x"], environment={})
+    assert "training.cutoff" in str(caught.value)
+    assert "storage.ur: unknown key; did you mean storage.url?" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no configuration at"),
+        ("", "holds no mapping"),
+        ("- 1", "holds no mapping"),
+        ("family: [", "is not valid YAML"),
+    ],
+)
+def test_unusable_files_are_refused(tmp_path: Path, text: str | None, message: str) -> None:
+    """An absent, empty or broken file is a usage error."""
+    path = tmp_path / "mlip-job.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(path, environment={})
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "database.url=postgresql://user:hunter2@host:5432/db",
+        "storage.endpoint_url=https://key:hunter2@host",
+    ],
+)
+def test_a_password_in_a_url_is_refused_and_not_repeated(
+    config_file: Path, assignment: str
+) -> None:
+    """Secrets stay in the environment, out of files and out of error texts."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(config_file, assignments=[assignment], environment={})
+    assert "hunter2" not in str(caught.value)
+    assert "take it out" in str(caught.value) or "take them out" in str(caught.value)
+
+
+def test_relative_paths_are_taken_from_the_file(config_file: Path) -> None:
+    """The same file means the same wherever the command is called from."""
+    config = load_config(config_file, environment={})
+    base = config_file.parent
+    assert config.database.url == str(base / "structures.db")
+    assert config.storage.url == str(base / "store")
+    assert config.work_dir == str(base / "work")
+
+
+def test_urls_are_no_paths(config_file: Path) -> None:
+    """A bucket or a server is not looked for beside the file."""
+    config = load_config(
+        config_file,
+        assignments=["storage.url=s3://bucket/p", "database.url=postgresql://u@h/d"],
+        environment={},
+    )
+    assert config.storage.url == "s3://bucket/p"
+    assert config.database.url == "postgresql://u@h/d"
+
+
+def test_fingerprint_follows_what_decides_the_potential() -> None:
+    """Another cutoff is another generation; another place of the store is not."""
+    config = JobConfig.model_validate({"family": "cu"})
+    moved = JobConfig.model_validate(
+        {"family": "cu", "storage": {"url": "s3://b/p"}, "training": {"require_gpu": True}}
+    )
+    changed = JobConfig.model_validate({"family": "cu", "training": {"cutoff": 6.0}})
+    assert moved.fingerprint() == config.fingerprint()
+    assert changed.fingerprint() != config.fingerprint()
+
+
+def test_a_configuration_survives_its_own_dump() -> None:
+    """What a manifest stores can be read back."""
+    config = JobConfig.model_validate(
+        {
+            "family": "cu",
+            "training": {"weighting": {"by_group": {"surface": {"energy": 2}}}},
+            "dataset": {"reference_energies": 0},
+        }
+    )
+    assert JobConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_selection_can_name_the_generation() -> None:
+    """An active-learning loop tags rows with the iteration that asked for them."""
+    config = JobConfig.model_validate(
+        {"family": "cu", "database": {"select": "generation<={generation}"}}
+    )
+    assert config.database.for_generation(3).select == "generation<=3"
+
+
+def test_template_is_valid_and_says_what_it_was_told(tmp_path: Path) -> None:
+    """What init writes is loaded as it is, also with awkward values."""
+    path = tmp_path / "mlip-job.yaml"
+    path.write_text(
+        commented_config(
+            family="cu", database="my: data's.db", select="status=COMPLETED", storage="s3://b/p"
+        )
+    )
+    config = load_config(path, environment={})
+    assert config.database.url == str(tmp_path / "my: data's.db")
+    assert config.database.select == "status=COMPLETED"
+    assert config.training == JobConfig(family="cu").training
+
+
+def test_template_mentions_every_key() -> None:
+    """No key has to be looked up elsewhere; those left out of force stand as comments."""
+    text = commented_config(family="cu", database="d", select="", storage="s")
+    for model in (JobConfig, *(f.annotation for f in JobConfig.model_fields.values())):
+        for key in getattr(model, "model_fields", {}):
+            assert f"{key}:" in text

@@ -1,0 +1,48 @@
+"""Names are built in one way and read back the same."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlip_job.errors import ConfigError
+from mlip_job.naming import FamilyKeys, generation_name, parse_generation_name
+
+
+@pytest.mark.parametrize(
+    ("number", "name"), [(1, "gen_01"), (4, "gen_04"), (99, "gen_99"), (100, "gen_100")]
+)
+def test_generation_names_have_two_digits_or_more(number: int, name: str) -> None:
+    """The names that users and LAMMPS inputs rely on."""
+    assert generation_name(number) == name
+    assert parse_generation_name(name) == number
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_generations_count_from_one(number: int) -> None:
+    """Generation 0 and -1 are usage errors."""
+    with pytest.raises(ConfigError, match=f"generation {number} is not possible"):
+        generation_name(number)
+
+
+@pytest.mark.parametrize("name", ["gen_4", "gen_00", "gen_004", "gen_", "GEN_04", "gen_04 ", "x"])
+def test_other_names_are_no_generations(name: str) -> None:
+    """A stray folder in the store is not taken for a generation."""
+    assert parse_generation_name(name) is None
+
+
+@given(st.integers(min_value=1, max_value=10**6))
+def test_names_are_read_back(number: int) -> None:
+    """Every generation's name leads back to its number."""
+    assert parse_generation_name(generation_name(number)) == number
+
+
+def test_store_keys_follow_the_published_layout() -> None:
+    """The layout of docs/store.md, which other tools may rely on."""
+    keys = FamilyKeys("cu-ni")
+    assert keys.manifest(4) == "cu-ni/generations/gen_04/manifest.json"
+    assert keys.attempt(4, "a", "train.log") == "cu-ni/generations/gen_04/attempts/a/train.log"
+    assert keys.dataset("0123", "train.xyz") == "cu-ni/datasets/0123/train.xyz"
+    assert keys.potential(4, "yace") == "cu-ni/potentials/gen_04.yace"
+    assert keys.latest == "cu-ni/latest.json"
