@@ -1,0 +1,223 @@
+"""A store in a directory, safe for concurrent processes on one (also shared) file system."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import secrets
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from mlip_job.errors import (
+    ObjectChangedError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StoreError,
+)
+from mlip_job.store.base import ObjectInfo
+from mlip_job.store.keys import check_key
+from mlip_job.store.probe import check_conditions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_BLOCK = 1 << 20
+_TEMPORARY = ".tmp-"
+_LOCK = ".lock"
+
+
+class DirectoryStore:
+    """Objects are files below a root directory.
+
+    An object is written to a temporary file beside its place, synced, and then linked (create
+    only) or renamed (replace) into place, so that a reader or a crash sees all of it or nothing.
+    Replacements are serialised by a lock file in the root, which makes compare-and-swap exact.
+
+    Parameters
+    ----------
+    root
+        The directory; made by the first write.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    @property
+    def url(self) -> str:
+        """The root directory."""
+        return str(self._root)
+
+    def get(self, key: str) -> bytes:
+        """See `ObjectStore.get`."""
+        return self.get_versioned(key)[0]
+
+    def get_versioned(self, key: str) -> tuple[bytes, str]:
+        """See `ObjectStore.get_versioned`; the version is the sha256 of the content."""
+        with self._errors("read", key), self._open(key) as file:
+            data = file.read()
+        return data, hashlib.sha256(data).hexdigest()
+
+    def head(self, key: str) -> ObjectInfo | None:
+        """See `ObjectStore.head`; the version is left empty, reading it would read the object."""
+        try:
+            with self._errors("read", key):
+                status = self._path(key).stat()
+        except ObjectNotFoundError:
+            return None
+        return ObjectInfo(key, status.st_size, "", status.st_mtime)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """See `ObjectStore.list`."""
+        folder = self._root / prefix.rpartition("/")[0]
+        found = []
+        with self._errors("list", prefix):
+            for directory, names, files in os.walk(folder, onerror=_raise_unless_absent):
+                names[:] = [name for name in names if not name.startswith(_TEMPORARY)]
+                for name in files:
+                    path = Path(directory, name)
+                    key = path.relative_to(self._root).as_posix()
+                    if key.startswith(prefix) and not name.startswith((_TEMPORARY, _LOCK)):
+                        status = path.stat()
+                        found.append(ObjectInfo(key, status.st_size, "", status.st_mtime))
+        yield from sorted(found, key=lambda info: info.key)
+
+    def list_prefixes(self, prefix: str) -> Iterator[str]:
+        """See `ObjectStore.list_prefixes`."""
+        folder, _, start = prefix.rpartition("/")
+        try:
+            with self._errors("list", prefix):
+                names = [e.name for e in os.scandir(self._root / folder) if e.is_dir()]
+        except ObjectNotFoundError:
+            return
+        yield from sorted(name for name in names if name.startswith(start))
+
+    def put(self, key: str, data: bytes) -> None:
+        """See `ObjectStore.put`."""
+        with self._written(key, lambda file: file.write(data)) as temporary, self._lock():
+            temporary.replace(self._path(key))
+
+    def put_if_absent(self, key: str, data: bytes) -> None:
+        """See `ObjectStore.put_if_absent`."""
+        with self._written(key, lambda file: file.write(data)) as temporary:
+            self._link(temporary, key)
+
+    def put_if_match(self, key: str, data: bytes, version: str) -> None:
+        """See `ObjectStore.put_if_match`."""
+        with self._written(key, lambda file: file.write(data)) as temporary, self._lock():
+            try:
+                current = self.get_versioned(key)[1]
+            except ObjectNotFoundError:
+                current = None
+            if current != version:
+                raise ObjectChangedError(f"{key} was changed by someone else")
+            temporary.replace(self._path(key))
+
+    def upload(self, path: Path, key: str, *, if_absent: bool = False) -> str:
+        """See `ObjectStore.upload`."""
+        digest = hashlib.sha256()
+
+        def copy(target: BinaryIO) -> None:
+            with path.open("rb") as source:
+                while block := source.read(_BLOCK):
+                    digest.update(block)
+                    target.write(block)
+
+        with self._written(key, copy) as temporary:
+            if if_absent:
+                self._link(temporary, key)
+            else:
+                with self._lock():
+                    temporary.replace(self._path(key))
+        return digest.hexdigest()
+
+    def download(self, key: str, path: Path) -> str:
+        """See `ObjectStore.download`."""
+        digest = hashlib.sha256()
+        temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
+        try:
+            with self._errors("read", key), self._open(key) as source:
+                with temporary.open("xb") as target:
+                    while block := source.read(_BLOCK):
+                        digest.update(block)
+                        target.write(block)
+                temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return digest.hexdigest()
+
+    def delete(self, key: str) -> None:
+        """See `ObjectStore.delete`."""
+        try:
+            with self._errors("delete", key):
+                self._path(key).unlink()
+        except ObjectNotFoundError:
+            return
+
+    def check(self) -> None:
+        """See `ObjectStore.check`."""
+        check_conditions(self)
+
+    def _path(self, key: str) -> Path:
+        return self._root / check_key(key)
+
+    def _open(self, key: str) -> BinaryIO:
+        return self._path(key).open("rb")
+
+    @contextmanager
+    def _written(self, key: str, write: Callable[[BinaryIO], object]) -> Iterator[Path]:
+        """Yield a synced temporary file in the object's directory; sync that directory after."""
+        path = self._path(key)
+        temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
+        try:
+            with self._errors("write", key):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with temporary.open("xb") as file:
+                    write(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                yield temporary
+                _sync_directory(path.parent)
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+
+    def _link(self, temporary: Path, key: str) -> None:
+        """Give a file its name, which fails where the name is taken; rename would replace."""
+        try:
+            os.link(temporary, self._path(key))
+        except FileExistsError:
+            raise ObjectExistsError(f"{key} exists in {self.url}") from None
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        with (self._root / _LOCK).open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def _errors(self, action: str, key: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            absent = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+            if absent and action != "write":
+                raise ObjectNotFoundError(f"{key} is not in {self.url}") from None
+            raise StoreError(
+                f"can't {action} {key} in {self.url}: {error.strerror or error}",
+                hint="check permissions and free space of storage.url",
+            ) from None
+
+
+def _raise_unless_absent(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

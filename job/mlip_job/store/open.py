@@ -1,0 +1,35 @@
+"""From a StorageConfig to a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlip_job.errors import ConfigError
+from mlip_job.store.directory import DirectoryStore
+
+if TYPE_CHECKING:
+    from mlip_job.config.models import StorageConfig
+    from mlip_job.store.base import ObjectStore
+
+
+def open_store(config: StorageConfig) -> ObjectStore:
+    """Return the store at ``storage.url``: ``s3://bucket/prefix``, or a directory.
+
+    Raises
+    ------
+    ConfigError
+        If the URL is of another kind.
+    """
+    scheme, separator, rest = config.url.partition("://")
+    if not separator:
+        return DirectoryStore(Path(config.url))
+    if scheme == "file" and rest.startswith("/"):
+        return DirectoryStore(Path(rest))
+    if scheme == "s3" and rest.partition("/")[0]:
+        from mlip_job.store.s3 import S3Store  # noqa: PLC0415 - boto3 takes half a second
+
+        return S3Store(config)
+    raise ConfigError(
+        f"storage.url {config.url!r} is no store", hint="give a directory or s3://bucket/prefix"
+    )

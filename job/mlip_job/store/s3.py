@@ -1,0 +1,292 @@
+"""A store in an S3 bucket, or in anything that speaks S3 and honours conditional writes."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from mlip_job.errors import (
+    ObjectChangedError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StoreError,
+)
+from mlip_job.store.base import ObjectInfo
+from mlip_job.store.keys import check_key
+from mlip_job.store.probe import check_conditions
+from mlip_job.store.s3_errors import explain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from mlip_job.config.models import StorageConfig
+
+_BLOCK = 1 << 20
+_MIB = 1 << 20
+_CONFLICT_TRIES = 6
+_MISSING = {"NoSuchKey", "404", "NotFound"}
+_PRECONDITION_FAILED = 412
+_CONFLICT = 409
+
+
+class S3Store:
+    """Objects in a bucket, below the prefix of ``storage.url``.
+
+    Create-only writes send ``If-None-Match: *``, compare-and-swap sends ``If-Match``. Where the
+    answer to a write is lost and botocore sends it again, the store refuses its own first copy;
+    so a refused create-only write is read back, and has succeeded if the content is the same.
+    Callers put an attempt's random id into whatever they create: there "the same" means "ours".
+
+    Parameters
+    ----------
+    config
+        Bucket, endpoint, checksums. Credentials come from the environment, a profile or the
+        instance, as boto3 finds them.
+    """
+
+    def __init__(self, config: StorageConfig) -> None:
+        self._config = config
+        bucket, _, prefix = config.url.removeprefix("s3://").partition("/")
+        self._bucket = bucket
+        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self._part_size = config.multipart_threshold_mib * _MIB
+
+    @property
+    def url(self) -> str:
+        """``s3://bucket/prefix``."""
+        return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
+
+    def get(self, key: str) -> bytes:
+        """See `ObjectStore.get`."""
+        return self.get_versioned(key)[0]
+
+    def get_versioned(self, key: str) -> tuple[bytes, str]:
+        """See `ObjectStore.get_versioned`; the version is the ETag."""
+        with self._errors("read", key):
+            answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key))
+            data: bytes = answer["Body"].read()
+            return data, answer["ETag"]
+
+    def head(self, key: str) -> ObjectInfo | None:
+        """See `ObjectStore.head`."""
+        try:
+            with self._errors("read", key):
+                answer = self._client.head_object(Bucket=self._bucket, Key=self._key(key))
+        except ObjectNotFoundError:
+            return None
+        return ObjectInfo(
+            key, answer["ContentLength"], answer["ETag"], answer["LastModified"].timestamp()
+        )
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """See `ObjectStore.list`."""
+        for page in self._pages(prefix):
+            for found in page.get("Contents", ()):
+                key = found["Key"].removeprefix(self._prefix)
+                modified = found["LastModified"].timestamp()
+                yield ObjectInfo(key, found["Size"], found["ETag"], modified)
+
+    def list_prefixes(self, prefix: str) -> Iterator[str]:
+        """See `ObjectStore.list_prefixes`."""
+        start = len(self._prefix) + len(prefix.rpartition("/")[0]) + ("/" in prefix)
+        for page in self._pages(prefix, Delimiter="/"):
+            for found in page.get("CommonPrefixes", ()):
+                yield found["Prefix"][start:].rstrip("/")
+
+    def put(self, key: str, data: bytes) -> None:
+        """See `ObjectStore.put`."""
+        self._put(key, data)
+
+    def put_if_absent(self, key: str, data: bytes) -> None:
+        """See `ObjectStore.put_if_absent`."""
+        try:
+            self._put(key, data, IfNoneMatch="*")
+        except ObjectExistsError:
+            if self.get(key) != data:
+                raise
+
+    def put_if_match(self, key: str, data: bytes, version: str) -> None:
+        """See `ObjectStore.put_if_match`."""
+        try:
+            self._put(key, data, IfMatch=version)
+        except (ObjectExistsError, ObjectNotFoundError):
+            raise ObjectChangedError(f"{key} was changed by someone else") from None
+
+    def upload(self, path: Path, key: str, *, if_absent: bool = False) -> str:
+        """See `ObjectStore.upload`; files above the threshold go in parts of that size."""
+        condition = {"IfNoneMatch": "*"} if if_absent else {}
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            first = file.read(self._part_size)
+            digest.update(first)
+            try:
+                if len(first) < self._part_size:
+                    self._put(key, first, **condition)
+                else:
+                    self._upload_parts(key, first, file, digest.update, condition)
+            except ObjectExistsError:
+                if self._sha256(key) != digest.hexdigest():
+                    raise
+        return digest.hexdigest()
+
+    def download(self, key: str, path: Path) -> str:
+        """See `ObjectStore.download`."""
+        digest = hashlib.sha256()
+        temporary = path.with_name(f".tmp-{secrets.token_hex(8)}")
+        try:
+            with temporary.open("xb") as target:
+                for block in self._blocks(key):
+                    digest.update(block)
+                    target.write(block)
+            temporary.replace(path)
+        except OSError as error:
+            raise StoreError(
+                f"can't write {path}: {error.strerror or error}", hint="check the free space there"
+            ) from None
+        finally:
+            temporary.unlink(missing_ok=True)
+        return digest.hexdigest()
+
+    def delete(self, key: str) -> None:
+        """See `ObjectStore.delete`."""
+        with self._errors("delete", key):
+            self._client.delete_object(Bucket=self._bucket, Key=self._key(key))
+
+    def check(self) -> None:
+        """See `ObjectStore.check`."""
+        check_conditions(self)
+
+    @cached_property
+    def _client(self) -> Any:
+        config = self._config
+        own_endpoint = config.endpoint_url is not None
+        style = config.addressing_style
+        if style == "auto" and own_endpoint:
+            style = "path"  # bucket names as host names need DNS that few such stores have
+        session = boto3.session.Session()
+        return session.client(
+            "s3",
+            endpoint_url=config.endpoint_url,
+            region_name=config.region or session.region_name or "us-east-1",
+            config=Config(
+                retries={"mode": "standard", "total_max_attempts": 5},
+                connect_timeout=10,
+                read_timeout=60,
+                request_checksum_calculation=config.request_checksum_calculation,
+                response_checksum_validation=config.request_checksum_calculation,
+                s3={"addressing_style": style},
+            ),
+        )
+
+    def _key(self, key: str) -> str:
+        return self._prefix + check_key(key)
+
+    def _pages(self, prefix: str, **options: str) -> Iterator[dict[str, Any]]:
+        with self._errors("list", prefix):
+            paginator = self._client.get_paginator("list_objects_v2")
+            yield from paginator.paginate(
+                Bucket=self._bucket, Prefix=self._prefix + prefix, **options
+            )
+
+    def _put(self, key: str, data: bytes, **condition: str) -> None:
+        self._conditionally(
+            key,
+            lambda: self._client.put_object(
+                Bucket=self._bucket, Key=self._key(key), Body=data, **condition
+            ),
+        )
+
+    def _conditionally(self, key: str, write: Callable[[], object]) -> None:
+        """Send a conditional write; again where the store asks for it (409)."""
+        for attempt in range(_CONFLICT_TRIES):
+            try:
+                with self._errors("write", key):
+                    write()
+            except _ConcurrentWriteError:
+                time.sleep(0.05 * 2**attempt)
+                continue
+            return
+        raise StoreError(
+            f"can't write {key} to {self.url}: others keep writing it at the same time",
+            hint="run the same command again",
+        )
+
+    def _upload_parts(
+        self,
+        key: str,
+        first: bytes,
+        file: BinaryIO,
+        update: Callable[[bytes], object],
+        condition: dict[str, str],
+    ) -> None:
+        target = {"Bucket": self._bucket, "Key": self._key(key)}
+        with self._errors("write", key):
+            target["UploadId"] = self._client.create_multipart_upload(**target)["UploadId"]
+        try:
+            parts: list[dict[str, object]] = []
+            data = first
+            while data:
+                number = len(parts) + 1
+                with self._errors("write", key):
+                    answer = self._client.upload_part(PartNumber=number, Body=data, **target)
+                parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+                data = file.read(self._part_size)
+                update(data)
+            self._conditionally(
+                key,
+                lambda: self._client.complete_multipart_upload(
+                    MultipartUpload={"Parts": parts}, **target, **condition
+                ),
+            )
+        except BaseException:
+            # Parts of an upload that isn't completed are billed until it is aborted.
+            with self._errors("write", key):
+                self._client.abort_multipart_upload(**target)
+            raise
+
+    def _blocks(self, key: str) -> Iterator[bytes]:
+        with self._errors("read", key):
+            answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key))
+            length = 0
+            for block in answer["Body"].iter_chunks(_BLOCK):
+                length += len(block)
+                yield block
+        if length != answer["ContentLength"]:
+            raise StoreError(f"{key} from {self.url} was cut short", hint="run the command again")
+
+    def _sha256(self, key: str) -> str:
+        digest = hashlib.sha256()
+        for block in self._blocks(key):
+            digest.update(block)
+        return digest.hexdigest()
+
+    @contextmanager
+    def _errors(self, action: str, key: str) -> Iterator[None]:
+        """Turn boto3's errors into ours."""
+        try:
+            yield
+        except ClientError as error:
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            code = error.response.get("Error", {}).get("Code", "")
+            if status == _PRECONDITION_FAILED:
+                raise ObjectExistsError(f"{key} exists in {self.url}") from None
+            if status == _CONFLICT and action == "write":
+                raise _ConcurrentWriteError(key) from None
+            if code in _MISSING:
+                raise ObjectNotFoundError(f"{key} is not in {self.url}") from None
+            raise explain(error, action, key, self._config) from None
+        except BotoCoreError as error:
+            raise explain(error, action, key, self._config) from None
+
+
+class _ConcurrentWriteError(StoreError):
+    """The store saw another write of the same key at the same time (409)."""

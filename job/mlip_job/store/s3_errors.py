@@ -1,0 +1,75 @@
+"""What boto3's errors mean to a user."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+)
+from botocore.exceptions import (
+    ConnectionError as BotoConnectionError,
+)
+
+from mlip_job.errors import StoreError
+
+if TYPE_CHECKING:
+    from mlip_job.config.models import StorageConfig
+
+_DENIED = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled"}
+_WRONG_CREDENTIALS = {
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "ExpiredToken",
+    "InvalidToken",
+    "TokenRefreshRequired",
+}
+
+
+def explain(
+    error: ClientError | BotoCoreError, action: str, key: str, config: StorageConfig
+) -> StoreError:
+    """Return our error for one of boto3's: what was tried, why it failed, what to do."""
+    bucket = config.url.removeprefix("s3://").partition("/")[0]
+    tried = f"can't {action} {key} in {config.url}"
+    if isinstance(error, ClientError):
+        return _explain_answer(error, tried, bucket)
+    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+        return StoreError(
+            f"{tried}: no credentials",
+            hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+        )
+    where = config.endpoint_url or "AWS"
+    if isinstance(error, BotoConnectionError | HTTPClientError):
+        return StoreError(
+            f"{tried}: {where} can't be reached ({type(error).__name__})",
+            hint="check storage.endpoint_url and the network",
+        )
+    if isinstance(error, ParamValidationError):
+        return StoreError(f"{tried}: {bucket!r} is no name of a bucket", hint="mend storage.url")
+    return StoreError(f"{tried}: {where} answers as no S3 store does ({type(error).__name__})")
+
+
+def _explain_answer(error: ClientError, tried: str, bucket: str) -> StoreError:
+    code = str(error.response.get("Error", {}).get("Code", "unknown"))
+    if code == "NoSuchBucket":
+        return StoreError(
+            f"{tried}: the bucket {bucket} does not exist",
+            hint="make it, or mend storage.url",
+        )
+    if code in _WRONG_CREDENTIALS:
+        return StoreError(
+            f"{tried}: the credentials are not valid ({code})",
+            hint="check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN",
+        )
+    if code in _DENIED:
+        return StoreError(
+            f"{tried}: access denied to {error.operation_name}",
+            hint="the credentials need GetObject, PutObject, DeleteObject and ListBucket there",
+        )
+    return StoreError(f"{tried}: {code} from {error.operation_name}")

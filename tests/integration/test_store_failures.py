@@ -1,0 +1,172 @@
+"""A store that can't be used says so in one line, with the remedy and without secrets."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mlip_job.config import StorageConfig
+from mlip_job.errors import ConfigError, ObjectNotFoundError, StoreError
+from mlip_job.store.directory import DirectoryStore
+from mlip_job.store.open import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.servers.s3 import S3Server
+
+
+class _Careless(BaseHTTPRequestHandler):
+    """A store that accepts every write and ignores its conditions."""
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.written_headers.append(self.headers)  # type: ignore[attr-defined]
+        self._answer(200)
+
+    def do_DELETE(self) -> None:
+        self._answer(204)
+
+    def _answer(self, status: int) -> None:
+        self.send_response(status)
+        self.send_header("ETag", '"0"')
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        """Keep quiet."""
+
+
+@pytest.fixture
+def careless_server() -> Iterator[ThreadingHTTPServer]:
+    """Serve a store without conditional writes, as some S3-compatible ones are."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Careless)
+    server.written_headers = []  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_store_that_ignores_conditions_is_refused(
+    careless_server: ThreadingHTTPServer, s3_credentials: None
+) -> None:
+    """On such a store two jobs could publish one generation."""
+    store = open_store(StorageConfig(url="s3://bucket", endpoint_url=_endpoint(careless_server)))
+    with pytest.raises(StoreError, match="ignores the condition If-None-Match"):
+        store.check()
+
+
+@pytest.mark.parametrize(("setting", "sent"), [("when_supported", True), ("when_required", False)])
+def test_checksums_can_be_left_out(
+    careless_server: ThreadingHTTPServer, s3_credentials: None, setting: str, sent: bool
+) -> None:
+    """Some S3-compatible stores fail on the checksum headers that boto3 sends by default."""
+    config = StorageConfig(
+        url="s3://bucket",
+        endpoint_url=_endpoint(careless_server),
+        request_checksum_calculation=setting,
+    )
+    open_store(config).put("key", b"data")
+    (headers,) = careless_server.written_headers  # type: ignore[attr-defined]
+    names = {name.lower() for name in headers}
+    assert any(name.startswith("x-amz-checksum") for name in names) == sent
+
+
+def _endpoint(server: ThreadingHTTPServer) -> str:
+    return f"http://127.0.0.1:{server.server_port}"
+
+
+def test_absent_bucket_is_named(s3_server: S3Server, s3_credentials: None) -> None:
+    """Not "NoSuchBucket" in a traceback."""
+    config = StorageConfig(url="s3://no-such-bucket/p", endpoint_url=s3_server.endpoint_url)
+    for call in (
+        open_store(config).check,
+        lambda: open_store(config).get("a"),
+        lambda: list(open_store(config).list("")),
+    ):
+        with pytest.raises(StoreError, match="the bucket no-such-bucket does not exist") as caught:
+            call()
+        assert not isinstance(caught.value, ObjectNotFoundError)
+
+
+def test_missing_credentials_are_said(
+    s3_bucket: StorageConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the variables to set."""
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(StoreError, match="no credentials") as caught:
+        open_store(s3_bucket).check()
+    assert "AWS_ACCESS_KEY_ID" in str(caught.value)
+
+
+def test_unreachable_endpoint_is_named(s3_credentials: None) -> None:
+    """With its address, and soon."""
+    config = StorageConfig(url="s3://bucket", endpoint_url="http://127.0.0.1:9")
+    with pytest.raises(StoreError, match=r"http://127\.0\.0\.1:9 can't be reached"):
+        open_store(config).check()
+
+
+def test_no_secret_in_the_error(s3_server: S3Server, s3_credentials: None) -> None:
+    """Errors end up in logs that are published."""
+    config = StorageConfig(url="s3://no-such-bucket/p", endpoint_url=s3_server.endpoint_url)
+    with pytest.raises(StoreError) as caught:
+        open_store(config).check()
+    assert "testing-secret" not in repr(caught.value) + str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["ftp://host/x", "s3://", "gs://bucket/x", "file://relative"])
+def test_other_urls_are_usage_errors(url: str) -> None:
+    """A misspelt scheme does not become a directory of that name."""
+    with pytest.raises(ConfigError, match="is no store"):
+        open_store(StorageConfig(url=url))
+
+
+def test_a_file_in_the_place_of_the_directory_is_named(tmp_path: Path) -> None:
+    """A store can't be made below a file."""
+    (tmp_path / "store").write_text("a file")
+    with pytest.raises(StoreError, match=r"can't write .* in .*store: "):
+        DirectoryStore(tmp_path / "store").check()
+
+
+def test_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The object isn't there, nor a part of it, and the error says what to look at."""
+    store = DirectoryStore(tmp_path)
+    monkeypatch.setattr(os, "fsync", _full)
+    with pytest.raises(StoreError, match="No space left on device") as caught:
+        store.put_if_absent("a/b", b"data")
+    assert "free space" in str(caught.value)
+    monkeypatch.undo()
+    assert store.head("a/b") is None
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def _full(_descriptor: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_leftovers_of_a_crash_are_invisible(tmp_path: Path) -> None:
+    """A temporary file that a killed writer left is no object."""
+    store = DirectoryStore(tmp_path)
+    store.put("a/b", b"x")
+    (tmp_path / "a" / ".tmp-0123").write_bytes(b"half")
+    assert [info.key for info in store.list("")] == ["a/b"]
+    with pytest.raises(StoreError, match="is no key"):
+        store.get("a/.tmp-0123")
+
+
+def test_reading_makes_no_directory(tmp_path: Path) -> None:
+    """A misspelt storage.url leaves no empty store behind."""
+    store = DirectoryStore(tmp_path / "typo")
+    assert list(store.list_prefixes("f/")) == []
+    assert store.head("f/x") is None
+    assert not Path(store.url).exists()
