@@ -1,0 +1,238 @@
+"""Open an ASE database for reading: SQLite files, PostgreSQL, MySQL and MariaDB.
+
+ASE creates what it does not find (the SQLite file, the tables on a server). A job that reads must
+never do that, so each database is looked at through its own driver before ASE gets it.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+import ase.db
+
+from mlip_job.errors import ConfigError, DatabaseError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mlip_job.config.models import DatabaseConfig
+
+PASSWORD_VARIABLE = "MLIP_JOB_DATABASE_PASSWORD"  # noqa: S105 - the name, not the password
+CONNECT_TIMEOUT = 10
+"""Seconds until a server that does not answer counts as down."""
+
+
+@dataclass(frozen=True)
+class OpenedDatabase:
+    """An ASE database and what is needed to report its failures.
+
+    Attributes
+    ----------
+    database
+        ASE's database object.
+    driver_error
+        Base class of all errors of the driver below it.
+    description
+        The URL without secrets.
+    secrets
+        Texts that must not appear in any message.
+    """
+
+    database: Any = field(repr=False)
+    driver_error: type[Exception]
+    description: str
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+
+    def failure(self, error: Exception) -> DatabaseError:
+        """Return the error to raise where the driver raised `error`."""
+        return _failure(self.description, error, self.secrets)
+
+
+def open_database(config: DatabaseConfig) -> OpenedDatabase:
+    """Open the configured database.
+
+    The password of a server is taken from ``MLIP_JOB_DATABASE_PASSWORD``, else PostgreSQL's
+    library looks for it where it always does (``PGPASSWORD``, ``~/.pgpass``), and MySQL's is
+    ``MYSQL_PWD``.
+
+    Raises
+    ------
+    DatabaseError
+        If it is absent, out of reach, refuses the password, or is no ASE database.
+    ConfigError
+        If the URL can't be understood.
+    """
+    scheme = config.url.partition("://")[0] if "://" in config.url else ""
+    openers: dict[str, Callable[[str], OpenedDatabase]] = {
+        "": _open_sqlite,
+        "postgresql": _open_postgresql,
+        "postgres": _open_postgresql,
+        "mysql": _open_mysql,
+        "mariadb": _open_mysql,
+    }
+    if scheme not in openers:
+        raise ConfigError(
+            f"database.url: {scheme}:// is not supported",
+            hint="name an SQLite file, postgresql://user@host:port/name "
+            "or mysql://user@host:port/name",
+        )
+    return openers[scheme](config.url)
+
+
+def describe_url(url: str) -> str:
+    """Return a database URL without its password and without its query, which may hold secrets."""
+    if "://" not in url:
+        return url
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    return f"{parts.scheme}://{user.partition(':')[0]}{at}{host}{parts.path}"
+
+
+def _open_sqlite(url: str) -> OpenedDatabase:
+    path = Path(url).expanduser()
+    _require_readable_file(path)
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            tables = connection.execute(
+                "SELECT count(*) FROM sqlite_master WHERE type = 'table'"
+                " AND name IN ('systems', 'information')"
+            )
+            _require_ase_tables(tables.fetchone()[0], str(path))
+    except sqlite3.Error as error:
+        raise _failure(str(path), error) from None
+    # create_indices and the lock file are for writers.
+    database = ase.db.connect(str(path), type="db", create_indices=False, use_lock_file=False)
+    return OpenedDatabase(database, sqlite3.Error, str(path))
+
+
+def _require_readable_file(path: Path) -> None:
+    try:
+        if not path.exists():
+            problem = "does not exist"
+        elif not path.is_file():
+            problem = "is not a file"
+        elif not os.access(path, os.R_OK):
+            problem = "can't be read: permission denied"
+        else:
+            return
+    except OSError as error:
+        problem = f"can't be read: {error.strerror}"
+    raise DatabaseError(f"database {path} {problem}", hint="check database.url")
+
+
+def _open_postgresql(url: str) -> OpenedDatabase:
+    try:
+        psycopg2 = import_module("psycopg2")
+        extensions = import_module("psycopg2.extensions")
+    except ImportError as error:
+        raise _driver_missing("PostgreSQL", "postgresql", error) from None
+
+    description = describe_url(url)
+    try:
+        given = extensions.parse_dsn(url)
+    except psycopg2.Error:  # its text repeats the URL
+        raise ConfigError(
+            "database.url is not a valid PostgreSQL URL",
+            hint="postgresql://user@host:port/name; write special characters as %XX",
+        ) from None
+    password = os.environ.get(PASSWORD_VARIABLE) or given.get("password")
+    options = {"connect_timeout": CONNECT_TIMEOUT, "application_name": "mlip-job", **given}
+    dsn = extensions.make_dsn(**options | ({"password": password} if password else {}))
+    secrets = _secrets(password, os.environ.get("PGPASSWORD"), given.get("sslpassword"))
+    try:
+        with closing(psycopg2.connect(dsn)) as connection:
+            tables = _count_tables(connection, "ANY (current_schemas(false))")
+    except psycopg2.Error as error:
+        raise _failure(description, error, secrets) from None
+    _require_ase_tables(tables, description)
+    database = _connect_with_backend(dsn, "postgresql")
+    return OpenedDatabase(database, psycopg2.Error, description, secrets)
+
+
+def _open_mysql(url: str) -> OpenedDatabase:
+    try:
+        pymysql = import_module("pymysql")
+    except ImportError as error:
+        raise _driver_missing("MySQL", "mysql", error) from None
+
+    description = describe_url(url)
+    try:
+        parts = urlsplit(url)
+        user, host, port = unquote(parts.username or ""), parts.hostname, parts.port or 3306
+    except ValueError:
+        user = host = ""
+    name = unquote(parts.path.strip("/")) if host else ""
+    if not (user and host and name):
+        raise ConfigError(
+            "database.url is not a valid MySQL URL", hint="mysql://user@host:port/name"
+        )
+    password = os.environ.get(PASSWORD_VARIABLE) or os.environ.get("MYSQL_PWD") or ""
+    secrets = _secrets(password)
+    try:
+        with closing(
+            pymysql.connect(
+                host=host, port=port, user=user, password=password, database=name,
+                connect_timeout=CONNECT_TIMEOUT,
+            )
+        ) as connection:  # fmt: skip
+            tables = _count_tables(connection, "database()")
+    except (pymysql.Error, RuntimeError) as error:  # RuntimeError: an authentication plugin
+        raise _failure(description, error, secrets) from None
+    _require_ase_tables(tables, description)
+    # The back end cuts its URL at every ':', '@' and '/', so the password goes around it.
+    database = _connect_with_backend(f"mysql://{user}:@{host}:{port}/{name}", "mysql")
+    database.passwd = password
+    return OpenedDatabase(database, pymysql.Error, description, secrets)
+
+
+def _connect_with_backend(name: str, kind: str) -> Any:
+    try:
+        return ase.db.connect(name, type=kind)
+    except ImportError as error:
+        raise _driver_missing(kind, kind, error) from None
+
+
+def _count_tables(connection: Any, schema: str) -> int:
+    """Count how many of ASE's two central tables a server's database has."""
+    with closing(connection.cursor()) as cursor:
+        cursor.execute(
+            "SELECT count(DISTINCT table_name) FROM information_schema.tables"  # noqa: S608
+            f" WHERE table_name IN ('systems', 'information') AND table_schema = {schema}"
+        )
+        return int(cursor.fetchone()[0])
+
+
+def _require_ase_tables(found: int, description: str) -> None:
+    if found < 2:  # noqa: PLR2004 - systems and information
+        raise DatabaseError(
+            f"{description} is not an ASE database: it lacks ASE's tables",
+            hint="check database.url; ase.db.connect(…).write(atoms) makes one",
+        )
+
+
+def _driver_missing(database: str, extra: str, error: ImportError) -> DatabaseError:
+    return DatabaseError(
+        f"reading from {database} needs the Python package {error.name}",
+        hint=f"pip install 'mlip-job[{extra}]'",
+    )
+
+
+def _secrets(*candidates: str | None) -> tuple[str, ...]:
+    return tuple(text for text in candidates if text)
+
+
+def _failure(description: str, error: Exception, secrets: tuple[str, ...] = ()) -> DatabaseError:
+    text = " ".join(str(error).split())
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    hint = None
+    if any(word in text.lower() for word in ("password", "access denied", "authentication")):
+        hint = f"the password is taken from {PASSWORD_VARIABLE}"
+    return DatabaseError(f"database {description} can't be read: {text}", hint=hint)

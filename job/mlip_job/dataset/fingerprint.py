@@ -1,0 +1,34 @@
+"""The fingerprint of a structure: equal for the same atoms in the same places."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from mlip_job.dataset.row import FloatArray, StructureRow
+
+_DECIMALS = 8
+"""Lengths are compared to 1e-8 Å, the precision of the extended XYZ files."""
+
+
+def fingerprint(row: StructureRow) -> str:
+    """Return the sha256 of elements, periodicity, cell and positions, as 64 hex digits.
+
+    Cell vectors of directions without periodicity don't count: they mean nothing. Labels (energy,
+    forces), ids and keys don't count either, so that two calculations of one structure share
+    their fingerprint.
+    """
+    digest = hashlib.sha256()
+    digest.update(row.numbers.astype("<i4").tobytes())
+    digest.update(row.pbc.astype("u1").tobytes())
+    digest.update(_rounded(np.where(row.pbc[:, None], row.cell, 0.0)))
+    digest.update(_rounded(row.positions))
+    return digest.hexdigest()
+
+
+def _rounded(lengths: FloatArray) -> bytes:
+    # Adding 0.0 turns -0.0 into 0.0.
+    return (np.round(lengths, _DECIMALS) + 0.0).astype("<f8").tobytes()

@@ -1,0 +1,216 @@
+"""``dataset.json``: what a dataset is made of, where it came from and what was left out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mlip_job.config.training import GroupWeights
+from mlip_job.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ReferenceSource = Literal["isolated_atom", "least_squares", "inherited", "configured"]
+
+FORMAT_VERSION = 1
+"""Part of every dataset's identity; raise it when the same rows shall give another dataset."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Counts(_Part):
+    """Numbers of rows; selected = train + test + rejected + reference_atoms."""
+
+    selected: int
+    accepted: int
+    train: int
+    test: int
+    rejected: int
+    reference_atoms: int
+
+
+class SideCounts(_Part):
+    """One number for each side."""
+
+    train: int
+    test: int
+
+
+class ElementCounts(_Part):
+    """How many structures hold an element, and how many atoms of it there are."""
+
+    structures: int
+    atoms: int
+
+
+class Ranges(_Part):
+    """Extremes over both sides."""
+
+    min_energy_corrected_ev_per_atom: float
+    max_energy_corrected_ev_per_atom: float
+    max_force_ev_per_angstrom: float
+    min_distance_angstrom: float
+
+
+class SplitRecord(_Part):
+    """How the sides were chosen."""
+
+    seed: int
+    test_fraction: float
+    wanted_test: int
+    inherited_train: int
+    inherited_test: int
+    group_by: str | None
+
+
+class RejectedRows(_Part):
+    """The rows that one reason kept out."""
+
+    count: int
+    rows: tuple[int, ...]
+
+
+class EnergyOrigin(_Part):
+    """How many accepted rows gave which of their energies."""
+
+    free_energy: int
+    energy: int
+
+
+class SideNames(_Part):
+    """Names of the data frame files of each side, in order."""
+
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+class ConfigTypes(_Part):
+    """Number of structures of each config type, per side."""
+
+    train: dict[str, int]
+    test: dict[str, int]
+
+
+class FileRecord(_Part):
+    """Hash and size (bytes) of a file."""
+
+    sha256: str
+    size: int
+
+
+class Versions(_Part):
+    """Versions of the packages that wrote the files."""
+
+    mlip_job: str
+    ase: str
+    numpy: str
+    pandas: str
+
+
+class DatasetRecord(_Part):
+    """The record of a dataset, written last: a dataset exists if its record does.
+
+    Attributes
+    ----------
+    id
+        First 16 hex digits of the sha256 of all that training sees, see `dataset_id`.
+    created
+        UTC, ISO 8601.
+    database, selection
+        Where the rows came from, without secrets.
+    cutoff
+        Å, within which each atom has a neighbour.
+    elements
+        Sorted; those of the training side.
+    atoms
+        Atoms per side.
+    rejections
+        By reason.
+    reference_energies
+        eV per element; inherited ones stay even when no structure holds the element.
+    weights
+        The relative weights per config type, where the configuration gives some.
+    notes
+        What a person should know, in sentences.
+    frames
+        Names of pacemaker's data frames.
+    files
+        Every file of the dataset but this one.
+    """
+
+    schema_version: Literal[1] = 1
+    id: str
+    created: str
+    database: str
+    selection: str
+    cutoff: float
+    elements: tuple[str, ...]
+    counts: Counts
+    atoms: SideCounts
+    per_element: dict[str, ElementCounts]
+    ranges: Ranges
+    config_types: ConfigTypes
+    split: SplitRecord
+    rejections: dict[str, RejectedRows]
+    reference_energies: dict[str, float]
+    reference_energy_sources: dict[str, ReferenceSource]
+    energy_from: EnergyOrigin
+    weights: dict[str, GroupWeights] | None
+    notes: tuple[str, ...]
+    frames: SideNames
+    files: dict[str, FileRecord]
+    versions: Versions
+
+    def to_json(self) -> str:
+        """Return the text of ``dataset.json``."""
+        return self.model_dump_json(indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Read ``dataset.json``.
+
+        Raises
+        ------
+        IntegrityError
+            If it is damaged or of another schema version.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise IntegrityError(
+                f"a dataset's record can't be read: {where}: {first['msg']}"
+            ) from None
+
+
+def dataset_id(
+    sha256: Mapping[str, str],
+    reference_energies: Mapping[str, float],
+    weights: Mapping[str, GroupWeights] | None,
+) -> str:
+    """Return the identity of a dataset: the same rows and settings give the same, anywhere.
+
+    Parameters
+    ----------
+    sha256
+        Of ``train.xyz``, ``test.xyz`` and the *uncompressed* index.
+    reference_energies
+        eV per element.
+    weights
+        Per config type, or None.
+    """
+    identity: dict[str, object] = {
+        "format": FORMAT_VERSION,
+        "sha256": dict(sha256),
+        "reference_energies": dict(reference_energies),
+        "weights": {name: weight.model_dump() for name, weight in (weights or {}).items()},
+    }
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,114 @@
+"""One row of an ASE database, as plain arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.stress import full_3x3_to_voigt_6_stress
+
+FloatArray = np.ndarray[Any, np.dtype[np.float64]]
+BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
+IntArray = np.ndarray[Any, np.dtype[np.int32]]
+
+
+@dataclass(frozen=True, eq=False)
+class StructureRow:
+    """One labelled structure as it is stored, nothing filled in.
+
+    Attributes
+    ----------
+    id
+        Row id in the database.
+    unique_id
+        ASE's random id of the row.
+    numbers
+        Atomic numbers, shape (n,).
+    positions
+        Å, shape (n, 3).
+    cell
+        Å, shape (3, 3), one vector per row.
+    pbc
+        Periodicity along the three vectors, shape (3,).
+    energy, free_energy
+        eV, or None where the row has none.
+    forces
+        eV/Å in whatever shape is stored, (n, 3) if all is well, or None. They are those of the
+        calculator: constraints of the structure don't set them to zero.
+    stress
+        eV/Å³ in Voigt order (xx, yy, zz, yz, xz, xy), shape (6,), or None where none is stored
+        or what is stored is no stress.
+    key_value_pairs
+        The row's own keys.
+    """
+
+    id: int
+    unique_id: str
+    numbers: IntArray
+    positions: FloatArray
+    cell: FloatArray
+    pbc: BoolArray
+    energy: float | None
+    free_energy: float | None
+    forces: FloatArray | None
+    stress: FloatArray | None
+    key_value_pairs: dict[str, str | int | float | bool]
+
+    def atoms(self) -> Atoms:
+        """Return the structure without labels, in a right-handed cell.
+
+        Pacemaker stops with "Extreme shape of unit cell" at a left-handed one. The same lattice
+        with two of its vectors swapped is right-handed; positions, forces and stress are
+        Cartesian and stay.
+        """
+        swapped = np.linalg.det(self.cell) < 0
+        cell = self.cell[[1, 0, 2]] if swapped else self.cell
+        pbc = self.pbc[[1, 0, 2]] if swapped else self.pbc
+        return Atoms(self.numbers, positions=self.positions, cell=cell, pbc=pbc)
+
+
+@dataclass(frozen=True)
+class UnreadableRow:
+    """A row that ASE can't decode, such as one whose forces are no multiple of three numbers."""
+
+    id: int
+
+
+def convert_row(row: Any) -> StructureRow:
+    """Copy an ``ase.db.row.AtomsRow``; the back ends differ in types, order and writability.
+
+    Raises
+    ------
+    ValueError
+        If positions or cell can't have the shape they need.
+    """
+    numbers = np.array(row.numbers, dtype=np.int32).reshape(-1)
+    forces = row.get("forces")
+    return StructureRow(
+        id=int(row.id),
+        unique_id=str(row.unique_id),
+        numbers=numbers,
+        positions=np.array(row.positions, dtype=np.float64).reshape(-1, 3),
+        cell=np.array(row.cell, dtype=np.float64).reshape(3, 3),
+        pbc=np.array(row.pbc, dtype=np.bool_).reshape(3),
+        energy=_number(row.get("energy")),
+        free_energy=_number(row.get("free_energy")),
+        forces=None if forces is None else np.array(forces, dtype=np.float64),
+        stress=_voigt(row.get("stress")),
+        key_value_pairs={key: row.key_value_pairs[key] for key in sorted(row.key_value_pairs)},
+    )
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _voigt(stress: Any) -> FloatArray | None:
+    if stress is None:
+        return None
+    array = np.array(stress, dtype=np.float64)
+    if array.size == 9:  # noqa: PLR2004 - a full tensor
+        array = np.array(full_3x3_to_voigt_6_stress(array.reshape(3, 3)), dtype=np.float64)
+    return array if array.shape == (6,) and bool(np.isfinite(array).all()) else None

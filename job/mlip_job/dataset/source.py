@@ -1,0 +1,180 @@
+"""Rows of an ASE database, streamed in the order of their ids."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from ase.db.core import parse_selection
+
+from mlip_job.dataset.connection import OpenedDatabase, open_database
+from mlip_job.dataset.row import StructureRow, UnreadableRow, convert_row
+from mlip_job.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+
+    from mlip_job.config.models import DatabaseConfig
+
+__all__ = ["StructureDatabase", "StructureRow", "UnreadableRow"]
+
+PAGE = 500
+"""Ids per query: ASE fetches the whole result of a query before it yields the first row."""
+
+Selection = list[str | tuple[str, str, int]]
+"""ASE's expressions, in the form that comparisons can be added to."""
+
+Page = TypeVar("Page")
+
+_KEY = re.compile(r"-?[A-Za-z_][A-Za-z0-9_]*")
+_SELECTION_ERRORS = (ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError)
+"""What ASE raises for a selection that it can't parse, depending on where it notices."""
+
+
+class StructureDatabase:
+    """An ASE database, open for reading.
+
+    ::
+
+        with StructureDatabase(config) as database:
+            for row in database.rows():
+                ...
+
+    Parameters
+    ----------
+    config
+        Where it is and which rows to select.
+
+    Raises
+    ------
+    DatabaseError
+        On entering, if it can't be opened; on reading, if it fails.
+    ConfigError
+        On entering, if the selection or the URL can't be understood.
+    """
+
+    def __init__(self, config: DatabaseConfig) -> None:
+        self._config = config
+        self._selection: Selection = []
+        self._opened: OpenedDatabase | None = None
+
+    def __enter__(self) -> Self:
+        self._selection = _parse_selection(self._config.select)
+        opened = open_database(self._config)
+        try:
+            # One connection for all queries: without it ASE opens one per query.
+            opened.database.__enter__()
+        except opened.driver_error as error:
+            raise opened.failure(error) from None
+        self._opened = opened
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        opened, self._opened = self._open(), None
+        try:
+            # Nothing was written; ASE would roll back on an error, which not every back end can.
+            opened.database.__exit__(None, None, None)
+        except opened.driver_error as closing_error:
+            if error is None:
+                raise opened.failure(closing_error) from None
+
+    def describe(self) -> str:
+        """Return the database's URL without secrets."""
+        return self._open().description
+
+    def rows(self) -> Iterator[StructureRow | UnreadableRow]:
+        """Yield the selected rows in the order of their ids."""
+        for page in self._pages(self._read, self._selection):
+            yield from page
+
+    def count_by_status(self) -> dict[str, int]:
+        """Count all rows of the database by their key ``status``; "(none)" where it is absent."""
+
+        def statuses(selection: Selection) -> list[str]:
+            rows = self._select(selection, columns=["id", "key_value_pairs"])
+            return [str(row.key_value_pairs.get("status", "(none)")) for row in rows]
+
+        counts: Counter[str] = Counter()
+        for page in self._pages(statuses, []):
+            counts.update(page)
+        return dict(sorted(counts.items()))
+
+    def _pages(
+        self, read: Callable[[Selection], list[Page]], selection: Selection
+    ) -> Iterator[list[Page]]:
+        """Yield what `read` makes of one range of ids after the other, empty ranges left out.
+
+        Ranges are found by index where LIMIT would make the server sort all rows for each page.
+        """
+        last = 0
+        while True:
+            page = read([*selection, ("id", ">", last), ("id", "<=", last + PAGE)])
+            last += PAGE
+            if page:
+                yield page
+                continue
+            following = self._select([*selection, ("id", ">", last)], limit=1, columns=["id"])
+            if not following:
+                return
+            last = int(following[0].id) - 1
+
+    def _read(self, selection: Selection) -> list[StructureRow | UnreadableRow]:
+        try:
+            return [convert_row(row) for row in self._select(selection)]
+        except _SELECTION_ERRORS:
+            # ASE failed on some row of the page, or on the selection as such.
+            return [self._row(id_) for id_ in self._ids(selection)]
+
+    def _ids(self, selection: Selection) -> list[int]:
+        try:
+            return [int(row.id) for row in self._select(selection, columns=["id"])]
+        except _SELECTION_ERRORS as error:
+            raise _bad_selection(self._config.select, error) from None
+
+    def _row(self, id_: int) -> StructureRow | UnreadableRow:
+        try:
+            (row,) = self._select([("id", "=", id_)])
+            return convert_row(row)
+        except _SELECTION_ERRORS:
+            return UnreadableRow(id_)
+
+    def _select(self, selection: Selection, **options: Any) -> list[Any]:
+        opened = self._open()
+        try:
+            # Without sort, PostgreSQL returns updated rows last.
+            return list(opened.database.select(selection, sort="id", include_data=False, **options))
+        except (opened.driver_error, OSError) as error:  # OSError: an unknown format version
+            raise opened.failure(error) from None
+
+    def _open(self) -> OpenedDatabase:
+        if self._opened is None:
+            raise RuntimeError("StructureDatabase is used outside of its with block")
+        return self._opened
+
+
+def _parse_selection(select: str) -> Selection:
+    """Cut a selection string into ASE's expressions."""
+    expressions = [part.strip() for part in select.split(",")] if select.strip() else []
+    try:
+        keys, comparisons = parse_selection(expressions)
+    except _SELECTION_ERRORS as error:
+        raise _bad_selection(select, error) from None
+    # Keys reach the SQL of some back ends as they are.
+    for key in (*keys, *(key for key, _, _ in comparisons)):
+        if isinstance(key, str) and not _KEY.fullmatch(key):
+            raise _bad_selection(select, ValueError(f"{key!r} is not a key"))
+    return list(expressions)
+
+
+def _bad_selection(select: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"database.select: {select!r} is not an ASE selection: {' '.join(str(error).split())}",
+        hint="for example status=completed,natoms<100",
+    )

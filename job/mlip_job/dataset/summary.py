@@ -1,0 +1,195 @@
+"""The record of a dataset, from what the builder decided."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from ase.data import chemical_symbols
+
+from mlip_job import __version__
+from mlip_job.dataset.record import (
+    ConfigTypes,
+    Counts,
+    DatasetRecord,
+    ElementCounts,
+    EnergyOrigin,
+    FileRecord,
+    Ranges,
+    RejectedRows,
+    SideCounts,
+    SideNames,
+    SplitRecord,
+    Versions,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from mlip_job.config import DatabaseConfig, DatasetConfig, TrainingConfig
+    from mlip_job.dataset.intake import Intake
+    from mlip_job.dataset.reference_energies import ReferenceEnergies
+    from mlip_job.dataset.split import Side, Split
+    from mlip_job.dataset.weights import GroupWeighting
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was found and decided, before anything is written.
+
+    Attributes
+    ----------
+    intake
+        What the database held.
+    elements
+        Those of the data, sorted.
+    repeats
+        Rows that repeat the structure of another.
+    split
+        The side of each entry of the intake.
+    references
+        Reference energies.
+    energy_range
+        Smallest and largest corrected energy, eV/atom.
+    weighting
+        Weights per config type, or None.
+    """
+
+    intake: Intake
+    elements: tuple[str, ...]
+    repeats: int
+    split: Split
+    references: ReferenceEnergies
+    energy_range: tuple[float, float]
+    weighting: GroupWeighting | None
+
+
+def summarise(
+    outcome: Outcome,
+    *,
+    identity: str,
+    database: DatabaseConfig,
+    dataset: DatasetConfig,
+    training: TrainingConfig,
+    frames: SideNames,
+    files: Mapping[str, FileRecord],
+) -> DatasetRecord:
+    """Return the record of a dataset whose other files are written."""
+    intake, split = outcome.intake, outcome.split
+    low, high = outcome.energy_range
+    return DatasetRecord(
+        id=identity,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        database=intake.database,
+        selection=database.select,
+        cutoff=training.cutoff,
+        elements=outcome.elements,
+        counts=Counts(
+            selected=intake.selected,
+            accepted=len(intake.entries),
+            train=split.sides.count("train"),
+            test=split.test,
+            rejected=intake.rejected_count,
+            reference_atoms=len(intake.references),
+        ),
+        atoms=_atoms(outcome),
+        per_element=_per_element(intake),
+        ranges=Ranges(
+            min_energy_corrected_ev_per_atom=low,
+            max_energy_corrected_ev_per_atom=high,
+            max_force_ev_per_angstrom=intake.max_force,
+            min_distance_angstrom=intake.min_distance,
+        ),
+        config_types=ConfigTypes(
+            train=_config_types(outcome, "train"), test=_config_types(outcome, "test")
+        ),
+        split=SplitRecord(
+            seed=dataset.seed,
+            test_fraction=training.test_fraction,
+            wanted_test=split.wanted_test,
+            inherited_train=split.inherited_train,
+            inherited_test=split.inherited_test,
+            group_by=dataset.group_by,
+        ),
+        rejections={
+            str(reason): RejectedRows(count=len(rows), rows=tuple(rows))
+            for reason, rows in sorted(intake.rejected.items())
+        },
+        reference_energies=outcome.references.energies,
+        reference_energy_sources=outcome.references.sources,
+        energy_from=EnergyOrigin(
+            free_energy=intake.free_energies, energy=len(intake.entries) - intake.free_energies
+        ),
+        weights=dict(outcome.weighting.by_group) if outcome.weighting else None,
+        notes=tuple(_notes(outcome, dataset)),
+        frames=frames,
+        files=dict(files),
+        versions=Versions(
+            mlip_job=__version__,
+            ase=version("ase"),
+            numpy=version("numpy"),
+            pandas=version("pandas"),
+        ),
+    )
+
+
+def _notes(outcome: Outcome, dataset: DatasetConfig) -> Iterator[str]:
+    intake, split = outcome.intake, outcome.split
+    total = len(intake.entries)
+    without = total - intake.free_energies
+    if dataset.energy == "free_energy" and without:
+        yield (
+            f"{without} of {total} structures have no free energy: their energy was taken, "
+            "which is consistent with the forces only where there is no electronic entropy"
+        )
+    if intake.rejected_count:
+        yield f"{intake.rejected_count} rows were rejected, see rejections"
+    if outcome.repeats:
+        yield f"{outcome.repeats} rows repeat the structure of another row; they share its side"
+    ungrouped = sum(entry.group is None for entry in intake.entries)
+    if dataset.group_by is not None and ungrouped:
+        yield f"{ungrouped} rows have no key {dataset.group_by}: each is a group of its own"
+    if split.test != split.wanted_test:
+        yield (
+            f"the test side has {split.test} rows instead of {split.wanted_test}: groups, "
+            "duplicates or the parent's split allow no closer count"
+        )
+    unused = {chemical_symbols[e.composition[0][0]] for e in intake.references}
+    unused -= set(outcome.elements)
+    if unused:
+        yield f"isolated atoms of {', '.join(sorted(unused))} are in no structure to train on"
+    yield from outcome.references.notes
+    if outcome.weighting:
+        yield (
+            "weights per config type, scaled to a mean of 1: energies by "
+            f"{outcome.weighting.energy_scale:.6g}, forces by {outcome.weighting.force_scale:.6g}"
+        )
+
+
+def _atoms(outcome: Outcome) -> SideCounts:
+    atoms: Counter[Side] = Counter()
+    for entry, side in zip(outcome.intake.entries, outcome.split.sides, strict=True):
+        atoms[side] += entry.atoms
+    return SideCounts(train=atoms["train"], test=atoms["test"])
+
+
+def _config_types(outcome: Outcome, side: Side) -> dict[str, int]:
+    pairs = zip(outcome.intake.entries, outcome.split.sides, strict=True)
+    types = Counter(e.config_type for e, its in pairs if its == side and e.config_type is not None)
+    return dict(sorted(types.items()))
+
+
+def _per_element(intake: Intake) -> dict[str, ElementCounts]:
+    structures: Counter[str] = Counter()
+    atoms: Counter[str] = Counter()
+    for entry in intake.entries:
+        for number, count in entry.composition:
+            structures[chemical_symbols[number]] += 1
+            atoms[chemical_symbols[number]] += count
+    return {
+        element: ElementCounts(structures=structures[element], atoms=atoms[element])
+        for element in sorted(structures)
+    }

@@ -1,0 +1,170 @@
+"""Whether a row can be trained on, and if not, why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+from ase.data import chemical_symbols
+from ase.neighborlist import primitive_neighbor_list
+
+if TYPE_CHECKING:
+    from mlip_job.dataset.row import BoolArray, FloatArray, StructureRow
+
+COINCIDENCE = 1e-3
+"""Å. Atoms closer than this are one atom stored twice: no bond is a hundredth of that short."""
+
+_NEAR = 3.5
+"""Å. Nearly every atom of condensed matter has a neighbour this close; looking there first saves
+most of the time that a search up to the cutoff takes."""
+
+_MIN_VOLUME = 1e-6
+"""Å³. Periodic cells below it are flat."""
+
+
+class Rejection(StrEnum):
+    """Why a row is left out; the text is what the user reads."""
+
+    UNREADABLE = "values can't be decoded (an array of the wrong size)"
+    NO_ATOMS = "no atoms"
+    UNKNOWN_ELEMENT = "atom of no known element"
+    BAD_GEOMETRY = "positions or cell not finite or misshapen"
+    MIXED_PERIODICITY = "periodic in some directions only"
+    FLAT_CELL = "periodic cell without volume"
+    NO_ENERGY = "no energy"
+    BAD_ENERGY = "energy not finite"
+    NO_FORCES = "no forces"
+    MISSHAPEN_FORCES = "forces misshapen"
+    BAD_FORCES = "forces not finite"
+    COINCIDING_ATOMS = "atoms at the same place"
+    LONELY_ATOM = "atom without a neighbour within the cutoff"
+    LARGE_FORCE = "force above max_force"
+
+
+@dataclass(frozen=True)
+class RowRules:
+    """What a row must fulfil.
+
+    Attributes
+    ----------
+    cutoff
+        Å. Every atom needs a neighbour within it: pacemaker drops other structures in silence.
+    prefer_free_energy
+        Whether the free energy is taken where a row has one.
+    max_force
+        eV/Å, or None for no limit.
+    """
+
+    cutoff: float
+    prefer_free_energy: bool
+    max_force: float | None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What validation says of a row.
+
+    Attributes
+    ----------
+    rejection
+        Why the row is left out, or None.
+    is_reference
+        Whether the row is an isolated atom: a reference energy, nothing to train on.
+    energy
+        eV, the energy to train on; NaN in a rejected row.
+    is_free_energy
+        Whether that is the row's free energy.
+    max_force
+        eV/Å, the largest force on an atom; 0 where the row is not for training.
+    min_distance
+        Å, the smallest distance of two atoms; infinite where there are none.
+    """
+
+    rejection: Rejection | None = None
+    is_reference: bool = False
+    energy: float = float("nan")
+    is_free_energy: bool = False
+    max_force: float = 0.0
+    min_distance: float = float("inf")
+
+
+def examine(row: StructureRow, rules: RowRules) -> Finding:
+    """Check one row; the first thing that is wrong with it is its rejection.
+
+    A single atom without a neighbour within the cutoff is a reference atom. It needs an energy
+    but no forces: they are zero by symmetry, and many codes don't write them.
+    """
+    rejection = _geometry_problem(row)
+    is_free_energy = rules.prefer_free_energy and row.free_energy is not None
+    energy = row.free_energy if is_free_energy else row.energy
+    if rejection is None and energy is None:
+        rejection = Rejection.NO_ENERGY
+    if rejection is not None or energy is None:
+        return Finding(rejection)
+    if not np.isfinite(energy):
+        return Finding(Rejection.BAD_ENERGY)
+    has_neighbour, min_distance = _neighbours(row, rules.cutoff)
+    if len(row.numbers) == 1 and not has_neighbour.any():
+        return Finding(is_reference=True, energy=energy, is_free_energy=is_free_energy)
+    rejection = _bond_problem(has_neighbour, min_distance) or _forces_problem(row, rules.max_force)
+    if rejection is not None:
+        return Finding(rejection)
+    return Finding(
+        energy=energy,
+        is_free_energy=is_free_energy,
+        max_force=_largest(row.forces),
+        min_distance=min_distance,
+    )
+
+
+def _geometry_problem(row: StructureRow) -> Rejection | None:
+    if len(row.numbers) == 0:
+        return Rejection.NO_ATOMS
+    if row.numbers.min() < 1 or row.numbers.max() >= len(chemical_symbols):
+        return Rejection.UNKNOWN_ELEMENT
+    lengths_are_finite = np.isfinite(row.positions).all() and np.isfinite(row.cell).all()
+    if row.positions.shape != (len(row.numbers), 3) or not lengths_are_finite:
+        return Rejection.BAD_GEOMETRY
+    if row.pbc.any() != row.pbc.all():
+        return Rejection.MIXED_PERIODICITY
+    if row.pbc.all() and abs(np.linalg.det(row.cell)) < _MIN_VOLUME:
+        return Rejection.FLAT_CELL
+    return None
+
+
+def _bond_problem(has_neighbour: BoolArray, min_distance: float) -> Rejection | None:
+    if min_distance < COINCIDENCE:
+        return Rejection.COINCIDING_ATOMS
+    return None if has_neighbour.all() else Rejection.LONELY_ATOM
+
+
+def _forces_problem(row: StructureRow, limit: float | None) -> Rejection | None:
+    if row.forces is None:
+        return Rejection.NO_FORCES
+    if row.forces.shape != (len(row.numbers), 3):
+        return Rejection.MISSHAPEN_FORCES
+    if not np.isfinite(row.forces).all():
+        return Rejection.BAD_FORCES
+    if limit is not None and _largest(row.forces) > limit:
+        return Rejection.LARGE_FORCE
+    return None
+
+
+def _largest(forces: FloatArray | None) -> float:
+    return 0.0 if forces is None else float(np.linalg.norm(forces, axis=1).max())
+
+
+def _neighbours(row: StructureRow, cutoff: float) -> tuple[BoolArray, float]:
+    """Return which atoms have a neighbour within the cutoff, and the smallest distance (Å)."""
+    cell: FloatArray = row.cell if row.pbc.all() else np.eye(3)
+    has_neighbour = np.zeros(len(row.numbers), dtype=np.bool_)
+    min_distance = float("inf")
+    for reach in (min(_NEAR, cutoff), cutoff):
+        indices, distances = primitive_neighbor_list("id", row.pbc, cell, row.positions, reach)
+        has_neighbour[indices] = True
+        min_distance = min(min_distance, float(distances.min(initial=np.inf)))
+        if has_neighbour.all():
+            break
+    return has_neighbour, min_distance

@@ -1,0 +1,71 @@
+"""Build datasets in tests, and look into what was built."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import ase.io
+import pandas as pd
+import pytest
+from ase import Atoms
+
+from mlip_job.config import DatabaseConfig, DatasetConfig, TrainingConfig
+from mlip_job.dataset.builder import DatasetBuilder, ParentDataset
+from mlip_job.naming import DatasetFiles
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mlip_job.dataset.record import DatasetRecord
+    from mlip_job.errors import MlipJobError
+
+FIVE = ("Cu", "Ag", "Au", "Ni", "Pt")
+
+
+def build(
+    database: Path | str,
+    directory: Path,
+    *,
+    parent: ParentDataset | None = None,
+    select: str = "status=completed",
+    training: dict[str, Any] | None = None,
+    **dataset: Any,
+) -> DatasetRecord:
+    """Build the dataset of a database with settings that differ from the defaults."""
+    return DatasetBuilder(
+        DatabaseConfig(url=str(database), select=select),
+        DatasetConfig(**dataset),
+        TrainingConfig(**(training or {})),
+        parent=parent,
+    ).build(directory)
+
+
+def read(directory: Path, side: str) -> list[Atoms]:
+    """Read one side back with ASE."""
+    structures: list[Atoms] = ase.io.read(directory / f"{side}.xyz", ":")
+    return structures
+
+
+def frame(directory: Path, record: DatasetRecord, side: str) -> pd.DataFrame:
+    """Read pacemaker's data frames of one side."""
+    names = getattr(record.frames, side)
+    return pd.concat([pd.read_pickle(directory / name, compression="gzip") for name in names])  # noqa: S301 - our own
+
+
+def rows_of(directory: Path, side: str) -> set[int]:
+    """Return the row ids of one side."""
+    return {int(atoms.info["row_id"]) for atoms in read(directory, side)}
+
+
+def as_parent(record: DatasetRecord, directory: Path) -> ParentDataset:
+    """Return a built dataset as the parent of the next."""
+    return ParentDataset(record, DatasetFiles(directory).index)
+
+
+def refused(error: type[MlipJobError], db: Path | str, out: Path, **settings: Any) -> str:
+    """Build, expect an error, check that nothing is left, and return the error's text."""
+    with pytest.raises(error) as caught:
+        build(db, out, **settings)
+    assert type(caught.value) is error
+    assert not out.exists()
+    return str(caught.value)

@@ -1,0 +1,22 @@
+"""A database to fill and a directory to build a dataset in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Path:
+    """Name an SQLite database that does not exist yet."""
+    return tmp_path / "structures.db"
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """Name a directory that does not exist yet."""
+    return tmp_path / "dataset"

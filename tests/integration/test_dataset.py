@@ -1,0 +1,364 @@
+"""From a real ASE database to the files that pacemaker and ASE read."""
+
+from __future__ import annotations
+
+import gzip
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import pytest
+from ase import Atoms
+from ase.build import add_adsorbate, bulk, fcc111, molecule
+from ase.calculators.calculator import PropertyNotImplementedError
+from ase.constraints import FixAtoms
+
+from mlip_job.dataset.record import DatasetRecord
+from mlip_job.errors import ConfigError, DataError, IntegrityError
+from tests.datasets import FIVE, as_parent, build, frame, read, refused, rows_of
+from tests.support import labelled, open_for_writing, rattled, with_emt, write_database
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+# What is written
+
+
+def test_hundred_structures_give_ninety_and_ten(db: Path, out: Path) -> None:
+    """100 structures at 0.1: 90 and 10, no row on both sides, in files, frames and record."""
+    write_database(db, rattled(100))
+    record = build(db, out)
+    train, test = rows_of(out, "train"), rows_of(out, "test")
+    assert (len(train), len(test)) == (90, 10)
+    assert train.isdisjoint(test)
+    assert (record.counts.train, record.counts.test) == (90, 10)
+    assert set(frame(out, record, "test")["name"]) == {f"row-{row}" for row in test}
+
+
+def test_ase_reads_labels_back(db: Path, out: Path) -> None:
+    """Energy, forces, stress, cell and ids come back from extended XYZ as they were stored."""
+    originals = rattled(5)
+    write_database(db, originals[:4], config_type="bulk", traj='odd "name"\nof two lines, é')
+    write_database(db, originals[4:], config_type="bulk")
+    build(db, out, group_by="traj", training={"test_fraction": 0.2})
+    found = [*read(out, "train"), *read(out, "test")]
+    assert len(found) == 5
+    for atoms in found:
+        original = originals[atoms.info["row_id"] - 1]
+        assert atoms.get_potential_energy() == original.calc.results["free_energy"]
+        np.testing.assert_allclose(atoms.get_forces(), original.calc.results["forces"], atol=1e-8)
+        np.testing.assert_allclose(atoms.get_stress(), original.calc.results["stress"])
+        np.testing.assert_allclose(atoms.positions, original.positions, atol=1e-8)
+        np.testing.assert_array_equal(atoms.cell, original.cell)
+        assert atoms.pbc.all()
+        assert atoms.info["config_type"] == "bulk"
+        assert ("group" in atoms.info) == (atoms.info["row_id"] <= 4)
+
+
+def test_frame_has_what_pacemaker_reads(db: Path, out: Path) -> None:
+    """Columns, types and corrected energies are right, and the atoms carry no ballast."""
+    write_database(db, rattled(20))
+    record = build(db, out)
+    train = frame(out, record, "train")
+    assert list(train.columns) == ["ase_atoms", "energy", "energy_corrected", "forces", "name"]
+    for _, row in train.iterrows():
+        atoms = row["ase_atoms"]
+        assert atoms.calc is None
+        assert atoms.info == {}
+        assert atoms.constraints == []
+        assert row["forces"].shape == (4, 3)
+        assert row["forces"].dtype == np.float64
+        expected = row["energy"] - 4 * record.reference_energies["Cu"]
+        assert row["energy_corrected"] == pytest.approx(expected, abs=1e-12)
+    # Least squares over the training side leaves nothing on average.
+    assert train["energy_corrected"].mean() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.pacemaker
+def test_pacemaker_loads_the_frames(db: Path, out: Path) -> None:
+    """Pacemaker's own loader takes sharded, weighted frames of crystals and molecules whole.
+
+    Two of the cells are left-handed as stored, which it would stop at.
+    """
+    preparedata = pytest.importorskip(
+        "pyace.preparedata", reason="pacemaker is not installed: make demo installs it"
+    )
+    write_database(db, rattled(12, symbols=("Cu", "O")), config_type="bulk")
+    write_database(
+        db,
+        [with_emt(Atoms("O2", [(0, 0, 0), (d, 0, 0)])) for d in (1.2, 1.3, 1.4)],
+        config_type="gas",
+    )
+    left_handed = rattled(2, seed=3)
+    for atoms in left_handed:
+        atoms.cell = atoms.cell[[1, 0, 2]]
+    write_database(db, [with_emt(atoms) for atoms in left_handed])
+    record = build(
+        db,
+        out,
+        frame_shard_size=4,
+        training={
+            "test_fraction": 0.2,
+            "weighting": {"by_group": {"gas": {"energy": 3, "forces": 2}}},
+        },
+    )
+    assert record.counts.train == 14
+    assert record.frames.train == tuple(
+        f"train{number}.pckl.gzip" for number in ("", "-0001", "-0002", "-0003")
+    )
+    loaded = preparedata.ACEDataset(
+        {
+            "filename": [str(out / name) for name in record.frames.train],
+            "test_filename": [str(out / name) for name in record.frames.test],
+        },
+        cutoff=5.0,
+        elements=list(record.elements),
+        evaluator_name="tensorpot",
+    )
+    assert len(loaded.fitting_data) == record.counts.train
+    assert len(loaded.test_data) == record.counts.test
+    weights = loaded.fitting_data.set_index("name")["w_energy"]
+    assert weights.max() / weights.min() == pytest.approx(3)
+
+
+def test_record_describes_the_files(db: Path, out: Path) -> None:
+    """dataset.json reads back, names every other file with its hash, and adds up."""
+    write_database(db, rattled(10, symbols=FIVE), config_type="alloy")
+    record = build(db, out)
+    assert DatasetRecord.from_json((out / "dataset.json").read_bytes()) == record
+    assert {path.name for path in out.iterdir()} == {"dataset.json", *record.files}
+    assert record.elements == tuple(sorted(FIVE))
+    assert sum(element.atoms for element in record.per_element.values()) == 40
+    assert (record.atoms.train, record.atoms.test) == (36, 4)
+    assert record.config_types.train == {"alloy": 9}
+    assert record.energy_from.free_energy == 10
+    lines = gzip.decompress((out / "index.csv.gz").read_bytes()).decode().splitlines()
+    assert lines[0] == "row_id,fingerprint,group,side"
+    assert [line.endswith("test") for line in lines[1:]].count(True) == 1
+    with pytest.raises(IntegrityError, match="can't be read"):
+        DatasetRecord.from_json("{}")
+
+
+def test_same_rows_same_bytes(db: Path, tmp_path: Path) -> None:
+    """Building twice gives equal bytes; a remark on a row changes nothing, a label does."""
+    write_database(db, rattled(12), config_type="bulk")
+    first = build(db, tmp_path / "a", training={"test_fraction": 0.2})
+    with open_for_writing(db) as database:
+        database.update(3, remark="looked at")
+    second = build(db, tmp_path / "b", training={"test_fraction": 0.2})
+    assert (first.id, first.files) == (second.id, second.files)
+    with open_for_writing(db) as database:
+        database.update(3, config_type="other")
+    third = build(db, tmp_path / "c", training={"test_fraction": 0.2})
+    assert third.id != first.id
+
+
+def test_building_again_replaces_what_was_there(db: Path, out: Path) -> None:
+    """A directory with an older dataset gets the new one, and keeps it when a build fails."""
+    write_database(db, rattled(12))
+    build(db, out)
+    write_database(db, rattled(12, seed=1))
+    second = build(db, out)
+    assert DatasetRecord.from_json((out / "dataset.json").read_bytes()) == second
+    assert len(read(out, "train")) == second.counts.train
+    with pytest.raises(DataError):
+        build(db, out, select="status=absent")
+    assert DatasetRecord.from_json((out / "dataset.json").read_bytes()) == second
+    assert not list(out.glob(".building*"))
+
+
+# Physics
+
+
+def test_constrained_slab_keeps_its_real_forces(db: Path, out: Path) -> None:
+    """Atoms that the relaxation held fixed are exported with the forces of the calculator."""
+    slab = fcc111("Cu", (2, 2, 3), vacuum=8)
+    add_adsorbate(slab, "Cu", 1.6, "ontop")
+    slab.pbc = True
+    slab.rattle(0.05, seed=1)
+    slab.set_constraint(FixAtoms(mask=slab.positions[:, 2] < slab.positions[:, 2].mean()))
+    labelled_slab = with_emt(slab)
+    (row_id,) = write_database(db, [labelled_slab])
+    write_database(db, rattled(9))
+    build(db, out)
+    (found,) = (
+        atoms
+        for side in ("train", "test")
+        for atoms in read(out, side)
+        if atoms.info["row_id"] == row_id
+    )
+    fixed = slab.constraints[0].index
+    assert len(fixed) > 0
+    assert np.abs(found.get_forces()[fixed]).max(axis=1).min() > 0
+    np.testing.assert_allclose(found.get_forces(), labelled_slab.calc.results["forces"], atol=1e-8)
+
+
+def test_molecules(db: Path, out: Path) -> None:
+    """Molecules without a cell or stress are written as such."""
+    rng = np.random.default_rng(0)
+    waters = []
+    for _ in range(10):
+        water = molecule("H2O")
+        water.positions += rng.normal(scale=0.02, size=(3, 3)) + 100
+        waters.append(with_emt(water))
+    write_database(db, waters)
+    record = build(db, out)
+    assert record.elements == ("H", "O")
+    for atoms in read(out, "train"):
+        assert not atoms.pbc.any()
+        with pytest.raises(PropertyNotImplementedError):
+            atoms.get_stress()
+    # H2O everywhere: the two reference energies can't be told apart, and the record says so.
+    assert any("H, O" in note for note in record.notes)
+
+
+def test_isolated_atoms_give_references_and_leave(db: Path, out: Path) -> None:
+    """Isolated atoms settle their element's reference energy and are in neither side."""
+    write_database(db, rattled(20, symbols=("Cu", "Ni")))
+    atom = labelled(Atoms("Cu"), energy=-0.25)
+    boxed = labelled(Atoms("Cu", cell=[15, 15, 15], pbc=True), energy=-0.25)
+    ids = write_database(db, [atom, boxed])
+    record = build(db, out)
+    assert record.reference_energies["Cu"] == -0.25
+    assert record.reference_energy_sources == {"Cu": "isolated_atom", "Ni": "least_squares"}
+    assert (record.counts.reference_atoms, record.counts.accepted) == (2, 20)
+    assert not set(ids) & (rows_of(out, "train") | rows_of(out, "test"))
+
+
+def test_energy_falls_back_and_says_so(db: Path, out: Path) -> None:
+    """Rows without a free energy give their energy, are counted and noted."""
+    structures = rattled(10)
+    for atoms in structures[:3]:
+        del atoms.calc.results["free_energy"]
+    write_database(db, structures)
+    record = build(db, out)
+    assert (record.energy_from.free_energy, record.energy_from.energy) == (7, 3)
+    assert any("3 of 10 structures have no free energy" in note for note in record.notes)
+
+
+def test_max_force_rejects_and_lists(db: Path, out: Path) -> None:
+    """A row above max_force is left out, counted and listed; few such rows are no error."""
+    strong = with_emt(bulk("Cu", cubic=True))
+    strong.calc.results["forces"][:] = 40.0
+    (row_id,) = write_database(db, [strong])
+    write_database(db, rattled(19))
+    record = build(db, out, max_force=30.0)
+    assert record.rejections["force above max_force"].rows == (row_id,)
+    assert (record.counts.rejected, record.counts.accepted) == (1, 19)
+    assert record.ranges.max_force_ev_per_angstrom < 30
+
+
+# Lineage
+
+
+def test_next_generation_inherits_split_and_references(db: Path, tmp_path: Path) -> None:
+    """With more rows and a new element, old rows keep their sides and elements their energies."""
+    write_database(db, rattled(30))
+    first = build(db, tmp_path / "a")
+    write_database(db, rattled(30, symbols=("Cu", "Ni"), seed=1))
+    parent = as_parent(first, tmp_path / "a")
+    second = build(db, tmp_path / "b", parent=parent, seed=7)
+    for side in ("train", "test"):
+        assert rows_of(tmp_path / "a", side) <= rows_of(tmp_path / "b", side)
+    assert second.counts.test == 6
+    assert second.split.inherited_train == 27
+    assert second.reference_energies["Cu"] == first.reference_energies["Cu"]
+    assert second.reference_energy_sources == {"Cu": "inherited", "Ni": "least_squares"}
+
+
+def test_split_follows_structures_to_another_database(db: Path, tmp_path: Path) -> None:
+    """In a copy with other ids and order, the same structures are on the same sides."""
+    structures = rattled(30)
+    write_database(db, structures)
+    write_database(
+        tmp_path / "copy.db", [*rattled(3, seed=5), *structures[::-1]], status="completed"
+    )
+    build(db, tmp_path / "a")
+    build(tmp_path / "copy.db", tmp_path / "b", select="id>3")
+
+    def energies(directory: Path) -> set[float]:
+        return {round(atoms.get_potential_energy(), 9) for atoms in read(directory, "test")}
+
+    assert energies(tmp_path / "a") == energies(tmp_path / "b")
+
+
+def test_groups_stay_together_and_are_inherited(db: Path, tmp_path: Path) -> None:
+    """Trajectories never straddle, and grow on the side where they began."""
+    structures = rattled(40)
+    for number in range(8):
+        write_database(db, structures[number::8], traj=f"md-{number}")
+    first = build(db, tmp_path / "a", group_by="traj", training={"test_fraction": 0.25})
+    assert first.counts.test == 10
+
+    def groups(directory: Path, side: str) -> set[str]:
+        return {atoms.info["group"] for atoms in read(directory, side)}
+
+    tested = groups(tmp_path / "a", "test")
+    assert tested.isdisjoint(groups(tmp_path / "a", "train"))
+    for number in range(8):
+        write_database(db, rattled(2, seed=10 + number), traj=f"md-{number}")
+    parent = as_parent(first, tmp_path / "a")
+    build(db, tmp_path / "b", group_by="traj", parent=parent, training={"test_fraction": 0.25})
+    assert groups(tmp_path / "b", "test") == tested
+
+
+def test_inexact_count_is_noted(db: Path, out: Path) -> None:
+    """Where groups forbid the exact count, the record says which one came out."""
+    for number in range(5):
+        write_database(db, rattled(4, seed=number), traj=f"md-{number}")
+    record = build(db, out, group_by="traj", training={"test_fraction": 0.25})
+    assert (record.counts.test, record.split.wanted_test) == (4, 5)
+    assert any("4 rows instead of 5" in note for note in record.notes)
+
+
+def test_damaged_parent_index(db: Path, tmp_path: Path) -> None:
+    """An index that can't be read is named; nothing is guessed."""
+    write_database(db, rattled(10))
+    first = build(db, tmp_path / "a")
+    (tmp_path / "a" / "index.csv.gz").write_bytes(b"\x1f\x8b broken")
+    text = refused(IntegrityError, db, tmp_path / "b", parent=as_parent(first, tmp_path / "a"))
+    assert first.id in text
+
+
+# Weights
+
+
+def test_weights_per_config_type(db: Path, out: Path) -> None:
+    """Configured ratios reach the frames of both sides; all weights average to 1."""
+    write_database(db, rattled(20), config_type="bulk")
+    write_database(db, rattled(10, seed=1), config_type="surface")
+    write_database(db, rattled(10, seed=2))
+    by_group = {"surface": {"energy": 4, "forces": 0.5}}
+    record = build(db, out, training={"weighting": {"by_group": by_group}})
+    both = pd.concat([frame(out, record, side) for side in ("train", "test")])
+    assert both["w_energy"].mean() == pytest.approx(1)
+    assert np.concatenate(list(both["w_forces"])).mean() == pytest.approx(1)
+    weights = both.set_index("name")
+    surface, bulk_ = weights.loc["row-21"], weights.loc["row-1"]
+    assert surface["w_energy"] / bulk_["w_energy"] == pytest.approx(4)
+    assert surface["w_forces"].shape == (4,)
+    assert surface["w_forces"][0] / bulk_["w_forces"][0] == pytest.approx(0.5)
+    assert record.id != build(db, out).id
+
+
+def test_weights_of_an_absent_config_type(db: Path, out: Path) -> None:
+    """A misspelt config type in the weights is an error that names those there are."""
+    write_database(db, rattled(10), config_type="surface")
+    text = refused(
+        DataError, db, out, training={"weighting": {"by_group": {"surfaces": {"energy": 2}}}}
+    )
+    assert "surfaces" in text
+    assert "the rows have surface" in text
+
+
+def test_weights_that_leave_nothing(db: Path, out: Path) -> None:
+    """Force weights that are all zero would divide by zero in pacemaker: refused."""
+    write_database(db, rattled(10), config_type="bulk")
+    text = refused(
+        ConfigError, db, out, training={"weighting": {"by_group": {"bulk": {"forces": 0}}}}
+    )
+    assert "train side" in text
+
+
+# Bad input

@@ -1,0 +1,272 @@
+"""What a dataset can't be built from is refused, with rows, reasons and remedies."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import fcc111
+
+from mlip_job.errors import ConfigError, DatabaseError, DataError
+from tests.datasets import build, refused, rows_of
+from tests.support import labelled, open_for_writing, rattled, with_emt, write_database
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+def test_nothing_selected_says_what_there_is(db: Path, out: Path) -> None:
+    """A selection without rows lists the statuses and their counts."""
+    write_database(db, rattled(3), status="failed")
+    write_database(db, rattled(2), status="running")
+    with open_for_writing(db) as database:
+        database.write(rattled(1)[0])
+    text = refused(DataError, db, out)
+    assert "'status=completed'" in text
+    assert "(none): 1, failed: 3, running: 2" in text
+
+
+@pytest.mark.parametrize(
+    "select", ["natoms=many", "a=b=c", "energy<x", "it's=1", "age<3q", "pbc>1"]
+)
+def test_bad_selection(db: Path, out: Path, select: str) -> None:
+    """A selection that ASE can't parse is a configuration error that quotes it."""
+    write_database(db, rattled(2))
+    text = refused(ConfigError, db, out, select=select)
+    assert "database.select" in text
+    assert select in text.replace('"', "'").replace("\\", "")
+
+
+def spoil(tmp_path: Path, kind: str) -> Path:
+    """Return a path that is no database, in the named way."""
+    path = tmp_path / "spoilt.db"
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "text":
+        path.write_text("id,energy\n1,2\n" * 200)
+    elif kind == "empty":
+        path.touch()
+    elif kind == "other tables":
+        connection = sqlite3.connect(path)
+        connection.execute("CREATE TABLE systems (id INTEGER)")
+        connection.close()
+    return path
+
+
+@pytest.mark.parametrize("kind", ["absent", "directory", "text", "empty", "other tables"])
+def test_not_a_database(tmp_path: Path, out: Path, kind: str) -> None:
+    """What is no ASE database is named with its path, and stays as it was."""
+    path = spoil(tmp_path, kind)
+    before = path.read_bytes() if path.is_file() else path.exists()
+    assert str(path) in refused(DatabaseError, path, out)
+    assert before == (path.read_bytes() if path.is_file() else path.exists())
+
+
+def test_damaged_database(db: Path, out: Path) -> None:
+    """A file that turns out to be damaged half-way through is reported as such."""
+    write_database(db, rattled(600))
+    content = bytearray(db.read_bytes())
+    content[len(content) // 4 : -4096] = b"\xff" * (len(content) - 4096 - len(content) // 4)
+    db.write_bytes(content)
+    assert str(db) in refused(DatabaseError, db, out)
+
+
+def set_forces(forces: np.ndarray) -> Callable[[Atoms], Atoms]:
+    """Return a function that labels a structure with these forces."""
+    return lambda atoms: labelled(atoms, energy=-1.0, forces=forces)
+
+
+BAD_ROWS: dict[str, Callable[[Atoms], Atoms]] = {
+    "no energy": lambda atoms: labelled(atoms, forces=np.zeros((4, 3))),
+    "energy not finite": lambda atoms: labelled(
+        atoms, energy=float("inf"), forces=np.zeros((4, 3))
+    ),
+    "no forces": lambda atoms: labelled(atoms, energy=-1.0),
+    "forces misshapen": set_forces(np.zeros((3, 3))),
+    "values can't be decoded": set_forces(np.zeros((4, 2))),
+    "forces not finite": set_forces(np.full((4, 3), np.nan)),
+}
+
+
+@pytest.mark.parametrize("reason", BAD_ROWS)
+def test_bad_rows_are_listed_or_refused(db: Path, tmp_path: Path, reason: str) -> None:
+    """Few bad rows are left out and listed; many are an error with reason, count and row ids."""
+    write_database(db, rattled(20))
+    spoilt = write_database(db, [BAD_ROWS[reason](rattled(1)[0]) for _ in range(2)])
+    record = build(db, tmp_path / "some")
+    (listed,) = record.rejections.items()
+    assert listed[0].startswith(reason)
+    assert listed[1].rows == tuple(spoilt)
+    assert record.counts.accepted == 20
+    write_database(db, [BAD_ROWS[reason](rattled(1)[0]) for _ in range(12)])
+    text = refused(DataError, db, tmp_path / "many")
+    assert "14 of 34 rows" in text
+    assert reason in text
+    assert "rows 21, 22, 23" in text
+    assert "and 4 more" in text
+
+
+def test_isolated_atoms_do_not_dilute_rejections(db: Path, out: Path) -> None:
+    """The rejected fraction is one of the rows meant for training."""
+    write_database(db, [labelled(Atoms("Cu"), energy=-1.0)] * 50)
+    write_database(db, rattled(8))
+    write_database(db, [labelled(rattled(1)[0], energy=-1.0)] * 2)
+    assert "2 of 10 rows" in refused(DataError, db, out)
+
+
+def test_mixed_periodicity(db: Path, out: Path) -> None:
+    """Slabs that are periodic in two directions are refused with that reason."""
+    slab = fcc111("Cu", (1, 1, 3), vacuum=8)
+    write_database(db, [with_emt(slab)] * 3)
+    write_database(db, rattled(5))
+    assert "periodic in some directions only: 3 (rows 1, 2, 3)" in refused(DataError, db, out)
+
+
+def test_only_isolated_atoms(db: Path, out: Path) -> None:
+    """A selection of nothing but isolated atoms is refused in so many words."""
+    write_database(db, [labelled(Atoms("Cu"), energy=-1.0)] * 3)
+    assert "nothing is left to train on: 3 isolated atoms" in refused(DataError, db, out)
+
+
+def test_duplicates_share_a_side(db: Path, out: Path) -> None:
+    """Rows with the same structure and energy are accepted, noted, and never straddle."""
+    structures = rattled(10)
+    write_database(db, structures)
+    write_database(db, structures)
+    record = build(db, out, training={"test_fraction": 0.3})
+    assert any("10 rows repeat" in note for note in record.notes)
+    tested = rows_of(out, "test")
+    assert len(tested) == 6
+    assert {(row - 1) % 10 for row in tested} == {row - 1 for row in tested if row <= 10}
+
+
+def test_contradicting_duplicates(db: Path, out: Path) -> None:
+    """The same structure with different energies is an error that names rows and energies."""
+    structures = rattled(10)
+    write_database(db, structures)
+    twin = structures[3].copy()
+    energy = structures[3].calc.results["free_energy"] + 0.1
+    write_database(db, [labelled(twin, energy=energy, forces=np.zeros((4, 3)))])
+    text = refused(DataError, db, out)
+    assert "rows 4 and 11 hold the same structure" in text
+    assert f"{energy:.6f}" in text
+    assert build(db, out, duplicate_tolerance=0.05).counts.accepted == 11
+
+
+@pytest.mark.parametrize(
+    ("elements", "message"),
+    [(("Cu",), "the data holds Ni (row"), (("Cu", "Ni", "Au"), "names Au, which no structure")],
+)
+def test_elements_must_agree(db: Path, out: Path, elements: tuple[str, ...], message: str) -> None:
+    """An element that only the data or only the configuration has is named."""
+    write_database(db, rattled(10, symbols=("Cu", "Ni")))
+    assert message in refused(DataError, db, out, training={"elements": elements})
+
+
+def test_element_only_in_test(db: Path, out: Path) -> None:
+    """An element with nothing to learn it from is an error with its rows."""
+    write_database(db, [*rattled(3), *rattled(1, symbols=("Au",))])
+    for seed in range(100):
+        try:
+            build(db, out, seed=seed, training={"test_fraction": 0.25})
+        except DataError as error:
+            text = str(error)
+            break
+    else:
+        pytest.fail("no seed put the only structure with gold into the test side")
+    assert "Au occurs only in the test side (row 4)" in text
+    assert "dataset.seed" in text
+
+
+def test_side_left_empty(db: Path, out: Path) -> None:
+    """Four structures at 0.1 give no test row: refused with the numbers."""
+    write_database(db, rattled(4))
+    assert "4 structures at training.test_fraction 0.1" in refused(DataError, db, out)
+
+
+def test_unknown_group_key(db: Path, out: Path) -> None:
+    """A group_by that no row has is a misspelling."""
+    write_database(db, rattled(10), traj="a")
+    assert "'trajectory'" in refused(DataError, db, out, group_by="trajectory")
+
+
+def test_reference_energies_out_of_range(db: Path, out: Path) -> None:
+    """Total energies without references would make pacemaker refit them: refused with remedy."""
+    structures = rattled(10)
+    for atoms in structures:
+        atoms.calc.results["free_energy"] -= 4 * 1000
+    write_database(db, structures)
+    text = refused(DataError, db, out, reference_energies=0)
+    assert "reference_energies: auto" in text
+    assert build(db, out).ranges.max_energy_corrected_ev_per_atom < 1
+
+
+def test_incomplete_reference_energies(db: Path, out: Path) -> None:
+    """Configured references that miss an element of the data are a configuration error."""
+    write_database(db, rattled(10, symbols=("Cu", "Ni")))
+    assert "no energy for Ni" in refused(ConfigError, db, out, reference_energies={"Cu": 0.0})
+
+
+def test_unsupported_scheme(out: Path) -> None:
+    """A URL of an unknown kind lists the known ones."""
+    assert "oracle:// is not supported" in refused(ConfigError, "oracle://u@h/d", out)
+
+
+def test_directory_in_the_way(db: Path, tmp_path: Path) -> None:
+    """A target that can't be a directory is a configuration error that names it."""
+    write_database(db, rattled(10))
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="file can't be written"):
+        build(db, tmp_path / "file")
+
+
+# Size
+
+_MEASURE = """
+import json, sys
+from pathlib import Path
+from mlip_job.config import DatabaseConfig, DatasetConfig, TrainingConfig
+from mlip_job.dataset.builder import DatasetBuilder
+record = DatasetBuilder(
+    DatabaseConfig(url=sys.argv[1]), DatasetConfig(frame_shard_size=200), TrainingConfig()
+).build(Path(sys.argv[2]))
+# Not getrusage: its peak begins with that of the process that forked this one.
+peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(json.dumps([record.counts.accepted, int(peak)]))
+"""
+
+
+def test_memory_does_not_grow_with_structures(tmp_path: Path) -> None:
+    """Four times the structures need nearly the same memory: far less than to hold them."""
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(*[np.arange(3)] * 3), axis=-1).reshape(-1, 3) * 2.5
+    peaks = {}
+    for count in (1000, 4000):
+        db = tmp_path / f"{count}.db"
+        structures = (
+            labelled(
+                Atoms("Cu27", positions=grid + rng.normal(scale=0.1, size=grid.shape)),
+                energy=-90.0,
+                forces=rng.normal(size=(27, 3)),
+            )
+            for _ in range(count)
+        )
+        write_database(db, structures)
+        done = subprocess.run(
+            [sys.executable, "-c", _MEASURE, db, tmp_path / f"out-{count}"],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        accepted, peaks[count] = json.loads(done.stdout)
+        assert accepted == count
+    growth_kib = peaks[4000] - peaks[1000]
+    # Bare positions, forces and numbers of 3000 more structures of 27 atoms are 4 MiB.
+    assert growth_kib < 3 * 1024, f"{growth_kib} KiB more for 3000 more structures"

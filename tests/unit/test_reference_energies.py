@@ -1,0 +1,95 @@
+"""Reference energies: inherited, measured, fitted or configured, in that order."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlip_job.dataset.entry import Entry
+from mlip_job.dataset.reference_energies import (
+    ReferenceEnergies,
+    automatic_references,
+    configured_references,
+)
+from mlip_job.errors import ConfigError, DataError
+
+CU, NI, AU = 29, 28, 79
+
+
+def row(row_id: int, energy: float, **atoms: int) -> Entry:
+    """Return a row of so many Cu, Ni and Au atoms."""
+    numbers = {"Cu": CU, "Ni": NI, "Au": AU}
+    composition = tuple(sorted((numbers[symbol], count) for symbol, count in atoms.items()))
+    return Entry(row_id, f"f{row_id}", None, composition, energy)
+
+
+ALLOYS = [row(1, -12.0, Cu=4), row(2, -17.0, Cu=3, Ni=2), row(3, -8.0, Ni=2)]
+"""Exactly -3 eV per Cu and -4 eV per Ni."""
+
+
+def automatic(**changes: object) -> ReferenceEnergies:
+    """Find the references of ALLOYS."""
+    arguments: dict[str, object] = {
+        "inherited": {},
+        "isolated": [],
+        "training": ALLOYS,
+        "tolerance": 0.001,
+    }
+    return automatic_references(("Cu", "Ni"), **(arguments | changes))  # type: ignore[arg-type]
+
+
+def test_least_squares_finds_additive_energies() -> None:
+    """Energies that are sums over atoms are taken apart exactly."""
+    references = automatic()
+    assert references.energies == {"Cu": -3.0, "Ni": -4.0}
+    assert set(references.sources.values()) == {"least_squares"}
+    assert references.corrected(((NI, 2), (CU, 3)), -17.5) == pytest.approx(-0.5)
+
+
+def test_isolated_atoms_come_before_the_fit() -> None:
+    """An element with isolated atoms takes their mean; the other one is fitted to the rest."""
+    references = automatic(isolated=[row(8, -3.5, Cu=1), row(9, -3.5004, Cu=1)])
+    assert references.energies["Cu"] == -3.5002
+    assert references.sources == {"Cu": "isolated_atom", "Ni": "least_squares"}
+    # Ni alone minimises the residuals of E/n: fractions 2/5 and 1.
+    expected = (0.4 * (-17.0 + 3 * 3.5002) / 5 + 1.0 * -4.0) / (0.4**2 + 1)
+    assert references.energies["Ni"] == pytest.approx(expected, abs=1e-7)
+
+
+def test_disagreeing_isolated_atoms_are_refused() -> None:
+    """Two isolated atoms further apart than the tolerance are an error that names the rows."""
+    with pytest.raises(DataError, match=r"Cu atoms disagree: row 9 .* row 8"):
+        automatic(isolated=[row(8, -3.5, Cu=1), row(9, -3.6, Cu=1)])
+
+
+def test_inherited_energies_are_kept_and_extended() -> None:
+    """The parent's energies win over isolated atoms, stay, and gain new elements."""
+    references = automatic(inherited={"Cu": -3.0, "Au": -2.5}, isolated=[row(8, -9.0, Cu=1)])
+    assert references.energies == {"Au": -2.5, "Cu": -3.0, "Ni": -4.0}
+    assert references.sources == {"Au": "inherited", "Cu": "inherited", "Ni": "least_squares"}
+
+
+def test_one_composition_gets_the_smallest_solution_and_a_note() -> None:
+    """Where compositions can't tell elements apart, the fit is still exact and says so."""
+    references = automatic(training=[row(1, -7.0, Cu=1, Ni=1), row(2, -14.0, Cu=2, Ni=2)])
+    assert references.energies == {"Cu": -3.5, "Ni": -3.5}
+    assert "Cu, Ni" in references.notes[0]
+
+
+def test_order_of_rows_does_not_matter() -> None:
+    """The fit gives the same numbers, to the last bit, whatever the order of its rows."""
+    rows = [row(n, -3.1 * (n % 5 + 1) - 4.7 * (n % 3) + 0.01 * n, Cu=n % 5 + 1) for n in range(40)]
+    assert automatic(training=rows[::-1]) == automatic(training=rows)
+
+
+def test_configured_energies() -> None:
+    """Configured energies are taken as they are; 0 is zero for all."""
+    assert configured_references({"Cu": -1.0, "Ni": -2.0}, ("Cu",)).energies == {"Cu": -1.0}
+    zero = configured_references(0, ("Cu", "Ni"))
+    assert zero.energies == {"Cu": 0.0, "Ni": 0.0}
+    assert set(zero.sources.values()) == {"configured"}
+
+
+def test_missing_configured_energy_is_refused() -> None:
+    """An element of the data without a configured energy is an error that names it."""
+    with pytest.raises(ConfigError, match="no energy for Ni"):
+        configured_references({"Cu": -1.0}, ("Cu", "Ni"))
