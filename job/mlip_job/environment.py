@@ -1,0 +1,121 @@
+"""What a run ran on: versions, GPU, class of host, scheduler. No names of hosts or users."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+_DISTRIBUTIONS = {
+    "mlip-job": ("mlip-job",),
+    "python-ace": ("python-ace",),
+    "tensorpotential": ("tensorpotential",),
+    "tensorflow": ("tensorflow", "tensorflow-cpu"),
+    "numpy": ("numpy",),
+    "pandas": ("pandas",),
+    "ase": ("ase",),
+}
+
+
+class SchedulerJob(BaseModel):
+    """The job of a scheduler that the run belongs to."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: str
+    id: str
+
+
+class HostClass(BaseModel):
+    """What kind of machine it was, without saying which.
+
+    Attributes
+    ----------
+    cpu
+        Model name of the processor.
+    cores
+        Processors this process may use.
+    memory_gib
+        Physical memory, GiB.
+    gpus
+        Names of the GPUs that the driver shows, empty where there is none.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    cpu: str
+    cores: int
+    memory_gib: float
+    gpus: tuple[str, ...]
+
+
+class RunEnvironment(BaseModel):
+    """What a run ran on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    versions: dict[str, str | None]
+    host: HostClass
+    image: str | None
+    scheduler: SchedulerJob | None
+
+    @classmethod
+    def current(cls) -> RunEnvironment:
+        """Describe this process's environment."""
+        return cls(
+            versions={"python": platform.python_version(), **installed_versions()},
+            host=HostClass(
+                cpu=_cpu_model(),
+                cores=len(os.sched_getaffinity(0)),
+                memory_gib=round(
+                    os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1
+                ),
+                gpus=_gpus(),
+            ),
+            image=os.environ.get("MLIP_JOB_IMAGE"),
+            scheduler=_scheduler(),
+        )
+
+
+def installed_versions() -> dict[str, str | None]:
+    """Return the version of each distribution that a run depends on, None where it is absent."""
+    return {name: _first_version(candidates) for name, candidates in _DISTRIBUTIONS.items()}
+
+
+def _first_version(candidates: tuple[str, ...]) -> str | None:
+    for candidate in candidates:
+        try:
+            return metadata.version(candidate)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
+
+
+def _gpus() -> tuple[str, ...]:
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(  # noqa: S603 - a fixed command
+            command, capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(line.strip() for line in done.stdout.splitlines() if line.strip())
+
+
+def _scheduler() -> SchedulerJob | None:
+    if job_id := os.environ.get("SLURM_JOB_ID"):
+        return SchedulerJob(kind="slurm", id=job_id)
+    return None

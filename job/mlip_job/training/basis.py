@@ -1,0 +1,142 @@
+"""The ACE basis that a TrainingConfig asks for: pacemaker's ``potential`` section."""
+
+from __future__ import annotations
+
+from math import comb
+from typing import TYPE_CHECKING, Any
+
+from mlip_job.config.overrides import deep_merge
+from mlip_job.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mlip_job.config import TrainingConfig
+
+ARITIES = ("UNARY", "BINARY", "TERNARY", "QUATERNARY", "QUINARY")
+
+# The defaults of pacemaker's own template (`pacemaker -t`, pyace/data/input_template.yaml).
+DEFAULT_NRADMAX: Mapping[str, tuple[int, ...]] = {
+    "UNARY": (15, 6, 4, 3, 2, 2),
+    "BINARY": (15, 6, 3, 2, 2, 1),
+    "TERNARY": (15, 3, 3, 2, 1),
+    "ALL": (15, 3, 2, 1, 1),
+}
+DEFAULT_LMAX: Mapping[str, tuple[int, ...]] = {
+    "UNARY": (0, 3, 3, 2, 2, 1),
+    "BINARY": (0, 3, 2, 1, 1, 0),
+    "TERNARY": (0, 2, 2, 1, 1),
+    "ALL": (0, 2, 2, 1, 1),
+}
+
+
+_FUNCTIONS_UP_TO_THREE_BODIES = 4
+
+
+def potential_section(training: TrainingConfig, elements: Sequence[str]) -> dict[str, Any]:
+    """Return the ``potential`` section of input.yaml for a basis built from nothing.
+
+    ``training.overrides.potential`` is merged in.
+
+    Raises
+    ------
+    ConfigError
+        If the basis is too small for the number of elements.
+    """
+    check_basis_budget(training, len(elements))
+    section = {
+        "deltaSplineBins": 0.001,
+        "elements": sorted(elements),
+        "embeddings": {"ALL": _embedding(training.ndensity)},
+        "bonds": {
+            "ALL": {
+                "radbase": "SBessel",
+                "radparameters": [5.25],
+                "rcut": training.cutoff,
+                "dcut": 0.01,
+                "NameOfCutoffFunction": "cos",
+            }
+        },
+        "functions": {
+            "number_of_functions_per_element": training.functions_per_element,
+            **_orders(training, len(elements)),
+        },
+    }
+    return deep_merge(section, training.overrides.get("potential", {}))
+
+
+def check_basis_budget(training: TrainingConfig, n_elements: int) -> None:
+    """Refuse a basis in which some combination of elements would get no function.
+
+    Pacemaker gives each of the B blocks (one per central atom and set of neighbour elements)
+    ``functions_per_element * n_elements // B`` functions
+    (`pyace.multispecies_basisextension.create_multispecies_basis_config`); with none it fails
+    deep in the fit.
+    """
+    blocks = _number_of_blocks(training, n_elements)
+    smallest = -(-blocks // n_elements)
+    if training.functions_per_element < smallest:
+        raise ConfigError(
+            f"training.functions_per_element is {training.functions_per_element}: too small for "
+            f"{n_elements} elements, whose {blocks} combinations need a function each",
+            hint=f"the smallest that works is {smallest}; useful potentials have hundreds",
+        )
+
+
+def check_growth_budget(training: TrainingConfig, n_elements: int) -> None:
+    """Refuse to grow a potential into new elements with too few functions for them.
+
+    The TensorFlow evaluator needs a function of three bodies for every element if there is one for
+    any. Elements that were there before have one; in the order in which pacemaker fills a block
+    (``power_order``) it is the fourth.
+    """
+    per_block = (
+        training.functions_per_element * n_elements // _number_of_blocks(training, n_elements)
+    )
+    if per_block < _FUNCTIONS_UP_TO_THREE_BODIES:
+        smallest = -(
+            -_FUNCTIONS_UP_TO_THREE_BODIES * _number_of_blocks(training, n_elements) // n_elements
+        )
+        raise ConfigError(
+            f"training.functions_per_element is {training.functions_per_element}: too small to "
+            f"grow the potential to {n_elements} elements",
+            hint=f"the smallest that works is {smallest}; or set training.start_from: none",
+        )
+
+
+def _embedding(ndensity: int) -> dict[str, Any]:
+    """Return the embedding of pacemaker's template, or the linear one for a single density."""
+    parameters = [1, 1, 1, 0.5] if ndensity == 2 else [1, 1]  # noqa: PLR2004 - the two kinds
+    return {
+        "npot": "FinnisSinclairShiftedScaled",
+        "fs_parameters": parameters,
+        "ndensity": ndensity,
+    }
+
+
+def _orders(training: TrainingConfig, n_elements: int) -> dict[str, dict[str, list[int]]]:
+    """Return radial and angular limits for the numbers of elements that can occur."""
+    nradmax: Mapping[str, tuple[int, ...]] = training.nradmax_by_orders or DEFAULT_NRADMAX  # type: ignore[assignment]
+    lmax: Mapping[str, tuple[int, ...]] = training.lmax_by_orders or DEFAULT_LMAX  # type: ignore[assignment]
+    possible = set(ARITIES[:n_elements])
+    needed = possible & set(nradmax)
+    if possible - set(nradmax) and "ALL" in nradmax:
+        needed.add("ALL")
+    return {
+        arity: {
+            "nradmax_by_orders": list(nradmax[arity]),
+            "lmax_by_orders": list(lmax[arity]),
+        }
+        for arity in (*ARITIES, "ALL")
+        if arity in needed
+    }
+
+
+def _number_of_blocks(training: TrainingConfig, n_elements: int) -> int:
+    """Count the blocks: for r elements, n central ones times the sets of r - 1 others."""
+    orders = _orders(training, n_elements)
+    return sum(
+        n_elements * comb(n_elements - 1, r - 1)
+        for r, arity in enumerate(ARITIES[:n_elements], start=1)
+        if arity in orders or "ALL" in orders
+    )

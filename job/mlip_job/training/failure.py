@@ -1,0 +1,62 @@
+"""Why a fit failed, in words."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mlip_job.training.log_state import LogState
+
+_SHELL_SIGNAL_BASE = 128  # a shell reports death by signal n as 128 + n
+
+# What python-ace 0.4 says, and what it means.
+_MEANINGS: Mapping[str, str] = {
+    "energy_corrected contains NaNs": "an energy in the dataset is NaN",
+    "column contains NaN": "forces in the dataset hold NaN",
+    "Neither 'energy_corrected' column": "the dataset has no energy_corrected column and the input "
+    "gives no data.reference_energy",
+    "has no attribute 'query_data'": "the input has no backend section",
+    "No such file or directory": "a file is missing",
+    "ParserError": "the input is not valid YAML",
+    "ScannerError": "the input is not valid YAML",
+    "UnpicklingError": "a dataset is no gzip-pickled data frame",
+    "'ConcatV2' Op with length 0": "an element has no function of three bodies while others do: "
+    "raise training.functions_per_element",
+    "IndexError": "the basis may have no functions for some combination of elements",
+}
+
+
+def describe_exit(exit_code: int) -> str | None:
+    """Return what an exit code says by itself: which signal ended the process, if one did."""
+    number = -exit_code if exit_code < 0 else exit_code - _SHELL_SIGNAL_BASE
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        return None
+    if name == "SIGKILL":
+        return "killed by SIGKILL: out of memory, or by the scheduler"
+    return f"ended by {name}"
+
+
+def describe_failure(state: LogState, exit_code: int | None) -> str | None:
+    """Return the cause of a failure as far as log and exit code tell, None where they show none.
+
+    Parameters
+    ----------
+    state
+        What the log says.
+    exit_code
+        Of pacemaker; None where it is not known.
+    """
+    if state.out_of_memory and not state.potential_saved:
+        smallest = f" down to a batch of {state.batch_sizes[-1][1]}" if state.batch_sizes else ""
+        return f"out of memory{smallest}: reduce training.batch_size or the basis"
+    if exit_code not in (None, 0) and (by_signal := describe_exit(exit_code or 0)):
+        return by_signal
+    if state.exception is not None:
+        meaning = next((m for sign, m in _MEANINGS.items() if sign in state.exception), None)
+        return f"{meaning} ({state.exception})" if meaning else state.exception
+    return None

@@ -1,0 +1,169 @@
+"""From a TrainingConfig to pacemaker's ``input.yaml``. Pure: values in, values out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from mlip_job.config.overrides import deep_merge
+from mlip_job.config.training import EnergyBased
+from mlip_job.training.basis import potential_section
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mlip_job.config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class StartPotential:
+    """The potential that a fit starts from.
+
+    Attributes
+    ----------
+    file
+        Its name in the work directory.
+    same_basis
+        Whether it has the very basis that is to be fitted, or a part of it.
+    """
+
+    file: str
+    same_basis: bool
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What the fit needs to know of its dataset.
+
+    Attributes
+    ----------
+    elements
+        All that occur in it.
+    train, test
+        Files of pacemaker's data frames, as pacemaker is to find them.
+    reference_energies
+        eV per atom of each element; pacemaker subtracts them and keeps them with the potential.
+    """
+
+    elements: tuple[str, ...]
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    reference_energies: Mapping[str, float]
+
+
+def kappa(energy_weight: float, force_weight: float) -> float:
+    r"""Return pacemaker's kappa for the weights a and b of energies and forces.
+
+    Pacemaker minimises :math:`(1-κ) \sum_s w_s (ΔE_s/n_s)^2 + κ \sum_s \sum_i w_{si} |ΔF_{si}|^2`
+    plus regularisation, with each set of weights normalised to 1 (`pyace.lossfuncspec`,
+    `pyace.preparedata.normalize_energy_forces_weights`). So minimising
+
+        a · MSE(E/atom) + b · mean(\|ΔF\|²)
+
+    with energies per atom in eV, forces in eV/Å, the mean over atoms of the squared *length* of
+    the force error (three times the mean square per component), and both means weighted where the
+    weighting is not uniform, is exactly κ = b / (a + b).
+    """
+    return force_weight / (energy_weight + force_weight)
+
+
+def build_input(
+    training: TrainingConfig, data: TrainingData, start: StartPotential | None = None
+) -> dict[str, Any]:
+    """Return the content of ``input.yaml``.
+
+    Raises
+    ------
+    ConfigError
+        If the basis is too small for the number of elements.
+    """
+    content: dict[str, Any] = {
+        # Ignored by pacemaker 0.4, which deduces it from the bonds; older versions use it.
+        "cutoff": training.cutoff,
+        "seed": training.seed,
+        "metadata": {"origin": "mlip-job"},
+        "potential": _potential(training, data.elements, start),
+        "data": {
+            "filename": _one_or_all(data.train),
+            "test_filename": _one_or_all(data.test),
+            "reference_energy": dict(data.reference_energies),
+        },
+        "fit": _fit(training, start),
+        "backend": {
+            "evaluator": training.evaluator,
+            "batch_size": training.batch_size,
+            "display_step": training.display_step,
+        },
+    }
+    # The potential section has its overrides already, or is taken whole from the start potential.
+    return deep_merge(content, {k: v for k, v in training.overrides.items() if k != "potential"})
+
+
+def dump_input(content: Mapping[str, Any]) -> str:
+    """Return ``input.yaml`` as text."""
+    return yaml.safe_dump(dict(content), sort_keys=False, default_flow_style=None, width=100)
+
+
+def _one_or_all(files: Sequence[str]) -> str | list[str]:
+    return files[0] if len(files) == 1 else list(files)
+
+
+def _potential(
+    training: TrainingConfig, elements: Sequence[str], start: StartPotential | None
+) -> dict[str, Any] | str:
+    section = potential_section(training, elements)
+    if start is None:
+        return section
+    if start.same_basis:
+        # With the same basis an `initial_potential` adds no function, and pacemaker would stop
+        # before the first iteration: the potential itself has to be the thing that is fitted.
+        return start.file
+    return {**section, "initial_potential": start.file}
+
+
+def _fit(training: TrainingConfig, start: StartPotential | None) -> dict[str, Any]:
+    fit: dict[str, Any] = {
+        "loss": {
+            "kappa": kappa(training.energy_weight, training.force_weight),
+            "L1_coeffs": training.l1_coeffs,
+            "L2_coeffs": training.l2_coeffs,
+            "w0_rad": training.w0_rad,
+            "w1_rad": training.w1_rad,
+            "w2_rad": training.w2_rad,
+        },
+        "optimizer": "BFGS",
+        "maxiter": training.max_iter,
+    }
+    # A ladder on top of a potential of the same basis would begin again from an empty one.
+    if training.ladder_step is not None and not (start is not None and start.same_basis):
+        fit["ladder_step"] = _plain_step(training.ladder_step)
+        fit["ladder_type"] = training.ladder_type
+    if training.zbl:
+        fit["repulsion"] = "auto"
+    if isinstance(training.weighting, EnergyBased):
+        fit["weighting"] = {
+            "type": "EnergyBasedWeightingPolicy",
+            "seed": training.seed,
+            **training.weighting.energy_based.model_dump(),
+        }
+    return fit | _early_stopping(training)
+
+
+def _early_stopping(training: TrainingConfig) -> dict[str, Any]:
+    limits = {
+        key: value
+        for key in ("min_relative_train_loss_per_iter", "min_relative_test_loss_per_iter")
+        if (value := getattr(training, key)) is not None
+    }
+    if not limits:
+        return {}
+    return limits | {"early_stopping_patience": training.early_stopping_patience}
+
+
+def _plain_step(step: float | tuple[float, ...]) -> Any:
+    """Return whole numbers as int: pacemaker takes 100.0 for neither a count nor a fraction."""
+    if isinstance(step, tuple):
+        return [_plain_step(part) for part in step]
+    return int(step) if step >= 1 else step

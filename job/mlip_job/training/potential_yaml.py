@@ -1,0 +1,83 @@
+"""Pacemaker's potentials in YAML (B-basis): what can be read and changed without pacemaker."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from mlip_job.errors import TrainingError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+
+class _Loader(yaml.CSafeLoader):
+    """SafeLoader that takes 1e-05 for the number it is.
+
+    PyYAML follows YAML 1.1, where a float needs a dot; pacemaker writes YAML 1.2.
+    """
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+# A species block without inner cutoff, as pacemaker writes it before `repulsion: auto`.
+_NO_INNER_CUTOFF: Mapping[str, Any] = {
+    "r_in": 0,
+    "delta_in": 0,
+    "inner_cutoff_type": "distance",
+    "core-repulsion": [0, 0],
+    "rho_core_cut": 100000,
+    "drho_core_cut": 250,
+}
+
+
+def read_potential(path: Path) -> dict[str, Any]:
+    """Parse a potential.
+
+    Raises
+    ------
+    TrainingError
+        If the file is absent, cut short or no potential.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise TrainingError(f"{path} is no readable potential: {type(error).__name__}") from None
+    if not isinstance(content, dict) or not content.get("species"):
+        raise TrainingError(f"{path} is no potential: it has no species")
+    return content
+
+
+def elements_of(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the elements that a potential describes, sorted."""
+    return tuple(
+        sorted({e for block in content["species"] for e in str(block["speciesblock"]).split()})
+    )
+
+
+def as_start(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a finished potential in the form that a further fit can start from.
+
+    Two things are taken off. ``_fit_cycles`` in the metadata makes pacemaker believe that the fit
+    is done already. The ZBL core is put on after a fit at the shortest distance of *its* data; new
+    data may come closer, and the next fit puts on its own.
+    """
+    metadata = {k: v for k, v in content.get("metadata", {}).items() if k != "_fit_cycles"}
+    species = [
+        {**block, **{k: v for k, v in _NO_INNER_CUTOFF.items() if k in block}}
+        for block in content["species"]
+    ]
+    return {**content, "metadata": metadata, "species": species}
+
+
+def write_potential(content: Mapping[str, Any], path: Path) -> None:
+    """Write a potential; floating-point numbers keep every bit."""
+    text = yaml.dump(dict(content), Dumper=yaml.CSafeDumper, sort_keys=False, width=2**16)
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,122 @@
+"""The programs of the trainer environment: where they are and what they may see."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlip_job.errors import ConfigError, GpuRequiredError, TrainingError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# The trainer needs no credentials, so it gets none: only what these names or prefixes let through.
+_PASSED_NAMES = {
+    "PATH",
+    "HOME",
+    "TMPDIR",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    "LD_LIBRARY_PATH",
+    "SSL_CERT_FILE",
+}
+_PASSED_PREFIXES = ("CUDA_", "NVIDIA_", "TF_", "XLA_", "OMP_", "MKL_", "OPENBLAS_", "MPL")
+_GPU_PROBE = "import tensorflow as tf; print(len(tf.config.list_physical_devices('GPU')))"
+
+
+def find_program(name: str) -> Path:
+    """Return the path of one of pacemaker's programs.
+
+    Those beside the running Python come first: they belong to the same environment.
+
+    Raises
+    ------
+    ConfigError
+        If it is not installed.
+    """
+    beside = Path(sys.executable).parent / name
+    if beside.is_file():
+        return beside
+    found = shutil.which(name)
+    if found is None:
+        raise ConfigError(
+            f"{name} is not installed: this environment can submit and inspect, but not train",
+            hint="pip install --no-deps -r requirements/trainer-cpu.txt (or trainer-gpu.txt)",
+        )
+    return Path(found)
+
+
+def trainer_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment that the trainer's programs are started in."""
+    source = os.environ if environment is None else environment
+    passed = {
+        name: value
+        for name, value in source.items()
+        if name in _PASSED_NAMES or name.startswith(_PASSED_PREFIXES)
+    }
+    return passed | {
+        "PYTHONUNBUFFERED": "1",  # scipy's summary goes to stdout, which is block-buffered
+        "MPLBACKEND": "Agg",
+        # Pacemaker writes the user's name into log and potential, which are published; and it
+        # fails where a container's user id has no name.
+        "LOGNAME": "mlip-job",
+        "USER": "mlip-job",
+    }
+
+
+def convert_to_yace(potential: Path, yace: Path) -> None:
+    """Convert a B-basis potential into the .yace that LAMMPS reads.
+
+    Raises
+    ------
+    TrainingError
+        If the converter fails.
+    """
+    # Without -o the converter replaces every "yaml" in the whole path.
+    command = [str(find_program("pace_yaml2yace")), "-o", yace.name, potential.name]
+    done = subprocess.run(  # noqa: S603 - a fixed program with names of our own
+        command,
+        cwd=potential.parent,
+        env=trainer_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0 or not yace.is_file():
+        last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no message"]
+        raise TrainingError(f"pace_yaml2yace failed on {potential}: {last[0]}")
+
+
+def require_gpu() -> None:
+    """Check that TensorFlow sees a GPU; it would fall back to the CPU without a word.
+
+    Raises
+    ------
+    GpuRequiredError
+        If it sees none.
+    """
+    done = subprocess.run(  # noqa: S603 - this very Python
+        [sys.executable, "-c", _GPU_PROBE],
+        env=trainer_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise ConfigError(
+            f"TensorFlow does not start: {last[0]}", hint="mlip-job check shows the trainer"
+        )
+    if done.stdout.split()[-1:] in ([], ["0"]):
+        raise GpuRequiredError(
+            "a GPU is required, but TensorFlow sees none",
+            hint="check the allocation (nvidia-smi) and that the image is the cuda one; "
+            "training.require_gpu: false trains on the CPU",
+        )

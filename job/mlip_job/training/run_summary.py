@@ -1,0 +1,99 @@
+"""What a pacemaker work directory tells: the models of its summary."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Errors(_Part):
+    """Errors of one set; None is not known. Forces are per component; "max" is the largest."""
+
+    loss: float | None
+    rmse_energy_mev_per_atom: float | None
+    rmse_force_mev_per_angstrom: float | None
+    mae_energy_mev_per_atom: float | None
+    mae_force_mev_per_angstrom: float | None
+    max_energy_mev_per_atom: float | None
+    max_force_mev_per_angstrom: float | None
+
+
+class CurvePoint(_Part):
+    """One iteration; it counts from 0 in every ladder step and cycle."""
+
+    ladder_step: int
+    cycle: int
+    iteration: int
+    loss: float | None
+    rmse_energy_mev_per_atom: float | None
+    rmse_force_mev_per_angstrom: float | None
+
+
+class FitCycle(_Part):
+    """One cycle of one ladder step."""
+
+    ladder_step: int
+    cycle: int
+    functions: int | None
+    iterations: int
+    final_loss: float | None
+
+
+class SetSizes(_Part):
+    """Structures of one set: in the files, with neighbours, and after weighting."""
+
+    found: int | None
+    kept: int | None
+    fitted: int | None
+
+
+class RunSummary(_Part):
+    """What a pacemaker work directory tells. None is not known, never invented.
+
+    Attributes
+    ----------
+    status
+        ``succeeded``: final potential saved, at least one iteration, a finite loss that fell.
+        ``failed``: it ended otherwise. ``incomplete``: its log just stops.
+    cause
+        Why it failed or what is missing, in words.
+    exit_code
+        From a file ``exit_code`` beside the log, where there is one.
+    train, test
+        Errors of the result: of the last ladder step and its best cycle.
+    iterations
+        Over all ladder steps and cycles.
+    cycles
+        Every cycle of every ladder step; without a ladder and with one cycle just one.
+    structures
+        By ``train`` and ``test``.
+    timings_s
+        Seconds in each phase, by the log's stamps.
+    warnings
+        What a person should know.
+    """
+
+    schema_version: Literal[1] = 1
+    status: Literal["succeeded", "failed", "incomplete"]
+    cause: str | None
+    exit_code: int | None
+    train: Errors | None
+    test: Errors | None
+    iterations: int | None
+    functions: int | None
+    parameters: int | None
+    ladder: bool | None
+    cycles: tuple[FitCycle, ...]
+    early_stopping: str | None
+    optimiser_message: str | None
+    structures: dict[Literal["train", "test"], SetSizes]
+    versions: dict[str, str]
+    timings_s: dict[str, float]
+    train_curve: tuple[CurvePoint, ...]
+    test_curve: tuple[CurvePoint, ...]
+    warnings: tuple[str, ...]

@@ -1,0 +1,257 @@
+"""A summary of any pacemaker work directory: tables first, the log for what only it has."""
+
+from __future__ import annotations
+
+import math
+from itertools import groupby
+from typing import TYPE_CHECKING, Literal
+
+from mlip_job.errors import ConfigError
+from mlip_job.training.failure import describe_failure
+from mlip_job.training.log import LogParser
+from mlip_job.training.run_summary import CurvePoint, Errors, FitCycle, RunSummary, SetSizes
+from mlip_job.training.tables import MetricsRow, MetricsTable, read_table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from mlip_job.training.log_state import LogState, StatisticsBlock
+
+LOGS = ("train.log", "log.txt")
+"""What our runner kept of the console, and pacemaker's own log, which lacks tracebacks."""
+
+_KNOWN_FILES = (*LOGS, "metrics.txt", "input.yaml", "output_potential.yaml")
+_PRINT_PRECISION_MEV = 0.0051  # the log prints two decimals
+_EXIT_CODE = "exit_code"
+
+
+def summarise_run(directory: Path, *, exit_code: int | None = None) -> RunSummary:
+    """Summarise a work directory of pacemaker's.
+
+    Parameters
+    ----------
+    directory
+        Where it ran.
+    exit_code
+        Where the caller knows it; else a file ``exit_code`` is looked for.
+
+    Raises
+    ------
+    ConfigError
+        If it is no such directory.
+    """
+    if not any((directory / name).is_file() for name in _KNOWN_FILES):
+        raise ConfigError(
+            f"{directory} is no work directory of pacemaker",
+            hint=f"it holds none of {', '.join(_KNOWN_FILES)}",
+        )
+    state = _read_log(directory)
+    tables = {
+        name: read_table(directory / f"{name}.txt")
+        for name in ("metrics", "test_metrics", "cycle_metrics", "test_cycle_metrics")
+    }
+    exit_code = _read_exit_code(directory) if exit_code is None else exit_code
+    status, cause = _judge(state, tables["metrics"], exit_code)
+    train_rows = tables["metrics"].rows
+    warnings: list[str] = []
+    train = _final_errors(state, tables["cycle_metrics"], "Cycle last iteration:", warnings)
+    test = _final_errors(
+        state, tables["test_cycle_metrics"], "TEST Cycle last iteration:", warnings
+    )
+    cycles = tuple(_cycles(train_rows))
+    return RunSummary(
+        status=status,
+        cause=cause,
+        exit_code=exit_code,
+        train=train,
+        test=test,
+        iterations=sum(c.iterations for c in cycles) if train_rows else None,
+        functions=_first_known(train_rows[-1].nfuncs if train_rows else None, state.functions),
+        parameters=_first_known(train_rows[-1].ncoefs if train_rows else None, state.parameters),
+        ladder=state.ladder if state.phases else None,
+        cycles=cycles,
+        early_stopping=state.early_stopping,
+        optimiser_message=state.optimiser_results[-1].message if state.optimiser_results else None,
+        structures=_structures(state),
+        versions=dict(state.versions),
+        timings_s=_timings(state),
+        train_curve=tuple(_curve(train_rows)),
+        test_curve=tuple(_curve(tables["test_metrics"].rows)),
+        warnings=(*_warnings(state, tables), *warnings),
+    )
+
+
+def _read_log(directory: Path) -> LogState:
+    parser = LogParser()
+    for name in LOGS:
+        if (directory / name).is_file():
+            with (directory / name).open("rb") as log:
+                # A line is read in pieces of this size: one without an end must not fill memory.
+                while piece := log.readline(1 << 16):
+                    parser.feed(piece.decode("utf-8", errors="replace"))
+            break
+    return parser.state
+
+
+def _read_exit_code(directory: Path) -> int | None:
+    try:
+        return int((directory / _EXIT_CODE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _judge(
+    state: LogState, metrics: MetricsTable, exit_code: int | None
+) -> tuple[Literal["succeeded", "failed", "incomplete"], str | None]:
+    """Decide how the run ended; exit code 0 alone means nothing with pacemaker."""
+    cause = describe_failure(state, exit_code)
+    if cause is not None:
+        return "failed", cause
+    if exit_code not in (None, 0):
+        return "failed", f"exit code {exit_code} while {_phase_in_words(state)}"
+    if not state.potential_saved:
+        if exit_code == 0:
+            return "failed", "it ended without saving a potential"
+        return "incomplete", f"the log ends while {_phase_in_words(state)}"
+    problem = _loss_problem(metrics.rows)
+    return ("failed", problem) if problem else ("succeeded", None)
+
+
+def _loss_problem(rows: Sequence[MetricsRow]) -> str | None:
+    if not any(row.iter_num for row in rows):
+        evaluated = bool(rows) and rows[0].loss is not None
+        return "the optimiser did not make one iteration" + (
+            f" (initial loss {rows[0].loss:.4g})" if evaluated else ""
+        )
+    first, last = rows[0].loss, rows[-1].loss
+    if first is None or last is None or not math.isfinite(last):
+        return "it diverged: the loss is not finite"
+    best = min(row.loss for row in rows if row.loss is not None)
+    return None if best < first else f"the loss did not fall (from {first:.4g} to {last:.4g})"
+
+
+def _phase_in_words(state: LogState) -> str:
+    return state.phases[-1][0].value.replace("_", " ") if state.phases else "nothing had begun"
+
+
+def _final_errors(
+    state: LogState, table: MetricsTable, title: str, warnings: list[str]
+) -> Errors | None:
+    """Return the errors of the result: last ladder step, best cycle."""
+    if not table.rows:
+        return None
+    last_step = table.rows[-1].ladder_step
+    in_step = [i for i, row in enumerate(table.rows) if row.ladder_step == last_step]
+    if state.best_cycle >= len(in_step):
+        return None
+    index = in_step[state.best_cycle]
+    row = table.rows[index]
+    blocks = [block for block in state.blocks if block.title == title]
+    block = blocks[index] if len(blocks) == len(table.rows) else None
+    if block is not None and (problem := _disagreement(row, block)):
+        warnings.append(problem)
+    return Errors(
+        loss=row.loss,
+        rmse_energy_mev_per_atom=_milli(row.rmse_energy_ev_per_atom),
+        rmse_force_mev_per_angstrom=_milli(row.rmse_force_ev_per_angstrom),
+        mae_energy_mev_per_atom=_from_block(block, "mae", 0),
+        mae_force_mev_per_angstrom=_milli(row.mae_force_ev_per_angstrom),
+        max_energy_mev_per_atom=_from_block(block, "max", 0),
+        max_force_mev_per_angstrom=_from_block(block, "max", 2),
+    )
+
+
+def _disagreement(row: MetricsRow, block: StatisticsBlock) -> str | None:
+    """Hold the table against the log, within what the log prints."""
+    pairs = (
+        ("energy", _milli(row.rmse_energy_ev_per_atom), _from_block(block, "rmse", 0)),
+        ("force", _milli(row.rmse_force_ev_per_angstrom), _from_block(block, "rmse", 2)),
+    )
+    for name, in_table, in_log in pairs:
+        if in_table is None or in_log is None:
+            continue
+        if abs(in_table - in_log) > _PRINT_PRECISION_MEV + 1e-9 * abs(in_table):
+            return f"the {name} RMSE is {in_table:.2f} in the table and {in_log:.2f} in the log"
+    return None
+
+
+def _from_block(block: StatisticsBlock | None, kind: str, column: int) -> float | None:
+    if block is None or kind not in block.errors:
+        return None
+    value = _milli(block.errors[kind][column])
+    # Back to the two decimals that were printed.
+    return round(value, 2) if value is not None else None
+
+
+def _milli(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else 1000 * value
+
+
+def _first_known(*values: int | None) -> int | None:
+    return next((value for value in values if value is not None), None)
+
+
+def _cycles(rows: Sequence[MetricsRow]) -> Iterator[FitCycle]:
+    by_cycle = groupby(rows, key=lambda row: (row.ladder_step or 0, row.cycle_step or 0))
+    for (ladder_step, cycle), group in by_cycle:
+        members = list(group)
+        yield FitCycle(
+            ladder_step=ladder_step,
+            cycle=cycle,
+            functions=members[-1].nfuncs,
+            iterations=max(row.iter_num or 0 for row in members),
+            final_loss=members[-1].loss,
+        )
+
+
+def _curve(rows: Sequence[MetricsRow]) -> Iterator[CurvePoint]:
+    for row in rows:
+        yield CurvePoint(
+            ladder_step=row.ladder_step or 0,
+            cycle=row.cycle_step or 0,
+            iteration=row.iter_num or 0,
+            loss=row.loss,
+            rmse_energy_mev_per_atom=_milli(row.rmse_energy_ev_per_atom),
+            rmse_force_mev_per_angstrom=_milli(row.rmse_force_ev_per_angstrom),
+        )
+
+
+def _structures(state: LogState) -> dict[Literal["train", "test"], SetSizes]:
+    sides: tuple[tuple[Literal["train", "test"], int | None], ...] = (
+        ("train", state.fitted_train),
+        ("test", state.fitted_test),
+    )
+    return {
+        side: SetSizes(found=sizes.found, kept=sizes.kept, fitted=fitted)
+        for (side, fitted), sizes in zip(sides, state.datasets, strict=False)
+    }
+
+
+def _timings(state: LogState) -> dict[str, float]:
+    timings: dict[str, float] = {}
+    ends = [time for _, time in state.phases[1:]] + [state.last_time]
+    for (phase, start), end in zip(state.phases, ends, strict=False):
+        if end is not None:
+            seconds = (end - start).total_seconds()
+            timings[phase.value] = round(timings.get(phase.value, 0.0) + seconds, 3)
+    return timings
+
+
+def _warnings(state: LogState, tables: dict[str, MetricsTable]) -> Iterator[str]:
+    for side, sizes in _structures(state).items():
+        if sizes.found is not None and sizes.kept is not None and sizes.kept != sizes.found:
+            yield (
+                f"pacemaker dropped {sizes.found - sizes.kept} of {sizes.found} {side} structures: "
+                "an atom in them has no neighbour within the cutoff"
+            )
+        if sizes.kept is not None and sizes.fitted is not None and sizes.fitted != sizes.kept:
+            removed = sizes.kept - sizes.fitted
+            yield f"the weighting removed {removed} of {sizes.kept} {side} structures"
+    for before, after in state.batch_sizes:
+        yield f"out of GPU memory: pacemaker reduced the batch size from {before} to {after}"
+    if state.extreme_energies:
+        yield "energies per atom below -20 or above 250 eV: pacemaker fitted reference energies"
+    for name, table in tables.items():
+        if table.dropped:
+            yield f"{name}.txt: {table.dropped} unreadable lines left out"

@@ -1,0 +1,151 @@
+"""input.yaml says to pacemaker what the TrainingConfig says to us."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlip_job.config import TrainingConfig
+from mlip_job.training.input_yaml import (
+    StartPotential,
+    TrainingData,
+    build_input,
+    dump_input,
+    kappa,
+)
+
+DATA = TrainingData(
+    elements=("Cu", "Ni"),
+    train=("dataset/train.pckl.gzip",),
+    test=("dataset/test.pckl.gzip",),
+    reference_energies={"Cu": -3.72, "Ni": -5.57},
+)
+
+
+def _written(training: TrainingConfig, start: StartPotential | None = None) -> dict[str, object]:
+    """Return what a YAML reader finds in the written file."""
+    content = yaml.safe_load(dump_input(build_input(training, DATA, start)))
+    assert isinstance(content, dict)
+    return content
+
+
+def test_cutoff_is_written_where_every_version_of_pacemaker_looks() -> None:
+    """Both the bonds' (0.4) and the top-level one (older)."""
+    content = _written(TrainingConfig(cutoff=6.0))
+    assert content["cutoff"] == 6.0
+    assert content["potential"]["bonds"]["ALL"]["rcut"] == 6.0
+
+
+def test_data_section_names_both_sides_and_the_reference_energies() -> None:
+    """Pacemaker neither splits at random nor fits reference energies by itself."""
+    assert _written(TrainingConfig())["data"] == {
+        "filename": "dataset/train.pckl.gzip",
+        "test_filename": "dataset/test.pckl.gzip",
+        "reference_energy": {"Cu": -3.72, "Ni": -5.57},
+    }
+
+
+def test_shards_are_given_as_a_list() -> None:
+    """A dataset of several frames is named in full."""
+    data = TrainingData(DATA.elements, ("a.pckl.gzip", "b.pckl.gzip"), DATA.test, {})
+    assert build_input(TrainingConfig(), data)["data"]["filename"] == ["a.pckl.gzip", "b.pckl.gzip"]
+
+
+@pytest.mark.parametrize(
+    ("energy", "force", "expected"), [(1, 100, 100 / 101), (1, 1, 0.5), (1, 0, 0), (0, 1, 1)]
+)
+def test_kappa_of_the_two_weights(energy: float, force: float, expected: float) -> None:
+    """κ = b / (a + b)."""
+    assert kappa(energy, force) == pytest.approx(expected, rel=1e-15)
+    fit = _written(TrainingConfig(energy_weight=energy, force_weight=force))["fit"]
+    assert fit["loss"]["kappa"] == pytest.approx(expected, rel=1e-15)
+
+
+@given(st.floats(1e-6, 1e6), st.floats(0, 1e6), st.floats(1e-3, 1e3))
+def test_kappa_depends_on_the_ratio_of_the_weights(a: float, b: float, scale: float) -> None:
+    """Scaling both weights changes nothing, and κ stays between 0 and 1."""
+    assert 0 <= kappa(a, b) <= 1
+    assert kappa(scale * a, scale * b) == pytest.approx(kappa(a, b))
+
+
+@pytest.mark.parametrize(
+    ("step", "written"), [((100, 0.1), [100, 0.1]), (5, 5), (0.2, 0.2), ((0.1,), [0.1])]
+)
+def test_ladder_steps_keep_their_form(step: object, written: object) -> None:
+    """Counts are written as whole numbers: pacemaker takes 100.0 for neither kind."""
+    fit = _written(TrainingConfig(ladder_step=step))["fit"]
+    assert fit["ladder_step"] == written
+    assert repr(fit["ladder_step"]) == repr(written)
+    assert fit["ladder_type"] == "body_order"
+
+
+def test_no_ladder_is_no_key() -> None:
+    """Null fits the whole basis at once."""
+    assert "ladder_step" not in _written(TrainingConfig(ladder_step=None))["fit"]
+
+
+def test_zbl_is_pacemakers_automatic_repulsion_or_nothing() -> None:
+    """Off means the key is absent; pacemaker has no value for off."""
+    assert _written(TrainingConfig(zbl=True))["fit"]["repulsion"] == "auto"
+    assert "repulsion" not in _written(TrainingConfig(zbl=False))["fit"]
+
+
+def test_same_basis_continues_the_potential_itself_without_ladder() -> None:
+    """As initial_potential it would add no function, and with a ladder start from nothing."""
+    start = StartPotential("parent_potential.yaml", same_basis=True)
+    content = _written(TrainingConfig(ladder_step=(100, 0.1)), start)
+    assert content["potential"] == "parent_potential.yaml"
+    assert "ladder_step" not in content["fit"]
+
+
+def test_larger_basis_grows_from_the_potential() -> None:
+    """The new basis is described in full and the old potential is its beginning."""
+    start = StartPotential("parent_potential.yaml", same_basis=False)
+    content = _written(TrainingConfig(), start)
+    assert content["potential"]["initial_potential"] == "parent_potential.yaml"
+    assert content["potential"]["elements"] == ["Cu", "Ni"]
+    assert content["fit"]["ladder_step"] == [100, 0.1]
+
+
+def test_energy_based_weighting_is_pacemakers_policy() -> None:
+    """With the seed of the fit, so that it drops the same structures again."""
+    training = TrainingConfig(weighting={"energy_based": {"DEup": 5.0}}, seed=3)
+    weighting = _written(training)["fit"]["weighting"]
+    assert weighting["type"] == "EnergyBasedWeightingPolicy"
+    assert weighting["DEup"] == 5.0
+    assert weighting["seed"] == 3
+
+
+def test_early_stopping_comes_with_its_patience_only() -> None:
+    """Patience alone means nothing to pacemaker, so it isn't written alone."""
+    assert "early_stopping_patience" not in _written(TrainingConfig())["fit"]
+    fit = _written(TrainingConfig(min_relative_test_loss_per_iter=1e-5))["fit"]
+    assert fit["min_relative_test_loss_per_iter"] == 1e-5
+    assert fit["early_stopping_patience"] == 200
+
+
+def test_overrides_are_merged_deeply_and_last() -> None:
+    """One key changes, its neighbours stay."""
+    overrides = {"fit": {"optimizer": "L-BFGS-B", "loss": {"L1_coeffs": 0.5}}}
+    fit = _written(TrainingConfig(overrides=overrides))["fit"]
+    assert fit["optimizer"] == "L-BFGS-B"
+    assert fit["loss"]["L1_coeffs"] == 0.5
+    assert fit["loss"]["L2_coeffs"] == 1e-8
+    assert fit["maxiter"] == 1000
+
+
+def test_numbers_survive_the_yaml() -> None:
+    """A dump that writes 1e-08 would be read as text by YAML 1.1 readers."""
+    loss = _written(TrainingConfig(l1_coeffs=1e-8, w0_rad=3e-12))["fit"]["loss"]
+    assert loss["L1_coeffs"] == 1e-8
+    assert loss["w0_rad"] == 3e-12
+
+
+def test_elements_that_look_like_yaml_words_stay_elements() -> None:
+    """Y, N and No are elements, not booleans."""
+    data = TrainingData(("N", "No", "Y"), DATA.train, DATA.test, {"N": 1.0, "No": 2.0, "Y": 3.0})
+    content = yaml.safe_load(dump_input(build_input(TrainingConfig(), data)))
+    assert content["potential"]["elements"] == ["N", "No", "Y"]
+    assert content["data"]["reference_energy"] == {"N": 1.0, "No": 2.0, "Y": 3.0}

@@ -1,0 +1,121 @@
+"""Potentials are read and prepared for a further fit without losing a bit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mlip_job.errors import TrainingError
+from mlip_job.training.potential_yaml import (
+    as_start,
+    elements_of,
+    read_potential,
+    write_potential,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# As pacemaker writes it after a fit with `repulsion: auto`, cut down to two functions.
+FINISHED = """\
+metadata:
+  _fit_cycles: 1
+  _loss: 0.12029631222181905
+global:
+  DeltaSplineBins: 0.001
+species:
+  - speciesblock: Cu
+    ndensityi: 2
+    npoti: FinnisSinclairShiftedScaled
+    parameters: [1, 1, 1, 0.5]
+    rho_core_cut: 1
+    drho_core_cut: 1
+    nradmaxi: 1
+    lmaxi: 0
+    rcutij: 5
+    dcutij: 0.01
+    NameOfCutoffFunctionij: cos
+    r_in: 1.7123785983829816
+    delta_in: 0.1
+    inner_cutoff_type: zbl
+    nradbaseij: 2
+    radbase: SBessel
+    radparameters: [5.25]
+    radcoefficients: [[[1.3775186680771205, -5.5962099818889378e-06]]]
+    core-repulsion: [1, 1]
+    nbody:
+      - {type: Cu Cu, nr: [1], nl: [0], c: [0.075156933995978836, 2e-05]}
+      - {type: Cu Cu, nr: [2], nl: [0], c: [-0.45397955296658016, -1e-300]}
+  - speciesblock: Cu Ni
+    core-repulsion: [1, 1]
+    r_in: 1.9
+    delta_in: 0.1
+    inner_cutoff_type: zbl
+"""
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """Return a finished potential with a ZBL core."""
+    path = tmp_path / "output_potential.yaml"
+    path.write_text(FINISHED)
+    return path
+
+
+def test_exponents_without_a_dot_are_numbers(finished: Path) -> None:
+    """Pacemaker writes YAML 1.2; as YAML 1.1 these coefficients would be text."""
+    function = read_potential(finished)["species"][0]["nbody"]
+    assert function[0]["c"] == [0.075156933995978836, 2e-05]
+    assert function[1]["c"] == [-0.45397955296658016, -1e-300]
+
+
+def test_elements_of_all_blocks(finished: Path) -> None:
+    """Blocks of several elements count too."""
+    assert elements_of(read_potential(finished)) == ("Cu", "Ni")
+
+
+def test_a_start_is_unfinished_and_without_inner_cutoff(finished: Path) -> None:
+    """Else pacemaker would return at once, or switch the new data's short distances off."""
+    start = as_start(read_potential(finished))
+    assert start["metadata"] == {"_loss": 0.12029631222181905}
+    unary, binary = start["species"]
+    assert (unary["r_in"], unary["delta_in"], unary["inner_cutoff_type"]) == (0, 0, "distance")
+    assert unary["core-repulsion"] == binary["core-repulsion"] == [0, 0]
+    assert (unary["rho_core_cut"], unary["drho_core_cut"]) == (100000, 250)
+    assert "rho_core_cut" not in binary
+
+
+def test_coefficients_survive_writing(finished: Path, tmp_path: Path) -> None:
+    """Not a bit of a coefficient changes on the way into the next fit."""
+    content = read_potential(finished)
+    write_potential(content, tmp_path / "copy.yaml")
+    assert read_potential(tmp_path / "copy.yaml") == content
+
+
+@pytest.mark.parametrize("text", ["", "species: [", "species: []", "- 1", "metadata: {}"])
+def test_what_is_no_potential_is_refused(tmp_path: Path, text: str) -> None:
+    """A file cut short by a crash is not trained on."""
+    path = tmp_path / "potential.yaml"
+    path.write_text(text)
+    with pytest.raises(TrainingError, match=r"potential\.yaml is no"):
+        read_potential(path)
+
+
+def test_pacemaker_takes_the_start_for_the_same_function(tmp_path: Path, finished: Path) -> None:
+    """Above the inner cutoff the prepared potential gives pacemaker's own energies."""
+    import numpy as np
+    from ase.build import bulk
+    from pyace import BBasisConfiguration, PyACECalculator
+
+    content = read_potential(finished)
+    content["species"] = content["species"][:1]
+    write_potential(content, tmp_path / "zbl.yaml")
+    write_potential(as_start(content), tmp_path / "start.yaml")
+    energies = []
+    for name in ("zbl.yaml", "start.yaml"):
+        atoms = bulk("Cu", cubic=True)
+        atoms.calc = PyACECalculator(BBasisConfiguration(str(tmp_path / name)))
+        energies.append(atoms.get_potential_energy())
+    assert energies[0] != 0
+    assert np.isclose(*energies, rtol=0, atol=1e-12)

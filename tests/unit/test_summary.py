@@ -1,0 +1,386 @@
+"""Work directories of real pacemaker runs, good and bad, are summarised for what they are.
+
+The figures stand here as they stand in the files of ``tests/data/pacemaker``, read by eye.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mlip_job.errors import ConfigError
+from mlip_job.training.log import LogParser
+from mlip_job.training.log_state import Phase
+from mlip_job.training.summary import RunSummary, summarise_run
+
+DATA = Path(__file__).parent.parent / "data" / "pacemaker"
+SAVED = b"Final potential is saved to output_potential.yaml"
+
+
+def _errors(summary: RunSummary, side: str) -> tuple[float | None, ...]:
+    """Return RMSE, MAE and maximum of energies, then of forces, to the printed precision."""
+    errors = getattr(summary, side)
+    values = (
+        errors.rmse_energy_mev_per_atom,
+        errors.mae_energy_mev_per_atom,
+        errors.max_energy_mev_per_atom,
+        errors.rmse_force_mev_per_angstrom,
+        errors.mae_force_mev_per_angstrom,
+        errors.max_force_mev_per_angstrom,
+    )
+    return tuple(None if value is None else round(value, 2) for value in values)
+
+
+@pytest.mark.parametrize(
+    ("case", "train", "test"),
+    [
+        (
+            "b_single_test",
+            (73.47, 49.12, 272.49, 431.58, 232.39, 3261.24),
+            (253.64, 101.48, 796.11, 2126.47, 732.80, 14447.60),
+        ),
+        (
+            "c_ladder",
+            (179.42, 143.93, 365.61, 329.58, 207.71, 1943.07),
+            (220.07, 193.85, 352.00, 892.14, 385.62, 5677.51),
+        ),
+        (
+            "e_cycles2",
+            (338.45, 290.25, 637.20, 496.65, 272.12, 3687.52),
+            (285.98, 234.76, 475.86, 1559.13, 593.00, 8305.20),
+        ),
+        (
+            "resume_p",
+            (124.86, 102.72, 295.79, 445.80, 254.57, 2820.90),
+            (203.15, 152.67, 480.79, 1741.52, 652.22, 11462.88),
+        ),
+    ],
+)
+def test_final_errors_with_a_test_set(
+    case: str, train: tuple[float, ...], test: tuple[float, ...]
+) -> None:
+    """Of the last ladder step, of the best cycle, of the last of several runs in one log."""
+    summary = summarise_run(DATA / case)
+    assert summary.status == "succeeded"
+    assert summary.cause is None
+    assert summary.warnings == ()
+    assert _errors(summary, "train") == train
+    assert _errors(summary, "test") == test
+
+
+@pytest.mark.parametrize(
+    ("case", "train"),
+    [
+        ("f_earlystop_pyace", (784.23, 702.62, 1360.53, 1641.85, 1024.93, 13182.45)),
+        ("test_size_refauto_pyace", (341.07, 310.21, 609.79, 1376.19, 769.96, 8309.63)),
+    ],
+)
+def test_pyace_measures_no_test_set(case: str, train: tuple[float, ...]) -> None:
+    """Its test errors are not known, rather than zero."""
+    summary = summarise_run(DATA / case)
+    assert summary.status == "succeeded"
+    assert _errors(summary, "train") == train
+    assert summary.test is None
+    assert summary.test_curve == ()
+
+
+def test_single_shot() -> None:
+    """One cycle, its curves, sizes, versions and timings."""
+    summary = summarise_run(DATA / "b_single_test")
+    assert (summary.iterations, summary.functions, summary.parameters) == (15, 15, 66)
+    assert summary.ladder is False
+    assert [(c.ladder_step, c.cycle, c.iterations) for c in summary.cycles] == [(0, 0, 15)]
+    assert [point.iteration for point in summary.train_curve] == list(range(16))
+    assert [point.iteration for point in summary.test_curve] == [0, 5, 10, 15, 16]
+    assert summary.train_curve[0].loss == pytest.approx(7.634683, abs=1e-6)
+    assert summary.versions == {
+        "pacemaker": "0.4.0rc1",
+        "ace_evaluator": "2024.7.4",
+        "tensorpot": "0.6.2.1",
+    }
+    sizes = summary.structures
+    assert (sizes["train"].found, sizes["train"].kept, sizes["train"].fitted) == (40, 40, 40)
+    assert (sizes["test"].found, sizes["test"].kept, sizes["test"].fitted) == (10, 10, 10)
+    # 22:44:30,827 Running fit backend … as stamped in the log.
+    assert summary.timings_s["building_graph"] == pytest.approx(31.2, abs=0.1)
+    assert summary.timings_s["building_test_graph"] == pytest.approx(15.7, abs=0.1)
+    assert summary.early_stopping is None
+    assert summary.optimiser_message == "Maximum number of iterations has been exceeded."
+
+
+def test_ladder() -> None:
+    """Three steps with a growing basis."""
+    summary = summarise_run(DATA / "c_ladder")
+    assert summary.ladder is True
+    assert [(c.ladder_step, c.functions, c.iterations) for c in summary.cycles] == [
+        (0, 5, 8),
+        (1, 10, 8),
+        (2, 15, 8),
+    ]
+    assert summary.iterations == 24
+
+
+def test_cycles() -> None:
+    """Two cycles, of which the second was the better one."""
+    summary = summarise_run(DATA / "e_cycles2")
+    assert [(c.cycle, c.iterations) for c in summary.cycles] == [(0, 8), (1, 8)]
+    assert summary.cycles[1].final_loss == pytest.approx(0.302177, abs=1e-6)
+
+
+def test_the_best_cycle_counts_where_it_is_not_the_last(tmp_path: Path) -> None:
+    """As pacemaker publishes the best of them."""
+    shutil.copytree(DATA / "e_cycles2", tmp_path / "run")
+    log = tmp_path / "run" / "log.txt"
+    log.write_text(
+        log.read_text().replace("Best fitting attempt is #2", "Best fitting attempt is #1")
+    )
+    errors = _errors(summarise_run(tmp_path / "run"), "train")
+    assert errors == (392.09, 344.03, 723.27, 638.62, 422.51, 3789.83)
+
+
+def test_early_stopping() -> None:
+    """Said in pacemaker's words, and a success."""
+    summary = summarise_run(DATA / "f_earlystop_pyace")
+    assert summary.early_stopping is not None
+    assert "Too small or even positive TRAIN loss change" in summary.early_stopping
+    assert (summary.iterations, summary.functions, summary.parameters) == (5, 5, 14)
+
+
+def test_random_split_of_pacemakers_own() -> None:
+    """`data.test_size`: eight of forty are split off, none is lost."""
+    sizes = summarise_run(DATA / "test_size_refauto_pyace").structures
+    assert (sizes["train"].found, sizes["train"].fitted) == (32, 32)
+    assert (sizes["test"].found, sizes["test"].fitted) == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("case", "cause"),
+    [
+        ("g_bad_yaml", "the input is not valid YAML"),
+        ("g_huge_forces", "the optimiser did not make one iteration (initial loss 7.377e+300)"),
+        ("g_missing_file", "a file is missing (FileNotFoundError: [Errno 2] No such file or dir"),
+        ("g_nan_energy", "an energy in the dataset is NaN"),
+        ("g_nan_forces", "forces in the dataset hold NaN"),
+        ("g_no_backend", "the input has no backend section"),
+        ("g_no_energy_corrected", "the dataset has no energy_corrected column"),
+        ("g_no_input_file", "a file is missing"),
+        ("g_sigkill", "killed by SIGKILL: out of memory, or by the scheduler"),
+        ("g_sigterm", "ended by SIGTERM"),
+    ],
+)
+def test_failures_are_told_in_words(case: str, cause: str) -> None:
+    """Also the one that ended with exit code 0."""
+    summary = summarise_run(DATA / case)
+    assert summary.status == "failed"
+    assert summary.cause is not None
+    assert summary.cause.startswith(cause)
+
+
+def test_a_potential_that_lacks_an_element_looks_like_a_success() -> None:
+    """Text alone can't show it; the job checks elements before the fit and after it."""
+    assert summarise_run(DATA / "g_element_missing_in_potential").status == "succeeded"
+
+
+def test_a_log_that_just_stops_is_incomplete(tmp_path: Path) -> None:
+    """Killed without a trace, or still running; what it was doing is said."""
+    shutil.copytree(DATA / "g_sigterm", tmp_path / "run")
+    (tmp_path / "run" / "exit_code").unlink()
+    summary = summarise_run(tmp_path / "run")
+    assert (summary.status, summary.cause) == ("incomplete", "the log ends while fitting")
+    assert summary.train is None
+    assert summary.iterations == 11
+
+
+def test_tables_alone_are_no_success(tmp_path: Path) -> None:
+    """Without a log nobody knows how it ended."""
+    shutil.copy(DATA / "b_single_test" / "metrics.txt", tmp_path)
+    summary = summarise_run(tmp_path)
+    assert summary.status == "incomplete"
+    assert summary.iterations == 15
+    assert summary.versions == {}
+    assert summary.ladder is None
+
+
+def test_other_directories_are_usage_errors(tmp_path: Path) -> None:
+    """A misspelt path is not an empty result."""
+    with pytest.raises(ConfigError, match="is no work directory of pacemaker"):
+        summarise_run(tmp_path)
+    with pytest.raises(ConfigError):
+        summarise_run(tmp_path / "absent")
+
+
+def test_log_and_table_are_held_against_each_other(tmp_path: Path) -> None:
+    """A figure that doesn't match is said, not averaged."""
+    shutil.copytree(DATA / "b_single_test", tmp_path / "run")
+    log = tmp_path / "run" / "train.log"
+    log.write_text(log.read_text().replace("  73.47  ", "  73.87  "))
+    assert summarise_run(tmp_path / "run").warnings == (
+        "the energy RMSE is 73.47 in the table and 73.87 in the log",
+    )
+
+
+def test_dropped_structures_are_a_warning(tmp_path: Path) -> None:
+    """The only trace that pacemaker leaves of them is a smaller number."""
+    shutil.copytree(DATA / "b_single_test", tmp_path / "run")
+    log = tmp_path / "run" / "train.log"
+    text = log.read_text().replace(
+        "Dataframe size after transform: 40", "Dataframe size after transform: 37"
+    )
+    log.write_text(text.replace("Fitting dataset size: 40", "Fitting dataset size: 35"))
+    warnings = summarise_run(tmp_path / "run").warnings
+    assert warnings[0].startswith("pacemaker dropped 3 of 40 train structures")
+    assert warnings[1] == "the weighting removed 2 of 37 train structures"
+
+
+def test_wide_figures_that_have_grown_together_are_told_apart() -> None:
+    """Each has two decimals; splitting at white space would merge them."""
+    parser = LogParser()
+    for line in (
+        "-" * 44 + "FIT STATS" + "-" * 44,
+        "   RMSE: 123456789012.34123456789012345678901.50            1469.89      nan",
+    ):
+        parser.feed(line)
+    energy, low_energy, force, low_force = parser.state.blocks[0].errors["rmse"]
+    assert energy == pytest.approx(123456789.01234)
+    assert low_energy == pytest.approx(123456789012345678.9015)
+    assert force == pytest.approx(1.46989)
+    assert low_force != low_force  # noqa: PLR0124 - nan
+
+
+def test_gpu_out_of_memory_that_heals_is_a_warning(tmp_path: Path) -> None:
+    """Pacemaker reduces the batch and starts again by itself."""
+    shutil.copytree(DATA / "b_single_test", tmp_path / "run")
+    log = tmp_path / "run" / "train.log"
+    lines = log.read_text().splitlines(keepends=True)
+    stamp = "2026-11-23 22:45:00,000 - pyace.fitadapter - "
+    lines[60:60] = [
+        f"{stamp}ERROR - OOM when allocating tensor errors encountered\n",
+        f"{stamp}INFO - Decrease batch size (by factor 1.618): 100 -> 61\n",
+    ]
+    log.write_text("".join(lines))
+    summary = summarise_run(tmp_path / "run")
+    assert summary.status == "succeeded"
+    assert summary.warnings == (
+        "out of GPU memory: pacemaker reduced the batch size from 100 to 61",
+    )
+
+
+def test_out_of_memory_that_does_not_heal_is_the_cause(tmp_path: Path) -> None:
+    """With the setting to change."""
+    shutil.copytree(DATA / "g_sigkill", tmp_path / "run")
+    (tmp_path / "run" / "exit_code").write_text("1")
+    with (tmp_path / "run" / "train.log").open("a") as log:
+        log.write("Traceback (most recent call last):\n")
+        log.write("tensorflow.python.framework.errors_impl.ResourceExhaustedError: OOM\n")
+    summary = summarise_run(tmp_path / "run")
+    assert summary.status == "failed"
+    assert summary.cause == "out of memory: reduce training.batch_size or the basis"
+
+
+def test_error_below_in_user_code_is_the_cause() -> None:
+    """TensorFlow's first line says nothing; the one further down does."""
+    parser = LogParser()
+    for line in (
+        "Traceback (most recent call last):",
+        "ValueError: in user code:",
+        '    File "fit.py", line 285, in _evaluate_loss  *',
+        "        raise ValueError(message)",
+        "    ValueError: the real reason",
+    ):
+        parser.feed(line)
+    assert parser.state.exception == "ValueError: the real reason"
+
+
+def test_phases_follow_the_log() -> None:
+    """What progress shows while a fit runs."""
+    parser = LogParser()
+    seen = [parser.phase]
+    for line in (DATA / "b_single_test" / "train.log").read_text().splitlines():
+        parser.feed(line)
+        if parser.phase is not seen[-1]:
+            seen.append(parser.phase)
+    assert seen == [
+        Phase.STARTING,
+        Phase.LOADING_DATA,
+        Phase.BUILDING_GRAPH,
+        Phase.BUILDING_TEST_GRAPH,
+        Phase.FITTING,
+        Phase.FINISHED,
+        Phase.PREDICTING,
+    ]
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60
+)
+@given(st.sampled_from(["b_single_test", "c_ladder", "f_earlystop_pyace"]), st.floats(0, 1))
+def test_a_log_cut_anywhere_is_never_a_success_before_its_end(
+    tmp_path: Path, case: str, share: float
+) -> None:
+    """No crash, and no success without the final line."""
+    run = tmp_path / case
+    if not run.exists():
+        shutil.copytree(DATA / case, run)
+        (run / "exit_code").unlink()
+    whole = (DATA / case / "train.log").read_bytes()
+    cut = whole[: int(share * len(whole))]
+    (run / "train.log").write_bytes(cut)
+    assert (summarise_run(run).status == "succeeded") == (SAVED in cut)
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40
+)
+@given(st.floats(0, 1))
+def test_a_table_cut_anywhere_gives_a_part_of_its_rows(tmp_path: Path, share: float) -> None:
+    """Truncated tables neither crash nor invent."""
+    run = tmp_path / "run"
+    if not run.exists():
+        shutil.copytree(DATA / "c_ladder", run)
+    whole = (DATA / "c_ladder" / "metrics.txt").read_bytes()
+    (run / "metrics.txt").write_bytes(whole[: int(share * len(whole))])
+    curve = summarise_run(run).train_curve
+    assert curve == summarise_run(DATA / "c_ladder").train_curve[: len(curve)]
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40
+)
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(0, 1),
+            st.text(st.characters(exclude_characters="\n\r", codec="utf-8"), max_size=80).filter(
+                lambda text: "rror" not in text
+            ),
+        ),
+        max_size=10,
+    )
+)
+def test_garbage_between_lines_changes_no_figure(
+    tmp_path: Path, garbage: list[tuple[float, str]]
+) -> None:
+    """Other libraries print into the same stream."""
+    run = tmp_path / "run"
+    if not run.exists():
+        shutil.copytree(DATA / "c_ladder", run)
+    lines = (DATA / "c_ladder" / "train.log").read_text().splitlines()
+    for share, text in garbage:
+        lines.insert(int(share * len(lines)), text)
+    (run / "train.log").write_text("\n".join(lines) + "\n")
+    summary = summarise_run(run)
+    assert summary.status == "succeeded"
+    assert _errors(summary, "train") == (179.42, 143.93, 365.61, 329.58, 207.71, 1943.07)
+
+
+def test_a_huge_line_does_no_harm(tmp_path: Path) -> None:
+    """Twenty megabytes without a line end, in the middle of a log."""
+    shutil.copytree(DATA / "b_single_test", tmp_path / "run")
+    log = tmp_path / "run" / "train.log"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join([*lines[:50], b"x" * (20 << 20), b"\n", *lines[50:]]))
+    assert _errors(summarise_run(tmp_path / "run"), "train")[0] == 73.47
