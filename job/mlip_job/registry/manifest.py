@@ -1,0 +1,145 @@
+"""The manifest: the record whose existence makes a generation exist."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mlip_job.environment import RunEnvironment
+from mlip_job.errors import IntegrityError
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Artefact(_Part):
+    """One published file.
+
+    Attributes
+    ----------
+    key
+        Where it is in the store.
+    sha256
+        Of its content.
+    size
+        Bytes.
+    """
+
+    key: str
+    sha256: str
+    size: int
+
+
+class Parent(_Part):
+    """The generation that the fit started from.
+
+    Attributes
+    ----------
+    generation
+        Its number.
+    mode
+        ``continue`` with the same basis, ``extend`` to a larger one.
+    potential_sha256
+        Of the potential that was taken.
+    """
+
+    generation: int
+    mode: Literal["continue", "extend"]
+    potential_sha256: str
+
+
+class DatasetReference(_Part):
+    """The dataset that the generation was trained on.
+
+    Attributes
+    ----------
+    id
+        Its content address: the name of its folder in the store.
+    record_sha256
+        Of its ``dataset.json``, which names and hashes every other file.
+    train, test
+        Numbers of structures.
+    database
+        Where the rows came from, without secrets.
+    selection
+        Which rows were asked for.
+    inherited_from
+        The generation whose split and reference energies it continues, if any.
+    """
+
+    id: str
+    record_sha256: str
+    train: int
+    test: int
+    database: str
+    selection: str
+    inherited_from: int | None
+
+
+class ErrorFigures(_Part):
+    """Errors of the potential on one set of structures; None is not known."""
+
+    rmse_energy_mev_per_atom: float | None
+    rmse_force_mev_per_angstrom: float | None
+
+
+class Headline(_Part):
+    """The figures that a table of generations shows; the report has the rest."""
+
+    train: ErrorFigures
+    test: ErrorFigures
+    iterations: int
+    functions: int | None
+
+
+class Manifest(_Part):
+    """All that is known of a published generation.
+
+    ``config`` is the configuration in full and ``config_sha256`` the hash of its decisive part
+    (`JobConfig.fingerprint`). ``basis`` is pacemaker's ``potential`` section: what a later
+    generation compares its own with. ``reference_energies`` (eV per atom) are what the potential's
+    energies lack: E_DFT = E_potential + Σ n·e0.
+    """
+
+    schema_version: Literal[1] = 1
+    family: str
+    generation: int
+    attempt: str
+    started: datetime
+    ended: datetime
+    config: dict[str, Any]
+    config_sha256: str
+    elements: tuple[str, ...]
+    basis: dict[str, Any]
+    parent: Parent | None
+    dataset: DatasetReference
+    reference_energies: dict[str, float]
+    split_seed: int
+    fit_seed: int
+    environment: RunEnvironment
+    headline: Headline
+    artefacts: dict[str, Artefact]
+
+    @classmethod
+    def from_json(cls, data: bytes, *, key: str) -> Manifest:
+        """Parse a stored manifest.
+
+        Raises
+        ------
+        IntegrityError
+            If it is none, naming `key`.
+        """
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            raise IntegrityError(
+                f"{key} is no manifest that this version reads "
+                f"({error.error_count()} wrong fields, first: {error.errors()[0]['loc']})"
+            ) from None
+
+    def to_json(self) -> bytes:
+        """Return the text that is stored."""
+        return (self.model_dump_json(indent=2) + "\n").encode()

@@ -1,0 +1,276 @@
+"""The registry of one family: the only reader and writer of its part of the store."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mlip_job.dataset.record import DatasetRecord
+from mlip_job.errors import (
+    ConfigError,
+    ConflictError,
+    IntegrityError,
+    ObjectChangedError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StoreError,
+)
+from mlip_job.naming import DatasetFiles, FamilyKeys, generation_name, parse_generation_name
+from mlip_job.registry.manifest import Artefact, Manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from mlip_job.store.base import ObjectStore
+
+DERIVED_SUFFIXES = ("yace", "yaml", "asi")
+"""Formats of the potential that also lie under ``potentials/``, where present."""
+
+_POINTER_TRIES = 20
+
+
+class LatestPointer(BaseModel):
+    """Content of ``latest.json``."""
+
+    model_config = ConfigDict(frozen=True)
+
+    generation: int
+    name: str
+
+
+class Registry:
+    """Generations of one family.
+
+    Parameters
+    ----------
+    store
+        Where they are.
+    family
+        Whose they are.
+    """
+
+    def __init__(self, store: ObjectStore, family: str) -> None:
+        self.store = store
+        self.family = family
+        self.keys = FamilyKeys(family)
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def find(self, generation: int) -> Manifest | None:
+        """Return a generation's manifest, or None where it is not published."""
+        key = self.keys.manifest(generation)
+        try:
+            return Manifest.from_json(self.store.get(key), key=key)
+        except ObjectNotFoundError:
+            return None
+
+    def get(self, generation: int) -> Manifest:
+        """Return a published generation's manifest.
+
+        Raises
+        ------
+        ConfigError
+            If it is not published; the message says which are.
+        """
+        manifest = self.find(generation)
+        if manifest is None:
+            known = ", ".join(map(generation_name, self.numbers())) or "none yet"
+            raise ConfigError(
+                f"{generation_name(generation)} of {self.family} is not published in "
+                f"{self.store.url} (published: {known})"
+            )
+        return manifest
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of all published generations, ascending."""
+        names = self.store.list_prefixes(self.keys.generations)
+        numbers = [n for n in map(parse_generation_name, names) if n is not None]
+        return sorted(n for n in numbers if self.store.head(self.keys.manifest(n)) is not None)
+
+    def manifests(self) -> Iterator[Manifest]:
+        """Yield the manifests of all published generations, ascending."""
+        for number in self.numbers():
+            yield self.get(number)
+
+    def latest(self) -> int | None:
+        """Return the generation that ``latest.json`` points at."""
+        try:
+            return self._read_pointer()[0]
+        except ObjectNotFoundError:
+            return None
+
+    # -- datasets --------------------------------------------------------------------------------
+
+    def publish_dataset(self, directory: Path, record: DatasetRecord) -> str:
+        """Put a dataset into the store, its record last; return the sha256 of that record.
+
+        A dataset is named by its content: one that is there already is left as it is.
+        """
+        record_key = self.keys.dataset(record.id, DatasetFiles.RECORD)
+        if self.store.head(record_key) is None:
+            for name in sorted(record.files):
+                self.store.upload(directory / name, self.keys.dataset(record.id, name))
+            try:
+                return self.store.upload(DatasetFiles(directory).record, record_key, if_absent=True)
+            except ObjectExistsError:
+                pass  # another job put the same dataset there meanwhile
+        return hashlib.sha256(self.store.get(record_key)).hexdigest()
+
+    def dataset_record(self, manifest: Manifest) -> DatasetRecord:
+        """Return the record of the dataset that a generation was trained on."""
+        key = self.keys.dataset(manifest.dataset.id, DatasetFiles.RECORD)
+        data = self._get(key)
+        _require_hash(key, manifest.dataset.record_sha256, hashlib.sha256(data).hexdigest())
+        return DatasetRecord.from_json(data.decode())
+
+    def fetch_dataset_file(self, record: DatasetRecord, name: str, path: Path) -> None:
+        """Download one file of a dataset and check its hash."""
+        self._fetch(self.keys.dataset(record.id, name), record.files[name].sha256, path)
+
+    # -- publishing ------------------------------------------------------------------------------
+
+    def publish(
+        self,
+        generation: int,
+        attempt: str,
+        files: Mapping[str, Path],
+        describe: Callable[[dict[str, Artefact]], Manifest],
+    ) -> Manifest:
+        """Publish a generation: every file first, the manifest once and last.
+
+        Parameters
+        ----------
+        generation, attempt
+            Whose files they are.
+        files
+            Local file of each artefact's name.
+        describe
+            Makes the manifest from the artefacts as they were stored.
+
+        Raises
+        ------
+        ConflictError
+            If the generation was published by another attempt meanwhile.
+        """
+        artefacts = {}
+        for name, path in sorted(files.items()):
+            key = self.keys.attempt(generation, attempt, name)
+            sha256 = self.store.upload(path, key)
+            artefacts[name] = Artefact(key=key, sha256=sha256, size=path.stat().st_size)
+        manifest = describe(artefacts)
+        try:
+            self.store.put_if_absent(self.keys.manifest(generation), manifest.to_json())
+        except ObjectExistsError:
+            winner = self.get(generation)
+            raise ConflictError(
+                f"{generation_name(generation)} of {self.family} was published by attempt "
+                f"{winner.attempt} meanwhile; this attempt ({attempt}) is not",
+                hint=f"mlip-job show -g {generation} shows what is there",
+            ) from None
+        self.roll_forward(manifest)
+        return manifest
+
+    def roll_forward(self, manifest: Manifest) -> None:
+        """Bring what is derived from a manifest up to date; a crash may have come between."""
+        for suffix in DERIVED_SUFFIXES:
+            artefact = manifest.artefacts.get(f"potential.{suffix}")
+            key = self.keys.potential(manifest.generation, suffix)
+            if artefact is not None and self.store.head(key) is None:
+                with tempfile.TemporaryDirectory(prefix="mlip-job-") as directory:
+                    local = Path(directory) / f"potential.{suffix}"
+                    self._fetch(artefact.key, artefact.sha256, local)
+                    self.store.upload(local, key)
+        self._advance_latest(manifest.generation)
+
+    def _advance_latest(self, generation: int) -> None:
+        pointer = LatestPointer(generation=generation, name=generation_name(generation))
+        data = pointer.model_dump_json().encode()
+        for _ in range(_POINTER_TRIES):
+            try:
+                current, version = self._read_pointer()
+            except ObjectNotFoundError:
+                try:
+                    self.store.put_if_absent(self.keys.latest, data)
+                except ObjectExistsError:
+                    continue
+                return
+            if current >= generation:
+                return
+            try:
+                self.store.put_if_match(self.keys.latest, data, version)
+            except ObjectChangedError:
+                continue
+            return
+        raise StoreError(f"{self.keys.latest} changes faster than it can be updated")
+
+    def _read_pointer(self) -> tuple[int, str]:
+        data, version = self.store.get_versioned(self.keys.latest)
+        try:
+            return LatestPointer.model_validate_json(data).generation, version
+        except ValidationError:
+            raise IntegrityError(
+                f"{self.keys.latest} is no pointer to a generation",
+                hint="delete it; the next run writes it anew",
+            ) from None
+
+    # -- artefacts -------------------------------------------------------------------------------
+
+    def fetch(self, manifest: Manifest, name: str, path: Path) -> None:
+        """Download one artefact and check its hash.
+
+        Raises
+        ------
+        IntegrityError
+            If it is missing or is not what the manifest says; then no file is left.
+        """
+        artefact = manifest.artefacts[name]
+        self._fetch(artefact.key, artefact.sha256, path)
+
+    def verify(self, manifest: Manifest) -> list[str]:
+        """Read back everything a generation consists of; return what is wrong, empty if nothing."""
+        problems: list[str] = []
+        expected = {a.key: a.sha256 for a in manifest.artefacts.values()}
+        for suffix in DERIVED_SUFFIXES:
+            if artefact := manifest.artefacts.get(f"potential.{suffix}"):
+                expected[self.keys.potential(manifest.generation, suffix)] = artefact.sha256
+        try:
+            record = self.dataset_record(manifest)
+        except IntegrityError as error:
+            problems.append(error.message)
+        else:
+            for name, file in record.files.items():
+                expected[self.keys.dataset(record.id, name)] = file.sha256
+        with tempfile.TemporaryDirectory(prefix="mlip-job-") as directory:
+            for key, sha256 in expected.items():
+                try:
+                    self._fetch(key, sha256, Path(directory) / "object")
+                except IntegrityError as error:
+                    problems.append(error.message)
+        return problems
+
+    def _get(self, key: str) -> bytes:
+        try:
+            return self.store.get(key)
+        except ObjectNotFoundError:
+            raise IntegrityError(f"{key} is missing from {self.store.url}") from None
+
+    def _fetch(self, key: str, sha256: str, path: Path) -> None:
+        try:
+            found = self.store.download(key, path)
+        except ObjectNotFoundError:
+            raise IntegrityError(f"{key} is missing from {self.store.url}") from None
+        if found != sha256:
+            path.unlink()
+            _require_hash(key, sha256, found)
+
+
+def _require_hash(key: str, expected: str, found: str) -> None:
+    if expected != found:
+        raise IntegrityError(
+            f"{key} has the sha256 {found[:16]}… instead of {expected[:16]}…",
+            hint="it was changed or damaged after it was published; restore it from a backup",
+        )

@@ -1,0 +1,179 @@
+"""The report of a training: what was fitted to what, and how well. ``report.json``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mlip_job.errors import IntegrityError
+from mlip_job.registry.manifest import ErrorFigures, Headline, Parent
+from mlip_job.training.input_yaml import kappa
+from mlip_job.training.run_summary import Errors, RunSummary
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mlip_job.config import JobConfig, TrainingConfig
+    from mlip_job.dataset.record import DatasetRecord
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LossDefinition(_Part):
+    """What was minimised: (1-κ)·MSE(E/atom) + κ·mean|ΔF|² plus regularisation.
+
+    Attributes
+    ----------
+    energy_weight, force_weight
+        The weights a and b that were asked for.
+    kappa
+        b / (a + b), as pacemaker was given it (an override included).
+    definition
+        What the weights mean, in words.
+    stress_fitted
+        Always false: pacemaker fits no stress.
+    """
+
+    energy_weight: float
+    force_weight: float
+    kappa: float
+    definition: str
+    stress_fitted: Literal[False] = False
+
+
+class DatasetSummary(_Part):
+    """The dataset in short; its own record has the rest."""
+
+    id: str
+    train: int
+    test: int
+    rejected: int
+    reference_energies_ev: dict[str, float]
+    reference_energy_sources: dict[str, str]
+    notes: tuple[str, ...]
+
+
+class TrainingReport(_Part):
+    """The report of one training.
+
+    Attributes
+    ----------
+    parent
+        The generation that the fit started from.
+    fit
+        What pacemaker's tables and log say, see `RunSummary`.
+    left_out_by_weighting
+        Row ids per side that an energy-based weighting kept out of the fit.
+    energy_reference
+        How a DFT energy is recovered from the potential's.
+    timings_s
+        Wall time of the stages before publishing, s.
+    warnings
+        What a person should know before using the potential.
+    """
+
+    schema_version: Literal[1] = 1
+    family: str
+    generation: int
+    elements: tuple[str, ...]
+    parent: Parent | None
+    loss: LossDefinition
+    dataset: DatasetSummary
+    fit: RunSummary
+    left_out_by_weighting: dict[str, tuple[int, ...]]
+    energy_reference: str
+    timings_s: dict[str, float]
+    warnings: tuple[str, ...]
+
+    def headline(self) -> Headline:
+        """Return the figures that a table of generations shows."""
+        return Headline(
+            train=_figures(self.fit.train),
+            test=_figures(self.fit.test),
+            iterations=self.fit.iterations or 0,
+            functions=self.fit.functions,
+        )
+
+    def to_json(self) -> str:
+        """Return the text of ``report.json``."""
+        return self.model_dump_json(indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Read ``report.json``.
+
+        Raises
+        ------
+        IntegrityError
+            If it is no report that this version reads.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise IntegrityError(
+                f"a report can't be read: {error.error_count()} wrong fields"
+            ) from None
+
+
+def make_report(
+    config: JobConfig,
+    generation: int,
+    record: DatasetRecord,
+    parent: Parent | None,
+    summary: RunSummary,
+    left_out: Mapping[str, tuple[int, ...]],
+    timings_s: Mapping[str, float],
+) -> TrainingReport:
+    """Put together what the stages of a run found."""
+    return TrainingReport(
+        family=config.family,
+        generation=generation,
+        elements=record.elements,
+        parent=parent,
+        loss=_loss(config.training),
+        dataset=DatasetSummary(
+            id=record.id,
+            train=record.counts.train,
+            test=record.counts.test,
+            rejected=record.counts.rejected,
+            reference_energies_ev=record.reference_energies,
+            reference_energy_sources=dict(record.reference_energy_sources),
+            notes=record.notes,
+        ),
+        fit=summary,
+        left_out_by_weighting=dict(left_out),
+        energy_reference="E_DFT = E_potential + Σ n(element)·reference_energies_ev[element]",
+        timings_s=dict(timings_s),
+        warnings=_warnings(config.training, summary),
+    )
+
+
+def _figures(errors: Errors | None) -> ErrorFigures:
+    return ErrorFigures(
+        rmse_energy_mev_per_atom=errors.rmse_energy_mev_per_atom if errors else None,
+        rmse_force_mev_per_angstrom=errors.rmse_force_mev_per_angstrom if errors else None,
+    )
+
+
+def _loss(training: TrainingConfig) -> LossDefinition:
+    asked = kappa(training.energy_weight, training.force_weight)
+    given = training.overrides.get("fit", {}).get("loss", {}).get("kappa", asked)
+    return LossDefinition(
+        energy_weight=training.energy_weight,
+        force_weight=training.force_weight,
+        kappa=given if isinstance(given, float) else asked,
+        definition="energy_weight·MSE(E/atom, eV) + force_weight·mean over atoms of |ΔF|² (eV/Å), "
+        + ("each mean weighted" if training.weighting != "uniform" else "uniform weights"),
+    )
+
+
+def _warnings(training: TrainingConfig, summary: RunSummary) -> tuple[str, ...]:
+    stress = (
+        ("stress_weight has no effect: pacemaker fits no stress",)
+        if training.stress_weight > 0
+        else ()
+    )
+    return (*stress, *summary.warnings)

@@ -1,0 +1,222 @@
+"""What the registry promises, on a directory and on a real S3 API."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mlip_job.errors import ConfigError, ConflictError, IntegrityError, StoreError
+from mlip_job.registry import Artefact, Manifest, Registry
+from mlip_job.registry.pull import pull_generation
+from mlip_job.store.open import open_store
+from tests.manifests import make_manifest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mlip_job.config import StorageConfig
+    from mlip_job.store.base import ObjectStore
+
+FAMILY = "cu-ni"
+
+
+@pytest.fixture
+def registry(store: ObjectStore) -> Registry:
+    """Return the registry of an empty store."""
+    return Registry(store, FAMILY)
+
+
+def _publish(registry: Registry, directory: Path, generation: int, attempt: str = "a1") -> Manifest:
+    """Publish a generation whose files say which attempt made them."""
+    directory.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for name in ("potential.yace", "potential.yaml", "report.json"):
+        files[name] = directory / f"{attempt}-{name}"
+        files[name].write_text(f"{name} of {attempt}\n")
+
+    def describe(artefacts: dict[str, Artefact]) -> Manifest:
+        return make_manifest(generation, attempt=attempt, family=FAMILY, artefacts=artefacts)
+
+    return registry.publish(generation, attempt, files, describe)
+
+
+def test_nothing_is_published_in_an_empty_store(registry: Registry) -> None:
+    """Listing and looking up are no errors there."""
+    assert registry.numbers() == []
+    assert list(registry.manifests()) == []
+    assert registry.latest() is None
+    assert registry.find(1) is None
+    with pytest.raises(ConfigError, match=r"gen_01 .* is not published .*none yet"):
+        registry.get(1)
+
+
+def test_a_published_generation_is_found_whole(registry: Registry, tmp_path: Path) -> None:
+    """Manifest, artefacts, the copies under potentials/, the pointer."""
+    manifest = _publish(registry, tmp_path, 4)
+    assert registry.find(4) == manifest == registry.get(4)
+    assert registry.numbers() == [4]
+    assert registry.latest() == 4
+    for suffix in ("yace", "yaml"):
+        expected = f"potential.{suffix} of a1\n".encode()
+        assert registry.store.get(f"{FAMILY}/potentials/gen_04.{suffix}") == expected
+        artefact = manifest.artefacts[f"potential.{suffix}"]
+        assert registry.store.get(artefact.key) == expected
+        assert artefact.size == len(expected)
+
+
+def test_a_generation_without_manifest_does_not_exist(registry: Registry, tmp_path: Path) -> None:
+    """Files of an attempt that never finished are no generation."""
+    key = registry.keys.attempt(1, "a1", "potential.yace")
+    registry.store.put(key, b"half a generation")
+    registry.store.put(f"{registry.keys.generations}notes/readme", b"a stray folder")
+    assert registry.numbers() == []
+    assert registry.find(1) is None
+
+
+def test_a_generation_is_published_once(registry: Registry, tmp_path: Path) -> None:
+    """The later attempt learns who was first, and changes nothing."""
+    first = _publish(registry, tmp_path, 1, "first")
+    with pytest.raises(ConflictError, match="published by attempt first meanwhile") as caught:
+        _publish(registry, tmp_path, 1, "second")
+    assert caught.value.exit_code == 73
+    assert registry.get(1) == first
+    assert registry.store.get(registry.keys.potential(1, "yace")) == b"potential.yace of first\n"
+
+
+def test_of_many_attempts_exactly_one_publishes(storage: StorageConfig, tmp_path: Path) -> None:
+    """Eight at once, each with a registry of its own."""
+
+    def publish(number: int) -> str | None:
+        attempt = f"a{number}"
+        try:
+            _publish(Registry(open_store(storage), FAMILY), tmp_path / attempt, 1, attempt)
+        except ConflictError:
+            return None
+        return attempt
+
+    with ThreadPoolExecutor(8) as pool:
+        winners = [attempt for attempt in pool.map(publish, range(8)) if attempt]
+    registry = Registry(open_store(storage), FAMILY)
+    assert winners == [registry.get(1).attempt]
+    yace = registry.store.get(registry.keys.potential(1, "yace"))
+    assert yace == f"potential.yace of {winners[0]}\n".encode()
+
+
+def test_pointer_moves_forward_only(registry: Registry, tmp_path: Path) -> None:
+    """Publishing an older number later does not make it the latest."""
+    for generation in (2, 5, 3):
+        _publish(registry, tmp_path, generation)
+    assert registry.latest() == 5
+    assert registry.numbers() == [2, 3, 5]
+
+
+def test_pointer_ends_at_the_highest_of_many(storage: StorageConfig, tmp_path: Path) -> None:
+    """Generations published at the same time don't lose each other's update."""
+
+    def publish(generation: int) -> None:
+        directory = tmp_path / str(generation)
+        _publish(Registry(open_store(storage), FAMILY), directory, generation)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(publish, range(1, 7)))
+    assert Registry(open_store(storage), FAMILY).latest() == 6
+
+
+def test_what_a_crash_left_out_is_rolled_forward(registry: Registry, tmp_path: Path) -> None:
+    """A crash after the manifest leaves derived objects missing; any later run adds them."""
+    manifest = _publish(registry, tmp_path, 1)
+    yace = registry.keys.potential(1, "yace")
+    content = registry.store.get(yace)
+    registry.store.delete(yace)
+    registry.store.delete(registry.keys.latest)
+    registry.roll_forward(manifest)
+    assert registry.store.get(yace) == content
+    assert registry.latest() == 1
+
+
+def test_damage_is_found_and_named(registry: Registry, tmp_path: Path) -> None:
+    """A changed artefact, a missing one, a changed copy, a dataset that isn't there."""
+    manifest = _publish(registry, tmp_path, 1)
+    registry.store.put(manifest.artefacts["report.json"].key, b"tampered")
+    registry.store.delete(manifest.artefacts["potential.yaml"].key)
+    registry.store.put(registry.keys.potential(1, "yace"), b"tampered")
+    problems = "\n".join(registry.verify(manifest))
+    assert f"{manifest.artefacts['report.json'].key} has the sha256" in problems
+    assert f"{manifest.artefacts['potential.yaml'].key} is missing" in problems
+    assert f"{FAMILY}/potentials/gen_01.yace has the sha256" in problems
+    assert f"{FAMILY}/datasets/0123456789abcdef/dataset.json is missing" in problems
+    assert len(problems.splitlines()) == 4
+
+
+def test_a_damaged_artefact_is_not_fetched(registry: Registry, tmp_path: Path) -> None:
+    """Whoever asks for it gets an error and no file."""
+    manifest = _publish(registry, tmp_path, 1)
+    registry.store.put(manifest.artefacts["potential.yace"].key, b"tampered")
+    with pytest.raises(IntegrityError, match="has the sha256"):
+        registry.fetch(manifest, "potential.yace", tmp_path / "local.yace")
+    assert not (tmp_path / "local.yace").exists()
+    with pytest.raises(IntegrityError):
+        pull_generation(registry, manifest, tmp_path / "pulled", with_dataset=False)
+    assert list((tmp_path / "pulled").iterdir()) == []
+
+
+def test_pull_names_the_potential_after_the_generation(registry: Registry, tmp_path: Path) -> None:
+    """As LAMMPS inputs will refer to it; again changes nothing; other content is kept."""
+    manifest = _publish(registry, tmp_path, 2)
+    target = tmp_path / "pulled"
+    pull_generation(registry, manifest, target, with_dataset=False)
+    pull_generation(registry, manifest, target, with_dataset=False)
+    assert sorted(p.name for p in target.iterdir()) == [
+        "gen_02.yace",
+        "gen_02.yaml",
+        "manifest.json",
+        "report.json",
+    ]
+    (target / "gen_02.yace").write_text("mine")
+    with pytest.raises(ConflictError, match=r"gen_02\.yace exists with other content"):
+        pull_generation(registry, manifest, target, with_dataset=False)
+    assert (target / "gen_02.yace").read_text() == "mine"
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b'{"generation": "x"}', b"\xff\xfe"])
+def test_unreadable_records_are_damage_not_crashes(registry: Registry, data: bytes) -> None:
+    """A manifest or a pointer that is cut short is named by its key."""
+    registry.store.put(registry.keys.manifest(1), data)
+    with pytest.raises(IntegrityError, match=r"gen_01/manifest\.json is no manifest"):
+        registry.find(1)
+    registry.store.put(registry.keys.latest, data)
+    with pytest.raises(IntegrityError, match=r"latest\.json is no pointer"):
+        registry.latest()
+
+
+def test_manifest_of_a_later_version_is_refused(registry: Registry, tmp_path: Path) -> None:
+    """Better than to misread it."""
+    manifest = _publish(registry, tmp_path, 1)
+    later = json.loads(manifest.to_json()) | {"schema_version": 2}
+    registry.store.put(registry.keys.manifest(1), json.dumps(later).encode())
+    with pytest.raises(IntegrityError, match="no manifest that this version reads"):
+        registry.find(1)
+
+
+def test_failed_upload_publishes_nothing(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest comes last: what fails before it leaves no generation."""
+    upload = registry.store.upload
+
+    def failing(path: Path, key: str, *, if_absent: bool = False) -> str:
+        if key.endswith("report.json"):
+            raise StoreError("the network is gone")
+        return upload(path, key, if_absent=if_absent)
+
+    monkeypatch.setattr(registry.store, "upload", failing)
+    with pytest.raises(StoreError, match="the network is gone"):
+        _publish(registry, tmp_path, 1)
+    assert registry.numbers() == []
+    assert registry.store.head(registry.keys.potential(1, "yace")) is None
+    monkeypatch.undo()
+    _publish(registry, tmp_path, 1, "again")
+    assert registry.get(1).attempt == "again"
