@@ -1,0 +1,5 @@
+"""The stages of a generation, in order, and nothing else."""
+
+from mlip_job.pipeline.run import Outcome, export_generation, run_generation
+
+__all__ = ["Outcome", "export_generation", "run_generation"]

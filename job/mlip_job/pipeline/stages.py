@@ -1,0 +1,216 @@
+"""The stages of a run, each a function of what the ones before it made."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from mlip_job.config.training import EnergyBased
+from mlip_job.dataset.builder import DatasetBuilder, ParentDataset
+from mlip_job.environment import RunEnvironment
+from mlip_job.errors import ConfigError
+from mlip_job.naming import DatasetFiles, WorkFiles, generation_name
+from mlip_job.pipeline.lineage import start_mode
+from mlip_job.registry import DatasetReference, Manifest, Parent
+from mlip_job.training.basis import potential_section
+from mlip_job.training.input_yaml import StartPotential, TrainingData, build_input, dump_input
+from mlip_job.training.potential_yaml import as_start, read_potential, write_potential
+from mlip_job.training.programs import convert_to_yace
+from mlip_job.training.runner import PacemakerWrapper, Progress
+from mlip_job.training.weighting import rows_left_out
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mlip_job.config import JobConfig, TrainingConfig
+    from mlip_job.dataset.record import DatasetRecord
+    from mlip_job.registry import Artefact, Headline, Registry
+    from mlip_job.training.run_summary import RunSummary
+    from mlip_job.training.signals import StopRequest
+
+
+class Observer(Protocol):
+    """Whoever is told how a run goes."""
+
+    def message(self, text: str) -> None:
+        """Hear one thing."""
+
+    def progress(self, progress: Progress) -> None:
+        """Hear how far pacemaker is."""
+
+    def trainer_line(self, line: str) -> None:
+        """Hear what pacemaker prints."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What an attempt did, for its manifest."""
+
+    attempt: str
+    started: datetime
+    record: DatasetRecord
+    record_sha256: str
+    dataset_parent: Manifest | None
+    parent: Parent | None
+    headline: Headline
+
+
+def build_dataset(
+    config: JobConfig,
+    generation: int,
+    registry: Registry,
+    parent: Manifest | None,
+    directory: Path,
+    observer: Observer,
+) -> DatasetRecord:
+    """Write a generation's dataset into `directory`, which is made for it.
+
+    On an error the directory is as it was.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"can't write to {directory}: {error.strerror}", hint="set work_dir, or choose -o DIR"
+        ) from None
+    with tempfile.TemporaryDirectory(prefix="mlip-job-") as temporary:
+        builder = DatasetBuilder(
+            config.database.for_generation(generation),
+            config.dataset,
+            config.training,
+            parent=_fetch_parent_dataset(registry, parent, Path(temporary)),
+            progress=observer.message,
+        )
+        try:
+            return builder.build(directory)
+        except BaseException:
+            with suppress(OSError):
+                directory.rmdir()
+            raise
+
+
+def prepare_fit(
+    training: TrainingConfig,
+    files: WorkFiles,
+    record: DatasetRecord,
+    registry: Registry,
+    start_from: Manifest | None,
+    observer: Observer,
+) -> Parent | None:
+    """Write input.yaml and, where there is one, the potential that the fit starts from."""
+    parent, start = None, None
+    if start_from is not None:
+        mode = start_mode(training, record.elements, start_from)
+        registry.fetch(start_from, "potential.yaml", files.parent_potential)
+        prepared = as_start(read_potential(files.parent_potential))
+        write_potential(prepared, files.parent_potential)
+        start = StartPotential(files.parent_potential.name, same_basis=mode == "continue")
+        parent = Parent(
+            generation=start_from.generation,
+            mode=mode,
+            potential_sha256=start_from.artefacts["potential.yaml"].sha256,
+        )
+        how = "with the same basis" if start.same_basis else "growing its basis"
+        observer.message(f"starting from {generation_name(start_from.generation)}, {how}")
+    data = TrainingData(
+        elements=record.elements,
+        train=_in_dataset_folder(record.frames.train),
+        test=_in_dataset_folder(record.frames.test),
+        reference_energies={e: record.reference_energies[e] for e in record.elements},
+    )
+    content = build_input(training, data, start)
+    files.input_yaml.write_text(dump_input(content), encoding="utf-8")
+    return parent
+
+
+def fit(
+    config: JobConfig,
+    files: WorkFiles,
+    record: DatasetRecord,
+    observer: Observer,
+    stop: StopRequest,
+) -> RunSummary:
+    """Run pacemaker and convert what it made for LAMMPS."""
+    if config.training.stress_weight > 0:
+        observer.message(
+            "note: stress_weight has no effect, pacemaker fits no stress; 0 silences this"
+        )
+    observer.message(f"training in {files.directory}")
+    wrapper = PacemakerWrapper(
+        files,
+        elements=record.elements,
+        observe=observer.progress,
+        show_line=observer.trainer_line,
+        stop=stop,
+    )
+    summary = wrapper.fit()
+    convert_to_yace(files.output_potential, files.yace)
+    return summary
+
+
+def left_out_by_weighting(
+    training: TrainingConfig, files: WorkFiles, record: DatasetRecord
+) -> dict[str, tuple[int, ...]]:
+    """Return the rows that the weighting kept out of the fit; only an energy-based one does."""
+    if not isinstance(training.weighting, EnergyBased):
+        return {}
+    frames = {"train": record.frames.train, "test": record.frames.test}
+    return rows_left_out(
+        files.directory, {side: _in_dataset_folder(names) for side, names in frames.items()}
+    )
+
+
+def describe(
+    config: JobConfig, generation: int, trained: Trained, artefacts: Mapping[str, Artefact]
+) -> Manifest:
+    """Return the manifest of a trained generation."""
+    record = trained.record
+    return Manifest(
+        family=config.family,
+        generation=generation,
+        attempt=trained.attempt,
+        started=trained.started,
+        ended=datetime.now(UTC),
+        config=config.model_dump(mode="json"),
+        config_sha256=config.fingerprint(),
+        elements=record.elements,
+        basis=potential_section(config.training, record.elements),
+        parent=trained.parent,
+        dataset=DatasetReference(
+            id=record.id,
+            record_sha256=trained.record_sha256,
+            train=record.counts.train,
+            test=record.counts.test,
+            database=record.database,
+            selection=record.selection,
+            inherited_from=(
+                trained.dataset_parent.generation if trained.dataset_parent is not None else None
+            ),
+        ),
+        reference_energies=record.reference_energies,
+        split_seed=config.dataset.seed,
+        fit_seed=config.training.seed,
+        environment=RunEnvironment.current(),
+        headline=trained.headline,
+        artefacts=dict(artefacts),
+    )
+
+
+def _fetch_parent_dataset(
+    registry: Registry, manifest: Manifest | None, directory: Path
+) -> ParentDataset | None:
+    if manifest is None:
+        return None
+    record = registry.dataset_record(manifest)
+    index = directory / DatasetFiles.INDEX
+    registry.fetch_dataset_file(record, DatasetFiles.INDEX, index)
+    return ParentDataset(record, index)
+
+
+def _in_dataset_folder(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return paths relative to the attempt: what is published names no directory of a machine."""
+    return tuple(f"{WorkFiles.DATASET}/{name}" for name in names)

@@ -1,0 +1,121 @@
+"""A fit starts from an earlier generation only where its basis is a part of the new one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mlip_job.config import TrainingConfig
+from mlip_job.errors import ConfigError
+from mlip_job.pipeline.lineage import find_lineage, start_mode
+from mlip_job.training.basis import potential_section
+from tests.manifests import make_manifest
+
+if TYPE_CHECKING:
+    from mlip_job.registry import Manifest
+
+
+class _Published:
+    """The two questions that lineage asks a registry."""
+
+    def __init__(self, *numbers: int) -> None:
+        self._numbers = list(numbers)
+
+    def numbers(self) -> list[int]:
+        return self._numbers
+
+    def get(self, generation: int) -> Manifest:
+        return make_manifest(generation)
+
+
+def _lineage(generation: int, published: tuple[int, ...], **training: Any) -> tuple[Any, Any]:
+    lineage = find_lineage(_Published(*published), TrainingConfig(**training), generation)  # type: ignore[arg-type]
+    return tuple(m.generation if m else None for m in (lineage.dataset, lineage.potential))
+
+
+def test_first_generation_starts_from_nothing() -> None:
+    """There is no previous one."""
+    assert _lineage(1, ()) == (None, None)
+
+
+def test_previous_is_the_number_before() -> None:
+    """Both the data and the potential are inherited from it."""
+    assert _lineage(3, (1, 2, 5)) == (2, 2)
+
+
+def test_split_is_inherited_where_the_fit_starts_from_nothing() -> None:
+    """What was test stays test in any case."""
+    assert _lineage(3, (1, 2), start_from="none") == (2, None)
+
+
+def test_start_can_be_an_older_generation() -> None:
+    """The split still comes from the nearest one."""
+    assert _lineage(3, (1, 2), start_from=1) == (2, 1)
+
+
+@pytest.mark.parametrize("start_from", ["previous", 3])
+def test_absent_parent_is_named_with_those_that_exist(start_from: object) -> None:
+    """A user sees what to start from instead."""
+    with pytest.raises(ConfigError, match="gen_03, which is not published") as caught:
+        _lineage(4, (1, 2), start_from=start_from)
+    assert "gen_01, gen_02" in str(caught.value)
+
+
+@pytest.mark.parametrize("start_from", [4, 5])
+def test_parent_has_to_come_before(start_from: int) -> None:
+    """Neither itself nor a later one."""
+    with pytest.raises(ConfigError, match="can only start from an earlier generation"):
+        _lineage(4, (1, 2, 3, 4, 5), start_from=start_from)
+
+
+def _mode(elements: list[str], old: dict[str, Any], new: dict[str, Any]) -> str:
+    basis = potential_section(TrainingConfig(**old), ["Cu", "Ni"])
+    return start_mode(TrainingConfig(**new), elements, make_manifest(1, basis=basis))
+
+
+def test_same_basis_is_continued() -> None:
+    """Settings that don't touch the basis don't matter."""
+    assert _mode(["Cu", "Ni"], {"max_iter": 5}, {"max_iter": 9, "force_weight": 1}) == "continue"
+
+
+@pytest.mark.parametrize(
+    ("elements", "new"),
+    [(["Cu", "Ni"], {"functions_per_element": 400}), (["Cu", "Ni", "Zn"], {})],
+)
+def test_larger_basis_is_an_extension(elements: list[str], new: dict[str, Any]) -> None:
+    """More functions or more elements grow from the old potential."""
+    assert _mode(elements, {}, new) == "extend"
+
+
+@pytest.mark.parametrize(
+    ("elements", "new", "reason"),
+    [
+        (["Cu", "Ni"], {"cutoff": 6.0}, "the cutoff is 6 Å instead of 5 Å"),
+        (["Cu", "Ni"], {"functions_per_element": 200}, "functions_per_element is 200, less than"),
+        (["Cu", "Ni"], {"ndensity": 1}, "ndensity"),
+        (["Cu"], {}, "no longer has Ni"),
+        (
+            ["Cu", "Ni"],
+            {"overrides": {"potential": {"bonds": {"ALL": {"dcut": 0.5}}}}},
+            "potential.bonds",
+        ),
+    ],
+)
+def test_other_bases_are_refused_with_the_difference(
+    elements: list[str], new: dict[str, Any], reason: str
+) -> None:
+    """A coefficient means nothing in another basis."""
+    with pytest.raises(ConfigError) as caught:
+        _mode(elements, {}, new)
+    assert reason in str(caught.value)
+    assert "start_from: none" in str(caught.value)
+
+
+def test_growing_into_new_elements_needs_functions_for_them() -> None:
+    """With fewer, TensorFlow fails deep in the fit: seen with 6 functions, and not with 8."""
+    basis = potential_section(TrainingConfig(functions_per_element=6), ["Cu"])
+    parent = make_manifest(1, basis=basis)
+    with pytest.raises(ConfigError, match="smallest that works is 8"):
+        start_mode(TrainingConfig(functions_per_element=6), ["Au", "Cu"], parent)
+    assert start_mode(TrainingConfig(functions_per_element=8), ["Au", "Cu"], parent) == "extend"
