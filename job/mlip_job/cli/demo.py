@@ -1,0 +1,101 @@
+"""``mlip-job demo``: the main job on made-up data, twice."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mlip_job.cli.options import DEFAULT_CONFIG, common_options
+from mlip_job.cli.output import Reporter, emit
+from mlip_job.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mlip_job.cli.options import Settings
+
+
+@click.command("demo")
+@click.option(
+    "-o",
+    "--output",
+    metavar="DIR",
+    default=Path("mlip-demo"),
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where to write database, configuration and store.",
+)
+@click.option("--elements", default="Cu", show_default=True, help="Metals, e.g. Cu,Au.")
+@common_options
+@click.pass_obj
+def command(settings: Settings, output: Path, elements: str) -> None:
+    """Train two generations on made-up copper data.
+
+    Writes a database of structures labelled with ASE's EMT potential and a configuration, then
+    runs generations 1 and 2 with the real pacemaker on this machine. A demo that was stopped goes
+    on where it was; one that is finished confirms what is there.
+    """
+    from mlip_job.cli.tables import show_generations
+    from mlip_job.pipeline import run_generation
+    from mlip_job.registry import Registry
+    from mlip_job.training.signals import StopRequest
+
+    _write_inputs(output, [e.strip() for e in elements.split(",")])
+    settings.config_path = output / DEFAULT_CONFIG
+    config = settings.config()
+    store = settings.store(config)
+    reporter = Reporter(settings, config.training.max_iter)
+    try:
+        for generation in (1, 2):
+            reporter.message(f"\n== mlip-job -c {settings.config_path} run -g {generation}")
+            with StopRequest() as stop:
+                run_generation(config, generation, store=store, observer=reporter, stop=stop)
+    finally:
+        reporter.close()
+    registry = Registry(store, config.family)
+    manifests = list(registry.manifests())
+
+    def show() -> None:
+        show_generations(registry.family, manifests, registry.latest())
+        click.echo(_next_commands(output))
+
+    document = {"directory": str(output), "generations": [m.generation for m in manifests]}
+    emit(settings, document, show)
+
+
+def _write_inputs(output: Path, elements: list[str]) -> None:
+    """Write database and configuration; a directory that holds both is taken as it is."""
+    from mlip_job.demo import demo_config, write_demo_database
+
+    config, database = output / DEFAULT_CONFIG, output / "structures.db"
+    text = demo_config(elements)
+    if config.exists() and database.exists():
+        if config.read_text(encoding="utf-8").splitlines()[0] != text.splitlines()[0]:
+            raise ConfigError(f"{output} holds a demo of other elements", hint="choose -o DIR")
+        return
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        write_demo_database(database, elements)
+        config.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"can't write to {output}: {error.strerror or error}", hint="choose another -o DIR"
+        ) from None
+
+
+def _next_commands(output: Path) -> str:
+    where = shlex.quote(str(output))
+    return "\n".join(
+        (
+            "",
+            "Try next:",
+            f"  cd {where}",
+            "  mlip-job list",
+            "  mlip-job show -g 2",
+            "  mlip-job run -g 2                             # nothing to do: it is published",
+            "  mlip-job run -g 2 --set training.cutoff=6.0   # refused: it differs",
+            "  mlip-job verify -g 2",
+            "  mlip-job pull -g 2                            # gen_02/gen_02.yace for LAMMPS",
+        )
+    )

@@ -1,0 +1,43 @@
+"""``mlip-job export``: the dataset stage alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mlip_job.cli.options import common_options, generation_option, resolve_generation
+from mlip_job.cli.output import Reporter, emit
+
+if TYPE_CHECKING:
+    from mlip_job.cli.options import Settings
+
+
+@click.command("export")
+@generation_option("next")
+@click.option(
+    "-o",
+    "--output",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write the files there too; it must not hold any yet.",
+)
+@common_options
+@click.pass_obj
+def command(settings: Settings, generation: int | str, output: Path | None) -> None:
+    """Build the dataset of a generation and publish it.
+
+    Selects, checks and splits the rows, and puts train.xyz, test.xyz, pacemaker's frames and
+    dataset.json into the store under their content hash.
+    """
+    from mlip_job.cli.tables import show_dataset
+    from mlip_job.pipeline import export_generation
+    from mlip_job.registry import Registry
+
+    config = settings.config()
+    store = settings.store(config)
+    number = resolve_generation(generation, Registry(store, config.family))
+    reporter = Reporter(settings)
+    record = export_generation(config, number, store=store, observer=reporter, output=output)
+    emit(settings, record.model_dump(mode="json"), lambda: show_dataset(record))

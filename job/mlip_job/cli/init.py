@@ -1,0 +1,72 @@
+"""``mlip-job init``: a commented configuration for a database."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mlip_job.cli.options import DEFAULT_CONFIG, common_options
+from mlip_job.cli.output import emit
+from mlip_job.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mlip_job.cli.options import Settings
+
+
+@click.command("init")
+@click.argument("database")
+@click.option("--family", help="Name of the potential. [default: from the elements]")
+@click.option(
+    "--storage", default="store", show_default=True, help="A directory, or s3://bucket/prefix."
+)
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    default=Path(DEFAULT_CONFIG),
+    show_default=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The file to write.",
+)
+@common_options
+@click.pass_obj
+def command(
+    settings: Settings, database: str, family: str | None, storage: str, output: Path
+) -> None:
+    """Write a commented mlip-job.yaml for a database.
+
+    DATABASE is an SQLite file, postgresql://user@host/name or mysql://user@host:port/name. Looks
+    into it for the elements and for the status that finished rows have.
+    """
+    from mlip_job.config.template import commented_config
+    from mlip_job.dataset.survey import survey
+
+    if output.exists():
+        raise ConfigError(f"{output} exists", hint="remove it, or choose another -o FILE")
+    found = survey(database)
+    family = family or "-".join(e.lower() for e in found.elements[:5])
+    text = commented_config(
+        family=family, database=database, select=found.selection, storage=storage
+    )
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"can't write {output}: {error.strerror}") from None
+    document = {
+        "file": str(output),
+        "family": family,
+        "select": found.selection,
+        "elements": list(found.elements),
+        "statuses": found.statuses,
+    }
+    statuses = ", ".join(f"{n} {status}" for status, n in found.statuses.items())
+    emit(
+        settings,
+        document,
+        lambda: click.echo(
+            f"{database}: {statuses or 'no rows'}; elements {', '.join(found.elements) or 'none'}\n"
+            f"wrote {output}; next: mlip-job -c {output} check"
+        ),
+    )

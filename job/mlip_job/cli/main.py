@@ -1,0 +1,84 @@
+"""Entry point: the group of verbs, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from mlip_job import __version__
+from mlip_job.cli.options import common_options
+from mlip_job.errors import ConfigError, MlipJobError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Help texts stand here so that `--help` loads no verb; a test holds them against the verbs' own.
+VERBS = {
+    "init": "Write a commented mlip-job.yaml for a database.",
+    "check": "Check configuration, database, store and trainer.",
+    "demo": "Train two generations on made-up copper data.",
+    "config": "Show the resolved configuration or its JSON Schema.",
+    "export": "Build the dataset of a generation and publish it.",
+    "run": "Train a generation and publish it.",
+    "list": "List the published generations.",
+    "show": "Show one published generation.",
+    "pull": "Download a generation's artefacts and check them.",
+    "verify": "Read back a generation and check every hash.",
+    "parse": "Report on any pacemaker work directory.",
+}
+
+
+class _LazyGroup(click.Group):
+    """A group that imports a verb's module when the verb is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = importlib.import_module(f"mlip_job.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 64 configuration or usage, 65 data, 69 store or database "
+    "unavailable, 70 training failed, 71 no GPU, 73 generation exists, 75 interrupted: run again.",
+)
+@click.version_option(__version__, prog_name="mlip-job")
+@common_options
+def cli() -> None:
+    """Train, version and publish ACE interatomic potentials, one generation per job."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    try:
+        code = cli.main(args=arguments, prog_name="mlip-job", standalone_mode=False)
+    except MlipJobError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.UsageError as error:
+        error.show()
+        sys.exit(ConfigError.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(ConfigError.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("aborted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output has gone; that is its right. Keep Python from complaining again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)

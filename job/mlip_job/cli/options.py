@@ -1,0 +1,168 @@
+"""Options that every verb takes, before or after its name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from mlip_job.errors import ConfigError
+from mlip_job.naming import generation_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mlip_job.config import JobConfig
+    from mlip_job.registry import Registry
+    from mlip_job.store.base import ObjectStore
+
+DEFAULT_CONFIG = "mlip-job.yaml"
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+
+@dataclass
+class Settings:
+    """What the common options say. Filled while the command line is parsed, read afterwards.
+
+    Attributes
+    ----------
+    config_path
+        The configuration file.
+    assignments
+        ``key=value`` texts of ``--set``, in order.
+    as_json
+        Print one JSON document on stdout instead of text.
+    quiet, verbose
+        Less or more on stderr.
+    """
+
+    config_path: Path = Path(DEFAULT_CONFIG)
+    assignments: list[str] = field(default_factory=list)
+    as_json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+    def config(self) -> JobConfig:
+        """Load the configuration."""
+        from mlip_job.config import load_config
+
+        return load_config(self.config_path, assignments=self.assignments)
+
+    def store(self, config: JobConfig) -> ObjectStore:
+        """Open the store of a configuration."""
+        from mlip_job.store.open import open_store
+
+        return open_store(config.storage)
+
+    def registry(self) -> Registry:
+        """Open the registry of the configured family."""
+        from mlip_job.registry import Registry
+
+        config = self.config()
+        return Registry(self.store(config), config.family)
+
+
+def common_options(function: F) -> F:
+    """Add the options that every verb takes, and that may also stand before the verb."""
+    for option in reversed(
+        (
+            click.option(
+                "-c",
+                "--config",
+                metavar="FILE",
+                envvar="MLIP_JOB_CONFIG",
+                type=click.Path(dir_okay=False, path_type=Path),
+                help=f"Configuration. [default: {DEFAULT_CONFIG}]",
+                callback=_keep("config_path"),
+                expose_value=False,
+            ),
+            click.option(
+                "--set",
+                metavar="KEY=VALUE",
+                multiple=True,
+                help="Override one key, e.g. training.cutoff=6.0. Repeatable.",
+                callback=_extend,
+                expose_value=False,
+            ),
+            _flag("--json", "as_json", "Print one JSON document on stdout."),
+            _flag("-q", "quiet", "No messages and no progress.", "--quiet"),
+            _flag("-v", "verbose", "Show what pacemaker prints.", "--verbose"),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def generation_option(*words: str, required: bool = True) -> Callable[..., Any]:
+    """Return the ``-g/--generation`` option; `words` stand for numbers, e.g. ``next``."""
+    return click.option(
+        "-g",
+        "--generation",
+        required=required,
+        metavar="|".join(("N", *words)),
+        type=_Generation(words),
+        help="Number of the generation" + "".join(f", or {word}" for word in words) + ".",
+    )
+
+
+def resolve_generation(generation: int | str, registry: Registry) -> int:
+    """Return the number that ``next`` or ``latest`` stands for now."""
+    if isinstance(generation, int):
+        return generation
+    if generation == "next":
+        return max(registry.numbers(), default=0) + 1
+    latest = registry.latest()
+    if latest is None:
+        raise ConfigError(f"no generation of {registry.family} is published yet")
+    return latest
+
+
+class _Generation(click.ParamType):  # type: ignore[type-arg]
+    name = "generation"
+
+    def __init__(self, words: tuple[str, ...]) -> None:
+        self._words = words
+
+    def convert(
+        self,
+        value: str | int,
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> int | str:
+        if isinstance(value, str) and value in self._words:
+            return value
+        try:
+            number = int(value)
+        except ValueError:
+            choices = ", ".join(("a whole number", *self._words))
+            raise ConfigError(f"generation {value!r} is none of {choices}") from None
+        generation_name(number)
+        return number
+
+
+def _flag(name: str, attribute: str, text: str, *more: str) -> Callable[..., Any]:
+    return click.option(
+        name,
+        *more,
+        f"_{attribute}",
+        is_flag=True,
+        help=text,
+        callback=_keep(attribute),
+        expose_value=False,
+    )
+
+
+def _keep(attribute: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def callback(ctx: click.Context, _param: click.Parameter, value: object) -> None:
+        settings = ctx.find_root().ensure_object(Settings)
+        if value:
+            setattr(settings, attribute, value)
+
+    return callback
+
+
+def _extend(ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> None:
+    ctx.find_root().ensure_object(Settings).assignments.extend(values)

@@ -1,0 +1,158 @@
+"""What verbs print: documents on stdout, messages and progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rich.progress import Progress as RichProgress
+
+    from mlip_job.cli.options import Settings
+    from mlip_job.training.runner import Progress
+
+_LINE_INTERVAL_SECONDS = 10.0
+_LONGEST_LINE = 500
+
+
+def emit(settings: Settings, document: Any, text: Callable[[], None]) -> None:
+    """Print `document` as JSON where that was asked for, else call `text`."""
+    if settings.as_json:
+        click.echo(json.dumps(document, indent=2, allow_nan=False))
+    else:
+        text()
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table on stdout; numbers stand to the right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        numeric = all(_is_number(row[index]) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    # Piped output has no width: let every row keep its line.
+    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
+
+
+def figure(value: float | None, digits: int = 1) -> str:
+    """Return a number as text, and a dash for what is not known."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(".", "", 1).replace("-", "", 1).isdigit() or text == figure(None)
+
+
+class Reporter:
+    """Tells the user on stderr how a run goes; a live line on a terminal, else one per interval.
+
+    Parameters
+    ----------
+    settings
+        Whether to be quiet, or to show what pacemaker prints.
+    max_iter
+        Iterations that the fit may take (in a ladder, each step), for the estimate.
+    """
+
+    def __init__(self, settings: Settings, max_iter: int | None = None) -> None:
+        self._quiet = settings.quiet
+        self._verbose = settings.verbose
+        self._max_iter = max_iter
+        self._live: RichProgress | None = None
+        self._phase = ""
+        self._last_line = 0.0
+
+    def message(self, text: str) -> None:
+        """Say one thing."""
+        self.close()
+        if not self._quiet:
+            click.echo(text, err=True)
+
+    def progress(self, progress: Progress) -> None:
+        """Show how far pacemaker is."""
+        if self._quiet:
+            return
+        if sys.stderr.isatty():
+            self._show_live(progress)
+        else:
+            self._show_line(progress)
+
+    def trainer_line(self, line: str) -> None:
+        """Show a line of pacemaker's where the user asked for them."""
+        if self._verbose:
+            self.close()
+            click.echo(f"  | {line[:_LONGEST_LINE]}", err=True)
+
+    def close(self) -> None:
+        """Take the live line away."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _show_live(self, progress: Progress) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as RichProgress
+
+        if self._live is None:
+            self._live = RichProgress(
+                SpinnerColumn(),
+                BarColumn(bar_width=20),
+                TextColumn("{task.description}"),
+                TimeElapsedColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._live.add_task("", total=self._max_iter)
+            self._live.start()
+        row = progress.row
+        self._live.update(
+            self._live.task_ids[0],
+            completed=row.iter_num or 0 if row is not None else 0,
+            description=_describe(progress, self._max_iter),
+        )
+
+    def _show_line(self, progress: Progress) -> None:
+        now = time.monotonic()
+        new_phase = progress.phase != self._phase
+        if new_phase or now - self._last_line >= _LINE_INTERVAL_SECONDS:
+            self._phase, self._last_line = progress.phase, now
+            text = _describe(progress, self._max_iter)
+            click.echo(f"[{progress.elapsed_s:6.0f} s] {text}", err=True)
+
+
+def _describe(progress: Progress, max_iter: int | None) -> str:
+    row = progress.row
+    parts = [progress.phase.replace("_", " ")]
+    if row is not None and row.iter_num is not None:
+        total = f"/{max_iter}" if max_iter else ""
+        step = f"ladder step {row.ladder_step}, " if row.ladder_step else ""
+        parts.append(f"{step}iteration {row.iter_num}{total}")
+        if row.loss is not None:
+            parts.append(f"loss {row.loss:.3g}")
+        if row.rmse_energy_ev_per_atom is not None and row.rmse_force_ev_per_angstrom is not None:
+            parts.append(
+                f"RMSE {1000 * row.rmse_energy_ev_per_atom:.1f} meV/atom, "
+                f"{1000 * row.rmse_force_ev_per_angstrom:.1f} meV/Å"
+            )
+        if max_iter and progress.seconds_per_iteration is not None:
+            seconds = (max_iter - row.iter_num) * progress.seconds_per_iteration
+            parts.append(f"at most {_duration(seconds)} left in this step")
+    return " · ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

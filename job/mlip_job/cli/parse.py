@@ -1,0 +1,80 @@
+"""``mlip-job parse``: report on any pacemaker work directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mlip_job.cli.options import common_options
+from mlip_job.cli.output import emit, figure, print_table
+
+if TYPE_CHECKING:
+    from mlip_job.cli.options import Settings
+    from mlip_job.training.run_summary import Errors, RunSummary
+
+
+@click.command("parse")
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@common_options
+@click.pass_obj
+def command(settings: Settings, directory: Path) -> None:
+    """Report on any pacemaker work directory.
+
+    DIR may be of this tool's making or not. Ends with 0 whenever it can be read, whatever became of
+    the fit in it.
+    """
+    from mlip_job.training.summary import summarise_run
+
+    summary = summarise_run(directory)
+    emit(settings, summary.model_dump(mode="json"), lambda: _show(summary))
+
+
+def _show(summary: RunSummary) -> None:
+    cause = f": {summary.cause}" if summary.cause else ""
+    click.echo(f"{summary.status}{cause}")
+    errors = {"train": summary.train, "test": summary.test}
+    if any(errors.values()):
+        print_table(
+            ("", "RMSE E", "MAE E", "max E", "RMSE F", "MAE F", "max F"),
+            [(side, *_figures(found)) for side, found in errors.items() if found is not None],
+        )
+        click.echo("E in meV/atom, F in meV/Å per component")
+    lines = {
+        "iterations": figure(summary.iterations, 0),
+        "functions": figure(summary.functions, 0),
+        "parameters": figure(summary.parameters, 0),
+        "early stop": summary.early_stopping,
+        "optimiser": summary.optimiser_message,
+        "versions": ", ".join(f"{name} {v}" for name, v in summary.versions.items()),
+        "seconds": ", ".join(
+            f"{phase.replace('_', ' ')} {seconds:.1f}"
+            for phase, seconds in summary.timings_s.items()
+        ),
+    }
+    if len(summary.cycles) > 1:
+        lines["steps"] = "; ".join(
+            f"{cycle.ladder_step}.{cycle.cycle}: {figure(cycle.functions, 0)} functions, "
+            f"{cycle.iterations} iterations, loss {cycle.final_loss or float('nan'):.4g}"
+            for cycle in summary.cycles
+        )
+    for name, text in lines.items():
+        if text:
+            click.echo(f"{name:<11} {text}")
+    for warning in summary.warnings:
+        click.echo(f"{'warning':<11} {warning}")
+
+
+def _figures(errors: Errors) -> tuple[str, ...]:
+    return tuple(
+        figure(value, 2)
+        for value in (
+            errors.rmse_energy_mev_per_atom,
+            errors.mae_energy_mev_per_atom,
+            errors.max_energy_mev_per_atom,
+            errors.rmse_force_mev_per_angstrom,
+            errors.mae_force_mev_per_angstrom,
+            errors.max_force_mev_per_angstrom,
+        )
+    )

@@ -1,0 +1,26 @@
+"""``mlip-job show``: one published generation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from mlip_job.cli.options import common_options, generation_option, resolve_generation
+from mlip_job.cli.output import emit
+
+if TYPE_CHECKING:
+    from mlip_job.cli.options import Settings
+
+
+@click.command("show")
+@generation_option("latest")
+@common_options
+@click.pass_obj
+def command(settings: Settings, generation: int | str) -> None:
+    """Show one published generation."""
+    from mlip_job.cli.tables import show_manifest
+
+    registry = settings.registry()
+    manifest = registry.get(resolve_generation(generation, registry))
+    emit(settings, manifest.model_dump(mode="json"), lambda: show_manifest(manifest))

@@ -1,0 +1,46 @@
+"""Fixtures for all tests, and the mode in which a skipped test is a failure."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.cli import Ended, run_cli
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytest_plugins = ["tests.servers.s3", "tests.servers.databases"]
+
+_NO_SKIPS = "MLIP_JOB_TEST_NO_SKIPS"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Iterator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn a skip into a failure where CI has installed all that the tests need."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get(_NO_SKIPS):
+        report.outcome = "failed"
+        report.longrepr = f"{_NO_SKIPS} is set, but the test was skipped: {report.longrepr}"
+    return report
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the settings of whoever runs the tests out of them."""
+    for name in list(os.environ):
+        if name.startswith(("MLIP_JOB_", "AWS_", "SLURM_", "PG")) and name not in (
+            _NO_SKIPS,
+            "AWS_CA_BUNDLE",
+        ):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """Return a function that runs the command line with the arguments it is given."""
+    return lambda *arguments: run_cli(capsys, *arguments)

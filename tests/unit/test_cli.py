@@ -1,0 +1,215 @@
+"""The command line: help, options, exit codes, and what it imports."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from mlip_job import __version__
+from mlip_job.cli.main import VERBS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.cli import Ended
+
+    Cli = Callable[..., Ended]
+
+HEAVY = {"ase", "boto3", "botocore", "matplotlib", "numpy", "pandas", "pydantic", "rich", "yaml"}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """Return a minimal configuration."""
+    path = tmp_path / "mlip-job.yaml"
+    path.write_text("family: cu\n")
+    return path
+
+
+def test_overview_says_what_each_verb_says_of_itself() -> None:
+    """The overview is written by hand so that it loads no verb; it must not drift."""
+    for verb, text in VERBS.items():
+        command = importlib.import_module(f"mlip_job.cli.{verb}").command
+        assert command.help.split("\n")[0] == text
+        assert command.name == verb
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(cli: Cli, verb: str) -> None:
+    """With the common options among its own."""
+    ended = cli(verb, "--help")
+    assert ended.code == 0
+    assert ended.out.startswith(f"Usage: mlip-job {verb}")
+    if verb != "config":
+        assert "--set KEY=VALUE" in ended.out
+
+
+def test_overview_names_verbs_and_exit_codes(cli: Cli) -> None:
+    """What a user needs first."""
+    ended = cli("-h")
+    assert ended.code == 0
+    for verb in VERBS:
+        assert f"  {verb} " in ended.out
+    assert "73 generation exists" in " ".join(ended.out.split())
+    assert cli("--version").out == f"mlip-job, version {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    """It answers at once, also on a login node with a slow file system."""
+    program = (
+        "import sys\n"
+        "from mlip_job.cli.main import cli\n"
+        f"cli.main({arguments!r}, standalone_mode=False)\n"
+        "print('LOADED', *{name.partition('.')[0] for name in sys.modules})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.partition("LOADED")[2].split())
+    assert "click" in loaded
+    assert not loaded & HEAVY
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["frobnicate"], ["run"], ["run", "-g"], ["--frobnicate"], ["run", "-g", "1", "--frobnicate"]],
+)
+def test_usage_errors_end_with_64(cli: Cli, arguments: list[str]) -> None:
+    """Not with click's 2, which a scheduler would not know."""
+    ended = cli(*arguments)
+    assert ended.code == 64
+    assert "Error: " in ended.err
+
+
+@pytest.mark.parametrize(
+    ("generation", "message"),
+    [
+        ("0", "generation 0 is not possible"),
+        ("-1", "generation -1 is not possible"),
+        ("x", "generation 'x' is none of a whole number, next"),
+        ("1.5", "generation '1.5' is none of"),
+    ],
+)
+def test_impossible_generations_are_refused(
+    cli: Cli, config: Path, generation: str, message: str
+) -> None:
+    """Before anything is read or written."""
+    ended = cli("-c", config, "run", "-g", generation)
+    assert ended.code == 64
+    assert ended.err.startswith(f"error: {message}")
+    assert [path.name for path in config.parent.iterdir()] == ["mlip-job.yaml"]
+
+
+def test_common_options_stand_before_or_after_the_verb(cli: Cli, config: Path) -> None:
+    """And the later --set wins."""
+    before = cli("-c", config, "--set", "training.cutoff=6", "config", "show")
+    after = cli("config", "show", "-c", config, "--set", "training.cutoff=6")
+    both = cli(
+        "-c", config, "--set", "training.cutoff=6", "config", "show", "--set", "training.cutoff=7"
+    )
+    assert before.out == after.out
+    assert yaml.safe_load(before.out)["training"]["cutoff"] == 6
+    assert yaml.safe_load(both.out)["training"]["cutoff"] == 7
+
+
+def test_configuration_is_found_where_the_environment_says(
+    cli: Cli, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """-c beats $MLIP_JOB_CONFIG beats the working directory."""
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "mlip-job.yaml").write_text("family: here\n")
+    monkeypatch.chdir(here)
+    assert yaml.safe_load(cli("config", "show").out)["family"] == "here"
+    monkeypatch.setenv("MLIP_JOB_CONFIG", str(config))
+    assert yaml.safe_load(cli("config", "show").out)["family"] == "cu"
+    assert yaml.safe_load(cli("config", "show", "-c", "mlip-job.yaml").out)["family"] == "here"
+
+
+def test_resolved_configuration_can_be_used_again(cli: Cli, config: Path) -> None:
+    """What `config show` prints is a configuration of the same meaning."""
+    shown = cli("-c", config, "config", "show")
+    again = config.with_name("again.yaml")
+    again.write_text(shown.out)
+    assert cli("-c", again, "config", "show").out == shown.out
+    assert json.loads(cli("-c", config, "config", "show", "--json").out) == yaml.safe_load(
+        shown.out
+    )
+
+
+def test_schema_knows_every_section(cli: Cli) -> None:
+    """For editors."""
+    schema = json.loads(cli("config", "schema").out)
+    assert set(schema["properties"]) == {
+        "family",
+        "database",
+        "dataset",
+        "training",
+        "storage",
+        "work_dir",
+    }
+    assert schema["additionalProperties"] is False
+
+
+@pytest.mark.parametrize("verb", ["list", "show", "verify", "pull", "check", "export", "run"])
+def test_without_configuration_the_next_step_is_named(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """A new user's first mistake."""
+    monkeypatch.chdir(tmp_path)
+    ended = cli(verb, *(["-g", "1"] if verb not in ("list", "check") else []))
+    assert ended.code == 64
+    assert ended.err == (
+        "error: no configuration at mlip-job.yaml\n"
+        "  hint: mlip-job init writes one, or name it with -c FILE\n"
+    )
+
+
+def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch, config: Path) -> None:
+    """Only errors that are meant for users are made short."""
+    from mlip_job.cli.main import main
+    from mlip_job.cli.options import Settings
+
+    monkeypatch.setattr(Settings, "config", lambda _: {}["a bug"])
+    with pytest.raises(KeyError, match="a bug"):
+        main(["-c", str(config), "list"])
+
+
+def test_an_empty_family_is_listed_as_such(cli: Cli, config: Path) -> None:
+    """No generation is an answer; asking for the latest one is a mistake."""
+    assert cli("-c", config, "list").out == "no generation of cu is published yet\n"
+    listed = json.loads(cli("-c", config, "list", "--json").out)
+    assert listed == {"family": "cu", "latest": None, "generations": []}
+    ended = cli("-c", config, "show", "-g", "latest")
+    assert (ended.code, ended.err) == (64, "error: no generation of cu is published yet\n")
+
+
+def test_parse_reports_on_any_work_directory(cli: Cli, request: pytest.FixtureRequest) -> None:
+    """Exit code 0 also for a failed fit: it was read."""
+    data = request.path.parent.parent / "data" / "pacemaker"
+    failed = cli("parse", data / "g_nan_forces")
+    assert failed.code == 0
+    assert failed.out.startswith("failed: forces in the dataset hold NaN")
+    ladder = cli("parse", data / "c_ladder")
+    assert "succeeded\n" in ladder.out
+    assert "179.42" in ladder.out
+    assert "2.0: 15 functions, 8 iterations" in ladder.out
+    document = json.loads(cli("parse", data / "g_huge_forces", "--json").out)
+    assert document["status"] == "failed"
+    assert document["exit_code"] == 0
+    assert document["test"] is None
+
+
+def test_parse_of_another_directory_is_a_usage_error(cli: Cli, tmp_path: Path) -> None:
+    """One line, with what was looked for."""
+    ended = cli("parse", tmp_path)
+    assert ended.code == 64
+    assert "is no work directory of pacemaker" in ended.err
