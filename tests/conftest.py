@@ -6,11 +6,16 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from tests.cli import Ended, run_cli
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+# How long an example takes says nothing on a machine that also trains potentials.
+settings.register_profile("mlip-job", deadline=None)
+settings.load_profile("mlip-job")
 
 pytest_plugins = ["tests.servers.s3", "tests.servers.databases"]
 

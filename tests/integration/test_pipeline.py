@@ -325,7 +325,7 @@ def _start_long_fit(tmp_path: Path) -> tuple[subprocess.Popen[str], int]:
 
 def _wait_for_pacemaker(tmp_path: Path) -> int:
     """Return the process id of the pacemaker that works below `tmp_path`, once it fits."""
-    for _ in range(600):
+    for _ in range(1800):
         tables = list(tmp_path.glob("work/gen_01/*/metrics.txt"))
         if tables and len(tables[0].read_text().splitlines()) > 1:
             break

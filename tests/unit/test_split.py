@@ -6,7 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlip_job.dataset.split import Inheritance, Split, SplitItem, split_rows
@@ -31,7 +31,6 @@ def sides_by_row(items: list[SplitItem], split: Split) -> dict[int, str]:
     return {item.row_id: side for item, side in zip(items, split.sides, strict=True)}
 
 
-unhurried = settings(deadline=None)
 """A busy machine is no failure."""
 
 fractions = st.floats(min_value=0.05, max_value=0.95)
@@ -68,7 +67,6 @@ def test_hundred_structures_at_a_tenth() -> None:
     assert train.isdisjoint(test)
 
 
-@unhurried
 @given(count=st.integers(min_value=20, max_value=300), fraction=fractions, seed=seeds)
 def test_count_is_exact(count: int, fraction: float, seed: int) -> None:
     """Without relations the test side has round(n · fraction) rows."""
@@ -76,7 +74,6 @@ def test_count_is_exact(count: int, fraction: float, seed: int) -> None:
     assert split.test == round(count * fraction) == split.wanted_test
 
 
-@unhurried
 @given(items=related_items(), fraction=fractions, seed=seeds, shuffle=st.randoms())
 def test_order_of_rows_does_not_matter(
     items: list[SplitItem], fraction: float, seed: int, shuffle: random.Random
@@ -110,7 +107,6 @@ def test_seed_matters() -> None:
     )
 
 
-@unhurried
 @given(items=related_items(), fraction=fractions, seed=seeds)
 def test_relations_never_straddle(items: list[SplitItem], fraction: float, seed: int) -> None:
     """Rows of one group or one structure are on one side, and never too many in the test side."""
@@ -125,7 +121,6 @@ def test_relations_never_straddle(items: list[SplitItem], fraction: float, seed:
     assert split.test <= split.wanted_test
 
 
-@unhurried
 @given(
     old=st.integers(min_value=20, max_value=80),
     new=st.integers(min_value=0, max_value=80),
@@ -158,7 +153,6 @@ def test_group_is_inherited_by_its_new_rows() -> None:
         assert split.test == 4
 
 
-@unhurried
 @given(shrink=st.integers(min_value=0, max_value=9))
 def test_inherited_test_rows_are_never_moved(shrink: int) -> None:
     """When training rows vanish, the test side keeps its rows though they are too many."""

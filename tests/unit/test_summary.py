@@ -314,9 +314,7 @@ def test_phases_follow_the_log() -> None:
     ]
 
 
-@settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(st.sampled_from(["b_single_test", "c_ladder", "f_earlystop_pyace"]), st.floats(0, 1))
 def test_a_log_cut_anywhere_is_never_a_success_before_its_end(
     tmp_path: Path, case: str, share: float
@@ -332,9 +330,7 @@ def test_a_log_cut_anywhere_is_never_a_success_before_its_end(
     assert (summarise_run(run).status == "succeeded") == (SAVED in cut)
 
 
-@settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(st.floats(0, 1))
 def test_a_table_cut_anywhere_gives_a_part_of_its_rows(tmp_path: Path, share: float) -> None:
     """Truncated tables neither crash nor invent."""
@@ -347,9 +343,7 @@ def test_a_table_cut_anywhere_gives_a_part_of_its_rows(tmp_path: Path, share: fl
     assert curve == summarise_run(DATA / "c_ladder").train_curve[: len(curve)]
 
 
-@settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(
     st.lists(
         st.tuples(

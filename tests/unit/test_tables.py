@@ -85,7 +85,7 @@ def test_columns_may_stand_in_another_order(tmp_path: Path) -> None:
     assert (row.loss, row.iter_num) == (0.5, 3)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(1, 900), max_size=60))
 def test_following_a_growing_table_gives_the_same_rows(tmp_path: Path, steps: list[int]) -> None:
     """However the writes fall, no row is lost, halved or seen twice."""
