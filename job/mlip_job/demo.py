@@ -50,6 +50,7 @@ def write_demo_database(path: Path, elements: Sequence[str], *, seed: int = 42) 
         )
     if path.exists():
         raise ConfigError(f"{path} exists; the demo does not overwrite it")
+    path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     with connect(path) as database:
         for generation, share in ((1, 1.0), (2, 0.5)):

@@ -31,8 +31,6 @@ def sides_by_row(items: list[SplitItem], split: Split) -> dict[int, str]:
     return {item.row_id: side for item, side in zip(items, split.sides, strict=True)}
 
 
-"""A busy machine is no failure."""
-
 fractions = st.floats(min_value=0.05, max_value=0.95)
 seeds = st.integers(min_value=0, max_value=2**32)
 

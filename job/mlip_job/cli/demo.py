@@ -75,7 +75,6 @@ def _write_inputs(output: Path, elements: list[str]) -> None:
             raise ConfigError(f"{output} holds a demo of other elements", hint="choose -o DIR")
         return
     try:
-        output.mkdir(parents=True, exist_ok=True)
         write_demo_database(database, elements)
         config.write_text(text, encoding="utf-8")
     except OSError as error:

@@ -1,0 +1,99 @@
+"""Progress is told from what pacemaker has written, and only where somebody listens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlip_job.cli.options import Settings
+from mlip_job.cli.output import Reporter
+from mlip_job.training.runner import Progress, _hide_host, _IterationClock, _LineReader
+from mlip_job.training.tables import MetricsRow
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def _row(iteration: int, step: int = 0) -> MetricsRow:
+    return MetricsRow(
+        ladder_step=step,
+        cycle_step=0,
+        iter_num=iteration,
+        loss=0.5,
+        rmse_energy_ev_per_atom=0.0123,
+        rmse_force_ev_per_angstrom=0.0456,
+    )
+
+
+def test_clock_starts_after_the_graph_of_the_test_set() -> None:
+    """Between the rows 0 and 1 lie minutes that say nothing about an iteration."""
+    clock = _IterationClock()
+    clock.add([_row(0)], 0.0)
+    clock.add([_row(1)], 300.0)
+    assert clock.seconds_per_iteration is None
+    clock.add([_row(2), _row(3)], 304.0)
+    assert clock.seconds_per_iteration == pytest.approx(2.0)
+
+
+def test_clock_starts_anew_in_every_ladder_step() -> None:
+    """Later steps have larger bases and slower iterations."""
+    clock = _IterationClock()
+    clock.add([_row(0), _row(1)], 0.0)
+    clock.add([_row(9)], 8.0)
+    clock.add([_row(0, step=1)], 100.0)
+    assert clock.seconds_per_iteration is None
+    assert clock.last == _row(0, step=1)
+
+
+@given(st.lists(st.binary(max_size=20), max_size=20))
+def test_lines_come_whole_however_they_arrive(blocks: list[bytes]) -> None:
+    """A line that is read in pieces is one line; what has no end yet waits."""
+    reader = _LineReader()
+    lines = [line for block in blocks for line in reader.lines(block)]
+    whole = b"".join(blocks)
+    expected = [line.decode("utf-8", errors="replace") for line in whole.split(b"\n")[:-1]]
+    assert lines == expected
+
+
+def test_host_is_taken_out_of_the_log(tmp_path: Path) -> None:
+    """In both of pacemaker's formats, and nothing else is."""
+    log = tmp_path / "train.log"
+    log.write_bytes(
+        b"2026-11-23 22:42:37,630 I - Hostname: secret-node\n"
+        b"2026-11-23 22:42:37,630 - root - INFO - Hostname: secret-node\n"
+        b"2026-11-23 22:42:37,630 I - Iteration   #1 \xff\n"
+    )
+    _hide_host(log)
+    assert log.read_bytes() == (
+        b"2026-11-23 22:42:37,630 I - Hostname: (not published)\n"
+        b"2026-11-23 22:42:37,630 - root - INFO - Hostname: (not published)\n"
+        b"2026-11-23 22:42:37,630 I - Iteration   #1 \xff\n"
+    )
+    assert list(tmp_path.iterdir()) == [log]
+
+
+def test_a_line_per_phase_and_interval(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a terminal, as in a batch job: not a line for every look at the tables."""
+    reporter = Reporter(Settings(), max_iter=100)
+    reporter.progress(Progress("building_graph", 1.0))
+    for _ in range(50):
+        reporter.progress(Progress("fitting", 2.0, _row(20), 0.5))
+    assert capsys.readouterr().err == (
+        "[     1 s] building graph\n"
+        "[     2 s] fitting · iteration 20/100 · loss 0.5 · RMSE 12.3 meV/atom, 45.6 meV/Å · "
+        "at most 0:40 left in this step\n"
+    )
+
+
+def test_quiet_and_verbose(capsys: pytest.CaptureFixture[str]) -> None:
+    """-q says nothing; -v shows what pacemaker prints."""
+    quiet = Reporter(Settings(quiet=True))
+    quiet.message("hello")
+    quiet.progress(Progress("fitting", 2.0))
+    quiet.trainer_line("a line")
+    assert capsys.readouterr() == ("", "")
+    Reporter(Settings(verbose=True)).trainer_line("a line")
+    assert capsys.readouterr() == ("", "  | a line\n")
