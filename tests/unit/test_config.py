@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from types import UnionType
+from typing import TYPE_CHECKING, Union, get_args, get_origin
 
 import pytest
 
 from mlip_job.config import JobConfig, load_config
+from mlip_job.config.explain import ALTERNATIVES
 from mlip_job.config.template import commented_config
 from mlip_job.errors import ConfigError
 
@@ -67,7 +69,21 @@ def test_numbers_in_exponent_form_are_numbers(config_file: Path) -> None:
         ("training.overrides.data.filename=x", "sets data.filename, which follows from"),
         ("training.overrides.potential=x", "sets potential, which follows from"),
         ("training.elements=[Cu, Cu]", "names an element twice"),
-        ("training.start_from=0", "training.start_from"),
+        ("training.start_from=0", "training.start_from: takes previous, none, or the number"),
+        ("training.start_from=foo", "training.start_from: takes previous, none, or the number"),
+        ("training.elements=Cu", "training.elements: takes auto, or a list of elements"),
+        ("training.elements=[cu]", "training.elements.0: 'cu' is no symbol of an element"),
+        ("training.ladder_step=foo", "training.ladder_step: takes null, a whole number"),
+        ("training.weighting=foo", "training.weighting: takes uniform, {energy_based:"),
+        ("training.weighting={by_grup: {}}", "training.weighting: takes uniform, {energy_based:"),
+        (
+            "training.weighting={by_group: {a: {enrgy: 2}}}",
+            "training.weighting.by_group.a.enrgy: unknown key; did you mean",
+        ),
+        ("training.weighting={energy_based: {DEup: -1}}", "energy_based.DEup: Input should be"),
+        ("dataset.reference_energies=foo", "dataset.reference_energies: takes auto, 0, or an"),
+        ("dataset.reference_energies={cu: 1}", "energies.cu: 'cu' is no symbol of an element"),
+        ("dataset.reference_energies={Cu: x}", "dataset.reference_energies.Cu: Input should be"),
     ],
 )
 def test_wrong_values_are_named_with_their_key(
@@ -77,6 +93,19 @@ def test_wrong_values_are_named_with_their_key(
     with pytest.raises(ConfigError) as caught:
         load_config(config_file, assignments=[assignment], environment={})
     assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_every_key_that_takes_several_kinds_says_which() -> None:
+    """A union without such a text would be explained in pydantic's words."""
+    unions = {
+        f"{section}.{key}"
+        for section, part in JobConfig.model_fields.items()
+        for key, field in getattr(part.annotation, "model_fields", {}).items()
+        if len({a for a in get_args(field.annotation) if a is not type(None)}) > 1
+        and get_origin(field.annotation) in (Union, UnionType)
+    }
+    assert unions == set(ALTERNATIVES)
 
 
 def test_all_problems_are_reported_at_once(config_file: Path) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from mlip_job.config.explain import explain
 from mlip_job.config.models import JobConfig
 from mlip_job.errors import ConfigError
 
@@ -55,7 +55,7 @@ def validate_config(values: Mapping[str, Any], *, source: str) -> JobConfig:
     try:
         return JobConfig.model_validate(values)
     except ValidationError as error:
-        problems = "\n".join(f"  {_describe(e)}" for e in error.errors(include_url=False))
+        problems = "\n".join(f"  {line}" for line in explain(error))
         raise ConfigError(
             f"{source}: the configuration is not valid\n{problems}",
             hint="mlip-job config schema lists every key with its meaning",
@@ -109,33 +109,6 @@ def _assign(values: dict[str, Any], keys: Sequence[str], value: object) -> None:
             child = values[key] = {}
         values = child
     values[last] = value
-
-
-def _describe(error: Any) -> str:
-    location = ".".join(str(part) for part in error["loc"]) or "configuration"
-    if error["type"] == "extra_forbidden":
-        return f"{location}: unknown key{_suggestion(error['loc'])}"
-    return f"{location}: {error['msg'].removeprefix('Value error, ')}"
-
-
-def _suggestion(location: Sequence[str | int]) -> str:
-    """Name the nearest key, wherever in the configuration it is."""
-    known = list(_field_paths(JobConfig))
-    dotted = ".".join(str(part) for part in location)
-    last = str(location[-1])
-    near = difflib.get_close_matches(dotted, known, n=1, cutoff=0.8)
-    if not near:
-        by_name = {path.rpartition(".")[2]: path for path in known}
-        near = [by_name[name] for name in difflib.get_close_matches(last, by_name, n=1)]
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def _field_paths(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
-    for name, field in model.model_fields.items():
-        yield prefix + name
-        for candidate in (field.annotation, *get_args(field.annotation)):
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                yield from _field_paths(candidate, f"{prefix}{name}.")
 
 
 def _anchor(config: JobConfig, base: Path) -> JobConfig:

@@ -1,0 +1,89 @@
+"""What is wrong with a configuration, one line for each key."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any, get_args
+
+from pydantic import BaseModel
+
+from mlip_job.config.models import JobConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from pydantic import ValidationError
+
+    Location = tuple[str | int, ...]
+
+# Keys that take several kinds of values. Pydantic reports why each kind does not fit; a user wants
+# to know which kinds there are.
+ALTERNATIVES: Mapping[str, str] = {
+    "dataset.reference_energies": "auto, 0, or an energy for each element as in {Cu: -3.72}",
+    "training.elements": "auto, or a list of elements as in [Cu, Ni]",
+    "training.ladder_step": "null, a whole number, a fraction, or both as in [100, 0.1]",
+    "training.start_from": "previous, none, or the number of a generation",
+    "training.weighting": "uniform, {energy_based: {…}} or {by_group: {NAME: {energy: 2}}}",
+}
+
+
+def explain(error: ValidationError) -> Iterator[str]:
+    """Yield a line for everything that is wrong."""
+    by_key: dict[str, list[Any]] = {}
+    for detail in error.errors(include_url=False, include_input=False):
+        key = ".".join(map(str, detail["loc"][:2]))
+        by_key.setdefault(key, []).append(detail)
+    for key, details in by_key.items():
+        if key in ALTERNATIVES:
+            yield from _explain_alternatives(key, details)
+        else:
+            yield from (_line(detail["loc"], detail) for detail in details)
+
+
+def _explain_alternatives(key: str, details: Sequence[Any]) -> Iterator[str]:
+    """Tell what is wrong inside the one kind of value that was meant, else name all kinds."""
+    depth = max(len(detail["loc"]) for detail in details)
+    deepest = [detail for detail in details if len(detail["loc"]) == depth]
+    # The third part of a location is pydantic's name of the kind; a value goes on from there.
+    kinds = {detail["loc"][2:3] for detail in deepest}
+    if len(kinds) > 1 or depth <= len(("section", "key", "kind")):
+        own = [d for d in details if d["type"] == "value_error"]
+        message = _message(own[0]) if own else f"takes {ALTERNATIVES[key]}"
+        yield f"{key}: {message}"
+        return
+    for detail in deepest:
+        section, name, _kind, *inside = detail["loc"]
+        yield _line((section, name, *(part for part in inside if part != "[key]")), detail)
+
+
+def _line(location: Location, detail: Any) -> str:
+    where = ".".join(str(part) for part in location) or "configuration"
+    if detail["type"] == "extra_forbidden":
+        return f"{where}: unknown key{_suggestion(location)}"
+    return f"{where}: {_message(detail)}"
+
+
+def _message(detail: Any) -> str:
+    text: str = detail["msg"]
+    return text.removeprefix("Value error, ")
+
+
+def _suggestion(location: Location) -> str:
+    """Name the nearest key, wherever in the configuration it is."""
+    known = list(_field_paths(JobConfig))
+    dotted = ".".join(str(part) for part in location)
+    near = difflib.get_close_matches(dotted, known, n=1, cutoff=0.8)
+    if not near:
+        by_name = {path.rpartition(".")[2]: path for path in known}
+        near = [
+            by_name[name] for name in difflib.get_close_matches(str(location[-1]), by_name, n=1)
+        ]
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _field_paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        for candidate in (field.annotation, *get_args(field.annotation)):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                yield from _field_paths(candidate, f"{prefix}{name}.")
