@@ -34,14 +34,18 @@ def write_structure(
     """
     atoms = row.atoms()
     atoms.info["row_id"] = row.id
-    if config_type is not None:
-        atoms.info["config_type"] = _one_line(config_type)
-    if group is not None:
-        atoms.info["group"] = _one_line(group)
+    for name, text in (("config_type", config_type), ("group", group)):
+        if text is not None and (written := _as_ase_writes_it(text)):
+            atoms.info[name] = written
     atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=row.forces, stress=row.stress)
     write_xyz(file, [atoms])
 
 
-def _one_line(text: str) -> str:
-    """Join the lines of a text: ASE quotes what it must, but a line break ends the comment."""
-    return " ".join(text.split())
+def _as_ase_writes_it(text: str) -> str:
+    """Return a text that comes back from ASE as it was, but for white space.
+
+    ASE quotes and escapes quotation marks, but not backslashes; a line break would end the comment
+    line, and an empty value would swallow the key behind it.
+    """
+    printable = "".join(character if character.isprintable() else " " for character in text)
+    return " ".join(printable.split()).replace("\\", "\\\\")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mlip_job.dataset.entry import Spool
     from mlip_job.dataset.reference_energies import Composition
 
-_REPORT_EVERY = 1000
+_REPORT_EVERY = 10000
 """Rows between two lines of progress."""
 
 
