@@ -65,7 +65,7 @@ def _download(
         for file in sorted(record.files):
             registry.fetch_dataset_file(record, file, staging / "dataset" / file)
             files.append(f"dataset/{file}")
-        (staging / "dataset" / "dataset.json").write_text(record.to_json(), encoding="utf-8")
+        registry.fetch_dataset_record(manifest, staging / "dataset" / "dataset.json")
         files.append("dataset/dataset.json")
     return files
 

@@ -131,6 +131,11 @@ class Registry:
         """Download one file of a dataset and check its hash."""
         self._fetch(self.keys.dataset(record.id, name), record.files[name].sha256, path)
 
+    def fetch_dataset_record(self, manifest: Manifest, path: Path) -> None:
+        """Download ``dataset.json`` of a generation's dataset and check its hash."""
+        key = self.keys.dataset(manifest.dataset.id, DatasetFiles.RECORD)
+        self._fetch(key, manifest.dataset.record_sha256, path)
+
     # -- publishing ------------------------------------------------------------------------------
 
     def publish(
