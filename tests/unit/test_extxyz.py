@@ -7,13 +7,14 @@ import io
 import ase.io
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mlip_job.dataset.extxyz import write_structure
 from mlip_job.dataset.row import StructureRow
 
 FORCES = np.array([[0.25, -0.5, 0.125], [-0.25, 0.5, -0.125]])
+AWKWARD = st.text("=\"'\\\\ ,:;[]{}()_JSONTF01.-", max_size=6)
 STRESS = np.array([0.5, 0.25, 0.125, 0.0, -0.25, -0.5])
 
 
@@ -56,7 +57,9 @@ def _require_labels(atoms: ase.Atoms) -> None:
     np.testing.assert_array_equal(atoms.get_stress(), STRESS)
 
 
-@given(st.text(), st.text())
+@settings(max_examples=500)
+@given(AWKWARD | st.text(), AWKWARD | st.text())
+@example("", "=")
 @example("ends with a backslash\\", '\\"')
 @example("", "   ")
 @example("two\nlines", "_JSON [1]")

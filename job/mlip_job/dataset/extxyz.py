@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TextIO
 
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io.extxyz import write_xyz
+from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict, write_xyz
 
 if TYPE_CHECKING:
     from mlip_job.dataset.row import StructureRow
@@ -30,12 +30,14 @@ def write_structure(
     energy
         eV, the energy that is trained on.
     group, config_type
-        Written into the comment line with the row id, under these names.
+        Written into the comment line with the row id, under these names; left out where ASE
+        could not read the line with them (the index of the dataset has them all).
     """
     atoms = row.atoms()
     atoms.info["row_id"] = row.id
     for name, text in (("config_type", config_type), ("group", group)):
-        if text is not None and (written := _as_ase_writes_it(text)):
+        written = _as_ase_writes_it(text or "")
+        if _comes_back(name, written):
             atoms.info[name] = written
     atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=row.forces, stress=row.stress)
     write_xyz(file, [atoms])
@@ -49,3 +51,9 @@ def _as_ase_writes_it(text: str) -> str:
     """
     printable = "".join(character if character.isprintable() else " " for character in text)
     return " ".join(printable.split()).replace("\\", "\\\\")
+
+
+def _comes_back(name: str, text: str) -> bool:
+    """Tell whether ASE reads a line with this value as it stands; a lone "=" swallows a key."""
+    written = key_val_dict_to_str({name: text, "row_id": 1})
+    return bool(text) and set(key_val_str_to_dict(written)) == {name, "row_id"}
