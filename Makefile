@@ -10,13 +10,17 @@ COMPILE := $(BIN)/uv pip compile --quiet --no-header --no-annotate \
 	--python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	pyproject.toml --extra postgresql --extra mysql
 
-.PHONY: demo test lint types unit servers locks clean
+.PHONY: demo test lint types faults-long servers locks clean
 
 demo: $(VENV)/.trainer
 	$(BIN)/mlip-job demo
 
 test: $(VENV)/.dev lint types
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+# A thousand kills of a stand-in that replays a real fit; half an hour or so.
+faults-long: $(VENV)/.dev
+	MLIP_JOB_TEST_FAULT_POINTS=1000 $(BIN)/pytest --timeout=7200 tests/faults/test_replayed.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -7,7 +7,14 @@ from typing import Any
 
 from mlip_job.config import JobConfig
 from mlip_job.environment import HostClass, RunEnvironment
-from mlip_job.registry import Artefact, DatasetReference, ErrorFigures, Headline, Manifest
+from mlip_job.registry import (
+    Artefact,
+    AttemptPart,
+    DatasetReference,
+    ErrorFigures,
+    Headline,
+    Manifest,
+)
 from mlip_job.training.basis import potential_section
 
 
@@ -27,6 +34,9 @@ def make_manifest(
         family=family,
         generation=generation,
         attempt=attempt,
+        attempts=(
+            AttemptPart(attempt=attempt, started=datetime(2026, 1, 1, tzinfo=UTC), iterations=10),
+        ),
         started=datetime(2026, 1, 1, tzinfo=UTC),
         ended=datetime(2026, 1, 1, 2, tzinfo=UTC),
         config=config.model_dump(mode="json"),

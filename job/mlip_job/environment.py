@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -28,6 +29,45 @@ class SchedulerJob(BaseModel):
 
     kind: str
     id: str
+
+
+class ProcessIdentity(BaseModel):
+    """Tells one process from all others, without naming its host.
+
+    Attributes
+    ----------
+    host
+        Hash of what processes share that can see each other: boot, host name, process namespace.
+    pid
+        Its number there.
+    started
+        When it started, in clock ticks since boot: numbers are used again.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    host: str
+    pid: int
+    started: int
+
+    @classmethod
+    def current(cls) -> ProcessIdentity:
+        """Identify this process."""
+        parts = (
+            Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"),
+            platform.node(),
+            str(Path("/proc/self/ns/pid").readlink()),
+        )
+        pid = os.getpid()
+        return cls(
+            host=hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16],
+            pid=pid,
+            started=_started(pid) or 0,
+        )
+
+    def is_gone(self, seen_by: ProcessIdentity) -> bool:
+        """Tell whether `seen_by`, the asking process, can see that this one has ended."""
+        return self.host == seen_by.host and _started(self.pid) != self.started
 
 
 class HostClass(BaseModel):
@@ -77,7 +117,7 @@ class RunEnvironment(BaseModel):
                 gpus=_gpus(),
             ),
             image=os.environ.get("MLIP_JOB_IMAGE"),
-            scheduler=_scheduler(),
+            scheduler=current_scheduler_job(),
         )
 
 
@@ -115,7 +155,18 @@ def _gpus() -> tuple[str, ...]:
     return tuple(line.strip() for line in done.stdout.splitlines() if line.strip())
 
 
-def _scheduler() -> SchedulerJob | None:
+def _started(pid: int) -> int | None:
+    """Return field 22 of /proc/<pid>/stat (proc(5)), None where there is no such process."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def current_scheduler_job() -> SchedulerJob | None:
+    """Return the job of a scheduler that this process belongs to."""
     if job_id := os.environ.get("SLURM_JOB_ID"):
         return SchedulerJob(kind="slurm", id=job_id)
     return None

@@ -73,9 +73,21 @@ class IntegrityError(DataError):
 
 
 class UnavailableError(MlipJobError):
-    """A store or a database can't be reached or used; the same call may work later."""
+    """A store or a database can't be reached or used; the same call may work later.
+
+    Parameters
+    ----------
+    message, hint
+        See `MlipJobError`.
+    transient
+        Whether the same call may work within seconds, so that it is worth repeating at once.
+    """
 
     exit_code = 69
+
+    def __init__(self, message: str, *, hint: str | None = None, transient: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.transient = transient
 
 
 class DatabaseError(UnavailableError):

@@ -88,9 +88,18 @@ class FamilyKeys:
         """Key of one file of an attempt, or its prefix where no file is named."""
         return self.generation(generation, f"attempts/{attempt}/{file}")
 
+    def checkpoint(self, generation: int, attempt: str, number: int, file: str = "") -> str:
+        """Key of one file of a checkpoint, or its prefix where no file is named."""
+        return self.attempt(generation, attempt, f"checkpoints/{number:06d}/{file}")
+
+    @property
+    def potentials(self) -> str:
+        """Prefix under which the potentials of all generations lie."""
+        return f"{self.family}/potentials/"
+
     def potential(self, generation: int, suffix: str) -> str:
         """Key of the potential in one format, e.g. ``cu-ni/potentials/gen_04.yace``."""
-        return f"{self.family}/potentials/{generation_name(generation)}.{suffix}"
+        return f"{self.potentials}{generation_name(generation)}.{suffix}"
 
 
 @dataclass(frozen=True)
@@ -129,11 +138,26 @@ class WorkFiles:
     directory: Path
 
     DATASET = "dataset"
+    TABLES = ("metrics", "test_metrics", "cycle_metrics", "test_cycle_metrics")
 
     @property
     def dataset(self) -> DatasetFiles:
         """The dataset that the attempt trains on."""
         return DatasetFiles(self.directory / self.DATASET)
+
+    def table(self, name: str) -> Path:
+        """Return a metrics table as pacemaker writes it: of the fit that runs now."""
+        return self.directory / f"{name}.txt"
+
+    @property
+    def curves(self) -> Path:
+        """Folder of the metrics tables of the whole fit, over all attempts."""
+        return self.directory / "metrics"
+
+    @property
+    def history(self) -> Path:
+        """Folder of the metrics tables of what was fitted before pacemaker's latest start."""
+        return self.directory / "history"
 
     @property
     def input_yaml(self) -> Path:
@@ -146,14 +170,35 @@ class WorkFiles:
         return self.directory / "parent_potential.yaml"
 
     @property
+    def checkpoint_potential(self) -> Path:
+        """The potential that an interrupted fit goes on from."""
+        return self.directory / "checkpoint_potential.yaml"
+
+    def leg_input(self, number: int) -> Path:
+        """Return the input file of the n-th leg of a fit that goes on from a checkpoint."""
+        return self.directory / f"resume-{number}.yaml"
+
+    def leg_inputs(self) -> list[Path]:
+        """Return those input files that are there."""
+        return sorted(self.directory.glob("resume-*.yaml"))
+
+    @property
     def train_log(self) -> Path:
         """All that pacemaker printed, in order."""
         return self.directory / "train.log"
 
+    def interim_potential(self, cycle: int = 0) -> Path:
+        """Return what pacemaker rewrites after every iteration."""
+        return self.directory / f"interim_potential_{cycle}.yaml"
+
+    def ladder_potential(self, step: int) -> Path:
+        """Return what pacemaker writes after a step of a ladder."""
+        return self.directory / f"interim_potential_ladder_step_{step}.yaml"
+
     @property
-    def metrics(self) -> Path:
-        """Per-iteration metrics of the training set."""
-        return self.directory / "metrics.txt"
+    def target_potential(self) -> Path:
+        """The potential with all functions that the fit will have in the end."""
+        return self.directory / "target_potential.yaml"
 
     @property
     def output_potential(self) -> Path:
@@ -179,5 +224,8 @@ class WorkFiles:
             "potential.yace": self.yace,
             "report.json": self.report,
         }
-        tables = sorted(self.directory.glob("*metrics.txt"))
-        return published | {f"metrics/{table.name}": table for table in tables}
+        return published | {path.name: path for path in self.leg_inputs()} | self.tables()
+
+    def tables(self) -> dict[str, Path]:
+        """Return the metrics tables of the whole fit, by the name that they are published under."""
+        return {f"metrics/{path.name}": path for path in sorted(self.curves.glob("*.txt"))}

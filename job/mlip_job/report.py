@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlip_job.errors import IntegrityError
-from mlip_job.registry.manifest import ErrorFigures, Headline, Parent
+from mlip_job.registry.manifest import AttemptPart, ErrorFigures, Headline, Parent
 from mlip_job.training.input_yaml import kappa
 from mlip_job.training.run_summary import Errors, RunSummary
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from mlip_job.config import JobConfig, TrainingConfig
     from mlip_job.dataset.record import DatasetRecord
+    from mlip_job.registry import TrainingState
 
 
 class _Part(BaseModel):
@@ -63,6 +64,8 @@ class TrainingReport(_Part):
     ----------
     parent
         The generation that the fit started from.
+    attempts
+        All that the fit went through, and how much of the learning curve is each one's own.
     fit
         What pacemaker's tables and log say, see `RunSummary`.
     left_out_by_weighting
@@ -80,6 +83,7 @@ class TrainingReport(_Part):
     generation: int
     elements: tuple[str, ...]
     parent: Parent | None
+    attempts: tuple[AttemptPart, ...]
     loss: LossDefinition
     dataset: DatasetSummary
     fit: RunSummary
@@ -122,7 +126,7 @@ def make_report(
     config: JobConfig,
     generation: int,
     record: DatasetRecord,
-    parent: Parent | None,
+    training: TrainingState,
     summary: RunSummary,
     left_out: Mapping[str, tuple[int, ...]],
     timings_s: Mapping[str, float],
@@ -132,7 +136,8 @@ def make_report(
         family=config.family,
         generation=generation,
         elements=record.elements,
-        parent=parent,
+        parent=training.parent,
+        attempts=training.attempts,
         loss=_loss(config.training),
         dataset=DatasetSummary(
             id=record.id,

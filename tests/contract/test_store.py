@@ -124,12 +124,12 @@ def test_compare_and_swap_takes_only_the_version_it_was_told(store: ObjectStore)
 def test_no_update_is_lost_between_swappers(storage: StorageConfig) -> None:
     """Eight writers add up to the sum of what they added."""
 
-    def add(_: int) -> None:
+    def add(writer: int) -> None:
         mine = open_store(storage)
         while True:
             data, version = mine.get_versioned("n")
             try:
-                mine.put_if_match("n", str(int(data) + 1).encode(), version)
+                mine.put_if_match("n", f"{int(data.split()[0]) + 1} by {writer}".encode(), version)
             except ObjectChangedError:
                 continue
             return
@@ -137,7 +137,19 @@ def test_no_update_is_lost_between_swappers(storage: StorageConfig) -> None:
     open_store(storage).put("n", b"0")
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(add, range(24)))
-    assert open_store(storage).get("n") == b"24"
+    assert open_store(storage).get("n").split()[0] == b"24"
+
+
+def test_a_conditional_write_may_be_repeated(store: ObjectStore, tmp_path: Path) -> None:
+    """Whoever lost the answer to his own write asks again, and hears that it succeeded."""
+    store.put_if_absent("k", b"attempt a, beat 0")
+    store.put_if_absent("k", b"attempt a, beat 0")
+    _, version = store.get_versioned("k")
+    store.put_if_match("k", b"attempt a, beat 1", version)
+    store.put_if_match("k", b"attempt a, beat 1", version)
+    with pytest.raises(ObjectChangedError):
+        store.put_if_match("k", b"attempt b, beat 0", version)
+    assert store.get("k") == b"attempt a, beat 1"
 
 
 @pytest.mark.parametrize("size", [0, 1000, 5 << 20, 12 << 20], ids=["empty", "small", "=", "parts"])

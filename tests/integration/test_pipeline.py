@@ -27,7 +27,7 @@ from tests.support import rattled, with_emt, write_database
 
 if TYPE_CHECKING:
     from mlip_job.config import StorageConfig
-    from mlip_job.training.runner import Progress
+    from mlip_job.training.process import Progress
     from tests.servers.databases import DatabaseServer
 
 # The pyace evaluator needs no TensorFlow: such a fit takes seconds.

@@ -154,6 +154,7 @@ def test_schema_knows_every_section(cli: Cli) -> None:
         "dataset",
         "training",
         "storage",
+        "run",
         "work_dir",
     }
     assert schema["additionalProperties"] is False

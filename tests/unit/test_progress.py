@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from mlip_job.cli.options import Settings
 from mlip_job.cli.output import Reporter
-from mlip_job.training.runner import Progress, _hide_host, _IterationClock, _LineReader
+from mlip_job.training.process import Progress, _IterationClock, _LineReader
 from mlip_job.training.tables import MetricsRow
+from mlip_job.training.train_log import hide_host
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,7 +67,7 @@ def test_host_is_taken_out_of_the_log(tmp_path: Path) -> None:
         b"2026-11-23 22:42:37,630 - root - INFO - Hostname: secret-node\n"
         b"2026-11-23 22:42:37,630 I - Iteration   #1 \xff\n"
     )
-    _hide_host(log)
+    hide_host(log)
     assert log.read_bytes() == (
         b"2026-11-23 22:42:37,630 I - Hostname: (not published)\n"
         b"2026-11-23 22:42:37,630 - root - INFO - Hostname: (not published)\n"

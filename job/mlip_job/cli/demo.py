@@ -44,7 +44,7 @@ def command(settings: Settings, output: Path, elements: str) -> None:
     _write_inputs(output, [e.strip() for e in elements.split(",")])
     settings.config_path = output / DEFAULT_CONFIG
     config = settings.config()
-    store = settings.store(config)
+    store = settings.store(config, patient=True)
     reporter = Reporter(settings, config.training.max_iter)
     try:
         for generation in (1, 2):

@@ -36,7 +36,7 @@ def command(settings: Settings, generation: int | str, output: Path | None) -> N
     from mlip_job.registry import Registry
 
     config = settings.config()
-    store = settings.store(config)
+    store = settings.store(config, patient=True)
     number = resolve_generation(generation, Registry(store, config.family))
     reporter = Reporter(settings)
     record = export_generation(config, number, store=store, observer=reporter, output=output)

@@ -51,11 +51,11 @@ class Settings:
 
         return load_config(self.config_path, assignments=self.assignments)
 
-    def store(self, config: JobConfig) -> ObjectStore:
-        """Open the store of a configuration."""
+    def store(self, config: JobConfig, *, patient: bool = False) -> ObjectStore:
+        """Open the store of a configuration; a patient one waits for a store that is away."""
         from mlip_job.store.open import open_store
 
-        return open_store(config.storage)
+        return open_store(config.storage, patience=config.run.retry_timeout if patient else 0)
 
     def registry(self) -> Registry:
         """Open the registry of the configured family."""

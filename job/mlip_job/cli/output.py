@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
     from mlip_job.cli.options import Settings
-    from mlip_job.training.runner import Progress
+    from mlip_job.training.process import Progress
 
 _LINE_INTERVAL_SECONDS = 10.0
 _LONGEST_LINE = 500

@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 @click.command("run")
 @generation_option("next")
 @click.option("--require-gpu", is_flag=True, help="Fail (71) where TensorFlow sees no GPU.")
+@click.option("--fresh", is_flag=True, help="Start over; remove checkpoints of earlier runs.")
 @common_options
 @click.pass_obj
-def command(settings: Settings, generation: int | str, *, require_gpu: bool) -> None:
+def command(settings: Settings, generation: int | str, *, require_gpu: bool, fresh: bool) -> None:
     """Train a generation and publish it.
+
+    A run that was stopped or killed is gone on with from its last checkpoint, on any machine.
 
     Running a published generation again changes nothing: with the same configuration and data it
     says so and ends with 0, with others it names the difference and ends with 73.
@@ -32,12 +35,14 @@ def command(settings: Settings, generation: int | str, *, require_gpu: bool) -> 
     if require_gpu:
         settings.assignments.append("training.require_gpu=true")
     config = settings.config()
-    store = settings.store(config)
+    store = settings.store(config, patient=True)
     number = resolve_generation(generation, Registry(store, config.family))
     reporter = Reporter(settings, config.training.max_iter)
     try:
         with StopRequest() as stop:
-            outcome = run_generation(config, number, store=store, observer=reporter, stop=stop)
+            outcome = run_generation(
+                config, number, store=store, observer=reporter, stop=stop, fresh=fresh
+            )
     finally:
         reporter.close()
     emit(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.registry import Manifest
+    from mlip_job.registry.maintenance import Orphan
 
 
 _MODES = {"continue": "with the same basis", "extend": "growing its basis"}
@@ -58,6 +59,13 @@ def show_generations(family: str, manifests: Sequence[Manifest], latest: int | N
     click.echo("RMSE E in meV/atom, RMSE F in meV/Å per component; * is the latest")
 
 
+def show_orphans(orphans: Sequence[Orphan]) -> None:
+    """Print what no manifest names, one line each, and its size."""
+    for orphan in orphans:
+        size = f"{orphan.size / 1e6:.1f} MB"
+        click.echo(f"  {orphan.prefix}  {len(orphan.keys)} objects, {size}: {orphan.what}")
+
+
 def show_manifest(manifest: Manifest) -> None:
     """Print what is known of one generation."""
     train, test = manifest.headline.train, manifest.headline.test
@@ -92,11 +100,19 @@ def show_manifest(manifest: Manifest) -> None:
                 f"n({e})·{manifest.reference_energies[e]:.6f} eV" for e in manifest.elements
             ),
         ),
-        ("attempt", f"{manifest.attempt}, {manifest.started:%Y-%m-%d %H:%M} UTC"),
+        ("attempts", _attempts(manifest)),
         ("artefacts", ", ".join(sorted(manifest.artefacts))),
     ]
     for name, text in lines:
         click.echo(f"{name:<14} {text}")
+
+
+def _attempts(manifest: Manifest) -> str:
+    started = f"begun {manifest.started:%Y-%m-%d %H:%M} UTC"
+    if len(manifest.attempts) == 1:
+        return f"{manifest.attempt}, {started}"
+    parts = ", ".join(f"{part.attempt} ({part.iterations})" for part in manifest.attempts)
+    return f"{parts} iterations, {started}"
 
 
 def show_dataset(record: DatasetRecord) -> None:

@@ -1,7 +1,13 @@
 """The configuration of a job: validated models, and how they are loaded."""
 
 from mlip_job.config.load import load_config
-from mlip_job.config.models import DatabaseConfig, DatasetConfig, JobConfig, StorageConfig
+from mlip_job.config.models import (
+    DatabaseConfig,
+    DatasetConfig,
+    JobConfig,
+    RunConfig,
+    StorageConfig,
+)
 from mlip_job.config.training import EnergyBasedWeighting, GroupWeights, TrainingConfig
 
 __all__ = [
@@ -10,6 +16,7 @@ __all__ = [
     "EnergyBasedWeighting",
     "GroupWeights",
     "JobConfig",
+    "RunConfig",
     "StorageConfig",
     "TrainingConfig",
     "load_config",

@@ -111,6 +111,32 @@ class StorageConfig(Part):
         return url
 
 
+class RunConfig(Part):
+    """How a run behaves on its machine; nothing here changes the potential."""
+
+    checkpoint_interval: Positive = Field(
+        300.0, description="s. Time between checkpoints; at most this much training is lost."
+    )
+    heartbeat_interval: Positive = Field(
+        30.0,
+        description="s. Time between signs of life of a run. After ten without one, another run "
+        "may take the generation over.",
+    )
+    stall_timeout: Positive = Field(
+        3600.0,
+        description="s. A fit with no iteration, no output and no CPU use for so long is ended. "
+        "Building graphs for many elements takes minutes without output, but uses the CPU.",
+    )
+    stop_timeout: Positive = Field(
+        20.0,
+        description="s. After a stop signal, how long the last checkpoint may take to be stored. "
+        "Keep it, and 5 s more, below the scheduler's grace period.",
+    )
+    retry_timeout: NonNegative = Field(
+        300.0, description="s. How long a store or database that fails for now is tried again."
+    )
+
+
 class JobConfig(Part):
     """The whole configuration of a family."""
 
@@ -122,6 +148,7 @@ class JobConfig(Part):
     dataset: DatasetConfig = DatasetConfig()
     training: TrainingConfig = TrainingConfig()
     storage: StorageConfig = StorageConfig()
+    run: RunConfig = RunConfig()
     work_dir: str = Field("work", min_length=1, description="Local directory of running attempts.")
 
     @field_validator("family")

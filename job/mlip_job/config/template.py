@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from mlip_job.config.models import DatabaseConfig, DatasetConfig, JobConfig, StorageConfig
+from mlip_job.config.models import (
+    DatabaseConfig,
+    DatasetConfig,
+    JobConfig,
+    RunConfig,
+    StorageConfig,
+)
 from mlip_job.config.training import TrainingConfig
 
 if TYPE_CHECKING:
@@ -42,6 +48,7 @@ def commented_config(*, family: str, database: str, select: str, storage: str) -
         *_section("dataset", DatasetConfig, {}),
         *_section("training", TrainingConfig, {}),
         *_section("storage", StorageConfig, {"url": storage}),
+        *_section("run", RunConfig, {}),
         "",
         *_comment(JobConfig.model_fields["work_dir"].description, ""),
         _line("work_dir", JobConfig.model_fields["work_dir"].default),

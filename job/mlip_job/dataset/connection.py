@@ -29,6 +29,23 @@ CONNECT_TIMEOUT = 10
 """Seconds until a server that does not answer counts as down."""
 
 
+# Connection refused or lost, too many connections, lock wait, deadlock, shutdown (mysqld error
+# reference).
+_MYSQL_TRANSIENT = {1040, 1053, 1205, 1213, 2002, 2003, 2006, 2013}
+# Classes of SQLSTATE: connection exception, transaction rollback, insufficient resources, operator
+# intervention (PostgreSQL documentation, appendix A).
+_POSTGRESQL_TRANSIENT = {"08", "40", "53", "57"}
+_POSTGRESQL_LASTING = (
+    "authentication",
+    "password",
+    "does not exist",
+    "no pg_hba",
+    "not known",
+    "ssl",
+    "invalid",
+)
+
+
 @dataclass(frozen=True)
 class OpenedDatabase:
     """An ASE database and what is needed to report its failures.
@@ -235,4 +252,24 @@ def _failure(description: str, error: Exception, secrets: tuple[str, ...] = ()) 
     hint = None
     if any(word in text.lower() for word in ("password", "access denied", "authentication")):
         hint = f"the password is taken from {PASSWORD_VARIABLE}"
-    return DatabaseError(f"database {description} can't be read: {text}", hint=hint)
+    return DatabaseError(
+        f"database {description} can't be read: {text}", hint=hint, transient=_is_transient(error)
+    )
+
+
+def _is_transient(error: Exception) -> bool:
+    """Tell a server that is away, or a file that is locked, from what will stay wrong."""
+    kind, text = type(error).__module__.partition(".")[0], str(error).lower()
+    if kind == "sqlite3":
+        return isinstance(error, sqlite3.OperationalError) and "locked" in text
+    if kind == "pymysql":
+        code = error.args[0] if error.args else None
+        return code in _MYSQL_TRANSIENT or type(error).__name__ == "InterfaceError"
+    if kind != "psycopg2":
+        return False
+    # A query that fails carries an SQLSTATE; a connection that can't be made or is lost has none.
+    state = getattr(error, "pgcode", None)
+    if state is not None:
+        return state[:2] in _POSTGRESQL_TRANSIENT
+    connection = type(error).__name__ in ("OperationalError", "InterfaceError", "DatabaseError")
+    return connection and not any(words in text for words in _POSTGRESQL_LASTING)

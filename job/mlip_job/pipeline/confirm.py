@@ -22,16 +22,14 @@ def confirm_config(published: Manifest, config: JobConfig) -> None:
     if published.config_sha256 == config.fingerprint():
         return
     asked = config.model_dump(mode="json")
-    differences = [
+    found = [
         f"  {key}: {old!r} published, {new!r} asked"
         for section in ("dataset", "training")
-        for key, old, new in _differences(
-            published.config.get(section, {}), asked[section], section
-        )
+        for key, old, new in differences(published.config.get(section, {}), asked[section], section)
     ]
     raise ConflictError(
         f"{generation_name(published.generation)} of {published.family} is published with another "
-        "configuration:\n" + "\n".join(differences),
+        "configuration:\n" + "\n".join(found),
         hint=_HINT,
     )
 
@@ -49,9 +47,10 @@ def confirm_dataset(published: Manifest, record: DatasetRecord) -> None:
     )
 
 
-def _differences(
+def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], prefix: str
 ) -> Iterator[tuple[str, Any, Any]]:
+    """Yield key, old and new value of each setting that differs between two configurations."""
     for key in sorted({*old, *new}):
         before, after = old.get(key), new.get(key)
         if before != after and key != "require_gpu":

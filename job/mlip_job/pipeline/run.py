@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import secrets
-import shutil
 import tempfile
-import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlip_job.errors import ConfigError, InterruptedRunError
+from mlip_job.errors import ConfigError
 from mlip_job.naming import WorkFiles, generation_name
+from mlip_job.pipeline.attempt import Attempt
 from mlip_job.pipeline.confirm import confirm_config, confirm_dataset
 from mlip_job.pipeline.lineage import find_lineage
-from mlip_job.pipeline.stages import (
-    Trained,
-    build_dataset,
-    describe,
-    fit,
-    left_out_by_weighting,
-    prepare_fit,
-)
+from mlip_job.pipeline.stages import build_dataset
 from mlip_job.registry import Registry
-from mlip_job.report import make_report
 from mlip_job.training.programs import find_program, require_gpu
 
 if TYPE_CHECKING:
@@ -55,19 +44,6 @@ class Outcome:
     created: bool
 
 
-@dataclass
-class _Clock:
-    """Wall time of each stage, s."""
-
-    stages: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        started = time.monotonic()
-        yield
-        self.stages[name] = round(time.monotonic() - started, 3)
-
-
 def run_generation(
     config: JobConfig,
     generation: int,
@@ -75,8 +51,12 @@ def run_generation(
     store: ObjectStore,
     observer: Observer,
     stop: StopRequest,
+    fresh: bool = False,
 ) -> Outcome:
     """Export, train and publish a generation, or confirm that it is published already.
+
+    An attempt that was interrupted is gone on with: its dataset, its potential, its learning curve.
+    With `fresh` it is forgotten.
 
     Raises
     ------
@@ -87,7 +67,14 @@ def run_generation(
     published = registry.find(generation)
     if published is not None:
         return _confirm(config, registry, published, observer)
-    return _train(config, generation, registry, observer, stop)
+    find_lineage(registry, config.training, generation)
+    _preflight(config, registry)
+    attempt = Attempt(config, generation, registry, observer, stop)
+    with attempt.claim():
+        published = registry.find(generation)
+        if published is None:
+            return Outcome(attempt.run(fresh=fresh), created=True)
+    return _confirm(config, registry, published, observer)
 
 
 def export_generation(
@@ -129,53 +116,6 @@ def _confirm(
         "and this dataset: nothing to do"
     )
     return Outcome(published, created=False)
-
-
-def _train(
-    config: JobConfig,
-    generation: int,
-    registry: Registry,
-    observer: Observer,
-    stop: StopRequest,
-) -> Outcome:
-    """Export, fit, publish."""
-    started, clock = datetime.now(UTC), _Clock()
-    lineage = find_lineage(registry, config.training, generation)
-    _preflight(config, registry)
-    attempt = f"{started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
-    files = WorkFiles(Path(config.work_dir) / generation_name(generation) / attempt)
-    try:
-        with clock.stage("export"):
-            record = build_dataset(
-                config, generation, registry, lineage.dataset, files.dataset.directory, observer
-            )
-        parent = prepare_fit(config.training, files, record, registry, lineage.potential, observer)
-    except BaseException:
-        # Nothing was trained yet: an attempt that failed here leaves nothing worth keeping.
-        shutil.rmtree(files.directory, ignore_errors=True)
-        raise
-    with clock.stage("publish_dataset"):
-        record_sha256 = registry.publish_dataset(files.dataset.directory, record)
-    with clock.stage("fit"):
-        summary = fit(config, files, record, observer, stop)
-    left_out = left_out_by_weighting(config.training, files, record)
-    report = make_report(config, generation, record, parent, summary, left_out, clock.stages)
-    files.report.write_text(report.to_json(), encoding="utf-8")
-    if stop.received is not None:
-        raise InterruptedRunError(
-            f"stopped by {stop.received.name} before publishing", hint="run the same command again"
-        )
-    trained = Trained(
-        attempt, started, record, record_sha256, lineage.dataset, parent, report.headline()
-    )
-    manifest = registry.publish(
-        generation,
-        attempt,
-        files.artefacts(),
-        lambda artefacts: describe(config, generation, trained, artefacts),
-    )
-    observer.message(f"published {generation_name(generation)} in {registry.store.url}")
-    return Outcome(manifest, created=True)
 
 
 @contextmanager

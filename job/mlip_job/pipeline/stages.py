@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mlip_job.config.training import EnergyBased
 from mlip_job.dataset.builder import DatasetBuilder, ParentDataset
@@ -16,21 +15,19 @@ from mlip_job.errors import ConfigError
 from mlip_job.naming import DatasetFiles, WorkFiles, generation_name
 from mlip_job.pipeline.lineage import start_mode
 from mlip_job.registry import DatasetReference, Manifest, Parent
+from mlip_job.retries import retrying
 from mlip_job.training.basis import potential_section
 from mlip_job.training.input_yaml import StartPotential, TrainingData, build_input, dump_input
 from mlip_job.training.potential_yaml import as_start, read_potential, write_potential
-from mlip_job.training.programs import convert_to_yace
-from mlip_job.training.runner import PacemakerWrapper, Progress
 from mlip_job.training.weighting import rows_left_out
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from mlip_job.config import JobConfig, TrainingConfig
     from mlip_job.dataset.record import DatasetRecord
-    from mlip_job.registry import Artefact, Headline, Registry
-    from mlip_job.training.run_summary import RunSummary
-    from mlip_job.training.signals import StopRequest
+    from mlip_job.registry import Artefact, Headline, Registry, TrainingState
+    from mlip_job.training.process import Progress
 
 
 class Observer(Protocol):
@@ -44,19 +41,6 @@ class Observer(Protocol):
 
     def trainer_line(self, line: str) -> None:
         """Hear what pacemaker prints."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What an attempt did, for its manifest."""
-
-    attempt: str
-    started: datetime
-    record: DatasetRecord
-    record_sha256: str
-    dataset_parent: Manifest | None
-    parent: Parent | None
-    headline: Headline
 
 
 def build_dataset(
@@ -86,36 +70,43 @@ def build_dataset(
             progress=observer.message,
         )
         try:
-            return builder.build(directory)
+            return retrying(lambda: builder.build(directory), config.run.retry_timeout)
         except BaseException:
             with suppress(OSError):
                 directory.rmdir()
             raise
 
 
-def prepare_fit(
+def fetch_parent(
     training: TrainingConfig,
     files: WorkFiles,
-    record: DatasetRecord,
+    elements: Sequence[str],
     registry: Registry,
     start_from: Manifest | None,
     observer: Observer,
 ) -> Parent | None:
-    """Write input.yaml and, where there is one, the potential that the fit starts from."""
-    parent, start = None, None
-    if start_from is not None:
-        mode = start_mode(training, record.elements, start_from)
-        registry.fetch(start_from, "potential.yaml", files.parent_potential)
-        prepared = as_start(read_potential(files.parent_potential))
-        write_potential(prepared, files.parent_potential)
-        start = StartPotential(files.parent_potential.name, same_basis=mode == "continue")
-        parent = Parent(
-            generation=start_from.generation,
-            mode=mode,
-            potential_sha256=start_from.artefacts["potential.yaml"].sha256,
-        )
-        how = "with the same basis" if start.same_basis else "growing its basis"
-        observer.message(f"starting from {generation_name(start_from.generation)}, {how}")
+    """Fetch the potential that the fit starts from, in the form that it can start from."""
+    if start_from is None:
+        return None
+    mode = start_mode(training, elements, start_from)
+    registry.fetch(start_from, "potential.yaml", files.parent_potential)
+    write_potential(as_start(read_potential(files.parent_potential)), files.parent_potential)
+    how = "with the same basis" if mode == "continue" else "growing its basis"
+    observer.message(f"starting from {generation_name(start_from.generation)}, {how}")
+    return Parent(
+        generation=start_from.generation,
+        mode=mode,
+        potential_sha256=start_from.artefacts["potential.yaml"].sha256,
+    )
+
+
+def make_input(
+    training: TrainingConfig, files: WorkFiles, record: DatasetRecord, parent: Parent | None
+) -> dict[str, Any]:
+    """Write input.yaml, of the fit that nothing disturbs, and return its content."""
+    start = None
+    if parent is not None:
+        start = StartPotential(files.parent_potential.name, same_basis=parent.mode == "continue")
     data = TrainingData(
         elements=record.elements,
         train=_in_dataset_folder(record.frames.train),
@@ -124,32 +115,7 @@ def prepare_fit(
     )
     content = build_input(training, data, start)
     files.input_yaml.write_text(dump_input(content), encoding="utf-8")
-    return parent
-
-
-def fit(
-    config: JobConfig,
-    files: WorkFiles,
-    record: DatasetRecord,
-    observer: Observer,
-    stop: StopRequest,
-) -> RunSummary:
-    """Run pacemaker and convert what it made for LAMMPS."""
-    if config.training.stress_weight > 0:
-        observer.message(
-            "note: stress_weight has no effect, pacemaker fits no stress; 0 silences this"
-        )
-    observer.message(f"training in {files.directory}")
-    wrapper = PacemakerWrapper(
-        files,
-        elements=record.elements,
-        observe=observer.progress,
-        show_line=observer.trainer_line,
-        stop=stop,
-    )
-    summary = wrapper.fit()
-    convert_to_yace(files.output_potential, files.yace)
-    return summary
+    return content
 
 
 def left_out_by_weighting(
@@ -165,38 +131,48 @@ def left_out_by_weighting(
 
 
 def describe(
-    config: JobConfig, generation: int, trained: Trained, artefacts: Mapping[str, Artefact]
+    config: JobConfig,
+    generation: int,
+    record: DatasetRecord,
+    training: TrainingState,
+    headline: Headline,
+    artefacts: Mapping[str, Artefact],
 ) -> Manifest:
     """Return the manifest of a trained generation."""
-    record = trained.record
     return Manifest(
         family=config.family,
         generation=generation,
-        attempt=trained.attempt,
-        started=trained.started,
+        attempt=training.attempts[-1].attempt,
+        attempts=training.attempts,
+        started=training.started,
         ended=datetime.now(UTC),
         config=config.model_dump(mode="json"),
         config_sha256=config.fingerprint(),
         elements=record.elements,
         basis=potential_section(config.training, record.elements),
-        parent=trained.parent,
-        dataset=DatasetReference(
-            id=record.id,
-            record_sha256=trained.record_sha256,
-            train=record.counts.train,
-            test=record.counts.test,
-            database=record.database,
-            selection=record.selection,
-            inherited_from=(
-                trained.dataset_parent.generation if trained.dataset_parent is not None else None
-            ),
-        ),
+        parent=training.parent,
+        dataset=training.dataset,
         reference_energies=record.reference_energies,
         split_seed=config.dataset.seed,
         fit_seed=config.training.seed,
         environment=RunEnvironment.current(),
-        headline=trained.headline,
+        headline=headline,
         artefacts=dict(artefacts),
+    )
+
+
+def refer_to(
+    record: DatasetRecord, record_sha256: str, parent: Manifest | None
+) -> DatasetReference:
+    """Return how manifests and checkpoints name a dataset."""
+    return DatasetReference(
+        id=record.id,
+        record_sha256=record_sha256,
+        train=record.counts.train,
+        test=record.counts.test,
+        database=record.database,
+        selection=record.selection,
+        inherited_from=parent.generation if parent is not None else None,
     )
 
 
@@ -205,7 +181,7 @@ def _fetch_parent_dataset(
 ) -> ParentDataset | None:
     if manifest is None:
         return None
-    record = registry.dataset_record(manifest)
+    record = registry.dataset_record(manifest.dataset)
     index = directory / DatasetFiles.INDEX
     registry.fetch_dataset_file(record, DatasetFiles.INDEX, index)
     return ParentDataset(record, index)

@@ -1,7 +1,13 @@
-"""Generations of a family in a store: publish, list, pull, verify. See docs/store.md."""
+"""Generations of a family in a store: claim, checkpoint, publish, list, pull, verify.
 
+docs/store.md is the specification.
+"""
+
+from mlip_job.registry.checkpoints import Checkpoint, Checkpoints, TrainingState
+from mlip_job.registry.claim import Claim, HeldClaim
 from mlip_job.registry.manifest import (
     Artefact,
+    AttemptPart,
     DatasetReference,
     ErrorFigures,
     Headline,
@@ -12,10 +18,16 @@ from mlip_job.registry.registry import Registry
 
 __all__ = [
     "Artefact",
+    "AttemptPart",
+    "Checkpoint",
+    "Checkpoints",
+    "Claim",
     "DatasetReference",
     "ErrorFigures",
     "Headline",
+    "HeldClaim",
     "Manifest",
     "Parent",
     "Registry",
+    "TrainingState",
 ]

@@ -79,6 +79,24 @@ class DatasetReference(_Part):
     inherited_from: int | None
 
 
+class AttemptPart(_Part):
+    """What one attempt contributed to a fit.
+
+    Attributes
+    ----------
+    attempt
+        Its name; its log and tables lie in the store under it.
+    started
+        When it began.
+    iterations
+        How many iterations of the learning curve are its own.
+    """
+
+    attempt: str
+    started: datetime
+    iterations: int
+
+
 class ErrorFigures(_Part):
     """Errors of the potential on one set of structures; None is not known."""
 
@@ -101,13 +119,15 @@ class Manifest(_Part):
     ``config`` is the configuration in full and ``config_sha256`` the hash of its decisive part
     (`JobConfig.fingerprint`). ``basis`` is pacemaker's ``potential`` section: what a later
     generation compares its own with. ``reference_energies`` (eV per atom) are what the potential's
-    energies lack: E_DFT = E_potential + Σ n·e0.
+    energies lack: E_DFT = E_potential + Σ n·e0. ``attempts`` are all that the fit went through, the
+    publishing one last.
     """
 
     schema_version: Literal[1] = 1
     family: str
     generation: int
     attempt: str
+    attempts: tuple[AttemptPart, ...]
     started: datetime
     ended: datetime
     config: dict[str, Any]

@@ -60,7 +60,7 @@ def _download(
     (staging / "manifest.json").write_bytes(manifest.to_json())
     files.append("manifest.json")
     if with_dataset:
-        record = registry.dataset_record(manifest)
+        record = registry.dataset_record(manifest.dataset)
         (staging / "dataset").mkdir()
         for file in sorted(record.files):
             registry.fetch_dataset_file(record, file, staging / "dataset" / file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,9 @@ from mlip_job.errors import (
     StoreError,
 )
 from mlip_job.naming import DatasetFiles, FamilyKeys, generation_name, parse_generation_name
-from mlip_job.registry.manifest import Artefact, Manifest
+from mlip_job.registry.checkpoints import Checkpoints
+from mlip_job.registry.claim import HeldClaim, take_claim
+from mlip_job.registry.manifest import Artefact, DatasetReference, Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -103,6 +106,17 @@ class Registry:
         except ObjectNotFoundError:
             return None
 
+    # -- training --------------------------------------------------------------------------------
+
+    def claim(self, generation: int, attempt: str, *, stale_after_s: float) -> HeldClaim:
+        """Claim a generation for an attempt; see `take_claim`."""
+        key = self.keys.claim(generation)
+        return take_claim(self.store, key, generation, attempt=attempt, stale_after_s=stale_after_s)
+
+    def checkpoints(self, generation: int) -> Checkpoints:
+        """Return the checkpoints of a generation that is being trained."""
+        return Checkpoints(self.store, self.keys, generation)
+
     # -- datasets --------------------------------------------------------------------------------
 
     def publish_dataset(self, directory: Path, record: DatasetRecord) -> str:
@@ -120,11 +134,11 @@ class Registry:
                 pass  # another job put the same dataset there meanwhile
         return hashlib.sha256(self.store.get(record_key)).hexdigest()
 
-    def dataset_record(self, manifest: Manifest) -> DatasetRecord:
-        """Return the record of the dataset that a generation was trained on."""
-        key = self.keys.dataset(manifest.dataset.id, DatasetFiles.RECORD)
+    def dataset_record(self, dataset: DatasetReference) -> DatasetRecord:
+        """Return the record of a dataset that a manifest or a checkpoint names."""
+        key = self.keys.dataset(dataset.id, DatasetFiles.RECORD)
         data = self._get(key)
-        _require_hash(key, manifest.dataset.record_sha256, hashlib.sha256(data).hexdigest())
+        _require_hash(key, dataset.record_sha256, hashlib.sha256(data).hexdigest())
         return DatasetRecord.from_json(data.decode())
 
     def fetch_dataset_file(self, record: DatasetRecord, name: str, path: Path) -> None:
@@ -182,14 +196,46 @@ class Registry:
     def roll_forward(self, manifest: Manifest) -> None:
         """Bring what is derived from a manifest up to date; a crash may have come between."""
         for suffix in DERIVED_SUFFIXES:
-            artefact = manifest.artefacts.get(f"potential.{suffix}")
-            key = self.keys.potential(manifest.generation, suffix)
-            if artefact is not None and self.store.head(key) is None:
-                with tempfile.TemporaryDirectory(prefix="mlip-job-") as directory:
-                    local = Path(directory) / f"potential.{suffix}"
-                    self._fetch(artefact.key, artefact.sha256, local)
-                    self.store.upload(local, key)
+            if self.store.head(self.keys.potential(manifest.generation, suffix)) is None:
+                self.mend_copy(manifest, suffix)
         self._advance_latest(manifest.generation)
+
+    def mend_copy(self, manifest: Manifest, suffix: str) -> bool:
+        """Write the copy of a potential under ``potentials/`` unless it is there and whole.
+
+        Returns
+        -------
+        bool
+            Whether it had to be written.
+        """
+        artefact = manifest.artefacts.get(f"potential.{suffix}")
+        if artefact is None:
+            return False
+        key = self.keys.potential(manifest.generation, suffix)
+        with tempfile.TemporaryDirectory(prefix="mlip-job-") as directory:
+            local = Path(directory) / f"potential.{suffix}"
+            with suppress(ObjectNotFoundError):
+                if self.store.download(key, local) == artefact.sha256:
+                    return False
+            self._fetch(artefact.key, artefact.sha256, local)
+            self.store.upload(local, key)
+        return True
+
+    def mend_latest(self) -> bool:
+        """Point ``latest.json`` at the highest generation unless it does; return whether it had to.
+
+        An unreadable pointer is removed first.
+        """
+        highest = max(self.numbers(), default=None)
+        try:
+            current = self.latest()
+        except IntegrityError:
+            self.store.delete(self.keys.latest)
+            current = None
+        if highest is None or (current is not None and current >= highest):
+            return False
+        self._advance_latest(highest)
+        return True
 
     def _advance_latest(self, generation: int) -> None:
         pointer = LatestPointer(generation=generation, name=generation_name(generation))
@@ -243,7 +289,7 @@ class Registry:
             if artefact := manifest.artefacts.get(f"potential.{suffix}"):
                 expected[self.keys.potential(manifest.generation, suffix)] = artefact.sha256
         try:
-            record = self.dataset_record(manifest)
+            record = self.dataset_record(manifest.dataset)
         except IntegrityError as error:
             problems.append(error.message)
         else:

@@ -36,8 +36,14 @@ class ObjectInfo:
 class ObjectStore(Protocol):
     """A flat map from keys to bytes.
 
-    All methods raise `StoreError` when the store can't be reached or refuses the call.
-    A write is visible whole or not at all, and durable when the method returns.
+    All methods raise `StoreError` when the store can't be reached or refuses the call; it is
+    marked as transient where the same call may work soon. A write is visible whole or not at all,
+    and durable when the method returns.
+
+    Every call may be repeated. Where the answer to a conditional write was lost, the store refuses
+    the repetition, since it holds the first copy; so a refused write whose content is there already
+    has succeeded. Callers write something of their own (an attempt's random id, a count) into
+    whatever they write on a condition: there "the same content" means "ours".
     """
 
     @property
@@ -82,6 +88,12 @@ class ObjectStore(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove an object; none there is no error."""
+
+    def leftovers(self, older_than_s: float) -> Iterator[str]:
+        """Yield names of what killed writers left: no objects, but they take up room."""
+
+    def remove_leftover(self, name: str) -> None:
+        """Remove one of them."""
 
     def check(self) -> None:
         """Raise a `StoreError` with the remedy unless conditional writes work here.

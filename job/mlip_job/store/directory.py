@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
 import secrets
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -22,10 +24,13 @@ from mlip_job.store.probe import check_conditions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from io import BufferedReader
 
 _BLOCK = 1 << 20
 _TEMPORARY = ".tmp-"
 _LOCK = ".lock"
+# What a network file system answers while its server is away; a full or read-only disk stays so.
+_TRANSIENT = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.ENOLCK}
 
 
 class DirectoryStore:
@@ -101,7 +106,7 @@ class DirectoryStore:
     def put_if_absent(self, key: str, data: bytes) -> None:
         """See `ObjectStore.put_if_absent`."""
         with self._written(key, lambda file: file.write(data)) as temporary:
-            self._link(temporary, key)
+            self._link(temporary, key, hashlib.sha256(data).hexdigest())
 
     def put_if_match(self, key: str, data: bytes, version: str) -> None:
         """See `ObjectStore.put_if_match`."""
@@ -110,6 +115,8 @@ class DirectoryStore:
                 current = self.get_versioned(key)[1]
             except ObjectNotFoundError:
                 current = None
+            if current == hashlib.sha256(data).hexdigest():
+                return
             if current != version:
                 raise ObjectChangedError(f"{key} was changed by someone else")
             temporary.replace(self._path(key))
@@ -126,7 +133,7 @@ class DirectoryStore:
 
         with self._written(key, copy) as temporary:
             if if_absent:
-                self._link(temporary, key)
+                self._link(temporary, key, digest.hexdigest())
             else:
                 with self._lock():
                     temporary.replace(self._path(key))
@@ -155,6 +162,22 @@ class DirectoryStore:
         except ObjectNotFoundError:
             return
 
+    def leftovers(self, older_than_s: float) -> Iterator[str]:
+        """See `ObjectStore.leftovers`: temporary files."""
+        with self._errors("list", ""):
+            for path in sorted(self._root.rglob(f"{_TEMPORARY}*")):
+                with suppress(FileNotFoundError):  # a writer that lives has just renamed it
+                    if time.time() - path.stat().st_mtime >= older_than_s:
+                        yield path.relative_to(self._root).as_posix()
+
+    def remove_leftover(self, name: str) -> None:
+        """See `ObjectStore.remove_leftover`."""
+        path = self._root / name
+        if not path.name.startswith(_TEMPORARY):
+            raise StoreError(f"{name} is no leftover")
+        with self._errors("delete", name):
+            path.unlink(missing_ok=True)
+
     def check(self) -> None:
         """See `ObjectStore.check`."""
         check_conditions(self)
@@ -162,7 +185,7 @@ class DirectoryStore:
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)
 
-    def _open(self, key: str) -> BinaryIO:
+    def _open(self, key: str) -> BufferedReader:
         return self._path(key).open("rb")
 
     @contextmanager
@@ -183,12 +206,17 @@ class DirectoryStore:
             with suppress(OSError):
                 temporary.unlink()
 
-    def _link(self, temporary: Path, key: str) -> None:
+    def _link(self, temporary: Path, key: str, sha256: str) -> None:
         """Give a file its name, which fails where the name is taken; rename would replace."""
         try:
             os.link(temporary, self._path(key))
         except FileExistsError:
-            raise ObjectExistsError(f"{key} exists in {self.url}") from None
+            if self._sha256(key) != sha256:
+                raise ObjectExistsError(f"{key} exists in {self.url}") from None
+
+    def _sha256(self, key: str) -> str:
+        with self._errors("read", key), self._open(key) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -207,6 +235,7 @@ class DirectoryStore:
             raise StoreError(
                 f"can't {action} {key} in {self.url}: {error.strerror or error}",
                 hint="check permissions and free space of storage.url",
+                transient=error.errno in _TRANSIENT,
             ) from None
 
 

@@ -7,20 +7,33 @@ from typing import TYPE_CHECKING
 
 from mlip_job.errors import ConfigError
 from mlip_job.store.directory import DirectoryStore
+from mlip_job.store.patient import PatientStore
 
 if TYPE_CHECKING:
     from mlip_job.config.models import StorageConfig
     from mlip_job.store.base import ObjectStore
 
 
-def open_store(config: StorageConfig) -> ObjectStore:
+def open_store(config: StorageConfig, *, patience: float = 0) -> ObjectStore:
     """Return the store at ``storage.url``: ``s3://bucket/prefix``, or a directory.
+
+    Parameters
+    ----------
+    config
+        Where it is.
+    patience
+        Seconds for which a call that fails for now is repeated. A person at a terminal has none.
 
     Raises
     ------
     ConfigError
         If the URL is of another kind.
     """
+    store = _open(config)
+    return PatientStore(store, patience) if patience > 0 else store
+
+
+def _open(config: StorageConfig) -> ObjectStore:
     scheme, separator, rest = config.url.partition("://")
     if not separator:
         return DirectoryStore(Path(config.url))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -41,10 +42,9 @@ _CONFLICT = 409
 class S3Store:
     """Objects in a bucket, below the prefix of ``storage.url``.
 
-    Create-only writes send ``If-None-Match: *``, compare-and-swap sends ``If-Match``. Where the
-    answer to a write is lost and botocore sends it again, the store refuses its own first copy;
-    so a refused create-only write is read back, and has succeeded if the content is the same.
-    Callers put an attempt's random id into whatever they create: there "the same" means "ours".
+    Create-only writes send ``If-None-Match: *``, compare-and-swap sends ``If-Match``. A refused
+    write is read back, and has succeeded if the content is the same: botocore may have sent it
+    twice.
 
     Parameters
     ----------
@@ -119,6 +119,9 @@ class S3Store:
         try:
             self._put(key, data, IfMatch=version)
         except (ObjectExistsError, ObjectNotFoundError):
+            with suppress(ObjectNotFoundError):
+                if self.get(key) == data:
+                    return
             raise ObjectChangedError(f"{key} was changed by someone else") from None
 
     def upload(self, path: Path, key: str, *, if_absent: bool = False) -> str:
@@ -161,6 +164,26 @@ class S3Store:
         with self._errors("delete", key):
             self._client.delete_object(Bucket=self._bucket, Key=self._key(key))
 
+    def leftovers(self, older_than_s: float) -> Iterator[str]:
+        """See `ObjectStore.leftovers`: uploads in parts that were not completed."""
+        with self._errors("list", ""):
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self._bucket, Prefix=self._prefix
+            )
+            for upload in (u for page in pages for u in page.get("Uploads", ())):
+                age = datetime.now(UTC) - upload["Initiated"]
+                if age.total_seconds() >= older_than_s:
+                    key = upload["Key"].removeprefix(self._prefix)
+                    yield f"{key}?uploadId={upload['UploadId']}"
+
+    def remove_leftover(self, name: str) -> None:
+        """See `ObjectStore.remove_leftover`."""
+        key, _, upload = name.partition("?uploadId=")
+        with suppress(ObjectNotFoundError), self._errors("delete", key):
+            self._client.abort_multipart_upload(
+                Bucket=self._bucket, Key=self._key(key), UploadId=upload
+            )
+
     def check(self) -> None:
         """See `ObjectStore.check`."""
         check_conditions(self)
@@ -178,7 +201,7 @@ class S3Store:
             endpoint_url=config.endpoint_url,
             region_name=config.region or session.region_name or "us-east-1",
             config=Config(
-                retries={"mode": "standard", "total_max_attempts": 5},
+                retries={"mode": "standard", "total_max_attempts": 3},
                 connect_timeout=10,
                 read_timeout=60,
                 request_checksum_calculation=config.request_checksum_calculation,
@@ -218,6 +241,7 @@ class S3Store:
         raise StoreError(
             f"can't write {key} to {self.url}: others keep writing it at the same time",
             hint="run the same command again",
+            transient=True,
         )
 
     def _upload_parts(
@@ -249,7 +273,7 @@ class S3Store:
             )
         except BaseException:
             # Parts of an upload that isn't completed are billed until it is aborted.
-            with self._errors("write", key):
+            with suppress(StoreError), self._errors("write", key):
                 self._client.abort_multipart_upload(**target)
             raise
 
@@ -261,7 +285,7 @@ class S3Store:
                 length += len(block)
                 yield block
         if length != answer["ContentLength"]:
-            raise StoreError(f"{key} from {self.url} was cut short", hint="run the command again")
+            raise StoreError(f"{key} from {self.url} was cut short", transient=True)
 
     def _sha256(self, key: str) -> str:
         digest = hashlib.sha256()

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    FlexibleChecksumError,
     HTTPClientError,
+    IncompleteReadError,
     NoCredentialsError,
     ParamValidationError,
     PartialCredentialsError,
@@ -21,6 +23,20 @@ from mlip_job.errors import StoreError
 if TYPE_CHECKING:
     from mlip_job.config.models import StorageConfig
 
+# What S3 and its kin answer for now only, besides every 5xx.
+_TRANSIENT = {
+    "BadDigest",
+    "IncompleteBody",
+    "NoSuchUpload",  # a completed multipart upload whose answer was lost: the object is read back
+    "RequestTimeout",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequests",
+    "TooManyRequestsException",
+    "429",
+}
+_SERVER_ERROR = 500
 _DENIED = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled"}
 _WRONG_CREDENTIALS = {
     "InvalidAccessKeyId",
@@ -49,7 +65,10 @@ def explain(
         return StoreError(
             f"{tried}: {where} can't be reached ({type(error).__name__})",
             hint="check storage.endpoint_url and the network",
+            transient=True,
         )
+    if isinstance(error, IncompleteReadError | FlexibleChecksumError):
+        return StoreError(f"{tried}: the answer was damaged on its way", transient=True)
     if isinstance(error, ParamValidationError):
         return StoreError(f"{tried}: {bucket!r} is no name of a bucket", hint="mend storage.url")
     return StoreError(f"{tried}: {where} answers as no S3 store does ({type(error).__name__})")
@@ -67,9 +86,18 @@ def _explain_answer(error: ClientError, tried: str, bucket: str) -> StoreError:
             f"{tried}: the credentials are not valid ({code})",
             hint="check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN",
         )
+    if code == "RequestTimeTooSkewed":
+        return StoreError(
+            f"{tried}: this machine's clock differs too much from the store's",
+            hint="set the clock (NTP)",
+        )
     if code in _DENIED:
         return StoreError(
             f"{tried}: access denied to {error.operation_name}",
             hint="the credentials need GetObject, PutObject, DeleteObject and ListBucket there",
         )
-    return StoreError(f"{tried}: {code} from {error.operation_name}")
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return StoreError(
+        f"{tried}: {code} from {error.operation_name}",
+        transient=status >= _SERVER_ERROR or code in _TRANSIENT,
+    )

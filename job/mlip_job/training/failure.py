@@ -10,6 +10,12 @@ if TYPE_CHECKING:
 
     from mlip_job.training.log_state import LogState
 
+DIVERGED = (
+    "it diverged: the loss is not finite; look for structures with extreme forces "
+    "(dataset.max_force), reduce the basis or raise training.l2_coeffs, then run with --fresh"
+)
+"""What to say of a loss that is no number, with the next step to try."""
+
 _SHELL_SIGNAL_BASE = 128  # a shell reports death by signal n as 128 + n
 
 # What python-ace 0.4 says, and what it means.
@@ -37,7 +43,10 @@ def describe_exit(exit_code: int) -> str | None:
     except ValueError:
         return None
     if name == "SIGKILL":
-        return "killed by SIGKILL: out of memory, or by the scheduler"
+        return (
+            "killed by SIGKILL: out of memory, or by the scheduler; give the job more memory or "
+            "reduce training.batch_size"
+        )
     return f"ended by {name}"
 
 

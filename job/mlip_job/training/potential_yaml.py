@@ -50,9 +50,14 @@ def read_potential(path: Path) -> dict[str, Any]:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise TrainingError(f"{path} is no readable potential: {type(error).__name__}") from None
-    if not isinstance(content, dict) or not content.get("species"):
+    species = content.get("species") if isinstance(content, dict) else None
+    if (
+        not isinstance(species, list)
+        or not species
+        or not all(isinstance(block, dict) and "speciesblock" in block for block in species)
+    ):
         raise TrainingError(f"{path} is no potential: it has no species")
-    return content
+    return dict(content)
 
 
 def elements_of(content: Mapping[str, Any]) -> tuple[str, ...]:
@@ -60,6 +65,11 @@ def elements_of(content: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(
         sorted({e for block in content["species"] for e in str(block["speciesblock"]).split()})
     )
+
+
+def count_functions(content: Mapping[str, Any]) -> int:
+    """Return the number of basis functions of a potential, as pacemaker counts them."""
+    return sum(len(block.get("nbody") or ()) for block in content["species"])
 
 
 def as_start(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,167 +1,133 @@
-"""Run pacemaker in a clean directory, follow it, and judge how it ended."""
+"""A fit by pacemaker: its legs run one after the other, and how it ended is judged."""
 
 from __future__ import annotations
 
-import ctypes
-import os
-import re
-import signal
-import subprocess
-import time
-from dataclasses import dataclass
+import shutil
+from threading import Lock
 from typing import TYPE_CHECKING
 
-from mlip_job.errors import InterruptedRunError, TrainingError
-from mlip_job.training.log import LogParser
-from mlip_job.training.potential_yaml import elements_of, read_potential
-from mlip_job.training.programs import find_program, trainer_environment
+from mlip_job.errors import TrainingError
+from mlip_job.training.input_yaml import dump_input
+from mlip_job.training.potential_yaml import (
+    as_start,
+    elements_of,
+    read_potential,
+    write_potential,
+)
+from mlip_job.training.process import Monitor, run_pacemaker
+from mlip_job.training.snapshot import Snapshot, take_snapshot, write_tables
 from mlip_job.training.summary import summarise_run
-from mlip_job.training.tables import MetricsRow, TableFollower
+from mlip_job.training.train_log import last_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from mlip_job.naming import WorkFiles
+    from mlip_job.training.legs import Leg
     from mlip_job.training.run_summary import RunSummary
-    from mlip_job.training.signals import StopRequest
 
-_POLL_SECONDS = 0.5
-_GRACE_SECONDS = 10.0  # pacemaker ends within a second of SIGTERM; a stuck one is killed
-_TAIL_LINES = 15
-_READ_BYTES = 1 << 20
-_PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
-_HOSTNAME = re.compile(rb"^([-0-9 :,a-zA-Z]{0,60} - Hostname: ).*")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a fit is.
-
-    Attributes
-    ----------
-    phase
-        What pacemaker is doing, in words.
-    elapsed_s
-        Seconds since its start.
-    row
-        The newest row of the training metrics, if there is any yet.
-    seconds_per_iteration
-        Mean over the iterations seen in this ladder step, or None before the second.
-    """
-
-    phase: str
-    elapsed_s: float
-    row: MetricsRow | None = None
-    seconds_per_iteration: float | None = None
+# What one leg leaves and the next must not find.
+_LEFT_BY_PACEMAKER = (
+    "*metrics.txt",
+    "interim_potential_*.yaml",
+    "current_extended_potential.yaml",
+    "target_potential.yaml",
+    "output_potential.yaml",
+    "log.txt",
+)
 
 
 class PacemakerWrapper:
-    """One run of pacemaker.
+    """A fit by pacemaker, in one leg or more.
 
     Parameters
     ----------
     files
-        Its work directory, holding input.yaml and the data frames that it names.
+        Its work directory, holding the data frames and potentials that its inputs name.
     elements
         What the potential has to describe.
-    observe
-        Called with the progress about twice a second.
-    show_line
-        Called with every line that pacemaker prints.
-    stop
-        Looked at as often; when a signal has come, pacemaker is stopped.
+    monitor
+        Who is told how it goes, and who may end it.
     """
 
-    def __init__(
-        self,
-        files: WorkFiles,
-        *,
-        elements: Sequence[str],
-        observe: Callable[[Progress], None],
-        show_line: Callable[[str], None],
-        stop: StopRequest,
-    ) -> None:
+    def __init__(self, files: WorkFiles, elements: Sequence[str], monitor: Monitor) -> None:
         self._files = files
         self._elements = tuple(sorted(elements))
-        self._observe = observe
-        self._show_line = show_line
-        self._stop = stop
-        self._log = LogParser()
-        self._metrics = TableFollower(files.metrics)
-        self._clock = _IterationClock()
+        self._monitor = monitor
+        self._leg: Leg | None = None
+        self._changing = Lock()
 
-    def fit(self) -> RunSummary:
-        """Run pacemaker to its end and return what it achieved.
+    def fit(self, legs: Mapping[Path, Leg]) -> RunSummary:
+        """Run pacemaker to its end and return what the whole fit achieved.
+
+        Parameters
+        ----------
+        legs
+            What to start it with, one after the other, by input file; those files are written
+            here.
 
         Raises
         ------
         ConfigError
             If pacemaker is not installed.
-        InterruptedRunError
-            If a stop signal came.
+        MlipJobError
+            What the monitor ended it with.
         TrainingError
             If it failed, or what it left is no potential; the message has the cause in words and
             the last lines of the log.
         """
-        # Its predictions and plots of the training data are not needed, and cost two graphs more.
-        command = [str(find_program("pacemaker")), "--no-predict", self._files.input_yaml.name]
-        with self._files.train_log.open("ab", buffering=0) as output:
-            process = subprocess.Popen(  # noqa: S603 - a fixed program with a name of our own
-                command,
-                cwd=self._files.directory,
-                env=trainer_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - one call into libc, no lock taken
-            )
+        for number, (input_file, leg) in enumerate(legs.items()):
+            if number > 0:
+                self._prepare_next()
+            exit_code = self._run(input_file, leg)
+            summary = summarise_run(self._files.directory, exit_code=exit_code)
+            self._require_usable(summary, exit_code)
+        return summary
+
+    def snapshot(self, directory: Path) -> Snapshot | None:
+        """Copy what another run could go on from; may be called by another thread.
+
+        Parameters
+        ----------
+        directory
+            An empty one.
+        """
+        with self._changing:
+            if self._leg is None:
+                return None
+            return take_snapshot(self._files, self._leg, self._elements, directory)
+
+    def _run(self, input_file: Path, leg: Leg) -> int:
+        input_file.write_text(dump_input(leg.content), encoding="utf-8")
+        with self._changing:
+            self._leg = leg
         try:
-            exit_code = self._follow(process)
+            return run_pacemaker(self._files, input_file, leg.offset, self._monitor)
         finally:
-            _stop_group(process)
-            _hide_host(self._files.train_log)
-        return self._judge(exit_code)
+            write_tables(self._files, leg, self._files.curves)
 
-    def _follow(self, process: subprocess.Popen[bytes]) -> int:
-        started = time.monotonic()
-        with self._files.train_log.open("rb") as log:
-            reader = _LineReader()
-            while True:
-                ended = process.poll()
-                while block := log.read(_READ_BYTES):
-                    for line in reader.lines(block):
-                        self._log.feed(line)
-                        self._show_line(line)
-                if ended is not None:
-                    return ended
-                self._clock.add(self._metrics.poll(), time.monotonic())
-                self._observe(
-                    Progress(
-                        phase=self._log.phase.value,
-                        elapsed_s=time.monotonic() - started,
-                        row=self._clock.last,
-                        seconds_per_iteration=self._clock.seconds_per_iteration,
-                    )
-                )
-                if self._stop.received is not None:
-                    _stop_group(process)
-                    raise InterruptedRunError(
-                        f"stopped by {self._stop.received.name}; nothing was published",
-                        hint="run the same command again",
-                    )
-                time.sleep(_POLL_SECONDS)
+    def _prepare_next(self) -> None:
+        """Make what a leg left the beginning of the next one."""
+        files = self._files
+        with self._changing:
+            self._leg = None
+            start = as_start(read_potential(files.output_potential))
+            write_potential(start, files.checkpoint_potential)
+            shutil.rmtree(files.history, ignore_errors=True)
+            shutil.copytree(files.curves, files.history)
+            for pattern in _LEFT_BY_PACEMAKER:
+                for path in files.directory.glob(pattern):
+                    path.unlink()
 
-    def _judge(self, exit_code: int) -> RunSummary:
-        summary = summarise_run(self._files.directory, exit_code=exit_code)
+    def _require_usable(self, summary: RunSummary, exit_code: int) -> None:
         cause = summary.cause or self._unusable(summary)
         if cause is not None:
+            log = self._files.train_log
             raise TrainingError(
                 f"pacemaker failed (exit code {exit_code}): {cause}\n"
-                f"last lines of {self._files.train_log}:\n{_tail(self._files.train_log)}"
+                f"last lines of {log}:\n{last_lines(log)}"
             )
-        return summary
 
     def _unusable(self, summary: RunSummary) -> str | None:
         """Return what makes a fit that succeeded useless; pacemaker passes over it in silence."""
@@ -172,78 +138,3 @@ class PacemakerWrapper:
         if found != self._elements:
             return f"the potential describes {', '.join(found)}, not {', '.join(self._elements)}"
         return None
-
-
-class _IterationClock:
-    """Seconds per iteration within the current ladder step and cycle."""
-
-    def __init__(self) -> None:
-        self.last: MetricsRow | None = None
-        self.seconds_per_iteration: float | None = None
-        self._first: tuple[int, float] | None = None
-
-    def add(self, rows: Sequence[MetricsRow], now: float) -> None:
-        for row in rows:
-            new_step = self.last is None or (row.ladder_step, row.cycle_step) != (
-                self.last.ladder_step,
-                self.last.cycle_step,
-            )
-            self.last = row
-            if row.iter_num is None:
-                continue
-            if new_step:
-                self._first, self.seconds_per_iteration = None, None
-            elif self._first is None:
-                # Between rows 0 and 1 lies the graph of the test set: the clock starts after it.
-                self._first = (row.iter_num, now)
-            elif row.iter_num > self._first[0] and now > self._first[1]:
-                elapsed = now - self._first[1]
-                self.seconds_per_iteration = elapsed / (row.iter_num - self._first[0])
-
-
-class _LineReader:
-    """Cut a growing file into lines."""
-
-    def __init__(self) -> None:
-        self._rest: list[bytes] = []
-
-    def lines(self, block: bytes) -> list[str]:
-        *whole, rest = block.split(b"\n")
-        if whole:
-            whole[0] = b"".join([*self._rest, whole[0]])
-            self._rest = []
-        self._rest.append(rest)
-        return [line.decode("utf-8", errors="replace") for line in whole]
-
-
-def _die_with_parent() -> None:
-    """Have the kernel end pacemaker if this process is killed, so that no GPU is left busy."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _stop_group(process: subprocess.Popen[bytes]) -> None:
-    """End pacemaker and all that it started."""
-    if process.poll() is not None:
-        return
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(_GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _hide_host(log: Path) -> None:
-    """Take the host's name out of a log that will be published."""
-    cleaned = log.with_suffix(".cleaned")
-    with log.open("rb") as source, cleaned.open("wb") as target:
-        while piece := source.readline(_READ_BYTES):
-            target.write(_HOSTNAME.sub(rb"\1(not published)", piece))
-    cleaned.replace(log)
-
-
-def _tail(path: Path) -> str:
-    with path.open("rb") as log:
-        log.seek(max(0, path.stat().st_size - 16384))
-        lines = log.read().decode("utf-8", errors="replace").splitlines()
-    return "\n".join(f"  {line[:300]}" for line in lines[-_TAIL_LINES:])

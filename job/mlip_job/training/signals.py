@@ -1,11 +1,15 @@
-"""Turn the signals that schedulers send into a flag that the run looks at."""
+"""What the signals that schedulers send do to a run."""
 
 from __future__ import annotations
 
 import signal
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
+from mlip_job.errors import InterruptedRunError
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import FrameType, TracebackType
 
 # Slurm sends TERM (or what --signal names), Kubernetes TERM, a terminal INT.
@@ -13,7 +17,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopRequest:
-    """Context manager in which the stop signals only set `received`.
+    """Context manager in which the stop signals raise `InterruptedRunError`, once.
 
     Attributes
     ----------
@@ -23,6 +27,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._deferred = False
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Self:
@@ -39,6 +44,27 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within it a signal only sets `received`; who defers must look at that, and often."""
+        before, self._deferred = self._deferred, True
+        try:
+            yield
+        finally:
+            self._deferred = before
+
+    def error(self) -> InterruptedRunError | None:
+        """Return the error to end with, where a signal has come."""
         if self.received is None:
-            self.received = signal.Signals(number)
+            return None
+        return InterruptedRunError(
+            f"stopped by {self.received.name}; nothing was published",
+            hint="run the same command again",
+        )
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.received is not None:
+            return
+        self.received = signal.Signals(number)
+        if not self._deferred and (error := self.error()) is not None:
+            raise error

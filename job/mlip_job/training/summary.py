@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
 from mlip_job.errors import ConfigError
-from mlip_job.training.failure import describe_failure
+from mlip_job.training.failure import DIVERGED, describe_failure
 from mlip_job.training.log import LogParser
 from mlip_job.training.run_summary import CurvePoint, Errors, FitCycle, RunSummary, SetSizes
 from mlip_job.training.tables import MetricsRow, MetricsTable, read_table
@@ -47,8 +47,9 @@ def summarise_run(directory: Path, *, exit_code: int | None = None) -> RunSummar
             hint=f"it holds none of {', '.join(_KNOWN_FILES)}",
         )
     state = _read_log(directory)
+    folder = _tables_folder(directory)
     tables = {
-        name: read_table(directory / f"{name}.txt")
+        name: read_table(folder / f"{name}.txt")
         for name in ("metrics", "test_metrics", "cycle_metrics", "test_cycle_metrics")
     }
     exit_code = _read_exit_code(directory) if exit_code is None else exit_code
@@ -69,7 +70,7 @@ def summarise_run(directory: Path, *, exit_code: int | None = None) -> RunSummar
         iterations=sum(c.iterations for c in cycles) if train_rows else None,
         functions=_first_known(train_rows[-1].nfuncs if train_rows else None, state.functions),
         parameters=_first_known(train_rows[-1].ncoefs if train_rows else None, state.parameters),
-        ladder=state.ladder if state.phases else None,
+        ladder=_is_ladder(state, train_rows) if state.phases else None,
         cycles=cycles,
         early_stopping=state.early_stopping,
         optimiser_message=state.optimiser_results[-1].message if state.optimiser_results else None,
@@ -80,6 +81,12 @@ def summarise_run(directory: Path, *, exit_code: int | None = None) -> RunSummar
         test_curve=tuple(_curve(tables["test_metrics"].rows)),
         warnings=(*_warnings(state, tables), *warnings),
     )
+
+
+def _tables_folder(directory: Path) -> Path:
+    """Return where the tables are: a run of ours joins those of all its attempts in a folder."""
+    joined = directory / "metrics"
+    return joined if (joined / "metrics.txt").is_file() else directory
 
 
 def _read_log(directory: Path) -> LogState:
@@ -126,7 +133,7 @@ def _loss_problem(rows: Sequence[MetricsRow]) -> str | None:
         )
     first, last = rows[0].loss, rows[-1].loss
     if first is None or last is None or not math.isfinite(last):
-        return "it diverged: the loss is not finite"
+        return DIVERGED
     best = min(row.loss for row in rows if row.loss is not None)
     return None if best < first else f"the loss did not fall (from {first:.4g} to {last:.4g})"
 
@@ -148,7 +155,9 @@ def _final_errors(
     index = in_step[state.best_cycle]
     row = table.rows[index]
     blocks = [block for block in state.blocks if block.title == title]
-    block = blocks[index] if len(blocks) == len(table.rows) else None
+    # The log is that of pacemaker's last start, the table may hold the rows of earlier ones too.
+    in_log = index - len(table.rows) + len(blocks)
+    block = blocks[in_log] if 0 <= in_log < len(blocks) else None
     if block is not None and (problem := _disagreement(row, block)):
         warnings.append(problem)
     return Errors(
@@ -160,6 +169,11 @@ def _final_errors(
         max_energy_mev_per_atom=_from_block(block, "max", 0),
         max_force_mev_per_angstrom=_from_block(block, "max", 2),
     )
+
+
+def _is_ladder(state: LogState, rows: Sequence[MetricsRow]) -> bool:
+    # A fit that was interrupted in the last step of a ladder ends without one.
+    return state.ladder or any(row.ladder_step for row in rows)
 
 
 def _disagreement(row: MetricsRow, block: StatisticsBlock) -> str | None:

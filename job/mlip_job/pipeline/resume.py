@@ -1,0 +1,113 @@
+"""Go on from what an earlier attempt left in the store."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from mlip_job.errors import ConfigError, IntegrityError, TrainingError
+from mlip_job.naming import generation_name
+from mlip_job.pipeline.confirm import differences
+from mlip_job.pipeline.shipping import TRAIN_LOG
+from mlip_job.training.potential_yaml import elements_of, read_potential
+from mlip_job.training.snapshot import POTENTIAL
+
+if TYPE_CHECKING:
+    from mlip_job.config import JobConfig
+    from mlip_job.naming import WorkFiles
+    from mlip_job.pipeline.stages import Observer
+    from mlip_job.registry import Checkpoint, Registry
+
+# What may change between the attempts at a generation: it decides how long, not what, is fitted.
+_FREE = {
+    "batch_size",
+    "display_step",
+    "early_stopping_patience",
+    "max_iter",
+    "min_relative_test_loss_per_iter",
+    "min_relative_train_loss_per_iter",
+    "require_gpu",
+}
+
+
+def fetch_checkpoint(
+    config: JobConfig,
+    generation: int,
+    registry: Registry,
+    files: WorkFiles,
+    observer: Observer,
+) -> Checkpoint | None:
+    """Put the furthest checkpoint that is intact, and its dataset, into the work directory.
+
+    Raises
+    ------
+    ConfigError
+        If it is of another configuration; each difference is named.
+    """
+    checkpoints = registry.checkpoints(generation)
+    for checkpoint in checkpoints.found():
+        _require_same(checkpoint, config, generation)
+        staging = files.directory / "checkpoint"
+        try:
+            checkpoints.fetch(checkpoint, staging)
+            _require_elements(checkpoint, staging / POTENTIAL)
+        except (IntegrityError, TrainingError) as error:
+            observer.message(f"warning: {error.message}; taking the one before")
+            shutil.rmtree(staging, ignore_errors=True)
+            continue
+        _arrange(checkpoint, files)
+        _fetch_frames(checkpoint, registry, files)
+        observer.message(f"going on from {checkpoint.position} ({checkpoint})")
+        return checkpoint
+    return None
+
+
+def _require_same(checkpoint: Checkpoint, config: JobConfig, generation: int) -> None:
+    asked = config.model_dump(mode="json")
+    then = checkpoint.training.config
+    found = [
+        f"  {key}: {old!r} there, {new!r} asked"
+        for section in ("dataset", "training")
+        for key, old, new in differences(then.get(section, {}), asked[section], section)
+        if key.removeprefix("training.") not in _FREE
+    ]
+    select = config.database.for_generation(generation).select
+    if checkpoint.training.dataset.selection != select:
+        found.append(
+            f"  database.select: {checkpoint.training.dataset.selection!r} there, {select!r} asked"
+        )
+    if found:
+        raise ConfigError(
+            f"{generation_name(generation)} is half trained with another configuration "
+            f"({checkpoint}):\n" + "\n".join(found),
+            hint="undo that to go on from there, or start over with --fresh",
+        )
+
+
+def _require_elements(checkpoint: Checkpoint, potential: Any) -> None:
+    found = elements_of(read_potential(potential))
+    if found != tuple(sorted(checkpoint.training.elements)):
+        raise IntegrityError(f"{checkpoint} describes {', '.join(found)}")
+
+
+def _arrange(checkpoint: Checkpoint, files: WorkFiles) -> None:
+    """Give a checkpoint's files the names that they have in a work directory."""
+    staging = files.directory / "checkpoint"
+    tables = files.curves if checkpoint.position.finished else files.history
+    if (staging / "metrics").is_dir():
+        (staging / "metrics").rename(tables)
+    if checkpoint.position.finished:
+        (staging / POTENTIAL).rename(files.output_potential)
+        (staging / TRAIN_LOG).rename(files.train_log)
+        for path in staging.iterdir():
+            path.rename(files.directory / path.name)
+    else:
+        (staging / POTENTIAL).rename(files.checkpoint_potential)
+    shutil.rmtree(staging)
+
+
+def _fetch_frames(checkpoint: Checkpoint, registry: Registry, files: WorkFiles) -> None:
+    record = registry.dataset_record(checkpoint.training.dataset)
+    files.dataset.directory.mkdir()
+    for name in (*record.frames.train, *record.frames.test):
+        registry.fetch_dataset_file(record, name, files.dataset.directory / name)

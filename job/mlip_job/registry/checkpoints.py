@@ -1,0 +1,182 @@
+"""Checkpoints of a generation that is being trained: written while it runs, read by the next run.
+
+::
+
+    attempts/<attempt>/checkpoints/000007/   potential.yaml  metrics/*.txt  state.json
+
+A checkpoint is never written over; its ``state.json`` comes last and names the hashes of the rest,
+so that one which was cut short is seen as such, and the one before it is still there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mlip_job.errors import IntegrityError, ObjectNotFoundError
+from mlip_job.registry.manifest import AttemptPart, DatasetReference, Parent
+from mlip_job.training.position import FitPosition
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from mlip_job.naming import FamilyKeys
+    from mlip_job.store.base import ObjectStore
+
+_STATE = "state.json"
+_KEPT = 2
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TrainingState(_Part):
+    """What an attempt is doing, and from what; the next attempt does the same.
+
+    Attributes
+    ----------
+    attempts
+        All that contributed so far, the writing one last.
+    started
+        When the first of them began.
+    config
+        The configuration in full.
+    dataset
+        The dataset that is trained on: a generation's first attempt decides it.
+    parent
+        The generation that the fit started from.
+    elements
+        What the potential describes.
+    """
+
+    attempts: tuple[AttemptPart, ...]
+    started: datetime
+    config: dict[str, Any]
+    dataset: DatasetReference
+    parent: Parent | None
+    elements: tuple[str, ...]
+
+
+class Checkpoint(_Part):
+    """Content of a checkpoint's ``state.json``.
+
+    ``files`` are the sha256 of the other files by name; ``iterations`` is the length of the
+    learning curve up to here.
+    """
+
+    schema_version: Literal[1] = 1
+    attempt: str
+    number: int
+    saved: datetime
+    position: FitPosition
+    iterations: int
+    training: TrainingState
+    files: dict[str, str]
+
+    def __str__(self) -> str:
+        """Say which one it is."""
+        return f"checkpoint {self.number} of attempt {self.attempt}"
+
+
+class Checkpoints:
+    """The checkpoints of one generation.
+
+    Parameters
+    ----------
+    store, keys, generation
+        Where they are.
+    """
+
+    def __init__(self, store: ObjectStore, keys: FamilyKeys, generation: int) -> None:
+        self._store = store
+        self._keys = keys
+        self._generation = generation
+
+    def save(
+        self, files: Mapping[str, Path], describe: Callable[[dict[str, str]], Checkpoint]
+    ) -> None:
+        """Store a checkpoint, its state last; remove those that it makes superfluous.
+
+        Parameters
+        ----------
+        files
+            Local file of each name.
+        describe
+            Makes the state from the hashes of the files.
+        """
+        hashes = {name: _sha256(path) for name, path in files.items()}
+        checkpoint = describe(hashes)
+        for name, path in files.items():
+            self._store.upload(path, self._key(checkpoint, name))
+        data = (checkpoint.model_dump_json(indent=2) + "\n").encode()
+        self._store.put(self._key(checkpoint, _STATE), data)
+        self._remove_before(checkpoint)
+
+    def found(self) -> list[Checkpoint]:
+        """Return all that can be read, the furthest first."""
+        states = [self._read(key) for key in self._state_keys()]
+        return sorted(
+            (state for state in states if state is not None),
+            key=lambda state: (*state.position.order(), state.saved, state.number),
+            reverse=True,
+        )
+
+    def fetch(self, checkpoint: Checkpoint, directory: Path) -> None:
+        """Download a checkpoint's files and check their hashes.
+
+        Raises
+        ------
+        IntegrityError
+            If one is missing or differs.
+        """
+        for name, expected in checkpoint.files.items():
+            path = directory / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                sha256 = self._store.download(self._key(checkpoint, name), path)
+            except ObjectNotFoundError:
+                raise IntegrityError(f"{checkpoint} lacks {name}") from None
+            if sha256 != expected:
+                raise IntegrityError(f"{checkpoint} is damaged: {name} has another sha256")
+
+    def discard(self) -> None:
+        """Remove all checkpoints, the states first: without one, the rest is no checkpoint."""
+        for key in self._state_keys():
+            self._store.delete(key)
+        for key in [info.key for info in self._objects()]:
+            self._store.delete(key)
+
+    def _remove_before(self, checkpoint: Checkpoint) -> None:
+        for number in range(checkpoint.number - _KEPT, -1, -1):
+            prefix = self._keys.checkpoint(self._generation, checkpoint.attempt, number)
+            keys = [info.key for info in self._store.list(prefix)]
+            if not keys:
+                return
+            for key in sorted(keys, key=lambda key: not key.endswith(_STATE)):
+                self._store.delete(key)
+
+    def _objects(self) -> Any:
+        prefix = self._keys.generation(self._generation, "attempts/")
+        return (info for info in self._store.list(prefix) if "/checkpoints/" in info.key)
+
+    def _state_keys(self) -> list[str]:
+        return [info.key for info in self._objects() if info.key.endswith(f"/{_STATE}")]
+
+    def _read(self, key: str) -> Checkpoint | None:
+        try:
+            return Checkpoint.model_validate_json(self._store.get(key))
+        except (ValidationError, ObjectNotFoundError):
+            return None
+
+    def _key(self, checkpoint: Checkpoint, name: str) -> str:
+        return self._keys.checkpoint(self._generation, checkpoint.attempt, checkpoint.number, name)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

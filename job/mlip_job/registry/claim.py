@@ -1,0 +1,261 @@
+"""Who is training a generation now: ``claim.json``, kept alive by a heartbeat.
+
+A claim saves work, it does not guard the result: a generation is published by creating its
+manifest, which only one attempt can do. So a claim that is taken over wrongly costs GPU hours and
+nothing else.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from threading import Lock
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mlip_job.environment import ProcessIdentity, SchedulerJob, current_scheduler_job
+from mlip_job.errors import (
+    ConflictError,
+    ObjectChangedError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StoreError,
+)
+from mlip_job.naming import generation_name
+
+if TYPE_CHECKING:
+    from mlip_job.store.base import ObjectStore
+
+_TRIES = 20
+_CLOCK_FOLDER = ".mlip-job-probe"
+
+
+class Claim(BaseModel):
+    """Content of ``claim.json``.
+
+    Attributes
+    ----------
+    attempt
+        Whose claim it is.
+    scheduler, process
+        What runs the attempt: the next attempt of the same job, or one that can see that the
+        process is gone, need not wait.
+    taken
+        When the attempt took it, by its own clock. For people; nothing is decided by it.
+    beat
+        Counts the heartbeats, so that each one changes the object.
+    stale_after_s
+        Without a heartbeat for so long, the claim is abandoned.
+    released
+        Whether the attempt has ended and said so.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    attempt: str
+    scheduler: SchedulerJob | None
+    process: ProcessIdentity
+    taken: datetime
+    beat: int = 0
+    stale_after_s: float
+    released: bool = False
+
+    def to_json(self) -> bytes:
+        """Return the text that is stored."""
+        return (self.model_dump_json(indent=2) + "\n").encode()
+
+
+@dataclass(frozen=True)
+class Takeover:
+    """Whose claim was taken over, and why."""
+
+    attempt: str
+    reason: str
+
+
+class HeldClaim:
+    """A claim that this process holds.
+
+    Attributes
+    ----------
+    takeover
+        Whose claim it was before, if that attempt had not released it.
+    lost_to
+        The attempt that took it over, once that was noticed.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        key: str,
+        claim: Claim,
+        version: str,
+        *,
+        takeover: Takeover | None,
+    ) -> None:
+        self.takeover = takeover
+        self.lost_to: str | None = None
+        self._store = store
+        self._key = key
+        self._claim = claim
+        self._version = version
+        self._writing = Lock()
+
+    def beat(self) -> None:
+        """Show that the attempt lives; notice where the claim was lost.
+
+        Raises
+        ------
+        StoreError
+            If the store can't be reached; the claim may still be held.
+        """
+        self._write(released=False)
+
+    def release(self) -> None:
+        """Let the next attempt begin without waiting."""
+        self._write(released=True)
+
+    def loss(self) -> ConflictError | None:
+        """Return the error to end with, where another attempt has the generation now."""
+        if self.lost_to is None:
+            return None
+        return ConflictError(
+            f"attempt {self.lost_to} took this generation over: this attempt "
+            f"({self._claim.attempt}) gave no sign of life for {self._claim.stale_after_s:.0f} s",
+            hint="that attempt goes on from the last checkpoint; there is nothing to do",
+        )
+
+    def _write(self, *, released: bool) -> None:
+        """Write the next beat; heartbeat and release come from different threads."""
+        with self._writing:
+            if self.lost_to is not None or self._claim.released:
+                return
+            changes = {"beat": self._claim.beat + 1, "released": released}
+            claim = self._claim.model_copy(update=changes)
+            data = claim.to_json()
+            try:
+                self._store.put_if_match(self._key, data, self._version)
+                found, version = self._store.get_versioned(self._key)
+            except (ObjectChangedError, ObjectNotFoundError):
+                self.lost_to = self._holder()
+                return
+            if found != data:
+                self.lost_to = self._holder()
+                return
+            self._claim, self._version = claim, version
+
+    def _holder(self) -> str:
+        try:
+            claim = _parse(self._store.get(self._key))
+        except ObjectNotFoundError:
+            claim = None
+        return claim.attempt if claim is not None else "(unknown)"
+
+
+def take_claim(
+    store: ObjectStore, key: str, generation: int, *, attempt: str, stale_after_s: float
+) -> HeldClaim:
+    """Claim a generation, or take an abandoned claim over.
+
+    Raises
+    ------
+    ConflictError
+        If an attempt that lives holds it.
+    """
+    mine = Claim(
+        attempt=attempt,
+        scheduler=current_scheduler_job(),
+        process=ProcessIdentity.current(),
+        taken=datetime.now(UTC),
+        stale_after_s=stale_after_s,
+    )
+    data = mine.to_json()
+    for _ in range(_TRIES):
+        takeover = None
+        try:
+            found, version = store.get_versioned(key)
+        except ObjectNotFoundError:
+            found, version = b"", ""
+        try:
+            if version:
+                takeover = _require_abandoned(store, key, generation, found, mine)
+                store.put_if_match(key, data, version)
+            else:
+                store.put_if_absent(key, data)
+        except (ObjectExistsError, ObjectChangedError):
+            continue  # someone was faster: look again
+        held, version = store.get_versioned(key)
+        if held == data:
+            return HeldClaim(store, key, mine, version, takeover=takeover)
+    raise StoreError(f"{key} changes faster than it can be read")
+
+
+def read_claim(store: ObjectStore, key: str) -> Claim | None:
+    """Return a generation's claim; None where there is none, or none that can be read."""
+    try:
+        return _parse(store.get(key))
+    except ObjectNotFoundError:
+        return None
+
+
+def is_live(store: ObjectStore, key: str, claim: Claim) -> bool:
+    """Tell whether the attempt that holds a claim may still be at work."""
+    if claim.released or claim.process.is_gone(ProcessIdentity.current()):
+        return False
+    age = age_by_store(store, key)
+    return age is not None and age <= claim.stale_after_s
+
+
+def _parse(data: bytes) -> Claim | None:
+    try:
+        return Claim.model_validate_json(data)
+    except ValidationError:
+        return None
+
+
+def _require_abandoned(
+    store: ObjectStore, key: str, generation: int, found: bytes, mine: Claim
+) -> Takeover | None:
+    """Return why a claim may be taken over; None where it was released.
+
+    Raises
+    ------
+    ConflictError
+        If it may not.
+    """
+    claim = _parse(found)
+    if claim is not None and claim.released:
+        return None
+    attempt = claim.attempt if claim is not None else "(unreadable)"
+    if claim is not None and claim.scheduler is not None and claim.scheduler == mine.scheduler:
+        return Takeover(attempt, "which was an earlier run of the same job")
+    if claim is not None and claim.process.is_gone(mine.process):
+        return Takeover(attempt, "whose process is gone")
+    stale_after_s = claim.stale_after_s if claim is not None else mine.stale_after_s
+    age = age_by_store(store, key)
+    if age is not None and age > stale_after_s:
+        return Takeover(attempt, f"which gave no sign of life for {age:.0f} s")
+    job = f" ({claim.scheduler.kind} job {claim.scheduler.id})" if claim and claim.scheduler else ""
+    raise ConflictError(
+        f"{generation_name(generation)} is being trained by attempt {attempt}{job}, whose last "
+        f"sign of life is {age or 0:.0f} s old",
+        hint=f"wait for it; it counts as abandoned after {stale_after_s:.0f} s without one",
+    )
+
+
+def age_by_store(store: ObjectStore, key: str) -> float | None:
+    """Return how long ago an object was written, in seconds; None where it is gone.
+
+    Both moments are by the store's clock, the second being that of an object written now: the
+    clocks of the machines that train may differ.
+    """
+    probe = f"{_CLOCK_FOLDER}/{secrets.token_hex(8)}"
+    store.put(probe, b"")
+    try:
+        now, then = store.head(probe), store.head(key)
+    finally:
+        store.delete(probe)
+    return now.modified - then.modified if now is not None and then is not None else None

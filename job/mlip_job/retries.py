@@ -1,0 +1,65 @@
+"""Repeat what failed only for now: bounded, with back-off, and said in the log."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, TypeVar
+
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    stop_after_delay,
+    wait_exponential,
+    wait_random,
+)
+
+from mlip_job.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Result = TypeVar("Result")
+
+_FIRST_WAIT_SECONDS = 0.5
+_LONGEST_WAIT_SECONDS = 30.0
+
+_log = logging.getLogger(__name__)
+
+
+def retrying(call: Callable[[], Result], timeout: float) -> Result:
+    """Return what `call` returns; call it again while it fails for reasons that may pass.
+
+    Parameters
+    ----------
+    call
+        Must be safe to repeat.
+    timeout
+        Seconds after which no further try is begun; 0 is one try.
+
+    Raises
+    ------
+    UnavailableError
+        The last one, where time ran out; any other error at once.
+    """
+    if timeout <= 0:
+        return call()
+    tries = Retrying(
+        retry=retry_if_exception(_is_transient),
+        stop=stop_after_delay(timeout),
+        wait=wait_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS)
+        + wait_random(0, _FIRST_WAIT_SECONDS),
+        before_sleep=_say,
+        reraise=True,
+    )
+    return tries(call)
+
+
+def _is_transient(error: BaseException) -> bool:
+    return isinstance(error, UnavailableError) and error.transient
+
+
+def _say(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome is not None else None
+    text = error.message if isinstance(error, UnavailableError) else str(error)
+    _log.warning("%s; trying again in %.1f s", text, state.upcoming_sleep)

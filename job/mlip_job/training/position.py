@@ -1,0 +1,40 @@
+"""How far a fit is."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class FitPosition(BaseModel):
+    """A point of a fit that it can go on from.
+
+    Attributes
+    ----------
+    ladder_step
+        Step of the ladder, from 0; 0 without a ladder.
+    iteration
+        Iterations done in this step.
+    step_done
+        Whether the step is complete.
+    last_step
+        Whether the potential has all its functions: no step of a ladder follows.
+    finished
+        Whether pacemaker has ended, and only publishing is left.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ladder_step: int
+    iteration: int
+    step_done: bool
+    last_step: bool
+    finished: bool = False
+
+    def order(self) -> tuple[bool, int, bool, int]:
+        """Return what sorts positions from the beginning of a fit to its end."""
+        return self.finished, self.ladder_step, self.step_done, self.iteration
+
+    def __str__(self) -> str:
+        """Say it in words."""
+        step = f"ladder step {self.ladder_step}, " if self.ladder_step else ""
+        return "the end of the fit" if self.finished else f"{step}iteration {self.iteration}"

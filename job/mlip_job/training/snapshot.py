@@ -1,0 +1,201 @@
+"""Copy out of a running fit what another one can go on from."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mlip_job.errors import TrainingError
+from mlip_job.naming import WorkFiles
+from mlip_job.training.curve import join_tables
+from mlip_job.training.position import FitPosition
+from mlip_job.training.potential_yaml import (
+    as_start,
+    count_functions,
+    elements_of,
+    read_potential,
+    write_potential,
+)
+from mlip_job.training.tables import read_table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from mlip_job.training.legs import Leg
+    from mlip_job.training.tables import MetricsRow
+
+POTENTIAL = "potential.yaml"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A point that a fit had reached, copied into files of its own.
+
+    Attributes
+    ----------
+    position
+        Which point.
+    iterations
+        Length of the learning curve up to there, over all steps and attempts.
+    files
+        The potential and the tables up to there, by the names that a checkpoint gives them.
+    """
+
+    position: FitPosition
+    iterations: int
+    files: dict[str, Path]
+
+
+def take_snapshot(
+    files: WorkFiles, leg: Leg, elements: Sequence[str], target: Path
+) -> Snapshot | None:
+    """Copy the newest potential of a fit that may be running.
+
+    Pacemaker rewrites ``interim_potential_0.yaml`` after every iteration, in place: what is copied
+    counts only where it was not touched meanwhile, can be parsed, and has all its functions.
+
+    Parameters
+    ----------
+    files
+        Where pacemaker runs.
+    leg
+        What it was started with.
+    elements
+        What the potential has to describe.
+    target
+        An empty directory for the copies.
+
+    Returns
+    -------
+    Snapshot or None
+        None where there is nothing yet that could be gone on from.
+    """
+    if not leg.resumable:
+        return None
+    stamps = _stamps(files)
+    rows = read_table(files.table("metrics")).rows
+    if stamps is None or not rows:
+        return None
+    found = _within_step(files, leg, elements, rows[-1], target)
+    if found is not None and _stamps(files) != stamps:
+        found = None  # pacemaker went on meanwhile: which iteration it was can't be told
+    if found is None and leg.is_ladder:
+        found = _between_steps(files, leg, elements, rows, target)
+    if found is None:
+        return None
+    tables = write_tables(files, leg, target / "metrics", upto=found)
+    points = read_table(target / "metrics" / "metrics.txt").rows
+    return Snapshot(
+        position=found,
+        iterations=count_iterations(points),
+        files={POTENTIAL: target / POTENTIAL, **{f"metrics/{p.name}": p for p in tables}},
+    )
+
+
+def count_iterations(rows: Sequence[MetricsRow]) -> int:
+    """Return the length of a learning curve: rows that are no starting points."""
+    return sum(1 for row in rows if row.iter_num)
+
+
+def write_tables(
+    files: WorkFiles, leg: Leg, target: Path, upto: FitPosition | None = None
+) -> list[Path]:
+    """Write the tables of the whole fit so far into a directory; return their paths."""
+    target.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name in WorkFiles.TABLES:
+        earlier = files.history / f"{name}.txt"
+        text = join_tables(earlier, files.table(name), leg.offset, upto)
+        if text is not None:
+            written.append(target / f"{name}.txt")
+            written[-1].write_text(text, encoding="utf-8")
+    return written
+
+
+def _within_step(
+    files: WorkFiles, leg: Leg, elements: Sequence[str], row: MetricsRow, target: Path
+) -> FitPosition | None:
+    """Take what pacemaker writes after every iteration, if it has done one in this step."""
+    stamps = _stamps(files)
+    if stamps is None or not row.iter_num or row.loss is None:
+        return None
+    if leg.is_ladder and files.ladder_potential(row.ladder_step or 0).is_file():
+        return None
+    functions = _copy(files.interim_potential(), elements, row.nfuncs, target)
+    # The row comes first, then (after an evaluation of the test set, now and then) the potential.
+    done = row.iter_num if stamps.potential >= stamps.row else row.iter_num - 1
+    if functions is None or done == 0:
+        return None
+    shifted = leg.offset.shift(row)
+    return FitPosition(
+        ladder_step=shifted.ladder_step or 0,
+        iteration=(shifted.iter_num or 0) - row.iter_num + done,
+        step_done=False,
+        last_step=_is_last(files, leg, functions),
+    )
+
+
+def _between_steps(
+    files: WorkFiles, leg: Leg, elements: Sequence[str], rows: Sequence[MetricsRow], target: Path
+) -> FitPosition | None:
+    """Take what pacemaker writes after every step of a ladder."""
+    step = rows[-1].ladder_step or 0
+    if not files.ladder_potential(step).is_file():
+        step -= 1
+    of_step = [row for row in rows if row.ladder_step == step]
+    if not of_step:
+        return None
+    functions = _copy(files.ladder_potential(step), elements, of_step[-1].nfuncs, target)
+    if functions is None:
+        return None
+    return FitPosition(
+        ladder_step=step + leg.offset.ladder_step,
+        iteration=max(row.iter_num or 0 for row in of_step),
+        step_done=True,
+        last_step=_is_last(files, leg, functions),
+    )
+
+
+@dataclass(frozen=True)
+class _Stamps:
+    """When the newest row and the newest potential were written, ns."""
+
+    row: int
+    potential: int
+
+
+def _stamps(files: WorkFiles) -> _Stamps | None:
+    try:
+        return _Stamps(
+            files.table("metrics").stat().st_mtime_ns,
+            files.interim_potential().stat().st_mtime_ns,
+        )
+    except FileNotFoundError:
+        return None
+
+
+def _copy(source: Path, elements: Sequence[str], functions: int | None, target: Path) -> int | None:
+    """Copy a potential in the form that a fit can start from; return how many functions it has.
+
+    None where it is not whole: cut short, it may still be valid YAML, with fewer functions.
+    """
+    copy = target / POTENTIAL
+    try:
+        shutil.copyfile(source, copy)
+        content = read_potential(copy)
+    except (OSError, TrainingError):
+        return None
+    found = count_functions(content)
+    if elements_of(content) != tuple(sorted(elements)) or functions not in (None, found):
+        return None
+    write_potential(as_start(content), copy)
+    return found
+
+
+def _is_last(files: WorkFiles, leg: Leg, functions: int) -> bool:
+    """Tell whether a potential has all functions that the fit will have in the end."""
+    if not leg.is_ladder:
+        return not leg.partial
+    return functions == count_functions(read_potential(files.target_potential))

@@ -1,0 +1,63 @@
+"""Jobs to kill, and the count of what was done to them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mlip_job.config import JobConfig
+from tests.faults.tally import Tally
+from tests.support import rattled, write_database
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_TALLY = pytest.StashKey[Tally]()
+
+# Seconds-long fits with the real pacemaker; checkpoints often enough to matter in them.
+TINY = {
+    "evaluator": "pyace",
+    "functions_per_element": 3,
+    "ladder_step": None,
+    "max_iter": 3,
+    "stress_weight": 0,
+}
+RUN = {"checkpoint_interval": 1, "heartbeat_interval": 0.5, "retry_timeout": 20}
+
+
+@pytest.fixture(scope="session")
+def tally(pytestconfig: pytest.Config) -> Tally:
+    """Return the counts of this session."""
+    return pytestconfig.stash.setdefault(_TALLY, Tally())
+
+
+@pytest.fixture
+def make_config(tmp_path: Path) -> Callable[..., JobConfig]:
+    """Return a function that makes the configuration of a job on a small database."""
+    database = tmp_path / "structures.db"
+    write_database(database, rattled(8))
+
+    def make(training: dict[str, Any] | None = None, **sections: Any) -> JobConfig:
+        values = {
+            "family": "cu",
+            "database": {"url": str(database)},
+            "training": TINY | (training or {}),
+            "storage": {"url": str(tmp_path / "store")},
+            "run": RUN,
+            "work_dir": str(tmp_path / "work"),
+        }
+        return JobConfig.model_validate(values | sections)
+
+    return make
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Print what the fault suite did."""
+    tally = config.stash.get(_TALLY, None)
+    if tally is not None:
+        terminalreporter.section("fault suite")
+        terminalreporter.write_line(str(tally))

@@ -1,0 +1,217 @@
+"""Run the job in a process of its own, which a test may kill; look at what it left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlip_job.config import JobConfig
+from mlip_job.naming import WorkFiles
+from mlip_job.registry import Manifest, Registry
+from mlip_job.report import TrainingReport
+from mlip_job.store.open import open_store
+from mlip_job.training.tables import read_table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mlip_job.training.run_summary import CurvePoint
+
+
+@dataclass
+class Job:
+    """A job that was started."""
+
+    pid: int
+    log: Path
+    config: JobConfig
+    earlier: frozenset[Path]
+    code: int | None = None
+
+    def wait(self, timeout: float = 300) -> int:
+        """Return its exit code, negative where a signal ended it."""
+        end = time.monotonic() + timeout
+        while self.poll() is None:
+            assert time.monotonic() < end, f"the job does not end: {self.text()}"
+            time.sleep(0.01)
+        assert self.code is not None
+        return self.code
+
+    def poll(self) -> int | None:
+        """Return its exit code, or None while it runs."""
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.code = os.waitstatus_to_exitcode(status)
+        return self.code
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal, if it still runs."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def wait_for_iteration(self) -> None:
+        """Wait until its pacemaker has done an iteration, or it has ended."""
+        for _ in range(6000):
+            if self.poll() is not None:
+                return
+            for path in _tables(self.config) - self.earlier:
+                if len(path.read_text().splitlines()) > 2:
+                    return
+            time.sleep(0.02)
+        raise AssertionError(f"pacemaker did not start to fit: {self.text()}")
+
+    def text(self) -> str:
+        """Return what it said."""
+        return self.log.read_text(errors="replace")
+
+
+def start_job(
+    config: JobConfig, directory: Path, *arguments: str, fault: Callable[[], None] | None = None
+) -> Job:
+    """Start ``mlip-job run -g 1`` in a forked process: everything is imported there already.
+
+    Parameters
+    ----------
+    config
+        Of the job.
+    directory
+        Where its configuration and its output go.
+    arguments
+        More options of ``run``.
+    fault
+        Called in the new process before the command line: it may change what the job finds there.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "mlip-job.yaml"
+    path.write_text(json.dumps(config.model_dump(mode="json")))
+    log = directory / f"job-{time.monotonic_ns()}.log"
+    log.touch()
+    earlier = _tables(config)
+    pid = os.fork()
+    if pid == 0:
+        _child(["-c", str(path), "run", "-g", "1", *arguments], log, fault)
+    return Job(pid, log, config, earlier)
+
+
+def run_job(config: JobConfig, directory: Path, *arguments: str, **options: Any) -> Job:
+    """Run a job to its end."""
+    job = start_job(config, directory, *arguments, **options)
+    job.wait()
+    return job
+
+
+def _tables(config: JobConfig) -> frozenset[Path]:
+    return frozenset(Path(config.work_dir).glob("gen_01/*/metrics.txt"))
+
+
+def _child(arguments: list[str], log: Path, fault: Callable[[], None] | None) -> None:
+    from mlip_job.cli.main import main
+
+    code = 1
+    try:
+        os.setsid()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGALRM):
+            signal.signal(number, signal.SIG_DFL)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for standard in (1, 2):
+            os.dup2(descriptor, standard)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        warnings.simplefilter("default")
+        if fault is not None:
+            fault()
+        main(arguments)
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def registry_of(config: JobConfig) -> Registry:
+    """Return the registry that a job publishes in."""
+    return Registry(open_store(config.storage), config.family)
+
+
+def iterations_reached(config: JobConfig) -> int:
+    """Return how many iterations the newest attempt had done, by its work directory."""
+    attempts = sorted(Path(config.work_dir).glob("gen_01/*/"), key=lambda p: p.stat().st_mtime)
+    if not attempts:
+        return 0
+    files = WorkFiles(attempts[-1])
+    rows = [
+        *read_table(files.table("metrics")).rows,
+        *read_table(files.history / "metrics.txt").rows,
+    ]
+    return sum(1 for row in rows if row.iter_num)
+
+
+def iterations_safe(config: JobConfig) -> int:
+    """Return how many iterations the next attempt will begin with."""
+    registry = registry_of(config)
+    if (manifest := registry.find(1)) is not None:
+        return manifest.headline.iterations
+    return max((c.iterations for c in registry.checkpoints(1).found()), default=0)
+
+
+def require_whole_or_nothing(config: JobConfig) -> None:
+    """Check what holds at every moment: a generation that exists has all it consists of."""
+    registry = registry_of(config)
+    manifest = registry.find(1)
+    if manifest is None:
+        assert registry.store.head(registry.keys.latest) is None
+        assert registry.store.head(registry.keys.potential(1, "yace")) is None
+        return
+    problems = [p for p in registry.verify(manifest) if "/potentials/" not in p]
+    assert problems == []
+
+
+def require_complete(config: JobConfig) -> Manifest:
+    """Check what a finished job leaves: dataset, manifest, copies, one learning curve."""
+    registry = registry_of(config)
+    manifest = registry.get(1)
+    assert registry.verify(manifest) == []
+    assert registry.latest() == 1
+    report = TrainingReport.from_json(registry.store.get(manifest.artefacts["report.json"].key))
+    require_one_curve(report.fit.train_curve)
+    assert report.attempts == manifest.attempts
+    assert sum(part.iterations for part in manifest.attempts) == manifest.headline.iterations
+    assert manifest.headline.iterations == sum(1 for p in report.fit.train_curve if p.iteration)
+    assert report.fit.train is not None
+    return manifest
+
+
+def require_one_curve(curve: tuple[CurvePoint, ...]) -> None:
+    """Check that a learning curve has no gap, no repeat and no step back."""
+    steps: dict[int, list[CurvePoint]] = {}
+    for point in curve:
+        steps.setdefault(point.ladder_step, []).append(point)
+    assert list(steps) == list(range(len(steps)))
+    for points in steps.values():
+        assert [point.iteration for point in points] == list(range(len(points)))
+        losses = [point.loss for point in points]
+        for before, after in zip(losses, losses[1:], strict=False):
+            assert before is not None
+            assert after is not None
+            assert after <= before * 1.01
+
+
+def require_repeatable(config: JobConfig, directory: Path) -> None:
+    """Check that the same command once more changes nothing."""
+    registry = registry_of(config)
+    before = registry.store.get(registry.keys.manifest(1))
+    again = run_job(config, directory)
+    assert again.code == 0, again.text()
+    assert "nothing to do" in again.text()
+    assert registry.store.get(registry.keys.manifest(1)) == before

@@ -1,0 +1,171 @@
+"""Whatever is killed and whenever: nothing is half there, and the next run goes on."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mlip_job.pipeline import attempt
+from mlip_job.pipeline.shipping import Shipper
+from mlip_job.registry import Registry
+from mlip_job.training.runner import PacemakerWrapper
+from tests.faults import jobs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pathlib import Path
+
+    from mlip_job.config import JobConfig
+    from tests.faults.jobs import Job
+    from tests.faults.tally import Tally
+
+KILL, TERM = signal.SIGKILL, signal.SIGTERM
+
+STAGES = {
+    "claim": (Registry, "claim"),
+    "export": (attempt, "build_dataset"),
+    "publish dataset": (Registry, "publish_dataset"),
+    "fit": (PacemakerWrapper, "fit"),
+    "ship the end": (Shipper, "ship_end"),
+    "convert": (attempt, "convert_to_yace"),
+    "report": (attempt, "make_report"),
+    "publish": (Registry, "publish"),
+    "roll forward": (Registry, "roll_forward"),
+    "move the pointer": (Registry, "_advance_latest"),
+}
+
+
+def kill_at(owner: Any, name: str, when: str, number: signal.Signals, call: int = 1) -> Any:
+    """Return a fault: the job gets a signal right before or after the n-th call of a function."""
+
+    def install() -> None:
+        original = getattr(owner, name)
+        calls = 0
+
+        def wrapper(*arguments: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == call and when == "before":
+                os.kill(os.getpid(), number)
+            result = original(*arguments, **options)
+            if calls == call and when == "after":
+                os.kill(os.getpid(), number)
+            return result
+
+        setattr(owner, name, wrapper)
+
+    return install
+
+
+def require_survived(
+    config: JobConfig, directory: Path, killed: list[Job], tally: Tally, **options: Any
+) -> None:
+    """Run the job again and check that all is there once, and whole."""
+    for job in killed:
+        assert job.code in (0, -KILL, 75), job.text()
+        assert "Traceback" not in job.text()
+    last = jobs.run_job(config, directory, **options)
+    assert last.code == 0, last.text()
+    manifest = jobs.require_complete(config)
+    texts = [job.text() for job in (*killed, last)]
+    tally.count_end(texts, manifest.headline.iterations)
+    assert sum(text.count("published gen_01 in ") for text in texts) <= 1
+
+
+def kill(job: Job, number: signal.Signals, config: JobConfig, tally: Tally) -> None:
+    """Send a signal to a job, wait for its end, check the store, count what is lost."""
+    job.send(number)
+    moment = datetime.now(UTC)
+    job.wait()
+    settle(job, config, tally)
+    if job.code != 0 and (saved := registry_saved(config)) is not None:
+        slack = config.run.checkpoint_interval + 5  # s, for shipping on a busy machine
+        assert moment - saved < timedelta(seconds=slack)
+
+
+def registry_saved(config: JobConfig) -> datetime | None:
+    """Return when the furthest checkpoint was stored."""
+    found = jobs.registry_of(config).checkpoints(1).found()
+    return found[0].saved if found else None
+
+
+def settle(job: Job, config: JobConfig, tally: Tally) -> None:
+    """Check and count after a job has been killed."""
+    jobs.require_whole_or_nothing(config)
+    lost = jobs.iterations_reached(config) - jobs.iterations_safe(config)
+    tally.kill_points += 1
+    tally.iterations_lost += max(0, lost)
+
+
+@pytest.mark.pacemaker
+@pytest.mark.parametrize("number", [KILL, TERM], ids=["KILL", "TERM"])
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_at_a_stage_boundary(
+    make_config: Callable[..., JobConfig],
+    tmp_path: Path,
+    tally: Tally,
+    stage: str,
+    when: str,
+    number: signal.Signals,
+) -> None:
+    """Before and after each stage; what was done by then is not done again."""
+    config = make_config()
+    job = jobs.run_job(config, tmp_path, fault=kill_at(*STAGES[stage], when, number))
+    assert job.code != 0 or number == TERM, job.text()
+    settle(job, config, tally)
+    require_survived(config, tmp_path, [job], tally)
+
+
+@pytest.mark.pacemaker
+@pytest.mark.parametrize("seed", range(10))
+def test_killed_at_random_moments_of_a_fit(
+    make_config: Callable[..., JobConfig], tmp_path: Path, tally: Tally, seed: int
+) -> None:
+    """Twice, with either signal, single-shot or in a ladder: one curve comes out in the end."""
+    rng = random.Random(seed)
+    ladder = {"ladder_step": 3, "ladder_type": "power_order"} if seed % 2 else {}
+    config = make_config({"functions_per_element": 8, "max_iter": 25, **ladder})
+    killed = []
+    for _ in range(2):
+        job = jobs.start_job(config, tmp_path)
+        job.wait_for_iteration()
+        time.sleep(rng.uniform(0, 3))
+        kill(job, rng.choice([KILL, TERM]), config, tally)
+        killed.append(job)
+    require_survived(config, tmp_path, killed, tally)
+    jobs.require_repeatable(config, tmp_path)
+
+
+@pytest.mark.pacemaker
+@pytest.mark.parametrize("ladder", [None, 4], ids=["single-shot", "ladder"])
+def test_killed_with_the_tensorflow_evaluator(
+    make_config: Callable[..., JobConfig], tmp_path: Path, tally: Tally, ladder: int | None
+) -> None:
+    """As it is used: graphs are built anew, the test set has its curve too."""
+    rng = random.Random(7)
+    config = make_config(
+        {
+            "evaluator": "tensorpot",
+            "functions_per_element": 8,
+            "max_iter": 60,
+            "display_step": 5,
+            "ladder_step": ladder,
+            "ladder_type": "power_order",
+        }
+    )
+    killed = []
+    for number in (KILL, TERM):
+        job = jobs.start_job(config, tmp_path)
+        job.wait_for_iteration()
+        time.sleep(rng.uniform(0, 1.5))
+        kill(job, number, config, tally)
+        killed.append(job)
+    require_survived(config, tmp_path, killed, tally)
