@@ -1,0 +1,233 @@
+"""What an evaluation found: the models of its part of ``report.json``.
+
+Energies are those of the potential with the reference energies added back, so they compare with
+DFT's. Forces are single components. Errors are predicted minus reference. None is not known.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Verdict = Literal["passed", "failed", "skipped"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ErrorStatistics(_Part):
+    """Errors of one quantity, in the unit that the key of the statistics names.
+
+    Attributes
+    ----------
+    count
+        Number of values: structures, force components, stress components.
+    rmse, mae, max
+        Root mean square, mean absolute and largest absolute error.
+    p50, p90, p99
+        Percentiles of the absolute error.
+    """
+
+    count: int
+    rmse: float
+    mae: float
+    max: float
+    p50: float
+    p90: float
+    p99: float
+
+
+class Histogram(_Part):
+    """Counts between edges; ``len(edges) == len(counts) + 1``. Values beyond are in the last bins."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+class Parity(_Part):
+    """Pairs of values for a plot: all of them, or a sample that the seed decides."""
+
+    reference: tuple[float, ...]
+    predicted: tuple[float, ...]
+    sampled_from: int
+
+
+class ConfigTypeErrors(_Part):
+    """Errors of the structures of one config type (``""`` for those without)."""
+
+    structures: int
+    energy_mev_per_atom: ErrorStatistics
+    force_mev_per_angstrom: ErrorStatistics
+
+
+class WorstStructure(_Part):
+    """A structure that the potential describes worst."""
+
+    row_id: int
+    formula: str
+    config_type: str | None
+    energy_error_mev_per_atom: float
+    max_force_error_mev_per_angstrom: float
+    extrapolation_grade: float | None = None
+
+
+class GradeStatistics(_Part):
+    """Extrapolation grades γ of structures (largest over their atoms); above 1 is extrapolation.
+
+    Source: Y. Lysogorskiy et al., Phys. Rev. Materials 7, 043801 (2023).
+    """
+
+    count: int
+    max: float
+    p50: float
+    p90: float
+    p99: float
+    above_one: int
+
+
+class SetEvaluation(_Part):
+    """Errors of the published potential on one side of the dataset."""
+
+    structures: int
+    atoms: int
+    energy_mev_per_atom: ErrorStatistics
+    force_mev_per_angstrom: ErrorStatistics
+    stress_gpa: ErrorStatistics | None
+    force_per_element_mev_per_angstrom: dict[str, ErrorStatistics]
+    per_config_type: dict[str, ConfigTypeErrors]
+    energy_error_histogram_mev_per_atom: Histogram
+    force_error_histogram_mev_per_angstrom: Histogram
+    energy_parity_ev_per_atom: Parity
+    force_parity_ev_per_angstrom: Parity
+    worst: tuple[WorstStructure, ...]
+    extrapolation_grade: GradeStatistics | None = None
+
+
+class Agreement(_Part):
+    """The artefact's errors held against pacemaker's own, RMSE; the job fails where they differ."""
+
+    side: Literal["train", "test"]
+    energy_mev_per_atom: float
+    energy_by_pacemaker_mev_per_atom: float
+    force_mev_per_angstrom: float
+    force_by_pacemaker_mev_per_angstrom: float
+    relative_tolerance: float
+
+
+class ErrorPair(_Part):
+    """RMSE of two generations on the same structures; ``change`` is new/old - 1."""
+
+    old: float
+    new: float
+    change: float | None
+
+
+class ParentComparison(_Part):
+    """This generation and its predecessor on the same structures, both evaluated now.
+
+    Attributes
+    ----------
+    generation
+        The predecessor.
+    structures
+        Test structures that are test for both and whose elements both know.
+    """
+
+    generation: int
+    structures: int
+    energy_mev_per_atom: ErrorPair
+    force_mev_per_angstrom: ErrorPair
+
+
+class _Check(_Part):
+    verdict: Verdict
+    message: str
+
+
+class DimerCheck(_Check):
+    """Energy of two atoms over their distance: repulsive at short range?
+
+    Attributes
+    ----------
+    elements
+        The pair.
+    distances_angstrom, energies_ev
+        The curve; energies less those of the two free atoms.
+    shortest_in_data_angstrom
+        Shortest distance of the pair in the training data, where it occurs.
+    repulsive_below_angstrom
+        Below it the curve rises monotonically towards shorter distances.
+    """
+
+    kind: Literal["dimer"] = "dimer"
+    elements: tuple[str, str]
+    distances_angstrom: tuple[float, ...]
+    energies_ev: tuple[float, ...]
+    shortest_in_data_angstrom: float | None
+    repulsive_below_angstrom: float | None
+
+
+class EnergyVolumeCheck(_Check):
+    """Energy over volume of a reference structure from the data, scaled isotropically.
+
+    ``minimum_angstrom3_per_atom`` and ``bulk_modulus_gpa`` are of a Birch-Murnaghan fit.
+    """
+
+    kind: Literal["energy_volume"] = "energy_volume"
+    element: str
+    structure: str
+    volumes_angstrom3_per_atom: tuple[float, ...]
+    energies_ev_per_atom: tuple[float, ...]
+    minimum_angstrom3_per_atom: float | None
+    bulk_modulus_gpa: float | None
+
+
+class DynamicsCheck(_Check):
+    """A short run at constant energy (NVE, velocity Verlet): does the total energy drift?"""
+
+    kind: Literal["dynamics"] = "dynamics"
+    structure: str
+    atoms: int
+    steps: int
+    timestep_fs: float
+    temperature_k: float
+    drift_mev_per_atom_per_ps: float | None
+
+
+class SmoothnessCheck(_Check):
+    """Largest jump of the dimer's force where the cutoff or the ZBL core switches something off.
+
+    ``place`` says which; the jump is what is left of it between two points 1e-4 Å apart.
+    """
+
+    kind: Literal["smoothness"] = "smoothness"
+    elements: tuple[str, str]
+    place: Literal["cutoff", "zbl_switch"]
+    distance_angstrom: float | None
+    jump_mev_per_angstrom: float | None
+
+
+PhysicsCheck = Annotated[
+    DimerCheck | EnergyVolumeCheck | DynamicsCheck | SmoothnessCheck, Field(discriminator="kind")
+]
+
+
+class GateVerdict(_Part):
+    """Whether the generation is accepted; ``reasons`` are why not, one sentence each."""
+
+    accepted: bool
+    reasons: tuple[str, ...]
+
+
+class Evaluation(_Part):
+    """All that was found out about a potential after its fit."""
+
+    train: SetEvaluation
+    test: SetEvaluation
+    agreement: tuple[Agreement, ...]
+    parent: ParentComparison | None
+    physics: tuple[PhysicsCheck, ...]
+    active_set: Literal["linear", "full"] | None
+    gate: GateVerdict

@@ -1,0 +1,119 @@
+"""Jobs that are started at once for one generation: exactly one publishes it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mlip_job.store.open import open_store
+from tests.faults import jobs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from mlip_job.config import JobConfig
+    from tests.faults.tally import Tally
+
+
+@pytest.fixture(params=["directory", "s3"])
+def config(request: pytest.FixtureRequest, make_config: Callable[..., JobConfig]) -> JobConfig:
+    """Return a job on each kind of store."""
+    if request.param == "directory":
+        return make_config()
+    return make_config(storage=request.getfixturevalue("s3_bucket").model_dump())
+
+
+@pytest.mark.pacemaker
+@pytest.mark.parametrize("count", [2, 8])
+def test_of_jobs_started_at_once_one_publishes(
+    config: JobConfig, tmp_path: Path, tally: Tally, count: int
+) -> None:
+    """The others hear who is at work, and end with 73 before they train."""
+    running = [jobs.start_job(config, tmp_path / str(n)) for n in range(count)]
+    codes = [job.wait() for job in running]
+    assert sorted(codes) == [0] + [73] * (count - 1), [job.text() for job in running]
+    manifest = jobs.require_complete(config)
+    tally.races += count
+    tally.count_end([job.text() for job in running], manifest.headline.iterations)
+    for job in running:
+        if job.code == 73:
+            assert f"is being trained by attempt {manifest.attempt}" in job.text()
+            assert "training in" not in job.text()
+    jobs.require_repeatable(config, tmp_path)
+
+
+@pytest.mark.pacemaker
+def test_without_claims_still_one_publishes(
+    config: JobConfig, tmp_path: Path, tally: Tally
+) -> None:
+    """A claim saves work; that a generation is published once does not depend on it."""
+
+    def ignore_claims() -> None:
+        from mlip_job.registry import claim
+
+        claim._require_abandoned = lambda *_: None  # type: ignore[assignment]
+
+    running = [
+        jobs.start_job(config, tmp_path / str(n), fault=ignore_claims) for n in range(4)
+    ]
+    codes = [job.wait() for job in running]
+    assert sorted(codes) == [0, 73, 73, 73], [job.text() for job in running]
+    manifest = jobs.require_complete(config)
+    tally.races += 4
+    tally.count_end([job.text() for job in running], manifest.headline.iterations)
+
+
+@pytest.mark.pacemaker
+def test_a_frozen_job_loses_its_claim_and_ends(
+    config: JobConfig, tmp_path: Path, tally: Tally
+) -> None:
+    """Suspended for longer than its claim lives, it wakes up, notices, and trains no further."""
+    config = config.model_copy(
+        update={
+            "training": config.training.model_copy(
+                update={"max_iter": 60, "functions_per_element": 8}
+            ),
+            "run": config.run.model_copy(update={"heartbeat_interval": 0.2}),
+        }
+    )
+    first = jobs.start_job(config, tmp_path / "first")
+    first.wait_for_iteration()
+    time.sleep(1.5)
+    os.kill(first.pid, signal.SIGSTOP)
+    time.sleep(4)  # ten missed beats, and what the store's clock rounds off
+    second = jobs.run_job(config, tmp_path / "second")
+    assert second.code == 0, second.text()
+    assert "taking over from attempt" in second.text()
+    assert "which gave no sign of life for" in second.text()
+    assert "going on from iteration" in second.text()
+    os.kill(first.pid, signal.SIGCONT)
+    assert first.wait() == 73, first.text()
+    manifest = jobs.require_complete(config)
+    assert len(manifest.attempts) == 2
+    tally.races += 2
+    tally.count_end([first.text(), second.text()], manifest.headline.iterations)
+
+
+def test_clocks_may_differ(config: JobConfig, tmp_path: Path) -> None:
+    """A live claim is not taken over by a machine whose clock is a year ahead, or behind."""
+    registry = jobs.registry_of(config)
+    held = registry.claim(1, "first", stale_after_s=60)
+
+    def in_another_year() -> None:
+        now = time.time
+        time.time = lambda: now() + 365 * 86400
+
+    job = jobs.run_job(config, tmp_path, fault=in_another_year)
+    assert job.code != 0
+    if job.code == 69:  # S3 refuses such a clock itself
+        assert "clock" in job.text()
+    else:
+        assert job.code == 73, job.text()
+    held.beat()
+    assert held.lost_to is None
+    assert open_store(config.storage).get("cu/generations/gen_01/claim.json")
