@@ -58,9 +58,7 @@ def test_without_claims_still_one_publishes(
 
         claim._require_abandoned = lambda *_: None  # type: ignore[assignment]
 
-    running = [
-        jobs.start_job(config, tmp_path / str(n), fault=ignore_claims) for n in range(4)
-    ]
+    running = [jobs.start_job(config, tmp_path / str(n), fault=ignore_claims) for n in range(4)]
     codes = [job.wait() for job in running]
     assert sorted(codes) == [0, 73, 73, 73], [job.text() for job in running]
     manifest = jobs.require_complete(config)

@@ -90,6 +90,6 @@ def _programs(directory: Path) -> Path:
     folder.mkdir()
     for name in ("pacemaker", "pace_yaml2yace"):
         program = folder / name
-        program.write_text(f"#!/bin/sh\nexec {sys.executable} {standin.__file__} \"$@\"\n")
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} {standin.__file__} "$@"\n')
         program.chmod(0o755)
     return folder
