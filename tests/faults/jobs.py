@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlip_job.config import JobConfig
 from mlip_job.naming import WorkFiles
 from mlip_job.registry import Manifest, Registry
 from mlip_job.report import TrainingReport
@@ -23,6 +23,7 @@ from mlip_job.training.tables import read_table
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mlip_job.config import JobConfig
     from mlip_job.training.run_summary import CurvePoint
 
 
@@ -131,7 +132,7 @@ def _child(arguments: list[str], log: Path, fault: Callable[[], None] | None) ->
         main(arguments)
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 0
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - whatever it was, the test shall see it
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -201,7 +202,7 @@ def require_one_curve(curve: tuple[CurvePoint, ...]) -> None:
     for points in steps.values():
         assert [point.iteration for point in points] == list(range(len(points)))
         losses = [point.loss for point in points]
-        for before, after in zip(losses, losses[1:], strict=False):
+        for before, after in itertools.pairwise(losses):
             assert before is not None
             assert after is not None
             assert after <= before * 1.01

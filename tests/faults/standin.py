@@ -28,6 +28,11 @@ def main(arguments: list[str]) -> None:
         _fit(yaml.safe_load(Path(arguments[-1]).read_text()))
 
 
+def _say(text: str) -> None:
+    sys.stdout.write(f"2026-11-23 22:46:00,000 - pyace.generalfit - INFO - {text}\n")
+    sys.stdout.flush()
+
+
 def _fit(content: dict) -> None:  # type: ignore[type-arg]
     log = (_RUN / "train.log").read_text().splitlines(keepends=True)
     begin = next(i for i, line in enumerate(log) if "Running fit backend" in line)
@@ -40,7 +45,7 @@ def _fit(content: dict) -> None:  # type: ignore[type-arg]
     target = "target_potential.yaml" if len(steps) > 1 else _potential(steps[0])
     Path("target_potential.yaml").write_bytes((_RUN / target).read_bytes())
     for index, step in enumerate(steps):
-        print("2026-11-23 22:46:00,000 - pyace.generalfit - INFO - Running fit backend")
+        _say("Running fit backend")
         _replay_step(step, index, skip if index == 0 else 0, content["fit"]["maxiter"])
         if "ladder_step" in content["fit"] or len(steps) > 1:
             source = (_RUN / _potential(step)).read_bytes()
@@ -76,7 +81,7 @@ def _replay_step(step: int, shown_as: int, skip: int, maxiter: int) -> None:
     for iteration in range(maxiter + 1):
         time.sleep(_ITERATION_SECONDS)
         _append("metrics", [str(shown_as), "0", str(iteration), *rows[iteration + skip][3:]])
-        print(f"2026-11-23 22:46:00,000 - x - INFO - Iteration   #{iteration}", flush=True)
+        _say(f"Iteration   #{iteration}")
         if iteration:
             with Path("interim_potential_0.yaml").open("wb") as file:
                 file.write(potential[: len(potential) // 2])

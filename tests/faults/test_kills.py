@@ -19,7 +19,6 @@ from tests.faults import jobs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
     from pathlib import Path
 
     from mlip_job.config import JobConfig

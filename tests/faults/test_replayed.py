@@ -8,7 +8,6 @@ import shutil
 import signal
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlip_job.training import process, programs
@@ -16,6 +15,7 @@ from tests.faults import jobs, standin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from mlip_job.config import JobConfig
     from tests.faults.jobs import Job

@@ -155,6 +155,7 @@ def test_schema_knows_every_section(cli: Cli) -> None:
         "training",
         "storage",
         "run",
+        "submit",
         "work_dir",
     }
     assert schema["additionalProperties"] is False

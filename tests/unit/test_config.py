@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Union, get_args, get_origin
 import pytest
 
 from mlip_job.config import JobConfig, load_config
+from mlip_job.config.base import Part
 from mlip_job.config.explain import ALTERNATIVES
 from mlip_job.config.template import commented_config
 from mlip_job.errors import ConfigError
@@ -223,6 +224,9 @@ def test_template_is_valid_and_says_what_it_was_told(tmp_path: Path) -> None:
 def test_template_mentions_every_key() -> None:
     """No key has to be looked up elsewhere; those left out of force stand as comments."""
     text = commented_config(family="cu", database="d", select="", storage="s")
-    for model in (JobConfig, *(f.annotation for f in JobConfig.model_fields.values())):
-        for key in getattr(model, "model_fields", {}):
+    parts = [JobConfig]
+    for part in parts:
+        for key, field in part.model_fields.items():
             assert f"{key}:" in text
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Part):
+                parts.append(field.annotation)

@@ -14,6 +14,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator
 
 from mlip_job.config.base import Element, Finite, NonNegative, Part, Positive
+from mlip_job.config.submit import SubmitConfig
 from mlip_job.config.training import TrainingConfig
 from mlip_job.naming import FAMILY_PATTERN
 
@@ -149,6 +150,7 @@ class JobConfig(Part):
     training: TrainingConfig = TrainingConfig()
     storage: StorageConfig = StorageConfig()
     run: RunConfig = RunConfig()
+    submit: SubmitConfig = SubmitConfig()
     work_dir: str = Field("work", min_length=1, description="Local directory of running attempts.")
 
     @field_validator("family")

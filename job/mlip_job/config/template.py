@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import yaml
 
-from mlip_job.config.models import (
-    DatabaseConfig,
-    DatasetConfig,
-    JobConfig,
-    RunConfig,
-    StorageConfig,
-)
-from mlip_job.config.training import TrainingConfig
+from mlip_job.config.base import Part
+from mlip_job.config.models import JobConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from pydantic import BaseModel
-
 # What most users change; every other key is written as a comment with its default.
 _SHOWN = {
+    "scheduler",
     "url",
     "group_by",
     "select",
@@ -41,30 +34,38 @@ _SHOWN = {
 
 def commented_config(*, family: str, database: str, select: str, storage: str) -> str:
     """Return a configuration with a comment on every key."""
-    lines = [
-        *_comment(JobConfig.model_fields["family"].description, ""),
-        _line("family", family),
-        *_section("database", DatabaseConfig, {"url": database, "select": select}),
-        *_section("dataset", DatasetConfig, {}),
-        *_section("training", TrainingConfig, {}),
-        *_section("storage", StorageConfig, {"url": storage}),
-        *_section("run", RunConfig, {}),
-        "",
-        *_comment(JobConfig.model_fields["work_dir"].description, ""),
-        _line("work_dir", JobConfig.model_fields["work_dir"].default),
-    ]
+    told = {"database": {"url": database, "select": select}, "storage": {"url": storage}}
+    lines: list[str] = []
+    for key, field in JobConfig.model_fields.items():
+        model = field.annotation
+        if _is_part(model):
+            lines += ["", *_section(key, model, told.get(key, {}), "")]
+        else:
+            lines += [""] if lines else []
+            lines += _comment(field.description, "")
+            lines.append(_line(key, family if key == "family" else field.default))
     return "\n".join(lines) + "\n"
 
 
-def _section(name: str, model: type[BaseModel], values: Mapping[str, object]) -> Iterator[str]:
-    yield ""
+def _section(
+    name: str, model: type[Part], values: Mapping[str, object], indent: str
+) -> Iterator[str]:
     defaults = model().model_dump(mode="json")
-    shown = [key for key in defaults if key in values or key in _SHOWN]
-    yield f"{name}:" if shown else f"{name}: {{}}"
+    parts = {k: f.annotation for k, f in model.model_fields.items() if _is_part(f.annotation)}
+    shown = [key for key in defaults if key in values or key in _SHOWN or key in parts]
+    yield f"{indent}{name}:" if shown else f"{indent}{name}: {{}}"
+    inner = f"{indent}  "
     for key, default in defaults.items():
-        yield from _comment(model.model_fields[key].description, "  ")
-        prefix = "  " if key in shown else "  # "
-        yield prefix + _line(key, values.get(key, default))
+        yield from _comment(model.model_fields[key].description, inner)
+        if key in parts:
+            yield from _section(key, parts[key], {}, inner)
+        else:
+            prefix = inner if key in shown else f"{inner}# "
+            yield prefix + _line(key, values.get(key, default))
+
+
+def _is_part(model: object) -> TypeGuard[type[Part]]:
+    return isinstance(model, type) and issubclass(model, Part)
 
 
 def _line(key: str, value: object) -> str:

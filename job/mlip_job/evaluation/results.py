@@ -40,7 +40,7 @@ class ErrorStatistics(_Part):
 
 
 class Histogram(_Part):
-    """Counts between edges; ``len(edges) == len(counts) + 1``. Values beyond are in the last bins."""
+    """Counts between edges, of which there is one more; the outer bins hold what lies beyond."""
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
@@ -74,7 +74,7 @@ class WorstStructure(_Part):
 
 
 class GradeStatistics(_Part):
-    """Extrapolation grades γ of structures (largest over their atoms); above 1 is extrapolation.
+    """Extrapolation grades of structures (largest over their atoms); above 1 is extrapolation.
 
     Source: Y. Lysogorskiy et al., Phys. Rev. Materials 7, 043801 (2023).
     """
@@ -125,7 +125,7 @@ class ErrorPair(_Part):
 
 
 class ParentComparison(_Part):
-    """This generation and its predecessor on the same structures, both evaluated now.
+    """A generation and its predecessor on the same structures, both evaluated now.
 
     Attributes
     ----------
@@ -147,7 +147,7 @@ class _Check(_Part):
 
 
 class DimerCheck(_Check):
-    """Energy of two atoms over their distance: repulsive at short range?
+    """Energy of two atoms over their distance, which has to be repulsive at short range.
 
     Attributes
     ----------
@@ -185,7 +185,7 @@ class EnergyVolumeCheck(_Check):
 
 
 class DynamicsCheck(_Check):
-    """A short run at constant energy (NVE, velocity Verlet): does the total energy drift?"""
+    """A short run at constant energy (NVE, velocity Verlet), whose total energy may not drift."""
 
     kind: Literal["dynamics"] = "dynamics"
     structure: str

@@ -1,0 +1,21 @@
+"""How a run is submitted; nothing here changes the potential."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from mlip_job.config.base import Part
+from mlip_job.config.kubernetes import KubernetesConfig
+from mlip_job.config.slurm import SlurmConfig
+
+
+class SubmitConfig(Part):
+    """Where ``mlip-job submit`` sends a run."""
+
+    scheduler: Literal["kubernetes", "slurm", "local"] = Field(
+        "local", description="kubernetes, slurm or local (a process of this machine)."
+    )
+    slurm: SlurmConfig = SlurmConfig()
+    kubernetes: KubernetesConfig = KubernetesConfig()

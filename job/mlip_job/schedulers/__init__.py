@@ -1,0 +1,1 @@
+"""Ways to run ``mlip-job run`` on a machine with a GPU."""

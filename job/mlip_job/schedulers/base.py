@@ -1,0 +1,169 @@
+"""The contract that every scheduler fulfils.
+
+Planning and doing are apart: `Scheduler.plan` is a pure function of the request, and its text is
+what ``--dry-run`` prints; `Scheduler.submit` is the side effect.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from mlip_job.config import JobConfig
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """What shall run: ``mlip-job run --generation N`` with a configuration.
+
+    Attributes
+    ----------
+    config
+        The resolved configuration; it names no secret.
+    generation
+        What to train.
+    directory
+        Where relative paths of the configuration are taken from; absolute.
+    run_options
+        More options of ``run``, e.g. ``("--fresh",)``.
+    ensemble
+        Number of members to train with different seeds, or None.
+    after
+        Job of the same scheduler that has to succeed first: an id, or None.
+    """
+
+    config: JobConfig
+    generation: int
+    directory: Path
+    run_options: tuple[str, ...] = ()
+    ensemble: int | None = None
+    after: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A submission that is ready to be made.
+
+    Attributes
+    ----------
+    request
+        What it is of.
+    name
+        Of the job.
+    text
+        The script or the manifests, exactly as they are submitted.
+    """
+
+    request: JobRequest
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class JobHandle:
+    """A job that a scheduler knows, or knew.
+
+    Attributes
+    ----------
+    scheduler
+        ``slurm``, ``kubernetes`` or ``local``.
+    id
+        What the scheduler calls it: a job id; namespace and name.
+    name
+        Its name.
+    """
+
+    scheduler: str
+    id: str
+    name: str
+
+
+class JobState(StrEnum):
+    """What a job is doing. UNKNOWN is not failure: the scheduler could not be asked, or forgot."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    UNKNOWN = "unknown"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come of the job by itself."""
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """What a scheduler says of a job.
+
+    Attributes
+    ----------
+    state
+        In the terms of all schedulers.
+    native
+        In the scheduler's own: ``PREEMPTED``, ``OOMKilled``, …
+    reason
+        Why it waits or how it failed, in words; None where there is nothing to say.
+    hint
+        What to do about it.
+    exit_code
+        Of ``mlip-job run``, where it is known.
+    """
+
+    state: JobState
+    native: str
+    reason: str | None = None
+    hint: str | None = None
+    exit_code: int | None = None
+
+
+class Scheduler(Protocol):
+    """One kind of scheduler.
+
+    All methods but `plan` raise `UnavailableError` where the scheduler can't be reached, and
+    `ConfigError` where it refuses what was asked.
+    """
+
+    name: str
+
+    def plan(self, request: JobRequest) -> Plan:
+        """Return the submission as text; pure, and the same for the same request.
+
+        Raises
+        ------
+        ConfigError
+            If the settings can't be submitted; the message names the key.
+        """
+
+    def submit(self, plan: Plan) -> JobHandle:
+        """Make the submission and return its job.
+
+        The same plan again, while its job waits or runs, returns that job.
+
+        Raises
+        ------
+        ConflictError
+            If another job for the same generation waits or runs.
+        """
+
+    def find(self, family: str, generation: int) -> JobHandle | None:
+        """Return the newest job of a generation that is still known, or None."""
+
+    def status(self, handle: JobHandle) -> JobStatus:
+        """Return what a job is doing; UNKNOWN once the scheduler has forgotten it."""
+
+    def logs(self, handle: JobHandle, *, follow: bool) -> Iterator[str]:
+        """Yield the lines that a job printed; with `follow`, until it has ended.
+
+        They may be gone soon after the job.
+        """
+
+    def cancel(self, handle: JobHandle) -> None:
+        """Have a job stop, leaving it the time for a checkpoint. An ended job is no error."""
