@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 KILL, TERM = signal.SIGKILL, signal.SIGTERM
 
+_SLACK = timedelta(seconds=30)  # for storing a checkpoint on a busy machine
+
 STAGES = {
     "claim": (Registry, "claim"),
     "export": (attempt, "build_dataset"),
@@ -85,8 +87,7 @@ def kill(job: Job, number: signal.Signals, config: JobConfig, tally: Tally) -> N
     job.wait()
     settle(job, config, tally)
     if job.code != 0 and (saved := registry_saved(config)) is not None:
-        slack = config.run.checkpoint_interval + 5  # s, for shipping on a busy machine
-        assert moment - saved < timedelta(seconds=slack)
+        assert moment - saved < timedelta(seconds=config.run.checkpoint_interval) + _SLACK
 
 
 def registry_saved(config: JobConfig) -> datetime | None:
