@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2, as a container sees its own
 _DISTRIBUTIONS = {
     "mlip-job": ("mlip-job",),
     "python-ace": ("python-ace",),
@@ -124,6 +125,16 @@ class RunEnvironment(BaseModel):
 def installed_versions() -> dict[str, str | None]:
     """Return the version of each distribution that a run depends on, None where it is absent."""
     return {name: _first_version(candidates) for name, candidates in _DISTRIBUTIONS.items()}
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use: those it may run on, within its CPU quota."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = _CPU_QUOTA.read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
 def _first_version(candidates: tuple[str, ...]) -> str | None:

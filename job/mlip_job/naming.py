@@ -211,6 +211,21 @@ class WorkFiles:
         return self.directory / "potential.yace"
 
     @property
+    def active_set(self) -> Path:
+        """The active set of the potential, where one was made."""
+        return self.directory / "potential.asi"
+
+    @property
+    def predecessor(self) -> Path:
+        """The published potential that this one is compared with."""
+        return self.directory / "predecessor.yace"
+
+    @property
+    def predecessor_index(self) -> Path:
+        """The index of the dataset that it was trained on."""
+        return self.directory / "predecessor-index.csv.gz"
+
+    @property
     def report(self) -> Path:
         """The report of the attempt."""
         return self.directory / "report.json"
@@ -224,6 +239,8 @@ class WorkFiles:
             "potential.yace": self.yace,
             "report.json": self.report,
         }
+        if self.active_set.exists():
+            published[self.active_set.name] = self.active_set
         return published | {path.name: path for path in self.leg_inputs()} | self.tables()
 
     def tables(self) -> dict[str, Path]:

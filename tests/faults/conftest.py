@@ -24,6 +24,8 @@ TINY = {
     "max_iter": 3,
     "stress_weight": 0,
 }
+# What these tests look at does not depend on them, and there are some hundred jobs.
+EVALUATION = {"active_set": False, "dynamics_steps": 10}
 RUN = {"checkpoint_interval": 1, "heartbeat_interval": 0.5, "retry_timeout": 20}
 
 
@@ -44,6 +46,7 @@ def make_config(tmp_path: Path) -> Callable[..., JobConfig]:
             "family": "cu",
             "database": {"url": str(database)},
             "training": TINY | (training or {}),
+            "evaluation": EVALUATION,
             "storage": {"url": str(tmp_path / "store")},
             "run": RUN,
             "work_dir": str(tmp_path / "work"),

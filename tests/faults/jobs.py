@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlip_job.evaluation.potential import import_pyace
 from mlip_job.naming import WorkFiles
 from mlip_job.registry import Manifest, Registry
 from mlip_job.report import TrainingReport
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
     from mlip_job.config import JobConfig
     from mlip_job.training.run_summary import CurvePoint
+
+
+import_pyace()  # seconds that each forked job is spared
 
 
 @dataclass

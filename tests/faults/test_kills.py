@@ -36,6 +36,7 @@ STAGES = {
     "fit": (PacemakerWrapper, "fit"),
     "ship the end": (Shipper, "ship_end"),
     "convert": (attempt, "convert_to_yace"),
+    "evaluate": (attempt, "evaluate_generation"),
     "report": (attempt, "make_report"),
     "publish": (Registry, "publish"),
     "roll forward": (Registry, "roll_forward"),

@@ -163,6 +163,15 @@ def test_tensorflow_fit_continued_and_grown(tmp_path: Path) -> None:
     assert report.fit.test is not None
     assert report.fit.train is not None
     assert len(report.fit.train_curve) == 9
+    assert report.evaluation is not None
+    for agreement in report.evaluation.agreement:
+        assert agreement.energy_mev_per_atom == pytest.approx(
+            agreement.energy_by_pacemaker_mev_per_atom, rel=1e-5
+        )
+        assert agreement.force_mev_per_angstrom == pytest.approx(
+            agreement.force_by_pacemaker_mev_per_angstrom, rel=1e-5
+        )
+    assert [agreement.side for agreement in report.evaluation.agreement] == ["train", "test"]
     log = open_store(config.storage).get(first.artefacts["train.log"].key).decode()
     assert "Hostname: (not published)" in log
     assert "Username: mlip-job" in log
@@ -260,6 +269,10 @@ def test_energy_based_weighting_names_what_it_leaves_out(tmp_path: Path) -> None
     report = _report(config, manifest)
     left_out = [row for rows in report.left_out_by_weighting.values() for row in rows]
     assert left_out == [11]
+    evaluation = report.evaluation
+    assert evaluation is not None
+    assert evaluation.train.structures + evaluation.test.structures == 10
+    assert 11 not in {w.row_id for side in (evaluation.train, evaluation.test) for w in side.worst}
     assert any("the weighting removed 1 of" in warning for warning in report.warnings)
 
 

@@ -153,6 +153,7 @@ def test_schema_knows_every_section(cli: Cli) -> None:
         "database",
         "dataset",
         "training",
+        "evaluation",
         "storage",
         "run",
         "submit",

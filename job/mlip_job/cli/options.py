@@ -115,6 +115,11 @@ def resolve_generation(generation: int | str, registry: Registry) -> int:
     if generation == "next":
         return max(registry.numbers(), default=0) + 1
     latest = registry.latest()
+    if latest is None and registry.numbers():
+        raise ConfigError(
+            f"no generation of {registry.family} is accepted yet",
+            hint="mlip-job list shows what is published",
+        )
     if latest is None:
         raise ConfigError(f"no generation of {registry.family} is published yet")
     return latest

@@ -26,6 +26,9 @@ def command(settings: Settings, generation: int | str, *, require_gpu: bool, fre
 
     Running a published generation again changes nothing: with the same configuration and data it
     says so and ends with 0, with others it names the difference and ends with 73.
+
+    A generation that its gate rejects is published all the same, with 0; it does not become the
+    latest.
     """
     from mlip_job.cli.tables import show_manifest
     from mlip_job.pipeline import run_generation
@@ -47,6 +50,10 @@ def command(settings: Settings, generation: int | str, *, require_gpu: bool, fre
         reporter.close()
     emit(
         settings,
-        {"created": outcome.created, "manifest": outcome.manifest.model_dump(mode="json")},
+        {
+            "created": outcome.created,
+            "accepted": outcome.manifest.headline.accepted,
+            "manifest": outcome.manifest.model_dump(mode="json"),
+        },
         lambda: show_manifest(outcome.manifest),
     )

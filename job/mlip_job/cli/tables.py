@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mlip_job.dataset.record import DatasetRecord
-    from mlip_job.registry import Manifest
+    from mlip_job.registry import LatestPointer, Manifest
     from mlip_job.registry.maintenance import Orphan
 
 
@@ -41,7 +41,9 @@ def show_generations(family: str, manifests: Sequence[Manifest], latest: int | N
         ),
         [
             (
-                generation_name(m.generation) + (" *" if m.generation == latest else ""),
+                generation_name(m.generation)
+                + (" *" if m.generation == latest else "")
+                + ("" if m.headline.accepted else " rejected"),
                 generation_name(m.parent.generation) if m.parent else "nothing",
                 str(m.dataset.train),
                 str(m.dataset.test),
@@ -66,12 +68,14 @@ def show_orphans(orphans: Sequence[Orphan]) -> None:
         click.echo(f"  {orphan.prefix}  {len(orphan.keys)} objects, {size}: {orphan.what}")
 
 
-def show_manifest(manifest: Manifest) -> None:
-    """Print what is known of one generation."""
+def show_manifest(manifest: Manifest, latest: LatestPointer | None = None) -> None:
+    """Print what is known of one generation; `latest` is the pointer where it points there."""
     train, test = manifest.headline.train, manifest.headline.test
     parent = manifest.parent
     lines = [
         ("generation", f"{generation_name(manifest.generation)} of {manifest.family}"),
+        ("gate", _gate(manifest)),
+        *([("latest", _choice(latest))] if latest else []),
         ("elements", ", ".join(manifest.elements)),
         (
             "started from",
@@ -105,6 +109,18 @@ def show_manifest(manifest: Manifest) -> None:
     ]
     for name, text in lines:
         click.echo(f"{name:<14} {text}")
+
+
+def _gate(manifest: Manifest) -> str:
+    headline = manifest.headline
+    if headline.accepted:
+        return "accepted"
+    return "rejected: " + "; ".join(headline.rejected_because)
+
+
+def _choice(latest: LatestPointer) -> str:
+    forced = ", forced" if latest.forced else ""
+    return f"since {latest.moved:%Y-%m-%d %H:%M} UTC{forced}: {latest.reason}"
 
 
 def _attempts(manifest: Manifest) -> str:

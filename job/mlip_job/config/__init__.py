@@ -1,5 +1,6 @@
 """The configuration of a job: validated models, and how they are loaded."""
 
+from mlip_job.config.evaluation import EvaluationConfig, GateConfig
 from mlip_job.config.load import load_config
 from mlip_job.config.models import (
     DatabaseConfig,
@@ -14,6 +15,8 @@ __all__ = [
     "DatabaseConfig",
     "DatasetConfig",
     "EnergyBasedWeighting",
+    "EvaluationConfig",
+    "GateConfig",
     "GroupWeights",
     "JobConfig",
     "RunConfig",

@@ -14,6 +14,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator
 
 from mlip_job.config.base import Element, Finite, NonNegative, Part, Positive
+from mlip_job.config.evaluation import EvaluationConfig
 from mlip_job.config.submit import SubmitConfig
 from mlip_job.config.training import TrainingConfig
 from mlip_job.naming import FAMILY_PATTERN
@@ -148,6 +149,7 @@ class JobConfig(Part):
     database: DatabaseConfig = DatabaseConfig()
     dataset: DatasetConfig = DatasetConfig()
     training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     storage: StorageConfig = StorageConfig()
     run: RunConfig = RunConfig()
     submit: SubmitConfig = SubmitConfig()
@@ -164,7 +166,7 @@ class JobConfig(Part):
         """Return the sha256 of what decides the potential: dataset and training settings.
 
         Where the database, the store or the work directory lie does not change it, nor does
-        `require_gpu`.
+        `require_gpu` or how the potential is judged.
         """
         decisive = {
             "dataset": self.dataset.model_dump(mode="json"),

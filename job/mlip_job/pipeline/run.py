@@ -12,6 +12,7 @@ from mlip_job.errors import ConfigError
 from mlip_job.naming import WorkFiles, generation_name
 from mlip_job.pipeline.attempt import Attempt
 from mlip_job.pipeline.confirm import confirm_config, confirm_dataset
+from mlip_job.pipeline.evaluate import describe_rejection
 from mlip_job.pipeline.lineage import find_lineage
 from mlip_job.pipeline.stages import build_dataset
 from mlip_job.registry import Registry
@@ -115,6 +116,8 @@ def _confirm(
         f"{generation_name(published.generation)} is published already, with this configuration "
         "and this dataset: nothing to do"
     )
+    if not published.headline.accepted:
+        observer.message(describe_rejection(published))
     return Outcome(published, created=False)
 
 
@@ -135,6 +138,8 @@ def _preflight(config: JobConfig, registry: Registry) -> None:
     """Fail before the export rather than after it."""
     find_program("pacemaker")
     find_program("pace_yaml2yace")
+    if config.evaluation.active_set_kind is not None:
+        find_program("pace_activeset")
     registry.store.check()
     if config.training.require_gpu:
         require_gpu()
