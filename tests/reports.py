@@ -182,7 +182,7 @@ def make_evaluation(
             for side in ("train", "test")
         ),
         parent=parent,
-        physics=make_physics() if physics is None else physics,
+        physics=make_physics(generation, hole=not accepted) if physics is None else physics,
         active_set="linear",
         gate=results.GateVerdict(
             accepted=accepted,
@@ -197,10 +197,15 @@ def make_evaluation(
 
 
 @cache
-def make_physics() -> tuple[results.PhysicsCheck, ...]:
-    """Return checks of every kind: of dimers one fails, of crystals one is skipped."""
-    dimers = tuple(_dimer(pair, *well) for pair, well in _WELLS.items())
-    crystals = tuple(_crystal(element, *values) for element, values in _CRYSTALS.items())
+def make_physics(generation: int, *, hole: bool) -> tuple[results.PhysicsCheck, ...]:
+    """Return checks of every kind; where there is to be a hole, a dimer fails."""
+    dimers = tuple(
+        _dimer(pair, *well, hole=hole and pair == "AuAu") for pair, well in _WELLS.items()
+    )
+    crystals = tuple(
+        _crystal(element, (1 + 0.02 / generation) * volume, modulus)
+        for element, (volume, modulus) in _CRYSTALS.items()
+    )
     return (
         *dimers,
         *crystals,
@@ -325,12 +330,11 @@ def _side(
     )
 
 
-def _dimer(pair: str, depth: float, place: float) -> results.DimerCheck:
-    """Return a Morse curve with a steep core; Au–Au gets a hole in it."""
+def _dimer(pair: str, depth: float, place: float, *, hole: bool) -> results.DimerCheck:
+    """Return a Morse curve with a steep core, and perhaps a hole in it."""
     distances = np.linspace(0.5, 5.0, 91)
     morse = depth * ((1 - np.exp(-1.6 * (distances - place))) ** 2 - 1)
     energies = morse * np.clip((5.0 - distances) / 0.6, 0, 1) + 900 * np.exp(-4.5 * distances)
-    hole = pair == "AuAu"
     if hole:
         energies -= 900 * np.exp(-(((distances - 0.9) / 0.2) ** 2))
     return results.DimerCheck(

@@ -215,6 +215,11 @@ class WorkFiles:
         """The report of the attempt."""
         return self.directory / "report.json"
 
+    @property
+    def report_page(self) -> Path:
+        """The report as a page for people."""
+        return self.directory / "report.html"
+
     def artefacts(self) -> dict[str, Path]:
         """Return the files that are published, by the name that they are published under."""
         published = {
@@ -223,6 +228,7 @@ class WorkFiles:
             "potential.yaml": self.output_potential,
             "potential.yace": self.yace,
             "report.json": self.report,
+            "report.html": self.report_page,
         }
         return published | {path.name: path for path in self.leg_inputs()} | self.tables()
 

@@ -11,6 +11,8 @@ from mlip_job.reporting.numbers import power_of_ten
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+_FACTORS = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 4, 6, 8))  # of a decade, the first that are enough
+_ENOUGH = 3  # labels
 _LABEL_HEIGHT = 0.065  # as a fraction of the axis
 _PLAIN_DECADES = range(-3, 5)  # 0.001 to 10000 are written out
 
@@ -66,17 +68,23 @@ def log_scale(values: Iterable[float]) -> Scale:
     if low <= 0:
         low, high = 0.1, 10.0
     low, high = low / 1.1, high * 1.1
-    decades = math.log10(high / low)
-    per_decade = (1, 2, 5) if decades <= 2 else (1,)  # noqa: PLR2004 - enough labels either way
+    ticks = next(
+        (found for factors in _FACTORS if len(found := _decades(low, high, factors)) >= _ENOUGH),
+        linear_scale([low, high], ticks=4).ticks,
+    )
+    return Scale(low, high, ticks, math.log10)
+
+
+def _decades(low: float, high: float, factors: tuple[int, ...]) -> tuple[Tick, ...]:
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    stride = max(1, math.ceil(decades / 6))
-    marks = [
+    stride = max(1, math.ceil(math.log10(high / low) / 6))
+    marks = (
         Tick(factor * 10.0**exponent, _power(factor, exponent))
         for exponent in exponents
-        for factor in per_decade
+        for factor in factors
         if exponent % stride == 0
-    ]
-    return Scale(low, high, _within(marks, low, high), math.log10)
+    )
+    return _within(marks, low, high)
 
 
 def signed_log_scale(values: Iterable[float], *, linear_within: float = 1.0) -> Scale:
