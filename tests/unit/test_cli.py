@@ -22,7 +22,18 @@ if TYPE_CHECKING:
 
     Cli = Callable[..., Ended]
 
-HEAVY = {"ase", "boto3", "botocore", "matplotlib", "numpy", "pandas", "pydantic", "rich", "yaml"}
+HEAVY = {
+    "ase",
+    "boto3",
+    "botocore",
+    "jinja2",
+    "matplotlib",
+    "numpy",
+    "pandas",
+    "pydantic",
+    "rich",
+    "yaml",
+}
 
 
 @pytest.fixture

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlip_job.errors import IntegrityError
@@ -57,16 +55,13 @@ def read_report(registry: Registry, manifest: Manifest) -> TrainingReport:
     name = "report.json"
     if name not in manifest.artefacts:
         raise IntegrityError(f"generation {manifest.generation} was published without {name}")
-    with tempfile.TemporaryDirectory(prefix="mlip-job-") as directory:
-        path = Path(directory) / name
-        registry.fetch(manifest, name, path)
-        try:
-            return TrainingReport.from_json(path.read_bytes())
-        except IntegrityError as error:
-            raise IntegrityError(
-                f"{manifest.artefacts[name].key}: {error.message}",
-                hint="it was perhaps written by another version of mlip-job",
-            ) from None
+    try:
+        return TrainingReport.from_json(registry.read(manifest, name))
+    except IntegrityError as error:
+        raise IntegrityError(
+            f"{manifest.artefacts[name].key}: {error.message}",
+            hint="it was perhaps written by another version of mlip-job",
+        ) from None
 
 
 def predecessor(report: TrainingReport) -> int | None:
