@@ -67,7 +67,7 @@ def make_report(generation: int = 2, **changes: Any) -> TrainingReport:
             "(eV/Å), uniform weights",
         ),
         "dataset": DatasetSummary(
-            id="0123456789abcdef",
+            id=f"{generation:016x}",
             train=860 + 100 * generation,
             test=96,
             rejected=2,

@@ -6,6 +6,7 @@ reports, writes ten times the bytes, and fixes its colours.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from xml.etree import ElementTree as ET
 from markupsafe import Markup
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from mlip_job.reporting.scales import Scale
 
@@ -60,12 +61,11 @@ class Chart:
 
     def line(self, points: Sequence[Point], css: str) -> None:
         """Join points by a line."""
-        placed = _thin([self._place(point) for point in points])
-        _path(self._plot, f"line {css}", _polyline(placed))
+        _path(self._plot, f"line {css}", _polyline(_thin(list(self._placed(points)))))
 
     def dots(self, points: Iterable[Point], css: str) -> None:
         """Draw a dot at each point: all as one path of strokes without length."""
-        path = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in map(self._place, points))
+        path = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in self._placed(points))
         _path(self._plot, f"dots {css}", path)
 
     def bars(self, edges: Sequence[float], heights: Sequence[float], css: str) -> None:
@@ -110,6 +110,9 @@ class Chart:
         """Return the chart for a page; all texts in it are escaped."""
         return Markup(ET.tostring(self._svg, encoding="unicode"))  # noqa: S704 - escaped by ET
 
+    def _placed(self, points: Iterable[Point]) -> Iterator[Point]:
+        return (self._place(point) for point in points if all(map(math.isfinite, point)))
+
     def _place(self, point: Point) -> Point:
         x, y = self._x.fraction(point[0]), self._y.fraction(point[1])
         return x * self._plot_width, (1 - y) * self._plot_height
@@ -144,7 +147,8 @@ def _box(x: float, y: float, width: float, height: float) -> dict[str, str]:
 
 
 def _polyline(points: Iterable[Point]) -> str:
-    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+    return f"M{path}" if path else ""
 
 
 def _thin(points: list[Point]) -> list[Point]:

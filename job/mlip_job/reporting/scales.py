@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _FACTORS = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 4, 6, 8))  # of a decade, the first that are enough
 _ENOUGH = 3  # labels
+_SMALLEST, _LARGEST = 1e-30, 1e30  # beyond them nothing was measured, but something overflowed
 _LABEL_HEIGHT = 0.065  # as a fraction of the axis
 _PLAIN_DECADES = range(-3, 5)  # 0.001 to 10000 are written out
 
@@ -64,10 +65,8 @@ def linear_scale(values: Iterable[float], *, padding: float = 0.0, ticks: int = 
 
 def log_scale(values: Iterable[float]) -> Scale:
     """Return a logarithmic scale over all positive values."""
-    low, high = _range(value for value in values if value > 0)
-    if low <= 0:
-        low, high = 0.1, 10.0
-    low, high = low / 1.1, high * 1.1
+    low, high = _range(value for value in values if value >= _SMALLEST)
+    low, high = max(low, high / 1e12) / 1.1, high * 1.1
     ticks = next(
         (found for factors in _FACTORS if len(found := _decades(low, high, factors)) >= _ENOUGH),
         linear_scale([low, high], ticks=4).ticks,
@@ -103,11 +102,11 @@ def signed_log_scale(values: Iterable[float], *, linear_within: float = 1.0) -> 
 
 
 def _range(values: Iterable[float]) -> tuple[float, float]:
-    finite = [value for value in values if math.isfinite(value)]
-    if not finite:
+    known = [value for value in values if abs(value) <= _LARGEST]
+    if not known:
         return 0.0, 1.0
-    low, high = min(finite), max(finite)
-    if high - low <= 1e-12 * max(abs(low), abs(high), 1e-300):
+    low, high = min(known), max(known)
+    if high - low <= max(1e-12 * max(abs(low), abs(high)), _SMALLEST):
         half = abs(low) / 2 or 0.5
         return low - half, high + half
     return low, high
