@@ -89,11 +89,18 @@ def make_facts(report: TrainingReport) -> Facts:
     """Return all that a page about a report needs."""
     dataset = report.dataset
     manifest = make_manifest(report.generation, family=report.family)
+    changes = {
+        "parent": report.parent,
+        "started": report.attempts[0].started,
+        "ended": report.attempts[-1].started + timedelta(hours=2),
+        "elements": report.elements,
+        "dataset": manifest.dataset.model_copy(
+            update={"id": dataset.id, "train": dataset.train, "test": dataset.test}
+        ),
+    }
     return Facts(
         report=report,
-        manifest=manifest.model_copy(
-            update={"parent": report.parent, "started": report.attempts[0].started}
-        ),
+        manifest=manifest.model_copy(update=changes),
         dataset=dataset_record.DatasetRecord(
             id=dataset.id,
             created="2026-11-23T22:40:00Z",
