@@ -348,7 +348,7 @@ def test_a_comparison_holds_what_is_known() -> None:
 
 
 def test_pages_need_no_trainer() -> None:
-    """Whoever reads reports has neither TensorFlow nor pyace nor matplotlib."""
+    """Whoever reads reports has neither TensorFlow nor pyace; matplotlib only comes with ASE."""
     program = (
         "import sys\n"
         "for name in ('tensorflow', 'pyace', 'matplotlib', 'tensorpotential'):\n"
