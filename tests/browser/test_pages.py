@@ -12,7 +12,8 @@ import pytest
 from mlip_job.evaluation.results import DimerCheck
 from mlip_job.reporting import render_comparison, render_report
 from mlip_job.reporting.overlays import MOST_GENERATIONS
-from tests.reports import make_evaluation, make_facts, make_physics, make_report
+from tests.evaluations import make_evaluation, make_physics
+from tests.reports import make_facts, make_report
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,8 @@ import pytest
 
 from mlip_job.report import TrainingReport
 from mlip_job.reporting.schema import report_schema, schema_file_name, schema_text
-from tests.reports import make_evaluation, make_report, validate_report
+from tests.evaluations import make_evaluation
+from tests.reports import make_report, validate_report
 
 _PUBLISHED = Path(__file__).parents[2] / "docs" / "schemas"
 

@@ -25,7 +25,8 @@ from mlip_job.reporting.physics import physics_table
 from mlip_job.reporting.scales import linear_scale, log_scale, signed_log_scale
 from mlip_job.reporting.trend import change_since, gate_word, sparkline
 from mlip_job.training.run_summary import CurvePoint, FitCycle
-from tests.reports import make_evaluation, make_facts, make_physics, make_report
+from tests.evaluations import make_evaluation, make_physics
+from tests.reports import make_facts, make_report
 
 NUMBERS = st.floats(allow_nan=True, allow_infinity=True)
 
@@ -97,7 +98,7 @@ def test_linear_labels_are_round(values: tuple[float, float], labels: list[str])
 @pytest.mark.parametrize(
     ("values", "labels"),
     [
-        ((1e-6, 1e3), ["10⁻⁶", "10⁻⁴", "0.01", "1", "100"]),
+        ((1e-6, 1e3), ["10⁻⁶", "0.0001", "0.01", "1", "100"]),
         ((0.9, 1100.0), ["1", "10", "100", "1000"]),
         ((12.0, 55.0), ["20", "30", "40", "60"]),
         ((100.0, 104.0), ["100", "110"]),
@@ -234,11 +235,11 @@ def test_figures_stand_beside_the_parents_on_the_same_structures() -> None:
         "gen_01 10.0 → 12.5 on the same 90 structures | worse than gen_01 (+25\u202f%)"
     )
     assert found["Force RMSE, test"].endswith("as good as gen_01 (+1\u202f%)")
-    assert found["Physics checks"] == "7 of 7 passed | 1 skipped"
+    assert found["Physics checks passed"] == "7 of 7  | 1 skipped"
     assert "of 96 test structures above 1" in found["Largest extrapolation grade"]
     failed = make_report(3, evaluation=make_evaluation(3, accepted=False))
-    assert _cards(failed, None)["Physics checks"] == (
-        "6 of 7 passed | failed: dimer Au–Au | 1 skipped"
+    assert _cards(failed, None)["Physics checks passed"] == (
+        "6 of 7  | failed: dimer Au–Au | 1 skipped"
     )
 
 
@@ -292,7 +293,10 @@ def test_every_check_has_its_number() -> None:
     rows = {str(row[0]): [str(cell) for cell in row] for row in physics_table(CHECKS).rows}
     assert rows["dimer Au–Au"][1:3] == ["failed", "–"]
     assert rows["dimer Cu–Cu"][2] == "repulsive below 2.30 Å"
-    assert rows["energy over volume, Au fcc"][2] == "V₀ = 17.1 Å³/atom, B = 172 GPa"
+    assert rows["energy over volume, Au: Au fcc"][2] == "V₀ = 17.1 Å³/atom, B = 172 GPa"
+    assert rows["dimer Au–Au"][3] == "attractive below 1.1 Å"
+    assert rows["dimer Cu–Cu"][3] == ""
+    assert [c.name for c in physics_table(CHECKS[:1]).columns] == ["check", "verdict", "number"]
     dynamics = "1.00 ps of dynamics at 600 K, Cu fcc, 108 atoms"
     assert rows[dynamics][2] == "drift 0.0213 meV/atom/ps"
     assert rows["smoothness at the cutoff, Cu–Cu"][2] == "jump 4.00·10⁻⁴ meV/Å at 5.00 Å"
@@ -315,8 +319,11 @@ def test_checks_without_curves_are_no_obstacle() -> None:
         bulk_modulus_gpa=None,
     )
     report = make_report(2, evaluation=make_evaluation(2, physics=(empty,)))
-    assert "no reference structure" in render_report(make_facts(report), None)
-    assert "gen_02" in render_comparison([make_report(1), report])
+    page = render_report(make_facts(report), None)
+    assert "no reference structure" in page
+    assert "Energy over volume" not in page
+    comparison = render_comparison([make_report(1), report])
+    assert comparison.count("Energy over volume, Cu") == 1
     silent = make_report(2, evaluation=make_evaluation(2, physics=()))
     assert 'id="physics"' not in render_report(make_facts(silent), None)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         EnergyVolumeCheck,
         Histogram,
         Parity,
+        PhysicsCheck,
         SetEvaluation,
     )
     from mlip_job.reporting.chart import Point
@@ -141,11 +142,18 @@ def histogram(
     return Figure(title, chart.svg(), caption, legend)
 
 
+def has_curve(check: PhysicsCheck) -> bool:
+    """Return whether there is something to draw of a check."""
+    return bool(
+        getattr(check, "distances_angstrom", ()) or getattr(check, "volumes_angstrom3_per_atom", ())
+    )
+
+
 def dimer_figure(check: DimerCheck) -> Figure:
     """Return the energy of two atoms over their distance."""
     pair = "–".join(check.elements)
     chart = dimer_chart(pair, {"test": check})
-    return Figure(pair, chart.svg(), check.message, verdict=check.verdict)
+    return Figure(f"Dimer {pair}", chart.svg(), check.message, verdict=check.verdict)
 
 
 def dimer_chart(pair: str, checks: Mapping[str, DimerCheck]) -> Chart:
@@ -174,16 +182,17 @@ def dimer_chart(pair: str, checks: Mapping[str, DimerCheck]) -> Chart:
 
 def energy_volume_figure(check: EnergyVolumeCheck) -> Figure:
     """Return the energy of a crystal over its volume, relative to the lowest one."""
-    chart = energy_volume_chart(check.structure, {"test": check})
-    return Figure(check.structure, chart.svg(), check.message, verdict=check.verdict)
+    chart = energy_volume_chart(check.element, {"test": check})
+    title = f"Energy over volume, {check.element}"
+    return Figure(title, chart.svg(), check.message, verdict=check.verdict)
 
 
-def energy_volume_chart(structure: str, checks: Mapping[str, EnergyVolumeCheck]) -> Chart:
-    """Return the curves of one structure, each in the colour of its class."""
+def energy_volume_chart(element: str, checks: Mapping[str, EnergyVolumeCheck]) -> Chart:
+    """Return the curves of one element, each in the colour of its class."""
     curves = {css: _above_lowest(check) for css, check in checks.items()}
     points = [point for curve in curves.values() for point in curve]
     chart = Chart(
-        f"Energy of {structure} over its volume",
+        f"Energy of a crystal of {element} over its volume",
         Axis("volume (Å³/atom)", linear_scale([v for v, _ in points], padding=0.04)),
         Axis(
             "energy above the lowest (meV/atom)", linear_scale([e for _, e in points], padding=0.06)

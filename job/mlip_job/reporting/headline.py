@@ -115,9 +115,9 @@ def _physics_card(checks: Sequence[PhysicsCheck]) -> Card:
     if verdicts["skipped"]:
         details.append(Detail(f"{verdicts['skipped']} skipped"))
     return Card(
-        "Physics checks",
+        "Physics checks passed",
         f"{verdicts['passed']} of {judged}",
-        "passed",
+        "",
         tuple(details),
         "failed" if verdicts["failed"] else "",
     )

@@ -13,6 +13,7 @@ from mlip_job.reporting.figures import (
     LegendEntry,
     dimer_chart,
     energy_volume_chart,
+    has_curve,
     histogram,
 )
 from mlip_job.reporting.learning import QUANTITIES, curves
@@ -71,7 +72,7 @@ def error_overlays(reports: Sequence[TrainingReport]) -> Iterator[Figure]:
 
 
 def physics_overlays(reports: Sequence[TrainingReport]) -> Iterator[Figure]:
-    """Return the curves of every pair and every structure that is in any of the reports."""
+    """Return the curves of every pair and every element that is in any of the reports."""
     checks = {
         css: report.evaluation.physics
         for css, report in _series(reports).items()
@@ -79,10 +80,10 @@ def physics_overlays(reports: Sequence[TrainingReport]) -> Iterator[Figure]:
     }
     for pair, dimers in _by_subject(checks, DimerCheck, lambda c: "–".join(c.elements)).items():
         svg = dimer_chart(pair, dimers).svg()
-        yield Figure(pair, svg, legend=_legend(reports, dimers))
-    for structure, volumes in _by_subject(checks, EnergyVolumeCheck, lambda c: c.structure).items():
-        svg = energy_volume_chart(structure, volumes).svg()
-        yield Figure(structure, svg, legend=_legend(reports, volumes))
+        yield Figure(f"Dimer {pair}", svg, legend=_legend(reports, dimers))
+    for element, volumes in _by_subject(checks, EnergyVolumeCheck, lambda c: c.element).items():
+        svg = energy_volume_chart(element, volumes).svg()
+        yield Figure(f"Energy over volume, {element}", svg, legend=_legend(reports, volumes))
 
 
 def _series(reports: Sequence[TrainingReport]) -> dict[str, TrainingReport]:
@@ -113,6 +114,6 @@ def _by_subject(
     found: dict[str, dict[str, C]] = {}
     for css, group in checks.items():
         for check in group:
-            if isinstance(check, kind):
+            if isinstance(check, kind) and has_curve(check):
                 found.setdefault(name(check), {})[css] = check
     return found

@@ -11,7 +11,7 @@ from mlip_job.evaluation.results import (
     EnergyVolumeCheck,
     SmoothnessCheck,
 )
-from mlip_job.reporting.figures import Figure, dimer_figure, energy_volume_figure
+from mlip_job.reporting.figures import Figure, dimer_figure, energy_volume_figure, has_curve
 from mlip_job.reporting.numbers import UNKNOWN, fixed, significant
 from mlip_job.reporting.table import Cell, Column, Table
 
@@ -24,16 +24,22 @@ _PLACES = {"cutoff": "at the cutoff", "zbl_switch": "at the ZBL switch"}
 
 
 def physics_table(checks: Sequence[PhysicsCheck]) -> Table:
-    """Return every check with its verdict, its number and what was found."""
-    columns = ("check", "verdict", "number", "finding")
+    """Return every check with its verdict and its number, and the reason where it did not pass."""
+    columns = ["check", "verdict", "number"]
+    explained = any(check.verdict != "passed" for check in checks)
     return Table(
         "Physics checks",
-        tuple(Column(name, numeric=False) for name in columns),
-        tuple(
-            (subject(check), Cell(check.verdict, check.verdict), _number(check), check.message)
-            for check in checks
-        ),
+        tuple(Column(name, numeric=False) for name in (*columns, *(["reason"] * explained))),
+        tuple((*_row(check), *([_reason(check)] * explained)) for check in checks),
     )
+
+
+def _row(check: PhysicsCheck) -> tuple[str | Cell, ...]:
+    return (subject(check), Cell(check.verdict, check.verdict), _number(check))
+
+
+def _reason(check: PhysicsCheck) -> str:
+    return "" if check.verdict == "passed" else check.message
 
 
 def count_verdicts(checks: Iterable[PhysicsCheck]) -> Counter[str]:
@@ -47,7 +53,8 @@ def subject(check: PhysicsCheck) -> str:
         case DimerCheck():
             return f"dimer {'–'.join(check.elements)}"
         case EnergyVolumeCheck():
-            return f"energy over volume, {check.structure}"
+            structure = f": {check.structure}" if check.structure else ""
+            return f"energy over volume, {check.element}{structure}"
         case DynamicsCheck():
             length = check.steps * check.timestep_fs / 1000
             return (
@@ -85,8 +92,9 @@ def _quantity(prefix: str, value: float | None, unit: str) -> str:
 
 
 def physics_figures(checks: Sequence[PhysicsCheck]) -> tuple[Figure, ...]:
-    """Return the curves: of all pairs, then of all reference structures."""
+    """Return the curves, as far as there are some: of all pairs, then of all elements."""
+    drawn = [check for check in checks if has_curve(check)]
     return (
-        *(dimer_figure(check) for check in checks if isinstance(check, DimerCheck)),
-        *(energy_volume_figure(check) for check in checks if isinstance(check, EnergyVolumeCheck)),
+        *(dimer_figure(check) for check in drawn if isinstance(check, DimerCheck)),
+        *(energy_volume_figure(check) for check in drawn if isinstance(check, EnergyVolumeCheck)),
     )

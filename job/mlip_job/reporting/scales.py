@@ -15,7 +15,7 @@ _FACTORS = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 4, 6, 8))  # of a decade, the fir
 _ENOUGH = 3  # labels
 _SMALLEST, _LARGEST = 1e-30, 1e30  # beyond them nothing was measured, but something overflowed
 _LABEL_HEIGHT = 0.065  # as a fraction of the axis
-_PLAIN_DECADES = range(-3, 5)  # 0.001 to 10000 are written out
+_PLAIN_DECADES = range(-4, 5)  # 0.0001 to 10000 are written out
 
 
 @dataclass(frozen=True)
