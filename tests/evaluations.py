@@ -49,6 +49,11 @@ def make_evaluation(
         parent=parent,
         physics=make_physics(generation, hole=not accepted) if physics is None else physics,
         active_set="linear",
+        conversion=results.Conversion(
+            structures=956,
+            max_energy_difference_mev_per_atom=3.1e-9,
+            max_force_difference_mev_per_angstrom=0.0,
+        ),
         gate=results.GateVerdict(
             accepted=accepted,
             reasons=()

@@ -17,7 +17,7 @@ from mlip_job.registry import AttemptPart, ErrorFigures, Headline
 from mlip_job.reporting import predecessor, render_comparison, render_report
 from mlip_job.reporting.chart import Axis, Chart
 from mlip_job.reporting.comparison import comparison_document, figures_table, steps_table
-from mlip_job.reporting.error_tables import config_type_table, worst_table
+from mlip_job.reporting.error_tables import agreement_table, config_type_table, worst_table
 from mlip_job.reporting.headline import cards, summary, verdict
 from mlip_job.reporting.learning import curves, learning_caption
 from mlip_job.reporting.numbers import count, duration, fixed, percent, significant
@@ -286,6 +286,20 @@ def test_tables_have_units_and_all_groups() -> None:
     worst = worst_table("test", evaluation.test)
     assert [row[0] for row in worst.rows] == [str(w.row_id) for w in evaluation.test.worst]
     assert worst.columns[-1].name == "grade"
+
+
+def test_the_conversion_is_told_in_a_sentence() -> None:
+    """How far the published potential is from what it was made from; nothing if not known."""
+    evaluation = make_evaluation(2)
+    table = agreement_table(evaluation)
+    assert table is not None
+    assert table.note.endswith(
+        "On 956 structures potential.yace and potential.yaml differ by no more than "
+        "3.10·10⁻⁹ meV/atom and 0 meV/Å."
+    )
+    silent = agreement_table(evaluation.model_copy(update={"conversion": None}))
+    assert silent is not None
+    assert silent.note.endswith("in the trainer.")
 
 
 def test_every_check_has_its_number() -> None:

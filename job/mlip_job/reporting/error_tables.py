@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mlip_job.reporting.numbers import NARROW_SPACE, UNKNOWN, count, fixed, percent
+from mlip_job.reporting.numbers import NARROW_SPACE, UNKNOWN, count, fixed, percent, significant
 from mlip_job.reporting.table import Column, Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from mlip_job.evaluation.results import (
+        Conversion,
         ErrorPair,
         ErrorStatistics,
         Evaluation,
@@ -216,7 +217,19 @@ def agreement_table(evaluation: Evaluation) -> Table | None:
             )
             for agreement in evaluation.agreement
         ),
-        "RMSE of the published potential, and of the model in the trainer.",
+        "RMSE of the published potential, and of the model in the trainer."
+        + _conversion(evaluation.conversion),
+    )
+
+
+def _conversion(found: Conversion | None) -> str:
+    """Return in a sentence how far the published potential is from what it was made from."""
+    if found is None:
+        return ""
+    return (
+        f" On {count(found.structures, 'structure')} potential.yace and potential.yaml differ by "
+        f"no more than {significant(found.max_energy_difference_mev_per_atom)} {ENERGY} and "
+        f"{significant(found.max_force_difference_mev_per_angstrom)} {FORCE}."
     )
 
 
