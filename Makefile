@@ -10,7 +10,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --no-header --no-annotate \
 	--python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	pyproject.toml --extra postgresql --extra mysql
 
-.PHONY: demo test lint types faults-long servers locks clean
+.PHONY: demo test lint types schemas faults-long servers locks clean
 
 demo: $(VENV)/.trainer
 	$(BIN)/mlip-job demo
@@ -29,6 +29,10 @@ lint: $(VENV)/.dev
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
+
+# What docs/schemas holds is made from the models; a test says when it is out of date.
+schemas: $(VENV)/.dev
+	$(BIN)/python -m mlip_job.reporting.schema docs/schemas
 
 # PostgreSQL, MariaDB and whatever else the tests start, on Debian; run it as root.
 servers:

@@ -230,6 +230,11 @@ class WorkFiles:
         """The report of the attempt."""
         return self.directory / "report.json"
 
+    @property
+    def report_page(self) -> Path:
+        """The report as a page for people."""
+        return self.directory / "report.html"
+
     def artefacts(self) -> dict[str, Path]:
         """Return the files that are published, by the name that they are published under."""
         published = {
@@ -238,6 +243,7 @@ class WorkFiles:
             "potential.yaml": self.output_potential,
             "potential.yace": self.yace,
             "report.json": self.report,
+            "report.html": self.report_page,
         }
         if self.active_set.exists():
             published[self.active_set.name] = self.active_set

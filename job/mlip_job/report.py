@@ -90,7 +90,7 @@ class TrainingReport(_Part):
     loss: LossDefinition
     dataset: DatasetSummary
     fit: RunSummary
-    evaluation: Evaluation | None
+    evaluation: Evaluation | None = None
     left_out_by_weighting: dict[str, tuple[int, ...]]
     energy_reference: str
     timings_s: dict[str, float]

@@ -20,6 +20,7 @@ from mlip_job.registry import Manifest, Registry
 from mlip_job.report import TrainingReport
 from mlip_job.store.open import open_store
 from mlip_job.training.tables import read_table
+from tests.reports import validate_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -188,7 +189,10 @@ def require_complete(config: JobConfig) -> Manifest:
     manifest = registry.get(1)
     assert registry.verify(manifest) == []
     assert registry.latest() == 1
-    report = TrainingReport.from_json(registry.store.get(manifest.artefacts["report.json"].key))
+    text = registry.read(manifest, "report.json")
+    validate_report(text)
+    report = TrainingReport.from_json(text)
+    assert b"</html>" in registry.read(manifest, "report.html")
     require_one_curve(report.fit.train_curve)
     assert report.attempts == manifest.attempts
     assert sum(part.iterations for part in manifest.attempts) == manifest.headline.iterations

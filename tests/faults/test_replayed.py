@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mlip_job.pipeline import attempt
 from mlip_job.training import process, programs
-from tests.evaluations import make_evaluation
+from tests.plain_evaluations import make_evaluation
 from tests.faults import jobs, standin
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ from mlip_job.registry import Manifest, Registry
 from mlip_job.report import TrainingReport
 from mlip_job.store.open import open_store
 from mlip_job.training.signals import StopRequest
+from tests.reports import validate_report
 from tests.support import rattled, with_emt, write_database
 
 if TYPE_CHECKING:
@@ -84,8 +85,9 @@ def _registry(config: JobConfig) -> Registry:
 
 
 def _report(config: JobConfig, manifest: Manifest) -> TrainingReport:
-    key = manifest.artefacts["report.json"].key
-    return TrainingReport.from_json(open_store(config.storage).get(key))
+    text = _registry(config).read(manifest, "report.json")
+    validate_report(text)
+    return TrainingReport.from_json(text)
 
 
 @pytest.mark.pacemaker
@@ -193,6 +195,9 @@ def test_tensorflow_fit_continued_and_grown(tmp_path: Path) -> None:
     third, _, _ = _run(larger, 3)
     assert third.parent is not None
     assert (third.parent.generation, third.parent.mode) == (2, "extend")
+    page = _registry(config).read(third, "report.html").decode()
+    assert "gen_03" in page
+    assert "2 ladder steps" in page
     steps = _report(larger, third).fit.cycles
     assert [step.functions for step in steps] == [9, 12]
     assert third.headline.functions == 12

@@ -7,7 +7,7 @@ import pytest
 from mlip_job.config import GateConfig
 from mlip_job.evaluation.gate import judge
 from mlip_job.evaluation.results import DynamicsCheck, ErrorPair, ParentComparison, Verdict
-from tests.evaluations import make_side
+from tests.plain_evaluations import make_side
 
 TEST = make_side(5.0)  # 5 meV/atom, 50 meV/Å
 

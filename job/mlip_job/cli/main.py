@@ -26,6 +26,8 @@ VERBS = {
     "run": "Train a generation and publish it.",
     "list": "List the published generations.",
     "show": "Show one published generation.",
+    "report": "Fetch the report of a generation, one HTML file.",
+    "compare": "Compare generations: a table here, and one HTML file.",
     "pull": "Download a generation's artefacts and check them.",
     "verify": "Read back a generation and check every hash.",
     "promote": "Make a generation the latest.",

@@ -34,6 +34,7 @@ from mlip_job.pipeline.stages import (
 )
 from mlip_job.registry import AttemptPart, TrainingState
 from mlip_job.report import make_report
+from mlip_job.reporting import Facts, read_parent, render_report
 from mlip_job.training.basis import potential_section
 from mlip_job.training.legs import Leg, legs_from
 from mlip_job.training.process import Monitor
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from mlip_job.config import JobConfig
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.pipeline.stages import Observer
-    from mlip_job.registry import Checkpoint, Manifest, Registry
+    from mlip_job.registry import Artefact, Checkpoint, Manifest, Registry
     from mlip_job.training.run_summary import RunSummary
     from mlip_job.training.signals import StopRequest
 
@@ -329,19 +330,23 @@ class Attempt:
             self._timings,
         )
         self._files.report.write_text(report.to_json(), encoding="utf-8")
-        self._raise_if_lost()
-        return self._registry.publish(
-            self._generation,
-            self.name,
-            self._files.artefacts(),
-            lambda artefacts: describe(
+
+        def described(artefacts: dict[str, Artefact]) -> Manifest:
+            return describe(
                 self._config,
                 self._generation,
                 prepared.record,
                 training,
                 report.headline(),
                 artefacts,
-            ),
+            )
+
+        facts = Facts(report, described({}), prepared.record)
+        page = render_report(facts, read_parent(self._registry, report))
+        self._files.report_page.write_text(page, encoding="utf-8")
+        self._raise_if_lost()
+        return self._registry.publish(
+            self._generation, self.name, self._files.artefacts(), described
         )
 
     @property

@@ -268,6 +268,19 @@ class Registry:
         artefact = manifest.artefacts[name]
         self._fetch(artefact.key, artefact.sha256, path)
 
+    def read(self, manifest: Manifest, name: str) -> bytes:
+        """Return the content of a small artefact and check its hash.
+
+        Raises
+        ------
+        IntegrityError
+            If it is missing or is not what the manifest says.
+        """
+        artefact = manifest.artefacts[name]
+        data = self._get(artefact.key)
+        _require_hash(artefact.key, artefact.sha256, hashlib.sha256(data).hexdigest())
+        return data
+
     def verify(self, manifest: Manifest) -> list[str]:
         """Read back everything a generation consists of; return what is wrong, empty if nothing."""
         problems: list[str] = []
