@@ -28,6 +28,7 @@ VERBS = {
     "show": "Show one published generation.",
     "pull": "Download a generation's artefacts and check them.",
     "verify": "Read back a generation and check every hash.",
+    "select": "Choose candidates for the next generation.",
     "repair": "Mend what a crash left half done; report orphans.",
     "gc": "Remove what no manifest names.",
     "parse": "Report on any pacemaker work directory.",
