@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlip_job.errors import IntegrityError
+from mlip_job.evaluation.results import Evaluation
 from mlip_job.registry.manifest import AttemptPart, ErrorFigures, Headline, Parent
 from mlip_job.training.input_yaml import kappa
 from mlip_job.training.run_summary import Errors, RunSummary
@@ -68,6 +69,8 @@ class TrainingReport(_Part):
         All that the fit went through, and how much of the learning curve is each one's own.
     fit
         What pacemaker's tables and log say, see `RunSummary`.
+    evaluation
+        What the published potential itself was found to do.
     left_out_by_weighting
         Row ids per side that an energy-based weighting kept out of the fit.
     energy_reference
@@ -87,6 +90,7 @@ class TrainingReport(_Part):
     loss: LossDefinition
     dataset: DatasetSummary
     fit: RunSummary
+    evaluation: Evaluation | None = None
     left_out_by_weighting: dict[str, tuple[int, ...]]
     energy_reference: str
     timings_s: dict[str, float]

@@ -8,6 +8,7 @@ from mlip_job.config.models import (
     RunConfig,
     StorageConfig,
 )
+from mlip_job.config.tracking import TrackingConfig
 from mlip_job.config.training import EnergyBasedWeighting, GroupWeights, TrainingConfig
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "JobConfig",
     "RunConfig",
     "StorageConfig",
+    "TrackingConfig",
     "TrainingConfig",
     "load_config",
 ]
