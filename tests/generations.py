@@ -111,7 +111,8 @@ class Family:
 
 
 @pytest.fixture(scope="session")
-def _trained(tmp_path_factory: pytest.TempPathFactory) -> Family:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    """Train generation 1; tests take a copy of it (`family`)."""
     family = Family(tmp_path_factory.mktemp("family"))
     write_database(family.database, rattled(16))
     family.config_path.write_text(yaml.safe_dump(_CONFIG), encoding="utf-8")
@@ -122,10 +123,10 @@ def _trained(tmp_path_factory: pytest.TempPathFactory) -> Family:
 
 
 @pytest.fixture
-def family(_trained: Family, tmp_path: Path) -> Family:
+def family(trained: Family, tmp_path: Path) -> Family:
     """Return a copy of the family for one test."""
     root = tmp_path / "family"
-    shutil.copytree(_trained.root, root)
+    shutil.copytree(trained.root, root)
     return Family(root)
 
 
