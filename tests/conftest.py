@@ -43,7 +43,7 @@ def pytest_runtest_makereport(
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the settings of whoever runs the tests out of them."""
     for name in list(os.environ):
-        if name.startswith(("MLIP_JOB_", "AWS_", "SLURM_", "PG")) and name not in (
+        if name.startswith(("MLIP_JOB_", "AWS_", "SLURM_", "PG", "MLFLOW_")) and name not in (
             _NO_SKIPS,
             "AWS_CA_BUNDLE",
         ):

@@ -16,7 +16,7 @@ from ase.db import connect
 
 from mlip_job.config import DatabaseConfig
 from mlip_job.dataset.marking import mark_rows
-from mlip_job.errors import ConflictError, DatabaseError
+from mlip_job.errors import ConfigError, ConflictError, DatabaseError, IntegrityError
 from tests.support import open_for_writing, rattled
 
 if TYPE_CHECKING:
@@ -342,3 +342,18 @@ def test_wrong_usage_is_refused_before_anything_is_read(
     assert (ended.code, "without an active set" in ended.err) == (64, True)
     ended = select(tmp_path / "c.xyz", "-g", 9)
     assert (ended.code, "gen_09 of cu is not published" in ended.err) == (64, True)
+
+
+def test_active_sets_of_another_kind_are_refused(family: Family, tmp_path: Path) -> None:
+    """Of other elements, or over all densities of the embedding."""
+    from mlip_job.selection.grading import Grader
+
+    potential = family.artefact("potential.yaml")
+    for matrices, error, text in (
+        ({"Ni": np.eye(10)}, IntegrityError, "one of Ni, the potential one of Cu"),
+        ({"Cu": np.eye(20)}, ConfigError, "this one is full"),
+    ):
+        with (tmp_path / "other.asi").open("wb") as file:
+            np.savez(file, **matrices)
+        with pytest.raises(error, match=text):
+            Grader(potential, tmp_path / "other.asi")

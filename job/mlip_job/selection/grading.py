@@ -18,7 +18,7 @@ from pyace.activelearning import (
     compute_number_of_functions,
 )
 
-from mlip_job.errors import IntegrityError
+from mlip_job.errors import ConfigError, IntegrityError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,7 +58,8 @@ class Grader:
     potential
         B-basis potential, ``.yaml``.
     active_set
-        Its active set as ``pace_activeset`` writes it, ``.asi``: linear or full.
+        Its linear active set as ``pace_activeset`` writes it, ``.asi``. Full ones don't work in
+        python-ace 0.4.0rc1, which leaves the derivatives that they are made of at zero.
 
     Attributes
     ----------
@@ -73,28 +74,33 @@ class Grader:
     ------
     IntegrityError
         If the two do not belong together.
+    ConfigError
+        If the active set is a full one.
     """
 
     def __init__(self, potential: Path, active_set: Path) -> None:
         self._basis = ACEBBasisSet(str(potential))
         self.elements: tuple[str, ...] = tuple(self._basis.elements_name)
         self.cutoff = float(self._basis.cutoffmax)
+        numbers: Mapping[str, int] = self._basis.elements_to_index_map
+        functions = compute_number_of_functions(self._basis)
         with np.load(active_set) as stored:
             if set(stored) != set(self.elements):
                 raise IntegrityError(
                     f"the active set is one of {', '.join(sorted(stored))}, the potential one of "
                     f"{', '.join(sorted(self.elements))}"
                 )
-            numbers: Mapping[str, int] = self._basis.elements_to_index_map
             self.inverse = {numbers[element]: stored[element] for element in self.elements}
-        functions = compute_number_of_functions(self._basis)
-        # A full active set has a function for each density of the embedding.
-        self._is_full = any(len(m) != functions[number] for number, m in self.inverse.items())
+        if any(len(matrix) != functions[number] for number, matrix in self.inverse.items()):
+            raise ConfigError(
+                "candidates are graded by linear active sets; this one is full",
+                hint="select with a generation that has evaluation.active_set: linear",
+            )
 
     def grade(self, structures: Sequence[Atoms]) -> dict[int, AtomGrades]:
         """Return the grades of all atoms by the number of their element in the potential."""
         projections, owners = compute_B_projections(
-            self._basis, list(structures), is_full=self._is_full, return_structure_ind_dict=True
+            self._basis, list(structures), return_structure_ind_dict=True
         )
         grades = compute_extrapolation_grade(projections, self.inverse)
         return {
