@@ -49,6 +49,7 @@ def make_report(**changes: Any) -> TrainingReport:
             notes=(),
         ),
         fit=summarise_run(RUNS / "c_ladder"),
+        evaluation=None,
         left_out_by_weighting={},
         energy_reference="…",
         timings_s={"fit": 12.5},
