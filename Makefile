@@ -6,9 +6,10 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-COMPILE := $(BIN)/uv pip compile --quiet --no-header --no-annotate \
-	--python-version 3.11 --python-platform x86_64-manylinux_2_28 \
-	pyproject.toml --extra postgresql --extra mysql
+COMPILE_TOOL := $(BIN)/uv pip compile --quiet --no-header --no-annotate \
+	--python-version 3.11 --python-platform x86_64-manylinux_2_28
+COMPILE := $(COMPILE_TOOL) pyproject.toml \
+	--extra postgresql --extra mysql --extra mlflow --extra crate
 
 .PHONY: demo test lint types schemas faults-long servers locks clean
 
@@ -37,6 +38,7 @@ schemas: $(VENV)/.dev
 # PostgreSQL, MariaDB and whatever else the tests start, on Debian; run it as root.
 servers:
 	tools/install-servers
+	PYTHON=$(PYTHON) tools/install-test-venvs
 
 # The locks are installed as they are, without resolution: see requirements/README.md.
 $(VENV)/.trainer: requirements/trainer-cpu.txt pyproject.toml
@@ -56,6 +58,8 @@ locks: $(VENV)/.trainer
 	$(COMPILE) requirements/gpu.in -o requirements/trainer-gpu.txt
 	$(COMPILE) --override requirements/cpu-overrides.txt requirements/dev.in \
 		-c requirements/trainer-cpu.txt -o requirements/dev.txt
+	$(COMPILE_TOOL) requirements/test-mlflow.in -o requirements/test-mlflow.txt
+	$(COMPILE_TOOL) requirements/test-roc-validator.in -o requirements/test-roc-validator.txt
 
 clean:
 	rm -rf $(VENV) mlip-demo

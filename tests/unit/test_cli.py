@@ -168,6 +168,7 @@ def test_schema_knows_every_section(cli: Cli) -> None:
         "storage",
         "run",
         "submit",
+        "tracking",
         "work_dir",
     }
     assert schema["additionalProperties"] is False

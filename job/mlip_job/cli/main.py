@@ -31,6 +31,7 @@ VERBS = {
     "pull": "Download a generation's artefacts and check them.",
     "verify": "Read back a generation and check every hash.",
     "promote": "Make a generation the latest.",
+    "select": "Choose candidates for the next generation.",
     "repair": "Mend what a crash left half done; report orphans.",
     "gc": "Remove what no manifest names.",
     "parse": "Report on any pacemaker work directory.",

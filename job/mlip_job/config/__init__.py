@@ -9,6 +9,7 @@ from mlip_job.config.models import (
     RunConfig,
     StorageConfig,
 )
+from mlip_job.config.tracking import TrackingConfig
 from mlip_job.config.training import EnergyBasedWeighting, GroupWeights, TrainingConfig
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "JobConfig",
     "RunConfig",
     "StorageConfig",
+    "TrackingConfig",
     "TrainingConfig",
     "load_config",
 ]

@@ -16,6 +16,7 @@ from pydantic import Field, field_validator
 from mlip_job.config.base import Element, Finite, NonNegative, Part, Positive
 from mlip_job.config.evaluation import EvaluationConfig
 from mlip_job.config.submit import SubmitConfig
+from mlip_job.config.tracking import TrackingConfig
 from mlip_job.config.training import TrainingConfig
 from mlip_job.naming import FAMILY_PATTERN
 
@@ -153,6 +154,7 @@ class JobConfig(Part):
     storage: StorageConfig = StorageConfig()
     run: RunConfig = RunConfig()
     submit: SubmitConfig = SubmitConfig()
+    tracking: TrackingConfig = TrackingConfig()
     work_dir: str = Field("work", min_length=1, description="Local directory of running attempts.")
 
     @field_validator("family")

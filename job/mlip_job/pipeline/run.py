@@ -16,6 +16,7 @@ from mlip_job.pipeline.evaluate import describe_rejection
 from mlip_job.pipeline.lineage import find_lineage
 from mlip_job.pipeline.stages import build_dataset
 from mlip_job.registry import Registry
+from mlip_job.tracking.track import track_generation
 from mlip_job.training.programs import find_program, require_gpu
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def run_generation(
     stop: StopRequest,
     fresh: bool = False,
 ) -> Outcome:
-    """Export, train and publish a generation, or confirm that it is published already.
+    """Export, train and publish a generation, or confirm that it is published already; log it.
 
     An attempt that was interrupted is gone on with: its dataset, its potential, its learning curve.
     With `fresh` it is forgotten.
@@ -65,6 +66,27 @@ def run_generation(
         Of the kind that says what went wrong; see `mlip_job.errors`. Nothing is published then.
     """
     registry = Registry(store, config.family)
+    outcome = _train_or_confirm(config, generation, registry, observer, stop, fresh=fresh)
+    with stop.deferred():
+        track_generation(
+            config.tracking,
+            registry,
+            outcome.manifest,
+            observer.message,
+            lambda: stop.received is not None,
+        )
+    return outcome
+
+
+def _train_or_confirm(
+    config: JobConfig,
+    generation: int,
+    registry: Registry,
+    observer: Observer,
+    stop: StopRequest,
+    *,
+    fresh: bool,
+) -> Outcome:
     published = registry.find(generation)
     if published is not None:
         return _confirm(config, registry, published, observer)
