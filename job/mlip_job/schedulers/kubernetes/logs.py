@@ -1,0 +1,120 @@
+"""Read the logs of a Job's pods, over lost connections and from attempt to attempt."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from mlip_job.errors import UnavailableError
+from mlip_job.schedulers.kubernetes.status import has_ended
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mlip_job.schedulers.kubernetes.cluster import Cluster
+    from mlip_job.schedulers.kubernetes.pod import Manifest
+
+_ENDED = ("Succeeded", "Failed")
+_PATIENCE_SECONDS = 300.0
+"""For so long on end a log that is followed may be out of reach."""
+
+
+def job_lines(
+    cluster: Cluster, job: str, *, follow: bool, poll_seconds: float = 2.0
+) -> Iterator[str]:
+    """Yield the lines of a Job's pods, one pod after the other, the oldest first.
+
+    With `follow`, until the Job has ended or is gone.
+    """
+    read: set[str] = set()
+    while True:
+        # Asked for first: a pod that is made after the answer is found in the next round.
+        found = cluster.job(job) if follow else None
+        pods = [pod for pod in cluster.pods(job) if _name(pod) not in read and _has_begun(pod)]
+        for pod in pods:
+            yield from _PodLog(cluster, job, pod).lines(follow=follow, poll_seconds=poll_seconds)
+            read.add(_name(pod))
+        if not follow or ((found is None or has_ended(found)) and not pods):
+            return
+        if not pods:
+            time.sleep(poll_seconds)
+
+
+class _PodLog:
+    """One pod's log, from where it was read to last."""
+
+    def __init__(self, cluster: Cluster, job: str, pod: Manifest) -> None:
+        self._cluster = cluster
+        self._job = job
+        self._pod = _name(pod)
+        index = (
+            pod["metadata"].get("annotations", {}).get("batch.kubernetes.io/job-completion-index")
+        )
+        self._prefix = "" if index is None else f"[{index}] "
+        self._time = ""
+        self._lines_of_time = 0
+
+    def lines(self, *, follow: bool, poll_seconds: float) -> Iterator[str]:
+        """Yield every line once."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            ended = not follow
+            try:
+                ended = ended or self._has_ended()
+                for line in self._unread(follow=not ended):
+                    deadline = time.monotonic() + _PATIENCE_SECONDS
+                    yield line
+            except UnavailableError as error:
+                if not (follow and error.transient) or time.monotonic() > deadline:
+                    raise
+                ended = False
+            if ended:
+                return
+            time.sleep(poll_seconds)
+
+    def _has_ended(self) -> bool:
+        pods = [pod for pod in self._cluster.pods(self._job) if _name(pod) == self._pod]
+        return not pods or _phase(pods[0]) in _ENDED
+
+    def _unread(self, *, follow: bool) -> Iterator[str]:
+        """Yield what was not read yet: the server goes back to the beginning of a second."""
+        since = self._time.partition(".")[0].rstrip("Z") + "Z" if self._time else None
+        again = self._lines_of_time
+        for moment, text in _split(self._cluster.log(self._pod, follow=follow, since=since)):
+            if moment < self._time:
+                continue
+            if moment == self._time and again > 0:
+                again -= 1
+                continue
+            self._lines_of_time = self._lines_of_time + 1 if moment == self._time else 1
+            self._time = moment
+            yield self._prefix + text
+
+
+def _split(pieces: Iterator[bytes]) -> Iterator[tuple[str, str]]:
+    """Yield (time, text) of whole lines; the begun line of a lost connection comes again."""
+    begun = b""
+    for piece in pieces:
+        *lines, begun = (begun + piece).split(b"\n")
+        yield from map(_parse, lines)
+    if begun:
+        yield _parse(begun)
+
+
+def _parse(line: bytes) -> tuple[str, str]:
+    moment, _, text = line.decode(errors="replace").partition(" ")
+    # Go leaves out zeros at the end of the fraction; as texts they would not compare.
+    seconds, _, fraction = moment.rstrip("Z").partition(".")
+    return f"{seconds}.{fraction:0<9}Z", text
+
+
+def _has_begun(pod: Manifest) -> bool:
+    return _phase(pod) in ("Running", *_ENDED)
+
+
+def _name(pod: Manifest) -> str:
+    return str(pod["metadata"]["name"])
+
+
+def _phase(pod: Manifest) -> str:
+    return str(pod.get("status", {}).get("phase"))
