@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 settings.register_profile("mlip-job", deadline=None)
 settings.load_profile("mlip-job")
 
-pytest_plugins = ["tests.servers.s3", "tests.servers.databases", "tests.servers.kubernetes"]
+pytest_plugins = [
+    "tests.servers.s3",
+    "tests.servers.databases",
+    "tests.servers.kubernetes",
+    "tests.servers.node",
+]
 
 _NO_SKIPS = "MLIP_JOB_TEST_NO_SKIPS"
 

@@ -219,12 +219,8 @@ def _start(stack: contextlib.ExitStack, directory: Path, *command: object) -> No
     )
 
     def end() -> None:
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.kill()  # there is nothing to be kept
+        process.wait()
 
     stack.callback(end)
 

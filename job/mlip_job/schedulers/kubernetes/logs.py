@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,13 @@ if TYPE_CHECKING:
     from mlip_job.schedulers.kubernetes.cluster import Cluster
     from mlip_job.schedulers.kubernetes.pod import Manifest
 
+# Go's RFC3339Nano, in UTC or as the node's clock is set.
+_LINE = re.compile(
+    r"(?P<seconds>[\d-]{10}T[\d:]{8})(\.(?P<fraction>\d+))?(?P<zone>Z|[+-]\d\d:\d\d)"
+    r" (?P<text>.*)",
+    re.DOTALL,
+)
+_SECONDS, _NANOSECONDS = len("2026-01-02T03:04:05"), len("2026-01-02T03:04:05.123456789")
 _ENDED = ("Succeeded", "Failed")
 _PATIENCE_SECONDS = 300.0
 """For so long on end a log that is followed may be out of reach."""
@@ -53,24 +61,32 @@ class _PodLog:
         self._prefix = "" if index is None else f"[{index}] "
         self._time = ""
         self._lines_of_time = 0
+        self._begun = b""
 
     def lines(self, *, follow: bool, poll_seconds: float) -> Iterator[str]:
-        """Yield every line once."""
+        """Yield every line once.
+
+        Where a node's connection is lost the API server ends its answer as if the log had ended.
+        So a log counts as read when the pod has ended, and asking again has brought nothing.
+        """
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while True:
-            ended = not follow
             try:
-                ended = ended or self._has_ended()
+                ended = not follow or self._has_ended()
+                news = False
                 for line in self._unread(follow=not ended):
-                    deadline = time.monotonic() + _PATIENCE_SECONDS
+                    deadline, news = time.monotonic() + _PATIENCE_SECONDS, True
                     yield line
             except UnavailableError as error:
                 if not (follow and error.transient) or time.monotonic() > deadline:
                     raise
-                ended = False
-            if ended:
+                ended = news = False
+            if ended and not news:
+                if (rest := _parse(self._begun)) is not None:
+                    yield self._prefix + rest[1]
                 return
-            time.sleep(poll_seconds)
+            if not ended:
+                time.sleep(poll_seconds)
 
     def _has_ended(self) -> bool:
         pods = [pod for pod in self._cluster.pods(self._job) if _name(pod) == self._pod]
@@ -78,9 +94,10 @@ class _PodLog:
 
     def _unread(self, *, follow: bool) -> Iterator[str]:
         """Yield what was not read yet: the server goes back to the beginning of a second."""
-        since = self._time.partition(".")[0].rstrip("Z") + "Z" if self._time else None
+        since = self._time[:_SECONDS] + self._time[_NANOSECONDS:] if self._time else None
         again = self._lines_of_time
-        for moment, text in _split(self._cluster.log(self._pod, follow=follow, since=since)):
+        for line in self._whole_lines(self._cluster.log(self._pod, follow=follow, since=since)):
+            moment, text = _parse(line) or (self._time, line.decode(errors="replace"))
             if moment < self._time:
                 continue
             if moment == self._time and again > 0:
@@ -90,22 +107,22 @@ class _PodLog:
             self._time = moment
             yield self._prefix + text
 
-
-def _split(pieces: Iterator[bytes]) -> Iterator[tuple[str, str]]:
-    """Yield (time, text) of whole lines; the begun line of a lost connection comes again."""
-    begun = b""
-    for piece in pieces:
-        *lines, begun = (begun + piece).split(b"\n")
-        yield from map(_parse, lines)
-    if begun:
-        yield _parse(begun)
+    def _whole_lines(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        """Yield whole lines; the begun line of a lost connection comes again."""
+        self._begun = b""
+        for piece in pieces:
+            *lines, self._begun = (self._begun + piece).split(b"\n")
+            yield from lines
 
 
-def _parse(line: bytes) -> tuple[str, str]:
-    moment, _, text = line.decode(errors="replace").partition(" ")
-    # Go leaves out zeros at the end of the fraction; as texts they would not compare.
-    seconds, _, fraction = moment.rstrip("Z").partition(".")
-    return f"{seconds}.{fraction:0<9}Z", text
+def _parse(line: bytes) -> tuple[str, str] | None:
+    """Return time and text of a line; None where it does not begin with a time."""
+    match = _LINE.fullmatch(line.decode(errors="replace"))
+    if match is None:
+        return None
+    # Go leaves out zeros at the end of the fraction; without them the times would not compare.
+    moment = f"{match['seconds']}.{match['fraction'] or '':0<9}{match['zone']}"
+    return moment, match["text"]
 
 
 def _has_begun(pod: Manifest) -> bool:
