@@ -210,7 +210,8 @@ def _start(stack: contextlib.ExitStack, directory: Path, *command: object) -> No
     """Start a program that is ended when the stack is left, the last one first."""
     log = stack.enter_context((directory / f"{Path(str(command[0])).name}.log").open("wb"))
     process = subprocess.Popen(
-        [str(part) for part in command],
+        # It must not outlive the tests, even where those are killed.
+        ["setpriv", "--pdeathsig", "KILL", *(str(part) for part in command)],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,

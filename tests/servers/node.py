@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
@@ -28,6 +29,7 @@ GPUS = 1000
 """Enough for every test of a session: what one leaves behind is not waited for."""
 
 _PATIENCE = 60.0
+_SECONDS = len("2026-01-02T03:04:05")
 
 
 @dataclass
@@ -51,6 +53,19 @@ class PodLog:
         with self.changed:
             self.lines.append((at, text))
             self.changed.notify_all()
+
+    def read(self, *, follow: bool) -> Iterator[tuple[str, str]]:
+        """Yield the lines with their time; with `follow` until the end."""
+        sent = 0
+        while True:
+            with self.changed:
+                while follow and not self.ended and sent == len(self.lines):
+                    self.changed.wait(0.5)
+                lines = self.lines[sent:]
+            yield from lines
+            sent += len(lines)
+            if not lines or not follow:
+                return
 
     def end(self) -> None:
         """Print nothing more."""
@@ -202,59 +217,52 @@ def _now() -> str:
 
 
 def _log_server(plane: ControlPlane, logs: dict[tuple[str, str], PodLog]) -> ThreadingHTTPServer:
-    """Serve ``/containerLogs/NAMESPACE/POD/CONTAINER``, as a kubelet does for the API server."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *arguments: object) -> None:
-            """Print nothing."""
-
-        def do_GET(self) -> None:
-            address = urlsplit(self.path)
-            query = {key: values[0] for key, values in parse_qs(address.query).items()}
-            _, _, namespace, pod, _container = address.path.split("/")
-            log = logs.get((namespace, pod))
-            if log is None:
-                self.send_error(400, "the container waits to start")
-                return
-            self.send_response(200)
-            self.send_header("Content-Type", "text/plain")
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
-            self._send(log, since=query.get("sinceTime", ""), follow=query.get("follow") == "true")
-
-        def _send(self, log: PodLog, *, since: str, follow: bool) -> None:
-            sent, shown = 0, 0
-            while True:
-                with log.changed:
-                    if follow and not log.ended and sent == len(log.lines):
-                        log.changed.wait(0.5)
-                    lines, ended = log.lines[sent:], log.ended or not follow
-                for moment, text in lines:
-                    sent += 1
-                    # As a kubelet, to the second: all lines of it are sent.
-                    if moment[:19] < since[:19]:
-                        continue
-                    line = f"{moment} {text}\n".encode()
-                    if log.cut_after is not None and shown == log.cut_after:
-                        log.cut_after = None
-                        self._chunk(line[: len(line) // 2])
-                        self.close_connection = True
-                        return  # without the last chunk: the connection is lost
-                    self._chunk(line)
-                    shown += 1
-                if ended and not lines:
-                    self._chunk(b"")
-                    return
-
-        def _chunk(self, data: bytes) -> None:
-            self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
-            self.wfile.flush()
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    """Serve logs as a kubelet does for the API server."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_LogHandler, logs))
     server.daemon_threads = True
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(plane.authority, plane.authority.with_suffix(".key"))
     server.socket = context.wrap_socket(server.socket, server_side=True)
     return server
+
+
+class _LogHandler(BaseHTTPRequestHandler):
+    """Answers ``/containerLogs/NAMESPACE/POD/CONTAINER``."""
+
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, logs: dict[tuple[str, str], PodLog], *arguments: Any) -> None:
+        self._logs = logs
+        super().__init__(*arguments)
+
+    def log_message(self, *arguments: object) -> None:
+        """Print nothing."""
+
+    def do_GET(self) -> None:
+        """Send a log in chunks, from a second on, and as it grows where it is followed."""
+        address = urlsplit(self.path)
+        query = {key: values[0] for key, values in parse_qs(address.query).items()}
+        _, _, namespace, pod, _container = address.path.split("/")
+        log = self._logs.get((namespace, pod))
+        if log is None:
+            self.send_error(400, "the container waits to start")
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        since = query.get("sinceTime", "")[:_SECONDS]
+        lines = (f"{at} {text}\n" for at, text in log.read(follow=query.get("follow") == "true")
+                 if at[:_SECONDS] >= since)  # fmt: skip
+        for number, line in enumerate(lines):
+            if number == log.cut_after:
+                log.cut_after = None
+                self._chunk(line.encode()[: len(line) // 2])
+                self.close_connection = True
+                return  # without the last chunk: the connection is lost
+            self._chunk(line.encode())
+        self._chunk(b"")
+
+    def _chunk(self, data: bytes) -> None:
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+        self.wfile.flush()

@@ -1,4 +1,4 @@
-"""A namespace of a real control plane, and the scheduler of a user with no more rights than needed."""
+"""A namespace of a real control plane, and the scheduler of a user with few rights."""
 
 from __future__ import annotations
 

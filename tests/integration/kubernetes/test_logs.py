@@ -30,7 +30,7 @@ class Follower:
 
     def _follow(self, scheduler: KubernetesScheduler, handle: JobHandle) -> None:
         for line in scheduler.logs(handle, follow=True):
-            self.lines.append(line)  # noqa: PERF402 - one by one, as they come
+            self.lines.append(line)
 
     def wait(self, lines: list[str]) -> None:
         """Wait until these lines have come, and no others."""
