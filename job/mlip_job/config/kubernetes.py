@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from mlip_job.config.base import Part, Positive
 
@@ -42,6 +42,10 @@ def _object_name(text: str) -> str:
     return text
 
 
+def _number_as_text(value: object) -> object:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 def _quantity(text: str) -> str:
     if _QUANTITY.fullmatch(text) is None:
         raise ValueError(f"{text!r} is no quantity above 0, as in 500m, 4, 16Gi")
@@ -71,7 +75,7 @@ def _mount_path(path: str) -> str:
 
 LabelName = Annotated[str, AfterValidator(_label_name)]
 ObjectName = Annotated[str, AfterValidator(_object_name)]
-Quantity = Annotated[str, AfterValidator(_quantity)]
+Quantity = Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_quantity)]
 ResourceName = Annotated[str, AfterValidator(_resource)]
 Image = Annotated[str, AfterValidator(_image)]
 MountPath = Annotated[str, AfterValidator(_mount_path)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -281,3 +282,41 @@ def test_wrong_credentials_are_said(
     scheduler = KubernetesScheduler(request.config.submit.kubernetes)
     with pytest.raises(UnavailableError, match="does not accept these credentials"):
         scheduler.submit(scheduler.plan(request))
+
+
+def test_a_template_becomes_the_job_of_a_generation(
+    scheduler: KubernetesScheduler,
+    configure: Callable[..., JobConfig],
+    request_for: Callable[..., JobRequest],
+    node: Node,
+    namespace: str,
+) -> None:
+    """It is submitted, found and conflicts like any other, and outlives the template."""
+    job = from_yaml(scheduler.plan(request_for(1)).text)["Job"]
+    template = {"metadata": {"labels": job["metadata"]["labels"]}, "spec": job["spec"]}
+    spec = {"schedule": "0 0 1 1 *", "suspend": True, "jobTemplate": template}
+    node.batch.create_namespaced_cron_job(namespace, {"metadata": {"name": "cu-ni"}, "spec": spec})
+    cloner = KubernetesScheduler(
+        configure().submit.kubernetes, template="cronjob/cu-ni", poll_seconds=0.1
+    )
+    handle = cloner.submit(cloner.plan(request_for(7)))
+    assert handle == cloner.submit(cloner.plan(request_for(7))) == scheduler.find("cu-ni", 7)
+    assert node.pod(namespace, handle.name).spec.containers[0].args[4] == "7"
+    with pytest.raises(ConflictError):
+        scheduler.submit(scheduler.plan(request_for(7)))
+    node.batch.delete_namespaced_cron_job("cu-ni", namespace)
+    assert node.batch.read_namespaced_job(handle.name, namespace).metadata.owner_references is None
+
+
+def test_two_submissions_at_once_make_one_job(
+    scheduler: KubernetesScheduler,
+    request_for: Callable[..., JobRequest],
+    node: Node,
+    namespace: str,
+) -> None:
+    """Both get its handle."""
+    plan = scheduler.plan(request_for())
+    with ThreadPoolExecutor(8) as pool:
+        handles = list(pool.map(lambda _: scheduler.submit(plan), range(8)))
+    assert len(set(handles)) == 1
+    assert len(node.batch.list_namespaced_job(namespace).items) == 1

@@ -67,14 +67,14 @@ def plan_job(request: JobRequest) -> Plan:
     queue = request.config.submit.kubernetes.queue
     if queue is not None:
         job["metadata"]["labels"][QUEUE_LABEL] = queue
-    job["metadata"]["annotations"] = {SPEC_HASH: digest} | job["metadata"].get("annotations", {})
+    job["metadata"]["annotations"] = job["metadata"].get("annotations", {}) | {SPEC_HASH: digest}
     return Plan(request, name, to_yaml(config_map, job))
 
 
 def config_text(config: JobConfig) -> str:
     """Return the configuration as the pod reads it: complete, without how it was submitted."""
     values = config.model_dump(mode="json", exclude={"submit"}) | {"work_dir": WORK_DIR}
-    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+    text = to_yaml(values)
     if len(text.encode()) > _LARGEST_CONFIG:
         raise ConfigError(f"the configuration is too large for a ConfigMap: {len(text)} characters")
     return text
@@ -87,7 +87,7 @@ def to_yaml(*documents: Manifest) -> str:
         Dumper=_Dumper,
         sort_keys=False,
         allow_unicode=True,
-        explicit_start=True,
+        explicit_start=len(documents) > 1,
         width=100,
     )
 
@@ -184,7 +184,9 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = "|" if "\n" in text else None
+    # PyYAML reads the line breaks of Unicode as others, unless they are escaped.
+    escaped = any(character in text for character in "\x85\u2028\u2029\ufeff")
+    style = '"' if escaped else "|" if "\n" in text else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
