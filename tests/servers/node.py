@@ -218,12 +218,17 @@ def _now() -> str:
 
 def _log_server(plane: ControlPlane, logs: dict[tuple[str, str], PodLog]) -> ThreadingHTTPServer:
     """Serve logs as a kubelet does for the API server."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_LogHandler, logs))
+    server = _LogServer(("127.0.0.1", 0), partial(_LogHandler, logs))
     server.daemon_threads = True
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(plane.authority, plane.authority.with_suffix(".key"))
     server.socket = context.wrap_socket(server.socket, server_side=True)
     return server
+
+
+class _LogServer(ThreadingHTTPServer):
+    def handle_error(self, *arguments: object) -> None:
+        """Say nothing of readers that went away."""
 
 
 class _LogHandler(BaseHTTPRequestHandler):

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from mlip_job.schedulers.kubernetes.cluster import Cluster
 from mlip_job.schedulers.kubernetes.connection import connect
 from mlip_job.schedulers.kubernetes.logs import job_lines
+from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
+from tests.servers.kubernetes import SUBMITTER
 from tests.servers.node import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import pytest
+
     from mlip_job.config import JobConfig
     from mlip_job.schedulers.base import JobHandle, JobRequest
-    from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
+    from tests.servers.kubernetes import ControlPlane
     from tests.servers.node import Node
 
 
@@ -111,6 +118,87 @@ def test_a_lost_connection_loses_no_line(
     assert log.cut_after is None
     node.end(pod, 0)
     assert follower.join() == lines
+
+
+class Link:
+    """A connection to the API server that can be cut."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        self.up = True
+        self._target = int(plane.url.rpartition(":")[2])
+        self._sockets: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"https://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        """Close all connections, and accept none."""
+        self.up = False
+        for one in self._sockets:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+        self._sockets.clear()
+
+    def close(self) -> None:
+        """Release the port."""
+        self.cut()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            if not self.up:
+                near.close()
+                continue
+            far = socket.create_connection(("127.0.0.1", self._target))
+            self._sockets += [near, far]
+            for one, other in ((near, far), (far, near)):
+                threading.Thread(target=self._copy, args=(one, other), daemon=True).start()
+
+    @staticmethod
+    def _copy(one: socket.socket, other: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := one.recv(1 << 16):
+                other.sendall(data)
+            other.shutdown(socket.SHUT_WR)
+
+
+def test_following_outlives_a_cluster_that_is_away(
+    control_plane: ControlPlane,
+    request_for: Callable[..., JobRequest],
+    node: Node,
+    namespace: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And a silence that is longer than a connection is trusted."""
+    monkeypatch.setattr("mlip_job.schedulers.kubernetes.cluster._SILENT_SECONDS", 0.5)
+    request, link = request_for(), Link(control_plane)
+    kubeconfig = control_plane.kubeconfig(SUBMITTER, namespace=namespace, server=link.url)
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+    scheduler = KubernetesScheduler(request.config.submit.kubernetes, poll_seconds=0.1)
+    handle = scheduler.submit(scheduler.plan(request))
+    pod = node.pod(namespace, handle.name)
+    log = node.log(pod)
+    log.say("one")
+    node.start(pod)
+    follower = Follower(scheduler, handle)
+    follower.wait(["one"])
+    time.sleep(1.5)
+    log.say("two")
+    follower.wait(["one", "two"])
+    link.cut()
+    log.say("three")
+    time.sleep(0.5)
+    assert follower.lines == ["one", "two"]
+    link.up = True
+    follower.wait(["one", "two", "three"])
+    node.end(pod, 0)
+    assert follower.join() == ["one", "two", "three"]
+    link.close()
 
 
 def test_following_ends_when_the_job_is_gone(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,6 +211,24 @@ def test_a_claim_is_one_volume_however_often_it_is_mounted(
     assert volumes == [{"name": "claim-0", "persistentVolumeClaim": {"claimName": long}}]
     mounts = [m for m in pod["containers"][0]["volumeMounts"] if m["name"] == "claim-0"]
     assert [m["mountPath"] for m in mounts] == ["/data", "/store"]
+
+
+def test_planning_needs_no_client() -> None:
+    """A dry run loads neither Kubernetes' client, which takes seconds, nor the trainer's side."""
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from mlip_job.config.load import validate_config\n"
+        "from mlip_job.schedulers.base import JobRequest\n"
+        "from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler\n"
+        "values = {'family': 'a', 'database': {'url': 'mysql://a@b/c'}, 'storage': {'url': 's3://a'},\n"
+        "          'submit': {'kubernetes': {'image': 'a'}}}\n"
+        "config = validate_config(values, source='test')\n"
+        "KubernetesScheduler(config.submit.kubernetes).plan(JobRequest(config, 1, Path('/')))\n"
+        "print({'kubernetes', 'ase', 'numpy', 'boto3', 'pandas', 'urllib3'} & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 # -- what can't be submitted ----------------------------------------------------------------------

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 30.0
-_SILENT_SECONDS = 300.0
+_SILENT_SECONDS = 120.0
 """So long a log may say nothing before it is asked for again: a connection can die unnoticed."""
 
 _PIECE_BYTES = 1 << 16
@@ -175,11 +175,8 @@ class Cluster:
                 _request_timeout=(_CONNECT_SECONDS, answer_seconds),
             )
         except ApiException as error:
-            if not error.status:  # the client's word for a certificate that it does not trust
-                raise UnavailableError(
-                    f"can't {action}: {' '.join(str(error.reason).split())}",
-                    hint="check certificate-authority in the kubeconfig",
-                ) from None
+            if not error.status:  # the client's word for everything that TLS objects to
+                raise _unreachable(action, error.reason) from None
             raise _RefusedError(error.status, api_error(error.status, error.body, action)) from None
         except _http_errors() as error:
             raise _unreachable(action, error) from None
@@ -208,9 +205,15 @@ def _http_errors() -> tuple[type[Exception], ...]:
     return (HTTPError, OSError)
 
 
-def _unreachable(action: str, error: Exception) -> UnavailableError:
+def _unreachable(action: str, reason: object) -> UnavailableError:
+    text = " ".join(str(reason).split())
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return UnavailableError(
+            f"can't {action}: the cluster's certificate is not trusted: {text}",
+            hint="check certificate-authority in the kubeconfig",
+        )
     return UnavailableError(
-        f"can't {action}: the cluster does not answer: {' '.join(str(error).split())}",
+        f"can't {action}: the cluster does not answer: {text}",
         hint="check the context and the network; kubectl get --raw /readyz asks the same server",
         transient=True,
     )

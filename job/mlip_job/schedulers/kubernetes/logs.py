@@ -24,7 +24,7 @@ _LINE = re.compile(
 _SECONDS, _NANOSECONDS = len("2026-01-02T03:04:05"), len("2026-01-02T03:04:05.123456789")
 _ENDED = ("Succeeded", "Failed")
 _PATIENCE_SECONDS = 300.0
-"""For so long on end a log that is followed may be out of reach."""
+"""For so long on end the cluster may be out of reach while a log is followed."""
 
 
 def job_lines(
@@ -69,16 +69,17 @@ class _PodLog:
         Where a node's connection is lost the API server ends its answer as if the log had ended.
         So a log counts as read when the pod has ended, and asking again has brought nothing.
         """
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        reached = time.monotonic()
         while True:
             try:
                 ended = not follow or self._has_ended()
-                news = False
+                reached, news = time.monotonic(), False
                 for line in self._unread(follow=not ended):
-                    deadline, news = time.monotonic() + _PATIENCE_SECONDS, True
+                    reached, news = time.monotonic(), True
                     yield line
             except UnavailableError as error:
-                if not (follow and error.transient) or time.monotonic() > deadline:
+                away_seconds = time.monotonic() - reached
+                if not (follow and error.transient) or away_seconds > _PATIENCE_SECONDS:
                     raise
                 ended = news = False
             if ended and not news:
