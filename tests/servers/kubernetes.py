@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from kubernetes import client, config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from kubernetes import client
 
 ADMIN, SUBMITTER = "admin", "submitter"
 _START_TIMEOUT = 120
@@ -85,6 +86,8 @@ class ControlPlane:
 
     def client(self, user: str = ADMIN) -> client.ApiClient:
         """Return the official client, as a user."""
+        from kubernetes import client, config
+
         path = str(self.kubeconfig(user))
         configuration = client.Configuration()
         config.load_kube_config(config_file=path, client_configuration=configuration)
@@ -92,6 +95,8 @@ class ControlPlane:
 
     def new_namespace(self, *, level: str = "restricted") -> str:
         """Create a namespace that enforces a Pod Security level; return its name."""
+        from kubernetes import client
+
         name = f"mlip-{secrets.token_hex(4)}"
         labels = {"pod-security.kubernetes.io/enforce": level}
         core = client.CoreV1Api(self.client())
@@ -101,6 +106,8 @@ class ControlPlane:
 
     def allow(self, namespace: str, rules: list[dict[str, list[str]]], user: str) -> None:
         """Give a user a role with these rules in a namespace."""
+        from kubernetes import client
+
         api = client.RbacAuthorizationV1Api(self.client())
         name = f"{user}-{secrets.token_hex(4)}"
         api.create_namespaced_role(namespace, {"metadata": {"name": name}, "rules": rules})

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from kubernetes import client
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -84,6 +83,8 @@ class Node:
     """
 
     def __init__(self, plane: ControlPlane) -> None:
+        from kubernetes import client
+
         self.core = client.CoreV1Api(plane.client())
         self.batch = client.BatchV1Api(plane.client())
         self.logs: dict[tuple[str, str], PodLog] = {}
