@@ -21,7 +21,9 @@ pytest_plugins = [
     "tests.generations",
     "tests.servers.browser",
     "tests.servers.databases",
+    "tests.servers.kubernetes",
     "tests.servers.mlflow",
+    "tests.servers.node",
     "tests.servers.s3",
 ]
 

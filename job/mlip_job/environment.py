@@ -180,4 +180,9 @@ def current_scheduler_job() -> SchedulerJob | None:
     """Return the job of a scheduler that this process belongs to."""
     if job_id := os.environ.get("SLURM_JOB_ID"):
         return SchedulerJob(kind="slurm", id=job_id)
+    if job := os.environ.get("MLIP_JOB_KUBERNETES_JOB"):
+        # Pods of an Indexed Job are different members: none may take over another's generation.
+        names = (os.environ.get("MLIP_JOB_KUBERNETES_NAMESPACE", "default"), job)
+        index = os.environ.get("JOB_COMPLETION_INDEX")
+        return SchedulerJob(kind="kubernetes", id="/".join((*names, *filter(None, (index,)))))
     return None

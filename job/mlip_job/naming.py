@@ -41,6 +41,21 @@ def parse_generation_name(name: str) -> int | None:
     return number if number >= 1 and generation_name(number) == name else None
 
 
+# RFC 1123 allows 63; a member of an ensemble has "-" and its number after it.
+_LONGEST_KUBERNETES_NAME = 58
+
+
+def kubernetes_job_name(family: str, generation: int, digest: str) -> str:
+    """Return the name of a Kubernetes Job and its ConfigMap, ``mlip-cu-ni-gen-04-1a2b3c4d``.
+
+    Where it would be too long, the end of the family's name is left out; the digest, which is also
+    of the family's name, keeps such names apart.
+    """
+    end = f"-{generation_name(generation).replace('_', '-')}-{digest[:8]}"
+    start = f"mlip-{family}"[: _LONGEST_KUBERNETES_NAME - len(end)]
+    return start.rstrip("-") + end
+
+
 @dataclass(frozen=True)
 class FamilyKeys:
     """Every key of one family in the store.

@@ -51,6 +51,19 @@ def test_cores_are_counted_within_the_quota_of_a_container(
     assert usable_cores() == cores
 
 
+def test_pods_of_one_kubernetes_job_are_the_same_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a retry need not wait; members of an ensemble are different ones."""
+    monkeypatch.setenv("MLIP_JOB_KUBERNETES_NAMESPACE", "alloys")
+    monkeypatch.setenv("MLIP_JOB_KUBERNETES_JOB", "mlip-cu-ni-gen-04-01234567")
+    job = RunEnvironment.current().scheduler
+    assert job is not None
+    assert (job.kind, job.id) == ("kubernetes", "alloys/mlip-cu-ni-gen-04-01234567")
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "2")
+    member = RunEnvironment.current().scheduler
+    assert member is not None
+    assert member.id == "alloys/mlip-cu-ni-gen-04-01234567/2"
+
+
 def test_names_of_host_and_user_are_left_out() -> None:
     """Manifests are published."""
     text = RunEnvironment.current().model_dump_json()

@@ -11,6 +11,7 @@ import click
 
 from mlip_job import __version__
 from mlip_job.cli.options import common_options
+from mlip_job.cli.termination import write_termination_message
 from mlip_job.errors import ConfigError, MlipJobError
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = cli.main(args=arguments, prog_name="mlip-job", standalone_mode=False)
     except MlipJobError as error:
         click.echo(f"error: {error}", err=True)
+        write_termination_message(error.exit_code, error.message, error.hint)
         sys.exit(error.exit_code)
     except click.UsageError as error:
         error.show()

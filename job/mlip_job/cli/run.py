@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 import click
 
 from mlip_job.cli.options import common_options, generation_option, resolve_generation
-from mlip_job.cli.output import Reporter, emit
+from mlip_job.cli.output import Reporter, emit, figure
+from mlip_job.cli.termination import write_termination_message
+from mlip_job.naming import generation_name
 
 if TYPE_CHECKING:
     from mlip_job.cli.options import Settings
+    from mlip_job.pipeline.run import Outcome
 
 
 @click.command("run")
@@ -48,6 +51,7 @@ def command(settings: Settings, generation: int | str, *, require_gpu: bool, fre
             )
     finally:
         reporter.close()
+    write_termination_message(0, _summary(outcome))
     emit(
         settings,
         {
@@ -56,4 +60,15 @@ def command(settings: Settings, generation: int | str, *, require_gpu: bool, fre
             "manifest": outcome.manifest.model_dump(mode="json"),
         },
         lambda: show_manifest(outcome.manifest),
+    )
+
+
+def _summary(outcome: Outcome) -> str:
+    """Return the generation's figures in one line."""
+    test = outcome.manifest.headline.test
+    done = "published" if outcome.created else "was published already:"
+    return (
+        f"{done} {generation_name(outcome.manifest.generation)}, test errors: "
+        f"energy {figure(test.rmse_energy_mev_per_atom)} meV/atom, "
+        f"forces {figure(test.rmse_force_mev_per_angstrom)} meV/Å"
     )
