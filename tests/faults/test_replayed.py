@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from mlip_job.pipeline import attempt
 from mlip_job.training import process, programs
-from tests.plain_evaluations import make_evaluation
 from tests.faults import jobs, standin
+from tests.plain_evaluations import make_evaluation
 
 if TYPE_CHECKING:
     from collections.abc import Callable

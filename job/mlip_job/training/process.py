@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from mlip_job.errors import TrainingError
 from mlip_job.training.failure import DIVERGED
+from mlip_job.training.lines import LineReader
 from mlip_job.training.log import LogParser
 from mlip_job.training.programs import die_with_parent, find_program, trainer_environment
 from mlip_job.training.tables import MetricsRow, TableFollower
@@ -143,7 +144,7 @@ class _Follower:
     def follow(self, begin: int) -> int:
         with self._files.train_log.open("rb") as log:
             log.seek(begin)
-            reader = _LineReader()
+            reader = LineReader()
             while True:
                 ended = self._process.poll()
                 while block := log.read(_READ_BYTES):
@@ -214,21 +215,6 @@ class _IterationClock:
             elif row.iter_num > self._first[0] and now > self._first[1]:
                 elapsed = now - self._first[1]
                 self.seconds_per_iteration = elapsed / (row.iter_num - self._first[0])
-
-
-class _LineReader:
-    """Cut a growing file into lines."""
-
-    def __init__(self) -> None:
-        self._rest: list[bytes] = []
-
-    def lines(self, block: bytes) -> list[str]:
-        *whole, rest = block.split(b"\n")
-        if whole:
-            whole[0] = b"".join([*self._rest, whole[0]])
-            self._rest = []
-        self._rest.append(rest)
-        return [line.decode("utf-8", errors="replace") for line in whole]
 
 
 def _stop_group(process: subprocess.Popen[bytes]) -> None:
