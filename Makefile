@@ -3,6 +3,7 @@
 #   make test    sets up .venv, then lint, types and all tests
 
 PYTHON ?= python3.11
+PYTEST_ARGS ?= -n 2 --dist worksteal
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check

@@ -18,6 +18,7 @@ settings.register_profile("mlip-job", deadline=None)
 settings.load_profile("mlip-job")
 
 pytest_plugins = [
+    "tests.faults.tally",
     "tests.generations",
     "tests.servers.browser",
     "tests.servers.databases",

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mlip_job.config import JobConfig
-from tests.faults.tally import Tally
+from tests.faults.tally import TALLY, Tally
 from tests.support import rattled, write_database
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-_TALLY = pytest.StashKey[Tally]()
 
 # Seconds-long fits with the real pacemaker; checkpoints often enough to matter in them.
 TINY = {
@@ -32,7 +30,7 @@ RUN = {"checkpoint_interval": 1, "heartbeat_interval": 0.5, "retry_timeout": 20}
 @pytest.fixture(scope="session")
 def tally(pytestconfig: pytest.Config) -> Tally:
     """Return the counts of this session."""
-    return pytestconfig.stash.setdefault(_TALLY, Tally())
+    return pytestconfig.stash.setdefault(TALLY, Tally())
 
 
 @pytest.fixture
@@ -54,13 +52,3 @@ def make_config(tmp_path: Path) -> Callable[..., JobConfig]:
         return JobConfig.model_validate(values | sections)
 
     return make
-
-
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    """Print what the fault suite did."""
-    tally = config.stash.get(_TALLY, None)
-    if tally is not None:
-        terminalreporter.section("fault suite")
-        terminalreporter.write_line(str(tally))
