@@ -42,6 +42,21 @@ def parse_generation_name(name: str) -> int | None:
     return number if number >= 1 and generation_name(number) == name else None
 
 
+# RFC 1123 allows 63; a member of an ensemble has "-" and its number after it.
+_LONGEST_KUBERNETES_NAME = 58
+
+
+def kubernetes_job_name(family: str, generation: int, digest: str) -> str:
+    """Return the name of a Kubernetes Job and its ConfigMap, ``mlip-cu-ni-gen-04-1a2b3c4d``.
+
+    Where it would be too long, the end of the family's name is left out; the digest, which is also
+    of the family's name, keeps such names apart.
+    """
+    end = f"-{generation_name(generation).replace('_', '-')}-{digest[:8]}"
+    start = f"mlip-{family}"[: _LONGEST_KUBERNETES_NAME - len(end)]
+    return start.rstrip("-") + end
+
+
 def job_name(family: str, generation: int, digest: str) -> str:
     """Return the name of a scheduler's job, ``mlip-cu-ni-gen_04-1a2b3c4d``.
 
@@ -227,9 +242,29 @@ class WorkFiles:
         return self.directory / "potential.yace"
 
     @property
+    def active_set(self) -> Path:
+        """The active set of the potential, where one was made."""
+        return self.directory / "potential.asi"
+
+    @property
+    def predecessor(self) -> Path:
+        """The published potential that this one is compared with."""
+        return self.directory / "predecessor.yace"
+
+    @property
+    def predecessor_index(self) -> Path:
+        """The index of the dataset that it was trained on."""
+        return self.directory / "predecessor-index.csv.gz"
+
+    @property
     def report(self) -> Path:
         """The report of the attempt."""
         return self.directory / "report.json"
+
+    @property
+    def report_page(self) -> Path:
+        """The report as a page for people."""
+        return self.directory / "report.html"
 
     def artefacts(self) -> dict[str, Path]:
         """Return the files that are published, by the name that they are published under."""
@@ -239,7 +274,10 @@ class WorkFiles:
             "potential.yaml": self.output_potential,
             "potential.yace": self.yace,
             "report.json": self.report,
+            "report.html": self.report_page,
         }
+        if self.active_set.exists():
+            published[self.active_set.name] = self.active_set
         return published | {path.name: path for path in self.leg_inputs()} | self.tables()
 
     def tables(self) -> dict[str, Path]:

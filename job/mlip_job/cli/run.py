@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 import click
 
 from mlip_job.cli.options import common_options, generation_option, resolve_generation
-from mlip_job.cli.output import Reporter, emit
+from mlip_job.cli.output import Reporter, emit, figure
+from mlip_job.cli.termination import write_termination_message
+from mlip_job.naming import generation_name
 
 if TYPE_CHECKING:
     from mlip_job.cli.options import Settings
+    from mlip_job.pipeline.run import Outcome
 
 
 @click.command("run")
@@ -26,6 +29,9 @@ def command(settings: Settings, generation: int | str, *, require_gpu: bool, fre
 
     Running a published generation again changes nothing: with the same configuration and data it
     says so and ends with 0, with others it names the difference and ends with 73.
+
+    A generation that its gate rejects is published all the same, with 0; it does not become the
+    latest.
     """
     from mlip_job.cli.tables import show_manifest
     from mlip_job.pipeline import run_generation
@@ -45,8 +51,24 @@ def command(settings: Settings, generation: int | str, *, require_gpu: bool, fre
             )
     finally:
         reporter.close()
+    write_termination_message(0, _summary(outcome))
     emit(
         settings,
-        {"created": outcome.created, "manifest": outcome.manifest.model_dump(mode="json")},
+        {
+            "created": outcome.created,
+            "accepted": outcome.manifest.headline.accepted,
+            "manifest": outcome.manifest.model_dump(mode="json"),
+        },
         lambda: show_manifest(outcome.manifest),
+    )
+
+
+def _summary(outcome: Outcome) -> str:
+    """Return the generation's figures in one line."""
+    test = outcome.manifest.headline.test
+    done = "published" if outcome.created else "was published already:"
+    return (
+        f"{done} {generation_name(outcome.manifest.generation)}, test errors: "
+        f"energy {figure(test.rmse_energy_mev_per_atom)} meV/atom, "
+        f"forces {figure(test.rmse_force_mev_per_angstrom)} meV/Å"
     )

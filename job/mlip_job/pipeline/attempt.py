@@ -15,6 +15,12 @@ from typing import TYPE_CHECKING
 from mlip_job.errors import ConflictError, InterruptedRunError, MlipJobError
 from mlip_job.naming import WorkFiles, generation_name
 from mlip_job.pipeline.background import every, within
+from mlip_job.pipeline.evaluate import (
+    clear_cores,
+    describe_rejection,
+    evaluate_generation,
+    fetch_structures,
+)
 from mlip_job.pipeline.lineage import find_lineage
 from mlip_job.pipeline.resume import fetch_checkpoint
 from mlip_job.pipeline.shipping import Shipper
@@ -28,6 +34,7 @@ from mlip_job.pipeline.stages import (
 )
 from mlip_job.registry import AttemptPart, TrainingState
 from mlip_job.report import make_report
+from mlip_job.reporting import Facts, read_parent, render_report
 from mlip_job.training.basis import potential_section
 from mlip_job.training.legs import Leg, legs_from
 from mlip_job.training.process import Monitor
@@ -41,7 +48,7 @@ if TYPE_CHECKING:
     from mlip_job.config import JobConfig
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.pipeline.stages import Observer
-    from mlip_job.registry import Checkpoint, Manifest, Registry
+    from mlip_job.registry import Artefact, Checkpoint, Manifest, Registry
     from mlip_job.training.run_summary import RunSummary
     from mlip_job.training.signals import StopRequest
 
@@ -145,10 +152,15 @@ class Attempt:
         )
         with self._timed("fit"):
             summary = self._fit(prepared, shipper)
-        manifest = self._publish(prepared, shipper, summary)
+        try:
+            manifest = self._publish(prepared, shipper, summary)
+        except InterruptedRunError as error:
+            raise self._with_checkpoint(error, shipper) from None
         self._observer.message(
             f"published {generation_name(self._generation)} in {self._registry.store.url}"
         )
+        if not manifest.headline.accepted:
+            self._observer.message(describe_rejection(manifest))
         return manifest
 
     # -- before the fit --------------------------------------------------------------------------
@@ -287,7 +299,24 @@ class Attempt:
     # -- after the fit ---------------------------------------------------------------------------
 
     def _publish(self, prepared: Prepared, shipper: Shipper, summary: RunSummary) -> Manifest:
-        convert_to_yace(self._files.output_potential, self._files.yace)
+        left_out = json.loads(self._left_out.read_text(encoding="utf-8"))
+        fetch_structures(self._registry, prepared.record, self._files.dataset)
+        with self._timed("convert"):
+            notes = clear_cores(self._files, left_out.get("test", ()))
+            convert_to_yace(self._files.output_potential, self._files.yace)
+        with self._timed("evaluate"):
+            evaluation = evaluate_generation(
+                self._config,
+                self._generation,
+                self._registry,
+                self._files,
+                prepared.record,
+                summary,
+                left_out,
+                notes,
+                self._observer,
+                self._raise_if_lost,
+            )
         parts = shipper.parts(summary.iterations or 0)
         training = prepared.training.model_copy(update={"attempts": parts})
         report = make_report(
@@ -296,23 +325,28 @@ class Attempt:
             prepared.record,
             training,
             summary,
-            json.loads(self._left_out.read_text(encoding="utf-8")),
+            evaluation,
+            left_out,
             self._timings,
         )
         self._files.report.write_text(report.to_json(), encoding="utf-8")
-        self._raise_if_lost()
-        return self._registry.publish(
-            self._generation,
-            self.name,
-            self._files.artefacts(),
-            lambda artefacts: describe(
+
+        def described(artefacts: dict[str, Artefact]) -> Manifest:
+            return describe(
                 self._config,
                 self._generation,
                 prepared.record,
                 training,
                 report.headline(),
                 artefacts,
-            ),
+            )
+
+        facts = Facts(report, described({}), prepared.record)
+        page = render_report(facts, read_parent(self._registry, report))
+        self._files.report_page.write_text(page, encoding="utf-8")
+        self._raise_if_lost()
+        return self._registry.publish(
+            self._generation, self.name, self._files.artefacts(), described
         )
 
     @property

@@ -12,9 +12,11 @@ from mlip_job.errors import ConfigError
 from mlip_job.naming import WorkFiles, generation_name
 from mlip_job.pipeline.attempt import Attempt
 from mlip_job.pipeline.confirm import confirm_config, confirm_dataset
+from mlip_job.pipeline.evaluate import describe_rejection
 from mlip_job.pipeline.lineage import find_lineage
 from mlip_job.pipeline.stages import build_dataset
 from mlip_job.registry import Registry
+from mlip_job.tracking.track import track_generation
 from mlip_job.training.programs import find_program, require_gpu
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ def run_generation(
     stop: StopRequest,
     fresh: bool = False,
 ) -> Outcome:
-    """Export, train and publish a generation, or confirm that it is published already.
+    """Export, train and publish a generation, or confirm that it is published already; log it.
 
     An attempt that was interrupted is gone on with: its dataset, its potential, its learning curve.
     With `fresh` it is forgotten.
@@ -64,6 +66,27 @@ def run_generation(
         Of the kind that says what went wrong; see `mlip_job.errors`. Nothing is published then.
     """
     registry = Registry(store, config.family)
+    outcome = _train_or_confirm(config, generation, registry, observer, stop, fresh=fresh)
+    with stop.deferred():
+        track_generation(
+            config.tracking,
+            registry,
+            outcome.manifest,
+            observer.message,
+            lambda: stop.received is not None,
+        )
+    return outcome
+
+
+def _train_or_confirm(
+    config: JobConfig,
+    generation: int,
+    registry: Registry,
+    observer: Observer,
+    stop: StopRequest,
+    *,
+    fresh: bool,
+) -> Outcome:
     published = registry.find(generation)
     if published is not None:
         return _confirm(config, registry, published, observer)
@@ -115,6 +138,8 @@ def _confirm(
         f"{generation_name(published.generation)} is published already, with this configuration "
         "and this dataset: nothing to do"
     )
+    if not published.headline.accepted:
+        observer.message(describe_rejection(published))
     return Outcome(published, created=False)
 
 
@@ -135,6 +160,8 @@ def _preflight(config: JobConfig, registry: Registry) -> None:
     """Fail before the export rather than after it."""
     find_program("pacemaker")
     find_program("pace_yaml2yace")
+    if config.evaluation.active_set_kind is not None:
+        find_program("pace_activeset")
     registry.store.check()
     if config.training.require_gpu:
         require_gpu()

@@ -1,4 +1,4 @@
-"""Generations of a family in a store: claim, checkpoint, publish, list, pull, verify.
+"""Generations of a family in a store: claim, checkpoint, publish, promote, list, pull, verify.
 
 docs/store.md is the specification.
 """
@@ -14,6 +14,7 @@ from mlip_job.registry.manifest import (
     Manifest,
     Parent,
 )
+from mlip_job.registry.pointer import LatestPointer
 from mlip_job.registry.registry import Registry
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "ErrorFigures",
     "Headline",
     "HeldClaim",
+    "LatestPointer",
     "Manifest",
     "Parent",
     "Registry",

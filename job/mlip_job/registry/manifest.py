@@ -105,12 +105,26 @@ class ErrorFigures(_Part):
 
 
 class Headline(_Part):
-    """The figures that a table of generations shows; the report has the rest."""
+    """What a table of generations shows; the report has the rest.
+
+    Attributes
+    ----------
+    train, test
+        Errors of the published potential.
+    iterations, functions
+        Of the fit.
+    accepted
+        Whether the gate let it pass; ``latest.json`` moves only to those that it did.
+    rejected_because
+        Why it did not, one sentence each.
+    """
 
     train: ErrorFigures
     test: ErrorFigures
     iterations: int
     functions: int | None
+    accepted: bool
+    rejected_because: tuple[str, ...] = ()
 
 
 class Manifest(_Part):

@@ -8,41 +8,28 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from mlip_job.dataset.record import DatasetRecord
 from mlip_job.errors import (
     ConfigError,
     ConflictError,
     IntegrityError,
-    ObjectChangedError,
     ObjectExistsError,
     ObjectNotFoundError,
-    StoreError,
 )
 from mlip_job.naming import DatasetFiles, FamilyKeys, generation_name, parse_generation_name
 from mlip_job.registry.checkpoints import Checkpoints
 from mlip_job.registry.claim import HeldClaim, take_claim
 from mlip_job.registry.manifest import Artefact, DatasetReference, Manifest
+from mlip_job.registry.pointer import Pointer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from mlip_job.registry.pointer import LatestPointer
     from mlip_job.store.base import ObjectStore
 
 DERIVED_SUFFIXES = ("yace", "yaml", "asi")
 """Formats of the potential that also lie under ``potentials/``, where present."""
-
-_POINTER_TRIES = 20
-
-
-class LatestPointer(BaseModel):
-    """Content of ``latest.json``."""
-
-    model_config = ConfigDict(frozen=True)
-
-    generation: int
-    name: str
 
 
 class Registry:
@@ -60,6 +47,7 @@ class Registry:
         self.store = store
         self.family = family
         self.keys = FamilyKeys(family)
+        self._pointer = Pointer(store, self.keys.latest)
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -101,10 +89,12 @@ class Registry:
 
     def latest(self) -> int | None:
         """Return the generation that ``latest.json`` points at."""
-        try:
-            return self._read_pointer()[0]
-        except ObjectNotFoundError:
-            return None
+        pointer = self.pointer()
+        return None if pointer is None else pointer.generation
+
+    def pointer(self) -> LatestPointer | None:
+        """Return ``latest.json``."""
+        return self._pointer.read()
 
     # -- training --------------------------------------------------------------------------------
 
@@ -194,11 +184,15 @@ class Registry:
         return manifest
 
     def roll_forward(self, manifest: Manifest) -> None:
-        """Bring what is derived from a manifest up to date; a crash may have come between."""
+        """Bring what is derived from a manifest up to date; a crash may have come between.
+
+        ``latest.json`` follows accepted generations only, and never leads back.
+        """
         for suffix in DERIVED_SUFFIXES:
             if self.store.head(self.keys.potential(manifest.generation, suffix)) is None:
                 self.mend_copy(manifest, suffix)
-        self._advance_latest(manifest.generation)
+        if manifest.headline.accepted:
+            self._advance_latest(manifest.generation)
 
     def mend_copy(self, manifest: Manifest, suffix: str) -> bool:
         """Write the copy of a potential under ``potentials/`` unless it is there and whole.
@@ -222,51 +216,44 @@ class Registry:
         return True
 
     def mend_latest(self) -> bool:
-        """Point ``latest.json`` at the highest generation unless it does; return whether it had to.
+        """Move ``latest.json`` to where it should be; return whether it had to be moved.
 
-        An unreadable pointer is removed first.
+        An unreadable one is removed first. What a person chose stays.
         """
-        highest = max(self.numbers(), default=None)
-        try:
-            current = self.latest()
-        except IntegrityError:
-            self.store.delete(self.keys.latest)
-            current = None
-        if highest is None or (current is not None and current >= highest):
-            return False
-        self._advance_latest(highest)
-        return True
+        self._pointer.remove_unreadable()
+        accepted = (
+            number for number in reversed(self.numbers()) if self.get(number).headline.accepted
+        )
+        highest = next(accepted, None)
+        return highest is not None and self._advance_latest(highest)
 
-    def _advance_latest(self, generation: int) -> None:
-        pointer = LatestPointer(generation=generation, name=generation_name(generation))
-        data = pointer.model_dump_json().encode()
-        for _ in range(_POINTER_TRIES):
-            try:
-                current, version = self._read_pointer()
-            except ObjectNotFoundError:
-                try:
-                    self.store.put_if_absent(self.keys.latest, data)
-                except ObjectExistsError:
-                    continue
-                return
-            if current >= generation:
-                return
-            try:
-                self.store.put_if_match(self.keys.latest, data, version)
-            except ObjectChangedError:
-                continue
-            return
-        raise StoreError(f"{self.keys.latest} changes faster than it can be updated")
+    def promote(self, generation: int, reason: str, *, force: bool) -> None:
+        """Point ``latest.json`` at a generation, older or newer than the one that it points at.
 
-    def _read_pointer(self) -> tuple[int, str]:
-        data, version = self.store.get_versioned(self.keys.latest)
-        try:
-            return LatestPointer.model_validate_json(data).generation, version
-        except ValidationError:
-            raise IntegrityError(
-                f"{self.keys.latest} is no pointer to a generation",
-                hint="delete it; the next run writes it anew",
-            ) from None
+        Generations that are published by then don't move it again, later ones do.
+
+        Raises
+        ------
+        ConfigError
+            If it is not published, or was rejected and there is no `force`.
+        """
+        headline = self.get(generation).headline
+        if not (headline.accepted or force):
+            reasons = "\n".join(f"  {reason}" for reason in headline.rejected_because)
+            raise ConfigError(
+                f"{generation_name(generation)} was rejected:\n{reasons}",
+                hint="--force takes it all the same, and is recorded",
+            )
+        self._pointer.remove_unreadable()
+        self._pointer.choose(
+            generation,
+            reason,
+            forced=not headline.accepted,
+            highest=lambda: max(self.numbers()),
+        )
+
+    def _advance_latest(self, generation: int) -> bool:
+        return self._pointer.advance(generation)
 
     # -- artefacts -------------------------------------------------------------------------------
 
@@ -280,6 +267,19 @@ class Registry:
         """
         artefact = manifest.artefacts[name]
         self._fetch(artefact.key, artefact.sha256, path)
+
+    def read(self, manifest: Manifest, name: str) -> bytes:
+        """Return the content of a small artefact and check its hash.
+
+        Raises
+        ------
+        IntegrityError
+            If it is missing or is not what the manifest says.
+        """
+        artefact = manifest.artefacts[name]
+        data = self._get(artefact.key)
+        _require_hash(artefact.key, artefact.sha256, hashlib.sha256(data).hexdigest())
+        return data
 
     def verify(self, manifest: Manifest) -> list[str]:
         """Read back everything a generation consists of; return what is wrong, empty if nothing."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mlip_job.errors import ConfigError
 from mlip_job.training.failure import DIVERGED, describe_failure
+from mlip_job.training.lines import read_lines
 from mlip_job.training.log import LogParser
 from mlip_job.training.run_summary import CurvePoint, Errors, FitCycle, RunSummary, SetSizes
 from mlip_job.training.tables import MetricsRow, MetricsTable, read_table
@@ -93,10 +94,8 @@ def _read_log(directory: Path) -> LogState:
     parser = LogParser()
     for name in LOGS:
         if (directory / name).is_file():
-            with (directory / name).open("rb") as log:
-                # A line is read in pieces of this size: one without an end must not fill memory.
-                while piece := log.readline(1 << 16):
-                    parser.feed(piece.decode("utf-8", errors="replace"))
+            for line in read_lines(directory / name):
+                parser.feed(line)
             break
     return parser.state
 
