@@ -20,5 +20,11 @@ class SubmitConfig(Part):
     poll_interval: Positive = Field(
         15.0, description="s. How often `submit --wait` and `logs -f` look how a job is doing."
     )
+    max_resubmits: int = Field(
+        20,
+        ge=0,
+        description="How often `submit --wait` submits a job again that ended by no fault of its "
+        "own and that the scheduler does not start again.",
+    )
     slurm: SlurmConfig = SlurmConfig()
     kubernetes: KubernetesConfig = KubernetesConfig()

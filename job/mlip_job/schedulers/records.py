@@ -81,7 +81,12 @@ class SubmitFiles:
     @classmethod
     def of(cls, config: JobConfig, generation: int) -> SubmitFiles:
         """Name those of a generation."""
-        return cls(Path(config.work_dir) / generation_name(generation))
+        return cls(cls.root(config) / generation_name(generation))
+
+    @staticmethod
+    def root(config: JobConfig) -> Path:
+        """Return where the directories of all generations are."""
+        return Path(config.work_dir)
 
     @property
     def config(self) -> Path:
