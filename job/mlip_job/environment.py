@@ -54,12 +54,16 @@ class ProcessIdentity(BaseModel):
     @classmethod
     def current(cls) -> ProcessIdentity:
         """Identify this process."""
+        return cls.of(os.getpid())
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessIdentity:
+        """Identify a process of this machine."""
         parts = (
             Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"),
             platform.node(),
             str(Path("/proc/self/ns/pid").readlink()),
         )
-        pid = os.getpid()
         return cls(
             host=hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16],
             pid=pid,

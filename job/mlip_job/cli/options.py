@@ -108,6 +108,16 @@ def generation_option(*words: str, required: bool = True) -> Callable[..., Any]:
     )
 
 
+def scheduler_option(function: F) -> F:
+    """Add ``--scheduler`` to a verb."""
+    option = click.option(
+        "--scheduler",
+        type=click.Choice(("kubernetes", "slurm", "local")),
+        help="Instead of submit.scheduler.",
+    )
+    return option(function)
+
+
 def resolve_generation(generation: int | str, registry: Registry) -> int:
     """Return the number that ``next`` or ``latest`` stands for now."""
     if isinstance(generation, int):

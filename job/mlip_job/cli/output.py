@@ -153,11 +153,12 @@ def _describe(progress: Progress, max_iter: int | None) -> str:
             )
         if max_iter and progress.seconds_per_iteration is not None:
             seconds = (max_iter - row.iter_num) * progress.seconds_per_iteration
-            parts.append(f"at most {_duration(seconds)} left in this step")
+            parts.append(f"at most {duration(seconds)} left in this step")
     return " · ".join(parts)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time as minutes and seconds, or hours, minutes and seconds."""
     minutes, rest = divmod(round(max(0.0, seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -115,6 +115,9 @@ class JobStatus:
         What to do about it.
     exit_code
         Of ``mlip-job run``, where it is known.
+    resubmit
+        Whether it ended by no fault of its own, and the scheduler does not start it again: the
+        same submission goes on from its checkpoint.
     """
 
     state: JobState
@@ -122,6 +125,7 @@ class JobStatus:
     reason: str | None = None
     hint: str | None = None
     exit_code: int | None = None
+    resubmit: bool = False
 
 
 class Scheduler(Protocol):
