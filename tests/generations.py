@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
-import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +13,6 @@ from mlip_job.config import load_config
 from mlip_job.pipeline import run_generation
 from mlip_job.registry import Registry
 from mlip_job.store.open import open_store
-from mlip_job.training.programs import find_program
 from mlip_job.training.signals import StopRequest
 from tests.support import rattled, write_database
 
@@ -117,7 +113,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Family:
     write_database(family.database, rattled(16))
     family.config_path.write_text(yaml.safe_dump(_CONFIG), encoding="utf-8")
     family.run(1)
-    add_active_set(family)
     shutil.rmtree(family.root / "work")
     return family
 
@@ -128,32 +123,3 @@ def family(trained: Family, tmp_path: Path) -> Family:
     root = tmp_path / "family"
     shutil.copytree(trained.root, root)
     return Family(root)
-
-
-def add_active_set(family: Family) -> None:
-    """Publish an active set with generation 1, where the run did not."""
-    path = family.store / family.registry.keys.manifest(1)
-    manifest = json.loads(path.read_text())
-    if "potential.asi" in manifest["artefacts"]:
-        return
-    potential = family.artefact("potential.yaml")
-    work = family.root / "active_set"
-    work.mkdir()
-    shutil.copy(potential, work / "potential.yaml")
-    frames = sorted(family.store.glob("cu/datasets/*/train*.pckl.gzip"))
-    datasets = [argument for frame in frames for argument in ("-d", str(frame))]
-    subprocess.run(
-        [str(find_program("pace_activeset")), *datasets, "potential.yaml"],
-        cwd=work,
-        check=True,
-        capture_output=True,
-    )
-    content = (work / "potential.asi").read_bytes()
-    shutil.rmtree(work)
-    potential.with_suffix(".asi").write_bytes(content)
-    manifest["artefacts"]["potential.asi"] = {
-        "key": potential.with_suffix(".asi").relative_to(family.store).as_posix(),
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "size": len(content),
-    }
-    path.write_text(json.dumps(manifest))

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
+from mlip_job.errors import ConflictError
+from mlip_job.naming import generation_name
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -126,6 +129,24 @@ class JobStatus:
     hint: str | None = None
     exit_code: int | None = None
     resubmit: bool = False
+
+
+def require_same(live: JobHandle, plan: Plan) -> JobHandle:
+    """Return the job of a generation that waits or runs, where a plan is of the same submission.
+
+    Raises
+    ------
+    ConflictError
+        If it is of another one.
+    """
+    if live.name == plan.name:
+        return live
+    generation = plan.request.generation
+    raise ConflictError(
+        f"job {live.id} for {generation_name(generation)} waits or runs, of another "
+        "configuration or with other options",
+        hint=f"mlip-job cancel -g {generation} ends it",
+    )
 
 
 class Scheduler(Protocol):

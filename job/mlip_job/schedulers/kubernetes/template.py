@@ -1,4 +1,4 @@
-"""Make a Job of a CronJob that somebody installed as the template, as the Helm chart does."""
+"""Make a Job of a CronJob that somebody installed as the template."""
 
 from __future__ import annotations
 

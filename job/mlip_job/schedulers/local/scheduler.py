@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from mlip_job.config.load import ENVIRONMENT_PREFIX
 from mlip_job.environment import ProcessIdentity
-from mlip_job.errors import ConfigError, ConflictError, UnavailableError
-from mlip_job.naming import generation_name, job_name, parse_job_name
-from mlip_job.schedulers.base import JobHandle, JobState, JobStatus, Plan
+from mlip_job.errors import ConfigError, UnavailableError
+from mlip_job.naming import job_name, parse_job_name
+from mlip_job.schedulers.base import JobHandle, JobState, JobStatus, Plan, require_same
 from mlip_job.schedulers.exit_codes import meaning_of
 from mlip_job.schedulers.job_log import error_in, lines_of, read_end
 from mlip_job.schedulers.local.script import local_script
@@ -61,13 +61,7 @@ class LocalScheduler:
         config, generation = plan.request.config, plan.request.generation
         before = self.find(config.family, generation)
         if before is not None and not self.status(before).state.ended:
-            if before.name == plan.name:
-                return before
-            raise ConflictError(
-                f"process {before.id} for {generation_name(generation)} runs, of another "
-                "configuration or with other options",
-                hint=f"mlip-job cancel -g {generation} ends it",
-            )
+            return require_same(before, plan)
         files = SubmitFiles.of(config, generation)
         script = files.script("sh")
         files.write(script, plan.text, config)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from mlip_job.errors import ConflictError, UnavailableError
-from mlip_job.naming import generation_name, job_name, parse_job_name
-from mlip_job.schedulers.base import JobHandle, JobState, JobStatus, Plan
+from mlip_job.errors import UnavailableError
+from mlip_job.naming import job_name, parse_job_name
+from mlip_job.schedulers.base import JobHandle, JobState, JobStatus, Plan, require_same
 from mlip_job.schedulers.job_log import lines_of, read_end
 from mlip_job.schedulers.records import Submission, SubmitFiles, request_digest
 from mlip_job.schedulers.slurm import commands
@@ -48,13 +48,7 @@ class SlurmScheduler:
         config, generation = plan.request.config, plan.request.generation
         check_files(config)
         if (live := self._live(config.family, generation)) is not None:
-            if live.name == plan.name:
-                return live
-            raise ConflictError(
-                f"job {live.id} for {generation_name(generation)} waits or runs, of another "
-                "configuration or with other options",
-                hint=f"mlip-job cancel -g {generation} ends it",
-            )
+            return require_same(live, plan)
         files = SubmitFiles.of(config, generation)
         script = files.script("sbatch")
         files.write(script, plan.text, config)
