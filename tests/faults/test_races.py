@@ -77,14 +77,13 @@ def test_a_frozen_job_loses_its_claim_and_ends(
     config = config.model_copy(
         update={
             "training": config.training.model_copy(
-                update={"max_iter": 60, "functions_per_element": 8}
+                update={"max_iter": 80, "functions_per_element": 8}
             ),
             "run": config.run.model_copy(update={"heartbeat_interval": 0.2}),
         }
     )
     first = jobs.start_job(config, tmp_path / "first")
-    first.wait_for_iteration()
-    time.sleep(1.5)
+    _wait_for_checkpoint(first, config)
     _freeze(first, config)
     time.sleep(4)  # ten missed beats, and what the store's clock rounds off
     second = jobs.run_job(config, tmp_path / "second")
@@ -98,6 +97,13 @@ def test_a_frozen_job_loses_its_claim_and_ends(
     assert len(manifest.attempts) == 2
     tally.races += 2
     tally.count_end([first.text(), second.text()], manifest.headline.iterations)
+
+
+def _wait_for_checkpoint(job: Job, config: JobConfig) -> None:
+    checkpoints = jobs.registry_of(config).checkpoints(1)
+    while not checkpoints.found():
+        assert job.poll() is None, job.text()
+        time.sleep(0.1)
 
 
 def _freeze(job: Job, config: JobConfig) -> None:
