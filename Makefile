@@ -10,7 +10,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --no-header --no-annotate \
 	--python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	pyproject.toml --extra postgresql --extra mysql
 
-.PHONY: demo test lint types faults-long servers locks clean
+.PHONY: demo test lint types faults-long servers image locks clean
 
 demo: $(VENV)/.trainer
 	$(BIN)/mlip-job demo
@@ -33,6 +33,14 @@ types: $(VENV)/.dev
 # PostgreSQL, MariaDB and whatever else the tests start, on Debian; run it as root.
 servers:
 	tools/install-servers
+
+# The image of a job, by docker or podman; docs/images.md has the options.
+ENGINE ?= docker
+TARGET ?= cpu
+image:
+	$(ENGINE) build --target $(TARGET) --tag mlip-job:$(TARGET) \
+		--build-arg VERSION=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
+		--build-arg REVISION=$$(git rev-parse HEAD) $(IMAGE_OPTIONS) .
 
 # The locks are installed as they are, without resolution: see requirements/README.md.
 $(VENV)/.trainer: requirements/trainer-cpu.txt pyproject.toml

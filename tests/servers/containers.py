@@ -143,15 +143,21 @@ def base_archive(podman: Podman, base_image: str, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture(scope="session")
-def sif(apptainer: Apptainer, base_archive: Path, pip_settings: Path) -> Path:
+def sif(
+    apptainer: Apptainer,
+    base_archive: Path,
+    pip_settings: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """Build the CPU image of apptainer.def."""
     image = CACHE / f"mlip-job-{_hash_of_sources()}.sif"
     if not image.exists():
         for old in CACHE.glob("mlip-job-*.sif"):
             old.unlink()
-        building = image.with_suffix(".new")
-        apptainer(*build_options(base_archive, pip_settings), "--force", building, "apptainer.def")
-        building.rename(image)
+        # A build does not see root's home.
+        built = tmp_path_factory.mktemp("sif") / image.name
+        apptainer(*build_options(base_archive, pip_settings), built, "apptainer.def")
+        shutil.move(built, image)
     return image
 
 
