@@ -52,10 +52,9 @@ class ImageJob:
             time.sleep(0.1)
         assert process.poll() is None, log.read_text()
         stop(process)
-        text = log.read_text()
-        assert process.wait(120) == 75, text
+        assert process.wait(120) == 75, log.read_text()
         assert registry_of(self.config).find(1) is None
-        return text
+        return log.read_text()
 
     def require_published(self) -> Manifest:
         """Check that it is published, whole, with one learning curve."""
