@@ -7,12 +7,14 @@ next session builds only what has changed.
 from __future__ import annotations
 
 import ast
+import fcntl
 import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 ROOT = Path(__file__).parents[2]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlip-job-tests"
@@ -89,8 +91,9 @@ def base_image(podman: Podman) -> str:
     if not BASE.exists():
         pytest.skip("there is no base to build images from: make servers makes it")
     name = f"localhost/debian:12-{BASE.stat().st_mtime_ns}"
-    if name.removeprefix("localhost/") not in podman("images", "--format={{.Repository}}:{{.Tag}}"):
-        podman("import", "--quiet", BASE, name)
+    with _alone("podman"):
+        if name not in podman("images", "--format={{.Repository}}:{{.Tag}}").split():
+            podman("import", "--quiet", BASE, name)
     return name
 
 
@@ -109,14 +112,15 @@ def pip_settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def cpu_image(podman: Podman, base_image: str, pip_settings: Path) -> str:
     """Build the CPU image of the Dockerfile."""
-    podman(
-        *("build", "--quiet", "--isolation=chroot", "--network=host", "--target=cpu"),
-        *("--build-arg", f"BASE={base_image}", "--build-arg", "VERSION=test"),
-        *("--secret", f"id=pip,src={pip_settings / 'pip.conf'}"),
-        *("--secret", f"id=ca,src={pip_settings / 'ca.crt'}"),
-        *("--tag", CPU_IMAGE, ROOT),
-    )
-    podman("image", "prune", "--force")
+    with _alone("podman"):
+        podman(
+            *("build", "--quiet", "--isolation=chroot", "--network=host", "--target=cpu"),
+            *("--build-arg", f"BASE={base_image}", "--build-arg", "VERSION=test"),
+            *("--secret", f"id=pip,src={pip_settings / 'pip.conf'}"),
+            *("--secret", f"id=ca,src={pip_settings / 'ca.crt'}"),
+            *("--tag", CPU_IMAGE, ROOT),
+        )
+        podman("image", "prune", "--force", "--filter=until=24h")
     return CPU_IMAGE
 
 
@@ -151,13 +155,14 @@ def sif(
 ) -> Path:
     """Build the CPU image of apptainer.def."""
     image = CACHE / f"mlip-job-{_hash_of_sources()}.sif"
-    if not image.exists():
-        for old in CACHE.glob("mlip-job-*.sif"):
-            old.unlink()
-        # A build does not see root's home.
-        built = tmp_path_factory.mktemp("sif") / image.name
-        apptainer(*build_options(base_archive, pip_settings), built, "apptainer.def")
-        shutil.move(built, image)
+    with _alone("apptainer"):
+        if not image.exists():
+            for old in CACHE.glob("mlip-job-*.sif"):
+                old.unlink()
+            # A build does not see root's home.
+            built = tmp_path_factory.mktemp("sif") / image.name
+            apptainer(*build_options(base_archive, pip_settings), built, "apptainer.def")
+            shutil.move(built, image)
     return image
 
 
@@ -169,6 +174,14 @@ def build_options(base_archive: Path, pip_settings: Path) -> Sequence[object]:
         *("--bind", f"{pip_settings}:/mnt"),
         *("--mksquashfs-args", "-comp zstd -Xcompression-level 1"),
     )
+
+
+@contextmanager
+def _alone(what: str) -> Iterator[None]:
+    """Keep the other processes that run tests waiting: what they want to build is built here."""
+    with (CACHE / f"{what}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _hash_of_sources() -> str:
