@@ -21,6 +21,7 @@ pytest_plugins = [
     "tests.faults.tally",
     "tests.generations",
     "tests.servers.browser",
+    "tests.servers.containers",
     "tests.servers.databases",
     "tests.servers.kubernetes",
     "tests.servers.mlflow",
