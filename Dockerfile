@@ -19,11 +19,25 @@ RUN apt-get update \
         ca-certificates tini $(command -v python3.11 >/dev/null || echo python3.11) \
     && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/*
 
-# ---- pip, which the images only borrow
+# ---- pip, which no image keeps
 FROM base AS pip
 RUN python3.11 -c 'import ensurepip' 2>/dev/null \
     || { apt-get update && apt-get install -y --no-install-recommends python3.11-venv; }
 RUN python3.11 -m venv /opt/pip
+
+# ---- the trainer's environments
+FROM pip AS trainer
+COPY tools/image/install /build/
+
+FROM trainer AS trainer-cpu
+COPY requirements/trainer-cpu.txt /build/
+RUN --mount=type=secret,id=pip,target=/mnt/pip.conf --mount=type=secret,id=ca,target=/mnt/ca.crt \
+    /build/install -r /build/trainer-cpu.txt
+
+FROM trainer AS trainer-cuda
+COPY requirements/trainer-gpu.txt /build/
+RUN --mount=type=secret,id=pip,target=/mnt/pip.conf --mount=type=secret,id=ca,target=/mnt/ca.crt \
+    /build/install -r /build/trainer-gpu.txt
 
 # ---- mlip-job itself, as files to lay over the trainer's environment
 FROM pip AS package
@@ -54,18 +68,13 @@ LABEL org.opencontainers.image.title="mlip-job" \
       org.opencontainers.image.description="Trains, versions and publishes ACE interatomic potentials, one generation per job" \
       org.opencontainers.image.licenses="LicenseRef-Academic-Software-License" \
       mlip-job.notice="Contains python-ace and tensorpotential, which are licensed for academic, non-commercial use only; see their licenses/ in /opt/mlip-job/lib/python3.11/site-packages"
-# How it was made; pip itself comes from the stage of that name.
-COPY tools/image/install /opt/build/
 
-# ---- the images: a layer for the lock, one for mlip-job
+# ---- the images: a layer for the trainer, one for mlip-job
 FROM job AS cuda
 # The NVIDIA runtime mounts the driver of the node; CUDA itself comes with the lock.
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
-COPY requirements/trainer-gpu.txt /opt/build/
-RUN --mount=type=bind,from=pip,source=/opt/pip,target=/opt/pip \
-    --mount=type=secret,id=pip,target=/mnt/pip.conf --mount=type=secret,id=ca,target=/mnt/ca.crt \
-    /opt/build/install -r /opt/build/trainer-gpu.txt
+COPY --from=trainer-cuda /opt/mlip-job /opt/mlip-job
 COPY --from=package /package /
 USER 10001:10001
 ARG VERSION=unknown
@@ -74,10 +83,7 @@ LABEL org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 
 FROM job AS cpu
-COPY requirements/trainer-cpu.txt /opt/build/
-RUN --mount=type=bind,from=pip,source=/opt/pip,target=/opt/pip \
-    --mount=type=secret,id=pip,target=/mnt/pip.conf --mount=type=secret,id=ca,target=/mnt/ca.crt \
-    /opt/build/install -r /opt/build/trainer-cpu.txt
+COPY --from=trainer-cpu /opt/mlip-job /opt/mlip-job
 COPY --from=package /package /
 USER 10001:10001
 ARG VERSION=unknown
