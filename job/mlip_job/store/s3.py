@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
 import time
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from mlip_job.errors import (
     StoreError,
 )
 from mlip_job.store.base import ObjectInfo
+from mlip_job.store.download import save
 from mlip_job.store.keys import check_key
 from mlip_job.store.probe import check_conditions
 from mlip_job.store.s3_errors import explain
@@ -143,21 +143,7 @@ class S3Store:
 
     def download(self, key: str, path: Path) -> str:
         """See `ObjectStore.download`."""
-        digest = hashlib.sha256()
-        temporary = path.with_name(f".tmp-{secrets.token_hex(8)}")
-        try:
-            with temporary.open("xb") as target:
-                for block in self._blocks(key):
-                    digest.update(block)
-                    target.write(block)
-            temporary.replace(path)
-        except OSError as error:
-            raise StoreError(
-                f"can't write {path}: {error.strerror or error}", hint="check the free space there"
-            ) from None
-        finally:
-            temporary.unlink(missing_ok=True)
-        return digest.hexdigest()
+        return save(self._blocks(key), path)
 
     def delete(self, key: str) -> None:
         """See `ObjectStore.delete`."""
