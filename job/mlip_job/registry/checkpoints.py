@@ -119,12 +119,15 @@ class Checkpoints:
 
     def found(self) -> list[Checkpoint]:
         """Return all that can be read, the furthest first."""
-        states = [self._read(key) for key in self._state_keys()]
         return sorted(
-            (state for state in states if state is not None),
+            (state for state in self._states().values() if state is not None),
             key=lambda state: (*state.position.order(), state.saved, state.number),
             reverse=True,
         )
+
+    def unreadable(self) -> list[str]:
+        """Return the keys of states that are damaged, or of another version of this program."""
+        return [key for key, state in self._states().items() if state is None]
 
     def fetch(self, checkpoint: Checkpoint, directory: Path) -> None:
         """Download a checkpoint's files and check their hashes.
@@ -152,13 +155,13 @@ class Checkpoints:
             self._store.delete(key)
 
     def _remove_before(self, checkpoint: Checkpoint) -> None:
-        for number in range(checkpoint.number - _KEPT, -1, -1):
-            prefix = self._keys.checkpoint(self._generation, checkpoint.attempt, number)
-            keys = [info.key for info in self._store.list(prefix)]
-            if not keys:
-                return
-            for key in sorted(keys, key=lambda key: not key.endswith(_STATE)):
-                self._store.delete(key)
+        """Keep this one and the one before; one that was cut short is none."""
+        prefix = self._keys.attempt(self._generation, checkpoint.attempt, "checkpoints/")
+        keys = [info.key for info in self._store.list(prefix)]
+        complete = [key.removesuffix(_STATE) for key in keys if key.endswith(f"/{_STATE}")]
+        superfluous = [key for key in keys if key < min(complete[-_KEPT:])]
+        for key in sorted(superfluous, key=lambda key: not key.endswith(_STATE)):
+            self._store.delete(key)
 
     def _objects(self) -> Any:
         prefix = self._keys.generation(self._generation, "attempts/")
@@ -166,6 +169,9 @@ class Checkpoints:
 
     def _state_keys(self) -> list[str]:
         return [info.key for info in self._objects() if info.key.endswith(f"/{_STATE}")]
+
+    def _states(self) -> dict[str, Checkpoint | None]:
+        return {key: self._read(key) for key in self._state_keys()}
 
     def _read(self, key: str) -> Checkpoint | None:
         try:
