@@ -30,6 +30,18 @@ def test_without_restarts_nothing_changes(case: str, table: str) -> None:
     assert count_on(metrics) == [row.iteration for row in metrics]
 
 
+def test_a_fit_that_ran_out_of_memory_counts_on() -> None:
+    """As pacemaker left it, in its sixth iteration; the test set was evaluated in every second."""
+    metrics, test = (
+        [Place(r.ladder_step or 0, r.cycle_step or 0, r.iter_num or 0) for r in read.rows]
+        for read in (
+            read_table(DATA / "oom_healed" / f"{name}.txt") for name in ("metrics", "test_metrics")
+        )
+    )
+    assert count_on(metrics) == [*range(6), *range(5, 14)]
+    assert count_on_like(metrics, test) == [0, 2, 4, 5, 7, 9, 11, 13, 14]
+
+
 @pytest.mark.parametrize(
     ("iterations", "expected"),
     [
