@@ -115,7 +115,12 @@ def _arrange(checkpoint: Checkpoint, files: WorkFiles) -> None:
 
 
 def _fetch_frames(checkpoint: Checkpoint, registry: Registry, files: WorkFiles) -> None:
-    record = registry.dataset_record(checkpoint.training.dataset)
     files.dataset.directory.mkdir()
-    for name in (*record.frames.train, *record.frames.test):
-        registry.fetch_dataset_file(record, name, files.dataset.directory / name)
+    try:
+        record = registry.dataset_record(checkpoint.training.dataset)
+        for name in (*record.frames.train, *record.frames.test):
+            registry.fetch_dataset_file(record, name, files.dataset.directory / name)
+    except IntegrityError as error:
+        raise IntegrityError(
+            f"can't go on from {checkpoint}: {error.message}", hint="start over with --fresh"
+        ) from None

@@ -174,6 +174,8 @@ class Registry:
         ------
         ConflictError
             If the generation was published by another attempt meanwhile.
+        IntegrityError
+            If the dataset that the manifest names is not in the store.
         """
         artefacts = {}
         for name, path in sorted(files.items()):
@@ -181,6 +183,8 @@ class Registry:
             sha256 = self.store.upload(path, key)
             artefacts[name] = Artefact(key=key, sha256=sha256, size=path.stat().st_size)
         manifest = describe(artefacts)
+        # A run whose heartbeat stopped for long may have lost its dataset to gc.
+        self.dataset_record(manifest.dataset)
         try:
             self.store.put_if_absent(self.keys.manifest(generation), manifest.to_json())
         except ObjectExistsError:

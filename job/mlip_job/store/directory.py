@@ -7,7 +7,7 @@ import fcntl
 import hashlib
 import os
 import secrets
-import time
+import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -155,9 +155,14 @@ class DirectoryStore:
     def leftovers(self, older_than_s: float) -> Iterator[str]:
         """See `ObjectStore.leftovers`: temporary files."""
         with self._errors("list", ""):
-            for path in sorted(self._root.rglob(f"{_TEMPORARY}*")):
+            found = sorted(self._root.rglob(f"{_TEMPORARY}*"))
+            if not found:
+                return
+            with tempfile.TemporaryFile(dir=self._root, prefix=_TEMPORARY) as probe:
+                now = os.fstat(probe.fileno()).st_mtime  # by the clock of a file server
+            for path in found:
                 with suppress(FileNotFoundError):  # a writer that lives has just renamed it
-                    if time.time() - path.stat().st_mtime >= older_than_s:
+                    if now - path.stat().st_mtime >= older_than_s:
                         yield path.relative_to(self._root).as_posix()
 
     def remove_leftover(self, name: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -156,11 +156,13 @@ class S3Store:
             pages = self._client.get_paginator("list_multipart_uploads").paginate(
                 Bucket=self._bucket, Prefix=self._prefix
             )
-            for upload in (u for page in pages for u in page.get("Uploads", ())):
-                age = datetime.now(UTC) - upload["Initiated"]
-                if age.total_seconds() >= older_than_s:
-                    key = upload["Key"].removeprefix(self._prefix)
-                    yield f"{key}?uploadId={upload['UploadId']}"
+            for page in pages:
+                # By the store's clock, as everywhere: this machine's may be wrong.
+                now = parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"])
+                for upload in page.get("Uploads", ()):
+                    if (now - upload["Initiated"]).total_seconds() >= older_than_s:
+                        key = upload["Key"].removeprefix(self._prefix)
+                        yield f"{key}?uploadId={upload['UploadId']}"
 
     def remove_leftover(self, name: str) -> None:
         """See `ObjectStore.remove_leftover`."""
