@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 settings.register_profile("mlip-job", deadline=None)
 settings.load_profile("mlip-job")
 
-pytest_plugins = ["tests.servers.s3", "tests.servers.databases"]
+pytest_plugins = ["tests.servers.s3", "tests.servers.s3_faults", "tests.servers.databases"]
 
 _NO_SKIPS = "MLIP_JOB_TEST_NO_SKIPS"
 

@@ -153,10 +153,10 @@ def test_damage_is_found_when_it_is_fetched(
     saved = save(checkpoints, tmp_path, "a1", 1, at(7))
     key = registry.keys.checkpoint(3, "a1", 1, name)
     registry.store.put(key, registry.store.get(key)[:-1])
-    with pytest.raises(IntegrityError, match=f"checkpoint 1 of attempt a1 is damaged: {name}"):
+    with pytest.raises(IntegrityError, match=f"checkpoint 1 of attempt a1 is damaged: {key} has"):
         checkpoints.fetch(saved, tmp_path / "new")
     registry.store.delete(key)
-    with pytest.raises(IntegrityError, match=f"checkpoint 1 of attempt a1 lacks {name}"):
+    with pytest.raises(IntegrityError, match=f"checkpoint 1 of attempt a1 is damaged: {key} is m"):
         checkpoints.fetch(saved, tmp_path / "newer")
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlip_job.errors import IntegrityError, ObjectNotFoundError
+from mlip_job.registry.fetching import fetch_file
 from mlip_job.registry.manifest import AttemptPart, DatasetReference, Parent
 from mlip_job.training.position import FitPosition
 
@@ -141,11 +142,9 @@ class Checkpoints:
             path = directory / name
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                sha256 = self._store.download(self._key(checkpoint, name), path)
-            except ObjectNotFoundError:
-                raise IntegrityError(f"{checkpoint} lacks {name}") from None
-            if sha256 != expected:
-                raise IntegrityError(f"{checkpoint} is damaged: {name} has another sha256")
+                fetch_file(self._store, self._key(checkpoint, name), expected, path)
+            except IntegrityError as error:
+                raise IntegrityError(f"{checkpoint} is damaged: {error.message}") from None
 
     def discard(self) -> None:
         """Remove all checkpoints, the states first: without one, the rest is no checkpoint."""

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 _BLOCK = 1 << 20
 _MIB = 1 << 20
 _CONFLICT_TRIES = 6
+_CONNECT_TIMEOUT_SECONDS = 10
+_READ_TIMEOUT_SECONDS = 60
 _MISSING = {"NoSuchKey", "404", "NotFound"}
 _PRECONDITION_FAILED = 412
 _CONFLICT = 409
@@ -190,8 +192,8 @@ class S3Store:
             region_name=config.region or session.region_name or "us-east-1",
             config=Config(
                 retries={"mode": "standard", "total_max_attempts": 3},
-                connect_timeout=10,
-                read_timeout=60,
+                connect_timeout=_CONNECT_TIMEOUT_SECONDS,
+                read_timeout=_READ_TIMEOUT_SECONDS,
                 request_checksum_calculation=config.request_checksum_calculation,
                 response_checksum_validation=config.request_checksum_calculation,
                 s3={"addressing_style": style},
@@ -223,14 +225,11 @@ class S3Store:
                 with self._errors("write", key):
                     write()
             except _ConcurrentWriteError:
+                if attempt == _CONFLICT_TRIES - 1:
+                    raise
                 time.sleep(0.05 * 2**attempt)
-                continue
-            return
-        raise StoreError(
-            f"can't write {key} to {self.url}: others keep writing it at the same time",
-            hint="run the same command again",
-            transient=True,
-        )
+            else:
+                return
 
     def _upload_parts(
         self,
@@ -292,7 +291,11 @@ class S3Store:
             if status == _PRECONDITION_FAILED:
                 raise ObjectExistsError(f"{key} exists in {self.url}") from None
             if status == _CONFLICT and action == "write":
-                raise _ConcurrentWriteError(key) from None
+                raise _ConcurrentWriteError(
+                    f"can't write {key} to {self.url}: others keep writing it at the same time",
+                    hint="run the same command again",
+                    transient=True,
+                ) from None
             if code in _MISSING:
                 raise ObjectNotFoundError(f"{key} is not in {self.url}") from None
             raise explain(error, action, key, self._config) from None
