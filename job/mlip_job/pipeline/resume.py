@@ -45,6 +45,8 @@ def fetch_checkpoint(
         If it is of another configuration; each difference is named.
     """
     checkpoints = registry.checkpoints(generation)
+    unusable = [f"{key} can't be read" for key in checkpoints.unreadable()]
+    usable = None
     for checkpoint in checkpoints.found():
         _require_same(checkpoint, config, generation)
         staging = files.directory / "checkpoint"
@@ -52,14 +54,20 @@ def fetch_checkpoint(
             checkpoints.fetch(checkpoint, staging)
             _require_elements(checkpoint, staging / POTENTIAL)
         except (IntegrityError, TrainingError) as error:
-            observer.message(f"warning: {error.message}; taking the one before")
+            unusable.append(error.message)
             shutil.rmtree(staging, ignore_errors=True)
             continue
         _arrange(checkpoint, files)
         _fetch_frames(checkpoint, registry, files)
-        observer.message(f"going on from {checkpoint.position} ({checkpoint})")
-        return checkpoint
-    return None
+        usable = checkpoint
+        break
+    for problem in unusable:
+        observer.message(f"warning: {problem}; this checkpoint is passed over")
+    if usable is not None:
+        observer.message(f"going on from {usable.position} ({usable})")
+    elif unusable:
+        observer.message("no checkpoint can be used: starting over")
+    return usable
 
 
 def _require_same(checkpoint: Checkpoint, config: JobConfig, generation: int) -> None:
@@ -107,7 +115,12 @@ def _arrange(checkpoint: Checkpoint, files: WorkFiles) -> None:
 
 
 def _fetch_frames(checkpoint: Checkpoint, registry: Registry, files: WorkFiles) -> None:
-    record = registry.dataset_record(checkpoint.training.dataset)
     files.dataset.directory.mkdir()
-    for name in (*record.frames.train, *record.frames.test):
-        registry.fetch_dataset_file(record, name, files.dataset.directory / name)
+    try:
+        record = registry.dataset_record(checkpoint.training.dataset)
+        for name in (*record.frames.train, *record.frames.test):
+            registry.fetch_dataset_file(record, name, files.dataset.directory / name)
+    except IntegrityError as error:
+        raise IntegrityError(
+            f"can't go on from {checkpoint}: {error.message}", hint="start over with --fresh"
+        ) from None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlip_job.disk import cant_write, reported
 from mlip_job.errors import ConfigError
 from mlip_job.naming import WorkFiles, generation_name
 from mlip_job.pipeline.attempt import Attempt
@@ -96,7 +97,8 @@ def _train_or_confirm(
     with attempt.claim():
         published = registry.find(generation)
         if published is None:
-            return Outcome(attempt.run(fresh=fresh), created=True)
+            with reported(Path(config.work_dir)):
+                return Outcome(attempt.run(fresh=fresh), created=True)
     return _confirm(config, registry, published, observer)
 
 
@@ -151,8 +153,8 @@ def _scratch(config: JobConfig) -> Iterator[WorkFiles]:
         work.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.TemporaryDirectory(dir=work, prefix="scratch-")
     except OSError as error:
-        raise ConfigError(f"can't write to {work}: {error.strerror}", hint="set work_dir") from None
-    with scratch as directory:
+        raise cant_write(work, error, hint="set work_dir") from None
+    with reported(work), scratch as directory:
         yield WorkFiles(Path(directory))
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mlip_job.config.training import EnergyBased
 from mlip_job.dataset.builder import DatasetBuilder, ParentDataset
+from mlip_job.disk import cant_write, reported
 from mlip_job.environment import RunEnvironment
-from mlip_job.errors import ConfigError
 from mlip_job.naming import DatasetFiles, WorkFiles, generation_name
 from mlip_job.pipeline.lineage import start_mode
 from mlip_job.registry import DatasetReference, Manifest, Parent
@@ -58,10 +58,8 @@ def build_dataset(
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(
-            f"can't write to {directory}: {error.strerror}", hint="set work_dir, or choose -o DIR"
-        ) from None
-    with tempfile.TemporaryDirectory(prefix="mlip-job-") as temporary:
+        raise cant_write(directory, error, hint="set work_dir, or choose -o DIR") from None
+    with reported(directory), tempfile.TemporaryDirectory(prefix="mlip-job-") as temporary:
         builder = DatasetBuilder(
             config.database.for_generation(generation),
             config.dataset,

@@ -19,6 +19,7 @@ from mlip_job.errors import (
 from mlip_job.naming import DatasetFiles, FamilyKeys, generation_name, parse_generation_name
 from mlip_job.registry.checkpoints import Checkpoints
 from mlip_job.registry.claim import HeldClaim, take_claim
+from mlip_job.registry.fetching import fetch_bytes, fetch_file
 from mlip_job.registry.manifest import Artefact, DatasetReference, Manifest
 from mlip_job.registry.pointer import Pointer
 
@@ -127,18 +128,17 @@ class Registry:
     def dataset_record(self, dataset: DatasetReference) -> DatasetRecord:
         """Return the record of a dataset that a manifest or a checkpoint names."""
         key = self.keys.dataset(dataset.id, DatasetFiles.RECORD)
-        data = self._get(key)
-        _require_hash(key, dataset.record_sha256, hashlib.sha256(data).hexdigest())
+        data = fetch_bytes(self.store, key, dataset.record_sha256)
         return DatasetRecord.from_json(data.decode())
 
     def fetch_dataset_file(self, record: DatasetRecord, name: str, path: Path) -> None:
         """Download one file of a dataset and check its hash."""
-        self._fetch(self.keys.dataset(record.id, name), record.files[name].sha256, path)
+        fetch_file(self.store, self.keys.dataset(record.id, name), record.files[name].sha256, path)
 
     def fetch_dataset_record(self, manifest: Manifest, path: Path) -> None:
         """Download ``dataset.json`` of a generation's dataset and check its hash."""
         key = self.keys.dataset(manifest.dataset.id, DatasetFiles.RECORD)
-        self._fetch(key, manifest.dataset.record_sha256, path)
+        fetch_file(self.store, key, manifest.dataset.record_sha256, path)
 
     # -- publishing ------------------------------------------------------------------------------
 
@@ -164,6 +164,8 @@ class Registry:
         ------
         ConflictError
             If the generation was published by another attempt meanwhile.
+        IntegrityError
+            If the dataset that the manifest names is not in the store.
         """
         artefacts = {}
         for name, path in sorted(files.items()):
@@ -171,6 +173,8 @@ class Registry:
             sha256 = self.store.upload(path, key)
             artefacts[name] = Artefact(key=key, sha256=sha256, size=path.stat().st_size)
         manifest = describe(artefacts)
+        # A run whose heartbeat stopped for long may have lost its dataset to gc.
+        self.dataset_record(manifest.dataset)
         try:
             self.store.put_if_absent(self.keys.manifest(generation), manifest.to_json())
         except ObjectExistsError:
@@ -211,7 +215,7 @@ class Registry:
             with suppress(ObjectNotFoundError):
                 if self.store.download(key, local) == artefact.sha256:
                     return False
-            self._fetch(artefact.key, artefact.sha256, local)
+            fetch_file(self.store, artefact.key, artefact.sha256, local)
             self.store.upload(local, key)
         return True
 
@@ -266,7 +270,7 @@ class Registry:
             If it is missing or is not what the manifest says; then no file is left.
         """
         artefact = manifest.artefacts[name]
-        self._fetch(artefact.key, artefact.sha256, path)
+        fetch_file(self.store, artefact.key, artefact.sha256, path)
 
     def read(self, manifest: Manifest, name: str) -> bytes:
         """Return the content of a small artefact and check its hash.
@@ -277,9 +281,7 @@ class Registry:
             If it is missing or is not what the manifest says.
         """
         artefact = manifest.artefacts[name]
-        data = self._get(artefact.key)
-        _require_hash(artefact.key, artefact.sha256, hashlib.sha256(data).hexdigest())
-        return data
+        return fetch_bytes(self.store, artefact.key, artefact.sha256)
 
     def verify(self, manifest: Manifest) -> list[str]:
         """Read back everything a generation consists of; return what is wrong, empty if nothing."""
@@ -298,30 +300,7 @@ class Registry:
         with tempfile.TemporaryDirectory(prefix="mlip-job-") as directory:
             for key, sha256 in expected.items():
                 try:
-                    self._fetch(key, sha256, Path(directory) / "object")
+                    fetch_file(self.store, key, sha256, Path(directory) / "object")
                 except IntegrityError as error:
                     problems.append(error.message)
         return problems
-
-    def _get(self, key: str) -> bytes:
-        try:
-            return self.store.get(key)
-        except ObjectNotFoundError:
-            raise IntegrityError(f"{key} is missing from {self.store.url}") from None
-
-    def _fetch(self, key: str, sha256: str, path: Path) -> None:
-        try:
-            found = self.store.download(key, path)
-        except ObjectNotFoundError:
-            raise IntegrityError(f"{key} is missing from {self.store.url}") from None
-        if found != sha256:
-            path.unlink()
-            _require_hash(key, sha256, found)
-
-
-def _require_hash(key: str, expected: str, found: str) -> None:
-    if expected != found:
-        raise IntegrityError(
-            f"{key} has the sha256 {found[:16]}… instead of {expected[:16]}…",
-            hint="it was changed or damaged after it was published; restore it from a backup",
-        )

@@ -50,14 +50,18 @@ def read_potential(path: Path) -> dict[str, Any]:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise TrainingError(f"{path} is no readable potential: {type(error).__name__}") from None
-    species = content.get("species") if isinstance(content, dict) else None
-    if (
-        not isinstance(species, list)
-        or not species
-        or not all(isinstance(block, dict) and "speciesblock" in block for block in species)
-    ):
+    if not isinstance(content, dict) or not isinstance(content.get("metadata", {}), dict):
+        raise TrainingError(f"{path} is no potential")
+    species = content.get("species")
+    if not isinstance(species, list) or not species or not all(map(_is_block, species)):
         raise TrainingError(f"{path} is no potential: it has no species")
-    return dict(content)
+    return content
+
+
+def _is_block(block: object) -> bool:
+    if not isinstance(block, dict) or "speciesblock" not in block:
+        return False
+    return isinstance(block.get("nbody", []), list)
 
 
 def elements_of(content: Mapping[str, Any]) -> tuple[str, ...]:
