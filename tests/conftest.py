@@ -26,6 +26,7 @@ pytest_plugins = [
     "tests.servers.mlflow",
     "tests.servers.node",
     "tests.servers.s3",
+    "tests.servers.slurm",
 ]
 
 _NO_SKIPS = "MLIP_JOB_TEST_NO_SKIPS"

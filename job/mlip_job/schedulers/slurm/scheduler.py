@@ -17,11 +17,12 @@ from mlip_job.schedulers.slurm.states import is_live
 from mlip_job.schedulers.slurm.status import combined, status_by_record, status_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from mlip_job.config import JobConfig
     from mlip_job.schedulers.base import JobRequest
+    from mlip_job.schedulers.slurm.commands import Task
 
 
 class SlurmScheduler:
@@ -68,7 +69,7 @@ class SlurmScheduler:
         """See `Scheduler.find`; it may have been submitted from another work directory."""
         recorded = self._recorded(family, generation)
         try:
-            found = self._of_generation(family, generation)
+            found = self._named(commands.my_jobs(), family, generation)
         except UnavailableError:
             if recorded is None:
                 raise
@@ -115,19 +116,20 @@ class SlurmScheduler:
         commands.cancel(handle.id)
 
     def _live(self, family: str, generation: int) -> JobHandle | None:
-        found = self._of_generation(family, generation, live=True)
+        jobs = commands.my_jobs(commands.PATIENCE_SECONDS)
+        found = self._named(jobs, family, generation, live=True)
         newest = max(found, key=_number, default=None)
         recorded = self._recorded(family, generation)
         if newest is not None and recorded is not None and _number(newest) == _number(recorded):
             return recorded  # it may name the cluster
         return newest
 
-    def _of_generation(
-        self, family: str, generation: int, *, live: bool = False
+    def _named(
+        self, jobs: Iterable[Task], family: str, generation: int, *, live: bool = False
     ) -> list[JobHandle]:
         return [
             JobHandle(self.name, job.id.partition("_")[0], job.name)
-            for job in commands.my_jobs()
+            for job in jobs
             if parse_job_name(job.name) == (family, generation) and (is_live(job.state) or not live)
         ]
 
