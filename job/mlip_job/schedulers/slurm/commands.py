@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _TIMEOUT_SECONDS = 60.0
 PATIENCE_SECONDS = 60.0
 """For so long a controller that does not answer is asked again to take a job."""
-_GLANCE_SECONDS = 15.0
+_GLANCE_SECONDS = 10.0
 """For so long it is asked again for what it knows: a person waits for that."""
 
 # What the commands print where the controller is busy, restarts or can't be reached just now.
