@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,9 +17,9 @@ from tests.faults import jobs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from mlip_job.config import JobConfig
+    from tests.faults.jobs import Job
     from tests.faults.tally import Tally
 
 
@@ -82,7 +85,7 @@ def test_a_frozen_job_loses_its_claim_and_ends(
     first = jobs.start_job(config, tmp_path / "first")
     first.wait_for_iteration()
     time.sleep(1.5)
-    os.kill(first.pid, signal.SIGSTOP)
+    _freeze(first, config)
     time.sleep(4)  # ten missed beats, and what the store's clock rounds off
     second = jobs.run_job(config, tmp_path / "second")
     assert second.code == 0, second.text()
@@ -95,6 +98,21 @@ def test_a_frozen_job_loses_its_claim_and_ends(
     assert len(manifest.attempts) == 2
     tally.races += 2
     tally.count_end([first.text(), second.text()], manifest.headline.iterations)
+
+
+def _freeze(job: Job, config: JobConfig) -> None:
+    """Suspend a job, but not while it holds the lock of a store in a directory: all would wait."""
+    lock = Path(config.storage.url) / ".lock"
+    while True:
+        os.kill(job.pid, signal.SIGSTOP)
+        time.sleep(0.05)  # until it has stopped
+        if not lock.is_file():
+            return
+        with lock.open("ab") as file, suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        os.kill(job.pid, signal.SIGCONT)
+        time.sleep(0.05)
 
 
 def test_clocks_may_differ(config: JobConfig, tmp_path: Path) -> None:

@@ -572,7 +572,7 @@ def test_a_rejected_generation_is_published_and_can_be_promoted(
     assert "more than the 0.001 that the gate allows" in ended.err
     assert json.loads(ended.out)["accepted"] is False
     assert project.registry.numbers() == [1]
-    assert "gen_01 rejected" in cli(*options, "list").out
+    assert "✗ rejected" in cli(*options, "list").out
     shown = cli(*options, "show", "-g", "1").out
     assert "rejected: the energy RMSE on the test set is" in shown
     latest = cli(*options, "show", "-g", "latest")
