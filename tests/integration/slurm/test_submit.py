@@ -11,7 +11,6 @@ from tests.integration.slurm.conftest import make_family
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
     from pathlib import Path
 
     from tests.cli import Ended
