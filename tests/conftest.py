@@ -28,6 +28,7 @@ pytest_plugins = [
     "tests.servers.node",
     "tests.servers.s3",
     "tests.servers.s3_faults",
+    "tests.servers.slurm",
 ]
 
 _NO_SKIPS = "MLIP_JOB_TEST_NO_SKIPS"

@@ -15,7 +15,7 @@ FAMILY_PATTERN = r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?"
 """A family's name is part of store keys and of Kubernetes object names (RFC 1123 labels)."""
 
 _GENERATION = re.compile(r"gen_(\d{2,})")
-_JOB = re.compile(rf"mlip-({FAMILY_PATTERN})-(gen_\d+)-[0-9a-f]{{8}}")
+_JOB = re.compile(rf"mlip-({FAMILY_PATTERN})-(gen_\d+)-([0-9a-f]{{8}})-[0-9a-f]{{8}}")
 
 
 def generation_name(generation: int) -> str:
@@ -57,19 +57,26 @@ def kubernetes_job_name(family: str, generation: int, digest: str) -> str:
     return start.rstrip("-") + end
 
 
-def job_name(family: str, generation: int, digest: str) -> str:
-    """Return the name of a scheduler's job, ``mlip-cu-ni-gen_04-1a2b3c4d``.
+def job_name(family: str, generation: int, store: str, submission: str) -> str:
+    """Return the name of a job in a queue, ``mlip-cu-ni-gen_04-1a2b3c4d-5e6f7a8b``.
 
-    The digest tells the submissions of one generation apart.
+    Parameters
+    ----------
+    family, generation
+        What it trains.
+    store, submission
+        Hashes that tell families of one name in several stores apart, and submissions.
     """
-    return f"mlip-{family}-{generation_name(generation)}-{digest[:8]}"
+    return f"mlip-{family}-{generation_name(generation)}-{store[:8]}-{submission[:8]}"
 
 
-def parse_job_name(name: str) -> tuple[str, int] | None:
-    """Return the family and the generation that a job's name stands for; None for others' jobs."""
+def parse_job_name(name: str) -> tuple[str, int, str] | None:
+    """Return family, generation and store that a job's name stands for; None for others' jobs."""
     match = _JOB.fullmatch(name)
     generation = parse_generation_name(match.group(2)) if match is not None else None
-    return (match.group(1), generation) if match is not None and generation is not None else None
+    if match is None or generation is None:
+        return None
+    return match.group(1), generation, match.group(3)
 
 
 @dataclass(frozen=True)

@@ -268,7 +268,8 @@ class Attempt:
                 raise  # another attempt goes on already
             except MlipJobError as error:
                 within(run.stop_timeout, ship, "storing the last checkpoint")
-                raise self._with_checkpoint(error, shipper) from None
+                # Slurm signals pacemaker as well, which then ends before it is told to.
+                raise self._with_checkpoint(self._stop.error() or error, shipper) from None
             left_out = left_out_by_weighting(self._config.training, self._files, prepared.record)
             self._left_out.write_text(json.dumps(left_out), encoding="utf-8")
             shipper.ship_end([self._left_out])

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlip_job.environment import ProcessIdentity
 from mlip_job.errors import ConfigError
-from mlip_job.naming import generation_name
+from mlip_job.naming import generation_name, job_name, parse_job_name
 
 if TYPE_CHECKING:
     from mlip_job.config import JobConfig
@@ -144,8 +144,8 @@ class SubmitFiles:
         return self.directory / "submission.json"
 
 
-def request_digest(request: JobRequest) -> str:
-    """Return a hash of all that tells one submission of a generation from another."""
+def name_of_job(request: JobRequest) -> str:
+    """Return the name of a request's job; another request has another name."""
     content = {
         "config": request.config.model_dump(mode="json"),
         "generation": request.generation,
@@ -154,7 +154,19 @@ def request_digest(request: JobRequest) -> str:
         "ensemble": request.ensemble,
         "after": request.after,
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    submission = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    config = request.config
+    return job_name(config.family, request.generation, _hash_of_store(config), submission)
+
+
+def is_of(name: str, config: JobConfig, family: str, generation: int) -> bool:
+    """Tell whether a job of this name trains a generation for the configured store."""
+    return parse_job_name(name) == (family, generation, _hash_of_store(config)[:8])
+
+
+def _hash_of_store(config: JobConfig) -> str:
+    place = f"{config.storage.url}\n{config.storage.endpoint_url}"
+    return hashlib.sha256(place.encode()).hexdigest()
 
 
 def _write_whole(path: Path, text: str) -> None:
