@@ -133,8 +133,10 @@ def test_the_work_directory_is_not_there_on_the_node(family: Family, stand_in: S
     """Slurm can't even open the log; status says what that means."""
     stand_in("exit 0")
     blocker = family.cluster.run("sbatch", "--parsable", "-o", "/dev/null", "--wrap", "sleep 3")
-    family.submit("-g", 1, "--after", blocker.strip())
-    family.work().rename(family.directory / "elsewhere")
+    job = family.submit("-g", 1, "--after", blocker.strip())
+    elsewhere = family.work().rename(family.directory / "elsewhere")
+    family.cluster.wait_for(job, "FAILED")
+    elsewhere.rename(family.work())  # the login node has it all the time
     found = family.wait_for("failed")
     assert found["reason"] == "it left no log: work_dir can't be written on the node"
     assert "that login node and compute nodes share" in found["remedy"]

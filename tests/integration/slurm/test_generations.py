@@ -46,10 +46,7 @@ def test_a_chain_of_generations_is_published(family: Family) -> None:
     first, second = jobs[0]["id"], jobs[1]["id"]
     dependency = family.cluster.run("squeue", "-h", "-j", second, "-o", "%E").strip()
     assert dependency.startswith(f"afterok:{first}")
-    assert (
-        "the generation before it is not trained yet"
-        in family.wait_for("pending", generation=2)["reason"]
-    )
+    _wait_for_reason(family, 2, "the generation before it is not trained yet")
     family.wait_for("published", generation=2)
     registry = family.registry()
     assert registry.numbers() == [1, 2]
@@ -155,6 +152,14 @@ def test_wait_submits_again_what_slurm_does_not_requeue(family: Family) -> None:
     assert err.splitlines()[-1].startswith("gen_01: published, ")
     assert "generation     gen_01 of cu" in out
     _require_published(family)
+
+
+def _wait_for_reason(family: Family, generation: int, text: str) -> None:
+    """Wait until it is said why a job waits; Slurm may name another reason for a second."""
+    end = time.monotonic() + 120
+    while text not in (family.wait_for("pending", generation=generation)["reason"] or ""):
+        assert time.monotonic() < end, family.status(generation)
+        time.sleep(0.3)
 
 
 def _wait_for_another(family: Family, job: str) -> str:
