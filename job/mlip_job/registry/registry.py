@@ -47,14 +47,20 @@ class Registry:
     def __init__(self, store: ObjectStore, family: str) -> None:
         self.store = store
         self.family = family
-        self.keys = FamilyKeys(family)
+        self.keys = self.own = FamilyKeys(family)
         self._pointer = Pointer(store, self.keys.latest)
 
     # -- reading ---------------------------------------------------------------------------------
 
     def find(self, generation: int) -> Manifest | None:
         """Return a generation's manifest, or None where it is not published."""
-        key = self.keys.manifest(generation)
+        return self._read_manifest(self.keys.manifest(generation))
+
+    def find_own(self, generation: int) -> Manifest | None:
+        """Return the manifest of what is trained here: a generation, or a member's part of it."""
+        return self._read_manifest(self.own.manifest(generation))
+
+    def _read_manifest(self, key: str) -> Manifest | None:
         try:
             return Manifest.from_json(self.store.get(key), key=key)
         except ObjectNotFoundError:
@@ -101,12 +107,19 @@ class Registry:
 
     def claim(self, generation: int, attempt: str, *, stale_after_s: float) -> HeldClaim:
         """Claim a generation for an attempt; see `take_claim`."""
-        key = self.keys.claim(generation)
+        key = self.own.claim(generation)
         return take_claim(self.store, key, generation, attempt=attempt, stale_after_s=stale_after_s)
 
     def checkpoints(self, generation: int) -> Checkpoints:
         """Return the checkpoints of a generation that is being trained."""
-        return Checkpoints(self.store, self.keys, generation)
+        return Checkpoints(self.store, self.own, generation)
+
+    def agreed_dataset(self, generation: int) -> DatasetReference | None:  # noqa: ARG002
+        """Return the dataset that others decided on; only members of an ensemble have any."""
+        return None
+
+    def agree_on_dataset(self, generation: int, dataset: DatasetReference) -> None:
+        """Decide on a dataset for all members of an ensemble."""
 
     # -- datasets --------------------------------------------------------------------------------
 
@@ -169,19 +182,24 @@ class Registry:
         """
         artefacts = {}
         for name, path in sorted(files.items()):
-            key = self.keys.attempt(generation, attempt, name)
+            key = self.own.attempt(generation, attempt, name)
             sha256 = self.store.upload(path, key)
             artefacts[name] = Artefact(key=key, sha256=sha256, size=path.stat().st_size)
-        manifest = describe(artefacts)
+        return self.commit(describe(artefacts))
+
+    def commit(self, manifest: Manifest) -> Manifest:
+        """Create the manifest, with which its generation begins to exist; see `publish`."""
         # A run whose heartbeat stopped for long may have lost its dataset to gc.
         self.dataset_record(manifest.dataset)
+        generation = manifest.generation
+        key = self.own.manifest(generation)
         try:
-            self.store.put_if_absent(self.keys.manifest(generation), manifest.to_json())
+            self.store.put_if_absent(key, manifest.to_json())
         except ObjectExistsError:
-            winner = self.get(generation)
+            winner = Manifest.from_json(self.store.get(key), key=key)
             raise ConflictError(
                 f"{generation_name(generation)} of {self.family} was published by attempt "
-                f"{winner.attempt} meanwhile; this attempt ({attempt}) is not",
+                f"{winner.attempt} meanwhile; this attempt ({manifest.attempt}) is not",
                 hint=f"mlip-job show -g {generation} shows what is there",
             ) from None
         self.roll_forward(manifest)

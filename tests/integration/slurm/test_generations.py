@@ -88,6 +88,26 @@ def test_a_requeue_and_a_time_limit_in_the_middle_of_the_fit(family: Family) -> 
     assert manifest.environment.scheduler.id == job
 
 
+def test_an_array_trains_an_ensemble(family: Family) -> None:
+    """Whichever task comes last publishes the best member as the generation."""
+    family.submit("-g", 1, "--ensemble", 3)
+    family.wait_for("published")
+    registry = family.registry()
+    manifest = registry.get(1)
+    assert registry.verify(manifest) == []
+    assert manifest.ensemble is not None
+    assert [(m.number, m.seed) for m in manifest.ensemble.members] == [(1, 42), (2, 43), (3, 44)]
+    assert len({m.test_loss for m in manifest.ensemble.members}) == 3
+    assert manifest.environment.scheduler is not None
+    assert manifest.environment.scheduler.kind == "slurm"
+    assert registry.latest() == 1
+    logs = family.run("logs", "-g", 1).out
+    for member in (1, 2, 3):
+        assert f"[{member}] member {member} of 3 of gen_01 is trained" in logs
+    assert "not trained yet" in logs
+    assert family.run("submit", "-g", 1, "--ensemble", 3).code == 73
+
+
 def test_a_node_fails_in_the_middle_of_the_fit(family: Family) -> None:
     """Slurm starts the job again once there is a node, and it goes on at once."""
     family.configure(training=LONG)

@@ -14,12 +14,17 @@ from typing import TYPE_CHECKING
 from mlip_job.config.load import ENVIRONMENT_PREFIX
 from mlip_job.environment import ProcessIdentity
 from mlip_job.errors import ConfigError, UnavailableError
-from mlip_job.naming import parse_job_name
 from mlip_job.schedulers.base import JobHandle, JobState, JobStatus, Plan, require_same
 from mlip_job.schedulers.exit_codes import meaning_of
 from mlip_job.schedulers.job_log import error_in, lines_of, read_end
 from mlip_job.schedulers.local.script import local_script
-from mlip_job.schedulers.records import Submission, SubmitFiles, is_of, name_of_job
+from mlip_job.schedulers.records import (
+    Submission,
+    SubmitFiles,
+    is_of,
+    name_of_job,
+    parse_job_name,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

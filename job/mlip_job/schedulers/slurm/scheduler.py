@@ -6,10 +6,15 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from mlip_job.errors import UnavailableError
-from mlip_job.naming import parse_job_name
 from mlip_job.schedulers.base import JobHandle, JobState, JobStatus, Plan, require_same
 from mlip_job.schedulers.job_log import lines_of, read_end
-from mlip_job.schedulers.records import Submission, SubmitFiles, is_of, name_of_job
+from mlip_job.schedulers.records import (
+    Submission,
+    SubmitFiles,
+    is_of,
+    name_of_job,
+    parse_job_name,
+)
 from mlip_job.schedulers.slurm import commands
 from mlip_job.schedulers.slurm.preflight import check_files
 from mlip_job.schedulers.slurm.script import batch_script
