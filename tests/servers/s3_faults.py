@@ -34,6 +34,7 @@ ERRORS = {
     "ExpiredToken": 400,
     "InternalError": 500,
     "InvalidAccessKeyId": 403,
+    "InvalidRequest": 400,
     "NoSuchBucket": 404,
     "PreconditionFailed": 412,
     "RequestTimeTooSkewed": 403,

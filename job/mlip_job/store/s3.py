@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from urllib3.exceptions import HTTPError
 
 from mlip_job.errors import (
     ObjectChangedError,
@@ -299,7 +300,7 @@ class S3Store:
             if code in _MISSING:
                 raise ObjectNotFoundError(f"{key} is not in {self.url}") from None
             raise explain(error, action, key, self._config) from None
-        except BotoCoreError as error:
+        except (BotoCoreError, HTTPError) as error:
             raise explain(error, action, key, self._config) from None
 
 
