@@ -39,6 +39,7 @@ def make_manifest(
     basis: dict[str, Any] | None = None,
     artefacts: dict[str, Artefact] | None = None,
     dataset: DatasetReference | None = None,
+    rejected_because: tuple[str, ...] = (),
 ) -> Manifest:
     """Return a complete manifest; what a test cares about is given, the rest is made up."""
     config = JobConfig(family=family)
@@ -74,7 +75,14 @@ def make_manifest(
             image=None,
             scheduler=None,
         ),
-        headline=Headline(train=errors, test=errors, iterations=10, functions=15),
+        headline=Headline(
+            train=errors,
+            test=errors,
+            iterations=10,
+            functions=15,
+            accepted=not rejected_because,
+            rejected_because=rejected_because,
+        ),
         artefacts=artefacts or {},
     )
 

@@ -126,7 +126,7 @@ def test_repair_rolls_forward_what_a_crash_left(
     """Missing and damaged copies, and the pointer; said line by line; the second time nothing."""
     for generation in (1, 2):
         publish(registry, tmp_path, generation, f"a{generation}", dataset)
-    before = content(registry)
+    before, latest = content(registry), registry.latest()
     registry.store.delete(registry.keys.potential(1, "yace"))
     registry.store.put(registry.keys.potential(2, "yaml"), b"half")
     registry.store.delete(registry.keys.latest)
@@ -135,7 +135,9 @@ def test_repair_rolls_forward_what_a_crash_left(
         "wrote cu-ni/potentials/gen_02.yaml",
         "wrote cu-ni/latest.json",
     )
-    assert content(registry) == before
+    assert registry.latest() == latest == 2
+    # The pointer says when it was moved.
+    assert content(registry) | {registry.keys.latest: b""} == before | {registry.keys.latest: b""}
     assert repair(registry).mended == ()
 
 

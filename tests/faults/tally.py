@@ -1,8 +1,11 @@
-"""What the fault suite did, for the end of its output."""
+"""What the fault suite did, for the end of its output: a plugin of pytest."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import pytest
 
 
 @dataclass
@@ -38,6 +41,11 @@ class Tally:
         self.duplicates += max(0, said - 1)
         self.iterations_done += iterations
 
+    def add(self, other: Tally) -> None:
+        """Add what another process counted."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
     def __str__(self) -> str:
         """Return the summary line."""
         return (
@@ -45,3 +53,33 @@ class Tally:
             f"iterations lost, {self.races} jobs raced, {self.s3_faults} S3 requests failed, "
             f"{self.publishes} publishes, duplicates = {self.duplicates}"
         )
+
+
+TALLY = pytest.StashKey[Tally]()
+_FROM_WORKER = "fault_tally"
+
+
+@pytest.hookimpl
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand the counts of a process of pytest-xdist to the one that prints them."""
+    tally = session.config.stash.get(TALLY, None)
+    if tally is not None and hasattr(session.config, "workeroutput"):
+        session.config.workeroutput[_FROM_WORKER] = asdict(tally)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Add the counts of a process of pytest-xdist."""
+    counts = getattr(node, "workeroutput", {}).get(_FROM_WORKER)
+    if counts is not None:
+        node.config.stash.setdefault(TALLY, Tally()).add(Tally(**counts))
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Print what the fault suite did."""
+    tally = config.stash.get(TALLY, None)
+    if tally is not None:
+        terminalreporter.section("fault suite")
+        terminalreporter.write_line(str(tally))

@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlip_job.dataset.index import common_test_rows, index_text, write_index
 from mlip_job.dataset.split import Inheritance, Split, SplitItem, split_rows
 from mlip_job.errors import DataError
 
 if TYPE_CHECKING:
     import random
+    from pathlib import Path
 
 
 def fingerprint_of(number: int) -> str:
@@ -182,3 +184,13 @@ def test_one_group_for_all_is_refused() -> None:
     with pytest.raises(DataError, match="test side empty") as caught:
         split_rows(items, fraction=0.1, seed=1)
     assert "group_by" in str(caught.value.hint)
+
+
+def test_common_test_rows_are_test_in_both(tmp_path: Path) -> None:
+    """By structure, not by row id: another database may have numbered them anew."""
+    ours, theirs = tmp_path / "ours.csv.gz", tmp_path / "theirs.csv.gz"
+    rows = [SplitItem(row_id=n, fingerprint=fingerprint_of(n)) for n in range(6)]
+    write_index(ours, index_text(rows, ["test", "test", "test", "train", "train", "test"]))
+    old = [SplitItem(row_id=n + 100, fingerprint=fingerprint_of(n)) for n in range(5)]
+    write_index(theirs, index_text(old, ["test", "train", "test", "train", "test"]))
+    assert common_test_rows(ours, theirs) == {0, 2}

@@ -367,3 +367,23 @@ def test_a_huge_line_does_no_harm(tmp_path: Path) -> None:
     lines = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(b"".join([*lines[:50], b"x" * (20 << 20), b"\n", *lines[50:]]))
     assert _errors(summarise_run(tmp_path / "run"), "train")[0] == 73.47
+
+
+def test_a_trial_of_the_line_search_is_not_the_result(tmp_path: Path) -> None:
+    """Pacemaker's last figures of the test set are then those of parameters that it did not keep.
+
+    The potential that this fit saved has 28.5809 meV/atom on the test set, evaluated by itself.
+    """
+    summary = summarise_run(DATA / "line_search_lost", exit_code=0)
+    assert summary.status == "succeeded"
+    assert summary.train is not None
+    assert summary.train.rmse_energy_mev_per_atom == pytest.approx(19.3952, abs=1e-4)
+    assert summary.test is not None
+    assert summary.test.rmse_energy_mev_per_atom == pytest.approx(28.5809, abs=1e-4)
+    assert any("line search" in text for text in summary.warnings)
+    copy = tmp_path / "copy"
+    shutil.copytree(DATA / "line_search_lost", copy)
+    table = copy / "metrics" / "test_metrics.txt"
+    lines = table.read_text().splitlines(keepends=True)
+    table.write_text("".join(lines[:-2] + lines[-1:]))
+    assert summarise_run(copy, exit_code=0).test is None

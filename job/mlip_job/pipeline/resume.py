@@ -14,6 +14,7 @@ from mlip_job.training.snapshot import POTENTIAL
 
 if TYPE_CHECKING:
     from mlip_job.config import JobConfig
+    from mlip_job.dataset.record import DatasetRecord
     from mlip_job.naming import WorkFiles
     from mlip_job.pipeline.stages import Observer
     from mlip_job.registry import Checkpoint, Registry
@@ -58,7 +59,7 @@ def fetch_checkpoint(
             shutil.rmtree(staging, ignore_errors=True)
             continue
         _arrange(checkpoint, files)
-        _fetch_frames(checkpoint, registry, files)
+        _fetch_its_frames(checkpoint, registry, files)
         usable = checkpoint
         break
     for problem in unusable:
@@ -114,12 +115,16 @@ def _arrange(checkpoint: Checkpoint, files: WorkFiles) -> None:
     shutil.rmtree(staging)
 
 
-def _fetch_frames(checkpoint: Checkpoint, registry: Registry, files: WorkFiles) -> None:
+def fetch_frames(record: DatasetRecord, registry: Registry, files: WorkFiles) -> None:
+    """Bring what pacemaker reads of a dataset into the work directory."""
     files.dataset.directory.mkdir()
+    for name in (*record.frames.train, *record.frames.test):
+        registry.fetch_dataset_file(record, name, files.dataset.directory / name)
+
+
+def _fetch_its_frames(checkpoint: Checkpoint, registry: Registry, files: WorkFiles) -> None:
     try:
-        record = registry.dataset_record(checkpoint.training.dataset)
-        for name in (*record.frames.train, *record.frames.test):
-            registry.fetch_dataset_file(record, name, files.dataset.directory / name)
+        fetch_frames(registry.dataset_record(checkpoint.training.dataset), registry, files)
     except IntegrityError as error:
         raise IntegrityError(
             f"can't go on from {checkpoint}: {error.message}", hint="start over with --fresh"

@@ -9,8 +9,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from mlip_job.errors import ConfigError, IntegrityError
-from mlip_job.naming import DatasetFiles, generation_name, parse_generation_name
+from mlip_job.naming import MEMBERS, DatasetFiles, generation_name, parse_generation_name
 from mlip_job.registry.claim import age_by_store, is_live, read_claim
+from mlip_job.registry.members import AGREEMENT, members_of, read_agreement
 from mlip_job.registry.registry import DERIVED_SUFFIXES
 
 if TYPE_CHECKING:
@@ -117,7 +118,9 @@ def find_orphans(registry: Registry, keep: timedelta) -> Iterator[Orphan]:
     # Claims are looked at before manifests: a run that publishes in between has its manifest then.
     for generation in _generations(registry):
         if not _is_training(registry, generation):
-            yield from _attempts(registry, generation, registry.find(generation), keep)
+            manifest = registry.find(generation)
+            yield from _attempts(registry, generation, manifest, keep)
+            yield from _ensemble(registry, generation, manifest, keep)
     # A run that found its dataset in the store has not named it in the store yet.
     if not any(_is_training(registry, generation) for generation in _generations(registry)):
         yield from _datasets(registry, keep)
@@ -155,16 +158,35 @@ def _generations(registry: Registry) -> list[int]:
 
 
 def _is_training(registry: Registry, generation: int) -> bool:
-    key = registry.keys.claim(generation)
-    claim = read_claim(registry.store, key)
-    return claim is not None and is_live(registry.store, key, claim)
+    for place in (registry, *members_of(registry, generation).values()):
+        key = place.own.claim(generation)
+        claim = read_claim(registry.store, key)
+        if claim is not None and is_live(registry.store, key, claim):
+            return True
+    return False
+
+
+def _ensemble(
+    registry: Registry, generation: int, manifest: Manifest | None, keep: timedelta
+) -> Iterator[Orphan]:
+    """Yield what is left of an ensemble; one that became no generation goes as a whole."""
+    name = generation_name(generation)
+    if manifest is not None and manifest.ensemble is not None:
+        for member in members_of(registry, generation).values():
+            yield from _attempts(member, generation, member.find_own(generation), keep)
+        return
+    prefix = registry.keys.generation(generation, MEMBERS)
+    agreement = registry.keys.generation(generation, AGREEMENT)
+    objects = [*registry.store.list(prefix), *registry.store.list(agreement)]
+    fate = "which is not published" if manifest is None else "that did not become it"
+    yield from _orphan(registry, prefix, f"an ensemble for {name}, {fate}", objects, keep)
 
 
 def _attempts(
     registry: Registry, generation: int, manifest: Manifest | None, keep: timedelta
 ) -> Iterator[Orphan]:
     named = {part.attempt for part in manifest.attempts} if manifest is not None else set()
-    prefix = registry.keys.generation(generation, "attempts/")
+    prefix = registry.own.generation(generation, "attempts/")
     for attempt in registry.store.list_prefixes(prefix):
         objects = list(registry.store.list(f"{prefix}{attempt}/"))
         if attempt in named:
@@ -182,9 +204,13 @@ def _datasets(registry: Registry, keep: timedelta) -> Iterator[Orphan]:
     doomed = {
         orphan.prefix
         for generation in _generations(registry)
-        for orphan in _attempts(registry, generation, None, keep)
+        for find in (_attempts, _ensemble)
+        for orphan in find(registry, generation, None, keep)
     }
     for generation in _generations(registry):
+        agreement = read_agreement(registry, generation)
+        if agreement is not None and registry.keys.generation(generation, MEMBERS) not in doomed:
+            named.add(agreement.dataset.id)
         for checkpoint in registry.checkpoints(generation).found():
             attempt = registry.keys.attempt(generation, checkpoint.attempt)
             if attempt not in doomed:

@@ -8,42 +8,29 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from mlip_job.dataset.record import DatasetRecord
 from mlip_job.errors import (
     ConfigError,
     ConflictError,
     IntegrityError,
-    ObjectChangedError,
     ObjectExistsError,
     ObjectNotFoundError,
-    StoreError,
 )
 from mlip_job.naming import DatasetFiles, FamilyKeys, generation_name, parse_generation_name
 from mlip_job.registry.checkpoints import Checkpoints
 from mlip_job.registry.claim import HeldClaim, take_claim
 from mlip_job.registry.fetching import fetch_bytes, fetch_file
 from mlip_job.registry.manifest import Artefact, DatasetReference, Manifest
+from mlip_job.registry.pointer import Pointer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from mlip_job.registry.pointer import LatestPointer
     from mlip_job.store.base import ObjectStore
 
 DERIVED_SUFFIXES = ("yace", "yaml", "asi")
 """Formats of the potential that also lie under ``potentials/``, where present."""
-
-_POINTER_TRIES = 20
-
-
-class LatestPointer(BaseModel):
-    """Content of ``latest.json``."""
-
-    model_config = ConfigDict(frozen=True)
-
-    generation: int
-    name: str
 
 
 class Registry:
@@ -60,13 +47,20 @@ class Registry:
     def __init__(self, store: ObjectStore, family: str) -> None:
         self.store = store
         self.family = family
-        self.keys = FamilyKeys(family)
+        self.keys = self.own = FamilyKeys(family)
+        self._pointer = Pointer(store, self.keys.latest)
 
     # -- reading ---------------------------------------------------------------------------------
 
     def find(self, generation: int) -> Manifest | None:
         """Return a generation's manifest, or None where it is not published."""
-        key = self.keys.manifest(generation)
+        return self._read_manifest(self.keys.manifest(generation))
+
+    def find_own(self, generation: int) -> Manifest | None:
+        """Return the manifest of what is trained here: a generation, or a member's part of it."""
+        return self._read_manifest(self.own.manifest(generation))
+
+    def _read_manifest(self, key: str) -> Manifest | None:
         try:
             return Manifest.from_json(self.store.get(key), key=key)
         except ObjectNotFoundError:
@@ -102,21 +96,30 @@ class Registry:
 
     def latest(self) -> int | None:
         """Return the generation that ``latest.json`` points at."""
-        try:
-            return self._read_pointer()[0]
-        except ObjectNotFoundError:
-            return None
+        pointer = self.pointer()
+        return None if pointer is None else pointer.generation
+
+    def pointer(self) -> LatestPointer | None:
+        """Return ``latest.json``."""
+        return self._pointer.read()
 
     # -- training --------------------------------------------------------------------------------
 
     def claim(self, generation: int, attempt: str, *, stale_after_s: float) -> HeldClaim:
         """Claim a generation for an attempt; see `take_claim`."""
-        key = self.keys.claim(generation)
+        key = self.own.claim(generation)
         return take_claim(self.store, key, generation, attempt=attempt, stale_after_s=stale_after_s)
 
     def checkpoints(self, generation: int) -> Checkpoints:
         """Return the checkpoints of a generation that is being trained."""
-        return Checkpoints(self.store, self.keys, generation)
+        return Checkpoints(self.store, self.own, generation)
+
+    def agreed_dataset(self, generation: int) -> DatasetReference | None:  # noqa: ARG002
+        """Return the dataset that others decided on; only members of an ensemble have any."""
+        return None
+
+    def agree_on_dataset(self, generation: int, dataset: DatasetReference) -> None:
+        """Decide on a dataset for all members of an ensemble."""
 
     # -- datasets --------------------------------------------------------------------------------
 
@@ -179,30 +182,39 @@ class Registry:
         """
         artefacts = {}
         for name, path in sorted(files.items()):
-            key = self.keys.attempt(generation, attempt, name)
+            key = self.own.attempt(generation, attempt, name)
             sha256 = self.store.upload(path, key)
             artefacts[name] = Artefact(key=key, sha256=sha256, size=path.stat().st_size)
-        manifest = describe(artefacts)
+        return self.commit(describe(artefacts))
+
+    def commit(self, manifest: Manifest) -> Manifest:
+        """Create the manifest, with which its generation begins to exist; see `publish`."""
         # A run whose heartbeat stopped for long may have lost its dataset to gc.
         self.dataset_record(manifest.dataset)
+        generation = manifest.generation
+        key = self.own.manifest(generation)
         try:
-            self.store.put_if_absent(self.keys.manifest(generation), manifest.to_json())
+            self.store.put_if_absent(key, manifest.to_json())
         except ObjectExistsError:
-            winner = self.get(generation)
+            winner = Manifest.from_json(self.store.get(key), key=key)
             raise ConflictError(
                 f"{generation_name(generation)} of {self.family} was published by attempt "
-                f"{winner.attempt} meanwhile; this attempt ({attempt}) is not",
+                f"{winner.attempt} meanwhile; this attempt ({manifest.attempt}) is not",
                 hint=f"mlip-job show -g {generation} shows what is there",
             ) from None
         self.roll_forward(manifest)
         return manifest
 
     def roll_forward(self, manifest: Manifest) -> None:
-        """Bring what is derived from a manifest up to date; a crash may have come between."""
+        """Bring what is derived from a manifest up to date; a crash may have come between.
+
+        ``latest.json`` follows accepted generations only, and never leads back.
+        """
         for suffix in DERIVED_SUFFIXES:
             if self.store.head(self.keys.potential(manifest.generation, suffix)) is None:
                 self.mend_copy(manifest, suffix)
-        self._advance_latest(manifest.generation)
+        if manifest.headline.accepted:
+            self._advance_latest(manifest.generation)
 
     def mend_copy(self, manifest: Manifest, suffix: str) -> bool:
         """Write the copy of a potential under ``potentials/`` unless it is there and whole.
@@ -226,51 +238,44 @@ class Registry:
         return True
 
     def mend_latest(self) -> bool:
-        """Point ``latest.json`` at the highest generation unless it does; return whether it had to.
+        """Move ``latest.json`` to where it should be; return whether it had to be moved.
 
-        An unreadable pointer is removed first.
+        An unreadable one is removed first. What a person chose stays.
         """
-        highest = max(self.numbers(), default=None)
-        try:
-            current = self.latest()
-        except IntegrityError:
-            self.store.delete(self.keys.latest)
-            current = None
-        if highest is None or (current is not None and current >= highest):
-            return False
-        self._advance_latest(highest)
-        return True
+        self._pointer.remove_unreadable()
+        accepted = (
+            number for number in reversed(self.numbers()) if self.get(number).headline.accepted
+        )
+        highest = next(accepted, None)
+        return highest is not None and self._advance_latest(highest)
 
-    def _advance_latest(self, generation: int) -> None:
-        pointer = LatestPointer(generation=generation, name=generation_name(generation))
-        data = pointer.model_dump_json().encode()
-        for _ in range(_POINTER_TRIES):
-            try:
-                current, version = self._read_pointer()
-            except ObjectNotFoundError:
-                try:
-                    self.store.put_if_absent(self.keys.latest, data)
-                except ObjectExistsError:
-                    continue
-                return
-            if current >= generation:
-                return
-            try:
-                self.store.put_if_match(self.keys.latest, data, version)
-            except ObjectChangedError:
-                continue
-            return
-        raise StoreError(f"{self.keys.latest} changes faster than it can be updated")
+    def promote(self, generation: int, reason: str, *, force: bool) -> None:
+        """Point ``latest.json`` at a generation, older or newer than the one that it points at.
 
-    def _read_pointer(self) -> tuple[int, str]:
-        data, version = self.store.get_versioned(self.keys.latest)
-        try:
-            return LatestPointer.model_validate_json(data).generation, version
-        except ValidationError:
-            raise IntegrityError(
-                f"{self.keys.latest} is no pointer to a generation",
-                hint="delete it; the next run writes it anew",
-            ) from None
+        Generations that are published by then don't move it again, later ones do.
+
+        Raises
+        ------
+        ConfigError
+            If it is not published, or was rejected and there is no `force`.
+        """
+        headline = self.get(generation).headline
+        if not (headline.accepted or force):
+            reasons = "\n".join(f"  {reason}" for reason in headline.rejected_because)
+            raise ConfigError(
+                f"{generation_name(generation)} was rejected:\n{reasons}",
+                hint="--force takes it all the same, and is recorded",
+            )
+        self._pointer.remove_unreadable()
+        self._pointer.choose(
+            generation,
+            reason,
+            forced=not headline.accepted,
+            highest=lambda: max(self.numbers()),
+        )
+
+    def _advance_latest(self, generation: int) -> bool:
+        return self._pointer.advance(generation)
 
     # -- artefacts -------------------------------------------------------------------------------
 
@@ -284,6 +289,17 @@ class Registry:
         """
         artefact = manifest.artefacts[name]
         fetch_file(self.store, artefact.key, artefact.sha256, path)
+
+    def read(self, manifest: Manifest, name: str) -> bytes:
+        """Return the content of a small artefact and check its hash.
+
+        Raises
+        ------
+        IntegrityError
+            If it is missing or is not what the manifest says.
+        """
+        artefact = manifest.artefacts[name]
+        return fetch_bytes(self.store, artefact.key, artefact.sha256)
 
     def verify(self, manifest: Manifest) -> list[str]:
         """Read back everything a generation consists of; return what is wrong, empty if nothing."""

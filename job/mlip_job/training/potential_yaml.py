@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +90,30 @@ def as_start(content: Mapping[str, Any]) -> dict[str, Any]:
         for block in content["species"]
     ]
     return {**content, "metadata": metadata, "species": species}
+
+
+def perturbed(content: Mapping[str, Any], noise: float, seed: int) -> dict[str, Any]:
+    """Return a potential whose functions' coefficients have changed a little.
+
+    Parameters
+    ----------
+    content
+        The potential.
+    noise
+        Standard deviation of the change of a coefficient, relative to it.
+    seed
+        Of the changes.
+    """
+    normal = random.Random(seed)  # noqa: S311 - nothing secret depends on it
+
+    def changed(function: Mapping[str, Any]) -> dict[str, Any]:
+        return {**function, "c": [c * (1 + normal.gauss(0, noise)) for c in function["c"]]}
+
+    species = [
+        {**block, "nbody": list(map(changed, block["nbody"]))} if "nbody" in block else block
+        for block in content["species"]
+    ]
+    return {**content, "species": species}
 
 
 def write_potential(content: Mapping[str, Any], path: Path) -> None:

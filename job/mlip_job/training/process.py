@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from mlip_job.errors import TrainingError
 from mlip_job.training.failure import DIVERGED
 from mlip_job.training.lines import LineReader
 from mlip_job.training.log import LogParser
-from mlip_job.training.programs import find_program, trainer_environment
+from mlip_job.training.programs import die_with_parent, find_program, trainer_environment
 from mlip_job.training.tables import MetricsRow, TableFollower
 from mlip_job.training.train_log import hide_host
 from mlip_job.training.watchdog import Watchdog
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 5.0  # pacemaker ends within a second of SIGTERM; a stuck one is killed
 _READ_BYTES = 1 << 20
-_PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
-_LIBC = ctypes.CDLL(None)  # loaded here: between fork and exec only what can't block may be done
 
 
 @dataclass(frozen=True)
@@ -113,7 +110,8 @@ def run_pacemaker(files: WorkFiles, input_file: Path, offset: Offset, monitor: M
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 - one call into libc, no lock taken
+            # If this process is killed the kernel ends pacemaker, so that no GPU is left busy.
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - one call into libc, no lock taken
         )
     try:
         exit_code = _Follower(files, process, offset, monitor).follow(begin)
@@ -218,11 +216,6 @@ class _IterationClock:
             elif row.iter_num > self._first[0] and now > self._first[1]:
                 elapsed = now - self._first[1]
                 self.seconds_per_iteration = elapsed / (row.iter_num - self._first[0])
-
-
-def _die_with_parent() -> None:
-    """Have the kernel end pacemaker if this process is killed, so that no GPU is left busy."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _stop_group(process: subprocess.Popen[bytes]) -> None:
