@@ -23,6 +23,7 @@ pytest_plugins = [
     "tests.servers.browser",
     "tests.servers.databases",
     "tests.servers.kubernetes",
+    "tests.servers.helm",  # imports the one before
     "tests.servers.mlflow",
     "tests.servers.node",
     "tests.servers.s3",
