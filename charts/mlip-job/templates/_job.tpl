@@ -44,7 +44,7 @@ template:
       {{- include "mlip-job.podLabels" (dict "root" . "component" "training") | nindent 6 }}
     {{- with .Values.annotations }}
     annotations:
-      {{- toYaml . | nindent 6 }}
+      {{- include "mlip-job.texts" . | trim | nindent 6 }}
     {{- end }}
   spec:
     {{- $args := include "mlip-job.args" . | fromYamlArray }}

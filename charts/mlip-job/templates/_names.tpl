@@ -83,3 +83,10 @@ mlip-job/generation: {{ include "mlip-job.generation" . | quote }}
   "app.kubernetes.io/version" .root.Chart.AppVersion
   "helm.sh/chart" (printf "%s-%s" .root.Chart.Name .root.Chart.Version)) $own | toYaml -}}
 {{- end }}
+
+{{/* Annotations. Unlike toYaml, this copes with every text. */}}
+{{- define "mlip-job.texts" -}}
+{{- range $name, $text := . }}
+{{ quote $name }}: {{ quote $text }}
+{{- end }}
+{{- end }}

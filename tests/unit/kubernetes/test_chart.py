@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from mlip_job import __version__
 from mlip_job.config.kubernetes import KubernetesConfig
-from mlip_job.config.load import load_config
+from mlip_job.config.load import load_config, validate_config
 from mlip_job.errors import ConfigError
+from mlip_job.schedulers.base import JobRequest
 from mlip_job.schedulers.kubernetes.manifests import from_yaml, plan_job
 from mlip_job.schedulers.kubernetes.template import job_from_template
 from tests.servers.helm import CHART, VALUES, one_of_kind
@@ -30,13 +31,12 @@ from tests.unit.kubernetes.test_manifests import MINORS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mlip_job.schedulers.base import JobRequest
     from tests.servers.helm import Helm
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "kubernetes.md"
 LEAST: dict[str, Any] = yaml.safe_load((CHART / "ci/generation-values.yaml").read_text())
 
-UNPRINTABLE = "[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff\ufffe\uffff]"
+UNPRINTABLE = "[\x7f-\x9f\ufeff\ufffe\uffff]"
 
 
 def same_configuration(config_map: dict[str, Any], path: Path) -> Any:
@@ -106,12 +106,12 @@ def test_hostile_texts_are_the_same(
     helm: Helm, request_for: Callable[..., JobRequest], texts: list[str]
 ) -> None:
     """Whatever is in a variable, an option or the configuration."""
-    plain = [re.sub(UNPRINTABLE, "", text) for text in texts]  # they are refused
+    plain = [re.sub(UNPRINTABLE, "", text) for text in texts]  # these are refused in `config`
     request = request_for(
         namespace="alloys",
         env={f"V{i}": text for i, text in enumerate(texts)},
         run_options=tuple(texts),
-        annotations={f"example.com/a{i}": text for i, text in enumerate(plain)},
+        annotations={f"example.com/a{i}": text for i, text in enumerate(texts)},
         sections={"dataset": {"group_by": " ".join(plain)}},
     )
     submitted = from_yaml(plan_job(request).text)
@@ -307,7 +307,6 @@ def test_helm_test_checks_what_the_run_needs(helm: Helm, name: str, arguments: l
             "mounted read-only",
         ),
         ({"config": {"dataset": {"group_by": "a\x85b"}}}, "config has characters"),
-        ({"annotations": {"a": "b\x7f"}}, "annotations"),
         ({"gracePeriodSeconds": 24}, "storing a checkpoint may take 25 s"),
     ],
 )
@@ -381,12 +380,29 @@ def test_the_chart_is_of_this_version() -> None:
     assert chart["appVersion"] == chart["version"] == __version__
 
 
+def documented() -> list[dict[str, Any]]:
+    """Return all YAML documents in docs/kubernetes.md."""
+    blocks = [b.partition("```")[0] for b in DOCUMENT.read_text().split("```yaml\n")[1:]]
+    return [document for block in blocks for document in yaml.safe_load_all(block)]
+
+
+def test_the_documented_values_make_the_job_of_the_documented_configuration(helm: Helm) -> None:
+    """Except for the image's tag and what the two examples ask for besides."""
+    (values,) = (one for one in documented() if "existingSecret" in one)
+    config = next(one for one in documented() if "family" in one)
+    assert values["config"] == {k: v for k, v in config.items() if k != "submit"}
+    config["submit"]["kubernetes"]["image"] = "registry.example/mlip-job:0.1.0"
+    request = JobRequest(validate_config(config, source="docs"), 4, Path("/"))
+    job = one_of_kind(helm.template({**values, "generation": 4}), "Job")
+    submitted = from_yaml(plan_job(request).text)["Job"]
+    submitted["metadata"]["namespace"] = "alloys"
+    assert same_job(job) == same_job(submitted)
+
+
 def test_the_role_is_the_documented_one(helm: Helm) -> None:
     """With which the submitter's tests run."""
     documents = helm.template(CHART / "ci/template-values.yaml")
-    blocks = [b.partition("```")[0] for b in DOCUMENT.read_text().split("```yaml\n")[1:]]
-    documented = [document for block in blocks for document in yaml.safe_load_all(block)]
-    (role,) = (one for one in documented if one and one.get("kind") == "Role")
+    (role,) = (one for one in documented() if one.get("kind") == "Role")
     assert one_of_kind(documents, "Role")["rules"] == role["rules"]
     subjects = one_of_kind(documents, "RoleBinding")["subjects"]
     assert [subject["kind"] for subject in subjects] == ["ServiceAccount", "User"]
