@@ -12,7 +12,7 @@ COMPILE_TOOL := $(BIN)/uv pip compile --quiet --no-header --no-annotate \
 COMPILE := $(COMPILE_TOOL) pyproject.toml \
 	--extra postgresql --extra mysql --extra mlflow --extra crate
 
-.PHONY: demo test lint types schemas chart faults-long servers locks clean
+.PHONY: demo test lint types schemas chart faults-long servers image locks clean
 
 demo: $(VENV)/.trainer
 	$(BIN)/mlip-job demo
@@ -44,6 +44,14 @@ chart: $(VENV)/.dev
 servers:
 	tools/install-servers
 	PYTHON=$(PYTHON) tools/install-test-venvs
+
+# The image of a job, by docker or podman; docs/images.md has the options.
+ENGINE ?= docker
+TARGET ?= cpu
+image:
+	$(ENGINE) build --target $(TARGET) --tag mlip-job:$(TARGET) \
+		--build-arg VERSION=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
+		--build-arg REVISION=$$(git rev-parse HEAD) $(IMAGE_OPTIONS) .
 
 # The locks are installed as they are, without resolution: see requirements/README.md.
 $(VENV)/.trainer: requirements/trainer-cpu.txt pyproject.toml

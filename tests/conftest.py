@@ -21,12 +21,15 @@ pytest_plugins = [
     "tests.faults.tally",
     "tests.generations",
     "tests.servers.browser",
+    "tests.servers.containers",
     "tests.servers.databases",
     "tests.servers.kubernetes",
     "tests.servers.helm",  # imports the one before
     "tests.servers.mlflow",
     "tests.servers.node",
     "tests.servers.s3",
+    "tests.servers.s3_faults",
+    "tests.servers.slurm",
 ]
 
 _NO_SKIPS = "MLIP_JOB_TEST_NO_SKIPS"

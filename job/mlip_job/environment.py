@@ -190,3 +190,12 @@ def current_scheduler_job() -> SchedulerJob | None:
         index = os.environ.get("JOB_COMPLETION_INDEX")
         return SchedulerJob(kind="kubernetes", id="/".join((*names, *filter(None, (index,)))))
     return None
+
+
+def current_array_index() -> int | None:
+    """Return which task of an array this process belongs to, from 1."""
+    if task := os.environ.get("SLURM_ARRAY_TASK_ID"):
+        return int(task)
+    if index := os.environ.get("JOB_COMPLETION_INDEX"):
+        return int(index) + 1
+    return None

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 FAMILY_PATTERN = r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?"
 """A family's name is part of store keys and of Kubernetes object names (RFC 1123 labels)."""
 
+MEMBERS = "members/"
+"""Folder of an ensemble's members in their generation's."""
+
 _GENERATION = re.compile(r"gen_(\d{2,})")
-_JOB = re.compile(rf"mlip-({FAMILY_PATTERN})-(gen_\d+)-[0-9a-f]{{8}}")
 
 
 def generation_name(generation: int) -> str:
@@ -31,6 +33,11 @@ def generation_name(generation: int) -> str:
             f"generation {generation} is not possible", hint="generations count from 1"
         )
     return f"gen_{generation:02d}"
+
+
+def member_folder(member: int) -> str:
+    """Return the folder of a member of an ensemble in its generation's, ``members/member_02``."""
+    return f"{MEMBERS}member_{member:02d}"
 
 
 def parse_generation_name(name: str) -> int | None:
@@ -57,21 +64,6 @@ def kubernetes_job_name(family: str, generation: int, digest: str) -> str:
     return start.rstrip("-") + end
 
 
-def job_name(family: str, generation: int, digest: str) -> str:
-    """Return the name of a scheduler's job, ``mlip-cu-ni-gen_04-1a2b3c4d``.
-
-    The digest tells the submissions of one generation apart.
-    """
-    return f"mlip-{family}-{generation_name(generation)}-{digest[:8]}"
-
-
-def parse_job_name(name: str) -> tuple[str, int] | None:
-    """Return the family and the generation that a job's name stands for; None for others' jobs."""
-    match = _JOB.fullmatch(name)
-    generation = parse_generation_name(match.group(2)) if match is not None else None
-    return (match.group(1), generation) if match is not None and generation is not None else None
-
-
 @dataclass(frozen=True)
 class FamilyKeys:
     """Every key of one family in the store.
@@ -80,9 +72,12 @@ class FamilyKeys:
     ----------
     family
         The family's name; all keys start with it.
+    member
+        A member of an ensemble: then the keys of a generation are this member's own.
     """
 
     family: str
+    member: int | None = None
 
     @property
     def latest(self) -> str:
@@ -105,7 +100,12 @@ class FamilyKeys:
 
     def generation(self, generation: int, file: str = "") -> str:
         """Key of one file of a generation, or its prefix where no file is named."""
-        return f"{self.generations}{generation_name(generation)}/{file}"
+        return f"{self.generations}{self.folder(generation)}/{file}"
+
+    def folder(self, generation: int) -> str:
+        """Folder of a generation, or of the member's part of it."""
+        name = generation_name(generation)
+        return name if self.member is None else f"{name}/{member_folder(self.member)}"
 
     def manifest(self, generation: int) -> str:
         """Key whose existence makes the generation exist."""

@@ -12,7 +12,7 @@ from mlip_job.errors import ConfigError
 from mlip_job.registry import Artefact, LatestPointer, Manifest, Registry
 from mlip_job.registry.maintenance import repair
 from mlip_job.store.open import open_store
-from tests.manifests import make_manifest
+from tests.manifests import make_manifest, put_dataset
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,10 +35,15 @@ def _publish(registry: Registry, directory: Path, generation: int, *reasons: str
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{generation}.yace"
     path.write_text(f"potential {generation}")
+    dataset = put_dataset(registry, directory / "dataset", "ninety and ten")
 
     def describe(artefacts: dict[str, Artefact]) -> Manifest:
         return make_manifest(
-            generation, family=FAMILY, artefacts=artefacts, rejected_because=reasons
+            generation,
+            family=FAMILY,
+            artefacts=artefacts,
+            dataset=dataset,
+            rejected_because=reasons,
         )
 
     return registry.publish(generation, "a1", {"potential.yace": path}, describe)

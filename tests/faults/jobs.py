@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import signal
 import sys
@@ -132,6 +133,7 @@ def _child(arguments: list[str], log: Path, fault: Callable[[], None] | None) ->
             os.dup2(descriptor, standard)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         warnings.simplefilter("default")
+        logging.getLogger().handlers.clear()  # pytest's: a job's warnings go to its stderr
         if fault is not None:
             fault()
         main(arguments)

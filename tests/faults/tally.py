@@ -22,6 +22,8 @@ class Tally:
         Generations that were published, and how many of them more than once.
     races
         Jobs that were started at once for one generation.
+    s3_faults
+        Requests to an S3 server that were failed on purpose.
     """
 
     kill_points: int = 0
@@ -30,6 +32,7 @@ class Tally:
     publishes: int = 0
     duplicates: int = 0
     races: int = 0
+    s3_faults: int = 0
 
     def count_end(self, texts: list[str], iterations: int) -> None:
         """Count one generation that was brought to its end, by what its jobs said."""
@@ -47,8 +50,8 @@ class Tally:
         """Return the summary line."""
         return (
             f"{self.kill_points} kill points, {self.iterations_lost} of {self.iterations_done} "
-            f"iterations lost, {self.races} jobs raced, {self.publishes} publishes, "
-            f"duplicates = {self.duplicates}"
+            f"iterations lost, {self.races} jobs raced, {self.s3_faults} S3 requests failed, "
+            f"{self.publishes} publishes, duplicates = {self.duplicates}"
         )
 
 

@@ -58,6 +58,7 @@ SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min
 SlurmdParameters=config_overrides
 GresTypes=gpu
 KillWait=20
+MessageTimeout=3
 MinJobAge=300
 ReturnToService=0
 PreemptType=preempt/partition_prio
@@ -136,9 +137,24 @@ class SlurmCluster:
             time.sleep(0.1)
         return state
 
+    def end_jobs(self) -> None:
+        """End all jobs at once, and wait until they have."""
+        self.run("scancel", "--full", "--signal=KILL", "--user", _user())
+        self.run("scancel", "--user", _user())
+        _wait(lambda: not self.run("squeue", "-h", "-o", "%i").strip(), "the end of the jobs")
+
+    def start_controller(self, *, forgetting: bool) -> None:
+        """Start the controller, which may forget all jobs that it knew."""
+        _run(("slurmctld", *(["-c"] if forgetting else [])), self.environment)
+        _wait(lambda: _answers(self, "scontrol", "ping"), "slurmctld")
+
+    def stop_controller(self) -> None:
+        """End the controller."""
+        _end(self.directory / "slurmctld.pid")
+
     def kill_node(self) -> None:
-        """Take the node's power away: its daemon and all its jobs' processes end at once."""
-        for pid in self.processes_of_node():
+        """Take the node's power away: its daemons and all its jobs' processes end at once."""
+        for pid in (*self.daemons_of_node(), *self.processes_of_jobs()):
             _kill(pid, signal.SIGKILL)
         self.run("scontrol", "update", f"nodename={NODE}", "state=down", "reason=power")
 
@@ -156,22 +172,30 @@ class SlurmCluster:
             "allocated",
         )
 
-    def processes_of_node(self) -> Iterator[int]:
-        """Yield the node's daemon, the daemons of its steps, then what those started."""
+    def daemons_of_node(self) -> Iterator[int]:
+        """Yield the node's daemon and those of its jobs' steps."""
         yield int((self.directory / "slurmd.pid").read_text())
-        steps, tasks = [], []
         for entry in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 if (entry / "comm").read_text().startswith("slurmstepd"):
                     files = [file.readlink() for file in (entry / "fd").iterdir()]
                     if any(file.is_relative_to(self.directory) for file in files):
-                        steps.append(int(entry.name))
-                else:
-                    variables = (entry / "environ").read_bytes().split(b"\0")
-                    ours = f"SLURM_CONF={self.directory / 'slurm.conf'}".encode()
-                    if ours in variables and any(v.startswith(b"SLURM_JOB_ID=") for v in variables):
-                        tasks.append(int(entry.name))
-        yield from (*steps, *tasks)
+                        yield int(entry.name)
+
+    def processes_of_jobs(self, job_id: str = "") -> Iterator[int]:
+        """Yield what jobs started, or one job: it has the variables of both cluster and job."""
+        conf = f"SLURM_CONF={self.directory / 'slurm.conf'}".encode()
+        job = f"SLURM_JOB_ID={job_id}".encode()
+        for entry in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                variables = (entry / "environ").read_bytes().split(b"\0")
+                if conf in variables and any(v.startswith(job) for v in variables):
+                    yield int(entry.name)
+
+    def kill_processes(self, job_id: str) -> None:
+        """Kill all that a job started."""
+        for pid in list(self.processes_of_jobs(job_id)):
+            _kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")
@@ -206,8 +230,7 @@ def _used(cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sl
     for name, value in cluster.environment.items():
         monkeypatch.setenv(name, value)
     yield cluster
-    cluster.run("scancel", "--full", "--signal=KILL", "--user", _user())
-    cluster.run("scancel", "--user", _user())
+    cluster.end_jobs()
 
 
 @contextmanager
@@ -291,22 +314,32 @@ def _start(cluster: SlurmCluster, *, with_accounting: bool) -> None:
             f"user {_user()} account=science",
         ):
             cluster.run("sacctmgr", "-i", "-Q", "add", *addition.split())
-    _run(("slurmctld", "-c"), environment)
-    _wait(lambda: _answers(cluster, "scontrol", "ping"), "slurmctld")
+    cluster.start_controller(forgetting=True)
     _run(("slurmd", "-N", NODE), environment)
     _wait(cluster.node_is_up, "slurmd")
 
 
 def _stop(cluster: SlurmCluster) -> None:
     """End what was started, and nothing else: by the process ids that the daemons wrote."""
-    for pid in cluster.processes_of_node():
-        _kill(pid, signal.SIGKILL)
+    with suppress(FileNotFoundError):
+        for pid in (*cluster.daemons_of_node(), *cluster.processes_of_jobs()):
+            _kill(pid, signal.SIGKILL)
     for daemon in ("slurmctld", "slurmdbd", "munged"):
-        file = cluster.directory / f"{daemon}.pid"
-        if file.exists():
-            pid = int(file.read_text())
-            _kill(pid, signal.SIGTERM)
-            _wait(lambda pid=pid: not Path(f"/proc/{pid}").exists(), daemon)
+        _end(cluster.directory / f"{daemon}.pid")
+
+
+def _end(pid_file: Path) -> None:
+    if pid_file.exists():
+        pid = int(pid_file.read_text())
+        _kill(pid, signal.SIGTERM)
+        _wait(lambda: _is_gone(pid), f"the end of {pid_file.stem}")
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 def _kill(pid: int, number: signal.Signals) -> None:

@@ -94,6 +94,6 @@ def test_cpu_time_is_that_of_the_whole_session() -> None:
             pass
         after = session_cpu_seconds(process.pid)
         process.kill()
-    assert before >= 0.3
+    assert before >= 0.25  # of 0.3: times in proc(5) are whole ticks, rounded down
     assert after - before < 0.15
     assert session_cpu_seconds(process.pid) == 0

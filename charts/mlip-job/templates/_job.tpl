@@ -58,17 +58,15 @@ template:
 - run
 - --generation
 - {{ .Values.generation | default 0 | int | quote }}
+{{- with .Values.ensemble }}
+- --of # which member: by the pod's index
+- {{ int . | quote }}
+{{- end }}
 {{- if and .Values.gpus .Values.requireGpu }}
 - --require-gpu
 {{- end }}
 {{- range .Values.runOptions }}
 - {{ include "mlip-job.literal" . | quote }}
-{{- end }}
-{{- if .Values.ensemble }}
-- --member
-- $(JOB_COMPLETION_INDEX)
-- --members
-- {{ int .Values.ensemble | quote }}
 {{- end }}
 {{- end }}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from mlip_job.naming import generation_name, parse_generation_name
 from mlip_job.schedulers.base import JobState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from mlip_job.config import JobConfig
     from mlip_job.registry import Manifest, Registry
@@ -55,7 +55,10 @@ class GenerationView:
     job, status
         Its newest job, where the scheduler knows one.
     training
-        What the store says of its training, where it is not published.
+        What the store says of its training, where it is not published; of an ensemble, of the
+        member that was at work last.
+    members
+        What it says of each member of an ensemble; None for one that is trained.
     max_iter
         Iterations that a ladder step may take.
     """
@@ -66,17 +69,27 @@ class GenerationView:
     job: JobHandle | None = None
     status: JobStatus | None = None
     training: TrainingNow | None = None
+    members: Mapping[int, TrainingNow | None] = field(default_factory=dict)
     max_iter: int = 0
 
     def progress(self) -> str | None:
-        """Return how far the fit is, in words."""
-        if self.training is None or self.training.checkpoint is None:
+        """Return how far the fit is, or each member's, in words."""
+        if self.members:
+            return ", ".join(
+                f"member {number} "
+                + ("trained" if training is None else self._progress(training) or "begun")
+                for number, training in self.members.items()
+            )
+        return None if self.training is None else self._progress(self.training)
+
+    def _progress(self, training: TrainingNow) -> str | None:
+        if training.checkpoint is None:
             return None
-        position = self.training.checkpoint.position
+        position = training.checkpoint.position
         if position.finished:
             return "fitted; evaluation and publishing are left"
         text = f"{position} of at most {self.max_iter}"
-        left = self.training.seconds_left(self.max_iter)
+        left = training.seconds_left(self.max_iter)
         if self.state is State.RUNNING and left is not None:
             return f"{text}, at most {duration(left)} left in this step"
         return text
@@ -118,6 +131,7 @@ class GenerationView:
             "attempt": training.attempt if training is not None else None,
             "iterations": checkpoint.iterations if checkpoint is not None else None,
             "saved": checkpoint.saved.isoformat() if checkpoint is not None else None,
+            "members_trained": [n for n, member in self.members.items() if member is None],
             "seconds_left_in_step": training.seconds_left(self.max_iter)
             if training is not None
             else None,
@@ -170,16 +184,26 @@ class Observatory:
             number += 1
 
     def _unpublished(self, generation: int) -> GenerationView:
+        from mlip_job.registry import members_of
         from mlip_job.registry.training_now import look_at_training
 
         training = look_at_training(self._registry, generation)
+        members = {
+            number: None
+            if member.find_own(generation) is not None
+            else look_at_training(member, generation)
+            for number, member in members_of(self._registry, generation).items()
+        }
+        under_way = [member for member in members.values() if member is not None]
+        training = training or max(under_way, key=lambda m: (m.live, m.attempt), default=None)
         job, status = self._ask(generation)
         return GenerationView(
             generation,
-            _state(job, status, training),
+            _state(job, status, training, begun=bool(members)),
             job=job,
             status=status,
             training=training,
+            members=members,
             max_iter=self._config.training.max_iter,
         )
 
@@ -201,11 +225,13 @@ class Observatory:
                 yield directory.name
 
 
-def _state(job: JobHandle | None, status: JobStatus | None, training: TrainingNow | None) -> State:
+def _state(
+    job: JobHandle | None, status: JobStatus | None, training: TrainingNow | None, *, begun: bool
+) -> State:
     if status is not None and status.state in _BY_JOB:
         return _BY_JOB[status.state]
-    if training is not None:
-        return State.RUNNING if training.live else State.STOPPED
+    if training is not None or begun:
+        return State.RUNNING if training is not None and training.live else State.STOPPED
     return State.UNKNOWN if job is not None else State.ABSENT
 
 

@@ -73,10 +73,15 @@ def _job_lines(
 
 
 def _stored_log(registry: Registry, generation: int) -> str:
-    """Return the log of the newest attempt that has shipped one."""
-    prefix = registry.keys.generation(generation, "attempts/")
-    for attempt in sorted(registry.store.list_prefixes(prefix), reverse=True):
-        key = registry.keys.attempt(generation, attempt, "train.log")
+    """Return the log of the newest attempt that has shipped one, at whichever member it is."""
+    from mlip_job.registry import members_of
+
+    attempts = [
+        (attempt, place.own.attempt(generation, attempt, "train.log"))
+        for place in (registry, *members_of(registry, generation).values())
+        for attempt in registry.store.list_prefixes(place.own.generation(generation, "attempts/"))
+    ]
+    for _, key in sorted(attempts, reverse=True):
         if registry.store.head(key) is not None:
             return registry.store.get(key).decode(errors="replace")
     raise ConfigError(

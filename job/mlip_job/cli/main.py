@@ -12,7 +12,8 @@ import click
 from mlip_job import __version__
 from mlip_job.cli.options import common_options
 from mlip_job.cli.termination import write_termination_message
-from mlip_job.errors import ConfigError, MlipJobError
+from mlip_job.disk import says_full
+from mlip_job.errors import ConfigError, DiskError, MlipJobError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,4 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # The reader of our output has gone; that is its right. Keep Python from complaining again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        if not says_full(error):
+            raise
+        click.echo(f"error: {error.strerror}: {error.filename or 'standard output'}", err=True)
+        sys.exit(DiskError.exit_code)
     sys.exit(code if isinstance(code, int) else 0)

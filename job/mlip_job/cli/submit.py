@@ -52,6 +52,12 @@ class _Generations(GenerationType):
 @click.option("--dry-run", is_flag=True, help="Print what would be submitted, and nothing else.")
 @click.option("--wait", is_flag=True, help="Wait until it is published or has failed.")
 @click.option("--after", metavar="JOB", help="Job that has to succeed first.")
+@click.option(
+    "--ensemble",
+    metavar="M",
+    type=click.IntRange(2, 100),
+    help="Train M members, of which the best becomes the generation.",
+)
 @click.option("--from", "template", metavar="cronjob/NAME", help="Template in the cluster.")
 @click.option("--fresh", is_flag=True, help="Start over; remove checkpoints of earlier runs.")
 @common_options
@@ -61,6 +67,7 @@ def command(
     generation: int | str | range,
     scheduler: str | None,
     after: str | None,
+    ensemble: int | None,
     template: str | None,
     *,
     dry_run: bool,
@@ -90,6 +97,7 @@ def command(
         generation=numbers[0],
         directory=settings.config_path.resolve().parent,
         run_options=("--fresh",) if fresh else (),
+        ensemble=ensemble,
         after=after,
     )
     if dry_run:

@@ -10,7 +10,7 @@ from mlip_job.cli.output import figure, print_table
 from mlip_job.naming import generation_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.registry import ErrorFigures, Headline, LatestPointer, Manifest
@@ -144,6 +144,7 @@ def show_manifest(manifest: Manifest, latest: LatestPointer | None = None) -> No
             ),
         ),
         ("attempts", _attempts(manifest)),
+        *_committee(manifest),
         ("artefacts", ", ".join(sorted(manifest.artefacts))),
     ]
     for name, text in lines:
@@ -160,6 +161,29 @@ def _gate(manifest: Manifest) -> str:
 def _choice(latest: LatestPointer) -> str:
     forced = ", forced" if latest.forced else ""
     return f"since {latest.moved:%Y-%m-%d %H:%M} UTC{forced}: {latest.reason}"
+
+
+def _committee(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """Yield what there is to say of an ensemble."""
+    if manifest.ensemble is None:
+        return
+    for member in manifest.ensemble.members:
+        test = member.headline.test
+        yield (
+            f"member {member.number}",
+            f"seed {member.seed}, test loss {member.test_loss:.4g}, "
+            f"RMSE {figure(test.rmse_energy_mev_per_atom)} meV/atom, "
+            f"{figure(test.rmse_force_mev_per_angstrom)} meV/Å"
+            + (" (the best)" if member.number == manifest.ensemble.best else ""),
+        )
+    spread = manifest.ensemble.spread
+    if spread is not None:
+        yield (
+            "spread",
+            f"{figure(spread.mean_energy_mev_per_atom)} meV/atom, "
+            f"{figure(spread.mean_force_mev_per_angstrom)} meV/Å: mean standard deviation of the "
+            "members' predictions on the test set",
+        )
 
 
 def _attempts(manifest: Manifest) -> str:

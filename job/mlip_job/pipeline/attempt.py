@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlip_job.errors import ConflictError, InterruptedRunError, MlipJobError
-from mlip_job.naming import WorkFiles, generation_name
+from mlip_job.naming import WorkFiles
 from mlip_job.pipeline.background import every, within
 from mlip_job.pipeline.evaluate import (
     clear_cores,
-    describe_rejection,
     evaluate_generation,
     fetch_structures,
 )
 from mlip_job.pipeline.lineage import find_lineage
-from mlip_job.pipeline.resume import fetch_checkpoint
+from mlip_job.pipeline.resume import fetch_checkpoint, fetch_frames
 from mlip_job.pipeline.shipping import Shipper
 from mlip_job.pipeline.stages import (
     build_dataset,
@@ -105,7 +104,7 @@ class Attempt:
         self._registry = registry
         self._observer = observer
         self._stop = stop
-        work = Path(config.work_dir) / generation_name(generation)
+        work = Path(config.work_dir) / registry.own.folder(generation)
         self._files = WorkFiles(work / self.name)
         self._timings: dict[str, float] = {}
         self._lost: ConflictError | None = None
@@ -153,15 +152,9 @@ class Attempt:
         with self._timed("fit"):
             summary = self._fit(prepared, shipper)
         try:
-            manifest = self._publish(prepared, shipper, summary)
+            return self._publish(prepared, shipper, summary)
         except InterruptedRunError as error:
             raise self._with_checkpoint(error, shipper) from None
-        self._observer.message(
-            f"published {generation_name(self._generation)} in {self._registry.store.url}"
-        )
-        if not manifest.headline.accepted:
-            self._observer.message(describe_rejection(manifest))
-        return manifest
 
     # -- before the fit --------------------------------------------------------------------------
 
@@ -186,15 +179,20 @@ class Attempt:
         """Export the dataset and start from the parent, or from nothing."""
         training = self._config.training
         lineage = find_lineage(self._registry, training, self._generation)
+        agreed = self._registry.agreed_dataset(self._generation)
         with self._timed("export"):
-            record = build_dataset(
-                self._config,
-                self._generation,
-                self._registry,
-                lineage.dataset,
-                self._files.dataset.directory,
-                self._observer,
-            )
+            if agreed is not None:
+                record = self._registry.dataset_record(agreed)
+                fetch_frames(record, self._registry, self._files)
+            else:
+                record = build_dataset(
+                    self._config,
+                    self._generation,
+                    self._registry,
+                    lineage.dataset,
+                    self._files.dataset.directory,
+                    self._observer,
+                )
         parent = fetch_parent(
             training,
             self._files,
@@ -205,13 +203,16 @@ class Attempt:
         )
         content = make_input(training, self._files, record, parent)
         self._raise_if_lost()
-        with self._timed("publish_dataset"):
-            sha256 = self._registry.publish_dataset(self._files.dataset.directory, record)
+        if agreed is None:
+            with self._timed("publish_dataset"):
+                sha256 = self._registry.publish_dataset(self._files.dataset.directory, record)
+            agreed = refer_to(record, sha256, lineage.dataset)
+            self._registry.agree_on_dataset(self._generation, agreed)
         state = TrainingState(
             attempts=(self._part(),),
             started=self._started,
             config=self._config.model_dump(mode="json"),
-            dataset=refer_to(record, sha256, lineage.dataset),
+            dataset=agreed,
             parent=parent,
             elements=record.elements,
         )
@@ -268,7 +269,8 @@ class Attempt:
                 raise  # another attempt goes on already
             except MlipJobError as error:
                 within(run.stop_timeout, ship, "storing the last checkpoint")
-                raise self._with_checkpoint(error, shipper) from None
+                # Slurm signals pacemaker as well, which then ends before it is told to.
+                raise self._with_checkpoint(self._stop.error() or error, shipper) from None
             left_out = left_out_by_weighting(self._config.training, self._files, prepared.record)
             self._left_out.write_text(json.dumps(left_out), encoding="utf-8")
             shipper.ship_end([self._left_out])

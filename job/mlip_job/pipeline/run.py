@@ -8,10 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlip_job.disk import cant_write, reported
 from mlip_job.errors import ConfigError
 from mlip_job.naming import WorkFiles, generation_name
 from mlip_job.pipeline.attempt import Attempt
 from mlip_job.pipeline.confirm import confirm_config, confirm_dataset
+from mlip_job.pipeline.ensemble import (
+    Member,
+    config_of,
+    publish_best,
+    registry_of,
+    require_ensemble,
+)
 from mlip_job.pipeline.evaluate import describe_rejection
 from mlip_job.pipeline.lineage import find_lineage
 from mlip_job.pipeline.stages import build_dataset
@@ -40,10 +48,14 @@ class Outcome:
         Of the generation as it is published.
     created
         False where it was published before and nothing had to be done.
+    missing
+        Members of the ensemble that are not trained yet. Then there is no generation, and the
+        manifest is of the member.
     """
 
     manifest: Manifest
     created: bool
+    missing: tuple[int, ...] = ()
 
 
 def run_generation(
@@ -54,11 +66,13 @@ def run_generation(
     observer: Observer,
     stop: StopRequest,
     fresh: bool = False,
+    member: Member | None = None,
 ) -> Outcome:
     """Export, train and publish a generation, or confirm that it is published already; log it.
 
     An attempt that was interrupted is gone on with: its dataset, its potential, its learning curve.
-    With `fresh` it is forgotten.
+    With `fresh` it is forgotten. With `member` one member of an ensemble is trained; the run that
+    finds all of them trained publishes the generation.
 
     Raises
     ------
@@ -66,7 +80,17 @@ def run_generation(
         Of the kind that says what went wrong; see `mlip_job.errors`. Nothing is published then.
     """
     registry = Registry(store, config.family)
-    outcome = _train_or_confirm(config, generation, registry, observer, stop, fresh=fresh)
+    published = registry.find(generation)
+    if published is not None and member is not None:
+        require_ensemble(published, member.of)
+    if published is not None:
+        outcome = _confirm(config, registry, published, observer)
+    elif member is not None:
+        outcome = _train_member(config, generation, registry, member, observer, stop, fresh=fresh)
+    else:
+        outcome = _train(config, generation, registry, observer, stop, fresh=fresh)
+    if outcome.missing:
+        return outcome
     with stop.deferred():
         track_generation(
             config.tracking,
@@ -78,7 +102,7 @@ def run_generation(
     return outcome
 
 
-def _train_or_confirm(
+def _train(
     config: JobConfig,
     generation: int,
     registry: Registry,
@@ -87,17 +111,62 @@ def _train_or_confirm(
     *,
     fresh: bool,
 ) -> Outcome:
-    published = registry.find(generation)
-    if published is not None:
-        return _confirm(config, registry, published, observer)
+    manifest, created = _attempt(config, generation, registry, observer, stop, fresh=fresh)
+    if not created:
+        return _confirm(config, registry, manifest, observer)
+    observer.message(f"published {generation_name(generation)} in {registry.store.url}")
+    if not manifest.headline.accepted:
+        observer.message(describe_rejection(manifest))
+    return Outcome(manifest, created=True)
+
+
+def _train_member(
+    config: JobConfig,
+    generation: int,
+    registry: Registry,
+    member: Member,
+    observer: Observer,
+    stop: StopRequest,
+    *,
+    fresh: bool,
+) -> Outcome:
+    """Train a member unless it is; publish the generation if it was the last one missing."""
+    own_config, own = config_of(config, member.number), registry_of(registry, config, member)
+    manifest, created = own.find_own(generation), False
+    if manifest is None:
+        manifest, created = _attempt(own_config, generation, own, observer, stop, fresh=fresh)
+    confirm_config(manifest, own_config)
+    name = f"member {member.number} of {member.of} of {generation_name(generation)}"
+    observer.message(f"{name} is trained")
+    best, missing = publish_best(config, generation, registry, member.of, observer)
+    if best is None:
+        observer.message(f"not trained yet: {', '.join(map(str, missing))}")
+        return Outcome(manifest, created, missing)
+    if not best.headline.accepted:
+        observer.message(describe_rejection(best))
+    return Outcome(best, created=True)
+
+
+def _attempt(
+    config: JobConfig,
+    generation: int,
+    registry: Registry,
+    observer: Observer,
+    stop: StopRequest,
+    *,
+    fresh: bool,
+) -> tuple[Manifest, bool]:
+    """Return what an attempt published; or, and False, what another one has meanwhile."""
+    registry.agreed_dataset(generation)  # a conflict is better found before the claim
     find_lineage(registry, config.training, generation)
     _preflight(config, registry)
     attempt = Attempt(config, generation, registry, observer, stop)
     with attempt.claim():
-        published = registry.find(generation)
-        if published is None:
-            return Outcome(attempt.run(fresh=fresh), created=True)
-    return _confirm(config, registry, published, observer)
+        published = registry.find_own(generation)
+        if published is not None:
+            return published, False
+        with reported(Path(config.work_dir)):
+            return attempt.run(fresh=fresh), True
 
 
 def export_generation(
@@ -151,8 +220,8 @@ def _scratch(config: JobConfig) -> Iterator[WorkFiles]:
         work.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.TemporaryDirectory(dir=work, prefix="scratch-")
     except OSError as error:
-        raise ConfigError(f"can't write to {work}: {error.strerror}", hint="set work_dir") from None
-    with scratch as directory:
+        raise cant_write(work, error, hint="set work_dir") from None
+    with reported(work), scratch as directory:
         yield WorkFiles(Path(directory))
 
 

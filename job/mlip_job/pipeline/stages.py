@@ -10,15 +10,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mlip_job.config.training import EnergyBased
 from mlip_job.dataset.builder import DatasetBuilder, ParentDataset
+from mlip_job.disk import cant_write, reported
 from mlip_job.environment import RunEnvironment
-from mlip_job.errors import ConfigError
 from mlip_job.naming import DatasetFiles, WorkFiles, generation_name
 from mlip_job.pipeline.lineage import start_mode
 from mlip_job.registry import DatasetReference, Manifest, Parent
 from mlip_job.retries import retrying
 from mlip_job.training.basis import potential_section
 from mlip_job.training.input_yaml import StartPotential, TrainingData, build_input, dump_input
-from mlip_job.training.potential_yaml import as_start, read_potential, write_potential
+from mlip_job.training.potential_yaml import (
+    as_start,
+    perturbed,
+    read_potential,
+    write_potential,
+)
 from mlip_job.training.weighting import rows_left_out
 
 if TYPE_CHECKING:
@@ -58,10 +63,8 @@ def build_dataset(
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(
-            f"can't write to {directory}: {error.strerror}", hint="set work_dir, or choose -o DIR"
-        ) from None
-    with tempfile.TemporaryDirectory(prefix="mlip-job-") as temporary:
+        raise cant_write(directory, error, hint="set work_dir, or choose -o DIR") from None
+    with reported(directory), tempfile.TemporaryDirectory(prefix="mlip-job-") as temporary:
         builder = DatasetBuilder(
             config.database.for_generation(generation),
             config.dataset,
@@ -90,7 +93,10 @@ def fetch_parent(
         return None
     mode = start_mode(training, elements, start_from)
     registry.fetch(start_from, "potential.yaml", files.parent_potential)
-    write_potential(as_start(read_potential(files.parent_potential)), files.parent_potential)
+    start = as_start(read_potential(files.parent_potential))
+    if training.start_noise:
+        start = perturbed(start, training.start_noise, training.seed)
+    write_potential(start, files.parent_potential)
     how = "with the same basis" if mode == "continue" else "growing its basis"
     observer.message(f"starting from {generation_name(start_from.generation)}, {how}")
     return Parent(

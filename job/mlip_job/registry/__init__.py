@@ -8,12 +8,16 @@ from mlip_job.registry.claim import Claim, HeldClaim
 from mlip_job.registry.manifest import (
     Artefact,
     AttemptPart,
+    Committee,
+    CommitteeMember,
     DatasetReference,
     ErrorFigures,
     Headline,
     Manifest,
     Parent,
+    Spread,
 )
+from mlip_job.registry.members import MemberRegistry, members_of
 from mlip_job.registry.pointer import LatestPointer
 from mlip_job.registry.registry import Registry
 
@@ -23,13 +27,18 @@ __all__ = [
     "Checkpoint",
     "Checkpoints",
     "Claim",
+    "Committee",
+    "CommitteeMember",
     "DatasetReference",
     "ErrorFigures",
     "Headline",
     "HeldClaim",
     "LatestPointer",
     "Manifest",
+    "MemberRegistry",
     "Parent",
     "Registry",
+    "Spread",
     "TrainingState",
+    "members_of",
 ]

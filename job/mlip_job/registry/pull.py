@@ -7,7 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlip_job.errors import ConfigError, ConflictError
+from mlip_job.disk import cant_write
+from mlip_job.errors import ConflictError
 from mlip_job.naming import generation_name
 
 if TYPE_CHECKING:
@@ -61,9 +62,7 @@ def pull_generation(
                 (directory / file).parent.mkdir(parents=True, exist_ok=True)
                 (staging / file).replace(directory / file)
     except OSError as error:
-        raise ConfigError(
-            f"can't write to {directory}: {error.strerror or error}", hint="choose another -o DIR"
-        ) from None
+        raise cant_write(directory, error, hint="choose another -o DIR") from None
     return [directory / file for file in files]
 
 

@@ -19,6 +19,7 @@ from mlip_job.errors import (
 from mlip_job.naming import DatasetFiles, FamilyKeys, generation_name, parse_generation_name
 from mlip_job.registry.checkpoints import Checkpoints
 from mlip_job.registry.claim import HeldClaim, take_claim
+from mlip_job.registry.fetching import fetch_bytes, fetch_file
 from mlip_job.registry.manifest import Artefact, DatasetReference, Manifest
 from mlip_job.registry.pointer import Pointer
 
@@ -46,14 +47,20 @@ class Registry:
     def __init__(self, store: ObjectStore, family: str) -> None:
         self.store = store
         self.family = family
-        self.keys = FamilyKeys(family)
+        self.keys = self.own = FamilyKeys(family)
         self._pointer = Pointer(store, self.keys.latest)
 
     # -- reading ---------------------------------------------------------------------------------
 
     def find(self, generation: int) -> Manifest | None:
         """Return a generation's manifest, or None where it is not published."""
-        key = self.keys.manifest(generation)
+        return self._read_manifest(self.keys.manifest(generation))
+
+    def find_own(self, generation: int) -> Manifest | None:
+        """Return the manifest of what is trained here: a generation, or a member's part of it."""
+        return self._read_manifest(self.own.manifest(generation))
+
+    def _read_manifest(self, key: str) -> Manifest | None:
         try:
             return Manifest.from_json(self.store.get(key), key=key)
         except ObjectNotFoundError:
@@ -100,12 +107,19 @@ class Registry:
 
     def claim(self, generation: int, attempt: str, *, stale_after_s: float) -> HeldClaim:
         """Claim a generation for an attempt; see `take_claim`."""
-        key = self.keys.claim(generation)
+        key = self.own.claim(generation)
         return take_claim(self.store, key, generation, attempt=attempt, stale_after_s=stale_after_s)
 
     def checkpoints(self, generation: int) -> Checkpoints:
         """Return the checkpoints of a generation that is being trained."""
-        return Checkpoints(self.store, self.keys, generation)
+        return Checkpoints(self.store, self.own, generation)
+
+    def agreed_dataset(self, generation: int) -> DatasetReference | None:  # noqa: ARG002
+        """Return the dataset that others decided on; only members of an ensemble have any."""
+        return None
+
+    def agree_on_dataset(self, generation: int, dataset: DatasetReference) -> None:
+        """Decide on a dataset for all members of an ensemble."""
 
     # -- datasets --------------------------------------------------------------------------------
 
@@ -127,18 +141,17 @@ class Registry:
     def dataset_record(self, dataset: DatasetReference) -> DatasetRecord:
         """Return the record of a dataset that a manifest or a checkpoint names."""
         key = self.keys.dataset(dataset.id, DatasetFiles.RECORD)
-        data = self._get(key)
-        _require_hash(key, dataset.record_sha256, hashlib.sha256(data).hexdigest())
+        data = fetch_bytes(self.store, key, dataset.record_sha256)
         return DatasetRecord.from_json(data.decode())
 
     def fetch_dataset_file(self, record: DatasetRecord, name: str, path: Path) -> None:
         """Download one file of a dataset and check its hash."""
-        self._fetch(self.keys.dataset(record.id, name), record.files[name].sha256, path)
+        fetch_file(self.store, self.keys.dataset(record.id, name), record.files[name].sha256, path)
 
     def fetch_dataset_record(self, manifest: Manifest, path: Path) -> None:
         """Download ``dataset.json`` of a generation's dataset and check its hash."""
         key = self.keys.dataset(manifest.dataset.id, DatasetFiles.RECORD)
-        self._fetch(key, manifest.dataset.record_sha256, path)
+        fetch_file(self.store, key, manifest.dataset.record_sha256, path)
 
     # -- publishing ------------------------------------------------------------------------------
 
@@ -164,20 +177,29 @@ class Registry:
         ------
         ConflictError
             If the generation was published by another attempt meanwhile.
+        IntegrityError
+            If the dataset that the manifest names is not in the store.
         """
         artefacts = {}
         for name, path in sorted(files.items()):
-            key = self.keys.attempt(generation, attempt, name)
+            key = self.own.attempt(generation, attempt, name)
             sha256 = self.store.upload(path, key)
             artefacts[name] = Artefact(key=key, sha256=sha256, size=path.stat().st_size)
-        manifest = describe(artefacts)
+        return self.commit(describe(artefacts))
+
+    def commit(self, manifest: Manifest) -> Manifest:
+        """Create the manifest, with which its generation begins to exist; see `publish`."""
+        # A run whose heartbeat stopped for long may have lost its dataset to gc.
+        self.dataset_record(manifest.dataset)
+        generation = manifest.generation
+        key = self.own.manifest(generation)
         try:
-            self.store.put_if_absent(self.keys.manifest(generation), manifest.to_json())
+            self.store.put_if_absent(key, manifest.to_json())
         except ObjectExistsError:
-            winner = self.get(generation)
+            winner = Manifest.from_json(self.store.get(key), key=key)
             raise ConflictError(
                 f"{generation_name(generation)} of {self.family} was published by attempt "
-                f"{winner.attempt} meanwhile; this attempt ({attempt}) is not",
+                f"{winner.attempt} meanwhile; this attempt ({manifest.attempt}) is not",
                 hint=f"mlip-job show -g {generation} shows what is there",
             ) from None
         self.roll_forward(manifest)
@@ -211,7 +233,7 @@ class Registry:
             with suppress(ObjectNotFoundError):
                 if self.store.download(key, local) == artefact.sha256:
                     return False
-            self._fetch(artefact.key, artefact.sha256, local)
+            fetch_file(self.store, artefact.key, artefact.sha256, local)
             self.store.upload(local, key)
         return True
 
@@ -266,7 +288,7 @@ class Registry:
             If it is missing or is not what the manifest says; then no file is left.
         """
         artefact = manifest.artefacts[name]
-        self._fetch(artefact.key, artefact.sha256, path)
+        fetch_file(self.store, artefact.key, artefact.sha256, path)
 
     def read(self, manifest: Manifest, name: str) -> bytes:
         """Return the content of a small artefact and check its hash.
@@ -277,9 +299,7 @@ class Registry:
             If it is missing or is not what the manifest says.
         """
         artefact = manifest.artefacts[name]
-        data = self._get(artefact.key)
-        _require_hash(artefact.key, artefact.sha256, hashlib.sha256(data).hexdigest())
-        return data
+        return fetch_bytes(self.store, artefact.key, artefact.sha256)
 
     def verify(self, manifest: Manifest) -> list[str]:
         """Read back everything a generation consists of; return what is wrong, empty if nothing."""
@@ -298,30 +318,7 @@ class Registry:
         with tempfile.TemporaryDirectory(prefix="mlip-job-") as directory:
             for key, sha256 in expected.items():
                 try:
-                    self._fetch(key, sha256, Path(directory) / "object")
+                    fetch_file(self.store, key, sha256, Path(directory) / "object")
                 except IntegrityError as error:
                     problems.append(error.message)
         return problems
-
-    def _get(self, key: str) -> bytes:
-        try:
-            return self.store.get(key)
-        except ObjectNotFoundError:
-            raise IntegrityError(f"{key} is missing from {self.store.url}") from None
-
-    def _fetch(self, key: str, sha256: str, path: Path) -> None:
-        try:
-            found = self.store.download(key, path)
-        except ObjectNotFoundError:
-            raise IntegrityError(f"{key} is missing from {self.store.url}") from None
-        if found != sha256:
-            path.unlink()
-            _require_hash(key, sha256, found)
-
-
-def _require_hash(key: str, expected: str, found: str) -> None:
-    if expected != found:
-        raise IntegrityError(
-            f"{key} has the sha256 {found[:16]}… instead of {expected[:16]}…",
-            hint="it was changed or damaged after it was published; restore it from a backup",
-        )

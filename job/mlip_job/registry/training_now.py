@@ -55,7 +55,7 @@ class TrainingNow:
 
 def look_at_training(registry: Registry, generation: int) -> TrainingNow | None:
     """Return how far a generation is; None where no attempt has claimed it yet."""
-    key = registry.keys.claim(generation)
+    key = registry.own.claim(generation)
     claim = read_claim(registry.store, key)
     if claim is None:
         return None

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,11 +26,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlip_job.environment import ProcessIdentity
 from mlip_job.errors import ConfigError
-from mlip_job.naming import generation_name
+from mlip_job.naming import FAMILY_PATTERN, generation_name, parse_generation_name
 
 if TYPE_CHECKING:
     from mlip_job.config import JobConfig
     from mlip_job.schedulers.base import JobRequest
+
+_JOB = re.compile(rf"mlip-({FAMILY_PATTERN})-(gen_\d+)-([0-9a-f]{{8}})-[0-9a-f]{{8}}")
 
 
 class Submission(BaseModel):
@@ -144,8 +147,30 @@ class SubmitFiles:
         return self.directory / "submission.json"
 
 
-def request_digest(request: JobRequest) -> str:
-    """Return a hash of all that tells one submission of a generation from another."""
+def _job_name(family: str, generation: int, store: str, submission: str) -> str:
+    """Return the name of a job in a queue, ``mlip-cu-ni-gen_04-1a2b3c4d-5e6f7a8b``.
+
+    Parameters
+    ----------
+    family, generation
+        What it trains.
+    store, submission
+        Hashes that tell families of one name in several stores apart, and submissions.
+    """
+    return f"mlip-{family}-{generation_name(generation)}-{store[:8]}-{submission[:8]}"
+
+
+def parse_job_name(name: str) -> tuple[str, int, str] | None:
+    """Return family, generation and store that a job's name stands for; None for others' jobs."""
+    match = _JOB.fullmatch(name)
+    generation = parse_generation_name(match.group(2)) if match is not None else None
+    if match is None or generation is None:
+        return None
+    return match.group(1), generation, match.group(3)
+
+
+def name_of_job(request: JobRequest) -> str:
+    """Return the name of a request's job; another request has another name."""
     content = {
         "config": request.config.model_dump(mode="json"),
         "generation": request.generation,
@@ -154,7 +179,19 @@ def request_digest(request: JobRequest) -> str:
         "ensemble": request.ensemble,
         "after": request.after,
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    submission = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    config = request.config
+    return _job_name(config.family, request.generation, _hash_of_store(config), submission)
+
+
+def is_of(name: str, config: JobConfig, family: str, generation: int) -> bool:
+    """Tell whether a job of this name trains a generation for the configured store."""
+    return parse_job_name(name) == (family, generation, _hash_of_store(config)[:8])
+
+
+def _hash_of_store(config: JobConfig) -> str:
+    place = f"{config.storage.url}\n{config.storage.endpoint_url}"
+    return hashlib.sha256(place.encode()).hexdigest()
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 import secrets
+import tempfile
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from mlip_job.errors import (
     StoreError,
 )
 from mlip_job.store.base import ObjectInfo
+from mlip_job.store.download import save
 from mlip_job.store.keys import check_key
 from mlip_job.store.probe import check_conditions
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 _BLOCK = 1 << 20
 _TEMPORARY = ".tmp-"
 _LOCK = ".lock"
+_LOCK_SECONDS = 60.0  # each holder needs milliseconds
+_LOCK_POLL_SECONDS = 0.005
 # What a network file system answers while its server is away; a full or read-only disk stays so.
 _TRANSIENT = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.ENOLCK}
 
@@ -141,18 +145,7 @@ class DirectoryStore:
 
     def download(self, key: str, path: Path) -> str:
         """See `ObjectStore.download`."""
-        digest = hashlib.sha256()
-        temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
-        try:
-            with self._errors("read", key), self._open(key) as source:
-                with temporary.open("xb") as target:
-                    while block := source.read(_BLOCK):
-                        digest.update(block)
-                        target.write(block)
-                temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return digest.hexdigest()
+        return save(self._blocks(key), path)
 
     def delete(self, key: str) -> None:
         """See `ObjectStore.delete`."""
@@ -165,9 +158,14 @@ class DirectoryStore:
     def leftovers(self, older_than_s: float) -> Iterator[str]:
         """See `ObjectStore.leftovers`: temporary files."""
         with self._errors("list", ""):
-            for path in sorted(self._root.rglob(f"{_TEMPORARY}*")):
+            found = sorted(self._root.rglob(f"{_TEMPORARY}*"))
+            if not found:
+                return
+            with tempfile.TemporaryFile(dir=self._root, prefix=_TEMPORARY) as probe:
+                now = os.fstat(probe.fileno()).st_mtime  # by the clock of a file server
+            for path in found:
                 with suppress(FileNotFoundError):  # a writer that lives has just renamed it
-                    if time.time() - path.stat().st_mtime >= older_than_s:
+                    if now - path.stat().st_mtime >= older_than_s:
                         yield path.relative_to(self._root).as_posix()
 
     def remove_leftover(self, name: str) -> None:
@@ -184,6 +182,11 @@ class DirectoryStore:
 
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)
+
+    def _blocks(self, key: str) -> Iterator[bytes]:
+        with self._errors("read", key), self._open(key) as file:
+            while block := file.read(_BLOCK):
+                yield block
 
     def _open(self, key: str) -> BufferedReader:
         return self._path(key).open("rb")
@@ -220,8 +223,18 @@ class DirectoryStore:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        with (self._root / _LOCK).open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        """Hold the lock of replacements; who is frozen with it blocks nobody for ever."""
+        path = self._root / _LOCK
+        with path.open("ab") as lock:
+            patience = time.monotonic() + _LOCK_SECONDS
+            while not _locked(lock):
+                if time.monotonic() > patience:
+                    raise StoreError(
+                        f"{path} has been held by another process for {_LOCK_SECONDS:.0f} s",
+                        hint=f"it may be suspended; where it runs, fuser {path} names it",
+                        transient=True,
+                    )
+                time.sleep(_LOCK_POLL_SECONDS)
             yield
 
     @contextmanager
@@ -237,6 +250,14 @@ class DirectoryStore:
                 hint="check permissions and free space of storage.url",
                 transient=error.errno in _TRANSIENT,
             ) from None
+
+
+def _locked(lock: BinaryIO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _raise_unless_absent(error: OSError) -> None:

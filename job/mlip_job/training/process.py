@@ -114,10 +114,11 @@ def run_pacemaker(files: WorkFiles, input_file: Path, offset: Offset, monitor: M
             preexec_fn=die_with_parent,  # noqa: PLW1509 - one call into libc, no lock taken
         )
     try:
-        return _Follower(files, process, offset, monitor).follow(begin)
+        exit_code = _Follower(files, process, offset, monitor).follow(begin)
     finally:
         _stop_group(process)
-        hide_host(files.train_log)
+    hide_host(files.train_log)
+    return exit_code
 
 
 class _Follower:

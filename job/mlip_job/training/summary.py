@@ -202,7 +202,7 @@ def _warnings(state: LogState, tables: dict[str, MetricsTable]) -> Iterator[str]
         if sizes.kept is not None and sizes.fitted is not None and sizes.fitted != sizes.kept:
             removed = sizes.kept - sizes.fitted
             yield f"the weighting removed {removed} of {sizes.kept} {side} structures"
-    for before, after in state.batch_sizes:
+    for before, after in ((before, after) for before, after in state.batch_sizes if after):
         yield f"out of GPU memory: pacemaker reduced the batch size from {before} to {after}"
     if state.extreme_energies:
         yield "energies per atom below -20 or above 250 eV: pacemaker fitted reference energies"

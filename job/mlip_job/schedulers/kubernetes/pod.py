@@ -109,12 +109,11 @@ def _arguments(request: JobRequest) -> list[str]:
     settings = request.config.submit.kubernetes
     arguments = ["--config", f"{CONFIG_DIR}/{CONFIG_FILE}", "run"]
     arguments += ["--generation", str(request.generation)]
+    if request.ensemble is not None:
+        arguments += ["--of", str(request.ensemble)]  # which member: by the pod's index
     if settings.gpus and settings.require_gpu:
         arguments.append("--require-gpu")
     arguments += map(_literal, request.run_options)
-    if request.ensemble is not None:
-        # The Job controller sets the variable, the kubelet puts its value here.
-        arguments += ["--member", "$(JOB_COMPLETION_INDEX)", "--members", str(request.ensemble)]
     return arguments
 
 

@@ -14,12 +14,17 @@ from typing import TYPE_CHECKING
 from mlip_job.config.load import ENVIRONMENT_PREFIX
 from mlip_job.environment import ProcessIdentity
 from mlip_job.errors import ConfigError, UnavailableError
-from mlip_job.naming import job_name, parse_job_name
 from mlip_job.schedulers.base import JobHandle, JobState, JobStatus, Plan, require_same
 from mlip_job.schedulers.exit_codes import meaning_of
 from mlip_job.schedulers.job_log import error_in, lines_of, read_end
 from mlip_job.schedulers.local.script import local_script
-from mlip_job.schedulers.records import Submission, SubmitFiles, request_digest
+from mlip_job.schedulers.records import (
+    Submission,
+    SubmitFiles,
+    is_of,
+    name_of_job,
+    parse_job_name,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,7 +58,7 @@ class LocalScheduler:
         """See `Scheduler.plan`; the text is a shell script."""
         if request.after is not None and _JOB_ID.fullmatch(request.after) is None:
             raise ConfigError(f"--after: {request.after!r} is no job of this machine")
-        name = job_name(request.config.family, request.generation, request_digest(request))
+        name = name_of_job(request)
         return Plan(request, name, local_script(request))
 
     def submit(self, plan: Plan) -> JobHandle:
@@ -83,7 +88,7 @@ class LocalScheduler:
         record = SubmitFiles.of(self._config, generation).submission()
         if record is None or record.scheduler != self.name:
             return None
-        if parse_job_name(record.name) != (family, generation):
+        if not is_of(record.name, self._config, family, generation):
             return None
         return JobHandle(self.name, record.id, record.name)
 
@@ -124,7 +129,7 @@ class LocalScheduler:
                 os.killpg(int(handle.id.partition("-")[0]), signal.SIGTERM)
 
     def _files(self, handle: JobHandle) -> SubmitFiles:
-        _, generation = parse_job_name(handle.name) or ("", 1)
+        _, generation, _ = parse_job_name(handle.name) or ("", 1, "")
         return SubmitFiles.of(self._config, generation)
 
 

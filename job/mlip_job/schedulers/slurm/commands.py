@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from mlip_job.errors import ConfigError, UnavailableError
 from mlip_job.retries import retrying
 from mlip_job.schedulers.slurm.refusals import explain_refusal
+from mlip_job.schedulers.slurm.states import is_live
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 
 _TIMEOUT_SECONDS = 60.0
 PATIENCE_SECONDS = 60.0
-"""For so long a controller that does not answer is asked again."""
+"""For so long a controller that does not answer is asked again to take a job."""
+_GLANCE_SECONDS = 10.0
+"""For so long it is asked again for what it knows: a person waits for that."""
 
 # What the commands print where the controller is busy, restarts or can't be reached just now.
 _PASSES = re.compile(
@@ -101,8 +104,9 @@ def submit(script: Path, name: str) -> str:
     """
 
     def attempt() -> str:
-        if (job := live_job(name)) is not None:
-            return job.id
+        live = (job.id for job in my_jobs() if job.name == name and is_live(job.state))
+        if (job_id := next(live, None)) is not None:
+            return job_id.partition("_")[0]
         return _read_id(_run("sbatch", "--parsable", str(script)))
 
     try:
@@ -113,22 +117,15 @@ def submit(script: Path, name: str) -> str:
         raise explain_refusal(error.said, partitions) from None
 
 
-def live_job(name: str) -> Task | None:
-    """Return the job of this name that waits or runs."""
-    from mlip_job.schedulers.slurm.states import is_live  # noqa: PLC0415
-
-    return next((job for job in my_jobs() if job.name == name and is_live(job.state)), None)
-
-
-def my_jobs() -> list[Task]:
+def my_jobs(patience: float = _GLANCE_SECONDS) -> list[Task]:
     """Return the caller's jobs that the controller still knows; of an array, each task."""
-    return _squeue("--me")
+    return retrying(lambda: _squeue("--me"), patience)
 
 
 def queued(job_id: str) -> list[Task]:
     """Return what the queue says of a job; nothing where it does not know it (any more)."""
     try:
-        return _squeue(*_which(job_id))
+        return retrying(lambda: _squeue(*_which(job_id)), _GLANCE_SECONDS)
     except SlurmError as error:
         if "Invalid job id" in error.said:
             return []
@@ -177,7 +174,7 @@ def cancel(job_id: str) -> None:
 
 def query(program: str, *arguments: str) -> str:
     """Run a command that changes nothing, or may be repeated; return what it printed."""
-    return retrying(lambda: _run(program, *arguments), PATIENCE_SECONDS)
+    return retrying(lambda: _run(program, *arguments), _GLANCE_SECONDS)
 
 
 def _run(program: str, *arguments: str) -> str:
@@ -234,7 +231,7 @@ def _squeue(*arguments: str) -> list[Task]:
     form = ("--noheader", "--states=all", "--format=%i|%T|%r|%j")
     rows = [
         line.strip().split("|", _COLUMNS - 1)
-        for line in query("squeue", *form, *arguments).splitlines()
+        for line in _run("squeue", *form, *arguments).splitlines()
     ]
     return [
         Task(job_id, state, None if reason in ("None", "(null)") else reason, None, name)

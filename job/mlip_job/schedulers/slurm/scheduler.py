@@ -6,10 +6,15 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from mlip_job.errors import UnavailableError
-from mlip_job.naming import job_name, parse_job_name
 from mlip_job.schedulers.base import JobHandle, JobState, JobStatus, Plan, require_same
 from mlip_job.schedulers.job_log import lines_of, read_end
-from mlip_job.schedulers.records import Submission, SubmitFiles, request_digest
+from mlip_job.schedulers.records import (
+    Submission,
+    SubmitFiles,
+    is_of,
+    name_of_job,
+    parse_job_name,
+)
 from mlip_job.schedulers.slurm import commands
 from mlip_job.schedulers.slurm.preflight import check_files
 from mlip_job.schedulers.slurm.script import batch_script
@@ -17,11 +22,12 @@ from mlip_job.schedulers.slurm.states import is_live
 from mlip_job.schedulers.slurm.status import combined, status_by_record, status_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from mlip_job.config import JobConfig
     from mlip_job.schedulers.base import JobRequest
+    from mlip_job.schedulers.slurm.commands import Task
 
 
 class SlurmScheduler:
@@ -40,7 +46,7 @@ class SlurmScheduler:
 
     def plan(self, request: JobRequest) -> Plan:
         """See `Scheduler.plan`; the text is the batch script."""
-        name = job_name(request.config.family, request.generation, request_digest(request))
+        name = name_of_job(request)
         return Plan(request, name, batch_script(request, name))
 
     def submit(self, plan: Plan) -> JobHandle:
@@ -62,7 +68,8 @@ class SlurmScheduler:
         """See `Scheduler.find`; it may have been submitted from another work directory."""
         recorded = self._recorded(family, generation)
         try:
-            found = self._of_generation(family, generation)
+            jobs = commands.my_jobs() if recorded is None else commands.my_jobs(patience=0)
+            found = self._named(jobs, family, generation)
         except UnavailableError:
             if recorded is None:
                 raise
@@ -82,18 +89,9 @@ class SlurmScheduler:
         if not any(is_live(task.state) for task in tasks):
             tasks = commands.accounted(handle.id) or commands.controlled(handle.id) or tasks
         files = self._files(handle)
-        if tasks:
-            return combined(
-                [
-                    status_of(
-                        task,
-                        files.how_it_ended(handle.scheduler, task.id),
-                        read_end(files.log(handle.scheduler, task.id)),
-                    )
-                    for task in tasks
-                ]
-            )
-        return self._status_by_records(handle, files)
+        if not tasks:
+            return self._status_by_records(handle, files)
+        return combined([self._status_of_task(task, handle, files) for task in tasks])
 
     def logs(self, handle: JobHandle, *, follow: bool) -> Iterator[str]:
         """See `Scheduler.logs`; they stay in the work directory."""
@@ -109,32 +107,34 @@ class SlurmScheduler:
         commands.cancel(handle.id)
 
     def _live(self, family: str, generation: int) -> JobHandle | None:
-        found = self._of_generation(family, generation, live=True)
+        jobs = commands.my_jobs(commands.PATIENCE_SECONDS)
+        found = self._named(jobs, family, generation, live=True)
         newest = max(found, key=_number, default=None)
         recorded = self._recorded(family, generation)
         if newest is not None and recorded is not None and _number(newest) == _number(recorded):
             return recorded  # it may name the cluster
         return newest
 
-    def _of_generation(
-        self, family: str, generation: int, *, live: bool = False
+    def _named(
+        self, jobs: Iterable[Task], family: str, generation: int, *, live: bool = False
     ) -> list[JobHandle]:
         return [
             JobHandle(self.name, job.id.partition("_")[0], job.name)
-            for job in commands.my_jobs()
-            if parse_job_name(job.name) == (family, generation) and (is_live(job.state) or not live)
+            for job in jobs
+            if is_of(job.name, self._config, family, generation)
+            and (is_live(job.state) or not live)
         ]
 
     def _recorded(self, family: str, generation: int) -> JobHandle | None:
         record = SubmitFiles.of(self._config, generation).submission()
         if record is None or record.scheduler != self.name:
             return None
-        if parse_job_name(record.name) != (family, generation):
+        if not is_of(record.name, self._config, family, generation):
             return None
         return JobHandle(self.name, record.id, record.name)
 
     def _files(self, handle: JobHandle) -> SubmitFiles:
-        _, generation = parse_job_name(handle.name) or ("", 1)
+        _, generation, _ = parse_job_name(handle.name) or ("", 1, "")
         return SubmitFiles.of(self._config, generation)
 
     def _logs(self, handle: JobHandle) -> Mapping[str, Path]:
@@ -143,6 +143,13 @@ class SlurmScheduler:
         if members:
             return {f"[{path.stem.rpartition('_')[2]}] ": path for path in members}
         return {"": files.log(self.name, number)}
+
+    def _status_of_task(self, task: Task, handle: JobHandle, files: SubmitFiles) -> JobStatus:
+        log = read_end(files.log(self.name, task.id))
+        submission = files.submission()
+        if log is None and (submission is None or submission.id != handle.id):
+            log = ""  # submitted from another work directory, which has the log
+        return status_of(task, files.how_it_ended(self.name, task.id), log)
 
     def _status_by_records(self, handle: JobHandle, files: SubmitFiles) -> JobStatus:
         number = str(_number(handle))

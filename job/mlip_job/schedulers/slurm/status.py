@@ -79,6 +79,8 @@ def _failed(task: Task, ended: Ended | None, log: str | None) -> JobStatus:
     if task.state in ENDINGS:
         reason, again = ENDINGS[task.state]
         return JobStatus(JobState.FAILED, task.state, reason, resubmit=again)
+    if task.reason in NEVER:
+        return JobStatus(JobState.FAILED, task.state, why(task.reason))
     code = ended.exit_code if ended is not None else task.exit_code
     if log is None and ended is None:
         return JobStatus(
