@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
+from mlip_job.config import load_config
+from tests.faults.jobs import require_complete
 from tests.images.jobs import LONG
+from tests.integration.slurm.conftest import make_family
 from tests.servers.containers import ROOT, build_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from tests.cli import Ended
     from tests.images.jobs import ImageJob
     from tests.servers.containers import Apptainer
+    from tests.servers.slurm import SlurmCluster
 
 
 def in_image(apptainer: Apptainer, sif: Path, job: ImageJob) -> list[str]:
@@ -53,6 +59,37 @@ def test_a_stopped_job_goes_on(
     job.run(in_image(apptainer, sif, job))
     manifest = job.require_published()
     assert len(manifest.attempts) == 2
+
+
+@pytest.mark.pacemaker
+def test_a_batch_job_in_the_image(
+    apptainer: Apptainer,
+    sif: Path,
+    slurm: SlurmCluster,
+    cli: Callable[..., Ended],
+    tmp_path: Path,
+) -> None:
+    """Under Slurm, with --nv: stopped as before a time limit, requeued, and published."""
+    container = tmp_path / "apptainer"
+    container.write_text(f'#!/bin/sh\nexec {shlex.join(apptainer.command)} "$@"\n')
+    container.chmod(0o755)
+    family = make_family(tmp_path, slurm, cli)
+    settings = {"gres": "gpu:1", "require_gpu": False, "setup": []}  # the GPU is no real one
+    family.configure(
+        training=LONG | {"max_iter": 30}, container=str(container), image=str(sif), **settings
+    )
+    job = family.submit()
+    family.wait_for_checkpoint()
+    slurm.run("scancel", "--signal=USR1", "--batch", job)
+    family.wait_for("published")
+    log = family.log()
+    assert "stopped by SIGUSR1; the checkpoint of" in log
+    assert "Traceback" not in log
+    manifest = require_complete(load_config(family.path, environment={}))
+    assert len(manifest.attempts) == 2
+    assert (manifest.environment.image or "").startswith(f"{sif.name}@sha256:")
+    assert manifest.environment.scheduler is not None
+    assert manifest.environment.scheduler.id == job
 
 
 def test_other_variants_are_refused(

@@ -12,6 +12,7 @@ import yaml
 from mlip_job.config import load_config
 from mlip_job.errors import ConflictError
 from mlip_job.pipeline import Member, run_generation
+from mlip_job.pipeline.ensemble import publish_best
 from mlip_job.registry import MemberRegistry, Registry
 from mlip_job.registry.maintenance import collect_garbage, find_orphans, parse_age
 from mlip_job.report import TrainingReport
@@ -259,6 +260,16 @@ def test_whoever_comes_last_publishes_also_after_a_crash(complete: Project, tmp_
     assert project.registry.get(1) == outcome.manifest
     assert project.registry.latest() == 1
     assert project.registry.verify(manifest) == []
+
+
+def test_two_that_come_last_publish_once(complete: Project) -> None:
+    """Both saw that nothing was published; the slower one makes the same, and changes nothing."""
+    before, path = complete.registry.get(1), complete.directory / "store/cu/generations/gen_01"
+    written = (path / "manifest.json").stat()
+    assert publish_best(complete.config, 1, complete.registry, 2, Silent()) == (before, ())
+    now = (path / "manifest.json").stat()
+    assert (now.st_ino, now.st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+    assert complete.registry.verify(before) == []
 
 
 @pytest.mark.parametrize(

@@ -59,3 +59,17 @@ def test_submitted_and_waited_for(cli: Callable[..., Ended], config: Path) -> No
     again = cli("-c", config, "submit", "-g", "1")
     assert again.code == 73
     assert "gen_01" in again.err
+
+
+@pytest.mark.pacemaker
+def test_an_ensemble_on_this_machine(cli: Callable[..., Ended], config: Path) -> None:
+    """One member after the other; the best becomes the generation."""
+    ended = cli("-c", config, "submit", "-g", "1", "--ensemble", "2", "--wait", "--json")
+    assert ended.code == 0, ended.err
+    (job,) = json.loads(ended.out)["jobs"]
+    committee = job["manifest"]["ensemble"]
+    losses = {member["number"]: member["test_loss"] for member in committee["members"]}
+    assert sorted(losses) == [1, 2]
+    assert losses[committee["best"]] == min(losses.values())
+    assert cli("-c", config, "logs", "-g", "1").out.count("published gen_01 in ") == 1
+    assert cli("-c", config, "verify", "-g", "1").code == 0

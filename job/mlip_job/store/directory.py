@@ -88,7 +88,10 @@ class DirectoryStore:
                     path = Path(directory, name)
                     key = path.relative_to(self._root).as_posix()
                     if key.startswith(prefix) and not name.startswith((_TEMPORARY, _LOCK)):
-                        status = path.stat()
+                        try:
+                            status = path.stat()
+                        except FileNotFoundError:
+                            continue  # removed meanwhile, as old checkpoints are
                         found.append(ObjectInfo(key, status.st_size, "", status.st_mtime))
         yield from sorted(found, key=lambda info: info.key)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -93,6 +94,31 @@ def test_a_generation_is_published(
     assert manifest.environment.scheduler is not None
     assert manifest.environment.scheduler.model_dump() == {"kind": "kubernetes", "id": handle.id}
     assert manifest.environment.image == "mlip-job:tests"
+
+
+def test_an_indexed_job_trains_an_ensemble(
+    scheduler: KubernetesScheduler,
+    values: dict[str, Any],
+    node: Node,
+    namespace: str,
+    tmp_path: Path,
+) -> None:
+    """Each pod trains the member of its index; whichever ends last publishes the best."""
+    request = replace(_request(values, tmp_path), ensemble=2)
+    with PodRunner(node, namespace, tmp_path) as runner:
+        handle = scheduler.submit(scheduler.plan(request))
+        lines = list(scheduler.logs(handle, follow=True))
+        status = scheduler.status(handle)
+    assert (status.state, status.reason) == (JobState.SUCCEEDED, "all 2 members are done"), lines
+    assert runner.exit_codes == [0, 0]
+    assert any("published gen_01 in s3://" in line for line in lines)
+    registry = Registry(open_store(request.config.storage), "cu")
+    manifest = registry.get(1)
+    assert registry.verify(manifest) == []
+    assert manifest.ensemble is not None
+    assert [(m.number, m.seed) for m in manifest.ensemble.members] == [(1, 42), (2, 43)]
+    assert manifest.environment.scheduler is not None
+    assert manifest.environment.scheduler.id == f"{handle.id}/{manifest.ensemble.best - 1}"
 
 
 def test_a_cancelled_generation_goes_on_where_it_was(

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mlip_job.config import load_config
+from mlip_job.registry import MemberRegistry
 from tests.faults.jobs import require_complete
 from tests.integration.slurm.conftest import LONG
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mlip_job.registry import Manifest
     from tests.integration.slurm.conftest import Family
 
@@ -26,6 +29,13 @@ def _require_published(family: Family) -> Manifest:
     assert family.log().count("published gen_01 in ") == 1
     assert "Traceback" not in family.log()
     return manifest
+
+
+def _wait_until(condition: Callable[[], bool], family: Family) -> None:
+    end = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < end, (family.status(), family.log())
+        time.sleep(0.3)
 
 
 def _go_on_once_more(family: Family, job: str) -> None:
@@ -106,6 +116,29 @@ def test_an_array_trains_an_ensemble(family: Family) -> None:
         assert f"[{member}] member {member} of 3 of gen_01 is trained" in logs
     assert "not trained yet" in logs
     assert family.run("submit", "-g", 1, "--ensemble", 3).code == 73
+
+
+def test_killed_and_cancelled_members_are_gone_on_with(family: Family) -> None:
+    """One is killed, the other cancelled; submitted again, both end, and publish once."""
+    family.configure(training=LONG | {"max_iter": 30})
+    job = family.submit("-g", 1, "--ensemble", 2)
+    registry = family.registry()
+    second = MemberRegistry(registry.store, registry.family, 2)
+    _wait_until(lambda: bool(second.checkpoints(1).found()), family)
+    task = family.cluster.run("squeue", "-h", "-j", f"{job}_2", "-o", "%A").strip()
+    family.cluster.kill_processes(task)
+    assert family.run("cancel", "-g", 1).code == 0
+    _wait_until(lambda: family.status()["state"] in ("failed", "cancelled"), family)
+    assert registry.numbers() == []
+
+    assert family.submit("-g", 1, "--ensemble", 2) != job
+    family.wait_for("published")
+    assert registry.verify(registry.get(1)) == []
+    own = second.find_own(1)
+    assert own is not None
+    assert len(own.attempts) == 2
+    assert own.attempts[0].iterations > 0
+    assert "Traceback" not in family.log()
 
 
 def test_a_node_fails_in_the_middle_of_the_fit(family: Family) -> None:
