@@ -86,7 +86,7 @@ class DatasetConfig(Part):
         description="eV/atom. Identical structures with energies further apart are an error.",
     )
     frame_shard_size: int = Field(
-        20000, ge=1, description="Structures per file of pacemaker's data frames."
+        5000, ge=1, description="Structures per file of pacemaker's data frames, at most."
     )
 
 

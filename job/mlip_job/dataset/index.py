@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from mlip_job.dataset.split import Inheritance, Side, SplitItem
+from mlip_job.dataset.entry import FINGERPRINT
+from mlip_job.dataset.split import SIDES, Inheritance, Side
 from mlip_job.errors import IntegrityError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterator
     from pathlib import Path
 
+    from mlip_job.dataset.entry import Entries
+    from mlip_job.dataset.output import OutputFile
     from mlip_job.dataset.record import DatasetRecord
+    from mlip_job.dataset.split import Split
 
 _COLUMNS = ["row_id", "fingerprint", "group", "side"]
+_LINES_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
@@ -44,37 +50,71 @@ class ParentDataset:
         IntegrityError
             If the index can't be read.
         """
-        fingerprints: dict[str, Side] = {}
         groups: dict[str, Side] = {}
         same_groups = group_by is not None and group_by == self.record.split.group_by
+
+        def fingerprints() -> Iterator[tuple[str, Side]]:
+            for _, fingerprint, group, side in read_index(self.index):
+                if same_groups and group:
+                    groups[group] = side
+                yield fingerprint, side
+
         try:
-            with gzip.open(self.index, "rt", encoding="utf-8", newline="") as file:
-                reader = csv.reader(file)
-                if next(reader, None) != _COLUMNS:
-                    raise ValueError("its columns are others")  # noqa: TRY301 - one way out
-                for _, fingerprint, group, side in reader:
-                    if side not in ("train", "test"):
-                        raise ValueError(f"{side!r} is no side")  # noqa: TRY301
-                    fingerprints[fingerprint] = cast("Side", side)
-                    if same_groups and group:
-                        groups[group] = cast("Side", side)
-        except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
-            raise IntegrityError(
-                f"{self.index}: the index of dataset {self.record.id} can't be read: {error}"
-            ) from None
-        return Inheritance(fingerprints, groups)
+            return Inheritance.of(fingerprints(), groups)
+        except IntegrityError as error:
+            raise IntegrityError(f"dataset {self.record.id}: {error.message}") from None
 
 
-def index_text(items: Iterable[SplitItem], sides: Iterable[Side]) -> bytes:
-    """Return the index as CSV, one line per row in the order given."""
+def read_index(path: Path) -> Iterator[tuple[int, str, str, Side]]:
+    """Yield row id, fingerprint, group (``""`` for none) and side of every row.
+
+    Raises
+    ------
+    IntegrityError
+        If the index can't be read.
+    """
+    try:
+        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+            reader = csv.reader(file)
+            if next(reader, None) != _COLUMNS:
+                raise ValueError("its columns are others")  # noqa: TRY301 - one way out
+            for row_id, fingerprint, group, side in reader:
+                if side not in ("train", "test"):
+                    raise ValueError(f"{side!r} is no side")  # noqa: TRY301
+                if len(bytes.fromhex(fingerprint)) != FINGERPRINT.itemsize:
+                    raise ValueError(f"{fingerprint!r} is no fingerprint")  # noqa: TRY301
+                yield int(row_id), fingerprint, group, cast("Side", side)
+    except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
+        raise IntegrityError(f"{path}: the index of a dataset can't be read: {error}") from None
+
+
+def write_index(file: OutputFile, entries: Entries, split: Split) -> str:
+    """Write the index, one line per row in the order given; return the sha256 of its text.
+
+    The compressed bytes depend on the version of the compressor, the text does not.
+    """
+    digest = hashlib.sha256()
+    for lines in _lines(entries, split):
+        text = lines.encode()
+        digest.update(text)
+        file.write(text)
+    return digest.hexdigest()
+
+
+def _lines(entries: Entries, split: Split) -> Iterator[str]:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
-    for item, side in zip(items, sides, strict=True):
-        writer.writerow((item.row_id, item.fingerprint, item.group or "", side))
-    return text.getvalue().encode()
-
-
-def write_index(path: Path, text: bytes) -> None:
-    """Write the index; the same text gives the same bytes."""
-    path.write_bytes(gzip.compress(text, mtime=0))
+    groups = (*entries.groups, "")  # the last place is that of -1, no group
+    for first in range(0, len(entries), _LINES_AT_ONCE):
+        part = slice(first, first + _LINES_AT_ONCE)
+        columns = (
+            entries.row_ids[part].tolist(),
+            [fingerprint.hex() for fingerprint in entries.fingerprints[part].tolist()],
+            [groups[code] for code in entries.group_codes[part].tolist()],
+            [SIDES[tested] for tested in split.tested[part].tolist()],
+        )
+        writer.writerows(zip(*columns, strict=True))
+        yield text.getvalue()
+        text.seek(0)
+        text.truncate()
