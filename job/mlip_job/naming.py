@@ -72,6 +72,15 @@ class FamilyKeys:
         """Key of one file of a dataset, or its prefix where no file is named."""
         return f"{self.datasets}{dataset_id}/{file}"
 
+    @property
+    def queries(self) -> str:
+        """Prefix under which it is noted which dataset a query gave."""
+        return f"{self.family}/queries/"
+
+    def query(self, key: str) -> str:
+        """Key of what is noted of one query."""
+        return f"{self.queries}{key}.json"
+
     def generation(self, generation: int, file: str = "") -> str:
         """Key of one file of a generation, or its prefix where no file is named."""
         return f"{self.generations}{generation_name(generation)}/{file}"

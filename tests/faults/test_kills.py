@@ -29,7 +29,7 @@ KILL, TERM = signal.SIGKILL, signal.SIGTERM
 
 STAGES = {
     "claim": (Registry, "claim"),
-    "export": (attempt, "build_dataset"),
+    "export": (attempt, "find_or_build_dataset"),
     "publish dataset": (Registry, "publish_dataset"),
     "fit": (PacemakerWrapper, "fit"),
     "ship the end": (Shipper, "ship_end"),

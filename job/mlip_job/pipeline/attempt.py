@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 from mlip_job.errors import ConflictError, InterruptedRunError, MlipJobError
 from mlip_job.naming import WorkFiles, generation_name
 from mlip_job.pipeline.background import every, within
+from mlip_job.pipeline.datasets import find_or_build_dataset, frames
 from mlip_job.pipeline.lineage import find_lineage
 from mlip_job.pipeline.resume import fetch_checkpoint
 from mlip_job.pipeline.shipping import Shipper
 from mlip_job.pipeline.stages import (
-    build_dataset,
     describe,
     fetch_parent,
     left_out_by_weighting,
@@ -175,14 +175,16 @@ class Attempt:
         training = self._config.training
         lineage = find_lineage(self._registry, training, self._generation)
         with self._timed("export"):
-            record = build_dataset(
+            dataset = find_or_build_dataset(
                 self._config,
                 self._generation,
                 self._registry,
                 lineage.dataset,
                 self._files.dataset.directory,
                 self._observer,
+                wanted=frames,
             )
+        record = dataset.record
         parent = fetch_parent(
             training,
             self._files,
@@ -194,7 +196,7 @@ class Attempt:
         content = make_input(training, self._files, record, parent)
         self._raise_if_lost()
         with self._timed("publish_dataset"):
-            sha256 = self._registry.publish_dataset(self._files.dataset.directory, record)
+            sha256 = dataset.publish(self._registry, self._files.dataset.directory)
         state = TrainingState(
             attempts=(self._part(),),
             started=self._started,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from mlip_job.errors import ConfigError
@@ -103,6 +104,7 @@ def find_orphans(registry: Registry, keep: timedelta) -> Iterator[Orphan]:
     # A run that found its dataset in the store has not named it in the store yet.
     if not training:
         yield from _datasets(registry, list(manifests.values()), keep)
+    yield from _queries(registry, keep)
     yield from _potentials(registry, manifests, keep)
     for name in registry.store.leftovers(keep.total_seconds()):
         yield Orphan(name, "a write that was cut short", (), 0)
@@ -179,6 +181,14 @@ def _datasets(
             complete = any(info.key.endswith(f"/{DatasetFiles.RECORD}") for info in objects)
             what = "a dataset of no generation" if complete else "a dataset without its record"
             yield from _orphan(registry, prefix, what, objects, keep)
+
+
+def _queries(registry: Registry, keep: timedelta) -> Iterator[Orphan]:
+    for info in registry.store.list(registry.keys.queries):
+        query = registry.queries.read(PurePosixPath(info.key).stem)
+        record = registry.keys.dataset(query.dataset, DatasetFiles.RECORD) if query else None
+        if record is None or registry.store.head(record) is None:
+            yield from _orphan(registry, info.key, "a note of a dataset that is gone", [info], keep)
 
 
 def _potentials(

@@ -24,6 +24,7 @@ from mlip_job.naming import DatasetFiles, FamilyKeys, generation_name, parse_gen
 from mlip_job.registry.checkpoints import Checkpoints
 from mlip_job.registry.claim import HeldClaim, take_claim
 from mlip_job.registry.manifest import Artefact, DatasetReference, Manifest
+from mlip_job.registry.queries import Queries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -60,6 +61,7 @@ class Registry:
         self.store = store
         self.family = family
         self.keys = FamilyKeys(family)
+        self.queries = Queries(store, self.keys)
 
     # -- reading ---------------------------------------------------------------------------------
 
