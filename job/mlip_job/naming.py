@@ -53,10 +53,17 @@ class FamilyKeys:
 
     family: str
 
+    MANIFEST = "manifest.json"
+
     @property
     def latest(self) -> str:
         """Key of the movable pointer to the newest accepted generation."""
         return f"{self.family}/latest.json"
+
+    @property
+    def catalog(self) -> str:
+        """Key of the summaries of all generations."""
+        return f"{self.family}/catalog.json"
 
     @property
     def generations(self) -> str:
@@ -87,7 +94,7 @@ class FamilyKeys:
 
     def manifest(self, generation: int) -> str:
         """Key whose existence makes the generation exist."""
-        return self.generation(generation, "manifest.json")
+        return self.generation(generation, self.MANIFEST)
 
     def claim(self, generation: int) -> str:
         """Key of the record of who is training the generation now."""

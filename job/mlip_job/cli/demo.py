@@ -54,13 +54,13 @@ def command(settings: Settings, output: Path, elements: str) -> None:
     finally:
         reporter.close()
     registry = Registry(store, config.family)
-    manifests = list(registry.manifests())
+    generations = registry.summaries()
 
     def show() -> None:
-        show_generations(registry.family, manifests, registry.latest())
+        show_generations(registry.family, generations, registry.latest())
         click.echo(_next_commands(output))
 
-    document = {"directory": str(output), "generations": [m.generation for m in manifests]}
+    document = {"directory": str(output), "generations": [g.generation for g in generations]}
     emit(settings, document, show)
 
 

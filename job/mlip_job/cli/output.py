@@ -31,18 +31,15 @@ def emit(settings: Settings, document: Any, text: Callable[[], None]) -> None:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table on stdout; numbers stand to the right."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, column in enumerate(columns):
+    lines = [list(columns), *map(list, rows)]
+    for index in range(len(columns)):
         numeric = all(_is_number(row[index]) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    # Piped output has no width: let every row keep its line.
-    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
+        width = max(len(line[index]) for line in lines)
+        for line in lines:
+            line[index] = line[index].rjust(width) if numeric else line[index].ljust(width)
+    texts = [f" {'   '.join(line)}".rstrip() for line in lines]
+    rule = f" {'─' * (len('   '.join(lines[0])))}"
+    click.echo("\n".join((texts[0], rule, *texts[1:], "")))
 
 
 def figure(value: float | None, digits: int = 1) -> str:

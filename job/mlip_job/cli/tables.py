@@ -13,16 +13,18 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mlip_job.dataset.record import DatasetRecord
-    from mlip_job.registry import Manifest
+    from mlip_job.registry import GenerationSummary, Manifest
     from mlip_job.registry.maintenance import Orphan
 
 
 _MODES = {"continue": "with the same basis", "extend": "growing its basis"}
 
 
-def show_generations(family: str, manifests: Sequence[Manifest], latest: int | None) -> None:
+def show_generations(
+    family: str, generations: Sequence[GenerationSummary], latest: int | None
+) -> None:
     """Print a table of generations, one line each."""
-    if not manifests:
+    if not generations:
         click.echo(f"no generation of {family} is published yet")
         return
     print_table(
@@ -53,7 +55,7 @@ def show_generations(family: str, manifests: Sequence[Manifest], latest: int | N
                 str(m.headline.iterations),
                 f"{m.ended:%Y-%m-%d %H:%M}",
             )
-            for m in manifests
+            for m in generations
         ],
     )
     click.echo("RMSE E in meV/atom, RMSE F in meV/Å per component; * is the latest")

@@ -80,9 +80,9 @@ def repair(registry: Registry) -> Repairs:
     """Roll every published generation forward; report what belongs to none.
 
     Copies under ``potentials/`` that are missing or differ from their manifest are made anew, and
-    so is ``latest.json`` where it is missing, unreadable or behind.
+    so are ``latest.json`` and ``catalog.json`` where they are missing, unreadable or behind.
     """
-    mended: list[str] = []
+    mended = [f"wrote {registry.keys.catalog}"] if registry.mend_catalog() else []
     for manifest in registry.manifests():
         mended += [
             f"wrote {registry.keys.potential(manifest.generation, suffix)}"

@@ -21,6 +21,7 @@ from mlip_job.errors import (
     StoreError,
 )
 from mlip_job.naming import DatasetFiles, FamilyKeys, generation_name, parse_generation_name
+from mlip_job.registry.catalog import Catalog, GenerationSummary
 from mlip_job.registry.checkpoints import Checkpoints
 from mlip_job.registry.claim import HeldClaim, take_claim
 from mlip_job.registry.manifest import Artefact, DatasetReference, Manifest
@@ -29,7 +30,7 @@ from mlip_job.registry.queries import Queries
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from mlip_job.store.base import ObjectStore
+    from mlip_job.store.base import ObjectInfo, ObjectStore
 
 DERIVED_SUFFIXES = ("yace", "yaml", "asi")
 """Formats of the potential that also lie under ``potentials/``, where present."""
@@ -62,6 +63,7 @@ class Registry:
         self.family = family
         self.keys = FamilyKeys(family)
         self.queries = Queries(store, self.keys)
+        self._catalog = Catalog(store, self.keys.catalog)
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -92,14 +94,30 @@ class Registry:
 
     def numbers(self) -> list[int]:
         """Return the numbers of all published generations, ascending."""
-        names = self.store.list_prefixes(self.keys.generations)
-        numbers = [n for n in map(parse_generation_name, names) if n is not None]
-        return sorted(n for n in numbers if self.store.head(self.keys.manifest(n)) is not None)
+        return list(self._listed())
 
     def manifests(self) -> Iterator[Manifest]:
         """Yield the manifests of all published generations, ascending."""
         for number in self.numbers():
             yield self.get(number)
+
+    def summaries(self) -> list[GenerationSummary]:
+        """Return what a list shows of all published generations, ascending.
+
+        That takes a few requests, however many there are, as long as the catalog is up to date.
+        """
+        listed = self._listed()
+        known = self._catalog.summaries(listed)
+        return [known.get(n) or GenerationSummary.of(self.get(n)) for n in listed]
+
+    def _listed(self) -> dict[int, ObjectInfo]:
+        """Return what a listing of the store shows of all manifests, ascending."""
+        prefix, listed = self.keys.generations, {}
+        for info in self.store.list_named(prefix, self.keys.MANIFEST):
+            number = parse_generation_name(info.key.removeprefix(prefix).partition("/")[0])
+            if number is not None:
+                listed[number] = info
+        return dict(sorted(listed.items()))
 
     def latest(self) -> int | None:
         """Return the generation that ``latest.json`` points at."""
@@ -201,6 +219,8 @@ class Registry:
             if self.store.head(self.keys.potential(manifest.generation, suffix)) is None:
                 self.mend_copy(manifest, suffix)
         self._advance_latest(manifest.generation)
+        if (info := self.store.head(self.keys.manifest(manifest.generation))) is not None:
+            self._catalog.add({manifest.generation: (manifest, info)})
 
     def mend_copy(self, manifest: Manifest, suffix: str) -> bool:
         """Write the copy of a potential under ``potentials/`` unless it is there and whole.
@@ -238,6 +258,12 @@ class Registry:
             return False
         self._advance_latest(highest)
         return True
+
+    def mend_catalog(self) -> bool:
+        """Enter what ``catalog.json`` lacks; return whether there was anything."""
+        listed = self._listed()
+        missing = listed.keys() - self._catalog.summaries(listed).keys()
+        return bool(missing) and self._catalog.add({n: (self.get(n), listed[n]) for n in missing})
 
     def _advance_latest(self, generation: int) -> None:
         pointer = LatestPointer(generation=generation, name=generation_name(generation))

@@ -65,6 +65,13 @@ class ObjectStore(Protocol):
     def list_prefixes(self, prefix: str) -> Iterator[str]:
         """Yield the distinct parts up to the next ``/`` below `prefix`, sorted, without it."""
 
+    def list_named(self, prefix: str, name: str) -> Iterator[ObjectInfo]:
+        """Yield the object of this name in each folder right below `prefix`, in any order.
+
+        A directory looks at each folder; S3 lists all that is below `prefix`, a thousand objects
+        per request.
+        """
+
     def put(self, key: str, data: bytes) -> None:
         """Write an object, replacing what was there."""
 

@@ -102,6 +102,12 @@ class S3Store:
             for found in page.get("CommonPrefixes", ()):
                 yield found["Prefix"][start:].rstrip("/")
 
+    def list_named(self, prefix: str, name: str) -> Iterator[ObjectInfo]:
+        """See `ObjectStore.list_named`."""
+        for info in self.list(prefix):
+            if info.key.removeprefix(prefix).partition("/")[2] == name:
+                yield info
+
     def put(self, key: str, data: bytes) -> None:
         """See `ObjectStore.put`."""
         self._put(key, data)
