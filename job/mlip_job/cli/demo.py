@@ -44,8 +44,8 @@ def command(settings: Settings, output: Path, elements: str) -> None:
     _write_inputs(output, [e.strip() for e in elements.split(",")])
     settings.config_path = output / DEFAULT_CONFIG
     config = settings.config()
-    store = settings.store(config, patient=True)
     reporter = Reporter(settings, config.training.max_iter)
+    store = settings.store(config, patient=True, meter=reporter.transfer)
     try:
         for generation in (1, 2):
             reporter.message(f"\n== mlip-job -c {settings.config_path} run -g {generation}")

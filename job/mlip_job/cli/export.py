@@ -40,9 +40,9 @@ def command(
     from mlip_job.registry import Registry
 
     config = settings.config()
-    store = settings.store(config, patient=True)
-    number = resolve_generation(generation, Registry(store, config.family))
     reporter = Reporter(settings)
+    store = settings.store(config, patient=True, meter=reporter.transfer)
+    number = resolve_generation(generation, Registry(store, config.family))
     record = export_generation(
         config, number, store=store, observer=reporter, output=output, rebuild=rebuild
     )

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import time
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from mlip_job.cli.transfer import TransferLine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,6 +70,7 @@ class Reporter:
         self._verbose = settings.verbose
         self._max_iter = max_iter
         self._live: RichProgress | None = None
+        self._transfers = TransferLine(quiet=self._quiet)
         self._phase = ""
         self._last_line = 0.0
 
@@ -84,6 +88,12 @@ class Reporter:
             self._show_live(progress)
         else:
             self._show_line(progress)
+
+    def transfer(self, key: str, done: int, total: int) -> None:
+        """Show how far an upload or a download is, unless it goes on beside the fit."""
+        if current_thread() is main_thread():
+            self.close()
+            self._transfers(key, done, total)
 
     def trainer_line(self, line: str) -> None:
         """Show a line of pacemaker's where the user asked for them."""

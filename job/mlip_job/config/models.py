@@ -101,7 +101,7 @@ class StorageConfig(Part):
         "when_supported", description="when_required for S3-compatible stores without checksums."
     )
     multipart_threshold_mib: int = Field(
-        64, ge=5, le=5120, description="MiB. Larger objects are uploaded in parts of this size."
+        64, ge=5, le=5120, description="MiB. Larger objects move in parts, four at a time."
     )
 
     @field_validator("url", "endpoint_url")

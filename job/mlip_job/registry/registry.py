@@ -146,8 +146,9 @@ class Registry:
         """
         record_key = self.keys.dataset(record.id, DatasetFiles.RECORD)
         if self.store.head(record_key) is None:
-            for name in sorted(record.files):
-                self.store.upload(directory / name, self.keys.dataset(record.id, name))
+            for name, file in sorted(record.files.items()):
+                key = self.keys.dataset(record.id, name)
+                _require_hash(key, file.sha256, self.store.upload(directory / name, key))
             try:
                 return self.store.upload(DatasetFiles(directory).record, record_key, if_absent=True)
             except ObjectExistsError:

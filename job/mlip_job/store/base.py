@@ -6,8 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    Meter = Callable[[str, int, int], None]
+    """Is told key, bytes done and bytes in all while an object moves; equal at the end."""
+
+
+def no_meter(_key: str, _done: int, _total: int) -> None:
+    """Let nobody know."""
 
 
 @dataclass(frozen=True)
