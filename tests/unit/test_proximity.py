@@ -120,7 +120,9 @@ def test_nothing_is_said_of_what_is_too_large_or_unsound() -> None:
     """Thousands of atoms, kilometres, and what must not be looked at."""
     large = bulk("Cu", cubic=True).repeat((8, 8, 8))
     far = Atoms("Cu2", [(0, 0, 0), (1e7, 0, 0)])
+    thin = Atoms("Cu2", [(0, 0, 0), (0, 0, 1e4)], cell=[4, 4, 2e4], pbc=True)
     fine = bulk("Cu", cubic=True)
-    found = find_proximity(structures_of(large, far, fine), np.array([True, True, False]), CUTOFF)
+    sound = np.array([True, True, True, False])
+    found = find_proximity(structures_of(large, far, thin, fine), sound, CUTOFF)
     assert not found.bonded.any()
     assert not found.apart.any()

@@ -42,10 +42,9 @@ def have_sound_geometry(structures: Structures) -> BoolArray:
 def have_labels(structures: Structures, rules: RowRules) -> BoolArray:
     """Tell which have an energy and forces to train on."""
     energies, _ = choose_energies(structures, rules)
-    lengths = np.linalg.norm(structures.forces, axis=1)
     within = np.all(np.isfinite(structures.forces), axis=1)
     if rules.max_force is not None:
-        within &= lengths <= rules.max_force
+        within &= np.linalg.norm(structures.forces, axis=1) <= rules.max_force
     labelled: BoolArray = np.isfinite(energies) & _all_of(structures, within)
     return labelled
 

@@ -8,10 +8,11 @@ the others are left to `examine`.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -70,13 +71,19 @@ def find_proximity(structures: Structures, sound: BoolArray, cutoff: float) -> P
         Å.
     """
     found = Proximity(np.zeros(len(structures), dtype=np.bool_), np.zeros(len(structures)))
-    for batch in _batches(structures, sound):
-        atoms = structures.starts[batch.members][:, None] + np.arange(batch.atoms)
-        cells = structures.cells[batch.members] if batch.periodic else None
-        squares, reach = _nearest(structures.positions[atoms], cells, batch.images)
-        found.bonded[batch.members] = squares.max(axis=1) < (cutoff - _MARGIN) ** 2
+    lattices = _Lattices.of(structures, sound)
+    work = _Work()
+    for batch in _batches(structures, sound, lattices):
+        members = batch.members
+        atoms = structures.starts[members][:, None] + np.arange(batch.atoms)
+        cells = structures.cells[members] if batch.periodic else None
+        points, extents = lattices.points(structures.positions[atoms], cells, members)
+        squares = _squares(points, cells, batch.images, work)
+        known = extents <= _LARGEST
         closest = np.sqrt(squares.min(axis=1).astype(np.float64)) - _MARGIN
-        found.apart[batch.members] = np.clip(np.minimum(closest, reach), 0, None)
+        reach = (batch.images + 0.5) * lattices.heights[members] if batch.periodic else np.inf
+        found.bonded[members] = known & (squares.max(axis=1) < (cutoff - _MARGIN) ** 2)
+        found.apart[members] = np.where(known, np.clip(np.minimum(closest, reach), 0, None), 0.0)
     return found
 
 
@@ -90,10 +97,47 @@ class _Batch:
     images: int
 
 
-def _batches(structures: Structures, sound: BoolArray) -> Iterator[_Batch]:
+@dataclass(frozen=True)
+class _Lattices:
+    """What is needed of the cells of all structures; those that are not periodic have unit cells.
+
+    Attributes
+    ----------
+    inverses
+        Of the cells, 1/Å.
+    heights
+        The smallest of the three heights of each cell, Å.
+    """
+
+    inverses: FloatArray
+    heights: FloatArray
+
+    @classmethod
+    def of(cls, structures: Structures, sound: BoolArray) -> Self:
+        periodic = sound & np.all(structures.pbc, axis=1)
+        inverses = np.linalg.inv(np.where(periodic[:, None, None], structures.cells, np.eye(3)))
+        return cls(inverses, 1 / np.linalg.norm(inverses, axis=1).max(axis=1, initial=1e-300))
+
+    def points(
+        self, positions: FloatArray, cells: FloatArray | None, members: IndexArray
+    ) -> tuple[SingleArray, FloatArray]:
+        """Return positions, along the cell's vectors where there is one, and how far they reach.
+
+        The shape of the first is (structures, 3, atoms), the second are in Å.
+        """
+        if cells is not None:
+            points = positions @ self.inverses[members]
+            points -= np.floor(points)
+            extents = np.abs(cells).max(axis=(1, 2))
+        else:
+            points = positions - positions.mean(axis=1, keepdims=True)
+            extents = np.abs(points).max(axis=(1, 2))
+        return np.ascontiguousarray(points.transpose(0, 2, 1), np.float32), extents
+
+
+def _batches(structures: Structures, sound: BoolArray, lattices: _Lattices) -> Iterator[_Batch]:
     periodic = np.all(structures.pbc, axis=1)
-    images = np.zeros(len(structures), dtype=np.int64)
-    images[sound & periodic] = _heights(structures.cells[sound & periodic]) < _LOW_CELL
+    images = (periodic & (lattices.heights < _LOW_CELL)).astype(np.int64)
     alike: defaultdict[tuple[int, bool, int], list[int]] = defaultdict(list)
     kinds = zip(structures.counts.tolist(), periodic.tolist(), images.tolist(), strict=True)
     for index, (kind, is_sound) in enumerate(zip(kinds, sound.tolist(), strict=True)):
@@ -108,21 +152,32 @@ def _batches(structures: Structures, sound: BoolArray) -> Iterator[_Batch]:
                 yield _Batch(np.array(members[first : first + size]), *kind)
 
 
-def _heights(cells: FloatArray) -> FloatArray:
-    """Return the smallest of the three heights of each cell, Å."""
-    heights: FloatArray = 1 / np.linalg.norm(np.linalg.inv(cells), axis=1).max(axis=1, initial=0)
-    return heights
+class _Work:
+    """Memory that is used again: to ask the system for more takes as long as to fill it."""
+
+    def __init__(self) -> None:
+        self._memory = [np.empty(0, dtype=np.float32) for _ in range(3)]
+
+    def array(self, which: int, *shape: int) -> SingleArray:
+        size = math.prod(shape)
+        if len(self._memory[which]) < size:
+            self._memory[which] = np.empty(size, dtype=np.float32)
+        return self._memory[which][:size].reshape(shape)
 
 
-def _nearest(
-    positions: FloatArray, cells: FloatArray | None, images: int
-) -> tuple[SingleArray, FloatArray]:
+def _squares(
+    points: SingleArray, cells: FloatArray | None, images: int, work: _Work
+) -> SingleArray:
     """Return the squares of small distances in structures of one size.
+
+    The nearest image of each pair is that whose components along the cell's vectors are at most a
+    half. Of a vector that is shorter than half the height of the cell they are: no shorter
+    distance than this is missed, nor one than 3/2 of it where the images around are looked at.
 
     Parameters
     ----------
-    positions
-        Å, shape (structures, atoms, 3).
+    points
+        See `_Lattices.points`.
     cells
         Å, or None where they are not periodic.
     images
@@ -130,47 +185,31 @@ def _nearest(
 
     Returns
     -------
-    squares
+    SingleArray
         Å², shape (structures, atoms): for each atom the smallest to half of the others, each pair
         being looked at from one side. The smallest of them all is the smallest of the structure.
-    reach
-        Å. Shorter distances than this have not been missed: where a vector is shorter than half
-        the height of a cell, its components along the cell's vectors are less than a half, and
-        rounding them finds it.
     """
-    if cells is None:
-        points = positions - positions.mean(axis=1, keepdims=True)
-        extent = np.abs(points).max(axis=(1, 2))
-        reach = np.full(len(positions), np.inf)
-    else:
-        points = positions @ np.linalg.inv(cells)
-        points -= np.floor(points)
-        extent = np.abs(cells).max(axis=(1, 2))
-        reach = (images + 0.5) * _heights(cells)
-    squares = _squares(np.ascontiguousarray(points.transpose(0, 2, 1), np.float32), cells, images)
-    squares[extent > _LARGEST] = np.inf
-    return squares, np.where(extent > _LARGEST, 0.0, reach)
-
-
-def _squares(points: SingleArray, cells: FloatArray | None, images: int) -> SingleArray:
-    """Return the smallest squared distance from each atom to the half of the atoms behind it."""
     structures, _, atoms = points.shape
     # With its first image an atom is its own neighbour too, 0 places behind itself.
-    places = slice(0 if images else 1, atoms // 2 + 1)
-    around = sliding_window_view(np.concatenate([points, points], axis=2), atoms, axis=2)
-    differences = around[:, :, places] - points[:, :, None, :]
+    first, last = 0 if images else 1, atoms // 2 + 1
     best = np.full((structures, atoms), np.inf, dtype=np.float32)
-    if differences.size == 0:
+    if first == last:
         return best
+    around = sliding_window_view(np.concatenate([points, points], axis=2), atoms, axis=2)
+    shape = (structures, 3, last - first, atoms)
+    differences, other = work.array(0, *shape), work.array(1, *shape)
+    np.subtract(around[:, :, first:last], points[:, :, None, :], out=differences)
     if cells is not None:
-        differences -= np.rint(differences)
+        differences -= np.rint(differences, out=other)
+    flat, vectors = (array.reshape(structures, 3, -1) for array in (differences, other))
+    squares = work.array(2, structures, last - first, atoms)
     for offset in product(range(-images, images + 1), repeat=3):
-        vectors = differences.reshape(structures, 3, -1)
-        if any(offset):
-            vectors = vectors + np.array(offset, dtype=np.float32)[None, :, None]
+        moved = flat + np.array(offset, dtype=np.float32)[:, None] if any(offset) else flat
         if cells is not None:
-            vectors = cells.transpose(0, 2, 1).astype(np.float32) @ vectors
-        squares = np.square(vectors).sum(axis=1).reshape(structures, -1, atoms)
+            np.matmul(cells.transpose(0, 2, 1).astype(np.float32), moved, out=vectors)
+        else:
+            vectors = moved
+        np.einsum("ijk,ijk->ik", vectors, vectors, out=squares.reshape(structures, -1))
         if images and not any(offset):
             squares[:, 0] = np.inf
         np.minimum(best, squares.min(axis=1), out=best)
