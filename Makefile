@@ -10,7 +10,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --no-header --no-annotate \
 	--python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	pyproject.toml --extra postgresql --extra mysql
 
-.PHONY: demo test lint types faults-long servers locks clean
+.PHONY: demo test bench lint types faults-long servers locks clean
 
 demo: $(VENV)/.trainer
 	$(BIN)/mlip-job demo
@@ -21,6 +21,10 @@ test: $(VENV)/.dev lint types
 # A thousand kills of a stand-in that replays a real fit; half an hour or so.
 faults-long: $(VENV)/.dev
 	MLIP_JOB_TEST_FAULT_POINTS=1000 $(BIN)/pytest --timeout=7200 tests/faults/test_replayed.py
+
+# What exports and commands cost, beside ASE's own way; ten minutes on a quiet machine.
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -29,29 +29,38 @@ def choose_energies(structures: Structures, rules: RowRules) -> tuple[FloatArray
 def have_sound_geometry(structures: Structures) -> BoolArray:
     """Tell which are made of elements, in finite places, periodic in all directions or none."""
     known = (structures.numbers > 0) & (structures.numbers < len(chemical_symbols))
-    places = known & np.isfinite(structures.positions).all(axis=1)
-    finite = np.isfinite(structures.cells).all(axis=(1, 2)) & _all_of(structures, places)
+    finite = np.isfinite(structures.cells).all(axis=(1, 2))
     periodic = structures.pbc.all(axis=1)
     with np.errstate(all="ignore"):  # of cells that are not finite
         flat = np.abs(np.linalg.det(structures.cells)) < MIN_VOLUME
     mixed = structures.pbc.any(axis=1) & ~periodic
     sound: BoolArray = finite & ~mixed & ~(flat & periodic)
-    return sound
+    return (
+        sound & _all_of(structures, known) & _all_of(structures, np.isfinite(structures.positions))
+    )
 
 
 def have_labels(structures: Structures, rules: RowRules) -> BoolArray:
     """Tell which have an energy and forces to train on."""
     energies, _ = choose_energies(structures, rules)
-    within = np.all(np.isfinite(structures.forces), axis=1)
+    labelled = np.isfinite(energies) & _all_of(structures, np.isfinite(structures.forces))
     if rules.max_force is not None:
-        within &= np.linalg.norm(structures.forces, axis=1) <= rules.max_force
-    labelled: BoolArray = np.isfinite(energies) & _all_of(structures, within)
+        with np.errstate(all="ignore"):  # of forces that are not finite
+            within = np.linalg.norm(structures.forces, axis=1) <= rules.max_force
+        labelled &= _all_of(structures, within)
     return labelled
 
 
+def largest_force(structures: Structures) -> float:
+    """Return the length of the largest force on any atom, eV/Å."""
+    x, y, z = np.square(structures.forces).T
+    return float(np.sqrt((x + y + z).max()))
+
+
 def _all_of(structures: Structures, atoms: BoolArray) -> BoolArray:
-    """Tell of which structures every atom is true."""
+    """Tell for which structures all values of all atoms are true."""
     if len(structures) == 0 or atoms.all():
         return np.ones(len(structures), dtype=np.bool_)
-    every: BoolArray = np.logical_and.reduceat(atoms, structures.starts[:-1])
+    of_atoms = atoms if atoms.ndim == 1 else np.all(atoms, axis=1)
+    every: BoolArray = np.logical_and.reduceat(of_atoms, structures.starts[:-1])
     return every

@@ -11,7 +11,12 @@ from ase.data import chemical_symbols
 
 from mlip_job.dataset.entry import Entry, EntryCollector
 from mlip_job.dataset.fingerprint import fingerprint, fingerprints
-from mlip_job.dataset.fitness import choose_energies, have_labels, have_sound_geometry
+from mlip_job.dataset.fitness import (
+    choose_energies,
+    have_labels,
+    have_sound_geometry,
+    largest_force,
+)
 from mlip_job.dataset.proximity import find_proximity
 from mlip_job.dataset.row import StructureRow, UnreadableRow
 from mlip_job.dataset.validation import Rejection, RowRules, examine
@@ -193,8 +198,7 @@ class _Taking:
             config_types=[_text(pair, self._dataset.config_type) for pair in pairs],
         )
         self._free_energies += int(np.count_nonzero(is_free))
-        largest = float(np.linalg.norm(structures.forces, axis=1).max())
-        self._max_force = max(self._max_force, largest)
+        self._max_force = max(self._max_force, largest_force(structures))
 
     def result(self, source: PagedDatabase) -> Intake:
         """Return what was found in all."""
