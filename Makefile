@@ -3,14 +3,16 @@
 #   make test    sets up .venv, then lint, types and all tests
 
 PYTHON ?= python3.11
+PYTEST_ARGS ?= -n 2 --dist worksteal
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-COMPILE := $(BIN)/uv pip compile --quiet --no-header --no-annotate \
-	--python-version 3.11 --python-platform x86_64-manylinux_2_28 \
-	pyproject.toml --extra postgresql --extra mysql
+COMPILE_TOOL := $(BIN)/uv pip compile --quiet --no-header --no-annotate \
+	--python-version 3.11 --python-platform x86_64-manylinux_2_28
+COMPILE := $(COMPILE_TOOL) pyproject.toml \
+	--extra postgresql --extra mysql --extra mlflow --extra crate
 
-.PHONY: demo test bench lint types faults-long servers locks clean
+.PHONY: demo test bench lint types schemas faults-long servers image locks clean
 
 demo: $(VENV)/.trainer
 	$(BIN)/mlip-job demo
@@ -34,9 +36,22 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
+# What docs/schemas holds is made from the models; a test says when it is out of date.
+schemas: $(VENV)/.dev
+	$(BIN)/python -m mlip_job.reporting.schema docs/schemas
+
 # PostgreSQL, MariaDB and whatever else the tests start, on Debian; run it as root.
 servers:
 	tools/install-servers
+	PYTHON=$(PYTHON) tools/install-test-venvs
+
+# The image of a job, by docker or podman; docs/images.md has the options.
+ENGINE ?= docker
+TARGET ?= cpu
+image:
+	$(ENGINE) build --target $(TARGET) --tag mlip-job:$(TARGET) \
+		--build-arg VERSION=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
+		--build-arg REVISION=$$(git rev-parse HEAD) $(IMAGE_OPTIONS) .
 
 # The locks are installed as they are, without resolution: see requirements/README.md.
 $(VENV)/.trainer: requirements/trainer-cpu.txt pyproject.toml
@@ -56,6 +71,8 @@ locks: $(VENV)/.trainer
 	$(COMPILE) requirements/gpu.in -o requirements/trainer-gpu.txt
 	$(COMPILE) --override requirements/cpu-overrides.txt requirements/dev.in \
 		-c requirements/trainer-cpu.txt -o requirements/dev.txt
+	$(COMPILE_TOOL) requirements/test-mlflow.in -o requirements/test-mlflow.txt
+	$(COMPILE_TOOL) requirements/test-roc-validator.in -o requirements/test-roc-validator.txt
 
 clean:
 	rm -rf $(VENV) mlip-demo

@@ -17,7 +17,19 @@ if TYPE_CHECKING:
 settings.register_profile("mlip-job", deadline=None)
 settings.load_profile("mlip-job")
 
-pytest_plugins = ["tests.servers.s3", "tests.servers.databases"]
+pytest_plugins = [
+    "tests.faults.tally",
+    "tests.generations",
+    "tests.servers.browser",
+    "tests.servers.containers",
+    "tests.servers.databases",
+    "tests.servers.kubernetes",
+    "tests.servers.mlflow",
+    "tests.servers.node",
+    "tests.servers.s3",
+    "tests.servers.s3_faults",
+    "tests.servers.slurm",
+]
 
 _NO_SKIPS = "MLIP_JOB_TEST_NO_SKIPS"
 
@@ -38,7 +50,7 @@ def pytest_runtest_makereport(
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the settings of whoever runs the tests out of them."""
     for name in list(os.environ):
-        if name.startswith(("MLIP_JOB_", "AWS_", "SLURM_", "PG")) and name not in (
+        if name.startswith(("MLIP_JOB_", "AWS_", "SLURM_", "PG", "MLFLOW_")) and name not in (
             _NO_SKIPS,
             "AWS_CA_BUNDLE",
         ):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2, as a container sees its own
 _DISTRIBUTIONS = {
     "mlip-job": ("mlip-job",),
     "python-ace": ("python-ace",),
@@ -53,12 +54,16 @@ class ProcessIdentity(BaseModel):
     @classmethod
     def current(cls) -> ProcessIdentity:
         """Identify this process."""
+        return cls.of(os.getpid())
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessIdentity:
+        """Identify a process of this machine."""
         parts = (
             Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"),
             platform.node(),
             str(Path("/proc/self/ns/pid").readlink()),
         )
-        pid = os.getpid()
         return cls(
             host=hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16],
             pid=pid,
@@ -126,6 +131,16 @@ def installed_versions() -> dict[str, str | None]:
     return {name: _first_version(candidates) for name, candidates in _DISTRIBUTIONS.items()}
 
 
+def usable_cores() -> int:
+    """Return how many cores this process may use: those it may run on, within its CPU quota."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = _CPU_QUOTA.read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+
 def _first_version(candidates: tuple[str, ...]) -> str | None:
     for candidate in candidates:
         try:
@@ -169,4 +184,18 @@ def current_scheduler_job() -> SchedulerJob | None:
     """Return the job of a scheduler that this process belongs to."""
     if job_id := os.environ.get("SLURM_JOB_ID"):
         return SchedulerJob(kind="slurm", id=job_id)
+    if job := os.environ.get("MLIP_JOB_KUBERNETES_JOB"):
+        # Pods of an Indexed Job are different members: none may take over another's generation.
+        names = (os.environ.get("MLIP_JOB_KUBERNETES_NAMESPACE", "default"), job)
+        index = os.environ.get("JOB_COMPLETION_INDEX")
+        return SchedulerJob(kind="kubernetes", id="/".join((*names, *filter(None, (index,)))))
+    return None
+
+
+def current_array_index() -> int | None:
+    """Return which task of an array this process belongs to, from 1."""
+    if task := os.environ.get("SLURM_ARRAY_TASK_ID"):
+        return int(task)
+    if index := os.environ.get("JOB_COMPLETION_INDEX"):
+        return int(index) + 1
     return None

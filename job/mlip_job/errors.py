@@ -6,8 +6,9 @@
     ├── ConfigError                64   configuration or usage
     ├── DataError                  65   the data can't be trained on
     │   └── IntegrityError         65   a stored object is not what its record says
-    ├── UnavailableError           69   store or database out of reach: worth a retry
+    ├── UnavailableError           69   store, database or disk can't be used now: worth a retry
     │   ├── DatabaseError
+    │   ├── DiskError
     │   └── StoreError
     │       ├── ObjectNotFoundError
     │       ├── ObjectExistsError
@@ -73,7 +74,7 @@ class IntegrityError(DataError):
 
 
 class UnavailableError(MlipJobError):
-    """A store or a database can't be reached or used; the same call may work later.
+    """A store, a database or a disk can't be used; the same call may work later.
 
     Parameters
     ----------
@@ -92,6 +93,10 @@ class UnavailableError(MlipJobError):
 
 class DatabaseError(UnavailableError):
     """The database can't be opened or read."""
+
+
+class DiskError(UnavailableError):
+    """A disk of this machine can't be written: it is full, turned read-only or fails."""
 
 
 class StoreError(UnavailableError):

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 FAMILY_PATTERN = r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?"
 """A family's name is part of store keys and of Kubernetes object names (RFC 1123 labels)."""
 
+MEMBERS = "members/"
+"""Folder of an ensemble's members in their generation's."""
+
 _GENERATION = re.compile(r"gen_(\d{2,})")
 
 
@@ -32,6 +35,11 @@ def generation_name(generation: int) -> str:
     return f"gen_{generation:02d}"
 
 
+def member_folder(member: int) -> str:
+    """Return the folder of a member of an ensemble in its generation's, ``members/member_02``."""
+    return f"{MEMBERS}member_{member:02d}"
+
+
 def parse_generation_name(name: str) -> int | None:
     """Return the number in ``gen_04``, or None where `name` is no generation's name."""
     match = _GENERATION.fullmatch(name)
@@ -39,6 +47,21 @@ def parse_generation_name(name: str) -> int | None:
         return None
     number = int(match.group(1))
     return number if number >= 1 and generation_name(number) == name else None
+
+
+# RFC 1123 allows 63; a member of an ensemble has "-" and its number after it.
+_LONGEST_KUBERNETES_NAME = 58
+
+
+def kubernetes_job_name(family: str, generation: int, digest: str) -> str:
+    """Return the name of a Kubernetes Job and its ConfigMap, ``mlip-cu-ni-gen-04-1a2b3c4d``.
+
+    Where it would be too long, the end of the family's name is left out; the digest, which is also
+    of the family's name, keeps such names apart.
+    """
+    end = f"-{generation_name(generation).replace('_', '-')}-{digest[:8]}"
+    start = f"mlip-{family}"[: _LONGEST_KUBERNETES_NAME - len(end)]
+    return start.rstrip("-") + end
 
 
 @dataclass(frozen=True)
@@ -49,9 +72,12 @@ class FamilyKeys:
     ----------
     family
         The family's name; all keys start with it.
+    member
+        A member of an ensemble: then the keys of a generation are this member's own.
     """
 
     family: str
+    member: int | None = None
 
     MANIFEST = "manifest.json"
 
@@ -90,7 +116,12 @@ class FamilyKeys:
 
     def generation(self, generation: int, file: str = "") -> str:
         """Key of one file of a generation, or its prefix where no file is named."""
-        return f"{self.generations}{generation_name(generation)}/{file}"
+        return f"{self.generations}{self.folder(generation)}/{file}"
+
+    def folder(self, generation: int) -> str:
+        """Folder of a generation, or of the member's part of it."""
+        name = generation_name(generation)
+        return name if self.member is None else f"{name}/{member_folder(self.member)}"
 
     def manifest(self, generation: int) -> str:
         """Key whose existence makes the generation exist."""
@@ -227,9 +258,29 @@ class WorkFiles:
         return self.directory / "potential.yace"
 
     @property
+    def active_set(self) -> Path:
+        """The active set of the potential, where one was made."""
+        return self.directory / "potential.asi"
+
+    @property
+    def predecessor(self) -> Path:
+        """The published potential that this one is compared with."""
+        return self.directory / "predecessor.yace"
+
+    @property
+    def predecessor_index(self) -> Path:
+        """The index of the dataset that it was trained on."""
+        return self.directory / "predecessor-index.csv.gz"
+
+    @property
     def report(self) -> Path:
         """The report of the attempt."""
         return self.directory / "report.json"
+
+    @property
+    def report_page(self) -> Path:
+        """The report as a page for people."""
+        return self.directory / "report.html"
 
     def artefacts(self) -> dict[str, Path]:
         """Return the files that are published, by the name that they are published under."""
@@ -239,7 +290,10 @@ class WorkFiles:
             "potential.yaml": self.output_potential,
             "potential.yace": self.yace,
             "report.json": self.report,
+            "report.html": self.report_page,
         }
+        if self.active_set.exists():
+            published[self.active_set.name] = self.active_set
         return published | {path.name: path for path in self.leg_inputs()} | self.tables()
 
     def tables(self) -> dict[str, Path]:

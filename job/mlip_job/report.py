@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlip_job.errors import IntegrityError
+from mlip_job.evaluation.results import Evaluation, SetEvaluation
 from mlip_job.registry.manifest import AttemptPart, ErrorFigures, Headline, Parent
 from mlip_job.training.input_yaml import kappa
 from mlip_job.training.run_summary import Errors, RunSummary
@@ -68,6 +69,8 @@ class TrainingReport(_Part):
         All that the fit went through, and how much of the learning curve is each one's own.
     fit
         What pacemaker's tables and log say, see `RunSummary`.
+    evaluation
+        What was found out about the published potential; docs/evaluation.md.
     left_out_by_weighting
         Row ids per side that an energy-based weighting kept out of the fit.
     energy_reference
@@ -87,18 +90,22 @@ class TrainingReport(_Part):
     loss: LossDefinition
     dataset: DatasetSummary
     fit: RunSummary
+    evaluation: Evaluation | None = None
     left_out_by_weighting: dict[str, tuple[int, ...]]
     energy_reference: str
     timings_s: dict[str, float]
     warnings: tuple[str, ...]
 
     def headline(self) -> Headline:
-        """Return the figures that a table of generations shows."""
+        """Return what a table of generations shows; without an evaluation none is accepted."""
+        evaluation = self.evaluation
         return Headline(
-            train=_figures(self.fit.train),
-            test=_figures(self.fit.test),
+            train=_measured(evaluation.train) if evaluation else _fitted(self.fit.train),
+            test=_measured(evaluation.test) if evaluation else _fitted(self.fit.test),
             iterations=self.fit.iterations or 0,
             functions=self.fit.functions,
+            accepted=evaluation is not None and evaluation.gate.accepted,
+            rejected_because=evaluation.gate.reasons if evaluation else (),
         )
 
     def to_json(self) -> str:
@@ -128,6 +135,7 @@ def make_report(
     record: DatasetRecord,
     training: TrainingState,
     summary: RunSummary,
+    evaluation: Evaluation | None,
     left_out: Mapping[str, tuple[int, ...]],
     timings_s: Mapping[str, float],
 ) -> TrainingReport:
@@ -149,14 +157,22 @@ def make_report(
             notes=record.notes,
         ),
         fit=summary,
+        evaluation=evaluation,
         left_out_by_weighting=dict(left_out),
         energy_reference="E_DFT = E_potential + Σ n(element)·reference_energies_ev[element]",
         timings_s=dict(timings_s),
-        warnings=_warnings(config.training, summary),
+        warnings=_warnings(config.training, summary, evaluation),
     )
 
 
-def _figures(errors: Errors | None) -> ErrorFigures:
+def _measured(errors: SetEvaluation) -> ErrorFigures:
+    return ErrorFigures(
+        rmse_energy_mev_per_atom=errors.energy_mev_per_atom.rmse,
+        rmse_force_mev_per_angstrom=errors.force_mev_per_angstrom.rmse,
+    )
+
+
+def _fitted(errors: Errors | None) -> ErrorFigures:
     return ErrorFigures(
         rmse_energy_mev_per_atom=errors.rmse_energy_mev_per_atom if errors else None,
         rmse_force_mev_per_angstrom=errors.rmse_force_mev_per_angstrom if errors else None,
@@ -175,10 +191,12 @@ def _loss(training: TrainingConfig) -> LossDefinition:
     )
 
 
-def _warnings(training: TrainingConfig, summary: RunSummary) -> tuple[str, ...]:
+def _warnings(
+    training: TrainingConfig, summary: RunSummary, evaluation: Evaluation | None
+) -> tuple[str, ...]:
     stress = (
         ("stress_weight has no effect: pacemaker fits no stress",)
         if training.stress_weight > 0
         else ()
     )
-    return (*stress, *summary.warnings)
+    return (*stress, *summary.warnings, *(evaluation.notes if evaluation else ()))

@@ -9,7 +9,6 @@ from tenacity import (
     RetryCallState,
     Retrying,
     retry_if_exception,
-    stop_after_delay,
     wait_exponential,
     wait_random,
 )
@@ -35,24 +34,36 @@ def retrying(call: Callable[[], Result], timeout: float) -> Result:
     call
         Must be safe to repeat.
     timeout
-        Seconds after which no further try is begun; 0 is one try.
+        Seconds after the first failure in which further tries are begun; 0 is one try.
 
     Raises
     ------
     UnavailableError
         The last one, where time ran out; any other error at once.
     """
-    if timeout <= 0:
-        return call()
     tries = Retrying(
         retry=retry_if_exception(_is_transient),
-        stop=stop_after_delay(timeout),
+        stop=_StopAfterFailing(timeout),
         wait=wait_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS)
         + wait_random(0, _FIRST_WAIT_SECONDS),
         before_sleep=_say,
         reraise=True,
     )
     return tries(call)
+
+
+class _StopAfterFailing:
+    """Stops a time after the first failure: an export that ran for an hour is tried again too."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._first_failure: float | None = None
+
+    def __call__(self, state: RetryCallState) -> bool:
+        failed = state.outcome_timestamp or 0.0
+        if self._first_failure is None:
+            self._first_failure = failed
+        return failed + state.upcoming_sleep - self._first_failure >= self._timeout
 
 
 def _is_transient(error: BaseException) -> bool:

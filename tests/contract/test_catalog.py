@@ -10,7 +10,7 @@ import pytest
 from mlip_job.registry import GenerationSummary, Manifest, Registry
 from mlip_job.registry.maintenance import repair
 from mlip_job.store.open import open_store
-from tests.manifests import make_manifest
+from tests.manifests import make_manifest, put_dataset
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,9 +33,12 @@ def publish(registry: Registry, directory: Path, generation: int, attempt: str =
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{attempt}-{generation}.yace"
     path.write_text(f"{attempt} of {generation}")
+    dataset = put_dataset(registry, directory / f"dataset-{generation}", "one")
 
     def describe(artefacts: dict[str, Artefact]) -> Manifest:
-        return make_manifest(generation, attempt=attempt, family=FAMILY, artefacts=artefacts)
+        return make_manifest(
+            generation, attempt=attempt, family=FAMILY, artefacts=artefacts, dataset=dataset
+        )
 
     return registry.publish(generation, attempt, {"potential.yace": path}, describe)
 

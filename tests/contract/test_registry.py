@@ -12,12 +12,13 @@ from mlip_job.errors import ConfigError, ConflictError, IntegrityError, StoreErr
 from mlip_job.registry import Artefact, Manifest, Registry
 from mlip_job.registry.pull import pull_generation
 from mlip_job.store.open import open_store
-from tests.manifests import make_manifest
+from tests.manifests import make_manifest, put_dataset
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from mlip_job.config import StorageConfig
+    from mlip_job.dataset.record import DatasetRecord
     from mlip_job.store.base import ObjectStore
 
 FAMILY = "cu-ni"
@@ -37,8 +38,12 @@ def _publish(registry: Registry, directory: Path, generation: int, attempt: str 
         files[name] = directory / f"{attempt}-{name}"
         files[name].write_text(f"{name} of {attempt}\n")
 
+    dataset = put_dataset(registry, directory / "dataset", "ninety and ten")
+
     def describe(artefacts: dict[str, Artefact]) -> Manifest:
-        return make_manifest(generation, attempt=attempt, family=FAMILY, artefacts=artefacts)
+        return make_manifest(
+            generation, attempt=attempt, family=FAMILY, artefacts=artefacts, dataset=dataset
+        )
 
     return registry.publish(generation, attempt, files, describe)
 
@@ -143,11 +148,13 @@ def test_damage_is_found_and_named(registry: Registry, tmp_path: Path) -> None:
     registry.store.put(manifest.artefacts["report.json"].key, b"tampered")
     registry.store.delete(manifest.artefacts["potential.yaml"].key)
     registry.store.put(registry.keys.potential(1, "yace"), b"tampered")
+    record = registry.keys.dataset(manifest.dataset.id, "dataset.json")
+    registry.store.delete(record)
     problems = "\n".join(registry.verify(manifest))
     assert f"{manifest.artefacts['report.json'].key} has the sha256" in problems
     assert f"{manifest.artefacts['potential.yaml'].key} is missing" in problems
     assert f"{FAMILY}/potentials/gen_01.yace has the sha256" in problems
-    assert f"{FAMILY}/datasets/0123456789abcdef/dataset.json is missing" in problems
+    assert f"{record} is missing" in problems
     assert len(problems.splitlines()) == 4
 
 
@@ -199,6 +206,23 @@ def test_manifest_of_a_later_version_is_refused(registry: Registry, tmp_path: Pa
     registry.store.put(registry.keys.manifest(1), json.dumps(later).encode())
     with pytest.raises(IntegrityError, match="no manifest that this version reads"):
         registry.find(1)
+
+
+def test_without_its_dataset_a_generation_is_not_published(
+    registry: Registry, tmp_path: Path
+) -> None:
+    """The manifest would name what is not there: gc took the attempt for a dead one."""
+    put = registry.publish_dataset
+
+    def put_and_lose(directory: Path, record: DatasetRecord) -> str:
+        sha256 = put(directory, record)
+        registry.store.delete(registry.keys.dataset(record.id, "dataset.json"))
+        return sha256
+
+    registry.publish_dataset = put_and_lose  # type: ignore[method-assign]
+    with pytest.raises(IntegrityError, match=r"dataset\.json is missing"):
+        _publish(registry, tmp_path, 1)
+    assert registry.numbers() == []
 
 
 def test_failed_upload_publishes_nothing(

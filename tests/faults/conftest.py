@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mlip_job.config import JobConfig
-from tests.faults.tally import Tally
+from tests.faults.tally import TALLY, Tally
 from tests.support import rattled, write_database
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-_TALLY = pytest.StashKey[Tally]()
 
 # Seconds-long fits with the real pacemaker; checkpoints often enough to matter in them.
 TINY = {
@@ -24,13 +22,15 @@ TINY = {
     "max_iter": 3,
     "stress_weight": 0,
 }
+# What these tests look at does not depend on them, and there are some hundred jobs.
+EVALUATION = {"active_set": False, "dynamics_steps": 10}
 RUN = {"checkpoint_interval": 1, "heartbeat_interval": 0.5, "retry_timeout": 20}
 
 
 @pytest.fixture(scope="session")
 def tally(pytestconfig: pytest.Config) -> Tally:
     """Return the counts of this session."""
-    return pytestconfig.stash.setdefault(_TALLY, Tally())
+    return pytestconfig.stash.setdefault(TALLY, Tally())
 
 
 @pytest.fixture
@@ -44,6 +44,7 @@ def make_config(tmp_path: Path) -> Callable[..., JobConfig]:
             "family": "cu",
             "database": {"url": str(database)},
             "training": TINY | (training or {}),
+            "evaluation": EVALUATION,
             "storage": {"url": str(tmp_path / "store")},
             "run": RUN,
             "work_dir": str(tmp_path / "work"),
@@ -51,13 +52,3 @@ def make_config(tmp_path: Path) -> Callable[..., JobConfig]:
         return JobConfig.model_validate(values | sections)
 
     return make
-
-
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    """Print what the fault suite did."""
-    tally = config.stash.get(_TALLY, None)
-    if tally is not None:
-        terminalreporter.section("fault suite")
-        terminalreporter.write_line(str(tally))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import signal
 import sys
@@ -14,17 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlip_job.evaluation.potential import import_pyace
 from mlip_job.naming import WorkFiles
 from mlip_job.registry import Manifest, Registry
 from mlip_job.report import TrainingReport
 from mlip_job.store.open import open_store
 from mlip_job.training.tables import read_table
+from tests.reports import validate_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mlip_job.config import JobConfig
     from mlip_job.training.run_summary import CurvePoint
+
+
+import_pyace()  # seconds that each forked job is spared
 
 
 @dataclass
@@ -127,6 +133,7 @@ def _child(arguments: list[str], log: Path, fault: Callable[[], None] | None) ->
             os.dup2(descriptor, standard)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         warnings.simplefilter("default")
+        logging.getLogger().handlers.clear()  # pytest's: a job's warnings go to its stderr
         if fault is not None:
             fault()
         main(arguments)
@@ -184,7 +191,10 @@ def require_complete(config: JobConfig) -> Manifest:
     manifest = registry.get(1)
     assert registry.verify(manifest) == []
     assert registry.latest() == 1
-    report = TrainingReport.from_json(registry.store.get(manifest.artefacts["report.json"].key))
+    text = registry.read(manifest, "report.json")
+    validate_report(text)
+    report = TrainingReport.from_json(text)
+    assert b"</html>" in registry.read(manifest, "report.html")
     require_one_curve(report.fit.train_curve)
     assert report.attempts == manifest.attempts
     assert sum(part.iterations for part in manifest.attempts) == manifest.headline.iterations

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 KILL, TERM = signal.SIGKILL, signal.SIGTERM
 
+_SLACK = timedelta(seconds=30)  # for storing a checkpoint on a busy machine
+
 STAGES = {
     "claim": (Registry, "claim"),
     "export": (attempt, "find_or_build_dataset"),
@@ -34,6 +36,7 @@ STAGES = {
     "fit": (PacemakerWrapper, "fit"),
     "ship the end": (Shipper, "ship_end"),
     "convert": (attempt, "convert_to_yace"),
+    "evaluate": (attempt, "evaluate_generation"),
     "report": (attempt, "make_report"),
     "publish": (Registry, "publish"),
     "roll forward": (Registry, "roll_forward"),
@@ -85,8 +88,7 @@ def kill(job: Job, number: signal.Signals, config: JobConfig, tally: Tally) -> N
     job.wait()
     settle(job, config, tally)
     if job.code != 0 and (saved := registry_saved(config)) is not None:
-        slack = config.run.checkpoint_interval + 5  # s, for shipping on a busy machine
-        assert moment - saved < timedelta(seconds=slack)
+        assert moment - saved < timedelta(seconds=config.run.checkpoint_interval) + _SLACK
 
 
 def registry_saved(config: JobConfig) -> datetime | None:

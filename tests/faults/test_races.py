@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,9 +17,9 @@ from tests.faults import jobs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from mlip_job.config import JobConfig
+    from tests.faults.jobs import Job
     from tests.faults.tally import Tally
 
 
@@ -74,15 +77,14 @@ def test_a_frozen_job_loses_its_claim_and_ends(
     config = config.model_copy(
         update={
             "training": config.training.model_copy(
-                update={"max_iter": 60, "functions_per_element": 8}
+                update={"max_iter": 80, "functions_per_element": 8}
             ),
             "run": config.run.model_copy(update={"heartbeat_interval": 0.2}),
         }
     )
     first = jobs.start_job(config, tmp_path / "first")
-    first.wait_for_iteration()
-    time.sleep(1.5)
-    os.kill(first.pid, signal.SIGSTOP)
+    _wait_for_checkpoint(first, config)
+    _freeze(first, config)
     time.sleep(4)  # ten missed beats, and what the store's clock rounds off
     second = jobs.run_job(config, tmp_path / "second")
     assert second.code == 0, second.text()
@@ -95,6 +97,28 @@ def test_a_frozen_job_loses_its_claim_and_ends(
     assert len(manifest.attempts) == 2
     tally.races += 2
     tally.count_end([first.text(), second.text()], manifest.headline.iterations)
+
+
+def _wait_for_checkpoint(job: Job, config: JobConfig) -> None:
+    checkpoints = jobs.registry_of(config).checkpoints(1)
+    while not checkpoints.found():
+        assert job.poll() is None, job.text()
+        time.sleep(0.1)
+
+
+def _freeze(job: Job, config: JobConfig) -> None:
+    """Suspend a job, but not while it holds the lock of a store in a directory: all would wait."""
+    lock = Path(config.storage.url) / ".lock"
+    while True:
+        os.kill(job.pid, signal.SIGSTOP)
+        time.sleep(0.05)  # until it has stopped
+        if not lock.is_file():
+            return
+        with lock.open("ab") as file, suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        os.kill(job.pid, signal.SIGCONT)
+        time.sleep(0.05)
 
 
 def test_clocks_may_differ(config: JobConfig, tmp_path: Path) -> None:

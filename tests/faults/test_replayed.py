@@ -6,12 +6,11 @@ import os
 import random
 import shutil
 import signal
-import sys
 import time
 from typing import TYPE_CHECKING
 
-from mlip_job.training import process, programs
-from tests.faults import jobs, standin
+from tests.faults import jobs
+from tests.faults.speed import REPLAYED, REPLAYED_ITERATIONS, stand_in_for_pacemaker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,9 +31,9 @@ def test_killed_anywhere(
 ) -> None:
     """From its first to its last moment, with either signal, again and again."""
     rng = random.Random(20260101)
-    programs_directory = _programs(tmp_path)
+    at_speed = stand_in_for_pacemaker(tmp_path)
     config = make_config(
-        {"functions_per_element": 15, "max_iter": 8, "ladder_step": 5},
+        REPLAYED,
         run={
             "checkpoint_interval": 0.05,
             "heartbeat_interval": 0.2,
@@ -42,11 +41,6 @@ def test_killed_anywhere(
             "stop_timeout": 5,
         },
     )
-
-    def at_speed() -> None:
-        process._POLL_SECONDS = 0.02
-        find = process.find_program = lambda name: programs_directory / name  # type: ignore[assignment]
-        programs.find_program = find
 
     done, longest = 0, 0.0
     while done < POINTS:
@@ -66,8 +60,8 @@ def test_killed_anywhere(
         longest = longest or time.monotonic() - started
         assert last.code == 0, last.text()
         manifest = jobs.require_complete(config)
-        assert manifest.headline.iterations == 24
-        tally.count_end([job.text() for job in (*killed, last)], 24)
+        assert manifest.headline.iterations == REPLAYED_ITERATIONS
+        tally.count_end([job.text() for job in (*killed, last)], REPLAYED_ITERATIONS)
         for folder in ("store", "work"):
             shutil.rmtree(tmp_path / folder)
         for job in (*killed, last):
@@ -82,14 +76,3 @@ def _require_sound(config: JobConfig, job: Job, tally: Tally) -> None:
         tally.kill_points += 1
         reached, safe = jobs.iterations_reached(config), jobs.iterations_safe(config)
         tally.iterations_lost += max(0, reached - safe)
-
-
-def _programs(directory: Path) -> Path:
-    """Make programs of pacemaker's names that run the stand-in."""
-    folder = directory / "programs"
-    folder.mkdir()
-    for name in ("pacemaker", "pace_yaml2yace"):
-        program = folder / name
-        program.write_text(f'#!/bin/sh\nexec {sys.executable} {standin.__file__} "$@"\n')
-        program.chmod(0o755)
-    return folder

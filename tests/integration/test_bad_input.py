@@ -62,12 +62,19 @@ class Project:
         self.config.write_text(json.dumps(values))
 
     def content(self) -> dict[str, int]:
-        """Return all that was ever written, but for the store's own lock and probe folder."""
+        """Return all that was ever written, but for the store's own lock and released claims.
+
+        A claim can't be removed safely: another attempt may have taken it over meanwhile.
+        """
         return {
             str(path.relative_to(self.directory)): path.stat().st_mtime_ns
             for path in self.directory.rglob("*")
-            if path.is_file() and path.name != ".lock"
+            if path.is_file() and path.name != ".lock" and not _is_released_claim(path)
         }
+
+
+def _is_released_claim(path: Path) -> bool:
+    return path.name == "claim.json" and json.loads(path.read_text())["released"]
 
 
 @pytest.fixture

@@ -52,6 +52,12 @@ def test_demo_publishes_two_generations(
     assert manifest["reference_energies"]["Cu"] == pytest.approx(3.51)
     assert manifest["headline"]["test"]["rmse_force_mev_per_angstrom"] < 1000
 
+    for ended in (cli("report", "-g", 2), cli("compare", 1, 2)):
+        assert ended.code == 0
+        page = Path(ended.out.splitlines()[-1]).read_text()
+        assert "gen_02" in page
+        assert page.count("<svg viewBox") >= 2
+
     assert cli("pull", "-g", 2).code == 0
     atoms = bulk("Cu")
     atoms.calc = PyACECalculator("gen_02/gen_02.yace")

@@ -23,6 +23,7 @@ from mlip_job.registry import Manifest, Registry
 from mlip_job.report import TrainingReport
 from mlip_job.store.open import open_store
 from mlip_job.training.signals import StopRequest
+from tests.reports import validate_report
 from tests.support import rattled, with_emt, write_database
 
 if TYPE_CHECKING:
@@ -84,8 +85,9 @@ def _registry(config: JobConfig) -> Registry:
 
 
 def _report(config: JobConfig, manifest: Manifest) -> TrainingReport:
-    key = manifest.artefacts["report.json"].key
-    return TrainingReport.from_json(open_store(config.storage).get(key))
+    text = _registry(config).read(manifest, "report.json")
+    validate_report(text)
+    return TrainingReport.from_json(text)
 
 
 @pytest.mark.pacemaker
@@ -163,6 +165,15 @@ def test_tensorflow_fit_continued_and_grown(tmp_path: Path) -> None:
     assert report.fit.test is not None
     assert report.fit.train is not None
     assert len(report.fit.train_curve) == 9
+    assert report.evaluation is not None
+    for agreement in report.evaluation.agreement:
+        assert agreement.energy_mev_per_atom == pytest.approx(
+            agreement.energy_by_pacemaker_mev_per_atom, rel=1e-5
+        )
+        assert agreement.force_mev_per_angstrom == pytest.approx(
+            agreement.force_by_pacemaker_mev_per_angstrom, rel=1e-5
+        )
+    assert [agreement.side for agreement in report.evaluation.agreement] == ["train", "test"]
     log = open_store(config.storage).get(first.artefacts["train.log"].key).decode()
     assert "Hostname: (not published)" in log
     assert "Username: mlip-job" in log
@@ -184,6 +195,9 @@ def test_tensorflow_fit_continued_and_grown(tmp_path: Path) -> None:
     third, _, _ = _run(larger, 3)
     assert third.parent is not None
     assert (third.parent.generation, third.parent.mode) == (2, "extend")
+    page = _registry(config).read(third, "report.html").decode()
+    assert "gen_03" in page
+    assert "2 ladder steps" in page
     steps = _report(larger, third).fit.cycles
     assert [step.functions for step in steps] == [9, 12]
     assert third.headline.functions == 12
@@ -260,6 +274,10 @@ def test_energy_based_weighting_names_what_it_leaves_out(tmp_path: Path) -> None
     report = _report(config, manifest)
     left_out = [row for rows in report.left_out_by_weighting.values() for row in rows]
     assert left_out == [11]
+    evaluation = report.evaluation
+    assert evaluation is not None
+    assert evaluation.train.structures + evaluation.test.structures == 10
+    assert 11 not in {w.row_id for side in (evaluation.train, evaluation.test) for w in side.worst}
     assert any("the weighting removed 1 of" in warning for warning in report.warnings)
 
 

@@ -172,15 +172,19 @@ def test_schema_knows_every_section(cli: Cli) -> None:
         "database",
         "dataset",
         "training",
+        "evaluation",
         "storage",
         "run",
         "submit",
+        "tracking",
         "work_dir",
     }
     assert schema["additionalProperties"] is False
 
 
-@pytest.mark.parametrize("verb", ["list", "show", "verify", "pull", "check", "export", "run"])
+@pytest.mark.parametrize(
+    "verb", ["list", "show", "report", "verify", "pull", "check", "export", "run"]
+)
 def test_without_configuration_the_next_step_is_named(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:

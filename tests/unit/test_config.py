@@ -6,6 +6,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Union, get_args, get_origin
 
 import pytest
+import yaml
 
 from mlip_job.config import JobConfig, load_config
 from mlip_job.config.base import Part
@@ -176,11 +177,26 @@ def test_urls_are_no_paths(config_file: Path) -> None:
     assert config.database.url == "postgresql://u@h/d"
 
 
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [("true", "linear"), ("linear", "linear"), ("full", "full"), ("false", None)],
+)
+def test_active_set_is_a_choice_or_a_switch(value: str, kind: str | None) -> None:
+    """As YAML has them."""
+    given = {"family": "cu", "evaluation": {"active_set": yaml.safe_load(value)}}
+    assert JobConfig.model_validate(given).evaluation.active_set_kind == kind
+
+
 def test_fingerprint_follows_what_decides_the_potential() -> None:
     """Another cutoff is another generation; another place of the store is not."""
     config = JobConfig.model_validate({"family": "cu"})
     moved = JobConfig.model_validate(
-        {"family": "cu", "storage": {"url": "s3://b/p"}, "training": {"require_gpu": True}}
+        {
+            "family": "cu",
+            "storage": {"url": "s3://b/p"},
+            "training": {"require_gpu": True},
+            "evaluation": {"gate": {"max_energy_rmse_mev": 5}, "active_set": False},
+        }
     )
     changed = JobConfig.model_validate({"family": "cu", "training": {"cutoff": 6.0}})
     assert moved.fingerprint() == config.fingerprint()

@@ -7,10 +7,13 @@ import socket
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from mlip_job.environment import RunEnvironment
+import pytest
+
+from mlip_job import environment
+from mlip_job.environment import RunEnvironment, usable_cores
 
 if TYPE_CHECKING:
-    import pytest
+    from pathlib import Path
 
 
 def test_versions_are_those_that_are_installed() -> None:
@@ -26,10 +29,39 @@ def test_scheduler_and_image_come_from_their_variables(monkeypatch: pytest.Monke
     assert RunEnvironment.current().scheduler is None
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     monkeypatch.setenv("MLIP_JOB_IMAGE", "example/mlip-job@sha256:0123")
-    environment = RunEnvironment.current()
-    assert environment.scheduler is not None
-    assert (environment.scheduler.kind, environment.scheduler.id) == ("slurm", "4711")
-    assert environment.image == "example/mlip-job@sha256:0123"
+    current = RunEnvironment.current()
+    assert current.scheduler is not None
+    assert (current.scheduler.kind, current.scheduler.id) == ("slurm", "4711")
+    assert current.image == "example/mlip-job@sha256:0123"
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [("max 100000", 6), ("250000 100000", 2), ("50000 100000", 1), ("9900000 100000", 6), ("", 6)],
+)
+def test_cores_are_counted_within_the_quota_of_a_container(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: int
+) -> None:
+    """A node has many; a pod that may use two of them must not start many processes."""
+    file = tmp_path / "cpu.max"
+    if quota:
+        file.write_text(f"{quota}\n")
+    monkeypatch.setattr(environment, "_CPU_QUOTA", file)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
+    assert usable_cores() == cores
+
+
+def test_pods_of_one_kubernetes_job_are_the_same_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a retry need not wait; members of an ensemble are different ones."""
+    monkeypatch.setenv("MLIP_JOB_KUBERNETES_NAMESPACE", "alloys")
+    monkeypatch.setenv("MLIP_JOB_KUBERNETES_JOB", "mlip-cu-ni-gen-04-01234567")
+    job = RunEnvironment.current().scheduler
+    assert job is not None
+    assert (job.kind, job.id) == ("kubernetes", "alloys/mlip-cu-ni-gen-04-01234567")
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "2")
+    member = RunEnvironment.current().scheduler
+    assert member is not None
+    assert member.id == "alloys/mlip-cu-ni-gen-04-01234567/2"
 
 
 def test_names_of_host_and_user_are_left_out() -> None:

@@ -149,3 +149,12 @@ def test_elements_that_look_like_yaml_words_stay_elements() -> None:
     content = yaml.safe_load(dump_input(build_input(TrainingConfig(), data)))
     assert content["potential"]["elements"] == ["N", "No", "Y"]
     assert content["data"]["reference_energy"] == {"N": 1.0, "No": 2.0, "Y": 3.0}
+
+
+def test_noise_makes_a_fit_depend_on_its_seed() -> None:
+    """Pacemaker starts from zero otherwise, whatever the seed."""
+    for noise, found in ((0.0, {None}), (0.1, {"random"})):
+        potential = _written(TrainingConfig(start_noise=noise))["potential"]
+        assert isinstance(potential, dict)
+        blocks = [b for b in potential["functions"].values() if isinstance(b, dict)]
+        assert {block.get("coefs_init") for block in blocks} == found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -10,6 +10,7 @@ from mlip_job.errors import TrainingError
 from mlip_job.training.potential_yaml import (
     as_start,
     elements_of,
+    perturbed,
     read_potential,
     write_potential,
 )
@@ -100,6 +101,32 @@ def test_what_is_no_potential_is_refused(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(TrainingError, match=r"potential\.yaml is no"):
         read_potential(path)
+
+
+def test_noise_is_relative_and_follows_the_seed(finished: Path) -> None:
+    """Nothing but the functions' coefficients change, by a tenth or so."""
+    content = read_potential(finished)
+    noisy = perturbed(content, 0.1, seed=7)
+    assert noisy == perturbed(content, 0.1, seed=7) != perturbed(content, 0.1, seed=8)
+
+    def without_coefficients(potential: dict[str, Any]) -> list[dict[str, Any]]:
+        return [
+            {**block, "nbody": [{**function, "c": 0} for function in block.get("nbody", [])]}
+            for block in potential["species"]
+        ]
+
+    assert without_coefficients(noisy) == without_coefficients(content)
+    ratios = [
+        after / before
+        for old, new in zip(_coefficients(content), _coefficients(noisy), strict=True)
+        for before, after in zip(old, new, strict=True)
+    ]
+    assert len(ratios) == 4
+    assert all(0.4 < ratio < 1.6 and ratio != 1 for ratio in ratios)
+
+
+def _coefficients(potential: dict[str, Any]) -> list[list[float]]:
+    return [function["c"] for block in potential["species"] for function in block.get("nbody", [])]
 
 
 def test_pacemaker_takes_the_start_for_the_same_function(tmp_path: Path, finished: Path) -> None:

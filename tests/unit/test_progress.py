@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mlip_job.cli.options import Settings
 from mlip_job.cli.output import Reporter
-from mlip_job.training.process import Progress, _IterationClock, _LineReader
+from mlip_job.training.process import Progress, _IterationClock
 from mlip_job.training.tables import MetricsRow
-from mlip_job.training.train_log import hide_host
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def _row(iteration: int, step: int = 0) -> MetricsRow:
@@ -47,33 +39,6 @@ def test_clock_starts_anew_in_every_ladder_step() -> None:
     clock.add([_row(0, step=1)], 100.0)
     assert clock.seconds_per_iteration is None
     assert clock.last == _row(0, step=1)
-
-
-@given(st.lists(st.binary(max_size=20), max_size=20))
-def test_lines_come_whole_however_they_arrive(blocks: list[bytes]) -> None:
-    """A line that is read in pieces is one line; what has no end yet waits."""
-    reader = _LineReader()
-    lines = [line for block in blocks for line in reader.lines(block)]
-    whole = b"".join(blocks)
-    expected = [line.decode("utf-8", errors="replace") for line in whole.split(b"\n")[:-1]]
-    assert lines == expected
-
-
-def test_host_is_taken_out_of_the_log(tmp_path: Path) -> None:
-    """In both of pacemaker's formats, and nothing else is."""
-    log = tmp_path / "train.log"
-    log.write_bytes(
-        b"2026-11-23 22:42:37,630 I - Hostname: secret-node\n"
-        b"2026-11-23 22:42:37,630 - root - INFO - Hostname: secret-node\n"
-        b"2026-11-23 22:42:37,630 I - Iteration   #1 \xff\n"
-    )
-    hide_host(log)
-    assert log.read_bytes() == (
-        b"2026-11-23 22:42:37,630 I - Hostname: (not published)\n"
-        b"2026-11-23 22:42:37,630 - root - INFO - Hostname: (not published)\n"
-        b"2026-11-23 22:42:37,630 I - Iteration   #1 \xff\n"
-    )
-    assert list(tmp_path.iterdir()) == [log]
 
 
 def test_a_line_per_phase_and_interval(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mlip_job.dataset.entry import Entries, Entry
+from mlip_job.dataset.index import common_test_rows, write_index
+from mlip_job.dataset.output import OutputFile
 from mlip_job.dataset.split import SIDES, Inheritance, Side, Split, split_rows
 from mlip_job.errors import DataError
 
 if TYPE_CHECKING:
     import random
+    from pathlib import Path
 
 
 def fingerprint_of(number: int) -> str:
@@ -195,3 +199,14 @@ def test_one_group_for_all_is_refused() -> None:
     with pytest.raises(DataError, match="test side empty") as caught:
         split_items(items, fraction=0.1, seed=1)
     assert "group_by" in str(caught.value.hint)
+
+
+def test_common_test_rows_are_test_in_both(tmp_path: Path) -> None:
+    """By structure, not by row id: another database may have numbered them anew."""
+    ours, theirs = tmp_path / "ours.csv.gz", tmp_path / "theirs.csv.gz"
+    for path, first, tested in ((ours, 0, [1, 1, 1, 0, 0, 1]), (theirs, 100, [1, 0, 1, 0, 1])):
+        rows = [Entry(first + n, fingerprint_of(n)) for n in range(len(tested))]
+        split = Split(np.array(tested, dtype=np.bool_), sum(tested), 0, 0)
+        with OutputFile(path, compressed=True) as file:
+            write_index(file, Entries.of(rows), split)
+    assert common_test_rows(ours, theirs) == {0, 2}

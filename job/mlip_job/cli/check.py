@@ -36,6 +36,8 @@ def command(ctx: click.Context) -> None:
     }
     if config.training.require_gpu:
         probes["gpu"] = _gpu
+    if config.tracking.mlflow_uri is not None:
+        probes["tracking"] = lambda: _tracking(config)
     results = [(name, *_try(probe)) for name, probe in probes.items()]
     document = [
         {
@@ -98,3 +100,9 @@ def _gpu() -> str:
 
     require_gpu()
     return "TensorFlow sees a GPU"
+
+
+def _tracking(config: JobConfig) -> str:
+    from mlip_job.tracking.track import check_server
+
+    return check_server(config.tracking)

@@ -92,6 +92,7 @@ def _next_commands(output: Path) -> str:
             f"  cd {where}",
             "  mlip-job list",
             "  mlip-job show -g 2",
+            "  mlip-job report -g 2 --open                   # how good it is, as a page",
             "  mlip-job run -g 2                             # nothing to do: it is published",
             "  mlip-job run -g 2 --set training.cutoff=6.0   # refused: it differs",
             "  mlip-job verify -g 2",

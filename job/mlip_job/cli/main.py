@@ -11,7 +11,9 @@ import click
 
 from mlip_job import __version__
 from mlip_job.cli.options import common_options
-from mlip_job.errors import ConfigError, MlipJobError
+from mlip_job.cli.termination import write_termination_message
+from mlip_job.disk import says_full
+from mlip_job.errors import ConfigError, DiskError, MlipJobError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,10 +26,18 @@ VERBS = {
     "config": "Show the resolved configuration or its JSON Schema.",
     "export": "Build the dataset of a generation and publish it.",
     "run": "Train a generation and publish it.",
+    "submit": "Submit a generation to Slurm, Kubernetes or this machine.",
+    "status": "Show what becomes of one generation, or of all.",
+    "logs": "Print what the job of a generation printed.",
+    "cancel": "Stop the job of a generation; it saves a checkpoint first.",
     "list": "List the published generations.",
     "show": "Show one published generation.",
+    "report": "Fetch the report of a generation, one HTML file.",
+    "compare": "Compare generations: a table here, and one HTML file.",
     "pull": "Download a generation's artefacts and check them.",
     "verify": "Read back a generation and check every hash.",
+    "promote": "Make a generation the latest.",
+    "select": "Choose candidates for the next generation.",
     "repair": "Mend what a crash left half done; report orphans.",
     "gc": "Remove what no manifest names.",
     "parse": "Report on any pacemaker work directory.",
@@ -69,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = cli.main(args=arguments, prog_name="mlip-job", standalone_mode=False)
     except MlipJobError as error:
         click.echo(f"error: {error}", err=True)
+        write_termination_message(error.exit_code, error.message, error.hint)
         sys.exit(error.exit_code)
     except click.UsageError as error:
         error.show()
@@ -83,4 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # The reader of our output has gone; that is its right. Keep Python from complaining again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        if not says_full(error):
+            raise
+        click.echo(f"error: {error.strerror}: {error.filename or 'standard output'}", err=True)
+        sys.exit(DiskError.exit_code)
     sys.exit(code if isinstance(code, int) else 0)

@@ -113,9 +113,19 @@ def generation_option(*words: str, required: bool = True) -> Callable[..., Any]:
         "--generation",
         required=required,
         metavar="|".join(("N", *words)),
-        type=_Generation(words),
+        type=GenerationType(words),
         help="Number of the generation" + "".join(f", or {word}" for word in words) + ".",
     )
+
+
+def scheduler_option(function: F) -> F:
+    """Add ``--scheduler`` to a verb."""
+    option = click.option(
+        "--scheduler",
+        type=click.Choice(("kubernetes", "slurm", "local")),
+        help="Instead of submit.scheduler.",
+    )
+    return option(function)
 
 
 def resolve_generation(generation: int | str, registry: Registry) -> int:
@@ -125,12 +135,19 @@ def resolve_generation(generation: int | str, registry: Registry) -> int:
     if generation == "next":
         return max(registry.numbers(), default=0) + 1
     latest = registry.latest()
+    if latest is None and registry.numbers():
+        raise ConfigError(
+            f"no generation of {registry.family} is accepted yet",
+            hint="mlip-job list shows what is published",
+        )
     if latest is None:
         raise ConfigError(f"no generation of {registry.family} is published yet")
     return latest
 
 
-class _Generation(click.ParamType):  # type: ignore[type-arg]
+class GenerationType(click.ParamType):  # type: ignore[type-arg]
+    """A generation's number, or one of the words that stand for numbers."""
+
     name = "generation"
 
     def __init__(self, words: tuple[str, ...]) -> None:
@@ -142,6 +159,7 @@ class _Generation(click.ParamType):  # type: ignore[type-arg]
         param: click.Parameter | None,
         ctx: click.Context | None,
     ) -> int | str:
+        """Return the number, or the word as it is."""
         if isinstance(value, str) and value in self._words:
             return value
         try:

@@ -32,14 +32,19 @@ def emit(settings: Settings, document: Any, text: Callable[[], None]) -> None:
         text()
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table on stdout; numbers stand to the right."""
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool] | None = None
+) -> None:
+    """Print a table on stdout; numbers stand to the right.
+
+    `numeric` says which columns hold numbers where that can't be told from their cells.
+    """
     lines = [list(columns), *map(list, rows)]
     for index in range(len(columns)):
-        numeric = all(_is_number(row[index]) for row in rows)
+        right = all(_is_number(row[index]) for row in rows) if numeric is None else numeric[index]
         width = max(len(line[index]) for line in lines)
         for line in lines:
-            line[index] = line[index].rjust(width) if numeric else line[index].ljust(width)
+            line[index] = line[index].rjust(width) if right else line[index].ljust(width)
     texts = [f" {'   '.join(line)}".rstrip() for line in lines]
     rule = f" {'─' * (len('   '.join(lines[0])))}"
     click.echo("\n".join((texts[0], rule, *texts[1:], "")))
@@ -155,11 +160,12 @@ def _describe(progress: Progress, max_iter: int | None) -> str:
             )
         if max_iter and progress.seconds_per_iteration is not None:
             seconds = (max_iter - row.iter_num) * progress.seconds_per_iteration
-            parts.append(f"at most {_duration(seconds)} left in this step")
+            parts.append(f"at most {duration(seconds)} left in this step")
     return " · ".join(parts)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time as minutes and seconds, or hours, minutes and seconds."""
     minutes, rest = divmod(round(max(0.0, seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -7,25 +7,47 @@ from typing import TYPE_CHECKING
 import click
 
 from mlip_job.cli.options import common_options, generation_option, resolve_generation
-from mlip_job.cli.output import Reporter, emit
+from mlip_job.cli.output import Reporter, emit, figure
+from mlip_job.cli.termination import write_termination_message
+from mlip_job.errors import ConfigError
+from mlip_job.naming import generation_name
 
 if TYPE_CHECKING:
     from mlip_job.cli.options import Settings
+    from mlip_job.pipeline import Member
+    from mlip_job.pipeline.run import Outcome
 
 
 @click.command("run")
 @generation_option("next")
 @click.option("--require-gpu", is_flag=True, help="Fail (71) where TensorFlow sees no GPU.")
+@click.option("--member", metavar="K", type=click.IntRange(1), help="Train one of an ensemble.")
+@click.option("--of", metavar="M", type=click.IntRange(2), help="How many members it has.")
 @click.option("--fresh", is_flag=True, help="Start over; remove checkpoints of earlier runs.")
 @common_options
 @click.pass_obj
-def command(settings: Settings, generation: int | str, *, require_gpu: bool, fresh: bool) -> None:
+def command(
+    settings: Settings,
+    generation: int | str,
+    member: int | None,
+    of: int | None,
+    *,
+    require_gpu: bool,
+    fresh: bool,
+) -> None:
     """Train a generation and publish it.
 
     A run that was stopped or killed is gone on with from its last checkpoint, on any machine.
 
     Running a published generation again changes nothing: with the same configuration and data it
     says so and ends with 0, with others it names the difference and ends with 73.
+
+    A generation that its gate rejects is published all the same, with 0; it does not become the
+    latest.
+
+    With --member K --of M, one member of an ensemble: its fit has the seed of the configuration
+    plus K - 1. The run that finds all members trained publishes the best as the generation. In a
+    job array, --of alone takes the task's number.
     """
     from mlip_job.cli.tables import show_manifest
     from mlip_job.pipeline import run_generation
@@ -41,12 +63,52 @@ def command(settings: Settings, generation: int | str, *, require_gpu: bool, fre
     try:
         with StopRequest() as stop:
             outcome = run_generation(
-                config, number, store=store, observer=reporter, stop=stop, fresh=fresh
+                config,
+                number,
+                store=store,
+                observer=reporter,
+                stop=stop,
+                fresh=fresh,
+                member=_member(member, of),
             )
     finally:
         reporter.close()
+    write_termination_message(0, _summary(outcome))
     emit(
         settings,
-        {"created": outcome.created, "manifest": outcome.manifest.model_dump(mode="json")},
+        {
+            "created": outcome.created,
+            "accepted": outcome.manifest.headline.accepted,
+            "members_missing": outcome.missing,
+            "manifest": outcome.manifest.model_dump(mode="json"),
+        },
         lambda: show_manifest(outcome.manifest),
+    )
+
+
+def _member(number: int | None, of: int | None) -> Member | None:
+    from mlip_job.environment import current_array_index
+    from mlip_job.pipeline import Member
+
+    if of is None:
+        if number is not None:
+            raise ConfigError("--member needs --of, the number of members")
+        return None
+    number = number or current_array_index()
+    if number is None or number > of:
+        raise ConfigError(f"--of {of} needs --member K, from 1 to {of}")
+    return Member(number, of)
+
+
+def _summary(outcome: Outcome) -> str:
+    """Return the generation's figures in one line."""
+    test = outcome.manifest.headline.test
+    done = "published" if outcome.created else "was published already:"
+    name = generation_name(outcome.manifest.generation)
+    if outcome.missing:
+        done, name = "trained", f"a member of {name}"
+    return (
+        f"{done} {name}, test errors: "
+        f"energy {figure(test.rmse_energy_mev_per_atom)} meV/atom, "
+        f"forces {figure(test.rmse_force_mev_per_angstrom)} meV/Å"
     )

@@ -23,4 +23,10 @@ def command(settings: Settings, generation: int | str) -> None:
 
     registry = settings.registry()
     manifest = registry.get(resolve_generation(generation, registry))
-    emit(settings, manifest.model_dump(mode="json"), lambda: show_manifest(manifest))
+    pointer = registry.pointer()
+    latest = pointer if pointer and pointer.generation == manifest.generation else None
+    document = {
+        **manifest.model_dump(mode="json"),
+        "latest": latest.model_dump(mode="json") if latest else None,
+    }
+    emit(settings, document, lambda: show_manifest(manifest, latest))

@@ -10,33 +10,45 @@ from mlip_job.cli.output import figure, print_table
 from mlip_job.naming import generation_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from mlip_job.dataset.record import DatasetRecord
-    from mlip_job.registry import GenerationSummary, Manifest
+    from mlip_job.registry import (
+        ErrorFigures,
+        GenerationSummary,
+        Headline,
+        LatestPointer,
+        Manifest,
+    )
     from mlip_job.registry.maintenance import Orphan
 
 
 _MODES = {"continue": "with the same basis", "extend": "growing its basis"}
+_FEWEST_FOR_TREND = 3  # generations
 
 
 def show_generations(
     family: str, generations: Sequence[GenerationSummary], latest: int | None
 ) -> None:
-    """Print a table of generations, one line each."""
+    """Print a table of generations, one line each, and how the test errors went."""
+    from mlip_job.reporting.trend import gate_word
+
     if not generations:
         click.echo(f"no generation of {family} is published yet")
         return
+    headlines = {m.generation: m.headline for m in generations}
     print_table(
         (
             "generation",
+            "gate",
             "from",
             "train",
             "test",
-            "RMSE E train",
-            "RMSE E test",
-            "RMSE F train",
-            "RMSE F test",
+            "E train",
+            "E test",
+            "F train",
+            "F test",
+            "E, F change",
             "functions",
             "iterations",
             "published (UTC)",
@@ -44,6 +56,7 @@ def show_generations(
         [
             (
                 generation_name(m.generation) + (" *" if m.generation == latest else ""),
+                gate_word(m.headline),
                 generation_name(m.parent.generation) if m.parent else "nothing",
                 str(m.dataset.train),
                 str(m.dataset.test),
@@ -51,6 +64,7 @@ def show_generations(
                 figure(m.headline.test.rmse_energy_mev_per_atom),
                 figure(m.headline.train.rmse_force_mev_per_angstrom),
                 figure(m.headline.test.rmse_force_mev_per_angstrom),
+                _change(m, headlines),
                 figure(m.headline.functions, 0),
                 str(m.headline.iterations),
                 f"{m.ended:%Y-%m-%d %H:%M}",
@@ -58,7 +72,40 @@ def show_generations(
             for m in generations
         ],
     )
-    click.echo("RMSE E in meV/atom, RMSE F in meV/Å per component; * is the latest")
+    click.echo(
+        "RMSE of E in meV/atom, of F in meV/Å per component, on each generation's own sets;\n"
+        "change: of the test errors since the generation it started from; * is the latest"
+    )
+    _show_trend([m.headline.test for m in generations])
+
+
+def _change(summary: GenerationSummary, headlines: Mapping[int, Headline]) -> str:
+    """Return how the test errors changed since the generation that the fit started from."""
+    from mlip_job.reporting.trend import change_since
+
+    before = headlines.get(summary.parent.generation) if summary.parent is not None else None
+    if before is None:
+        return figure(None)
+    old, new = before.test, summary.headline.test
+    energy = change_since(old.rmse_energy_mev_per_atom, new.rmse_energy_mev_per_atom)
+    force = change_since(old.rmse_force_mev_per_angstrom, new.rmse_force_mev_per_angstrom)
+    return f"{energy}, {force}"
+
+
+def _show_trend(tests: Sequence[ErrorFigures]) -> None:
+    """Print the test errors of all generations as small columns, where there are some."""
+    from mlip_job.reporting.trend import sparkline
+
+    if len(tests) < _FEWEST_FOR_TREND:
+        return
+    for name, unit, values in (
+        ("E", "meV/atom", [test.rmse_energy_mev_per_atom for test in tests]),
+        ("F", "meV/Å", [test.rmse_force_mev_per_angstrom for test in tests]),
+    ):
+        known = [value for value in values if value is not None]
+        if known:
+            ends = f"{figure(known[0])} → {figure(known[-1])} {unit}"
+            click.echo(f"{name} test  {sparkline(values)}  {ends}")
 
 
 def show_orphans(orphans: Sequence[Orphan]) -> None:
@@ -68,12 +115,14 @@ def show_orphans(orphans: Sequence[Orphan]) -> None:
         click.echo(f"  {orphan.prefix}  {len(orphan.keys)} objects, {size}: {orphan.what}")
 
 
-def show_manifest(manifest: Manifest) -> None:
-    """Print what is known of one generation."""
+def show_manifest(manifest: Manifest, latest: LatestPointer | None = None) -> None:
+    """Print what is known of one generation; `latest` is the pointer where it points there."""
     train, test = manifest.headline.train, manifest.headline.test
     parent = manifest.parent
     lines = [
         ("generation", f"{generation_name(manifest.generation)} of {manifest.family}"),
+        ("gate", _gate(manifest)),
+        *([("latest", _choice(latest))] if latest else []),
         ("elements", ", ".join(manifest.elements)),
         (
             "started from",
@@ -103,10 +152,46 @@ def show_manifest(manifest: Manifest) -> None:
             ),
         ),
         ("attempts", _attempts(manifest)),
+        *_committee(manifest),
         ("artefacts", ", ".join(sorted(manifest.artefacts))),
     ]
     for name, text in lines:
         click.echo(f"{name:<14} {text}")
+
+
+def _gate(manifest: Manifest) -> str:
+    headline = manifest.headline
+    if headline.accepted:
+        return "accepted"
+    return "rejected: " + "; ".join(headline.rejected_because)
+
+
+def _choice(latest: LatestPointer) -> str:
+    forced = ", forced" if latest.forced else ""
+    return f"since {latest.moved:%Y-%m-%d %H:%M} UTC{forced}: {latest.reason}"
+
+
+def _committee(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """Yield what there is to say of an ensemble."""
+    if manifest.ensemble is None:
+        return
+    for member in manifest.ensemble.members:
+        test = member.headline.test
+        yield (
+            f"member {member.number}",
+            f"seed {member.seed}, test loss {member.test_loss:.4g}, "
+            f"RMSE {figure(test.rmse_energy_mev_per_atom)} meV/atom, "
+            f"{figure(test.rmse_force_mev_per_angstrom)} meV/Å"
+            + (" (the best)" if member.number == manifest.ensemble.best else ""),
+        )
+    spread = manifest.ensemble.spread
+    if spread is not None:
+        yield (
+            "spread",
+            f"{figure(spread.mean_energy_mev_per_atom)} meV/atom, "
+            f"{figure(spread.mean_force_mev_per_angstrom)} meV/Å: mean standard deviation of the "
+            "members' predictions on the test set",
+        )
 
 
 def _attempts(manifest: Manifest) -> str:

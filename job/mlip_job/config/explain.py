@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # to know which kinds there are.
 ALTERNATIVES: Mapping[str, str] = {
     "dataset.reference_energies": "auto, 0, or an energy for each element as in {Cu: -3.72}",
+    "evaluation.active_set": "true, false, linear or full",
     "training.elements": "auto, or a list of elements as in [Cu, Ni]",
     "training.ladder_step": "null, a whole number, a fraction, or both as in [100, 0.1]",
     "training.start_from": "previous, none, or the number of a generation",

@@ -2,8 +2,193 @@
 
 from __future__ import annotations
 
-from mlip_job.config.base import Part
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+
+from mlip_job.config.base import Part, Positive
+
+_LABEL = "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+_QUANTITY = re.compile(r"(?!0+(\.0+)?\D*$)\d+(\.\d+)?([munkMGTPE]|[KMGTPE]i)?")
+_RESOURCE = re.compile(rf"({_LABEL}(\.{_LABEL})*/)?[A-Za-z0-9]([-._A-Za-z0-9]{{0,61}}[A-Za-z0-9])?")
+_VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*")
+# The end of a name decides: MLIP_JOB_DATABASE_PASSWORD, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN.
+_SECRET_VARIABLE = re.compile(r".*(PASSWORD|PASSWD|_PWD|SECRET|TOKEN|_KEY|_KEY_ID)", re.IGNORECASE)
+
+OWNED_PATHS = ("/work", "/tmp", "/dev", "/etc/mlip-job", "/proc", "/sys")  # noqa: S108 - in the container
+"""Where a pod has its own files; nothing else can be mounted there."""
+
+OWNED_VARIABLES = (
+    "HOME",
+    "MLIP_JOB_CONFIG",
+    "MLIP_JOB_IMAGE",
+    "MLIP_JOB_KUBERNETES_JOB",
+    "MLIP_JOB_KUBERNETES_NAMESPACE",
+    "MLIP_JOB_TERMINATION_MESSAGE",
+)
+"""What a pod's environment says of the pod itself."""
+
+
+def _label_name(text: str) -> str:
+    if re.fullmatch(_LABEL, text) is None:
+        raise ValueError(f"{text!r} is no name: up to 63 lower-case letters, digits and '-'")
+    return text
+
+
+def _object_name(text: str) -> str:
+    if len(text) > 253 or re.fullmatch(rf"{_LABEL}(\.{_LABEL})*", text) is None:  # noqa: PLR2004 - RFC 1123
+        raise ValueError(f"{text!r} is no name: lower-case letters, digits, '-' and '.'")
+    return text
+
+
+def _number_as_text(value: object) -> object:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _quantity(text: str) -> str:
+    if _QUANTITY.fullmatch(text) is None:
+        raise ValueError(f"{text!r} is no quantity above 0, as in 500m, 4, 16Gi")
+    return text
+
+
+def _resource(text: str) -> str:
+    if _RESOURCE.fullmatch(text) is None:
+        raise ValueError(f"{text!r} is no name of a resource, as in nvidia.com/gpu")
+    return text
+
+
+def _image(text: str) -> str:
+    if not text.isprintable() or re.search(r"\s", text) or not text:
+        raise ValueError("is no reference of an image, as in registry.example/mlip-job:1.0")
+    return text
+
+
+def _mount_path(path: str) -> str:
+    parts = path.split("/")
+    if not path.startswith("/") or path == "/" or ":" in path or ".." in parts:
+        raise ValueError("takes an absolute path in the container, as in /data")
+    if any(f"{path}/".startswith(f"{owned}/") for owned in OWNED_PATHS):
+        raise ValueError(f"{path} is the pod's own; choose another, as in /data")
+    return path.rstrip("/")
+
+
+LabelName = Annotated[str, AfterValidator(_label_name)]
+ObjectName = Annotated[str, AfterValidator(_object_name)]
+Quantity = Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_quantity)]
+ResourceName = Annotated[str, AfterValidator(_resource)]
+Image = Annotated[str, AfterValidator(_image)]
+MountPath = Annotated[str, AfterValidator(_mount_path)]
+Manifest = dict[str, Any]
+
+
+class ClaimMount(Part):
+    """A PersistentVolumeClaim that the pod sees, e.g. with the database file or the store."""
+
+    claim: ObjectName = Field(description="Name of the PersistentVolumeClaim.")
+    mount_path: MountPath = Field(description="Where the container sees it, e.g. /data.")
+    sub_path: str | None = Field(None, min_length=1, description="Folder of it, else all of it.")
+    read_only: bool = False
+
+    @field_validator("sub_path")
+    @classmethod
+    def _relative(cls, path: str | None) -> str | None:
+        if path is not None and (path.startswith("/") or ".." in path.split("/")):
+            raise ValueError("takes a path within the volume")
+        return path
 
 
 class KubernetesConfig(Part):
     """What the Job asks of Kubernetes."""
+
+    context: str | None = Field(
+        None, min_length=1, description="Context of the kubeconfig, else its current one."
+    )
+    namespace: LabelName | None = Field(
+        None, description="Namespace, else that of the context, as with kubectl."
+    )
+    image: Image | None = Field(None, description="Image of mlip-job; by digest, best.")
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    image_pull_secrets: tuple[ObjectName, ...] = Field(
+        (), description="Secrets with the registry's credentials."
+    )
+    cpu: Quantity = Field("4", description="Processors that are reserved.")
+    memory: Quantity = Field("16Gi", description="Memory, reserved and at most; with shm_size.")
+    gpus: int = Field(1, ge=0, description="GPUs; 0 trains on processors.")
+    gpu_resource: ResourceName = Field(
+        "nvidia.com/gpu", description="What the cluster calls a GPU; its taint is tolerated."
+    )
+    require_gpu: bool = Field(
+        True, description="Fail (71) where a GPU was asked for and TensorFlow sees none."
+    )
+    runtime_class: ObjectName | None = Field(
+        None, description="RuntimeClass, e.g. nvidia, where GPUs need one."
+    )
+    work_size: Quantity = Field("20Gi", description="Disk for the dataset and the fit.")
+    tmp_size: Quantity = Field("1Gi", description="Disk for /tmp.")
+    shm_size: Quantity = Field("1Gi", description="Shared memory; counts as memory.")
+    secrets: tuple[ObjectName, ...] = Field(
+        (),
+        description="Secrets whose keys are environment variables of the run, e.g. "
+        "MLIP_JOB_DATABASE_PASSWORD, AWS_ACCESS_KEY_ID.",
+    )
+    env: dict[str, str] = Field({}, description="More environment variables; nothing secret.")
+    claims: tuple[ClaimMount, ...] = Field(
+        (), description="Volumes of PersistentVolumeClaims: [{claim: data, mount_path: /data}]."
+    )
+    volumes: tuple[Manifest, ...] = Field((), description="More volumes, as in a pod's manifest.")
+    volume_mounts: tuple[Manifest, ...] = Field((), description="Where the container sees them.")
+    service_account: ObjectName | None = Field(
+        None, description="ServiceAccount, e.g. for workload identity; its token is not mounted."
+    )
+    queue: LabelName | None = Field(None, description="Kueue's LocalQueue.")
+    priority_class: ObjectName | None = None
+    node_selector: dict[str, str] = Field({}, description="Labels that the node must have.")
+    tolerations: tuple[Manifest, ...] = Field((), description="More tolerations than the GPU's.")
+    affinity: Manifest = Field({}, description="Affinity, as in a pod's manifest.")
+    topology_spread_constraints: tuple[Manifest, ...] = ()
+    labels: dict[str, str] = Field({}, description="More labels of Job and pods.")
+    annotations: dict[str, str] = Field({}, description="Annotations of Job and pods.")
+    backoff_limit: int = Field(
+        3,
+        ge=0,
+        description="How often a run that failed for a reason that may pass is started again. "
+        "Pre-emption and drained nodes don't count.",
+    )
+    grace_period_seconds: int | None = Field(
+        None,
+        ge=1,
+        description="s. What a pod gets to store its checkpoint when it is stopped; by default "
+        "what run.stop_timeout needs.",
+    )
+    active_deadline_seconds: int | None = Field(
+        None, ge=1, description="s. The Job is ended after so long, waiting included."
+    )
+    ttl_days: Positive = Field(
+        7.0, le=3650, description="days. An ended Job is removed after so long, with its pods."
+    )
+    run_as_user: int | None = Field(
+        10001, ge=1, description="User and group; null where the cluster assigns them (OpenShift)."
+    )
+
+    @field_validator("env")
+    @classmethod
+    def _plain(cls, env: dict[str, str]) -> dict[str, str]:
+        for name in env:
+            if _VARIABLE.fullmatch(name) is None:
+                raise ValueError(f"{name!r} is no name of a variable")
+            if name in OWNED_VARIABLES:
+                raise ValueError(f"{name} is set by mlip-job itself")
+            if _SECRET_VARIABLE.fullmatch(name):
+                raise ValueError(
+                    f"{name} looks secret: put it into a Secret and name that in "
+                    "submit.kubernetes.secrets"
+                )
+        return env
+
+    @model_validator(mode="after")
+    def _distinct_mounts(self) -> Self:
+        paths = [claim.mount_path for claim in self.claims]
+        if twice := {path for path in paths if paths.count(path) > 1}:
+            raise ValueError(f"claims: {min(twice)} is mounted twice")
+        return self

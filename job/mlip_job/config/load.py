@@ -38,7 +38,7 @@ def load_config(
 ) -> JobConfig:
     """Read and validate a configuration.
 
-    Relative paths in it (database file, directory store, work directory) are taken from the
+    Relative paths in it (database file, directory store, work directory, …) are taken from the
     directory of the file, so that the same file means the same wherever it is called from.
 
     Parameters
@@ -134,10 +134,16 @@ def _anchor(config: JobConfig, base: Path) -> JobConfig:
 
     database = config.database.model_copy(update={"url": anchored(config.database.url)})
     storage = config.storage.model_copy(update={"url": anchored(config.storage.url)})
+    slurm = config.submit.slurm
+    files = {"env_file": slurm.env_file, "image": slurm.image}
+    files |= {"command": slurm.command} if "/" in slurm.command else {}
+    paths = {key: anchored(path) for key, path in files.items() if path is not None}
+    submit = config.submit.model_copy(update={"slurm": slurm.model_copy(update=paths)})
     return config.model_copy(
         update={
             "database": database,
             "storage": storage,
+            "submit": submit,
             "work_dir": anchored(config.work_dir),
         }
     )

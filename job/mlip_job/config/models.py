@@ -14,7 +14,9 @@ from typing import Literal, Self
 from pydantic import Field, field_validator
 
 from mlip_job.config.base import Element, Finite, NonNegative, Part, Positive
+from mlip_job.config.evaluation import EvaluationConfig
 from mlip_job.config.submit import SubmitConfig
+from mlip_job.config.tracking import TrackingConfig
 from mlip_job.config.training import TrainingConfig
 from mlip_job.naming import FAMILY_PATTERN
 
@@ -148,9 +150,11 @@ class JobConfig(Part):
     database: DatabaseConfig = DatabaseConfig()
     dataset: DatasetConfig = DatasetConfig()
     training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     storage: StorageConfig = StorageConfig()
     run: RunConfig = RunConfig()
     submit: SubmitConfig = SubmitConfig()
+    tracking: TrackingConfig = TrackingConfig()
     work_dir: str = Field("work", min_length=1, description="Local directory of running attempts.")
 
     @field_validator("family")
@@ -164,7 +168,7 @@ class JobConfig(Part):
         """Return the sha256 of what decides the potential: dataset and training settings.
 
         Where the database, the store or the work directory lie does not change it, nor does
-        `require_gpu`.
+        `require_gpu` or how the potential is judged.
         """
         decisive = {
             "dataset": self.dataset.model_dump(mode="json"),

@@ -2,8 +2,170 @@
 
 from __future__ import annotations
 
+import re
+from typing import TYPE_CHECKING, Annotated, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
 from mlip_job.config.base import Part
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Options of sbatch that follow from other settings, or by which mlip-job finds and keeps its jobs.
+OWNED_OPTIONS: Mapping[str, str] = {
+    "account": "submit.slurm.account",
+    "array": "mlip-job submit --ensemble",
+    "chdir": "work_dir",
+    "constraint": "submit.slurm.constraint",
+    "cpus-per-task": "submit.slurm.cpus",
+    "dependency": "mlip-job submit --after",
+    "error": "work_dir, where the log is",
+    "exclude": "submit.slurm.exclude",
+    "export": "submit.slurm.env_file",
+    "export-file": "submit.slurm.env_file",
+    "get-user-env": "submit.slurm.setup",
+    "gpus": "submit.slurm.gpus_per_node",
+    "gpus-per-node": "submit.slurm.gpus_per_node",
+    "gres": "submit.slurm.gres",
+    "input": "nothing: a run reads no input",
+    "job-name": "nothing: mlip-job finds its jobs by name",
+    "kill-on-invalid-dep": "mlip-job submit --after",
+    "mail-type": "submit.slurm.mail_type",
+    "mail-user": "submit.slurm.mail_user",
+    "mem": "submit.slurm.mem",
+    "no-requeue": "submit.slurm.max_requeues",
+    "nodes": "nothing: a run uses one node",
+    "ntasks": "nothing: a run is one task",
+    "open-mode": "nothing: the log goes on after a requeue",
+    "output": "work_dir, where the log is",
+    "parsable": "nothing: mlip-job reads what sbatch prints",
+    "partition": "submit.slurm.partition",
+    "qos": "submit.slurm.qos",
+    "quiet": "nothing: mlip-job reads what sbatch prints",
+    "requeue": "submit.slurm.max_requeues",
+    "reservation": "submit.slurm.reservation",
+    "signal": "submit.slurm.warning",
+    "test-only": "mlip-job submit --dry-run",
+    "time": "submit.slurm.time",
+    "wait": "mlip-job submit --wait",
+    "wrap": "nothing: mlip-job writes the script",
+}
+
+_TIME = re.compile(r"\d+(:[0-5]?\d){0,2}|\d+-\d+(:[0-5]?\d){0,2}")
+_MEMORY = re.compile(r"\d+[KMGT]?")
+_OPTION = re.compile(r"--([a-z][a-z0-9-]*)(?:=.*)?")
+
+
+def _one_line(text: str) -> str:
+    if not text.isprintable() or not text.strip():
+        raise ValueError("takes one line of printable characters")
+    return text
+
+
+def _extra(option: str) -> str:
+    match = _OPTION.fullmatch(option)
+    if match is None:
+        raise ValueError(f"{option!r} is no option in the form --name or --name=value")
+    # sbatch takes any beginning of an option that is no other's, so that one is refused too.
+    for owned, setting in OWNED_OPTIONS.items():
+        if owned.startswith(match.group(1)):
+            raise ValueError(f"sets --{owned}, which follows from {setting}")
+    return option
+
+
+def _text_of_time(value: object) -> object:
+    if isinstance(value, int):
+        raise ValueError("needs quotes, as in '24:00:00': YAML reads it as a number without")  # noqa: TRY004 - pydantic wants a ValueError
+    return value
+
+
+def _time(text: str) -> str:
+    if _TIME.fullmatch(text) is None or not re.search("[1-9]", text):
+        raise ValueError("takes minutes, hours:minutes:seconds or days-hours:minutes:seconds")
+    return text
+
+
+def _memory(text: str) -> str:
+    if _MEMORY.fullmatch(text) is None:
+        raise ValueError("takes a whole number with K, M, G or T, as in 32G")
+    return text
+
+
+Line = Annotated[str, AfterValidator(_one_line)]
+Extra = Annotated[str, AfterValidator(_one_line), AfterValidator(_extra)]
+Time = Annotated[str, BeforeValidator(_text_of_time), AfterValidator(_time)]
+Memory = Annotated[str, AfterValidator(_memory)]
 
 
 class SlurmConfig(Part):
-    """What the batch script asks of Slurm."""
+    """What the batch script asks of Slurm, and what it runs on the node."""
+
+    account: Line | None = Field(None, description="Account that pays for the job.")
+    partition: Line | None = None
+    qos: Line | None = None
+    gres: Line | None = Field(None, description="Generic resources, e.g. gpu:a100:1.")
+    gpus_per_node: Annotated[int, Field(ge=1)] | Line | None = Field(
+        None, description="GPUs, where the site counts them so: 1, or a100:1. Not with gres."
+    )
+    time: Time | None = Field(
+        None, description="Time limit, in quotes: '24:00:00'. A longer fit goes on after a requeue."
+    )
+    mem: Memory | None = Field(None, description="Memory of the node, e.g. 32G.")
+    cpus: int | None = Field(None, ge=1, description="CPUs.")
+    constraint: Line | None = Field(None, description="Features of the node.")
+    exclude: Line | None = Field(None, description="Nodes not to use.")
+    reservation: Line | None = None
+    mail_user: Line | None = None
+    mail_type: Line | None = Field(None, description="When to send mail, e.g. END,FAIL.")
+    extra: tuple[Extra, ...] = Field(
+        (), description="More options of sbatch, e.g. ['--licenses=scratch:1']."
+    )
+    warning: int = Field(
+        120,
+        ge=10,
+        le=65535,
+        description="s. So long before the time limit the run saves its checkpoint and is "
+        "requeued. Slurm may be a minute early.",
+    )
+    max_requeues: int = Field(
+        20, ge=0, description="How often a job may start again, whatever the reason."
+    )
+    require_gpu: bool = Field(
+        True, description="Fail (71) where a GPU was asked for and TensorFlow sees none."
+    )
+    env_file: Line | None = Field(
+        None,
+        description="File of NAME=VALUE lines that the run finds in its environment: passwords and "
+        "keys. Only its owner may have access (chmod 600).",
+    )
+    modules: tuple[Line, ...] = Field((), description="Environment modules to load.")
+    setup: tuple[Line, ...] = Field(
+        (), description="Lines of shell to run first, e.g. ['source /sw/venv/bin/activate']."
+    )
+    image: Line | None = Field(
+        None, description="Apptainer image to run. Without one, command is run on the node itself."
+    )
+    container: Line = Field("apptainer", description="Program that runs the image.")
+    container_options: tuple[Line, ...] = Field(
+        ("--nv",), description="Further options of it; --nv is for NVIDIA GPUs."
+    )
+    binds: tuple[Line, ...] = Field(
+        (),
+        description="Further paths that the container shows, e.g. ['/data', '/scratch:/scratch']. "
+        "Work directory, database file and store directory are shown anyway.",
+    )
+    command: Line = Field(
+        "mlip-job", description="Program to run without an image, e.g. /sw/venv/bin/mlip-job."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.gres is not None and self.gpus_per_node is not None:
+            raise ValueError("gres and gpus_per_node ask for the same: give one of them")
+        return self
+
+    @property
+    def asks_for_gpu(self) -> bool:
+        """Whether the job is to have a GPU."""
+        return self.gpus_per_node is not None or "gpu" in (self.gres or "")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mlip_job.config.base import Part
+from mlip_job.config.base import Part, Positive
 from mlip_job.config.kubernetes import KubernetesConfig
 from mlip_job.config.slurm import SlurmConfig
 
@@ -16,6 +16,15 @@ class SubmitConfig(Part):
 
     scheduler: Literal["kubernetes", "slurm", "local"] = Field(
         "local", description="kubernetes, slurm or local (a process of this machine)."
+    )
+    poll_interval: Positive = Field(
+        15.0, description="s. How often `submit --wait` and `logs -f` look how a job is doing."
+    )
+    max_resubmits: int = Field(
+        20,
+        ge=0,
+        description="How often `submit --wait` submits a job again that ended by no fault of its "
+        "own and that the scheduler does not start again.",
     )
     slurm: SlurmConfig = SlurmConfig()
     kubernetes: KubernetesConfig = KubernetesConfig()

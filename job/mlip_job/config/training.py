@@ -110,6 +110,12 @@ class TrainingConfig(Part):
     )
     early_stopping_patience: int = Field(200, ge=1, description="Iterations before it stops.")
     seed: int = Field(42, ge=0, description="Seed of the fit.")
+    start_noise: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Relative noise on the coefficients that a fit starts from, drawn by the seed.",
+    )
     require_gpu: bool = Field(False, description="Fail (71) where TensorFlow sees no GPU.")
     overrides: dict[str, Any] = Field(
         default_factory=dict, description="Merged deeply into input.yaml, last."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ from mlip_job.dataset.split import split_rows
 from mlip_job.dataset.summary import Outcome, summarise
 from mlip_job.dataset.weights import weigh_groups
 from mlip_job.dataset.writing import write_files
-from mlip_job.errors import ConfigError
+from mlip_job.disk import cant_write
 from mlip_job.naming import DatasetFiles
 
 if TYPE_CHECKING:
@@ -106,7 +106,9 @@ class DatasetBuilder:
             If the data can't be trained on.
         ConfigError
             If selection, reference energies or weights don't fit the data, or the directory can't
-            be written.
+            be made.
+        OSError
+            If its disk fills up.
         """
         return self.find_or_build(directory, lambda _: None).record
 
@@ -245,13 +247,14 @@ def _scratch(directory: Path) -> Iterator[Path]:
         directory.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.TemporaryDirectory(prefix=".building-", dir=directory)
     except OSError as error:
-        raise ConfigError(f"{directory} can't be written: {error.strerror}") from None
+        raise cant_write(directory, error, hint="choose another directory") from None
     try:
         with scratch as name:
             yield Path(name)
     except BaseException:
         if not existed:
-            directory.rmdir()
+            with suppress(OSError):
+                directory.rmdir()
         raise
 
 

@@ -67,9 +67,9 @@ class OpenedDatabase:
     description: str
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
-    def failure(self, error: Exception) -> DatabaseError:
+    def failure(self, error: Exception, action: str = "read") -> DatabaseError:
         """Return the error to raise where the driver raised `error`."""
-        return _failure(self.description, error, self.secrets)
+        return _failure(self.description, error, self.secrets, action)
 
 
 def open_database(config: DatabaseConfig) -> OpenedDatabase:
@@ -245,7 +245,9 @@ def _secrets(*candidates: str | None) -> tuple[str, ...]:
     return tuple(text for text in candidates if text)
 
 
-def _failure(description: str, error: Exception, secrets: tuple[str, ...] = ()) -> DatabaseError:
+def _failure(
+    description: str, error: Exception, secrets: tuple[str, ...] = (), action: str = "read"
+) -> DatabaseError:
     text = " ".join(str(error).split())
     for secret in secrets:
         text = text.replace(secret, "***")
@@ -253,7 +255,9 @@ def _failure(description: str, error: Exception, secrets: tuple[str, ...] = ()) 
     if any(word in text.lower() for word in ("password", "access denied", "authentication")):
         hint = f"the password is taken from {PASSWORD_VARIABLE}"
     return DatabaseError(
-        f"database {description} can't be read: {text}", hint=hint, transient=_is_transient(error)
+        f"database {description} can't be {action}: {text}",
+        hint=hint,
+        transient=_is_transient(error),
     )
 
 

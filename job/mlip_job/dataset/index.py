@@ -54,19 +54,24 @@ class ParentDataset:
         same_groups = group_by is not None and group_by == self.record.split.group_by
 
         def fingerprints() -> Iterator[tuple[str, Side]]:
-            for _, fingerprint, group, side in read_index(self.index):
+            rows = read_index(self.index, f"dataset {self.record.id}")
+            for _, fingerprint, group, side in rows:
                 if same_groups and group:
                     groups[group] = side
                 yield fingerprint, side
 
-        try:
-            return Inheritance.of(fingerprints(), groups)
-        except IntegrityError as error:
-            raise IntegrityError(f"dataset {self.record.id}: {error.message}") from None
+        return Inheritance.of(fingerprints(), groups)
 
 
-def read_index(path: Path) -> Iterator[tuple[int, str, str, Side]]:
+def read_index(path: Path, dataset: str = "a dataset") -> Iterator[tuple[int, str, str, Side]]:
     """Yield row id, fingerprint, group (``""`` for none) and side of every row.
+
+    Parameters
+    ----------
+    path
+        Of the index.
+    dataset
+        Whose it is, for messages.
 
     Raises
     ------
@@ -85,7 +90,17 @@ def read_index(path: Path) -> Iterator[tuple[int, str, str, Side]]:
                     raise ValueError(f"{fingerprint!r} is no fingerprint")  # noqa: TRY301
                 yield int(row_id), fingerprint, group, cast("Side", side)
     except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
-        raise IntegrityError(f"{path}: the index of a dataset can't be read: {error}") from None
+        raise IntegrityError(f"{path}: the index of {dataset} can't be read: {error}") from None
+
+
+def common_test_rows(index: Path, other: Path) -> frozenset[int]:
+    """Return the rows of an index that are test rows, and whose structures are in `other` too."""
+    tested = {print_ for _, print_, _, side in read_index(other) if side == "test"}
+    return frozenset(
+        row_id
+        for row_id, fingerprint, _, side in read_index(index)
+        if side == "test" and fingerprint in tested
+    )
 
 
 def write_index(file: OutputFile, entries: Entries, split: Split) -> str:

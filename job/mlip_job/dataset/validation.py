@@ -119,6 +119,14 @@ def examine(row: StructureRow, rules: RowRules) -> Finding:
     )
 
 
+def examine_geometry(row: StructureRow, cutoff: float) -> Rejection | None:
+    """Check all of a row but its labels; return what is wrong, if anything is.
+
+    An atom without a neighbour within `cutoff` (Å) is wrong here, also where it is alone.
+    """
+    return _geometry_problem(row) or _bond_problem(*_neighbours(row, cutoff))
+
+
 def _geometry_problem(row: StructureRow) -> Rejection | None:
     if len(row.numbers) == 0:
         return Rejection.NO_ATOMS

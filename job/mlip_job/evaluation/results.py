@@ -76,6 +76,9 @@ class WorstStructure(_Part):
 class GradeStatistics(_Part):
     """Extrapolation grades of structures (largest over their atoms); above 1 is extrapolation.
 
+    ``above_one`` counts those above 1.01, the tolerance with which an active set is made. On the
+    training set they are of the structures that `Conversion` speaks of.
+
     Source: Y. Lysogorskiy et al., Phys. Rev. Materials 7, 043801 (2023).
     """
 
@@ -114,6 +117,18 @@ class Agreement(_Part):
     force_mev_per_angstrom: float
     force_by_pacemaker_mev_per_angstrom: float
     relative_tolerance: float
+
+
+class Conversion(_Part):
+    """Largest differences between ``potential.yace`` and the ``potential.yaml`` it was made from.
+
+    ``structures`` is for how many they were looked for: all of the test set, and up to a thousand
+    of the training set. The job fails where there are any beyond rounding.
+    """
+
+    structures: int
+    max_energy_difference_mev_per_atom: float
+    max_force_difference_mev_per_angstrom: float
 
 
 class ErrorPair(_Part):
@@ -156,7 +171,7 @@ class DimerCheck(_Check):
     distances_angstrom, energies_ev
         The curve; energies less those of the two free atoms.
     shortest_in_data_angstrom
-        Shortest distance of the pair in the training data, where it occurs.
+        Shortest distance of the pair in the data, train and test, where it occurs.
     repulsive_below_angstrom
         Below it the curve rises monotonically towards shorter distances.
     """
@@ -222,7 +237,10 @@ class GateVerdict(_Part):
 
 
 class Evaluation(_Part):
-    """All that was found out about a potential after its fit."""
+    """All that was found out about a potential after its fit.
+
+    ``notes`` say what could not be found out, and why, in sentences.
+    """
 
     train: SetEvaluation
     test: SetEvaluation
@@ -231,3 +249,5 @@ class Evaluation(_Part):
     physics: tuple[PhysicsCheck, ...]
     active_set: Literal["linear", "full"] | None
     gate: GateVerdict
+    conversion: Conversion | None = None
+    notes: tuple[str, ...] = ()

@@ -13,11 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlip_job.errors import ConflictError, InterruptedRunError, MlipJobError
-from mlip_job.naming import WorkFiles, generation_name
+from mlip_job.naming import WorkFiles
 from mlip_job.pipeline.background import every, within
 from mlip_job.pipeline.datasets import find_or_build_dataset, frames
+from mlip_job.pipeline.evaluate import (
+    clear_cores,
+    evaluate_generation,
+    fetch_structures,
+)
 from mlip_job.pipeline.lineage import find_lineage
-from mlip_job.pipeline.resume import fetch_checkpoint
+from mlip_job.pipeline.resume import fetch_checkpoint, fetch_frames
 from mlip_job.pipeline.shipping import Shipper
 from mlip_job.pipeline.stages import (
     describe,
@@ -28,6 +33,8 @@ from mlip_job.pipeline.stages import (
 )
 from mlip_job.registry import AttemptPart, TrainingState
 from mlip_job.report import make_report
+from mlip_job.reporting.facts import Facts, read_parent
+from mlip_job.reporting.page import render_report
 from mlip_job.training.basis import potential_section
 from mlip_job.training.legs import Leg, legs_from
 from mlip_job.training.process import Monitor
@@ -41,7 +48,7 @@ if TYPE_CHECKING:
     from mlip_job.config import JobConfig
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.pipeline.stages import Observer
-    from mlip_job.registry import Checkpoint, Manifest, Registry
+    from mlip_job.registry import Artefact, Checkpoint, Manifest, Registry
     from mlip_job.training.run_summary import RunSummary
     from mlip_job.training.signals import StopRequest
 
@@ -98,7 +105,7 @@ class Attempt:
         self._registry = registry
         self._observer = observer
         self._stop = stop
-        work = Path(config.work_dir) / generation_name(generation)
+        work = Path(config.work_dir) / registry.own.folder(generation)
         self._files = WorkFiles(work / self.name)
         self._timings: dict[str, float] = {}
         self._lost: ConflictError | None = None
@@ -145,11 +152,10 @@ class Attempt:
         )
         with self._timed("fit"):
             summary = self._fit(prepared, shipper)
-        manifest = self._publish(prepared, shipper, summary)
-        self._observer.message(
-            f"published {generation_name(self._generation)} in {self._registry.store.url}"
-        )
-        return manifest
+        try:
+            return self._publish(prepared, shipper, summary)
+        except InterruptedRunError as error:
+            raise self._with_checkpoint(error, shipper) from None
 
     # -- before the fit --------------------------------------------------------------------------
 
@@ -174,17 +180,23 @@ class Attempt:
         """Export the dataset and start from the parent, or from nothing."""
         training = self._config.training
         lineage = find_lineage(self._registry, training, self._generation)
+        agreed = self._registry.agreed_dataset(self._generation)
         with self._timed("export"):
-            dataset = find_or_build_dataset(
-                self._config,
-                self._generation,
-                self._registry,
-                lineage.dataset,
-                self._files.dataset.directory,
-                self._observer,
-                wanted=frames,
-            )
-        record = dataset.record
+            dataset = None
+            if agreed is not None:
+                record = self._registry.dataset_record(agreed)
+                fetch_frames(record, self._registry, self._files)
+            else:
+                dataset = find_or_build_dataset(
+                    self._config,
+                    self._generation,
+                    self._registry,
+                    lineage.dataset,
+                    self._files.dataset.directory,
+                    self._observer,
+                    wanted=frames,
+                )
+                record = dataset.record
         parent = fetch_parent(
             training,
             self._files,
@@ -195,13 +207,16 @@ class Attempt:
         )
         content = make_input(training, self._files, record, parent)
         self._raise_if_lost()
-        with self._timed("publish_dataset"):
-            sha256 = dataset.publish(self._registry, self._files.dataset.directory)
+        if dataset is not None:
+            with self._timed("publish_dataset"):
+                sha256 = dataset.publish(self._registry, self._files.dataset.directory)
+            agreed = refer_to(record, sha256, lineage.dataset)
+            self._registry.agree_on_dataset(self._generation, agreed)
         state = TrainingState(
             attempts=(self._part(),),
             started=self._started,
             config=self._config.model_dump(mode="json"),
-            dataset=refer_to(record, sha256, lineage.dataset),
+            dataset=agreed,
             parent=parent,
             elements=record.elements,
         )
@@ -258,7 +273,8 @@ class Attempt:
                 raise  # another attempt goes on already
             except MlipJobError as error:
                 within(run.stop_timeout, ship, "storing the last checkpoint")
-                raise self._with_checkpoint(error, shipper) from None
+                # Slurm signals pacemaker as well, which then ends before it is told to.
+                raise self._with_checkpoint(self._stop.error() or error, shipper) from None
             left_out = left_out_by_weighting(self._config.training, self._files, prepared.record)
             self._left_out.write_text(json.dumps(left_out), encoding="utf-8")
             shipper.ship_end([self._left_out])
@@ -289,7 +305,24 @@ class Attempt:
     # -- after the fit ---------------------------------------------------------------------------
 
     def _publish(self, prepared: Prepared, shipper: Shipper, summary: RunSummary) -> Manifest:
-        convert_to_yace(self._files.output_potential, self._files.yace)
+        left_out = json.loads(self._left_out.read_text(encoding="utf-8"))
+        fetch_structures(self._registry, prepared.record, self._files.dataset)
+        with self._timed("convert"):
+            notes = clear_cores(self._files, left_out.get("test", ()))
+            convert_to_yace(self._files.output_potential, self._files.yace)
+        with self._timed("evaluate"):
+            evaluation = evaluate_generation(
+                self._config,
+                self._generation,
+                self._registry,
+                self._files,
+                prepared.record,
+                summary,
+                left_out,
+                notes,
+                self._observer,
+                self._raise_if_lost,
+            )
         parts = shipper.parts(summary.iterations or 0)
         training = prepared.training.model_copy(update={"attempts": parts})
         report = make_report(
@@ -298,23 +331,28 @@ class Attempt:
             prepared.record,
             training,
             summary,
-            json.loads(self._left_out.read_text(encoding="utf-8")),
+            evaluation,
+            left_out,
             self._timings,
         )
         self._files.report.write_text(report.to_json(), encoding="utf-8")
-        self._raise_if_lost()
-        return self._registry.publish(
-            self._generation,
-            self.name,
-            self._files.artefacts(),
-            lambda artefacts: describe(
+
+        def described(artefacts: dict[str, Artefact]) -> Manifest:
+            return describe(
                 self._config,
                 self._generation,
                 prepared.record,
                 training,
                 report.headline(),
                 artefacts,
-            ),
+            )
+
+        facts = Facts(report, described({}), prepared.record)
+        page = render_report(facts, read_parent(self._registry, report))
+        self._files.report_page.write_text(page, encoding="utf-8")
+        self._raise_if_lost()
+        return self._registry.publish(
+            self._generation, self.name, self._files.artefacts(), described
         )
 
     @property

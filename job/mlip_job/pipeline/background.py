@@ -24,7 +24,7 @@ def every(interval: float, action: Callable[[], None], what: str) -> Iterator[No
     interval
         Seconds between the end of one call and the next.
     action
-        Where it raises an error of ours, that is logged and the next call tries again.
+        Where it raises an error, that is logged and the next call tries again.
     what
         Names it in the log.
     """
@@ -43,13 +43,19 @@ def every(interval: float, action: Callable[[], None], what: str) -> Iterator[No
 
 
 def attempt(action: Callable[[], None], what: str) -> bool:
-    """Call `action`; log an error of ours. Return whether it succeeded."""
+    """Call `action`; log an error. Return whether it succeeded."""
     try:
         action()
     except MlipJobError as error:
         _log.warning("%s failed: %s", what, error.message)
-        return False
-    return True
+    except OSError as error:
+        _log.warning("%s failed: %s", what, error)
+    except Exception:  # noqa: BLE001 - logged in full
+        # A bug of ours must not cost the run its heartbeat and all further checkpoints.
+        _log.exception("%s failed", what)
+    else:
+        return True
+    return False
 
 
 def within(timeout: float, action: Callable[[], None], what: str) -> bool:

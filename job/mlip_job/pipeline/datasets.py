@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlip_job.dataset.builder import DatasetBuilder, ParentDataset
-from mlip_job.errors import ConfigError, IntegrityError
+from mlip_job.disk import cant_write, reported
+from mlip_job.errors import IntegrityError
 from mlip_job.naming import DatasetFiles
 from mlip_job.registry.queries import KnownQuery
 from mlip_job.retries import retrying
@@ -106,10 +107,8 @@ def find_or_build_dataset(
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(
-            f"can't write to {directory}: {error.strerror}", hint="set work_dir, or choose -o DIR"
-        ) from None
-    with tempfile.TemporaryDirectory(prefix="mlip-job-") as temporary:
+        raise cant_write(directory, error, hint="set work_dir, or choose -o DIR") from None
+    with reported(directory), tempfile.TemporaryDirectory(prefix="mlip-job-") as temporary:
         builder = DatasetBuilder(
             config.database.for_generation(generation),
             config.dataset,

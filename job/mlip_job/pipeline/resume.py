@@ -14,6 +14,7 @@ from mlip_job.training.snapshot import POTENTIAL
 
 if TYPE_CHECKING:
     from mlip_job.config import JobConfig
+    from mlip_job.dataset.record import DatasetRecord
     from mlip_job.naming import WorkFiles
     from mlip_job.pipeline.stages import Observer
     from mlip_job.registry import Checkpoint, Registry
@@ -45,6 +46,8 @@ def fetch_checkpoint(
         If it is of another configuration; each difference is named.
     """
     checkpoints = registry.checkpoints(generation)
+    unusable = [f"{key} can't be read" for key in checkpoints.unreadable()]
+    usable = None
     for checkpoint in checkpoints.found():
         _require_same(checkpoint, config, generation)
         staging = files.directory / "checkpoint"
@@ -52,14 +55,20 @@ def fetch_checkpoint(
             checkpoints.fetch(checkpoint, staging)
             _require_elements(checkpoint, staging / POTENTIAL)
         except (IntegrityError, TrainingError) as error:
-            observer.message(f"warning: {error.message}; taking the one before")
+            unusable.append(error.message)
             shutil.rmtree(staging, ignore_errors=True)
             continue
         _arrange(checkpoint, files)
-        _fetch_frames(checkpoint, registry, files)
-        observer.message(f"going on from {checkpoint.position} ({checkpoint})")
-        return checkpoint
-    return None
+        _fetch_its_frames(checkpoint, registry, files)
+        usable = checkpoint
+        break
+    for problem in unusable:
+        observer.message(f"warning: {problem}; this checkpoint is passed over")
+    if usable is not None:
+        observer.message(f"going on from {usable.position} ({usable})")
+    elif unusable:
+        observer.message("no checkpoint can be used: starting over")
+    return usable
 
 
 def _require_same(checkpoint: Checkpoint, config: JobConfig, generation: int) -> None:
@@ -106,8 +115,17 @@ def _arrange(checkpoint: Checkpoint, files: WorkFiles) -> None:
     shutil.rmtree(staging)
 
 
-def _fetch_frames(checkpoint: Checkpoint, registry: Registry, files: WorkFiles) -> None:
-    record = registry.dataset_record(checkpoint.training.dataset)
+def fetch_frames(record: DatasetRecord, registry: Registry, files: WorkFiles) -> None:
+    """Bring what pacemaker reads of a dataset into the work directory."""
     files.dataset.directory.mkdir()
     for name in (*record.frames.train, *record.frames.test):
         registry.fetch_dataset_file(record, name, files.dataset.directory / name)
+
+
+def _fetch_its_frames(checkpoint: Checkpoint, registry: Registry, files: WorkFiles) -> None:
+    try:
+        fetch_frames(registry.dataset_record(checkpoint.training.dataset), registry, files)
+    except IntegrityError as error:
+        raise IntegrityError(
+            f"can't go on from {checkpoint}: {error.message}", hint="start over with --fresh"
+        ) from None

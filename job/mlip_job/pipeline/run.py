@@ -8,13 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlip_job.disk import cant_write, reported
 from mlip_job.errors import ConfigError
 from mlip_job.naming import DatasetFiles, WorkFiles, generation_name
 from mlip_job.pipeline.attempt import Attempt
 from mlip_job.pipeline.confirm import confirm_config, confirm_dataset
 from mlip_job.pipeline.datasets import all_files, find_or_build_dataset, no_files
+from mlip_job.pipeline.ensemble import (
+    Member,
+    config_of,
+    publish_best,
+    registry_of,
+    require_ensemble,
+)
+from mlip_job.pipeline.evaluate import describe_rejection
 from mlip_job.pipeline.lineage import find_lineage
 from mlip_job.registry import Registry
+from mlip_job.tracking.track import track_generation
 from mlip_job.training.programs import find_program, require_gpu
 
 if TYPE_CHECKING:
@@ -38,10 +48,14 @@ class Outcome:
         Of the generation as it is published.
     created
         False where it was published before and nothing had to be done.
+    missing
+        Members of the ensemble that are not trained yet. Then there is no generation, and the
+        manifest is of the member.
     """
 
     manifest: Manifest
     created: bool
+    missing: tuple[int, ...] = ()
 
 
 def run_generation(
@@ -52,11 +66,13 @@ def run_generation(
     observer: Observer,
     stop: StopRequest,
     fresh: bool = False,
+    member: Member | None = None,
 ) -> Outcome:
-    """Export, train and publish a generation, or confirm that it is published already.
+    """Export, train and publish a generation, or confirm that it is published already; log it.
 
     An attempt that was interrupted is gone on with: its dataset, its potential, its learning curve.
-    With `fresh` it is forgotten.
+    With `fresh` it is forgotten. With `member` one member of an ensemble is trained; the run that
+    finds all of them trained publishes the generation.
 
     Raises
     ------
@@ -65,16 +81,92 @@ def run_generation(
     """
     registry = Registry(store, config.family)
     published = registry.find(generation)
+    if published is not None and member is not None:
+        require_ensemble(published, member.of)
     if published is not None:
-        return _confirm(config, registry, published, observer)
+        outcome = _confirm(config, registry, published, observer)
+    elif member is not None:
+        outcome = _train_member(config, generation, registry, member, observer, stop, fresh=fresh)
+    else:
+        outcome = _train(config, generation, registry, observer, stop, fresh=fresh)
+    if outcome.missing:
+        return outcome
+    with stop.deferred():
+        track_generation(
+            config.tracking,
+            registry,
+            outcome.manifest,
+            observer.message,
+            lambda: stop.received is not None,
+        )
+    return outcome
+
+
+def _train(
+    config: JobConfig,
+    generation: int,
+    registry: Registry,
+    observer: Observer,
+    stop: StopRequest,
+    *,
+    fresh: bool,
+) -> Outcome:
+    manifest, created = _attempt(config, generation, registry, observer, stop, fresh=fresh)
+    if not created:
+        return _confirm(config, registry, manifest, observer)
+    observer.message(f"published {generation_name(generation)} in {registry.store.url}")
+    if not manifest.headline.accepted:
+        observer.message(describe_rejection(manifest))
+    return Outcome(manifest, created=True)
+
+
+def _train_member(
+    config: JobConfig,
+    generation: int,
+    registry: Registry,
+    member: Member,
+    observer: Observer,
+    stop: StopRequest,
+    *,
+    fresh: bool,
+) -> Outcome:
+    """Train a member unless it is; publish the generation if it was the last one missing."""
+    own_config, own = config_of(config, member.number), registry_of(registry, config, member)
+    manifest, created = own.find_own(generation), False
+    if manifest is None:
+        manifest, created = _attempt(own_config, generation, own, observer, stop, fresh=fresh)
+    confirm_config(manifest, own_config)
+    name = f"member {member.number} of {member.of} of {generation_name(generation)}"
+    observer.message(f"{name} is trained")
+    best, missing = publish_best(config, generation, registry, member.of, observer)
+    if best is None:
+        observer.message(f"not trained yet: {', '.join(map(str, missing))}")
+        return Outcome(manifest, created, missing)
+    if not best.headline.accepted:
+        observer.message(describe_rejection(best))
+    return Outcome(best, created=True)
+
+
+def _attempt(
+    config: JobConfig,
+    generation: int,
+    registry: Registry,
+    observer: Observer,
+    stop: StopRequest,
+    *,
+    fresh: bool,
+) -> tuple[Manifest, bool]:
+    """Return what an attempt published; or, and False, what another one has meanwhile."""
+    registry.agreed_dataset(generation)  # a conflict is better found before the claim
     find_lineage(registry, config.training, generation)
     _preflight(config, registry)
     attempt = Attempt(config, generation, registry, observer, stop)
     with attempt.claim():
-        published = registry.find(generation)
-        if published is None:
-            return Outcome(attempt.run(fresh=fresh), created=True)
-    return _confirm(config, registry, published, observer)
+        published = registry.find_own(generation)
+        if published is not None:
+            return published, False
+        with reported(Path(config.work_dir)):
+            return attempt.run(fresh=fresh), True
 
 
 def export_generation(
@@ -138,6 +230,8 @@ def _confirm(
         f"{generation_name(published.generation)} is published already, with this configuration "
         "and this dataset: nothing to do"
     )
+    if not published.headline.accepted:
+        observer.message(describe_rejection(published))
     return Outcome(published, created=False)
 
 
@@ -149,8 +243,8 @@ def _scratch(config: JobConfig) -> Iterator[WorkFiles]:
         work.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.TemporaryDirectory(dir=work, prefix="scratch-")
     except OSError as error:
-        raise ConfigError(f"can't write to {work}: {error.strerror}", hint="set work_dir") from None
-    with scratch as directory:
+        raise cant_write(work, error, hint="set work_dir") from None
+    with reported(work), scratch as directory:
         yield WorkFiles(Path(directory))
 
 
@@ -158,6 +252,8 @@ def _preflight(config: JobConfig, registry: Registry) -> None:
     """Fail before the export rather than after it."""
     find_program("pacemaker")
     find_program("pace_yaml2yace")
+    if config.evaluation.active_set_kind is not None:
+        find_program("pace_activeset")
     registry.store.check()
     if config.training.require_gpu:
         require_gpu()

@@ -117,5 +117,5 @@ class Shipper:
         copy_without_host(self._files.train_log, log)
         shown = {name: path for name, path in tables.items() if name != POTENTIAL}
         for name, path in {TRAIN_LOG: log, **shown}.items():
-            key = self._registry.keys.attempt(self._generation, self._attempt, name)
+            key = self._registry.own.attempt(self._generation, self._attempt, name)
             self._registry.store.upload(path, key)

@@ -12,7 +12,12 @@ from mlip_job.pipeline.lineage import start_mode
 from mlip_job.registry import DatasetReference, Manifest, Parent
 from mlip_job.training.basis import potential_section
 from mlip_job.training.input_yaml import StartPotential, TrainingData, build_input, dump_input
-from mlip_job.training.potential_yaml import as_start, read_potential, write_potential
+from mlip_job.training.potential_yaml import (
+    as_start,
+    perturbed,
+    read_potential,
+    write_potential,
+)
 from mlip_job.training.weighting import rows_left_out
 
 if TYPE_CHECKING:
@@ -50,7 +55,10 @@ def fetch_parent(
         return None
     mode = start_mode(training, elements, start_from)
     registry.fetch(start_from, "potential.yaml", files.parent_potential)
-    write_potential(as_start(read_potential(files.parent_potential)), files.parent_potential)
+    start = as_start(read_potential(files.parent_potential))
+    if training.start_noise:
+        start = perturbed(start, training.start_noise, training.seed)
+    write_potential(start, files.parent_potential)
     how = "with the same basis" if mode == "continue" else "growing its basis"
     observer.message(f"starting from {generation_name(start_from.generation)}, {how}")
     return Parent(

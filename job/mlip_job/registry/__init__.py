@@ -1,4 +1,4 @@
-"""Generations of a family in a store: claim, checkpoint, publish, list, pull, verify.
+"""Generations of a family in a store: claim, checkpoint, publish, promote, list, pull, verify.
 
 docs/store.md is the specification.
 """
@@ -9,12 +9,17 @@ from mlip_job.registry.claim import Claim, HeldClaim
 from mlip_job.registry.manifest import (
     Artefact,
     AttemptPart,
+    Committee,
+    CommitteeMember,
     DatasetReference,
     ErrorFigures,
     Headline,
     Manifest,
     Parent,
+    Spread,
 )
+from mlip_job.registry.members import MemberRegistry, members_of
+from mlip_job.registry.pointer import LatestPointer
 from mlip_job.registry.registry import Registry
 
 __all__ = [
@@ -23,13 +28,19 @@ __all__ = [
     "Checkpoint",
     "Checkpoints",
     "Claim",
+    "Committee",
+    "CommitteeMember",
     "DatasetReference",
     "ErrorFigures",
     "GenerationSummary",
     "Headline",
     "HeldClaim",
+    "LatestPointer",
     "Manifest",
+    "MemberRegistry",
     "Parent",
     "Registry",
+    "Spread",
     "TrainingState",
+    "members_of",
 ]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlip_job.errors import IntegrityError, ObjectNotFoundError
+from mlip_job.registry.fetching import fetch_file
 from mlip_job.registry.manifest import AttemptPart, DatasetReference, Parent
 from mlip_job.training.position import FitPosition
 
@@ -119,12 +120,15 @@ class Checkpoints:
 
     def found(self) -> list[Checkpoint]:
         """Return all that can be read, the furthest first."""
-        states = [self._read(key) for key in self._state_keys()]
         return sorted(
-            (state for state in states if state is not None),
+            (state for state in self._states().values() if state is not None),
             key=lambda state: (*state.position.order(), state.saved, state.number),
             reverse=True,
         )
+
+    def unreadable(self) -> list[str]:
+        """Return the keys of states that are damaged, or of another version of this program."""
+        return [key for key, state in self._states().items() if state is None]
 
     def fetch(self, checkpoint: Checkpoint, directory: Path) -> None:
         """Download a checkpoint's files and check their hashes.
@@ -138,11 +142,9 @@ class Checkpoints:
             path = directory / name
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                sha256 = self._store.download(self._key(checkpoint, name), path)
-            except ObjectNotFoundError:
-                raise IntegrityError(f"{checkpoint} lacks {name}") from None
-            if sha256 != expected:
-                raise IntegrityError(f"{checkpoint} is damaged: {name} has another sha256")
+                fetch_file(self._store, self._key(checkpoint, name), expected, path)
+            except IntegrityError as error:
+                raise IntegrityError(f"{checkpoint} is damaged: {error.message}") from None
 
     def discard(self) -> None:
         """Remove all checkpoints, the states first: without one, the rest is no checkpoint."""
@@ -152,13 +154,13 @@ class Checkpoints:
             self._store.delete(key)
 
     def _remove_before(self, checkpoint: Checkpoint) -> None:
-        for number in range(checkpoint.number - _KEPT, -1, -1):
-            prefix = self._keys.checkpoint(self._generation, checkpoint.attempt, number)
-            keys = [info.key for info in self._store.list(prefix)]
-            if not keys:
-                return
-            for key in sorted(keys, key=lambda key: not key.endswith(_STATE)):
-                self._store.delete(key)
+        """Keep this one and the one before; one that was cut short is none."""
+        prefix = self._keys.attempt(self._generation, checkpoint.attempt, "checkpoints/")
+        keys = [info.key for info in self._store.list(prefix)]
+        complete = [key.removesuffix(_STATE) for key in keys if key.endswith(f"/{_STATE}")]
+        superfluous = [key for key in keys if key < min(complete[-_KEPT:])]
+        for key in sorted(superfluous, key=lambda key: not key.endswith(_STATE)):
+            self._store.delete(key)
 
     def _objects(self) -> Any:
         prefix = self._keys.generation(self._generation, "attempts/")
@@ -166,6 +168,9 @@ class Checkpoints:
 
     def _state_keys(self) -> list[str]:
         return [info.key for info in self._objects() if info.key.endswith(f"/{_STATE}")]
+
+    def _states(self) -> dict[str, Checkpoint | None]:
+        return {key: self._read(key) for key in self._state_keys()}
 
     def _read(self, key: str) -> Checkpoint | None:
         try:

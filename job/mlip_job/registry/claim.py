@@ -8,6 +8,7 @@ nothing else.
 from __future__ import annotations
 
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from threading import Lock
@@ -131,28 +132,29 @@ class HeldClaim:
     def _write(self, *, released: bool) -> None:
         """Write the next beat; heartbeat and release come from different threads."""
         with self._writing:
-            if self.lost_to is not None or self._claim.released:
-                return
-            changes = {"beat": self._claim.beat + 1, "released": released}
-            claim = self._claim.model_copy(update=changes)
-            data = claim.to_json()
-            try:
-                self._store.put_if_match(self._key, data, self._version)
-                found, version = self._store.get_versioned(self._key)
-            except (ObjectChangedError, ObjectNotFoundError):
-                self.lost_to = self._holder()
-                return
-            if found != data:
-                self.lost_to = self._holder()
-                return
-            self._claim, self._version = claim, version
+            for _ in range(_TRIES):
+                if self.lost_to is not None or self._claim.released:
+                    return
+                changes = {"beat": self._claim.beat + 1, "released": released}
+                claim = self._claim.model_copy(update=changes)
+                with suppress(ObjectChangedError, ObjectNotFoundError):
+                    self._store.put_if_match(self._key, claim.to_json(), self._version)
+                if self._look() == claim:
+                    return
+            raise StoreError(f"{self._key} changes faster than it can be written")
 
-    def _holder(self) -> str:
+    def _look(self) -> Claim | None:
+        """Read who holds the claim; it may hold an earlier beat of ours whose answer was lost."""
         try:
-            claim = _parse(self._store.get(self._key))
+            found, version = self._store.get_versioned(self._key)
+            claim = _parse(found)
         except ObjectNotFoundError:
-            claim = None
-        return claim.attempt if claim is not None else "(unknown)"
+            claim, version = None, ""
+        if claim is not None and claim.attempt == self._claim.attempt:
+            self._claim, self._version = claim, version
+        else:
+            self.lost_to = claim.attempt if claim is not None else "(unknown)"
+        return claim
 
 
 def take_claim(

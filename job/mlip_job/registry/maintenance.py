@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from mlip_job.errors import ConfigError
-from mlip_job.naming import DatasetFiles, generation_name, parse_generation_name
+from mlip_job.errors import ConfigError, IntegrityError
+from mlip_job.naming import MEMBERS, DatasetFiles, generation_name, parse_generation_name
 from mlip_job.registry.claim import age_by_store, is_live, read_claim
+from mlip_job.registry.members import AGREEMENT, members_of, read_agreement
 from mlip_job.registry.registry import DERIVED_SUFFIXES
 
 if TYPE_CHECKING:
@@ -54,11 +56,14 @@ class Repairs:
     ----------
     mended
         One line for each thing that was put right.
+    damaged
+        One line for each generation that can't be mended from what is in the store.
     orphans
         What no manifest names; left as it is.
     """
 
     mended: tuple[str, ...]
+    damaged: tuple[str, ...]
     orphans: tuple[Orphan, ...]
 
 
@@ -82,30 +87,49 @@ def repair(registry: Registry) -> Repairs:
     Copies under ``potentials/`` that are missing or differ from their manifest are made anew, and
     so are ``latest.json`` and ``catalog.json`` where they are missing, unreadable or behind.
     """
-    mended = [f"wrote {registry.keys.catalog}"] if registry.mend_catalog() else []
-    for manifest in registry.manifests():
-        mended += [
-            f"wrote {registry.keys.potential(manifest.generation, suffix)}"
-            for suffix in DERIVED_SUFFIXES
-            if registry.mend_copy(manifest, suffix)
-        ]
+    mended: list[str] = []
+    damaged: list[str] = []
+    orphans: list[Orphan] = []
+    with _noting(damaged):
+        if registry.mend_catalog():
+            mended.append(f"wrote {registry.keys.catalog}")
+    for generation in registry.numbers():
+        with _noting(damaged):
+            manifest = registry.get(generation)
+            mended.extend(
+                f"wrote {registry.keys.potential(generation, suffix)}"
+                for suffix in DERIVED_SUFFIXES
+                if registry.mend_copy(manifest, suffix)
+            )
     if registry.mend_latest():
         mended.append(f"wrote {registry.keys.latest}")
-    return Repairs(tuple(mended), tuple(find_orphans(registry, timedelta(0))))
+    with _noting(damaged):
+        orphans = list(find_orphans(registry, timedelta(0)))
+    return Repairs(tuple(mended), tuple(dict.fromkeys(damaged)), tuple(orphans))
+
+
+@contextmanager
+def _noting(damaged: list[str]) -> Iterator[None]:
+    """Go on after damage: the rest can be mended all the same."""
+    try:
+        yield
+    except IntegrityError as error:
+        damaged.append(error.message)
 
 
 def find_orphans(registry: Registry, keep: timedelta) -> Iterator[Orphan]:
     """Yield what `collect_garbage` would remove; see there."""
-    manifests = {manifest.generation: manifest for manifest in registry.manifests()}
-    training = [n for n in _generations(registry) if _is_training(registry, n)]
+    # Claims are looked at before manifests: a run that publishes in between has its manifest then.
     for generation in _generations(registry):
-        if generation not in training:
-            yield from _attempts(registry, generation, manifests.get(generation), keep)
+        if not _is_training(registry, generation):
+            manifest = registry.find(generation)
+            yield from _attempts(registry, generation, manifest, keep)
+            yield from _ensemble(registry, generation, manifest, keep)
     # A run that found its dataset in the store has not named it in the store yet.
-    if not training:
-        yield from _datasets(registry, list(manifests.values()), keep)
+    if not any(_is_training(registry, generation) for generation in _generations(registry)):
+        yield from _datasets(registry, keep)
     yield from _queries(registry, keep)
-    yield from _potentials(registry, manifests, keep)
+    yield from _potentials(registry, keep)
     for name in registry.store.leftovers(keep.total_seconds()):
         yield Orphan(name, "a write that was cut short", (), 0)
 
@@ -122,14 +146,15 @@ def collect_garbage(registry: Registry, keep: timedelta) -> list[Orphan]:
     list of Orphan
         What was removed.
     """
-    orphans = list(find_orphans(registry, keep))
-    for orphan in orphans:
+    removed = []
+    for orphan in find_orphans(registry, keep):
         # States and records first: what they name must not outlive them half.
         for key in sorted(orphan.keys, key=lambda key: not key.endswith(".json")):
             registry.store.delete(key)
         if not orphan.keys:
             registry.store.remove_leftover(orphan.prefix)
-    return orphans
+        removed.append(orphan)
+    return removed
 
 
 def _generations(registry: Registry) -> list[int]:
@@ -138,16 +163,35 @@ def _generations(registry: Registry) -> list[int]:
 
 
 def _is_training(registry: Registry, generation: int) -> bool:
-    key = registry.keys.claim(generation)
-    claim = read_claim(registry.store, key)
-    return claim is not None and is_live(registry.store, key, claim)
+    for place in (registry, *members_of(registry, generation).values()):
+        key = place.own.claim(generation)
+        claim = read_claim(registry.store, key)
+        if claim is not None and is_live(registry.store, key, claim):
+            return True
+    return False
+
+
+def _ensemble(
+    registry: Registry, generation: int, manifest: Manifest | None, keep: timedelta
+) -> Iterator[Orphan]:
+    """Yield what is left of an ensemble; one that became no generation goes as a whole."""
+    name = generation_name(generation)
+    if manifest is not None and manifest.ensemble is not None:
+        for member in members_of(registry, generation).values():
+            yield from _attempts(member, generation, member.find_own(generation), keep)
+        return
+    prefix = registry.keys.generation(generation, MEMBERS)
+    agreement = registry.keys.generation(generation, AGREEMENT)
+    objects = [*registry.store.list(prefix), *registry.store.list(agreement)]
+    fate = "which is not published" if manifest is None else "that did not become it"
+    yield from _orphan(registry, prefix, f"an ensemble for {name}, {fate}", objects, keep)
 
 
 def _attempts(
     registry: Registry, generation: int, manifest: Manifest | None, keep: timedelta
 ) -> Iterator[Orphan]:
     named = {part.attempt for part in manifest.attempts} if manifest is not None else set()
-    prefix = registry.keys.generation(generation, "attempts/")
+    prefix = registry.own.generation(generation, "attempts/")
     for attempt in registry.store.list_prefixes(prefix):
         objects = list(registry.store.list(f"{prefix}{attempt}/"))
         if attempt in named:
@@ -160,16 +204,18 @@ def _attempts(
         yield from _orphan(registry, f"{prefix}{attempt}/", what, objects, keep)
 
 
-def _datasets(
-    registry: Registry, manifests: Sequence[Manifest], keep: timedelta
-) -> Iterator[Orphan]:
-    named = {manifest.dataset.id for manifest in manifests}
+def _datasets(registry: Registry, keep: timedelta) -> Iterator[Orphan]:
+    named = {manifest.dataset.id for manifest in registry.manifests()}
     doomed = {
         orphan.prefix
         for generation in _generations(registry)
-        for orphan in _attempts(registry, generation, None, keep)
+        for find in (_attempts, _ensemble)
+        for orphan in find(registry, generation, None, keep)
     }
     for generation in _generations(registry):
+        agreement = read_agreement(registry, generation)
+        if agreement is not None and registry.keys.generation(generation, MEMBERS) not in doomed:
+            named.add(agreement.dataset.id)
         for checkpoint in registry.checkpoints(generation).found():
             attempt = registry.keys.attempt(generation, checkpoint.attempt)
             if attempt not in doomed:
@@ -191,11 +237,11 @@ def _queries(registry: Registry, keep: timedelta) -> Iterator[Orphan]:
             yield from _orphan(registry, info.key, "a note of a dataset that is gone", [info], keep)
 
 
-def _potentials(
-    registry: Registry, manifests: dict[int, Manifest], keep: timedelta
-) -> Iterator[Orphan]:
+def _potentials(registry: Registry, keep: timedelta) -> Iterator[Orphan]:
     prefix = registry.keys.potentials
-    for info in registry.store.list(prefix):
+    found = list(registry.store.list(prefix))  # before the manifests: a copy is written after it
+    manifests = {manifest.generation: manifest for manifest in registry.manifests()}
+    for info in found:
         name, _, suffix = info.key.removeprefix(prefix).partition(".")
         manifest = manifests.get(parse_generation_name(name) or 0)
         if manifest is None or f"potential.{suffix}" not in manifest.artefacts:

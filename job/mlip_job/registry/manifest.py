@@ -105,12 +105,71 @@ class ErrorFigures(_Part):
 
 
 class Headline(_Part):
-    """The figures that a table of generations shows; the report has the rest."""
+    """What a table of generations shows; the report has the rest.
+
+    Attributes
+    ----------
+    train, test
+        Errors of the published potential.
+    iterations, functions
+        Of the fit.
+    accepted
+        Whether the gate let it pass; ``latest.json`` moves only to those that it did.
+    rejected_because
+        Why it did not, one sentence each.
+    """
 
     train: ErrorFigures
     test: ErrorFigures
     iterations: int
     functions: int | None
+    accepted: bool
+    rejected_because: tuple[str, ...] = ()
+
+
+class CommitteeMember(_Part):
+    """One member of an ensemble.
+
+    Attributes
+    ----------
+    number, seed
+        Which one, from 1, and the seed of its fit.
+    attempt, manifest
+        What trained it, and its own manifest.
+    test_loss
+        a·MSE(E/atom) + b·mean|ΔF|² on the test set, with the weights of the fit; eV and eV/Å.
+    headline
+        Its errors, and what the gate said.
+    """
+
+    number: int
+    seed: int
+    attempt: str
+    manifest: Artefact
+    test_loss: float
+    headline: Headline
+
+
+class Spread(_Part):
+    """How far the members' predictions for the test set are apart: standard deviations.
+
+    Of ``energies`` energies and ``forces`` force components, the mean and the largest one.
+    """
+
+    energies: int
+    forces: int
+    mean_energy_mev_per_atom: float
+    max_energy_mev_per_atom: float
+    mean_force_mev_per_angstrom: float
+    max_force_mev_per_angstrom: float
+
+
+class Committee(_Part):
+    """The members of an ensemble; the generation's potential is that of the ``best``."""
+
+    members: tuple[CommitteeMember, ...]
+    best: int
+    spread: Spread | None
 
 
 class Manifest(_Part):
@@ -120,7 +179,7 @@ class Manifest(_Part):
     (`JobConfig.fingerprint`). ``basis`` is pacemaker's ``potential`` section: what a later
     generation compares its own with. ``reference_energies`` (eV per atom) are what the potential's
     energies lack: E_DFT = E_potential + Σ n·e0. ``attempts`` are all that the fit went through, the
-    publishing one last.
+    publishing one last. ``ensemble`` is there where the potential is the best of several.
     """
 
     schema_version: Literal[1] = 1
@@ -142,6 +201,7 @@ class Manifest(_Part):
     environment: RunEnvironment
     headline: Headline
     artefacts: dict[str, Artefact]
+    ensemble: Committee | None = None
 
     @classmethod
     def from_json(cls, data: bytes, *, key: str) -> Manifest:

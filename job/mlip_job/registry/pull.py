@@ -7,22 +7,40 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlip_job.errors import ConfigError, ConflictError
+from mlip_job.disk import cant_write
+from mlip_job.errors import ConflictError
 from mlip_job.naming import generation_name
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from mlip_job.registry.manifest import Manifest
     from mlip_job.registry.registry import Registry
 
 
 def pull_generation(
-    registry: Registry, manifest: Manifest, directory: Path, *, with_dataset: bool
+    registry: Registry,
+    manifest: Manifest,
+    directory: Path,
+    *,
+    with_dataset: bool,
+    describe: Callable[[Path, Sequence[str]], str] | None = None,
 ) -> list[Path]:
     """Download all artefacts of a generation, check their hashes, and return their paths.
 
     The potential is named after the generation (``gen_04.yace``), as LAMMPS input files will
     refer to it; the other files keep their names. Nothing appears in `directory` before all of it
     was downloaded and checked.
+
+    Parameters
+    ----------
+    registry, manifest, directory
+        From where, what, and to where.
+    with_dataset
+        Whether the dataset comes too.
+    describe
+        Writes a description of the files into the directory that it is given, and returns its
+        name.
 
     Raises
     ------
@@ -37,14 +55,14 @@ def pull_generation(
         with tempfile.TemporaryDirectory(dir=directory, prefix=".pull-") as temporary:
             staging = Path(temporary)
             files = _download(registry, manifest, staging, name, with_dataset=with_dataset)
+            if describe is not None:
+                files.append(describe(staging, files))
             _refuse_other_content(files, staging, directory)
             for file in files:
                 (directory / file).parent.mkdir(parents=True, exist_ok=True)
                 (staging / file).replace(directory / file)
     except OSError as error:
-        raise ConfigError(
-            f"can't write to {directory}: {error.strerror or error}", hint="choose another -o DIR"
-        ) from None
+        raise cant_write(directory, error, hint="choose another -o DIR") from None
     return [directory / file for file in files]
 
 

@@ -8,43 +8,31 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from mlip_job.dataset.record import DatasetRecord
 from mlip_job.errors import (
     ConfigError,
     ConflictError,
     IntegrityError,
-    ObjectChangedError,
     ObjectExistsError,
     ObjectNotFoundError,
-    StoreError,
 )
 from mlip_job.naming import DatasetFiles, FamilyKeys, generation_name, parse_generation_name
 from mlip_job.registry.catalog import Catalog, GenerationSummary
 from mlip_job.registry.checkpoints import Checkpoints
 from mlip_job.registry.claim import HeldClaim, take_claim
+from mlip_job.registry.fetching import damaged, fetch_bytes, fetch_file
 from mlip_job.registry.manifest import Artefact, DatasetReference, Manifest
+from mlip_job.registry.pointer import Pointer
 from mlip_job.registry.queries import Queries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from mlip_job.registry.pointer import LatestPointer
     from mlip_job.store.base import ObjectInfo, ObjectStore
 
 DERIVED_SUFFIXES = ("yace", "yaml", "asi")
 """Formats of the potential that also lie under ``potentials/``, where present."""
-
-_POINTER_TRIES = 20
-
-
-class LatestPointer(BaseModel):
-    """Content of ``latest.json``."""
-
-    model_config = ConfigDict(frozen=True)
-
-    generation: int
-    name: str
 
 
 class Registry:
@@ -61,15 +49,22 @@ class Registry:
     def __init__(self, store: ObjectStore, family: str) -> None:
         self.store = store
         self.family = family
-        self.keys = FamilyKeys(family)
+        self.keys = self.own = FamilyKeys(family)
         self.queries = Queries(store, self.keys)
         self._catalog = Catalog(store, self.keys.catalog)
+        self._pointer = Pointer(store, self.keys.latest)
 
     # -- reading ---------------------------------------------------------------------------------
 
     def find(self, generation: int) -> Manifest | None:
         """Return a generation's manifest, or None where it is not published."""
-        key = self.keys.manifest(generation)
+        return self._read_manifest(self.keys.manifest(generation))
+
+    def find_own(self, generation: int) -> Manifest | None:
+        """Return the manifest of what is trained here: a generation, or a member's part of it."""
+        return self._read_manifest(self.own.manifest(generation))
+
+    def _read_manifest(self, key: str) -> Manifest | None:
         try:
             return Manifest.from_json(self.store.get(key), key=key)
         except ObjectNotFoundError:
@@ -121,21 +116,30 @@ class Registry:
 
     def latest(self) -> int | None:
         """Return the generation that ``latest.json`` points at."""
-        try:
-            return self._read_pointer()[0]
-        except ObjectNotFoundError:
-            return None
+        pointer = self.pointer()
+        return None if pointer is None else pointer.generation
+
+    def pointer(self) -> LatestPointer | None:
+        """Return ``latest.json``."""
+        return self._pointer.read()
 
     # -- training --------------------------------------------------------------------------------
 
     def claim(self, generation: int, attempt: str, *, stale_after_s: float) -> HeldClaim:
         """Claim a generation for an attempt; see `take_claim`."""
-        key = self.keys.claim(generation)
+        key = self.own.claim(generation)
         return take_claim(self.store, key, generation, attempt=attempt, stale_after_s=stale_after_s)
 
     def checkpoints(self, generation: int) -> Checkpoints:
         """Return the checkpoints of a generation that is being trained."""
-        return Checkpoints(self.store, self.keys, generation)
+        return Checkpoints(self.store, self.own, generation)
+
+    def agreed_dataset(self, generation: int) -> DatasetReference | None:  # noqa: ARG002
+        """Return the dataset that others decided on; only members of an ensemble have any."""
+        return None
+
+    def agree_on_dataset(self, generation: int, dataset: DatasetReference) -> None:
+        """Decide on a dataset for all members of an ensemble."""
 
     # -- datasets --------------------------------------------------------------------------------
 
@@ -148,7 +152,9 @@ class Registry:
         if self.store.head(record_key) is None:
             for name, file in sorted(record.files.items()):
                 key = self.keys.dataset(record.id, name)
-                _require_hash(key, file.sha256, self.store.upload(directory / name, key))
+                sent = self.store.upload(directory / name, key)
+                if sent != file.sha256:
+                    raise damaged(key, file.sha256, sent)
             try:
                 return self.store.upload(DatasetFiles(directory).record, record_key, if_absent=True)
             except ObjectExistsError:
@@ -158,18 +164,17 @@ class Registry:
     def dataset_record(self, dataset: DatasetReference) -> DatasetRecord:
         """Return the record of a dataset that a manifest or a checkpoint names."""
         key = self.keys.dataset(dataset.id, DatasetFiles.RECORD)
-        data = self._get(key)
-        _require_hash(key, dataset.record_sha256, hashlib.sha256(data).hexdigest())
+        data = fetch_bytes(self.store, key, dataset.record_sha256)
         return DatasetRecord.from_json(data.decode())
 
     def fetch_dataset_file(self, record: DatasetRecord, name: str, path: Path) -> None:
         """Download one file of a dataset and check its hash."""
-        self._fetch(self.keys.dataset(record.id, name), record.files[name].sha256, path)
+        fetch_file(self.store, self.keys.dataset(record.id, name), record.files[name].sha256, path)
 
     def fetch_dataset_record(self, manifest: Manifest, path: Path) -> None:
         """Download ``dataset.json`` of a generation's dataset and check its hash."""
         key = self.keys.dataset(manifest.dataset.id, DatasetFiles.RECORD)
-        self._fetch(key, manifest.dataset.record_sha256, path)
+        fetch_file(self.store, key, manifest.dataset.record_sha256, path)
 
     # -- publishing ------------------------------------------------------------------------------
 
@@ -195,31 +200,44 @@ class Registry:
         ------
         ConflictError
             If the generation was published by another attempt meanwhile.
+        IntegrityError
+            If the dataset that the manifest names is not in the store.
         """
         artefacts = {}
         for name, path in sorted(files.items()):
-            key = self.keys.attempt(generation, attempt, name)
+            key = self.own.attempt(generation, attempt, name)
             sha256 = self.store.upload(path, key)
             artefacts[name] = Artefact(key=key, sha256=sha256, size=path.stat().st_size)
-        manifest = describe(artefacts)
+        return self.commit(describe(artefacts))
+
+    def commit(self, manifest: Manifest) -> Manifest:
+        """Create the manifest, with which its generation begins to exist; see `publish`."""
+        # A run whose heartbeat stopped for long may have lost its dataset to gc.
+        self.dataset_record(manifest.dataset)
+        generation = manifest.generation
+        key = self.own.manifest(generation)
         try:
-            self.store.put_if_absent(self.keys.manifest(generation), manifest.to_json())
+            self.store.put_if_absent(key, manifest.to_json())
         except ObjectExistsError:
-            winner = self.get(generation)
+            winner = Manifest.from_json(self.store.get(key), key=key)
             raise ConflictError(
                 f"{generation_name(generation)} of {self.family} was published by attempt "
-                f"{winner.attempt} meanwhile; this attempt ({attempt}) is not",
+                f"{winner.attempt} meanwhile; this attempt ({manifest.attempt}) is not",
                 hint=f"mlip-job show -g {generation} shows what is there",
             ) from None
         self.roll_forward(manifest)
         return manifest
 
     def roll_forward(self, manifest: Manifest) -> None:
-        """Bring what is derived from a manifest up to date; a crash may have come between."""
+        """Bring what is derived from a manifest up to date; a crash may have come between.
+
+        ``latest.json`` follows accepted generations only, and never leads back.
+        """
         for suffix in DERIVED_SUFFIXES:
             if self.store.head(self.keys.potential(manifest.generation, suffix)) is None:
                 self.mend_copy(manifest, suffix)
-        self._advance_latest(manifest.generation)
+        if manifest.headline.accepted:
+            self._advance_latest(manifest.generation)
         if (info := self.store.head(self.keys.manifest(manifest.generation))) is not None:
             self._catalog.add({manifest.generation: (manifest, info)})
 
@@ -240,25 +258,21 @@ class Registry:
             with suppress(ObjectNotFoundError):
                 if self.store.download(key, local) == artefact.sha256:
                     return False
-            self._fetch(artefact.key, artefact.sha256, local)
+            fetch_file(self.store, artefact.key, artefact.sha256, local)
             self.store.upload(local, key)
         return True
 
     def mend_latest(self) -> bool:
-        """Point ``latest.json`` at the highest generation unless it does; return whether it had to.
+        """Move ``latest.json`` to where it should be; return whether it had to be moved.
 
-        An unreadable pointer is removed first.
+        An unreadable one is removed first. What a person chose stays.
         """
-        highest = max(self.numbers(), default=None)
-        try:
-            current = self.latest()
-        except IntegrityError:
-            self.store.delete(self.keys.latest)
-            current = None
-        if highest is None or (current is not None and current >= highest):
-            return False
-        self._advance_latest(highest)
-        return True
+        self._pointer.remove_unreadable()
+        accepted = (
+            number for number in reversed(self.numbers()) if self.get(number).headline.accepted
+        )
+        highest = next(accepted, None)
+        return highest is not None and self._advance_latest(highest)
 
     def mend_catalog(self) -> bool:
         """Enter what ``catalog.json`` lacks; return whether there was anything."""
@@ -266,36 +280,33 @@ class Registry:
         missing = listed.keys() - self._catalog.summaries(listed).keys()
         return bool(missing) and self._catalog.add({n: (self.get(n), listed[n]) for n in missing})
 
-    def _advance_latest(self, generation: int) -> None:
-        pointer = LatestPointer(generation=generation, name=generation_name(generation))
-        data = pointer.model_dump_json().encode()
-        for _ in range(_POINTER_TRIES):
-            try:
-                current, version = self._read_pointer()
-            except ObjectNotFoundError:
-                try:
-                    self.store.put_if_absent(self.keys.latest, data)
-                except ObjectExistsError:
-                    continue
-                return
-            if current >= generation:
-                return
-            try:
-                self.store.put_if_match(self.keys.latest, data, version)
-            except ObjectChangedError:
-                continue
-            return
-        raise StoreError(f"{self.keys.latest} changes faster than it can be updated")
+    def promote(self, generation: int, reason: str, *, force: bool) -> None:
+        """Point ``latest.json`` at a generation, older or newer than the one that it points at.
 
-    def _read_pointer(self) -> tuple[int, str]:
-        data, version = self.store.get_versioned(self.keys.latest)
-        try:
-            return LatestPointer.model_validate_json(data).generation, version
-        except ValidationError:
-            raise IntegrityError(
-                f"{self.keys.latest} is no pointer to a generation",
-                hint="delete it; the next run writes it anew",
-            ) from None
+        Generations that are published by then don't move it again, later ones do.
+
+        Raises
+        ------
+        ConfigError
+            If it is not published, or was rejected and there is no `force`.
+        """
+        headline = self.get(generation).headline
+        if not (headline.accepted or force):
+            reasons = "\n".join(f"  {reason}" for reason in headline.rejected_because)
+            raise ConfigError(
+                f"{generation_name(generation)} was rejected:\n{reasons}",
+                hint="--force takes it all the same, and is recorded",
+            )
+        self._pointer.remove_unreadable()
+        self._pointer.choose(
+            generation,
+            reason,
+            forced=not headline.accepted,
+            highest=lambda: max(self.numbers()),
+        )
+
+    def _advance_latest(self, generation: int) -> bool:
+        return self._pointer.advance(generation)
 
     # -- artefacts -------------------------------------------------------------------------------
 
@@ -308,7 +319,18 @@ class Registry:
             If it is missing or is not what the manifest says; then no file is left.
         """
         artefact = manifest.artefacts[name]
-        self._fetch(artefact.key, artefact.sha256, path)
+        fetch_file(self.store, artefact.key, artefact.sha256, path)
+
+    def read(self, manifest: Manifest, name: str) -> bytes:
+        """Return the content of a small artefact and check its hash.
+
+        Raises
+        ------
+        IntegrityError
+            If it is missing or is not what the manifest says.
+        """
+        artefact = manifest.artefacts[name]
+        return fetch_bytes(self.store, artefact.key, artefact.sha256)
 
     def verify(self, manifest: Manifest) -> list[str]:
         """Read back everything a generation consists of; return what is wrong, empty if nothing."""
@@ -327,30 +349,7 @@ class Registry:
         with tempfile.TemporaryDirectory(prefix="mlip-job-") as directory:
             for key, sha256 in expected.items():
                 try:
-                    self._fetch(key, sha256, Path(directory) / "object")
+                    fetch_file(self.store, key, sha256, Path(directory) / "object")
                 except IntegrityError as error:
                     problems.append(error.message)
         return problems
-
-    def _get(self, key: str) -> bytes:
-        try:
-            return self.store.get(key)
-        except ObjectNotFoundError:
-            raise IntegrityError(f"{key} is missing from {self.store.url}") from None
-
-    def _fetch(self, key: str, sha256: str, path: Path) -> None:
-        try:
-            found = self.store.download(key, path)
-        except ObjectNotFoundError:
-            raise IntegrityError(f"{key} is missing from {self.store.url}") from None
-        if found != sha256:
-            path.unlink()
-            _require_hash(key, sha256, found)
-
-
-def _require_hash(key: str, expected: str, found: str) -> None:
-    if expected != found:
-        raise IntegrityError(
-            f"{key} has the sha256 {found[:16]}… instead of {expected[:16]}…",
-            hint="it was changed or damaged after it was published; restore it from a backup",
-        )

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
+from mlip_job.errors import ConflictError
+from mlip_job.naming import generation_name
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -115,6 +118,9 @@ class JobStatus:
         What to do about it.
     exit_code
         Of ``mlip-job run``, where it is known.
+    resubmit
+        Whether it ended by no fault of its own, and the scheduler does not start it again: the
+        same submission goes on from its checkpoint.
     """
 
     state: JobState
@@ -122,6 +128,25 @@ class JobStatus:
     reason: str | None = None
     hint: str | None = None
     exit_code: int | None = None
+    resubmit: bool = False
+
+
+def require_same(live: JobHandle, plan: Plan) -> JobHandle:
+    """Return the job of a generation that waits or runs, where a plan is of the same submission.
+
+    Raises
+    ------
+    ConflictError
+        If it is of another one.
+    """
+    if live.name == plan.name:
+        return live
+    generation = plan.request.generation
+    raise ConflictError(
+        f"job {live.id} for {generation_name(generation)} waits or runs, of another "
+        "configuration or with other options",
+        hint=f"mlip-job cancel -g {generation} ends it",
+    )
 
 
 class Scheduler(Protocol):

@@ -98,7 +98,13 @@ class ObjectStore(Protocol):
         """
 
     def download(self, key: str, path: Path) -> str:
-        """Stream an object into a file, whole or not at all, and return its sha256."""
+        """Stream an object into a file, whole or not at all, and return its sha256.
+
+        Raises
+        ------
+        DiskError, ConfigError
+            If the file can't be written, the former where the disk is full.
+        """
 
     def delete(self, key: str) -> None:
         """Remove an object; none there is no error."""

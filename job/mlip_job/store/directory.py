@@ -7,7 +7,7 @@ import fcntl
 import hashlib
 import os
 import secrets
-import time
+import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -19,6 +19,7 @@ from mlip_job.errors import (
     StoreError,
 )
 from mlip_job.store.base import ObjectInfo
+from mlip_job.store.download import save
 from mlip_job.store.keys import check_key
 from mlip_job.store.probe import check_conditions
 
@@ -148,18 +149,7 @@ class DirectoryStore:
 
     def download(self, key: str, path: Path) -> str:
         """See `ObjectStore.download`."""
-        digest = hashlib.sha256()
-        temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
-        try:
-            with self._errors("read", key), self._open(key) as source:
-                with temporary.open("xb") as target:
-                    while block := source.read(_BLOCK):
-                        digest.update(block)
-                        target.write(block)
-                temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return digest.hexdigest()
+        return save(self._blocks(key), path)
 
     def delete(self, key: str) -> None:
         """See `ObjectStore.delete`."""
@@ -172,9 +162,14 @@ class DirectoryStore:
     def leftovers(self, older_than_s: float) -> Iterator[str]:
         """See `ObjectStore.leftovers`: temporary files."""
         with self._errors("list", ""):
-            for path in sorted(self._root.rglob(f"{_TEMPORARY}*")):
+            found = sorted(self._root.rglob(f"{_TEMPORARY}*"))
+            if not found:
+                return
+            with tempfile.TemporaryFile(dir=self._root, prefix=_TEMPORARY) as probe:
+                now = os.fstat(probe.fileno()).st_mtime  # by the clock of a file server
+            for path in found:
                 with suppress(FileNotFoundError):  # a writer that lives has just renamed it
-                    if time.time() - path.stat().st_mtime >= older_than_s:
+                    if now - path.stat().st_mtime >= older_than_s:
                         yield path.relative_to(self._root).as_posix()
 
     def remove_leftover(self, name: str) -> None:
@@ -191,6 +186,11 @@ class DirectoryStore:
 
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)
+
+    def _blocks(self, key: str) -> Iterator[bytes]:
+        with self._errors("read", key), self._open(key) as file:
+            while block := file.read(_BLOCK):
+                yield block
 
     def _open(self, key: str) -> BufferedReader:
         return self._path(key).open("rb")

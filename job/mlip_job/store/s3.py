@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
 import time
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import cached_property
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from urllib3.exceptions import HTTPError
 
 from mlip_job.errors import (
     ObjectChangedError,
@@ -22,6 +22,7 @@ from mlip_job.errors import (
     StoreError,
 )
 from mlip_job.store.base import ObjectInfo, no_meter
+from mlip_job.store.download import save
 from mlip_job.store.keys import check_key
 from mlip_job.store.parts import part_size, several_at_once
 from mlip_job.store.probe import check_conditions
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 _BLOCK = 1 << 20
 _MIB = 1 << 20
 _CONFLICT_TRIES = 6
+_CONNECT_TIMEOUT_SECONDS = 10
+_READ_TIMEOUT_SECONDS = 60
 _MISSING = {"NoSuchKey", "404", "NotFound"}
 _PRECONDITION_FAILED = 412
 _CONFLICT = 409
@@ -157,21 +160,7 @@ class S3Store:
 
     def download(self, key: str, path: Path) -> str:
         """See `ObjectStore.download`."""
-        digest = hashlib.sha256()
-        temporary = path.with_name(f".tmp-{secrets.token_hex(8)}")
-        try:
-            with temporary.open("xb") as target:
-                for block in self._blocks(key):
-                    digest.update(block)
-                    target.write(block)
-            temporary.replace(path)
-        except OSError as error:
-            raise StoreError(
-                f"can't write {path}: {error.strerror or error}", hint="check the free space there"
-            ) from None
-        finally:
-            temporary.unlink(missing_ok=True)
-        return digest.hexdigest()
+        return save(self._blocks(key), path)
 
     def delete(self, key: str) -> None:
         """See `ObjectStore.delete`."""
@@ -184,11 +173,13 @@ class S3Store:
             pages = self._client.get_paginator("list_multipart_uploads").paginate(
                 Bucket=self._bucket, Prefix=self._prefix
             )
-            for upload in (u for page in pages for u in page.get("Uploads", ())):
-                age = datetime.now(UTC) - upload["Initiated"]
-                if age.total_seconds() >= older_than_s:
-                    key = upload["Key"].removeprefix(self._prefix)
-                    yield f"{key}?uploadId={upload['UploadId']}"
+            for page in pages:
+                # By the store's clock, as everywhere: this machine's may be wrong.
+                now = parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"])
+                for upload in page.get("Uploads", ()):
+                    if (now - upload["Initiated"]).total_seconds() >= older_than_s:
+                        key = upload["Key"].removeprefix(self._prefix)
+                        yield f"{key}?uploadId={upload['UploadId']}"
 
     def remove_leftover(self, name: str) -> None:
         """See `ObjectStore.remove_leftover`."""
@@ -216,8 +207,8 @@ class S3Store:
             region_name=config.region or session.region_name or "us-east-1",
             config=Config(
                 retries={"mode": "standard", "total_max_attempts": 3},
-                connect_timeout=10,
-                read_timeout=60,
+                connect_timeout=_CONNECT_TIMEOUT_SECONDS,
+                read_timeout=_READ_TIMEOUT_SECONDS,
                 request_checksum_calculation=config.request_checksum_calculation,
                 response_checksum_validation=config.request_checksum_calculation,
                 s3={"addressing_style": style},
@@ -249,14 +240,11 @@ class S3Store:
                 with self._errors("write", key):
                     write()
             except _ConcurrentWriteError:
+                if attempt == _CONFLICT_TRIES - 1:
+                    raise
                 time.sleep(0.05 * 2**attempt)
-                continue
-            return
-        raise StoreError(
-            f"can't write {key} to {self.url}: others keep writing it at the same time",
-            hint="run the same command again",
-            transient=True,
-        )
+            else:
+                return
 
     def _upload_parts(
         self,
@@ -361,11 +349,15 @@ class S3Store:
             if status == _PRECONDITION_FAILED:
                 raise ObjectExistsError(f"{key} exists in {self.url}") from None
             if status == _CONFLICT and action == "write":
-                raise _ConcurrentWriteError(key) from None
+                raise _ConcurrentWriteError(
+                    f"can't write {key} to {self.url}: others keep writing it at the same time",
+                    hint="run the same command again",
+                    transient=True,
+                ) from None
             if code in _MISSING:
                 raise ObjectNotFoundError(f"{key} is not in {self.url}") from None
             raise explain(error, action, key, self._config) from None
-        except BotoCoreError as error:
+        except (BotoCoreError, HTTPError) as error:
             raise explain(error, action, key, self._config) from None
 
 

@@ -17,6 +17,7 @@ from botocore.exceptions import (
 from botocore.exceptions import (
     ConnectionError as BotoConnectionError,
 )
+from urllib3.exceptions import HTTPError
 
 from mlip_job.errors import StoreError
 
@@ -48,7 +49,10 @@ _WRONG_CREDENTIALS = {
 
 
 def explain(
-    error: ClientError | BotoCoreError, action: str, key: str, config: StorageConfig
+    error: ClientError | BotoCoreError | HTTPError,
+    action: str,
+    key: str,
+    config: StorageConfig,
 ) -> StoreError:
     """Return our error for one of boto3's: what was tried, why it failed, what to do."""
     bucket = config.url.removeprefix("s3://").partition("/")[0]
@@ -61,7 +65,8 @@ def explain(
             hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
         )
     where = config.endpoint_url or "AWS"
-    if isinstance(error, BotoConnectionError | HTTPClientError):
+    # urllib3's: botocore lets it through where a connection breaks while it reads an answer.
+    if isinstance(error, BotoConnectionError | HTTPClientError | HTTPError):
         return StoreError(
             f"{tried}: {where} can't be reached ({type(error).__name__})",
             hint="check storage.endpoint_url and the network",

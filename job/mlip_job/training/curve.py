@@ -10,8 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from mlip_job.training.restarts import Place, count_on, count_on_like
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from mlip_job.training.position import FitPosition
@@ -49,7 +51,12 @@ class Offset:
 
 
 def join_tables(
-    earlier: Path, current: Path, offset: Offset, upto: FitPosition | None = None
+    earlier: Path,
+    current: Path,
+    offset: Offset,
+    *,
+    upto: FitPosition | None = None,
+    metrics: Path | None = None,
 ) -> str | None:
     """Return the joined table as text.
 
@@ -61,6 +68,8 @@ def join_tables(
         Where the latest one began.
     upto
         Rows beyond it are left out.
+    metrics
+        Pacemaker's ``metrics.txt`` of the latest start, where `current` is another table.
 
     Returns
     -------
@@ -72,7 +81,7 @@ def join_tables(
     if not columns:
         return None
     rows = {_place(row): row for row in old.rows}
-    for row in new.rows:
+    for row in _counted_on(new.rows, metrics):
         moved = _move(row, offset)
         rows.setdefault(_place(moved), moved)
     kept = (row for row in rows.values() if upto is None or _is_within(row, upto))
@@ -101,8 +110,37 @@ def _rows(columns: tuple[str, ...], lines: list[str]) -> Iterator[dict[str, str]
         whole = line.endswith("\n") and len(fields) == len(columns)
         row = dict(zip(columns, fields, strict=False))
         places = (row.get(name, "0") for name in (_STEP, _CYCLE, _ITERATION))
-        if whole and all(place.isdecimal() for place in places):
+        if whole and all(place.isdecimal() for place in places) and _are_numbers(fields):
             yield row
+
+
+def _are_numbers(fields: Sequence[str]) -> bool:
+    try:
+        for field in fields:
+            float(field)
+    except ValueError:
+        return False
+    return True
+
+
+def _counted_on(
+    rows: Sequence[Mapping[str, str]], metrics: Path | None
+) -> Iterator[dict[str, str]]:
+    """Yield the rows of one start, numbered on where pacemaker began anew in between."""
+    if not rows or _ITERATION not in rows[0]:
+        yield from map(dict, rows)
+        return
+    places = [_place_in_start(row) for row in rows]
+    if metrics is None:
+        numbers = count_on(places)
+    else:
+        numbers = count_on_like(map(_place_in_start, _read(metrics).rows), places)
+    for row, number in zip(rows, numbers, strict=True):
+        yield {**row, _ITERATION: str(number)}
+
+
+def _place_in_start(row: Mapping[str, str]) -> Place:
+    return Place(*(int(row.get(name, "0")) for name in (_STEP, _CYCLE, _ITERATION)))
 
 
 def _place(row: Mapping[str, str]) -> tuple[str | None, ...]:

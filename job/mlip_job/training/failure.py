@@ -29,6 +29,8 @@ _MEANINGS: Mapping[str, str] = {
     "ParserError": "the input is not valid YAML",
     "ScannerError": "the input is not valid YAML",
     "UnpicklingError": "a dataset is no gzip-pickled data frame",
+    "No space left on device": "the disk is full",
+    "Disk quota exceeded": "the disk's quota is used up",
     "'ConcatV2' Op with length 0": "an element has no function of three bodies while others do: "
     "raise training.functions_per_element",
     "IndexError": "the basis may have no functions for some combination of elements",
@@ -50,6 +52,21 @@ def describe_exit(exit_code: int) -> str | None:
     return f"ended by {name}"
 
 
+def _describe_memory(state: LogState) -> str:
+    """Name what is left to reduce; pacemaker reduces batches by itself where TensorFlow says so."""
+    smallest = min((size for sizes in state.batch_sizes for size in sizes if size), default=None)
+    if smallest == 1:
+        return (
+            "out of memory even with one structure at a time: reduce the basis "
+            "(training.functions_per_element), or leave out the largest structures"
+        )
+    tried = f" down to a batch of {smallest}" if smallest else ""
+    return (
+        f"out of memory{tried}: reduce training.batch_size or the basis, or give the job more "
+        "memory"
+    )
+
+
 def describe_failure(state: LogState, exit_code: int | None) -> str | None:
     """Return the cause of a failure as far as log and exit code tell, None where they show none.
 
@@ -61,8 +78,7 @@ def describe_failure(state: LogState, exit_code: int | None) -> str | None:
         Of pacemaker; None where it is not known.
     """
     if state.out_of_memory and not state.potential_saved:
-        smallest = f" down to a batch of {state.batch_sizes[-1][1]}" if state.batch_sizes else ""
-        return f"out of memory{smallest}: reduce training.batch_size or the basis"
+        return _describe_memory(state)
     if exit_code not in (None, 0) and (by_signal := describe_exit(exit_code or 0)):
         return by_signal
     if state.exception is not None:

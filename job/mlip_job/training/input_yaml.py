@@ -114,6 +114,12 @@ def _potential(
     training: TrainingConfig, elements: Sequence[str], start: StartPotential | None
 ) -> dict[str, Any] | str:
     section = potential_section(training, elements)
+    if training.start_noise:
+        section["functions"] = {
+            # Their coefficients are zero otherwise, and no fit would depend on its seed.
+            key: {**block, "coefs_init": "random"} if isinstance(block, dict) else block
+            for key, block in section["functions"].items()
+        }
     if start is None:
         return section
     if start.same_basis:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -50,14 +51,18 @@ def read_potential(path: Path) -> dict[str, Any]:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise TrainingError(f"{path} is no readable potential: {type(error).__name__}") from None
-    species = content.get("species") if isinstance(content, dict) else None
-    if (
-        not isinstance(species, list)
-        or not species
-        or not all(isinstance(block, dict) and "speciesblock" in block for block in species)
-    ):
+    if not isinstance(content, dict) or not isinstance(content.get("metadata", {}), dict):
+        raise TrainingError(f"{path} is no potential")
+    species = content.get("species")
+    if not isinstance(species, list) or not species or not all(map(_is_block, species)):
         raise TrainingError(f"{path} is no potential: it has no species")
-    return dict(content)
+    return content
+
+
+def _is_block(block: object) -> bool:
+    if not isinstance(block, dict) or "speciesblock" not in block:
+        return False
+    return isinstance(block.get("nbody", []), list)
 
 
 def elements_of(content: Mapping[str, Any]) -> tuple[str, ...]:
@@ -85,6 +90,30 @@ def as_start(content: Mapping[str, Any]) -> dict[str, Any]:
         for block in content["species"]
     ]
     return {**content, "metadata": metadata, "species": species}
+
+
+def perturbed(content: Mapping[str, Any], noise: float, seed: int) -> dict[str, Any]:
+    """Return a potential whose functions' coefficients have changed a little.
+
+    Parameters
+    ----------
+    content
+        The potential.
+    noise
+        Standard deviation of the change of a coefficient, relative to it.
+    seed
+        Of the changes.
+    """
+    normal = random.Random(seed)  # noqa: S311 - nothing secret depends on it
+
+    def changed(function: Mapping[str, Any]) -> dict[str, Any]:
+        return {**function, "c": [c * (1 + normal.gauss(0, noise)) for c in function["c"]]}
+
+    species = [
+        {**block, "nbody": list(map(changed, block["nbody"]))} if "nbody" in block else block
+        for block in content["species"]
+    ]
+    return {**content, "species": species}
 
 
 def write_potential(content: Mapping[str, Any], path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from mlip_job.errors import TrainingError
 from mlip_job.training.failure import DIVERGED
+from mlip_job.training.lines import LineReader
 from mlip_job.training.log import LogParser
-from mlip_job.training.programs import find_program, trainer_environment
+from mlip_job.training.programs import die_with_parent, find_program, trainer_environment
 from mlip_job.training.tables import MetricsRow, TableFollower
 from mlip_job.training.train_log import hide_host
 from mlip_job.training.watchdog import Watchdog
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 5.0  # pacemaker ends within a second of SIGTERM; a stuck one is killed
 _READ_BYTES = 1 << 20
-_PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
-_LIBC = ctypes.CDLL(None)  # loaded here: between fork and exec only what can't block may be done
 
 
 @dataclass(frozen=True)
@@ -112,13 +110,15 @@ def run_pacemaker(files: WorkFiles, input_file: Path, offset: Offset, monitor: M
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 - one call into libc, no lock taken
+            # If this process is killed the kernel ends pacemaker, so that no GPU is left busy.
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - one call into libc, no lock taken
         )
     try:
-        return _Follower(files, process, offset, monitor).follow(begin)
+        exit_code = _Follower(files, process, offset, monitor).follow(begin)
     finally:
         _stop_group(process)
-        hide_host(files.train_log)
+    hide_host(files.train_log)
+    return exit_code
 
 
 class _Follower:
@@ -145,7 +145,7 @@ class _Follower:
     def follow(self, begin: int) -> int:
         with self._files.train_log.open("rb") as log:
             log.seek(begin)
-            reader = _LineReader()
+            reader = LineReader()
             while True:
                 ended = self._process.poll()
                 while block := log.read(_READ_BYTES):
@@ -216,26 +216,6 @@ class _IterationClock:
             elif row.iter_num > self._first[0] and now > self._first[1]:
                 elapsed = now - self._first[1]
                 self.seconds_per_iteration = elapsed / (row.iter_num - self._first[0])
-
-
-class _LineReader:
-    """Cut a growing file into lines."""
-
-    def __init__(self) -> None:
-        self._rest: list[bytes] = []
-
-    def lines(self, block: bytes) -> list[str]:
-        *whole, rest = block.split(b"\n")
-        if whole:
-            whole[0] = b"".join([*self._rest, whole[0]])
-            self._rest = []
-        self._rest.append(rest)
-        return [line.decode("utf-8", errors="replace") for line in whole]
-
-
-def _die_with_parent() -> None:
-    """Have the kernel end pacemaker if this process is killed, so that no GPU is left busy."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _stop_group(process: subprocess.Popen[bytes]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING
 from mlip_job.errors import ConfigError, GpuRequiredError, TrainingError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 # The trainer needs no credentials, so it gets none: only what these names or prefixes let through.
 _PASSED_NAMES = {
@@ -26,6 +28,8 @@ _PASSED_NAMES = {
     "SSL_CERT_FILE",
 }
 _PASSED_PREFIXES = ("CUDA_", "NVIDIA_", "TF_", "XLA_", "OMP_", "MKL_", "OPENBLAS_", "MPL")
+_PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
+_LIBC = ctypes.CDLL(None)  # loaded here: it can't be between fork and exec
 _GPU_PROBE = "import tensorflow as tf; print(len(tf.config.list_physical_devices('GPU')))"
 
 
@@ -78,19 +82,45 @@ def convert_to_yace(potential: Path, yace: Path) -> None:
         If the converter fails.
     """
     # Without -o the converter replaces every "yaml" in the whole path.
-    command = [str(find_program("pace_yaml2yace")), "-o", yace.name, potential.name]
+    run_program("pace_yaml2yace", ["-o", yace.name, potential.name], potential.parent)
+    if not yace.is_file():
+        raise TrainingError(f"pace_yaml2yace left no {yace}")
+
+
+def run_program(name: str, arguments: Sequence[str], directory: Path) -> None:
+    """Run one of pacemaker's programs in a directory, to its end or that of this process.
+
+    Raises
+    ------
+    ConfigError
+        If it is not installed.
+    TrainingError
+        If it fails; with the last line that it printed.
+    """
     done = subprocess.run(  # noqa: S603 - a fixed program with names of our own
-        command,
-        cwd=potential.parent,
+        [str(find_program(name)), *arguments],
+        cwd=directory,
         env=trainer_environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
+        start_new_session=True,
+        preexec_fn=die_with_parent,
     )
-    if done.returncode != 0 or not yace.is_file():
+    if done.returncode != 0:
         last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no message"]
-        raise TrainingError(f"pace_yaml2yace failed on {potential}: {last[0]}")
+        by_signal = done.returncode < 0
+        cause = f"ended by {signal.Signals(-done.returncode).name}" if by_signal else last[0]
+        raise TrainingError(f"{name} failed on {directory / arguments[-1]}: {cause}")
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process when its parent ends, however that happens.
+
+    May be called between fork and exec, where only what can't block may be done.
+    """
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def require_gpu() -> None:

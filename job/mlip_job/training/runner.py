@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from mlip_job.errors import TrainingError
+from mlip_job.disk import full, is_full, reported
+from mlip_job.errors import MlipJobError, TrainingError
 from mlip_job.training.input_yaml import dump_input
 from mlip_job.training.potential_yaml import (
     as_start,
+    count_functions,
     elements_of,
     read_potential,
     write_potential,
@@ -73,16 +76,19 @@ class PacemakerWrapper:
             If pacemaker is not installed.
         MlipJobError
             What the monitor ended it with.
+        DiskError
+            If the disk is full or fails.
         TrainingError
             If it failed, or what it left is no potential; the message has the cause in words and
             the last lines of the log.
         """
-        for number, (input_file, leg) in enumerate(legs.items()):
-            if number > 0:
-                self._prepare_next()
-            exit_code = self._run(input_file, leg)
-            summary = summarise_run(self._files.directory, exit_code=exit_code)
-            self._require_usable(summary, exit_code)
+        with reported(self._files.directory):
+            for number, (input_file, leg) in enumerate(legs.items()):
+                if number > 0:
+                    self._prepare_next()
+                exit_code = self._run(input_file, leg)
+                summary = summarise_run(self._files.directory, exit_code=exit_code)
+                self._require_usable(summary, exit_code)
         return summary
 
     def snapshot(self, directory: Path) -> Snapshot | None:
@@ -103,9 +109,13 @@ class PacemakerWrapper:
         with self._changing:
             self._leg = leg
         try:
-            return run_pacemaker(self._files, input_file, leg.offset, self._monitor)
-        finally:
-            write_tables(self._files, leg, self._files.curves)
+            exit_code = run_pacemaker(self._files, input_file, leg.offset, self._monitor)
+        except MlipJobError:
+            with suppress(OSError):  # how far it came is for people to see, no more
+                write_tables(self._files, leg, self._files.curves)
+            raise
+        write_tables(self._files, leg, self._files.curves)
+        return exit_code
 
     def _prepare_next(self) -> None:
         """Make what a leg left the beginning of the next one."""
@@ -123,6 +133,8 @@ class PacemakerWrapper:
     def _require_usable(self, summary: RunSummary, exit_code: int) -> None:
         cause = summary.cause or self._unusable(summary)
         if cause is not None:
+            if is_full(self._files.directory, cause):
+                raise full(self._files.directory)
             log = self._files.train_log
             raise TrainingError(
                 f"pacemaker failed (exit code {exit_code}): {cause}\n"
@@ -134,7 +146,14 @@ class PacemakerWrapper:
         for side, sizes in summary.structures.items():
             if sizes.kept != sizes.found:
                 return f"only {sizes.kept} of {sizes.found} {side} structures were taken"
-        found = elements_of(read_potential(self._files.output_potential))
+        try:
+            potential = read_potential(self._files.output_potential)
+        except TrainingError as error:
+            return error.message
+        found = elements_of(potential)
         if found != self._elements:
             return f"the potential describes {', '.join(found)}, not {', '.join(self._elements)}"
+        written = count_functions(potential)
+        if summary.functions not in (None, written):
+            return f"only {written} of the potential's {summary.functions} functions were written"
         return None

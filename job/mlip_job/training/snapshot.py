@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mlip_job.errors import TrainingError
@@ -17,6 +17,7 @@ from mlip_job.training.potential_yaml import (
     read_potential,
     write_potential,
 )
+from mlip_job.training.restarts import Place, count_on
 from mlip_job.training.tables import read_table
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def take_snapshot(
     if not leg.resumable:
         return None
     stamps = _stamps(files)
-    rows = read_table(files.table("metrics")).rows
+    rows = _counted_on(read_table(files.table("metrics")).rows)
     if stamps is None or not rows:
         return None
     found = _within_step(files, leg, elements, rows[-1], target)
@@ -107,11 +108,18 @@ def write_tables(
     written = []
     for name in WorkFiles.TABLES:
         earlier = files.history / f"{name}.txt"
-        text = join_tables(earlier, files.table(name), leg.offset, upto)
+        metrics = None if name == "metrics" else files.table("metrics")
+        text = join_tables(earlier, files.table(name), leg.offset, upto=upto, metrics=metrics)
         if text is not None:
             written.append(target / f"{name}.txt")
             written[-1].write_text(text, encoding="utf-8")
     return written
+
+
+def _counted_on(rows: Sequence[MetricsRow]) -> list[MetricsRow]:
+    places = (Place(r.ladder_step or 0, r.cycle_step or 0, r.iter_num or 0) for r in rows)
+    numbers = count_on(places)
+    return [replace(row, iter_num=number) for row, number in zip(rows, numbers, strict=True)]
 
 
 def _within_step(

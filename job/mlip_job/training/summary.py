@@ -8,21 +8,22 @@ from typing import TYPE_CHECKING, Literal
 
 from mlip_job.errors import ConfigError
 from mlip_job.training.failure import DIVERGED, describe_failure
+from mlip_job.training.final_errors import final_errors, milli
+from mlip_job.training.lines import read_lines
 from mlip_job.training.log import LogParser
-from mlip_job.training.run_summary import CurvePoint, Errors, FitCycle, RunSummary, SetSizes
+from mlip_job.training.run_summary import CurvePoint, FitCycle, RunSummary, SetSizes
 from mlip_job.training.tables import MetricsRow, MetricsTable, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from mlip_job.training.log_state import LogState, StatisticsBlock
+    from mlip_job.training.log_state import LogState
 
 LOGS = ("train.log", "log.txt")
 """What our runner kept of the console, and pacemaker's own log, which lacks tracebacks."""
 
 _KNOWN_FILES = (*LOGS, "metrics.txt", "input.yaml", "output_potential.yaml")
-_PRINT_PRECISION_MEV = 0.0051  # the log prints two decimals
 _EXIT_CODE = "exit_code"
 
 
@@ -55,11 +56,7 @@ def summarise_run(directory: Path, *, exit_code: int | None = None) -> RunSummar
     exit_code = _read_exit_code(directory) if exit_code is None else exit_code
     status, cause = _judge(state, tables["metrics"], exit_code)
     train_rows = tables["metrics"].rows
-    warnings: list[str] = []
-    train = _final_errors(state, tables["cycle_metrics"], "Cycle last iteration:", warnings)
-    test = _final_errors(
-        state, tables["test_cycle_metrics"], "TEST Cycle last iteration:", warnings
-    )
+    train, test, warnings = final_errors(state, tables)
     cycles = tuple(_cycles(train_rows))
     return RunSummary(
         status=status,
@@ -93,10 +90,8 @@ def _read_log(directory: Path) -> LogState:
     parser = LogParser()
     for name in LOGS:
         if (directory / name).is_file():
-            with (directory / name).open("rb") as log:
-                # A line is read in pieces of this size: one without an end must not fill memory.
-                while piece := log.readline(1 << 16):
-                    parser.feed(piece.decode("utf-8", errors="replace"))
+            for line in read_lines(directory / name):
+                parser.feed(line)
             break
     return parser.state
 
@@ -142,64 +137,9 @@ def _phase_in_words(state: LogState) -> str:
     return state.phases[-1][0].value.replace("_", " ") if state.phases else "nothing had begun"
 
 
-def _final_errors(
-    state: LogState, table: MetricsTable, title: str, warnings: list[str]
-) -> Errors | None:
-    """Return the errors of the result: last ladder step, best cycle."""
-    if not table.rows:
-        return None
-    last_step = table.rows[-1].ladder_step
-    in_step = [i for i, row in enumerate(table.rows) if row.ladder_step == last_step]
-    if state.best_cycle >= len(in_step):
-        return None
-    index = in_step[state.best_cycle]
-    row = table.rows[index]
-    blocks = [block for block in state.blocks if block.title == title]
-    # The log is that of pacemaker's last start, the table may hold the rows of earlier ones too.
-    in_log = index - len(table.rows) + len(blocks)
-    block = blocks[in_log] if 0 <= in_log < len(blocks) else None
-    if block is not None and (problem := _disagreement(row, block)):
-        warnings.append(problem)
-    return Errors(
-        loss=row.loss,
-        rmse_energy_mev_per_atom=_milli(row.rmse_energy_ev_per_atom),
-        rmse_force_mev_per_angstrom=_milli(row.rmse_force_ev_per_angstrom),
-        mae_energy_mev_per_atom=_from_block(block, "mae", 0),
-        mae_force_mev_per_angstrom=_milli(row.mae_force_ev_per_angstrom),
-        max_energy_mev_per_atom=_from_block(block, "max", 0),
-        max_force_mev_per_angstrom=_from_block(block, "max", 2),
-    )
-
-
 def _is_ladder(state: LogState, rows: Sequence[MetricsRow]) -> bool:
     # A fit that was interrupted in the last step of a ladder ends without one.
     return state.ladder or any(row.ladder_step for row in rows)
-
-
-def _disagreement(row: MetricsRow, block: StatisticsBlock) -> str | None:
-    """Hold the table against the log, within what the log prints."""
-    pairs = (
-        ("energy", _milli(row.rmse_energy_ev_per_atom), _from_block(block, "rmse", 0)),
-        ("force", _milli(row.rmse_force_ev_per_angstrom), _from_block(block, "rmse", 2)),
-    )
-    for name, in_table, in_log in pairs:
-        if in_table is None or in_log is None:
-            continue
-        if abs(in_table - in_log) > _PRINT_PRECISION_MEV + 1e-9 * abs(in_table):
-            return f"the {name} RMSE is {in_table:.2f} in the table and {in_log:.2f} in the log"
-    return None
-
-
-def _from_block(block: StatisticsBlock | None, kind: str, column: int) -> float | None:
-    if block is None or kind not in block.errors:
-        return None
-    value = _milli(block.errors[kind][column])
-    # Back to the two decimals that were printed.
-    return round(value, 2) if value is not None else None
-
-
-def _milli(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else 1000 * value
 
 
 def _first_known(*values: int | None) -> int | None:
@@ -226,8 +166,8 @@ def _curve(rows: Sequence[MetricsRow]) -> Iterator[CurvePoint]:
             cycle=row.cycle_step or 0,
             iteration=row.iter_num or 0,
             loss=row.loss,
-            rmse_energy_mev_per_atom=_milli(row.rmse_energy_ev_per_atom),
-            rmse_force_mev_per_angstrom=_milli(row.rmse_force_ev_per_angstrom),
+            rmse_energy_mev_per_atom=milli(row.rmse_energy_ev_per_atom),
+            rmse_force_mev_per_angstrom=milli(row.rmse_force_ev_per_angstrom),
         )
 
 
@@ -262,7 +202,7 @@ def _warnings(state: LogState, tables: dict[str, MetricsTable]) -> Iterator[str]
         if sizes.kept is not None and sizes.fitted is not None and sizes.fitted != sizes.kept:
             removed = sizes.kept - sizes.fitted
             yield f"the weighting removed {removed} of {sizes.kept} {side} structures"
-    for before, after in state.batch_sizes:
+    for before, after in ((before, after) for before, after in state.batch_sizes if after):
         yield f"out of GPU memory: pacemaker reduced the batch size from {before} to {after}"
     if state.extreme_energies:
         yield "energies per atom below -20 or above 250 eV: pacemaker fitted reference energies"

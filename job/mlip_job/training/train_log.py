@@ -33,5 +33,11 @@ def last_lines(log: Path) -> str:
     """Return the end of a log, indented, for an error message."""
     with log.open("rb") as source:
         source.seek(max(0, log.stat().st_size - _TAIL_BYTES))
-        lines = source.read().decode("utf-8", errors="replace").splitlines()
-    return "\n".join(f"  {line[:_LONGEST_LINE]}" for line in lines[-_TAIL_LINES:])
+        text = source.read().decode("utf-8", errors="replace").expandtabs(4)
+    lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+    return "\n".join(f"  {_printable(line[:_LONGEST_LINE])}" for line in lines[-_TAIL_LINES:])
+
+
+def _printable(line: str) -> str:
+    """Replace what a terminal would obey."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in line)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 _IDLE_FRACTION = 0.01  # of one core; what a sleeping process uses at most
 _CHECKS_PER_TIMEOUT = 60
+_LONGEST_LOOK_SECONDS = 10.0  # between two looks; this process was suspended if it was longer
 
 
 class Watchdog:
@@ -25,7 +26,8 @@ class Watchdog:
     def __init__(self, session: int, timeout: float, now: float) -> None:
         self._session = session
         self._timeout = timeout
-        self._alive = self._checked = now
+        self._looked = self._checked = now
+        self._idle = 0.0
         self._cpu = 0.0
         self._seen: object = None
 
@@ -39,14 +41,20 @@ class Watchdog:
         now
             The time, s.
         """
-        if seen != self._seen:
-            self._seen, self._alive = seen, now
-        if now - self._checked >= self._timeout / _CHECKS_PER_TIMEOUT:
-            cpu = session_cpu_seconds(self._session)
-            if cpu - self._cpu > _IDLE_FRACTION * (now - self._checked):
-                self._alive = now
-            self._cpu, self._checked = cpu, now
-        return now - self._alive > self._timeout
+        # Whoever was suspended for hours, and pacemaker with it, has not hung for hours.
+        self._idle += min(now - self._looked, _LONGEST_LOOK_SECONDS)
+        self._looked = now
+        if seen != self._seen or self._uses_cpu(now):
+            self._seen, self._idle = seen, 0.0
+        return self._idle > self._timeout
+
+    def _uses_cpu(self, now: float) -> bool:
+        """Look now and then, since it costs a walk through all processes."""
+        elapsed = now - self._checked
+        if elapsed < self._timeout / _CHECKS_PER_TIMEOUT:
+            return False
+        before, self._cpu, self._checked = self._cpu, session_cpu_seconds(self._session), now
+        return self._cpu - before > _IDLE_FRACTION * elapsed
 
 
 def session_cpu_seconds(session: int) -> float:

@@ -1,0 +1,84 @@
+"""``mlip-job compare``: several generations held against each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mlip_job.cli.options import GenerationType, common_options, resolve_generation
+from mlip_job.cli.output import emit, print_table
+from mlip_job.cli.page import open_option, show_page, write_page
+from mlip_job.errors import ConfigError
+from mlip_job.naming import generation_name
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mlip_job.cli.options import Settings
+    from mlip_job.report import TrainingReport
+
+
+@click.command("compare")
+@click.argument(
+    "generations", metavar="A B [C…]", nargs=-1, required=True, type=GenerationType(("latest",))
+)
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where to write the page. [default: FAMILY-gen_A-gen_B.html; none with --json]",
+)
+@open_option
+@common_options
+@click.pass_obj
+def command(
+    settings: Settings, generations: tuple[int | str, ...], output: Path | None, *, open_it: bool
+) -> None:
+    """Compare generations: a table here, and one HTML file."""
+    from mlip_job.reporting.comparison import comparison_document
+    from mlip_job.reporting.facts import read_report
+    from mlip_job.reporting.page import render_comparison
+
+    registry = settings.registry()
+    numbers = [resolve_generation(generation, registry) for generation in generations]
+    _check(numbers)
+    reports = [read_report(registry, registry.get(number)) for number in numbers]
+    path = output
+    if path is None and (open_it or not settings.as_json):
+        path = Path(f"{registry.family}-{'-'.join(map(generation_name, numbers))}.html")
+    if path is not None:
+        write_page(path, render_comparison(reports).encode())
+    document = comparison_document(reports) | {"file": str(path) if path else None}
+    emit(settings, document, lambda: _show(reports, path))
+    if path is not None:
+        show_page(path, open_it=open_it)
+
+
+def _check(numbers: Sequence[int]) -> None:
+    from mlip_job.reporting.overlays import MOST_GENERATIONS
+
+    if len(set(numbers)) < len(numbers):
+        raise ConfigError("a generation is named twice")
+    if not 1 < len(numbers) <= MOST_GENERATIONS:
+        raise ConfigError(
+            f"{len(numbers)} given: compare takes from 2 to {MOST_GENERATIONS} generations"
+        )
+
+
+def _show(reports: Sequence[TrainingReport], path: Path | None) -> None:
+    from mlip_job.reporting.comparison import figures_table, steps_table
+
+    for table in (steps_table(reports), figures_table(reports)):
+        if table is not None:
+            click.echo(table.title)
+            rows = [[str(cell) for cell in row] for row in table.rows]
+            print_table(
+                [column.heading for column in table.columns],
+                rows,
+                [column.numeric for column in table.columns],
+            )
+            click.echo(f"{table.note}\n")
+    click.echo(path)

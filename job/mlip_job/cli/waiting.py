@@ -1,0 +1,107 @@
+"""``submit --wait``: follow a generation until it is published or has failed."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from mlip_job.cli.job_view import GenerationView, State, name_of
+from mlip_job.errors import InterruptedRunError, MlipJobError, TrainingError, UnavailableError
+from mlip_job.naming import generation_name
+from mlip_job.schedulers.exit_codes import meaning_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mlip_job.cli.job_view import Observatory
+    from mlip_job.config.submit import SubmitConfig
+    from mlip_job.registry import Manifest
+    from mlip_job.schedulers.base import JobStatus, Plan, Scheduler
+
+_LOOKS = 4
+"""So often in a row a generation may be found neither trained nor published."""
+
+
+def wait_until_published(
+    plan: Plan,
+    scheduler: Scheduler,
+    observe: Callable[[], Observatory],
+    settings: SubmitConfig,
+    tell: Callable[[str], None],
+) -> Manifest:
+    """Wait for a generation; submit it again where its job ended by no fault of its own.
+
+    Parameters
+    ----------
+    plan
+        What was submitted.
+    scheduler
+        Where.
+    observe
+        Returns a new observer of the generations.
+    settings
+        How often to look, and how often to submit again.
+    tell
+        Hears what changes.
+
+    Raises
+    ------
+    MlipJobError
+        Of the kind that the run ended with.
+    """
+    generation = plan.request.generation
+    name = generation_name(generation)
+    told, lost, resubmits = "", 0, 0
+    while True:
+        try:
+            view, text = _look(observe(), generation)
+        except UnavailableError as error:
+            view, text = None, f"{name}: {error.message}; looking again"
+        if text != told:
+            tell(text)
+            told = text
+        if view is not None and view.manifest is not None:
+            return view.manifest
+        status = view.status if view is not None else None
+        if (
+            status is not None
+            and view is not None
+            and view.state in (State.FAILED, State.CANCELLED)
+        ):
+            if not status.resubmit or resubmits >= settings.max_resubmits:
+                raise _error(view, status)
+            resubmits += 1
+            job = scheduler.submit(plan)
+            tell(f"{name}: submitted again as {name_of(job)}, to go on from its checkpoint")
+        lost = lost + 1 if view is not None and _is_lost(view) else 0
+        if lost == _LOOKS:
+            raise UnavailableError(
+                f"{name} is not published, and no job for it is known any more",
+                hint=f"mlip-job logs -g {generation} shows what is left of its log",
+            )
+        time.sleep(settings.poll_interval)
+
+
+def _look(observatory: Observatory, generation: int) -> tuple[GenerationView, str]:
+    view = observatory.look(generation)
+    if observatory.problem is not None and view.manifest is None:
+        raise UnavailableError(observatory.problem.message)
+    words = view.words()
+    return view, f"{generation_name(generation)}: {view.state}" + (f", {words}" if words else "")
+
+
+def _is_lost(view: GenerationView) -> bool:
+    return view.state in (State.ABSENT, State.UNKNOWN, State.STOPPED)
+
+
+def _error(view: GenerationView, status: JobStatus) -> MlipJobError:
+    """Return the error that the run itself would have ended with."""
+    kind: type[MlipJobError] = TrainingError
+    if view.state is State.CANCELLED or status.resubmit:
+        kind = InterruptedRunError
+    elif status.exit_code is not None:
+        kind = meaning_of(status.exit_code).error
+    if kind is MlipJobError:
+        kind = TrainingError
+    text = f"{generation_name(view.generation)} {view.state}"
+    return kind(f"{text}: {view.words()}" if view.words() else text, hint=view.remedy())

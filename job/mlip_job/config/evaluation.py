@@ -1,0 +1,49 @@
+"""How a finished potential is judged; nothing here changes it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from mlip_job.config.base import NonNegative, Part, Positive
+
+
+class GateConfig(Part):
+    """What a generation must fulfil to be accepted; null asks nothing. See docs/evaluation.md."""
+
+    max_energy_rmse_mev: Positive | None = Field(
+        None, description="meV/atom, on the test set. A larger RMSE rejects the generation."
+    )
+    max_force_rmse_mev: Positive | None = Field(
+        None, description="meV/Å per component, on the test set."
+    )
+    max_regression: NonNegative | None = Field(
+        0.2,
+        description="How much larger than its predecessor's an RMSE on their common test set may "
+        "be: 0.2 is 20 %.",
+    )
+    require_physics: bool = Field(
+        False, description="Whether a failed physics check rejects the generation too."
+    )
+
+
+class EvaluationConfig(Part):
+    """What is found out about a potential after its fit."""
+
+    gate: GateConfig = GateConfig()
+    active_set: bool | Literal["linear", "full"] = Field(
+        True,
+        description="Active set for extrapolation grades, published as potential.asi: true or "
+        "linear, full (on all densities), or false.",
+    )
+    dynamics_steps: int = Field(
+        200, ge=0, description="Steps of the test run at constant energy; 0 leaves it out."
+    )
+
+    @property
+    def active_set_kind(self) -> Literal["linear", "full"] | None:
+        """Which active set is to be made, or None."""
+        if isinstance(self.active_set, bool):
+            return "linear" if self.active_set else None
+        return self.active_set

@@ -1,0 +1,1 @@
+"""RO-Crates: pulled generations with metadata that research archives understand."""

@@ -1,0 +1,74 @@
+"""What the local file system answers when it can't be written, in words."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from mlip_job.errors import ConfigError, DiskError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from mlip_job.errors import MlipJobError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SPACE_HINT = "free some space there, then run the same command again"
+_NO_SPACE_BYTES = 64 << 10  # a program that fails to write leaves a few blocks over
+
+
+def cant_write(path: Path, error: OSError, *, hint: str) -> MlipJobError:
+    """Return the error for a place that a user chose and that can't be written.
+
+    Parameters
+    ----------
+    path
+        The place.
+    error
+        What the file system answered.
+    hint
+        What to do if another place would be better; a full disk has a hint of its own.
+    """
+    text = f"can't write to {path}: {error.strerror or error}"
+    if says_full(error):
+        return DiskError(text, hint=_SPACE_HINT)
+    return ConfigError(text, hint=hint)
+
+
+@contextmanager
+def reported(directory: Path) -> Iterator[None]:
+    """Within it, a disk that fills up, turns read-only or fails raises a `DiskError`.
+
+    Parameters
+    ----------
+    directory
+        What to name where the file system does not.
+    """
+    try:
+        yield
+    except OSError as error:
+        place = error.filename or directory
+        raise DiskError(
+            f"can't go on in {place}: {error.strerror or error}",
+            hint=_SPACE_HINT if says_full(error) else "check that disk, or set work_dir to another",
+        ) from None
+
+
+def says_full(error: OSError) -> bool:
+    """Tell whether an error means that there is no room left."""
+    return error.errno in _FULL
+
+
+def is_full(directory: Path, text: str) -> bool:
+    """Tell whether a program that worked in `directory` and said `text` failed for lack of room."""
+    said = any(os.strerror(number) in text for number in _FULL)
+    return said or shutil.disk_usage(directory).free < _NO_SPACE_BYTES
+
+
+def full(directory: Path) -> DiskError:
+    """Return the error for such a program."""
+    return DiskError(f"the disk of {directory} is full", hint=_SPACE_HINT)

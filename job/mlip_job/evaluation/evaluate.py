@@ -1,0 +1,170 @@
+"""All that is found out about a potential after its fit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from mlip_job.errors import TrainingError
+from mlip_job.evaluation.agreement import agreement, conversion
+from mlip_job.evaluation.comparison import compare
+from mlip_job.evaluation.cores import shorter
+from mlip_job.evaluation.errors import SetTally
+from mlip_job.evaluation.gate import judge
+from mlip_job.evaluation.lowest import LowestStructures
+from mlip_job.evaluation.measured import Models, Task
+from mlip_job.evaluation.physics import check_physics
+from mlip_job.evaluation.potential import Potential
+from mlip_job.evaluation.processes import Measurers
+from mlip_job.evaluation.results import Evaluation
+from mlip_job.evaluation.structures import read_blocks, row_id
+from mlip_job.naming import generation_name
+from mlip_job.training.potential_yaml import read_potential
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping
+    from pathlib import Path
+
+    from mlip_job.config import EvaluationConfig
+    from mlip_job.dataset.record import DatasetRecord
+    from mlip_job.evaluation.comparison import Predecessor
+    from mlip_job.naming import DatasetFiles
+    from mlip_job.training.run_summary import RunSummary
+
+_HELD_AGAINST_BASIS = 1000  # training structures, spread evenly over them
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated.
+
+    Attributes
+    ----------
+    models
+        The published potential, and what it was converted from.
+    dataset, record
+        What it was trained and tested on: its extended XYZ files, and what they hold.
+    fitted
+        Pacemaker's own figures.
+    left_out
+        Rows per side that the weighting kept out of the fit: nobody wanted them to be described,
+        and pacemaker's figures don't count them either.
+    predecessor
+        What it is compared with.
+    active_set
+        Which kind of active set it has.
+    notes
+        What could not be found out already.
+    """
+
+    models: Models
+    dataset: DatasetFiles
+    record: DatasetRecord
+    fitted: RunSummary
+    left_out: Mapping[str, tuple[int, ...]]
+    predecessor: Predecessor | None
+    active_set: Literal["linear", "full"] | None
+    notes: tuple[str, ...] = ()
+
+
+def evaluate(
+    subject: Subject,
+    config: EvaluationConfig,
+    *,
+    seed: int,
+    cores: int,
+    look: Callable[[int], None],
+) -> Evaluation:
+    """Measure, compare, check and judge a potential.
+
+    Parameters
+    ----------
+    subject
+        What is evaluated.
+    config
+        Gate and checks.
+    seed
+        Of the samples for parity plots.
+    cores
+        Most processes.
+    look
+        Called with the number of structures measured since the last call; may raise.
+
+    Raises
+    ------
+    TrainingError
+        If the potential can't be loaded, yields NaN, or is not the one that pacemaker fitted.
+    """
+    record, models, structures = subject.record, subject.models, subject.dataset.xyz
+    train, test, lowest = SetTally(seed), SetTally(seed), LowestStructures()
+    atoms = record.atoms.train + record.atoms.test
+    with Measurers(models, atoms=atoms, cores=cores) as measurers:
+        every = math.ceil(record.counts.train / _HELD_AGAINST_BASIS)
+        tasks = _tasks(structures("train"), subject.left_out.get("train", ()), every)
+        for batch in measurers.measure(tasks):
+            train.add_all(batch.measured)
+            lowest.join(batch.lowest)
+            look(len(batch.measured))
+        tasks = _tasks(structures("test"), subject.left_out.get("test", ()), every=1)
+        for batch in measurers.measure(tasks):
+            test.add_all(batch.measured)
+            look(len(batch.measured))
+    _require_some(train, test)
+    agreements = (
+        agreement("train", train, subject.fitted.train),
+        agreement("test", test, subject.fitted.test),
+    )
+    converted = conversion(train, test)
+    parent, notes = None, list(subject.notes)
+    if subject.predecessor is not None:
+        parent = compare(
+            subject.predecessor,
+            models,
+            structures("test"),
+            left_out=subject.left_out.get("test", ()),
+            atoms=record.atoms.test,
+            cores=cores,
+            look=look,
+        )
+        if parent is None:
+            name = generation_name(subject.predecessor.generation)
+            notes.append(f"not compared with {name}: no structure is test for both")
+    physics = check_physics(
+        Potential(models.artefact),
+        read_potential(models.basis) if models.basis else {"species": ()},
+        shortest=shorter(train.shortest, test.shortest),
+        lowest=lowest,
+        reference_energies=models.reference_energies,
+        dynamics_steps=config.dynamics_steps,
+    )
+    of_test = test.result()
+    return Evaluation(
+        train=train.result(),
+        test=of_test,
+        agreement=tuple(found for found in agreements if found is not None),
+        parent=parent,
+        physics=physics,
+        active_set=subject.active_set,
+        gate=judge(config.gate, of_test, parent, physics),
+        conversion=converted,
+        notes=tuple(notes),
+    )
+
+
+def _require_some(train: SetTally, test: SetTally) -> None:
+    for side, tally in (("training", train), ("test", test)):
+        if tally.structures == 0:
+            raise TrainingError(
+                f"the weighting left every structure of the {side} set out of the fit: there is "
+                "nothing to measure",
+                hint="raise training.weighting.energy_based.DEup (and DFup), then run with --fresh",
+            )
+
+
+def _tasks(structures: Path, left_out: Collection[int], every: int) -> Iterator[Task]:
+    """Yield what was fitted of a side, every n-th structure to be held against the basis too."""
+    out = frozenset(left_out)
+    for number, block in enumerate(read_blocks(structures)):
+        if not (out and row_id(block) in out):
+            yield Task(block, doubly=number % every == 0)

@@ -1,0 +1,68 @@
+"""Whether a generation is accepted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mlip_job.evaluation.results import GateVerdict
+from mlip_job.naming import generation_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from mlip_job.config import GateConfig
+    from mlip_job.evaluation.results import (
+        ErrorPair,
+        ParentComparison,
+        PhysicsCheck,
+        SetEvaluation,
+    )
+
+
+def judge(
+    gate: GateConfig,
+    test: SetEvaluation,
+    parent: ParentComparison | None,
+    physics: Sequence[PhysicsCheck],
+) -> GateVerdict:
+    """Return the verdict; what was not measured can't reject."""
+    reasons = (
+        *_too_large(gate, test),
+        *(_regressions(gate, parent) if parent is not None else ()),
+        *(_failed_checks(physics) if gate.require_physics else ()),
+    )
+    return GateVerdict(accepted=not reasons, reasons=reasons)
+
+
+def _too_large(gate: GateConfig, test: SetEvaluation) -> Iterator[str]:
+    for what, unit, found, limit in (
+        ("energy", "meV/atom", test.energy_mev_per_atom.rmse, gate.max_energy_rmse_mev),
+        ("force", "meV/Å", test.force_mev_per_angstrom.rmse, gate.max_force_rmse_mev),
+    ):
+        if limit is not None and found > limit:
+            yield (
+                f"the {what} RMSE on the test set is {found:.4g} {unit}, "
+                f"more than the {limit:g} that the gate allows"
+            )
+
+
+def _regressions(gate: GateConfig, parent: ParentComparison) -> Iterator[str]:
+    if gate.max_regression is None:
+        return
+    pairs: tuple[tuple[str, str, ErrorPair], ...] = (
+        ("energy", "meV/atom", parent.energy_mev_per_atom),
+        ("force", "meV/Å", parent.force_mev_per_angstrom),
+    )
+    for what, unit, pair in pairs:
+        if pair.new > pair.old * (1 + gate.max_regression):
+            yield (
+                f"the {what} RMSE on the {parent.structures} test structures shared with "
+                f"{generation_name(parent.generation)} is {pair.new:.4g} {unit} after "
+                f"{pair.old:.4g}: worse by more than {100 * gate.max_regression:g} %"
+            )
+
+
+def _failed_checks(physics: Sequence[PhysicsCheck]) -> Iterator[str]:
+    for check in physics:
+        if check.verdict == "failed":
+            yield f"a physics check failed: {check.message}"

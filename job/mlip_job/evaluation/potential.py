@@ -1,0 +1,155 @@
+"""A potential file as something that can be asked for energies and forces."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlip_job.errors import ConfigError, TrainingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from ase import Atoms
+
+    from mlip_job.dataset.row import FloatArray
+
+Pair = tuple[str, str]
+"""Two elements, sorted."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a potential says of a structure.
+
+    Attributes
+    ----------
+    energy
+        eV, without reference energies.
+    forces
+        eV/Å, shape (n, 3).
+    stress
+        eV/Å³ in Voigt order, or None where the structure is not periodic.
+    grade
+        Largest extrapolation grade of its atoms, or None without an active set.
+    """
+
+    energy: float
+    forces: FloatArray
+    stress: FloatArray | None
+    grade: float | None
+
+
+class Potential:
+    """A potential that was loaded by the library that LAMMPS uses too.
+
+    Parameters
+    ----------
+    path
+        A ``.yace``, or a ``.yaml`` in pacemaker's B-basis.
+    active_set
+        A ``.asi`` for extrapolation grades; only a ``.yaml`` takes one.
+
+    Attributes
+    ----------
+    calculator
+        An ASE calculator.
+    name
+        Of the file, for messages.
+
+    Raises
+    ------
+    ConfigError
+        If python-ace is not installed.
+    TrainingError
+        If the file is no potential.
+    """
+
+    def __init__(self, path: Path, active_set: Path | None = None) -> None:
+        self.name = path.name
+        pyace = import_pyace()
+        try:
+            self.calculator = pyace.PyACECalculator(str(path))
+            # Projections are for grades only, and cost as much as the rest.
+            self.calculator.compute_projections = active_set is not None
+            if active_set is not None:
+                self.calculator.set_active_set(str(active_set))
+        except (RuntimeError, ValueError) as error:
+            what = path if active_set is None else f"{path} with {active_set.name}"
+            raise TrainingError(
+                f"{what} can't be loaded: {error}",
+                hint="the fit is kept: run again to make the file once more; if it stays, the "
+                "trainer's environment is at fault (mlip-job check)",
+            ) from None
+        self._graded = active_set is not None
+        self.elements: tuple[str, ...] = tuple(map(str, self.calculator.basis.elements_name))
+        self.cutoff = float(self.calculator.cutoff)
+
+    def ask(self, atoms: Atoms, what: str) -> Answer:
+        """Evaluate a structure; `what` names it in an error.
+
+        Raises
+        ------
+        TrainingError
+            If the answer holds NaN or infinity.
+        """
+        self.calculator.calculate(atoms)
+        results = self.calculator.results
+        if not (np.isfinite(results["energy"]) and np.isfinite(results["forces"]).all()):
+            raise TrainingError(
+                f"{self.name} gives energies or forces that are no finite numbers, for {what}",
+                hint="the fit went wrong although it ended well; look at its log, then run with "
+                "--fresh and another basis, regularisation or seed",
+            )
+        return Answer(
+            energy=results["energy"],
+            forces=results["forces"],
+            stress=results["stress"] if atoms.pbc.all() else None,
+            grade=float(results["gamma"].max()) if self._graded else None,
+        )
+
+    def shortest_distances(self) -> dict[Pair, float]:
+        """Return the shortest distance (Å) of each pair in the structure that was asked last."""
+        shortest: dict[Pair, float] = {}
+        found = self.calculator.ae.get_minimal_nn_distance_per_bond()
+        for indices, distance in found.items():
+            first, second = sorted(self.elements[index] for index in indices)
+            pair = (first, second)
+            shortest[pair] = min(distance, shortest.get(pair, distance))
+        return shortest
+
+
+def import_pyace() -> Any:
+    """Import python-ace, which takes seconds, and return it.
+
+    Raises
+    ------
+    ConfigError
+        If it is not installed.
+    """
+    try:
+        with _logging_as_it_was():
+            import pyace  # noqa: PLC0415
+    except ImportError:
+        raise ConfigError(
+            "python-ace is not installed: this environment can't evaluate potentials",
+            hint="pip install --no-deps -r requirements/trainer-cpu.txt (or trainer-gpu.txt)",
+        ) from None
+    return pyace
+
+
+@contextmanager
+def _logging_as_it_was() -> Iterator[None]:
+    """Undo what importing pyace does to the root logger: a handler, and the level INFO."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)

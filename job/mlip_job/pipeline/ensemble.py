@@ -1,0 +1,215 @@
+"""An ensemble: members that differ in the seed of their fit, of which the best is published."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mlip_job.errors import ConflictError, IntegrityError
+from mlip_job.naming import generation_name, member_folder
+from mlip_job.registry import Artefact, Committee, CommitteeMember, MemberRegistry, Spread
+from mlip_job.report import TrainingReport
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mlip_job.config import JobConfig, TrainingConfig
+    from mlip_job.dataset.row import FloatArray
+    from mlip_job.evaluation.results import Parity
+    from mlip_job.pipeline.stages import Observer
+    from mlip_job.registry import Headline, Manifest, Registry
+
+_KEPT = ("potential.yace", "potential.yaml", "potential.asi", "report.json")
+"""What the generation has of every member."""
+_START_NOISE = 0.1
+"""Relative noise on the coefficients that all members but the first start from."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """Which member of an ensemble a run trains: ``number`` from 1, ``of`` how many."""
+
+    number: int
+    of: int
+
+
+def config_of(config: JobConfig, number: int) -> JobConfig:
+    """Return the configuration of a member.
+
+    The first is the fit that would be made without an ensemble. The others differ in where they
+    start: the seed alone decides nothing in a fit of pacemaker's, whose coefficients begin with
+    zero or with those of the parent.
+    """
+    if number == 1:
+        return config
+    changed = {
+        "seed": config.training.seed + number - 1,
+        "start_noise": config.training.start_noise or _START_NOISE,
+    }
+    training = config.training.model_copy(update=changed)
+    return config.model_copy(update={"training": training})
+
+
+def registry_of(registry: Registry, config: JobConfig, member: Member) -> MemberRegistry:
+    """Return where a member is trained."""
+    return MemberRegistry(
+        registry.store,
+        registry.family,
+        member.number,
+        of=member.of,
+        config_sha256=config.fingerprint(),
+    )
+
+
+def require_ensemble(published: Manifest, of: int) -> None:
+    """Raise a ConflictError where a generation is no ensemble of this size."""
+    found = len(published.ensemble.members) if published.ensemble is not None else 1
+    if found != of:
+        name = generation_name(published.generation)
+        raise ConflictError(
+            f"{name} of {published.family} is published with {found} of the {of} members asked for",
+            hint="train it as a new generation (--generation next)",
+        )
+
+
+def publish_best(
+    config: JobConfig, generation: int, registry: Registry, of: int, observer: Observer
+) -> tuple[Manifest | None, tuple[int, ...]]:
+    """Publish the generation if all members are there; whichever run finds that first does it.
+
+    Returns
+    -------
+    Manifest or None
+        Of the generation.
+    tuple of int
+        Members that are missing; then there is no generation yet.
+    """
+    found = {
+        number: MemberRegistry(registry.store, registry.family, number).find_own(generation)
+        for number in range(1, of + 1)
+    }
+    missing = tuple(number for number, manifest in found.items() if manifest is None)
+    if missing:
+        return None, missing
+    members = {number: manifest for number, manifest in found.items() if manifest is not None}
+    _require_same(config, members)
+    committee = _committee(config, registry, members)
+    manifest = _best_of(config, committee, members)
+    try:
+        registry.commit(manifest)
+    except ConflictError:
+        # Two members that ended at the same moment make the same of what they find.
+        published = registry.get(generation)
+        if published.ensemble != manifest.ensemble:
+            raise
+        return published, ()
+    best = f"member {committee.best} of {of}, which has the lowest test loss"
+    observer.message(f"published {generation_name(generation)} in {registry.store.url}: {best}")
+    return manifest, ()
+
+
+def _committee(config: JobConfig, registry: Registry, members: Mapping[int, Manifest]) -> Committee:
+    reports = [
+        TrainingReport.from_json(registry.read(manifest, "report.json"))
+        for manifest in members.values()
+    ]
+    return Committee(
+        members=tuple(_member(registry, n, m, config.training) for n, m in members.items()),
+        best=min(members, key=lambda n: _test_loss(members[n].headline, config.training)),
+        spread=_spread(reports),
+    )
+
+
+def _best_of(config: JobConfig, committee: Committee, members: Mapping[int, Manifest]) -> Manifest:
+    """Make the generation's manifest of its best member's."""
+    best = members[committee.best]
+    artefacts = dict(best.artefacts)
+    for member in committee.members:
+        folder = member_folder(member.number)
+        own = members[member.number].artefacts
+        artefacts |= {f"{folder}/{name}": own[name] for name in _KEPT if name in own}
+        artefacts[f"{folder}/manifest.json"] = member.manifest
+    return best.model_copy(
+        update={
+            "started": min(manifest.started for manifest in members.values()),
+            "ended": max(manifest.ended for manifest in members.values()),
+            "config": config.model_dump(mode="json"),
+            "config_sha256": config.fingerprint(),
+            "artefacts": artefacts,
+            "ensemble": committee,
+        }
+    )
+
+
+def _member(
+    registry: Registry, number: int, manifest: Manifest, training: TrainingConfig
+) -> CommitteeMember:
+    key = MemberRegistry(registry.store, registry.family, number).own.manifest(manifest.generation)
+    data = registry.store.get(key)
+    return CommitteeMember(
+        number=number,
+        seed=manifest.fit_seed,
+        attempt=manifest.attempt,
+        manifest=Artefact(key=key, sha256=hashlib.sha256(data).hexdigest(), size=len(data)),
+        test_loss=_test_loss(manifest.headline, training),
+        headline=manifest.headline,
+    )
+
+
+def _test_loss(headline: Headline, training: TrainingConfig) -> float:
+    """Return the loss that the fit minimises, without regularisation, on the test set."""
+    energy = headline.test.rmse_energy_mev_per_atom
+    force = headline.test.rmse_force_mev_per_angstrom
+    if energy is None or force is None:
+        raise IntegrityError("a member has no errors on the test set")
+    components = 3  # mean|ΔF|² is of the vector, the RMSE of its components
+    return (
+        training.energy_weight * (energy / 1000) ** 2
+        + training.force_weight * components * (force / 1000) ** 2
+    )
+
+
+def _spread(reports: Sequence[TrainingReport]) -> Spread | None:
+    """Return how far the predictions are apart, by the samples that the reports hold for plots."""
+    tests = [report.evaluation.test for report in reports if report.evaluation is not None]
+    if len(tests) < len(reports):
+        return None
+    energies = _deviations([test.energy_parity_ev_per_atom for test in tests])
+    forces = _deviations([test.force_parity_ev_per_angstrom for test in tests])
+    if energies is None or forces is None:
+        return None
+    return Spread(
+        energies=len(energies),
+        forces=len(forces),
+        mean_energy_mev_per_atom=float(energies.mean()),
+        max_energy_mev_per_atom=float(energies.max()),
+        mean_force_mev_per_angstrom=float(forces.mean()),
+        max_force_mev_per_angstrom=float(forces.max()),
+    )
+
+
+def _deviations(samples: Sequence[Parity]) -> FloatArray | None:
+    """Return the standard deviation over the members of each predicted value, in meV.
+
+    The samples are of the same values: same dataset, same seed of the sample.
+    """
+    if len({sample.reference for sample in samples}) > 1:
+        return None
+    predicted = np.array([sample.predicted for sample in samples])
+    deviations: FloatArray = 1000 * predicted.std(axis=0, ddof=1)
+    return deviations
+
+
+def _require_same(config: JobConfig, members: Mapping[int, Manifest]) -> None:
+    for number, manifest in members.items():
+        if manifest.config_sha256 != config_of(config, number).fingerprint():
+            raise ConflictError(
+                f"member {number} of {generation_name(manifest.generation)} was trained with "
+                "another configuration",
+                hint="submit it as it was, or train it as another generation",
+            )
+    if len({manifest.dataset.id for manifest in members.values()}) > 1:
+        raise IntegrityError("the members were trained on several datasets")

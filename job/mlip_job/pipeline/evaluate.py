@@ -1,0 +1,199 @@
+"""The stage between fit and publishing: what there is to evaluate, and with what."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Literal
+
+from mlip_job.dataset.index import common_test_rows
+from mlip_job.environment import usable_cores
+from mlip_job.errors import IntegrityError, TrainingError
+from mlip_job.evaluation.active_set import make_active_set
+from mlip_job.evaluation.comparison import Predecessor
+from mlip_job.evaluation.cores import clear_of_cores, cores_of, shortest_distances
+from mlip_job.evaluation.evaluate import Subject, evaluate
+from mlip_job.evaluation.measured import Models
+from mlip_job.naming import DatasetFiles, WorkFiles, generation_name
+from mlip_job.training.potential_yaml import read_potential, write_potential
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+    from mlip_job.config import JobConfig
+    from mlip_job.dataset.record import DatasetRecord
+    from mlip_job.evaluation.results import Evaluation
+    from mlip_job.pipeline.stages import Observer
+    from mlip_job.registry import Manifest, Registry
+    from mlip_job.training.run_summary import RunSummary
+
+_LINE_INTERVAL_SECONDS = 30.0
+
+
+def fetch_structures(registry: Registry, record: DatasetRecord, dataset: DatasetFiles) -> None:
+    """Bring what an attempt that only publishes has not fetched for its fit."""
+    for path in (dataset.xyz("train"), dataset.xyz("test"), dataset.index):
+        if not path.exists():
+            registry.fetch_dataset_file(record, path.name, path)
+
+
+def clear_cores(files: WorkFiles, left_out: Collection[int]) -> tuple[str, ...]:
+    """Keep the ZBL cores of a fitted potential out of the test set; return a note for each moved.
+
+    Parameters
+    ----------
+    files
+        Its potential is changed where it has to be.
+    left_out
+        Test rows that don't count.
+    """
+    potential = read_potential(files.output_potential)
+    cores = cores_of(potential)
+    if not cores:
+        return ()
+    reach = max(core.outer for core in cores.values())
+    shortest = shortest_distances(files.dataset.xyz("test"), reach, frozenset(left_out))
+    cleared, notes = clear_of_cores(potential, shortest)
+    if notes:
+        write_potential(cleared, files.output_potential)
+    return notes
+
+
+def evaluate_generation(
+    config: JobConfig,
+    generation: int,
+    registry: Registry,
+    files: WorkFiles,
+    record: DatasetRecord,
+    fitted: RunSummary,
+    left_out: Mapping[str, tuple[int, ...]],
+    notes: tuple[str, ...],
+    observer: Observer,
+    raise_if_lost: Callable[[], None],
+) -> Evaluation:
+    """Find out about a converted potential all that its report says.
+
+    Parameters
+    ----------
+    config, generation, registry, files, record
+        Whose potential it is, and the dataset.
+    fitted, left_out
+        What pacemaker says of it, and the rows that the weighting kept out of the fit.
+    notes
+        What its users should know already.
+    observer
+        Who is told.
+    raise_if_lost
+        Called from time to time; may raise to end it.
+
+    Raises
+    ------
+    TrainingError
+        If the potential is of no use, or not the one that pacemaker fitted.
+    """
+    observer.message(
+        f"evaluating {files.yace.name} on {record.counts.train} train and {record.counts.test} "
+        "test structures"
+    )
+    active_set, active_set_notes = _make_active_set(
+        config.evaluation.active_set_kind, files, record
+    )
+    predecessor, comparison_notes = _find_predecessor(registry, generation, files)
+    subject = Subject(
+        models=Models(
+            artefact=files.yace,
+            reference_energies=record.reference_energies,
+            basis=files.output_potential,
+            active_set=files.active_set if active_set else None,
+        ),
+        dataset=files.dataset,
+        record=record,
+        fitted=fitted,
+        left_out=left_out,
+        predecessor=predecessor,
+        active_set=active_set,
+        notes=(*notes, *active_set_notes, *comparison_notes),
+    )
+    evaluation = evaluate(
+        subject,
+        config.evaluation,
+        seed=config.dataset.seed,
+        cores=usable_cores(),
+        look=_Look(observer, raise_if_lost),
+    )
+    for note in evaluation.notes:
+        observer.message(f"note: {note}")
+    return evaluation
+
+
+class _Look:
+    """Counts what was measured, says so now and then, and looks whether to go on."""
+
+    def __init__(self, observer: Observer, raise_if_lost: Callable[[], None]) -> None:
+        self._measured = 0
+        self._observer = observer
+        self._raise_if_lost = raise_if_lost
+        self._last_line = time.monotonic()
+
+    def __call__(self, measured: int) -> None:
+        self._raise_if_lost()
+        self._measured += measured
+        now = time.monotonic()
+        if now - self._last_line >= _LINE_INTERVAL_SECONDS:
+            self._last_line = now
+            self._observer.message(f"measured {self._measured} structures")
+
+
+def _make_active_set(
+    kind: Literal["linear", "full"] | None, files: WorkFiles, record: DatasetRecord
+) -> tuple[Literal["linear", "full"] | None, tuple[str, ...]]:
+    """Make the active set that is wanted; a potential is of use without one."""
+    if kind is None:
+        return None, ()
+    try:
+        make_active_set(
+            files.output_potential,
+            [f"{WorkFiles.DATASET}/{name}" for name in record.frames.train],
+            files.dataset.xyz("train"),
+            kind,
+            files.active_set,
+        )
+    except TrainingError as error:
+        return None, (f"no active set, so no extrapolation grades: {error.message}",)
+    return kind, ()
+
+
+def _find_predecessor(
+    registry: Registry, generation: int, files: WorkFiles
+) -> tuple[Predecessor | None, tuple[str, ...]]:
+    """Fetch what is in use now, or else the generation before; say why that can't be had."""
+    earlier = [number for number in registry.numbers() if number < generation]
+    if not earlier:
+        return None, ()
+    try:
+        latest = registry.latest()
+    except IntegrityError:
+        latest = None
+    number = latest if latest in earlier else earlier[-1]
+    try:
+        manifest = registry.get(number)
+        registry.fetch(manifest, "potential.yace", files.predecessor)
+        record = registry.dataset_record(manifest.dataset)
+        registry.fetch_dataset_file(record, DatasetFiles.INDEX, files.predecessor_index)
+    except IntegrityError as error:
+        return None, (f"not compared with {generation_name(number)}: {error.message}",)
+    return Predecessor(
+        generation=number,
+        potential=files.predecessor,
+        reference_energies=manifest.reference_energies,
+        common_test_rows=common_test_rows(files.dataset.index, files.predecessor_index),
+    ), ()
+
+
+def describe_rejection(manifest: Manifest) -> str:
+    """Say that a generation was rejected, why, and what can be done."""
+    reasons = "\n".join(f"  {reason}" for reason in manifest.headline.rejected_because)
+    return (
+        f"warning: {generation_name(manifest.generation)} is published, but rejected: it does not "
+        f"become the latest\n{reasons}\n"
+        f"  mlip-job promote -g {manifest.generation} --force --reason TEXT takes it all the same"
+    )

@@ -1,0 +1,1 @@
+"""Published potentials, ready for use in Python: found, fetched, checked, cached, loaded."""

@@ -1,0 +1,90 @@
+"""An ASE calculator whose energies are those of DFT."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ase.calculators.calculator import all_changes
+from pyace import PyACECalculator
+
+from mlip_job.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from ase import Atoms
+
+_DEFAULT_PROPERTIES = ("energy", "forces", "stress", "energies")
+
+
+class GenerationCalculator(PyACECalculator):  # type: ignore[misc] # pyace has no types
+    """A published potential as an ASE calculator, with the reference energies added back.
+
+    ``results["gamma"]`` holds the extrapolation grade of each atom where an active set is given.
+
+    Parameters
+    ----------
+    potential
+        ``.yace``, or with an active set the ``.yaml`` that it belongs to.
+    reference_energies
+        eV per atom of each element of the potential.
+    active_set
+        ``.asi``.
+    label
+        What it is, for messages: ``cu-ni gen_04``.
+    """
+
+    def __init__(
+        self,
+        potential: Path,
+        reference_energies: Mapping[str, float],
+        *,
+        active_set: Path | None = None,
+        label: str = "",
+    ) -> None:
+        super().__init__(str(potential))
+        self.reference_energies = dict(reference_energies)
+        self._known = {str(element) for element in self.basis.elements_name}
+        self._label = label
+        if active_set is not None:
+            self.set_active_set(str(active_set))
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = _DEFAULT_PROPERTIES,
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
+        """Calculate energy, forces and, for a periodic structure, stress.
+
+        Raises
+        ------
+        DataError
+            If the structure has an element that the potential lacks, or can't be described by it.
+        """
+        if atoms is not None:
+            self._require_describable(atoms)
+        super().calculate(atoms, properties, system_changes)
+        symbols = self.atoms.get_chemical_symbols()
+        references = np.array([self.reference_energies[symbol] for symbol in symbols])
+        results: dict[str, Any] = self.results
+        results["energies"] = results["energies"] + references
+        results["energy"] += float(references.sum())
+        results["free_energy"] = results["energy"]
+        if not self.is_active_set_configured:
+            del results["gamma"]  # zeros, which would look like interpolation
+
+    def _require_describable(self, atoms: Atoms) -> None:
+        if missing := sorted(set(atoms.get_chemical_symbols()) - self._known):
+            raise DataError(
+                f"{self._label} knows {', '.join(sorted(self._known))}; the structure has "
+                f"{', '.join(missing)} too"
+            )
+        if atoms.pbc.any() != atoms.pbc.all():
+            raise DataError(
+                f"{self._label} describes structures that are periodic in all directions or in "
+                f"none; this one has pbc {atoms.pbc.tolist()}",
+                hint="give a slab vacuum and pbc=True, which is the same to a potential",
+            )

@@ -1,0 +1,143 @@
+"""The members of an ensemble: each trained for itself under its generation.
+
+::
+
+    generations/gen_04/
+      ensemble.json                what all members have in common, decided by the first
+      members/member_02/           claim.json  attempts/  manifest.json
+      manifest.json                of the generation, once all members are there
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mlip_job.errors import (
+    ConflictError,
+    IntegrityError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    UnavailableError,
+)
+from mlip_job.naming import MEMBERS, FamilyKeys, generation_name
+from mlip_job.registry.manifest import DatasetReference
+from mlip_job.registry.registry import Registry
+
+if TYPE_CHECKING:
+    from mlip_job.registry.manifest import Manifest
+    from mlip_job.store.base import ObjectStore
+
+_MEMBER = re.compile(r"member_(\d{2,})")
+AGREEMENT = "ensemble.json"
+
+
+class Agreement(BaseModel):
+    """Content of ``ensemble.json``.
+
+    Attributes
+    ----------
+    members
+        How many there are.
+    config_sha256
+        `JobConfig.fingerprint` of the configuration without the members' own seeds.
+    dataset
+        What all train on.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    members: int
+    config_sha256: str
+    dataset: DatasetReference
+
+
+class MemberRegistry(Registry):
+    """Where one member is trained: what it writes is its own, all else its family's.
+
+    Parameters
+    ----------
+    store, family
+        See `Registry`.
+    number
+        Which member, from 1.
+    of, config_sha256
+        Of the ensemble; needed by who trains, not by who looks.
+    """
+
+    def __init__(
+        self, store: ObjectStore, family: str, number: int, *, of: int = 0, config_sha256: str = ""
+    ) -> None:
+        super().__init__(store, family)
+        self.own = FamilyKeys(family, number)
+        self._of = of
+        self._config_sha256 = config_sha256
+
+    def agreed_dataset(self, generation: int) -> DatasetReference | None:
+        """Return the dataset that the first member decided on, or None for that one.
+
+        Raises
+        ------
+        ConflictError
+            If the generation is an ensemble of another size or configuration.
+        """
+        agreement = read_agreement(self, generation)
+        if agreement is None:
+            return None
+        name = generation_name(generation)
+        if (agreement.members, agreement.config_sha256) != (self._of, self._config_sha256):
+            raise ConflictError(
+                f"{name} is being trained as an ensemble of {agreement.members} members"
+                + (
+                    f", not {self._of}"
+                    if agreement.members != self._of
+                    else " with another configuration"
+                ),
+                hint="submit it as it was, or train it as another generation",
+            )
+        return agreement.dataset
+
+    def agree_on_dataset(self, generation: int, dataset: DatasetReference) -> None:
+        """Decide on the dataset, unless another member was faster.
+
+        Raises
+        ------
+        UnavailableError
+            If another one was, with another dataset: the next run takes that.
+        """
+        agreement = Agreement(members=self._of, config_sha256=self._config_sha256, dataset=dataset)
+        key = self.keys.generation(generation, AGREEMENT)
+        try:
+            self.store.put_if_absent(key, agreement.model_dump_json(indent=2).encode())
+        except ObjectExistsError:
+            agreed = self.agreed_dataset(generation)
+            if agreed is not None and agreed.id != dataset.id:
+                raise UnavailableError(
+                    f"the database changed while the members of {generation_name(generation)} "
+                    "began, and another member was first",
+                    hint="start this one again: it takes the same dataset",
+                ) from None
+
+    def roll_forward(self, manifest: Manifest) -> None:
+        """Do nothing: only a generation has copies and a pointer."""
+
+
+def read_agreement(registry: Registry, generation: int) -> Agreement | None:
+    """Return what the members of a generation have in common; None where it has none."""
+    key = registry.keys.generation(generation, AGREEMENT)
+    try:
+        return Agreement.model_validate_json(registry.store.get(key))
+    except ObjectNotFoundError:
+        return None
+    except ValidationError:
+        raise IntegrityError(f"{key} can't be read", hint="delete it, and train again") from None
+
+
+def members_of(registry: Registry, generation: int) -> dict[int, MemberRegistry]:
+    """Return the members that have left anything in the store, by their numbers."""
+    names = registry.store.list_prefixes(registry.keys.generation(generation, MEMBERS))
+    numbers = sorted(int(match.group(1)) for name in names if (match := _MEMBER.fullmatch(name)))
+    return {n: MemberRegistry(registry.store, registry.family, n) for n in numbers}

@@ -1,0 +1,153 @@
+"""``latest.json``: which generation is in use. It moves by compare-and-swap."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mlip_job.errors import (
+    IntegrityError,
+    ObjectChangedError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StoreError,
+)
+from mlip_job.naming import generation_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mlip_job.store.base import ObjectStore
+
+_TRIES = 20
+
+
+class LatestPointer(BaseModel):
+    """Content of ``latest.json``.
+
+    Attributes
+    ----------
+    generation, name
+        What it points at.
+    reason
+        Why it does.
+    forced
+        Whether a person chose a generation that the gate had rejected.
+    moved
+        When, by the clock of who moved it.
+    passed_over
+        The highest generation that was published when a person chose this one. Accepted ones up to
+        it don't move the pointer any more, or going back to an older one would not last.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    generation: int
+    name: str
+    reason: str
+    forced: bool
+    moved: datetime
+    passed_over: int
+
+    def gives_way_to(self, generation: int) -> bool:
+        """Tell whether an accepted generation moves the pointer by itself."""
+        return generation > max(self.generation, self.passed_over)
+
+
+class Pointer:
+    """The pointer of one family.
+
+    Parameters
+    ----------
+    store, key
+        Where it is.
+    """
+
+    def __init__(self, store: ObjectStore, key: str) -> None:
+        self._store = store
+        self._key = key
+
+    def read(self) -> LatestPointer | None:
+        """Return what it says, or None where there is none.
+
+        Raises
+        ------
+        IntegrityError
+            If it can't be read.
+        """
+        return self._read()[0]
+
+    def advance(self, generation: int) -> bool:
+        """Move it to an accepted generation unless it gives no way; return whether it moved."""
+
+        def decide(current: LatestPointer | None) -> LatestPointer | None:
+            if current is not None and not current.gives_way_to(generation):
+                return None
+            return _pointing(generation, "accepted by the gate", forced=False, passed_over=0)
+
+        return self._move(decide)
+
+    def choose(
+        self, generation: int, reason: str, *, forced: bool, highest: Callable[[], int]
+    ) -> None:
+        """Move it where a person wants it; generations up to `highest` are passed over."""
+
+        # Asked after the pointer was read: a generation that is published in between moves it, and
+        # then this is tried again.
+        def decide(_: LatestPointer | None) -> LatestPointer:
+            return _pointing(generation, reason, forced=forced, passed_over=highest())
+
+        self._move(decide)
+
+    def remove_unreadable(self) -> bool:
+        """Delete a pointer that can't be read; return whether it was."""
+        try:
+            self._read()
+        except IntegrityError:
+            self._store.delete(self._key)
+            return True
+        return False
+
+    def _move(self, decide: Callable[[LatestPointer | None], LatestPointer | None]) -> bool:
+        for _ in range(_TRIES):
+            current, version = self._read()
+            wanted = decide(current)
+            if wanted is None:
+                return False
+            data = (wanted.model_dump_json(indent=2) + "\n").encode()
+            try:
+                if version is None:
+                    self._store.put_if_absent(self._key, data)
+                else:
+                    self._store.put_if_match(self._key, data, version)
+            except (ObjectExistsError, ObjectChangedError):
+                continue
+            return True
+        raise StoreError(f"{self._key} changes faster than it can be updated")
+
+    def _read(self) -> tuple[LatestPointer | None, str | None]:
+        try:
+            data, version = self._store.get_versioned(self._key)
+        except ObjectNotFoundError:
+            return None, None
+        try:
+            return LatestPointer.model_validate_json(data), version
+        except ValidationError:
+            raise IntegrityError(
+                f"{self._key} is no pointer to a generation",
+                hint="mlip-job repair writes it anew",
+            ) from None
+
+
+def _pointing(generation: int, reason: str, *, forced: bool, passed_over: int) -> LatestPointer:
+    return LatestPointer(
+        generation=generation,
+        name=generation_name(generation),
+        reason=reason,
+        forced=forced,
+        moved=datetime.now(UTC),
+        passed_over=passed_over,
+    )

@@ -1,0 +1,86 @@
+"""How far the training of a generation is, by what it leaves in the store while it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mlip_job.errors import StoreError
+from mlip_job.registry.claim import is_live, read_claim
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from mlip_job.environment import SchedulerJob
+    from mlip_job.registry.checkpoints import Checkpoint
+    from mlip_job.registry.registry import Registry
+
+
+@dataclass(frozen=True)
+class TrainingNow:
+    """What the store says of a generation that is not published.
+
+    Attributes
+    ----------
+    attempt
+        The latest one.
+    live
+        Whether it may still be at work.
+    scheduler
+        The job that it belongs to.
+    checkpoint
+        The furthest one, from which the next attempt would go on.
+    seconds_per_iteration
+        Mean between the two newest checkpoints of one ladder step, where there are two.
+    """
+
+    attempt: str
+    live: bool
+    scheduler: SchedulerJob | None
+    checkpoint: Checkpoint | None
+    seconds_per_iteration: float | None
+
+    @property
+    def saved(self) -> datetime | None:
+        """When the furthest checkpoint was saved."""
+        return self.checkpoint.saved if self.checkpoint is not None else None
+
+    def seconds_left(self, max_iter: int) -> float | None:
+        """Return the longest that the present ladder step may still take, by its checkpoints."""
+        if self.checkpoint is None or self.seconds_per_iteration is None:
+            return None
+        return max(0, max_iter - self.checkpoint.position.iteration) * self.seconds_per_iteration
+
+
+def look_at_training(registry: Registry, generation: int) -> TrainingNow | None:
+    """Return how far a generation is; None where no attempt has claimed it yet."""
+    key = registry.own.claim(generation)
+    claim = read_claim(registry.store, key)
+    if claim is None:
+        return None
+    try:
+        live = is_live(registry.store, key, claim)
+    except StoreError:
+        live = not claim.released  # a reader without the right to write can't tell its age
+    checkpoints = registry.checkpoints(generation).found()
+    return TrainingNow(
+        attempt=claim.attempt,
+        live=live,
+        scheduler=claim.scheduler,
+        checkpoint=checkpoints[0] if checkpoints else None,
+        seconds_per_iteration=_pace(checkpoints),
+    )
+
+
+def _pace(checkpoints: Sequence[Checkpoint]) -> float | None:
+    if not checkpoints:
+        return None
+    newest = checkpoints[0]
+    for older in checkpoints[1:]:
+        same = older.attempt == newest.attempt
+        if same and older.position.ladder_step == newest.position.ladder_step:
+            iterations = newest.iterations - older.iterations
+            seconds = (newest.saved - older.saved).total_seconds()
+            return seconds / iterations if iterations > 0 else None
+    return None

@@ -1,0 +1,1 @@
+"""Pages and tables about generations that people read: pure functions of their reports."""

@@ -1,0 +1,1 @@
+"""A run as a ``batch/v1`` Job of Kubernetes."""

@@ -1,0 +1,39 @@
+"""What the Job, its pods and those who look for them have agreed on: labels, paths, variables."""
+
+from __future__ import annotations
+
+from mlip_job import __version__
+from mlip_job.naming import generation_name
+
+CONTAINER = "mlip-job"
+WORK_DIR = "/work"
+CONFIG_DIR = "/etc/mlip-job"
+CONFIG_FILE = "mlip-job.yaml"
+TERMINATION_MESSAGE = "/dev/termination-log"
+
+# Set by the Job controller; on Jobs and pods since Kubernetes 1.27.
+JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+
+FAMILY_LABEL = "mlip-job/family"
+GENERATION_LABEL = "mlip-job/generation"
+SPEC_HASH = "mlip-job/spec-hash"
+"""Annotation of the Job: the same value, the same submission."""
+
+
+def identifying_labels(family: str, generation: int) -> dict[str, str]:
+    """Return the labels by which the jobs of a generation are found."""
+    return {FAMILY_LABEL: family, GENERATION_LABEL: generation_name(generation)}
+
+
+def recommended_labels(family: str, generation: int) -> dict[str, str]:
+    """Return Kubernetes' recommended labels, and ours."""
+    return {
+        "app.kubernetes.io/name": "mlip-job",
+        "app.kubernetes.io/instance": f"{family}-{generation_name(generation)}",
+        "app.kubernetes.io/version": __version__,
+        "app.kubernetes.io/component": "training",
+        "app.kubernetes.io/part-of": family,
+        "app.kubernetes.io/managed-by": "mlip-job",
+        **identifying_labels(family, generation),
+    }

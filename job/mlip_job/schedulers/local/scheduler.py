@@ -1,0 +1,168 @@
+"""`LocalScheduler`: the same request as a process that outlives its terminal."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import signal
+import subprocess
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from mlip_job.config.load import ENVIRONMENT_PREFIX
+from mlip_job.environment import ProcessIdentity
+from mlip_job.errors import ConfigError, UnavailableError
+from mlip_job.schedulers.base import JobHandle, JobState, JobStatus, Plan, require_same
+from mlip_job.schedulers.exit_codes import meaning_of
+from mlip_job.schedulers.job_log import error_in, lines_of, read_end
+from mlip_job.schedulers.local.script import local_script
+from mlip_job.schedulers.records import (
+    Submission,
+    SubmitFiles,
+    is_of,
+    name_of_job,
+    parse_job_name,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from mlip_job.config import JobConfig
+    from mlip_job.schedulers.base import JobRequest
+    from mlip_job.schedulers.records import Ended
+
+_DETACH = 'setsid sh "$0" 2>&1 </dev/null & echo $! >&2'
+_JOB_ID = re.compile(r"\d+-\d+")
+
+
+class LocalScheduler:
+    """Starts jobs on this machine at once; nothing starts them again.
+
+    A job's id is that of its process and the moment that it started, in clock ticks since boot.
+
+    Parameters
+    ----------
+    config
+        Of the family; jobs are found by its work directory.
+    """
+
+    name = "local"
+
+    def __init__(self, config: JobConfig) -> None:
+        self._config = config
+
+    def plan(self, request: JobRequest) -> Plan:
+        """See `Scheduler.plan`; the text is a shell script."""
+        if request.after is not None and _JOB_ID.fullmatch(request.after) is None:
+            raise ConfigError(f"--after: {request.after!r} is no job of this machine")
+        name = name_of_job(request)
+        return Plan(request, name, local_script(request))
+
+    def submit(self, plan: Plan) -> JobHandle:
+        """See `Scheduler.submit`."""
+        config, generation = plan.request.config, plan.request.generation
+        before = self.find(config.family, generation)
+        if before is not None and not self.status(before).state.ended:
+            return require_same(before, plan)
+        files = SubmitFiles.of(config, generation)
+        script = files.script("sh")
+        files.write(script, plan.text, config)
+        process = _start(script, files)
+        job_id = f"{process.pid}-{process.started}"
+        files.record(
+            Submission(
+                scheduler=self.name,
+                id=job_id,
+                name=plan.name,
+                submitted=datetime.now(UTC),
+                process=process,
+            )
+        )
+        return JobHandle(self.name, job_id, plan.name)
+
+    def find(self, family: str, generation: int) -> JobHandle | None:
+        """See `Scheduler.find`."""
+        record = SubmitFiles.of(self._config, generation).submission()
+        if record is None or record.scheduler != self.name:
+            return None
+        if not is_of(record.name, self._config, family, generation):
+            return None
+        return JobHandle(self.name, record.id, record.name)
+
+    def status(self, handle: JobHandle) -> JobStatus:
+        """See `Scheduler.status`; a process of another machine is unknown until it has ended."""
+        files, me = self._files(handle), ProcessIdentity.current()
+        record = files.submission()
+        process = record.process if record is not None and record.id == handle.id else None
+        if process is not None and process.host == me.host and not process.is_gone(me):
+            return JobStatus(JobState.RUNNING, "running")
+        log = read_end(files.log(self.name, handle.id))
+        if (ended := files.how_it_ended(self.name, handle.id)) is not None:
+            cancelled = files.cancelled(self.name, handle.id).exists()
+            return _ended(ended, log, cancelled=cancelled)
+        if process is not None and process.is_gone(me):
+            reason = "its process is gone and left no word: it was killed, or the machine went down"
+            return JobStatus(JobState.FAILED, "killed", reason, resubmit=True)
+        return JobStatus(JobState.UNKNOWN, "", "it is no process of this machine")
+
+    def logs(self, handle: JobHandle, *, follow: bool) -> Iterator[str]:
+        """See `Scheduler.logs`; they stay in the work directory."""
+        log = self._files(handle).log(self.name, handle.id)
+
+        def ended() -> bool:
+            return self.status(handle).state is not JobState.RUNNING
+
+        interval = self._config.submit.poll_interval
+        return lines_of(lambda: {"": log}, ended if follow else None, interval)
+
+    def cancel(self, handle: JobHandle) -> None:
+        """See `Scheduler.cancel`; there is no limit to the time for the checkpoint."""
+        status = self.status(handle)
+        if status.state is JobState.UNKNOWN:
+            raise UnavailableError(f"{handle.id} is no process of this machine: cancel it there")
+        if status.state is JobState.RUNNING:
+            self._files(handle).cancelled(self.name, handle.id).touch()
+            with suppress(ProcessLookupError):
+                os.killpg(int(handle.id.partition("-")[0]), signal.SIGTERM)
+
+    def _files(self, handle: JobHandle) -> SubmitFiles:
+        _, generation, _ = parse_job_name(handle.name) or ("", 1, "")
+        return SubmitFiles.of(self._config, generation)
+
+
+def _ended(ended: Ended, log: str | None, *, cancelled: bool) -> JobStatus:
+    code = ended.exit_code
+    if code == 0:
+        return JobStatus(JobState.SUCCEEDED, "exited", exit_code=0)
+    meaning = meaning_of(code)
+    if cancelled and meaning.again:
+        return JobStatus(JobState.CANCELLED, "exited", exit_code=code)
+    message, hint = error_in(log or "") or (f"{meaning.reason} (exit code {code})", None)
+    return JobStatus(JobState.FAILED, "exited", message, hint, code, resubmit=meaning.again)
+
+
+def _start(script: Path, files: SubmitFiles) -> ProcessIdentity:
+    """Start a script in a session of its own, as no child of this process.
+
+    The lock on its log is handed on to it, and lasts as long as it, or what it started, lives: that
+    is how a job waits for another.
+    """
+    log = files.directory / ".local.log"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(ENVIRONMENT_PREFIX)}
+    with log.open("ab") as output:
+        fcntl.flock(output, fcntl.LOCK_EX)
+        done = subprocess.run(  # noqa: S603 - a fixed command; the script is its argument
+            ["/bin/sh", "-c", _DETACH, str(script)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=True,
+            env=environment,
+        )
+    process = ProcessIdentity.of(int(done.stderr))
+    log.replace(files.log("local", f"{process.pid}-{process.started}"))
+    return process

@@ -1,0 +1,97 @@
+"""Slurm's states and reasons, in the terms of all schedulers and in words.
+
+The names are those of ``squeue(1)`` and ``sacct(1)``. One that is not listed here is unknown, which
+is not failure.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mlip_job.schedulers.base import JobState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_STATES: Mapping[JobState, str] = {
+    JobState.PENDING: "PENDING CONFIGURING REQUEUED REQUEUE_FED REQUEUE_HOLD SPECIAL_EXIT "
+    "RESV_DEL_HOLD",
+    JobState.RUNNING: "RUNNING COMPLETING RESIZING SIGNALING STAGE_OUT STOPPED SUSPENDED",
+    JobState.SUCCEEDED: "COMPLETED",
+    JobState.FAILED: "FAILED TIMEOUT NODE_FAIL BOOT_FAIL OUT_OF_MEMORY DEADLINE PREEMPTED",
+    JobState.CANCELLED: "CANCELLED",
+    JobState.UNKNOWN: "REVOKED",
+}
+STATES: Mapping[str, JobState] = {
+    native: state for state, natives in _STATES.items() for native in natives.split()
+}
+
+ENDINGS: Mapping[str, tuple[str, bool]] = {
+    "BOOT_FAIL": ("the node did not start", True),
+    "DEADLINE": ("its deadline passed before it could end", False),
+    "NODE_FAIL": ("the node failed", True),
+    "OUT_OF_MEMORY": ("it used more memory than it had asked for (submit.slurm.mem)", False),
+    "PREEMPTED": ("another job took its place, and this site does not requeue", True),
+    "TIMEOUT": ("the time limit came before its checkpoint was saved", True),
+}
+"""How a job ended that did not end by itself, and whether to submit it again helps."""
+
+REASONS: Mapping[str, str] = {
+    "AssocGrpGRES": "the account's GPUs are all in use",
+    "AssocMaxJobsLimit": "the account runs as many jobs as it may",
+    "BadConstraints": "no node can ever have what it asks for",
+    "BeginTime": "it starts again after the delay that follows a requeue",
+    "Dependency": "the generation before it is not trained yet",
+    "DependencyNeverSatisfied": "the job that it had to wait for failed",
+    "InvalidAccount": "the account may not be used (submit.slurm.account)",
+    "InvalidQOS": "the QOS may not be used (submit.slurm.qos)",
+    "JobHeldAdmin": "an administrator holds it back",
+    "JobHeldUser": "it is held back; scontrol release lets it go",
+    "JobHoldMaxRequeue": "it was requeued too often for this site; scontrol release lets it go",
+    "Licenses": "it waits for a licence",
+    "NodeDown": "a node that it needs is down",
+    "PartitionConfig": "no node of the partition can ever have what it asks for",
+    "PartitionDown": "the partition is down",
+    "PartitionInactive": "the partition takes no jobs",
+    "PartitionNodeLimit": "it asks for more than the partition allows",
+    "PartitionTimeLimit": "it asks for more time than the partition allows (submit.slurm.time)",
+    "Priority": "other jobs come first",
+    "QOSMaxGRESPerUser": "you use as many GPUs as the QOS allows",
+    "QOSMaxJobsPerUserLimit": "you run as many jobs as the QOS allows",
+    "QOSMaxWallDurationPerJobLimit": "it asks for more time than the QOS allows",
+    "ReqNodeNotAvail": "nodes that it needs are not available, as for maintenance",
+    "Reservation": "it waits for its reservation",
+    "Resources": "no node is free yet",
+    "launch failed requeued held": "its node could not start it; scontrol release tries again",
+}
+"""Why a job waits."""
+
+NEVER = frozenset(
+    {
+        "BadConstraints",
+        "DependencyNeverSatisfied",
+        "InvalidAccount",
+        "InvalidQOS",
+        "PartitionConfig",
+        "PartitionNodeLimit",
+        "PartitionTimeLimit",
+        "QOSMaxWallDurationPerJobLimit",
+    }
+)
+"""Reasons that no waiting removes."""
+
+
+def state_of(native: str) -> JobState:
+    """Return what a state of Slurm's means; UNKNOWN for one that is not listed."""
+    return STATES.get(native.rstrip("+"), JobState.UNKNOWN)
+
+
+def is_live(native: str) -> bool:
+    """Tell whether a job in this state waits or runs."""
+    return state_of(native) in (JobState.PENDING, JobState.RUNNING)
+
+
+def why(reason: str) -> str:
+    """Return a reason in words, with Slurm's own."""
+    words = REASONS.get(reason.partition(",")[0].strip("()"))
+    return f"{words} ({reason})" if words is not None else reason

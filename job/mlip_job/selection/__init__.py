@@ -1,0 +1,1 @@
+"""Candidates for the next generation: graded, chosen, written, marked in their database."""

@@ -1,0 +1,1 @@
+"""Logging of published generations to an MLflow server, if one is configured."""

@@ -1,0 +1,192 @@
+"""Checkpoints: whole or not there, the newest two kept, the furthest one taken up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mlip_job.errors import IntegrityError, StoreError
+from mlip_job.registry import Checkpoint, Checkpoints, DatasetReference, Registry
+from mlip_job.training.position import FitPosition
+from tests.manifests import make_checkpoint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mlip_job.store.base import ObjectStore
+
+DATASET = DatasetReference(
+    id="0123456789abcdef",
+    record_sha256="0" * 64,
+    train=90,
+    test=10,
+    database="structures.db",
+    selection="",
+    inherited_from=None,
+)
+
+
+@pytest.fixture
+def registry(store: ObjectStore) -> Registry:
+    """Return the registry of an empty store."""
+    return Registry(store, "cu-ni")
+
+
+@pytest.fixture
+def checkpoints(registry: Registry) -> Checkpoints:
+    """Return the checkpoints of a generation of which there is nothing yet."""
+    return registry.checkpoints(3)
+
+
+def at(iteration: int, *, step: int = 0, finished: bool = False) -> FitPosition:
+    """Return a position."""
+    return FitPosition(
+        ladder_step=step,
+        iteration=iteration,
+        step_done=finished,
+        last_step=True,
+        finished=finished,
+    )
+
+
+def save(
+    checkpoints: Checkpoints, directory: Path, attempt: str, number: int, position: FitPosition
+) -> Checkpoint:
+    """Store a checkpoint whose potential says where it is; return it."""
+    files = {"potential.yaml": directory / "p", "metrics/metrics.txt": directory / "m"}
+    for path in files.values():
+        path.write_text(f"{path.name} of {attempt} at {position}")
+    saved = []
+
+    def describe(hashes: dict[str, str]) -> Checkpoint:
+        saved.append(
+            make_checkpoint(
+                hashes, attempt=attempt, number=number, position=position, dataset=DATASET
+            )
+        )
+        return saved[0]
+
+    checkpoints.save(files, describe)
+    return saved[0]
+
+
+def keys(registry: Registry) -> list[str]:
+    """Return what lies under the attempts of the generation."""
+    prefix = registry.keys.generation(3, "attempts/")
+    return [info.key.removeprefix(prefix) for info in registry.store.list(prefix)]
+
+
+def test_nothing_is_found_where_nothing_was_saved(checkpoints: Checkpoints) -> None:
+    """The first attempt begins from the start."""
+    assert checkpoints.found() == []
+    assert checkpoints.unreadable() == []
+    checkpoints.discard()
+
+
+def test_what_was_saved_comes_back(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    """State and files, on another machine."""
+    saved = save(checkpoints, tmp_path, "a1", 1, at(7))
+    assert checkpoints.found() == [saved]
+    checkpoints.fetch(saved, tmp_path / "new")
+    assert (tmp_path / "new" / "potential.yaml").read_text() == "p of a1 at iteration 7"
+    assert (tmp_path / "new" / "metrics" / "metrics.txt").read_text() == "m of a1 at iteration 7"
+    assert str(saved) == "checkpoint 1 of attempt a1"
+
+
+def test_the_furthest_comes_first(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    """Not the newest: an attempt may have been taken over and have gone on for a while."""
+    for attempt, position in (
+        ("a1", at(9)),
+        ("a2", at(2, step=1)),
+        ("a3", at(3)),
+        ("a4", at(1, finished=True)),
+    ):
+        save(checkpoints, tmp_path, attempt, 1, position)
+    assert [found.attempt for found in checkpoints.found()] == ["a4", "a2", "a1", "a3"]
+
+
+def test_the_newest_two_are_kept(
+    checkpoints: Checkpoints, registry: Registry, tmp_path: Path
+) -> None:
+    """Of each attempt: the others' are theirs."""
+    save(checkpoints, tmp_path, "a1", 1, at(1))
+    for number in range(1, 5):
+        save(checkpoints, tmp_path, "a2", number, at(10 * number))
+    assert [(c.attempt, c.number) for c in checkpoints.found()] == [("a2", 4), ("a2", 3), ("a1", 1)]
+    folders = sorted({key.partition("/")[0] + key.split("/")[2] for key in keys(registry)})
+    assert folders == ["a1000001", "a2000003", "a2000004"]
+
+
+def test_one_that_was_cut_short_does_not_count(
+    checkpoints: Checkpoints,
+    registry: Registry,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is not found, and it does not make the ones before superfluous."""
+    for number in (1, 2):
+        save(checkpoints, tmp_path, "a1", number, at(number))
+    for failing in ("put", "upload"):
+        with monkeypatch.context() as patched:
+            patched.setattr(registry.store, failing, _fail)
+            for number in (3, 4):
+                with pytest.raises(StoreError, match="the network is away"):
+                    save(checkpoints, tmp_path, "a1", number, at(number))
+    assert [found.number for found in checkpoints.found()] == [2, 1]
+    save(checkpoints, tmp_path, "a1", 5, at(5))
+    assert [found.number for found in checkpoints.found()] == [5, 2]
+    save(checkpoints, tmp_path, "a1", 6, at(6))
+    assert [found.number for found in checkpoints.found()] == [6, 5]
+    assert all("/000005/" in key or "/000006/" in key for key in keys(registry))
+
+
+def _fail(*_arguments: object, **_options: object) -> None:
+    raise StoreError("the network is away")
+
+
+@pytest.mark.parametrize("name", ["potential.yaml", "metrics/metrics.txt"])
+def test_damage_is_found_when_it_is_fetched(
+    checkpoints: Checkpoints, registry: Registry, tmp_path: Path, name: str
+) -> None:
+    """Changed or missing, it is named; the state itself may be intact."""
+    saved = save(checkpoints, tmp_path, "a1", 1, at(7))
+    key = registry.keys.checkpoint(3, "a1", 1, name)
+    registry.store.put(key, registry.store.get(key)[:-1])
+    with pytest.raises(IntegrityError, match=f"checkpoint 1 of attempt a1 is damaged: {key} has"):
+        checkpoints.fetch(saved, tmp_path / "new")
+    registry.store.delete(key)
+    with pytest.raises(IntegrityError, match=f"checkpoint 1 of attempt a1 is damaged: {key} is m"):
+        checkpoints.fetch(saved, tmp_path / "newer")
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b'{"schema_version": 2}'])
+def test_a_state_that_can_not_be_read_is_named(
+    checkpoints: Checkpoints, registry: Registry, tmp_path: Path, data: bytes
+) -> None:
+    """It may also be of a later version of this program."""
+    save(checkpoints, tmp_path, "a1", 1, at(1))
+    save(checkpoints, tmp_path, "a1", 2, at(2))
+    key = registry.keys.checkpoint(3, "a1", 2, "state.json")
+    registry.store.put(key, data)
+    assert [found.number for found in checkpoints.found()] == [1]
+    assert checkpoints.unreadable() == [key]
+
+
+def test_discard_removes_checkpoints_and_nothing_else(
+    checkpoints: Checkpoints, registry: Registry, tmp_path: Path
+) -> None:
+    """Logs that were shipped stay, other generations too; a state goes before its files."""
+    save(checkpoints, tmp_path, "a1", 1, at(1))
+    save(checkpoints, tmp_path, "a2", 1, at(2))
+    registry.store.put(registry.keys.attempt(3, "a1", "train.log"), b"log")
+    other = registry.checkpoints(4)
+    save(other, tmp_path, "a9", 1, at(1))
+    deleted = []
+    delete = registry.store.delete
+    registry.store.delete = lambda key: deleted.append(key) or delete(key)  # type: ignore[method-assign]
+    checkpoints.discard()
+    assert [key.endswith("state.json") for key in deleted] == [True] * 2 + [False] * 4
+    assert checkpoints.found() == []
+    assert keys(registry) == ["a1/train.log"]
+    assert len(other.found()) == 1

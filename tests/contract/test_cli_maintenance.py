@@ -1,0 +1,129 @@
+"""``mlip-job repair`` and ``mlip-job gc``, as a person or a script uses them."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mlip_job.registry import Artefact, Manifest, Registry
+from tests.manifests import make_manifest, put_dataset
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from mlip_job.config import StorageConfig
+    from mlip_job.store.base import ObjectStore
+    from tests.cli import Ended
+
+
+@pytest.fixture
+def registry(store: ObjectStore, tmp_path: Path) -> Registry:
+    """Return a registry with one generation, and one attempt at the next that was killed."""
+    registry = Registry(store, "cu-ni")
+    dataset = put_dataset(registry, tmp_path / "dataset", "one")
+    yace = tmp_path / "potential.yace"
+    yace.write_text("potential")
+
+    def describe(artefacts: dict[str, Artefact]) -> Manifest:
+        return make_manifest(1, attempt="a1", artefacts=artefacts, dataset=dataset)
+
+    registry.publish(1, "a1", {"potential.yace": yace}, describe)
+    store.put(registry.keys.attempt(2, "killed", "train.log"), b"log")
+    return registry
+
+
+@pytest.fixture
+def run(storage: StorageConfig, tmp_path: Path, cli: Any) -> Callable[..., Ended]:
+    """Return a function that runs a verb on that store."""
+    path = tmp_path / "mlip-job.yaml"
+    values = {"family": "cu-ni", "storage": storage.model_dump()}
+    path.write_text(json.dumps(values))
+    return lambda *arguments: cli("-c", path, *arguments)
+
+
+def test_repair_says_what_it_did(registry: Registry, run: Callable[..., Ended]) -> None:
+    """One line each, then what gc would remove."""
+    registry.store.delete(registry.keys.potential(1, "yace"))
+    ended = run("repair")
+    assert ended.code == 0
+    assert ended.err == ""
+    lines = ended.out.splitlines()
+    assert lines[0] == "wrote cu-ni/potentials/gen_01.yace"
+    assert "named by no manifest (mlip-job gc removes them):" in lines
+    assert "cu-ni/generations/gen_02/attempts/killed/" in ended.out
+    assert registry.store.get(registry.keys.potential(1, "yace")) == b"potential"
+    again = run("repair")
+    assert again.out.splitlines()[0] == "nothing had to be mended"
+
+
+def test_repair_in_json(registry: Registry, run: Callable[..., Ended]) -> None:
+    """For scripts."""
+    registry.store.delete(registry.keys.latest)
+    assert json.loads(run("--json", "repair").out) == {
+        "mended": ["wrote cu-ni/latest.json"],
+        "damaged": [],
+        "orphans": [
+            {
+                "prefix": "cu-ni/generations/gen_02/attempts/killed/",
+                "what": "an attempt at gen_02, which is not published",
+                "bytes": 3,
+            }
+        ],
+    }
+
+
+def test_damage_ends_with_its_own_exit_code(registry: Registry, run: Callable[..., Ended]) -> None:
+    """What can be mended is, and the rest is named."""
+    original = registry.get(1).artefacts["potential.yace"].key
+    registry.store.put(original, b"damaged")
+    registry.store.delete(registry.keys.potential(1, "yace"))
+    registry.store.delete(registry.keys.latest)
+    ended = run("repair")
+    assert ended.code == 65
+    assert ended.out.splitlines()[0] == "wrote cu-ni/latest.json"
+    assert f"  {original} has the sha256" in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_gc_is_dry_by_default(registry: Registry, run: Callable[..., Ended]) -> None:
+    """It names what would go, and how to have it go."""
+    ended = run("gc", "--keep", "0s")
+    assert ended.code == 0
+    assert "cu-ni/generations/gen_02/attempts/killed/" in ended.out
+    assert ended.out.splitlines()[-1] == "nothing was removed: --delete does it"
+    assert registry.store.head(registry.keys.attempt(2, "killed", "train.log")) is not None
+
+
+def test_gc_keeps_what_is_young(registry: Registry, run: Callable[..., Ended]) -> None:
+    """A week, unless told otherwise."""
+    ended = run("gc", "--delete")
+    assert ended.out == "nothing to remove that is older than 7d\n"
+    assert registry.store.head(registry.keys.attempt(2, "killed", "train.log")) is not None
+
+
+def test_gc_removes_on_demand(registry: Registry, run: Callable[..., Ended]) -> None:
+    """And leaves every generation whole."""
+    document = json.loads(run("--json", "gc", "--keep", "0s", "--delete").out)
+    assert document == {
+        "deleted": True,
+        "orphans": [
+            {
+                "prefix": "cu-ni/generations/gen_02/attempts/killed/",
+                "what": "an attempt at gen_02, which is not published",
+                "bytes": 3,
+            }
+        ],
+    }
+    assert registry.store.head(registry.keys.attempt(2, "killed", "train.log")) is None
+    assert registry.verify(registry.get(1)) == []
+    assert json.loads(run("--json", "gc", "--keep", "0s").out)["orphans"] == []
+
+
+def test_an_unclear_age_is_a_usage_error(registry: Registry, run: Callable[..., Ended]) -> None:
+    """Nothing is removed on a guess."""
+    ended = run("gc", "--keep", "week", "--delete")
+    assert ended.code == 64
+    assert "'week' is no age" in ended.err

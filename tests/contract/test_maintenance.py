@@ -1,0 +1,321 @@
+"""What a crash left is mended; what nobody needs is found and removed, and nothing else."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mlip_job.environment import ProcessIdentity
+from mlip_job.errors import ConfigError, IntegrityError
+from mlip_job.registry import Artefact, DatasetReference, Manifest, Registry, maintenance
+from mlip_job.registry.maintenance import Orphan, collect_garbage, find_orphans, parse_age, repair
+from mlip_job.training.position import FitPosition
+from tests.manifests import make_checkpoint, make_manifest, put_dataset
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mlip_job.store.base import ObjectStore
+
+FAMILY = "cu-ni"
+NOW = timedelta(0)
+LONG = timedelta(days=7)
+
+
+@pytest.fixture
+def registry(store: ObjectStore) -> Registry:
+    """Return the registry of an empty store."""
+    return Registry(store, FAMILY)
+
+
+@pytest.fixture
+def dataset(registry: Registry, tmp_path: Path) -> DatasetReference:
+    """Return a dataset in the store."""
+    return put_dataset(registry, tmp_path / "dataset", "one")
+
+
+def publish(
+    registry: Registry, directory: Path, generation: int, attempt: str, dataset: DatasetReference
+) -> Manifest:
+    """Publish a generation with its log and a checkpoint, as a run leaves it."""
+    files = {}
+    for name in ("potential.yace", "potential.yaml", "report.json"):
+        files[name] = directory / f"{attempt}-{name}"
+        files[name].write_text(f"{name} of {attempt}\n")
+
+    def describe(artefacts: dict[str, Artefact]) -> Manifest:
+        return make_manifest(
+            generation, attempt=attempt, family=FAMILY, artefacts=artefacts, dataset=dataset
+        )
+
+    begin(registry, directory, generation, attempt, dataset)
+    return registry.publish(generation, attempt, files, describe)
+
+
+def begin(
+    registry: Registry, directory: Path, generation: int, attempt: str, dataset: DatasetReference
+) -> None:
+    """Leave what an attempt leaves that was killed while it trained."""
+    potential = directory / "potential"
+    potential.write_text(attempt)
+    place = FitPosition(ladder_step=0, iteration=5, step_done=False, last_step=True)
+    registry.checkpoints(generation).save(
+        {"potential.yaml": potential},
+        lambda hashes: make_checkpoint(
+            hashes, attempt=attempt, number=1, position=place, dataset=dataset
+        ),
+    )
+    registry.store.put(registry.keys.attempt(generation, attempt, "metrics/metrics.txt"), b"rows")
+
+
+def whats(orphans: Iterable[Orphan]) -> dict[str, str]:
+    """Return what was found, by its place below the family."""
+    return {orphan.prefix.removeprefix(f"{FAMILY}/"): orphan.what for orphan in orphans}
+
+
+def content(registry: Registry) -> dict[str, bytes]:
+    """Return the whole store."""
+    return {info.key: registry.store.get(info.key) for info in registry.store.list("")}
+
+
+def hold(registry: Registry, generation: int, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Claim a generation as a process that lives on another machine."""
+    elsewhere = ProcessIdentity(host="another", pid=1, started=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(ProcessIdentity, "current", lambda: elsewhere)
+        return registry.claim(generation, "running", stale_after_s=600)
+
+
+@pytest.mark.parametrize(
+    ("text", "age"),
+    [
+        ("0s", timedelta(0)),
+        ("90m", timedelta(minutes=90)),
+        ("12h", timedelta(hours=12)),
+        ("30d", timedelta(days=30)),
+        ("2w", timedelta(weeks=2)),
+    ],
+)
+def test_ages(text: str, age: timedelta) -> None:
+    """As people write them."""
+    assert parse_age(text) == age
+
+
+@pytest.mark.parametrize("text", ["", "7", "d", "-1d", "1.5d", "7 d", "1y", "7d1h"])
+def test_other_ages_are_refused(text: str) -> None:
+    """A misread age might remove too much."""
+    with pytest.raises(ConfigError, match="is no age"):
+        parse_age(text)
+
+
+def test_an_empty_store_needs_nothing(registry: Registry) -> None:
+    """Nothing mended, nothing found, nothing written."""
+    repairs = repair(registry)
+    assert (repairs.mended, repairs.damaged, repairs.orphans) == ((), (), ())
+    assert collect_garbage(registry, NOW) == []
+    assert content(registry) == {}
+
+
+def test_repair_rolls_forward_what_a_crash_left(
+    registry: Registry, tmp_path: Path, dataset: DatasetReference
+) -> None:
+    """Missing and damaged copies, and the pointer; said line by line; the second time nothing."""
+    for generation in (1, 2):
+        publish(registry, tmp_path, generation, f"a{generation}", dataset)
+    before, latest = content(registry), registry.latest()
+    registry.store.delete(registry.keys.potential(1, "yace"))
+    registry.store.put(registry.keys.potential(2, "yaml"), b"half")
+    registry.store.delete(registry.keys.latest)
+    assert repair(registry).mended == (
+        "wrote cu-ni/potentials/gen_01.yace",
+        "wrote cu-ni/potentials/gen_02.yaml",
+        "wrote cu-ni/latest.json",
+    )
+    assert registry.latest() == latest == 2
+    # The pointer says when it was moved.
+    assert content(registry) | {registry.keys.latest: b""} == before | {registry.keys.latest: b""}
+    assert repair(registry).mended == ()
+
+
+@pytest.mark.parametrize("pointer", [b"", b"garbage", b'{"generation": 1, "name": "gen_01"}'])
+def test_repair_mends_the_pointer(
+    registry: Registry, tmp_path: Path, dataset: DatasetReference, pointer: bytes
+) -> None:
+    """Unreadable, or behind since a crash came between."""
+    for generation in (1, 2):
+        publish(registry, tmp_path, generation, f"a{generation}", dataset)
+    registry.store.put(registry.keys.latest, pointer)
+    assert repair(registry).mended == ("wrote cu-ni/latest.json",)
+    assert registry.latest() == 2
+
+
+def test_damage_that_can_not_be_mended_keeps_nothing_else_from_it(
+    registry: Registry, tmp_path: Path, dataset: DatasetReference
+) -> None:
+    """A damaged original, a damaged manifest: both named, the rest is mended."""
+    manifests = [publish(registry, tmp_path, n, f"a{n}", dataset) for n in (1, 2, 3)]
+    original = manifests[0].artefacts["potential.yace"].key
+    registry.store.put(original, b"damaged")
+    registry.store.put(registry.keys.potential(1, "yace"), b"damaged too")
+    registry.store.put(registry.keys.manifest(2), b"{}")
+    registry.store.delete(registry.keys.potential(3, "yace"))
+    repairs = repair(registry)
+    assert repairs.mended == ("wrote cu-ni/potentials/gen_03.yace",)
+    assert [text.partition(" ")[0] for text in repairs.damaged] == [
+        original,
+        registry.keys.manifest(2),
+    ]
+    assert registry.store.get(registry.keys.potential(1, "yace")) == b"damaged too"
+    with pytest.raises(IntegrityError, match=r"gen_02/manifest\.json is no manifest"):
+        collect_garbage(registry, NOW)
+
+
+def test_orphans_are_what_no_manifest_names(
+    registry: Registry, tmp_path: Path, dataset: DatasetReference
+) -> None:
+    """Each kind is said in words; reporting removes nothing."""
+    publish(registry, tmp_path, 1, "a1", dataset)
+    begin(registry, tmp_path, 1, "loser", dataset)
+    other = put_dataset(registry, tmp_path / "other", "two")
+    begin(registry, tmp_path, 2, "killed", other)
+    unnamed = put_dataset(registry, tmp_path / "third", "three")
+    registry.store.put(registry.keys.dataset("half", "train.xyz"), b"half")
+    registry.store.put(registry.keys.potential(9, "yace"), b"of nothing")
+    registry.store.put(registry.keys.potential(1, "asi"), b"of another attempt")
+    before = content(registry)
+    expected = {
+        "generations/gen_01/attempts/a1/": "checkpoints of gen_01, which is published",
+        "generations/gen_01/attempts/loser/": "an attempt at gen_01 that did not become it",
+        "generations/gen_02/attempts/killed/": "an attempt at gen_02, which is not published",
+        f"datasets/{other.id}/": "a dataset of no generation",
+        f"datasets/{unnamed.id}/": "a dataset of no generation",
+        "datasets/half/": "a dataset without its record",
+        "potentials/gen_01.asi": "a potential of no generation",
+        "potentials/gen_09.yace": "a potential of no generation",
+    }
+    assert whats(repair(registry).orphans) == expected
+    assert content(registry) == before
+    sizes = {orphan.prefix: orphan.size for orphan in find_orphans(registry, NOW)}
+    assert sizes["cu-ni/potentials/gen_09.yace"] == len(b"of nothing")
+
+    manifest = registry.get(1)
+    assert whats(collect_garbage(registry, NOW)) == expected
+    assert registry.verify(manifest) == []
+    assert registry.store.get(registry.keys.attempt(1, "a1", "metrics/metrics.txt")) == b"rows"
+    left = content(registry)
+    named = {artefact.key for artefact in manifest.artefacts.values()}
+    assert named < left.keys()
+    assert left.keys() < before.keys()
+    assert whats(find_orphans(registry, NOW)) == {}
+
+
+def test_what_is_young_is_kept(
+    registry: Registry, tmp_path: Path, dataset: DatasetReference
+) -> None:
+    """With all that a checkpoint needs to be gone on from."""
+    begin(registry, tmp_path, 1, "killed", dataset)
+    put_dataset(registry, tmp_path / "third", "three")
+    before = content(registry)
+    assert collect_garbage(registry, LONG) == []
+    assert content(registry) == before
+
+
+def test_the_dataset_of_a_checkpoint_that_is_kept_is_kept(
+    registry: Registry,
+    tmp_path: Path,
+    dataset: DatasetReference,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Even where it is old itself: the next attempt trains on it."""
+    begin(registry, tmp_path, 1, "killed", dataset)
+    old = registry.keys.dataset(dataset.id)
+    monkeypatch.setattr(
+        maintenance, "age_by_store", lambda _store, key: 1e9 if key.startswith(old) else 0.0
+    )
+    assert collect_garbage(registry, LONG) == []
+    monkeypatch.setattr(maintenance, "age_by_store", lambda _store, _key: 1e9)
+    assert len(collect_garbage(registry, LONG)) == 2
+
+
+def test_what_is_being_trained_is_kept(
+    registry: Registry,
+    tmp_path: Path,
+    dataset: DatasetReference,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The attempt, and every dataset: a run has not said yet which one it found in the store."""
+    begin(registry, tmp_path, 1, "killed", dataset)
+    begin(registry, tmp_path, 2, "earlier", dataset)
+    put_dataset(registry, tmp_path / "third", "three")
+    held = hold(registry, 2, monkeypatch)
+    assert whats(collect_garbage(registry, NOW)) == {
+        "generations/gen_01/attempts/killed/": "an attempt at gen_01, which is not published"
+    }
+    held.release()
+    assert len(collect_garbage(registry, NOW)) == 3
+
+
+def test_a_generation_that_is_published_meanwhile_is_kept(
+    registry: Registry,
+    tmp_path: Path,
+    dataset: DatasetReference,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its claim is released right after: whoever looks at manifests first sees neither."""
+    held = hold(registry, 1, monkeypatch)
+    look = maintenance._is_training
+
+    def look_too_late(registry: Registry, generation: int) -> bool:
+        if registry.find(generation) is None:
+            publish(registry, tmp_path, 1, "a1", dataset)
+            held.release()
+        return look(registry, generation)
+
+    monkeypatch.setattr(maintenance, "_is_training", look_too_late)
+    collect_garbage(registry, NOW)
+    assert registry.verify(registry.get(1)) == []
+
+
+def test_states_and_records_go_first(
+    registry: Registry, tmp_path: Path, dataset: DatasetReference
+) -> None:
+    """A gc that is killed leaves nothing that looks whole and is not."""
+    begin(registry, tmp_path, 1, "killed", dataset)
+    deleted: list[str] = []
+    delete = registry.store.delete
+    registry.store.delete = lambda key: deleted.append(key) or delete(key)  # type: ignore[method-assign]
+    collect_garbage(registry, NOW)
+    names = [key.rpartition("/")[2] for key in deleted if ".mlip-job-probe" not in key]
+    assert names[0] == "state.json"
+    assert names[3] == "dataset.json"
+    assert len(names) == 9
+
+
+def test_writes_that_were_cut_short_are_removed(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No objects, but they take up room; a wrong clock of this machine makes none of them old."""
+    _cut_short(registry)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 365 * 86400)
+    if not registry.store.url.startswith("s3://"):  # moto dates every upload in parts 2010
+        assert list(find_orphans(registry, LONG)) == []
+    monkeypatch.undo()
+    (found,) = find_orphans(registry, NOW)
+    assert found.what == "a write that was cut short"
+    collect_garbage(registry, NOW)
+    assert list(find_orphans(registry, NOW)) == []
+
+
+def _cut_short(registry: Registry) -> None:
+    """Leave what a writer leaves that is killed in the middle."""
+    store: Any = registry.store
+    if store.url.startswith("s3://"):
+        store._client.create_multipart_upload(Bucket=store._bucket, Key=store._key(f"{FAMILY}/big"))
+    else:
+        store.put(f"{FAMILY}/x", b"x")
+        Path(store.url, FAMILY, ".tmp-0123").write_bytes(b"half")

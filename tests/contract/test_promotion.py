@@ -1,0 +1,194 @@
+"""Which generation ``latest.json`` points at, on a directory and on a real S3 API."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mlip_job.errors import ConfigError
+from mlip_job.registry import Artefact, LatestPointer, Manifest, Registry
+from mlip_job.registry.maintenance import repair
+from mlip_job.store.open import open_store
+from tests.manifests import make_manifest, put_dataset
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mlip_job.config import StorageConfig
+    from mlip_job.store.base import ObjectStore
+
+FAMILY = "cu-ni"
+REJECTED = ("the energy RMSE on the test set is 9 meV/atom, more than the 5 that the gate allows",)
+
+
+@pytest.fixture
+def registry(store: ObjectStore) -> Registry:
+    """Return the registry of an empty store."""
+    return Registry(store, FAMILY)
+
+
+def _publish(registry: Registry, directory: Path, generation: int, *reasons: str) -> Manifest:
+    """Publish a generation that is accepted, or rejected for `reasons`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{generation}.yace"
+    path.write_text(f"potential {generation}")
+    dataset = put_dataset(registry, directory / "dataset", "ninety and ten")
+
+    def describe(artefacts: dict[str, Artefact]) -> Manifest:
+        return make_manifest(
+            generation,
+            family=FAMILY,
+            artefacts=artefacts,
+            dataset=dataset,
+            rejected_because=reasons,
+        )
+
+    return registry.publish(generation, "a1", {"potential.yace": path}, describe)
+
+
+def _pointer(registry: Registry) -> LatestPointer:
+    pointer = registry.pointer()
+    assert pointer is not None
+    return pointer
+
+
+def test_a_rejected_generation_is_published_but_not_the_latest(
+    registry: Registry, tmp_path: Path
+) -> None:
+    """It can be found and read; whoever follows the pointer does not get it."""
+    _publish(registry, tmp_path, 1, *REJECTED)
+    assert registry.numbers() == [1]
+    assert registry.latest() is None
+    assert registry.store.get(registry.keys.potential(1, "yace")) == b"potential 1"
+    _publish(registry, tmp_path, 2)
+    _publish(registry, tmp_path, 3, *REJECTED)
+    assert registry.latest() == 2
+    assert registry.get(3).headline.rejected_because == REJECTED
+    assert (_pointer(registry).reason, _pointer(registry).forced) == ("accepted by the gate", False)
+
+
+def test_a_rejected_generation_takes_force(registry: Registry, tmp_path: Path) -> None:
+    """Without it the reasons are told; with it, it is recorded."""
+    _publish(registry, tmp_path, 1)
+    _publish(registry, tmp_path, 2, *REJECTED)
+    with pytest.raises(ConfigError, match="more than the 5 that the gate allows") as caught:
+        registry.promote(2, "it is good enough", force=False)
+    assert "--force" in str(caught.value)
+    assert registry.latest() == 1
+    registry.promote(2, "it is good enough", force=True)
+    pointer = _pointer(registry)
+    assert (pointer.generation, pointer.name) == (2, "gen_02")
+    assert (pointer.reason, pointer.forced) == ("it is good enough", True)
+    stored = json.loads(registry.store.get(registry.keys.latest))
+    assert stored["generation"] == 2
+    assert stored["reason"] == "it is good enough"
+
+
+def test_force_is_not_recorded_where_it_was_not_needed(registry: Registry, tmp_path: Path) -> None:
+    """An accepted generation is an accepted one."""
+    _publish(registry, tmp_path, 1)
+    registry.promote(1, "again", force=True)
+    assert not _pointer(registry).forced
+
+
+def test_only_what_is_published_can_be_promoted(registry: Registry, tmp_path: Path) -> None:
+    """Force or not."""
+    _publish(registry, tmp_path, 1)
+    with pytest.raises(ConfigError, match="gen_02 of cu-ni is not published"):
+        registry.promote(2, "why not", force=True)
+    assert registry.latest() == 1
+
+
+def test_going_back_lasts_until_something_new_is_accepted(
+    registry: Registry, tmp_path: Path
+) -> None:
+    """Neither confirming nor repairing what is published moves the pointer forward again."""
+    manifests = [_publish(registry, tmp_path, number) for number in (1, 2, 3)]
+    registry.promote(1, "gen_03 melts", force=False)
+    assert registry.latest() == 1
+    for manifest in manifests:
+        registry.roll_forward(manifest)
+    assert repair(registry).mended == ()
+    assert registry.latest() == 1
+    _publish(registry, tmp_path, 4, *REJECTED)
+    assert registry.latest() == 1
+    _publish(registry, tmp_path, 5)
+    assert registry.latest() == 5
+
+
+def test_a_chosen_rejected_generation_gives_way_too(registry: Registry, tmp_path: Path) -> None:
+    """To the next one that is accepted."""
+    _publish(registry, tmp_path, 1)
+    _publish(registry, tmp_path, 2, *REJECTED)
+    registry.promote(2, "a try", force=True)
+    _publish(registry, tmp_path, 3)
+    assert registry.latest() == 3
+
+
+def test_what_a_crash_left_behind_is_made_good(registry: Registry, tmp_path: Path) -> None:
+    """A generation that was published after a choice, but whose job died before the pointer."""
+    for number in (1, 2):
+        _publish(registry, tmp_path, number)
+    registry.promote(1, "back", force=False)
+    before = registry.store.get(registry.keys.latest)
+    _publish(registry, tmp_path, 3)
+    _, version = registry.store.get_versioned(registry.keys.latest)
+    registry.store.put_if_match(registry.keys.latest, before, version)
+    assert registry.latest() == 1
+    assert repair(registry).mended == (f"wrote {registry.keys.latest}",)
+    assert registry.latest() == 3
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b'{"generation": 9}', None])
+def test_a_lost_pointer_is_made_anew_from_the_accepted(
+    registry: Registry, tmp_path: Path, data: bytes | None
+) -> None:
+    """Or chosen anew."""
+    _publish(registry, tmp_path, 1)
+    _publish(registry, tmp_path, 2)
+    _publish(registry, tmp_path, 3, *REJECTED)
+    for mend in (repair, lambda registry: registry.promote(2, "so be it", force=False)):
+        if data is None:
+            registry.store.delete(registry.keys.latest)
+        else:
+            registry.store.put(registry.keys.latest, data)
+        mend(registry)
+        assert registry.latest() == 2
+
+
+def test_nothing_is_the_latest_where_nothing_is_accepted(
+    registry: Registry, tmp_path: Path
+) -> None:
+    """Repairing invents none."""
+    _publish(registry, tmp_path, 1, *REJECTED)
+    assert repair(registry).mended == ()
+    assert registry.latest() is None
+
+
+def test_choices_and_publications_at_once_lose_nothing(
+    storage: StorageConfig, tmp_path: Path
+) -> None:
+    """A choice passes over exactly what was published by then, so that only two ends are possible.
+
+    Either a choice came last and passes over all, or the highest generation did.
+    """
+    for number in (1, 2, 3):
+        _publish(Registry(open_store(storage), FAMILY), tmp_path, number)
+
+    def act(number: int) -> None:
+        registry = Registry(open_store(storage), FAMILY)
+        if number % 2:
+            registry.promote(1, f"choice {number}", force=False)
+        else:
+            _publish(registry, tmp_path / str(number), 10 + number)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(act, range(8)))
+    registry = Registry(open_store(storage), FAMILY)
+    pointer = _pointer(registry)
+    assert (pointer.generation, pointer.passed_over) in {(1, 16), (16, 0)}
+    _publish(registry, tmp_path, 17)
+    assert registry.latest() == 17

@@ -1,0 +1,199 @@
+"""What every scheduler promises: jobs of the real ``mlip-job`` on each of them."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import mlip_job
+from mlip_job.config import JobConfig
+from mlip_job.errors import ConflictError
+from mlip_job.registry import Registry
+from mlip_job.schedulers.base import JobHandle, JobRequest, JobState
+from mlip_job.schedulers.open import open_scheduler
+from mlip_job.store.open import open_store
+from tests.support import rattled, write_database
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mlip_job.schedulers.base import JobStatus, Scheduler
+
+_FOR_EVER = {"functions_per_element": 8, "max_iter": 100_000}
+_NO_ROWS = {"select": "status=nosuch"}
+_TIMEOUT = 300
+
+
+@dataclass
+class Site:
+    """A scheduler and a family whose jobs it runs."""
+
+    scheduler: Scheduler
+    config: JobConfig
+    directory: Path
+
+    def request(
+        self, generation: int = 1, *, training: dict[str, Any] | None = None, **sections: Any
+    ) -> JobRequest:
+        """Return a request; some settings differ."""
+        values = self.config.model_dump(mode="json")
+        values["training"] |= training or {}
+        for section, changes in sections.items():
+            values[section] |= changes
+        return JobRequest(JobConfig.model_validate(values), generation, self.directory)
+
+    def submit(self, request: JobRequest) -> JobHandle:
+        """Submit a request."""
+        return self.scheduler.submit(self.scheduler.plan(request))
+
+    def wait(self, handle: JobHandle, *states: JobState) -> JobStatus:
+        """Wait until a job is in one of the states."""
+        end = time.monotonic() + _TIMEOUT
+        while (status := self.scheduler.status(handle)).state not in states:
+            assert time.monotonic() < end, (status, self.log(handle))
+            time.sleep(0.3)
+        return status
+
+    def wait_for_log(self, handle: JobHandle, text: str) -> None:
+        """Wait until a job has printed a text."""
+        end = time.monotonic() + _TIMEOUT
+        while text not in self.log(handle):
+            assert time.monotonic() < end, self.log(handle)
+            time.sleep(0.3)
+
+    @property
+    def registry(self) -> Registry:
+        """Where jobs publish."""
+        return Registry(open_store(self.config.storage), "cu")
+
+    def wait_for_checkpoint(self) -> int:
+        """Wait until there is one; return of how many iterations."""
+        end = time.monotonic() + _TIMEOUT
+        while not (found := self.registry.checkpoints(1).found()):
+            assert time.monotonic() < end
+            time.sleep(0.3)
+        return found[0].iterations
+
+    def log(self, handle: JobHandle) -> str:
+        """Return what a job has printed."""
+        return "\n".join(self.scheduler.logs(handle, follow=False))
+
+
+@pytest.fixture(params=["slurm", "slurm with accounting", "local"])
+def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
+    """Return each scheduler; what a test has left running is cancelled."""
+    if request.param == "slurm":
+        request.getfixturevalue("slurm")
+    elif request.param == "slurm with accounting":
+        request.getfixturevalue("slurm_with_accounting")
+    write_database(tmp_path / "structures.db", rattled(8))
+    package = shlex.quote(str(Path(mlip_job.__file__).parent.parent))
+    config = JobConfig.model_validate(
+        {
+            "family": "cu",
+            "database": {"url": str(tmp_path / "structures.db")},
+            "training": {
+                "evaluator": "pyace",
+                "functions_per_element": 3,
+                "ladder_step": None,
+                "max_iter": 3,
+                "stress_weight": 0,
+            },
+            "evaluation": {"active_set": False},
+            "storage": {"url": str(tmp_path / "store")},
+            "run": {"checkpoint_interval": 1, "heartbeat_interval": 0.5, "stop_timeout": 5},
+            "work_dir": str(tmp_path / "work"),
+            "submit": {
+                "scheduler": request.param.partition(" ")[0],
+                "poll_interval": 0.5,
+                "slurm": {
+                    "command": str(Path(sys.executable).parent / "mlip-job"),
+                    "setup": [f"export PYTHONPATH={package}"],
+                    "account": "science" if "accounting" in request.param else None,
+                    "cpus": 1,
+                },
+            },
+        }
+    )
+    found = Site(open_scheduler(config), config, tmp_path)
+    yield found
+    for generation in (1, 2):
+        if (handle := found.scheduler.find("cu", generation)) is not None:
+            found.scheduler.cancel(handle)
+            found.wait(handle, *(state for state in JobState if state.ended))
+
+
+def test_a_plan_is_a_function_of_its_request(site: Site) -> None:
+    """Nothing is written for it, and what differs has another name."""
+    request = site.request()
+    before = sorted(site.directory.rglob("*"))
+    plan = site.scheduler.plan(request)
+    assert plan == site.scheduler.plan(request)
+    assert plan.request == request
+    assert "--generation 1" in plan.text
+    others = (site.request(2), replace(request, run_options=("--fresh",)))
+    assert len({plan.name, *(site.scheduler.plan(other).name for other in others)}) == 3
+    assert sorted(site.directory.rglob("*")) == before
+
+
+def test_what_was_never_submitted(site: Site) -> None:
+    """Is found by nobody, and unknown; that is no failure."""
+    assert site.scheduler.find("cu", 1) is None
+    name = site.scheduler.plan(site.request()).name
+    unknown = {"local": "999999999-1"}.get(site.scheduler.name, "999999999")
+    status = site.scheduler.status(JobHandle(site.scheduler.name, unknown, name))
+    assert status.state is JobState.UNKNOWN
+    assert not status.state.ended
+
+
+@pytest.mark.pacemaker
+def test_a_job_from_its_submission_to_its_cancellation(site: Site) -> None:
+    """Submitted once, found, followed, stopped with time for a checkpoint, and gone on with."""
+    request = site.request(training=_FOR_EVER)
+    handle = site.submit(request)
+    assert handle.scheduler == site.scheduler.name
+    assert site.submit(request) == handle
+    with pytest.raises(ConflictError, match="gen_01"):
+        site.submit(site.request())
+    assert site.scheduler.find("cu", 1) == handle
+    assert site.scheduler.find("cu", 2) is None
+    site.wait(handle, JobState.RUNNING)
+    site.wait_for_log(handle, "iteration 0/100000")
+    site.wait_for_checkpoint()
+
+    site.scheduler.cancel(handle)
+    status = site.wait(handle, *(state for state in JobState if state.ended))
+    assert status.state is JobState.CANCELLED
+    site.scheduler.cancel(handle)
+    assert site.scheduler.find("cu", 1) == handle
+    lines = list(site.scheduler.logs(handle, follow=True))
+    assert any("the checkpoint of iteration" in line for line in lines)
+
+    saved = site.wait_for_checkpoint()
+    again = site.submit(site.request(training=_FOR_EVER | {"max_iter": saved + 1}))
+    assert again.id != handle.id
+    assert site.scheduler.find("cu", 1) == again
+    status = site.wait(again, *(state for state in JobState if state.ended))
+    assert (status.state, status.exit_code) == (JobState.SUCCEEDED, 0)
+    assert site.registry.get(1).headline.iterations > saved
+
+
+def test_a_job_that_fails(site: Site) -> None:
+    """The exit code, and the words of the run itself; whoever waits for it is not started."""
+    handle = site.submit(site.request(database=_NO_ROWS))
+    follower = replace(site.request(2), after=handle.id)
+    following = site.submit(follower)
+    status = site.wait(handle, *(state for state in JobState if state.ended))
+    assert (status.state, status.exit_code, status.resubmit) == (JobState.FAILED, 65, False)
+    assert "status=nosuch" in (status.reason or "")
+    assert status.hint is not None
+    assert "error: " in site.log(handle)
+    status = site.wait(following, *(state for state in JobState if state.ended))
+    assert status.state is not JobState.SUCCEEDED
+    assert not list((site.directory / "work" / "gen_02").glob("*/"))

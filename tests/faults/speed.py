@@ -1,0 +1,61 @@
+"""What jobs in tests find changed so that they end soon: pacemaker, and how long they wait."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from tests.faults import standin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+# A fit that the stand-in replays: a ladder of three steps of eight iterations.
+REPLAYED = {"functions_per_element": 15, "max_iter": 8, "ladder_step": 5}
+REPLAYED_ITERATIONS = 24
+
+
+def stand_in_for_pacemaker(directory: Path) -> Callable[[], None]:
+    """Make programs of pacemaker's names that run the stand-in; return what has a job use them."""
+    folder = directory / "programs"
+    folder.mkdir()
+    for name in ("pacemaker", "pace_yaml2yace"):
+        program = folder / name
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} {standin.__file__} "$@"\n')
+        program.chmod(0o755)
+
+    def at_speed() -> None:
+        from mlip_job.pipeline import attempt
+        from mlip_job.training import process, programs
+        from tests.plain_evaluations import make_evaluation
+
+        process._POLL_SECONDS = 0.02
+        find = process.find_program = lambda name: folder / name  # type: ignore[assignment]
+        programs.find_program = find
+        # What is replayed was fitted to other data.
+        attempt.evaluate_generation = lambda *_: make_evaluation()
+
+    return at_speed
+
+
+def wait_little() -> None:
+    """Have a job repeat what failed without long pauses, and give a hanging server up soon."""
+    from botocore.retries.standard import ExponentialBackoff
+
+    from mlip_job import retries
+    from mlip_job.store import s3
+
+    retries._FIRST_WAIT_SECONDS = 0.02
+    s3._READ_TIMEOUT_SECONDS = 1
+    ExponentialBackoff.delay_amount = lambda *_: 0.02
+
+
+def both(*faults: Callable[[], None]) -> Callable[[], None]:
+    """Return a fault that is all of these."""
+
+    def install() -> None:
+        for fault in faults:
+            fault()
+
+    return install

@@ -1,0 +1,305 @@
+"""Single calls of an S3 store whose network fails: repeated, recognised or refused."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mlip_job import retries
+from mlip_job.errors import (
+    ConflictError,
+    IntegrityError,
+    ObjectChangedError,
+    ObjectExistsError,
+    StoreError,
+)
+from mlip_job.registry import Artefact, Manifest, Registry
+from mlip_job.store import s3
+from mlip_job.store.open import open_store
+from mlip_job.store.patient import PatientStore
+from tests.manifests import make_manifest, put_dataset
+from tests.servers.s3_faults import ERRORS, PASSING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from mlip_job.config import StorageConfig
+    from mlip_job.store.base import ObjectStore
+    from tests.faults.tally import Tally
+    from tests.servers.s3_faults import FaultProxy
+
+LARGE = 6 << 20  # B; goes in two parts
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for nothing longer than a test may take."""
+    monkeypatch.setattr(retries, "_FIRST_WAIT_SECONDS", 0.02)
+    backoff = "botocore.retries.standard.ExponentialBackoff.delay_amount"
+    monkeypatch.setattr(backoff, lambda *_: 0.02)
+    monkeypatch.setattr(s3, "_READ_TIMEOUT_SECONDS", 0.5)
+
+
+@pytest.fixture(autouse=True)
+def counted(s3_proxy: FaultProxy, tally: Tally) -> Iterator[None]:
+    """Add what was injected to the count of this session."""
+    yield
+    tally.s3_faults += s3_proxy.injected.total()
+
+
+@pytest.fixture
+def direct(s3_bucket: StorageConfig) -> ObjectStore:
+    """Return the store itself, to look at what is there."""
+    return open_store(s3_bucket)
+
+
+@pytest.fixture
+def impatient(s3_behind_proxy: StorageConfig) -> ObjectStore:
+    """Return the store behind the proxy, as a person's commands see it."""
+    return open_store(s3_behind_proxy)
+
+
+@pytest.fixture
+def patient(s3_behind_proxy: StorageConfig) -> ObjectStore:
+    """Return the store behind the proxy, as a run sees it."""
+    return open_store(s3_behind_proxy, patience=30)
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_no_passing_fault_reaches_a_run(
+    patient: ObjectStore, s3_proxy: FaultProxy, tmp_path: Path, fault: str
+) -> None:
+    """Each call meets it as often as botocore repeats, and once more; conditions hold."""
+
+    def fail() -> None:
+        s3_proxy.cancel()
+        if fault in ("truncated", "corrupted"):
+            # Nothing shows a flipped bit in a listing: TLS and TCP have to.
+            s3_proxy.order(fault, r"^(?!.*list-type)", method="GET", times=4)
+        elif "Condition" in fault or "Precondition" in fault or fault == "BadDigest":
+            s3_proxy.order(fault, method="PUT", times=4)
+        else:
+            s3_proxy.order(fault, times=1 if fault == "hang" else 4)
+
+    s3_proxy.hang_s = 1.0
+    fail()
+    patient.put_if_absent("a/1", b"first, by attempt a")
+    with pytest.raises(ObjectExistsError):
+        patient.put_if_absent("a/1", b"second")
+    fail()
+    data, version = patient.get_versioned("a/1")
+    assert data == b"first, by attempt a"
+    fail()
+    patient.put_if_match("a/1", b"first, beat 2", version)
+    with pytest.raises(ObjectChangedError):
+        patient.put_if_match("a/1", b"third", version)
+    fail()
+    assert patient.get("a/1") == b"first, beat 2"
+    fail()
+    assert [info.key for info in patient.list("a/")] == ["a/1"]
+    fail()
+    info = patient.head("a/1")
+    assert info is not None
+    fail()
+    patient.delete("a/1")
+    assert patient.head("a/1") is None
+    (tmp_path / "up").write_bytes(b"content")
+    fail()
+    sha256 = patient.upload(tmp_path / "up", "a/2", if_absent=True)
+    fail()
+    assert patient.download("a/2", tmp_path / "down") == sha256
+    assert (tmp_path / "down").read_bytes() == b"content"
+    assert s3_proxy.injected[fault] >= (4 if fault in ("truncated", "corrupted") else 3)
+
+
+@pytest.mark.parametrize("fault", ["lost answer", "late InternalError", "late PreconditionFailed"])
+def test_a_lost_answer_to_ones_own_creation_is_a_success(
+    impatient: ObjectStore, direct: ObjectStore, s3_proxy: FaultProxy, fault: str
+) -> None:
+    """The store refuses the repetition, since it holds the first copy."""
+    s3_proxy.order(fault, method="PUT")
+    impatient.put_if_absent("m", b"by attempt a")
+    assert direct.get("m") == b"by attempt a"
+    version = impatient.get_versioned("m")[1]
+    s3_proxy.order(fault, method="PUT")
+    impatient.put_if_match("m", b"by attempt a, beat 1", version)
+    assert direct.get("m") == b"by attempt a, beat 1"
+    assert s3_proxy.injected[fault] == 2
+
+
+def test_a_refusal_is_no_success_whatever_was_lost(
+    impatient: ObjectStore, direct: ObjectStore, s3_proxy: FaultProxy
+) -> None:
+    """Somebody else was first."""
+    direct.put("m", b"by attempt b")
+    s3_proxy.order("lost answer", method="PUT", times=2)
+    with pytest.raises(ObjectExistsError):
+        impatient.put_if_absent("m", b"by attempt a")
+    s3_proxy.order("lost answer", method="PUT", times=2)
+    with pytest.raises(ObjectChangedError):
+        impatient.put_if_match("m", b"by attempt a, beat 1", '"0123"')
+    assert direct.get("m") == b"by attempt b"
+
+
+@pytest.mark.parametrize("fault", ["lost answer", "dropped", "SlowDown"])
+@pytest.mark.parametrize("request_", ["uploads", "partNumber=2", "uploadId=[^&]*$"])
+def test_an_upload_in_parts_survives(
+    patient: ObjectStore,
+    direct: ObjectStore,
+    s3_proxy: FaultProxy,
+    tmp_path: Path,
+    large: Path,
+    fault: str,
+    request_: str,
+) -> None:
+    """When it begins, in the middle, and when it is completed; nothing is left of the tries."""
+    s3_proxy.order(fault, request_, times=4)
+    sha256 = patient.upload(large, "big", if_absent=True)
+    assert s3_proxy.injected[fault] == 4
+    assert sha256 == hashlib.sha256(large.read_bytes()).hexdigest()
+    assert direct.download("big", tmp_path / "down") == sha256
+    if fault != "lost answer":  # nobody can end an upload whose name was lost; gc does
+        assert list(direct.leftovers(0)) == []
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file that goes in parts."""
+    path = tmp_path_factory.mktemp("large") / "file"
+    path.write_bytes(os.urandom(LARGE))
+    return path
+
+
+@pytest.mark.parametrize("size", [1000, LARGE], ids=["small", "parts"])
+def test_a_truncated_download_leaves_nothing(
+    impatient: ObjectStore, direct: ObjectStore, s3_proxy: FaultProxy, tmp_path: Path, size: int
+) -> None:
+    """It is an error that may pass, and no file appears, not even a part of one."""
+    direct.put("k", b"x" * size)
+    s3_proxy.order("truncated", method="GET", times=2)
+    for call in (lambda: impatient.download("k", tmp_path / "down"), lambda: impatient.get("k")):
+        with pytest.raises(StoreError) as caught:
+            call()
+        assert caught.value.transient
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_corrupted_download_is_seen_by_its_checksum(
+    impatient: ObjectStore, direct: ObjectStore, s3_proxy: FaultProxy, tmp_path: Path
+) -> None:
+    """Where the store keeps one, small records are safe too."""
+    direct.put("k", b"x" * 1000)
+    s3_proxy.order("corrupted", method="GET", times=2)
+    for call in (lambda: impatient.download("k", tmp_path / "down"), lambda: impatient.get("k")):
+        with pytest.raises(StoreError, match="damaged on its way") as caught:
+            call()
+        assert caught.value.transient
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_corruption_without_checksums_is_seen_by_the_hash(
+    s3_behind_proxy: StorageConfig, s3_proxy: FaultProxy, tmp_path: Path
+) -> None:
+    """What was damaged on its way once is fetched again; what stays damaged is refused."""
+    s3_proxy.checksums = False
+    registry = Registry(open_store(s3_behind_proxy), "cu-ni")
+    manifest = _publish(registry, tmp_path / "files", "a")
+    s3_proxy.order("corrupted", r"potential\.yace", method="GET")
+    registry.fetch(manifest, "potential.yace", tmp_path / "fetched")
+    assert (tmp_path / "fetched").read_bytes() == b"potential.yace of a"
+    s3_proxy.order("corrupted", r"dataset\.json", method="GET")
+    assert registry.dataset_record(manifest.dataset).id == manifest.dataset.id
+    assert s3_proxy.injected["corrupted"] == 2
+
+    s3_proxy.order("corrupted", method="GET", times=float("inf"))
+    with pytest.raises(IntegrityError, match="has the sha256"):
+        registry.fetch(manifest, "potential.yace", tmp_path / "never")
+    assert not (tmp_path / "never").exists()
+    with pytest.raises(IntegrityError, match="has the sha256"):
+        registry.dataset_record(manifest.dataset)
+
+
+def _publish(registry: Registry, directory: Path, attempt: str) -> Manifest:
+    dataset = put_dataset(registry, directory / "dataset", "one")
+    files = {}
+    for name in ("potential.yace", "report.json"):
+        files[name] = directory / name
+        files[name].write_text(f"{name} of {attempt}")
+
+    def describe(artefacts: dict[str, Artefact]) -> Manifest:
+        return make_manifest(1, attempt=attempt, artefacts=artefacts, dataset=dataset)
+
+    return registry.publish(1, attempt, files, describe)
+
+
+@pytest.mark.parametrize("fault", ["lost answer", "late InternalError", "late PreconditionFailed"])
+def test_ones_own_manifest_is_no_conflict(
+    s3_behind_proxy: StorageConfig, s3_proxy: FaultProxy, tmp_path: Path, fault: str
+) -> None:
+    """The answer to the one write that matters is lost, by botocore's tries and by ours."""
+    registry = Registry(open_store(s3_behind_proxy, patience=30), "cu-ni")
+    s3_proxy.order(fault, "manifest", method="PUT", times=1 if "Precondition" in fault else 4)
+    manifest = _publish(registry, tmp_path, "a")
+    assert s3_proxy.injected[fault] >= 1
+    assert registry.get(1) == manifest
+    assert registry.verify(manifest) == []
+    with pytest.raises(ConflictError, match="was published by attempt a meanwhile"):
+        _publish(registry, tmp_path, "b")
+
+
+LASTING = ["AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "NoSuchBucket"]
+LASTING += ["RequestTimeTooSkewed", "SignatureDoesNotMatch", "InvalidRequest"]
+
+
+@pytest.mark.parametrize("code", LASTING)
+def test_lasting_errors_are_asked_for_once(
+    patient: ObjectStore, s3_proxy: FaultProxy, tmp_path: Path, code: str
+) -> None:
+    """However patient a run is: nothing but a person can change them."""
+    (tmp_path / "up").write_bytes(b"x")
+    calls = [
+        lambda: patient.get("a"),
+        lambda: patient.put("a", b"x"),
+        lambda: patient.put_if_absent("a", b"x"),
+        lambda: list(patient.list("a")),
+        lambda: patient.upload(tmp_path / "up", "a"),
+        lambda: patient.download("a", tmp_path / "down"),
+    ]
+    for number, call in enumerate(calls, start=1):
+        s3_proxy.order(code)
+        with pytest.raises(StoreError) as caught:
+            call()
+        assert not caught.value.transient
+        assert caught.value.exit_code == 69
+        assert caught.value.hint or code == "InvalidRequest"
+        assert s3_proxy.requests.total() == number, ERRORS[code]
+
+
+def test_patience_is_bounded_and_logged(
+    s3_behind_proxy: StorageConfig, s3_proxy: FaultProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A store that stays away is given up; each wait was said, with its reason."""
+    s3_proxy.order("SlowDown", times=float("inf"))
+    started = time.monotonic()
+    store = open_store(s3_behind_proxy, patience=1)
+    assert isinstance(store, PatientStore)
+    with pytest.raises(StoreError, match=r"can't read a in s3://.*SlowDown from GetObject"):
+        store.get("a")
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines
+    assert all("SlowDown from GetObject; trying again in " in line for line in lines)
+    assert s3_proxy.requests.total() == 3 * (len(lines) + 1)
+    assert time.monotonic() - started < 60
+
+
+def test_conflicts_that_last_are_given_up(impatient: ObjectStore, s3_proxy: FaultProxy) -> None:
+    """And said in words; they may pass."""
+    s3_proxy.order("ConditionalRequestConflict", method="PUT", times=float("inf"))
+    with pytest.raises(StoreError, match=r"can't write m to s3://.* others keep writing") as caught:
+        impatient.put_if_absent("m", b"x")
+    assert caught.value.transient

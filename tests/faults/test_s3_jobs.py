@@ -1,0 +1,225 @@
+"""Whole jobs whose S3 server is far away: they publish all the same, or end with one clear line."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mlip_job.registry import Registry
+from mlip_job.registry.maintenance import collect_garbage
+from mlip_job.store.open import open_store
+from tests.faults import jobs
+from tests.faults.speed import (
+    REPLAYED,
+    REPLAYED_ITERATIONS,
+    both,
+    stand_in_for_pacemaker,
+    wait_little,
+)
+from tests.servers.s3_faults import PASSING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from mlip_job.config import JobConfig, StorageConfig
+    from tests.faults.jobs import Job
+    from tests.faults.tally import Tally
+    from tests.servers.s3_faults import FaultProxy
+
+RUN = {"checkpoint_interval": 0.1, "heartbeat_interval": 0.3, "retry_timeout": 60}
+
+
+@pytest.fixture(autouse=True)
+def counted(s3_proxy: FaultProxy, tally: Tally) -> Iterator[None]:
+    """Add what was injected to the count of this session."""
+    yield
+    tally.s3_faults += s3_proxy.injected.total()
+
+
+@pytest.fixture
+def config(make_config: Callable[..., JobConfig], s3_behind_proxy: StorageConfig) -> JobConfig:
+    """Return a job that the stand-in fits, on the store behind the proxy."""
+    return make_config(REPLAYED, storage=s3_behind_proxy.model_dump(), run=RUN)
+
+
+@pytest.fixture
+def seen(config: JobConfig, s3_bucket: StorageConfig) -> JobConfig:
+    """Return the same job as it is without the proxy, to look at what is there."""
+    return config.model_copy(update={"storage": s3_bucket})
+
+
+@pytest.fixture
+def run(config: JobConfig, tmp_path: Path) -> Callable[..., Job]:
+    """Return a function that runs the job."""
+    fault = both(stand_in_for_pacemaker(tmp_path), wait_little)
+    return lambda *arguments: jobs.run_job(config, tmp_path, *arguments, fault=fault)
+
+
+def require_one_line(job: Job, *words: str) -> None:
+    """Check that a job ended with 69 and one error that holds these words."""
+    assert job.code == 69, job.text()
+    errors = [line for line in job.text().splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, job.text()
+    for word in words:
+        assert word in errors[0]
+    assert "Traceback" not in job.text()
+
+
+@pytest.mark.pacemaker
+def test_a_real_fit_through_a_bad_network(
+    make_config: Callable[..., JobConfig],
+    s3_behind_proxy: StorageConfig,
+    s3_bucket: StorageConfig,
+    s3_proxy: FaultProxy,
+    tmp_path: Path,
+    tally: Tally,
+) -> None:
+    """A quarter of all requests fail: the generation is published once and whole."""
+    s3_proxy.rate = 0.25
+    config = make_config(storage=s3_behind_proxy.model_dump(), run=RUN)
+    job = jobs.run_job(config, tmp_path, fault=wait_little)
+    assert job.code == 0, job.text()
+    assert s3_proxy.injected.total() > 0.1 * s3_proxy.requests.total()
+    s3_proxy.cancel()
+    manifest = jobs.require_complete(config.model_copy(update={"storage": s3_bucket}))
+    tally.count_end([job.text()], manifest.headline.iterations)
+    jobs.require_repeatable(config, tmp_path)
+
+
+def test_many_jobs_through_a_worse_one(
+    seen: JobConfig,
+    run: Callable[..., Job],
+    s3_proxy: FaultProxy,
+    tally: Tally,
+) -> None:
+    """Every kind of fault came; nothing was accepted that had been damaged."""
+    texts = []
+    for _ in range(3):
+        s3_proxy.rate = 0.3
+        job = run()
+        s3_proxy.cancel()
+        assert job.code == 0, job.text()
+        texts.append(job.text())
+        manifest = jobs.require_complete(seen)
+        assert manifest.headline.iterations == REPLAYED_ITERATIONS
+        tally.count_end([job.text()], REPLAYED_ITERATIONS)
+        store = open_store(seen.storage)
+        for info in list(store.list("")):
+            store.delete(info.key)
+    assert s3_proxy.injected.keys() == PASSING.keys()
+    assert "trying again in" in "".join(texts)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("AccessDenied", "access denied to GetObject"),
+        ("NoSuchBucket", "does not exist"),
+        ("InvalidAccessKeyId", "the credentials are not valid (InvalidAccessKeyId)"),
+        ("SignatureDoesNotMatch", "the credentials are not valid"),
+        ("RequestTimeTooSkewed", "this machine's clock differs too much from the store's"),
+    ],
+)
+def test_a_lasting_error_ends_a_job_at_once(
+    run: Callable[..., Job], s3_proxy: FaultProxy, tmp_path: Path, code: str, words: str
+) -> None:
+    """Before it has exported anything, after one request, in one line."""
+    s3_proxy.order(code, times=float("inf"))
+    job = run()
+    require_one_line(job, words)
+    assert "trying again" not in job.text()
+    assert s3_proxy.requests.total() == 1
+    assert not (tmp_path / "work").exists()
+
+
+def test_credentials_that_expire_in_the_end_publish_nothing(
+    seen: JobConfig, run: Callable[..., Job], s3_proxy: FaultProxy, tally: Tally
+) -> None:
+    """What was shipped by then is safe: with new ones the same command goes on."""
+    s3_proxy.order("ExpiredToken", "potential.yace", times=float("inf"))
+    job = run()
+    require_one_line(job, "the credentials are not valid (ExpiredToken)")
+    jobs.require_whole_or_nothing(seen)
+    assert jobs.registry_of(seen).numbers() == []
+    s3_proxy.cancel()
+    again = run()
+    assert again.code == 0, again.text()
+    assert "going on from the end of the fit" in again.text()
+    manifest = jobs.require_complete(seen)
+    tally.count_end([job.text(), again.text()], manifest.headline.iterations)
+
+
+def test_a_store_that_stays_away_is_given_up_and_come_back_to(
+    make_config: Callable[..., JobConfig],
+    s3_behind_proxy: StorageConfig,
+    seen: JobConfig,
+    s3_proxy: FaultProxy,
+    tmp_path: Path,
+) -> None:
+    """In bounded time, each wait logged; what was trained by then is not lost."""
+    fault = both(stand_in_for_pacemaker(tmp_path), wait_little)
+    config = make_config(
+        REPLAYED, storage=s3_behind_proxy.model_dump(), run=RUN | {"retry_timeout": 1}
+    )
+    s3_proxy.order("SlowDown", "output_potential|checkpoints/.*state", times=float("inf"), after=1)
+    job = jobs.run_job(config, tmp_path, fault=fault)
+    require_one_line(job, "SlowDown from PutObject")
+    tries = job.text().count("trying again in")
+    assert 2 <= tries < 200
+    assert s3_proxy.injected["SlowDown"] <= 3 * (tries + 50)
+    assert jobs.registry_of(seen).numbers() == []
+    s3_proxy.cancel()
+    again = jobs.run_job(config, tmp_path, fault=fault)
+    assert again.code == 0, again.text()
+    assert "going on from " in again.text()
+    jobs.require_complete(seen)
+
+
+@pytest.mark.parametrize("days", [-365, 365])
+def test_the_clock_of_the_store_may_be_wrong(
+    seen: JobConfig,
+    config: JobConfig,
+    run: Callable[..., Job],
+    s3_proxy: FaultProxy,
+    tmp_path: Path,
+    days: int,
+) -> None:
+    """Ages are differences of its own times: no claim is stale and no file old for that."""
+    s3_proxy.clock_offset = timedelta(days=days)
+    registry = Registry(open_store(config.storage), config.family)
+    held = registry.claim(1, "first", stale_after_s=600)
+    assert run().code == 73
+    registry.store.put(registry.keys.attempt(2, "killed", "train.log"), b"log")
+    assert collect_garbage(registry, timedelta(days=7)) == []
+    held.release()
+    job = run()
+    assert job.code == 0, job.text()
+    jobs.require_complete(seen)
+
+
+def test_the_answer_to_the_manifest_is_lost(
+    seen: JobConfig, run: Callable[..., Job], s3_proxy: FaultProxy, tally: Tally
+) -> None:
+    """A job that has published does not call it a conflict with itself."""
+    s3_proxy.order("lost answer", "manifest", method="PUT", times=4)
+    job = run()
+    assert job.code == 0, job.text()
+    assert s3_proxy.injected["lost answer"] == 4
+    manifest = jobs.require_complete(seen)
+    tally.count_end([job.text()], manifest.headline.iterations)
+
+
+def test_the_store_goes_away_while_the_claim_is_taken(
+    run: Callable[..., Job], s3_proxy: FaultProxy, seen: JobConfig
+) -> None:
+    """An attempt that never knew it had the claim does not lock the generation."""
+    s3_proxy.order("AccessDenied", "claim.json", method="GET", times=float("inf"), after=1)
+    require_one_line(run(), "access denied to GetObject")
+    s3_proxy.cancel()
+    again: Any = run()
+    assert again.code == 0, again.text()
+    assert "taking over from attempt" in again.text()
+    jobs.require_complete(seen)

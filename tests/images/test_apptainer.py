@@ -1,0 +1,68 @@
+"""The image of apptainer.def, built and run without root."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.images.jobs import LONG
+from tests.servers.containers import ROOT, build_options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.images.jobs import ImageJob
+    from tests.servers.containers import Apptainer
+
+
+def in_image(apptainer: Apptainer, sif: Path, job: ImageJob) -> list[str]:
+    """Return the command that runs a job as a batch script would; without a GPU --nv only warns."""
+    options = ("--nv", "--cleanenv", "--bind", str(job.directory))
+    return [*apptainer.command, "run", *options, str(sif)]
+
+
+def test_what_it_says_about_itself(apptainer: Apptainer, sif: Path) -> None:
+    """Labels, with the licence of what is in it, and help."""
+    described = json.loads(apptainer("inspect", "--json", "--labels", sif))
+    labels = described["data"]["attributes"]["labels"]
+    assert labels["org.opencontainers.image.version"] == "test"
+    assert labels["mlip-job.variant"] == "cpu"
+    assert "non-commercial" in labels["mlip-job.notice"]
+    assert "run --generation 4" in apptainer("run-help", sif)
+
+
+def test_nothing_of_the_build_stays(apptainer: Apptainer, sif: Path) -> None:
+    """No pip, no settings of it, no sources."""
+    gone = "/mnt/* /etc/pip.conf /opt/pip /opt/mlip-job/bin/pip /opt/build/source"
+    script = f"for path in {gone}; do test ! -e $path || echo $path; done"
+    assert apptainer("exec", "--containall", sif, "sh", "-c", script) == ""
+
+
+@pytest.mark.pacemaker
+def test_a_stopped_job_goes_on(
+    apptainer: Apptainer, sif: Path, make_job: Callable[..., ImageJob]
+) -> None:
+    """SIGTERM to `apptainer run` gets through; its exit code comes back; the next run publishes."""
+    job = make_job(**LONG)
+    text = job.interrupt(in_image(apptainer, sif, job), subprocess.Popen.terminate)
+    assert "stopped by SIGTERM" in text
+    job.run(in_image(apptainer, sif, job))
+    manifest = job.require_published()
+    assert len(manifest.attempts) == 2
+
+
+def test_other_variants_are_refused(
+    apptainer: Apptainer, base_archive: Path, pip_settings: Path, tmp_path: Path
+) -> None:
+    """The build says what there is, before it installs anything."""
+    options = build_options(base_archive, pip_settings)
+    command = [*apptainer.command, *options, "--build-arg", "variant=rocm", tmp_path / "x.sif"]
+    done = subprocess.run(
+        [*map(str, command), "apptainer.def"], cwd=ROOT, check=False, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "variant=rocm: there are cpu and cuda" in done.stderr

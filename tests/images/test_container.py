@@ -1,0 +1,100 @@
+"""The image of the Dockerfile, run with as few rights as Kubernetes grants."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.images.jobs import LONG
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.images.jobs import ImageJob
+    from tests.servers.containers import Podman
+
+UID = 10001
+
+
+@pytest.fixture(autouse=True)
+def _built(cpu_image: str) -> None:
+    """Have the image."""
+
+
+def in_container(podman: Podman, job: ImageJob, name: str = "") -> list[str]:
+    """Return the command that runs a job whose directory belongs to the user of the image."""
+    for path in (job.directory, *job.directory.rglob("*")):
+        os.chown(path, UID, UID)
+    named = [f"--name={name}"] if name else []
+    return podman.job(*named, f"--volume={job.directory}:{job.directory}", "--workdir=/tmp")
+
+
+def shell(podman: Podman, script: str) -> str:
+    """Run a shell script in the image."""
+    command = [*podman.job("--entrypoint=sh"), "-c", script]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def test_what_it_says_about_itself(podman: Podman) -> None:
+    """User by number, init, entry point, and the licence of what is in it."""
+    (described,) = json.loads(podman("image", "inspect", "localhost/mlip-job:cpu"))
+    config = described["Config"]
+    assert config["User"] == f"{UID}:{UID}"
+    assert config["Entrypoint"] == ["tini", "--", "mlip-job"]
+    assert config["Labels"]["org.opencontainers.image.version"] == "test"
+    assert "non-commercial" in config["Labels"]["mlip-job.notice"]
+    assert "mlip-job.yaml" in shell(podman, "mlip-job --help")
+
+
+def test_nothing_of_the_build_stays(podman: Podman) -> None:
+    """No pip, no settings of it, no certificates of the place, no headers, no package lists."""
+    gone = (
+        "/mnt/pip.conf /mnt/ca.crt /etc/pip.conf /opt/pip/bin /opt/mlip-job/bin/pip "
+        "/package /build /opt/mlip-job/lib/python3.11/site-packages/tensorflow/include"
+    )
+    script = f"for path in {gone}; do test ! -e $path || echo $path; done; ls /var/lib/apt/lists"
+    assert shell(podman, script) == ""
+    history = podman("history", "--no-trunc", "--format={{.CreatedBy}}", "localhost/mlip-job:cpu")
+    assert "index-url" not in history
+
+
+def test_it_has_no_rights(podman: Podman) -> None:
+    """It is not root, has no capabilities, and can write to /tmp only."""
+    script = (
+        "id -u; grep CapBnd /proc/self/status; touch /tmp/x && echo tmp; "
+        "for path in / /work /opt/mlip-job; do touch $path/x 2>/dev/null && echo $path; done; :"
+    )
+    assert shell(podman, script).split() == [str(UID), "CapBnd:", "0000000000000000", "tmp"]
+
+
+@pytest.mark.pacemaker
+def test_self_test(podman: Podman) -> None:
+    """TensorFlow computes, the drivers load, two tiny generations are trained."""
+    assert shell(podman, "mlip-job-self-test").endswith("self test passed\n")
+
+
+@pytest.mark.pacemaker
+def test_a_stopped_job_goes_on(podman: Podman, make_job: Callable[..., ImageJob]) -> None:
+    """SIGTERM gets through the init; its exit code comes back; the next run publishes."""
+    job = make_job(**LONG)
+    name = f"mlip-job-{os.getpid()}"
+    text = job.interrupt(
+        in_container(podman, job, name), lambda _: podman("stop", "--time=120", name)
+    )
+    assert "stopped by SIGTERM" in text
+    job.run(in_container(podman, job))
+    manifest = job.require_published()
+    assert len(manifest.attempts) == 2
+
+
+def test_exit_codes_come_through(podman: Podman) -> None:
+    """The init hands on what the job ends with."""
+    done = subprocess.run(
+        [*podman.job(), "run", "-g", "1"], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 64
+    assert "mlip-job.yaml" in done.stderr

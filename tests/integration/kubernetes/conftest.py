@@ -1,0 +1,81 @@
+"""A namespace of a real control plane, and the scheduler of a user with few rights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from mlip_job.config.load import validate_config
+from mlip_job.schedulers.base import JobRequest
+from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
+from tests.servers.kubernetes import SUBMITTER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mlip_job.config import JobConfig
+    from tests.servers.kubernetes import ControlPlane
+    from tests.servers.node import Node
+
+DOCUMENT = Path(__file__).parents[3] / "docs" / "kubernetes.md"
+
+
+def documented_rules() -> list[dict[str, Any]]:
+    """Return the rules of the role in docs/kubernetes.md."""
+    text = DOCUMENT.read_text(encoding="utf-8")
+    blocks = [block.partition("```")[0] for block in text.split("```yaml\n")[1:]]
+    documents = [document for block in blocks for document in yaml.safe_load_all(block)]
+    (role,) = (one for one in documents if one and one.get("kind") == "Role")
+    rules: list[dict[str, Any]] = role["rules"]
+    return rules
+
+
+@pytest.fixture
+def namespace(control_plane: ControlPlane, node: Node) -> str:
+    """Create a restricted namespace in which the submitter has the documented role."""
+    name = control_plane.new_namespace()
+    control_plane.allow(name, documented_rules(), SUBMITTER)
+    return name
+
+
+@pytest.fixture
+def configure(
+    namespace: str, control_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., JobConfig]:
+    """Return a function that makes a configuration with settings of Kubernetes."""
+    kubeconfig = control_plane.kubeconfig(SUBMITTER, namespace=namespace)
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+
+    def make(*, family: str = "cu-ni", cutoff: float = 5.0, **settings: Any) -> JobConfig:
+        kubernetes = {"image": "registry.example/mlip-job:1", "backoff_limit": 0, **settings}
+        return validate_config(
+            {
+                "family": family,
+                "database": {"url": "postgresql://ase@db.example/ase"},
+                "training": {"cutoff": cutoff},
+                "storage": {"url": "s3://mlip/potentials"},
+                "submit": {"scheduler": "kubernetes", "kubernetes": kubernetes},
+            },
+            source="test",
+        )
+
+    return make
+
+
+@pytest.fixture
+def request_for(configure: Callable[..., JobConfig]) -> Callable[..., JobRequest]:
+    """Return a function that makes a request; see `configure`."""
+
+    def make(generation: int = 4, ensemble: int | None = None, **settings: Any) -> JobRequest:
+        return JobRequest(configure(**settings), generation, Path("/"), ensemble=ensemble)
+
+    return make
+
+
+@pytest.fixture
+def scheduler(configure: Callable[..., JobConfig]) -> KubernetesScheduler:
+    """Return the scheduler of a user with the documented role."""
+    return KubernetesScheduler(configure().submit.kubernetes, poll_seconds=0.1)

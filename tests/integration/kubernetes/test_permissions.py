@@ -1,0 +1,99 @@
+"""The role in docs/kubernetes.md is enough, and every verb of it is needed.
+
+All other tests of this folder run with that role; these take one verb out of it at a time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mlip_job.errors import ConfigError
+from mlip_job.schedulers.base import JobState
+from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
+from tests.integration.kubernetes.conftest import documented_rules
+from tests.servers.kubernetes import SUBMITTER
+from tests.servers.node import wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mlip_job.schedulers.base import JobRequest
+    from tests.servers.kubernetes import ControlPlane
+    from tests.servers.node import Node
+
+VERBS = [
+    (resource, verb)
+    for rule in documented_rules()
+    for resource in rule["resources"]
+    for verb in rule["verbs"]
+]
+
+
+def without(resource: str, verb: str) -> list[dict[str, Any]]:
+    """Return the documented rules without one verb."""
+    rules = [
+        {
+            **rule,
+            "verbs": [v for v in rule["verbs"] if (rule["resources"], v) != ([resource], verb)],
+        }
+        for rule in documented_rules()
+    ]
+    return [rule for rule in rules if rule["verbs"]]
+
+
+@pytest.fixture
+def life(
+    control_plane: ControlPlane,
+    request_for: Callable[..., JobRequest],
+    node: Node,
+) -> Callable[[str], None]:
+    """Return a function that does all that mlip-job does, in a namespace."""
+
+    def live(namespace: str) -> None:
+        request = request_for(namespace=namespace)
+        scheduler = KubernetesScheduler(request.config.submit.kubernetes, poll_seconds=0.1)
+        plan = scheduler.plan(request)
+        handle = scheduler.submit(plan)
+        assert scheduler.find("cu-ni", 4) == handle
+        scheduler.status(handle)
+        pod = node.pod(namespace, handle.name)
+        node.log(pod).say("begun")
+        node.end(pod, 70)
+        wait_for(lambda: scheduler.status(handle).state is JobState.FAILED, "the end")
+        assert list(scheduler.logs(handle, follow=False)) == ["begun"]
+        handle = scheduler.submit(plan)
+        pod = node.pod(namespace, handle.name)
+        node.end(pod, 0)
+        wait_for(lambda: scheduler.status(handle).state is JobState.SUCCEEDED, "the end")
+        KubernetesScheduler(request.config.submit.kubernetes, template="cronjob/none").plan(request)
+
+    return live
+
+
+@pytest.mark.parametrize(("resource", "verb"), VERBS)
+def test_a_missing_verb_is_named(
+    control_plane: ControlPlane, life: Callable[[str], None], node: Node, resource: str, verb: str
+) -> None:
+    """With its resource and the namespace; only the events are no more than an explanation."""
+    namespace = control_plane.new_namespace()
+    control_plane.allow(namespace, without(resource, verb), SUBMITTER)
+    with pytest.raises(ConfigError) as refused:
+        life(namespace)
+    if resource == "events":
+        assert refused.value.message == f"namespace {namespace} has no CronJob none"
+        return
+    group = ".batch" if resource in ("jobs", "cronjobs") else ""
+    what = f"{verb} {resource}{group}"
+    assert f"not allowed to {what} in namespace {namespace}" in refused.value.message
+    assert f"verb {verb} on {resource}{group} in namespace {namespace}" in str(refused.value.hint)
+    if (resource, verb) == ("configmaps", "create"):
+        jobs = node.batch.list_namespaced_job(namespace).items
+        assert all(job.metadata.deletion_timestamp for job in jobs)
+
+
+def test_the_whole_role_is_enough(namespace: str, life: Callable[[str], None]) -> None:
+    """To the last step, which finds no template."""
+    with pytest.raises(ConfigError, match="no CronJob none"):
+        life(namespace)

@@ -1,0 +1,363 @@
+"""What status says of a Job on a real API server, from its first pod to its end."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mlip_job.schedulers.base import JobHandle, JobState, JobStatus
+from tests.servers.node import GPUS, Node, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mlip_job.schedulers.base import JobRequest
+    from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
+
+
+@pytest.fixture
+def submit(
+    scheduler: KubernetesScheduler, request_for: Callable[..., JobRequest]
+) -> Callable[..., JobHandle]:
+    """Return a function that submits; see `configure`."""
+    return lambda *arguments, **settings: scheduler.submit(
+        scheduler.plan(request_for(*arguments, **settings))
+    )
+
+
+def until(
+    scheduler: KubernetesScheduler, handle: JobHandle, condition: Callable[[JobStatus], Any]
+) -> JobStatus:
+    """Wait for a status."""
+    seen = []
+
+    def look() -> JobStatus | None:
+        seen.append(scheduler.status(handle))
+        return seen[-1] if condition(seen[-1]) else None
+
+    try:
+        found: JobStatus = wait_for(look, "that status")
+    except BaseException:
+        print(seen[-1])  # noqa: T201 - shown where the test fails
+        raise
+    return found
+
+
+# -- waiting --------------------------------------------------------------------------------------
+
+
+def test_no_node_fits(scheduler: KubernetesScheduler, submit: Any) -> None:
+    """In the scheduler's own words, which count the nodes."""
+    handle = submit(gpus=GPUS + 1)
+    status = until(scheduler, handle, lambda s: s.native == "Unschedulable")
+    assert status.state is JobState.PENDING
+    assert "Insufficient nvidia.com/gpu" in str(status.reason)
+    assert "submit.kubernetes.gpus" in str(status.hint)
+
+
+@pytest.mark.parametrize(
+    ("reason", "message", "words", "hint"),
+    [
+        ("ContainerCreating", "", "being made", None),
+        ("ErrImagePull", "not found", "image can't be pulled: not found", "image_pull_secrets"),
+        ("ImagePullBackOff", "back-off", "image can't be pulled: back-off", "submit.kubernetes.im"),
+        ("InvalidImageName", "", "not valid", "submit.kubernetes.image"),
+        ("CreateContainerConfigError", 'secret "s3" not found', 'secret "s3"', "create the Secret"),
+        ("CreateContainerError", "no such runtime", "no such runtime", None),
+        ("SomethingNew", "of later versions", "of later versions", None),
+    ],
+)
+def test_the_container_waits(
+    scheduler: KubernetesScheduler,
+    submit: Any,
+    node: Node,
+    namespace: str,
+    reason: str,
+    message: str,
+    words: str,
+    hint: str | None,
+) -> None:
+    """And why, with what to do where that is known."""
+    handle = submit()
+    node.keep_waiting(node.pod(namespace, handle.name), reason, message)
+    status = scheduler.status(handle)
+    assert (status.state, status.native) == (JobState.PENDING, reason)
+    assert words in str(status.reason)
+    assert (hint is None and status.hint is None) or str(hint) in str(status.hint)
+
+
+def test_a_volume_is_missing(
+    scheduler: KubernetesScheduler, submit: Any, node: Node, namespace: str
+) -> None:
+    """Only an event says so."""
+    handle = submit()
+    pod = node.pod(namespace, handle.name)
+    node.keep_waiting(pod, "ContainerCreating")
+    node.core.create_namespaced_event(
+        namespace,
+        {
+            "metadata": {"generateName": "mount-"},
+            "involvedObject": {"kind": "Pod", "name": pod.metadata.name, "uid": pod.metadata.uid,
+                               "namespace": namespace},
+            "type": "Warning",
+            "reason": "FailedMount",
+            "message": 'configmap "mlip" not found',
+        },
+    )  # fmt: skip
+    status = scheduler.status(handle)
+    assert (status.state, status.native) == (JobState.PENDING, "FailedMount")
+    assert 'configmap "mlip" not found' in str(status.reason)
+    assert "same submission again" in str(status.hint)
+
+
+def test_a_quota_is_used_up(
+    scheduler: KubernetesScheduler, submit: Any, node: Node, namespace: str
+) -> None:
+    """The quota controller of the real cluster refuses the pod."""
+    node.core.create_namespaced_resource_quota(
+        namespace,
+        {"metadata": {"name": "gpus"}, "spec": {"hard": {"requests.nvidia.com/gpu": "1"}}},
+    )
+    wait_for(
+        lambda: node.core.read_namespaced_resource_quota("gpus", namespace).status.hard, "quota"
+    )
+    status = until(scheduler, submit(gpus=2), lambda s: s.native == "QuotaExceeded")
+    assert status.state is JobState.PENDING
+    assert "quota gpus has no room" in str(status.reason)
+    assert "requests.nvidia.com/gpu=2" in str(status.reason)
+
+
+def test_a_service_account_is_missing(scheduler: KubernetesScheduler, submit: Any) -> None:
+    """Another reason for which there is no pod."""
+    handle = submit(service_account="absent")
+    status = until(scheduler, handle, lambda s: s.native == "FailedCreate")
+    assert status.state is JobState.PENDING
+    assert 'serviceaccount "absent" not found' in str(status.reason)
+
+
+def test_kueue_holds_it_back(
+    scheduler: KubernetesScheduler, submit: Any, node: Node, namespace: str
+) -> None:
+    """The Job is made suspended, with one label; Kueue starts it, as here by hand."""
+    handle = submit(queue="training")
+    status = scheduler.status(handle)
+    assert (status.state, status.native) == (JobState.PENDING, "Suspended")
+    assert "Kueue's queue training" in str(status.reason)
+    job = node.batch.read_namespaced_job(handle.name, namespace)
+    assert job.metadata.labels["kueue.x-k8s.io/queue-name"] == "training"
+    node.batch.patch_namespaced_job(handle.name, namespace, {"spec": {"suspend": False}})
+    node.start(node.pod(namespace, handle.name))
+    assert scheduler.status(handle).state is JobState.RUNNING
+
+
+# -- ends -----------------------------------------------------------------------------------------
+
+
+def test_it_succeeds(
+    scheduler: KubernetesScheduler, submit: Any, node: Node, namespace: str
+) -> None:
+    """And says in one line what was published."""
+    handle = submit()
+    pod = node.pod(namespace, handle.name)
+    node.start(pod)
+    message = json.dumps({"exit_code": 0, "message": "published gen_04, test errors: …"})
+    node.end(pod, 0, message=message)
+    status = until(scheduler, handle, lambda s: s.state.ended)
+    assert status == JobStatus(
+        JobState.SUCCEEDED, "Complete", "published gen_04, test errors: …", None, 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "words"),
+    [
+        (64, "configuration"),
+        (65, "data"),
+        (70, "training failed"),
+        (71, "GPU"),
+        (73, "generation exists"),
+    ],
+)
+def test_what_no_retry_can_mend_ends_the_job(
+    scheduler: KubernetesScheduler,
+    submit: Any,
+    node: Node,
+    namespace: str,
+    exit_code: int,
+    words: str,
+) -> None:
+    """At once, though three retries are allowed, with what the run itself said."""
+    handle = submit(backoff_limit=3)
+    said = json.dumps({"exit_code": exit_code, "message": "its own words", "hint": "its hint"})
+    node.end(node.pod(namespace, handle.name), exit_code, message=said)
+    status = until(scheduler, handle, lambda s: s.state.ended)
+    assert (status.state, status.native) == (JobState.FAILED, "PodFailurePolicy")
+    assert status.exit_code == exit_code
+    assert words in str(status.reason)
+    assert str(status.reason).endswith(": its own words")
+    assert status.hint == "its hint"
+    assert len(node.core.list_namespaced_pod(namespace).items) == 1
+
+
+def test_a_failure_that_may_pass_is_tried_again(
+    scheduler: KubernetesScheduler, submit: Any, node: Node, namespace: str
+) -> None:
+    """As often as was said, and the end names the last cause."""
+    handle = submit(backoff_limit=0)
+    node.end(node.pod(namespace, handle.name), 69, message="error: no route to host")
+    status = until(scheduler, handle, lambda s: s.state.ended)
+    assert (status.state, status.exit_code) == (JobState.FAILED, 69)
+    assert status.native == "BackoffLimitExceeded"
+    assert "it failed too often; last, exit code 69" in str(status.reason)
+    assert "no route to host" in str(status.reason)
+
+
+def test_an_interrupted_run_is_started_again_without_counting(
+    scheduler: KubernetesScheduler, submit: Any, node: Node, namespace: str
+) -> None:
+    """Exit code 75 goes on in another pod of the same Job, even with no retry allowed."""
+    handle = submit(backoff_limit=0)
+    first = node.pod(namespace, handle.name)
+    node.start(first)
+    node.end(first, 75)
+    second = node.pod(namespace, handle.name, number=2)
+    assert second.metadata.name != first.metadata.name
+    status = scheduler.status(handle)
+    assert status.state is JobState.PENDING
+    assert "attempt 1 ended, exit code 75" in str(status.reason)
+    node.start(second)
+    assert scheduler.status(handle).state is JobState.RUNNING
+    node.end(second, 0)
+    assert until(scheduler, handle, lambda s: s.state.ended).state is JobState.SUCCEEDED
+
+
+def test_a_disruption_does_not_count(
+    scheduler: KubernetesScheduler, submit: Any, node: Node, namespace: str
+) -> None:
+    """Even where the run took the loss of its pacemaker for a failed training."""
+    handle = submit(backoff_limit=0)
+    first = node.pod(namespace, handle.name)
+    node.start(first)
+    disrupted = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}
+    node.end(first, 70, conditions=[disrupted])
+    node.start(node.pod(namespace, handle.name, number=2))
+    status = scheduler.status(handle)
+    assert status.state is JobState.RUNNING
+    assert "attempt 1 ended, it was pre-empted" in str(status.reason)
+
+
+@pytest.mark.parametrize(
+    ("ending", "native", "words", "hint"),
+    [
+        ({"exit_code": 137, "reason": "OOMKilled"}, "OOMKilled", "limit of 16Gi", "memory"),
+        ({"exit_code": 137}, "BackoffLimitExceeded", "killed", None),
+        ({"exit_code": 1, "message": "Traceback: boom"}, "BackoffLimitExceeded", "boom", None),
+        (
+            {"exit_code": 128, "reason": "StartError", "message": "exec: mlip-job: not found"},
+            "StartError",
+            "not found",
+            None,
+        ),
+    ],
+)
+def test_how_a_container_died_is_said(
+    scheduler: KubernetesScheduler,
+    submit: Any,
+    node: Node,
+    namespace: str,
+    ending: dict[str, Any],
+    native: str,
+    words: str,
+    hint: str | None,
+) -> None:
+    """In words, with what to change."""
+    handle = submit()
+    node.end(node.pod(namespace, handle.name), **ending)
+    status = until(scheduler, handle, lambda s: s.state.ended)
+    assert (status.state, status.native) == (JobState.FAILED, native)
+    assert words in str(status.reason)
+    assert hint is None or hint in str(status.hint)
+
+
+def test_an_eviction_names_what_was_exceeded(
+    scheduler: KubernetesScheduler, submit: Any, node: Node, namespace: str
+) -> None:
+    """A full emptyDir counts against the run: another node would fill as well."""
+    handle = submit()
+    message = 'Usage of EmptyDir volume "work" exceeds the limit "20Gi".'
+    pod = node.pod(namespace, handle.name)
+    node.report(
+        pod,
+        phase="Failed",
+        state={"terminated": {"exitCode": 137, "reason": "Error"}},
+        reason="Evicted",
+        message=message,
+    )
+    status = until(scheduler, handle, lambda s: s.state.ended)
+    assert (status.state, status.native) == (JobState.FAILED, "Evicted")
+    assert message in str(status.reason)
+    assert "work_size" in str(status.hint)
+
+
+def test_a_deadline_is_said(
+    scheduler: KubernetesScheduler, submit: Any, node: Node, namespace: str
+) -> None:
+    """And not taken for a failure of the run, whose pod ends with 75."""
+    handle = submit(active_deadline_seconds=1)
+    pod = node.pod(namespace, handle.name)
+    node.start(pod)
+    read = node.core.read_namespaced_pod
+    wait_for(
+        lambda: read(pod.metadata.name, namespace).metadata.deletion_timestamp, "a stopped pod"
+    )
+    node.end(pod, 75)
+    node.remove(pod)
+    status = until(scheduler, handle, lambda s: s.state.ended)
+    assert (status.state, status.native) == (JobState.FAILED, "DeadlineExceeded")
+    assert "active_deadline_seconds" in str(status.reason)
+
+
+# -- ensembles ------------------------------------------------------------------------------------
+
+
+def test_an_ensemble_counts_its_members(
+    scheduler: KubernetesScheduler, submit: Any, node: Node, namespace: str
+) -> None:
+    """One that fails for good does not take the others with it."""
+    handle = submit(ensemble=3)
+    job = node.batch.read_namespaced_job(handle.name, namespace)
+    assert (job.spec.completion_mode, job.spec.completions) == ("Indexed", 3)
+
+    def alive() -> list[Any]:
+        pods = node.core.list_namespaced_pod(namespace).items
+        return [p for p in pods if p.spec.node_name and p.status.phase == "Pending"]
+
+    members = wait_for(lambda: len(found := alive()) == 3 and found, "three pods")
+    index = "batch.kubernetes.io/job-completion-index"
+    members.sort(key=lambda pod: pod.metadata.annotations[index])
+    environment = {one.name: one.value_from for one in members[0].spec.containers[0].env}
+    assert environment["JOB_COMPLETION_INDEX"] is not None
+    node.start(members[0])
+    node.end(members[1], 70)
+    status = until(scheduler, handle, lambda s: "failed" in str(s.reason))
+    assert status.state is JobState.RUNNING
+    assert status.reason == "of 3 members 1 running, 1 waiting, 1 failed"
+    node.end(members[0], 0)
+    node.end(members[2], 0)
+    status = until(scheduler, handle, lambda s: s.state.ended)
+    assert (status.state, status.native) == (JobState.FAILED, "FailedIndexes")
+    assert "some of its members failed; last, exit code 70" in str(status.reason)
+
+
+def test_an_ensemble_succeeds(
+    scheduler: KubernetesScheduler, submit: Any, node: Node, namespace: str
+) -> None:
+    """When all members have."""
+    handle = submit(ensemble=2)
+    for _ in range(2):
+        node.end(node.pod(namespace, handle.name), 0)
+    status = until(scheduler, handle, lambda s: s.state.ended)
+    assert status.state is JobState.SUCCEEDED
+    assert status.reason == "all 2 members are done"

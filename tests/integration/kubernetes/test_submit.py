@@ -1,0 +1,322 @@
+"""Submissions to a real API server."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mlip_job.errors import ConfigError, ConflictError, UnavailableError
+from mlip_job.schedulers.base import JobState
+from mlip_job.schedulers.kubernetes.manifests import from_yaml, to_yaml
+from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
+from tests.servers.node import wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mlip_job.config import JobConfig
+    from mlip_job.schedulers.base import JobRequest
+    from tests.servers.kubernetes import ControlPlane
+    from tests.servers.node import Node
+
+
+def test_a_submission_is_a_job_that_owns_its_configuration(
+    scheduler: KubernetesScheduler,
+    request_for: Callable[..., JobRequest],
+    node: Node,
+    namespace: str,
+) -> None:
+    """And its pod passes the restricted level: it is made and scheduled."""
+    handle = scheduler.submit(scheduler.plan(request_for()))
+    assert handle.id == f"{namespace}/{handle.name}"
+    job = node.batch.read_namespaced_job(handle.name, namespace)
+    config_map = node.core.read_namespaced_config_map(handle.name, namespace)
+    (owner,) = config_map.metadata.owner_references
+    assert (owner.kind, owner.uid) == ("Job", job.metadata.uid)
+    assert "s3://mlip/potentials" in config_map.data["mlip-job.yaml"]
+    pod = node.pod(namespace, handle.name)
+    assert pod.spec.containers[0].args[:3] == ["--config", "/etc/mlip-job/mlip-job.yaml", "run"]
+    assert scheduler.status(handle).state is JobState.PENDING
+    node.start(pod)
+    assert scheduler.status(handle).state is JobState.RUNNING
+    assert scheduler.find("cu-ni", 4) == handle
+
+
+def test_the_same_submission_again_is_the_same_job(
+    scheduler: KubernetesScheduler,
+    request_for: Callable[..., JobRequest],
+    node: Node,
+    namespace: str,
+) -> None:
+    """However often it is made, and it makes up for a ConfigMap that was lost."""
+    plan = scheduler.plan(request_for())
+    first = scheduler.submit(plan)
+    node.core.delete_namespaced_config_map(first.name, namespace)
+    assert scheduler.submit(plan) == first
+    assert len(node.batch.list_namespaced_job(namespace).items) == 1
+    node.core.read_namespaced_config_map(first.name, namespace)
+
+
+def test_another_submission_for_the_generation_is_refused(
+    scheduler: KubernetesScheduler, request_for: Callable[..., JobRequest]
+) -> None:
+    """While the first waits or runs; other generations and families are free."""
+    first = scheduler.submit(scheduler.plan(request_for()))
+    with pytest.raises(ConflictError, match=first.name):
+        scheduler.submit(scheduler.plan(request_for(cutoff=6.0)))
+    scheduler.submit(scheduler.plan(request_for(5, cutoff=6.0)))
+    scheduler.submit(scheduler.plan(request_for(family="cu-ni-2", cutoff=6.0)))
+
+
+def test_a_failed_job_makes_room_for_the_same_submission(
+    scheduler: KubernetesScheduler,
+    request_for: Callable[..., JobRequest],
+    node: Node,
+    namespace: str,
+) -> None:
+    """Its ConfigMap is the new Job's, so that the garbage collector leaves it."""
+    plan = scheduler.plan(request_for())
+    first = scheduler.submit(plan)
+    uid = node.batch.read_namespaced_job(first.name, namespace).metadata.uid
+    node.end(node.pod(namespace, first.name), 71)
+    wait_for(lambda: scheduler.status(first).state is JobState.FAILED, "failed Job")
+    again = scheduler.submit(plan)
+    assert again == first
+    job = node.batch.read_namespaced_job(again.name, namespace)
+    assert job.metadata.uid != uid
+    config_map = node.core.read_namespaced_config_map(again.name, namespace)
+    assert config_map.metadata.owner_references[0].uid == job.metadata.uid
+
+
+def test_a_job_of_somebody_else_is_left_alone(
+    scheduler: KubernetesScheduler,
+    request_for: Callable[..., JobRequest],
+    node: Node,
+    namespace: str,
+) -> None:
+    """Whatever it is called."""
+    plan = scheduler.plan(request_for())
+    pod = {"restartPolicy": "Never", "containers": [{"name": "other", "image": "other"}]}
+    node.batch.create_namespaced_job(
+        namespace, {"metadata": {"name": plan.name}, "spec": {"template": {"spec": pod}}}
+    )
+    with pytest.raises(ConflictError, match="not mlip-job's"):
+        scheduler.submit(plan)
+    assert node.batch.read_namespaced_job(plan.name, namespace).metadata.deletion_timestamp is None
+
+
+@pytest.mark.parametrize("change", ["ttl", "delete"])
+def test_nothing_is_left_of_a_job(
+    scheduler: KubernetesScheduler,
+    request_for: Callable[..., JobRequest],
+    node: Node,
+    namespace: str,
+    change: str,
+) -> None:
+    """The controllers take Job, pod and ConfigMap when its time to live ends or it is deleted."""
+    handle = scheduler.submit(scheduler.plan(request_for(ttl_days=2 / 86400)))
+    pod = node.pod(namespace, handle.name)
+    if change == "ttl":
+        node.end(pod, 0)
+    else:
+        options = {"propagationPolicy": "Background"}
+        node.batch.delete_namespaced_job(handle.name, namespace, body=options)
+        node.remove(pod)
+
+    def left() -> list[Any]:
+        found = [
+            *node.batch.list_namespaced_job(namespace).items,
+            *node.core.list_namespaced_pod(namespace).items,
+            *node.core.list_namespaced_config_map(namespace).items,
+        ]
+        return [one for one in found if one.metadata.name != "kube-root-ca.crt"]
+
+    wait_for(lambda: not left(), "an empty namespace")
+    assert scheduler.status(handle).state is JobState.UNKNOWN
+
+
+def test_the_restricted_level_is_enforced(
+    scheduler: KubernetesScheduler, request_for: Callable[..., JobRequest], namespace: str
+) -> None:
+    """A pod that violates it is not made, and status says so: the others did pass it."""
+    volume = {"name": "host", "hostPath": {"path": "/"}}
+    handle = scheduler.submit(scheduler.plan(request_for(volumes=[volume])))
+    status = wait_for(
+        lambda: (s := scheduler.status(handle)).native == "PodSecurity" and s, "a refused pod"
+    )
+    assert status.state is JobState.PENDING
+    assert "hostPath" in status.reason
+
+
+def test_a_pod_with_everything_passes_it(
+    scheduler: KubernetesScheduler,
+    request_for: Callable[..., JobRequest],
+    node: Node,
+    namespace: str,
+) -> None:
+    """Every setting at once is valid, and does not make the pod less restricted."""
+    node.core.create_namespaced_service_account(namespace, {"metadata": {"name": "trainer"}})
+    handle = scheduler.submit(
+        scheduler.plan(
+            request_for(
+                image_pull_secrets=["registry"],
+                secrets=["database", "s3"],
+                env={"TF_CPP_MIN_LOG_LEVEL": "2", "NOT_EXPANDED": "$(HOME)"},
+                claims=[
+                    {"claim": "data", "mount_path": "/data", "sub_path": "a", "read_only": True}
+                ],
+                volumes=[{"name": "more", "emptyDir": {}}],
+                volume_mounts=[{"name": "more", "mountPath": "/more"}],
+                service_account="trainer",
+                node_selector={"pool": "gpu"},
+                tolerations=[{"key": "spot", "operator": "Exists"}],
+                affinity={"nodeAffinity": {}},
+                topology_spread_constraints=[
+                    {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}
+                ],
+                labels={"team": "alloys"},
+                annotations={"example.com/cost-centre": "4711"},
+                active_deadline_seconds=3600,
+                run_as_user=None,
+            )
+        )
+    )
+    selector = f"batch.kubernetes.io/job-name={handle.name}"
+    pods = lambda: node.core.list_namespaced_pod(namespace, label_selector=selector).items  # noqa: E731
+    (pod,) = wait_for(pods, "a pod")
+    assert pod.metadata.labels["team"] == "alloys"
+    assert pod.spec.security_context.run_as_non_root
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"namespace": "absent"}, "not allowed to list jobs.batch in namespace absent"),
+        ({"affinity": {"nodeAfinity": {}}}, 'unknown field "spec.template.spec.affinity.nodeAf'),
+        ({"tolerations": [{"operator": "Sometimes"}]}, "tolerations"),
+        ({"labels": {"team": "not valid!"}}, "labels"),
+        ({"volume_mounts": [{"name": "absent", "mountPath": "/more"}]}, "absent"),
+    ],
+)
+def test_what_the_cluster_refuses_is_said(
+    configure: Callable[..., JobConfig],
+    request_for: Callable[..., JobRequest],
+    settings: dict[str, Any],
+    words: str,
+    node: Node,
+    namespace: str,
+) -> None:
+    """Before anything is made."""
+    scheduler = KubernetesScheduler(configure(**settings).submit.kubernetes, poll_seconds=0.1)
+    with pytest.raises(ConfigError) as refused:
+        scheduler.submit(scheduler.plan(request_for(**settings)))
+    assert words in refused.value.message
+    assert refused.value.hint
+    assert not node.batch.list_namespaced_job(namespace).items
+
+
+def test_an_absent_namespace_is_said_to_who_may_know(
+    control_plane: ControlPlane,
+    configure: Callable[..., JobConfig],
+    request_for: Callable[..., JobRequest],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To others the cluster only says that they may not."""
+    request = request_for(namespace="absent")
+    monkeypatch.setenv("KUBECONFIG", str(control_plane.kubeconfig("admin")))
+    scheduler = KubernetesScheduler(request.config.submit.kubernetes)
+    with pytest.raises(ConfigError, match="no namespace absent"):
+        scheduler.submit(scheduler.plan(request))
+
+
+def test_a_job_without_its_configuration_is_taken_back(
+    scheduler: KubernetesScheduler,
+    request_for: Callable[..., JobRequest],
+    node: Node,
+    namespace: str,
+) -> None:
+    """A submission that fails half way leaves nothing that waits for ever."""
+    plan = scheduler.plan(request_for())
+    manifests = from_yaml(plan.text)
+    manifests["ConfigMap"]["data"] = {"not a key": ""}
+    with pytest.raises(ConfigError, match="ConfigMap"):
+        scheduler.submit(replace(plan, text=to_yaml(*manifests.values())))
+    jobs = node.batch.list_namespaced_job(namespace).items
+    assert all(job.metadata.deletion_timestamp for job in jobs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"server": "https://127.0.0.1:1"}, "does not answer"),
+        ({"certificate-authority": "/etc/ssl/certs/ca-certificates.crt"}, "certificate"),
+    ],
+)
+def test_a_cluster_that_is_away_is_said(
+    control_plane: ControlPlane,
+    request_for: Callable[..., JobRequest],
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, str],
+    words: str,
+) -> None:
+    """With a hint, and the exit code of what may pass."""
+    request = request_for()
+    monkeypatch.setenv("KUBECONFIG", str(control_plane.kubeconfig("submitter", **changes)))
+    scheduler = KubernetesScheduler(request.config.submit.kubernetes)
+    with pytest.raises(UnavailableError, match=words) as away:
+        scheduler.submit(scheduler.plan(request))
+    assert away.value.hint
+
+
+def test_wrong_credentials_are_said(
+    control_plane: ControlPlane,
+    request_for: Callable[..., JobRequest],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are not repeated in the message."""
+    request = request_for()
+    monkeypatch.setenv("KUBECONFIG", str(control_plane.kubeconfig("nobody")))
+    scheduler = KubernetesScheduler(request.config.submit.kubernetes)
+    with pytest.raises(UnavailableError, match="does not accept these credentials"):
+        scheduler.submit(scheduler.plan(request))
+
+
+def test_a_template_becomes_the_job_of_a_generation(
+    scheduler: KubernetesScheduler,
+    configure: Callable[..., JobConfig],
+    request_for: Callable[..., JobRequest],
+    node: Node,
+    namespace: str,
+) -> None:
+    """It is submitted, found and conflicts like any other, and outlives the template."""
+    job = from_yaml(scheduler.plan(request_for(1)).text)["Job"]
+    template = {"metadata": {"labels": job["metadata"]["labels"]}, "spec": job["spec"]}
+    spec = {"schedule": "0 0 1 1 *", "suspend": True, "jobTemplate": template}
+    node.batch.create_namespaced_cron_job(namespace, {"metadata": {"name": "cu-ni"}, "spec": spec})
+    cloner = KubernetesScheduler(
+        configure().submit.kubernetes, template="cronjob/cu-ni", poll_seconds=0.1
+    )
+    handle = cloner.submit(cloner.plan(request_for(7)))
+    assert handle == cloner.submit(cloner.plan(request_for(7))) == scheduler.find("cu-ni", 7)
+    assert node.pod(namespace, handle.name).spec.containers[0].args[4] == "7"
+    with pytest.raises(ConflictError):
+        scheduler.submit(scheduler.plan(request_for(7)))
+    node.batch.delete_namespaced_cron_job("cu-ni", namespace)
+    assert node.batch.read_namespaced_job(handle.name, namespace).metadata.owner_references is None
+
+
+def test_two_submissions_at_once_make_one_job(
+    scheduler: KubernetesScheduler,
+    request_for: Callable[..., JobRequest],
+    node: Node,
+    namespace: str,
+) -> None:
+    """Both get its handle."""
+    plan = scheduler.plan(request_for())
+    with ThreadPoolExecutor(8) as pool:
+        handles = list(pool.map(lambda _: scheduler.submit(plan), range(8)))
+    assert len(set(handles)) == 1
+    assert len(node.batch.list_namespaced_job(namespace).items) == 1

@@ -1,0 +1,194 @@
+"""A family whose jobs run on the private cluster."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+import mlip_job
+from mlip_job.config import load_config
+from mlip_job.naming import generation_name
+from mlip_job.registry import Registry
+from mlip_job.store.open import open_store
+from tests.support import rattled, write_database
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mlip_job.config import JobConfig
+    from tests.cli import Ended
+    from tests.servers.slurm import SlurmCluster
+
+# Seconds-long fits with the real pacemaker; LONG never ends by itself.
+TINY = {
+    "evaluator": "pyace",
+    "functions_per_element": 3,
+    "ladder_step": None,
+    "max_iter": 3,
+    "stress_weight": 0,
+}
+LONG = {"functions_per_element": 8, "max_iter": 100_000}
+
+
+@dataclass
+class Family:
+    """Runs ``mlip-job`` for a family in a directory of its own.
+
+    Attributes
+    ----------
+    directory
+        Of the configuration, the database, the store and the work directory.
+    cluster
+        Where its jobs run.
+    values
+        The configuration's keys.
+    """
+
+    directory: Path
+    cluster: SlurmCluster
+    cli: Callable[..., Ended]
+    values: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        """The configuration."""
+        return self.directory / "mlip-job.yaml"
+
+    def configure(self, *, training: dict[str, Any] | None = None, **slurm: Any) -> JobConfig:
+        """Write the configuration, with some keys changed."""
+        self.values["training"] |= training or {}
+        self.values["submit"]["slurm"] |= slurm
+        self.path.write_text(yaml.safe_dump(self.values))
+        return load_config(self.path, environment={})
+
+    def run(self, *arguments: object) -> Ended:
+        """Run a verb in this process."""
+        return self.cli("-c", self.path, *arguments)
+
+    def start(self, *arguments: object) -> subprocess.Popen[str]:
+        """Start a verb in a process of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "mlip_job", "-c", self.path, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def preempt(self) -> None:
+        """Submit a job of somebody more important that takes the whole node for a moment."""
+        options = ("--partition=urgent", "--exclusive", "--output=/dev/null")
+        self.cluster.run("sbatch", *options, "--wrap", "sleep 1")
+
+    def submit(self, *arguments: object) -> str:
+        """Submit a generation, the first if none is named; return its job's id."""
+        ended = self.run("submit", *(arguments or ("-g", 1)), "--json")
+        assert ended.code == 0, ended.err
+        job_id: str = json.loads(ended.out)["jobs"][0]["id"]
+        return job_id
+
+    def status(self, generation: int = 1) -> dict[str, Any]:
+        """Return what ``mlip-job status`` says of a generation."""
+        ended = self.run("status", "-g", generation, "--json")
+        assert (ended.code, ended.err) == (0, "")
+        document: dict[str, Any] = json.loads(ended.out)
+        return document
+
+    def wait_for(self, *states: str, generation: int = 1, timeout: float = 300) -> dict[str, Any]:
+        """Wait until a generation is in one of the states; return what is said of it then."""
+        end = time.monotonic() + timeout
+        while (found := self.status(generation))["state"] not in states:
+            assert time.monotonic() < end, (found, self.log())
+            time.sleep(0.3)
+        return found
+
+    def wait_for_checkpoint(self, beyond: int = 0, timeout: float = 300) -> int:
+        """Wait until the fit has gone further than so many iterations; return how far."""
+        end = time.monotonic() + timeout
+        while (done := self.status()["iterations"] or 0) <= beyond:
+            assert time.monotonic() < end, self.log()
+            time.sleep(0.3)
+        return done
+
+    def wait_for_log(self, text: str, generation: int = 1, timeout: float = 300) -> str:
+        """Wait until the jobs of a generation have printed a text; return all they printed."""
+        end = time.monotonic() + timeout
+        while text not in (log := self.log(generation)):
+            assert time.monotonic() < end, log
+            time.sleep(0.3)
+        return log
+
+    def log(self, generation: int = 1) -> str:
+        """Return what the jobs of a generation printed."""
+        logs = sorted(self.work(generation).glob("slurm-*.log"))
+        return "".join(path.read_text(errors="replace") for path in logs)
+
+    def work(self, generation: int = 1) -> Path:
+        """Return the work directory of a generation."""
+        return self.directory / "work" / generation_name(generation)
+
+    def end_fit_after(self, iterations: int, generation: int = 1) -> None:
+        """Change ``max_iter`` where the next start of a job reads it."""
+        path = self.work(generation) / "mlip-job.yaml"
+        values = yaml.safe_load(path.read_text())
+        values["training"]["max_iter"] = iterations
+        path.write_text(yaml.safe_dump(values))
+
+    def registry(self) -> Registry:
+        """Return the registry that its jobs publish in."""
+        config = load_config(self.path, environment={})
+        return Registry(open_store(config.storage), config.family)
+
+
+@pytest.fixture
+def family(tmp_path: Path, slurm: SlurmCluster, cli: Callable[..., Ended]) -> Family:
+    """Return a family on the cluster without accounting, with the real ``mlip-job``."""
+    return make_family(tmp_path, slurm, cli)
+
+
+def make_family(directory: Path, cluster: SlurmCluster, cli: Callable[..., Ended]) -> Family:
+    """Write database and configuration of a family."""
+    write_database(directory / "structures.db", rattled(8))
+    package = shlex.quote(str(Path(mlip_job.__file__).parent.parent))
+    values: dict[str, Any] = {
+        "family": "cu",
+        "database": {"url": "structures.db"},
+        "training": dict(TINY),
+        "evaluation": {"active_set": False},
+        "storage": {"url": "store"},
+        "run": {"checkpoint_interval": 1, "heartbeat_interval": 0.5, "stop_timeout": 5},
+        "submit": {
+            "scheduler": "slurm",
+            "poll_interval": 0.5,
+            "slurm": {
+                "command": str(Path(sys.executable).parent / "mlip-job"),
+                "setup": [f"export PYTHONPATH={package}"],
+                "cpus": 1,
+            },
+        },
+    }
+    family = Family(directory, cluster, cli, values)
+    family.configure()
+    return family
+
+
+@pytest.fixture
+def stand_in(family: Family) -> Callable[[str], None]:
+    """Return a function that has jobs run a few lines of shell instead of ``mlip-job``."""
+
+    def write(lines: str) -> None:
+        program = family.directory / f"stand-in-{hashlib.sha256(lines.encode()).hexdigest()[:8]}"
+        program.write_text(f"#!/bin/bash\n{lines}\n")
+        program.chmod(0o755)
+        family.configure(command=str(program), setup=[])
+
+    return write

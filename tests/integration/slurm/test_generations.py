@@ -1,0 +1,190 @@
+"""Generations trained by the real pacemaker on a real Slurm cluster, whatever befalls the jobs."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mlip_job.config import load_config
+from tests.faults.jobs import require_complete
+from tests.integration.slurm.conftest import LONG
+
+if TYPE_CHECKING:
+    from mlip_job.registry import Manifest
+    from tests.integration.slurm.conftest import Family
+
+pytestmark = pytest.mark.pacemaker
+
+
+def _require_published(family: Family) -> Manifest:
+    """Check that one generation came of it all: whole, once, with one learning curve."""
+    manifest = require_complete(load_config(family.path, environment={}))
+    assert len(manifest.attempts) > 1
+    assert family.log().count("published gen_01 in ") == 1
+    assert "Traceback" not in family.log()
+    return manifest
+
+
+def _go_on_once_more(family: Family, job: str) -> None:
+    """Let a requeued job, which would fit for ever, end a few iterations after its next start."""
+    family.cluster.run("scontrol", "hold", job)
+    family.end_fit_after(family.wait_for_checkpoint() + 2)
+    family.cluster.run("scontrol", "release", job)
+
+
+def test_a_chain_of_generations_is_published(family: Family) -> None:
+    """Each waits for the one before; the jobs get their GPU, which is no real one."""
+    family.configure(gres="gpu:1", require_gpu=False)
+    ended = family.run("submit", "-g", "1..2", "--json")
+    jobs = json.loads(ended.out)["jobs"]
+    assert [job["generation"] for job in jobs] == [1, 2]
+    assert "gen_01 submitted as slurm job" in ended.err
+
+    first, second = jobs[0]["id"], jobs[1]["id"]
+    dependency = family.cluster.run("squeue", "-h", "-j", second, "-o", "%E").strip()
+    assert dependency.startswith(f"afterok:{first}")
+    _wait_for_reason(family, 2, "the generation before it is not trained yet")
+    family.wait_for("published", generation=2)
+    registry = family.registry()
+    assert registry.numbers() == [1, 2]
+    for generation, job in ((1, first), (2, second)):
+        manifest = registry.get(generation)
+        assert registry.verify(manifest) == []
+        assert manifest.environment.scheduler is not None
+        assert manifest.environment.scheduler.id == job
+    assert "training in" in family.run("logs", "-g", 2).out
+    ended = family.run("submit", "-g", 1)
+    assert ended.code == 73
+    assert "gen_01 of cu is published already" in ended.err
+    shown = family.run("status")
+    assert [line.split()[:2] for line in shown.out.splitlines() if "gen_" in line] == [
+        ["gen_01", "published"],
+        ["gen_02", "published"],
+    ]
+
+
+def test_a_requeue_and_a_time_limit_in_the_middle_of_the_fit(family: Family) -> None:
+    """The generation survives both, and is published once with one learning curve."""
+    family.configure(training=LONG, time="1", warning=10, max_requeues=50)
+    job = family.submit()
+    family.wait_for_checkpoint()
+    family.cluster.run("scontrol", "requeue", job)
+    saved = family.status()["iterations"]
+    assert family.run("submit", "-g", 1).err == f"gen_01 waits or runs already as slurm job {job}\n"
+
+    family.wait_for_log("stopped by SIGUSR1; the checkpoint of", timeout=600)
+    family.wait_for_log("it is requeued, and goes on from its checkpoint")
+    assert family.status()["iterations"] >= saved
+    family.cluster.wait_for(job, "PENDING")
+    _go_on_once_more(family, job)
+    family.wait_for("published")
+    assert "pacemaker failed" not in family.log()
+    manifest = _require_published(family)
+    assert len(manifest.attempts) > 2
+    assert manifest.environment.scheduler is not None
+    assert manifest.environment.scheduler.id == job
+
+
+def test_an_array_trains_an_ensemble(family: Family) -> None:
+    """Whichever task comes last publishes the best member as the generation."""
+    family.submit("-g", 1, "--ensemble", 3)
+    family.wait_for("published")
+    registry = family.registry()
+    manifest = registry.get(1)
+    assert registry.verify(manifest) == []
+    assert manifest.ensemble is not None
+    assert [(m.number, m.seed) for m in manifest.ensemble.members] == [(1, 42), (2, 43), (3, 44)]
+    assert len({m.test_loss for m in manifest.ensemble.members}) == 3
+    assert manifest.environment.scheduler is not None
+    assert manifest.environment.scheduler.kind == "slurm"
+    assert registry.latest() == 1
+    logs = family.run("logs", "-g", 1).out
+    for member in (1, 2, 3):
+        assert f"[{member}] member {member} of 3 of gen_01 is trained" in logs
+    assert "not trained yet" in logs
+    assert family.run("submit", "-g", 1, "--ensemble", 3).code == 73
+
+
+def test_a_node_fails_in_the_middle_of_the_fit(family: Family) -> None:
+    """Slurm starts the job again once there is a node, and it goes on at once."""
+    family.configure(training=LONG)
+    job = family.submit()
+    family.wait_for_checkpoint()
+    family.cluster.kill_node()
+    try:
+        family.cluster.wait_for(job, "PENDING")
+        waiting = family.status()
+        assert waiting["state"] == "pending"
+        assert waiting["iterations"] > 0
+        _go_on_once_more(family, job)
+    finally:
+        family.cluster.start_node()
+    family.wait_for("published")
+    assert "which was an earlier run of the same job" in family.log()
+    _require_published(family)
+
+
+def test_cancelled_and_submitted_again(family: Family) -> None:
+    """A cancelled run saves its checkpoint, is not requeued, and can be gone on with."""
+    family.configure(training=LONG)
+    job = family.submit()
+    family.wait_for_checkpoint()
+    ended = family.run("cancel", "-g", 1)
+    assert (ended.code, ended.out) == (0, f"slurm job {job} of gen_01 is cancelled\n")
+    assert "stopped by SIG" in family.log()
+    assert "it is not requeued: Slurm is ending it" in family.wait_for_log("not requeued")
+    found = family.status()
+    assert (found["state"], found["native_state"]) == ("cancelled", "CANCELLED")
+    assert found["iterations"] > 0
+    assert found["remedy"] == "mlip-job submit -g 1 goes on from there"
+    assert "had ended: cancelled" in family.run("cancel", "-g", 1).out
+
+    family.configure(training={"max_iter": found["iterations"] + 2})
+    again = family.run("submit", "-g", 1, "--wait")
+    assert again.code == 0, again.err
+    _require_published(family)
+
+
+def test_wait_submits_again_what_slurm_does_not_requeue(family: Family) -> None:
+    """A pre-empted job of a site that does not requeue: it is said how to go on, and done."""
+    family.configure(training=LONG, partition="spare", extra=["--exclusive"])
+    waiting = family.start("submit", "-g", "next", "--wait")
+    family.wait_for_checkpoint()
+    first = family.status()["job"]["id"]
+    family.cluster.run("scontrol", "update", f"jobid={first}", "requeue=0")
+    family.preempt()
+    family.wait_for_log("Slurm does not requeue it; this goes on from its checkpoint:")
+    assert f"-c {family.work() / 'mlip-job.yaml'} submit -g 1" in family.log()
+    assert family.cluster.wait_for(first, "PREEMPTED")
+    record = json.loads((family.work() / f"slurm-{first}.ended").read_text())
+    assert record == {"exit_code": 75, "resubmit": True}
+
+    second = _wait_for_another(family, first)
+    family.cluster.wait_for(second, "RUNNING")
+    family.cluster.run("scontrol", "requeue", second)
+    _go_on_once_more(family, second)
+    out, err = waiting.communicate(timeout=300)
+    assert waiting.returncode == 0, err
+    assert f"gen_01: submitted again as slurm job {second}, to go on from its checkpoint" in err
+    assert err.splitlines()[-1].startswith("gen_01: published, ")
+    assert "generation     gen_01 of cu" in out
+    _require_published(family)
+
+
+def _wait_for_reason(family: Family, generation: int, text: str) -> None:
+    """Wait until it is said why a job waits; Slurm may name another reason for a second."""
+    end = time.monotonic() + 120
+    while text not in (family.wait_for("pending", generation=generation)["reason"] or ""):
+        assert time.monotonic() < end, family.status(generation)
+        time.sleep(0.3)
+
+
+def _wait_for_another(family: Family, job: str) -> str:
+    end = time.monotonic() + 120
+    while (found := family.status()["job"]["id"]) == job:
+        assert time.monotonic() < end, family.log()
+        time.sleep(0.3)
+    return str(found)

@@ -1,0 +1,287 @@
+"""Ensembles with the real pacemaker: members, the best of them, and what they have in common."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from mlip_job.config import load_config
+from mlip_job.errors import ConflictError
+from mlip_job.pipeline import Member, run_generation
+from mlip_job.registry import MemberRegistry, Registry
+from mlip_job.registry.maintenance import collect_garbage, find_orphans, parse_age
+from mlip_job.report import TrainingReport
+from mlip_job.store.open import open_store
+from mlip_job.training.signals import StopRequest
+from tests.generations import Silent
+from tests.support import rattled, write_database
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from mlip_job.config import JobConfig
+    from mlip_job.pipeline import Outcome
+    from tests.cli import Ended
+
+pytestmark = pytest.mark.pacemaker
+
+NOW = parse_age("0s")
+
+
+@dataclass
+class Project:
+    """A family in a directory of its own."""
+
+    directory: Path
+
+    @property
+    def path(self) -> Path:
+        """The configuration."""
+        return self.directory / "mlip-job.yaml"
+
+    @property
+    def config(self) -> JobConfig:
+        """The configuration, loaded."""
+        return load_config(self.path, environment={})
+
+    @property
+    def registry(self) -> Registry:
+        """Where it publishes."""
+        return Registry(open_store(self.config.storage), "cu")
+
+    def run(self, number: int, of: int = 2, config: JobConfig | None = None) -> Outcome:
+        """Train a member of the first generation."""
+        config = config or self.config
+        with StopRequest() as stop:
+            return run_generation(
+                config,
+                1,
+                store=open_store(config.storage),
+                observer=Silent(),
+                stop=stop,
+                member=Member(number, of),
+            )
+
+
+@pytest.fixture(scope="module")
+def half_trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Train the first of two members, and then change the database."""
+    directory = tmp_path_factory.mktemp("ensemble")
+    write_database(directory / "structures.db", rattled(12))
+    values = {
+        "family": "cu",
+        "database": {"url": "structures.db"},
+        "training": {
+            "evaluator": "pyace",
+            "functions_per_element": 3,
+            "ladder_step": None,
+            "max_iter": 2,
+            "stress_weight": 0,
+        },
+        "evaluation": {"active_set": False},
+        "storage": {"url": "store"},
+    }
+    (directory / "mlip-job.yaml").write_text(yaml.safe_dump(values))
+    project = Project(directory)
+    outcome = project.run(1)
+    assert (outcome.created, outcome.missing) == (True, (2,))
+    write_database(directory / "structures.db", rattled(4, seed=7))
+    return project
+
+
+@pytest.fixture(scope="module")
+def complete(half_trained: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Train the other member too, in a copy."""
+    directory = tmp_path_factory.mktemp("complete") / "family"
+    shutil.copytree(half_trained.directory, directory)
+    project = Project(directory)
+    outcome = project.run(2)
+    assert (outcome.created, outcome.missing) == (True, ())
+    return project
+
+
+@pytest.fixture
+def half(half_trained: Project, tmp_path: Path) -> Project:
+    """Return a copy of the half trained one for one test."""
+    directory = tmp_path / "family"
+    shutil.copytree(half_trained.directory, directory)
+    return Project(directory)
+
+
+def test_the_best_member_becomes_the_generation(complete: Project) -> None:
+    """By test loss; its seed, its report, its potential, and the errors of both."""
+    manifest = complete.registry.get(1)
+    committee = manifest.ensemble
+    assert committee is not None
+    assert [(m.number, m.seed) for m in committee.members] == [(1, 42), (2, 43)]
+    losses = {member.number: member.test_loss for member in committee.members}
+    assert committee.best == min(losses, key=lambda number: losses[number])
+    assert losses[1] != losses[2]
+    own = MemberRegistry(complete.registry.store, "cu", committee.best).find_own(1)
+    assert own is not None
+    assert manifest.artefacts["potential.yace"] == own.artefacts["potential.yace"]
+    assert (manifest.fit_seed, manifest.attempt) == (own.fit_seed, own.attempt)
+    assert manifest.config["training"]["seed"] == 42
+    report = TrainingReport.from_json(complete.registry.read(manifest, "report.json"))
+    assert report.headline() == manifest.headline
+    test = manifest.headline.test
+    assert test.rmse_energy_mev_per_atom is not None
+    assert test.rmse_force_mev_per_angstrom is not None
+    expected = (test.rmse_energy_mev_per_atom / 1000) ** 2 + 100 * 3 * (
+        test.rmse_force_mev_per_angstrom / 1000
+    ) ** 2
+    assert losses[committee.best] == pytest.approx(expected)
+
+
+def test_members_train_on_what_the_first_one_found(complete: Project) -> None:
+    """Rows that came meanwhile belong to the next generation."""
+    manifest = complete.registry.get(1)
+    assert manifest.dataset.train + manifest.dataset.test == 12
+
+
+def test_how_far_the_predictions_are_apart(complete: Project) -> None:
+    """The standard deviation over two members is their distance over the square root of two."""
+    registry = complete.registry
+    manifest = registry.get(1)
+    assert manifest.ensemble is not None
+    spread = manifest.ensemble.spread
+    assert spread is not None
+    predicted = []
+    for number in (1, 2):
+        text = registry.read(manifest, f"members/member_0{number}/report.json")
+        evaluation = TrainingReport.from_json(text).evaluation
+        assert evaluation is not None
+        predicted.append(evaluation.test.energy_parity_ev_per_atom.predicted)
+    distances = [abs(a - b) / 2**0.5 for a, b in zip(*predicted, strict=True)]
+    assert spread.energies == len(distances) == manifest.dataset.test
+    assert spread.forces == 3 * 4 * manifest.dataset.test
+    mean = 1000 * sum(distances) / len(distances)
+    assert spread.mean_energy_mev_per_atom == pytest.approx(mean)
+    assert spread.max_energy_mev_per_atom == pytest.approx(1000 * max(distances))
+    assert 0 < spread.mean_force_mev_per_angstrom <= spread.max_force_mev_per_angstrom
+
+
+def test_everything_of_it_is_verified_listed_and_pulled(
+    complete: Project, cli: Callable[..., Ended], tmp_path: Path
+) -> None:
+    """The members' potentials too, for whoever wants the committee."""
+    options = ("-c", complete.path)
+    assert cli(*options, "verify", "-g", 1).out == "gen_01 is intact\n"
+    assert cli(*options, "list").out.count("gen_01") == 1
+    shown = cli(*options, "show", "-g", 1).out
+    assert shown.count("(the best)") == 1
+    assert "member 2       seed 43, test loss " in shown
+    assert "mean standard deviation of the members' predictions" in shown
+    assert cli(*options, "pull", "-g", 1, "-o", tmp_path / "pulled").code == 0
+    for number in (1, 2):
+        assert (
+            (tmp_path / "pulled" / "members" / f"member_0{number}" / "gen_01.yace").stat().st_size
+        )
+    manifest = complete.registry.get(1)
+    damaged = manifest.artefacts["members/member_01/potential.yace"].key
+    path = complete.directory / "store" / damaged
+    content = path.read_bytes()
+    path.write_bytes(content + b" ")
+    try:
+        assert cli(*options, "verify", "-g", 1).code == 65
+    finally:
+        path.write_bytes(content)
+
+
+def test_running_again_changes_nothing(complete: Project, cli: Callable[..., Ended]) -> None:
+    """Neither a member nor the whole; another number of members is another generation."""
+    values = yaml.safe_load(complete.path.read_text())
+    values["database"]["select"] = "status=completed,id<=12"  # what there was at the time
+    path = complete.directory / "as-it-was.yaml"
+    path.write_text(yaml.safe_dump(values))
+    before = {p: p.stat().st_mtime_ns for p in (complete.directory / "store").rglob("gen_01*")}
+    for options in ([], ["--member", 2, "--of", 2]):
+        ended = cli("-c", path, "run", "-g", 1, *options)
+        assert ended.code == 0, ended.err
+        assert "nothing to do" in ended.err
+    assert before == {
+        p: p.stat().st_mtime_ns for p in (complete.directory / "store").rglob("gen_01*")
+    }
+    ended = cli("-c", path, "run", "-g", 1, "--member", 2, "--of", 3)
+    assert ended.code == 73
+    assert "is published with 2 of the 3 members asked for" in ended.err
+
+
+def test_nothing_of_it_is_garbage(complete: Project, half: Project) -> None:
+    """Only checkpoints are; what became no generation goes whole, once it is old enough."""
+    orphans = list(find_orphans(complete.registry, NOW))
+    assert {orphan.what for orphan in orphans} == {"checkpoints of gen_01, which is published"}
+    assert all("/members/member_0" in orphan.prefix for orphan in orphans)
+
+    registry = half.registry
+    assert list(find_orphans(registry, parse_age("1d"))) == []
+    removed = {orphan.what for orphan in collect_garbage(registry, NOW)}
+    assert "an ensemble for gen_01, which is not published" in removed
+    assert not list(registry.store.list("cu/datasets/"))
+    assert not list(registry.store.list("cu/generations/gen_01/members/"))
+    assert registry.store.head("cu/generations/gen_01/ensemble.json") is None
+
+
+def test_members_of_another_ensemble_are_refused(half: Project, cli: Callable[..., Ended]) -> None:
+    """Of another size, or with another configuration, before anything is trained."""
+    with pytest.raises(ConflictError, match="as an ensemble of 2 members, not 3"):
+        half.run(2, of=3)
+    config = half.config
+    training = config.training.model_copy(update={"cutoff": 6.0})
+    with pytest.raises(ConflictError, match="with another configuration"):
+        half.run(2, config=config.model_copy(update={"training": training}))
+    assert half.registry.numbers() == []
+    found = cli("-c", half.path, "status", "-g", 1, "--json", "--scheduler", "local").out
+    assert '"members_trained": [\n    1\n  ]' in found
+    assert '"state": "stopped"' in found
+
+
+def test_whoever_comes_last_publishes_also_after_a_crash(complete: Project, tmp_path: Path) -> None:
+    """The last run died between its own manifest and the generation's; any member mends that."""
+    directory = tmp_path / "family"
+    shutil.copytree(complete.directory, directory)
+    project = Project(directory)
+    manifest = project.registry.get(1)
+    store = project.registry.store
+    store.delete("cu/generations/gen_01/manifest.json")
+    store.delete("cu/latest.json")
+    for suffix in ("yace", "yaml"):
+        store.delete(f"cu/potentials/gen_01.{suffix}")
+    outcome = project.run(1)
+    assert outcome.created
+    paths = {"config"}  # this is a copy in another place
+    assert outcome.manifest.model_dump(exclude=paths) == manifest.model_dump(exclude=paths)
+    assert project.registry.get(1) == outcome.manifest
+    assert project.registry.latest() == 1
+    assert project.registry.verify(manifest) == []
+
+
+@pytest.mark.parametrize(
+    "options", [["--member", 1], ["--member", 3, "--of", 2], ["--of", 2], ["--of", 1]]
+)
+def test_members_that_can_not_be(
+    half: Project, cli: Callable[..., Ended], options: list[object]
+) -> None:
+    """A usage error, with what is missing."""
+    assert cli("-c", half.path, "run", "-g", 1, *options).code == 64
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("SLURM_ARRAY_TASK_ID", "2"), ("JOB_COMPLETION_INDEX", "1")]
+)
+def test_an_array_numbers_its_members(
+    half: Project,
+    cli: Callable[..., Ended],
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    value: str,
+) -> None:
+    """Slurm from 1, Kubernetes from 0; the wrong size tells that it was understood."""
+    monkeypatch.setenv(variable, value)
+    ended = cli("-c", half.path, "run", "-g", 1, "--of", 3)
+    assert (ended.code, "as an ensemble of 2 members, not 3" in ended.err) == (73, True)

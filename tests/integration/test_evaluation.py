@@ -1,0 +1,703 @@
+"""Real potentials, evaluated by the job that made them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ase.io
+import numpy as np
+import pytest
+import yaml
+from ase import Atoms
+from ase.build import molecule
+from ase.calculators.fd import calculate_numerical_stress
+from ase.units import GPa
+
+from mlip_job.config import JobConfig
+from mlip_job.errors import TrainingError
+from mlip_job.evaluation import processes
+from mlip_job.evaluation.cores import cores_of
+from mlip_job.evaluation.measured import Models, Task
+from mlip_job.evaluation.potential import Potential
+from mlip_job.evaluation.processes import Measurers
+from mlip_job.evaluation.structures import parse, read_blocks
+from mlip_job.pipeline import attempt, run_generation
+from mlip_job.registry import Manifest, Registry
+from mlip_job.report import TrainingReport
+from mlip_job.store.open import open_store
+from mlip_job.training.potential_yaml import read_potential, write_potential
+from mlip_job.training.signals import StopRequest
+from tests.datasets import FIVE, build, rows_of
+from tests.support import rattled, with_emt, write_database
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mlip_job.evaluation.results import Evaluation, PhysicsCheck
+    from tests.cli import Ended
+
+pytestmark = pytest.mark.pacemaker
+
+# The pyace evaluator needs no TensorFlow: such a fit takes seconds.
+TINY = {
+    "evaluator": "pyace",
+    "functions_per_element": 4,
+    "ladder_step": None,
+    "max_iter": 3,
+    "stress_weight": 0,
+    "test_fraction": 0.25,
+}
+
+
+class Listener:
+    """An observer that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        """Keep it."""
+        self.messages.append(text)
+
+    def progress(self, progress: object) -> None:
+        """Ignore it."""
+
+    def trainer_line(self, line: str) -> None:
+        """Ignore it."""
+
+
+@dataclass(frozen=True)
+class Project:
+    """A family in a directory of its own."""
+
+    root: Path
+
+    @property
+    def config_path(self) -> Path:
+        """Return where the configuration is."""
+        return self.root / "mlip-job.yaml"
+
+    def write(self, structures: list[Atoms], training: dict[str, Any], **sections: Any) -> None:
+        """Write a database, unless there are no structures, and the configuration."""
+        if structures:
+            write_database(self.root / "structures.db", structures)
+        values = {
+            "family": "cu",
+            "database": {"url": str(self.root / "structures.db")},
+            "storage": {"url": str(self.root / "store")},
+            "work_dir": str(self.root / "work"),
+            "training": TINY | training,
+        }
+        self.config_path.write_text(yaml.safe_dump(values | sections))
+
+    @property
+    def config(self) -> JobConfig:
+        """Load the configuration."""
+        return JobConfig.model_validate(yaml.safe_load(self.config_path.read_text()))
+
+    @property
+    def registry(self) -> Registry:
+        """Open the registry."""
+        return Registry(open_store(self.config.storage), "cu")
+
+    def run(self, generation: int) -> tuple[Manifest, Listener]:
+        """Run a generation."""
+        config, listener = self.config, Listener()
+        with StopRequest() as stop:
+            outcome = run_generation(
+                config, generation, store=open_store(config.storage), observer=listener, stop=stop
+            )
+        return outcome.manifest, listener
+
+    def report(self, generation: int) -> TrainingReport:
+        """Return a published report."""
+        manifest = self.registry.get(generation)
+        key = manifest.artefacts["report.json"].key
+        return TrainingReport.from_json(self.registry.store.get(key))
+
+    def evaluation(self, generation: int) -> Evaluation:
+        """Return what a published report says of its potential."""
+        evaluation = self.report(generation).evaluation
+        assert evaluation is not None
+        return evaluation
+
+    def artefact(self, generation: int, name: str) -> Path:
+        """Return the file of an artefact in the store."""
+        return self.root / "store" / self.registry.get(generation).artefacts[name].key
+
+    def structures(self, generation: int, side: str) -> Path:
+        """Return a generation's structures."""
+        dataset = self.registry.get(generation).dataset.id
+        return self.root / "store" / "cu" / "datasets" / dataset / f"{side}.xyz"
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Train two generations, the second on more data; tests must not change them."""
+    project = Project(tmp_path_factory.mktemp("evaluated"))
+    database = project.root / "structures.db"
+    symbols = ("Cu", "Au")
+    write_database(database, rattled(16, symbols=symbols), generation=1, config_type="mixed")
+    write_database(database, rattled(6, symbols=("Cu",), seed=1), generation=1, config_type="pure")
+    write_database(database, rattled(10, symbols=symbols, seed=2), generation=2)
+    select = "status=completed,generation<={generation}"
+    project.write([], {}, database={"url": str(database), "select": select})
+    for generation in (1, 2):
+        project.run(generation)
+    shutil.rmtree(project.root / "work")
+    return project
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """Return an empty project."""
+    return Project(tmp_path)
+
+
+def _predictions(project: Project, generation: int, side: str) -> list[dict[str, Any]]:
+    """Evaluate a published potential without any code of ours, one structure after the other."""
+    from pyace import PyACECalculator
+
+    references = project.registry.get(generation).reference_energies
+    calculator = PyACECalculator(str(project.artefact(generation, "potential.yace")))
+    found = []
+    for known in ase.io.read(project.structures(generation, side), ":"):
+        atoms = known.copy()
+        atoms.calc = calculator
+        energy = atoms.get_potential_energy() + sum(references[s] for s in atoms.symbols)
+        found.append(
+            {
+                "row_id": known.info["row_id"],
+                "type": known.info.get("config_type", ""),
+                "symbols": np.array(atoms.symbols),
+                "energies": (known.get_potential_energy() / len(atoms), energy / len(atoms)),
+                "forces": (known.get_forces(), atoms.get_forces()),
+                "stress": (atoms.get_stress() - known.get_stress()) / GPa,
+            }
+        )
+    return found
+
+
+def _require_figures(found: Any, errors: np.ndarray) -> None:
+    """Hold statistics against numpy on the full array."""
+    assert found.count == errors.size
+    assert found.rmse == pytest.approx(np.sqrt(np.mean(np.square(errors))), rel=1e-9)
+    assert found.mae == pytest.approx(np.abs(errors).mean(), rel=1e-9)
+    assert found.max == pytest.approx(np.abs(errors).max(), rel=1e-9)
+    for percent in (50, 90, 99):
+        expected = np.percentile(np.abs(errors), percent, method="inverted_cdf")
+        assert getattr(found, f"p{percent}") == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("side", ["train", "test"])
+def test_figures_are_those_of_the_published_potential(trained: Project, side: str) -> None:
+    """Energies, forces, stresses; all, per element, per config type; DFT's scale of energy."""
+    found = getattr(trained.evaluation(1), side)
+    known = _predictions(trained, 1, side)
+    energies = 1000 * np.array([k["energies"][1] - k["energies"][0] for k in known])
+    forces = [1000 * (k["forces"][1] - k["forces"][0]) for k in known]
+    assert (found.structures, found.atoms) == (len(known), 4 * len(known))
+    _require_figures(found.energy_mev_per_atom, energies)
+    _require_figures(found.force_mev_per_angstrom, np.concatenate(forces))
+    _require_figures(found.stress_gpa, np.concatenate([k["stress"] for k in known]))
+    assert set(found.force_per_element_mev_per_angstrom) == {"Au", "Cu"}
+    for element, figures in found.force_per_element_mev_per_angstrom.items():
+        of_element = [f[k["symbols"] == element] for f, k in zip(forces, known, strict=True)]
+        _require_figures(figures, np.concatenate(of_element))
+    assert sum(t.structures for t in found.per_config_type.values()) == len(known)
+    for name, of_type in found.per_config_type.items():
+        mask = np.array([k["type"] == name for k in known])
+        assert of_type.structures == mask.sum()
+        _require_figures(of_type.energy_mev_per_atom, energies[mask])
+    np.testing.assert_allclose(
+        found.energy_parity_ev_per_atom.reference, [k["energies"][0] for k in known], atol=1e-12
+    )
+    np.testing.assert_allclose(
+        found.energy_parity_ev_per_atom.predicted, [k["energies"][1] for k in known], atol=1e-12
+    )
+    assert found.force_parity_ev_per_angstrom.sampled_from == 12 * len(known)
+    assert sum(found.energy_error_histogram_mev_per_atom.counts) == len(known)
+
+
+def test_the_worst_structures_are_named(trained: Project) -> None:
+    """Ten of them, by energy and by force in turns."""
+    known = _predictions(trained, 1, "train")
+    by_energy = max(known, key=lambda k: abs(k["energies"][1] - k["energies"][0]))
+    by_force = max(known, key=lambda k: np.abs(k["forces"][1] - k["forces"][0]).max())
+    worst = trained.evaluation(1).train.worst
+    assert len({w.row_id for w in worst}) == 10
+    assert worst[0].row_id == by_energy["row_id"]
+    assert worst[0].energy_error_mev_per_atom == pytest.approx(
+        1000 * (by_energy["energies"][1] - by_energy["energies"][0])
+    )
+    assert by_force["row_id"] in {w.row_id for w in worst[:2]}
+    assert {w.config_type for w in worst} <= {"mixed", "pure"}
+
+
+def test_headline_has_what_the_artefact_gives(trained: Project) -> None:
+    """Also for the test set, which pacemaker's pyace evaluator does not measure."""
+    for generation in (1, 2):
+        headline = trained.registry.get(generation).headline
+        evaluation = trained.evaluation(generation)
+        assert trained.report(generation).fit.test is None
+        for side in ("train", "test"):
+            errors, figures = getattr(evaluation, side), getattr(headline, side)
+            assert figures.rmse_energy_mev_per_atom == errors.energy_mev_per_atom.rmse
+            assert figures.rmse_force_mev_per_angstrom == errors.force_mev_per_angstrom.rmse
+        assert headline.accepted == evaluation.gate.accepted
+
+
+def test_pacemaker_agrees(trained: Project) -> None:
+    """Its own RMSE of the training set to a relative 1e-6, as measured."""
+    for generation in (1, 2):
+        evaluation = trained.evaluation(generation)
+        (agreement,) = evaluation.agreement
+        assert agreement.side == "train"
+        assert agreement.energy_mev_per_atom == pytest.approx(
+            agreement.energy_by_pacemaker_mev_per_atom, rel=1e-5
+        )
+        assert agreement.force_mev_per_angstrom == pytest.approx(
+            agreement.force_by_pacemaker_mev_per_angstrom, rel=1e-5
+        )
+        conversion = evaluation.conversion
+        assert conversion is not None
+        assert conversion.structures == evaluation.train.structures + evaluation.test.structures
+        assert conversion.max_force_difference_mev_per_angstrom < 1e-8
+
+
+def test_generations_are_compared_on_what_is_test_for_both(trained: Project) -> None:
+    """The second has more test structures; both are evaluated on those of the first."""
+    assert trained.evaluation(1).parent is None
+    parent = trained.evaluation(2).parent
+    assert parent is not None
+    assert parent.generation == 1
+    common = {k["row_id"] for k in _predictions(trained, 1, "test")}
+    assert len(common) < trained.evaluation(2).test.structures
+    old = [k for k in _predictions(trained, 1, "test") if k["row_id"] in common]
+    new = [k for k in _predictions(trained, 2, "test") if k["row_id"] in common]
+    assert parent.structures == len(old) == len(new)
+    for known, energy, force in (
+        (old, parent.energy_mev_per_atom.old, parent.force_mev_per_angstrom.old),
+        (new, parent.energy_mev_per_atom.new, parent.force_mev_per_angstrom.new),
+    ):
+        errors = np.array([k["energies"][1] - k["energies"][0] for k in known])
+        forces = np.concatenate([k["forces"][1] - k["forces"][0] for k in known])
+        assert energy == pytest.approx(1000 * np.sqrt(np.mean(errors**2)), rel=1e-9)
+        assert force == pytest.approx(1000 * np.sqrt(np.mean(forces**2)), rel=1e-9)
+    pair = parent.energy_mev_per_atom
+    assert pair.change == pytest.approx(pair.new / pair.old - 1)
+
+
+def test_physics_is_checked_with_the_core_that_pacemaker_put_on(trained: Project) -> None:
+    """Three dimers, smooth at the cutoff and at the ZBL switch; a crystal of copper; a run."""
+    physics: dict[str, list[PhysicsCheck]] = {}
+    for check in trained.evaluation(1).physics:
+        physics.setdefault(check.kind, []).append(check)
+    assert [check.elements for check in physics["dimer"]] == [
+        ("Au", "Au"),
+        ("Au", "Cu"),
+        ("Cu", "Cu"),
+    ]
+    shortest = _shortest_distances(trained.structures(1, "train"))
+    for check in physics["dimer"]:
+        assert check.verdict == "passed", check.message
+        assert check.shortest_in_data_angstrom == pytest.approx(shortest[check.elements], abs=1e-6)
+        assert check.repulsive_below_angstrom >= check.shortest_in_data_angstrom - 1e-9
+        assert check.energies_ev[0] > 50
+    assert len(physics["smoothness"]) == 6
+    assert {c.verdict for c in physics["smoothness"]} == {"passed"}
+    gold, copper = physics["energy_volume"]
+    assert gold.verdict == "skipped"
+    assert copper.element == "Cu"
+    assert len(copper.volumes_angstrom3_per_atom) == len(copper.energies_ev_per_atom) > 20
+    (dynamics,) = physics["dynamics"]
+    assert (dynamics.steps, dynamics.atoms) == (200, 32)
+    assert dynamics.verdict in ("passed", "failed")  # of a potential with eight functions
+
+
+def _shortest_distances(path: Path) -> dict[tuple[str, str], float]:
+    from ase.neighborlist import neighbor_list
+
+    shortest: dict[tuple[str, str], float] = {}
+    for atoms in ase.io.read(path, ":"):
+        for i, j, distance in zip(*neighbor_list("ijd", atoms, 4.0), strict=True):
+            first, second = sorted((atoms.symbols[i], atoms.symbols[j]))
+            pair = (first, second)
+            shortest[pair] = min(distance, shortest.get(pair, 9.0))
+    return shortest
+
+
+def test_active_set_grades_what_was_trained_on_and_what_was_not(trained: Project) -> None:
+    """Published beside the potential; 1 for its own structures, more for a strange one."""
+    evaluation = trained.evaluation(1)
+    assert evaluation.active_set == "linear"
+    assert evaluation.train.extrapolation_grade is not None
+    assert evaluation.train.extrapolation_grade.max <= 1.02
+    assert evaluation.test.extrapolation_grade is not None
+    assert evaluation.test.extrapolation_grade.count == evaluation.test.structures
+    assert all(w.extrapolation_grade is not None for w in evaluation.test.worst)
+    manifest = trained.registry.get(1)
+    assert trained.registry.verify(manifest) == []
+    copy = trained.registry.store.get(trained.registry.keys.potential(1, "asi"))
+    assert copy == trained.artefact(1, "potential.asi").read_bytes()
+    graded = Potential(trained.artefact(1, "potential.yaml"), trained.artefact(1, "potential.asi"))
+    squeezed = ase.io.read(trained.structures(1, "train"), 0)
+    squeezed.set_cell(0.7 * squeezed.cell, scale_atoms=True)
+    grade = graded.ask(squeezed, "a strange structure").grade
+    assert grade is not None
+    assert grade > 5
+
+
+def test_stress_is_the_derivative_of_the_energy(trained: Project) -> None:
+    """In ASE's sign and order, as that of DFT in the dataset."""
+    potential = Potential(trained.artefact(1, "potential.yace"))
+    (atoms, *_) = ase.io.read(trained.structures(1, "train"), ":")
+    stress = potential.ask(atoms, "a structure").stress
+    atoms.calc = potential.calculator
+    np.testing.assert_allclose(stress, calculate_numerical_stress(atoms), atol=1e-6)
+
+
+# -- over several processes ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def models(trained: Project) -> Models:
+    """Return what the first generation is measured with."""
+    return Models(
+        artefact=trained.artefact(1, "potential.yace"),
+        reference_energies=trained.registry.get(1).reference_energies,
+        basis=trained.artefact(1, "potential.yaml"),
+        active_set=trained.artefact(1, "potential.asi"),
+    )
+
+
+def _tasks(trained: Project, repeat: int = 1) -> list[Task]:
+    blocks = list(read_blocks(trained.structures(1, "train")))
+    return [Task(block, doubly=True) for block in repeat * blocks]
+
+
+def test_many_processes_find_the_same_in_the_same_order(
+    trained: Project, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last bit; and no process is started for what is done sooner without."""
+    tasks = _tasks(trained, 3)
+    with Measurers(models, atoms=1000, cores=64) as alone:
+        assert alone.processes == 0
+        expected = [m for batch in alone.measure(tasks) for m in batch.measured]
+    monkeypatch.setattr(processes, "_BATCH_ATOMS", 20)
+    with Measurers(models, atoms=1_000_000, cores=2) as beside:
+        assert beside.processes == 2
+        found = [m for batch in beside.measure(tasks) for m in batch.measured]
+        again = [m for batch in beside.measure(tasks[:1]) for m in batch.measured]
+    assert [m.row_id for m in found] == [m.row_id for m in expected]
+    assert [m.row_id for m in again] == [expected[0].row_id]
+    for one, other in zip(found, expected, strict=True):
+        assert one.energy_predicted == other.energy_predicted
+        assert one.grade == other.grade
+        np.testing.assert_array_equal(one.forces_predicted, other.forces_predicted)
+
+
+def test_what_a_process_finds_wrong_is_told_by_the_job(trained: Project, models: Models) -> None:
+    """A file that is no potential: the reason, not that a pool is broken."""
+    broken = Models(trained.artefact(1, "report.json"), models.reference_energies)
+    with (
+        Measurers(broken, atoms=1_000_000, cores=2) as beside,
+        pytest.raises(TrainingError, match=r"report\.json can't be loaded"),
+    ):
+        list(beside.measure(_tasks(trained)))
+
+
+_MEASURE = """
+import sys
+from pathlib import Path
+from mlip_job.evaluation.measured import Models, Task
+from mlip_job.evaluation.processes import Measurers
+from mlip_job.evaluation.structures import read_blocks
+from mlip_job.training.signals import StopRequest
+from mlip_job.errors import MlipJobError
+
+if __name__ == "__main__":
+    yace, xyz = map(Path, sys.argv[1:])
+    blocks = list(read_blocks(xyz))
+    models = Models(yace, {"Au": 0.0, "Cu": 0.0})
+    try:
+        with StopRequest(), Measurers(models, atoms=10**6, cores=2) as measurers:
+            tasks = (Task(blocks[n % len(blocks)], False) for n in range(10**7))
+            for batch in measurers.measure(tasks):
+                print("measured", flush=True)
+    except MlipJobError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("to_all", [False, True], ids=["one", "all"])
+def test_no_process_outlives_the_job(
+    trained: Project, tmp_path: Path, number: signal.Signals, *, to_all: bool
+) -> None:
+    """However it ends, and whether the signal goes to the job alone or to all its processes."""
+    script = tmp_path / "measure.py"
+    script.write_text(_MEASURE)
+    job = subprocess.Popen(
+        [
+            sys.executable,
+            str(script),
+            str(trained.artefact(1, "potential.yace")),
+            str(trained.structures(1, "train")),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert job.stdout is not None
+    assert job.stdout.readline() == "measured\n"
+    started = _children(job.pid)
+    assert len(started) >= 2
+    (os.killpg if to_all else os.kill)(job.pid, number)
+    _, messages = job.communicate(timeout=60)
+    if number != signal.SIGKILL:
+        assert job.returncode == 75, messages
+        assert f"stopped by {number.name}" in messages
+    assert "Traceback" not in messages
+    for _ in range(100):
+        if not any(Path(f"/proc/{pid}").exists() for pid in started):
+            return
+        time.sleep(0.1)
+    pytest.fail("processes are left")
+
+
+def _children(parent: int) -> list[int]:
+    tasks = Path(f"/proc/{parent}/task").glob("*/children")
+    return [int(pid) for task in tasks for pid in task.read_text().split()]
+
+
+# -- potentials that must not be published -------------------------------------------------------
+
+
+def _spoil(change: Callable[[str], str]) -> Callable[..., None]:
+    """Return a converter whose result is changed by someone else right after it."""
+    convert = attempt.convert_to_yace
+
+    def spoiling(potential: Path, yace: Path) -> None:
+        convert(potential, yace)
+        yace.write_text(change(yace.read_text()))
+
+    return spoiling
+
+
+def _with_first_coefficient(text: str, change: Callable[[str], str]) -> str:
+    """Change one coefficient of a .yace."""
+    return re.sub(r"(?<=ctildes: \[)[^,\]]+", lambda match: change(match.group()), text, count=1)
+
+
+def _a_little_more(number: str) -> str:
+    return repr(float(number) * 1.0001)
+
+
+def test_a_spoilt_potential_is_caught(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One coefficient, NaN, half a file: each is told, none is published, the fit is kept."""
+    project.write(rattled(12, symbols=("Cu", "Au")), {}, evaluation={"active_set": False})
+    for change, message in (
+        (
+            lambda text: _with_first_coefficient(text, _a_little_more),
+            r"potential\.yace is not what potential\.yaml is: .*they differ",
+        ),
+        (lambda text: text[: len(text) // 2], r"potential\.yace can't be loaded: .*yaml-cpp"),
+        (
+            lambda text: _with_first_coefficient(text, lambda _: ".nan"),
+            "that are no finite numbers, for row",
+        ),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(attempt, "convert_to_yace", _spoil(change))
+            with pytest.raises(TrainingError, match=message) as caught:
+                project.run(1)
+        assert caught.value.exit_code == 70
+        assert caught.value.hint is not None
+        assert project.registry.numbers() == []
+        assert project.registry.latest() is None
+    _, listener = project.run(1)
+    assert any("going on from the end of the fit" in message for message in listener.messages)
+    assert project.registry.latest() == 1
+    assert len(list((project.root / "work" / "gen_01").glob("*/metrics.txt"))) == 1
+
+
+def test_a_potential_that_was_not_fitted_is_caught(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Changed before it was converted: only pacemaker's own figures tell."""
+    project.write(rattled(12), {}, evaluation={"active_set": False})
+    convert = attempt.convert_to_yace
+
+    def changing(potential: Path, yace: Path) -> None:
+        content = yaml.safe_load(potential.read_text())
+        for block in content["species"]:
+            for function in block["nbody"]:
+                function["c"] = [float(c) * 1.05 for c in function["c"]]
+        potential.write_text(yaml.safe_dump(content))
+        convert(potential, yace)
+
+    monkeypatch.setattr(attempt, "convert_to_yace", changing)
+    with pytest.raises(TrainingError, match=r"RMSE on the train set is .*, pacemaker says") as e:
+        project.run(1)
+    assert "is not the one that was fitted" in e.value.message
+    assert project.registry.numbers() == []
+
+
+# -- the gate ------------------------------------------------------------------------------------
+
+
+def test_a_rejected_generation_is_published_and_can_be_promoted(
+    project: Project, cli: Callable[..., Ended]
+) -> None:
+    """It ends with 0 and says so; list, show and JSON tell; the pointer needs a reason."""
+    gate = {"gate": {"max_energy_rmse_mev": 1e-3, "max_force_rmse_mev": 1e9}, "active_set": False}
+    project.write(rattled(8), {}, evaluation=gate)
+    options = ("-c", project.config_path)
+    ended = cli(*options, "--json", "run", "-g", "1")
+    assert ended.code == 0, ended.err
+    assert "warning: gen_01 is published, but rejected" in ended.err
+    assert "more than the 0.001 that the gate allows" in ended.err
+    assert json.loads(ended.out)["accepted"] is False
+    assert project.registry.numbers() == [1]
+    assert "✗ rejected" in cli(*options, "list").out
+    shown = cli(*options, "show", "-g", "1").out
+    assert "rejected: the energy RMSE on the test set is" in shown
+    latest = cli(*options, "show", "-g", "latest")
+    assert latest.code == 64
+    assert "no generation of cu is accepted yet" in latest.err
+    refused = cli(*options, "promote", "-g", "1", "--reason", "for a test")
+    assert refused.code == 64
+    assert "more than the 0.001" in refused.err
+    assert cli(*options, "promote", "-g", "1", "--force").code == 64
+    forced = cli(*options, "promote", "-g", "1", "--force", "--reason", "for a test")
+    assert forced.out == "gen_01 is the latest of cu\n"
+    assert "forced: for a test" in cli(*options, "show", "-g", "latest").out
+    again = cli(*options, "--set", "evaluation.gate.max_energy_rmse_mev=null", "run", "-g", "1")
+    assert again.code == 0
+    assert "nothing to do" in again.err
+    assert not project.registry.get(1).headline.accepted
+
+
+# -- data of every kind --------------------------------------------------------------------------
+
+
+def test_molecules_and_a_test_set_of_one(project: Project) -> None:
+    """No stress, no crystal; the run is one of the molecule; what needs no cell is checked."""
+    rng = np.random.default_rng(3)
+    structures = []
+    for _ in range(9):
+        atoms = molecule("CH3OH")
+        atoms.positions += rng.normal(scale=0.03, size=atoms.positions.shape)
+        structures.append(with_emt(atoms))
+    project.write(structures, {"test_fraction": 0.12, "functions_per_element": 8})
+    manifest, _ = project.run(1)
+    evaluation = project.evaluation(1)
+    assert manifest.dataset.test == evaluation.test.structures == 1
+    assert evaluation.test.stress_gpa is None
+    only = evaluation.test.energy_mev_per_atom
+    assert only.count == 1
+    assert only.rmse == only.mae == only.max == only.p50 == only.p99
+    by_kind = {check.kind: check for check in evaluation.physics}
+    assert by_kind["energy_volume"].verdict == "skipped"
+    dynamics = by_kind["dynamics"]
+    assert (dynamics.atoms, dynamics.timestep_fs) == (6, 0.5)
+    assert len([c for c in evaluation.physics if c.kind == "dimer"]) == 6
+
+
+def test_five_elements_too_few_for_an_active_set(project: Project) -> None:
+    """Fifteen pairs; published all the same, with the reason in the report."""
+    small = {
+        "functions_per_element": 5,
+        "nradmax_by_orders": {"UNARY": [2, 1], "BINARY": [2, 1]},
+        "lmax_by_orders": {"UNARY": [0, 0], "BINARY": [0, 0]},
+        "ndensity": 1,
+        "cutoff": 4.0,
+        "max_iter": 1,
+    }
+    project.write(rattled(8, symbols=FIVE), small)
+    manifest, listener = project.run(1)
+    evaluation = project.evaluation(1)
+    assert len([c for c in evaluation.physics if c.kind == "dimer"]) == 15
+    assert set(evaluation.train.force_per_element_mev_per_angstrom) == set(FIVE)
+    assert evaluation.active_set is None
+    assert "potential.asi" not in manifest.artefacts
+    (reason,) = (note for note in evaluation.notes if "no active set" in note)
+    assert "Insufficient atomic environments" in reason
+    assert reason in project.report(1).warnings
+    assert f"note: {reason}" in listener.messages
+    assert evaluation.test.extrapolation_grade is None
+
+
+def test_a_singular_active_set_is_not_published(project: Project) -> None:
+    """As python-ace 0.4.0rc1 makes with --full: its own structures would be extrapolations."""
+    project.write(rattled(10), {}, evaluation={"active_set": "full", "dynamics_steps": 0})
+    manifest, _ = project.run(1)
+    evaluation = project.evaluation(1)
+    if evaluation.active_set is None:
+        assert "made a singular active set: row" in evaluation.notes[0]
+        assert "potential.asi" not in manifest.artefacts
+    else:
+        assert evaluation.train.extrapolation_grade is not None
+        assert evaluation.train.extrapolation_grade.max < 1.1
+
+
+def test_a_core_gives_way_to_a_test_set_that_comes_closer(project: Project) -> None:
+    """Pacemaker puts it at the shortest distance of the training set; the potential says less."""
+    structures = rattled(11)
+    close = structures[0].copy()
+    close.positions[1] += 0.3 * (close.positions[0] - close.positions[1])
+    structures.append(with_emt(close))
+    project.write(structures, {}, evaluation={"active_set": False, "dynamics_steps": 0})
+    training = {"test_fraction": TINY["test_fraction"]}
+    for seed in range(50):
+        built = project.root / "built" / str(seed)
+        build(project.root / "structures.db", built, training=training, seed=seed)
+        if 12 in rows_of(built, "test"):
+            break
+    project.write(
+        [],
+        {},
+        dataset={"seed": seed},
+        evaluation={"active_set": False, "dynamics_steps": 0},
+    )
+    project.run(1)
+    evaluation = project.evaluation(1)
+    assert "the ZBL core of Cu-Cu begins at" in evaluation.notes[0]
+    cores = cores_of(read_potential(project.artefact(1, "potential.yaml")))
+    by_side = {side: project.structures(1, side) for side in ("train", "test")}
+    shortest = {side: _shortest_distances(path)["Cu", "Cu"] for side, path in by_side.items()}
+    assert shortest["test"] < shortest["train"] - 0.3
+    assert cores["Cu", "Cu"].outer == pytest.approx(shortest["test"], abs=1e-5)
+    (dimer,) = (check for check in evaluation.physics if check.kind == "dimer")
+    assert dimer.shortest_in_data_angstrom == pytest.approx(shortest["test"], abs=1e-6)
+    _require_core_mattered(project, shortest["train"])
+
+
+def _require_core_mattered(project: Project, distance: float) -> None:
+    """Check that a core at the shortest distance of the training set would be eVs off."""
+    published = project.artefact(1, "potential.yaml")
+    content = read_potential(published)
+    for block in content["species"]:
+        block["r_in"] = float(distance)
+    moved = project.root / "moved.yaml"
+    write_potential(content, moved)
+    (close,) = (
+        structure.atoms
+        for structure in map(parse, read_blocks(project.structures(1, "test")))
+        if structure.row_id == 12
+    )
+    energies = [Potential(path).ask(close, "row 12").energy for path in (published, moved)]
+    assert energies[1] > energies[0] + 5

@@ -1,0 +1,359 @@
+"""Candidates for the next generation: graded by the real potential, chosen, written, marked."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ase.io
+import numpy as np
+import pytest
+from ase.build import bulk
+from ase.db import connect
+
+from mlip_job.config import DatabaseConfig
+from mlip_job.dataset.marking import mark_rows
+from mlip_job.errors import ConfigError, ConflictError, DatabaseError, IntegrityError
+from tests.support import open_for_writing, rattled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ase import Atoms
+
+    from tests.cli import Ended
+    from tests.generations import Family
+    from tests.servers.databases import DatabaseServer
+
+    Select = Callable[..., Ended]
+
+pytestmark = pytest.mark.pacemaker
+
+PASSWORD = "MLIP_JOB_DATABASE_PASSWORD"  # noqa: S105 - the name of the variable
+
+
+@pytest.fixture
+def select(
+    cli: Callable[..., Ended], family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Select:
+    """Return a function that calls the verb in a directory of its own, which has no file yet."""
+    work = tmp_path / "here"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return lambda *arguments: cli("select", "-c", family.config_path, "-g", 1, *arguments)
+
+
+def outliers() -> list[Atoms]:
+    """Return compressed cells, and one with vacancies."""
+    rng = np.random.default_rng(3)
+    compressed = [bulk("Cu", cubic=True, a=a) for a in (3.35, 3.25)]
+    defective = bulk("Cu", cubic=True, a=3.65).repeat((2, 2, 1))
+    del defective[[0, 1, 2, 5]]
+    for atoms in (*compressed, defective):
+        atoms.rattle(0.05, rng=rng)
+    return [*compressed, defective]
+
+
+def candidates() -> tuple[list[Atoms], set[int]]:
+    """Return unlabelled structures, most like the training data, and where the outliers are."""
+    near = rattled(30, seed=5)
+    for atoms in near:
+        atoms.calc = None
+    mixed = [*near, *outliers()]
+    order = np.random.default_rng(8).permutation(len(mixed))
+    return [mixed[k] for k in order], {int(np.where(order == k)[0][0]) for k in (30, 31, 32)}
+
+
+def add_rows(family: Family, structures: list[Atoms], **pairs: Any) -> list[int]:
+    """Add unlabelled rows to the family's database."""
+    with open_for_writing(family.database) as database:
+        return [database.write(atoms, **pairs) for atoms in structures]
+
+
+def statuses(database: Path) -> dict[int, str]:
+    """Return the status of every row."""
+    return {row.id: row.status for row in connect(database).select()}
+
+
+def test_choice_is_better_than_chance(select: Select, tmp_path: Path, family: Family) -> None:
+    """Every outlier is chosen, with grades far above those of a thousand random choices."""
+    from pyace import PyACECalculator
+
+    structures, strange = candidates()
+    ase.io.write(tmp_path / "candidates.xyz", structures)
+    ended = select(tmp_path / "candidates.xyz", "--json")
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out)
+    ranked = found["candidates"]
+    chosen = {c["id"] for c in ranked if c["chosen"]}
+    assert strange <= chosen
+    assert len(chosen) < len(structures) / 2
+    grades = {c["id"]: c["extrapolation_grade"] for c in ranked}
+    assert list(grades.values()) == sorted(grades.values(), reverse=True)
+    assert all(grades[id_] > 1 for id_ in chosen)
+    rng = np.random.default_rng(0)
+    own = np.mean([grades[id_] for id_ in chosen])
+    chance = [
+        np.mean([grades[int(k)] for k in rng.choice(len(structures), len(chosen), replace=False)])
+        for _ in range(1000)
+    ]
+    assert own >= max(chance)
+    assert own > 5 * np.mean(chance)
+
+    written = ase.io.read(found["file"], ":")
+    assert [a.info["candidate"] for a in written] == [c["id"] for c in ranked if c["chosen"]]
+    calculator = PyACECalculator(str(family.artefact("potential.yaml")))
+    calculator.set_active_set(str(family.artefact("potential.asi")))
+    for atoms in written:
+        original = structures[atoms.info["candidate"]]
+        np.testing.assert_allclose(atoms.positions, original.positions, atol=1e-7)
+        assert atoms.info["generation"] == "gen_01"
+        original.calc = calculator
+        original.get_potential_energy()
+        grade = calculator.results["gamma"].max()
+        assert atoms.info["extrapolation_grade"] == pytest.approx(grade, rel=1e-5)
+
+
+def test_nothing_left_out_extrapolates_once_the_choice_is_in(family: Family) -> None:
+    """That is what D-optimality means, whether candidates compete at once or batch by batch."""
+    from mlip_job.selection.grading import Grader
+    from mlip_job.selection.optimal import ActiveSetExtension
+
+    grader = Grader(family.artefact("potential.yaml"), family.artefact("potential.asi"))
+    structures, strange = candidates()
+    atoms = grader.grade(structures)[0]
+    assert atoms.grades.max() > 10
+    for size, tolerance in ((len(structures), 1.011), (5, 1.2)):
+        extension = ActiveSetExtension(grader.inverse, buffer_bytes=0)
+        for start in range(0, len(structures), size):
+            batch = (atoms.owners >= start) & (atoms.owners < start + size)
+            extension.add(0, atoms.projections[batch], atoms.owners[batch])
+            assert extension.is_full
+            extension.settle()
+        assert strange <= set(extension.places())
+        grades = np.abs(atoms.projections @ np.linalg.pinv(extension._rows[0])).max(axis=1)
+        assert grades.max() < tolerance
+
+
+def test_the_same_structure_twice_is_chosen_once(select: Select, tmp_path: Path) -> None:
+    """The second one adds nothing, however high its grade."""
+    strange = outliers()[0]
+    ase.io.write(tmp_path / "twice.xyz", [strange, strange, *rattled(3, seed=5)])
+    ranked = json.loads(select(tmp_path / "twice.xyz", "--json").out)["candidates"]
+    assert {c["id"] for c in ranked[:2]} == {0, 1}
+    places = [c["new_environments"] for c in ranked[:2]]
+    assert sum(places) >= 1
+    assert sum(c["chosen"] for c in ranked[:2]) == sum(place > 0 for place in places)
+    assert sum(places) <= len(strange)
+
+
+def test_count_and_grades_limit_the_choice(select: Select, tmp_path: Path) -> None:
+    """The highest grades first, none outside of the limits."""
+    structures, _ = candidates()
+    ase.io.write(tmp_path / "c.xyz", structures)
+    every = json.loads(select(tmp_path / "c.xyz", "--json", "-o", "all.xyz").out)["candidates"]
+    top = [c["id"] for c in every if c["chosen"]][:2]
+    ended = select(tmp_path / "c.xyz", "-n", 2)
+    assert "2 chosen: selected_gen_01.xyz" in ended.err
+    assert [a.info["candidate"] for a in ase.io.read("selected_gen_01.xyz", ":")] == top
+    shown = [line.split() for line in ended.out.splitlines() if line.rstrip().endswith("*")]
+    assert [row[1] for row in shown] == [str(id_) for id_ in top]
+
+    below = every[0]["extrapolation_grade"] - 0.01
+    ended = select(tmp_path / "c.xyz", "--max-grade", below, "-o", "below.xyz", "--json")
+    assert every[0]["id"] not in {
+        c["id"] for c in json.loads(ended.out)["candidates"] if c["chosen"]
+    }
+    ended = select(tmp_path / "c.xyz", "--min-grade", 1e6, "-o", "none.xyz", "--json")
+    assert ended.code == 0
+    assert "none adds to the active set, nothing is written" in ended.err
+    assert json.loads(ended.out)["file"] is None
+
+
+def test_rows_of_the_database_are_chosen_and_marked(select: Select, family: Family) -> None:
+    """Only those that were chosen, only when asked, and only once."""
+    structures, strange = candidates()
+    ids = add_rows(family, structures, status="candidate", origin="md")
+    before = statuses(family.database)
+    assert select("-o", "unmarked.xyz").code == 0
+    assert statuses(family.database) == before
+
+    ended = select("--mark", "status=to_label", "--mark", "priority=2", "--json")
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out)
+    chosen = [c["id"] for c in found["candidates"] if c["chosen"]]
+    assert {ids[k] for k in strange} <= set(chosen)
+    assert found["marked"] == {"status": "to_label", "priority": 2}
+    after = statuses(family.database)
+    assert after == before | dict.fromkeys(chosen, "to_label")
+    row = connect(family.database).get(id=chosen[0])
+    assert row.key_value_pairs == {"status": "to_label", "origin": "md", "priority": 2}
+    assert [a.info["row_id"] for a in ase.io.read(found["file"], ":")] == chosen
+
+    again = json.loads(select("-o", "again.xyz", "--json").out)["candidates"]
+    assert {c["id"] for c in again} == set(ids) - set(chosen)
+
+
+def test_a_failing_database_marks_nothing_and_leaves_no_file(
+    select: Select, family: Family
+) -> None:
+    """Not the rows before the one that failed either."""
+    structures, _ = candidates()
+    ids = add_rows(family, structures, status="candidate")
+    with closing(sqlite3.connect(family.database)) as database:
+        ended = select("--json", "-o", "probe.xyz")
+        chosen = [c["id"] for c in json.loads(ended.out)["candidates"] if c["chosen"]]
+        assert len(chosen) > 1
+        database.execute(
+            f"CREATE TRIGGER no BEFORE UPDATE ON systems WHEN old.id = {chosen[-1]} "
+            "BEGIN SELECT RAISE(ABORT, 'not this one'); END"
+        )
+        database.commit()
+    ended = select("--mark", "status=to_label")
+    assert ended.code == 69
+    assert "can't be written to: not this one" in ended.err
+    assert {statuses(family.database)[id_] for id_ in ids} == {"candidate"}
+    assert not Path("selected_gen_01.xyz").exists()
+
+
+def test_a_row_that_someone_else_took_marks_nothing(family: Family) -> None:
+    """What was a candidate when it was graded may be running by now."""
+    ids = add_rows(family, rattled(3), status="candidate")
+    with open_for_writing(family.database) as database:
+        database.update(ids[1], status="running")
+    config = DatabaseConfig(url=str(family.database), select="status=candidate")
+    with pytest.raises(ConflictError, match=f"row {ids[1]} .* no row was marked"):
+        mark_rows(config, ids, {"status": "to_label"})
+    assert [statuses(family.database)[id_] for id_ in ids] == ["candidate", "running", "candidate"]
+
+
+@pytest.mark.filterwarnings("ignore:'(db|passwd)' is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+def test_servers_mark_all_or_none(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL and MariaDB as SQLite."""
+    server: DatabaseServer = request.getfixturevalue(kind)
+    monkeypatch.setenv(PASSWORD, server.password)
+    name = server.new_database()
+    with open_for_writing(server.url_with_password(name)) as database:
+        ids = [database.write(atoms, status="candidate") for atoms in rattled(4)]
+        database.update(ids[3], status="running")
+    config = DatabaseConfig(url=server.url(name), select="status=candidate")
+    with pytest.raises(ConflictError):
+        mark_rows(config, ids, {"status": "to_label"})
+    assert _statuses_on(server, name) == ["candidate", "candidate", "candidate", "running"]
+    mark_rows(config, ids[:2], {"status": "to_label"})
+    assert _statuses_on(server, name) == ["to_label", "to_label", "candidate", "running"]
+    monkeypatch.setenv(PASSWORD, "wrong")
+    with pytest.raises(DatabaseError) as failed:
+        mark_rows(config, ids[2:3], {"status": "to_label"})
+    assert server.password not in str(failed.value)
+
+
+def _statuses_on(server: DatabaseServer, name: str) -> list[str]:
+    with open_for_writing(server.url_with_password(name)) as database:
+        return [row.status for row in database.select(sort="id")]
+
+
+def test_candidates_that_can_not_be_graded_are_listed(select: Select, tmp_path: Path) -> None:
+    """By reason; the others are graded all the same."""
+    lonely = bulk("Cu", cubic=True, a=3.6)
+    lonely.set_cell([20, 20, 20])
+    slab = bulk("Cu", cubic=True)
+    slab.pbc = (True, True, False)
+    structures = [rattled(1)[0], bulk("Ni", cubic=True), lonely[:1], slab, *outliers()]
+    for atoms in structures:
+        atoms.calc = None
+    ase.io.write(tmp_path / "c.xyz", structures)
+    ended = select(tmp_path / "c.xyz", "--json")
+    assert json.loads(ended.out)["skipped"] == {
+        "atom without a neighbour within the cutoff": [2],
+        "element that the potential lacks: Ni": [1],
+        "periodic in some directions only": [3],
+    }
+    assert "skipped 1: element that the potential lacks: Ni" in ended.err
+    assert ended.code == 0
+
+    ase.io.write(tmp_path / "ni.xyz", [bulk("Ni", cubic=True)] * 3)
+    ended = select(tmp_path / "ni.xyz", "-o", "other.xyz")
+    assert ended.code == 65
+    assert "no candidate can be graded: 3 × element that the potential lacks: Ni" in ended.err
+
+
+def test_unreadable_files_are_refused(select: Select, tmp_path: Path) -> None:
+    """Empty, absent, cut short, no structures at all."""
+    (tmp_path / "empty.xyz").write_text("")
+    (tmp_path / "text.dat").write_text("these are no structures\n")
+    ase.io.write(tmp_path / "cut.xyz", rattled(3))
+    whole = (tmp_path / "cut.xyz").read_text()
+    (tmp_path / "cut.xyz").write_text(whole[:-30])
+    for name, text in {
+        "empty.xyz": "can't be read: Empty file",
+        "absent.xyz": "is no file of candidates",
+        "text.dat": "can't be read",
+        "cut.xyz": "can't be read after 2 structures",
+    }.items():
+        ended = select(tmp_path / name)
+        assert (ended.code, text in ended.err) == (65, True), ended.err
+    ended = select()
+    assert ended.code == 65
+    assert "'status=candidate' has no candidates" in ended.err
+    assert not Path("selected_gen_01.xyz").exists()
+
+
+def test_other_formats_are_read(select: Select, tmp_path: Path) -> None:
+    """Whatever ASE reads, such as its trajectories."""
+    ase.io.write(tmp_path / "c.traj", [*rattled(2, seed=5), *outliers()])
+    ended = select(tmp_path / "c.traj", "--json")
+    assert ended.code == 0, ended.err
+    assert len(json.loads(ended.out)["candidates"]) == 5
+
+
+def test_wrong_usage_is_refused_before_anything_is_read(
+    select: Select, tmp_path: Path, family: Family
+) -> None:
+    """With what to do instead."""
+    ase.io.write(tmp_path / "c.xyz", rattled(1))
+    for arguments, text in (
+        ((tmp_path / "c.xyz", "--select", "status=candidate"), "not both"),
+        ((tmp_path / "c.xyz", "--mark", "status=x"), "not for a FILE"),
+        (("--mark", "status"), "is not key=value"),
+        (("--mark", "energy=1"), "no key_value_pair"),
+        (("--mark", "Cu=1"), "no key_value_pair"),
+        (("--max-grade", 0.5), "not above"),
+        (("-n", 0), "-n"),
+        (("--select", "a=1=2<"), "is not an ASE selection"),
+    ):
+        ended = select(*arguments)
+        assert (ended.code, text in ended.err) == (64, True), ended.err
+    (tmp_path / "there.xyz").write_text("mine")
+    ended = select(tmp_path / "c.xyz", "-o", tmp_path / "there.xyz")
+    assert (ended.code, "there.xyz exists" in ended.err) == (64, True)
+    assert (tmp_path / "there.xyz").read_text() == "mine"
+
+    path = family.store / family.registry.keys.manifest(1)
+    path.write_text(path.read_text().replace('"potential.asi"', '"other.asi"'))
+    ended = select(tmp_path / "c.xyz")
+    assert (ended.code, "without an active set" in ended.err) == (64, True)
+    ended = select(tmp_path / "c.xyz", "-g", 9)
+    assert (ended.code, "gen_09 of cu is not published" in ended.err) == (64, True)
+
+
+def test_active_sets_of_another_kind_are_refused(family: Family, tmp_path: Path) -> None:
+    """Of other elements, or over all densities of the embedding."""
+    from mlip_job.selection.grading import Grader
+
+    potential = family.artefact("potential.yaml")
+    for matrices, error, text in (
+        ({"Ni": np.eye(10)}, IntegrityError, "one of Ni, the potential one of Cu"),
+        ({"Cu": np.eye(20)}, ConfigError, "this one is full"),
+    ):
+        with (tmp_path / "other.asi").open("wb") as file:
+            np.savez(file, **matrices)
+        with pytest.raises(error, match=text):
+            Grader(potential, tmp_path / "other.asi")

@@ -1,0 +1,220 @@
+"""Podman and Apptainer, and the images that they build from the real definitions.
+
+Both start from the Debian that ``tools/make-test-base`` made. What is built stays in the cache: the
+next session builds only what has changed.
+"""
+
+from __future__ import annotations
+
+import ast
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+ROOT = Path(__file__).parents[2]
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlip-job-tests"
+BASE = CACHE / "debian-12.tar"
+CPU_IMAGE = "localhost/mlip-job:cpu"
+
+# What pip may be told about the place: how it reaches its index, no path of this machine.
+_PIP_SETTINGS = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "retries")
+_SIF_IS_MADE_OF = ("apptainer.def", "pyproject.toml", "README.md", "job", "requirements", "tools")
+
+
+@dataclass(frozen=True)
+class Podman:
+    """Podman with a storage of its own."""
+
+    command: tuple[str, ...]
+    limits: tuple[str, ...]
+
+    def __call__(self, *arguments: object) -> str:
+        """Run it and return what it prints."""
+        return _run([*self.command, *map(str, arguments)])
+
+    def job(self, *options: object, image: str = CPU_IMAGE) -> list[str]:
+        """Return the command that runs an image with as few rights as Kubernetes grants."""
+        return [
+            *self.command,
+            *("run", "--rm", "--network=host", "--read-only", "--read-only-tmpfs=false"),
+            *("--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges"),
+            *self.limits,
+            *map(str, options),
+            image,
+        ]
+
+
+@dataclass(frozen=True)
+class Apptainer:
+    """Apptainer, run as a user without rights."""
+
+    command: tuple[str, ...]
+
+    def __call__(self, *arguments: object, cwd: Path = ROOT) -> str:
+        """Run it and return what it prints."""
+        return _run([*self.command, *map(str, arguments)], cwd=cwd)
+
+
+@pytest.fixture(scope="session")
+def podman() -> Podman:
+    """Set up Podman."""
+    _require("podman", "runc")
+    if os.getuid() != 0:
+        pytest.skip("Podman is set up for root here: run the tests as root")
+    return Podman(
+        (
+            *("podman", "--root", str(CACHE / "containers"), "--runroot", "/run/mlip-job-tests"),
+            # Neither systemd nor a journal runs on every machine that runs tests.
+            *("--cgroup-manager=cgroupfs", "--events-backend=file", "--runtime=runc"),
+        ),
+        # Podman's own limits are higher than root may set them where it lacks CAP_SYS_RESOURCE.
+        ("--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096"),
+    )
+
+
+@pytest.fixture(scope="session")
+def base_image(podman: Podman) -> str:
+    """Import the base."""
+    if not BASE.exists():
+        pytest.skip("there is no base to build images from: make servers makes it")
+    name = f"localhost/debian:12-{BASE.stat().st_mtime_ns}"
+    with _alone("podman"):
+        if name not in podman("images", "--format={{.Repository}}:{{.Tag}}").split():
+            podman("import", "--quiet", BASE, name)
+    return name
+
+
+@pytest.fixture(scope="session")
+def pip_settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write what pip needs to know here for builds to mount: pip.conf and ca.crt."""
+    directory = tmp_path_factory.mktemp("pip")
+    found = dict(re.findall(r"^\S*\.(\S+?)=(.*)$", _run(_pip("config", "list")), re.MULTILINE))
+    lines = [f"{key} = {ast.literal_eval(found[key])}" for key in _PIP_SETTINGS if key in found]
+    (directory / "pip.conf").write_text("\n".join(("[global]", *lines, "")))
+    bundle = Path(ast.literal_eval(found.get("cert", "'/etc/ssl/certs/ca-certificates.crt'")))
+    (directory / "ca.crt").write_bytes(bundle.read_bytes() if bundle.exists() else b"")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def cpu_image(podman: Podman, base_image: str, pip_settings: Path) -> str:
+    """Build the CPU image of the Dockerfile."""
+    with _alone("podman"):
+        podman(
+            *("build", "--quiet", "--isolation=chroot", "--network=host", "--target=cpu"),
+            *("--build-arg", f"BASE={base_image}", "--build-arg", "VERSION=test"),
+            *("--secret", f"id=pip,src={pip_settings / 'pip.conf'}"),
+            *("--secret", f"id=ca,src={pip_settings / 'ca.crt'}"),
+            *("--tag", CPU_IMAGE, ROOT),
+        )
+        podman("image", "prune", "--force", "--filter=until=24h")
+    return CPU_IMAGE
+
+
+@pytest.fixture(scope="session")
+def apptainer(tmp_path_factory: pytest.TempPathFactory) -> Apptainer:
+    """Set up Apptainer."""
+    program = shutil.which("apptainer") or CACHE / "apptainer/usr/bin/apptainer"
+    if not Path(program).exists():
+        pytest.skip("Apptainer is not installed: make servers installs it")
+    _require("mksquashfs", "squashfuse")
+    home = tmp_path_factory.mktemp("apptainer")
+    # Root may lack rights that Apptainer takes for granted, and no user of a cluster is root.
+    plain = ("unshare", "--user", "--map-user=65534", "--map-group=65534", "--")
+    environment = ("env", f"HOME={home}", f"APPTAINER_CACHEDIR={home}", f"APPTAINER_TMPDIR={home}")
+    return Apptainer((*(plain if os.getuid() == 0 else ()), *environment, str(program)))
+
+
+@pytest.fixture(scope="session")
+def base_archive(podman: Podman, base_image: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the base as an archive that Apptainer starts from."""
+    archive = tmp_path_factory.mktemp("base") / "base.tar"
+    podman("save", "--quiet", "--format=docker-archive", "--output", archive, base_image)
+    return archive
+
+
+@pytest.fixture(scope="session")
+def sif(
+    apptainer: Apptainer,
+    base_archive: Path,
+    pip_settings: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Build the CPU image of apptainer.def."""
+    image = CACHE / f"mlip-job-{_hash_of_sources()}.sif"
+    with _alone("apptainer"):
+        if not image.exists():
+            for old in CACHE.glob("mlip-job-*.sif"):
+                old.unlink()
+            # A build does not see root's home.
+            built = tmp_path_factory.mktemp("sif") / image.name
+            apptainer(*build_options(base_archive, pip_settings), built, "apptainer.def")
+            shutil.move(built, image)
+    return image
+
+
+def build_options(base_archive: Path, pip_settings: Path) -> Sequence[object]:
+    """Return how Apptainer builds here; it packs as fast as it can, not as small."""
+    return (
+        *("build", "--build-arg", "bootstrap=docker-archive"),
+        *("--build-arg", f"base={base_archive}", "--build-arg", "version=test"),
+        *("--bind", f"{pip_settings}:/mnt"),
+        *("--mksquashfs-args", "-comp zstd -Xcompression-level 1"),
+    )
+
+
+@contextmanager
+def _alone(what: str) -> Iterator[None]:
+    """Keep the other processes that run tests waiting: what they want to build is built here."""
+    with (CACHE / f"{what}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _hash_of_sources() -> str:
+    total = hashlib.sha256(str(BASE.stat().st_mtime_ns).encode())
+    for name in _SIF_IS_MADE_OF:
+        top = ROOT / name
+        files = [top] if top.is_file() else sorted(p for p in top.rglob("*") if p.is_file())
+        for path in files:
+            if "__pycache__" not in path.parts:
+                total.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    return total.hexdigest()[:16]
+
+
+def _require(*programs: str) -> None:
+    for program in programs:
+        if shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") is None:
+            pytest.skip(f"{program} is not installed: make servers installs it")
+
+
+def _pip(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "pip", *arguments]
+
+
+def _run(command: Sequence[str], cwd: Path = ROOT) -> str:
+    done = subprocess.run(
+        command,
+        check=False,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0:
+        last = "\n".join((done.stdout + done.stderr).splitlines()[-30:])
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{last}")
+    return done.stdout

@@ -1,0 +1,260 @@
+"""A real control plane of Kubernetes on free ports: etcd, API server, controllers and scheduler.
+
+There are no nodes but one that `tests.servers.node` plays. Role-based access control is on, and
+namespaces enforce the restricted Pod Security level.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kubernetes import client
+
+ADMIN, SUBMITTER = "admin", "submitter"
+_START_TIMEOUT = 120
+"""Seconds that the control plane may take to answer."""
+
+# What a Job's life needs; none of those that would look for clouds, kubelets or volumes.
+_CONTROLLERS = (
+    "garbage-collector-controller",
+    "job-controller",
+    "namespace-controller",
+    "resourcequota-controller",
+    "serviceaccount-controller",
+    "ttl-after-finished-controller",
+)
+
+
+@dataclass(frozen=True)
+class ControlPlane:
+    """A running control plane.
+
+    Attributes
+    ----------
+    directory
+        Certificates, logs and kubeconfigs.
+    url
+        Of the API server.
+    tokens
+        Of each user.
+    """
+
+    directory: Path
+    url: str
+    tokens: dict[str, str]
+
+    @property
+    def authority(self) -> Path:
+        """The certificate that the API server's own is signed with."""
+        return self.directory / "certs" / "apiserver.crt"
+
+    def kubeconfig(self, user: str, *, namespace: str | None = None, **changes: Any) -> Path:
+        """Write a kubeconfig of a user, whose context is of a namespace; return its path."""
+        cluster = {"server": self.url, "certificate-authority": str(self.authority)}
+        context = {"cluster": "tests", "user": user}
+        values = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "tests", "cluster": {**cluster, **changes}}],
+            "users": [{"name": user, "user": {"token": self.tokens.get(user, "none")}}],
+            "contexts": [
+                {"name": user, "context": context | ({"namespace": namespace} if namespace else {})}
+            ],
+            "current-context": user,
+        }
+        path = self.directory / f"{user}-{secrets.token_hex(4)}.kubeconfig"
+        path.write_text(yaml.safe_dump(values), encoding="utf-8")
+        return path
+
+    def client(self, user: str = ADMIN) -> client.ApiClient:
+        """Return the official client, as a user."""
+        from kubernetes import client, config
+
+        path = str(self.kubeconfig(user))
+        configuration = client.Configuration()
+        config.load_kube_config(config_file=path, client_configuration=configuration)
+        return client.ApiClient(configuration)
+
+    def new_namespace(self, *, level: str = "restricted") -> str:
+        """Create a namespace that enforces a Pod Security level; return its name."""
+        from kubernetes import client
+
+        name = f"mlip-{secrets.token_hex(4)}"
+        labels = {"pod-security.kubernetes.io/enforce": level}
+        core = client.CoreV1Api(self.client())
+        core.create_namespace({"metadata": {"name": name, "labels": labels}})
+        _until(lambda: core.list_namespaced_service_account(name).items, "service account")
+        return name
+
+    def allow(self, namespace: str, rules: list[dict[str, list[str]]], user: str) -> None:
+        """Give a user a role with these rules in a namespace."""
+        from kubernetes import client
+
+        api = client.RbacAuthorizationV1Api(self.client())
+        name = f"{user}-{secrets.token_hex(4)}"
+        api.create_namespaced_role(namespace, {"metadata": {"name": name}, "rules": rules})
+        group = "rbac.authorization.k8s.io"
+        api.create_namespaced_role_binding(
+            namespace,
+            {
+                "metadata": {"name": name},
+                "roleRef": {"apiGroup": group, "kind": "Role", "name": name},
+                "subjects": [{"apiGroup": group, "kind": "User", "name": user}],
+            },
+        )
+
+
+def find_programs() -> Path | None:
+    """Return the folder of the control plane's programs, as envtest does, or None."""
+    given = os.environ.get("KUBEBUILDER_ASSETS")
+    if given:
+        return Path(given)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    pinned = (Path(__file__).parents[2] / "tools/kubernetes/go.mod").read_text(encoding="utf-8")
+    versions = [
+        re.search(rf"{re.escape(module)} v(\S+)", pinned)
+        for module in ("k8s.io/kubernetes", "helm.sh/helm/v3")
+    ]
+    kubernetes, helm = (match.group(1) for match in versions if match is not None)
+    folder = cache / "mlip-job-tests" / f"kubernetes-{kubernetes}-helm-{helm}"
+    return folder if folder.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def control_plane() -> Iterator[ControlPlane]:
+    """Start a control plane, and end it with the session."""
+    programs, etcd = find_programs(), shutil.which("etcd")
+    if programs is None or etcd is None:
+        pytest.skip("Kubernetes' control plane is not there: make servers builds it, with Go")
+    with contextlib.ExitStack() as stack:
+        name = stack.enter_context(tempfile.TemporaryDirectory(prefix="mlip-job-kubernetes-"))
+        directory = Path(name)
+        tokens = {user: secrets.token_hex(16) for user in (ADMIN, SUBMITTER)}
+        storage = _start_etcd(stack, directory, etcd)
+        url = _start_api_server(stack, directory, programs, storage, tokens)
+        plane = ControlPlane(directory, url, tokens)
+        _until(lambda: _is_ready(plane), "API server", directory / "kube-apiserver.log")
+        kubeconfig = plane.kubeconfig(ADMIN)
+        for program, *options in (
+            (
+                "kube-controller-manager",
+                f"--controllers={','.join(_CONTROLLERS)}",
+                f"--service-account-private-key-file={directory / 'sa.key'}",
+                "--use-service-account-credentials=false",
+            ),
+            ("kube-scheduler",),
+        ):
+            _start(
+                stack,
+                directory,
+                *(programs / program, f"--kubeconfig={kubeconfig}", "--leader-elect=false"),
+                *("--bind-address=127.0.0.1", "--secure-port=0", *options),
+            )
+        yield plane
+
+
+def _start_etcd(stack: contextlib.ExitStack, directory: Path, program: str) -> str:
+    clients, peers = (f"http://127.0.0.1:{_free_port()}" for _ in range(2))
+    _start(
+        stack,
+        directory,
+        *(program, "--data-dir", directory / "etcd", "--unsafe-no-fsync"),
+        *("--listen-client-urls", clients, "--advertise-client-urls", clients),
+        *("--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers),
+        *("--initial-cluster", f"default={peers}"),
+    )
+    return clients
+
+
+def _start_api_server(
+    stack: contextlib.ExitStack,
+    directory: Path,
+    programs: Path,
+    storage: str,
+    tokens: dict[str, str],
+) -> str:
+    key, port = directory / "sa.key", _free_port()
+    subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True)
+    with (directory / "tokens.csv").open("w", newline="") as file:
+        groups = {ADMIN: "system:masters"}
+        csv.writer(file).writerows(
+            (token, user, user, groups.get(user, "")) for user, token in tokens.items()
+        )
+    _start(
+        stack,
+        directory,
+        *(programs / "kube-apiserver", f"--etcd-servers={storage}"),
+        *("--bind-address=127.0.0.1", f"--secure-port={port}", f"--cert-dir={directory / 'certs'}"),
+        *("--authorization-mode=RBAC", f"--token-auth-file={directory / 'tokens.csv'}"),
+        *(f"--service-account-key-file={key}", f"--service-account-signing-key-file={key}"),
+        "--service-account-issuer=https://kubernetes.default.svc",
+        "--service-cluster-ip-range=10.0.0.0/24",
+        "--endpoint-reconciler-type=none",  # it refuses loopback addresses
+        "--kubelet-preferred-address-types=InternalIP",
+    )
+    return f"https://127.0.0.1:{port}"
+
+
+def _start(stack: contextlib.ExitStack, directory: Path, *command: object) -> None:
+    """Start a program that is ended when the stack is left, the last one first."""
+    log = stack.enter_context((directory / f"{Path(str(command[0])).name}.log").open("wb"))
+    process = subprocess.Popen(
+        # It must not outlive the tests, even where those are killed.
+        ["setpriv", "--pdeathsig", "KILL", *(str(part) for part in command)],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        cwd=directory,
+        env={"PATH": os.environ["PATH"], "HOME": str(directory)},
+    )
+
+    def end() -> None:
+        process.kill()  # there is nothing to be kept
+        process.wait()
+
+    stack.callback(end)
+
+
+def _is_ready(plane: ControlPlane) -> bool:
+    if not plane.authority.exists():
+        return False
+    try:
+        answer, _, _ = plane.client().call_api(
+            "/readyz", "GET", response_type="str", auth_settings=["BearerToken"]
+        )
+    except Exception:  # noqa: BLE001 - refused, reset, not ready: whatever it is, it may pass
+        return False
+    return bool(answer == "ok")
+
+
+def _until(condition: Any, what: str, log: Path | None = None) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT
+    while not condition():
+        if time.monotonic() > deadline:
+            end = log.read_text(errors="replace")[-3000:] if log is not None else ""
+            raise RuntimeError(f"{what} does not come up: {end}")
+        time.sleep(0.1)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,83 @@
+"""Requests to plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mlip_job.config.load import validate_config
+from mlip_job.schedulers.base import JobRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+EVERYTHING: dict[str, Any] = {
+    "namespace": "alloys",
+    "image": "registry.example/mlip-job@sha256:0123456789abcdef",
+    "image_pull_policy": "Always",
+    "image_pull_secrets": ["registry"],
+    "cpu": 8,
+    "memory": "64Gi",
+    "gpus": 2,
+    "gpu_resource": "amd.com/gpu",
+    "runtime_class": "nvidia",
+    "work_size": "100Gi",
+    "tmp_size": "2Gi",
+    "shm_size": "8Gi",
+    "secrets": ["database", "s3"],
+    "env": {"TF_CPP_MIN_LOG_LEVEL": "2"},
+    "claims": [
+        {"claim": "structures", "mount_path": "/data", "read_only": True},
+        {"claim": "store", "mount_path": "/store", "sub_path": "potentials"},
+    ],
+    "volumes": [{"name": "more", "emptyDir": {}}],
+    "volume_mounts": [{"name": "more", "mountPath": "/more"}],
+    "service_account": "trainer",
+    "queue": "training",
+    "priority_class": "batch",
+    "node_selector": {"pool": "gpu"},
+    "tolerations": [{"key": "spot", "operator": "Exists"}],
+    "affinity": {"podAntiAffinity": {}},
+    "topology_spread_constraints": [
+        {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}
+    ],
+    "labels": {"team": "alloys"},
+    "annotations": {"example.com/cost-centre": "4711"},
+    "backoff_limit": 1,
+    "grace_period_seconds": 120,
+    "active_deadline_seconds": 86400,
+    "ttl_days": 0.5,
+    "run_as_user": 2000,
+}
+"""A value for every setting but `context`, which is no part of a manifest."""
+
+
+@pytest.fixture
+def request_for() -> Callable[..., JobRequest]:
+    """Return a function that makes a request; its keywords are settings of Kubernetes."""
+
+    def make(
+        generation: int = 4,
+        *,
+        family: str = "cu-ni",
+        database: str = "postgresql://ase@db.example/ase",
+        storage: str = "s3://mlip/potentials",
+        sections: dict[str, Any] | None = None,
+        ensemble: int | None = None,
+        run_options: tuple[str, ...] = (),
+        after: str | None = None,
+        **settings: Any,
+    ) -> JobRequest:
+        kubernetes = {"image": "registry.example/mlip-job:1", **settings}
+        values = {
+            "family": family,
+            "database": {"url": database},
+            "storage": {"url": storage},
+            "submit": {"scheduler": "kubernetes", "kubernetes": kubernetes},
+        }
+        config = validate_config(values | (sections or {}), source="test")
+        return JobRequest(config, generation, Path("/"), run_options, ensemble, after)
+
+    return make

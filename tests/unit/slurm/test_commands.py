@@ -1,0 +1,308 @@
+"""Slurm's commands as busy, noisy and bare sites answer them; stand-ins print what was seen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mlip_job.config import JobConfig
+from mlip_job.errors import ConfigError, UnavailableError
+from mlip_job.schedulers.base import JobHandle, JobState
+from mlip_job.schedulers.records import Ended
+from mlip_job.schedulers.slurm import SlurmScheduler, commands
+from mlip_job.schedulers.slurm.commands import Task
+from mlip_job.schedulers.slurm.states import STATES, state_of, why
+from mlip_job.schedulers.slurm.status import combined, status_by_record, status_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Install = Callable[[str, str], None]
+
+NAME = "mlip-cu-gen_04-89abcdef-0123abcd"
+BUSY = (
+    "echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv' >&2; exit 1"
+)
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Return a function that puts a command of a few lines of shell on PATH, before all others.
+
+    Without one, the queue is empty and there is no accounting.
+    """
+    bin_dir = tmp_path / "bin"
+    bin_dir.mkdir()
+    monkeypatch.setenv("PATH", f"{bin_dir}:/usr/bin:/bin")
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    monkeypatch.setattr(commands, "PATIENCE_SECONDS", 5)
+    monkeypatch.setattr(commands, "_GLANCE_SECONDS", 3)
+
+    def put(name: str, lines: str) -> None:
+        program = bin_dir / name
+        program.write_text(f'#!/bin/sh\necho {name} "$@" >>"$CALLS"\n{lines}\n')
+        program.chmod(0o755)
+
+    put("squeue", "exit 0")
+    put("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
+    put("scontrol", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    put("sinfo", "printf 'gpu\\ncpu\\ngpu\\n'")
+    put("scancel", "exit 0")
+    return put
+
+
+@pytest.mark.parametrize(
+    ("printed", "job_id"),
+    [
+        ("4711", "4711"),
+        ("4711;alps", "4711;alps"),
+        ("Welcome to ALPS\\n * Your project has 12 node hours left *\\n4711\\n", "4711"),
+        ("4711\\n--- 3 jobs in the queue ---\\n", "4711"),
+    ],
+)
+def test_the_id_is_found_in_what_sbatch_prints(
+    install: Install, tmp_path: Path, printed: str, job_id: str
+) -> None:
+    """Whatever a site's wrapper adds."""
+    install("sbatch", f"printf '{printed}'")
+    assert commands.submit(tmp_path / "script", NAME) == job_id
+
+
+def test_a_busy_controller_is_asked_again(install: Install, tmp_path: Path) -> None:
+    """Until it takes the job."""
+    install("sbatch", f'[ "$(grep -c sbatch "$CALLS")" -ge 3 ] && {{ echo 12; exit; }}; {BUSY}')
+    assert commands.submit(tmp_path / "script", NAME) == "12"
+    assert (tmp_path / "calls").read_text().count("sbatch") == 3
+
+
+def test_a_lost_answer_makes_no_second_job(install: Install, tmp_path: Path) -> None:
+    """The first submission had got through, and is found by its name."""
+    install("sbatch", f"touch {tmp_path}/got-through; {BUSY}")
+    install(
+        "squeue",
+        f"[ -e {tmp_path}/got-through ] && echo '31|FAILED|None|{NAME}' && "
+        f"echo '32|PENDING|Priority|{NAME}' || true",
+    )
+    assert commands.submit(tmp_path / "script", NAME) == "32"
+    assert (tmp_path / "calls").read_text().count("sbatch") == 1
+
+
+def test_a_controller_that_stays_away(install: Install, tmp_path: Path) -> None:
+    """Is an error that is worth a retry, not a refusal."""
+    install("sbatch", BUSY)
+    with pytest.raises(UnavailableError, match="Socket timed out"):
+        commands.submit(tmp_path / "script", NAME)
+
+
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        ("Invalid partition name specified", "set submit.slurm.partition to one of: cpu, gpu"),
+        ("Invalid account or account/partition combination specified", "submit.slurm.account"),
+        ("Invalid qos specification", "submit.slurm.qos"),
+        ("Requested reservation is invalid", "submit.slurm.reservation"),
+        ("Requested time limit is invalid (missing or exceeds some limit)", "submit.slurm.time"),
+        ("Invalid generic resource (gres) specification", "submit.slurm.gres"),
+        ("Invalid feature specification", "submit.slurm.constraint"),
+        ("Memory specification can not be satisfied", "submit.slurm.mem"),
+        ("Requested node configuration is not available", "what the job asks of a node"),
+        ("Job dependency problem", "--after"),
+        ("Job violates accounting/QOS policy (job submit limit)", None),
+    ],
+)
+def test_a_refusal_names_the_setting(
+    install: Install, tmp_path: Path, said: str, hint: str | None
+) -> None:
+    """With what sbatch said, and it is not repeated."""
+    install("sbatch", f"echo 'sbatch: error: Batch job submission failed: {said}' >&2; exit 1")
+    with pytest.raises(ConfigError) as caught:
+        commands.submit(tmp_path / "script", NAME)
+    assert caught.value.message == f"Slurm refuses the job: {said}"
+    assert hint is None or hint in (caught.value.hint or "")
+    assert (tmp_path / "calls").read_text().count("sbatch") == 1
+
+
+def test_without_slurm_the_next_step_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a laptop."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="squeue is not on PATH") as caught:
+        commands.my_jobs()
+    assert "login node" in (caught.value.hint or "")
+
+
+def test_an_outer_job_and_the_callers_defaults_change_nothing(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm's commands take options from such variables, and jobs inherit SLURM_*."""
+    monkeypatch.setenv("SBATCH_PARTITION", "other")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "7")
+    monkeypatch.setenv("SQUEUE_FORMAT", "%i")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm/slurm.conf")
+    install("sbatch", f"env >{tmp_path}/env; echo 1")
+    commands.submit(tmp_path / "script", NAME)
+    found = (tmp_path / "env").read_text()
+    assert "SLURM_CONF=/etc/slurm/slurm.conf" in found
+    assert not any(name in found for name in ("SBATCH_PARTITION", "RESTART_COUNT", "SQUEUE_"))
+
+
+def test_the_queue_is_read_through_noise(install: Install) -> None:
+    """Other clusters' headers, other people's names."""
+    install(
+        "squeue",
+        "printf 'CLUSTER: alps\\n1|RUNNING|None|a|b\\n2_[3-4]|PENDING|(null)|x\\n?|?|?|?\\n'",
+    )
+    assert commands.my_jobs() == [
+        Task("1", "RUNNING", None, None, "a|b"),
+        Task("2_[3-4]", "PENDING", None, None, "x"),
+    ]
+
+
+def test_the_cluster_is_named_to_every_command(install: Install, tmp_path: Path) -> None:
+    """Where a job is on one among several."""
+    commands.queued("7;alps")
+    commands.controlled("7;alps")
+    commands.accounted("7;alps")
+    commands.cancel("7;alps")
+    for line in (tmp_path / "calls").read_text().splitlines():
+        assert "--clusters=alps" in line
+        assert ";" not in line
+
+
+def test_scontrol_is_read_by_its_own_keys(install: Install) -> None:
+    """And not by what a directory is called."""
+    install(
+        "scontrol",
+        "echo 'JobId=9 ArrayJobId=8 ArrayTaskId=1 JobName=x UserId=me(1) JobState=FAILED "
+        "Reason=NonZeroExitCode Dependency=(null) ExitCode=70:0 WorkDir=/a JobState=RUNNING b'",
+    )
+    assert commands.controlled("8") == [Task("8_1", "FAILED", "NonZeroExitCode", 70)]
+
+
+@pytest.fixture
+def scheduler(tmp_path: Path) -> SlurmScheduler:
+    """Return the scheduler of a family that has a work directory."""
+    return SlurmScheduler(
+        JobConfig.model_validate({"family": "cu", "work_dir": str(tmp_path / "work")})
+    )
+
+
+HANDLE = JobHandle("slurm", "4711", NAME)
+
+
+def test_a_requeued_job_is_not_taken_for_ended(install: Install, scheduler: SlurmScheduler) -> None:
+    """The accounting still has its end; the queue knows better."""
+    install("sacct", "echo '4711|PREEMPTED|0:0'")
+    install("squeue", f"echo '4711|PENDING|BeginTime|{NAME}'")
+    status = scheduler.status(HANDLE)
+    assert (status.state, status.native) == (JobState.PENDING, "PENDING")
+    assert status.reason == "it starts again after the delay that follows a requeue (BeginTime)"
+
+
+def test_the_accounting_knows_what_the_controller_forgot(
+    install: Install, scheduler: SlurmScheduler
+) -> None:
+    """Also who cancelled it, which is cut off."""
+    install("sacct", "printf 'noise\\n4711|CANCELLED by 1000|0:15\\n'")
+    assert scheduler.status(HANDLE).state is JobState.CANCELLED
+
+
+def test_the_controller_knows_where_there_is_no_accounting(
+    install: Install, scheduler: SlurmScheduler, tmp_path: Path
+) -> None:
+    """With the exit code, and the log says why."""
+    log = tmp_path / "work" / "gen_04" / "slurm-4711.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("error: bad config\n  training.cutoff: too small\n  hint: read the docs\n")
+    install("squeue", f"echo '4711|FAILED|NonZeroExitCode|{NAME}'")
+    install("scontrol", "echo 'JobId=4711 JobState=FAILED Reason=NonZeroExitCode ExitCode=64:0'")
+    status = scheduler.status(HANDLE)
+    assert (status.state, status.exit_code) == (JobState.FAILED, 64)
+    assert status.reason == "bad config training.cutoff: too small"
+    assert status.hint == "read the docs"
+
+
+def test_a_job_that_nobody_knows(install: Install, scheduler: SlurmScheduler) -> None:
+    """Unknown is not failure."""
+    install("squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    assert scheduler.status(HANDLE).state is JobState.UNKNOWN
+    assert not scheduler.status(HANDLE).state.ended
+
+
+@pytest.mark.parametrize(
+    ("native", "state", "resubmit"),
+    [
+        ("BOOT_FAIL", JobState.FAILED, True),
+        ("CANCELLED", JobState.CANCELLED, False),
+        ("COMPLETED", JobState.SUCCEEDED, False),
+        ("COMPLETING", JobState.RUNNING, False),
+        ("CONFIGURING", JobState.PENDING, False),
+        ("DEADLINE", JobState.FAILED, False),
+        ("NODE_FAIL", JobState.FAILED, True),
+        ("OUT_OF_MEMORY", JobState.FAILED, False),
+        ("PENDING", JobState.PENDING, False),
+        ("PREEMPTED", JobState.FAILED, True),
+        ("REQUEUED", JobState.PENDING, False),
+        ("REQUEUE_HOLD", JobState.PENDING, False),
+        ("REVOKED", JobState.UNKNOWN, False),
+        ("RUNNING", JobState.RUNNING, False),
+        ("SPECIAL_EXIT", JobState.PENDING, False),
+        ("SUSPENDED", JobState.RUNNING, False),
+        ("TIMEOUT", JobState.FAILED, True),
+        ("A_NEW_STATE", JobState.UNKNOWN, False),
+    ],
+)
+def test_states(native: str, state: JobState, resubmit: bool) -> None:
+    """By table; what the table lacks is unknown. Whoever is not to blame is submitted again."""
+    status = status_of(Task("1", native), None, "")
+    assert (status.state, status.native, status.resubmit) == (state, native, resubmit)
+    assert state is not JobState.FAILED or status.reason
+
+
+def test_states_are_those_of_the_manual() -> None:
+    """Each has a meaning, and is listed once."""
+    assert all(state_of(native) is state for native, state in STATES.items())
+    assert state_of("CANCELLED+") is JobState.CANCELLED
+
+
+def test_why_a_job_waits() -> None:
+    """In words where they are known, and Slurm's own in any case."""
+    assert why("Resources") == "no node is free yet (Resources)"
+    assert why("ReqNodeNotAvail, UnavailableNodes:n1").startswith("nodes that it needs are not")
+    assert why("SomethingNew") == "SomethingNew"
+    status = status_of(Task("1", "PENDING", "PartitionTimeLimit"), None, None)
+    assert "submit.slurm.time" in (status.reason or "")
+    assert status.hint == "cancel it, change that and submit it again"
+
+
+def test_a_rejected_job_in_the_queue() -> None:
+    """It never ran, so that its missing log is no riddle."""
+    status = status_of(Task("1", "FAILED", "BadConstraints"), None, None)
+    assert status.reason == "no node can ever have what it asks for (BadConstraints)"
+
+
+def test_members_together() -> None:
+    """One word for all, and a tally."""
+    running = status_of(Task("1_1", "RUNNING"), None, "")
+    failed = status_of(Task("1_2", "NODE_FAIL"), None, "")
+    done = status_of(Task("1_3", "COMPLETED"), None, "")
+    status = combined([done, failed, running])
+    assert (status.state, status.reason) == (
+        JobState.RUNNING,
+        "members: 1 running, 1 failed, 1 succeeded",
+    )
+    status = combined([done, failed])
+    assert (status.state, status.resubmit) == (JobState.FAILED, True)
+    assert status.reason == "members: 1 failed, 1 succeeded; the node failed"
+    assert combined([done, done]).state is JobState.SUCCEEDED
+
+
+def test_a_forgotten_job_by_its_own_record() -> None:
+    """Its script wrote down how it ended."""
+    status = status_by_record(Ended(exit_code=75, resubmit=True), "mlip-job: said\n")
+    assert (status.state, status.resubmit) == (JobState.FAILED, True)
+    assert status.reason == "it was stopped, its checkpoint is saved"
+    assert status_by_record(Ended(exit_code=0, resubmit=False), None).state is JobState.SUCCEEDED

@@ -1,0 +1,342 @@
+"""The batch script: against a golden file, shellcheck, and values that try to become code."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pydantic import ValidationError
+
+from mlip_job.config import JobConfig
+from mlip_job.config.slurm import OWNED_OPTIONS, SlurmConfig
+from mlip_job.errors import ConfigError
+from mlip_job.schedulers.base import JobRequest
+from mlip_job.schedulers.slurm import SlurmScheduler
+from mlip_job.schedulers.slurm.options import quote_directive
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+GOLDEN = Path(__file__).parents[2] / "data" / "slurm"
+ACCEPT = os.environ.get("MLIP_JOB_TEST_ACCEPT")
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "plain": ({"partition": "cpu", "time": "1-12:00:00"}, {}),
+    "container": (
+        {
+            "account": "alloys",
+            "partition": "gpu",
+            "gpus_per_node": "a100:1",
+            "time": "24:00:00",
+            "mem": "32G",
+            "cpus": 8,
+            "mail_user": "me@example.org",
+            "mail_type": "END,FAIL",
+            "extra": ["--licenses=scratch:1"],
+            "env_file": "/home/me/mlip.env",
+            "image": "/sw/images/mlip-job.sif",
+            "binds": ["/data:/data:ro"],
+            "modules": ["apptainer/1.3"],
+            "setup": ["ulimit -c 0"],
+        },
+        {"after": "4711;alps", "run_options": ("--fresh",)},
+    ),
+    "ensemble": ({"gres": "gpu:1"}, {"ensemble": 4}),
+}
+HOSTILE = {
+    "spaces": "two  words",
+    "quotes": 'it\'s "quoted"',
+    "substitution": "$(touch $OWNED)`touch $OWNED`",
+    "commands": "; touch $OWNED; && touch $OWNED | touch $OWNED",
+    "unicode": "Ångström → 温度",
+    "backslash": "\\\\' \\$HOME",
+    "option": "--wrap=touch $OWNED",
+    "glob": "* ? [a-z] {a,b} ~ !$ # %j",
+}
+
+
+def script(slurm: dict[str, Any], work_dir: str = "/scratch/me/work", **request: Any) -> str:
+    """Return the script of generation 4 with some settings."""
+    config = JobConfig.model_validate(
+        {
+            "family": "cu-ni",
+            "database": {"url": "/scratch/me/structures.db"},
+            "storage": {"url": "/scratch/me/store"},
+            "work_dir": work_dir,
+            "submit": {"slurm": slurm},
+        }
+    )
+    asked = JobRequest(config, 4, Path("/scratch/me"), **request)
+    return SlurmScheduler(config).plan(asked).text
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_script_is_as_reviewed(case: str) -> None:
+    """A change shows as a difference here; MLIP_JOB_TEST_ACCEPT=1 accepts it."""
+    slurm, request = CASES[case]
+    # The hashes in the job's name are of the whole configuration.
+    text = re.sub(r"gen_04-[0-9a-f-]{17}", "gen_04-HASHES", script(slurm, **request))
+    path = GOLDEN / f"{case}.sbatch"
+    if ACCEPT:
+        path.write_text(text)
+    lines = difflib.unified_diff(path.read_text().splitlines(), text.splitlines(), n=3)
+    difference = "\n".join(lines)
+    assert not difference, f"{path} (MLIP_JOB_TEST_ACCEPT=1 accepts this):\n{difference}"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_script_is_clean(case: str, tmp_path: Path) -> None:
+    """For bash and for shellcheck, at its strictest but for style."""
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed: make servers installs it")
+    path = tmp_path / "submit.sbatch"
+    slurm, request = CASES[case]
+    path.write_text(script(slurm, **request))
+    subprocess.run(["bash", "-n", path], check=True)
+    done = subprocess.run(["shellcheck", path], capture_output=True, text=True, check=False)
+    assert done.stdout == ""
+
+
+def test_the_same_request_is_the_same_plan() -> None:
+    """And another one has another name, by which its job is told from the first."""
+    config = JobConfig.model_validate({"family": "cu", "work_dir": "/w", "storage": {"url": "/s"}})
+    config = config.model_copy(
+        update={"database": config.database.model_copy(update={"url": "/d/s.db"})}
+    )
+    scheduler = SlurmScheduler(config)
+    requests = [
+        JobRequest(config, 4, Path("/w")),
+        JobRequest(config, 4, Path("/w")),
+        JobRequest(config, 4, Path("/w"), after="7"),
+        JobRequest(config, 4, Path("/w"), ensemble=2),
+        JobRequest(config, 4, Path("/w"), run_options=("--fresh",)),
+        JobRequest(config, 5, Path("/w")),
+    ]
+    plans = [scheduler.plan(request) for request in requests]
+    assert plans[0] == plans[1]
+    assert len({plan.name for plan in plans}) == 5
+    assert all(plan.name.startswith("mlip-cu-gen_0") for plan in plans)
+
+
+@pytest.fixture
+def run_script(tmp_path: Path) -> Callable[..., list[str]]:
+    """Return a function that runs a script as Slurm would, but with programs that only tell.
+
+    It returns the words and variables that the run was given. A value that becomes code would make
+    the file ``owned``.
+    """
+    bin_dir = tmp_path / "bin"
+    bin_dir.mkdir()
+    tell = 'printf "%s\\0" "$@" >"$TOLD"; env -0 >"$TOLD_ENV"; exit 0\n'
+    for name in ("mlip-job", "apptainer"):
+        (bin_dir / name).write_text(f"#!/bin/bash\n{tell}")
+    (bin_dir / "srun").write_text('#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n')
+    (bin_dir / "scontrol").write_text("#!/bin/bash\nexit 1\n")
+    for program in bin_dir.iterdir():
+        program.chmod(0o755)
+
+    def run(text: str, **variables: str) -> list[str]:
+        path = tmp_path / "script"
+        path.write_text(text)
+        environment = {
+            "PATH": f"{bin_dir}:/usr/bin:/bin",
+            "HOME": str(tmp_path),
+            "TOLD": str(tmp_path / "told"),
+            "TOLD_ENV": str(tmp_path / "told-env"),
+            "OWNED": str(tmp_path / "owned"),
+            "SLURM_JOB_ID": "17",
+            "LC_ALL": "C.UTF-8",
+        }
+        done = subprocess.run(
+            ["bash", path],
+            env=environment | variables,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert not (tmp_path / "owned").exists()
+        return (tmp_path / "told").read_text().split("\0")[:-1]
+
+    return run
+
+
+def variables(directory: Path) -> dict[str, str]:
+    """Return the variables that the run was given."""
+    found = (directory / "told-env").read_bytes().decode().split("\0")
+    return dict(line.split("=", 1) for line in found if line)
+
+
+@pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE)
+def test_no_setting_becomes_code(
+    tmp_path: Path, run_script: Callable[..., list[str]], value: str
+) -> None:
+    """Each reaches the program whole, as one word, through a real shell."""
+    options = ("account", "partition", "qos", "gres", "constraint", "exclude", "reservation")
+    slurm = dict.fromkeys((*options, "mail_user", "mail_type"), value)
+    slurm |= {"image": value, "env_file": None, "extra": [f"--comment={value}"]}
+    slurm |= {"container": "apptainer", "container_options": [value], "binds": [value]}
+    slurm["modules"] = [value]
+    text = "module() { :; }\n" + script(slurm, run_options=(value,)).replace(" -l\n", "\n", 1)
+    work = tmp_path / "scratch"
+    text = text.replace("/scratch/me/work", str(work))
+    (work / "gen_04").mkdir(parents=True)
+    words = run_script(text)
+    assert words[:3] == ["run", value, "--cleanenv"]
+    assert f"--bind={value}" in words
+    image = words.index("run", 1) - 1
+    assert words[image] == value
+    assert words[image + 1 : image + 4] == ["run", "--generation", "4"]
+    assert value in words[image + 4 :]
+
+
+@pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE)
+def test_a_work_directory_of_any_name(
+    tmp_path: Path, run_script: Callable[..., list[str]], value: str
+) -> None:
+    """Command, configuration and records are found in it; Slurm can't log to a backslash."""
+    work = tmp_path / value / "work"
+    if "\\" in value:
+        with pytest.raises(ConfigError, match="work_dir: Slurm takes no backslash"):
+            script({}, str(work))
+        return
+    (work / "gen_04").mkdir(parents=True)
+    words = run_script(script({"command": "mlip-job"}, str(work)))
+    assert words == ["run", "--generation", "4", "--config", f"{work}/gen_04/mlip-job.yaml"]
+    assert (work / "gen_04" / "slurm-17.ended").read_text().startswith('{"exit_code": 0,')
+
+
+@pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE)
+def test_secrets_reach_the_container_by_name_and_nothing_else(
+    tmp_path: Path, run_script: Callable[..., list[str]], value: str
+) -> None:
+    """Values are taken as they are; none is among the words of a command, or in the script."""
+    env_file = tmp_path / "secrets.env"
+    env_file.write_text(f"# keys\n\nAWS_SECRET_ACCESS_KEY={value}\nEMPTY=\nLAST=1")
+    env_file.chmod(0o600)
+    (tmp_path / "work" / "gen_04").mkdir(parents=True)
+    text = script({"image": "docker://x", "env_file": str(env_file)}, str(tmp_path / "work"))
+    assert value not in text
+    words = run_script(text, CUDA_VISIBLE_DEVICES="3", MLIP_JOB__TRAINING__CUTOFF="1")
+    assert value not in " ".join(words)
+    found = variables(tmp_path)
+    assert found["APPTAINERENV_AWS_SECRET_ACCESS_KEY"] == value
+    assert found["APPTAINERENV_EMPTY"] == ""
+    assert found["APPTAINERENV_LAST"] == "1"
+    assert found["APPTAINERENV_SLURM_JOB_ID"] == "17"
+    assert found["APPTAINERENV_CUDA_VISIBLE_DEVICES"] == "3"
+    assert "MLIP_JOB__TRAINING__CUTOFF" not in found
+
+
+def test_the_image_is_known_by_its_content(
+    tmp_path: Path, run_script: Callable[..., list[str]]
+) -> None:
+    """The manifest of the generation names it so."""
+    image = tmp_path / "mlip job.sif"
+    image.write_bytes(b"an image")
+    (tmp_path / "work" / "gen_04").mkdir(parents=True)
+    run_script(script({"image": str(image)}, str(tmp_path / "work")))
+    sha256 = hashlib.sha256(b"an image").hexdigest()
+    assert variables(tmp_path)["APPTAINERENV_MLIP_JOB_IMAGE"] == f"mlip job.sif@sha256:{sha256}"
+
+
+def test_fresh_is_for_the_first_start_only(
+    tmp_path: Path, run_script: Callable[..., list[str]]
+) -> None:
+    """A requeued job must not forget what it has done."""
+    (tmp_path / "work" / "gen_04").mkdir(parents=True)
+    text = script({}, str(tmp_path / "work"), run_options=("--fresh",))
+    assert run_script(text)[-1] == "--fresh"
+    assert "--fresh" not in run_script(text, SLURM_RESTART_COUNT="1")
+
+
+def test_a_gpu_that_was_asked_for_is_required() -> None:
+    """Unless the configuration says otherwise."""
+    assert "--require-gpu" in script({"gres": "gpu:a100:1"})
+    assert "--require-gpu" in script({"gpus_per_node": 1})
+    assert "--require-gpu" not in script({})
+    assert "--require-gpu" not in script({"gres": "gpu:1", "require_gpu": False})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"time": "1:00:00:00"}, "minutes, hours:minutes:seconds or days-hours"),
+        ({"time": "12:75:00"}, "minutes, hours:minutes:seconds or days-hours"),
+        ({"time": "soon"}, "minutes, hours:minutes:seconds or days-hours"),
+        ({"time": "0"}, "minutes, hours:minutes:seconds or days-hours"),
+        ({"time": 86400}, "needs quotes, as in '24:00:00': YAML reads it as a number"),
+        ({"mem": "32 GB"}, "a whole number with K, M, G or T"),
+        ({"partition": "gpu\n#SBATCH --wrap=x"}, "one line of printable characters"),
+        ({"account": ""}, "one line of printable characters"),
+        ({"setup": ["a\nb"]}, "one line of printable characters"),
+        ({"modules": ["\0"]}, "one line of printable characters"),
+        ({"gres": "gpu:1", "gpus_per_node": 1}, "gres and gpus_per_node ask for the same"),
+        ({"extra": ["-J name"]}, "is no option in the form --name or --name=value"),
+        ({"extra": ["--comment=x\n#SBATCH --wrap=y"]}, "one line of printable characters"),
+        ({"extra": ["--job-name=x"]}, "sets --job-name"),
+        ({"extra": ["--jo=x"]}, "sets --job-name"),
+        ({"extra": ["--part=x"]}, "sets --partition, which follows from submit.slurm.partition"),
+        ({"extra": ["--no-requeue"]}, "sets --no-requeue"),
+        ({"cpus": 0}, "greater than or equal to 1"),
+        ({"max_requeues": -1}, "greater than or equal to 0"),
+    ],
+)
+def test_settings_that_can_not_be_meant(settings: dict[str, Any], message: str) -> None:
+    """Refused when the configuration is read, in words."""
+    with pytest.raises(ValidationError, match=message):
+        SlurmConfig.model_validate(settings)
+
+
+def test_every_option_that_is_owned_is_refused() -> None:
+    """By its name."""
+    for option in OWNED_OPTIONS:
+        with pytest.raises(ValidationError, match="sets --"):
+            SlurmConfig.model_validate({"extra": [f"--{option}=1"]})
+    allowed = ("--mem-per-gpu=1G", "--exclusive", "--nice=5", "--comment=a b", "--licenses=x")
+    assert SlurmConfig.model_validate({"extra": allowed}).extra == allowed
+
+
+@pytest.mark.parametrize(
+    ("request_", "settings", "message"),
+    [
+        ({}, {"warning": 20}, r"submit\.slurm\.warning is 20 s, too short .* run\.stop_timeout"),
+        ({"after": "12x"}, {}, "--after: '12x' is no job of Slurm's"),
+        ({"after": "1:2"}, {}, "--after: '1:2' is no job of Slurm's"),
+    ],
+)
+def test_plans_that_can_not_work(
+    request_: dict[str, Any], settings: dict[str, Any], message: str
+) -> None:
+    """Named by the key."""
+    with pytest.raises(ConfigError, match=message):
+        script(settings, **request_)
+
+
+@pytest.mark.parametrize("path", ["work", "./work"])
+def test_relative_paths_are_refused(path: str) -> None:
+    """A job starts elsewhere; the command line makes them absolute."""
+    with pytest.raises(ConfigError, match=r"work_dir: '.*' is no absolute path"):
+        script({}, path)
+
+
+@pytest.mark.parametrize("path", ["/a:b", "/a,b"])
+def test_paths_that_no_container_can_show(path: str) -> None:
+    """Apptainer splits there, and has no escape."""
+    script({}, path)
+    with pytest.raises(ConfigError, match="work_dir: a container can't show"):
+        script({"image": "/x.sif"}, path)
+
+
+def test_directives_are_quoted_as_sbatch_reads_them() -> None:
+    """Plain words stay plain; the real sbatch reads the others in the integration tests."""
+    assert quote_directive("--time=1-00:00:00") == "--time=1-00:00:00"
+    assert quote_directive("--comment=a b") == '"--comment=a b"'
+    assert quote_directive('--x=a"b\\c') == '"--x=a\\"b\\\\c"'

@@ -1,0 +1,98 @@
+"""The published file is held against what pacemaker says of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mlip_job.errors import TrainingError
+from mlip_job.evaluation.agreement import agreement, conversion
+from mlip_job.evaluation.errors import SetTally
+from mlip_job.evaluation.measured import Measured
+from mlip_job.training.run_summary import Errors
+
+
+def _measured(
+    row_id: int, energy_error: float, force_error: float, difference: float | None = None
+) -> Measured:
+    """Return a structure of two atoms with errors in eV/atom and eV/Å on every component."""
+    return Measured(
+        row_id=row_id,
+        formula="Cu2",
+        config_type=None,
+        symbols=np.array(["Cu", "Cu"]),
+        energy_reference=-3.0,
+        energy_predicted=-3.0 + energy_error,
+        forces_reference=np.zeros((2, 3)),
+        forces_predicted=np.full((2, 3), force_error),
+        stress_error=None,
+        shortest={("Cu", "Cu"): 2.4},
+        conversion=None if difference is None else (difference, difference),
+        grade=None,
+    )
+
+
+def _pacemaker(energy_mev: float | None, force_mev: float | None) -> Errors:
+    return Errors(
+        loss=1.0,
+        rmse_energy_mev_per_atom=energy_mev,
+        rmse_force_mev_per_angstrom=force_mev,
+        mae_energy_mev_per_atom=None,
+        mae_force_mev_per_angstrom=None,
+        max_energy_mev_per_atom=None,
+        max_force_mev_per_angstrom=None,
+    )
+
+
+def _tally(*structures: Measured) -> SetTally:
+    tally = SetTally()
+    tally.add_all(structures)
+    return tally
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.0009, 0.9991])
+def test_figures_that_agree_are_kept_beside_each_other(factor: float) -> None:
+    """To a relative 1e-3; measured, the difference is below 1e-6."""
+    ours = _tally(_measured(1, 0.1, 0.3))
+    found = agreement("train", ours, _pacemaker(100 * factor, 300 / factor))
+    assert found is not None
+    assert found.energy_mev_per_atom == pytest.approx(100)
+    assert found.energy_by_pacemaker_mev_per_atom == 100 * factor
+    assert found.force_mev_per_angstrom == pytest.approx(300)
+    assert found.force_by_pacemaker_mev_per_angstrom == 300 / factor
+
+
+@pytest.mark.parametrize(
+    ("energy", "force", "message"),
+    [
+        (101.0, 300.0, r"energy RMSE on the test set is 100\.0000 meV/atom, pacemaker says 101"),
+        (100.0, 290.0, r"force RMSE on the test set is 300\.0000 meV/Å, pacemaker says 290"),
+    ],
+)
+def test_figures_that_differ_are_both_named(energy: float, force: float, message: str) -> None:
+    """Such a potential is not published."""
+    with pytest.raises(TrainingError, match=message) as caught:
+        agreement("test", _tally(_measured(1, 0.1, 0.3)), _pacemaker(energy, force))
+    assert caught.value.exit_code == 70
+
+
+def test_what_pacemaker_does_not_know_is_not_compared() -> None:
+    """Its pyace evaluator measures no test set."""
+    for nothing in (None, _pacemaker(None, None)):
+        assert agreement("test", _tally(_measured(1, 0.1, 0.3)), nothing) is None
+
+
+def test_an_exact_fit_agrees_within_rounding() -> None:
+    """Positions are known to 1e-8 Å: relative differences of nothing mean nothing."""
+    assert agreement("train", _tally(_measured(1, 1e-9, 1e-9)), _pacemaker(0.0, 0.0)) is not None
+
+
+def test_a_conversion_that_changed_something_is_refused() -> None:
+    """Differences beyond rounding, on however few of the structures."""
+    same = _tally(_measured(1, 0.1, 0.3, 1e-12), _measured(2, 0.1, 0.3))
+    found = conversion(same, same)
+    assert found.structures == 2
+    assert found.max_energy_difference_mev_per_atom == pytest.approx(1e-9)
+    other = _tally(_measured(3, 0.1, 0.3, 2e-6))
+    with pytest.raises(TrainingError, match=r"on 2 structures they differ by up to 0\.002 meV"):
+        conversion(same, other)

@@ -1,0 +1,97 @@
+"""Heartbeats and checkpoints go on beside the run, whatever happens to one of them."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mlip_job.errors import StoreError
+from mlip_job.pipeline.background import every, within
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+class _Calls:
+    """Counts calls; the first ones raise what they are given."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.count = 0
+        self._errors = list(errors)
+        self._changed = threading.Condition()
+
+    def __call__(self) -> None:
+        with self._changed:
+            self.count += 1
+            self._changed.notify_all()
+        if self._errors:
+            raise self._errors.pop(0)
+
+    def wait_for(self, count: int) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: self.count >= count, 30)
+
+
+def test_it_is_called_again_and_again_until_the_end() -> None:
+    """And not once more."""
+    calls = _Calls()
+    with every(0.01, calls, "beating"):
+        assert calls.wait_for(3)
+    time.sleep(0.05)  # a call that had begun
+    count = calls.count
+    time.sleep(0.1)
+    assert calls.count == count
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        StoreError("the store is away"),
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        KeyError("a bug"),
+    ],
+    ids=["ours", "full disk", "bug"],
+)
+def test_an_error_is_logged_and_the_next_call_tries_again(
+    caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    """Otherwise a single failure would end all heartbeats, and the claim be lost."""
+    calls = _Calls(error)
+    with every(0.01, calls, "beating"):
+        assert calls.wait_for(3)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("beating failed")
+    assert str(error) in caplog.text
+    assert (record.levelno == logging.ERROR) == isinstance(error, KeyError)
+
+
+@pytest.mark.parametrize("error", [None, StoreError("the store is away"), OSError("full")])
+def test_within_says_whether_it_succeeded(error: Exception | None) -> None:
+    """A last checkpoint that failed is none."""
+    calls = _Calls(*([error] if error else []))
+    assert within(30, calls, "storing") == (error is None)
+    assert calls.count == 1
+
+
+def test_within_does_not_wait_for_ever(
+    caplog: pytest.LogCaptureFixture, release: Callable[[], None]
+) -> None:
+    """A scheduler that has sent its signal kills soon."""
+    started = time.monotonic()
+    assert not within(0.1, release, "storing")
+    assert time.monotonic() - started < 30
+    assert "storing did not end within 0 s" in caplog.text
+
+
+@pytest.fixture
+def release() -> Iterator[Callable[[], None]]:
+    """Return an action that hangs until the test has ended."""
+    event = threading.Event()
+    yield lambda: event.wait(60) and None
+    event.set()

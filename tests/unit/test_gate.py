@@ -1,0 +1,92 @@
+"""What is accepted, and what is not."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlip_job.config import GateConfig
+from mlip_job.evaluation.gate import judge
+from mlip_job.evaluation.results import DynamicsCheck, ErrorPair, ParentComparison, Verdict
+from tests.plain_evaluations import make_side
+
+TEST = make_side(5.0)  # 5 meV/atom, 50 meV/Å
+
+
+def _parent(energy: float, force: float) -> ParentComparison:
+    """Return a comparison with a predecessor whose errors were 10 meV/atom and 100 meV/Å."""
+    return ParentComparison(
+        generation=3,
+        structures=7,
+        energy_mev_per_atom=ErrorPair(old=10, new=energy, change=energy / 10 - 1),
+        force_mev_per_angstrom=ErrorPair(old=100, new=force, change=force / 100 - 1),
+    )
+
+
+def _dynamics(verdict: Verdict) -> DynamicsCheck:
+    return DynamicsCheck(
+        verdict=verdict,
+        message="it drifts",
+        structure="row 1",
+        atoms=32,
+        steps=10,
+        timestep_fs=1.0,
+        temperature_k=300.0,
+        drift_mev_per_atom_per_ps=9.0,
+    )
+
+
+def test_without_limits_all_is_accepted() -> None:
+    """Nothing to compare with, nothing asked."""
+    verdict = judge(GateConfig(), TEST, None, [_dynamics("failed")])
+    assert (verdict.accepted, verdict.reasons) == (True, ())
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        ({"max_energy_rmse_mev": 5.0}, None),
+        ({"max_energy_rmse_mev": 4.9}, "the energy RMSE on the test set is 5 meV/atom, more than"),
+        ({"max_force_rmse_mev": 50.0}, None),
+        ({"max_force_rmse_mev": 49.0}, "the force RMSE on the test set is 50 meV/Å, more than"),
+    ],
+)
+def test_limits_hold_for_the_test_set(limits: dict[str, float], reason: str | None) -> None:
+    """A figure that is equal to its limit passes."""
+    verdict = judge(GateConfig(**limits), TEST, None, ())
+    assert verdict.accepted == (reason is None)
+    if reason is not None:
+        assert verdict.reasons[0].startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("energy", "force", "count"),
+    [(8.0, 90.0, 0), (12.0, 120.0, 0), (12.1, 90.0, 1), (8.0, 120.1, 1), (99.0, 999.0, 2)],
+)
+def test_regression_is_limited_for_energies_and_forces(
+    energy: float, force: float, count: int
+) -> None:
+    """By default to 20 % of what the predecessor makes of the same structures."""
+    verdict = judge(GateConfig(), TEST, _parent(energy, force), ())
+    assert len(verdict.reasons) == count
+    assert verdict.accepted == (count == 0)
+    for reason in verdict.reasons:
+        assert "7 test structures shared with gen_03" in reason
+    assert judge(GateConfig(max_regression=None), TEST, _parent(energy, force), ()).accepted
+
+
+def test_a_perfect_predecessor_can_be_equalled() -> None:
+    """No division by its error of zero."""
+    pair = ErrorPair(old=0.0, new=0.0, change=None)
+    parent = ParentComparison(
+        generation=1, structures=1, energy_mev_per_atom=pair, force_mev_per_angstrom=pair
+    )
+    assert judge(GateConfig(), TEST, parent, ()).accepted
+
+
+@pytest.mark.parametrize(("verdict", "accepted"), [("passed", 1), ("skipped", 1), ("failed", 0)])
+def test_physics_counts_where_it_is_required(verdict: Verdict, accepted: int) -> None:
+    """What could not be checked does not reject."""
+    found = judge(GateConfig(require_physics=True), TEST, None, [_dynamics(verdict)])
+    assert found.accepted == bool(accepted)
+    if not accepted:
+        assert found.reasons == ("a physics check failed: it drifts",)

@@ -1,0 +1,242 @@
+"""What an attempt goes on from: the furthest checkpoint that is intact and of the same fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mlip_job.config import JobConfig
+from mlip_job.errors import ConfigError, IntegrityError
+from mlip_job.naming import WorkFiles
+from mlip_job.pipeline.resume import fetch_checkpoint
+from mlip_job.registry import Checkpoint, DatasetReference, Registry
+from mlip_job.store.directory import DirectoryStore
+from mlip_job.training.position import FitPosition
+from tests.manifests import make_checkpoint, put_dataset
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+RUN = Path(__file__).parents[1] / "data" / "pacemaker" / "c_ladder"
+TRAINING = {"cutoff": 5.0, "functions_per_element": 15, "max_iter": 100}
+
+
+class _Heard:
+    """An observer that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    """Return the registry of an empty store."""
+    return Registry(DirectoryStore(tmp_path / "store"), "cu")
+
+
+@pytest.fixture
+def dataset(registry: Registry, tmp_path: Path) -> DatasetReference:
+    """Return a dataset in the store."""
+    return put_dataset(registry, tmp_path / "dataset", "one")
+
+
+@pytest.fixture
+def save(registry: Registry, dataset: DatasetReference, tmp_path: Path) -> Callable[..., None]:
+    """Return a function that stores a checkpoint of a real potential."""
+
+    def save(number: int, *, finished: bool = False, elements: tuple[str, ...] = ("Cu",)) -> None:
+        files = {"potential.yaml": RUN / "interim_potential_ladder_step_1.yaml"}
+        files["metrics/metrics.txt"] = RUN / "metrics.txt"
+        if finished:
+            notes = tmp_path / "notes.json"
+            notes.write_text("{}")
+            files |= {"train.log": RUN / "train.log", "resume-1.yaml": notes, "notes.json": notes}
+        place = FitPosition(
+            ladder_step=0, iteration=number, step_done=False, last_step=True, finished=finished
+        )
+
+        def describe(hashes: dict[str, str]) -> Checkpoint:
+            state = make_checkpoint(
+                hashes,
+                attempt="a1",
+                number=number,
+                position=place,
+                dataset=dataset,
+                config=_config(),
+            )
+            training = state.training.model_copy(update={"elements": elements})
+            return state.model_copy(update={"training": training})
+
+        registry.checkpoints(1).save(files, describe)
+
+    return save
+
+
+def _config(training: dict[str, Any] | None = None, **sections: Any) -> JobConfig:
+    values = {"family": "cu", "training": TRAINING | (training or {})}
+    return JobConfig.model_validate(values | sections)
+
+
+@pytest.fixture
+def fetch(registry: Registry, tmp_path: Path) -> Callable[..., tuple[Any, WorkFiles, list[str]]]:
+    """Return a function that fetches what there is into a new work directory."""
+
+    def fetch(config: JobConfig | None = None) -> tuple[Any, WorkFiles, list[str]]:
+        (tmp_path / "work").mkdir()
+        files = WorkFiles(tmp_path / "work")
+        heard = _Heard()
+        found = fetch_checkpoint(config or _config(), 1, registry, files, heard)
+        return found, files, heard.messages
+
+    return fetch
+
+
+def test_without_a_checkpoint_nothing_is_said(fetch: Any, dataset: DatasetReference) -> None:
+    """The first attempt begins."""
+    found, files, messages = fetch()
+    assert found is None
+    assert messages == []
+    assert list(files.directory.iterdir()) == []
+
+
+def test_the_furthest_is_laid_out_for_pacemaker(fetch: Any, save: Any) -> None:
+    """Potential, tables of before, data frames: all that the next legs need."""
+    save(3)
+    save(7)
+    found, files, messages = fetch()
+    assert found.position.iteration == 7
+    assert messages == ["going on from iteration 7 (checkpoint 7 of attempt a1)"]
+    assert sorted(p.relative_to(files.directory).as_posix() for p in _files(files)) == [
+        "checkpoint_potential.yaml",
+        "dataset/test.pckl.gzip",
+        "dataset/train.pckl.gzip",
+        "history/metrics.txt",
+    ]
+    assert files.dataset.frame("train").read_text() == "train.pckl.gzip of one\n"
+
+
+def _files(files: WorkFiles) -> list[Path]:
+    return [path for path in files.directory.rglob("*") if path.is_file()]
+
+
+def test_a_finished_fit_is_laid_out_for_publishing(fetch: Any, save: Any) -> None:
+    """Under the names that pacemaker gives what it ends with."""
+    save(7)
+    save(8, finished=True)
+    found, files, messages = fetch()
+    assert found.position.finished
+    assert messages == ["going on from the end of the fit (checkpoint 8 of attempt a1)"]
+    published = [files.output_potential, files.train_log, files.curves / "metrics.txt"]
+    assert all(path.is_file() for path in published)
+    assert files.leg_inputs() == [files.leg_input(1)]
+    assert (files.directory / "notes.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("training", "difference"),
+    [
+        ({"functions_per_element": 20}, "training.functions_per_element: 15 there, 20 asked"),
+        ({"cutoff": 6.0}, "training.cutoff: 5.0 there, 6.0 asked"),
+        ({"elements": ["Cu", "Ni"]}, "training.elements: 'auto' there, ['Cu', 'Ni'] asked"),
+        ({"seed": 1}, "training.seed: 42 there, 1 asked"),
+        ({"zbl": False}, "training.zbl: True there, False asked"),
+    ],
+)
+def test_a_checkpoint_of_another_fit_is_refused(
+    fetch: Any, save: Any, training: dict[str, Any], difference: str
+) -> None:
+    """With the difference, and with what to do about it."""
+    save(3)
+    with pytest.raises(ConfigError) as caught:
+        fetch(_config(training))
+    assert caught.value.exit_code == 64
+    head, *differences = caught.value.message.splitlines()
+    assert head.startswith("gen_01 is half trained with another configuration (checkpoint 3 of")
+    assert differences == [f"  {difference}"]
+    assert "--fresh" in str(caught.value.hint)
+
+
+def test_every_difference_is_named(fetch: Any, save: Any) -> None:
+    """Dataset and selection too."""
+    save(3)
+    other = _config(
+        {"cutoff": 6.0}, dataset={"seed": 7}, database={"select": "status=done,gen<={generation}"}
+    )
+    with pytest.raises(ConfigError) as caught:
+        fetch(other)
+    assert caught.value.message.splitlines()[1:] == [
+        "  dataset.seed: 42 there, 7 asked",
+        "  training.cutoff: 5.0 there, 6.0 asked",
+        "  database.select: 'status=completed' there, 'status=done,gen<=1' asked",
+    ]
+
+
+def test_what_does_not_change_the_fit_may_change(fetch: Any, save: Any) -> None:
+    """A smaller batch after an out of memory, more iterations, another machine."""
+    save(3)
+    found, _, _ = fetch(
+        _config(
+            {"batch_size": 7, "max_iter": 500, "display_step": 3, "require_gpu": True},
+            run={"checkpoint_interval": 1},
+            work_dir="elsewhere",
+            database={"url": "elsewhere.db"},
+        )
+    )
+    assert found.position.iteration == 3
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing", "state"])
+def test_a_damaged_one_is_passed_over_and_said(
+    fetch: Any, save: Any, registry: Registry, damage: str
+) -> None:
+    """The one before is intact."""
+    save(3)
+    save(7)
+    potential = registry.keys.checkpoint(1, "a1", 7, "potential.yaml")
+    state = registry.keys.checkpoint(1, "a1", 7, "state.json")
+    if damage == "changed":
+        registry.store.put(potential, b"metadata: {}")
+        expected = f"checkpoint 7 of attempt a1 is damaged: {potential} has the sha256 "
+    elif damage == "missing":
+        registry.store.delete(potential)
+        expected = f"checkpoint 7 of attempt a1 is damaged: {potential} is missing from "
+    else:
+        registry.store.put(state, b"{")
+        expected = f"{state} can't be read"
+    found, files, messages = fetch()
+    assert found.position.iteration == 3
+    warning, found_message = messages
+    assert warning.startswith(f"warning: {expected}")
+    assert warning.endswith("; this checkpoint is passed over")
+    assert found_message == "going on from iteration 3 (checkpoint 3 of attempt a1)"
+    assert not (files.directory / "checkpoint").exists()
+
+
+def test_a_potential_of_other_elements_is_passed_over(fetch: Any, save: Any) -> None:
+    """Whatever its hash says."""
+    save(3, elements=("Cu", "Ni"))
+    found, files, messages = fetch()
+    assert found is None
+    assert list(files.directory.iterdir()) == []
+    assert messages == [
+        "warning: checkpoint 3 of attempt a1 describes Cu; this checkpoint is passed over",
+        "no checkpoint can be used: starting over",
+    ]
+
+
+def test_a_dataset_that_is_damaged_ends_the_run(
+    fetch: Any, save: Any, registry: Registry, dataset: DatasetReference
+) -> None:
+    """Another dataset would give another generation; that is for a person to decide."""
+    save(3)
+    key = registry.keys.dataset(dataset.id, "train.pckl.gzip")
+    registry.store.put(key, b"damaged")
+    with pytest.raises(IntegrityError, match=f"can't go on from checkpoint 3 .*{key}") as caught:
+        fetch()
+    assert caught.value.exit_code == 65
+    assert "--fresh" in str(caught.value.hint)
