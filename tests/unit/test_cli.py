@@ -97,6 +97,14 @@ def test_looking_at_a_directory_store_imports_nothing_slow(
     assert not loaded & SLOW
 
 
+def test_what_would_be_submitted_to_slurm_imports_no_science_and_no_cloud(config: Path) -> None:
+    """A script is written, from a template: jinja2 is all that it takes."""
+    loaded = modules_loaded_by(
+        "-c", config, "submit", "-g", "1", "--scheduler", "slurm", "--dry-run"
+    )
+    assert loaded & SLOW == {"jinja2"}
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["frobnicate"], ["run"], ["run", "-g"], ["--frobnicate"], ["run", "-g", "1", "--frobnicate"]],

@@ -90,9 +90,6 @@ def repair(registry: Registry) -> Repairs:
     mended: list[str] = []
     damaged: list[str] = []
     orphans: list[Orphan] = []
-    with _noting(damaged):
-        if registry.mend_catalog():
-            mended.append(f"wrote {registry.keys.catalog}")
     for generation in registry.numbers():
         with _noting(damaged):
             manifest = registry.get(generation)
@@ -103,6 +100,9 @@ def repair(registry: Registry) -> Repairs:
             )
     if registry.mend_latest():
         mended.append(f"wrote {registry.keys.latest}")
+    with _noting(damaged):
+        if registry.mend_catalog():
+            mended.append(f"wrote {registry.keys.catalog}")
     with _noting(damaged):
         orphans = list(find_orphans(registry, timedelta(0)))
     return Repairs(tuple(mended), tuple(dict.fromkeys(damaged)), tuple(orphans))
