@@ -12,7 +12,7 @@ COMPILE_TOOL := $(BIN)/uv pip compile --quiet --no-header --no-annotate \
 COMPILE := $(COMPILE_TOOL) pyproject.toml \
 	--extra postgresql --extra mysql --extra mlflow --extra crate
 
-.PHONY: demo test bench lint types schemas faults-long servers image locks clean
+.PHONY: demo test bench lint types schemas chart faults-long servers image locks clean
 
 demo: $(VENV)/.trainer
 	$(BIN)/mlip-job demo
@@ -39,6 +39,10 @@ types: $(VENV)/.dev
 # What docs/schemas holds is made from the models; a test says when it is out of date.
 schemas: $(VENV)/.dev
 	$(BIN)/python -m mlip_job.reporting.schema docs/schemas
+
+# What in charts/mlip-job follows from its values and from the models; likewise.
+chart: $(VENV)/.dev
+	$(BIN)/python tools/make-chart
 
 # PostgreSQL, MariaDB and whatever else the tests start, on Debian; run it as root.
 servers:

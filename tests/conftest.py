@@ -24,6 +24,7 @@ pytest_plugins = [
     "tests.servers.containers",
     "tests.servers.databases",
     "tests.servers.kubernetes",
+    "tests.servers.helm",  # imports the one before
     "tests.servers.mlflow",
     "tests.servers.node",
     "tests.servers.s3",

@@ -16,13 +16,22 @@ REPLAYED = {"functions_per_element": 15, "max_iter": 8, "ladder_step": 5}
 REPLAYED_ITERATIONS = 24
 
 
-def stand_in_for_pacemaker(directory: Path) -> Callable[[], None]:
-    """Make programs of pacemaker's names that run the stand-in; return what has a job use them."""
+def stand_in_for_pacemaker(directory: Path, first: str = ":") -> Callable[[], None]:
+    """Make programs of pacemaker's names that run the stand-in; return what has a job use them.
+
+    Parameters
+    ----------
+    directory
+        Where to make them.
+    first
+        A line of shell that pacemaker's runs before.
+    """
     folder = directory / "programs"
     folder.mkdir()
     for name in ("pacemaker", "pace_yaml2yace"):
         program = folder / name
-        program.write_text(f'#!/bin/sh\nexec {sys.executable} {standin.__file__} "$@"\n')
+        before = first if name == "pacemaker" else ":"
+        program.write_text(f'#!/bin/sh\n{before}\nexec {sys.executable} {standin.__file__} "$@"\n')
         program.chmod(0o755)
 
     def at_speed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +14,7 @@ import pytest
 
 from mlip_job.config import StorageConfig
 from mlip_job.errors import ConfigError, ObjectNotFoundError, StoreError
+from mlip_job.store import directory
 from mlip_job.store.directory import DirectoryStore
 from mlip_job.store.open import open_store
 
@@ -170,3 +172,20 @@ def test_reading_makes_no_directory(tmp_path: Path) -> None:
     assert list(store.list_prefixes("f/")) == []
     assert store.head("f/x") is None
     assert not Path(store.url).exists()
+
+
+def test_whoever_is_frozen_with_the_lock_blocks_nobody_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others say which file it is, and can try again."""
+    monkeypatch.setattr(directory, "_LOCK_SECONDS", 0.2)
+    store = DirectoryStore(tmp_path)
+    store.put("a", b"1")
+    with (tmp_path / ".lock").open("ab") as frozen:
+        fcntl.flock(frozen, fcntl.LOCK_EX)
+        with pytest.raises(StoreError, match=r"\.lock has been held by another process") as caught:
+            store.put("a", b"2")
+        assert caught.value.transient
+    store.put("a", b"3")
+    assert store.get("a") == b"3"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "a"]

@@ -8,6 +8,7 @@ import hashlib
 import os
 import secrets
 import tempfile
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 _BLOCK = 1 << 20
 _TEMPORARY = ".tmp-"
 _LOCK = ".lock"
+_LOCK_SECONDS = 60.0  # each holder needs milliseconds
+_LOCK_POLL_SECONDS = 0.005
 # What a network file system answers while its server is away; a full or read-only disk stays so.
 _TRANSIENT = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.ENOLCK}
 
@@ -227,8 +230,18 @@ class DirectoryStore:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        with (self._root / _LOCK).open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        """Hold the lock of replacements; who is frozen with it blocks nobody for ever."""
+        path = self._root / _LOCK
+        with path.open("ab") as lock:
+            patience = time.monotonic() + _LOCK_SECONDS
+            while not _locked(lock):
+                if time.monotonic() > patience:
+                    raise StoreError(
+                        f"{path} has been held by another process for {_LOCK_SECONDS:.0f} s",
+                        hint=f"it may be suspended; where it runs, fuser {path} names it",
+                        transient=True,
+                    )
+                time.sleep(_LOCK_POLL_SECONDS)
             yield
 
     @contextmanager
@@ -244,6 +257,14 @@ class DirectoryStore:
                 hint="check permissions and free space of storage.url",
                 transient=error.errno in _TRANSIENT,
             ) from None
+
+
+def _locked(lock: BinaryIO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _raise_unless_absent(error: OSError) -> None:

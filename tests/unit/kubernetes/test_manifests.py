@@ -83,6 +83,16 @@ def test_manifests_fit_the_schemas(
         assert kubernetes_validate.validate(document, version, strict=True) == version
 
 
+@pytest.mark.parametrize("version", MINORS)
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.yaml")), ids=lambda path: path.stem)
+def test_reviewed_manifests_fit_the_schemas(path: Path, version: str) -> None:
+    """What is kept as an example is one."""
+    documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    assert [one["kind"] for one in documents] == ["ConfigMap", "Job"]
+    for document in documents:
+        assert kubernetes_validate.validate(document, version, strict=True) == version
+
+
 def test_those_are_the_newest_minors() -> None:
     """The list above is to be kept up with the schemas that are installed."""
     assert kubernetes_validate.latest_version().startswith(f"{MINORS[-1]}.")

@@ -60,7 +60,7 @@ class KubernetesScheduler:
         if cron_job is None:
             raise ConfigError(
                 f"namespace {cluster.namespace} has no CronJob {name}",
-                hint="kubectl get cronjobs shows which there are",
+                hint="kubectl get cronjobs shows which there are; the chart mlip-job installs one",
             )
         job = job_from_template(cron_job, request)
         return Plan(request, job["metadata"]["name"], to_yaml(job))

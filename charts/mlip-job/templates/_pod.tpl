@@ -1,0 +1,196 @@
+{{/*
+The pod of mlip_job.schedulers.kubernetes.pod, field by field; a test compares them.
+root: the release; component: its label; args: of mlip-job.
+*/}}
+{{- define "mlip-job.pod" -}}
+{{- $values := .root.Values -}}
+restartPolicy: Never
+terminationGracePeriodSeconds: {{ include "mlip-job.gracePeriodSeconds" .root }}
+automountServiceAccountToken: false
+enableServiceLinks: false
+securityContext:
+  runAsNonRoot: true
+  seccompProfile:
+    type: RuntimeDefault
+  {{- with $values.runAsUser }}
+  runAsUser: {{ int64 . }}
+  runAsGroup: {{ int64 . }}
+  fsGroup: {{ int64 . }}
+  fsGroupChangePolicy: OnRootMismatch
+  {{- end }}
+containers:
+  - name: mlip-job
+    image: {{ include "mlip-job.image" .root | quote }}
+    imagePullPolicy: {{ $values.image.pullPolicy }}
+    args:
+      {{- range .args }}
+      - {{ quote . }}
+      {{- end }}
+    workingDir: /work
+    env:
+      {{- include "mlip-job.env" .root | nindent 6 }}
+    {{- with include "mlip-job.envFrom" .root | fromYamlArray }}
+    envFrom:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+    resources:
+      requests:
+        cpu: {{ $values.cpu | toString | quote }}
+        memory: {{ $values.memory }}
+        ephemeral-storage: {{ $values.workSize }}
+      limits:
+        memory: {{ $values.memory }}
+        {{- if $values.gpus }}
+        {{ $values.gpuResource }}: {{ int64 $values.gpus | quote }}
+        {{- end }}
+    securityContext:
+      allowPrivilegeEscalation: false
+      capabilities:
+        drop: [ALL]
+      readOnlyRootFilesystem: true
+    terminationMessagePath: /dev/termination-log
+    terminationMessagePolicy: FallbackToLogsOnError
+    volumeMounts:
+      {{- include "mlip-job.volumeMounts" .root | nindent 6 }}
+volumes:
+  {{- include "mlip-job.volumes" .root | nindent 2 }}
+{{- with include "mlip-job.serviceAccount" .root }}
+serviceAccountName: {{ . }}
+{{- end }}
+{{- with $values.runtimeClass }}
+runtimeClassName: {{ . }}
+{{- end }}
+{{- with $values.priorityClass }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with $values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- with $values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with include "mlip-job.tolerations" .root | fromYamlArray }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.topologySpreadConstraints }}
+topologySpreadConstraints:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* The kubelet would expand $(NAME). */}}
+{{- define "mlip-job.literal" -}}
+{{- toString . | replace "$" "$$" -}}
+{{- end }}
+
+{{- define "mlip-job.env" -}}
+- name: HOME
+  value: /tmp
+- name: MLIP_JOB_IMAGE
+  value: {{ include "mlip-job.literal" (include "mlip-job.image" .) | quote }}
+- name: MLIP_JOB_KUBERNETES_NAMESPACE
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.namespace
+- name: MLIP_JOB_KUBERNETES_JOB
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.labels['batch.kubernetes.io/job-name']
+- name: MLIP_JOB_TERMINATION_MESSAGE
+  value: /dev/termination-log
+{{- range $name, $value := .Values.env }}
+- name: {{ $name }}
+  value: {{ include "mlip-job.literal" $value | quote }}
+{{- end }}
+{{- with .Values.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "mlip-job.envFrom" -}}
+{{- $sources := .Values.extraEnvFrom -}}
+{{- with include "mlip-job.secret" . -}}
+{{- $sources = prepend $sources (dict "secretRef" (dict "name" .)) -}}
+{{- end -}}
+{{- toYaml $sources -}}
+{{- end }}
+
+{{- define "mlip-job.tolerations" -}}
+{{- $tolerations := .Values.tolerations -}}
+{{- if .Values.gpus -}}
+{{- $tolerations = prepend $tolerations (dict "key" .Values.gpuResource "operator" "Exists" "effect" "NoSchedule") -}}
+{{- end -}}
+{{- toYaml $tolerations -}}
+{{- end }}
+
+{{/* A claim is one volume however often it is mounted; its own name may be too long for one. */}}
+{{- define "mlip-job.claimNames" -}}
+{{- $names := list -}}
+{{- range include "mlip-job.claims" . | fromYamlArray -}}
+{{- $names = append $names .claim -}}
+{{- end -}}
+{{- uniq $names | toYaml -}}
+{{- end }}
+
+{{- define "mlip-job.volumes" -}}
+- name: config
+  configMap:
+    name: {{ include "mlip-job.configMap" . }}
+- name: work
+  emptyDir:
+    sizeLimit: {{ .Values.workSize }}
+- name: tmp
+  emptyDir:
+    sizeLimit: {{ .Values.tmpSize }}
+- name: shm
+  emptyDir:
+    medium: Memory
+    sizeLimit: {{ .Values.shmSize }}
+{{- range $position, $name := include "mlip-job.claimNames" . | fromYamlArray }}
+- name: claim-{{ $position }}
+  persistentVolumeClaim:
+    claimName: {{ $name }}
+{{- end }}
+{{- with .Values.volumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "mlip-job.volumeMounts" -}}
+{{- $names := include "mlip-job.claimNames" . | fromYamlArray -}}
+- name: config
+  mountPath: /etc/mlip-job
+  readOnly: true
+- name: work
+  mountPath: /work
+- name: tmp
+  mountPath: /tmp
+- name: shm
+  mountPath: /dev/shm
+{{- range $mount := include "mlip-job.claims" . | fromYamlArray }}
+{{- range $position, $name := $names }}
+{{- if eq $name $mount.claim }}
+- name: claim-{{ $position }}
+  mountPath: {{ trimSuffix "/" $mount.mountPath | quote }}
+  {{- with $mount.subPath }}
+  subPath: {{ quote . }}
+  {{- end }}
+  {{- if $mount.readOnly }}
+  readOnly: true
+  {{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- with .Values.volumeMounts }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}

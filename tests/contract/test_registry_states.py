@@ -1,0 +1,345 @@
+"""Random interleavings of whoever uses a registry keep what docs/store.md promises."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import shutil
+import tempfile
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from mlip_job.environment import ProcessIdentity
+from mlip_job.errors import ConfigError, ConflictError
+from mlip_job.registry import Artefact, LatestPointer, Manifest, Registry, claim
+from mlip_job.registry.maintenance import collect_garbage, repair
+from mlip_job.registry.pull import pull_generation
+from tests.manifests import make_manifest, put_dataset
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from mlip_job.registry.claim import HeldClaim
+    from mlip_job.store.base import ObjectStore
+
+STALE_AFTER_S = 100.0
+GENERATIONS = st.integers(1, 3)
+REJECTED = ("the energy RMSE on the test set is too high",)
+
+
+@dataclass
+class Attempt:
+    """One run at a generation."""
+
+    name: str
+    generation: int
+    held: HeldClaim
+    alive: bool = True
+
+
+class _PowerFailureError(Exception):
+    """The process ends here."""
+
+
+@dataclass
+class World:
+    """What there is, by what was done.
+
+    Attributes
+    ----------
+    now
+        The store's clock, s.
+    beats
+        When each generation's claim was written last.
+    holders
+        Whose it is.
+    published
+        The text of every manifest that was ever there.
+    pointer
+        The generation that is in use, and the one up to which accepted ones are passed over.
+    """
+
+    now: float = 0.0
+    beats: dict[int, float] = field(default_factory=dict)
+    holders: dict[int, Attempt | None] = field(default_factory=dict)
+    published: dict[int, bytes] = field(default_factory=dict)
+    pointer: tuple[int, int] | None = None
+
+    def advance(self, generation: int) -> None:
+        """Move the pointer as an accepted generation does."""
+        if self.pointer is None or generation > max(self.pointer):
+            self.pointer = (generation, 0)
+
+
+class RegistryMachine(RuleBasedStateMachine):
+    """Jobs and people at one registry; each step is held against a model."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        super().__init__()
+        self.registry = Registry(store, "cu-ni")
+        self.world = World()
+        self.attempts: list[Attempt] = []
+        self.names = (f"a{number}" for number in itertools.count(1))
+        self.directory = Path(tempfile.mkdtemp())
+        self.dataset = put_dataset(self.registry, self.directory / "dataset", "ninety and ten")
+
+    def teardown(self) -> None:
+        """Leave an empty store."""
+        shutil.rmtree(self.directory)
+        for info in list(self.registry.store.list("")):
+            self.registry.store.delete(info.key)
+
+    # -- jobs ------------------------------------------------------------------------------------
+
+    @rule(generation=GENERATIONS)
+    def claim(self, generation: int) -> None:
+        """Get the generation, unless an attempt that lives has it."""
+        name, holder = next(self.names), self.world.holders.get(generation)
+        free = holder is None or self._age(generation) > STALE_AFTER_S
+        with self._at(name, generation):
+            if not free:
+                with pytest.raises(ConflictError, match="is being trained by attempt"):
+                    self.registry.claim(generation, name, stale_after_s=STALE_AFTER_S)
+                return
+            held = self.registry.claim(generation, name, stale_after_s=STALE_AFTER_S)
+        assert (held.takeover is None) == (holder is None)
+        attempt = Attempt(name, generation, held)
+        self.attempts.append(attempt)
+        self.world.holders[generation] = attempt
+        self.world.beats[generation] = self.world.now
+
+    @rule(seconds=st.sampled_from([10, 60, 150]))
+    def wait(self, seconds: float) -> None:
+        """Time passes."""
+        self.world.now += seconds
+
+    @rule(data=st.data())
+    def heartbeat(self, data: Any) -> None:
+        """Who was taken over notices; nobody else loses a claim."""
+        attempt = self._someone(data)
+        if attempt is None:
+            return
+        with self._at(attempt.name, attempt.generation):
+            attempt.held.beat()
+        mine = self.world.holders.get(attempt.generation) is attempt
+        assert (attempt.held.lost_to is None) == mine
+        if mine:
+            self.world.beats[attempt.generation] = self.world.now
+        else:
+            attempt.alive = False
+
+    @rule(data=st.data())
+    def crash(self, data: Any) -> None:
+        """Be gone without a word."""
+        attempt = self._someone(data)
+        if attempt is not None:
+            attempt.alive = False
+
+    @rule(data=st.data())
+    def release(self, data: Any) -> None:
+        """End in order; the next attempt need not wait."""
+        attempt = self._someone(data)
+        if attempt is not None:
+            attempt.alive = False
+            self._let_go(attempt)
+
+    @rule(
+        data=st.data(),
+        accepted=st.booleans(),
+        dies=st.sampled_from([None, None, "manifest", "copies", "pointer"]),
+    )
+    def publish(self, data: Any, accepted: bool, dies: str | None) -> None:
+        """Be the first, with or without a claim and wherever one dies then, or be refused."""
+        attempt = self._someone(data)
+        if attempt is None:
+            return
+        taken = attempt.generation in self.world.published
+        with self._dying(dies), suppress(_PowerFailureError):
+            if taken:
+                with pytest.raises((ConflictError, _PowerFailureError)):
+                    self._publish(attempt, accepted=accepted)
+            else:
+                self._publish(attempt, accepted=accepted)
+        attempt.alive = False
+        if dies is None:
+            self._let_go(attempt)
+        if taken or dies == "manifest":
+            return
+        key = self.registry.keys.manifest(attempt.generation)
+        self.world.published[attempt.generation] = self.registry.store.get(key)
+        if accepted and dies is None:
+            self.world.advance(attempt.generation)
+
+    # -- people ----------------------------------------------------------------------------------
+
+    @rule(generation=GENERATIONS, force=st.booleans())
+    def promote(self, generation: int, force: bool) -> None:
+        """Choose a published generation; a rejected one takes force."""
+        published = self.world.published
+        possible = generation in published and (force or self._accepted(generation))
+        if possible:
+            self.registry.promote(generation, "because", force=force)
+            self.world.pointer = (generation, max(published))
+        else:
+            with pytest.raises(ConfigError):
+                self.registry.promote(generation, "because", force=force)
+
+    @rule(generation=GENERATIONS)
+    def pull(self, generation: int) -> None:
+        """Whoever asks gets what the manifest says, or hears that there is nothing."""
+        target = self.directory / next(self.names)
+        if generation not in self.world.published:
+            with pytest.raises(ConfigError):
+                self.registry.get(generation)
+            return
+        manifest = self.registry.get(generation)
+        pull_generation(self.registry, manifest, target, with_dataset=False)
+        pulled = (target / f"gen_{generation:02d}.yace").read_bytes()
+        sha256 = manifest.artefacts["potential.yace"].sha256
+        assert hashlib.sha256(pulled).hexdigest() == sha256
+
+    @rule()
+    def repair(self) -> None:
+        """Afterwards all copies are there, and the pointer is where it belongs."""
+        repaired = repair(self.registry)
+        assert repaired.damaged == ()
+        accepted = [n for n in self.world.published if self._accepted(n)]
+        if accepted:
+            self.world.advance(max(accepted))
+        for generation in self.world.published:
+            assert self.registry.verify(self.registry.get(generation)) == []
+        assert repair(self.registry).mended == ()
+
+    @rule()
+    def collect_garbage(self) -> None:
+        """Nothing that a manifest names, nothing of a generation that is being trained."""
+        with self._at("gc", 0):
+            collect_garbage(self.registry, timedelta(0))
+        # The dataset of the model is used by attempts that have not named it yet.
+        put_dataset(self.registry, self.directory / "dataset", "ninety and ten")
+
+    # -- what always holds -----------------------------------------------------------------------
+
+    @invariant()
+    def manifests_stay(self) -> None:
+        """Find every generation that was ever there, unchanged."""
+        assert self.registry.numbers() == sorted(self.world.published)
+        for generation, text in self.world.published.items():
+            assert self.registry.store.get(self.registry.keys.manifest(generation)) == text
+
+    @invariant()
+    def what_they_name_is_there(self) -> None:
+        """Miss nothing but copies, after a crash; have none of what is not published."""
+        for generation in self.world.published:
+            problems = self.registry.verify(self.registry.get(generation))
+            assert [p for p in problems if "/potentials/" not in p] == []
+        copies = {info.key for info in self.registry.store.list(self.registry.keys.potentials)}
+        assert copies <= {self.registry.keys.potential(n, "yace") for n in self.world.published}
+
+    @invariant()
+    def the_pointer_is_where_it_belongs(self) -> None:
+        """As the model has it."""
+        pointer = self.registry.pointer()
+        found = (pointer.generation, pointer.passed_over) if pointer is not None else None
+        assert found == self.world.pointer
+
+    # -- how -------------------------------------------------------------------------------------
+
+    def _someone(self, data: Any) -> Attempt | None:
+        alive = [attempt for attempt in self.attempts if attempt.alive]
+        return data.draw(st.sampled_from(alive)) if alive else None
+
+    def _age(self, generation: int) -> float:
+        return self.world.now - self.world.beats[generation]
+
+    def _accepted(self, generation: int) -> bool:
+        text = self.world.published[generation]
+        return Manifest.from_json(text, key="").headline.accepted
+
+    def _let_go(self, attempt: Attempt) -> None:
+        with self._at(attempt.name, attempt.generation):
+            attempt.held.release()
+        if self.world.holders.get(attempt.generation) is attempt:
+            self.world.holders[attempt.generation] = None
+
+    def _publish(self, attempt: Attempt, *, accepted: bool) -> None:
+        path = self.directory / attempt.name
+        path.write_text(f"the potential of {attempt.name}")
+
+        def describe(artefacts: dict[str, Artefact]) -> Manifest:
+            return make_manifest(
+                attempt.generation,
+                attempt=attempt.name,
+                artefacts=artefacts,
+                dataset=self.dataset,
+                rejected_because=() if accepted else REJECTED,
+            )
+
+        files = {"potential.yace": path}
+        self.registry.publish(attempt.generation, attempt.name, files, describe)
+
+    @contextmanager
+    def _at(self, name: str, generation: int) -> Iterator[None]:
+        """Be a process on a machine of its own, at the model's time."""
+
+        def age(_store: ObjectStore, key: str) -> float | None:
+            owned = {self.registry.keys.claim(n): n for n in (1, 2, 3)}
+            if key in owned and owned[key] in self.world.beats:
+                return self._age(owned[key])
+            return 0.0
+
+        with pytest.MonkeyPatch.context() as patched:
+            me = ProcessIdentity(host=f"host of {name}", pid=1, started=generation)
+            patched.setattr(ProcessIdentity, "current", lambda: me)
+            patched.setattr(claim, "age_by_store", age)
+            yield
+
+    @contextmanager
+    def _dying(self, where: str | None) -> Iterator[None]:
+        """Have the process end right before one of the steps of publishing."""
+
+        def die(*_: Any, **__: Any) -> None:
+            raise _PowerFailureError
+
+        with pytest.MonkeyPatch.context() as patched:
+            if where == "manifest":
+                patched.setattr(self.registry, "commit", die)
+            elif where == "copies":
+                patched.setattr(self.registry, "roll_forward", die)
+            elif where == "pointer":
+                patched.setattr(self.registry, "_advance_latest", die)
+            yield
+
+
+EXAMPLES = {"DirectoryStore": 60, "S3Store": 6}  # a step on S3 takes a dozen requests
+
+
+def test_interleavings(store: ObjectStore) -> None:
+    """Claim, heartbeat, crash, takeover, publish, promote, pull, repair and gc, in any order."""
+    make: Callable[[], RuleBasedStateMachine] = lambda: RegistryMachine(store)  # noqa: E731
+    examples = EXAMPLES[type(store).__name__]
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        make, settings=settings(max_examples=examples, stateful_step_count=25, derandomize=True)
+    )
+
+
+def test_the_model_knows_the_pointer() -> None:
+    """Going back lasts until something newer is accepted."""
+    world = World()
+    for generation, expected in ((2, (2, 0)), (1, (2, 0)), (3, (3, 0))):
+        world.advance(generation)
+        assert world.pointer == expected
+    world.pointer = (1, 3)
+    world.advance(3)
+    assert world.pointer == (1, 3)
+    world.advance(4)
+    assert world.pointer == (4, 0)
+    assert LatestPointer.model_fields.keys() >= {"generation", "passed_over"}

@@ -1,0 +1,77 @@
+"""Files of a fit that are damaged while it runs: nothing of it reaches a checkpoint or a report."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mlip_job.training.potential_yaml import read_potential
+from tests.faults import jobs
+from tests.faults.speed import REPLAYED, REPLAYED_ITERATIONS, stand_in_for_pacemaker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from mlip_job.config import JobConfig
+    from tests.faults.tally import Tally
+
+LONG_LINE_BYTES = 100_000_000
+
+DAMAGE = {
+    "interim_potential_0.yaml": {
+        "half": lambda data: data[: len(data) // 2],
+        "garbage": lambda _: b"\x00\xff\xfe: [",
+        "of other elements": lambda data: data.replace(b"Cu", b"Ag"),
+        "empty": lambda _: b"",
+    },
+    "metrics.txt": {
+        "half a row": lambda data: data[:-40],
+        "garbage": lambda data: data + b"\x00\xff 1 2 nan\n",
+        "empty": lambda _: b"",
+    },
+    "test_metrics.txt": {"half a row": lambda data: data[:-40]},
+    "train.log": {"garbage": lambda data: data + b"\xff\x00\n" * 1000},
+}
+
+
+@pytest.mark.pacemaker
+@pytest.mark.parametrize(("name", "how"), [(name, how) for name in DAMAGE for how in DAMAGE[name]])
+def test_a_file_is_damaged_right_before_the_last_checkpoint(
+    make_config: Callable[..., JobConfig], tmp_path: Path, tally: Tally, name: str, how: str
+) -> None:
+    """What is shipped can be gone on from, and one curve without gaps comes out."""
+    config = make_config({"functions_per_element": 8, "max_iter": 8})
+    job = jobs.start_job(config, tmp_path)
+    job.wait_for_iteration()
+    for path in (tmp_path / "work").glob(f"gen_01/*/{name}"):
+        path.write_bytes(DAMAGE[name][how](path.read_bytes()))
+    job.send(signal.SIGTERM)
+    job.wait()
+    assert job.code in (0, 75), job.text()
+    assert "Traceback" not in job.text()
+    tally.kill_points += 1
+    registry = jobs.registry_of(config)
+    for checkpoint in registry.checkpoints(1).found():
+        registry.checkpoints(1).fetch(checkpoint, tmp_path / "fetched")
+        read_potential(tmp_path / "fetched" / "potential.yaml")
+        break
+    again = jobs.run_job(config, tmp_path)
+    assert again.code == 0, again.text()
+    manifest = jobs.require_complete(config)
+    tally.count_end([job.text(), again.text()], manifest.headline.iterations)
+
+
+def test_a_log_without_end_and_with_anything_in_it(
+    make_config: Callable[..., JobConfig], tmp_path: Path, tally: Tally
+) -> None:
+    """A line of 100 MB and binary data: the fit's own messages are found all the same."""
+    config = make_config(REPLAYED, run={"checkpoint_interval": 0.5, "heartbeat_interval": 0.5})
+    noise = f"head -c {LONG_LINE_BYTES} /dev/zero; echo; head -c 100000 /dev/urandom; echo"
+    job = jobs.run_job(config, tmp_path, fault=stand_in_for_pacemaker(tmp_path, noise))
+    assert job.code == 0, job.text()
+    manifest = jobs.require_complete(config)
+    assert manifest.headline.iterations == REPLAYED_ITERATIONS
+    tally.count_end([job.text()], REPLAYED_ITERATIONS)

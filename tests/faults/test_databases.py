@@ -1,0 +1,166 @@
+"""A database that goes away in the middle of the export."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.faults import jobs
+from tests.faults.speed import REPLAYED, both, stand_in_for_pacemaker
+from tests.support import rattled, write_database
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from mlip_job.config import JobConfig
+    from tests.faults.jobs import Job
+    from tests.servers.databases import DatabaseServer
+
+RUN = {"checkpoint_interval": 0.1, "heartbeat_interval": 0.3, "retry_timeout": 20}
+
+
+def at_the_second_page(action: Callable[[], None], *, once: bool = True) -> Callable[[], None]:
+    """Return a fault: something happens after the first rows of an export were read."""
+
+    def install() -> None:
+        from mlip_job.dataset import source
+
+        source.PAGE = 3
+        original = source.StructureDatabase._read
+        calls = 0
+
+        def wrapper(*arguments: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == 2 or (calls > 1 and not once):
+                action()
+            return original(*arguments)
+
+        source.StructureDatabase._read = wrapper  # type: ignore[method-assign]
+
+    return install
+
+
+@pytest.fixture
+def database(postgresql: DatabaseServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the name of a database with some structures."""
+    monkeypatch.setenv("MLIP_JOB_DATABASE_PASSWORD", postgresql.password)
+    name = postgresql.new_database()
+    write_database(postgresql.url_with_password(name), rattled(8))
+    return name
+
+
+def disconnect(server: DatabaseServer, name: str) -> None:
+    """End all connections to a database."""
+    ids = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    server.execute(f"{ids} WHERE datname = '{name}'")
+
+
+def require_nothing_written(job: Job, config: JobConfig, tmp_path: Path) -> None:
+    """Check that a job ended with 69, in one line, before there was a dataset."""
+    assert job.code == 69, job.text()
+    errors = [line for line in job.text().splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, job.text()
+    assert "Traceback" not in job.text()
+    registry = jobs.registry_of(config)
+    assert not list(registry.store.list(registry.keys.datasets))
+    assert not list((tmp_path / "work").glob("gen_01/*/dataset/*"))
+
+
+def test_a_lost_connection_is_made_again(
+    make_config: Callable[..., JobConfig],
+    postgresql: DatabaseServer,
+    database: str,
+    tmp_path: Path,
+) -> None:
+    """The export begins anew, and has every row once."""
+    config = make_config(REPLAYED, run=RUN, database={"url": postgresql.url(database)})
+    cut = at_the_second_page(lambda: disconnect(postgresql, database))
+    job = jobs.run_job(config, tmp_path, fault=both(stand_in_for_pacemaker(tmp_path), cut))
+    assert job.code == 0, job.text()
+    assert "trying again in" in job.text()
+    assert postgresql.password not in job.text()
+    manifest = jobs.require_complete(config)
+    assert manifest.dataset.train + manifest.dataset.test == 8
+
+
+def test_a_server_that_stays_away_is_given_up(
+    make_config: Callable[..., JobConfig],
+    postgresql: DatabaseServer,
+    database: str,
+    tmp_path: Path,
+) -> None:
+    """In bounded time, in one line; once it is back the same command trains."""
+    run = RUN | {"retry_timeout": 1.5}
+    config = make_config(REPLAYED, run=run, database={"url": postgresql.url(database)})
+
+    def shut() -> None:
+        postgresql.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")
+        disconnect(postgresql, database)
+
+    fit = stand_in_for_pacemaker(tmp_path)
+    started = time.monotonic()
+    job = jobs.run_job(config, tmp_path, fault=both(fit, at_the_second_page(shut)))
+    assert time.monotonic() - started < 60
+    require_nothing_written(job, config, tmp_path)
+    assert postgresql.password not in job.text()
+    postgresql.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
+    again = jobs.run_job(config, tmp_path, fault=fit)
+    assert again.code == 0, again.text()
+    jobs.require_complete(config)
+
+
+def test_a_locked_file_is_waited_for(make_config: Callable[..., JobConfig], tmp_path: Path) -> None:
+    """Another program writes to the SQLite database for a while."""
+    config = make_config(REPLAYED, run=RUN)
+
+    def wait_little_for_locks() -> None:
+        connect = sqlite3.connect
+        sqlite3.connect = lambda name, **_: connect(name, timeout=0.1)  # type: ignore[assignment]
+
+    fault = both(stand_in_for_pacemaker(tmp_path), wait_little_for_locks)
+    hold = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('BEGIN EXCLUSIVE'); "
+    # In a process of its own: SQLite's locks are those of a process and of what it forks.
+    writer = subprocess.Popen(
+        [sys.executable, "-c", hold + "print(flush=True); input()", tmp_path / "structures.db"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert writer.stdout is not None
+    writer.stdout.readline()
+    job = jobs.start_job(config, tmp_path, fault=fault)
+    end = time.monotonic() + 60
+    while "trying again in" not in job.text():
+        assert job.poll() is None, job.text()
+        assert time.monotonic() < end, job.text()
+        time.sleep(0.05)
+    writer.communicate(b"\n")
+    assert job.wait() == 0, job.text()
+    jobs.require_complete(config)
+
+
+def test_a_file_that_is_cut_off_ends_the_export(
+    make_config: Callable[..., JobConfig], tmp_path: Path
+) -> None:
+    """As on a network file system that loses half of it."""
+    config = make_config(REPLAYED, run=RUN)
+    path = tmp_path / "structures.db"
+    whole = path.read_bytes()
+
+    def cut() -> None:
+        path.write_bytes(whole[: len(whole) // 3])
+
+    fit = stand_in_for_pacemaker(tmp_path)
+    job = jobs.run_job(config, tmp_path, fault=both(fit, at_the_second_page(cut)))
+    require_nothing_written(job, config, tmp_path)
+    assert "structures.db can't be read" in job.text()
+    path.write_bytes(whole)
+    again = jobs.run_job(config, tmp_path, fault=fit)
+    assert again.code == 0, again.text()
+    jobs.require_complete(config)

@@ -1,0 +1,103 @@
+"""Disks that are full or turn read-only, in the real: small file systems of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.faults import jobs
+from tests.faults.speed import REPLAYED, REPLAYED_ITERATIONS, stand_in_for_pacemaker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from mlip_job.config import JobConfig
+    from tests.faults.jobs import Job
+    from tests.faults.tally import Tally
+
+RUN = {"checkpoint_interval": 0.05, "heartbeat_interval": 0.2, "retry_timeout": 3}
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a file system; nothing fits on it yet."""
+    if os.getuid() != 0:
+        pytest.skip("only root mounts file systems: run the tests as root")
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "none", directory], check=True)
+    yield directory
+    subprocess.run(["umount", "--lazy", directory], check=True)
+
+
+def remount(disk: Path, options: str) -> None:
+    """Change its size or rights; it can't turn read-only in the moment of a write."""
+    command = ["mount", "-o", f"remount,{options}", str(disk)]
+    for _ in range(1000):
+        if subprocess.run(command, check=False, capture_output=True).returncode == 0:
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"can't remount {disk} with {options}")
+
+
+def require_one_error(job: Job, *words: str) -> None:
+    """Check that a job ended with 69 and one error that holds these words."""
+    assert job.code == 69, job.text()
+    errors = [line for line in job.text().splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, job.text()
+    for word in words:
+        assert word in errors[0]
+    assert "Traceback" not in job.text()
+
+
+@pytest.mark.parametrize("place", ["store", "work"])
+def test_a_disk_fills_up(
+    make_config: Callable[..., JobConfig], disk: Path, tmp_path: Path, tally: Tally, place: str
+) -> None:
+    """Wherever that hits, it is said in one line; with more room the same command goes on."""
+    places = {"storage": {"url": str(disk)}} if place == "store" else {"work_dir": str(disk)}
+    config = make_config(REPLAYED, run=RUN, **places)
+    fault = stand_in_for_pacemaker(tmp_path)
+    ended: list[Job] = []
+    for size in (16, 48, 80, 112, 144, 176, 208, 240, 320, 100_000):
+        remount(disk, f"size={size}k")
+        ended.append(jobs.run_job(config, tmp_path, fault=fault))
+        jobs.require_whole_or_nothing(config)
+        if ended[-1].code == 0:
+            break
+        require_one_error(ended[-1], str(disk))
+    assert len(ended) > 3
+    manifest = jobs.require_complete(config)
+    assert manifest.headline.iterations == REPLAYED_ITERATIONS
+    tally.count_end([job.text() for job in ended], REPLAYED_ITERATIONS)
+    jobs.require_repeatable(config, tmp_path)
+
+
+def test_a_store_turns_read_only_in_the_fit(
+    make_config: Callable[..., JobConfig], disk: Path, tmp_path: Path, tally: Tally
+) -> None:
+    """What was shipped by then is not lost; nothing is published."""
+    remount(disk, "size=50m")
+    config = make_config(REPLAYED, run=RUN, storage={"url": str(disk)})
+    fault = stand_in_for_pacemaker(tmp_path)
+    job = jobs.start_job(config, tmp_path, fault=fault)
+    end = time.monotonic() + 60
+    while jobs.iterations_safe(config) == 0:
+        assert job.poll() is None, job.text()
+        assert time.monotonic() < end, job.text()
+    remount(disk, "ro")
+    job.wait()
+    require_one_error(job, "Read-only file system")
+    assert jobs.registry_of(config).numbers() == []
+    remount(disk, "rw")
+    jobs.require_whole_or_nothing(config)
+    again = jobs.run_job(config, tmp_path, fault=fault)
+    assert again.code == 0, again.text()
+    assert "going on from" in again.text()
+    manifest = jobs.require_complete(config)
+    tally.count_end([job.text(), again.text()], manifest.headline.iterations)

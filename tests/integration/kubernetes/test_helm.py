@@ -1,0 +1,279 @@
+"""Releases of the chart on a real API server, in namespaces that enforce the restricted level."""
+
+from __future__ import annotations
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from mlip_job.schedulers.base import JobState
+from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
+from tests.servers.helm import CHART, VALUES
+from tests.servers.kubernetes import ADMIN, SUBMITTER
+from tests.servers.node import wait_for
+from tests.unit.kubernetes.chart_values import same_job, values_for
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from mlip_job.config import JobConfig
+    from mlip_job.schedulers.base import JobRequest
+    from tests.servers.helm import Helm
+    from tests.servers.kubernetes import ControlPlane
+    from tests.servers.node import Node
+
+# What the API server adds, and what differs between two of the same.
+CONTROLLER_LABELS = (
+    *("batch.kubernetes.io/controller-uid", "batch.kubernetes.io/job-name"),
+    *("controller-uid", "job-name"),
+)
+
+
+@pytest.fixture
+def helm_in(helm: Helm, control_plane: ControlPlane) -> Callable[..., Any]:
+    """Return a function that runs helm in a namespace, as its administrator."""
+
+    def run(
+        namespace: str, *arguments: object, fails: bool = False, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        kubeconfig = str(control_plane.kubeconfig(ADMIN, namespace=namespace))
+        done = helm.run(*arguments, KUBECONFIG=kubeconfig, **options)
+        assert bool(done.returncode) is fails, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+def job_on_server(node: Node, namespace: str, name: str) -> dict[str, Any]:
+    """Return a Job as the API server has it, without what it adds to each."""
+    job = node.batch.read_namespaced_job(name, namespace)
+    manifest: dict[str, Any] = node.batch.api_client.sanitize_for_serialization(job)
+    own = ("name", "namespace", "labels", "annotations")
+    metadata = {key: value for key, value in manifest["metadata"].items() if key in own}
+    for annotation in ("meta.helm.sh/release-name", "meta.helm.sh/release-namespace"):
+        metadata["annotations"].pop(annotation, None)
+    spec = copy.deepcopy(manifest["spec"])
+    del spec["selector"]
+    for label in CONTROLLER_LABELS:
+        del spec["template"]["metadata"]["labels"][label]
+    return {"metadata": metadata, "spec": spec}
+
+
+def test_what_is_submitted_and_what_is_installed_are_accepted_alike(
+    helm_in: Callable[..., Any],
+    control_plane: ControlPlane,
+    scheduler: KubernetesScheduler,
+    request_for: Callable[..., JobRequest],
+    node: Node,
+    namespace: str,
+) -> None:
+    """The same Job with the server's defaults, and pods that pass the restricted level."""
+    request = request_for(claims=[{"claim": "data", "mount_path": "/data", "read_only": True}])
+    submitted = scheduler.submit(scheduler.plan(request))
+    other = control_plane.new_namespace()
+    helm_in(other, "install", "gen-04", CHART, values=values_for(request))
+    one = job_on_server(node, namespace, submitted.name)
+    two = job_on_server(node, other, "mlip-cu-ni-gen-04")
+    assert same_job(one) == same_job(two)
+    for where, name in ((namespace, submitted.name), (other, "mlip-cu-ni-gen-04")):
+        pods = wait_for(lambda w=where: node.core.list_namespaced_pod(w).items, "a pod")  # type: ignore[misc]
+        assert [pod.metadata.labels["job-name"] for pod in pods] == [name]
+
+
+def test_a_release_is_a_generation(
+    helm_in: Callable[..., Any],
+    scheduler: KubernetesScheduler,
+    request_for: Callable[..., JobRequest],
+    node: Node,
+    namespace: str,
+) -> None:
+    """Its end is the Job's; mlip-job finds it; another release can't have the same one."""
+    values = values_for(request_for())
+    said = helm_in(namespace, "install", "gen-04", CHART, values=values).stdout
+    assert "gen_04 of cu-ni is job/mlip-cu-ni-gen-04." in said
+    assert f"kubectl logs --namespace {namespace} --follow job/mlip-cu-ni-gen-04" in said
+    assert f"helm test gen-04 --namespace {namespace} --logs" in said
+    handle = scheduler.find("cu-ni", 4)
+    assert handle is not None
+    assert handle.name == "mlip-cu-ni-gen-04"
+    pod = node.pod(namespace, handle.name)
+    node.start(pod)
+    assert scheduler.status(handle).state is JobState.RUNNING
+    helm_in(namespace, "upgrade", "gen-04", CHART, values=values)
+    again = helm_in(namespace, "install", "more", CHART, values=values, fails=True).stderr
+    assert "cannot be imported into the current release" in again
+    node.end(pod, 75)
+    pod = node.pod(namespace, handle.name, number=2)
+    node.end(pod, 0)
+    wait_for(lambda: scheduler.status(handle).state is JobState.SUCCEEDED, "the end")
+    helm_in(namespace, "uninstall", "gen-04")
+    assert (
+        node.core.list_namespaced_config_map(namespace, label_selector="mlip-job/family").items
+        == []
+    )
+
+
+@pytest.mark.parametrize("exit_code", [0, 69])
+def test_helm_test_ends_as_the_check_does(
+    helm_in: Callable[..., Any],
+    request_for: Callable[..., JobRequest],
+    node: Node,
+    namespace: str,
+    exit_code: int,
+) -> None:
+    """And shows what it found."""
+    helm_in(namespace, "install", "gen-04", CHART, values=values_for(request_for()))
+    with ThreadPoolExecutor() as pool:
+        command = ("test", "gen-04", "--logs", "--timeout", "60s")
+        testing = pool.submit(helm_in, namespace, *command, fails=bool(exit_code))
+
+        def scheduled() -> Any:
+            pods = node.core.list_namespaced_pod(
+                namespace, label_selector="app.kubernetes.io/component=test"
+            ).items
+            return next((pod for pod in pods if pod.spec.node_name), None)
+
+        pod = wait_for(scheduled, "the pod of the check")
+        assert pod.spec.containers[0].args[2] == "check"
+        node.log(pod).say("ok    database")
+        node.end(pod, exit_code)
+        done = testing.result()
+    assert "ok    database" in done.stdout
+    assert ("Succeeded" in done.stdout) is (exit_code == 0)
+
+
+def test_a_template_serves_those_who_submit(
+    helm_in: Callable[..., Any],
+    control_plane: ControlPlane,
+    configure: Callable[..., JobConfig],
+    request_for: Callable[..., JobRequest],
+    node: Node,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the role that it brings; what was submitted outlives its changes and its end."""
+    where = control_plane.new_namespace()
+    request = request_for(namespace=where)
+    values = values_for(request) | {"generation": None, "template": {"enabled": True}}
+    user = {"kind": "User", "name": SUBMITTER, "apiGroup": "rbac.authorization.k8s.io"}
+    values["submitter"] = {"subjects": [user]}
+    said = helm_in(where, "install", "cu-ni", CHART, values=values).stdout
+    assert "--from cronjob/mlip-cu-ni" in said
+    assert node.batch.list_namespaced_job(where).items == []
+
+    kubernetes = request.config.submit.kubernetes
+    scheduler = KubernetesScheduler(kubernetes, template="cronjob/mlip-cu-ni", poll_seconds=0.1)
+    plan = scheduler.plan(request)
+    handle = scheduler.submit(plan)
+    assert scheduler.submit(plan) == handle
+    pod = node.pod(where, handle.name)
+    assert pod.spec.containers[0].args[3:5] == ["--generation", "4"]
+    config_map = pod.spec.volumes[0].config_map.name
+    node.start(pod)
+    assert scheduler.status(handle).state is JobState.RUNNING
+
+    values["config"]["training"] = {"cutoff": 6.5}
+    helm_in(where, "upgrade", "cu-ni", CHART, values=values)
+    other = scheduler.plan(request)
+    assert other.name != plan.name
+    helm_in(where, "uninstall", "cu-ni")
+    kept = node.core.list_namespaced_config_map(
+        where, label_selector="app.kubernetes.io/component=configuration"
+    ).items
+    assert config_map in {one.metadata.name for one in kept}
+    assert len(kept) == 2
+    job = node.batch.read_namespaced_job(handle.name, where)
+    assert job.metadata.deletion_timestamp is None
+    assert job.metadata.owner_references is None
+
+
+@pytest.mark.parametrize(
+    ("verb", "group", "resource", "allowed"),
+    [
+        ("create", "batch", "jobs", True),
+        ("get", "batch", "cronjobs", True),
+        ("update", "batch", "cronjobs", False),
+        ("get", "", "secrets", False),
+        ("create", "", "pods", False),
+    ],
+)
+def test_the_submitters_account_may_do_no_more(
+    helm_in: Callable[..., Any],
+    control_plane: ControlPlane,
+    accounts: str,
+    verb: str,
+    group: str,
+    resource: str,
+    allowed: bool,
+) -> None:
+    """And the training pods' nothing at all."""
+    from kubernetes import client
+
+    api = client.AuthorizationV1Api(control_plane.client())
+    attributes = {"namespace": accounts, "verb": verb, "group": group, "resource": resource}
+    for name, may in (("mlip-cu-ni-submitter", allowed), ("mlip-cu-ni", False)):
+        user = f"system:serviceaccount:{accounts}:{name}"
+        review = api.create_subject_access_review(
+            {"spec": {"user": user, "resourceAttributes": attributes}}
+        )
+        assert bool(review.status.allowed) is may
+
+
+@pytest.fixture(scope="module")
+def accounts(helm: Helm, control_plane: ControlPlane) -> str:
+    """Install the template of ci/; return its namespace."""
+    namespace = control_plane.new_namespace()
+    kubeconfig = str(control_plane.kubeconfig(ADMIN, namespace=namespace))
+    options = ("--values", CHART / "ci/template-values.yaml", "--set=externalSecret.enabled=false")
+    done = helm.run("install", "cu-ni", CHART, *options, KUBECONFIG=kubeconfig)
+    assert done.returncode == 0, done.stderr
+    return namespace
+
+
+@pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
+def test_all_that_is_installed_is_accepted(
+    helm_in: Callable[..., Any], control_plane: ControlPlane, node: Node, values: Path
+) -> None:
+    """Every object by the API server, every pod by the restricted level, with no warning."""
+    _install_classes(node)
+    namespace = control_plane.new_namespace()
+    # Its kind is the operator's, which is not here.
+    options = ("--values", values, "--set", "externalSecret.enabled=false")
+    done = helm_in(namespace, "install", "release", CHART, *options)
+    assert "warning" not in done.stderr.lower()
+    manifests = yaml.safe_load_all(helm_in(namespace, "get", "manifest", "release").stdout)
+    hooks = yaml.safe_load_all(helm_in(namespace, "get", "hooks", "release").stdout)
+    templates = {one["kind"]: one for one in (*manifests, *hooks)}
+    job = templates.get("Job") or templates["CronJob"]["spec"]["jobTemplate"]
+    for pod in (job["spec"]["template"], templates["Pod"]):
+        metadata = {"name": "probe", "labels": pod["metadata"]["labels"]}
+        made = node.core.create_namespaced_pod(
+            namespace, {"metadata": metadata, "spec": pod["spec"]}, dry_run="All"
+        )
+        assert made.spec.automount_service_account_token is False
+        assert [volume.name for volume in made.spec.volumes if "token" in volume.name] == []
+    privileged = copy.deepcopy(job["spec"]["template"]["spec"])
+    privileged["containers"][0]["securityContext"]["allowPrivilegeEscalation"] = True
+    from kubernetes.client import ApiException
+
+    with pytest.raises(ApiException, match="violates PodSecurity"):
+        node.core.create_namespaced_pod(
+            namespace, {"metadata": {"name": "probe"}, "spec": privileged}, dry_run="All"
+        )
+
+
+def _install_classes(node: Node) -> None:
+    """Make what ci/everything-values.yaml names and an administrator has to provide."""
+    from kubernetes import client
+
+    scheduling = client.SchedulingV1Api(node.core.api_client)
+    if any(one.metadata.name == "batch" for one in scheduling.list_priority_class().items):
+        return
+    scheduling.create_priority_class({"metadata": {"name": "batch"}, "value": 1000})
+    client.NodeV1Api(node.core.api_client).create_runtime_class(
+        {"metadata": {"name": "rocm"}, "handler": "rocm"}
+    )

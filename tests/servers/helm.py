@@ -1,0 +1,77 @@
+"""Runs the real helm with our chart."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from tests.servers.kubernetes import find_programs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+CHART = Path(__file__).parents[2] / "charts" / "mlip-job"
+VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
+
+
+@dataclass(frozen=True)
+class Helm:
+    """The program, with settings and caches of its own.
+
+    Attributes
+    ----------
+    program
+        Its path.
+    home
+        Where it may keep something.
+    """
+
+    program: Path
+    home: Path
+
+    def run(
+        self, *arguments: object, values: Mapping[str, Any] | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command; `values` are given as a file."""
+        options = ["--values", "-"] if values is not None else []
+        return subprocess.run(
+            [self.program, *map(str, arguments), *options],
+            input=yaml.safe_dump(values) if values is not None else "",
+            env={"PATH": os.environ["PATH"], "HOME": str(self.home), **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def template(
+        self, values: Mapping[str, Any] | Path, *, minor: str = "1.37", release: str = "release"
+    ) -> list[dict[str, Any]]:
+        """Return what a release consists of."""
+        command = ["template", release, CHART, "--kube-version", minor, "--namespace", "alloys"]
+        if isinstance(values, Path):
+            done = self.run(*command, "--values", values)
+        else:
+            done = self.run(*command, values=values)
+        assert not done.returncode, done.stderr
+        return [one for one in yaml.safe_load_all(done.stdout) if one]
+
+
+@pytest.fixture(scope="session")
+def helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
+    """Find helm, which is built along with the control plane."""
+    programs = find_programs()
+    if programs is None or not (programs / "helm").exists():
+        pytest.skip("helm is not there: make servers builds it, with Go")
+    return Helm(programs / "helm", tmp_path_factory.mktemp("helm"))
+
+
+def one_of_kind(documents: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    """Return the only document of a kind."""
+    (found,) = (one for one in documents if one["kind"] == kind)
+    return found

@@ -1,0 +1,414 @@
+"""The Helm chart makes the Job that is submitted, and takes no value that it does not know."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mlip_job import __version__
+from mlip_job.config.kubernetes import KubernetesConfig
+from mlip_job.config.load import load_config, validate_config
+from mlip_job.errors import ConfigError
+from mlip_job.schedulers.base import JobRequest
+from mlip_job.schedulers.kubernetes.manifests import from_yaml, plan_job
+from mlip_job.schedulers.kubernetes.template import job_from_template
+from tests.servers.helm import CHART, VALUES, one_of_kind
+from tests.unit.kubernetes.chart_values import plain_values, same_job, values_for
+from tests.unit.kubernetes.conftest import EVERYTHING
+from tests.unit.kubernetes.test_manifests import MINORS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.servers.helm import Helm
+
+DOCUMENT = Path(__file__).parents[3] / "docs" / "kubernetes.md"
+LEAST: dict[str, Any] = yaml.safe_load((CHART / "ci/generation-values.yaml").read_text())
+
+UNPRINTABLE = "[\x7f-\x9f\ufeff\ufffe\uffff]"
+
+
+def same_configuration(config_map: dict[str, Any], path: Path) -> Any:
+    """Return the configuration that a pod reads."""
+    path.write_text(config_map["data"]["mlip-job.yaml"], encoding="utf-8")
+    return load_config(path, environment={})
+
+
+# -- the same Job ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param({}, id="defaults"),
+        pytest.param(EVERYTHING, id="everything"),
+        pytest.param(EVERYTHING | {"ensemble": 3}, id="everything, of an ensemble"),
+        pytest.param({"ensemble": 2, "gpus": 0, "run_options": ("--fresh",)}, id="ensemble"),
+        pytest.param({"run_as_user": None, "require_gpu": False}, id="OpenShift"),
+        pytest.param({"ttl_days": 0.0001, "cpu": 2.5, "backoff_limit": 0}, id="small numbers"),
+        pytest.param({"generation": 123456, "family": "a" + "-" * 38 + "b"}, id="long names"),
+        pytest.param({"sections": {"run": {"stop_timeout": 90.5}}}, id="checkpoints take long"),
+        pytest.param(
+            {
+                "sections": {
+                    "dataset": {"seed": 123456789, "max_force": 1e-7, "group_by": "yes"},
+                    "training": {"cutoff": 6},
+                }
+            },
+            id="numbers and texts that YAML may take for others",
+        ),
+        pytest.param(
+            {
+                "database": "/data/structures.db",
+                "storage": "file:///data/a/store",
+                "claims": [
+                    {"claim": "x" * 60, "mount_path": "/data/a", "sub_path": "a"},
+                    {"claim": "x" * 60, "mount_path": "/data/", "read_only": True},
+                ],
+            },
+            id="one claim, mounted twice",
+        ),
+    ],
+)
+def test_the_chart_makes_the_job_that_is_submitted(
+    helm: Helm, request_for: Callable[..., JobRequest], arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    """For the same settings; and its pod reads the same configuration."""
+    request = request_for(**{"namespace": "alloys"} | arguments)
+    submitted = from_yaml(plan_job(request).text)
+    installed = helm.template(values_for(request))
+    assert same_job(one_of_kind(installed, "Job")) == same_job(submitted["Job"])
+    theirs, ours = one_of_kind(installed, "ConfigMap"), submitted["ConfigMap"]
+    for path, config_map in {"a.yaml": theirs, "b.yaml": ours}.items():
+        config = same_configuration(config_map, tmp_path / path)
+        assert config.model_dump(exclude={"submit"}) == request.config.model_dump(
+            exclude={"submit"}
+        ) | {"work_dir": "/work"}
+    assert theirs["immutable"] is ours["immutable"] is True
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15, deadline=None
+)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), max_size=8))
+def test_hostile_texts_are_the_same(
+    helm: Helm, request_for: Callable[..., JobRequest], texts: list[str]
+) -> None:
+    """Whatever is in a variable, an option or the configuration."""
+    plain = [re.sub(UNPRINTABLE, "", text) for text in texts]  # these are refused in `config`
+    request = request_for(
+        namespace="alloys",
+        env={f"V{i}": text for i, text in enumerate(texts)},
+        run_options=tuple(texts),
+        annotations={f"example.com/a{i}": text for i, text in enumerate(texts)},
+        sections={"dataset": {"group_by": " ".join(plain)}},
+    )
+    submitted = from_yaml(plan_job(request).text)
+    installed = helm.template(values_for(request))
+    assert same_job(one_of_kind(installed, "Job")) == same_job(submitted["Job"])
+    config = yaml.safe_load(one_of_kind(installed, "ConfigMap")["data"]["mlip-job.yaml"])
+    assert config["dataset"]["group_by"] == " ".join(plain)
+
+
+@pytest.mark.parametrize("arguments", [{}, EVERYTHING])
+def test_a_template_becomes_the_job_that_is_submitted(
+    helm: Helm, request_for: Callable[..., JobRequest], arguments: dict[str, Any]
+) -> None:
+    """Except for its generation's label on the instance, `submit --from` makes the same."""
+    request = request_for(**{"namespace": "alloys"} | arguments)
+    values = values_for(request) | {"generation": None, "template": {"enabled": True}}
+    cron_job = one_of_kind(helm.template(values), "CronJob")
+    job = job_from_template(cron_job, request)
+    assert job["metadata"]["annotations"].pop("cronjob.kubernetes.io/instantiate") == "manual"
+    assert same_job(job) == same_job(from_yaml(plan_job(request).text)["Job"])
+
+
+def test_a_template_never_starts_by_itself(helm: Helm) -> None:
+    """And where somebody does start it, its generation is refused."""
+    cron_job = one_of_kind(helm.template(CHART / "ci/template-values.yaml"), "CronJob")
+    assert cron_job["spec"]["suspend"] is True
+    pod = cron_job["spec"]["jobTemplate"]["spec"]["template"]
+    arguments = pod["spec"]["containers"][0]["args"]
+    assert arguments[arguments.index("--generation") + 1] == "0"
+    assert "mlip-job/generation" not in pod["metadata"]["labels"]
+
+
+def test_a_changed_configuration_is_another_config_map(helm: Helm) -> None:
+    """So that a template's Jobs that run keep theirs, which stays, and new ones are others."""
+    path = CHART / "ci/template-values.yaml"
+    values = yaml.safe_load(path.read_text())
+    first = one_of_kind(helm.template(values), "ConfigMap")["metadata"]
+    values["config"]["training"] = {"cutoff": 6.5}
+    second = one_of_kind(helm.template(values), "ConfigMap")["metadata"]
+    assert first["name"] != second["name"]
+    assert first["annotations"]["helm.sh/resource-policy"] == "keep"
+    generation = one_of_kind(helm.template(LEAST), "ConfigMap")["metadata"]
+    assert "annotations" not in generation
+
+
+# -- every combination that ci/ has ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("minor", MINORS)
+@pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
+def test_what_is_installed_fits_the_schemas(helm: Helm, values: Path, minor: str) -> None:
+    """Of the three newest minors, strictly; and every object is labelled as recommended."""
+    documents = helm.template(values, minor=minor)
+    family = yaml.safe_load(values.read_text())["config"]["family"]
+    for document in documents:
+        if document["kind"] != "ExternalSecret":  # its operator's
+            assert kubernetes_validate.validate(document, minor, strict=True) == minor
+        labels = document["metadata"]["labels"]
+        assert labels["helm.sh/chart"] == f"mlip-job-{__version__}"
+        assert labels["app.kubernetes.io/managed-by"] == "Helm"
+        assert labels["app.kubernetes.io/instance"] == "release"
+        assert labels["mlip-job/family"] == labels["app.kubernetes.io/part-of"] == family
+        assert document["metadata"]["namespace"] == "alloys"
+    names = [(one["kind"], one["metadata"]["name"]) for one in documents]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("values", [None, *VALUES], ids=lambda path: path.stem if path else "none")
+def test_lint_has_nothing_to_say(helm: Helm, values: Path | None) -> None:
+    """Also where nothing is set."""
+    options = ["--values", values] if values is not None else []
+    done = helm.run("lint", "--strict", CHART, "--kube-version", MINORS[0], *options)
+    assert done.returncode == 0, done.stdout
+    assert "[WARNING]" not in done.stdout
+    assert "[INFO]" not in done.stdout
+
+
+def test_the_matrix_leaves_nothing_out(helm: Helm) -> None:
+    """Each value is in one of ci/, and each template made something of them."""
+    documented = yaml.safe_load((CHART / "values.yaml").read_text())
+    used = [yaml.safe_load(path.read_text()) for path in VALUES]
+    assert set().union(*used) == set(documented)
+    for name in ("image", "externalSecret", "serviceAccount", "persistence", "submitter"):
+        parts = set().union(*(one.get(name, {}) for one in used))
+        assert parts | {"refreshInterval", "mountPath"} >= set(documented[name])
+    kinds = {one["kind"] for path in VALUES for one in helm.template(path)}
+    assert kinds == {
+        *("ConfigMap", "CronJob", "ExternalSecret", "Job", "NetworkPolicy"),
+        *("PersistentVolumeClaim", "Pod", "Role", "RoleBinding", "ServiceAccount"),
+    }
+
+
+def test_an_external_secret_is_what_the_pods_read(helm: Helm) -> None:
+    """Its operator makes the Secret that they name."""
+    documents = helm.template(CHART / "ci/template-values.yaml")
+    secret = one_of_kind(documents, "ExternalSecret")
+    assert secret["spec"] == {
+        "refreshInterval": "1h",
+        "secretStoreRef": {"kind": "ClusterSecretStore", "name": "vault"},
+        "target": {"name": "mlip-cu-ni", "creationPolicy": "Owner"},
+        "data": [
+            {
+                "secretKey": "MLIP_JOB_DATABASE_PASSWORD",
+                "remoteRef": {"key": "mlip/postgres", "property": "password"},
+            }
+        ],
+        "dataFrom": [{"extract": {"key": "mlip/s3"}}],
+    }
+    pod = one_of_kind(documents, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "mlip-cu-ni"}}]
+    assert pod["serviceAccountName"] == "mlip-cu-ni"
+
+
+def test_the_network_policy_is_of_its_pods(helm: Helm) -> None:
+    """It selects those of the Job and of helm test; names are resolved whatever else is allowed."""
+    documents = helm.template(CHART / "ci/everything-values.yaml")
+    policy = one_of_kind(documents, "NetworkPolicy")["spec"]
+    selector = policy["podSelector"]["matchLabels"].items()
+    assert selector <= one_of_kind(documents, "Pod")["metadata"]["labels"].items()
+    job = one_of_kind(documents, "Job")
+    assert selector <= job["spec"]["template"]["metadata"]["labels"].items()
+    assert policy["ingress"] == []
+    assert [[port["port"] for port in rule["ports"]] for rule in policy["egress"]] == [
+        [53, 53],
+        [5432, 443],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("generation", ["check", "--set", "training.require_gpu=true"]),
+        ("ensemble", ["check"]),
+        ("openshift", ["check"]),
+    ],
+)
+def test_helm_test_checks_what_the_run_needs(helm: Helm, name: str, arguments: list[str]) -> None:
+    """In a pod that has all that the run's has."""
+    documents = helm.template(CHART / f"ci/{name}-values.yaml")
+    test, job = one_of_kind(documents, "Pod"), one_of_kind(documents, "Job")
+    assert test["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    assert test["spec"]["containers"][0]["args"][2:] == arguments
+    pod = job["spec"]["template"]["spec"]
+    test["spec"]["containers"][0]["args"] = pod["containers"][0]["args"]
+    assert test["spec"] == pod
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"generations": 4}, "generations"),
+        ({"image": {"repo": "a"}}, "repo"),
+        ({"claims": [{"claim": "a", "mountPath": "/a", "read_only": True}]}, "read_only"),
+        ({"config": {"family": "cu-ni", "submit": {}}}, "submit"),
+        ({"config": {"family": "cu-ni", "work_dir": "/a"}}, "work_dir"),
+        ({"config": {"family": "cu-ni", "training": {"cut_off": 6}}}, "cut_off"),
+        ({"config": {"family": "Cu_Ni"}}, "family"),
+        ({"generation": 0}, "generation"),
+        ({"generation": "4"}, "generation"),
+        ({"memory": "16 GB"}, "memory"),
+        ({"memory": "0Gi"}, "memory"),
+        ({"cpu": -1}, "cpu"),
+        ({"workSize": "1e3"}, "workSize"),
+        ({"gpus": -1}, "gpus"),
+        ({"gpuResource": "nvidia.com/"}, "gpuResource"),
+        ({"existingSecret": "a_b"}, "existingSecret"),
+        ({"image": {"repository": "registry example/x"}}, "repository"),
+        ({"env": {"a-b": "1"}}, "a-b"),
+        ({"env": {"MLIP_JOB_IMAGE": "1"}}, "MLIP_JOB_IMAGE"),
+        ({"env": {"AWS_SECRET_ACCESS_KEY": "hunter2"}}, "AWS_SECRET"),
+        ({"env": {"mysql_pwd": "hunter2"}}, "mysql_pwd"),
+        ({"claims": [{"claim": "a", "mountPath": "data"}]}, "mountPath"),
+        ({"claims": [{"claim": "a", "mountPath": "/work/data"}]}, "mountPath"),
+        ({"claims": [{"claim": "a", "mountPath": "/a/../etc"}]}, "mountPath"),
+        ({"claims": [{"claim": "a", "mountPath": "/a", "subPath": "../b"}]}, "subPath"),
+        ({"ttlDays": 0}, "ttlDays"),
+        ({"runAsUser": 0}, "runAsUser"),
+        ({"generation": None}, "generation is required, or template.enabled"),
+        ({"config": {"family": None}}, "family"),
+        ({"image": {"repository": ""}}, "image.repository is required"),
+        ({"template": {"enabled": True}}, "exclude each other"),
+        ({"existingSecret": "a", "externalSecret": {"enabled": True}}, "exclude each other"),
+        ({"config": {"database": {"url": "/home/me/a.db"}}}, "a file that pods don't see"),
+        ({"config": {"storage": {"url": "store"}}}, "a directory that pods don't see"),
+        (
+            {
+                "config": {"storage": {"url": "/a/store"}},
+                "claims": [{"claim": "a", "mountPath": "/a", "readOnly": True}],
+            },
+            "mounted read-only",
+        ),
+        ({"config": {"dataset": {"group_by": "a\x85b"}}}, "config has characters"),
+        ({"gracePeriodSeconds": 24}, "storing a checkpoint may take 25 s"),
+    ],
+)
+def test_bad_values_are_refused(helm: Helm, values: dict[str, Any], message: str) -> None:
+    """Those that the submitter refuses, and keys that mean nothing; each message names the key."""
+    merged = copy.deepcopy(LEAST)
+    for key, value in values.items():
+        nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = {**merged[key], **value} if nested else value
+    done = helm.run("template", "x", CHART, "--kube-version", MINORS[-1], values=merged)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "hunter2" not in done.stderr
+
+
+def _objects(schema: Any) -> list[dict[str, Any]]:
+    """Return all parts of a schema that describe an object's keys."""
+    if isinstance(schema, list):
+        return [found for part in schema for found in _objects(part)]
+    if not isinstance(schema, dict):
+        return []
+    own = [schema] if isinstance(schema.get("properties"), dict) else []
+    return own + [found for part in schema.values() for found in _objects(part)]
+
+
+def test_no_object_takes_keys_that_it_does_not_name() -> None:
+    """Except those that are passed on to Kubernetes as they are."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    described = _objects(schema)
+    assert len(described) > 20
+    assert all(part["additionalProperties"] is False for part in described)
+
+
+# -- kept up with what it follows ------------------------------------------------------------------
+
+
+def test_every_setting_of_a_submission_is_a_value() -> None:
+    """Under its own name, but for those that charts have other names for; so are their defaults."""
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    for name, key in plain_values().items():
+        default = KubernetesConfig().model_dump(mode="json")[name]
+        assert (values[key] or None) == (default or None), key
+
+
+def test_values_schema_and_readme_are_kept_up() -> None:
+    """`make chart` writes what follows from the models, the values and the icon."""
+    tool = Path(__file__).parents[3] / "tools" / "make-chart"
+    done = subprocess.run(
+        [sys.executable, tool, "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_value_is_documented_and_described() -> None:
+    """In the table of the README, and in the schema."""
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    schema = json.loads((CHART / "values.schema.json").read_text())["properties"]
+    readme = (CHART / "README.md").read_text()
+    assert set(schema) == set(values) | {"global"}  # which parents of a chart hand down
+    for key, value in values.items():
+        parts = schema[key].get("properties")
+        if key != "config" and parts is not None:
+            assert set(parts) == set(value)
+        for path in [f"{key}.{part}" for part in value] if isinstance(value, dict) else [key]:
+            assert f"| `{path}" in readme or f"| `{key}` |" in readme
+
+
+def test_the_chart_is_of_this_version() -> None:
+    """It installs the image of that tag by default."""
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["appVersion"] == chart["version"] == __version__
+
+
+def documented() -> list[dict[str, Any]]:
+    """Return all YAML documents in docs/kubernetes.md."""
+    blocks = [b.partition("```")[0] for b in DOCUMENT.read_text().split("```yaml\n")[1:]]
+    return [document for block in blocks for document in yaml.safe_load_all(block)]
+
+
+def test_the_documented_values_make_the_job_of_the_documented_configuration(helm: Helm) -> None:
+    """Except for the image's tag and what the two examples ask for besides."""
+    (values,) = (one for one in documented() if "existingSecret" in one)
+    config = next(one for one in documented() if "family" in one)
+    assert values["config"] == {k: v for k, v in config.items() if k != "submit"}
+    config["submit"]["kubernetes"]["image"] = "registry.example/mlip-job:0.1.0"
+    request = JobRequest(validate_config(config, source="docs"), 4, Path("/"))
+    job = one_of_kind(helm.template({**values, "generation": 4}), "Job")
+    submitted = from_yaml(plan_job(request).text)["Job"]
+    submitted["metadata"]["namespace"] = "alloys"
+    assert same_job(job) == same_job(submitted)
+
+
+def test_the_role_is_the_documented_one(helm: Helm) -> None:
+    """With which the submitter's tests run."""
+    documents = helm.template(CHART / "ci/template-values.yaml")
+    (role,) = (one for one in documented() if one.get("kind") == "Role")
+    assert one_of_kind(documents, "Role")["rules"] == role["rules"]
+    subjects = one_of_kind(documents, "RoleBinding")["subjects"]
+    assert [subject["kind"] for subject in subjects] == ["ServiceAccount", "User"]
+
+
+def test_a_generation_needs_one(request_for: Callable[..., JobRequest]) -> None:
+    """The number that a template holds is none."""
+    with pytest.raises(ConfigError, match="generation 0 is not possible"):
+        plan_job(request_for(0))
