@@ -50,6 +50,12 @@ def compare_commands(directory: Path, repeats: int) -> None:
             "mlip-job --help": [_PROGRAM, "--help"],
             "mlip-job --version": [_PROGRAM, "--version"],
         }
+        empty = StorageConfig(url=str(directory / "empty"))
+        configured = [_PROGRAM, "-c", str(_configure(directory, "nothing", empty))]
+        commands["mlip-job list"] = [*configured, "list"]
+        commands["mlip-job submit -g 1 --scheduler slurm --dry-run"] = [
+            *configured, "submit", "-g", "1", "--scheduler", "slurm", "--dry-run"
+        ]  # fmt: skip
         requests = {}
         for name, storage in stores.items():
             what = f"mlip-job list, {GENERATIONS} generations in {name}"
