@@ -12,7 +12,7 @@ COMPILE_TOOL := $(BIN)/uv pip compile --quiet --no-header --no-annotate \
 COMPILE := $(COMPILE_TOOL) pyproject.toml \
 	--extra postgresql --extra mysql --extra mlflow --extra crate
 
-.PHONY: demo test lint types schemas chart faults-long servers image locks clean
+.PHONY: demo test bench lint types schemas chart faults-long servers image locks clean
 
 demo: $(VENV)/.trainer
 	$(BIN)/mlip-job demo
@@ -23,6 +23,10 @@ test: $(VENV)/.dev lint types
 # A thousand kills of a stand-in that replays a real fit; half an hour or so.
 faults-long: $(VENV)/.dev
 	MLIP_JOB_TEST_FAULT_POINTS=1000 $(BIN)/pytest --timeout=7200 tests/faults/test_replayed.py
+
+# What exports and commands cost, beside ASE's own way; ten minutes on a quiet machine.
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

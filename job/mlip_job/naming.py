@@ -79,10 +79,17 @@ class FamilyKeys:
     family: str
     member: int | None = None
 
+    MANIFEST = "manifest.json"
+
     @property
     def latest(self) -> str:
         """Key of the movable pointer to the newest accepted generation."""
         return f"{self.family}/latest.json"
+
+    @property
+    def catalog(self) -> str:
+        """Key of the summaries of all generations."""
+        return f"{self.family}/catalog.json"
 
     @property
     def generations(self) -> str:
@@ -98,6 +105,15 @@ class FamilyKeys:
         """Key of one file of a dataset, or its prefix where no file is named."""
         return f"{self.datasets}{dataset_id}/{file}"
 
+    @property
+    def queries(self) -> str:
+        """Prefix under which it is noted which dataset a query gave."""
+        return f"{self.family}/queries/"
+
+    def query(self, key: str) -> str:
+        """Key of what is noted of one query."""
+        return f"{self.queries}{key}.json"
+
     def generation(self, generation: int, file: str = "") -> str:
         """Key of one file of a generation, or its prefix where no file is named."""
         return f"{self.generations}{self.folder(generation)}/{file}"
@@ -109,7 +125,7 @@ class FamilyKeys:
 
     def manifest(self, generation: int) -> str:
         """Key whose existence makes the generation exist."""
-        return self.generation(generation, "manifest.json")
+        return self.generation(generation, self.MANIFEST)
 
     def claim(self, generation: int) -> str:
         """Key of the record of who is training the generation now."""

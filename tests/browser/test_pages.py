@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mlip_job.evaluation.results import DimerCheck
-from mlip_job.reporting import render_comparison, render_report
 from mlip_job.reporting.overlays import MOST_GENERATIONS
+from mlip_job.reporting.page import render_comparison, render_report
 from tests.evaluations import make_evaluation, make_physics
 from tests.reports import make_facts, make_report
 

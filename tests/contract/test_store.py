@@ -85,6 +85,15 @@ def test_listings_are_sorted_and_cut_at_the_prefix(store: ObjectStore) -> None:
     assert [i.key for i in store.list("")] == sorted(i.key for i in store.list(""))
 
 
+def test_one_name_in_each_folder(store: ObjectStore) -> None:
+    """Right below the prefix, and nowhere else."""
+    for key in ("f/a/m", "f/b/m", "f/b/c/m", "f/c/n", "f/m", "g/a/m"):
+        store.put(key, b"x" * len(key))
+    found = sorted(store.list_named("f/", "m"), key=lambda info: info.key)
+    assert [(info.key, info.size) for info in found] == [("f/a/m", 5), ("f/b/m", 5)]
+    assert list(store.list_named("nothing/", "m")) == []
+
+
 def test_create_only_keeps_the_first(store: ObjectStore) -> None:
     """The rule on which "a generation is never overwritten" rests."""
     store.put_if_absent("m", b"first")

@@ -31,7 +31,7 @@ _SLACK = timedelta(seconds=30)  # for storing a checkpoint on a busy machine
 
 STAGES = {
     "claim": (Registry, "claim"),
-    "export": (attempt, "build_dataset"),
+    "export": (attempt, "find_or_build_dataset"),
     "publish dataset": (Registry, "publish_dataset"),
     "fit": (PacemakerWrapper, "fit"),
     "ship the end": (Shipper, "ship_end"),

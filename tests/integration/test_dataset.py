@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import json
+import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,9 +49,9 @@ def test_ase_reads_labels_back(db: Path, out: Path) -> None:
     for atoms in found:
         original = originals[atoms.info["row_id"] - 1]
         assert atoms.get_potential_energy() == original.calc.results["free_energy"]
-        np.testing.assert_allclose(atoms.get_forces(), original.calc.results["forces"], atol=1e-8)
-        np.testing.assert_allclose(atoms.get_stress(), original.calc.results["stress"])
-        np.testing.assert_allclose(atoms.positions, original.positions, atol=1e-8)
+        np.testing.assert_array_equal(atoms.get_forces(), original.calc.results["forces"])
+        np.testing.assert_array_equal(atoms.get_stress(), original.calc.results["stress"])
+        np.testing.assert_array_equal(atoms.positions, original.positions)
         np.testing.assert_array_equal(atoms.cell, original.cell)
         assert atoms.pbc.all()
         assert atoms.info["config_type"] == "bulk"
@@ -152,6 +154,39 @@ def test_same_rows_same_bytes(db: Path, tmp_path: Path) -> None:
         database.update(3, config_type="other")
     third = build(db, tmp_path / "c", training={"test_fraction": 0.2})
     assert third.id != first.id
+
+
+def test_identity_is_that_of_the_content(
+    db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of pages, shards, compressor or the formatter of numbers; the last bit counts."""
+    write_database(db, rattled(12), config_type="bulk")
+    first = build(db, tmp_path / "a")
+    monkeypatch.setattr("mlip_job.dataset.pages.PAGE", 5)
+    monkeypatch.setattr(
+        "mlip_job.dataset.output.isal_zlib.compressobj",
+        lambda level, wbits: zlib.compressobj(level=level + 8, wbits=wbits),
+    )
+    monkeypatch.setattr("mlip_job.dataset.extxyz.orjson.dumps", _dumps)
+    second = build(db, tmp_path / "b", frame_shard_size=4)
+    assert first.id == second.id
+    for name in ("train.xyz", "index.csv.gz", "train.pckl.gzip"):
+        assert first.files[name] != second.files[name]
+    monkeypatch.undo()
+    with open_for_writing(db) as database:
+        atoms = database.get_atoms(5)
+        forces = atoms.calc.results["forces"].copy()
+        forces[0, 0] = np.nextafter(forces[0, 0], 1)
+        database.update(5, atoms=labelled(atoms, **(atoms.calc.results | {"forces": forces})))
+    third = build(db, tmp_path / "c")
+    assert third.id != first.id
+    assert third.counts == first.counts
+
+
+def _dumps(rows: np.ndarray, option: int) -> bytes:
+    """Write numbers with more digits than are needed."""
+    digits = [[f"{number:.25e}" for number in row] for row in rows]
+    return json.dumps(digits, separators=(",", ":")).replace('"', "").encode()
 
 
 def test_building_again_replaces_what_was_there(db: Path, out: Path) -> None:

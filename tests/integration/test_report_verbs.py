@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mlip_job.registry import Artefact, ErrorFigures, Manifest, Registry
-from mlip_job.reporting import render_report
+from mlip_job.reporting.page import render_report
 from mlip_job.store.directory import DirectoryStore
 from tests.reports import make_facts, make_report
 

@@ -22,18 +22,11 @@ if TYPE_CHECKING:
 
     Cli = Callable[..., Ended]
 
-HEAVY = {
-    "ase",
-    "boto3",
-    "botocore",
-    "jinja2",
-    "matplotlib",
-    "numpy",
-    "pandas",
-    "pydantic",
-    "rich",
-    "yaml",
-}
+SLOW = {
+    "ase", "boto3", "botocore", "isal", "jinja2", "kubernetes", "matplotlib", "numpy", "orjson",
+    "pandas", "rich", "scipy",
+}  # fmt: skip
+HEAVY = SLOW | {"pydantic", "yaml"}
 
 
 @pytest.fixture
@@ -72,13 +65,12 @@ def test_overview_names_verbs_and_exit_codes(cli: Cli) -> None:
     assert cli("--version").out == f"mlip-job, version {__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"]])
-def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
-    """It answers at once, also on a login node with a slow file system."""
+def modules_loaded_by(*arguments: object) -> set[str]:
+    """Run a command in a process of its own and return the packages that it imports."""
     program = (
         "import sys\n"
         "from mlip_job.cli.main import cli\n"
-        f"cli.main({arguments!r}, standalone_mode=False)\n"
+        f"cli.main({[*map(str, arguments)]!r}, standalone_mode=False)\n"
         "print('LOADED', *{name.partition('.')[0] for name in sys.modules})\n"
     )
     done = subprocess.run(
@@ -86,7 +78,31 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     )
     loaded = set(done.stdout.partition("LOADED")[2].split())
     assert "click" in loaded
-    assert not loaded & HEAVY
+    return loaded
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    """It answers at once, also on a login node with a slow file system."""
+    assert not modules_loaded_by(*arguments) & HEAVY
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["list", "--json"], ["config", "show"]])
+def test_looking_at_a_directory_store_imports_nothing_slow(
+    config: Path, arguments: list[str]
+) -> None:
+    """A configuration has to be validated, but no science and no cloud is needed."""
+    loaded = modules_loaded_by("-c", config, *arguments)
+    assert "pydantic" in loaded
+    assert not loaded & SLOW
+
+
+def test_what_would_be_submitted_to_slurm_imports_no_science_and_no_cloud(config: Path) -> None:
+    """A script is written, from a template: jinja2 is all that it takes."""
+    loaded = modules_loaded_by(
+        "-c", config, "submit", "-g", "1", "--scheduler", "slurm", "--dry-run"
+    )
+    assert loaded & SLOW == {"jinja2"}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Whatever a row is called, ASE reads its labels back."""
+"""ASE reads every number back as it was, and whatever a row is called, its labels."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mlip_job.dataset.extxyz import write_structure
+from mlip_job.dataset.extxyz import structures_text, write_structure
 from mlip_job.dataset.row import StructureRow
+from mlip_job.dataset.structures import Structures
+from tests import reference
 
 FORCES = np.array([[0.25, -0.5, 0.125], [-0.25, 0.5, -0.125]])
 AWKWARD = st.text("=\"'\\\\ ,:;[]{}()_JSONTF01.-", max_size=6)
@@ -80,3 +82,90 @@ def test_names_come_back(text: str) -> None:
 def test_rows_without_names_have_none() -> None:
     """Nothing is made up."""
     assert set(_read_back().info) == {"row_id"}
+
+
+DOUBLES = st.floats(allow_nan=False, allow_infinity=False, width=64)
+CELLS = st.sampled_from(
+    [np.zeros((3, 3)), np.eye(3) * 5.0, np.array([[0.0, 4, 4], [4, 0, 4], [4, 4, 0]]),
+     np.array([[1 / 3, 0.0, -0.0], [1e-17, 7.0, 0.1], [0.0, 1e-5, 1e16]])]
+)  # fmt: skip
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> StructureRow:
+    """Draw a row with any finite numbers."""
+    atoms = draw(st.integers(1, 4))
+    numbers = draw(st.lists(st.integers(1, 118), min_size=atoms, max_size=atoms))
+    positions, forces = (
+        np.array(draw(st.lists(DOUBLES, min_size=3 * atoms, max_size=3 * atoms))).reshape(-1, 3)
+        for _ in range(2)
+    )
+    stress = draw(st.none() | st.lists(DOUBLES, min_size=6, max_size=6))
+    cell = draw(CELLS)
+    return StructureRow(
+        id=draw(st.integers(1, 2**40)),
+        unique_id="",
+        numbers=np.array(numbers, dtype=np.int32),
+        positions=positions,
+        cell=cell,
+        pbc=np.full(3, bool(cell.any()) and draw(st.booleans())),
+        energy=draw(DOUBLES),
+        free_energy=None,
+        forces=forces,
+        stress=None if stress is None else np.array(stress),
+        key_value_pairs={},
+    )
+
+
+@settings(max_examples=200)
+@given(st.lists(rows(), min_size=1, max_size=4), st.none() | st.text(max_size=5))
+def test_numbers_come_back_to_the_last_bit(drawn: list[StructureRow], name: str | None) -> None:
+    """Positions, forces, energy, stress, cell: denormals, huge ones, negative zeros."""
+    structures = Structures.of_rows(drawn).right_handed()
+    names = [name] * len(drawn)
+    text = b"".join(structures_text(structures, structures.energies, names, names)).decode()
+    for index, atoms in enumerate(ase.io.read(io.StringIO(text), ":", format="extxyz")):
+        row = structures.row(index)
+        assert atoms.info["row_id"] == row.id
+        assert atoms.numbers.tolist() == row.numbers.tolist()
+        assert atoms.pbc.tolist() == row.pbc.tolist()
+        assert row.energy is not None
+        assert float(atoms.calc.results["energy"]).hex() == float(row.energy).hex()
+        reference.require_same_array(atoms.positions, row.positions)
+        reference.require_same_array(atoms.calc.results["forces"], row.forces)
+        reference.require_same_array(atoms.cell.array, row.cell)
+        if row.stress is None:
+            assert "stress" not in atoms.calc.results
+        else:
+            reference.require_same_array(atoms.calc.results["stress"], row.stress)
+
+
+@given(rows(), AWKWARD)
+def test_lines_are_those_of_ase(row: StructureRow, name: str) -> None:
+    """But for the digits of positions and forces, the text is what ASE itself writes."""
+    mine, theirs = io.StringIO(), io.StringIO()
+    write_structure(mine, row, energy=row.energy or 0.0, group=None, config_type=name)
+    plain = " ".join(name.split()).replace("\\", "\\\\")
+    names = {"config_type": plain} if "config_type" in mine.getvalue() else {}
+    reference.write_structure(theirs, row, energy=row.energy or 0.0, **names)
+    ours, lines = mine.getvalue().splitlines(), theirs.getvalue().splitlines()
+    assert len(ours) == len(lines)
+    assert _as_numbers(ours[1]) == _as_numbers(lines[1])
+    for own, their in zip(ours[2:], lines[2:], strict=True):
+        assert own.split()[0] == their.split()[0]
+        numbers = [float(number) for number in own.split()[1:]]
+        np.testing.assert_allclose(
+            numbers, [float(number) for number in their.split()[1:]], atol=5.1e-9
+        )
+
+
+def _as_numbers(comment: str) -> list[object]:
+    """Return the words of a comment line, numbers as numbers: 1e-05 is 1e-5."""
+
+    def value(word: str) -> object:
+        try:
+            return float(word)
+        except ValueError:
+            return word
+
+    return [value(word) for word in comment.replace("=", " = ").replace('"', ' " ').split()]

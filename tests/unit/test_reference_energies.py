@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import numpy as np
 import pytest
 
-from mlip_job.dataset.entry import Entry
+from mlip_job.dataset.entry import Entries, Entry
 from mlip_job.dataset.reference_energies import (
     ReferenceEnergies,
     automatic_references,
+    by_composition,
     configured_references,
 )
 from mlip_job.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 CU, NI, AU = 29, 28, 79
 
@@ -19,19 +26,20 @@ def row(row_id: int, energy: float, **atoms: int) -> Entry:
     """Return a row of so many Cu, Ni and Au atoms."""
     numbers = {"Cu": CU, "Ni": NI, "Au": AU}
     composition = tuple(sorted((numbers[symbol], count) for symbol, count in atoms.items()))
-    return Entry(row_id, f"f{row_id}", None, composition, energy)
+    return Entry(row_id, f"{row_id:064x}", None, composition, energy)
 
 
 ALLOYS = [row(1, -12.0, Cu=4), row(2, -17.0, Cu=3, Ni=2), row(3, -8.0, Ni=2)]
 """Exactly -3 eV per Cu and -4 eV per Ni."""
 
 
-def automatic(**changes: object) -> ReferenceEnergies:
-    """Find the references of ALLOYS."""
+def automatic(*, training: Sequence[Entry] = ALLOYS, **changes: object) -> ReferenceEnergies:
+    """Find the references of rows."""
+    entries = Entries.of(training)
     arguments: dict[str, object] = {
         "inherited": {},
         "isolated": [],
-        "training": ALLOYS,
+        "training": by_composition(entries, np.ones(len(entries), dtype=np.bool_)),
         "tolerance": 0.001,
     }
     return automatic_references(("Cu", "Ni"), **(arguments | changes))  # type: ignore[arg-type]
@@ -42,7 +50,8 @@ def test_least_squares_finds_additive_energies() -> None:
     references = automatic()
     assert references.energies == {"Cu": -3.0, "Ni": -4.0}
     assert set(references.sources.values()) == {"least_squares"}
-    assert references.corrected(((NI, 2), (CU, 3)), -17.5) == pytest.approx(-0.5)
+    corrected = references.corrected(Entries.of([row(4, -17.5, Cu=3, Ni=2)]))
+    assert corrected == pytest.approx([-0.5])
 
 
 def test_isolated_atoms_come_before_the_fit() -> None:

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 
 from mlip_job.evaluation.results import EnergyVolumeCheck, ErrorPair
 from mlip_job.registry import AttemptPart, ErrorFigures, Headline
-from mlip_job.reporting import predecessor, render_comparison, render_report
 from mlip_job.reporting.chart import Axis, Chart
 from mlip_job.reporting.comparison import comparison_document, figures_table, steps_table
 from mlip_job.reporting.error_tables import agreement_table, config_type_table, worst_table
+from mlip_job.reporting.facts import predecessor
 from mlip_job.reporting.headline import cards, summary, verdict
 from mlip_job.reporting.learning import curves, learning_caption
 from mlip_job.reporting.numbers import count, duration, fixed, percent, significant
+from mlip_job.reporting.page import render_comparison, render_report
 from mlip_job.reporting.physics import physics_table
 from mlip_job.reporting.scales import linear_scale, log_scale, signed_log_scale
 from mlip_job.reporting.trend import change_since, gate_word, sparkline
@@ -375,7 +376,7 @@ def test_pages_need_no_trainer() -> None:
         "for name in ('tensorflow', 'pyace', 'matplotlib', 'tensorpotential'):\n"
         "    sys.modules[name] = None\n"
         "from tests.reports import make_facts, make_report\n"
-        "from mlip_job.reporting import render_comparison, render_report\n"
+        "from mlip_job.reporting.page import render_comparison, render_report\n"
         "assert 'gen_02' in render_report(make_facts(make_report(2)), make_report(1))\n"
         "assert 'gen_02' in render_comparison([make_report(1), make_report(2)])\n"
     )

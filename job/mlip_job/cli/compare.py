@@ -38,8 +38,9 @@ def command(
     settings: Settings, generations: tuple[int | str, ...], output: Path | None, *, open_it: bool
 ) -> None:
     """Compare generations: a table here, and one HTML file."""
-    from mlip_job.reporting import read_report, render_comparison
     from mlip_job.reporting.comparison import comparison_document
+    from mlip_job.reporting.facts import read_report
+    from mlip_job.reporting.page import render_comparison
 
     registry = settings.registry()
     numbers = [resolve_generation(generation, registry) for generation in generations]

@@ -44,8 +44,8 @@ def command(settings: Settings, output: Path, elements: str) -> None:
     _write_inputs(output, [e.strip() for e in elements.split(",")])
     settings.config_path = output / DEFAULT_CONFIG
     config = settings.config()
-    store = settings.store(config, patient=True)
     reporter = Reporter(settings, config.training.max_iter)
+    store = settings.store(config, patient=True, meter=reporter.transfer)
     try:
         for generation in (1, 2):
             reporter.message(f"\n== mlip-job -c {settings.config_path} run -g {generation}")
@@ -54,13 +54,13 @@ def command(settings: Settings, output: Path, elements: str) -> None:
     finally:
         reporter.close()
     registry = Registry(store, config.family)
-    manifests = list(registry.manifests())
+    generations = registry.summaries()
 
     def show() -> None:
-        show_generations(registry.family, manifests, registry.latest())
+        show_generations(registry.family, generations, registry.latest())
         click.echo(_next_commands(output))
 
-    document = {"directory": str(output), "generations": [m.generation for m in manifests]}
+    document = {"directory": str(output), "generations": [g.generation for g in generations]}
     emit(settings, document, show)
 
 

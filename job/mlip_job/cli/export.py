@@ -23,21 +23,27 @@ if TYPE_CHECKING:
     type=click.Path(file_okay=False, path_type=Path),
     help="Write the files there too; it must not hold any yet.",
 )
+@click.option("--rebuild", is_flag=True, help="Read all rows even if none was written since.")
 @common_options
 @click.pass_obj
-def command(settings: Settings, generation: int | str, output: Path | None) -> None:
+def command(
+    settings: Settings, generation: int | str, output: Path | None, *, rebuild: bool
+) -> None:
     """Build the dataset of a generation and publish it.
 
     Selects, checks and splits the rows, and puts train.xyz, test.xyz, pacemaker's frames and
-    dataset.json into the store under their content hash.
+    dataset.json into the store under their content hash. Where the store has the dataset of the
+    same query, and ASE wrote none of its rows since, there is nothing to do.
     """
     from mlip_job.cli.tables import show_dataset
     from mlip_job.pipeline import export_generation
     from mlip_job.registry import Registry
 
     config = settings.config()
-    store = settings.store(config, patient=True)
-    number = resolve_generation(generation, Registry(store, config.family))
     reporter = Reporter(settings)
-    record = export_generation(config, number, store=store, observer=reporter, output=output)
+    store = settings.store(config, patient=True, meter=reporter.transfer)
+    number = resolve_generation(generation, Registry(store, config.family))
+    record = export_generation(
+        config, number, store=store, observer=reporter, output=output, rebuild=rebuild
+    )
     emit(settings, record.model_dump(mode="json"), lambda: show_dataset(record))

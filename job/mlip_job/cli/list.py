@@ -21,11 +21,11 @@ def command(settings: Settings) -> None:
     from mlip_job.cli.tables import show_generations
 
     registry = settings.registry()
-    manifests = list(registry.manifests())
+    generations = registry.summaries()
     latest = registry.latest()
     document = {
         "family": registry.family,
         "latest": latest,
-        "generations": [m.model_dump(mode="json", exclude={"config", "basis"}) for m in manifests],
+        "generations": [generation.model_dump(mode="json") for generation in generations],
     }
-    emit(settings, document, lambda: show_generations(registry.family, manifests, latest))
+    emit(settings, document, lambda: show_generations(registry.family, generations, latest))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from mlip_job.config import JobConfig
     from mlip_job.registry import Registry
-    from mlip_job.store.base import ObjectStore
+    from mlip_job.store.base import Meter, ObjectStore
 
 DEFAULT_CONFIG = "mlip-job.yaml"
 
@@ -51,11 +51,21 @@ class Settings:
 
         return load_config(self.config_path, assignments=self.assignments)
 
-    def store(self, config: JobConfig, *, patient: bool = False) -> ObjectStore:
-        """Open the store of a configuration; a patient one waits for a store that is away."""
+    def store(
+        self, config: JobConfig, *, patient: bool = False, meter: Meter | None = None
+    ) -> ObjectStore:
+        """Open the store of a configuration; a patient one waits for a store that is away.
+
+        On a terminal, large transfers are shown there, or by `meter`.
+        """
+        from mlip_job.cli.transfer import TransferLine
         from mlip_job.store.open import open_store
 
-        return open_store(config.storage, patience=config.run.retry_timeout if patient else 0)
+        return open_store(
+            config.storage,
+            patience=config.run.retry_timeout if patient else 0,
+            meter=meter or TransferLine(quiet=self.quiet),
+        )
 
     def registry(self) -> Registry:
         """Open the registry of the configured family."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import time
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from mlip_job.cli.transfer import TransferLine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,18 +39,15 @@ def print_table(
 
     `numeric` says which columns hold numbers where that can't be told from their cells.
     """
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, column in enumerate(columns):
+    lines = [list(columns), *map(list, rows)]
+    for index in range(len(columns)):
         right = all(_is_number(row[index]) for row in rows) if numeric is None else numeric[index]
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    # Piped output has no width: let every row keep its line.
-    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
+        width = max(len(line[index]) for line in lines)
+        for line in lines:
+            line[index] = line[index].rjust(width) if right else line[index].ljust(width)
+    texts = [f" {'   '.join(line)}".rstrip() for line in lines]
+    rule = f" {'─' * (len('   '.join(lines[0])))}"
+    click.echo("\n".join((texts[0], rule, *texts[1:], "")))
 
 
 def figure(value: float | None, digits: int = 1) -> str:
@@ -75,6 +75,7 @@ class Reporter:
         self._verbose = settings.verbose
         self._max_iter = max_iter
         self._live: RichProgress | None = None
+        self._transfers = TransferLine(quiet=self._quiet)
         self._phase = ""
         self._last_line = 0.0
 
@@ -92,6 +93,12 @@ class Reporter:
             self._show_live(progress)
         else:
             self._show_line(progress)
+
+    def transfer(self, key: str, done: int, total: int) -> None:
+        """Show how far an upload or a download is, unless it goes on beside the fit."""
+        if current_thread() is main_thread():
+            self.close()
+            self._transfers(key, done, total)
 
     def trainer_line(self, line: str) -> None:
         """Show a line of pacemaker's where the user asked for them."""

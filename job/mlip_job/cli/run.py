@@ -57,9 +57,9 @@ def command(
     if require_gpu:
         settings.assignments.append("training.require_gpu=true")
     config = settings.config()
-    store = settings.store(config, patient=True)
-    number = resolve_generation(generation, Registry(store, config.family))
     reporter = Reporter(settings, config.training.max_iter)
+    store = settings.store(config, patient=True, meter=reporter.transfer)
+    number = resolve_generation(generation, Registry(store, config.family))
     try:
         with StopRequest() as stop:
             outcome = run_generation(

@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from mlip_job.dataset.record import DatasetRecord
-    from mlip_job.registry import ErrorFigures, Headline, LatestPointer, Manifest
+    from mlip_job.registry import (
+        ErrorFigures,
+        GenerationSummary,
+        Headline,
+        LatestPointer,
+        Manifest,
+    )
     from mlip_job.registry.maintenance import Orphan
 
 
@@ -21,14 +27,16 @@ _MODES = {"continue": "with the same basis", "extend": "growing its basis"}
 _FEWEST_FOR_TREND = 3  # generations
 
 
-def show_generations(family: str, manifests: Sequence[Manifest], latest: int | None) -> None:
+def show_generations(
+    family: str, generations: Sequence[GenerationSummary], latest: int | None
+) -> None:
     """Print a table of generations, one line each, and how the test errors went."""
     from mlip_job.reporting.trend import gate_word
 
-    if not manifests:
+    if not generations:
         click.echo(f"no generation of {family} is published yet")
         return
-    headlines = {m.generation: m.headline for m in manifests}
+    headlines = {m.generation: m.headline for m in generations}
     print_table(
         (
             "generation",
@@ -61,24 +69,24 @@ def show_generations(family: str, manifests: Sequence[Manifest], latest: int | N
                 str(m.headline.iterations),
                 f"{m.ended:%Y-%m-%d %H:%M}",
             )
-            for m in manifests
+            for m in generations
         ],
     )
     click.echo(
         "RMSE of E in meV/atom, of F in meV/Å per component, on each generation's own sets;\n"
         "change: of the test errors since the generation it started from; * is the latest"
     )
-    _show_trend([m.headline.test for m in manifests])
+    _show_trend([m.headline.test for m in generations])
 
 
-def _change(manifest: Manifest, headlines: Mapping[int, Headline]) -> str:
+def _change(summary: GenerationSummary, headlines: Mapping[int, Headline]) -> str:
     """Return how the test errors changed since the generation that the fit started from."""
     from mlip_job.reporting.trend import change_since
 
-    before = headlines.get(manifest.parent.generation) if manifest.parent is not None else None
+    before = headlines.get(summary.parent.generation) if summary.parent is not None else None
     if before is None:
         return figure(None)
-    old, new = before.test, manifest.headline.test
+    old, new = before.test, summary.headline.test
     energy = change_since(old.rmse_energy_mev_per_atom, new.rmse_energy_mev_per_atom)
     force = change_since(old.rmse_force_mev_per_angstrom, new.rmse_force_mev_per_angstrom)
     return f"{energy}, {force}"

@@ -88,7 +88,7 @@ class DatasetConfig(Part):
         description="eV/atom. Identical structures with energies further apart are an error.",
     )
     frame_shard_size: int = Field(
-        20000, ge=1, description="Structures per file of pacemaker's data frames."
+        5000, ge=1, description="Structures per file of pacemaker's data frames, at most."
     )
 
 
@@ -103,7 +103,7 @@ class StorageConfig(Part):
         "when_supported", description="when_required for S3-compatible stores without checksums."
     )
     multipart_threshold_mib: int = Field(
-        64, ge=5, le=5120, description="MiB. Larger objects are uploaded in parts of this size."
+        64, ge=5, le=5120, description="MiB. Larger objects move in parts, four at a time."
     )
 
     @field_validator("url", "endpoint_url")

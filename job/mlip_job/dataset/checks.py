@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from ase.data import chemical_symbols
+import numpy as np
 
 from mlip_job.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from mlip_job.dataset.entry import Entry
+    from mlip_job.dataset.entry import Entries
     from mlip_job.dataset.intake import Intake
-    from mlip_job.dataset.reference_energies import ReferenceEnergies
-    from mlip_job.dataset.split import Side
+    from mlip_job.dataset.row import FloatArray
+    from mlip_job.dataset.split import Split
 
 _SHOWN = 10
 """Row ids in a message."""
@@ -38,7 +37,7 @@ def require_few_rejections(intake: Intake, max_fraction: float) -> None:
             hint="correct them, exclude them with database.select, "
             "or raise dataset.max_rejected_fraction",
         )
-    if not intake.entries:
+    if len(intake.entries) == 0:
         raise DataError(
             f"nothing is left to train on: {len(intake.references)} isolated atoms"
             + (f"; {reasons}" if reasons else ""),
@@ -46,7 +45,7 @@ def require_few_rejections(intake: Intake, max_fraction: float) -> None:
         )
 
 
-def require_consistent_duplicates(entries: Iterable[Entry], tolerance: float) -> int:
+def require_consistent_duplicates(entries: Entries, tolerance: float) -> int:
     """Return how many rows repeat an earlier structure.
 
     Raises
@@ -54,29 +53,37 @@ def require_consistent_duplicates(entries: Iterable[Entry], tolerance: float) ->
     DataError
         If identical structures have energies more than `tolerance` eV/atom apart.
     """
-    extremes: dict[str, tuple[Entry, Entry]] = {}
-    repeats = 0
-    for entry in entries:
-        low, high = extremes.get(entry.fingerprint, (entry, entry))
-        repeats += low is not entry
-        if entry.energy < low.energy:
-            low = entry
-        elif entry.energy > high.energy:
-            high = entry
-        extremes[entry.fingerprint] = low, high
-        if high.energy - low.energy > tolerance * entry.atoms:
-            raise DataError(
-                f"rows {low.row_id} and {high.row_id} hold the same structure with different "
-                f"energies: {low.energy:.6f} and {high.energy:.6f} eV",
-                hint="exclude one of them with database.select "
-                f"(dataset.duplicate_tolerance is {tolerance:g} eV/atom)",
-            )
-    return repeats
+    structures, labels, counts = np.unique(
+        entries.fingerprints, return_inverse=True, return_counts=True
+    )
+    repeated = np.flatnonzero(counts[labels] > 1)
+    extremes: dict[int, tuple[int, int]] = {}
+    for index in repeated.tolist():
+        low, high = extremes.get(labels[index], (index, index))
+        if entries.energies[index] < entries.energies[low]:
+            low = index
+        elif entries.energies[index] > entries.energies[high]:
+            high = index
+        extremes[labels[index]] = low, high
+        _require_equal_energies(entries, low, high, tolerance)
+    return len(entries) - len(structures)
 
 
-def require_group_key(entries: Iterable[Entry], group_by: str | None) -> None:
+def _require_equal_energies(entries: Entries, low: int, high: int, tolerance: float) -> None:
+    lower, higher = float(entries.energies[low]), float(entries.energies[high])
+    composition = entries.compositions[entries.composition_codes[low]]
+    if higher - lower > tolerance * sum(count for _, count in composition):
+        raise DataError(
+            f"rows {entries.row_ids[low]} and {entries.row_ids[high]} hold the same structure "
+            f"with different energies: {lower:.6f} and {higher:.6f} eV",
+            hint="exclude one of them with database.select "
+            f"(dataset.duplicate_tolerance is {tolerance:g} eV/atom)",
+        )
+
+
+def require_group_key(entries: Entries, group_by: str | None) -> None:
     """Raise `DataError` if no row has the key that groups them: it is misspelt."""
-    if group_by is not None and all(entry.group is None for entry in entries):
+    if group_by is not None and not entries.groups:
         raise DataError(
             f"no row has the key_value_pair {group_by!r} that dataset.group_by names",
             hint="check its spelling, or set group_by: null",
@@ -84,7 +91,7 @@ def require_group_key(entries: Iterable[Entry], group_by: str | None) -> None:
 
 
 def require_configured_elements(
-    entries: Iterable[Entry], configured: str | Sequence[str]
+    entries: Entries, configured: str | Sequence[str]
 ) -> tuple[str, ...]:
     """Return the elements of the data, sorted.
 
@@ -94,19 +101,19 @@ def require_configured_elements(
         If `configured` is a list and the data has other elements: pacemaker ignores atoms of
         elements that its potential lacks, and one that the data lacks shifts its ZBL pairs.
     """
-    rows = _rows_by_element(entries)
-    found = tuple(sorted(rows))
+    found = entries.elements()
     if isinstance(configured, str):
         return found
     for element in found:
         if element not in configured:
             raise DataError(
-                f"the data holds {element} ({_rows(rows[element])}), which training.elements lacks",
+                f"the data holds {element} ({_rows(_rows_with(entries, element))}), "
+                "which training.elements lacks",
                 hint="add it, set elements: auto, or exclude the rows with database.select",
             )
-    absent = [element for element in configured if element not in rows]
+    absent = [element for element in configured if element not in found]
     if absent:
-        examples = "; ".join(f"{element}: {_rows(rows[element][:3])}" for element in found)
+        examples = "; ".join(f"{e}: {_rows(_rows_with(entries, e)[:3])}" for e in found)
         raise DataError(
             f"training.elements names {', '.join(absent)}, which no structure to train on holds "
             f"(the data has {examples})",
@@ -115,52 +122,53 @@ def require_configured_elements(
     return found
 
 
-def require_elements_in_training(
-    entries: Sequence[Entry], sides: Sequence[Side], elements: Iterable[str]
-) -> None:
+def require_elements_in_training(entries: Entries, split: Split, elements: Iterable[str]) -> None:
     """Raise `DataError` if an element is only in test rows: there is nothing to learn it from."""
-    pairs = list(zip(entries, sides, strict=True))
-    trained = _rows_by_element(entry for entry, side in pairs if side == "train")
+    trained = entries.elements(split.on("train"))
     for element in elements:
         if element not in trained:
-            rows = _rows_by_element(entry for entry, _ in pairs)[element]
             raise DataError(
-                f"{element} occurs only in the test side ({_rows(rows)})",
+                f"{element} occurs only in the test side ({_rows(_rows_with(entries, element))})",
                 hint=f"provide more structures with {element}, or try another dataset.seed",
             )
 
 
 def require_fitting_energies(
-    entries: Sequence[Entry], references: ReferenceEnergies, *, automatic: bool
+    entries: Entries, corrected: FloatArray, *, automatic: bool
 ) -> tuple[float, float]:
     """Return the smallest and largest corrected energy, eV/atom.
+
+    Parameters
+    ----------
+    entries, corrected
+        The rows and their energies less the reference energies, eV.
+    automatic
+        Whether these were found in the data; for the hint.
 
     Raises
     ------
     DataError
         If one is so extreme that pacemaker would replace the reference energies.
     """
-    values = [references.corrected(e.composition, e.energy) / e.atoms for e in entries]
+    values = corrected / entries.atoms
+    smallest, largest = float(values.min()), float(values.max())
     low, high = _ENERGY_RANGE
-    extreme = [e.row_id for e, v in zip(entries, values, strict=True) if not low <= v <= high]
+    extreme = entries.row_ids[~((values >= low) & (values <= high))].tolist()
     if extreme:
         raise DataError(
-            f"energies less the reference energies reach from {min(values):.3f} to "
-            f"{max(values):.3f} eV/atom; pacemaker takes {low:g} to {high:g} ({_rows(extreme)})",
+            f"energies less the reference energies reach from {smallest:.3f} to "
+            f"{largest:.3f} eV/atom; pacemaker takes {low:g} to {high:g} ({_rows(extreme)})",
             hint="check the energies of these rows, and that isolated atoms and the parent "
             "generation were computed with the same settings"
             if automatic
             else "use dataset.reference_energies: auto",
         )
-    return min(values), max(values)
+    return smallest, largest
 
 
-def _rows_by_element(entries: Iterable[Entry]) -> dict[str, list[int]]:
-    rows: defaultdict[str, list[int]] = defaultdict(list)
-    for entry in entries:
-        for number, _ in entry.composition:
-            rows[chemical_symbols[number]].append(entry.row_id)
-    return dict(rows)
+def _rows_with(entries: Entries, element: str) -> list[int]:
+    rows: list[int] = entries.row_ids[entries.holding(element)].tolist()
+    return rows
 
 
 def _rows(rows: Sequence[int]) -> str:

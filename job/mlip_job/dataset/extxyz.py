@@ -1,46 +1,134 @@
 """Extended XYZ files that ``ase.io.read`` reads with energy, forces and stress.
 
-The format: https://github.com/libAtoms/extxyz, in ASE's dialect.
+The format: https://github.com/libAtoms/extxyz, in ASE's dialect. Numbers have as many digits as it
+takes to read back the same double.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+from itertools import pairwise, product
 from typing import TYPE_CHECKING, TextIO
 
-from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict, write_xyz
+import numpy as np
+import orjson
+from ase.data import chemical_symbols
+from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict
+
+from mlip_job.dataset.structures import Structures
 
 if TYPE_CHECKING:
-    from mlip_job.dataset.row import StructureRow
+    from collections.abc import Iterator, Sequence
+
+    from mlip_job.dataset.row import FloatArray, StructureRow
+
+_LINE_STARTS = np.array([f"\n{symbol} ".encode() for symbol in chemical_symbols], dtype=object)
+_PROPERTIES = b"Properties=species:S:1:pos:R:3:forces:R:3"
+_PERIODICITIES = [b" ".join(flags) for flags in product((b"F", b"T"), repeat=3)]
+_TENSOR = [0, 5, 4, 5, 1, 3, 4, 3, 2]
+"""Where the nine components of a stress are in Voigt order."""
+
+_AT_ONCE = 25
+"""Structures whose text is made at once: it should stay in the processor's cache."""
+
+_REMEMBERED = 256
+
+
+def structures_text(
+    structures: Structures,
+    energies: FloatArray,
+    groups: Sequence[str | None],
+    config_types: Sequence[str | None],
+) -> Iterator[bytes]:
+    """Yield the text of structures, some at a time.
+
+    Parameters
+    ----------
+    structures
+        In right-handed cells. Their forces (eV/Å) and stresses (eV/Å³) are written with them.
+        Their other key_value_pairs are not: a remark added to a row of the database makes no
+        other dataset.
+    energies
+        eV, those that are trained on.
+    groups, config_types
+        Written into the comment line with the row id, under these names; left out where ASE
+        could not read the line with them (the index of the dataset has them all).
+    """
+    headers = _headers(structures, energies, groups, config_types)
+    atoms = np.concatenate([structures.positions, structures.forces], axis=1)
+    bounds = structures.starts.tolist()
+    for first in range(0, len(structures), _AT_ONCE):
+        here = bounds[first : first + _AT_ONCE + 1]
+        place = slice(here[0], here[-1])
+        pieces: list[bytes] = [b""] * (2 * (place.stop - place.start))
+        pieces[0::2] = _LINE_STARTS[structures.numbers[place]].tolist()
+        pieces[1::2] = _numbers(atoms[place])
+        text: list[bytes] = []
+        for start, end in pairwise(here):
+            text.append(next(headers))
+            text += pieces[2 * (start - place.start) : 2 * (end - place.start)]
+            text.append(b"\n")
+        yield b"".join(text)
 
 
 def write_structure(
     file: TextIO, row: StructureRow, *, energy: float, group: str | None, config_type: str | None
 ) -> None:
-    """Append one structure.
+    """Append one structure; see `structures_text`."""
+    structures = Structures.of_rows([row]).right_handed()
+    texts = structures_text(structures, np.array([energy]), [group], [config_type])
+    file.write(b"".join(texts).decode())
 
-    Parameters
-    ----------
-    file
-        Open for text.
-    row
-        Its forces (eV/Å) and stress (eV/Å³) are written with it. Its other key_value_pairs are
-        not: the dataset's identity is made of these files, and a remark added to a row of the
-        database makes no other dataset.
-    energy
-        eV, the energy that is trained on.
-    group, config_type
-        Written into the comment line with the row id, under these names; left out where ASE
-        could not read the line with them (the index of the dataset has them all).
-    """
-    atoms = row.atoms()
-    atoms.info["row_id"] = row.id
-    for name, text in (("config_type", config_type), ("group", group)):
-        written = _as_ase_writes_it(text or "")
-        if _comes_back(name, written):
-            atoms.info[name] = written
-    atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=row.forces, stress=row.stress)
-    write_xyz(file, [atoms])
+
+def _headers(
+    structures: Structures,
+    energies: FloatArray,
+    groups: Sequence[str | None],
+    config_types: Sequence[str | None],
+) -> Iterator[bytes]:
+    """Yield the number of atoms and the comment line of each structure."""
+    columns = zip(
+        structures.counts.tolist(),
+        structures.ids.tolist(),
+        _numbers(structures.cells.reshape(-1, 9)),
+        np.any(structures.cells, axis=(1, 2)).tolist(),
+        _numbers(energies.reshape(-1, 1)),
+        _numbers(structures.stresses[:, _TENSOR]),
+        (~np.isnan(structures.stresses[:, 0])).tolist(),
+        (structures.pbc @ [4, 2, 1]).tolist(),
+        config_types,
+        groups,
+        strict=True,
+    )
+    for atoms, row_id, cell, has_cell, energy, stress, has_stress, pbc, kind, group in columns:
+        yield b'%d\n%b%b row_id=%d%b%b energy=%b%b pbc="%b"' % (
+            atoms,
+            b'Lattice="%b" ' % cell if has_cell else b"",
+            _PROPERTIES,
+            row_id,
+            _name("config_type", kind),
+            _name("group", group),
+            energy,
+            b' stress="%b"' % stress if has_stress else b"",
+            _PERIODICITIES[pbc],
+        )
+
+
+def _numbers(rows: FloatArray) -> list[bytes]:
+    """Return each row of numbers as a text, with spaces between them."""
+    if len(rows) == 0:
+        return []
+    text = orjson.dumps(np.ascontiguousarray(rows), option=orjson.OPT_SERIALIZE_NUMPY)
+    return text[2:-2].replace(b",", b" ").split(b"] [")
+
+
+@lru_cache(_REMEMBERED)
+def _name(name: str, text: str | None) -> bytes:
+    """Return a named text as it stands in a comment line; empty where ASE could not read it."""
+    written = _as_ase_writes_it(text or "")
+    return (
+        f" {key_val_dict_to_str({name: written})}".encode() if _comes_back(name, written) else b""
+    )
 
 
 def _as_ase_writes_it(text: str) -> str:

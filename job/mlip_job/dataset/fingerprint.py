@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     from mlip_job.dataset.row import FloatArray, StructureRow
+    from mlip_job.dataset.structures import Structures
 
 _DECIMALS = 8
-"""Lengths are compared to 1e-8 Å, the precision of the extended XYZ files."""
+"""Lengths are compared to 1e-8 Å."""
 
 
 def fingerprint(row: StructureRow) -> str:
@@ -27,6 +29,23 @@ def fingerprint(row: StructureRow) -> str:
     digest.update(_rounded(np.where(row.pbc[:, None], row.cell, 0.0)))
     digest.update(_rounded(row.positions))
     return digest.hexdigest()
+
+
+def fingerprints(structures: Structures) -> bytes:
+    """Return the fingerprints of structures as bytes, one after the other."""
+    numbers = memoryview(structures.numbers.astype("<i4").tobytes())
+    pbc = structures.pbc.astype("u1").tobytes()
+    cells = _rounded(np.where(structures.pbc[:, :, None], structures.cells, 0.0))
+    positions = memoryview(_rounded(structures.positions))
+    bounds = structures.starts.tolist()
+    digests = []
+    for index, (start, end) in enumerate(pairwise(bounds)):
+        digest = hashlib.sha256(numbers[4 * start : 4 * end])
+        digest.update(pbc[3 * index : 3 * index + 3])
+        digest.update(cells[72 * index : 72 * index + 72])
+        digest.update(positions[24 * start : 24 * end])
+        digests.append(digest.digest())
+    return b"".join(digests)
 
 
 def _rounded(lengths: FloatArray) -> bytes:

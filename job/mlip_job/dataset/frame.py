@@ -2,27 +2,52 @@
 
 The columns are those that ``pyace.preparedata.ACEDataset`` reads; ``data.filename`` and
 ``data.test_filename`` of its input take a list of files.
+
+A file holds the arrays of all its structures, one behind the other, and a call of
+`pandas.DataFrame` that takes them apart when the file is read: writing that takes a tiny part of
+the time that the objects of each structure would take. Whoever reads the file gets these objects.
 """
 
 from __future__ import annotations
 
-import gzip
+import pickle
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from ase import Atoms
+
+from mlip_job.dataset.output import OutputFile
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
 
-    from mlip_job.dataset.row import StructureRow
+    from mlip_job.dataset.row import FloatArray
     from mlip_job.dataset.split import Side
+    from mlip_job.dataset.structures import Structures
     from mlip_job.dataset.weights import GroupWeighting
     from mlip_job.naming import DatasetFiles
 
 _PICKLE_PROTOCOL = 4
 """The one that pacemaker's own tools write."""
+
+_MOST_ATOMS = 1_000_000
+"""Of a shard, whatever its number of structures: half of it in memory are 50 MB."""
+
+
+class _Call:
+    """What is pickled as a call, and so becomes its result when it is read."""
+
+    __slots__ = ("arguments", "function")
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.function = function
+        self.arguments = arguments
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.function, self.arguments
 
 
 @dataclass
@@ -39,7 +64,7 @@ class FrameWriter:
         Structures per file, and so the largest number held in memory.
     weighting
         Weights to write, or None to leave them to pacemaker.
-    names
+    written
         The files written so far.
     """
 
@@ -47,43 +72,87 @@ class FrameWriter:
     side: Side
     shard_size: int
     weighting: GroupWeighting | None = None
-    names: list[str] = field(default_factory=list)
-    _rows: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    written: list[OutputFile] = field(default_factory=list)
+    _parts: list[_Part] = field(default_factory=list, repr=False)
+    _structures: int = 0
+    _atoms: int = 0
 
     def add(
-        self, row: StructureRow, *, energy: float, energy_corrected: float, config_type: str | None
+        self,
+        structures: Structures,
+        *,
+        energies: FloatArray,
+        corrected: FloatArray,
+        config_types: Sequence[str | None],
     ) -> None:
-        """Add a structure; energies in eV, `energy_corrected` less the reference energies."""
-        atoms = row.atoms()
-        values: dict[str, Any] = {
-            "ase_atoms": atoms,
-            "energy": energy,
-            "energy_corrected": energy_corrected,
-            "forces": row.forces,
-            # Pacemaker lowers the weights of names that start with "augmented".
-            "name": f"row-{row.id}",
-        }
-        if self.weighting is not None:
-            values["w_energy"] = self.weighting.energy(config_type)
-            values["w_forces"] = np.full(len(atoms), self.weighting.forces(config_type))
-        self._rows.append(values)
-        if len(self._rows) == self.shard_size:
-            self.flush()
+        """Add structures; energies in eV, `corrected` less the reference energies."""
+        first = 0
+        while first < len(structures):
+            taken = slice(first, first + self._room(structures, first))
+            first = min(taken.stop, len(structures))
+            self._parts.append(
+                _Part(
+                    structures.part(taken), energies[taken], corrected[taken], config_types[taken]
+                )
+            )
+            self._structures += len(self._parts[-1].structures)
+            self._atoms += len(self._parts[-1].structures.numbers)
+            if self._structures == self.shard_size or self._atoms >= _MOST_ATOMS:
+                self.flush()
 
     def flush(self) -> None:
         """Write what has been collected since the last file; call it once at the end."""
-        if not self._rows:
+        if not self._parts:
             return
-        path = self.files.frame(self.side, len(self.names))
-        _write_frame(path, pd.DataFrame(self._rows))
-        self.names.append(path.name)
-        self._rows.clear()
+        path = self.files.frame(self.side, len(self.written))
+        with OutputFile(path, compressed=True) as file:
+            pickle.dump(_frame(self._parts, self.weighting), file, protocol=_PICKLE_PROTOCOL)
+        self.written.append(file)
+        self._parts.clear()
+        self._structures = self._atoms = 0
+
+    def _room(self, structures: Structures, first: int) -> int:
+        """Return how many structures from the first on complete the shard."""
+        atoms = structures.starts[first + 1 :] - structures.starts[first]
+        filled = int(np.searchsorted(atoms, _MOST_ATOMS - self._atoms)) + 1
+        return min(self.shard_size - self._structures, filled)
 
 
-def _write_frame(path: Path, frame: pd.DataFrame) -> None:
-    # No file name and no time in the gzip header: the same rows give the same bytes.
-    with (
-        path.open("wb") as raw,
-        gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=6, mtime=0) as packed,
-    ):
-        frame.to_pickle(packed, compression=None, protocol=_PICKLE_PROTOCOL)
+@dataclass(frozen=True)
+class _Part:
+    """Structures of a shard, and what the frame says of them."""
+
+    structures: Structures
+    energies: FloatArray
+    corrected: FloatArray
+    config_types: Sequence[str | None]
+
+
+def _frame(parts: Sequence[_Part], weighting: GroupWeighting | None) -> _Call:
+    """Return the call that makes the frame of a shard."""
+
+    def joined(name: str) -> Any:
+        return np.concatenate([getattr(part.structures, name) for part in parts])
+
+    def apart(atoms: Any) -> _Call:
+        return _Call(np.split, atoms, ends)
+
+    counts = joined("counts")
+    ends = np.cumsum(counts)[:-1]
+    none = _Call(repeat, None)
+    # symbols, positions, numbers; tags, momenta, masses, magmoms, charges, scaled; cell, pbc
+    atoms = (none, apart(joined("positions")), apart(joined("numbers")), *(none,) * 6)
+    columns: dict[str, Any] = {
+        "ase_atoms": _Call(list, _Call(map, Atoms, *atoms, joined("cells"), joined("pbc"))),
+        "energy": np.concatenate([part.energies for part in parts]),
+        "energy_corrected": np.concatenate([part.corrected for part in parts]),
+        "forces": apart(joined("forces")),
+        # Pacemaker lowers the weights of names that start with "augmented".
+        "name": [f"row-{id_}" for id_ in joined("ids").tolist()],
+    }
+    if weighting is not None:
+        types = [config_type for part in parts for config_type in part.config_types]
+        columns["w_energy"] = np.array([weighting.energy(config_type) for config_type in types])
+        forces = np.array([weighting.forces(config_type) for config_type in types])
+        columns["w_forces"] = apart(np.repeat(forces, counts))
+    return _Call(pd.DataFrame, columns)

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from mlip_job.dataset.split import Inheritance, Side, SplitItem
+from mlip_job.dataset.entry import FINGERPRINT
+from mlip_job.dataset.split import SIDES, Inheritance, Side
 from mlip_job.errors import IntegrityError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
+    from mlip_job.dataset.entry import Entries
+    from mlip_job.dataset.output import OutputFile
     from mlip_job.dataset.record import DatasetRecord
+    from mlip_job.dataset.split import Split
 
 _COLUMNS = ["row_id", "fingerprint", "group", "side"]
+_LINES_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
@@ -44,14 +50,17 @@ class ParentDataset:
         IntegrityError
             If the index can't be read.
         """
-        fingerprints: dict[str, Side] = {}
         groups: dict[str, Side] = {}
         same_groups = group_by is not None and group_by == self.record.split.group_by
-        for _, fingerprint, group, side in read_index(self.index, f"dataset {self.record.id}"):
-            fingerprints[fingerprint] = side
-            if same_groups and group:
-                groups[group] = side
-        return Inheritance(fingerprints, groups)
+
+        def fingerprints() -> Iterator[tuple[str, Side]]:
+            rows = read_index(self.index, f"dataset {self.record.id}")
+            for _, fingerprint, group, side in rows:
+                if same_groups and group:
+                    groups[group] = side
+                yield fingerprint, side
+
+        return Inheritance.of(fingerprints(), groups)
 
 
 def read_index(path: Path, dataset: str = "a dataset") -> Iterator[tuple[int, str, str, Side]]:
@@ -77,6 +86,8 @@ def read_index(path: Path, dataset: str = "a dataset") -> Iterator[tuple[int, st
             for row_id, fingerprint, group, side in reader:
                 if side not in ("train", "test"):
                     raise ValueError(f"{side!r} is no side")  # noqa: TRY301
+                if len(bytes.fromhex(fingerprint)) != FINGERPRINT.itemsize:
+                    raise ValueError(f"{fingerprint!r} is no fingerprint")  # noqa: TRY301
                 yield int(row_id), fingerprint, group, cast("Side", side)
     except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
         raise IntegrityError(f"{path}: the index of {dataset} can't be read: {error}") from None
@@ -92,16 +103,33 @@ def common_test_rows(index: Path, other: Path) -> frozenset[int]:
     )
 
 
-def index_text(items: Iterable[SplitItem], sides: Iterable[Side]) -> bytes:
-    """Return the index as CSV, one line per row in the order given."""
+def write_index(file: OutputFile, entries: Entries, split: Split) -> str:
+    """Write the index, one line per row in the order given; return the sha256 of its text.
+
+    The compressed bytes depend on the version of the compressor, the text does not.
+    """
+    digest = hashlib.sha256()
+    for lines in _lines(entries, split):
+        text = lines.encode()
+        digest.update(text)
+        file.write(text)
+    return digest.hexdigest()
+
+
+def _lines(entries: Entries, split: Split) -> Iterator[str]:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
-    for item, side in zip(items, sides, strict=True):
-        writer.writerow((item.row_id, item.fingerprint, item.group or "", side))
-    return text.getvalue().encode()
-
-
-def write_index(path: Path, text: bytes) -> None:
-    """Write the index; the same text gives the same bytes."""
-    path.write_bytes(gzip.compress(text, mtime=0))
+    groups = (*entries.groups, "")  # the last place is that of -1, no group
+    for first in range(0, len(entries), _LINES_AT_ONCE):
+        part = slice(first, first + _LINES_AT_ONCE)
+        columns = (
+            entries.row_ids[part].tolist(),
+            [fingerprint.hex() for fingerprint in entries.fingerprints[part].tolist()],
+            [groups[code] for code in entries.group_codes[part].tolist()],
+            [SIDES[tested] for tested in split.tested[part].tolist()],
+        )
+        writer.writerows(zip(*columns, strict=True))
+        yield text.getvalue()
+        text.seek(0)
+        text.truncate()

@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from ase.data import chemical_symbols
 
-from mlip_job.dataset.entry import Entry
-from mlip_job.dataset.fingerprint import fingerprint
+from mlip_job.dataset.entry import Entry, EntryCollector
+from mlip_job.dataset.fingerprint import fingerprint, fingerprints
+from mlip_job.dataset.fitness import (
+    choose_energies,
+    have_labels,
+    have_sound_geometry,
+    largest_force,
+)
+from mlip_job.dataset.proximity import find_proximity
 from mlip_job.dataset.row import StructureRow, UnreadableRow
-from mlip_job.dataset.source import StructureDatabase
-from mlip_job.dataset.validation import Finding, Rejection, RowRules, examine
+from mlip_job.dataset.validation import Rejection, RowRules, examine
 from mlip_job.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
-    from mlip_job.config.models import DatabaseConfig, DatasetConfig
-    from mlip_job.dataset.entry import Spool
+    from mlip_job.config.models import DatasetConfig
+    from mlip_job.dataset.entry import Entries, Spool
+    from mlip_job.dataset.pages import Page, PagedDatabase, Selected
     from mlip_job.dataset.reference_energies import Composition
+    from mlip_job.dataset.row import BoolArray
+    from mlip_job.dataset.structures import Structures
+    from mlip_job.dataset.validation import Finding
 
 _REPORT_EVERY = 10000
 """Rows between two lines of progress."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Intake:
     """What one pass over the database found.
 
@@ -46,17 +57,18 @@ class Intake:
         eV/Å, over the accepted rows.
     min_distance
         Å, likewise.
+    slow_because
+        Why ASE itself had to read the rows, if it had to.
     """
 
-    database: str = ""
-    entries: list[Entry] = field(default_factory=list)
-    references: list[Entry] = field(default_factory=list)
-    rejected: defaultdict[Rejection, list[int]] = field(default_factory=lambda: defaultdict(list))
-    free_energies: int = 0
-    max_force: float = 0.0
-    min_distance: float = float("inf")
-    _compositions: dict[Composition, Composition] = field(default_factory=dict)
-    _texts: dict[str, str] = field(default_factory=dict)
+    database: str
+    entries: Entries
+    references: tuple[Entry, ...]
+    rejected: Mapping[Rejection, Sequence[int]]
+    free_energies: int
+    max_force: float
+    min_distance: float
+    slow_because: str | None
 
     @property
     def rejected_count(self) -> int:
@@ -68,30 +80,13 @@ class Intake:
         """Number of rows read."""
         return len(self.entries) + len(self.references) + self.rejected_count
 
-    def entry(self, row: StructureRow, finding: Finding, config: DatasetConfig) -> Entry:
-        """Return the entry of a row; equal texts and compositions are kept once."""
-        numbers, counts = np.unique(row.numbers, return_counts=True)
-        composition = tuple(zip(numbers.tolist(), counts.tolist(), strict=True))
-        return Entry(
-            row_id=row.id,
-            fingerprint=fingerprint(row),
-            group=self._text(row, config.group_by),
-            composition=self._compositions.setdefault(composition, composition),
-            energy=finding.energy,
-            config_type=self._text(row, config.config_type),
-        )
-
-    def _text(self, row: StructureRow, key: str | None) -> str | None:
-        value = row.key_value_pairs.get(key) if key is not None else None
-        if value is None or value == "":
-            return None
-        return self._texts.setdefault(str(value), str(value))
-
 
 def take_in(
-    database: DatabaseConfig,
+    source: PagedDatabase,
+    selected: Selected,
     dataset: DatasetConfig,
     *,
+    select: str,
     cutoff: float,
     spool: Spool,
     progress: Callable[[str], None],
@@ -103,22 +98,22 @@ def take_in(
     DatabaseError
         If the database fails.
     DataError
-        If it has no row that is selected.
+        If no row is selected.
     """
     rules = RowRules(
         cutoff=cutoff,
         prefer_free_energy=dataset.energy == "free_energy",
         max_force=dataset.max_force,
     )
-    with StructureDatabase(database) as source:
-        intake = Intake(database=source.describe())
-        progress(f"reading {intake.database} where {database.select or 'anything'}")
-        for count, row in enumerate(source.rows(), start=1):
-            _take(intake, row, rules, dataset, spool)
-            if count % _REPORT_EVERY == 0:
-                progress(f"read {count} rows")
-        if intake.selected == 0:
-            raise _nothing_selected(source, database.select)
+    taking = _Taking(rules, dataset, spool)
+    for page in source.pages(selected):
+        before = taking.seen
+        taking.take(page)
+        if taking.seen // _REPORT_EVERY > before // _REPORT_EVERY:
+            progress(f"read {taking.seen} of {len(selected.ids)} rows")
+    if taking.seen == 0:
+        raise _nothing_selected(source, select)
+    intake = taking.result(source)
     progress(
         f"{intake.selected} rows: {len(intake.entries)} accepted, {intake.rejected_count} "
         f"rejected, {len(intake.references)} isolated atoms"
@@ -126,30 +121,119 @@ def take_in(
     return intake
 
 
-def _take(
-    intake: Intake,
-    row: StructureRow | UnreadableRow,
-    rules: RowRules,
-    dataset: DatasetConfig,
-    spool: Spool,
-) -> None:
-    if isinstance(row, UnreadableRow):
-        intake.rejected[Rejection.UNREADABLE].append(row.id)
-        return
-    finding = examine(row, rules)
-    if finding.rejection is not None:
-        intake.rejected[finding.rejection].append(row.id)
-    elif finding.is_reference:
-        intake.references.append(intake.entry(row, finding, dataset))
-    else:
-        spool.append(row)
-        intake.entries.append(intake.entry(row, finding, dataset))
-        intake.free_energies += finding.is_free_energy
-        intake.max_force = max(intake.max_force, finding.max_force)
-        intake.min_distance = min(intake.min_distance, finding.min_distance)
+class _Taking:
+    """What has been found so far."""
+
+    def __init__(self, rules: RowRules, dataset: DatasetConfig, spool: Spool) -> None:
+        self.seen = 0
+        self._rules = rules
+        self._dataset = dataset
+        self._spool = spool
+        self._entries = EntryCollector()
+        self._references: list[Entry] = []
+        self._rejected: defaultdict[Rejection, list[int]] = defaultdict(list)
+        self._free_energies = 0
+        self._max_force = 0.0
+        self._min_distance = float("inf")
+
+    def take(self, page: Page) -> None:
+        """Accept or reject the rows of a page."""
+        self.seen += len(page.structures) + len(page.others)
+        accepted = self._accept(page)
+        for row in page.others:
+            if isinstance(row, UnreadableRow):
+                self._rejected[Rejection.UNREADABLE].append(row.id)
+            else:
+                self._judge(row, row.key_value_pairs)
+        structures = page.structures.take(accepted)
+        if len(structures):
+            pairs = [p for p, taken in zip(page.pairs, accepted, strict=True) if taken]
+            self._keep(structures, pairs)
+
+    def _accept(self, page: Page) -> BoolArray:
+        """Return which complete structures are accepted.
+
+        Those that are certainly fit are examined all the same if their atoms might be nearer to
+        each other than any before: the smallest distance is recorded.
+        """
+        structures = page.structures
+        fit = have_sound_geometry(structures) & have_labels(structures, self._rules)
+        near = find_proximity(structures, fit, self._rules.cutoff)
+        accepted: BoolArray = near.bonded.copy()
+        for index in np.argsort(near.apart, kind="stable").tolist():
+            if accepted[index] and near.apart[index] >= self._min_distance:
+                continue
+            finding = self._judge(structures.row(index), page.pairs[index])
+            accepted[index] = finding.rejection is None and not finding.is_reference
+            self._min_distance = min(self._min_distance, finding.min_distance)
+        return accepted
+
+    def _judge(self, row: StructureRow, pairs: Mapping[str, object]) -> Finding:
+        """Examine one row; note it where it is rejected or is a reference."""
+        finding = examine(row, self._rules)
+        if finding.rejection is not None:
+            self._rejected[finding.rejection].append(row.id)
+        elif finding.is_reference:
+            self._references.append(
+                Entry(
+                    row_id=row.id,
+                    fingerprint=fingerprint(row),
+                    group=_text(pairs, self._dataset.group_by),
+                    composition=((int(row.numbers[0]), 1),),
+                    energy=finding.energy,
+                    config_type=_text(pairs, self._dataset.config_type),
+                )
+            )
+        return finding
+
+    def _keep(self, structures: Structures, pairs: Sequence[Mapping[str, object]]) -> None:
+        energies, is_free = choose_energies(structures, self._rules)
+        self._spool.append(structures)
+        self._entries.add(
+            row_ids=structures.ids.tolist(),
+            fingerprints=fingerprints(structures),
+            energies=energies.tolist(),
+            groups=[_text(pair, self._dataset.group_by) for pair in pairs],
+            compositions=_compositions(structures),
+            config_types=[_text(pair, self._dataset.config_type) for pair in pairs],
+        )
+        self._free_energies += int(np.count_nonzero(is_free))
+        self._max_force = max(self._max_force, largest_force(structures))
+
+    def result(self, source: PagedDatabase) -> Intake:
+        """Return what was found in all."""
+        return Intake(
+            database=source.describe(),
+            entries=self._entries.entries(),
+            references=tuple(sorted(self._references, key=lambda entry: entry.row_id)),
+            rejected={reason: sorted(rows) for reason, rows in self._rejected.items()},
+            free_energies=self._free_energies,
+            max_force=self._max_force,
+            min_distance=self._min_distance,
+            slow_because=source.slow_because,
+        )
 
 
-def _nothing_selected(source: StructureDatabase, select: str) -> DataError:
+def _text(pairs: Mapping[str, object], key: str | None) -> str | None:
+    value = pairs.get(key) if key is not None else None
+    return None if value is None or value == "" else str(value)
+
+
+def _compositions(structures: Structures) -> list[Composition]:
+    """Return what each structure is made of."""
+    kinds = len(chemical_symbols)
+    owners = np.repeat(np.arange(len(structures)), structures.counts)
+    table = np.bincount(owners * kinds + structures.numbers, minlength=len(structures) * kinds)
+    table = table.reshape(len(structures), kinds)
+    present = np.flatnonzero(table.any(axis=0))
+    numbers = present.tolist()
+    return [
+        tuple((number, count) for number, count in zip(numbers, counts, strict=True) if count)
+        for counts in table[:, present].tolist()
+    ]
+
+
+def _nothing_selected(source: PagedDatabase, select: str) -> DataError:
     statuses = source.count_by_status()
     found = ", ".join(f"{status}: {count}" for status, count in statuses.items())
     return DataError(

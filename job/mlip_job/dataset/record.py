@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 ReferenceSource = Literal["isolated_atom", "least_squares", "inherited", "configured"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Part of every dataset's identity; raise it when the same rows shall give another dataset."""
 
 
@@ -191,7 +191,7 @@ class DatasetRecord(_Part):
 
 
 def dataset_id(
-    sha256: Mapping[str, str],
+    contents: Mapping[str, str],
     reference_energies: Mapping[str, float],
     weights: Mapping[str, GroupWeights] | None,
 ) -> str:
@@ -199,8 +199,9 @@ def dataset_id(
 
     Parameters
     ----------
-    sha256
-        Of ``train.xyz``, ``test.xyz`` and the *uncompressed* index.
+    contents
+        Hashes of what the train and test side hold (see `content.ContentHash`), and of the
+        *uncompressed* index: no compressor or formatter of numbers has a part in them.
     reference_energies
         eV per element.
     weights
@@ -208,7 +209,7 @@ def dataset_id(
     """
     identity: dict[str, object] = {
         "format": FORMAT_VERSION,
-        "sha256": dict(sha256),
+        "contents": dict(contents),
         "reference_energies": dict(reference_energies),
         "weights": {name: weight.model_dump() for name, weight in (weights or {}).items()},
     }

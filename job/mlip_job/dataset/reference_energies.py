@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -13,8 +14,9 @@ from mlip_job.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from mlip_job.dataset.entry import Entries, Entry
     from mlip_job.dataset.record import ReferenceSource
-    from mlip_job.dataset.row import FloatArray
+    from mlip_job.dataset.row import BoolArray, FloatArray
 
 Composition = tuple[tuple[int, int], ...]
 """Pairs of atomic number and count, sorted: ``((28, 1), (29, 3))`` is Cu3Ni."""
@@ -24,20 +26,23 @@ _DECIMALS = 8
 and the dataset's identity must not."""
 
 
-class LabelledComposition(Protocol):
-    """A row, as far as the fit is concerned."""
+class Energies(NamedTuple):
+    """The energies of all rows of one composition: how many there are, and their sum (eV)."""
 
-    @property
-    def row_id(self) -> int:
-        """Id in the database."""
+    rows: int
+    total: float
 
-    @property
-    def composition(self) -> Composition:
-        """What the row is made of."""
 
-    @property
-    def energy(self) -> float:
-        """Total energy, eV."""
+def by_composition(entries: Entries, chosen: BoolArray) -> dict[Composition, Energies]:
+    """Return the energies of the chosen entries by composition."""
+    codes, kinds = entries.composition_codes[chosen], len(entries.compositions)
+    counts = np.bincount(codes, minlength=kinds).tolist()
+    totals = np.bincount(codes, weights=entries.energies[chosen], minlength=kinds).tolist()
+    return {
+        composition: Energies(rows, total)
+        for composition, rows, total in zip(entries.compositions, counts, totals, strict=True)
+        if rows
+    }
 
 
 @dataclass(frozen=True)
@@ -48,9 +53,13 @@ class ReferenceEnergies:
     sources: dict[str, ReferenceSource]
     notes: tuple[str, ...] = ()
 
-    def corrected(self, composition: Composition, energy: float) -> float:
-        """Return the energy (eV) that pacemaker fits: `energy` less the reference energies."""
-        return energy - sum(n * self.energies[chemical_symbols[z]] for z, n in composition)
+    def corrected(self, entries: Entries) -> FloatArray:
+        """Return the energies (eV) that pacemaker fits, less the reference energies."""
+        references = [
+            sum(count * self.energies[chemical_symbols[number]] for number, count in composition)
+            for composition in entries.compositions
+        ]
+        return entries.energies - np.array(references, dtype=np.float64)[entries.composition_codes]
 
 
 def configured_references(
@@ -80,8 +89,8 @@ def automatic_references(
     elements: Sequence[str],
     *,
     inherited: Mapping[str, float],
-    isolated: Iterable[LabelledComposition],
-    training: Sequence[LabelledComposition],
+    isolated: Iterable[Entry],
+    training: Mapping[Composition, Energies],
     tolerance: float,
 ) -> ReferenceEnergies:
     """Find the energies: inherited as they are, else of isolated atoms, else by least squares.
@@ -96,8 +105,9 @@ def automatic_references(
     isolated
         Single atoms with their energies.
     training
-        The training rows. E/n - Σ known = Σ x·e is solved over them for the elements that are
-        left, x being atomic fractions; the solution of smallest norm where there are several.
+        The training rows by composition. E/n - Σ known = Σ x·e is solved over them for the
+        elements that are left, x being atomic fractions; the solution of smallest norm where there
+        are several.
     tolerance
         eV. Isolated atoms of one element that differ by more are an error.
 
@@ -122,9 +132,9 @@ def automatic_references(
 
 
 def _mean_of_isolated(
-    isolated: Iterable[LabelledComposition], wanted: set[str], tolerance: float
+    isolated: Iterable[Entry], wanted: set[str], tolerance: float
 ) -> Iterable[tuple[str, float]]:
-    by_element: dict[str, list[LabelledComposition]] = {}
+    by_element: dict[str, list[Entry]] = {}
     for atom in isolated:
         by_element.setdefault(chemical_symbols[atom.composition[0][0]], []).append(atom)
     for element in sorted(wanted & by_element.keys()):
@@ -140,22 +150,25 @@ def _mean_of_isolated(
 
 
 def _fit(
-    unknown: Sequence[str],
-    known: Mapping[str, float],
-    training: Sequence[LabelledComposition],
+    unknown: Sequence[str], known: Mapping[str, float], training: Mapping[Composition, Energies]
 ) -> tuple[dict[str, float], tuple[str, ...]]:
+    """Solve the least squares over all rows; those of one composition are as good as their mean."""
     columns = {element: column for column, element in enumerate(unknown)}
     fractions: FloatArray = np.zeros((len(training), len(unknown)))
     energies: FloatArray = np.zeros(len(training))
-    for line, row in enumerate(training):
-        atoms = sum(count for _, count in row.composition)
-        energies[line] = row.energy / atoms
-        for number, count in row.composition:
+    for line, composition in enumerate(sorted(training)):
+        rows, total = training[composition]
+        atoms = sum(count for _, count in composition)
+        energies[line] = total / rows / atoms
+        for number, count in composition:
             element = chemical_symbols[number]
             if element in columns:
                 fractions[line, columns[element]] = count / atoms
             else:
                 energies[line] -= known[element] * count / atoms
+        weight = math.sqrt(rows)
+        fractions[line] *= weight
+        energies[line] *= weight
     solution, _, rank, _ = np.linalg.lstsq(fractions, energies, rcond=1e-8)
     notes: tuple[str, ...] = ()
     if rank < len(unknown):

@@ -1,4 +1,4 @@
-"""Rows of an ASE database, streamed in the order of their ids."""
+"""Rows of an ASE database through ASE's public interface, streamed in the order of their ids."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Selection = list[str | tuple[str, str, int]]
 Page = TypeVar("Page")
 
 _KEY = re.compile(r"-?[A-Za-z_][A-Za-z0-9_]*")
-_SELECTION_ERRORS = (ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError)
+SELECTION_ERRORS = (ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError)
 """What ASE raises for a selection that it can't parse, depending on where it notices."""
 
 
@@ -77,7 +77,7 @@ class StructureDatabase:
         error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        opened, self._opened = self._open(), None
+        opened, self._opened = self.opened, None
         try:
             # Nothing was written; ASE would roll back on an error, which not every back end can.
             opened.database.__exit__(None, None, None)
@@ -85,14 +85,34 @@ class StructureDatabase:
             if error is None:
                 raise opened.failure(closing_error) from None
 
+    @property
+    def opened(self) -> OpenedDatabase:
+        """The open database."""
+        if self._opened is None:
+            raise RuntimeError("StructureDatabase is used outside of its with block")
+        return self._opened
+
+    @property
+    def selection(self) -> Selection:
+        """ASE's expressions for the rows to read."""
+        return list(self._selection)
+
     def describe(self) -> str:
         """Return the database's URL without secrets."""
-        return self._open().description
+        return self.opened.description
 
     def rows(self) -> Iterator[StructureRow | UnreadableRow]:
         """Yield the selected rows in the order of their ids."""
         for page in self._pages(self._read, self._selection):
             yield from page
+
+    def row(self, id_: int) -> StructureRow | UnreadableRow | None:
+        """Return one row, or None where it is not selected (any more)."""
+        try:
+            found = self._select([*self._selection, ("id", "=", id_)])
+            return convert_row(found[0]) if found else None
+        except SELECTION_ERRORS:
+            return UnreadableRow(id_)
 
     def count_by_status(self) -> dict[str, int]:
         """Count all rows of the database by their key ``status``; "(none)" where it is absent."""
@@ -128,35 +148,24 @@ class StructureDatabase:
     def _read(self, selection: Selection) -> list[StructureRow | UnreadableRow]:
         try:
             return [convert_row(row) for row in self._select(selection)]
-        except _SELECTION_ERRORS:
+        except SELECTION_ERRORS:
             # ASE failed on some row of the page, or on the selection as such.
-            return [self._row(id_) for id_ in self._ids(selection)]
+            rows = (self.row(id_) for id_ in self._ids(selection))
+            return [row for row in rows if row is not None]
 
     def _ids(self, selection: Selection) -> list[int]:
         try:
             return [int(row.id) for row in self._select(selection, columns=["id"])]
-        except _SELECTION_ERRORS as error:
-            raise _bad_selection(self._config.select, error) from None
-
-    def _row(self, id_: int) -> StructureRow | UnreadableRow:
-        try:
-            (row,) = self._select([("id", "=", id_)])
-            return convert_row(row)
-        except _SELECTION_ERRORS:
-            return UnreadableRow(id_)
+        except SELECTION_ERRORS as error:
+            raise bad_selection(self._config.select, error) from None
 
     def _select(self, selection: Selection, **options: Any) -> list[Any]:
-        opened = self._open()
+        opened = self.opened
         try:
             # Without sort, PostgreSQL returns updated rows last.
             return list(opened.database.select(selection, sort="id", include_data=False, **options))
         except (opened.driver_error, OSError) as error:  # OSError: an unknown format version
             raise opened.failure(error) from None
-
-    def _open(self) -> OpenedDatabase:
-        if self._opened is None:
-            raise RuntimeError("StructureDatabase is used outside of its with block")
-        return self._opened
 
 
 def _parse_selection(select: str) -> Selection:
@@ -164,16 +173,17 @@ def _parse_selection(select: str) -> Selection:
     expressions = [part.strip() for part in select.split(",")] if select.strip() else []
     try:
         keys, comparisons = parse_selection(expressions)
-    except _SELECTION_ERRORS as error:
-        raise _bad_selection(select, error) from None
+    except SELECTION_ERRORS as error:
+        raise bad_selection(select, error) from None
     # Keys reach the SQL of some back ends as they are.
     for key in (*keys, *(key for key, _, _ in comparisons)):
         if isinstance(key, str) and not _KEY.fullmatch(key):
-            raise _bad_selection(select, ValueError(f"{key!r} is not a key"))
+            raise bad_selection(select, ValueError(f"{key!r} is not a key"))
     return list(expressions)
 
 
-def _bad_selection(select: str, error: Exception) -> ConfigError:
+def bad_selection(select: str, error: Exception) -> ConfigError:
+    """Return the error to raise for a selection that ASE doesn't take."""
     return ConfigError(
         f"database.select: {select!r} is not an ASE selection: {' '.join(str(error).split())}",
         hint="for example status=completed,natoms<100",

@@ -9,60 +9,76 @@ count.
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from mlip_job.dataset.entry import FINGERPRINT
 from mlip_job.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping
+
+    from mlip_job.dataset.entry import Entries, FingerprintArray
+    from mlip_job.dataset.row import BoolArray, IntArray
+    from mlip_job.dataset.structures import IndexArray
 
 Side = Literal["train", "test"]
 
+SIDES: tuple[Side, Side] = ("train", "test")
 
-@dataclass(frozen=True, slots=True)
-class SplitItem:
-    """What the split needs to know of a row.
+_NOBODY = np.zeros(0, FINGERPRINT)
+
+
+@dataclass(frozen=True, eq=False)
+class Inheritance:
+    """Sides that are settled already, by the parent's dataset.
 
     Attributes
     ----------
-    row_id
-        Id in the database.
-    fingerprint
-        Equal for identical structures.
-    group
-        Trajectory or parent structure, or None for a row that is a group of its own.
+    fingerprints
+        Sorted.
+    tested
+        Whether each of them is a test structure.
+    groups
+        Side of each group.
     """
 
-    row_id: int
-    fingerprint: str
-    group: str | None = None
-
-
-@dataclass(frozen=True)
-class Inheritance:
-    """Sides that are settled already, by the parent's dataset."""
-
-    fingerprints: Mapping[str, Side] = field(default_factory=dict)
+    fingerprints: FingerprintArray = field(default_factory=_NOBODY.copy)
+    tested: BoolArray = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
     groups: Mapping[str, Side] = field(default_factory=dict)
 
+    @classmethod
+    def of(
+        cls, fingerprints: Iterable[tuple[str, Side]], groups: Mapping[str, Side] | None = None
+    ) -> Self:
+        """Return the inheritance of fingerprints (hex digits) with their sides."""
+        digests, tested = bytearray(), bytearray()
+        for fingerprint, side in fingerprints:
+            digests += bytes.fromhex(fingerprint)
+            tested.append(side == "test")
+        known, where = np.unique(np.frombuffer(bytes(digests), FINGERPRINT), return_index=True)
+        return cls(known, np.frombuffer(bytes(tested), np.bool_)[where], groups or {})
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Split:
     """The outcome.
 
     Attributes
     ----------
-    sides
-        The side of each item, in the order of the items.
+    tested
+        Of each entry, whether it is a test row.
     wanted_test
         round(n · fraction), the count of test rows that was aimed at.
     inherited_train, inherited_test
         Rows whose side came from the parent.
     """
 
-    sides: tuple[Side, ...]
+    tested: BoolArray
     wanted_test: int
     inherited_train: int
     inherited_test: int
@@ -70,18 +86,27 @@ class Split:
     @property
     def test(self) -> int:
         """Number of test rows: `wanted_test`, unless groups or inheritance forbid it."""
-        return self.sides.count("test")
+        return int(np.count_nonzero(self.tested))
+
+    @property
+    def train(self) -> int:
+        """Number of training rows."""
+        return len(self.tested) - self.test
+
+    def on(self, side: Side) -> BoolArray:
+        """Tell which entries are on a side."""
+        return self.tested if side == "test" else ~self.tested
 
 
 def split_rows(
-    items: Sequence[SplitItem], *, fraction: float, seed: int, inherited: Inheritance | None = None
+    entries: Entries, *, fraction: float, seed: int, inherited: Inheritance | None = None
 ) -> Split:
-    """Put each item on a side.
+    """Put each entry on a side.
 
     Parameters
     ----------
-    items
-        In any order: the sides depend on the set of items only.
+    entries
+        In any order: the sides depend on the set of entries only.
     fraction
         Of the rows that shall be test rows, between 0 and 1.
     seed
@@ -94,76 +119,115 @@ def split_rows(
     DataError
         If a side stays empty, or what the parent had on both sides now belongs together.
     """
-    inherited = inherited or Inheritance()
-    wanted = round(len(items) * fraction)
-    sides: list[Side] = ["train"] * len(items)
-    free: list[list[int]] = []
-    counts = {"train": 0, "test": 0}
-    for unit in _units(items):
-        side = _inherited_side([items[index] for index in unit], inherited)
-        if side is None:
-            free.append(unit)
-            continue
-        counts[side] += len(unit)
-        for index in unit:
-            sides[index] = side
-    missing = wanted - counts["test"]
-    for unit in sorted(free, key=lambda unit: _rank(items, unit, seed)):
-        if len(unit) <= missing:
-            missing -= len(unit)
-            for index in unit:
-                sides[index] = "test"
-    split = Split(tuple(sides), wanted, counts["train"], counts["test"])
-    _require_both_sides(split, len(items), fraction)
+    structures, labels = np.unique(entries.fingerprints, return_inverse=True)
+    units = _units(labels, entries.group_codes)
+    sizes = np.bincount(units)
+    stays_train, stays_test = _settled(entries, units, inherited or Inheritance())
+    _require_one_side(entries, units, stays_train & stays_test)
+    wanted = round(len(entries) * fraction)
+    tested = stays_test.copy()
+    missing = wanted - int(sizes[stays_test].sum())
+    for unit in _in_order(structures, labels, units, ~(stays_train | stays_test), seed):
+        if missing <= 0:
+            break
+        if sizes[unit] <= missing:
+            missing -= int(sizes[unit])
+            tested[unit] = True
+    split = Split(
+        tested=tested[units],
+        wanted_test=wanted,
+        inherited_train=int(sizes[stays_train].sum()),
+        inherited_test=int(sizes[stays_test].sum()),
+    )
+    _require_both_sides(split, len(entries), fraction)
     return split
 
 
-def _units(items: Sequence[SplitItem]) -> list[list[int]]:
-    """Return the indices of the items in sets that are connected by a group or a fingerprint."""
-    parents = list(range(len(items)))
+def _units(labels: IndexArray, group_codes: IntArray) -> IndexArray:
+    """Return for each entry the number of its unit.
 
-    def root(index: int) -> int:
-        while parents[index] != index:
-            parents[index] = parents[parents[index]]
-            index = parents[index]
-        return index
-
-    first_with: dict[tuple[str, str], int] = {}
-    for index, item in enumerate(items):
-        marks = [("fingerprint", item.fingerprint)]
-        if item.group is not None:
-            marks.append(("group", item.group))
-        for mark in marks:
-            parents[root(index)] = root(first_with.setdefault(mark, index))
-    units: defaultdict[int, list[int]] = defaultdict(list)
-    for index in range(len(items)):
-        units[root(index)].append(index)
-    return list(units.values())
-
-
-def _inherited_side(unit: Sequence[SplitItem], inherited: Inheritance) -> Side | None:
-    settled: set[Side] = set()
-    for item in unit:
-        if item.fingerprint in inherited.fingerprints:
-            settled.add(inherited.fingerprints[item.fingerprint])
-        if item.group is not None and item.group in inherited.groups:
-            settled.add(inherited.groups[item.group])
-    if len(settled) > 1:
-        rows = ", ".join(str(row_id) for row_id in sorted(item.row_id for item in unit)[:10])
-        groups = sorted({item.group for item in unit if item.group is not None})
-        raise DataError(
-            f"rows {rows} belong on one side ("
-            + (f"group {', '.join(groups[:3])}" if groups else "identical structures")
-            + "), but the parent generation has them partly in training and partly in test",
-            hint="keep dataset.group_by as it was, exclude some of them with database.select, "
-            "or begin a new family",
-        )
-    return next(iter(settled), None)
+    Parameters
+    ----------
+    labels
+        Numbers of the fingerprints.
+    group_codes
+        Numbers of the groups, -1 for none.
+    """
+    grouped = group_codes >= 0
+    if not grouped.any():
+        return labels
+    structures, groups = int(labels.max()) + 1, int(group_codes.max()) + 1
+    nodes = structures + groups
+    ties = (labels[grouped], structures + group_codes[grouped])
+    graph = coo_array((np.ones(len(ties[0]), dtype=np.bool_), ties), shape=(nodes, nodes))
+    _, components = connected_components(graph, directed=False)
+    units: IndexArray = np.unique(components[labels], return_inverse=True)[1]
+    return units
 
 
-def _rank(items: Sequence[SplitItem], unit: Sequence[int], seed: int) -> bytes:
-    smallest = min(items[index].fingerprint for index in unit)
-    return hashlib.sha256(f"{seed}:{smallest}".encode()).digest()
+def _settled(
+    entries: Entries, units: IndexArray, inherited: Inheritance
+) -> tuple[BoolArray, BoolArray]:
+    """Return which units the parent has in training, and which in test."""
+
+    def on(side: Side) -> BoolArray:
+        mine = _have_fingerprint(entries, inherited, side) | _have_group(entries, inherited, side)
+        settled = np.zeros(int(units.max(initial=-1)) + 1, dtype=np.bool_)
+        settled[units[mine]] = True
+        return settled
+
+    return on("train"), on("test")
+
+
+def _have_fingerprint(entries: Entries, inherited: Inheritance, side: Side) -> BoolArray:
+    known = inherited.fingerprints[inherited.tested == (side == "test")]
+    if len(known) == 0:
+        return np.zeros(len(entries), dtype=np.bool_)
+    where = np.searchsorted(known, entries.fingerprints).clip(max=len(known) - 1)
+    found: BoolArray = known[where] == entries.fingerprints
+    return found
+
+
+def _have_group(entries: Entries, inherited: Inheritance, side: Side) -> BoolArray:
+    # The last place is that of -1, no group.
+    there = [inherited.groups.get(group) == side for group in entries.groups]
+    return np.array([*there, False], dtype=np.bool_)[entries.group_codes]
+
+
+def _in_order(
+    structures: FingerprintArray,
+    labels: IndexArray,
+    units: IndexArray,
+    free: BoolArray,
+    seed: int,
+) -> IndexArray:
+    """Return the free units in an order that only the seed and their structures decide."""
+    smallest = np.full(len(free), len(structures), dtype=np.int64)
+    np.minimum.at(smallest, units, labels)
+    numbers = np.flatnonzero(free)
+    fingerprints = structures[smallest[numbers]].tobytes()
+    ranks = bytearray()
+    for first in range(0, len(fingerprints), FINGERPRINT.itemsize):
+        fingerprint = fingerprints[first : first + FINGERPRINT.itemsize].hex()
+        ranks += hashlib.sha256(f"{seed}:{fingerprint}".encode()).digest()
+    return numbers[np.argsort(np.frombuffer(ranks, FINGERPRINT))]
+
+
+def _require_one_side(entries: Entries, units: IndexArray, contradicting: BoolArray) -> None:
+    torn = np.flatnonzero(contradicting[units])
+    if len(torn) == 0:
+        return
+    members = np.flatnonzero(units == units[torn[0]])
+    rows = ", ".join(map(str, np.sort(entries.row_ids[members])[:10].tolist()))
+    codes = np.unique(entries.group_codes[members])
+    groups = sorted(entries.groups[code] for code in codes.tolist() if code >= 0)
+    raise DataError(
+        f"rows {rows} belong on one side ("
+        + (f"group {', '.join(groups[:3])}" if groups else "identical structures")
+        + "), but the parent generation has them partly in training and partly in test",
+        hint="keep dataset.group_by as it was, exclude some of them with database.select, "
+        "or begin a new family",
+    )
 
 
 def _require_both_sides(split: Split, total: int, fraction: float) -> None:

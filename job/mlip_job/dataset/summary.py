@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+import numpy as np
 from ase.data import chemical_symbols
 
 from mlip_job import __version__
@@ -90,7 +91,7 @@ def summarise(
         counts=Counts(
             selected=intake.selected,
             accepted=len(intake.entries),
-            train=split.sides.count("train"),
+            train=split.train,
             test=split.test,
             rejected=intake.rejected_count,
             reference_atoms=len(intake.references),
@@ -139,6 +140,8 @@ def summarise(
 def _notes(outcome: Outcome, dataset: DatasetConfig) -> Iterator[str]:
     intake, split = outcome.intake, outcome.split
     total = len(intake.entries)
+    if intake.slow_because:
+        yield f"ASE itself read the rows, which takes longer: {intake.slow_because}"
     without = total - intake.free_energies
     if dataset.energy == "free_energy" and without:
         yield (
@@ -149,7 +152,7 @@ def _notes(outcome: Outcome, dataset: DatasetConfig) -> Iterator[str]:
         yield f"{intake.rejected_count} rows were rejected, see rejections"
     if outcome.repeats:
         yield f"{outcome.repeats} rows repeat the structure of another row; they share its side"
-    ungrouped = sum(entry.group is None for entry in intake.entries)
+    ungrouped = int(np.count_nonzero(intake.entries.group_codes < 0))
     if dataset.group_by is not None and ungrouped:
         yield f"{ungrouped} rows have no key {dataset.group_by}: each is a group of its own"
     if split.test != split.wanted_test:
@@ -170,25 +173,26 @@ def _notes(outcome: Outcome, dataset: DatasetConfig) -> Iterator[str]:
 
 
 def _atoms(outcome: Outcome) -> SideCounts:
-    atoms: Counter[Side] = Counter()
-    for entry, side in zip(outcome.intake.entries, outcome.split.sides, strict=True):
-        atoms[side] += entry.atoms
-    return SideCounts(train=atoms["train"], test=atoms["test"])
+    atoms, split = outcome.intake.entries.atoms, outcome.split
+    return SideCounts(
+        train=int(atoms[split.on("train")].sum()), test=int(atoms[split.on("test")].sum())
+    )
 
 
 def _config_types(outcome: Outcome, side: Side) -> dict[str, int]:
-    pairs = zip(outcome.intake.entries, outcome.split.sides, strict=True)
-    types = Counter(e.config_type for e, its in pairs if its == side and e.config_type is not None)
-    return dict(sorted(types.items()))
+    entries = outcome.intake.entries
+    codes = entries.config_type_codes[outcome.split.on(side)]
+    counts = np.bincount(codes[codes >= 0], minlength=len(entries.config_types)).tolist()
+    return {name: n for name, n in sorted(zip(entries.config_types, counts, strict=True)) if n}
 
 
 def _per_element(intake: Intake) -> dict[str, ElementCounts]:
     structures: Counter[str] = Counter()
     atoms: Counter[str] = Counter()
-    for entry in intake.entries:
-        for number, count in entry.composition:
-            structures[chemical_symbols[number]] += 1
-            atoms[chemical_symbols[number]] += count
+    for composition, rows in intake.entries.count_by_composition().items():
+        for number, count in composition:
+            structures[chemical_symbols[number]] += rows
+            atoms[chemical_symbols[number]] += rows * count
     return {
         element: ElementCounts(structures=structures[element], atoms=atoms[element])
         for element in sorted(structures)

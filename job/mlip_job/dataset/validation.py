@@ -20,7 +20,7 @@ _NEAR = 3.5
 """Å. Nearly every atom of condensed matter has a neighbour this close; looking there first saves
 most of the time that a search up to the cutoff takes."""
 
-_MIN_VOLUME = 1e-6
+MIN_VOLUME = 1e-6
 """Å³. Periodic cells below it are flat."""
 
 
@@ -137,7 +137,7 @@ def _geometry_problem(row: StructureRow) -> Rejection | None:
         return Rejection.BAD_GEOMETRY
     if row.pbc.any() != row.pbc.all():
         return Rejection.MIXED_PERIODICITY
-    if row.pbc.all() and abs(np.linalg.det(row.cell)) < _MIN_VOLUME:
+    if row.pbc.all() and abs(np.linalg.det(row.cell)) < MIN_VOLUME:
         return Rejection.FLAT_CELL
     return None
 

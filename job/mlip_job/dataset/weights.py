@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mlip_job.config.training import GroupWeights
+from mlip_job.dataset.split import SIDES
 from mlip_job.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping
 
-    from mlip_job.dataset.entry import Entry
-    from mlip_job.dataset.split import Side
+    from mlip_job.dataset.entry import Entries
+    from mlip_job.dataset.split import Split
 
 _NEUTRAL = GroupWeights()
 
@@ -45,7 +48,7 @@ class GroupWeighting:
 
 
 def weigh_groups(
-    by_group: Mapping[str, GroupWeights], entries: Sequence[Entry], sides: Iterable[Side]
+    by_group: Mapping[str, GroupWeights], entries: Entries, split: Split
 ) -> GroupWeighting:
     """Scale the configured weights to the rows at hand.
 
@@ -56,28 +59,29 @@ def weigh_groups(
     ConfigError
         If every force of a side would weigh 0: pacemaker divides by their sum.
     """
-    found = {entry.config_type for entry in entries}
-    absent = sorted(by_group.keys() - found)
+    absent = sorted(by_group.keys() - set(entries.config_types))
     if absent:
-        types = ", ".join(sorted(name for name in found if name is not None)) or "none at all"
+        types = ", ".join(sorted(entries.config_types)) or "none at all"
         raise DataError(
             f"training.weighting.by_group names {', '.join(absent)}, but no row has that config "
             f"type; the rows have {types}",
             hint="dataset.config_type names the key_value_pair that holds the config type",
         )
-    energy, forces, atoms = 0.0, {"train": 0.0, "test": 0.0}, 0
-    for entry, side in zip(entries, sides, strict=True):
-        weights = _relative(by_group, entry.config_type)
-        energy += weights.energy
-        forces[side] += weights.forces * entry.atoms
-        atoms += entry.atoms
+    energy, forces, atoms = 0.0, {"train": 0.0, "test": 0.0}, entries.atoms
+    for code, config_type in enumerate((*entries.config_types, None)):
+        number = code if config_type is not None else -1
+        weights = _relative(by_group, config_type)
+        of_type = entries.config_type_codes == number
+        energy += weights.energy * int(np.count_nonzero(of_type))
+        for side in SIDES:
+            forces[side] += weights.forces * int(atoms[of_type & split.on(side)].sum())
     for name, total in forces.items():
         if total == 0:
             raise ConfigError(
                 f"training.weighting.by_group gives every force of the {name} side the weight 0",
                 hint="give one of its config types a positive forces weight",
             )
-    return GroupWeighting(by_group, len(entries) / energy, atoms / sum(forces.values()))
+    return GroupWeighting(by_group, len(entries) / energy, int(atoms.sum()) / sum(forces.values()))
 
 
 def _relative(by_group: Mapping[str, GroupWeights], config_type: str | None) -> GroupWeights:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from mlip_job.errors import ConflictError, InterruptedRunError, MlipJobError
 from mlip_job.naming import WorkFiles
 from mlip_job.pipeline.background import every, within
+from mlip_job.pipeline.datasets import find_or_build_dataset, frames
 from mlip_job.pipeline.evaluate import (
     clear_cores,
     evaluate_generation,
@@ -24,7 +25,6 @@ from mlip_job.pipeline.lineage import find_lineage
 from mlip_job.pipeline.resume import fetch_checkpoint, fetch_frames
 from mlip_job.pipeline.shipping import Shipper
 from mlip_job.pipeline.stages import (
-    build_dataset,
     describe,
     fetch_parent,
     left_out_by_weighting,
@@ -33,7 +33,8 @@ from mlip_job.pipeline.stages import (
 )
 from mlip_job.registry import AttemptPart, TrainingState
 from mlip_job.report import make_report
-from mlip_job.reporting import Facts, read_parent, render_report
+from mlip_job.reporting.facts import Facts, read_parent
+from mlip_job.reporting.page import render_report
 from mlip_job.training.basis import potential_section
 from mlip_job.training.legs import Leg, legs_from
 from mlip_job.training.process import Monitor
@@ -181,18 +182,21 @@ class Attempt:
         lineage = find_lineage(self._registry, training, self._generation)
         agreed = self._registry.agreed_dataset(self._generation)
         with self._timed("export"):
+            dataset = None
             if agreed is not None:
                 record = self._registry.dataset_record(agreed)
                 fetch_frames(record, self._registry, self._files)
             else:
-                record = build_dataset(
+                dataset = find_or_build_dataset(
                     self._config,
                     self._generation,
                     self._registry,
                     lineage.dataset,
                     self._files.dataset.directory,
                     self._observer,
+                    wanted=frames,
                 )
+                record = dataset.record
         parent = fetch_parent(
             training,
             self._files,
@@ -203,9 +207,9 @@ class Attempt:
         )
         content = make_input(training, self._files, record, parent)
         self._raise_if_lost()
-        if agreed is None:
+        if dataset is not None:
             with self._timed("publish_dataset"):
-                sha256 = self._registry.publish_dataset(self._files.dataset.directory, record)
+                sha256 = dataset.publish(self._registry, self._files.dataset.directory)
             agreed = refer_to(record, sha256, lineage.dataset)
             self._registry.agree_on_dataset(self._generation, agreed)
         state = TrainingState(

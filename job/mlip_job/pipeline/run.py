@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from mlip_job.disk import cant_write, reported
 from mlip_job.errors import ConfigError
-from mlip_job.naming import WorkFiles, generation_name
+from mlip_job.naming import DatasetFiles, WorkFiles, generation_name
 from mlip_job.pipeline.attempt import Attempt
 from mlip_job.pipeline.confirm import confirm_config, confirm_dataset
+from mlip_job.pipeline.datasets import all_files, find_or_build_dataset, no_files
 from mlip_job.pipeline.ensemble import (
     Member,
     config_of,
@@ -22,7 +23,6 @@ from mlip_job.pipeline.ensemble import (
 )
 from mlip_job.pipeline.evaluate import describe_rejection
 from mlip_job.pipeline.lineage import find_lineage
-from mlip_job.pipeline.stages import build_dataset
 from mlip_job.registry import Registry
 from mlip_job.tracking.track import track_generation
 from mlip_job.training.programs import find_program, require_gpu
@@ -176,8 +176,12 @@ def export_generation(
     store: ObjectStore,
     observer: Observer,
     output: Path | None = None,
+    rebuild: bool = False,
 ) -> DatasetRecord:
-    """Build a generation's dataset and publish it; keep a copy in `output` if that is given."""
+    """Publish a generation's dataset; keep a copy in `output` if that is given.
+
+    It is built only if it is not in the store, or if `rebuild` says so.
+    """
     if output is not None and output.exists() and any(output.iterdir()):
         raise ConfigError(f"{output} is not empty", hint="choose another -o DIR")
     registry = Registry(store, config.family)
@@ -185,9 +189,20 @@ def export_generation(
     store.check()
     with _scratch(config) as scratch:
         directory = output or scratch.dataset.directory
-        record = build_dataset(config, generation, registry, lineage.dataset, directory, observer)
-        registry.publish_dataset(directory, record)
-    return record
+        dataset = find_or_build_dataset(
+            config,
+            generation,
+            registry,
+            lineage.dataset,
+            directory,
+            observer,
+            wanted=no_files if output is None else all_files,
+            rebuild=rebuild,
+        )
+        dataset.publish(registry, directory)
+    if output is not None and dataset.stored_sha256 is not None:
+        DatasetFiles(output).record.write_text(dataset.record.to_json(), encoding="utf-8")
+    return dataset.record
 
 
 def _confirm(
@@ -198,10 +213,18 @@ def _confirm(
     inherited = published.dataset.inherited_from
     parent = registry.get(inherited) if inherited is not None else None
     with _scratch(config) as scratch:
-        record = build_dataset(
-            config, published.generation, registry, parent, scratch.dataset.directory, observer
+        dataset = find_or_build_dataset(
+            config,
+            published.generation,
+            registry,
+            parent,
+            scratch.dataset.directory,
+            observer,
+            wanted=no_files,
         )
-    confirm_dataset(published, record)
+    confirm_dataset(published, dataset.record)
+    if dataset.stored_sha256 is None:
+        dataset.remember(registry, published.dataset.record_sha256)
     registry.roll_forward(published)
     observer.message(
         f"{generation_name(published.generation)} is published already, with this configuration "

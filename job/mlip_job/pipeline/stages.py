@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
-from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mlip_job.config.training import EnergyBased
-from mlip_job.dataset.builder import DatasetBuilder, ParentDataset
-from mlip_job.disk import cant_write, reported
 from mlip_job.environment import RunEnvironment
-from mlip_job.naming import DatasetFiles, WorkFiles, generation_name
+from mlip_job.naming import WorkFiles, generation_name
 from mlip_job.pipeline.lineage import start_mode
 from mlip_job.registry import DatasetReference, Manifest, Parent
-from mlip_job.retries import retrying
 from mlip_job.training.basis import potential_section
 from mlip_job.training.input_yaml import StartPotential, TrainingData, build_input, dump_input
 from mlip_job.training.potential_yaml import (
@@ -46,38 +40,6 @@ class Observer(Protocol):
 
     def trainer_line(self, line: str) -> None:
         """Hear what pacemaker prints."""
-
-
-def build_dataset(
-    config: JobConfig,
-    generation: int,
-    registry: Registry,
-    parent: Manifest | None,
-    directory: Path,
-    observer: Observer,
-) -> DatasetRecord:
-    """Write a generation's dataset into `directory`, which is made for it.
-
-    On an error the directory is as it was.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cant_write(directory, error, hint="set work_dir, or choose -o DIR") from None
-    with reported(directory), tempfile.TemporaryDirectory(prefix="mlip-job-") as temporary:
-        builder = DatasetBuilder(
-            config.database.for_generation(generation),
-            config.dataset,
-            config.training,
-            parent=_fetch_parent_dataset(registry, parent, Path(temporary)),
-            progress=observer.message,
-        )
-        try:
-            return retrying(lambda: builder.build(directory), config.run.retry_timeout)
-        except BaseException:
-            with suppress(OSError):
-                directory.rmdir()
-            raise
 
 
 def fetch_parent(
@@ -180,17 +142,6 @@ def refer_to(
         selection=record.selection,
         inherited_from=parent.generation if parent is not None else None,
     )
-
-
-def _fetch_parent_dataset(
-    registry: Registry, manifest: Manifest | None, directory: Path
-) -> ParentDataset | None:
-    if manifest is None:
-        return None
-    record = registry.dataset_record(manifest.dataset)
-    index = directory / DatasetFiles.INDEX
-    registry.fetch_dataset_file(record, DatasetFiles.INDEX, index)
-    return ParentDataset(record, index)
 
 
 def _in_dataset_folder(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 docs/store.md is the specification.
 """
 
+from mlip_job.registry.catalog import GenerationSummary
 from mlip_job.registry.checkpoints import Checkpoint, Checkpoints, TrainingState
 from mlip_job.registry.claim import Claim, HeldClaim
 from mlip_job.registry.manifest import (
@@ -31,6 +32,7 @@ __all__ = [
     "CommitteeMember",
     "DatasetReference",
     "ErrorFigures",
+    "GenerationSummary",
     "Headline",
     "HeldClaim",
     "LatestPointer",

@@ -59,7 +59,12 @@ def _require_hash(store: ObjectStore, key: str, expected: str, read: Callable[[]
             raise IntegrityError(f"{key} is missing from {store.url}") from None
         if found == expected:
             return
-    raise IntegrityError(
+    raise damaged(key, expected, found)
+
+
+def damaged(key: str, expected: str, found: str) -> IntegrityError:
+    """Return the error for an object of another hash than the one expected."""
+    return IntegrityError(
         f"{key} has the sha256 {found[:16]}… instead of {expected[:16]}…",
         hint="it was changed or damaged after it was written; restore it from a backup",
     )

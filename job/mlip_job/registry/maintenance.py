@@ -6,6 +6,7 @@ import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from mlip_job.errors import ConfigError, IntegrityError
@@ -84,7 +85,7 @@ def repair(registry: Registry) -> Repairs:
     """Roll every published generation forward; report what belongs to none.
 
     Copies under ``potentials/`` that are missing or differ from their manifest are made anew, and
-    so is ``latest.json`` where it is missing, unreadable or behind.
+    so are ``latest.json`` and ``catalog.json`` where they are missing, unreadable or behind.
     """
     mended: list[str] = []
     damaged: list[str] = []
@@ -99,6 +100,9 @@ def repair(registry: Registry) -> Repairs:
             )
     if registry.mend_latest():
         mended.append(f"wrote {registry.keys.latest}")
+    with _noting(damaged):
+        if registry.mend_catalog():
+            mended.append(f"wrote {registry.keys.catalog}")
     with _noting(damaged):
         orphans = list(find_orphans(registry, timedelta(0)))
     return Repairs(tuple(mended), tuple(dict.fromkeys(damaged)), tuple(orphans))
@@ -124,6 +128,7 @@ def find_orphans(registry: Registry, keep: timedelta) -> Iterator[Orphan]:
     # A run that found its dataset in the store has not named it in the store yet.
     if not any(_is_training(registry, generation) for generation in _generations(registry)):
         yield from _datasets(registry, keep)
+    yield from _queries(registry, keep)
     yield from _potentials(registry, keep)
     for name in registry.store.leftovers(keep.total_seconds()):
         yield Orphan(name, "a write that was cut short", (), 0)
@@ -222,6 +227,14 @@ def _datasets(registry: Registry, keep: timedelta) -> Iterator[Orphan]:
             complete = any(info.key.endswith(f"/{DatasetFiles.RECORD}") for info in objects)
             what = "a dataset of no generation" if complete else "a dataset without its record"
             yield from _orphan(registry, prefix, what, objects, keep)
+
+
+def _queries(registry: Registry, keep: timedelta) -> Iterator[Orphan]:
+    for info in registry.store.list(registry.keys.queries):
+        query = registry.queries.read(PurePosixPath(info.key).stem)
+        record = registry.keys.dataset(query.dataset, DatasetFiles.RECORD) if query else None
+        if record is None or registry.store.head(record) is None:
+            yield from _orphan(registry, info.key, "a note of a dataset that is gone", [info], keep)
 
 
 def _potentials(registry: Registry, keep: timedelta) -> Iterator[Orphan]:

@@ -17,17 +17,19 @@ from mlip_job.errors import (
     ObjectNotFoundError,
 )
 from mlip_job.naming import DatasetFiles, FamilyKeys, generation_name, parse_generation_name
+from mlip_job.registry.catalog import Catalog, GenerationSummary
 from mlip_job.registry.checkpoints import Checkpoints
 from mlip_job.registry.claim import HeldClaim, take_claim
-from mlip_job.registry.fetching import fetch_bytes, fetch_file
+from mlip_job.registry.fetching import damaged, fetch_bytes, fetch_file
 from mlip_job.registry.manifest import Artefact, DatasetReference, Manifest
 from mlip_job.registry.pointer import Pointer
+from mlip_job.registry.queries import Queries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from mlip_job.registry.pointer import LatestPointer
-    from mlip_job.store.base import ObjectStore
+    from mlip_job.store.base import ObjectInfo, ObjectStore
 
 DERIVED_SUFFIXES = ("yace", "yaml", "asi")
 """Formats of the potential that also lie under ``potentials/``, where present."""
@@ -48,6 +50,8 @@ class Registry:
         self.store = store
         self.family = family
         self.keys = self.own = FamilyKeys(family)
+        self.queries = Queries(store, self.keys)
+        self._catalog = Catalog(store, self.keys.catalog)
         self._pointer = Pointer(store, self.keys.latest)
 
     # -- reading ---------------------------------------------------------------------------------
@@ -85,14 +89,30 @@ class Registry:
 
     def numbers(self) -> list[int]:
         """Return the numbers of all published generations, ascending."""
-        names = self.store.list_prefixes(self.keys.generations)
-        numbers = [n for n in map(parse_generation_name, names) if n is not None]
-        return sorted(n for n in numbers if self.store.head(self.keys.manifest(n)) is not None)
+        return list(self._listed())
 
     def manifests(self) -> Iterator[Manifest]:
         """Yield the manifests of all published generations, ascending."""
         for number in self.numbers():
             yield self.get(number)
+
+    def summaries(self) -> list[GenerationSummary]:
+        """Return what a list shows of all published generations, ascending.
+
+        That takes a few requests, however many there are, as long as the catalog is up to date.
+        """
+        listed = self._listed()
+        known = self._catalog.summaries(listed)
+        return [known.get(n) or GenerationSummary.of(self.get(n)) for n in listed]
+
+    def _listed(self) -> dict[int, ObjectInfo]:
+        """Return what a listing of the store shows of all manifests, ascending."""
+        prefix, listed = self.keys.generations, {}
+        for info in self.store.list_named(prefix, self.keys.MANIFEST):
+            number = parse_generation_name(info.key.removeprefix(prefix).partition("/")[0])
+            if number is not None:
+                listed[number] = info
+        return dict(sorted(listed.items()))
 
     def latest(self) -> int | None:
         """Return the generation that ``latest.json`` points at."""
@@ -130,8 +150,11 @@ class Registry:
         """
         record_key = self.keys.dataset(record.id, DatasetFiles.RECORD)
         if self.store.head(record_key) is None:
-            for name in sorted(record.files):
-                self.store.upload(directory / name, self.keys.dataset(record.id, name))
+            for name, file in sorted(record.files.items()):
+                key = self.keys.dataset(record.id, name)
+                sent = self.store.upload(directory / name, key)
+                if sent != file.sha256:
+                    raise damaged(key, file.sha256, sent)
             try:
                 return self.store.upload(DatasetFiles(directory).record, record_key, if_absent=True)
             except ObjectExistsError:
@@ -215,6 +238,8 @@ class Registry:
                 self.mend_copy(manifest, suffix)
         if manifest.headline.accepted:
             self._advance_latest(manifest.generation)
+        if (info := self.store.head(self.keys.manifest(manifest.generation))) is not None:
+            self._catalog.add({manifest.generation: (manifest, info)})
 
     def mend_copy(self, manifest: Manifest, suffix: str) -> bool:
         """Write the copy of a potential under ``potentials/`` unless it is there and whole.
@@ -248,6 +273,12 @@ class Registry:
         )
         highest = next(accepted, None)
         return highest is not None and self._advance_latest(highest)
+
+    def mend_catalog(self) -> bool:
+        """Enter what ``catalog.json`` lacks; return whether there was anything."""
+        listed = self._listed()
+        missing = listed.keys() - self._catalog.summaries(listed).keys()
+        return bool(missing) and self._catalog.add({n: (self.get(n), listed[n]) for n in missing})
 
     def promote(self, generation: int, reason: str, *, force: bool) -> None:
         """Point ``latest.json`` at a generation, older or newer than the one that it points at.

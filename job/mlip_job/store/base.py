@@ -6,8 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    Meter = Callable[[str, int, int], None]
+    """Is told key, bytes done and bytes in all while an object moves; equal at the end."""
+
+
+def no_meter(_key: str, _done: int, _total: int) -> None:
+    """Let nobody know."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,13 @@ class ObjectStore(Protocol):
 
     def list_prefixes(self, prefix: str) -> Iterator[str]:
         """Yield the distinct parts up to the next ``/`` below `prefix`, sorted, without it."""
+
+    def list_named(self, prefix: str, name: str) -> Iterator[ObjectInfo]:
+        """Yield the object of this name in each folder right below `prefix`, in any order.
+
+        A directory looks at each folder; S3 lists all that is below `prefix`, a thousand objects
+        per request.
+        """
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object, replacing what was there."""

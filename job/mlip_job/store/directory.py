@@ -105,6 +105,13 @@ class DirectoryStore:
             return
         yield from sorted(name for name in names if name.startswith(start))
 
+    def list_named(self, prefix: str, name: str) -> Iterator[ObjectInfo]:
+        """See `ObjectStore.list_named`."""
+        for folder in self.list_prefixes(prefix):
+            info = self.head(f"{prefix}{folder}/{name}")
+            if info is not None:
+                yield info
+
     def put(self, key: str, data: bytes) -> None:
         """See `ObjectStore.put`."""
         with self._written(key, lambda file: file.write(data)) as temporary, self._lock():

@@ -58,6 +58,10 @@ class PatientStore:
         """See `ObjectStore.list_prefixes`."""
         yield from self._repeat(lambda: [*self._store.list_prefixes(prefix)])
 
+    def list_named(self, prefix: str, name: str) -> Iterator[ObjectInfo]:
+        """See `ObjectStore.list_named`."""
+        yield from self._repeat(lambda: [*self._store.list_named(prefix, name)])
+
     def put(self, key: str, data: bytes) -> None:
         """See `ObjectStore.put`."""
         self._repeat(lambda: self._store.put(key, data))

@@ -7,6 +7,7 @@ import time
 from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from functools import cached_property
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import boto3
@@ -20,9 +21,10 @@ from mlip_job.errors import (
     ObjectNotFoundError,
     StoreError,
 )
-from mlip_job.store.base import ObjectInfo
+from mlip_job.store.base import ObjectInfo, no_meter
 from mlip_job.store.download import save
 from mlip_job.store.keys import check_key
+from mlip_job.store.parts import part_size, several_at_once
 from mlip_job.store.probe import check_conditions
 from mlip_job.store.s3_errors import explain
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mlip_job.config.models import StorageConfig
+    from mlip_job.store.base import Meter
 
 _BLOCK = 1 << 20
 _MIB = 1 << 20
@@ -54,14 +57,17 @@ class S3Store:
     config
         Bucket, endpoint, checksums. Credentials come from the environment, a profile or the
         instance, as boto3 finds them.
+    meter
+        Is told how far uploads and downloads are.
     """
 
-    def __init__(self, config: StorageConfig) -> None:
+    def __init__(self, config: StorageConfig, meter: Meter = no_meter) -> None:
         self._config = config
+        self._meter = meter
         bucket, _, prefix = config.url.removeprefix("s3://").partition("/")
         self._bucket = bucket
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-        self._part_size = config.multipart_threshold_mib * _MIB
+        self._threshold = config.multipart_threshold_mib * _MIB
 
     @property
     def url(self) -> str:
@@ -105,6 +111,12 @@ class S3Store:
             for found in page.get("CommonPrefixes", ()):
                 yield found["Prefix"][start:].rstrip("/")
 
+    def list_named(self, prefix: str, name: str) -> Iterator[ObjectInfo]:
+        """See `ObjectStore.list_named`."""
+        for info in self.list(prefix):
+            if info.key.removeprefix(prefix).partition("/")[2] == name:
+                yield info
+
     def put(self, key: str, data: bytes) -> None:
         """See `ObjectStore.put`."""
         self._put(key, data)
@@ -128,17 +140,19 @@ class S3Store:
             raise ObjectChangedError(f"{key} was changed by someone else") from None
 
     def upload(self, path: Path, key: str, *, if_absent: bool = False) -> str:
-        """See `ObjectStore.upload`; files above the threshold go in parts of that size."""
+        """See `ObjectStore.upload`; large files go in parts, several at once."""
         condition = {"IfNoneMatch": "*"} if if_absent else {}
         digest = hashlib.sha256()
+        total = path.stat().st_size
         with path.open("rb") as file:
-            first = file.read(self._part_size)
-            digest.update(first)
             try:
-                if len(first) < self._part_size:
-                    self._put(key, first, **condition)
+                if total < self._threshold:
+                    data = file.read()
+                    digest.update(data)
+                    self._put(key, data, **condition)
+                    self._meter(key, total, total)
                 else:
-                    self._upload_parts(key, first, file, digest.update, condition)
+                    self._upload_parts(key, file, total, digest.update, condition)
             except ObjectExistsError:
                 if self._sha256(key) != digest.hexdigest():
                     raise
@@ -235,28 +249,39 @@ class S3Store:
     def _upload_parts(
         self,
         key: str,
-        first: bytes,
         file: BinaryIO,
+        total: int,
         update: Callable[[bytes], object],
         condition: dict[str, str],
     ) -> None:
         target = {"Bucket": self._bucket, "Key": self._key(key)}
+        size = part_size(total, self._threshold)
+
+        def parts() -> Iterator[tuple[int, bytes]]:
+            for number in count(1):
+                data = file.read(size)
+                if not data:
+                    return
+                update(data)
+                yield number, data
+
+        def send(part: tuple[int, bytes]) -> dict[str, object]:
+            number, data = part
+            with self._errors("write", key):
+                answer = self._client.upload_part(PartNumber=number, Body=data, **target)
+            return {"PartNumber": number, "ETag": answer["ETag"]}
+
         with self._errors("write", key):
             target["UploadId"] = self._client.create_multipart_upload(**target)["UploadId"]
         try:
-            parts: list[dict[str, object]] = []
-            data = first
-            while data:
-                number = len(parts) + 1
-                with self._errors("write", key):
-                    answer = self._client.upload_part(PartNumber=number, Body=data, **target)
-                parts.append({"PartNumber": number, "ETag": answer["ETag"]})
-                data = file.read(self._part_size)
-                update(data)
+            sent: list[dict[str, object]] = []
+            for part in several_at_once(send, parts()):
+                sent.append(part)
+                self._meter(key, min(len(sent) * size, total), total)
             self._conditionally(
                 key,
                 lambda: self._client.complete_multipart_upload(
-                    MultipartUpload={"Parts": parts}, **target, **condition
+                    MultipartUpload={"Parts": sent}, **target, **condition
                 ),
             )
         except BaseException:
@@ -266,14 +291,46 @@ class S3Store:
             raise
 
     def _blocks(self, key: str) -> Iterator[bytes]:
+        """Yield an object's bytes; the rest of a large one in parts, several at once."""
         with self._errors("read", key):
             answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key))
-            length = 0
-            for block in answer["Body"].iter_chunks(_BLOCK):
-                length += len(block)
+            total, body, done = answer["ContentLength"], answer["Body"], 0
+            parts: Iterator[bytes] = body.iter_chunks(_BLOCK)
+            if total >= self._threshold:
+                size = part_size(total, self._threshold)
+                parts = chain(
+                    [body.read(size)],
+                    self._ranges(key, answer["ETag"], range(size, total, size), total),
+                )
+            for block in parts:
+                done += len(block)
+                self._meter(key, done, total)
                 yield block
-        if length != answer["ContentLength"]:
+            body.close()
+        if done != total:
             raise StoreError(f"{key} from {self.url} was cut short", transient=True)
+
+    def _ranges(self, key: str, version: str, starts: range, total: int) -> Iterator[bytes]:
+        """Yield the parts of one version of an object that begin at these bytes."""
+
+        def fetch(start: int) -> bytes:
+            end = min(start + starts.step, total)
+            try:
+                with self._errors("read", key):
+                    answer = self._client.get_object(
+                        Bucket=self._bucket,
+                        Key=self._key(key),
+                        Range=f"bytes={start}-{end - 1}",
+                        IfMatch=version,
+                    )
+                    data: bytes = answer["Body"].read()
+            except ObjectExistsError:  # the answer to a condition that is not met
+                raise StoreError(f"{key} was changed while it was read", transient=True) from None
+            if len(data) != end - start:
+                raise StoreError(f"{key} from {self.url} was cut short", transient=True)
+            return data
+
+        return several_at_once(fetch, starts)
 
     def _sha256(self, key: str) -> str:
         digest = hashlib.sha256()

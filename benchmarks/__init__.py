@@ -1,0 +1,1 @@
+"""What things cost, beside what they would cost otherwise: ``make bench``."""

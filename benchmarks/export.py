@@ -1,0 +1,106 @@
+"""Exports: ours beside ASE's, and how ours grows with the number of structures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from benchmarks.database import write_database
+from benchmarks.routes import ROUTES
+from benchmarks.tables import say, table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Costs = dict[str, float]
+
+
+def compare_routes(directory: Path, rows: int, repeats: int) -> None:
+    """Run all routes in turn, again and again, and print medians and ratios."""
+    database = make_database(directory, rows)
+    runs: dict[str, list[Costs]] = {route: [] for route in ROUTES}
+    for repeat in range(repeats):
+        for route in ROUTES:
+            runs[route].append(_run(route, database, directory))
+            cpu = runs[route][-1]["cpu_s"]
+            say(f"<!-- {route} {repeat + 1}/{repeats}: {cpu:.2f} s -->")
+    medians = {route: _median(costs) for route, costs in runs.items()}
+    # Of each round, so that a machine that grows slower meanwhile does no harm.
+    ratios = {
+        route: statistics.median(
+            theirs["cpu_s"] / ours["cpu_s"]
+            for theirs, ours in zip(costs, runs["ours"], strict=True)
+        )
+        for route, costs in runs.items()
+    }
+    table(
+        f"Export of {rows} structures of 32 to 64 atoms, medians of {repeats}",
+        (
+            "route", "CPU s", "µs per structure", "CPU / ours", "wall s",
+            "peak MiB above imports", "MB written",
+        ),
+        [
+            (
+                route,
+                f"{costs['cpu_s']:.2f}",
+                f"{1e6 * costs['cpu_s'] / rows:.0f}",
+                f"{ratios[route]:.1f}",
+                f"{costs['wall_s']:.2f}",
+                f"{costs['peak_mib']:.0f}",
+                f"{costs['written_mb']:.0f}",
+            )
+            for route, costs in medians.items()
+        ],
+    )  # fmt: skip
+
+
+def show_growth(directory: Path, sizes: list[int], repeats: int) -> None:
+    """Print what exports of different sizes cost."""
+    lines = []
+    for rows in sizes:
+        database = make_database(directory, rows)
+        costs = _median([_run("ours", database, directory) for _ in range(repeats)])
+        lines.append(
+            (
+                f"{rows}",
+                f"{costs['cpu_s']:.2f}",
+                f"{1e6 * costs['cpu_s'] / rows:.0f}",
+                f"{costs['wall_s']:.2f}",
+                f"{costs['peak_mib']:.0f}",
+            )
+        )
+    table(
+        f"Growth of our export, medians of {repeats}",
+        ("structures", "CPU s", "µs per structure", "wall s", "peak MiB above imports"),
+        lines,
+    )
+
+
+def make_database(directory: Path, rows: int) -> Path:
+    """Return a database of so many rows, which is made unless it is there."""
+    path = directory / f"structures-{rows}.db"
+    if not path.exists():
+        unfinished = path.with_suffix(".new.db")
+        unfinished.unlink(missing_ok=True)
+        write_database(unfinished, rows)
+        unfinished.rename(path)
+    return path
+
+
+def _run(route: str, database: Path, directory: Path) -> Costs:
+    output = directory / "out"
+    command = [sys.executable, "-m", "benchmarks.routes", route, str(database), str(output)]
+    try:
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+    finally:
+        shutil.rmtree(output, ignore_errors=True)
+    costs: Costs = json.loads(done.stdout)
+    return costs
+
+
+def _median(runs: list[Costs]) -> Costs:
+    return {name: statistics.median(costs[name] for costs in runs) for name in runs[0]}

@@ -1,0 +1,57 @@
+"""Reading rows past ASE, beside ASE's own interface."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import TYPE_CHECKING
+
+from benchmarks.tables import table
+from mlip_job.config import DatabaseConfig
+from mlip_job.dataset.connection import describe_url
+from mlip_job.dataset.pages import PagedDatabase
+from mlip_job.dataset.source import StructureDatabase
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def compare_readers(urls: list[str], repeats: int) -> None:
+    """Print what reading all rows of databases costs."""
+    lines = []
+    for url in urls:
+        config = DatabaseConfig(url=url, select="status=completed")
+        readers: dict[str, Callable[[DatabaseConfig], int]] = {
+            "ASE": _read_by_ase,
+            "ours": _read_pages,
+            "ours, ids and times only": _select,
+        }
+        costs: dict[str, list[float]] = {name: [] for name in readers}
+        for _ in range(repeats):
+            for name, read in readers.items():
+                started = time.process_time()
+                rows = read(config)
+                costs[name].append(1e6 * (time.process_time() - started) / rows)
+        kind = describe_url(url).partition("://")[0] if "://" in url else "SQLite"
+        medians = [f"{statistics.median(runs):.1f}" for runs in costs.values()]
+        lines.append((f"{kind}, {rows} rows", *medians))
+    table(
+        f"Reading, CPU µs per structure, medians of {repeats}",
+        ("database", "ASE (inside with)", "ours", "ids and times only"),
+        lines,
+    )
+
+
+def _read_by_ase(config: DatabaseConfig) -> int:
+    with StructureDatabase(config) as database:
+        return sum(1 for _ in database.rows())
+
+
+def _read_pages(config: DatabaseConfig) -> int:
+    with PagedDatabase(config) as database:
+        return sum(len(page.structures) for page in database.pages(database.select()))
+
+
+def _select(config: DatabaseConfig) -> int:
+    with PagedDatabase(config) as database:
+        return database.select().summary().count

@@ -1,0 +1,63 @@
+"""The hash of what one side of a dataset holds, whatever its files look like."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mlip_job.dataset.row import FloatArray
+    from mlip_job.dataset.structures import Structures
+
+
+class ContentHash:
+    """Hashes structures as they come; how many come at once makes no difference.
+
+    Every column has a hash of its own, of the numbers as they are in memory and of texts behind
+    their lengths. The hash of the whole is that of these.
+    """
+
+    def __init__(self) -> None:
+        self._columns: dict[str, Any] = {}
+
+    def update(
+        self, structures: Structures, energies: FloatArray, config_types: Sequence[str | None]
+    ) -> None:
+        """Add structures with the energies (eV) that are trained on."""
+        # Where there is no stress, any NaN is as good as another.
+        stresses = np.where(np.isnan(structures.stresses), np.nan, structures.stresses)
+        for name, values, dtype in (
+            ("row_id", structures.ids, "<i8"),
+            ("atoms", structures.counts, "<i8"),
+            ("numbers", structures.numbers, "<i4"),
+            ("positions", structures.positions, "<f8"),
+            ("forces", structures.forces, "<f8"),
+            ("cell", structures.cells, "<f8"),
+            ("pbc", structures.pbc, "u1"),
+            ("stress", stresses, "<f8"),
+            ("energy", energies, "<f8"),
+        ):
+            self._column(name).update(np.ascontiguousarray(values, dtype))
+        texts = b"".join(map(_counted, config_types))
+        self._column("config_type").update(texts)
+
+    def hexdigest(self) -> str:
+        """Return the hash of what has been added."""
+        digest = hashlib.sha256()
+        for name, column in sorted(self._columns.items()):
+            digest.update(f"{name} {column.hexdigest()}\n".encode())
+        return digest.hexdigest()
+
+    def _column(self, name: str) -> Any:
+        return self._columns.setdefault(name, hashlib.sha256())
+
+
+def _counted(text: str | None) -> bytes:
+    if text is None:
+        return b"-"
+    encoded = text.encode()
+    return b"%d:%b" % (len(encoded), encoded)

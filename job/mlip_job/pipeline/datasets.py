@@ -1,0 +1,169 @@
+"""The dataset of a generation: found in the store, or built and published."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlip_job.dataset.builder import DatasetBuilder, ParentDataset
+from mlip_job.disk import cant_write, reported
+from mlip_job.errors import IntegrityError
+from mlip_job.naming import DatasetFiles
+from mlip_job.registry.queries import KnownQuery
+from mlip_job.retries import retrying
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from mlip_job.config import JobConfig
+    from mlip_job.dataset.query import SelectedRows
+    from mlip_job.dataset.record import DatasetRecord
+    from mlip_job.pipeline.stages import Observer
+    from mlip_job.registry import Manifest, Registry
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A generation's dataset.
+
+    Attributes
+    ----------
+    record
+        What it is.
+    query, rows
+        Which query gave it, and the rows that it was made of.
+    stored_sha256
+        Of the record as it is in the store; None where the dataset was built and lies in a
+        directory only.
+    """
+
+    record: DatasetRecord
+    query: str
+    rows: SelectedRows
+    stored_sha256: str | None
+
+    def publish(self, registry: Registry, directory: Path) -> str:
+        """Put it into the store unless it is there; return the sha256 of its record."""
+        if self.stored_sha256 is not None:
+            return self.stored_sha256
+        sha256 = registry.publish_dataset(directory, self.record)
+        self.remember(registry, sha256)
+        return sha256
+
+    def remember(self, registry: Registry, record_sha256: str) -> None:
+        """Let later runs find it, now that it is in the store."""
+        registry.queries.remember(
+            self.query,
+            KnownQuery(rows=self.rows, dataset=self.record.id, record_sha256=record_sha256),
+        )
+
+
+def frames(record: DatasetRecord) -> Iterable[str]:
+    """Name the files that a fit reads."""
+    return (*record.frames.train, *record.frames.test)
+
+
+def all_files(record: DatasetRecord) -> Iterable[str]:
+    """Name every file but the record."""
+    return record.files
+
+
+def no_files(_: DatasetRecord) -> Iterable[str]:
+    """Name no file."""
+    return ()
+
+
+def find_or_build_dataset(
+    config: JobConfig,
+    generation: int,
+    registry: Registry,
+    parent: Manifest | None,
+    directory: Path,
+    observer: Observer,
+    *,
+    wanted: Callable[[DatasetRecord], Iterable[str]],
+    rebuild: bool = False,
+) -> Dataset:
+    """Find a generation's dataset in the store, or build it in `directory`.
+
+    On an error the directory is as it was.
+
+    Parameters
+    ----------
+    config, generation, registry, parent
+        Whose dataset it is, and the generation whose split it continues.
+    directory
+        Made for the files.
+    observer
+        Who is told.
+    wanted
+        Names the files to fetch into the directory where the dataset is found.
+    rebuild
+        Build it even if no row was written since it was built last.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cant_write(directory, error, hint="set work_dir, or choose -o DIR") from None
+    with reported(directory), tempfile.TemporaryDirectory(prefix="mlip-job-") as temporary:
+        builder = DatasetBuilder(
+            config.database.for_generation(generation),
+            config.dataset,
+            config.training,
+            parent=_fetch_parent_dataset(registry, parent, Path(temporary)),
+            progress=observer.message,
+        )
+        key = builder.query_key()
+        stored: list[str] = []
+
+        def find(rows: SelectedRows) -> DatasetRecord | None:
+            found = None if rebuild else registry.queries.find(key, rows)
+            if found is None or not _fetch(registry, found[0], wanted, directory, observer):
+                return None
+            stored.append(found[1])
+            return found[0]
+
+        try:
+            built = retrying(
+                lambda: builder.find_or_build(directory, find), config.run.retry_timeout
+            )
+        except BaseException:
+            with suppress(OSError):
+                directory.rmdir()
+            raise
+    return Dataset(built.record, key, built.rows, stored[0] if built.found else None)
+
+
+def _fetch(
+    registry: Registry,
+    record: DatasetRecord,
+    wanted: Callable[[DatasetRecord], Iterable[str]],
+    directory: Path,
+    observer: Observer,
+) -> bool:
+    """Fetch files of a dataset that was found; return whether it is whole."""
+    try:
+        for name in wanted(record):
+            registry.fetch_dataset_file(record, name, directory / name)
+    except IntegrityError as error:
+        observer.message(f"warning: {error.message}; building the dataset anew")
+        return False
+    observer.message(
+        f"dataset {record.id} of {record.counts.train} train and {record.counts.test} test rows "
+        "is in the store; no row was written since it was made"
+    )
+    return True
+
+
+def _fetch_parent_dataset(
+    registry: Registry, manifest: Manifest | None, directory: Path
+) -> ParentDataset | None:
+    if manifest is None:
+        return None
+    record = registry.dataset_record(manifest.dataset)
+    index = directory / DatasetFiles.INDEX
+    registry.fetch_dataset_file(record, DatasetFiles.INDEX, index)
+    return ParentDataset(record, index)

@@ -1,0 +1,92 @@
+"""The export as one would write it with ASE and pandas: slow, and what the fast one must equal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TextIO
+
+import numpy as np
+import pandas as pd
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io.extxyz import write_xyz
+
+from mlip_job.dataset.row import StructureRow, UnreadableRow
+from mlip_job.dataset.source import StructureDatabase
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from mlip_job.config import DatabaseConfig
+    from mlip_job.dataset.pages import Page
+    from mlip_job.dataset.weights import GroupWeighting
+
+
+def read_rows(config: DatabaseConfig) -> list[StructureRow | UnreadableRow]:
+    """Read through ASE's public interface."""
+    with StructureDatabase(config) as database:
+        return list(database.rows())
+
+
+def write_structure(file: TextIO, row: StructureRow, *, energy: float, **names: str) -> None:
+    """Write with ASE, which rounds positions and forces to eight decimals."""
+    atoms = row.atoms()
+    atoms.info |= {"row_id": row.id, **names}
+    atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=row.forces, stress=row.stress)
+    write_xyz(file, [atoms])
+
+
+def make_frame(
+    rows: Iterable[StructureRow],
+    energies: Mapping[int, tuple[float, float]],
+    config_types: Mapping[int, str | None],
+    weighting: GroupWeighting | None,
+) -> pd.DataFrame:
+    """Make a data frame object by object; `energies` are as they are, and corrected."""
+    records: list[dict[str, Any]] = []
+    for row in rows:
+        energy, corrected = energies[row.id]
+        record = {
+            "ase_atoms": row.atoms(),
+            "energy": energy,
+            "energy_corrected": corrected,
+            "forces": row.forces,
+            "name": f"row-{row.id}",
+        }
+        if weighting is not None:
+            record["w_energy"] = weighting.energy(config_types[row.id])
+            record["w_forces"] = np.full(len(row.numbers), weighting.forces(config_types[row.id]))
+        records.append(record)
+    return pd.DataFrame(records)
+
+
+def rows_of_pages(pages: Iterable[Page]) -> list[StructureRow | UnreadableRow]:
+    """Take pages apart again."""
+    rows: list[StructureRow | UnreadableRow] = []
+    for page in pages:
+        rows += page.others
+        for index, pairs in enumerate(page.pairs):
+            row = page.structures.row(index)
+            rows.append(StructureRow(**{**vars(row), "key_value_pairs": dict(pairs)}))
+    return sorted(rows, key=lambda row: row.id)
+
+
+def require_same_row(
+    found: StructureRow | UnreadableRow, expected: StructureRow | UnreadableRow
+) -> None:
+    """Compare two rows to the last bit; pages don't keep ASE's unique id."""
+    assert type(found) is type(expected)
+    if isinstance(found, UnreadableRow) or isinstance(expected, UnreadableRow):
+        assert found.id == expected.id
+        return
+    for name in ("id", "energy", "free_energy", "key_value_pairs"):
+        assert repr(getattr(found, name)) == repr(getattr(expected, name)), name
+    for name in ("numbers", "positions", "cell", "pbc", "forces", "stress"):
+        require_same_array(getattr(found, name), getattr(expected, name))
+
+
+def require_same_array(found: Any, expected: Any) -> None:
+    """Compare two arrays (or None) to the last bit."""
+    if expected is None:
+        assert found is None
+        return
+    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+    assert found.tobytes() == expected.tobytes()

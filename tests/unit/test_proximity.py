@@ -1,0 +1,128 @@
+"""What is proved of many structures at once holds for each of them, and most is proved."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, fcc111, molecule
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlip_job.dataset.proximity import find_proximity
+from mlip_job.dataset.row import StructureRow
+from mlip_job.dataset.structures import Structures
+from mlip_job.dataset.validation import _neighbours
+
+CUTOFF = 5.0
+
+
+def structures_of(*atoms: Atoms) -> Structures:
+    """Put structures into columns; their labels don't matter here."""
+    return Structures.of_rows(
+        [
+            StructureRow(
+                id=index,
+                unique_id="",
+                numbers=np.array(each.numbers, dtype=np.int32),
+                positions=each.positions,
+                cell=each.cell.array,
+                pbc=each.pbc,
+                energy=0.0,
+                free_energy=None,
+                forces=np.zeros((len(each), 3)),
+                stress=None,
+                key_value_pairs={},
+            )
+            for index, each in enumerate(atoms)
+        ]
+    )
+
+
+def require_true(structures: Structures, *, proved: bool = False) -> None:
+    """Hold what is found against full neighbour lists; with `proved`, it has to be all there is."""
+    found = find_proximity(structures, np.ones(len(structures), dtype=np.bool_), CUTOFF)
+    for index in range(len(structures)):
+        has_neighbour, smallest = _neighbours(structures.row(index), CUTOFF)
+        if found.bonded[index]:
+            assert has_neighbour.all()
+        assert found.apart[index] <= smallest
+        if proved:
+            assert found.bonded[index]
+            assert found.apart[index] > smallest - 0.0015
+
+
+@st.composite
+def random_atoms(draw: st.DrawFn) -> Atoms:
+    """Draw atoms in no order, in boxes of any shape or none, some of them far outside."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    count = draw(st.integers(1, 12))
+    size = draw(st.sampled_from([1.5, 2.5, 4.0, 7.0, 12.0, 30.0]))
+    cell = np.diag(rng.uniform(0.5, 1.5, 3)) * size
+    if draw(st.booleans()):
+        cell += rng.uniform(-0.6, 0.6, (3, 3)) * size
+    fractions = rng.random((count, 3)) * draw(st.sampled_from([1.0, 1.0, 40.0]))
+    positions = fractions @ cell
+    if draw(st.booleans()):
+        positions += 1e4
+    if count > 1 and draw(st.integers(0, 4)) == 0:
+        positions[0] = positions[1] + draw(st.sampled_from([0.0, 1e-4, 0.01])) * np.ones(3)
+    return Atoms(np.full(count, 29), positions=positions, cell=cell, pbc=draw(st.booleans()))
+
+
+@settings(max_examples=100)
+@given(st.lists(random_atoms(), min_size=1, max_size=4))
+def test_whatever_is_proved_is_true(atoms: list[Atoms]) -> None:
+    """In small, large, skewed, left-handed and absent cells."""
+    volumes = [abs(np.linalg.det(each.cell)) for each in atoms]
+    usable = [each for each, volume in zip(atoms, volumes, strict=True) if volume > 0.1]
+    if usable:
+        require_true(structures_of(*usable))
+
+
+@pytest.mark.parametrize(
+    "atoms",
+    [
+        bulk("Cu"),
+        bulk("Cu", cubic=True),
+        bulk("Cu").repeat((2, 2, 2)),
+        bulk("Fe"),
+        bulk("Mg"),
+        bulk("Si").repeat((1, 1, 4)),
+        bulk("NaCl", "rocksalt", a=5.64).repeat((2, 2, 2)),
+        fcc111("Cu", (3, 3, 4), vacuum=8, periodic=True),
+        molecule("H2O"),
+        molecule("C60"),
+        bulk("Cu", cubic=True).repeat((5, 5, 5)),
+    ],
+    ids=lambda atoms: f"{atoms.symbols}-{'periodic' if atoms.pbc.any() else 'free'}",
+)
+def test_what_people_compute_is_proved(atoms: Atoms) -> None:
+    """Primitive cells, supercells, slabs, molecules: none has to be looked at again."""
+    atoms = atoms.copy()
+    atoms.pbc = atoms.pbc.any()
+    atoms.rattle(0.05, seed=1)
+    require_true(structures_of(atoms, atoms), proved=True)
+
+
+def test_lone_atoms_are_not_bonded() -> None:
+    """One atom in a box, two too far apart, a molecule with one atom that has left."""
+    apart = Atoms("Cu2", [(0, 0, 0), (CUTOFF + 0.1, 0, 0)])
+    left = Atoms("Cu3", [(0, 0, 0), (2.2, 0, 0), (20, 0, 0)])
+    boxed = Atoms("Cu", cell=[15, 15, 15], pbc=True)
+    structures = structures_of(Atoms("Cu"), boxed, apart, left)
+    found = find_proximity(structures, np.ones(4, dtype=np.bool_), CUTOFF)
+    assert not found.bonded.any()
+    require_true(structures)
+
+
+def test_nothing_is_said_of_what_is_too_large_or_unsound() -> None:
+    """Thousands of atoms, kilometres, and what must not be looked at."""
+    large = bulk("Cu", cubic=True).repeat((8, 8, 8))
+    far = Atoms("Cu2", [(0, 0, 0), (1e7, 0, 0)])
+    thin = Atoms("Cu2", [(0, 0, 0), (0, 0, 1e4)], cell=[4, 4, 2e4], pbc=True)
+    fine = bulk("Cu", cubic=True)
+    sound = np.array([True, True, True, False])
+    found = find_proximity(structures_of(large, far, thin, fine), sound, CUTOFF)
+    assert not found.bonded.any()
+    assert not found.apart.any()

@@ -1,0 +1,51 @@
+"""Large transfers are shown on a terminal, small ones and pipes see nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlip_job.cli.transfer import TransferLine
+
+
+@pytest.fixture
+def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Give a clock that the test turns."""
+    now = [0.0]
+    monkeypatch.setattr("mlip_job.cli.transfer.time.monotonic", lambda: now[0])
+    return now
+
+
+def move(seconds: list[float], line: TransferLine, step: float) -> None:
+    """Move 100 MB in ten parts, one per step."""
+    for part in range(1, 11):
+        seconds[0] += step
+        line("datasets/1234/train.xyz", 10_000_000 * part, 100_000_000)
+
+
+def test_a_long_transfer_has_a_line_that_goes_away(
+    seconds: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After a second, a few times per second, with name, share and speed."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    move(seconds, TransferLine(quiet=False), 0.5)
+    shown = capsys.readouterr().err.split("\r")
+    assert shown[1].startswith("train.xyz: 30 % of 100 MB, 30.0 MB/s")
+    assert len(shown) == 10
+    assert shown[-2:] == [" " * len(shown[-3]), ""]
+
+
+@pytest.mark.parametrize(
+    ("terminal", "quiet", "step"), [(True, False, 0.05), (False, False, 1.0), (True, True, 1.0)]
+)
+def test_otherwise_nothing_is_shown(
+    seconds: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    terminal: bool,
+    quiet: bool,
+    step: float,
+) -> None:
+    """A short one, a pipe, or -q."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    move(seconds, TransferLine(quiet=quiet), step)
+    assert capsys.readouterr().err == ""
