@@ -25,26 +25,36 @@ if TYPE_CHECKING:
 RUN = {"checkpoint_interval": 0.1, "heartbeat_interval": 0.3, "retry_timeout": 20}
 
 
-def at_the_second_page(action: Callable[[], None], *, once: bool = True) -> Callable[[], None]:
-    """Return a fault: something happens after the first rows of an export were read."""
+def between(name: str, action: Callable[[], None]) -> Callable[[], None]:
+    """Return a fault: something happens once, at the first call of a step of the reading."""
 
     def install() -> None:
-        from mlip_job.dataset import source
+        from mlip_job.dataset import pages
 
-        source.PAGE = 3
-        original = source.StructureDatabase._read
+        pages.PAGE = 3
+        original = getattr(pages.PagedDatabase, name)
         calls = 0
 
         def wrapper(*arguments: Any) -> Any:
             nonlocal calls
             calls += 1
-            if calls == 2 or (calls > 1 and not once):
+            if calls == 1:
                 action()
             return original(*arguments)
 
-        source.StructureDatabase._read = wrapper  # type: ignore[method-assign]
+        setattr(pages.PagedDatabase, name, wrapper)
 
     return install
+
+
+def after_the_first_page(action: Callable[[], None]) -> Callable[[], None]:
+    """Return a fault: something happens when some rows were read, and others not."""
+    return between("_checked", action)
+
+
+def after_the_selection(action: Callable[[], None]) -> Callable[[], None]:
+    """Return a fault: something happens when it is known which rows to read."""
+    return between("pages", action)
 
 
 @pytest.fixture
@@ -81,7 +91,7 @@ def test_a_lost_connection_is_made_again(
 ) -> None:
     """The export begins anew, and has every row once."""
     config = make_config(REPLAYED, run=RUN, database={"url": postgresql.url(database)})
-    cut = at_the_second_page(lambda: disconnect(postgresql, database))
+    cut = after_the_first_page(lambda: disconnect(postgresql, database))
     job = jobs.run_job(config, tmp_path, fault=both(stand_in_for_pacemaker(tmp_path), cut))
     assert job.code == 0, job.text()
     assert "trying again in" in job.text()
@@ -106,7 +116,7 @@ def test_a_server_that_stays_away_is_given_up(
 
     fit = stand_in_for_pacemaker(tmp_path)
     started = time.monotonic()
-    job = jobs.run_job(config, tmp_path, fault=both(fit, at_the_second_page(shut)))
+    job = jobs.run_job(config, tmp_path, fault=both(fit, after_the_first_page(shut)))
     assert time.monotonic() - started < 60
     require_nothing_written(job, config, tmp_path)
     assert postgresql.password not in job.text()
@@ -148,16 +158,16 @@ def test_a_locked_file_is_waited_for(make_config: Callable[..., JobConfig], tmp_
 def test_a_file_that_is_cut_off_ends_the_export(
     make_config: Callable[..., JobConfig], tmp_path: Path
 ) -> None:
-    """As on a network file system that loses half of it."""
+    """As on a network file system that loses what is in it."""
     config = make_config(REPLAYED, run=RUN)
     path = tmp_path / "structures.db"
     whole = path.read_bytes()
 
     def cut() -> None:
-        path.write_bytes(whole[: len(whole) // 3])
+        path.write_bytes(bytes(len(whole) // 3))
 
     fit = stand_in_for_pacemaker(tmp_path)
-    job = jobs.run_job(config, tmp_path, fault=both(fit, at_the_second_page(cut)))
+    job = jobs.run_job(config, tmp_path, fault=both(fit, after_the_selection(cut)))
     require_nothing_written(job, config, tmp_path)
     assert "structures.db can't be read" in job.text()
     path.write_bytes(whole)

@@ -336,12 +336,17 @@ def test_generation_exists_with_another_cutoff(cli: Cli, with_generation: Projec
 @pytest.mark.pacemaker
 def test_generation_exists_with_this_configuration(cli: Cli, with_generation: Project) -> None:
     """Nothing to do, and so no error: a retried pod succeeds."""
-    before = with_generation.content()
+    before = _without_hints(with_generation.content())
     ended = cli("-c", with_generation.config, "run", "-g", "1", "--json")
     assert ended.code == 0
     assert json.loads(ended.out)["created"] is False
     assert "nothing to do" in ended.err
-    assert with_generation.content() == before
+    assert _without_hints(with_generation.content()) == before
+
+
+def _without_hints(content: dict[str, int]) -> dict[str, int]:
+    """Leave out what helps to find a dataset again: the database is a copy in another place."""
+    return {key: value for key, value in content.items() if "/queries/" not in key}
 
 
 @pytest.mark.pacemaker

@@ -87,6 +87,7 @@ def test_every_call_is_repeated(tmp_path: Path, *, after: bool) -> None:
         store.upload(tmp_path / "other", "b/f", if_absent=True)
     assert [info.key for info in store.list("a/")] == ["a/1", "a/2"]
     assert list(store.list_prefixes("")) == [".mlip-job-probe", "a", "b"]
+    assert [info.key for info in store.list_named("", "2")] == ["a/2"]
     info = store.head("a/1")
     assert info is not None
     assert info.size == 3
