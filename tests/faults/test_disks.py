@@ -11,6 +11,7 @@ import pytest
 
 from tests.faults import jobs
 from tests.faults.speed import REPLAYED, REPLAYED_ITERATIONS, stand_in_for_pacemaker
+from tests.servers.kernel import require_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     """Mount a file system; nothing fits on it yet."""
     if os.getuid() != 0:
         pytest.skip("only root mounts file systems: run the tests as root")
+    require_kernel("unshare", "--mount", "--", "mount", "-t", "tmpfs", "none", str(tmp_path))
     directory = tmp_path / "disk"
     directory.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "none", directory], check=True)

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.servers.kernel import require_kernel
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -74,6 +76,7 @@ def podman() -> Podman:
     _require("podman", "runc")
     if os.getuid() != 0:
         pytest.skip("Podman is set up for root here: run the tests as root")
+    require_kernel("unshare", "--mount", "--pid", "--ipc", "--uts", "--fork", "--", "true")
     return Podman(
         (
             *("podman", "--root", str(CACHE / "containers"), "--runroot", "/run/mlip-job-tests"),
@@ -131,6 +134,7 @@ def apptainer(tmp_path_factory: pytest.TempPathFactory) -> Apptainer:
     if not Path(program).exists():
         pytest.skip("Apptainer is not installed: make servers installs it")
     _require("mksquashfs", "squashfuse")
+    require_kernel("unshare", "--user", "--mount", "--map-root-user", "--", "true")
     home = tmp_path_factory.mktemp("apptainer")
     # Root may lack rights that Apptainer takes for granted, and no user of a cluster is root.
     plain = ("unshare", "--user", "--map-user=65534", "--map-group=65534", "--")
