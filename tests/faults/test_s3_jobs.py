@@ -97,7 +97,9 @@ def test_many_jobs_through_a_worse_one(
 ) -> None:
     """Every kind of fault came; nothing was accepted that had been damaged."""
     texts = []
-    for _ in range(3):
+    # Faults are drawn for requests that come in no certain order: go on until each was drawn.
+    while len(texts) < 3 or s3_proxy.injected.keys() != PASSING.keys():
+        assert len(texts) < 12, s3_proxy.injected
         s3_proxy.rate = 0.3
         job = run()
         s3_proxy.cancel()
@@ -109,7 +111,6 @@ def test_many_jobs_through_a_worse_one(
         store = open_store(seen.storage)
         for info in list(store.list("")):
             store.delete(info.key)
-    assert s3_proxy.injected.keys() == PASSING.keys()
     assert "trying again in" in "".join(texts)
 
 
