@@ -203,6 +203,16 @@ def require_complete(config: JobConfig) -> Manifest:
     return manifest
 
 
+def require_one_error(job: Job, *words: str) -> None:
+    """Check that a job ended with 69 and one error, in a line that holds these words."""
+    assert job.code == 69, job.text()
+    errors = [line for line in job.text().splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, job.text()
+    for word in words:
+        assert word in errors[0]
+    assert "Traceback" not in job.text()
+
+
 def require_one_curve(curve: tuple[CurvePoint, ...]) -> None:
     """Check that a learning curve has no gap, no repeat and no step back."""
     steps: dict[int, list[CurvePoint]] = {}

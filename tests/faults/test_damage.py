@@ -46,18 +46,21 @@ def test_a_file_is_damaged_right_before_the_last_checkpoint(
     config = make_config({"functions_per_element": 8, "max_iter": 8})
     job = jobs.start_job(config, tmp_path)
     job.wait_for_iteration()
-    for path in (tmp_path / "work").glob(f"gen_01/*/{name}"):
-        path.write_bytes(DAMAGE[name][how](path.read_bytes()))
+    (path,) = (tmp_path / "work").glob(f"gen_01/*/{name}")
+    data = path.read_bytes()
+    damaged = DAMAGE[name][how](data)
+    assert damaged != data
+    path.write_bytes(damaged)
     job.send(signal.SIGTERM)
     job.wait()
     assert job.code in (0, 75), job.text()
     assert "Traceback" not in job.text()
-    tally.kill_points += 1
-    registry = jobs.registry_of(config)
-    for checkpoint in registry.checkpoints(1).found():
-        registry.checkpoints(1).fetch(checkpoint, tmp_path / "fetched")
-        read_potential(tmp_path / "fetched" / "potential.yaml")
-        break
+    tally.kill_points += job.code != 0
+    checkpoints = jobs.registry_of(config).checkpoints(1)
+    for number, checkpoint in enumerate(checkpoints.found()):
+        fetched = tmp_path / f"fetched-{number}"
+        checkpoints.fetch(checkpoint, fetched)
+        read_potential(fetched / "potential.yaml")
     again = jobs.run_job(config, tmp_path)
     assert again.code == 0, again.text()
     manifest = jobs.require_complete(config)

@@ -74,10 +74,7 @@ def disconnect(server: DatabaseServer, name: str) -> None:
 
 def require_nothing_written(job: Job, config: JobConfig, tmp_path: Path) -> None:
     """Check that a job ended with 69, in one line, before there was a dataset."""
-    assert job.code == 69, job.text()
-    errors = [line for line in job.text().splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, job.text()
-    assert "Traceback" not in job.text()
+    jobs.require_one_error(job)
     registry = jobs.registry_of(config)
     assert not list(registry.store.list(registry.keys.datasets))
     assert not list((tmp_path / "work").glob("gen_01/*/dataset/*"))

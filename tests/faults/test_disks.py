@@ -47,16 +47,6 @@ def remount(disk: Path, options: str) -> None:
     raise AssertionError(f"can't remount {disk} with {options}")
 
 
-def require_one_error(job: Job, *words: str) -> None:
-    """Check that a job ended with 69 and one error that holds these words."""
-    assert job.code == 69, job.text()
-    errors = [line for line in job.text().splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, job.text()
-    for word in words:
-        assert word in errors[0]
-    assert "Traceback" not in job.text()
-
-
 @pytest.mark.parametrize("place", ["store", "work"])
 def test_a_disk_fills_up(
     make_config: Callable[..., JobConfig], disk: Path, tmp_path: Path, tally: Tally, place: str
@@ -72,7 +62,7 @@ def test_a_disk_fills_up(
         jobs.require_whole_or_nothing(config)
         if ended[-1].code == 0:
             break
-        require_one_error(ended[-1], str(disk))
+        jobs.require_one_error(ended[-1], str(disk))
     assert len(ended) > 3
     manifest = jobs.require_complete(config)
     assert manifest.headline.iterations == REPLAYED_ITERATIONS
@@ -94,7 +84,7 @@ def test_a_store_turns_read_only_in_the_fit(
         assert time.monotonic() < end, job.text()
     remount(disk, "ro")
     job.wait()
-    require_one_error(job, "Read-only file system")
+    jobs.require_one_error(job, "Read-only file system")
     assert jobs.registry_of(config).numbers() == []
     remount(disk, "rw")
     jobs.require_whole_or_nothing(config)

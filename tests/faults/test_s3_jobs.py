@@ -58,16 +58,6 @@ def run(config: JobConfig, tmp_path: Path) -> Callable[..., Job]:
     return lambda *arguments: jobs.run_job(config, tmp_path, *arguments, fault=fault)
 
 
-def require_one_line(job: Job, *words: str) -> None:
-    """Check that a job ended with 69 and one error that holds these words."""
-    assert job.code == 69, job.text()
-    errors = [line for line in job.text().splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, job.text()
-    for word in words:
-        assert word in errors[0]
-    assert "Traceback" not in job.text()
-
-
 @pytest.mark.pacemaker
 def test_a_real_fit_through_a_bad_network(
     make_config: Callable[..., JobConfig],
@@ -130,7 +120,7 @@ def test_a_lasting_error_ends_a_job_at_once(
     """Before it has exported anything, after one request, in one line."""
     s3_proxy.order(code, times=float("inf"))
     job = run()
-    require_one_line(job, words)
+    jobs.require_one_error(job, words)
     assert "trying again" not in job.text()
     assert s3_proxy.requests.total() == 1
     assert not (tmp_path / "work").exists()
@@ -142,7 +132,7 @@ def test_credentials_that_expire_in_the_end_publish_nothing(
     """What was shipped by then is safe: with new ones the same command goes on."""
     s3_proxy.order("ExpiredToken", "potential.yace", times=float("inf"))
     job = run()
-    require_one_line(job, "the credentials are not valid (ExpiredToken)")
+    jobs.require_one_error(job, "the credentials are not valid (ExpiredToken)")
     jobs.require_whole_or_nothing(seen)
     assert jobs.registry_of(seen).numbers() == []
     s3_proxy.cancel()
@@ -167,7 +157,7 @@ def test_a_store_that_stays_away_is_given_up_and_come_back_to(
     )
     s3_proxy.order("SlowDown", "output_potential|checkpoints/.*state", times=float("inf"), after=1)
     job = jobs.run_job(config, tmp_path, fault=fault)
-    require_one_line(job, "SlowDown from PutObject")
+    jobs.require_one_error(job, "SlowDown from PutObject")
     tries = job.text().count("trying again in")
     assert 2 <= tries < 200
     assert s3_proxy.injected["SlowDown"] <= 3 * (tries + 50)
@@ -218,7 +208,7 @@ def test_the_store_goes_away_while_the_claim_is_taken(
 ) -> None:
     """An attempt that never knew it had the claim does not lock the generation."""
     s3_proxy.order("AccessDenied", "claim.json", method="GET", times=float("inf"), after=1)
-    require_one_line(run(), "access denied to GetObject")
+    jobs.require_one_error(run(), "access denied to GetObject")
     s3_proxy.cancel()
     again: Any = run()
     assert again.code == 0, again.text()

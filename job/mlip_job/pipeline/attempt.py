@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 from mlip_job.errors import ConflictError, InterruptedRunError, MlipJobError
 from mlip_job.naming import WorkFiles
 from mlip_job.pipeline.background import every, within
-from mlip_job.pipeline.datasets import find_or_build_dataset, frames
+from mlip_job.pipeline.datasets import fetch_frames, find_or_build_dataset, frames
 from mlip_job.pipeline.evaluate import (
     clear_cores,
     evaluate_generation,
     fetch_structures,
 )
 from mlip_job.pipeline.lineage import find_lineage
-from mlip_job.pipeline.resume import fetch_checkpoint, fetch_frames
+from mlip_job.pipeline.resume import fetch_checkpoint
 from mlip_job.pipeline.shipping import Shipper
 from mlip_job.pipeline.stages import (
     describe,

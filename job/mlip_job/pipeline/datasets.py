@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mlip_job.config import JobConfig
     from mlip_job.dataset.query import SelectedRows
     from mlip_job.dataset.record import DatasetRecord
+    from mlip_job.naming import WorkFiles
     from mlip_job.pipeline.stages import Observer
     from mlip_job.registry import Manifest, Registry
 
@@ -64,6 +65,13 @@ class Dataset:
 def frames(record: DatasetRecord) -> Iterable[str]:
     """Name the files that a fit reads."""
     return (*record.frames.train, *record.frames.test)
+
+
+def fetch_frames(record: DatasetRecord, registry: Registry, files: WorkFiles) -> None:
+    """Bring what a fit reads into the work directory."""
+    files.dataset.directory.mkdir()
+    for name in frames(record):
+        registry.fetch_dataset_file(record, name, files.dataset.directory / name)
 
 
 def all_files(record: DatasetRecord) -> Iterable[str]:

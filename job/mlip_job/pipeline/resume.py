@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from mlip_job.errors import ConfigError, IntegrityError, TrainingError
 from mlip_job.naming import generation_name
 from mlip_job.pipeline.confirm import differences
+from mlip_job.pipeline.datasets import fetch_frames
 from mlip_job.pipeline.shipping import TRAIN_LOG
 from mlip_job.training.potential_yaml import elements_of, read_potential
 from mlip_job.training.snapshot import POTENTIAL
 
 if TYPE_CHECKING:
     from mlip_job.config import JobConfig
-    from mlip_job.dataset.record import DatasetRecord
     from mlip_job.naming import WorkFiles
     from mlip_job.pipeline.stages import Observer
     from mlip_job.registry import Checkpoint, Registry
@@ -113,13 +113,6 @@ def _arrange(checkpoint: Checkpoint, files: WorkFiles) -> None:
     else:
         (staging / POTENTIAL).rename(files.checkpoint_potential)
     shutil.rmtree(staging)
-
-
-def fetch_frames(record: DatasetRecord, registry: Registry, files: WorkFiles) -> None:
-    """Bring what pacemaker reads of a dataset into the work directory."""
-    files.dataset.directory.mkdir()
-    for name in (*record.frames.train, *record.frames.test):
-        registry.fetch_dataset_file(record, name, files.dataset.directory / name)
 
 
 def _fetch_its_frames(checkpoint: Checkpoint, registry: Registry, files: WorkFiles) -> None:

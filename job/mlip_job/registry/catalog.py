@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mlip_job.errors import ObjectChangedError, ObjectExistsError, ObjectNotFoundError
+from mlip_job.errors import ObjectNotFoundError
 from mlip_job.registry.manifest import DatasetReference, Headline, Parent
+from mlip_job.registry.swapping import swapped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -119,14 +120,8 @@ class Catalog:
             if merged == content.generations:
                 return False
             data = _Content(generations=dict(sorted(merged.items()))).model_dump_json().encode()
-            try:
-                if version:
-                    self._store.put_if_match(self._key, data, version)
-                else:
-                    self._store.put_if_absent(self._key, data)
-            except (ObjectExistsError, ObjectChangedError):
-                continue
-            return True
+            if swapped(self._store, self._key, data, version):
+                break
         return True
 
     def _read(self) -> tuple[_Content, str]:

@@ -20,11 +20,11 @@ from mlip_job.environment import ProcessIdentity, SchedulerJob, current_schedule
 from mlip_job.errors import (
     ConflictError,
     ObjectChangedError,
-    ObjectExistsError,
     ObjectNotFoundError,
     StoreError,
 )
 from mlip_job.naming import generation_name
+from mlip_job.registry.swapping import swapped
 
 if TYPE_CHECKING:
     from mlip_job.store.base import ObjectStore
@@ -181,13 +181,9 @@ def take_claim(
             found, version = store.get_versioned(key)
         except ObjectNotFoundError:
             found, version = b"", ""
-        try:
-            if version:
-                takeover = _require_abandoned(store, key, generation, found, mine)
-                store.put_if_match(key, data, version)
-            else:
-                store.put_if_absent(key, data)
-        except (ObjectExistsError, ObjectChangedError):
+        if version:
+            takeover = _require_abandoned(store, key, generation, found, mine)
+        if not swapped(store, key, data, version):
             continue  # someone was faster: look again
         held, version = store.get_versioned(key)
         if held == data:

@@ -9,12 +9,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlip_job.errors import (
     IntegrityError,
-    ObjectChangedError,
-    ObjectExistsError,
     ObjectNotFoundError,
     StoreError,
 )
 from mlip_job.naming import generation_name
+from mlip_job.registry.swapping import swapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,14 +117,8 @@ class Pointer:
             if wanted is None:
                 return False
             data = (wanted.model_dump_json(indent=2) + "\n").encode()
-            try:
-                if version is None:
-                    self._store.put_if_absent(self._key, data)
-                else:
-                    self._store.put_if_match(self._key, data, version)
-            except (ObjectExistsError, ObjectChangedError):
-                continue
-            return True
+            if swapped(self._store, self._key, data, version):
+                return True
         raise StoreError(f"{self._key} changes faster than it can be updated")
 
     def _read(self) -> tuple[LatestPointer | None, str | None]:

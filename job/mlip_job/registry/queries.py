@@ -6,7 +6,6 @@ dataset is what its record says, and is found only if that has the hash that was
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -15,6 +14,7 @@ from mlip_job.dataset.query import SelectedRows
 from mlip_job.dataset.record import DatasetRecord
 from mlip_job.errors import IntegrityError, ObjectNotFoundError
 from mlip_job.naming import DatasetFiles
+from mlip_job.registry.fetching import fetch_bytes
 
 if TYPE_CHECKING:
     from mlip_job.naming import FamilyKeys
@@ -60,13 +60,12 @@ class Queries:
         known = self.read(key)
         if known is None or known.rows.sha256 != rows.sha256:
             return None
+        key = self._keys.dataset(known.dataset, DatasetFiles.RECORD)
         try:
-            data = self._store.get(self._keys.dataset(known.dataset, DatasetFiles.RECORD))
-            record = DatasetRecord.from_json(data)
-        except (ObjectNotFoundError, IntegrityError):
+            data = fetch_bytes(self._store, key, known.record_sha256)
+            return DatasetRecord.from_json(data), known.record_sha256
+        except IntegrityError:
             return None
-        intact = hashlib.sha256(data).hexdigest() == known.record_sha256
-        return (record, known.record_sha256) if intact else None
 
     def read(self, key: str) -> KnownQuery | None:
         """Return what is known of a query."""
