@@ -76,6 +76,15 @@ class Job:
             time.sleep(0.02)
         raise AssertionError(f"pacemaker did not start to fit: {self.text()}")
 
+    def wait_for_file(self, name: str) -> Path:
+        """Wait for a file of its attempt: pacemaker writes a potential after the table's row."""
+        for _ in range(500):
+            for path in Path(self.config.work_dir).glob(f"gen_01/*/{name}"):
+                if path.stat().st_size:
+                    return path
+            time.sleep(0.02)
+        raise AssertionError(f"there is no {name}: {self.text()}")
+
     def text(self) -> str:
         """Return what it said."""
         return self.log.read_text(errors="replace")

@@ -46,7 +46,7 @@ def test_a_file_is_damaged_right_before_the_last_checkpoint(
     config = make_config({"functions_per_element": 8, "max_iter": 8})
     job = jobs.start_job(config, tmp_path)
     job.wait_for_iteration()
-    (path,) = (tmp_path / "work").glob(f"gen_01/*/{name}")
+    path = job.wait_for_file(name)
     data = path.read_bytes()
     damaged = DAMAGE[name][how](data)
     assert damaged != data
