@@ -14,8 +14,10 @@ from mlip_job.naming import generation_name
 
 if TYPE_CHECKING:
     from mlip_job.cli.options import Settings
-    from mlip_job.pipeline import Member
+    from mlip_job.config import JobConfig
+    from mlip_job.pipeline import Member, Reached
     from mlip_job.pipeline.run import Outcome
+    from mlip_job.store.base import ObjectStore
 
 
 @click.command("run")
@@ -24,6 +26,11 @@ if TYPE_CHECKING:
 @click.option("--member", metavar="K", type=click.IntRange(1), help="Train one of an ensemble.")
 @click.option("--of", metavar="M", type=click.IntRange(2), help="How many members it has.")
 @click.option("--fresh", is_flag=True, help="Start over; remove checkpoints of earlier runs.")
+@click.option(
+    "--until",
+    type=click.Choice(["dataset", "fit"]),
+    help="End before publishing, once the dataset or the fit is in the store.",
+)
 @common_options
 @click.pass_obj
 def command(
@@ -31,6 +38,7 @@ def command(
     generation: int | str,
     member: int | None,
     of: int | None,
+    until: str | None,
     *,
     require_gpu: bool,
     fresh: bool,
@@ -48,11 +56,14 @@ def command(
     With --member K --of M, one member of an ensemble: its fit has the seed of the configuration
     plus K - 1. The run that finds all members trained publishes the best as the generation. In a
     job array, --of alone takes the task's number.
+
+    With --until dataset, or fit, the run ends there, and the next one goes on: so a job without a
+    GPU can make the dataset, or publish. It trains on that dataset, whatever the database holds
+    by then.
     """
     from mlip_job.cli.tables import show_manifest
-    from mlip_job.pipeline import run_generation
+    from mlip_job.pipeline import Reached
     from mlip_job.registry import Registry
-    from mlip_job.training.signals import StopRequest
 
     if require_gpu:
         settings.assignments.append("training.require_gpu=true")
@@ -60,36 +71,72 @@ def command(
     reporter = Reporter(settings, config.training.max_iter)
     store = settings.store(config, patient=True, meter=reporter.transfer)
     number = resolve_generation(generation, Registry(store, config.family))
+    one_of = _member(member, of, until)
     try:
-        with StopRequest() as stop:
-            outcome = run_generation(
+        ended = _run(config, number, until, store, reporter, fresh=fresh, member=one_of)
+    finally:
+        reporter.close()
+    if isinstance(ended, Reached):
+        write_termination_message(0, str(ended))
+        emit(settings, {"until": ended.until, "dataset": ended.dataset.id}, lambda: None)
+        return
+    write_termination_message(0, _summary(ended))
+    emit(
+        settings,
+        {
+            "created": ended.created,
+            "accepted": ended.manifest.headline.accepted,
+            "members_missing": ended.missing,
+            "manifest": ended.manifest.model_dump(mode="json"),
+        },
+        lambda: show_manifest(ended.manifest),
+    )
+
+
+def _run(
+    config: JobConfig,
+    generation: int,
+    until: str | None,
+    store: ObjectStore,
+    reporter: Reporter,
+    *,
+    fresh: bool,
+    member: Member | None,
+) -> Outcome | Reached:
+    from mlip_job.pipeline import Until, run_generation, run_part
+    from mlip_job.training.signals import StopRequest
+
+    with StopRequest() as stop:
+        if until is not None:
+            reached = run_part(
                 config,
-                number,
+                generation,
+                Until(until),
                 store=store,
                 observer=reporter,
                 stop=stop,
                 fresh=fresh,
-                member=_member(member, of),
+                member=member,
             )
-    finally:
-        reporter.close()
-    write_termination_message(0, _summary(outcome))
-    emit(
-        settings,
-        {
-            "created": outcome.created,
-            "accepted": outcome.manifest.headline.accepted,
-            "members_missing": outcome.missing,
-            "manifest": outcome.manifest.model_dump(mode="json"),
-        },
-        lambda: show_manifest(outcome.manifest),
-    )
+            if reached is not None:
+                return reached
+        return run_generation(
+            config,
+            generation,
+            store=store,
+            observer=reporter,
+            stop=stop,
+            fresh=fresh,
+            member=member,
+        )
 
 
-def _member(number: int | None, of: int | None) -> Member | None:
+def _member(number: int | None, of: int | None, until: str | None) -> Member | None:
     from mlip_job.environment import current_array_index
     from mlip_job.pipeline import Member
 
+    if until == "dataset" and of is not None:
+        raise ConfigError("--until dataset takes no --of: all members have one dataset")
     if of is None:
         if number is not None:
             raise ConfigError("--member needs --of, the number of members")

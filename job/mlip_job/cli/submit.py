@@ -60,6 +60,8 @@ class _Generations(GenerationType):
 )
 @click.option("--from", "template", metavar="cronjob/NAME", help="Template in the cluster.")
 @click.option("--fresh", is_flag=True, help="Start over; remove checkpoints of earlier runs.")
+@click.option("--split-export", is_flag=True, help="Make the dataset in a job without a GPU.")
+@click.option("--split-evaluation", is_flag=True, help="Evaluate and publish in one, too.")
 @common_options
 @click.pass_obj
 def command(
@@ -73,15 +75,22 @@ def command(
     dry_run: bool,
     wait: bool,
     fresh: bool,
+    split_export: bool,
+    split_evaluation: bool,
 ) -> None:
     """Submit a generation to Slurm, Kubernetes or this machine.
 
     The same submission again, while its job waits or runs, returns that job. A generation that
     exists is refused (73). With --wait, a job that is lost through no fault of its own is submitted
     again, and the exit code is that of the run.
+
+    With --split-export and --split-evaluation, what needs no GPU runs in jobs of its own, before
+    and after the fit.
     """
+    from dataclasses import replace
+
     from mlip_job.registry import Registry
-    from mlip_job.schedulers.base import JobRequest
+    from mlip_job.schedulers.base import JobRequest, stages
     from mlip_job.schedulers.open import open_scheduler
 
     config = settings.config()
@@ -99,11 +108,13 @@ def command(
         run_options=("--fresh",) if fresh else (),
         ensemble=ensemble,
         after=after,
+        stages=stages(split_export=split_export, split_evaluation=split_evaluation),
     )
     if dry_run:
         if len(numbers) > 1:
             raise ConfigError("--dry-run shows one generation at a time")
-        click.echo(chosen.plan(first).text, nl=False)
+        for stage in first.stages:
+            click.echo(chosen.plan(replace(first, stage=stage)).text, nl=False)
         return
     submitter = _Submitter(settings, config, registry, chosen, Reporter(settings))
     documents = submitter.submit(first, numbers, wait=wait)
@@ -134,32 +145,44 @@ class _Submitter:
         """
         from dataclasses import replace
 
-        documents, after = [], first.after
+        documents: list[dict[str, Any]] = []
+        after = first.after
         for number in numbers:
             self._require_absent(number)
         for number in numbers:
-            plan = self._scheduler.plan(replace(first, generation=number, after=after))
-            job = self._submit_one(plan, number)
+            follows = None
+            for stage in first.stages:
+                request = replace(
+                    first, generation=number, after=after, stage=stage, follows=follows
+                )
+                plan = self._scheduler.plan(request)
+                job = self._submit_one(plan)
+                follows = job.id
+                documents.append(
+                    {
+                        "generation": number,
+                        "stage": stage.value,
+                        "scheduler": job.scheduler,
+                        "id": job.id,
+                        "name": job.name,
+                    }
+                )
             after = None if wait else job.id
-            document = {
-                "generation": number,
-                "scheduler": job.scheduler,
-                "id": job.id,
-                "name": job.name,
-            }
             if wait:
-                document["manifest"] = self._wait(plan, number).model_dump(mode="json")
-            documents.append(document)
+                documents[-1]["manifest"] = self._wait(plan, number).model_dump(mode="json")
         return documents
 
-    def _submit_one(self, plan: Plan, number: int) -> JobHandle:
+    def _submit_one(self, plan: Plan) -> JobHandle:
         from mlip_job.cli.job_view import name_of
+        from mlip_job.schedulers.base import Stage
 
+        number, stage = plan.request.generation, plan.request.stage
         before = self._scheduler.find(self._config.family, number)
         live = before is not None and not self._scheduler.status(before).state.ended
         job = self._scheduler.submit(plan)
         what = "waits or runs already as" if live and job == before else "submitted as"
-        self._reporter.message(f"{generation_name(number)} {what} {name_of(job)}")
+        part = "" if stage is Stage.WHOLE else f" ({stage})"
+        self._reporter.message(f"{generation_name(number)}{part} {what} {name_of(job)}")
         return job
 
     def _wait(self, plan: Plan, number: int) -> Manifest:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from mlip_job.errors import ConflictError, InterruptedRunError, MlipJobError
 from mlip_job.naming import WorkFiles
 from mlip_job.pipeline.background import every, within
-from mlip_job.pipeline.datasets import fetch_frames, find_or_build_dataset, frames
+from mlip_job.pipeline.datasets import Dataset, fetch_frames, find_or_build_dataset, frames
+from mlip_job.pipeline.decided import decided_dataset, settings_key
 from mlip_job.pipeline.evaluate import (
     clear_cores,
     evaluate_generation,
@@ -32,6 +33,7 @@ from mlip_job.pipeline.stages import (
     refer_to,
 )
 from mlip_job.registry import AttemptPart, TrainingState
+from mlip_job.registry.decisions import Decision, decide, forget_decision
 from mlip_job.report import make_report
 from mlip_job.reporting.facts import Facts, read_parent
 from mlip_job.reporting.page import render_report
@@ -47,8 +49,9 @@ if TYPE_CHECKING:
 
     from mlip_job.config import JobConfig
     from mlip_job.dataset.record import DatasetRecord
+    from mlip_job.pipeline.lineage import Lineage
     from mlip_job.pipeline.stages import Observer
-    from mlip_job.registry import Artefact, Checkpoint, Manifest, Registry
+    from mlip_job.registry import Artefact, Checkpoint, DatasetReference, Manifest, Registry
     from mlip_job.training.run_summary import RunSummary
     from mlip_job.training.signals import StopRequest
 
@@ -146,16 +149,33 @@ class Attempt:
         fresh
             Remove checkpoints of earlier attempts, and start over.
         """
+        prepared, shipper, summary = self._prepare_and_fit(fresh=fresh)
+        try:
+            return self._publish(prepared, shipper, summary)
+        except InterruptedRunError as error:
+            raise self._with_checkpoint(error, shipper) from None
+
+    def fit(self, *, fresh: bool) -> TrainingState:
+        """Train, and leave what came out as a checkpoint that another run publishes."""
+        prepared, _, _ = self._prepare_and_fit(fresh=fresh)
+        return prepared.training
+
+    def decide_dataset(self, *, fresh: bool) -> TrainingState:
+        """Publish the dataset, and have the next attempts at the generation train on it."""
+        training = self._prepare(fresh=fresh).training
+        settings = settings_key(self._config, self._generation)
+        decision = Decision(settings=settings, dataset=training.dataset)
+        decide(self._registry, self._generation, decision)
+        shutil.rmtree(self._files.directory, ignore_errors=True)
+        return training
+
+    def _prepare_and_fit(self, *, fresh: bool) -> tuple[Prepared, Shipper, RunSummary]:
         prepared = self._prepare(fresh=fresh)
         shipper = Shipper(
             self._registry, self._generation, self.name, self._files, prepared.training
         )
         with self._timed("fit"):
-            summary = self._fit(prepared, shipper)
-        try:
-            return self._publish(prepared, shipper, summary)
-        except InterruptedRunError as error:
-            raise self._with_checkpoint(error, shipper) from None
+            return prepared, shipper, self._fit(prepared, shipper)
 
     # -- before the fit --------------------------------------------------------------------------
 
@@ -163,6 +183,7 @@ class Attempt:
         checkpoints = self._registry.checkpoints(self._generation)
         if fresh:
             checkpoints.discard()
+            forget_decision(self._registry, self._generation)
         self._files.directory.mkdir(parents=True)
         try:
             checkpoint = fetch_checkpoint(
@@ -180,23 +201,10 @@ class Attempt:
         """Export the dataset and start from the parent, or from nothing."""
         training = self._config.training
         lineage = find_lineage(self._registry, training, self._generation)
-        agreed = self._registry.agreed_dataset(self._generation)
         with self._timed("export"):
-            dataset = None
-            if agreed is not None:
-                record = self._registry.dataset_record(agreed)
-                fetch_frames(record, self._registry, self._files)
-            else:
-                dataset = find_or_build_dataset(
-                    self._config,
-                    self._generation,
-                    self._registry,
-                    lineage.dataset,
-                    self._files.dataset.directory,
-                    self._observer,
-                    wanted=frames,
-                )
-                record = dataset.record
+            agreed = self._registry.agreed_dataset(self._generation) or self._decided()
+            dataset = agreed or self._find_or_build_dataset(lineage)
+            record = self._record_of(dataset)
         parent = fetch_parent(
             training,
             self._files,
@@ -207,11 +215,8 @@ class Attempt:
         )
         content = make_input(training, self._files, record, parent)
         self._raise_if_lost()
-        if dataset is not None:
-            with self._timed("publish_dataset"):
-                sha256 = dataset.publish(self._registry, self._files.dataset.directory)
-            agreed = refer_to(record, sha256, lineage.dataset)
-            self._registry.agree_on_dataset(self._generation, agreed)
+        with self._timed("publish_dataset"):
+            agreed = self._agree_on(dataset, lineage)
         state = TrainingState(
             attempts=(self._part(),),
             started=self._started,
@@ -243,6 +248,42 @@ class Attempt:
         )
         inputs = {self._files.leg_input(n): leg for n, leg in enumerate(legs, start=1)}
         return Prepared(record, state, inputs)
+
+    def _find_or_build_dataset(self, lineage: Lineage) -> Dataset:
+        return find_or_build_dataset(
+            self._config,
+            self._generation,
+            self._registry,
+            lineage.dataset,
+            self._files.dataset.directory,
+            self._observer,
+            wanted=frames,
+        )
+
+    def _record_of(self, dataset: Dataset | DatasetReference) -> DatasetRecord:
+        """Return its record; its frames are in the work directory then."""
+        if isinstance(dataset, Dataset):
+            return dataset.record
+        record = self._registry.dataset_record(dataset)
+        fetch_frames(record, self._registry, self._files)
+        return record
+
+    def _agree_on(self, dataset: Dataset | DatasetReference, lineage: Lineage) -> DatasetReference:
+        """Return how a dataset is named, which is in the store then."""
+        if isinstance(dataset, Dataset):
+            sha256 = dataset.publish(self._registry, self._files.dataset.directory)
+            dataset = refer_to(dataset.record, sha256, lineage.dataset)
+        self._registry.agree_on_dataset(self._generation, dataset)
+        return dataset
+
+    def _decided(self) -> DatasetReference | None:
+        dataset = decided_dataset(self._config, self._generation, self._registry)
+        if dataset is not None:
+            self._observer.message(
+                f"training on dataset {dataset.id}, decided before: {dataset.train} train and "
+                f"{dataset.test} test rows; --fresh takes the database as it is now"
+            )
+        return dataset
 
     def _part(self) -> AttemptPart:
         return AttemptPart(attempt=self.name, started=self._started, iterations=0)

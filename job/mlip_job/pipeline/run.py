@@ -14,6 +14,7 @@ from mlip_job.naming import DatasetFiles, WorkFiles, generation_name
 from mlip_job.pipeline.attempt import Attempt
 from mlip_job.pipeline.confirm import confirm_config, confirm_dataset
 from mlip_job.pipeline.datasets import all_files, find_or_build_dataset, no_files
+from mlip_job.pipeline.decided import decided_dataset
 from mlip_job.pipeline.ensemble import (
     Member,
     config_of,
@@ -23,9 +24,9 @@ from mlip_job.pipeline.ensemble import (
 )
 from mlip_job.pipeline.evaluate import describe_rejection
 from mlip_job.pipeline.lineage import find_lineage
+from mlip_job.pipeline.preflight import check_before_fit
 from mlip_job.registry import Registry
 from mlip_job.tracking.track import track_generation
-from mlip_job.training.programs import find_program, require_gpu
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -157,9 +158,7 @@ def _attempt(
     fresh: bool,
 ) -> tuple[Manifest, bool]:
     """Return what an attempt published; or, and False, what another one has meanwhile."""
-    registry.agreed_dataset(generation)  # a conflict is better found before the claim
-    find_lineage(registry, config.training, generation)
-    _preflight(config, registry)
+    check_before_fit(config, generation, registry, fresh=fresh)
     attempt = Attempt(config, generation, registry, observer, stop)
     with attempt.claim():
         published = registry.find_own(generation)
@@ -210,6 +209,21 @@ def _confirm(
 ) -> Outcome:
     """Compare a published generation with what this run would make of it."""
     confirm_config(published, config)
+    if decided_dataset(config, published.generation, registry) != published.dataset:
+        _confirm_dataset(config, registry, published, observer)
+    registry.roll_forward(published)
+    observer.message(
+        f"{generation_name(published.generation)} is published already, with this configuration "
+        "and this dataset: nothing to do"
+    )
+    if not published.headline.accepted:
+        observer.message(describe_rejection(published))
+    return Outcome(published, created=False)
+
+
+def _confirm_dataset(
+    config: JobConfig, registry: Registry, published: Manifest, observer: Observer
+) -> None:
     inherited = published.dataset.inherited_from
     parent = registry.get(inherited) if inherited is not None else None
     with _scratch(config) as scratch:
@@ -225,14 +239,6 @@ def _confirm(
     confirm_dataset(published, dataset.record)
     if dataset.stored_sha256 is None:
         dataset.remember(registry, published.dataset.record_sha256)
-    registry.roll_forward(published)
-    observer.message(
-        f"{generation_name(published.generation)} is published already, with this configuration "
-        "and this dataset: nothing to do"
-    )
-    if not published.headline.accepted:
-        observer.message(describe_rejection(published))
-    return Outcome(published, created=False)
 
 
 @contextmanager
@@ -246,14 +252,3 @@ def _scratch(config: JobConfig) -> Iterator[WorkFiles]:
         raise cant_write(work, error, hint="set work_dir") from None
     with reported(work), scratch as directory:
         yield WorkFiles(Path(directory))
-
-
-def _preflight(config: JobConfig, registry: Registry) -> None:
-    """Fail before the export rather than after it."""
-    find_program("pacemaker")
-    find_program("pace_yaml2yace")
-    if config.evaluation.active_set_kind is not None:
-        find_program("pace_activeset")
-    registry.store.check()
-    if config.training.require_gpu:
-        require_gpu()

@@ -20,6 +20,36 @@ if TYPE_CHECKING:
     from mlip_job.config import JobConfig
 
 
+class Stage(StrEnum):
+    """What a job does of a run, which several jobs may share: only the fit needs a GPU.
+
+    Attributes
+    ----------
+    WHOLE
+        All of it, ``mlip-job run``; or all that is left to do.
+    DATASET
+        ``mlip-job run --until dataset``.
+    FIT
+        ``mlip-job run --until fit``.
+    PUBLISH
+        What is left after the fit, ``mlip-job run`` again.
+    """
+
+    WHOLE = "whole"
+    DATASET = "dataset"
+    FIT = "fit"
+    PUBLISH = "publish"
+
+
+def stages(*, split_export: bool, split_evaluation: bool) -> tuple[Stage, ...]:
+    """Return the jobs that a run is split into, in order."""
+    if not split_export and not split_evaluation:
+        return (Stage.WHOLE,)
+    first = (Stage.DATASET,) if split_export else ()
+    last = (Stage.FIT, Stage.PUBLISH) if split_evaluation else (Stage.WHOLE,)
+    return (*first, *last)
+
+
 @dataclass(frozen=True)
 class JobRequest:
     """What shall run: ``mlip-job run --generation N`` with a configuration.
@@ -38,6 +68,12 @@ class JobRequest:
         Number of members to train with different seeds, or None.
     after
         Job of the same scheduler that has to succeed first: an id, or None.
+    stages
+        The jobs that the submission consists of, in order.
+    stage
+        Which of them this is.
+    follows
+        Id of the submission's job before this one, which has to succeed first; None for the first.
     """
 
     config: JobConfig
@@ -46,6 +82,9 @@ class JobRequest:
     run_options: tuple[str, ...] = ()
     ensemble: int | None = None
     after: str | None = None
+    stages: tuple[Stage, ...] = (Stage.WHOLE,)
+    stage: Stage = Stage.WHOLE
+    follows: str | None = None
 
 
 @dataclass(frozen=True)

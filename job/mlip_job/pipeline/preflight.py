@@ -1,0 +1,41 @@
+"""What is looked at before a run does anything: an error is better found before the export."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mlip_job.pipeline.lineage import find_lineage
+from mlip_job.training.programs import find_program, require_gpu
+
+if TYPE_CHECKING:
+    from mlip_job.config import JobConfig
+    from mlip_job.registry import Registry
+
+
+def check_before_dataset(config: JobConfig, generation: int, registry: Registry) -> None:
+    """Fail where a dataset could not be made or stored; neither trainer nor GPU is needed."""
+    registry.agreed_dataset(generation)  # a conflict is better found before the claim
+    find_lineage(registry, config.training, generation)
+    registry.store.check()
+
+
+def check_before_fit(
+    config: JobConfig, generation: int, registry: Registry, *, fresh: bool
+) -> None:
+    """Fail where a generation could not be trained and published.
+
+    A fit that has ended is only to be published, which needs no GPU.
+    """
+    check_before_dataset(config, generation, registry)
+    find_program("pacemaker")
+    find_program("pace_yaml2yace")
+    if config.evaluation.active_set_kind is not None:
+        find_program("pace_activeset")
+    if config.training.require_gpu and (fresh or not _is_fitted(registry, generation)):
+        require_gpu()
+
+
+def _is_fitted(registry: Registry, generation: int) -> bool:
+    return any(
+        checkpoint.position.finished for checkpoint in registry.checkpoints(generation).found()
+    )
