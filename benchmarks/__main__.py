@@ -1,4 +1,4 @@
-"""Run the benchmarks: ``python -m benchmarks [export|growth|read|commands ...]``."""
+"""Run the benchmarks: ``python -m benchmarks [export|growth|read|commands ...|overhead]``."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from pathlib import Path
 
 from benchmarks.commands import compare_commands
 from benchmarks.export import compare_routes, make_database, show_growth
+from benchmarks.overhead import compare_with_bare_pacemaker
 from benchmarks.reading import compare_readers
 from benchmarks.tables import machine, say
 
 PARTS = ("export", "growth", "read", "commands")
+LONG = ("overhead",)  # a quarter of an hour: only when asked for
 
 
 def main() -> None:
     """Run what was asked for, all by default."""
     parser = argparse.ArgumentParser(prog="benchmarks")
-    parser.add_argument("parts", nargs="*", default=PARTS, metavar="|".join(PARTS))
+    parser.add_argument("parts", nargs="*", default=PARTS, metavar="|".join((*PARTS, *LONG)))
     parser.add_argument("--rows", type=int, default=20_000, help="structures to compare with")
     parser.add_argument("--sizes", type=int, nargs="+", default=[2_000, 20_000, 200_000])
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, help="[5; 2 of the overhead]")
+    parser.add_argument("--iterations", type=int, default=400, help="of the overhead's fits")
     parser.add_argument("--directory", type=Path, help="where databases are kept for later runs")
     parser.add_argument("--database", action="append", default=[], help="URL to read from too")
     options = parser.parse_args()
@@ -30,15 +33,18 @@ def main() -> None:
         databases = options.directory or scratch
         databases.mkdir(parents=True, exist_ok=True)
         say(f"{datetime.now(UTC):%Y-%m-%d}: {machine()}")
+        repeats = options.repeats or 5
         if "export" in options.parts:
-            compare_routes(databases, options.rows, options.repeats)
+            compare_routes(databases, options.rows, repeats)
         if "growth" in options.parts:
             show_growth(databases, options.sizes, 3)
         if "read" in options.parts:
             urls = [str(make_database(databases, options.rows)), *options.database]
-            compare_readers(urls, options.repeats)
+            compare_readers(urls, repeats)
         if "commands" in options.parts:
-            compare_commands(scratch, options.repeats)
+            compare_commands(scratch, repeats)
+        if "overhead" in options.parts:
+            compare_with_bare_pacemaker(scratch, options.iterations, options.repeats or 2)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from mlip_job.errors import IntegrityError
 from mlip_job.evaluation.results import Evaluation, SetEvaluation
 from mlip_job.registry.manifest import AttemptPart, ErrorFigures, Headline, Parent
 from mlip_job.training.input_yaml import kappa
+from mlip_job.training.phases import added
 from mlip_job.training.run_summary import Errors, RunSummary
 
 if TYPE_CHECKING:
@@ -76,7 +77,10 @@ class TrainingReport(_Part):
     energy_reference
         How a DFT energy is recovered from the potential's.
     timings_s
-        Wall time of the stages before publishing, s.
+        Wall time of the stages before publishing, s; of all attempts together.
+    phases_s
+        Likewise of pacemaker's phases within the stage ``fit``. Building its graphs, for the
+        training set and again for the test set, are phases of their own.
     warnings
         What a person should know before using the potential.
     """
@@ -94,6 +98,7 @@ class TrainingReport(_Part):
     left_out_by_weighting: dict[str, tuple[int, ...]]
     energy_reference: str
     timings_s: dict[str, float]
+    phases_s: dict[str, float] = {}
     warnings: tuple[str, ...]
 
     def headline(self) -> Headline:
@@ -137,7 +142,6 @@ def make_report(
     summary: RunSummary,
     evaluation: Evaluation | None,
     left_out: Mapping[str, tuple[int, ...]],
-    timings_s: Mapping[str, float],
 ) -> TrainingReport:
     """Put together what the stages of a run found."""
     return TrainingReport(
@@ -160,7 +164,8 @@ def make_report(
         evaluation=evaluation,
         left_out_by_weighting=dict(left_out),
         energy_reference="E_DFT = E_potential + Σ n(element)·reference_energies_ev[element]",
-        timings_s=dict(timings_s),
+        timings_s=added(*(part.timings.stages_s for part in training.attempts)),
+        phases_s=added(*(part.timings.phases_s for part in training.attempts)),
         warnings=_warnings(config.training, summary, evaluation),
     )
 

@@ -96,7 +96,7 @@ def _trainer() -> str:
 
 
 def _gpu() -> str:
-    from mlip_job.training.programs import require_gpu
+    from mlip_job.training.gpu import require_gpu
 
     require_gpu()
     return "TensorFlow sees a GPU"

@@ -104,8 +104,10 @@ def _run(
     member: Member | None,
 ) -> Outcome | Reached:
     from mlip_job.pipeline import Until, run_generation, run_part
+    from mlip_job.pipeline.clock import StageClock
     from mlip_job.training.signals import StopRequest
 
+    clock = StageClock.of_process()
     with StopRequest() as stop:
         if until is not None:
             reached = run_part(
@@ -117,6 +119,7 @@ def _run(
                 stop=stop,
                 fresh=fresh,
                 member=member,
+                clock=clock,
             )
             if reached is not None:
                 return reached
@@ -128,6 +131,7 @@ def _run(
             stop=stop,
             fresh=fresh,
             member=member,
+            clock=clock,
         )
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlip_job.cli.output import figure, print_table
+from mlip_job.cli.output import duration, figure, print_table
 from mlip_job.naming import generation_name
 
 if TYPE_CHECKING:
@@ -152,6 +152,7 @@ def show_manifest(manifest: Manifest, latest: LatestPointer | None = None) -> No
             ),
         ),
         ("attempts", _attempts(manifest)),
+        *_times(manifest),
         *_committee(manifest),
         ("artefacts", ", ".join(sorted(manifest.artefacts))),
     ]
@@ -200,6 +201,27 @@ def _attempts(manifest: Manifest) -> str:
         return f"{manifest.attempt}, {started}"
     parts = ", ".join(f"{part.attempt} ({part.iterations})" for part in manifest.attempts)
     return f"{parts} iterations, {started}"
+
+
+def _times(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """Yield where the time of all attempts went."""
+    timings = [part.timings for part in manifest.attempts]
+    total = sum(sum(t.stages_s.values()) for t in timings)
+    if not total:
+        return  # a version that took no times published it
+    fit = sum(t.stages_s.get("fit", 0.0) for t in timings)
+    graphs = sum(
+        t.phases_s.get(name, 0.0)
+        for t in timings
+        for name in ("building_graph", "building_test_graph")
+    )
+    yield (
+        "wall time",
+        f"{duration(total)}: {duration(fit)} to fit, {duration(graphs)} of it to build graphs",
+    )
+    starts = [f"{t.to_pacemaker_s:.1f} s" for t in timings if t.to_pacemaker_s is not None]
+    if starts:
+        yield "pacemaker", f"started {', '.join(starts)} after the start of the job"
 
 
 def show_dataset(record: DatasetRecord) -> None:

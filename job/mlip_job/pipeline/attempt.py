@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
 
     from mlip_job.config import JobConfig
     from mlip_job.dataset.record import DatasetRecord
+    from mlip_job.pipeline.clock import StageClock
     from mlip_job.pipeline.lineage import Lineage
     from mlip_job.pipeline.stages import Observer
     from mlip_job.registry import Artefact, Checkpoint, DatasetReference, Manifest, Registry
@@ -91,6 +91,8 @@ class Attempt:
         Who is told.
     stop
         Which signals came.
+    clock
+        Takes the time of its stages.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class Attempt:
         registry: Registry,
         observer: Observer,
         stop: StopRequest,
+        clock: StageClock,
     ) -> None:
         self._started = datetime.now(UTC)
         self.name = f"{self._started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
@@ -110,7 +113,7 @@ class Attempt:
         self._stop = stop
         work = Path(config.work_dir) / registry.own.folder(generation)
         self._files = WorkFiles(work / self.name)
-        self._timings: dict[str, float] = {}
+        self._clock = clock
         self._lost: ConflictError | None = None
 
     @contextmanager
@@ -172,9 +175,14 @@ class Attempt:
     def _prepare_and_fit(self, *, fresh: bool) -> tuple[Prepared, Shipper, RunSummary]:
         prepared = self._prepare(fresh=fresh)
         shipper = Shipper(
-            self._registry, self._generation, self.name, self._files, prepared.training
+            self._registry,
+            self._generation,
+            self.name,
+            self._files,
+            prepared.training,
+            self._clock.timings,
         )
-        with self._timed("fit"):
+        with self._clock.stage("fit"):
             return prepared, shipper, self._fit(prepared, shipper)
 
     # -- before the fit --------------------------------------------------------------------------
@@ -186,9 +194,10 @@ class Attempt:
             forget_decision(self._registry, self._generation)
         self._files.directory.mkdir(parents=True)
         try:
-            checkpoint = fetch_checkpoint(
-                self._config, self._generation, self._registry, self._files, self._observer
-            )
+            with self._clock.stage("fetch"):
+                checkpoint = fetch_checkpoint(
+                    self._config, self._generation, self._registry, self._files, self._observer
+                )
             if checkpoint is None:
                 return self._begin()
             return self._go_on(checkpoint)
@@ -201,21 +210,22 @@ class Attempt:
         """Export the dataset and start from the parent, or from nothing."""
         training = self._config.training
         lineage = find_lineage(self._registry, training, self._generation)
-        with self._timed("export"):
-            agreed = self._registry.agreed_dataset(self._generation) or self._decided()
+        agreed = self._registry.agreed_dataset(self._generation) or self._decided()
+        with self._clock.stage("fetch" if agreed else "export"):
             dataset = agreed or self._find_or_build_dataset(lineage)
             record = self._record_of(dataset)
-        parent = fetch_parent(
-            training,
-            self._files,
-            record.elements,
-            self._registry,
-            lineage.potential,
-            self._observer,
-        )
+        with self._clock.stage("fetch"):
+            parent = fetch_parent(
+                training,
+                self._files,
+                record.elements,
+                self._registry,
+                lineage.potential,
+                self._observer,
+            )
         content = make_input(training, self._files, record, parent)
         self._raise_if_lost()
-        with self._timed("publish_dataset"):
+        with self._clock.stage("publish_dataset"):
             agreed = self._agree_on(dataset, lineage)
         state = TrainingState(
             attempts=(self._part(),),
@@ -299,8 +309,14 @@ class Attempt:
             show_line=self._observer.trainer_line,
             interruption=lambda: self._stop.error() or self._lost,
             stall_timeout=self._config.run.stall_timeout,
+            phases=self._clock.phases,
         )
-        wrapper = PacemakerWrapper(self._files, prepared.record.elements, monitor)
+        wrapper = PacemakerWrapper(
+            self._files,
+            prepared.record.elements,
+            monitor,
+            require_gpu=self._config.training.require_gpu,
+        )
 
         def ship() -> None:
             shipper.ship_progress(wrapper)
@@ -347,54 +363,59 @@ class Attempt:
 
     def _publish(self, prepared: Prepared, shipper: Shipper, summary: RunSummary) -> Manifest:
         left_out = json.loads(self._left_out.read_text(encoding="utf-8"))
-        fetch_structures(self._registry, prepared.record, self._files.dataset)
-        with self._timed("convert"):
+        with self._clock.stage("fetch"):
+            fetch_structures(self._registry, prepared.record, self._files.dataset)
+        with self._clock.stage("convert"):
             notes = clear_cores(self._files, left_out.get("test", ()))
             convert_to_yace(self._files.output_potential, self._files.yace)
-        with self._timed("evaluate"):
-            evaluation = evaluate_generation(
-                self._config,
-                self._generation,
-                self._registry,
-                self._files,
-                prepared.record,
-                summary,
-                left_out,
-                notes,
-                self._observer,
-                self._raise_if_lost,
-            )
-        parts = shipper.parts(summary.iterations or 0)
-        training = prepared.training.model_copy(update={"attempts": parts})
+        evaluation = evaluate_generation(
+            self._config,
+            self._generation,
+            self._registry,
+            self._files,
+            prepared.record,
+            summary,
+            left_out,
+            notes,
+            self._observer,
+            self._raise_if_lost,
+            self._clock,
+        )
+
+        def training() -> TrainingState:
+            parts = shipper.parts(summary.iterations or 0)
+            return prepared.training.model_copy(update={"attempts": parts})
+
         report = make_report(
             self._config,
             self._generation,
             prepared.record,
-            training,
+            training(),
             summary,
             evaluation,
             left_out,
-            self._timings,
         )
-        self._files.report.write_text(report.to_json(), encoding="utf-8")
 
         def described(artefacts: dict[str, Artefact]) -> Manifest:
             return describe(
                 self._config,
                 self._generation,
                 prepared.record,
-                training,
+                training(),  # with the time that publishing took until now
                 report.headline(),
                 artefacts,
             )
 
-        facts = Facts(report, described({}), prepared.record)
-        page = render_report(facts, read_parent(self._registry, report))
-        self._files.report_page.write_text(page, encoding="utf-8")
+        with self._clock.stage("report"):
+            self._files.report.write_text(report.to_json(), encoding="utf-8")
+            facts = Facts(report, described({}), prepared.record)
+            page = render_report(facts, read_parent(self._registry, report))
+            self._files.report_page.write_text(page, encoding="utf-8")
         self._raise_if_lost()
-        return self._registry.publish(
-            self._generation, self.name, self._files.artefacts(), described
-        )
+        with self._clock.stage("publish"):
+            return self._registry.publish(
+                self._generation, self.name, self._files.artefacts(), described
+            )
 
     @property
     def _left_out(self) -> Path:
@@ -404,9 +425,3 @@ class Attempt:
     def _raise_if_lost(self) -> None:
         if self._lost is not None:
             raise self._lost
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        started = time.monotonic()
-        yield
-        self._timings[stage] = round(time.monotonic() - started, 3)

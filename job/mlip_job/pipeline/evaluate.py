@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mlip_job.config import JobConfig
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.evaluation.results import Evaluation
+    from mlip_job.pipeline.clock import StageClock
     from mlip_job.pipeline.stages import Observer
     from mlip_job.registry import Manifest, Registry
     from mlip_job.training.run_summary import RunSummary
@@ -69,6 +70,7 @@ def evaluate_generation(
     notes: tuple[str, ...],
     observer: Observer,
     raise_if_lost: Callable[[], None],
+    clock: StageClock,
 ) -> Evaluation:
     """Find out about a converted potential all that its report says.
 
@@ -84,6 +86,8 @@ def evaluate_generation(
         Who is told.
     raise_if_lost
         Called from time to time; may raise to end it.
+    clock
+        Takes the time of its stages.
 
     Raises
     ------
@@ -94,10 +98,12 @@ def evaluate_generation(
         f"evaluating {files.yace.name} on {record.counts.train} train and {record.counts.test} "
         "test structures"
     )
-    active_set, active_set_notes = _make_active_set(
-        config.evaluation.active_set_kind, files, record
-    )
-    predecessor, comparison_notes = _find_predecessor(registry, generation, files)
+    with clock.stage("active_set"):
+        active_set, active_set_notes = _make_active_set(
+            config.evaluation.active_set_kind, files, record
+        )
+    with clock.stage("fetch"):
+        predecessor, comparison_notes = _find_predecessor(registry, generation, files)
     subject = Subject(
         models=Models(
             artefact=files.yace,
@@ -113,13 +119,14 @@ def evaluate_generation(
         active_set=active_set,
         notes=(*notes, *active_set_notes, *comparison_notes),
     )
-    evaluation = evaluate(
-        subject,
-        config.evaluation,
-        seed=config.dataset.seed,
-        cores=usable_cores(),
-        look=_Look(observer, raise_if_lost),
-    )
+    with clock.stage("evaluate"):
+        evaluation = evaluate(
+            subject,
+            config.evaluation,
+            seed=config.dataset.seed,
+            cores=usable_cores(),
+            look=_Look(observer, raise_if_lost),
+        )
     for note in evaluation.notes:
         observer.message(f"note: {note}")
     return evaluation

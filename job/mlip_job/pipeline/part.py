@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mlip_job.disk import reported
 from mlip_job.naming import generation_name
 from mlip_job.pipeline.attempt import Attempt
+from mlip_job.pipeline.clock import StageClock
 from mlip_job.pipeline.ensemble import Member, config_of, registry_of
 from mlip_job.pipeline.preflight import check_before_dataset, check_before_fit
 from mlip_job.registry import Registry
@@ -64,6 +65,7 @@ def run_part(
     stop: StopRequest,
     fresh: bool = False,
     member: Member | None = None,
+    clock: StageClock | None = None,
 ) -> Reached | None:
     """Run a generation up to its dataset, or to the end of its fit; see `run_generation`.
 
@@ -79,17 +81,19 @@ def run_part(
     MlipJobError
         Of the kind that says what went wrong; see `mlip_job.errors`.
     """
+    clock = clock or StageClock()
     registry = Registry(store, config.family)
     if member is not None:
         registry = registry_of(registry, config, member)
         config = config_of(config, member.number)
     if registry.find(generation) is not None or registry.find_own(generation) is not None:
         return None
-    if until is Until.DATASET:
-        check_before_dataset(config, generation, registry)
-    else:
-        check_before_fit(config, generation, registry, fresh=fresh)
-    attempt = Attempt(config, generation, registry, observer, stop)
+    with clock.stage("checks"):
+        if until is Until.DATASET:
+            check_before_dataset(config, generation, registry)
+        else:
+            check_before_fit(config, generation, registry, fresh=fresh)
+    attempt = Attempt(config, generation, registry, observer, stop, clock)
     with attempt.claim():
         if registry.find_own(generation) is not None:
             return None

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mlip_job.pipeline.lineage import find_lineage
-from mlip_job.training.programs import find_program, require_gpu
+from mlip_job.training.gpu import require_gpu_device
+from mlip_job.training.programs import find_program
 
 if TYPE_CHECKING:
     from mlip_job.config import JobConfig
@@ -32,7 +33,7 @@ def check_before_fit(
     if config.evaluation.active_set_kind is not None:
         find_program("pace_activeset")
     if config.training.require_gpu and (fresh or not _is_fitted(registry, generation)):
-        require_gpu()
+        require_gpu_device()
 
 
 def _is_fitted(registry: Registry, generation: int) -> bool:

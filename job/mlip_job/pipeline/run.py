@@ -12,6 +12,7 @@ from mlip_job.disk import cant_write, reported
 from mlip_job.errors import ConfigError
 from mlip_job.naming import DatasetFiles, WorkFiles, generation_name
 from mlip_job.pipeline.attempt import Attempt
+from mlip_job.pipeline.clock import StageClock
 from mlip_job.pipeline.confirm import confirm_config, confirm_dataset
 from mlip_job.pipeline.datasets import all_files, find_or_build_dataset, no_files
 from mlip_job.pipeline.decided import decided_dataset
@@ -68,18 +69,21 @@ def run_generation(
     stop: StopRequest,
     fresh: bool = False,
     member: Member | None = None,
+    clock: StageClock | None = None,
 ) -> Outcome:
     """Export, train and publish a generation, or confirm that it is published already; log it.
 
     An attempt that was interrupted is gone on with: its dataset, its potential, its learning curve.
     With `fresh` it is forgotten. With `member` one member of an ensemble is trained; the run that
-    finds all of them trained publishes the generation.
+    finds all of them trained publishes the generation. Where a `clock` is given, it says when the
+    job began.
 
     Raises
     ------
     MlipJobError
         Of the kind that says what went wrong; see `mlip_job.errors`. Nothing is published then.
     """
+    clock = clock or StageClock()
     registry = Registry(store, config.family)
     published = registry.find(generation)
     if published is not None and member is not None:
@@ -87,9 +91,11 @@ def run_generation(
     if published is not None:
         outcome = _confirm(config, registry, published, observer)
     elif member is not None:
-        outcome = _train_member(config, generation, registry, member, observer, stop, fresh=fresh)
+        outcome = _train_member(
+            config, generation, registry, member, observer, stop, clock, fresh=fresh
+        )
     else:
-        outcome = _train(config, generation, registry, observer, stop, fresh=fresh)
+        outcome = _train(config, generation, registry, observer, stop, clock, fresh=fresh)
     if outcome.missing:
         return outcome
     with stop.deferred():
@@ -109,10 +115,11 @@ def _train(
     registry: Registry,
     observer: Observer,
     stop: StopRequest,
+    clock: StageClock,
     *,
     fresh: bool,
 ) -> Outcome:
-    manifest, created = _attempt(config, generation, registry, observer, stop, fresh=fresh)
+    manifest, created = _attempt(config, generation, registry, observer, stop, clock, fresh=fresh)
     if not created:
         return _confirm(config, registry, manifest, observer)
     observer.message(f"published {generation_name(generation)} in {registry.store.url}")
@@ -128,6 +135,7 @@ def _train_member(
     member: Member,
     observer: Observer,
     stop: StopRequest,
+    clock: StageClock,
     *,
     fresh: bool,
 ) -> Outcome:
@@ -135,7 +143,9 @@ def _train_member(
     own_config, own = config_of(config, member.number), registry_of(registry, config, member)
     manifest, created = own.find_own(generation), False
     if manifest is None:
-        manifest, created = _attempt(own_config, generation, own, observer, stop, fresh=fresh)
+        manifest, created = _attempt(
+            own_config, generation, own, observer, stop, clock, fresh=fresh
+        )
     confirm_config(manifest, own_config)
     name = f"member {member.number} of {member.of} of {generation_name(generation)}"
     observer.message(f"{name} is trained")
@@ -154,12 +164,14 @@ def _attempt(
     registry: Registry,
     observer: Observer,
     stop: StopRequest,
+    clock: StageClock,
     *,
     fresh: bool,
 ) -> tuple[Manifest, bool]:
     """Return what an attempt published; or, and False, what another one has meanwhile."""
-    check_before_fit(config, generation, registry, fresh=fresh)
-    attempt = Attempt(config, generation, registry, observer, stop)
+    with clock.stage("checks"):
+        check_before_fit(config, generation, registry, fresh=fresh)
+    attempt = Attempt(config, generation, registry, observer, stop, clock)
     with attempt.claim():
         published = registry.find_own(generation)
         if published is not None:

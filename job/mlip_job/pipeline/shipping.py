@@ -15,10 +15,10 @@ from mlip_job.training.tables import read_table
 from mlip_job.training.train_log import copy_without_host
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from mlip_job.naming import WorkFiles
-    from mlip_job.registry import Registry
+    from mlip_job.registry import Registry, Timings
     from mlip_job.training.runner import PacemakerWrapper
 
 TRAIN_LOG = "train.log"
@@ -35,6 +35,8 @@ class Shipper:
         The attempt's work directory.
     training
         What the attempt does; its own part is the last of ``attempts``.
+    timings
+        Tells where its time went until now.
 
     Attributes
     ----------
@@ -49,6 +51,7 @@ class Shipper:
         attempt: str,
         files: WorkFiles,
         training: TrainingState,
+        timings: Callable[[], Timings],
     ) -> None:
         self.saved: FitPosition | None = None
         self._registry = registry
@@ -56,6 +59,7 @@ class Shipper:
         self._attempt = attempt
         self._files = files
         self._training = training
+        self._timings = timings
         self._number = 0
         self._one_at_a_time = Lock()
 
@@ -90,10 +94,13 @@ class Shipper:
             self._save(position, count_iterations(rows), content)
 
     def parts(self, iterations: int) -> tuple[AttemptPart, ...]:
-        """Return what each attempt contributed to a learning curve of so many iterations."""
+        """Return what each attempt contributed to a learning curve of so many iterations.
+
+        And where its time went: that of this one until now.
+        """
         *before, mine = self._training.attempts
         own = iterations - sum(part.iterations for part in before)
-        return (*before, mine.model_copy(update={"iterations": own}))
+        return (*before, mine.model_copy(update={"iterations": own, "timings": self._timings()}))
 
     def _save(self, position: FitPosition, iterations: int, files: dict[str, Path]) -> None:
         self._number += 1

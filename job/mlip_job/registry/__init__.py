@@ -17,6 +17,7 @@ from mlip_job.registry.manifest import (
     Manifest,
     Parent,
     Spread,
+    Timings,
 )
 from mlip_job.registry.members import MemberRegistry, members_of
 from mlip_job.registry.pointer import LatestPointer
@@ -41,6 +42,7 @@ __all__ = [
     "Parent",
     "Registry",
     "Spread",
+    "Timings",
     "TrainingState",
     "members_of",
 ]

@@ -79,6 +79,24 @@ class DatasetReference(_Part):
     inherited_from: int | None
 
 
+class Timings(_Part):
+    """Where the time of one attempt went, s of wall time; docs/report.md names the stages.
+
+    Attributes
+    ----------
+    to_pacemaker_s
+        From the start of the job's process to pacemaker's; None where there was nothing to fit.
+    stages_s
+        Of each stage in their order, up to when this was written.
+    phases_s
+        Of each phase of pacemaker's within the stage ``fit``, over all its starts.
+    """
+
+    to_pacemaker_s: float | None = None
+    stages_s: dict[str, float] = {}
+    phases_s: dict[str, float] = {}
+
+
 class AttemptPart(_Part):
     """What one attempt contributed to a fit.
 
@@ -90,11 +108,14 @@ class AttemptPart(_Part):
         When it began.
     iterations
         How many iterations of the learning curve are its own.
+    timings
+        Where its time went.
     """
 
     attempt: str
     started: datetime
     iterations: int
+    timings: Timings = Timings()
 
 
 class ErrorFigures(_Part):

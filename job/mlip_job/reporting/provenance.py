@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _MODES = {"continue": "with the same basis", "extend": "growing its basis"}
 _LISTED_ROWS = 12
+_BAR = 16  # characters of the longest bar
 _TIME = "%Y-%m-%d %H:%M"
 
 
@@ -158,6 +159,8 @@ def attempts(report: TrainingReport) -> Table:
             Column("attempt", numeric=False),
             Column("begun (UTC)", numeric=False),
             Column("iterations"),
+            Column("pacemaker after"),
+            Column("wall time"),
         ),
         tuple(
             (
@@ -165,31 +168,55 @@ def attempts(report: TrainingReport) -> Table:
                 part.attempt,
                 f"{part.started:{_TIME}}",
                 fixed(part.iterations, 0),
+                _duration(part.timings.to_pacemaker_s),
+                _duration(sum(part.timings.stages_s.values()) or None),
             )
             for number, part in enumerate(report.attempts, start=1)
         ),
+        "From the start of the job's process to pacemaker's; wall time up to this report, or to "
+        "an attempt's last checkpoint.",
     )
 
 
 def timings(report: TrainingReport) -> tuple[Table, ...]:
-    """Return how long the stages took, and pacemaker's phases within the fit."""
-    tables = (
-        _timing_table("Stages of the last attempt", "stage", report.timings_s),
-        _timing_table("Phases of pacemaker's last start", "phase", report.fit.timings_s),
-    )
-    return tuple(table for table in tables if table.rows)
+    """Return where the time went: in the stages, the fit's by what pacemaker did."""
+    if not report.phases_s:
+        tables = (
+            _timing_table("Stages of the last attempt", "stage", report.timings_s),
+            _timing_table("Phases of pacemaker's last start", "phase", report.fit.timings_s),
+        )
+        return tuple(table for table in tables if table.rows)
+    seconds: dict[str, float] = {}
+    for stage, time in report.timings_s.items():
+        if stage == "fit":
+            seconds |= {f"fit: {name}": phase for name, phase in report.phases_s.items()}
+            time = max(0.0, time - sum(report.phases_s.values()))  # noqa: PLW2901 - what is left
+            stage = "fit: checkpoints and the rest"  # noqa: PLW2901
+        seconds[stage] = time
+    return (_timing_table("Where the time went", "stage", seconds),)
+
+
+def _duration(seconds: float | None) -> str:
+    return UNKNOWN if seconds is None else duration(seconds)
 
 
 def _timing_table(title: str, name: str, seconds: dict[str, float]) -> Table:
     total = sum(seconds.values()) or 1.0
+    longest = max(seconds.values(), default=0.0) or 1.0
     return Table(
         title,
-        (Column(name, numeric=False), Column("time"), Column("share")),
+        (
+            Column(name, numeric=False),
+            Column("time"),
+            Column("share"),
+            Column("", numeric=False),
+        ),
         tuple(
             (
                 stage.replace("_", " "),
                 duration(time),
                 f"{fixed(100 * time / total, 0)}{NARROW_SPACE}%",
+                "█" * round(_BAR * time / longest),
             )
             for stage, time in seconds.items()
         ),

@@ -135,7 +135,7 @@ def _parameters(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 def _figures(report: TrainingReport) -> Iterator[LoggedMetric]:
     fit = report.fit.model_dump(include={"train", "test", "iterations", "functions", "parameters"})
-    found: dict[str, Any] = {"fit": fit, "timings_s": report.timings_s}
+    found: dict[str, Any] = {"fit": fit, "timings_s": report.timings_s, "phases_s": report.phases_s}
     evaluation = report.evaluation
     if evaluation is not None:
         errors = {

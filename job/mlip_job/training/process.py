@@ -6,13 +6,16 @@ import os
 import signal
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mlip_job.errors import TrainingError
 from mlip_job.training.failure import DIVERGED
+from mlip_job.training.gpu import pacemaker_on_gpu, unseen
 from mlip_job.training.lines import LineReader
 from mlip_job.training.log import LogParser
+from mlip_job.training.on_device import NO_DEVICE
+from mlip_job.training.phases import PhaseClock
 from mlip_job.training.programs import die_with_parent, find_program, trainer_environment
 from mlip_job.training.tables import MetricsRow, TableFollower
 from mlip_job.training.train_log import hide_host
@@ -67,15 +70,25 @@ class Monitor:
         Asked as often; the error that it returns is raised when pacemaker has been stopped.
     stall_timeout
         Seconds without iteration, output and CPU use after which pacemaker is ended.
+    phases
+        Told how long pacemaker's phases take.
     """
 
     observe: Callable[[Progress], None]
     show_line: Callable[[str], None]
     interruption: Callable[[], MlipJobError | None]
     stall_timeout: float
+    phases: PhaseClock = field(default_factory=PhaseClock)
 
 
-def run_pacemaker(files: WorkFiles, input_file: Path, offset: Offset, monitor: Monitor) -> int:
+def run_pacemaker(
+    files: WorkFiles,
+    input_file: Path,
+    offset: Offset,
+    monitor: Monitor,
+    *,
+    require_gpu: bool = False,
+) -> int:
     """Run pacemaker on an input file and return its exit code.
 
     Parameters
@@ -88,18 +101,23 @@ def run_pacemaker(files: WorkFiles, input_file: Path, offset: Offset, monitor: M
         Where in the whole fit it begins, for the progress.
     monitor
         Who is told, and who may end it.
+    require_gpu
+        Whether it must not train on the CPU.
 
     Raises
     ------
     ConfigError
         If pacemaker is not installed.
+    GpuRequiredError
+        If TensorFlow sees no GPU, and one is required.
     MlipJobError
         What `monitor.interruption` returned.
     TrainingError
         If it diverged or hung, and was ended for it.
     """
+    program = pacemaker_on_gpu() if require_gpu else [str(find_program("pacemaker"))]
     # Its predictions and plots of the training data are not needed, and cost two graphs more.
-    command = [str(find_program("pacemaker")), "--no-predict", input_file.name]
+    command = [*program, "--no-predict", input_file.name]
     with files.train_log.open("ab", buffering=0) as output:
         begin = output.tell()
         process = subprocess.Popen(  # noqa: S603 - a fixed program with a name of our own
@@ -117,7 +135,10 @@ def run_pacemaker(files: WorkFiles, input_file: Path, offset: Offset, monitor: M
         exit_code = _Follower(files, process, offset, monitor).follow(begin)
     finally:
         _stop_group(process)
+        monitor.phases.end()
     hide_host(files.train_log)
+    if require_gpu and exit_code == NO_DEVICE:
+        raise unseen()
     return exit_code
 
 
@@ -137,6 +158,7 @@ class _Follower:
         self._monitor = monitor
         self._started = time.monotonic()
         self._log = LogParser()
+        monitor.phases.start(self._log)
         self._log_bytes = 0
         self._metrics = TableFollower(files.table("metrics"))
         self._clock = _IterationClock()

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlip_job.errors import ConfigError, GpuRequiredError, TrainingError
+from mlip_job.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,7 +30,6 @@ _PASSED_NAMES = {
 _PASSED_PREFIXES = ("CUDA_", "NVIDIA_", "TF_", "XLA_", "OMP_", "MKL_", "OPENBLAS_", "MPL")
 _PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 _LIBC = ctypes.CDLL(None)  # loaded here: it can't be between fork and exec
-_GPU_PROBE = "import tensorflow as tf; print(len(tf.config.list_physical_devices('GPU')))"
 
 
 def find_program(name: str) -> Path:
@@ -121,32 +120,3 @@ def die_with_parent() -> None:
     May be called between fork and exec, where only what can't block may be done.
     """
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def require_gpu() -> None:
-    """Check that TensorFlow sees a GPU; it would fall back to the CPU without a word.
-
-    Raises
-    ------
-    GpuRequiredError
-        If it sees none.
-    """
-    done = subprocess.run(  # noqa: S603 - this very Python
-        [sys.executable, "-c", _GPU_PROBE],
-        env=trainer_environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise ConfigError(
-            f"TensorFlow does not start: {last[0]}", hint="mlip-job check shows the trainer"
-        )
-    if done.stdout.split()[-1:] in ([], ["0"]):
-        raise GpuRequiredError(
-            "a GPU is required, but TensorFlow sees none",
-            hint="check the allocation (nvidia-smi) and that the image is the cuda one; "
-            "training.require_gpu: false trains on the CPU",
-        )

@@ -52,12 +52,22 @@ class PacemakerWrapper:
         What the potential has to describe.
     monitor
         Who is told how it goes, and who may end it.
+    require_gpu
+        Whether it must not train on the CPU.
     """
 
-    def __init__(self, files: WorkFiles, elements: Sequence[str], monitor: Monitor) -> None:
+    def __init__(
+        self,
+        files: WorkFiles,
+        elements: Sequence[str],
+        monitor: Monitor,
+        *,
+        require_gpu: bool = False,
+    ) -> None:
         self._files = files
         self._elements = tuple(sorted(elements))
         self._monitor = monitor
+        self._require_gpu = require_gpu
         self._leg: Leg | None = None
         self._changing = Lock()
 
@@ -74,6 +84,8 @@ class PacemakerWrapper:
         ------
         ConfigError
             If pacemaker is not installed.
+        GpuRequiredError
+            If TensorFlow sees no GPU, and one is required.
         MlipJobError
             What the monitor ended it with.
         DiskError
@@ -109,7 +121,13 @@ class PacemakerWrapper:
         with self._changing:
             self._leg = leg
         try:
-            exit_code = run_pacemaker(self._files, input_file, leg.offset, self._monitor)
+            exit_code = run_pacemaker(
+                self._files,
+                input_file,
+                leg.offset,
+                self._monitor,
+                require_gpu=self._require_gpu,
+            )
         except MlipJobError:
             with suppress(OSError):  # how far it came is for people to see, no more
                 write_tables(self._files, leg, self._files.curves)

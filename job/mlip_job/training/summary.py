@@ -11,6 +11,7 @@ from mlip_job.training.failure import DIVERGED, describe_failure
 from mlip_job.training.final_errors import final_errors, milli
 from mlip_job.training.lines import read_lines
 from mlip_job.training.log import LogParser
+from mlip_job.training.phases import phase_seconds
 from mlip_job.training.run_summary import CurvePoint, FitCycle, RunSummary, SetSizes
 from mlip_job.training.tables import MetricsRow, MetricsTable, read_table
 
@@ -73,7 +74,7 @@ def summarise_run(directory: Path, *, exit_code: int | None = None) -> RunSummar
         optimiser_message=state.optimiser_results[-1].message if state.optimiser_results else None,
         structures=_structures(state),
         versions=dict(state.versions),
-        timings_s=_timings(state),
+        timings_s=phase_seconds(state),
         train_curve=tuple(_curve(train_rows)),
         test_curve=tuple(_curve(tables["test_metrics"].rows)),
         warnings=(*_warnings(state, tables), *warnings),
@@ -180,16 +181,6 @@ def _structures(state: LogState) -> dict[Literal["train", "test"], SetSizes]:
         side: SetSizes(found=sizes.found, kept=sizes.kept, fitted=fitted)
         for (side, fitted), sizes in zip(sides, state.datasets, strict=False)
     }
-
-
-def _timings(state: LogState) -> dict[str, float]:
-    timings: dict[str, float] = {}
-    ends = [time for _, time in state.phases[1:]] + [state.last_time]
-    for (phase, start), end in zip(state.phases, ends, strict=False):
-        if end is not None:
-            seconds = (end - start).total_seconds()
-            timings[phase.value] = round(timings.get(phase.value, 0.0) + seconds, 3)
-    return timings
 
 
 def _warnings(state: LogState, tables: dict[str, MetricsTable]) -> Iterator[str]:
