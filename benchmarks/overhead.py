@@ -8,7 +8,6 @@ import subprocess
 import time
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +26,8 @@ from mlip_job.training.tables import read_table
 from tests.support import with_emt, write_database
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ase import Atoms
 
     from mlip_job.registry import Timings

@@ -11,7 +11,7 @@ import jsonschema
 
 from mlip_job.config import JobConfig
 from mlip_job.dataset import record as dataset_record
-from mlip_job.registry import AttemptPart, Parent
+from mlip_job.registry import AttemptPart, Parent, Timings
 from mlip_job.report import DatasetSummary, LossDefinition, TrainingReport
 from mlip_job.reporting.facts import Facts
 from mlip_job.training.summary import summarise_run
@@ -46,7 +46,14 @@ def make_report(generation: int = 2, **changes: Any) -> TrainingReport:
         if generation > 1
         else None,
         "attempts": (
-            AttemptPart(attempt="20261123T224000Z-a1b2c3", started=started, iterations=11),
+            AttemptPart(
+                attempt="20261123T224000Z-a1b2c3",
+                started=started,
+                iterations=11,
+                timings=Timings(
+                    to_pacemaker_s=6.5, stages_s={"start_up": 2.3, "export": 4.2, "fit": 1204.0}
+                ),
+            ),
             AttemptPart(
                 attempt="20261123T235500Z-d4e5f6",
                 started=started + timedelta(hours=1),
@@ -73,7 +80,8 @@ def make_report(generation: int = 2, **changes: Any) -> TrainingReport:
         "evaluation": make_evaluation(generation),
         "left_out_by_weighting": {},
         "energy_reference": "E_DFT = E_potential + Σ n(element)·reference_energies_ev[element]",
-        "timings_s": {"export": 4.2, "publish_dataset": 0.9, "fit": 5321.0, "evaluation": 38.0},
+        "timings_s": {"export": 4.2, "publish_dataset": 0.9, "fit": 5321.0, "evaluate": 38.0},
+        "phases_s": {"starting": 21.0, "building_graph": 1200.0, "fitting": 4080.0},
         "warnings": ("stress_weight has no effect: pacemaker fits no stress",),
     }
     return TrainingReport(**(values | changes))

@@ -6,6 +6,7 @@ import math
 import re
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from mlip_job.evaluation.results import EnergyVolumeCheck, ErrorPair
 from mlip_job.registry import AttemptPart, ErrorFigures, Headline
+from mlip_job.reporting import provenance
 from mlip_job.reporting.chart import Axis, Chart
 from mlip_job.reporting.comparison import comparison_document, figures_table, steps_table
 from mlip_job.reporting.error_tables import agreement_table, config_type_table, worst_table
@@ -28,6 +30,9 @@ from mlip_job.reporting.trend import change_since, gate_word, sparkline
 from mlip_job.training.run_summary import CurvePoint, FitCycle
 from tests.evaluations import make_evaluation, make_physics
 from tests.reports import make_facts, make_report
+
+if TYPE_CHECKING:
+    from mlip_job.report import TrainingReport
 
 NUMBERS = st.floats(allow_nan=True, allow_infinity=True)
 
@@ -409,3 +414,41 @@ def test_attempts_are_listed() -> None:
     assert isinstance(first, AttemptPart)
     page = render_report(make_facts(make_report(2)), None)
     assert first.attempt in page
+
+
+def _timing_rows(report: TrainingReport) -> dict[str, list[list[str]]]:
+    tables = provenance.timings(report)
+    return {table.title: [[str(cell) for cell in row] for row in table.rows] for table in tables}
+
+
+def test_building_graphs_is_a_stage_of_its_own() -> None:
+    """The fit is shown by what pacemaker did, and what is left of it was ours."""
+    report = make_report(
+        1,
+        timings_s={"export": 20.0, "fit": 170.0, "evaluate": 10.0},
+        phases_s={"building_graph": 60.0, "fitting": 100.0},
+    )
+    assert _timing_rows(report) == {
+        "Where the time went": [
+            ["export", "20 s", "10\u202f%", "█" * 3],
+            ["fit: building graph", "60 s", "30\u202f%", "█" * 10],
+            ["fit: fitting", "1.7 min", "50\u202f%", "█" * 16],
+            ["fit: checkpoints and the rest", "10 s", "5\u202f%", "█" * 2],
+            ["evaluate", "10 s", "5\u202f%", "█" * 2],
+        ]
+    }
+    assert "Where the time went" in render_report(make_facts(report), None)
+
+
+def test_older_reports_show_the_times_that_they_have() -> None:
+    """Those of the last attempt, and of pacemaker's last start."""
+    report = make_report(1, phases_s={}, timings_s={"export": 4.0, "fit": 50.0})
+    shown = _timing_rows(report)
+    assert list(shown) == ["Stages of the last attempt", "Phases of pacemaker's last start"]
+    assert [row[0] for row in shown["Stages of the last attempt"]] == ["export", "fit"]
+
+
+def test_attempts_show_how_long_pacemaker_had_to_wait() -> None:
+    """An attempt of before there were times has a dash."""
+    rows = provenance.attempts(make_report(1)).rows
+    assert [row[4:] for row in rows] == [("6.5 s", "20.2 min"), ("–", "–")]
