@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import statistics
 import subprocess
@@ -39,10 +40,12 @@ _PREDICTING = "predicting"
 
 @dataclass(frozen=True)
 class _Pair:
-    """A run of ours and pacemaker alone, one after the other; s of wall time."""
+    """A run of ours and pacemaker alone, one after the other; s of wall time and of CPU time."""
 
     ours_s: float
+    ours_cpu_s: float
     bare_s: float
+    bare_cpu_s: float
     timings: Timings
     bare_phases_s: dict[str, float]
 
@@ -74,7 +77,8 @@ def _print(pairs: list[_Pair], iterations: int) -> None:
         f"{iterations} iterations, bit-equal losses",
         (
             "round", "run, s", "pacemaker, s", "overhead, s", "%", "limit, s", "within",
-            "predictions of pacemaker's, s", "overhead without them, s",
+            "predictions of pacemaker's, s", "overhead without them, s", "CPU of the run, s",
+            "CPU of pacemaker, s",
         ),
         [
             (
@@ -87,6 +91,8 @@ def _print(pairs: list[_Pair], iterations: int) -> None:
                 "yes" if pair.ours_s - pair.bare_s <= pair.limit_s else "NO",
                 f"{pair.bare_s - pair.fit_alone_s:.1f}",
                 f"{pair.ours_s - pair.fit_alone_s:+.1f}",
+                f"{pair.ours_cpu_s:.0f}",
+                f"{pair.bare_cpu_s:.0f}",
             )
             for number, pair in enumerate(pairs, start=1)
         ],
@@ -161,13 +167,13 @@ def _structures() -> list[Atoms]:
 def _run_both(directory: Path, config: Path) -> _Pair:
     for left in ("store", "work", "bare"):
         shutil.rmtree(directory / left, ignore_errors=True)
-    started = time.perf_counter()
+    before, started = _children_cpu_s(), time.perf_counter()
     subprocess.run(
         [str(find_program("mlip-job")), "-q", "-c", str(config), "run", "-g", "1"],
         check=True,
         stdout=subprocess.DEVNULL,
     )
-    ours_s = time.perf_counter() - started
+    ours_s, ours_cpu_s = time.perf_counter() - started, _children_cpu_s() - before
     settings = load_config(config)
     manifest = Registry(open_store(settings.storage), settings.family).get(1)
     (work,) = (directory / "work" / "gen_01").iterdir()
@@ -175,9 +181,17 @@ def _run_both(directory: Path, config: Path) -> _Pair:
     bare.mkdir()
     shutil.copy(work / "input.yaml", bare)
     shutil.copytree(work / "dataset", bare / "dataset")
+    before = _children_cpu_s()
     bare_s, phases_s = _run_pacemaker(bare)
+    bare_cpu_s = _children_cpu_s() - before
     _require_same_losses(work / "metrics" / "metrics.txt", bare / "metrics.txt")
-    return _Pair(ours_s, bare_s, manifest.attempts[-1].timings, phases_s)
+    return _Pair(ours_s, ours_cpu_s, bare_s, bare_cpu_s, manifest.attempts[-1].timings, phases_s)
+
+
+def _children_cpu_s() -> float:
+    """Return the CPU time of all processes that have ended, and of those that they started."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _run_pacemaker(directory: Path) -> tuple[float, dict[str, float]]:
