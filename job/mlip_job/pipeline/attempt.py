@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from mlip_job.errors import ConflictError, InterruptedRunError, MlipJobError
 from mlip_job.naming import WorkFiles
 from mlip_job.pipeline.background import every, within
+from mlip_job.pipeline.beside import BesideFit, notes_on_test_set
 from mlip_job.pipeline.datasets import fetch_frames, find_or_build_dataset, frames
 from mlip_job.pipeline.evaluate import (
     clear_cores,
@@ -36,6 +37,7 @@ from mlip_job.report import make_report
 from mlip_job.reporting.facts import Facts, read_parent
 from mlip_job.reporting.page import render_report
 from mlip_job.training.basis import potential_section
+from mlip_job.training.ladder import LadderWatch
 from mlip_job.training.legs import Leg, legs_from
 from mlip_job.training.process import Monitor
 from mlip_job.training.programs import convert_to_yace
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.pipeline.stages import Observer
     from mlip_job.registry import Artefact, Checkpoint, Manifest, Registry
+    from mlip_job.training.process import Progress
     from mlip_job.training.run_summary import RunSummary
     from mlip_job.training.signals import StopRequest
 
@@ -253,13 +256,22 @@ class Attempt:
         if not prepared.legs:
             return summarise_run(self._files.directory, exit_code=0)
         self._announce()
+        training, record = self._config.training, prepared.record
+        ladder = LadderWatch(self._files, training.ladder_step, self._observer.message)
+
+        def observe(progress: Progress) -> None:
+            self._observer.progress(progress)
+            ladder.observe(progress)
+
         monitor = Monitor(
-            observe=self._observer.progress,
+            observe=observe,
             show_line=self._observer.trainer_line,
             interruption=lambda: self._stop.error() or self._lost,
             stall_timeout=self._config.run.stall_timeout,
         )
-        wrapper = PacemakerWrapper(self._files, prepared.record.elements, monitor)
+        beside = BesideFit(training, record, self._files, self._observer)
+        beside.fetch(self._registry)
+        wrapper = PacemakerWrapper(self._files, record.elements, monitor, beside)
 
         def ship() -> None:
             shipper.ship_progress(wrapper)
@@ -308,7 +320,10 @@ class Attempt:
         left_out = json.loads(self._left_out.read_text(encoding="utf-8"))
         fetch_structures(self._registry, prepared.record, self._files.dataset)
         with self._timed("convert"):
-            notes = clear_cores(self._files, left_out.get("test", ()))
+            notes = (
+                *clear_cores(self._files, left_out.get("test", ())),
+                *notes_on_test_set(self._config.training, prepared.record, summary),
+            )
             convert_to_yace(self._files.output_potential, self._files.yace)
         with self._timed("evaluate"):
             evaluation = evaluate_generation(

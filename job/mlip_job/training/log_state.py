@@ -81,3 +81,13 @@ class LogState:
     out_of_memory: bool = False
     exception: str | None = None
     blocks: list[StatisticsBlock] = field(default_factory=list)
+
+    def timings_s(self) -> dict[str, float]:
+        """Return the seconds in each phase, by the stamps, over all ladder steps."""
+        timings: dict[str, float] = {}
+        ends = [time for _, time in self.phases[1:]] + [self.last_time]
+        for (phase, start), end in zip(self.phases, ends, strict=False):
+            if end is not None:
+                seconds = (end - start).total_seconds()
+                timings[phase.value] = round(timings.get(phase.value, 0.0) + seconds, 3)
+        return timings

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mlip_job.errors import TrainingError
@@ -19,7 +19,7 @@ from mlip_job.training.train_log import hide_host
 from mlip_job.training.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from mlip_job.errors import MlipJobError
@@ -45,12 +45,18 @@ class Progress:
         The newest row of the training metrics, if there is any yet.
     seconds_per_iteration
         Mean over the iterations seen in this ladder step, or None before the second.
+    test_row
+        The newest row of the test set, where that is measured.
+    timings_s
+        Seconds in each phase so far, up to pacemaker's last message.
     """
 
     phase: str
     elapsed_s: float
     row: MetricsRow | None = None
     seconds_per_iteration: float | None = None
+    test_row: MetricsRow | None = None
+    timings_s: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -139,6 +145,8 @@ class _Follower:
         self._log = LogParser()
         self._log_bytes = 0
         self._metrics = TableFollower(files.table("metrics"))
+        self._test_metrics = TableFollower(files.table("test_metrics"))
+        self._test_row: MetricsRow | None = None
         self._clock = _IterationClock()
         self._watchdog = Watchdog(process.pid, monitor.stall_timeout, self._started)
 
@@ -165,12 +173,16 @@ class _Follower:
         rows = self._metrics.poll()
         now = time.monotonic()
         self._clock.add(rows, now)
+        if tested := self._test_metrics.poll():
+            self._test_row = self._offset.shift(tested[-1])
         self._monitor.observe(
             Progress(
                 phase=self._log.phase.value,
                 elapsed_s=now - self._started,
                 row=self._offset.shift(self._clock.last) if self._clock.last else None,
                 seconds_per_iteration=self._clock.seconds_per_iteration,
+                test_row=self._test_row,
+                timings_s=self._log.state.timings_s(),
             )
         )
         for row in rows:

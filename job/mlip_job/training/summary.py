@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from mlip_job.errors import ConfigError
 from mlip_job.training.failure import DIVERGED, describe_failure
 from mlip_job.training.final_errors import final_errors, milli
+from mlip_job.training.ladder import graphs_advice
 from mlip_job.training.lines import read_lines
 from mlip_job.training.log import LogParser
 from mlip_job.training.run_summary import CurvePoint, FitCycle, RunSummary, SetSizes
@@ -73,7 +74,7 @@ def summarise_run(directory: Path, *, exit_code: int | None = None) -> RunSummar
         optimiser_message=state.optimiser_results[-1].message if state.optimiser_results else None,
         structures=_structures(state),
         versions=dict(state.versions),
-        timings_s=_timings(state),
+        timings_s=state.timings_s(),
         train_curve=tuple(_curve(train_rows)),
         test_curve=tuple(_curve(tables["test_metrics"].rows)),
         warnings=(*_warnings(state, tables), *warnings),
@@ -182,16 +183,6 @@ def _structures(state: LogState) -> dict[Literal["train", "test"], SetSizes]:
     }
 
 
-def _timings(state: LogState) -> dict[str, float]:
-    timings: dict[str, float] = {}
-    ends = [time for _, time in state.phases[1:]] + [state.last_time]
-    for (phase, start), end in zip(state.phases, ends, strict=False):
-        if end is not None:
-            seconds = (end - start).total_seconds()
-            timings[phase.value] = round(timings.get(phase.value, 0.0) + seconds, 3)
-    return timings
-
-
 def _warnings(state: LogState, tables: dict[str, MetricsTable]) -> Iterator[str]:
     for side, sizes in _structures(state).items():
         if sizes.found is not None and sizes.kept is not None and sizes.kept != sizes.found:
@@ -204,6 +195,8 @@ def _warnings(state: LogState, tables: dict[str, MetricsTable]) -> Iterator[str]
             yield f"the weighting removed {removed} of {sizes.kept} {side} structures"
     for before, after in ((before, after) for before, after in state.batch_sizes if after):
         yield f"out of GPU memory: pacemaker reduced the batch size from {before} to {after}"
+    if state.ladder and (advice := graphs_advice(state)):
+        yield advice
     if state.extreme_energies:
         yield "energies per atom below -20 or above 250 eV: pacemaker fitted reference energies"
     for name, table in tables.items():
