@@ -100,4 +100,4 @@ def notes_on_test_set(
     if not fitted.test_curve:
         yield "the test set has no learning curve: the fit ended before it could be measured"
     elif stride > 1:
-        yield f"the learning curve of the test set is of every {stride}th structure"
+        yield f"the learning curve of the test set is of one structure in {stride}"

@@ -97,7 +97,8 @@ def copy_newest(
     MetricsRow or None
         None where there is none yet in this step, none that is wanted, or it changes just now.
     """
-    rows = counted_on(read_table(files.table("metrics")).rows)
+    table = files.table("metrics")
+    rows = counted_on(read_table(table).rows)
     cycle = (rows[-1].cycle_step or 0) if rows else 0
     stamps = stamps_of(files, cycle)
     if stamps is None or not rows:
@@ -107,4 +108,6 @@ def copy_newest(
     if not of_it or not of_it[0].iter_num or not wanted(of_it[0]):
         return None
     whole = copy_whole(files.interim_potential(cycle), elements, of_it[0].nfuncs, copy)
-    return of_it[0] if whole is not None and stamps_of(files, cycle) == stamps else None
+    # A row that was added after the table was read is seen here, if not by the stamps.
+    same = stamps_of(files, cycle) == stamps and len(read_table(table).rows) == len(rows)
+    return of_it[0] if whole is not None and same else None
