@@ -60,14 +60,21 @@ def counted_on(rows: Sequence[MetricsRow]) -> list[MetricsRow]:
 def copy_whole(
     source: Path, elements: Sequence[str], functions: int | None, copy: Path
 ) -> dict[str, Any] | None:
-    """Copy a potential and return what it holds.
-
-    None where it is not whole: cut short, it may still be valid YAML, with fewer functions.
-    """
+    """Copy a potential and return what it holds; None where it is not whole."""
     try:
         shutil.copyfile(source, copy)
+    except OSError:
+        return None
+    return _read_whole(copy, elements, functions)
+
+
+def _read_whole(
+    copy: Path, elements: Sequence[str], functions: int | None
+) -> dict[str, Any] | None:
+    """Cut short, it may still be valid YAML, with fewer functions."""
+    try:
         content = read_potential(copy)
-    except (OSError, TrainingError):
+    except TrainingError:
         return None
     whole = functions in (None, count_functions(content))
     return content if whole and elements_of(content) == tuple(sorted(elements)) else None
@@ -98,16 +105,21 @@ def copy_newest(
         None where there is none yet in this step, none that is wanted, or it changes just now.
     """
     table = files.table("metrics")
-    rows = counted_on(read_table(table).rows)
-    cycle = (rows[-1].cycle_step or 0) if rows else 0
-    stamps = stamps_of(files, cycle)
-    if stamps is None or not rows:
+    try:
+        size = table.stat().st_size
+        rows = counted_on(read_table(table).rows)
+        cycle = (rows[-1].cycle_step or 0) if rows else 0
+        stamps = stamps_of(files, cycle)
+        if stamps is None or not rows:
+            return None
+        done = (rows[-1].ladder_step, rows[-1].cycle_step, stamps.iteration(rows[-1]))
+        of_it = [r for r in rows[-2:] if (r.ladder_step, r.cycle_step, r.iter_num) == done]
+        if not of_it or not of_it[0].iter_num or not wanted(of_it[0]):
+            return None
+        shutil.copyfile(files.interim_potential(cycle), copy)
+        # Looked at before it is parsed, which takes longer than many an iteration.
+        if stamps_of(files, cycle) != stamps or table.stat().st_size != size:
+            return None
+    except OSError:
         return None
-    done = (rows[-1].ladder_step, rows[-1].cycle_step, stamps.iteration(rows[-1]))
-    of_it = [r for r in rows[-2:] if (r.ladder_step, r.cycle_step, r.iter_num) == done]
-    if not of_it or not of_it[0].iter_num or not wanted(of_it[0]):
-        return None
-    whole = copy_whole(files.interim_potential(cycle), elements, of_it[0].nfuncs, copy)
-    # A row that was added after the table was read is seen here, if not by the stamps.
-    same = stamps_of(files, cycle) == stamps and len(read_table(table).rows) == len(rows)
-    return of_it[0] if whole is not None and same else None
+    return of_it[0] if _read_whole(copy, elements, of_it[0].nfuncs) is not None else None
