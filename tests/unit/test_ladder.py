@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from mlip_job.cli.check import _configuration
+from mlip_job.cli.options import Settings
 from mlip_job.config import TrainingConfig
 from mlip_job.naming import WorkFiles
 from mlip_job.training.basis import potential_section
@@ -114,3 +116,22 @@ def test_where_it_does_not_matter_nothing_is_said(
     assert _heard(files, slow, step=None) == []
     files.target_potential.write_text("species: [")
     assert _heard(files, slow) == []
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        ("null", "(family cu)"),
+        ("[100, 0.1]", "a ladder of up to 3 steps, of which"),
+        ("300", "(family cu)"),
+    ],
+)
+def test_check_says_how_many_steps_there_may_be(tmp_path: Path, step: str, expected: str) -> None:
+    """Before anything is computed; a ladder of one step is none."""
+    (tmp_path / "mlip-job.yaml").write_text(
+        f"family: cu\nstorage: {{url: store}}\ntraining: {{ladder_step: {step}}}\n"
+    )
+    settings = Settings(config_path=tmp_path / "mlip-job.yaml")
+    text = _configuration(settings, settings.config())
+    assert expected in text
+    assert ("ladder" in text) == ("ladder" in expected)
