@@ -1,4 +1,4 @@
-"""Run the benchmarks: ``python -m benchmarks [export|growth|read|commands ...|overhead]``."""
+"""Run the benchmarks: ``python -m benchmarks [export|growth|read|commands|fit ...|overhead]``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 
 from benchmarks.commands import compare_commands
 from benchmarks.export import compare_routes, make_database, show_growth
+from benchmarks.fit import compare_test_evaluations
 from benchmarks.overhead import compare_with_bare_pacemaker
 from benchmarks.reading import compare_readers
 from benchmarks.tables import machine, say
 
-PARTS = ("export", "growth", "read", "commands")
+PARTS = ("export", "growth", "read", "commands", "fit")
 LONG = ("overhead",)  # a quarter of an hour: only when asked for
 
 
@@ -24,6 +25,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=20_000, help="structures to compare with")
     parser.add_argument("--sizes", type=int, nargs="+", default=[2_000, 20_000, 200_000])
     parser.add_argument("--repeats", type=int, help="[5; 2 of the overhead]")
+    parser.add_argument("--fits", type=int, default=1, help="repeats of fits, minutes each")
     parser.add_argument("--iterations", type=int, default=400, help="of the overhead's fits")
     parser.add_argument("--directory", type=Path, help="where databases are kept for later runs")
     parser.add_argument("--database", action="append", default=[], help="URL to read from too")
@@ -43,6 +45,8 @@ def main() -> None:
             compare_readers(urls, repeats)
         if "commands" in options.parts:
             compare_commands(scratch, repeats)
+        if "fit" in options.parts:
+            compare_test_evaluations(scratch, options.fits)
         if "overhead" in options.parts:
             compare_with_bare_pacemaker(scratch, options.iterations, options.repeats or 2)
 

@@ -47,6 +47,9 @@ def _fit(content: dict) -> None:  # type: ignore[type-arg]
     for index, step in enumerate(steps):
         _say("Running fit backend")
         _replay_step(step, index, skip if index == 0 else 0, content["fit"]["maxiter"])
+        _end_step(step, index, "cycle_metrics")
+        if "test_filename" in content["data"]:
+            _end_step(step, index, "test_cycle_metrics")
         if "ladder_step" in content["fit"] or len(steps) > 1:
             source = (_RUN / _potential(step)).read_bytes()
             Path(f"interim_potential_ladder_step_{index}.yaml").write_bytes(source)
@@ -88,9 +91,11 @@ def _replay_step(step: int, shown_as: int, skip: int, maxiter: int) -> None:
                 file.flush()
                 time.sleep(_HALF_WRITTEN_SECONDS)
                 file.write(potential[len(potential) // 2 :])
-    for name in ("cycle_metrics", "test_cycle_metrics"):
-        (row,) = (row for row in _rows(name) if int(row[0]) == step)
-        _append(name, [str(shown_as), *row[1:]])
+
+
+def _end_step(step: int, shown_as: int, name: str) -> None:
+    (row,) = (row for row in _rows(name) if int(row[0]) == step)
+    _append(name, [str(shown_as), *row[1:]])
 
 
 def _rows(name: str) -> list[list[str]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from types import UnionType
-from typing import TYPE_CHECKING, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
-from mlip_job.config import JobConfig, load_config
+from mlip_job.config import JobConfig, TrainingConfig, load_config
 from mlip_job.config.base import Part
 from mlip_job.config.explain import ALTERNATIVES
 from mlip_job.config.template import commented_config
@@ -246,3 +247,20 @@ def test_template_mentions_every_key() -> None:
             assert f"{key}:" in text
             if isinstance(field.annotation, type) and issubclass(field.annotation, Part):
                 parts.append(field.annotation)
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"min_relative_test_loss_per_iter": 1e-4},
+        {"overrides": {"fit": {"min_relative_test_loss_per_iter": 1e-4}}},
+        {"weighting": {"energy_based": {}}},
+        {"overrides": {"fit": {"weighting": {"type": "EnergyBasedWeightingPolicy"}}}},
+    ],
+)
+@pytest.mark.parametrize("mode", ["beside", "end"])
+def test_what_needs_the_test_set_in_pacemaker_says_so(training: dict[str, Any], mode: str) -> None:
+    """It would be without effect, or the fit another one."""
+    TrainingConfig.model_validate(training)
+    with pytest.raises(ValidationError, match="needs test_evaluation: pacemaker"):
+        TrainingConfig.model_validate(training | {"test_evaluation": mode})

@@ -47,6 +47,12 @@ def test_data_section_names_both_sides_and_the_reference_energies() -> None:
     }
 
 
+def test_without_a_test_set_pacemaker_is_told_of_none() -> None:
+    """An empty list would be an error of its own."""
+    data = TrainingData(("Cu",), ("dataset/train.pckl.gzip",), (), {"Cu": -3.72})
+    assert "test_filename" not in build_input(TrainingConfig(), data)["data"]
+
+
 def test_shards_are_given_as_a_list() -> None:
     """A dataset of several frames is named in full."""
     data = TrainingData(DATA.elements, ("a.pckl.gzip", "b.pckl.gzip"), DATA.test, {})

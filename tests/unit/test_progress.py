@@ -54,6 +54,13 @@ def test_a_line_per_phase_and_interval(capsys: pytest.CaptureFixture[str]) -> No
     )
 
 
+def test_the_test_set_is_shown_where_it_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever measures it."""
+    progress = Progress("fitting", 2.0, _row(20), test_row=_row(18))
+    Reporter(Settings()).progress(progress)
+    assert " · test 12.3 meV/atom, 45.6 meV/Å\n" in capsys.readouterr().err
+
+
 def test_quiet_and_verbose(capsys: pytest.CaptureFixture[str]) -> None:
     """-q says nothing; -v shows what pacemaker prints."""
     quiet = Reporter(Settings(quiet=True))

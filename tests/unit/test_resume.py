@@ -181,7 +181,13 @@ def test_what_does_not_change_the_fit_may_change(fetch: Any, save: Any) -> None:
     save(3)
     found, _, _ = fetch(
         _config(
-            {"batch_size": 7, "max_iter": 500, "display_step": 3, "require_gpu": True},
+            {
+                "batch_size": 7,
+                "max_iter": 500,
+                "display_step": 3,
+                "require_gpu": True,
+                "test_evaluation": "end",
+            },
             run={"checkpoint_interval": 1},
             work_dir="elsewhere",
             database={"url": "elsewhere.db"},

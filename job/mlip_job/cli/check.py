@@ -29,7 +29,7 @@ def command(ctx: click.Context) -> None:
     settings: Settings = ctx.find_root().obj
     config = settings.config()
     probes: dict[str, Callable[[], str]] = {
-        "configuration": lambda: f"{settings.config_path} is valid (family {config.family})",
+        "configuration": lambda: _configuration(settings, config),
         "database": lambda: _database(config),
         "store": lambda: _store(settings, config),
         "trainer": _trainer,
@@ -64,6 +64,20 @@ def _try(probe: Callable[[], str]) -> tuple[str, MlipJobError | None]:
         return probe(), None
     except MlipJobError as error:
         return str(error), error
+
+
+def _configuration(settings: Settings, config: JobConfig) -> str:
+    from mlip_job.training.ladder import count_steps
+
+    text = f"{settings.config_path} is valid (family {config.family})"
+    training = config.training
+    if training.ladder_step is None:
+        return text
+    # With more elements the functions are spread over more blocks, which all grow at once.
+    steps = count_steps(training.ladder_step, {"block": training.functions_per_element}, {})
+    if steps == 1:
+        return text
+    return f"{text}; a ladder of up to {steps} steps, of which each builds its graphs anew"
 
 
 def _database(config: JobConfig) -> str:

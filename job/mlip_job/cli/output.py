@@ -13,12 +13,13 @@ import click
 from mlip_job.cli.transfer import TransferLine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from rich.progress import Progress as RichProgress
 
     from mlip_job.cli.options import Settings
     from mlip_job.training.process import Progress
+    from mlip_job.training.tables import MetricsRow
 
 _LINE_INTERVAL_SECONDS = 10.0
 _LONGEST_LINE = 500
@@ -153,15 +154,19 @@ def _describe(progress: Progress, max_iter: int | None) -> str:
         parts.append(f"{step}iteration {row.iter_num}{total}")
         if row.loss is not None:
             parts.append(f"loss {row.loss:.3g}")
-        if row.rmse_energy_ev_per_atom is not None and row.rmse_force_ev_per_angstrom is not None:
-            parts.append(
-                f"RMSE {1000 * row.rmse_energy_ev_per_atom:.1f} meV/atom, "
-                f"{1000 * row.rmse_force_ev_per_angstrom:.1f} meV/Å"
-            )
+        parts.extend(_errors("RMSE", row))
+        if progress.test_row is not None:
+            parts.extend(_errors("test", progress.test_row))
         if max_iter and progress.seconds_per_iteration is not None:
             seconds = (max_iter - row.iter_num) * progress.seconds_per_iteration
             parts.append(f"at most {duration(seconds)} left in this step")
     return " · ".join(parts)
+
+
+def _errors(name: str, row: MetricsRow) -> Iterator[str]:
+    energy, force = row.rmse_energy_ev_per_atom, row.rmse_force_ev_per_angstrom
+    if energy is not None and force is not None:
+        yield f"{name} {1000 * energy:.1f} meV/atom, {1000 * force:.1f} meV/Å"
 
 
 def duration(seconds: float) -> str:

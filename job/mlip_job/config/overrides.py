@@ -16,7 +16,7 @@ OWNED_KEYS: Mapping[str, str] = {
     "potential.filename": "training.start_from",
     "potential.functions.number_of_functions_per_element": "training.functions_per_element",
     "data.filename": "the database selection",
-    "data.test_filename": "training.test_fraction",
+    "data.test_filename": "training.test_fraction and training.test_evaluation",
     "data.test_size": "training.test_fraction",
     "data.reference_energy": "dataset.reference_energies",
     "backend.evaluator": "training.evaluator",

@@ -10,6 +10,8 @@ from mlip_job.config.base import Element, NonNegative, Part, Positive
 from mlip_job.config.overrides import check_overrides
 
 Orders = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=6)]
+_NEEDS_PACEMAKER = "it needs test_evaluation: pacemaker"
+
 Arity = Literal["UNARY", "BINARY", "TERNARY", "QUATERNARY", "QUINARY", "ALL"]
 
 
@@ -97,6 +99,11 @@ class TrainingConfig(Part):
     display_step: int = Field(
         20, ge=1, description="Iterations between evaluations of the test set."
     )
+    test_evaluation: Literal["pacemaker", "beside", "end"] = Field(
+        "pacemaker",
+        description="Who measures the test set during the fit: pacemaker, which builds a graph of "
+        "its own for it in every ladder step; a process beside it; or nobody, before the end.",
+    )
     l1_coeffs: NonNegative = Field(1e-8, description="L1 regularisation of the coefficients.")
     l2_coeffs: NonNegative = Field(1e-8, description="L2 regularisation of the coefficients.")
     w0_rad: NonNegative = Field(1e-8, description="Smoothness of the radial functions.")
@@ -150,7 +157,21 @@ class TrainingConfig(Part):
             raise ValueError("nradmax_by_orders and lmax_by_orders go together")
         if self.nradmax_by_orders is not None and self.lmax_by_orders is not None:
             self._check_orders(self.nradmax_by_orders, self.lmax_by_orders)
+        if self.test_evaluation != "pacemaker":
+            self._check_needs_no_test_set()
         return self
+
+    def _check_needs_no_test_set(self) -> None:
+        """Refuse what pacemaker does with a test set only."""
+        fit = self.overrides.get("fit") or {}
+        early = "min_relative_test_loss_per_iter"
+        if getattr(self, early) is not None or fit.get(early) is not None:
+            raise ValueError(f"{early} stops by pacemaker's test loss: {_NEEDS_PACEMAKER}")
+        if isinstance(self.weighting, EnergyBased) or "weighting" in fit:
+            raise ValueError(
+                "an energy-based weighting looks at training and test set together, so that the "
+                f"fit would be another one without the test set: {_NEEDS_PACEMAKER}"
+            )
 
     @staticmethod
     def _check_orders(

@@ -103,14 +103,14 @@ class Measurers:
         for batch in batches:
             if len(waiting) > 2 * self.processes:
                 yield waiting.popleft().result()
-            with _stop_signals_blocked():
+            with stop_signals_blocked():
                 waiting.append(pool.submit(_measure, batch))
         while waiting:
             yield waiting.popleft().result()
 
 
 @contextmanager
-def _stop_signals_blocked() -> Iterator[None]:
+def stop_signals_blocked() -> Iterator[None]:
     """Start processes that never see them: ending the job is for the job's own process.
 
     SIGTERM is none of them, since the pool ends its processes with it.

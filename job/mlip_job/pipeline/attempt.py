@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from mlip_job.errors import ConflictError, InterruptedRunError, MlipJobError
 from mlip_job.naming import WorkFiles
 from mlip_job.pipeline.background import every, within
+from mlip_job.pipeline.beside import BesideFit, notes_on_test_set
 from mlip_job.pipeline.datasets import Dataset, fetch_frames, find_or_build_dataset, frames
 from mlip_job.pipeline.decided import decided_dataset, settings_key
 from mlip_job.pipeline.evaluate import (
@@ -37,6 +38,7 @@ from mlip_job.report import make_report
 from mlip_job.reporting.facts import Facts, read_parent
 from mlip_job.reporting.page import render_report
 from mlip_job.training.basis import potential_section
+from mlip_job.training.ladder import LadderWatch
 from mlip_job.training.legs import Leg, legs_from
 from mlip_job.training.process import Monitor
 from mlip_job.training.programs import convert_to_yace
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from mlip_job.pipeline.lineage import Lineage
     from mlip_job.pipeline.stages import Observer
     from mlip_job.registry import Artefact, Checkpoint, DatasetReference, Manifest, Registry
+    from mlip_job.training.process import Progress
     from mlip_job.training.run_summary import RunSummary
     from mlip_job.training.signals import StopRequest
 
@@ -304,18 +307,24 @@ class Attempt:
         if not prepared.legs:
             return summarise_run(self._files.directory, exit_code=0)
         self._announce()
+        training, record = self._config.training, prepared.record
+        ladder = LadderWatch(self._files, training.ladder_step, self._observer.message)
+
+        def observe(progress: Progress) -> None:
+            self._observer.progress(progress)
+            ladder.observe(progress)
+
         monitor = Monitor(
-            observe=self._observer.progress,
+            observe=observe,
             show_line=self._observer.trainer_line,
             interruption=lambda: self._stop.error() or self._lost,
             stall_timeout=self._config.run.stall_timeout,
             phases=self._clock.phases,
         )
+        beside = BesideFit(training, record, self._files, self._observer)
+        beside.fetch(self._registry)
         wrapper = PacemakerWrapper(
-            self._files,
-            prepared.record.elements,
-            monitor,
-            require_gpu=self._config.training.require_gpu,
+            self._files, record.elements, monitor, beside, require_gpu=training.require_gpu
         )
 
         def ship() -> None:
@@ -366,7 +375,10 @@ class Attempt:
         with self._clock.stage("fetch"):
             fetch_structures(self._registry, prepared.record, self._files.dataset)
         with self._clock.stage("convert"):
-            notes = clear_cores(self._files, left_out.get("test", ()))
+            notes = (
+                *clear_cores(self._files, left_out.get("test", ())),
+                *notes_on_test_set(self._config.training, prepared.record, summary),
+            )
             convert_to_yace(self._files.output_potential, self._files.yace)
         evaluation = evaluate_generation(
             self._config,

@@ -28,6 +28,7 @@ _FREE = {
     "min_relative_test_loss_per_iter",
     "min_relative_train_loss_per_iter",
     "require_gpu",
+    "test_evaluation",
 }
 
 

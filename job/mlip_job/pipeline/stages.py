@@ -75,10 +75,11 @@ def make_input(
     start = None
     if parent is not None:
         start = StartPotential(files.parent_potential.name, same_basis=parent.mode == "continue")
+    test = record.frames.test if training.test_evaluation == "pacemaker" else ()
     data = TrainingData(
         elements=record.elements,
         train=_in_dataset_folder(record.frames.train),
-        test=_in_dataset_folder(record.frames.test),
+        test=_in_dataset_folder(test),
         reference_energies={e: record.reference_energies[e] for e in record.elements},
     )
     content = build_input(training, data, start)

@@ -41,6 +41,8 @@ def final_errors(
     warnings: list[str] = []
     train = _of_cycle(state, tables["cycle_metrics"], "Cycle last iteration:", warnings)
     test_cycles = tables["test_cycle_metrics"]
+    if not _reaches_last_step(test_cycles, tables["cycle_metrics"]):
+        return train, None, warnings  # an attempt without a test set finished the fit
     if test_cycles.rows and _gave_up(state, test_cycles):
         warnings.append(_TRIAL_POINT)
         return train, _of_last_iteration(state, tables), warnings
@@ -68,6 +70,12 @@ def _of_cycle(
     if block is not None and (problem := _disagreement(row, block)):
         warnings.append(problem)
     return _errors(row, block)
+
+
+def _reaches_last_step(test_cycles: MetricsTable, cycles: MetricsTable) -> bool:
+    """Tell whether the test set was measured in the step that the fit ended with."""
+    test, train = test_cycles.rows[-1:], cycles.rows[-1:]
+    return [row.ladder_step for row in test] == [row.ladder_step for row in train]
 
 
 def _gave_up(state: LogState, cycles: MetricsTable) -> bool:

@@ -42,7 +42,8 @@ class TrainingData:
     elements
         All that occur in it.
     train, test
-        Files of pacemaker's data frames, as pacemaker is to find them.
+        Files of pacemaker's data frames, as pacemaker is to find them; none of the test set where
+        it is not to measure that.
     reference_energies
         eV per atom of each element; pacemaker subtracts them and keeps them with the potential.
     """
@@ -87,7 +88,7 @@ def build_input(
         "potential": _potential(training, data.elements, start),
         "data": {
             "filename": _one_or_all(data.train),
-            "test_filename": _one_or_all(data.test),
+            **({"test_filename": _one_or_all(data.test)} if data.test else {}),
             "reference_energy": dict(data.reference_energies),
         },
         "fit": _fit(training, start),

@@ -62,7 +62,9 @@ def read_potential(path: Path) -> dict[str, Any]:
 def _is_block(block: object) -> bool:
     if not isinstance(block, dict) or "speciesblock" not in block:
         return False
-    return isinstance(block.get("nbody", []), list)
+    functions = block.get("nbody", [])
+    # A file that was cut behind a dash ends with a function that is none.
+    return isinstance(functions, list) and all(isinstance(f, dict) for f in functions)
 
 
 def elements_of(content: Mapping[str, Any]) -> tuple[str, ...]:
@@ -75,6 +77,13 @@ def elements_of(content: Mapping[str, Any]) -> tuple[str, ...]:
 def count_functions(content: Mapping[str, Any]) -> int:
     """Return the number of basis functions of a potential, as pacemaker counts them."""
     return sum(len(block.get("nbody") or ()) for block in content["species"])
+
+
+def functions_per_block(content: Mapping[str, Any]) -> dict[str, int]:
+    """Return the number of basis functions of each block, by its elements."""
+    return {
+        str(block["speciesblock"]): len(block.get("nbody") or ()) for block in content["species"]
+    }
 
 
 def as_start(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,14 +15,14 @@ from mlip_job.training.gpu import pacemaker_on_gpu, unseen
 from mlip_job.training.lines import LineReader
 from mlip_job.training.log import LogParser
 from mlip_job.training.on_device import NO_DEVICE
-from mlip_job.training.phases import PhaseClock
+from mlip_job.training.phases import PhaseClock, phase_seconds
 from mlip_job.training.programs import die_with_parent, find_program, trainer_environment
 from mlip_job.training.tables import MetricsRow, TableFollower
 from mlip_job.training.train_log import hide_host
 from mlip_job.training.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from mlip_job.errors import MlipJobError
@@ -48,12 +48,18 @@ class Progress:
         The newest row of the training metrics, if there is any yet.
     seconds_per_iteration
         Mean over the iterations seen in this ladder step, or None before the second.
+    test_row
+        The newest row of the test set, where that is measured.
+    timings_s
+        Seconds in each phase so far, up to pacemaker's last message.
     """
 
     phase: str
     elapsed_s: float
     row: MetricsRow | None = None
     seconds_per_iteration: float | None = None
+    test_row: MetricsRow | None = None
+    timings_s: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -161,6 +167,8 @@ class _Follower:
         monitor.phases.start(self._log)
         self._log_bytes = 0
         self._metrics = TableFollower(files.table("metrics"))
+        self._test_metrics = TableFollower(files.table("test_metrics"))
+        self._test_row: MetricsRow | None = None
         self._clock = _IterationClock()
         self._watchdog = Watchdog(process.pid, monitor.stall_timeout, self._started)
 
@@ -187,12 +195,16 @@ class _Follower:
         rows = self._metrics.poll()
         now = time.monotonic()
         self._clock.add(rows, now)
+        if tested := self._test_metrics.poll():
+            self._test_row = self._offset.shift(tested[-1])
         self._monitor.observe(
             Progress(
                 phase=self._log.phase.value,
                 elapsed_s=now - self._started,
                 row=self._offset.shift(self._clock.last) if self._clock.last else None,
                 seconds_per_iteration=self._clock.seconds_per_iteration,
+                test_row=self._test_row,
+                timings_s=phase_seconds(self._log.state),
             )
         )
         for row in rows:

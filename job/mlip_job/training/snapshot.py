@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mlip_job.errors import TrainingError
 from mlip_job.naming import WorkFiles
 from mlip_job.training.curve import join_tables
+from mlip_job.training.newest import copy_whole, counted_on, stamps_of
 from mlip_job.training.position import FitPosition
 from mlip_job.training.potential_yaml import (
     as_start,
     count_functions,
-    elements_of,
     read_potential,
     write_potential,
 )
-from mlip_job.training.restarts import Place, count_on
 from mlip_job.training.tables import read_table
 
 if TYPE_CHECKING:
@@ -54,9 +51,6 @@ def take_snapshot(
 ) -> Snapshot | None:
     """Copy the newest potential of a fit that may be running.
 
-    Pacemaker rewrites ``interim_potential_0.yaml`` after every iteration, in place: what is copied
-    counts only where it was not touched meanwhile, can be parsed, and has all its functions.
-
     Parameters
     ----------
     files
@@ -75,12 +69,12 @@ def take_snapshot(
     """
     if not leg.resumable:
         return None
-    stamps = _stamps(files)
-    rows = _counted_on(read_table(files.table("metrics")).rows)
+    stamps = stamps_of(files)
+    rows = counted_on(read_table(files.table("metrics")).rows)
     if stamps is None or not rows:
         return None
     found = _within_step(files, leg, elements, rows[-1], target)
-    if found is not None and _stamps(files) != stamps:
+    if found is not None and stamps_of(files) != stamps:
         found = None  # pacemaker went on meanwhile: which iteration it was can't be told
     if found is None and leg.is_ladder:
         found = _between_steps(files, leg, elements, rows, target)
@@ -116,24 +110,17 @@ def write_tables(
     return written
 
 
-def _counted_on(rows: Sequence[MetricsRow]) -> list[MetricsRow]:
-    places = (Place(r.ladder_step or 0, r.cycle_step or 0, r.iter_num or 0) for r in rows)
-    numbers = count_on(places)
-    return [replace(row, iter_num=number) for row, number in zip(rows, numbers, strict=True)]
-
-
 def _within_step(
     files: WorkFiles, leg: Leg, elements: Sequence[str], row: MetricsRow, target: Path
 ) -> FitPosition | None:
     """Take what pacemaker writes after every iteration, if it has done one in this step."""
-    stamps = _stamps(files)
+    stamps = stamps_of(files)
     if stamps is None or not row.iter_num or row.loss is None:
         return None
     if leg.is_ladder and files.ladder_potential(row.ladder_step or 0).is_file():
         return None
     functions = _copy(files.interim_potential(), elements, row.nfuncs, target)
-    # The row comes first, then (after an evaluation of the test set, now and then) the potential.
-    done = row.iter_num if stamps.potential >= stamps.row else row.iter_num - 1
+    done = stamps.iteration(row)
     if functions is None or done == 0:
         return None
     shifted = leg.offset.shift(row)
@@ -166,40 +153,14 @@ def _between_steps(
     )
 
 
-@dataclass(frozen=True)
-class _Stamps:
-    """When the newest row and the newest potential were written, ns."""
-
-    row: int
-    potential: int
-
-
-def _stamps(files: WorkFiles) -> _Stamps | None:
-    try:
-        return _Stamps(
-            files.table("metrics").stat().st_mtime_ns,
-            files.interim_potential().stat().st_mtime_ns,
-        )
-    except FileNotFoundError:
-        return None
-
-
 def _copy(source: Path, elements: Sequence[str], functions: int | None, target: Path) -> int | None:
-    """Copy a potential in the form that a fit can start from; return how many functions it has.
-
-    None where it is not whole: cut short, it may still be valid YAML, with fewer functions.
-    """
+    """Copy a potential in the form that a fit can start from; return how many functions it has."""
     copy = target / POTENTIAL
-    try:
-        shutil.copyfile(source, copy)
-        content = read_potential(copy)
-    except (OSError, TrainingError):
-        return None
-    found = count_functions(content)
-    if elements_of(content) != tuple(sorted(elements)) or functions not in (None, found):
+    content = copy_whole(source, elements, functions, copy)
+    if content is None:
         return None
     write_potential(as_start(content), copy)
-    return found
+    return count_functions(content)
 
 
 def _is_last(files: WorkFiles, leg: Leg, functions: int) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from mlip_job.errors import ConfigError
 from mlip_job.training.failure import DIVERGED, describe_failure
 from mlip_job.training.final_errors import final_errors, milli
+from mlip_job.training.ladder import graphs_advice
 from mlip_job.training.lines import read_lines
 from mlip_job.training.log import LogParser
 from mlip_job.training.phases import phase_seconds
@@ -195,6 +196,8 @@ def _warnings(state: LogState, tables: dict[str, MetricsTable]) -> Iterator[str]
             yield f"the weighting removed {removed} of {sizes.kept} {side} structures"
     for before, after in ((before, after) for before, after in state.batch_sizes if after):
         yield f"out of GPU memory: pacemaker reduced the batch size from {before} to {after}"
+    if state.ladder and (advice := graphs_advice(state)):
+        yield advice
     if state.extreme_energies:
         yield "energies per atom below -20 or above 250 eV: pacemaker fitted reference energies"
     for name, table in tables.items():
