@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from mlip_job.cli.job_words import document_of, name_of, part_of, reason_of
 from mlip_job.cli.output import duration
 from mlip_job.errors import MlipJobError
 from mlip_job.naming import generation_name, parse_generation_name
@@ -98,7 +99,8 @@ class GenerationView:
         """Return all that is worth saying beside the state."""
         if self.manifest is not None:
             return f"{self.manifest.ended:%Y-%m-%d %H:%M} UTC"
-        parts = [self.status.reason] if self.status is not None and self.status.reason else []
+        reason = reason_of(self.job, self.status)
+        parts = [reason] if reason is not None else []
         if self.state is State.RUNNING and self.job is None and self.training is not None:
             parts.append(_elsewhere(self.training))
         if (progress := self.progress()) is not None:
@@ -121,11 +123,9 @@ class GenerationView:
         return {
             "generation": self.generation,
             "state": self.state,
-            "job": {"scheduler": self.job.scheduler, "id": self.job.id, "name": self.job.name}
-            if self.job is not None
-            else None,
+            "job": document_of(self.job) if self.job is not None else None,
             "native_state": status.native if status is not None else None,
-            "reason": status.reason if status is not None else None,
+            "reason": reason_of(self.job, status),
             "exit_code": status.exit_code if status is not None else None,
             "remedy": self.remedy(),
             "attempt": training.attempt if training is not None else None,
@@ -240,13 +240,7 @@ def _elsewhere(training: TrainingNow) -> str:
     return f"it is {job.kind} job {job.id}" if job is not None else "it was started by hand"
 
 
-def name_of(job: JobHandle) -> str:
-    """Return what a job is called in messages."""
-    word = {"local": "process", "kubernetes": "Job"}.get(job.scheduler, f"{job.scheduler} job")
-    return f"{word} {job.id}"
-
-
 def title(view: GenerationView) -> str:
     """Return a generation's name and state in one line."""
-    job = f" ({name_of(view.job)})" if view.job is not None else ""
+    job = f" ({name_of(view.job)}{part_of(view.job)})" if view.job is not None else ""
     return f"{generation_name(view.generation)} {view.state}{job}"
