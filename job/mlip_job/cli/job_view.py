@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from mlip_job.cli.job_words import document_of, name_of, part_of, reason_of
+from mlip_job.cli.job_words import document_of, name_of, part_of
 from mlip_job.cli.output import duration
 from mlip_job.errors import MlipJobError
 from mlip_job.naming import generation_name, parse_generation_name
@@ -99,8 +99,7 @@ class GenerationView:
         """Return all that is worth saying beside the state."""
         if self.manifest is not None:
             return f"{self.manifest.ended:%Y-%m-%d %H:%M} UTC"
-        reason = reason_of(self.job, self.status)
-        parts = [reason] if reason is not None else []
+        parts = [self.status.reason] if self.status is not None and self.status.reason else []
         if self.state is State.RUNNING and self.job is None and self.training is not None:
             parts.append(_elsewhere(self.training))
         if (progress := self.progress()) is not None:
@@ -125,7 +124,7 @@ class GenerationView:
             "state": self.state,
             "job": document_of(self.job) if self.job is not None else None,
             "native_state": status.native if status is not None else None,
-            "reason": reason_of(self.job, status),
+            "reason": status.reason if status is not None else None,
             "exit_code": status.exit_code if status is not None else None,
             "remedy": self.remedy(),
             "attempt": training.attempt if training is not None else None,

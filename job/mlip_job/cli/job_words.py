@@ -1,27 +1,20 @@
-"""A job in words: what it is called, which part of a run it does, what becomes of it."""
+"""A job in words: what it is called, which part of a run it does."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mlip_job.schedulers.base import JobState, Stage
+from mlip_job.schedulers.base import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mlip_job.schedulers.base import JobHandle, JobStatus
+    from mlip_job.schedulers.base import JobHandle
 
 _NAMES: Mapping[Stage, str] = {
     Stage.DATASET: "the dataset",
     Stage.FIT: "the fit",
     Stage.PUBLISH: "evaluation and publishing",
-}
-_DOES: Mapping[tuple[Stage, JobState], str] = {
-    (Stage.DATASET, JobState.PENDING): "the dataset is to be made, and the fit waits for it",
-    (Stage.DATASET, JobState.RUNNING): "the dataset is being made, and the fit waits for it",
-    (Stage.DATASET, JobState.FAILED): "making the dataset failed",
-    (Stage.FIT, JobState.FAILED): "the fit failed",
-    (Stage.PUBLISH, JobState.FAILED): "evaluating or publishing it failed",
 }
 
 
@@ -44,13 +37,3 @@ def name_of(job: JobHandle) -> str:
 def part_of(job: JobHandle) -> str:
     """Return which part of a run a job does, `` (the dataset)``; nothing for the whole."""
     return f" ({_NAMES[job.stage]})" if job.stage in _NAMES else ""
-
-
-def reason_of(job: JobHandle | None, status: JobStatus | None) -> str | None:
-    """Return what becomes of a job, and why; None where there is nothing to say."""
-    if job is None or status is None:
-        return None
-    does, reason = _DOES.get((job.stage, status.state)), status.reason
-    if does is None or reason is None:
-        return does or reason
-    return f"{does}{': ' if status.state is JobState.FAILED else '; '}{reason}"

@@ -193,9 +193,10 @@ class _Submitter:
         before = self._scheduler.find(self._config.family, number)
         live = before is not None and not self._scheduler.status(before).state.ended
         job = self._scheduler.submit(plan)
+        found = job.found or (live and job == before)
+        job = replace(job, stage=plan.request.stage, found=found)
         what = "submitted as"
-        if job.found or (live and job == before):
-            job = replace(job, found=True)
+        if found:
             done = self._scheduler.status(job).state is JobState.SUCCEEDED
             what = "is done, by" if done else "waits or runs already as"
         if not plan.request.again:

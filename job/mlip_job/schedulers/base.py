@@ -255,7 +255,10 @@ class Scheduler(Protocol):
         """
 
     def status(self, handle: JobHandle) -> JobStatus:
-        """Return what a job is doing; UNKNOWN once the scheduler has forgotten it."""
+        """Return what a job is doing; UNKNOWN once the scheduler has forgotten it.
+
+        Where it does a part of a run, the reason tells which.
+        """
 
     def logs(self, handle: JobHandle, *, follow: bool) -> Iterator[str]:
         """Yield the lines that a job printed, and the others of its submission, in their order.

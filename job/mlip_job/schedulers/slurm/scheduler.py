@@ -17,7 +17,13 @@ from mlip_job.schedulers.slurm.options import dependency
 from mlip_job.schedulers.slurm.preflight import check_files
 from mlip_job.schedulers.slurm.script import batch_script
 from mlip_job.schedulers.slurm.states import SECTION, is_live, state_of
-from mlip_job.schedulers.slurm.status import combined, status_by_record, status_of, which_matters
+from mlip_job.schedulers.slurm.status import (
+    combined,
+    of_stage,
+    status_by_record,
+    status_of,
+    which_matters,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -85,8 +91,9 @@ class SlurmScheduler:
             tasks = commands.accounted(handle.id) or commands.controlled(handle.id) or tasks
         files = self._files(handle)
         if not tasks:
-            return self._status_by_records(handle, files)
-        return combined([self._status_of_task(task, handle, files) for task in tasks])
+            return of_stage(self._status_by_records(handle, files), handle.stage)
+        found = [self._status_of_task(task, handle, files) for task in tasks]
+        return of_stage(combined(found), handle.stage)
 
     def logs(self, handle: JobHandle, *, follow: bool) -> Iterator[str]:
         """See `Scheduler.logs`; they stay in the work directory."""
