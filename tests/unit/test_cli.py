@@ -97,12 +97,26 @@ def test_looking_at_a_directory_store_imports_nothing_slow(
     assert not loaded & SLOW
 
 
-def test_what_would_be_submitted_to_slurm_imports_no_science_and_no_cloud(config: Path) -> None:
-    """A script is written, from a template: jinja2 is all that it takes."""
+@pytest.mark.parametrize("split", [[], ["--split-export", "--split-evaluation"]])
+def test_what_would_be_submitted_to_slurm_imports_no_science_and_no_cloud(
+    config: Path, split: list[str]
+) -> None:
+    """Scripts are written, from a template: jinja2 is all that it takes."""
     loaded = modules_loaded_by(
-        "-c", config, "submit", "-g", "1", "--scheduler", "slurm", "--dry-run"
+        "-c", config, "submit", "-g", "1", "--scheduler", "slurm", "--dry-run", *split
     )
     assert loaded & SLOW == {"jinja2"}
+
+
+@pytest.mark.parametrize("option", ["--split-export", "--split-evaluation"])
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_this_machine_splits_no_run(cli: Cli, config: Path, option: str, dry: list[str]) -> None:
+    """Nobody gets the GPU meanwhile; nothing is started."""
+    ended = cli("-c", config, "submit", "-g", "1", "--scheduler", "local", option, *dry)
+    assert ended.code == 64
+    assert "are for clusters" in ended.err
+    assert "hint: leave them out" in ended.err
+    assert not (config.parent / "work").exists()
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,10 @@ _POLL_SECONDS = 1.0
 def command(settings: Settings, generation: int, scheduler: str | None) -> None:
     """Stop the job of a generation; it saves a checkpoint first.
 
-    Submitting the generation again goes on from there. A job that has ended is left as it is.
+    Submitting the generation again goes on from there. A job that has ended is left as it is. Of a
+    run that was split into several, all are stopped.
     """
-    from mlip_job.cli.job_view import name_of
+    from mlip_job.cli.job_words import name_of
     from mlip_job.schedulers.open import open_scheduler
 
     config = settings.config()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from mlip_job.cli.job_words import document_of, name_of, part_of
 from mlip_job.cli.output import duration
 from mlip_job.errors import MlipJobError
 from mlip_job.naming import generation_name, parse_generation_name
@@ -121,9 +122,7 @@ class GenerationView:
         return {
             "generation": self.generation,
             "state": self.state,
-            "job": {"scheduler": self.job.scheduler, "id": self.job.id, "name": self.job.name}
-            if self.job is not None
-            else None,
+            "job": document_of(self.job) if self.job is not None else None,
             "native_state": status.native if status is not None else None,
             "reason": status.reason if status is not None else None,
             "exit_code": status.exit_code if status is not None else None,
@@ -240,13 +239,7 @@ def _elsewhere(training: TrainingNow) -> str:
     return f"it is {job.kind} job {job.id}" if job is not None else "it was started by hand"
 
 
-def name_of(job: JobHandle) -> str:
-    """Return what a job is called in messages."""
-    word = {"local": "process", "kubernetes": "Job"}.get(job.scheduler, f"{job.scheduler} job")
-    return f"{word} {job.id}"
-
-
 def title(view: GenerationView) -> str:
     """Return a generation's name and state in one line."""
-    job = f" ({name_of(view.job)})" if view.job is not None else ""
+    job = f" ({name_of(view.job)}{part_of(view.job)})" if view.job is not None else ""
     return f"{generation_name(view.generation)} {view.state}{job}"

@@ -60,7 +60,7 @@ def _show_one(view: GenerationView) -> None:
 
 
 def _show_all(family: str, views: Sequence[GenerationView]) -> None:
-    from mlip_job.cli.job_view import name_of
+    from mlip_job.cli.job_words import name_of, part_of
     from mlip_job.naming import generation_name
 
     if not views:
@@ -72,7 +72,7 @@ def _show_all(family: str, views: Sequence[GenerationView]) -> None:
             (
                 generation_name(view.generation),
                 str(view.state),
-                name_of(view.job) if view.job is not None else "",
+                name_of(view.job) + part_of(view.job) if view.job is not None else "",
                 view.words(),
             )
             for view in views

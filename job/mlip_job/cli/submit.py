@@ -61,7 +61,7 @@ class _Generations(GenerationType):
 @click.option("--from", "template", metavar="cronjob/NAME", help="Template in the cluster.")
 @click.option("--fresh", is_flag=True, help="Start over; remove checkpoints of earlier runs.")
 @click.option("--split-export", is_flag=True, help="Make the dataset in a job without a GPU.")
-@click.option("--split-evaluation", is_flag=True, help="Evaluate and publish in one, too.")
+@click.option("--split-evaluation", is_flag=True, help="Evaluate and publish in another one.")
 @common_options
 @click.pass_obj
 def command(
@@ -85,7 +85,7 @@ def command(
     again, and the exit code is that of the run.
 
     With --split-export and --split-evaluation, what needs no GPU runs in jobs of its own, before
-    and after the fit.
+    and after the fit. Submitted again after a failure, only what is missing runs again.
     """
     from dataclasses import replace
 
@@ -100,6 +100,12 @@ def command(
         if isinstance(generation, range)
         else [resolve_generation(generation, registry)]
     )
+    if fresh and split_export and ensemble is not None:
+        raise ConfigError(
+            "--fresh has each member of an ensemble start over, which --split-export leaves to a "
+            "job before them",
+            hint="leave out --split-export",
+        )
     chosen = open_scheduler(config, scheduler, template=template)
     first = JobRequest(
         config=config,
@@ -145,61 +151,77 @@ class _Submitter:
         """
         from dataclasses import replace
 
+        from mlip_job.cli.job_words import document_of
+
         documents: list[dict[str, Any]] = []
         after = first.after
         for number in numbers:
             self._require_absent(number)
         for number in numbers:
-            follows = None
-            for stage in first.stages:
-                request = replace(
-                    first, generation=number, after=after, stage=stage, follows=follows
-                )
-                plan = self._scheduler.plan(request)
-                job = self._submit_one(plan)
-                follows = job.id
-                documents.append(
-                    {
-                        "generation": number,
-                        "stage": stage.value,
-                        "scheduler": job.scheduler,
-                        "id": job.id,
-                        "name": job.name,
-                    }
-                )
-            after = None if wait else job.id
+            request = replace(first, generation=number, after=after)
+            jobs = self._submit_jobs(request)
+            documents += [{"generation": number, **document_of(job)} for job in jobs]
+            after = None if wait else jobs[-1].id
             if wait:
-                documents[-1]["manifest"] = self._wait(plan, number).model_dump(mode="json")
+                documents[-1]["manifest"] = self._wait(request).model_dump(mode="json")
         return documents
 
-    def _submit_one(self, plan: Plan) -> JobHandle:
-        from mlip_job.cli.job_view import name_of
-        from mlip_job.schedulers.base import Stage
+    def _submit_jobs(self, request: JobRequest) -> list[JobHandle]:
+        """Submit the jobs of a generation, each to follow the one before; all of them or none."""
+        from dataclasses import replace
 
-        number, stage = plan.request.generation, plan.request.stage
+        jobs: list[JobHandle] = []
+        for stage in request.stages:
+            follows = jobs[-1].id if jobs else None
+            plan = self._scheduler.plan(replace(request, stage=stage, follows=follows))
+            try:
+                jobs.append(self._submit_one(plan))
+            except ConfigError:
+                for job in jobs:
+                    if not job.found:
+                        self._scheduler.cancel(job)
+                raise
+        return jobs
+
+    def _submit_one(self, plan: Plan) -> JobHandle:
+        from dataclasses import replace
+
+        from mlip_job.cli.job_words import name_of, part_of
+        from mlip_job.schedulers.base import JobState
+
+        number = plan.request.generation
         before = self._scheduler.find(self._config.family, number)
         live = before is not None and not self._scheduler.status(before).state.ended
         job = self._scheduler.submit(plan)
-        what = "waits or runs already as" if live and job == before else "submitted as"
-        part = "" if stage is Stage.WHOLE else f" ({stage})"
-        self._reporter.message(f"{generation_name(number)}{part} {what} {name_of(job)}")
+        found = job.found or (live and job == before)
+        job = replace(job, stage=plan.request.stage, found=found)
+        what = "submitted as"
+        if found:
+            done = self._scheduler.status(job).state is JobState.SUCCEEDED
+            what = "is done, by" if done else "waits or runs already as"
+        if not plan.request.again:
+            part = f"{generation_name(number)}{part_of(job)}"
+            self._reporter.message(f"{part} {what} {name_of(job)}")
         return job
 
-    def _wait(self, plan: Plan, number: int) -> Manifest:
+    def _wait(self, request: JobRequest) -> Manifest:
+        from dataclasses import replace
+
         from mlip_job.cli.job_view import Observatory
         from mlip_job.cli.tables import show_manifest
         from mlip_job.cli.waiting import wait_until_published
 
+        again = replace(request, again=True)
         try:
             manifest = wait_until_published(
-                plan,
-                self._scheduler,
+                request.generation,
+                lambda: [job for job in self._submit_jobs(again) if not job.found],
                 lambda: Observatory(self._config, self._registry, self._scheduler),
                 self._config.submit,
                 self._reporter.message,
             )
         except KeyboardInterrupt:
-            self._reporter.message(f"the job goes on; mlip-job status -g {number}")
+            self._reporter.message(f"the job goes on; mlip-job status -g {request.generation}")
             raise
         if not self._settings.as_json:
             show_manifest(manifest)

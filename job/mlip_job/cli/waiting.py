@@ -5,26 +5,27 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from mlip_job.cli.job_view import GenerationView, State, name_of
+from mlip_job.cli.job_view import GenerationView, State
+from mlip_job.cli.job_words import name_of
 from mlip_job.errors import InterruptedRunError, MlipJobError, TrainingError, UnavailableError
 from mlip_job.naming import generation_name
 from mlip_job.schedulers.exit_codes import meaning_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from mlip_job.cli.job_view import Observatory
     from mlip_job.config.submit import SubmitConfig
     from mlip_job.registry import Manifest
-    from mlip_job.schedulers.base import JobStatus, Plan, Scheduler
+    from mlip_job.schedulers.base import JobHandle, JobStatus
 
 _LOOKS = 4
 """So often in a row a generation may be found neither trained nor published."""
 
 
 def wait_until_published(
-    plan: Plan,
-    scheduler: Scheduler,
+    generation: int,
+    submit_again: Callable[[], Sequence[JobHandle]],
     observe: Callable[[], Observatory],
     settings: SubmitConfig,
     tell: Callable[[str], None],
@@ -33,10 +34,10 @@ def wait_until_published(
 
     Parameters
     ----------
-    plan
+    generation
         What was submitted.
-    scheduler
-        Where.
+    submit_again
+        Makes the same submission, and returns the jobs that are new.
     observe
         Returns a new observer of the generations.
     settings
@@ -49,7 +50,6 @@ def wait_until_published(
     MlipJobError
         Of the kind that the run ended with.
     """
-    generation = plan.request.generation
     name = generation_name(generation)
     told, lost, resubmits = "", 0, 0
     while True:
@@ -71,8 +71,8 @@ def wait_until_published(
             if not status.resubmit or resubmits >= settings.max_resubmits:
                 raise _error(view, status)
             resubmits += 1
-            job = scheduler.submit(plan)
-            tell(f"{name}: submitted again as {name_of(job)}, to go on from its checkpoint")
+            jobs = ", ".join(map(name_of, submit_again()))
+            tell(f"{name}: submitted again as {jobs}, to go on from its checkpoint")
         lost = lost + 1 if view is not None and _is_lost(view) else 0
         if lost == _LOOKS:
             raise UnavailableError(

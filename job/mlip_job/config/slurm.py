@@ -74,6 +74,17 @@ def _extra(option: str) -> str:
     return option
 
 
+def _is_gpu(resource: str) -> bool:
+    """Tell whether one of generic resources, ``gpu:a100:1``, is a GPU or a part of one."""
+    return resource.removeprefix("gres:").partition(":")[0].lower() in _GPU_RESOURCES
+
+
+def _without_gpu(resources: str) -> str:
+    if any(_is_gpu(resource) for resource in resources.split(",")):
+        raise ValueError("asks for a GPU, which these jobs have no use for")
+    return resources
+
+
 def _text_of_time(value: object) -> object:
     if isinstance(value, int):
         raise ValueError("needs quotes, as in '24:00:00': YAML reads it as a number without")  # noqa: TRY004 - pydantic wants a ValueError
@@ -92,10 +103,42 @@ def _memory(text: str) -> str:
     return text
 
 
+# Generic resources of GPUs or of parts of them, and options of containers that show GPUs.
+_GPU_RESOURCES = frozenset({"gpu", "mps", "shard"})
+_GPU_CONTAINER_OPTIONS = frozenset({"--nv", "--nvccli", "--rocm"})
+
 Line = Annotated[str, AfterValidator(_one_line)]
 Extra = Annotated[str, AfterValidator(_one_line), AfterValidator(_extra)]
 Time = Annotated[str, BeforeValidator(_text_of_time), AfterValidator(_time)]
 Memory = Annotated[str, AfterValidator(_memory)]
+
+
+class SlurmCpuConfig(Part):
+    """What jobs without a GPU ask of Slurm: those that ``submit --split-…`` adds to the fit's.
+
+    What is not given here is as for the fit, but for what its GPU, or the node of it, takes.
+    """
+
+    account: Line | None = None
+    partition: Line | None = Field(
+        None, description="Partition without GPUs; with one, the fit's QOS is not asked for."
+    )
+    qos: Line | None = None
+    gres: Annotated[Line, AfterValidator(_without_gpu)] | None = Field(
+        None, description="Generic resources. Not given, those of the fit that are no GPUs."
+    )
+    time: Time | None = Field(None, description="Time limit, in quotes: '02:00:00'.")
+    mem: Memory | None = Field(None, description="Memory of the node, e.g. 16G.")
+    cpus: int | None = Field(None, ge=1, description="CPUs.")
+    constraint: Line | None = Field(
+        None, description="Features of the node; those that the fit needs are not asked for."
+    )
+    exclude: Line | None = Field(None, description="Nodes not to use.")
+    reservation: Line | None = Field(None, description="Not given, none, whatever the fit has.")
+    extra: tuple[Extra, ...] | None = Field(
+        None,
+        description="More options of sbatch. Not given, those of the fit that do not name a GPU.",
+    )
 
 
 class SlurmConfig(Part):
@@ -121,6 +164,7 @@ class SlurmConfig(Part):
     extra: tuple[Extra, ...] = Field(
         (), description="More options of sbatch, e.g. ['--licenses=scratch:1']."
     )
+    cpu: SlurmCpuConfig = SlurmCpuConfig()
     warning: int = Field(
         120,
         ge=10,
@@ -164,6 +208,24 @@ class SlurmConfig(Part):
         if self.gres is not None and self.gpus_per_node is not None:
             raise ValueError("gres and gpus_per_node ask for the same: give one of them")
         return self
+
+    def without_gpu(self) -> Self:
+        """Return the settings of a job that needs no GPU."""
+        resources = [item for item in (self.gres or "").split(",") if item and not _is_gpu(item)]
+        left = {
+            "gres": ",".join(resources) or None,
+            "gpus_per_node": None,
+            "constraint": None,
+            "reservation": None,
+            "extra": tuple(option for option in self.extra if "gpu" not in option.lower()),
+            "container_options": tuple(
+                option for option in self.container_options if option not in _GPU_CONTAINER_OPTIONS
+            ),
+        }
+        if self.cpu.partition is not None:
+            left["qos"] = None
+        own = {name: value for name, value in self.cpu if value is not None}
+        return self.model_copy(update=left | own)
 
     @property
     def asks_for_gpu(self) -> bool:

@@ -6,12 +6,9 @@ what ``--dry-run`` prints; `Scheduler.submit` is the side effect.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
-
-from mlip_job.errors import ConflictError
-from mlip_job.naming import generation_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,25 +17,45 @@ if TYPE_CHECKING:
     from mlip_job.config import JobConfig
 
 
+FRESH = "--fresh"
+
+
 class Stage(StrEnum):
     """What a job does of a run, which several jobs may share: only the fit needs a GPU.
 
+    Of one submission, they come in this order.
+
     Attributes
     ----------
-    WHOLE
-        All of it, ``mlip-job run``; or all that is left to do.
     DATASET
         ``mlip-job run --until dataset``.
     FIT
         ``mlip-job run --until fit``.
     PUBLISH
         What is left after the fit, ``mlip-job run`` again.
+    WHOLE
+        All of it, ``mlip-job run``; or all that is left to do after `DATASET`.
     """
 
-    WHOLE = "whole"
     DATASET = "dataset"
     FIT = "fit"
     PUBLISH = "publish"
+    WHOLE = "whole"
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether the job fits."""
+        return self in (Stage.FIT, Stage.WHOLE)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Options of ``run`` that end it where the stage does."""
+        return ("--until", self.value) if self in (Stage.DATASET, Stage.FIT) else ()
+
+    @property
+    def position(self) -> int:
+        """Its place in the order of a submission's jobs."""
+        return list(Stage).index(self)
 
 
 def stages(*, split_export: bool, split_evaluation: bool) -> tuple[Stage, ...]:
@@ -74,6 +91,8 @@ class JobRequest:
         Which of them this is.
     follows
         Id of the submission's job before this one, which has to succeed first; None for the first.
+    again
+        Whether the same was submitted before and goes on: it does not start over once more.
     """
 
     config: JobConfig
@@ -85,6 +104,28 @@ class JobRequest:
     stages: tuple[Stage, ...] = (Stage.WHOLE,)
     stage: Stage = Stage.WHOLE
     follows: str | None = None
+    again: bool = False
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the first job of the submission."""
+        return self.stage is self.stages[0]
+
+    @property
+    def starts_over(self) -> bool:
+        """Whether the job removes what earlier runs left; that is for the first one to do."""
+        return FRESH in self.run_options and self.is_first and not self.again
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Options of ``run`` in this job, but for ``--fresh`` and the member of an ensemble."""
+        given = (option for option in self.run_options if option != FRESH)
+        return (*given, *self.stage.options)
+
+    @property
+    def members(self) -> int | None:
+        """Number of members that this job is for; they have one dataset, made by one job."""
+        return None if self.stage is Stage.DATASET else self.ensemble
 
 
 @dataclass(frozen=True)
@@ -118,11 +159,17 @@ class JobHandle:
         What the scheduler calls it: a job id; namespace and name.
     name
         Its name.
+    stage
+        What it does of a run.
+    found
+        Whether `Scheduler.submit` found it, and made none.
     """
 
     scheduler: str
     id: str
     name: str
+    stage: Stage = Stage.WHOLE
+    found: bool = field(default=False, compare=False)
 
 
 class JobState(StrEnum):
@@ -170,24 +217,6 @@ class JobStatus:
     resubmit: bool = False
 
 
-def require_same(live: JobHandle, plan: Plan) -> JobHandle:
-    """Return the job of a generation that waits or runs, where a plan is of the same submission.
-
-    Raises
-    ------
-    ConflictError
-        If it is of another one.
-    """
-    if live.name == plan.name:
-        return live
-    generation = plan.request.generation
-    raise ConflictError(
-        f"job {live.id} for {generation_name(generation)} waits or runs, of another "
-        "configuration or with other options",
-        hint=f"mlip-job cancel -g {generation} ends it",
-    )
-
-
 class Scheduler(Protocol):
     """One kind of scheduler.
 
@@ -209,25 +238,36 @@ class Scheduler(Protocol):
     def submit(self, plan: Plan) -> JobHandle:
         """Make the submission and return its job.
 
-        The same plan again, while its job waits or runs, returns that job.
+        The same plan again, while its job waits or runs, returns that job. Of a submission of
+        several jobs, one that has succeeded is not run again: it is returned too.
 
         Raises
         ------
         ConflictError
-            If another job for the same generation waits or runs.
+            If a job of another submission for the same generation waits or runs.
         """
 
     def find(self, family: str, generation: int) -> JobHandle | None:
-        """Return the newest job of a generation that is still known, or None."""
+        """Return the job that matters now of a generation's newest submission, or None.
+
+        That is the one that runs; else the first that waits, failed or was cancelled; else the
+        last. What waits for a job that failed never matters.
+        """
 
     def status(self, handle: JobHandle) -> JobStatus:
-        """Return what a job is doing; UNKNOWN once the scheduler has forgotten it."""
+        """Return what a job is doing; UNKNOWN once the scheduler has forgotten it.
+
+        Where it does a part of a run, the reason tells which.
+        """
 
     def logs(self, handle: JobHandle, *, follow: bool) -> Iterator[str]:
-        """Yield the lines that a job printed; with `follow`, until it has ended.
+        """Yield the lines that a job printed, and the others of its submission, in their order.
 
-        They may be gone soon after the job.
+        With `follow`, until all have ended. They may be gone soon after the job.
         """
 
     def cancel(self, handle: JobHandle) -> None:
-        """Have a job stop, leaving it the time for a checkpoint. An ended job is no error."""
+        """Have a job stop, and the others of its submission, leaving time for a checkpoint.
+
+        Ended jobs are no error.
+        """

@@ -57,29 +57,29 @@ def read_end(path: Path) -> str | None:
 
 
 def lines_of(
-    logs: Callable[[], Mapping[str, Path]], ended: Callable[[], bool] | None, interval: float
+    logs: Callable[[], Mapping[Path, str]], ended: Callable[[], bool] | None, interval: float
 ) -> Iterator[str]:
     """Yield the lines of one or several logs as they grow.
 
     Parameters
     ----------
     logs
-        Returns the logs there are by now, by what to put before each of their lines.
+        Returns the logs there are by now, each with what to put before its lines.
     ended
         Follow them until this says so; None yields what is there.
     interval
         Seconds between two looks.
     """
-    readers: dict[str, _Reader] = {}
+    readers: dict[Path, _Reader] = {}
     while True:
         over = ended is None or ended()  # asked first: what is printed meanwhile is read below
-        for prefix, path in logs().items():
-            reader = readers.setdefault(prefix, _Reader(path))
-            yield from (prefix + line for line in reader.more())
+        for path, prefix in logs().items():
+            reader = readers.setdefault(path, _Reader(path, prefix))
+            yield from reader.more()
         if over:
             break
         time.sleep(interval)
-    yield from (prefix + reader.rest for prefix, reader in readers.items() if reader.rest)
+    yield from (reader.prefix + reader.rest for reader in readers.values() if reader.rest)
 
 
 @dataclass
@@ -87,6 +87,7 @@ class _Reader:
     """Reads a growing file line by line; `rest` is the last one while its end is missing."""
 
     path: Path
+    prefix: str
     position: int = 0
     rest: str = ""
 
@@ -99,4 +100,4 @@ class _Reader:
             return []
         self.position += len(data)
         *whole, self.rest = (self.rest + data.decode(errors="replace")).split("\n")
-        return whole
+        return [self.prefix + line for line in whole]

@@ -3,18 +3,16 @@
 ::
 
     <work>/gen_04/submit.sbatch          the script, as it was submitted
+    <work>/gen_04/submit-dataset.sbatch  that of a job that does a part of the run
     <work>/gen_04/mlip-job.yaml          the resolved configuration that the run reads
-    <work>/gen_04/submission.json        which job it became
+    <work>/gen_04/submission.json        which jobs it became
     <work>/gen_04/slurm-4711.log         what the job printed
     <work>/gen_04/slurm-4711.ended       its exit code, written by the script itself
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import re
 import secrets
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,22 +24,21 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlip_job.environment import ProcessIdentity
 from mlip_job.errors import ConfigError
-from mlip_job.naming import FAMILY_PATTERN, generation_name, parse_generation_name
+from mlip_job.naming import generation_name
+from mlip_job.schedulers.base import Stage
+from mlip_job.schedulers.job_names import JobName, of_one_submission
 
 if TYPE_CHECKING:
     from mlip_job.config import JobConfig
-    from mlip_job.schedulers.base import JobRequest
-
-_JOB = re.compile(rf"mlip-({FAMILY_PATTERN})-(gen_\d+)-([0-9a-f]{{8}})-[0-9a-f]{{8}}")
 
 
-class Submission(BaseModel):
-    """Content of ``submission.json``.
+class SubmittedJob(BaseModel):
+    """A job that a submission became.
 
     Attributes
     ----------
-    scheduler, id, name
-        The job, see `JobHandle`.
+    id, name
+        See `JobHandle`.
     submitted
         When.
     process
@@ -50,12 +47,32 @@ class Submission(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[1] = 1
-    scheduler: str
     id: str
     name: str
     submitted: datetime
     process: ProcessIdentity | None = None
+
+
+class Submission(BaseModel):
+    """Content of ``submission.json``.
+
+    Attributes
+    ----------
+    scheduler
+        Where.
+    jobs
+        What it became, in the order in which the jobs run.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[2] = 2
+    scheduler: str
+    jobs: tuple[SubmittedJob, ...]
+
+    def job(self, job_id: str) -> SubmittedJob | None:
+        """Return the job of an id, if it is one of the submission's."""
+        return next((job for job in self.jobs if job.id == job_id), None)
 
 
 class Ended(BaseModel):
@@ -96,9 +113,10 @@ class SubmitFiles:
         """The resolved configuration."""
         return self.directory / "mlip-job.yaml"
 
-    def script(self, suffix: str) -> Path:
+    def script(self, suffix: str, stage: Stage = Stage.WHOLE) -> Path:
         """Return the script, whose suffix tells the scheduler's kind."""
-        return self.directory / f"submit.{suffix}"
+        part = "" if stage is Stage.WHOLE else f"-{stage}"
+        return self.directory / f"submit{part}.{suffix}"
 
     def log(self, scheduler: str, job_id: str) -> Path:
         """Return what a job printed."""
@@ -124,12 +142,16 @@ class SubmitFiles:
                 f"can't write to {self.directory}: {error.strerror}", hint="set work_dir"
             ) from None
 
-    def record(self, submission: Submission) -> None:
-        """Remember which job the submission became."""
+    def record(self, scheduler: str, job: SubmittedJob) -> None:
+        """Remember a job, and those before it of the same submission."""
+        known = self.submission()
+        before = known.jobs if known is not None and known.scheduler == scheduler else ()
+        kept = tuple(other for other in before if _precedes(other.name, job.name))
+        submission = Submission(scheduler=scheduler, jobs=(*kept, job))
         _write_whole(self._submission, submission.model_dump_json(indent=2) + "\n")
 
     def submission(self) -> Submission | None:
-        """Return the newest job that is remembered."""
+        """Return the newest submission that is remembered."""
         try:
             return Submission.model_validate_json(self._submission.read_bytes())
         except (OSError, ValidationError):
@@ -147,51 +169,14 @@ class SubmitFiles:
         return self.directory / "submission.json"
 
 
-def _job_name(family: str, generation: int, store: str, submission: str) -> str:
-    """Return the name of a job in a queue, ``mlip-cu-ni-gen_04-1a2b3c4d-5e6f7a8b``.
-
-    Parameters
-    ----------
-    family, generation
-        What it trains.
-    store, submission
-        Hashes that tell families of one name in several stores apart, and submissions.
-    """
-    return f"mlip-{family}-{generation_name(generation)}-{store[:8]}-{submission[:8]}"
-
-
-def parse_job_name(name: str) -> tuple[str, int, str] | None:
-    """Return family, generation and store that a job's name stands for; None for others' jobs."""
-    match = _JOB.fullmatch(name)
-    generation = parse_generation_name(match.group(2)) if match is not None else None
-    if match is None or generation is None:
-        return None
-    return match.group(1), generation, match.group(3)
-
-
-def name_of_job(request: JobRequest) -> str:
-    """Return the name of a request's job; another request has another name."""
-    content = {
-        "config": request.config.model_dump(mode="json"),
-        "generation": request.generation,
-        "directory": str(request.directory),
-        "run_options": request.run_options,
-        "ensemble": request.ensemble,
-        "after": request.after,
-    }
-    submission = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    config = request.config
-    return _job_name(config.family, request.generation, _hash_of_store(config), submission)
-
-
-def is_of(name: str, config: JobConfig, family: str, generation: int) -> bool:
-    """Tell whether a job of this name trains a generation for the configured store."""
-    return parse_job_name(name) == (family, generation, _hash_of_store(config)[:8])
-
-
-def _hash_of_store(config: JobConfig) -> str:
-    place = f"{config.storage.url}\n{config.storage.endpoint_url}"
-    return hashlib.sha256(place.encode()).hexdigest()
+def _precedes(one: str, other: str) -> bool:
+    first, second = JobName.parse(one), JobName.parse(other)
+    return (
+        first is not None
+        and second is not None
+        and of_one_submission(one, other)
+        and first.stage.position < second.stage.position
+    )
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -249,7 +249,7 @@ def test_json_is_one_document(family: Family, stand_in: StandIn) -> None:
     stand_in("echo a line; sleep 60")
     submitted = json.loads(family.run("submit", "-g", 1, "--json").out)
     job = submitted["jobs"][0]
-    assert set(job) == {"generation", "scheduler", "id", "name"}
+    assert set(job) == {"generation", "stage", "scheduler", "id", "name"}
     family.wait_for_log("a line")
     listed = json.loads(family.run("status", "--json").out)
     assert [g["job"]["id"] for g in listed["generations"]] == [job["id"]]

@@ -8,12 +8,17 @@ import pytest
 
 from mlip_job.config import JobConfig
 from mlip_job.errors import ConfigError, UnavailableError
-from mlip_job.schedulers.base import JobHandle, JobState
+from mlip_job.schedulers.base import JobHandle, JobState, JobStatus, Stage
 from mlip_job.schedulers.records import Ended
 from mlip_job.schedulers.slurm import SlurmScheduler, commands
 from mlip_job.schedulers.slurm.commands import Task
 from mlip_job.schedulers.slurm.states import STATES, state_of, why
-from mlip_job.schedulers.slurm.status import combined, status_by_record, status_of
+from mlip_job.schedulers.slurm.status import (
+    combined,
+    status_by_record,
+    status_of,
+    which_matters,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,6 +127,22 @@ def test_a_refusal_names_the_setting(
     assert caught.value.message == f"Slurm refuses the job: {said}"
     assert hint is None or hint in (caught.value.hint or "")
     assert (tmp_path / "calls").read_text().count("sbatch") == 1
+
+
+def test_a_refusal_of_a_job_without_a_gpu_names_its_own_settings(
+    install: Install, tmp_path: Path
+) -> None:
+    """And so does what it waits for."""
+    refused = "echo 'sbatch: error: Batch job submission failed: Invalid qos specification' >&2"
+    install("sbatch", f"{refused}; exit 1")
+    with pytest.raises(ConfigError) as caught:
+        commands.submit(tmp_path / "script", NAME, section="submit.slurm.cpu")
+    assert "look at submit.slurm.cpu.qos" in (caught.value.hint or "")
+    waiting = Task("1", "PENDING", "PartitionTimeLimit")
+    status = status_of(waiting, None, None, "submit.slurm.cpu")
+    assert "(submit.slurm.cpu.time)" in (status.reason or "")
+    status = status_of(Task("1", "OUT_OF_MEMORY"), None, "", "submit.slurm.cpu")
+    assert "(submit.slurm.cpu.mem)" in (status.reason or "")
 
 
 def test_without_slurm_the_next_step_is_named(
@@ -298,6 +319,34 @@ def test_members_together() -> None:
     assert (status.state, status.resubmit) == (JobState.FAILED, True)
     assert status.reason == "members: 1 failed, 1 succeeded; the node failed"
     assert combined([done, done]).state is JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    ("states", "which"),
+    [
+        ("pending pending pending", "dataset"),
+        ("running pending pending", "dataset"),
+        ("succeeded pending pending", "fit"),
+        ("succeeded running pending", "fit"),
+        ("unknown running pending", "fit"),
+        ("unknown failed cancelled", "fit"),
+        ("failed cancelled cancelled", "dataset"),
+        ("failed pending pending", "dataset"),
+        ("cancelled cancelled cancelled", "dataset"),
+        ("succeeded failed cancelled", "fit"),
+        ("succeeded failed running", "publish"),
+        ("succeeded succeeded failed", "publish"),
+        ("succeeded succeeded succeeded", "publish"),
+        ("succeeded unknown unknown", "publish"),
+    ],
+)
+def test_which_job_of_a_submission_matters(states: str, which: str) -> None:
+    """What runs; else the first that has not succeeded, and never what it has taken with it."""
+    jobs = [
+        (JobHandle("slurm", str(number), NAME, stage), JobStatus(JobState(state), ""))
+        for number, (stage, state) in enumerate(zip(Stage, states.split(), strict=False))
+    ]
+    assert which_matters(jobs).stage == which
 
 
 def test_a_forgotten_job_by_its_own_record() -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +18,29 @@ from pydantic import ValidationError
 from mlip_job.config import JobConfig
 from mlip_job.config.slurm import OWNED_OPTIONS, SlurmConfig
 from mlip_job.errors import ConfigError
-from mlip_job.schedulers.base import JobRequest
+from mlip_job.schedulers.base import JobRequest, Stage, stages
+from mlip_job.schedulers.job_names import JobName, of_one_submission
 from mlip_job.schedulers.slurm import SlurmScheduler
 from mlip_job.schedulers.slurm.options import quote_directive
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+ALL_STAGES = stages(split_export=True, split_evaluation=True)
+ON_GPUS = {
+    "account": "alloys",
+    "partition": "gpu",
+    "qos": "long",
+    "gres": "gpu:a100:1,lscratch:100",
+    "time": "24:00:00",
+    "mem": "32G",
+    "cpus": 8,
+    "constraint": "nvlink",
+    "reservation": "course",
+    "exclude": "node7",
+    "extra": ["--mem-per-gpu=40G", "--nice=5"],
+    "image": "/sw/images/mlip-job.sif",
+}
 GOLDEN = Path(__file__).parents[2] / "data" / "slurm"
 ACCEPT = os.environ.get("MLIP_JOB_TEST_ACCEPT")
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -48,6 +65,24 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"after": "4711;alps", "run_options": ("--fresh",)},
     ),
     "ensemble": ({"gres": "gpu:1"}, {"ensemble": 4}),
+    "dataset": (
+        ON_GPUS | {"cpu": {"partition": "cpu", "time": "02:00:00", "cpus": 2}},
+        {
+            "stage": Stage.DATASET,
+            "stages": ALL_STAGES,
+            "run_options": ("--fresh",),
+            "ensemble": 4,
+            "after": "4711",
+        },
+    ),
+    "fit": (
+        ON_GPUS,
+        {"stage": Stage.FIT, "stages": ALL_STAGES, "run_options": ("--fresh",), "after": "4711"},
+    ),
+    "publish": (
+        ON_GPUS,
+        {"stage": Stage.PUBLISH, "stages": ALL_STAGES, "ensemble": 4},
+    ),
 }
 HOSTILE = {
     "spaces": "two  words",
@@ -198,6 +233,21 @@ def test_no_setting_becomes_code(
 
 
 @pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE)
+def test_no_setting_of_jobs_without_a_gpu_becomes_code(
+    tmp_path: Path, run_script: Callable[..., list[str]], value: str
+) -> None:
+    """Each stands in its directive, and nowhere else."""
+    options = ("account", "partition", "qos", "constraint", "exclude", "reservation")
+    cpu = dict.fromkeys(options, value) | {"extra": [f"--comment={value}"]}
+    stage = {"stage": Stage.DATASET, "stages": ALL_STAGES}
+    text = script(ON_GPUS | {"cpu": cpu}, str(tmp_path / "work"), **stage)
+    for option in (*options, "comment"):
+        assert f"#SBATCH {quote_directive(f'--{option}={value}')}\n" in text
+    (tmp_path / "work" / "gen_04").mkdir(parents=True)
+    assert run_script(text)[-2:] == ["--until", "dataset"]
+
+
+@pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE)
 def test_a_work_directory_of_any_name(
     tmp_path: Path, run_script: Callable[..., list[str]], value: str
 ) -> None:
@@ -264,10 +314,82 @@ def test_a_gpu_that_was_asked_for_is_required() -> None:
     assert "--require-gpu" not in script({})
     assert "--require-gpu" not in script({"gres": "gpu:1", "require_gpu": False})
 
+    parts = {stage: script(ON_GPUS, stage=stage, stages=ALL_STAGES) for stage in ALL_STAGES}
+    assert ["--require-gpu" in text for text in parts.values()] == [False, True, False]
+
+
+def test_only_the_fit_asks_for_a_gpu() -> None:
+    """Neither in a directive nor in an option of the container, whatever else is inherited."""
+    gpu_only = ("gpu", "--nv", "--constraint", "--reservation")
+    inherited = ("--account=alloys", "--qos=long", "--mem=32G", "--exclude=node7", "--nice=5")
+    for stage in (Stage.DATASET, Stage.PUBLISH):
+        # The partition's name is what "gpu" stands for here.
+        text = script(ON_GPUS | {"partition": "main"}, stage=stage, stages=ALL_STAGES)
+        assert not [word for word in gpu_only if word in text]
+        assert all(f"#SBATCH {option}\n" in text for option in inherited)
+        assert "#SBATCH --gres=lscratch:100\n" in text
+    fit = script(ON_GPUS, stage=Stage.FIT, stages=ALL_STAGES)
+    assert all(word in fit for word in gpu_only)
+
+
+def test_settings_of_jobs_without_a_gpu() -> None:
+    """What is given stands in place of the fit's; a QOS goes with its partition."""
+    cpu = {"partition": "cpu", "time": "30", "mem": "4G", "cpus": 2, "constraint": "skylake"}
+    cpu |= {"gres": "lscratch:5", "extra": ["--exclusive"]}
+    text = script(ON_GPUS | {"cpu": cpu}, stage=Stage.PUBLISH, stages=ALL_STAGES)
+    asked = {
+        line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH ")
+    }
+    assert {
+        *("--partition=cpu", "--time=30", "--mem=4G", "--cpus-per-task=2", "--account=alloys"),
+        *("--constraint=skylake", "--gres=lscratch:5", "--exclusive", "--exclude=node7"),
+    } <= asked
+    assert not any(option.startswith(("--qos", "--nice", "--reservation")) for option in asked)
+    assert " --cpus-per-task=2 " in text
+    assert (
+        SlurmConfig.model_validate(ON_GPUS | {"cpu": cpu | {"qos": "q"}}).without_gpu().qos == "q"
+    )
+
+
+def test_one_submission_becomes_jobs_that_are_told_apart() -> None:
+    """By the end of their names; another submission differs in what is before."""
+    config = JobConfig.model_validate({"family": "cu", "work_dir": "/w", "storage": {"url": "/s"}})
+    whole = JobRequest(config, 4, Path("/w"))
+    split = replace(whole, stages=ALL_STAGES)
+    names = [str(JobName.of(replace(split, stage=stage))) for stage in ALL_STAGES]
+    assert [name.rpartition("-")[2] for name in names] == ["dataset", "fit", "publish"]
+    assert len({name.rpartition("-")[0] for name in names}) == 1
+    assert all(of_one_submission(names[0], name) for name in names)
+    for name, stage in zip(names, ALL_STAGES, strict=True):
+        parsed = JobName.parse(name)
+        assert parsed is not None
+        assert (str(parsed), parsed.stage) == (name, stage)
+    follower = replace(split, stage=Stage.FIT, follows="12", again=True)
+    assert str(JobName.of(follower)) == names[1]
+    others = [JobName.of(whole), JobName.of(replace(split, ensemble=2, stage=Stage.FIT))]
+    assert not any(of_one_submission(names[1], str(other)) for other in others)
+    assert JobName.parse(f"{names[0]}-x") is None
+
+
+def test_a_job_that_is_submitted_again_goes_on() -> None:
+    """What its first submission removed is not there any more."""
+    over = {"run_options": ("--fresh",)}
+    assert "command+=(--fresh)" in script({}, **over)
+    assert "--fresh" not in script({}, **over, again=True)
+    for stage in ALL_STAGES:
+        text = script({}, **over, stage=stage, stages=ALL_STAGES)
+        assert ("command+=(--fresh)" in text) is (stage is Stage.DATASET)
+
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"cpu": {"gres": "lscratch:1,gpu:1"}}, "asks for a GPU"),
+        ({"cpu": {"gres": "shard:1"}}, "asks for a GPU"),
+        ({"cpu": {"time": 30}}, "needs quotes"),
+        ({"cpu": {"partition": "cpu\n#SBATCH --wrap=x"}}, "one line of printable characters"),
+        ({"cpu": {"extra": ["--job-name=x"]}}, "sets --job-name"),
+        ({"cpu": {"image": "x"}}, "Extra inputs are not permitted"),
         ({"time": "1:00:00:00"}, "minutes, hours:minutes:seconds or days-hours"),
         ({"time": "12:75:00"}, "minutes, hours:minutes:seconds or days-hours"),
         ({"time": "soon"}, "minutes, hours:minutes:seconds or days-hours"),

@@ -8,23 +8,19 @@ import re
 import signal
 import subprocess
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from mlip_job.config.load import ENVIRONMENT_PREFIX
 from mlip_job.environment import ProcessIdentity
 from mlip_job.errors import ConfigError, UnavailableError
-from mlip_job.schedulers.base import JobHandle, JobState, JobStatus, Plan, require_same
+from mlip_job.schedulers.base import JobHandle, JobState, JobStatus, Plan
 from mlip_job.schedulers.exit_codes import meaning_of
 from mlip_job.schedulers.job_log import error_in, lines_of, read_end
+from mlip_job.schedulers.job_names import JobName, require_same
 from mlip_job.schedulers.local.script import local_script
-from mlip_job.schedulers.records import (
-    Submission,
-    SubmitFiles,
-    is_of,
-    name_of_job,
-    parse_job_name,
-)
+from mlip_job.schedulers.records import SubmitFiles, SubmittedJob
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,29 +54,29 @@ class LocalScheduler:
         """See `Scheduler.plan`; the text is a shell script."""
         if request.after is not None and _JOB_ID.fullmatch(request.after) is None:
             raise ConfigError(f"--after: {request.after!r} is no job of this machine")
-        name = name_of_job(request)
-        return Plan(request, name, local_script(request))
+        if len(request.stages) > 1:
+            raise ConfigError(
+                "--split-export and --split-evaluation are for clusters: a job of this machine "
+                "takes its GPU from nobody else",
+                hint="leave them out; one process does all of it",
+            )
+        return Plan(request, str(JobName.of(request)), local_script(request))
 
     def submit(self, plan: Plan) -> JobHandle:
         """See `Scheduler.submit`."""
         config, generation = plan.request.config, plan.request.generation
         before = self.find(config.family, generation)
         if before is not None and not self.status(before).state.ended:
-            return require_same(before, plan)
+            require_same(before, plan)
+            return replace(before, found=True)
         files = SubmitFiles.of(config, generation)
         script = files.script("sh")
         files.write(script, plan.text, config)
         process = _start(script, files)
         job_id = f"{process.pid}-{process.started}"
-        files.record(
-            Submission(
-                scheduler=self.name,
-                id=job_id,
-                name=plan.name,
-                submitted=datetime.now(UTC),
-                process=process,
-            )
-        )
+        submitted = datetime.now(UTC)
+        job = SubmittedJob(id=job_id, name=plan.name, submitted=submitted, process=process)
+        files.record(self.name, job)
         return JobHandle(self.name, job_id, plan.name)
 
     def find(self, family: str, generation: int) -> JobHandle | None:
@@ -88,15 +84,18 @@ class LocalScheduler:
         record = SubmitFiles.of(self._config, generation).submission()
         if record is None or record.scheduler != self.name:
             return None
-        if not is_of(record.name, self._config, family, generation):
+        job = record.jobs[-1]
+        name = JobName.parse(job.name)
+        if name is None or not name.is_of(self._config, family, generation):
             return None
-        return JobHandle(self.name, record.id, record.name)
+        return JobHandle(self.name, job.id, job.name)
 
     def status(self, handle: JobHandle) -> JobStatus:
         """See `Scheduler.status`; a process of another machine is unknown until it has ended."""
         files, me = self._files(handle), ProcessIdentity.current()
         record = files.submission()
-        process = record.process if record is not None and record.id == handle.id else None
+        job = record.job(handle.id) if record is not None else None
+        process = job.process if job is not None else None
         if process is not None and process.host == me.host and not process.is_gone(me):
             return JobStatus(JobState.RUNNING, "running")
         log = read_end(files.log(self.name, handle.id))
@@ -116,7 +115,7 @@ class LocalScheduler:
             return self.status(handle).state is not JobState.RUNNING
 
         interval = self._config.submit.poll_interval
-        return lines_of(lambda: {"": log}, ended if follow else None, interval)
+        return lines_of(lambda: {log: ""}, ended if follow else None, interval)
 
     def cancel(self, handle: JobHandle) -> None:
         """See `Scheduler.cancel`; there is no limit to the time for the checkpoint."""
@@ -129,8 +128,8 @@ class LocalScheduler:
                 os.killpg(int(handle.id.partition("-")[0]), signal.SIGTERM)
 
     def _files(self, handle: JobHandle) -> SubmitFiles:
-        _, generation, _ = parse_job_name(handle.name) or ("", 1, "")
-        return SubmitFiles.of(self._config, generation)
+        name = JobName.parse(handle.name)
+        return SubmitFiles.of(self._config, name.generation if name is not None else 1)
 
 
 def _ended(ended: Ended, log: str | None, *, cancelled: bool) -> JobStatus:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mlip_job.errors import ConfigError, UnavailableError
 from mlip_job.retries import retrying
 from mlip_job.schedulers.slurm.refusals import explain_refusal
-from mlip_job.schedulers.slurm.states import is_live
+from mlip_job.schedulers.slurm.states import SECTION, is_live
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -90,10 +90,19 @@ class SlurmError(UnavailableError):
         )
 
 
-def submit(script: Path, name: str) -> str:
+def submit(script: Path, name: str, *options: str, section: str = SECTION) -> str:
     """Submit a script and return the job's id, ``id;cluster`` on a cluster among several.
 
     Where the answer to a submission was lost, the job is found by its name.
+
+    Parameters
+    ----------
+    script, name
+        What to submit, and what the job is called.
+    options
+        More options of sbatch.
+    section
+        Part of the configuration to look at where Slurm refuses the job.
 
     Raises
     ------
@@ -107,14 +116,14 @@ def submit(script: Path, name: str) -> str:
         live = (job.id for job in my_jobs() if job.name == name and is_live(job.state))
         if (job_id := next(live, None)) is not None:
             return job_id.partition("_")[0]
-        return _read_id(_run("sbatch", "--parsable", str(script)))
+        return _read_id(_run("sbatch", "--parsable", *options, str(script)))
 
     try:
         return retrying(attempt, PATIENCE_SECONDS)
     except SlurmError as error:
         if error.transient:
             raise
-        raise explain_refusal(error.said, partitions) from None
+        raise explain_refusal(error.said, partitions, section) from None
 
 
 def my_jobs(patience: float = _GLANCE_SECONDS) -> list[Task]:

@@ -5,14 +5,32 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mlip_job.errors import ConfigError
+from mlip_job.schedulers.base import Stage
 from mlip_job.schedulers.records import SubmitFiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from mlip_job.config.slurm import SlurmConfig
     from mlip_job.schedulers.base import JobRequest
 
 _SPARE_SECONDS = 5  # beside run.stop_timeout, see there
+
+
+def settings_of(request: JobRequest) -> SlurmConfig:
+    """Return the settings that hold for a request's job."""
+    slurm = request.config.submit.slurm
+    return slurm if request.stage.needs_gpu else slurm.without_gpu()
+
+
+def dependency(request: JobRequest, job_id: str) -> str:
+    """Return the option that has a job wait for another one of its submission.
+
+    It stands on the command line of sbatch, for the script is the same whatever the id. Members of
+    an ensemble are published each after its own fit.
+    """
+    own_task = request.stage is Stage.PUBLISH and request.members is not None
+    return f"--dependency={'aftercorr' if own_task else 'afterok'}:{_job_number(job_id)}"
 
 
 def sbatch_options(request: JobRequest, name: str) -> Iterator[str]:
@@ -23,7 +41,7 @@ def sbatch_options(request: JobRequest, name: str) -> Iterator[str]:
     ConfigError
         If a setting can't be passed on; the message names the key.
     """
-    slurm, run = request.config.submit.slurm, request.config.run
+    slurm, run = settings_of(request), request.config.run
     if slurm.warning < run.stop_timeout + _SPARE_SECONDS:
         raise ConfigError(
             f"submit.slurm.warning is {slurm.warning} s, too short for a checkpoint that may take "
@@ -32,7 +50,7 @@ def sbatch_options(request: JobRequest, name: str) -> Iterator[str]:
         )
     directory = SubmitFiles.of(request.config, request.generation).directory
     yield f"--job-name={name}"
-    yield f"--output={_output(str(directory), array=request.ensemble is not None)}"
+    yield f"--output={_output(str(directory), array=request.members is not None)}"
     yield f"--chdir={directory}"
     yield from ("--open-mode=append", "--export=NONE", "--requeue")
     yield f"--signal=B:USR1@{slurm.warning}"
@@ -53,10 +71,11 @@ def sbatch_options(request: JobRequest, name: str) -> Iterator[str]:
         "mail-type": slurm.mail_type,
     }
     yield from (f"--{option}={value}" for option, value in asked.items() if value is not None)
-    if request.ensemble is not None:
-        yield f"--array=1-{request.ensemble}"
-    if request.after is not None:
+    if request.members is not None:
+        yield f"--array=1-{request.members}"
+    if request.is_first and request.after is not None:
         yield f"--dependency=afterok:{_job_number(request.after)}"
+    if not request.is_first or request.after is not None:
         yield "--kill-on-invalid-dep=yes"
     yield from slurm.extra
 

@@ -15,23 +15,25 @@ _NODES = "sinfo -o '%P %c %m %G %f' lists CPUs, memory (MB), generic resources a
 
 # By what sbatch prints: the settings to look at, and a command that shows what there is.
 _REFUSALS: Sequence[tuple[str, str, str | None]] = (
-    ("invalid partition", "submit.slurm.partition", None),
-    ("invalid account", "submit.slurm.account", f"{_YOURS} to you"),
-    ("invalid qos", "submit.slurm.qos", f"{_YOURS} to you"),
-    ("reservation", "submit.slurm.reservation", "scontrol show reservation lists them"),
-    ("time limit|--time", "submit.slurm.time", "sinfo -o '%P %l' lists the longest times"),
-    ("generic resource|gres", "submit.slurm.gres", _NODES),
-    ("invalid feature", "submit.slurm.constraint", _NODES),
-    ("memory", "submit.slurm.mem", _NODES),
-    ("cpu count", "submit.slurm.cpus", _NODES),
+    ("invalid partition", "{section}.partition", None),
+    ("invalid account", "{section}.account", f"{_YOURS} to you"),
+    ("invalid qos", "{section}.qos", f"{_YOURS} to you"),
+    ("reservation", "{section}.reservation", "scontrol show reservation lists them"),
+    ("time limit|--time", "{section}.time", "sinfo -o '%P %l' lists the longest times"),
+    ("generic resource|gres", "{section}.gres", _NODES),
+    ("invalid feature", "{section}.constraint", _NODES),
+    ("memory", "{section}.mem", _NODES),
+    ("cpu count", "{section}.cpus", _NODES),
     ("node configuration|node count|node name", "what the job asks of a node", _NODES),
     ("dependency", "--after", "squeue --me lists your jobs"),
     ("mail", "submit.slurm.mail_type", "e.g. END,FAIL"),
-    ("unrecognized option|invalid option|requires an argument", "submit.slurm.extra", None),
+    ("unrecognized option|invalid option|requires an argument", "{section}.extra", None),
 )
 
 
-def explain_refusal(said: str, partitions: Callable[[], Sequence[str]]) -> ConfigError:
+def explain_refusal(
+    said: str, partitions: Callable[[], Sequence[str]], section: str
+) -> ConfigError:
     """Return the error for a job that sbatch refused.
 
     Parameters
@@ -40,13 +42,16 @@ def explain_refusal(said: str, partitions: Callable[[], Sequence[str]]) -> Confi
         What sbatch printed.
     partitions
         Tells which partitions there are.
+    section
+        Part of the configuration that the job's settings are in.
     """
     text = re.sub(r"sbatch: (error: )?(Batch job submission failed: )?", "", said)
     message = f"Slurm refuses the job: {text}"
-    for pattern, setting, command in _REFUSALS:
+    for pattern, key, command in _REFUSALS:
         if re.search(pattern, text, re.IGNORECASE) is None:
             continue
-        if setting == "submit.slurm.partition":
+        setting = key.format(section=section)
+        if key == "{section}.partition":
             known = ", ".join(partitions()) or "sinfo lists them"
             return ConfigError(message, hint=f"set {setting} to one of: {known}")
         hint = f"look at {setting}" + (f"; {command}" if command is not None else "")

@@ -8,17 +8,33 @@ from typing import TYPE_CHECKING
 
 from mlip_job.errors import ConfigError
 from mlip_job.naming import generation_name
+from mlip_job.schedulers.base import Stage
 from mlip_job.schedulers.records import SubmitFiles
 from mlip_job.schedulers.shell import Code, render
-from mlip_job.schedulers.slurm.options import quote_directive, sbatch_options
+from mlip_job.schedulers.slurm.options import (
+    dependency,
+    quote_directive,
+    sbatch_options,
+    settings_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from mlip_job.config import JobConfig
+    from mlip_job.config.slurm import SlurmConfig
     from mlip_job.schedulers.base import JobRequest
 
-_FRESH = "--fresh"
+_DOES: Mapping[Stage, str] = {
+    Stage.DATASET: "Makes the dataset of",
+    Stage.FIT: "Fits",
+    Stage.PUBLISH: "Evaluates and publishes",
+    Stage.WHOLE: "Trains",
+}
+_WHOSE: Mapping[Stage, str] = {
+    Stage.DATASET: "the job that makes the dataset",
+    Stage.FIT: "the job that fits",
+}
 
 
 def batch_script(request: JobRequest, name: str) -> str:
@@ -29,10 +45,10 @@ def batch_script(request: JobRequest, name: str) -> str:
     ConfigError
         If a setting can't be submitted; the message names the key.
     """
-    config, slurm = request.config, request.config.submit.slurm
+    config, slurm = request.config, settings_of(request)
     files = SubmitFiles.of(config, request.generation)
     directives = [Code(quote_directive(option)) for option in sbatch_options(request, name)]
-    options = [option for option in request.run_options if option != _FRESH]
+    options = list(request.options)
     if slurm.require_gpu and slurm.asks_for_gpu and "--require-gpu" not in options:
         options.append("--require-gpu")
     singularity = Path(slurm.container).name == "singularity"
@@ -40,11 +56,13 @@ def batch_script(request: JobRequest, name: str) -> str:
         "submit.sbatch.j2",
         # A login shell knows the command `module` where a site has it.
         login=Code(" -l" if slurm.modules else ""),
+        does=Code(_DOES[request.stage]),
         generation_name=generation_name(request.generation),
         family=config.family,
         directives=directives,
+        dependency=None if request.is_first else Code(_dependency(request)),
         directory=files.directory,
-        ensemble=request.ensemble,
+        ensemble=request.members,
         max_requeues=slurm.max_requeues,
         resubmit=shlex.join(_resubmit(request, files)),
         modules=slurm.modules,
@@ -52,10 +70,10 @@ def batch_script(request: JobRequest, name: str) -> str:
         env_file=slurm.env_file,
         image=slurm.image,
         variable_prefix=Code("SINGULARITYENV_" if singularity else "APPTAINERENV_"),
-        program=list(_program(config)),
+        program=list(_program(config, slurm)),
         generation=request.generation,
         run_options=options,
-        fresh=_FRESH in request.run_options,
+        fresh=request.starts_over,
         # Since 22.05 a step does not take the number of CPUs over from its job.
         srun_options=Code(f" --cpus-per-task={slurm.cpus}" if slurm.cpus is not None else ""),
     )
@@ -80,9 +98,16 @@ def _local_directories(config: JobConfig) -> dict[str, str]:
     return found
 
 
-def _program(config: JobConfig) -> Iterator[str]:
+def _dependency(request: JobRequest) -> str:
+    """Return the comment on how the job is submitted; the id is not known before."""
+    before = request.stages[request.stages.index(request.stage) - 1]
+    option = dependency(request, "0").removesuffix("0")
+    return f"sbatch is given {option}JOB as well: the id of {_WHOSE[before]}"
+
+
+def _program(config: JobConfig, slurm: SlurmConfig) -> Iterator[str]:
     """Yield the words that stand before the verb ``run``."""
-    slurm, directories = config.submit.slurm, _local_directories(config)
+    directories = _local_directories(config)
     if slurm.image is None:
         yield slurm.command
         return
@@ -99,5 +124,9 @@ def _program(config: JobConfig) -> Iterator[str]:
 
 def _resubmit(request: JobRequest, files: SubmitFiles) -> Iterator[str]:
     yield from ("mlip-job", "-c", str(files.config), "submit", "-g", str(request.generation))
+    if Stage.DATASET in request.stages:
+        yield "--split-export"
+    if Stage.PUBLISH in request.stages:
+        yield "--split-evaluation"
     if request.ensemble is not None:
         yield from ("--ensemble", str(request.ensemble))

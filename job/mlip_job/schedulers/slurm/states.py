@@ -13,6 +13,9 @@ from mlip_job.schedulers.base import JobState
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+SECTION = "submit.slurm"
+"""Where the settings are that the tables below name."""
+
 _STATES: Mapping[JobState, str] = {
     JobState.PENDING: "PENDING CONFIGURING REQUEUED REQUEUE_FED REQUEUE_HOLD SPECIAL_EXIT "
     "RESV_DEL_HOLD",
@@ -41,7 +44,7 @@ REASONS: Mapping[str, str] = {
     "AssocMaxJobsLimit": "the account runs as many jobs as it may",
     "BadConstraints": "no node can ever have what it asks for",
     "BeginTime": "it starts again after the delay that follows a requeue",
-    "Dependency": "the generation before it is not trained yet",
+    "Dependency": "the job before it has not succeeded yet",
     "DependencyNeverSatisfied": "the job that it had to wait for failed",
     "InvalidAccount": "the account may not be used (submit.slurm.account)",
     "InvalidQOS": "the QOS may not be used (submit.slurm.qos)",
@@ -91,7 +94,31 @@ def is_live(native: str) -> bool:
     return state_of(native) in (JobState.PENDING, JobState.RUNNING)
 
 
-def why(reason: str) -> str:
-    """Return a reason in words, with Slurm's own."""
+def why(reason: str, section: str = SECTION) -> str:
+    """Return a reason in words, with Slurm's own.
+
+    Parameters
+    ----------
+    reason
+        Slurm's.
+    section
+        Part of the configuration that the job's settings are in.
+    """
     words = REASONS.get(reason.partition(",")[0].strip("()"))
-    return f"{words} ({reason})" if words is not None else reason
+    return f"{_naming(words, section)} ({reason})" if words is not None else reason
+
+
+def how_it_ended(native: str, section: str = SECTION) -> tuple[str, bool] | None:
+    """Return how a job in this state ended, and whether to submit it again helps; or None.
+
+    None stands for a job that ended by itself.
+    """
+    if native not in ENDINGS:
+        return None
+    words, again = ENDINGS[native]
+    return _naming(words, section), again
+
+
+def _naming(words: str, section: str) -> str:
+    """Name the settings in the section that the job has them from."""
+    return words.replace(f"({SECTION}.", f"({section}.")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mlip_job.schedulers.base import JobState, JobStatus
+from mlip_job.schedulers.base import JobState, JobStatus, Stage
 from mlip_job.schedulers.exit_codes import meaning_of
 from mlip_job.schedulers.job_log import error_in, last_line
-from mlip_job.schedulers.slurm.states import ENDINGS, NEVER, state_of, why
+from mlip_job.schedulers.slurm.states import NEVER, SECTION, how_it_ended, state_of, why
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from mlip_job.schedulers.base import JobHandle
     from mlip_job.schedulers.records import Ended
     from mlip_job.schedulers.slurm.commands import Task
 
@@ -27,7 +29,19 @@ _RANK = (
 )
 
 
-def status_of(task: Task, ended: Ended | None, log: str | None) -> JobStatus:
+_DOES: Mapping[tuple[Stage, JobState], str] = {
+    (Stage.DATASET, JobState.PENDING): "the dataset is to be made, and the fit waits for it",
+    (Stage.DATASET, JobState.RUNNING): "the dataset is being made, and the fit waits for it",
+    (Stage.DATASET, JobState.FAILED): "making the dataset failed",
+    (Stage.FIT, JobState.FAILED): "the fit failed",
+    (Stage.PUBLISH, JobState.FAILED): "evaluating or publishing it failed",
+}
+"""What becomes of a part of a run."""
+
+
+def status_of(
+    task: Task, ended: Ended | None, log: str | None, section: str = SECTION
+) -> JobStatus:
     """Return the status of one task.
 
     Parameters
@@ -38,15 +52,17 @@ def status_of(task: Task, ended: Ended | None, log: str | None) -> JobStatus:
         What the script noted at its end.
     log
         The end of what it printed; None where there is no log.
+    section
+        Part of the configuration that its settings are in.
     """
     state = state_of(task.state)
     if state is JobState.PENDING and task.reason is not None:
         hint = "cancel it, change that and submit it again" if task.reason in NEVER else None
-        return JobStatus(state, task.state, why(task.reason), hint)
+        return JobStatus(state, task.state, why(task.reason, section), hint)
     if state is JobState.CANCELLED and task.reason == "DependencyNeverSatisfied":
         return JobStatus(state, task.state, why(task.reason))
     if state is JobState.FAILED:
-        return _failed(task, ended, log)
+        return _failed(task, ended, log, section)
     return JobStatus(state, task.state, exit_code=0 if state is JobState.SUCCEEDED else None)
 
 
@@ -75,12 +91,37 @@ def combined(statuses: Sequence[JobStatus]) -> JobStatus:
     )
 
 
-def _failed(task: Task, ended: Ended | None, log: str | None) -> JobStatus:
-    if task.state in ENDINGS:
-        reason, again = ENDINGS[task.state]
+def of_stage(status: JobStatus, stage: Stage) -> JobStatus:
+    """Return the status of a job that does a part of a run; the reason tells which."""
+    does = _DOES.get((stage, status.state))
+    if does is None or status.reason is None:
+        return replace(status, reason=does or status.reason)
+    mark = ": " if status.state is JobState.FAILED else "; "
+    return replace(status, reason=f"{does}{mark}{status.reason}")
+
+
+def which_matters(jobs: Sequence[tuple[JobHandle, JobStatus]]) -> JobHandle:
+    """Return the job of a submission that says what becomes of it; see `Scheduler.find`.
+
+    Parameters
+    ----------
+    jobs
+        In the order in which they run. One that Slurm has forgotten does not matter: what follows
+        it is known better.
+    """
+    for states in ((JobState.RUNNING,), (JobState.PENDING, JobState.FAILED, JobState.CANCELLED)):
+        for job, status in jobs:
+            if status.state in states:
+                return job
+    return jobs[-1][0]
+
+
+def _failed(task: Task, ended: Ended | None, log: str | None, section: str) -> JobStatus:
+    if (ending := how_it_ended(task.state, section)) is not None:
+        reason, again = ending
         return JobStatus(JobState.FAILED, task.state, reason, resubmit=again)
     if task.reason in NEVER:
-        return JobStatus(JobState.FAILED, task.state, why(task.reason))
+        return JobStatus(JobState.FAILED, task.state, why(task.reason, section))
     code = ended.exit_code if ended is not None else task.exit_code
     if log is None and ended is None:
         return JobStatus(
