@@ -1,4 +1,4 @@
-"""Run the benchmarks: ``python -m benchmarks [export|growth|read|commands ...]``."""
+"""Run the benchmarks: ``python -m benchmarks [export|growth|read|commands|linear ...]``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pathlib import Path
 
 from benchmarks.commands import compare_commands
 from benchmarks.export import compare_routes, make_database, show_growth
+from benchmarks.linear import compare_starts
 from benchmarks.reading import compare_readers
 from benchmarks.tables import machine, say
 
-PARTS = ("export", "growth", "read", "commands")
+PARTS = ("export", "growth", "read", "commands", "linear")
 
 
 def main() -> None:
@@ -23,6 +24,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[2_000, 20_000, 200_000])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--directory", type=Path, help="where databases are kept for later runs")
+    parser.add_argument("--rounds", type=int, default=1, help="of fits, a minute or two each")
     parser.add_argument("--database", action="append", default=[], help="URL to read from too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as temporary:
@@ -39,6 +41,8 @@ def main() -> None:
             compare_readers(urls, options.repeats)
         if "commands" in options.parts:
             compare_commands(scratch, options.repeats)
+        if "linear" in options.parts:
+            compare_starts(scratch, options.database, options.rounds)
 
 
 if __name__ == "__main__":

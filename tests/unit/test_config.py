@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Union, get_args, get_origin
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from mlip_job.config import JobConfig, load_config
 from mlip_job.config.base import Part
@@ -246,3 +247,21 @@ def test_template_mentions_every_key() -> None:
             assert f"{key}:" in text
             if isinstance(field.annotation, type) and issubclass(field.annotation, Part):
                 parts.append(field.annotation)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ({"potential": {"embeddings": {"ALL": {"npot": "FinnisSinclair"}}}}, "embeddings"),
+        ({"fit": {"trainable_parameters": {"Cu": "func"}}}, "trainable_parameters"),
+        ({"fit": {"loss": {"kappa": "auto"}}}, "kappa"),
+    ],
+)
+def test_a_linear_start_refuses_what_it_could_not_minimise(
+    overrides: dict[str, object], named: str
+) -> None:
+    """Without it the same overrides are fine."""
+    training = {"overrides": overrides}
+    JobConfig.model_validate({"family": "cu", "training": training})
+    with pytest.raises(ValidationError, match=named):
+        JobConfig.model_validate({"family": "cu", "training": training | {"linear_start": True}})
