@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import shutil
 import statistics
 import subprocess
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.tables import say, table
@@ -20,7 +23,6 @@ from mlip_job.training.tables import TableFollower, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.training.tables import MetricsRow
@@ -35,19 +37,24 @@ STARTS: dict[str, dict[str, Any]] = {
 _REFERENCE, _LINEAR = "from nothing", "from a linear fit"
 
 
-class Fit(NamedTuple):
-    """One fit: seconds since its beginning and loss, row by row, and what it ended with.
+class Point(NamedTuple):
+    """What a fit had cost when it reached a loss; a linear fit before it is counted."""
 
-    The seconds of the linear fit, where there was one, are counted.
-    """
+    wall_s: float
+    cpu_s: float
+    loss: float
+
+
+class Fit(NamedTuple):
+    """One fit, iteration by iteration, and what it ended with."""
 
     linear_s: float
-    points: list[tuple[float, float]]
+    points: list[Point]
     test: MetricsRow
 
-    def seconds_to(self, loss: float) -> float | None:
-        """Return when it first was at or below a loss, if ever."""
-        return next((seconds for seconds, reached in self.points if reached <= loss), None)
+    def first_below(self, loss: float) -> Point | None:
+        """Return where it first was at or below a loss, if ever."""
+        return next((point for point in self.points if point.loss <= loss), None)
 
 
 class _Silent:
@@ -76,44 +83,49 @@ def _compare(directory: Path, url: str, title: str, rounds: int) -> None:
         for start, settings in STARTS.items():
             config = _config(directory, url, settings)
             fits[start].append(_fit(config, directory / f"{number}-{start.replace(' ', '-')}"))
-            seconds, loss = fits[start][-1].points[-1]
-            say(f"<!-- {start} {number + 1}/{rounds}: loss {loss:.3g} after {seconds:.0f} s -->")
-    rows = []
-    for start, own in fits.items():
-        # Each beside the fit from nothing of its round: when did it reach what that ended with?
-        pairs = [
-            (reference.points[-1][0], fit.seconds_to(reference.points[-1][1]))
-            for fit, reference in zip(own, fits[_REFERENCE], strict=True)
-        ]
-        reached = [(theirs, ours) for theirs, ours in pairs if ours is not None]
-        whole = len(reached) == len(pairs)
-        rows.append(
-            (
-                start,
-                f"{statistics.median(fit.linear_s for fit in own):.1f}" if start == _LINEAR else "",
-                f"{_median(own, 0, 0):.0f}",
-                f"{_median(own, 0, 1):.2e}",
-                f"{_median(own, -1, 0):.0f}",
-                f"{_median(own, -1, 1):.2e}",
-                f"{statistics.median(ours for _, ours in reached):.0f}" if whole else "never",
-                f"{statistics.median(a / b for a, b in reached):.1f}" if whole else "",
-                _test_errors(own),
-            )
-        )
+            last = fits[start][-1].points[-1]
+            reached = f"loss {last.loss:.3g} after {last.wall_s:.0f} s"
+            say(f"<!-- {start} {number + 1}/{rounds}: {reached} -->")
     table(
         f"Starts, {title}, {_TRAINING['functions_per_element']} functions, {_ITERATIONS} "
         f"iterations, medians of {rounds}",
         (
-            "start", "linear fit, s", "s to first loss", "first loss", "s in all", "last loss",
-            "s to the last loss from nothing", "times faster there",
-            "RMSE test, meV/atom and meV/Å",
+            "start", "first loss", "after s", "last loss", "after s", "RMSE test, meV/atom, meV/Å",
+            "s to the last loss from nothing", "ratio", "CPU s", "ratio",
         ),
-        rows,
+        [(start, *_line(own, fits[_REFERENCE])) for start, own in fits.items()],
     )  # fmt: skip
+    seconds = statistics.median(fit.linear_s for fit in fits[_LINEAR])
+    say(f"\nThe linear fit itself took {seconds:.1f} s.")
 
 
-def _median(fits: Sequence[Fit], row: int, column: int) -> float:
-    return statistics.median(fit.points[row][column] for fit in fits)
+def _line(own: list[Fit], references: list[Fit]) -> tuple[str, ...]:
+    """Return the figures of one start, beside the fits from nothing of the same rounds."""
+    first, last = (
+        (f"{_median(own, row).loss:.2e}", f"{_median(own, row).wall_s:.0f}") for row in (0, -1)
+    )
+    ends = [reference.points[-1] for reference in references]
+    there = [fit.first_below(end.loss) for fit, end in zip(own, ends, strict=True)]
+    reached = [point for point in there if point is not None]
+    if len(reached) < len(ends):
+        return *first, *last, _test_errors(own), "never", "", "never", ""
+    wall = statistics.median(point.wall_s for point in reached)
+    cpu = statistics.median(point.cpu_s for point in reached)
+    pairs = list(zip(ends, reached, strict=True))
+    return (
+        *first,
+        *last,
+        _test_errors(own),
+        f"{wall:.0f}",
+        f"{statistics.median(end.wall_s / point.wall_s for end, point in pairs):.1f}",
+        f"{cpu:.0f}",
+        f"{statistics.median(end.cpu_s / point.cpu_s for end, point in pairs):.1f}",
+    )
+
+
+def _median(fits: list[Fit], row: int) -> Point:
+    columns = zip(*(fit.points[row] for fit in fits), strict=True)
+    return Point(*map(statistics.median, columns))
 
 
 def _test_errors(fits: Sequence[Fit]) -> str:
@@ -138,12 +150,12 @@ def _fit(config: JobConfig, directory: Path) -> Fit:
     files = WorkFiles(directory)
     record = _dataset(config, files)
     content = make_input(config.training, files, record, None)
-    begun = time.perf_counter()
+    begun, before = time.perf_counter(), _cpu_of_children()
     if config.training.linear_start:
         start_linearly(config, files, record, content, _Silent())
-    linear_s = time.perf_counter() - begun
+    linear_s, linear_cpu_s = time.perf_counter() - begun, _cpu_of_children() - before
     command = [str(find_program("pacemaker")), "--no-predict", files.input_yaml.name]
-    points: list[tuple[float, float]] = []
+    points: list[Point] = []
     follower = TableFollower(files.table("metrics"))
     with (
         files.train_log.open("wb") as log,
@@ -153,13 +165,27 @@ def _fit(config: JobConfig, directory: Path) -> Fit:
     ):
         ended = False
         while not ended:
+            cpu_s = linear_cpu_s + _cpu_of(pacemaker.pid)
             ended = pacemaker.poll() is not None
-            seconds = time.perf_counter() - begun
-            points += [(seconds, row.loss) for row in follower.poll() if row.loss is not None]
+            wall_s = time.perf_counter() - begun
+            losses = [row.loss for row in follower.poll() if row.loss is not None]
+            points += [Point(wall_s, cpu_s, loss) for loss in losses]
             time.sleep(0.05)
     if pacemaker.returncode != 0:
         raise RuntimeError(f"pacemaker failed: {files.train_log.read_text()[-2000:]}")
     return Fit(linear_s, points, read_table(files.table("test_metrics")).rows[-1])
+
+
+def _cpu_of_children() -> float:
+    """Return the CPU seconds of all processes that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _cpu_of(pid: int) -> float:
+    """Return the CPU seconds of a process that this one has not waited for yet (proc(5))."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _dataset(config: JobConfig, files: WorkFiles) -> DatasetRecord:
