@@ -104,6 +104,7 @@ def start_linearly(
         LinearTask(
             section=potential_section(config.training, record.elements),
             kappa=float(loss["kappa"]),
+            l1=float(loss["L1_coeffs"]),
             l2=float(loss["L2_coeffs"]),
             weighting=content["fit"].get("weighting"),
             train=_in_dataset_folder(record.frames.train),

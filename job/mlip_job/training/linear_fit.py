@@ -1,9 +1,9 @@
 """A linear least-squares fit of an ACE potential, from pyace's design matrix and weights.
 
 With fixed radial functions the first density of the embedding is linear in its coefficients. What
-pacemaker minimises step by step, the weighted squares of the errors plus ``L2_coeffs`` times the
-squared coefficients, has a closed solution then: that of the normal equations. They are summed up
-over batches of structures, so that memory does not grow with the number of structures.
+pacemaker minimises step by step, the weighted squares of the errors plus ``L1_coeffs`` and
+``L2_coeffs`` times the absolute and squared coefficients, is a matter of the normal equations then.
+They are summed up over batches of structures, so that memory does not grow with their number.
 
 A second density begins with zero, as all do in a fit from nothing. Where the first one is at its
 optimum the gradient for the second nearly vanishes, but the fit leaves that point: a second density
@@ -44,6 +44,8 @@ _ATOMS_WORTH_A_PROCESS = 1_000  # its start takes two seconds of imports
 _MOST_BYTES = 2 << 30  # of all processes together; one alone may need more
 _SMALLEST_RIDGE = 1e-14
 """Relative to the largest diagonal element: the equations can be solved where ``l2`` is 0."""
+_REWEIGHTINGS = 10
+_SMALLEST_COEFFICIENT = 1e-9
 
 
 def fit_linear(task: LinearTask) -> LinearStart:
@@ -58,7 +60,7 @@ def fit_linear(task: LinearTask) -> LinearStart:
         batches = _batches(frame, max(_BATCH_ATOMS, functions))
         work = ((task.section, batch, task.kappa) for batch in batches)
         matrix, right, square = _sum((pool.map if pool else map)(_equations, work))
-    coefficients = _solve(matrix, right, task.l2)
+    coefficients = solve(matrix, right, task.l1, task.l2)
     densities = len(basis.basis_coeffs) // functions
     columns = [coefficients, *[np.zeros(functions)] * (densities - 1)]
     basis.basis_coeffs = np.column_stack(columns).ravel()
@@ -167,9 +169,17 @@ def _sum(parts: Iterable[Equations]) -> Equations:
     return matrix, right, square
 
 
-def _solve(matrix: FloatArray, right: FloatArray, l2: float) -> FloatArray:
+def solve(matrix: FloatArray, right: FloatArray, l1: float, l2: float) -> FloatArray:
+    """Minimise cᵀMc - 2rᵀc + l1·Σ|c| + l2·Σc² over c.
+
+    |c| is replaced by the parabola that touches it at the solution before, again and again, which
+    lowers the whole every time (iteratively reweighted least squares).
+    """
     ridge = max(l2, _SMALLEST_RIDGE * float(matrix.diagonal().max()))
-    solution = np.linalg.solve(matrix + ridge * np.eye(len(right)), right)
+    penalty = np.full(len(right), ridge)
+    for _ in range(_REWEIGHTINGS + 1 if l1 else 1):
+        solution = np.linalg.solve(matrix + np.diag(penalty), right)
+        penalty = ridge + l1 / 2 / np.maximum(np.abs(solution), _SMALLEST_COEFFICIENT)
     return np.asarray(solution, dtype=np.float64)
 
 

@@ -19,8 +19,8 @@ class LinearTask:
     ----------
     section
         Pacemaker's ``potential`` section, which describes the basis.
-    kappa, l2
-        Of pacemaker's loss: weight of the forces, and of the squared coefficients.
+    kappa, l1, l2
+        Of pacemaker's loss: weights of the forces, of the absolute and the squared coefficients.
     weighting
         Pacemaker's ``fit.weighting``, if there is one.
     train, test
@@ -39,6 +39,7 @@ class LinearTask:
 
     section: Mapping[str, Any]
     kappa: float
+    l1: float
     l2: float
     weighting: Mapping[str, Any] | None
     train: tuple[str, ...]
