@@ -1,4 +1,4 @@
-"""Run the benchmarks: ``python -m benchmarks [export|growth|read|commands|fit ...|overhead]``."""
+"""Run the benchmarks: ``python -m benchmarks [export|growth|read|commands|fit|linear ...]``."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from pathlib import Path
 from benchmarks.commands import compare_commands
 from benchmarks.export import compare_routes, make_database, show_growth
 from benchmarks.fit import compare_test_evaluations
+from benchmarks.linear import compare_starts
 from benchmarks.overhead import compare_with_bare_pacemaker
 from benchmarks.reading import compare_readers
 from benchmarks.tables import machine, say
 
-PARTS = ("export", "growth", "read", "commands", "fit")
+PARTS = ("export", "growth", "read", "commands", "fit", "linear")
 LONG = ("overhead",)  # a quarter of an hour: only when asked for
 
 
@@ -47,6 +48,8 @@ def main() -> None:
             compare_commands(scratch, repeats)
         if "fit" in options.parts:
             compare_test_evaluations(scratch, options.fits)
+        if "linear" in options.parts:
+            compare_starts(scratch, options.database, options.fits)
         if "overhead" in options.parts:
             compare_with_bare_pacemaker(scratch, options.iterations, options.repeats or 2)
 

@@ -217,6 +217,11 @@ class WorkFiles:
         return self.directory / "parent_potential.yaml"
 
     @property
+    def linear_start(self) -> Path:
+        """The potential of the linear fit that pacemaker starts from, where there is one."""
+        return self.directory / "linear_start.yaml"
+
+    @property
     def checkpoint_potential(self) -> Path:
         """The potential that an interrupted fit goes on from."""
         return self.directory / "checkpoint_potential.yaml"

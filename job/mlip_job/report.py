@@ -10,6 +10,7 @@ from mlip_job.errors import IntegrityError
 from mlip_job.evaluation.results import Evaluation, SetEvaluation
 from mlip_job.registry.manifest import AttemptPart, ErrorFigures, Headline, Parent
 from mlip_job.training.input_yaml import kappa
+from mlip_job.training.linear_task import LinearStart
 from mlip_job.training.phases import added
 from mlip_job.training.run_summary import Errors, RunSummary
 
@@ -66,6 +67,8 @@ class TrainingReport(_Part):
     ----------
     parent
         The generation that the fit started from.
+    linear_start
+        The linear fit that it started from.
     attempts
         All that the fit went through, and how much of the learning curve is each one's own.
     fit
@@ -90,6 +93,7 @@ class TrainingReport(_Part):
     generation: int
     elements: tuple[str, ...]
     parent: Parent | None
+    linear_start: LinearStart | None = None
     attempts: tuple[AttemptPart, ...]
     loss: LossDefinition
     dataset: DatasetSummary
@@ -149,6 +153,7 @@ def make_report(
         generation=generation,
         elements=record.elements,
         parent=training.parent,
+        linear_start=training.linear_start,
         attempts=training.attempts,
         loss=_loss(config.training),
         dataset=DatasetSummary(

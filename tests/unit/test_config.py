@@ -264,3 +264,21 @@ def test_what_needs_the_test_set_in_pacemaker_says_so(training: dict[str, Any], 
     TrainingConfig.model_validate(training)
     with pytest.raises(ValidationError, match="needs test_evaluation: pacemaker"):
         TrainingConfig.model_validate(training | {"test_evaluation": mode})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ({"potential": {"embeddings": {"ALL": {"npot": "FinnisSinclair"}}}}, "embeddings"),
+        ({"fit": {"trainable_parameters": {"Cu": "func"}}}, "trainable_parameters"),
+        ({"fit": {"loss": {"kappa": "auto"}}}, "kappa"),
+    ],
+)
+def test_a_linear_start_refuses_what_it_could_not_minimise(
+    overrides: dict[str, object], named: str
+) -> None:
+    """Without it the same overrides are fine."""
+    training = {"overrides": overrides}
+    JobConfig.model_validate({"family": "cu", "training": training})
+    with pytest.raises(ValidationError, match=named):
+        JobConfig.model_validate({"family": "cu", "training": training | {"linear_start": True}})

@@ -119,6 +119,7 @@ def show_manifest(manifest: Manifest, latest: LatestPointer | None = None) -> No
     """Print what is known of one generation; `latest` is the pointer where it points there."""
     train, test = manifest.headline.train, manifest.headline.test
     parent = manifest.parent
+    nothing = "a linear fit" if manifest.linear_start else "nothing"
     lines = [
         ("generation", f"{generation_name(manifest.generation)} of {manifest.family}"),
         ("gate", _gate(manifest)),
@@ -126,7 +127,7 @@ def show_manifest(manifest: Manifest, latest: LatestPointer | None = None) -> No
         ("elements", ", ".join(manifest.elements)),
         (
             "started from",
-            f"{generation_name(parent.generation)}, {_MODES[parent.mode]}" if parent else "nothing",
+            f"{generation_name(parent.generation)}, {_MODES[parent.mode]}" if parent else nothing,
         ),
         (
             "dataset",

@@ -22,6 +22,9 @@ OWNED_KEYS: Mapping[str, str] = {
     "backend.evaluator": "training.evaluator",
 }
 
+# With these the first density may not be linear, or not all of its coefficients are free.
+NOT_LINEAR = ("potential.embeddings", "fit.trainable_parameters")
+
 
 def check_overrides(overrides: Mapping[str, Any]) -> None:
     """Refuse overrides of keys that follow from other settings.
@@ -35,6 +38,22 @@ def check_overrides(overrides: Mapping[str, Any]) -> None:
         for owned, setting in OWNED_KEYS.items():
             if key == owned or key.startswith(f"{owned}.") or owned.startswith(f"{key}."):
                 raise ValueError(f"sets {key}, which follows from {setting}: change that instead")
+
+
+def check_linear(overrides: Mapping[str, Any]) -> None:
+    """Refuse overrides with which the loss is not what a linear start minimises.
+
+    Raises
+    ------
+    ValueError
+        Naming the key.
+    """
+    for key in _dotted(overrides):
+        if any(key == part or key.startswith(f"{part}.") for part in NOT_LINEAR):
+            raise ValueError(f"linear_start can't be combined with overrides.{key}")
+    kappa = overrides.get("fit", {}).get("loss", {}).get("kappa", 0.0)
+    if kappa == "auto":
+        raise ValueError("linear_start needs a number as overrides.fit.loss.kappa")
 
 
 def deep_merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from mlip_job.config.base import Element, NonNegative, Part, Positive
-from mlip_job.config.overrides import check_overrides
+from mlip_job.config.overrides import check_linear, check_overrides
 
 Orders = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=6)]
 _NEEDS_PACEMAKER = "it needs test_evaluation: pacemaker"
@@ -91,6 +91,11 @@ class TrainingConfig(Part):
     start_from: Literal["previous", "none"] | Annotated[int, Field(ge=1)] = Field(
         "previous", description="previous (none for generation 1), none, or a generation."
     )
+    linear_start: bool = Field(
+        False,
+        description="Begin with a linear least-squares fit, which takes seconds, instead of zero "
+        "and without ladder; where the fit starts from a generation it is not used.",
+    )
     evaluator: Literal["tensorpot", "pyace"] = Field(
         "tensorpot", description="pyace needs no TensorFlow but is only for tiny fits."
     )
@@ -159,6 +164,8 @@ class TrainingConfig(Part):
             self._check_orders(self.nradmax_by_orders, self.lmax_by_orders)
         if self.test_evaluation != "pacemaker":
             self._check_needs_no_test_set()
+        if self.linear_start:
+            check_linear(self.overrides)
         return self
 
     def _check_needs_no_test_set(self) -> None:

@@ -6,7 +6,7 @@ import json
 import secrets
 import shutil
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +31,7 @@ from mlip_job.pipeline.stages import (
     left_out_by_weighting,
     make_input,
     refer_to,
+    start_linearly,
 )
 from mlip_job.registry import AttemptPart, TrainingState
 from mlip_job.registry.decisions import Decision, decide, forget_decision
@@ -176,7 +177,7 @@ class Attempt:
         return training
 
     def _prepare_and_fit(self, *, fresh: bool) -> tuple[Prepared, Shipper, RunSummary]:
-        prepared = self._prepare(fresh=fresh)
+        prepared = self._start_linearly(self._prepare(fresh=fresh))
         shipper = Shipper(
             self._registry,
             self._generation,
@@ -302,6 +303,18 @@ class Attempt:
         return AttemptPart(attempt=self.name, started=self._started, iterations=0)
 
     # -- the fit ---------------------------------------------------------------------------------
+
+    def _start_linearly(self, prepared: Prepared) -> Prepared:
+        """Make the potential that a fit begins with, where input.yaml names it."""
+        leg = prepared.legs.get(self._files.input_yaml)
+        if leg is None or leg.content["potential"] != self._files.linear_start.name:
+            return prepared  # it starts from a parent, from nothing, or goes on from a checkpoint
+        with self._clock.stage("linear_start"):
+            made = start_linearly(
+                self._config, self._files, prepared.record, leg.content, self._observer
+            )
+        state = prepared.training.model_copy(update={"linear_start": made})
+        return replace(prepared, training=state)
 
     def _fit(self, prepared: Prepared, shipper: Shipper) -> RunSummary:
         if not prepared.legs:

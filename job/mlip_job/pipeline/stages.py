@@ -6,12 +6,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mlip_job.config.training import EnergyBased
-from mlip_job.environment import RunEnvironment
+from mlip_job.environment import RunEnvironment, usable_cores
 from mlip_job.naming import WorkFiles, generation_name
 from mlip_job.pipeline.lineage import start_mode
 from mlip_job.registry import DatasetReference, Manifest, Parent
 from mlip_job.training.basis import potential_section
 from mlip_job.training.input_yaml import StartPotential, TrainingData, build_input, dump_input
+from mlip_job.training.linear_start import run_linear_fit
+from mlip_job.training.linear_task import LinearStart, LinearTask
 from mlip_job.training.potential_yaml import (
     as_start,
     perturbed,
@@ -60,7 +62,8 @@ def fetch_parent(
         start = perturbed(start, training.start_noise, training.seed)
     write_potential(start, files.parent_potential)
     how = "with the same basis" if mode == "continue" else "growing its basis"
-    observer.message(f"starting from {generation_name(start_from.generation)}, {how}")
+    instead = "; training.linear_start is not used" if training.linear_start else ""
+    observer.message(f"starting from {generation_name(start_from.generation)}, {how}{instead}")
     return Parent(
         generation=start_from.generation,
         mode=mode,
@@ -75,6 +78,8 @@ def make_input(
     start = None
     if parent is not None:
         start = StartPotential(files.parent_potential.name, same_basis=parent.mode == "continue")
+    elif training.linear_start:
+        start = StartPotential(files.linear_start.name, same_basis=True)
     test = record.frames.test if training.test_evaluation == "pacemaker" else ()
     data = TrainingData(
         elements=record.elements,
@@ -85,6 +90,39 @@ def make_input(
     content = build_input(training, data, start)
     files.input_yaml.write_text(dump_input(content), encoding="utf-8")
     return content
+
+
+def start_linearly(
+    config: JobConfig,
+    files: WorkFiles,
+    record: DatasetRecord,
+    content: Mapping[str, Any],
+    observer: Observer,
+) -> LinearStart:
+    """Make the potential that input.yaml, whose content is given, starts from."""
+    loss = content["fit"]["loss"]
+    made = run_linear_fit(
+        LinearTask(
+            section=potential_section(config.training, record.elements),
+            kappa=float(loss["kappa"]),
+            l1=float(loss["L1_coeffs"]),
+            l2=float(loss["L2_coeffs"]),
+            weighting=content["fit"].get("weighting"),
+            train=_in_dataset_folder(record.frames.train),
+            test=_in_dataset_folder(record.frames.test),
+            directory=str(files.directory),
+            potential=files.linear_start.name,
+            seed=config.training.seed,
+            resampled=config.training.start_noise > 0,
+            cores=usable_cores(),
+        )
+    )
+    some = "" if made.structures == record.counts.train else f" of {record.counts.train}"
+    observer.message(
+        f"starting from a linear fit to {made.structures}{some} structures "
+        f"({made.atoms} atoms): loss {made.loss:.3g}"
+    )
+    return made
 
 
 def left_out_by_weighting(
@@ -120,6 +158,7 @@ def describe(
         elements=record.elements,
         basis=potential_section(config.training, record.elements),
         parent=training.parent,
+        linear_start=training.linear_start,
         dataset=training.dataset,
         reference_energies=record.reference_energies,
         split_seed=config.dataset.seed,

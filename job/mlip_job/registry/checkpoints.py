@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mlip_job.errors import IntegrityError, ObjectNotFoundError
 from mlip_job.registry.fetching import fetch_file
 from mlip_job.registry.manifest import AttemptPart, DatasetReference, Parent
+from mlip_job.training.linear_task import LinearStart
 from mlip_job.training.position import FitPosition
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class TrainingState(_Part):
         The generation that the fit started from.
     elements
         What the potential describes.
+    linear_start
+        The linear fit that the fit started from, if it did.
     """
 
     attempts: tuple[AttemptPart, ...]
@@ -61,6 +64,7 @@ class TrainingState(_Part):
     dataset: DatasetReference
     parent: Parent | None
     elements: tuple[str, ...]
+    linear_start: LinearStart | None = None
 
 
 class Checkpoint(_Part):

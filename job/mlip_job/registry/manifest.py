@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlip_job.environment import RunEnvironment
 from mlip_job.errors import IntegrityError
+from mlip_job.training.linear_task import LinearStart
 
 
 class _Part(BaseModel):
@@ -200,7 +201,8 @@ class Manifest(_Part):
     (`JobConfig.fingerprint`). ``basis`` is pacemaker's ``potential`` section: what a later
     generation compares its own with. ``reference_energies`` (eV per atom) are what the potential's
     energies lack: E_DFT = E_potential + Σ n·e0. ``attempts`` are all that the fit went through, the
-    publishing one last. ``ensemble`` is there where the potential is the best of several.
+    publishing one last. ``ensemble`` is there where the potential is the best of several, and
+    ``linear_start`` where the fit began with a linear one.
     """
 
     schema_version: Literal[1] = 1
@@ -223,6 +225,7 @@ class Manifest(_Part):
     headline: Headline
     artefacts: dict[str, Artefact]
     ensemble: Committee | None = None
+    linear_start: LinearStart | None = None
 
     @classmethod
     def from_json(cls, data: bytes, *, key: str) -> Manifest:

@@ -98,17 +98,20 @@ def comparison_document(reports: Sequence[TrainingReport]) -> dict[str, Any]:
     }
 
 
+def _start(report: TrainingReport) -> str:
+    if report.parent is not None:
+        return generation_name(report.parent.generation)
+    return "a linear fit" if report.linear_start is not None else "nothing"
+
+
 def figures_table(reports: Sequence[TrainingReport]) -> Table:
     """Return the figures, a column for each generation."""
     names = [generation_name(report.generation) for report in reports]
     verdicts = [verdict(report.evaluation) for report in reports]
-    parents = [
-        generation_name(report.parent.generation) if report.parent is not None else "nothing"
-        for report in reports
-    ]
+    starts = [_start(report) for report in reports]
     rows: list[tuple[str | Cell, ...]] = [
         ("verdict", *(Cell(v.word.lower(), v.css) for v in verdicts)),
-        ("started from", *parents),
+        ("started from", *starts),
     ]
     for quantity in QUANTITIES:
         values = [quantity.of(report) for report in reports]

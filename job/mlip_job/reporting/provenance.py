@@ -111,7 +111,14 @@ def lineage_entries(facts: Facts) -> Iterator[Entry]:
     report, manifest = facts.report, facts.manifest
     yield Entry("generation", f"{generation_name(report.generation)} of {report.family}")
     parent = report.parent
-    if parent is None:
+    if (linear := report.linear_start) is not None:
+        yield Entry(
+            "started from",
+            f"a linear fit of {fixed(linear.functions, 0)} coefficients to "
+            f"{count(linear.structures, 'structure')} with {fixed(linear.atoms, 0)} atoms, "
+            f"loss {significant(linear.loss)}",
+        )
+    elif parent is None:
         yield Entry("started from", "nothing")
     else:
         name = generation_name(parent.generation)

@@ -1,0 +1,73 @@
+"""What a linear start is made from, and what is kept of it. Models alone: nothing heavy here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class LinearTask:
+    """What to fit by linear least squares, and to what.
+
+    Attributes
+    ----------
+    section
+        Pacemaker's ``potential`` section, which describes the basis.
+    kappa, l1, l2
+        Of pacemaker's loss: weights of the forces, of the absolute and the squared coefficients.
+    weighting
+        Pacemaker's ``fit.weighting``, if there is one.
+    train, test
+        Files of pacemaker's data frames, as pacemaker is to find them.
+    directory
+        Where they are, and where the potential is to be written.
+    potential
+        Name of that file.
+    seed
+        Of the sample that is taken where there is too much, and of the resampling.
+    resampled
+        Whether structures get random weights, so that members of an ensemble start apart.
+    cores
+        How many processes are worth having.
+    """
+
+    section: Mapping[str, Any]
+    kappa: float
+    l1: float
+    l2: float
+    weighting: Mapping[str, Any] | None
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    directory: str
+    potential: str
+    seed: int
+    resampled: bool
+    cores: int
+
+
+class LinearStart(BaseModel):
+    """The linear fit that a fit of pacemaker's started from.
+
+    Attributes
+    ----------
+    structures, atoms
+        What it was made from: all of the training set, or a sample of it.
+    functions
+        Coefficients that were solved for.
+    loss
+        Of the potential that it made, on these structures and without regularisation:
+        (1-κ)·MSE(E/atom, eV) + κ·mean|ΔF|² (eV/Å), weighted as in the fit.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    structures: int
+    atoms: int
+    functions: int
+    loss: float

@@ -1,0 +1,309 @@
+"""Fits that begin with a linear least-squares fit, by the real pyace and pacemaker."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import yaml
+
+from mlip_job.config import JobConfig, TrainingConfig
+from mlip_job.errors import TrainingError
+from mlip_job.naming import DatasetFiles, WorkFiles
+from mlip_job.pipeline import export_generation, run_generation
+from mlip_job.registry import Registry
+from mlip_job.report import TrainingReport
+from mlip_job.store.open import open_store
+from mlip_job.training.basis import potential_section
+from mlip_job.training.linear_start import run_linear_fit
+from mlip_job.training.linear_task import LinearTask
+from mlip_job.training.signals import StopRequest
+from tests.support import rattled, write_database
+
+if TYPE_CHECKING:
+    from mlip_job.registry import Manifest
+    from mlip_job.training.process import Progress
+
+pytestmark = pytest.mark.pacemaker
+
+# The pyace evaluator needs no TensorFlow: such a fit takes seconds.
+TINY = {
+    "linear_start": True,
+    "evaluator": "pyace",
+    "functions_per_element": 6,
+    "max_iter": 2,
+    "test_fraction": 0.2,
+    "stress_weight": 0,
+}
+
+
+class _Recorder:
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def trainer_line(self, line: str) -> None:
+        """Forget it."""
+
+    def progress(self, progress: Progress) -> None:
+        """Forget it."""
+
+
+def _config(tmp_path: Path, training: dict[str, Any], **sections: Any) -> JobConfig:
+    values = {
+        "family": "cu",
+        "database": {"url": str(tmp_path / "structures.db")},
+        "training": training,
+        "storage": {"url": str(tmp_path / "store")},
+        "work_dir": str(tmp_path / "work"),
+        "evaluation": {"active_set": False},
+    }
+    return JobConfig.model_validate(values | sections)
+
+
+def _run(config: JobConfig, generation: int = 1) -> tuple[Manifest, list[str]]:
+    recorder = _Recorder()
+    with StopRequest() as stop:
+        store = open_store(config.storage)
+        outcome = run_generation(config, generation, store=store, observer=recorder, stop=stop)
+    return outcome.manifest, recorder.messages
+
+
+def _read(config: JobConfig, manifest: Manifest, name: str) -> bytes:
+    return Registry(open_store(config.storage), "cu").read(manifest, name)
+
+
+def _first_loss(config: JobConfig, manifest: Manifest) -> float:
+    """Return what pacemaker makes of the start, without regularisation."""
+    header, row, *_ = _read(config, manifest, "metrics/metrics.txt").decode().splitlines()
+    values = dict(zip(header.split(), row.split(), strict=True))
+    return float(values["e_loss_contrib"]) + float(values["f_loss_contrib"])
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "weighting"),
+    [
+        ("tensorpot", "uniform"),
+        ("pyace", {"energy_based": {"DElow": 0.05, "DEup": 10.0, "wlow": 0.9}}),
+        ("pyace", {"by_group": {"even": {"energy": 5, "forces": 0.2}}}),
+    ],
+)
+def test_pacemaker_finds_the_loss_that_the_linear_fit_left(
+    tmp_path: Path, evaluator: str, weighting: object
+) -> None:
+    """Same basis, same order of its functions, same weights; two elements, several blocks."""
+    database = tmp_path / "structures.db"
+    structures = rattled(10, symbols=("Cu", "Au", "Cu"))
+    write_database(database, structures[::2], config_type="even")
+    write_database(database, structures[1::2], config_type="odd")
+    changes = {"evaluator": evaluator, "weighting": weighting}
+    config = _config(tmp_path, TINY | changes, dataset={"config_type": "config_type"})
+    manifest, messages = _run(config)
+
+    made = manifest.linear_start
+    assert made is not None
+    assert (made.structures, made.atoms, made.functions) == (8, 32, 12)
+    assert _first_loss(config, manifest) == pytest.approx(made.loss, rel=1e-6)
+    assert (
+        f"starting from a linear fit to 8 structures (32 atoms): loss {made.loss:.3g}" in messages
+    )
+
+
+def test_it_replaces_the_ladder_but_no_parent(tmp_path: Path) -> None:
+    """The next generation starts from this one, and says once that it has no linear start."""
+    database = tmp_path / "structures.db"
+    write_database(database, rattled(10))
+    config = _config(tmp_path, TINY)
+    manifest, _ = _run(config)
+    content = yaml.safe_load(_read(config, manifest, "input.yaml"))
+    assert content["potential"] == "linear_start.yaml"
+    assert "ladder_step" not in content["fit"]
+    assert config.training.ladder_step is not None
+    report = TrainingReport.from_json(_read(config, manifest, "report.json"))
+    assert report.linear_start == manifest.linear_start
+    assert report.timings_s["linear_start"] > 0
+    assert "a linear fit of 6 coefficients" in _read(config, manifest, "report.html").decode()
+
+    write_database(database, rattled(2, seed=1))
+    second, messages = _run(config, 2)
+    assert second.parent is not None
+    assert second.linear_start is None
+    assert sum("training.linear_start is not used" in message for message in messages) == 1
+
+
+def test_an_interrupted_fit_goes_on_as_any_other(tmp_path: Path) -> None:
+    """From the checkpoint, without another linear fit; the manifest still says how it began."""
+    write_database(tmp_path / "structures.db", rattled(6))
+    config = _config(tmp_path, TINY | {"max_iter": 100_000})
+    job = _start(tmp_path, config)
+    table = _wait(lambda: next(tmp_path.glob("work/gen_01/*/metrics.txt"), None))
+    _wait(lambda: len(table.read_text().splitlines()) > 3 or None)
+    job.send_signal(signal.SIGTERM)
+    _, said = job.communicate(timeout=60)
+    assert job.returncode == 75, said
+    assert "starting from a linear fit" in said
+
+    ending = _config(tmp_path, TINY | {"max_iter": 3})
+    manifest, messages = _run(ending)
+    assert len(manifest.attempts) == 2
+    assert manifest.linear_start is not None
+    assert not any("linear fit" in message for message in messages)
+
+
+@pytest.mark.parametrize(("number", "whom", "code"), [("TERM", "job", 75), ("KILL", "fit", 70)])
+def test_whatever_ends_the_linear_fit_ends_the_job_in_words(
+    tmp_path: Path, number: str, whom: str, code: int
+) -> None:
+    """A stop signal at once; and no fit from nothing where the linear one died, as of memory."""
+    write_database(tmp_path / "structures.db", rattled(6))
+    job = _start(tmp_path, _config(tmp_path, TINY))
+    fit = _wait(lambda: _child(job.pid))
+    os.kill(job.pid if whom == "job" else fit, signal.Signals[f"SIG{number}"])
+    _, said = job.communicate(timeout=60)
+    assert job.returncode == code, said
+    assert ("stopped by SIGTERM" if whom == "job" else "linear start died") in said
+    assert "Traceback" not in said
+    assert not Path(f"/proc/{fit}").exists()
+    assert not list(tmp_path.glob("work/gen_01/*/metrics.txt"))
+    assert Registry(open_store(_config(tmp_path, TINY).storage), "cu").numbers() == []
+
+
+def test_an_error_of_the_linear_fit_has_its_cause(tmp_path: Path) -> None:
+    """What pandas, pyace or numpy say is passed on from the other process."""
+    with pytest.raises(TrainingError, match=r"linear start failed: FileNotFoundError: .*none\.gz"):
+        run_linear_fit(_task(tmp_path, ("none.gz",)))
+
+
+def test_it_is_pyaces_own_linear_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Summed up over batches in two processes, it is what `LinearACEFit` finds in one piece."""
+    from pyace.basis import BBasisConfiguration
+    from pyace.linearacefit import LinearACEDataset, LinearACEFit
+    from sklearn.linear_model import Ridge
+
+    from mlip_job.training import linear_fit
+
+    for name in ("_BATCH_ATOMS", "_ATOMS_WORTH_A_PROCESS"):
+        monkeypatch.setattr(linear_fit, name, 16)
+    monkeypatch.setattr(linear_fit, "_silence", lambda: None)
+    task = _exported(tmp_path)
+    made = linear_fit.fit_linear(task)
+
+    train = linear_fit._weighted(task)
+    data = LinearACEDataset(linear_fit._basis(task.section), train.copy())
+    atoms = 3 * int(train["NUMBER_OF_ATOMS"].sum())
+    weights = np.repeat(
+        [(1 - task.kappa) / len(train), 3 * task.kappa / atoms], (len(train), atoms)
+    )
+    own = LinearACEFit(Ridge(alpha=task.l2, fit_intercept=False), data)
+    expected = own.fit(sample_weight=weights).coef_
+    potential = BBasisConfiguration(str(tmp_path / "linear.yaml"))
+    found = linear_fit._basis(task.section).__class__(potential).basis_coeffs
+    assert made.structures == 20
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_absolute_coefficients_are_penalised_too() -> None:
+    """The solution is where the derivative changes its sign in every direction."""
+    from mlip_job.training.linear_fit import solve
+
+    random = np.random.default_rng(1)
+    design = random.normal(size=(30, 8))
+    matrix, right = design.T @ design, design.T @ random.normal(size=30)
+    l1, l2 = 3.0, 0.5
+
+    def penalised(c: Any) -> float:
+        return float(c @ matrix @ c - 2 * right @ c + l1 * np.abs(c).sum() + l2 * (c @ c))
+
+    found = solve(matrix, right, l1, l2)
+    for step in 0.02 * np.concatenate([np.eye(8), -np.eye(8)]):
+        assert penalised(found + step) > penalised(found)
+    assert penalised(solve(matrix, right, 0.0, l2)) > penalised(found)
+
+
+def test_of_much_data_a_sample_is_taken_by_the_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As large as asked for, the same for the same seed; start_noise makes members differ."""
+    from mlip_job.training import linear_fit
+
+    monkeypatch.setattr(linear_fit, "MOST_ATOMS", 30)
+    monkeypatch.setattr(linear_fit, "_silence", lambda: None)
+    files = tmp_path / "linear.yaml"
+    texts = []
+    for changes in ({}, {}, {"seed": 1}, {"resampled": True}, {"resampled": True, "seed": 1}):
+        task = LinearTask(**(vars(_exported(tmp_path)) | changes))
+        made = linear_fit.fit_linear(task)
+        assert (made.structures, made.atoms) == (8, 32)
+        texts.append(files.read_text())
+    assert texts[0] == texts[1]
+    assert len(set(texts)) == 4
+
+
+def _task(tmp_path: Path, train: tuple[str, ...], test: tuple[str, ...] = ()) -> LinearTask:
+    training = TrainingConfig(functions_per_element=10, ndensity=1)
+    return LinearTask(
+        section=potential_section(training, ("Cu",)),
+        kappa=0.9,
+        l1=0.0,
+        l2=1e-6,
+        weighting=None,
+        train=train,
+        test=test,
+        directory=str(tmp_path),
+        potential="linear.yaml",
+        seed=42,
+        resampled=False,
+        cores=2,
+    )
+
+
+def _exported(tmp_path: Path) -> LinearTask:
+    """Return a task for the frames of 25 structures, of which 20 are for training."""
+    files = DatasetFiles(tmp_path / WorkFiles.DATASET)
+    if not files.record.exists():
+        write_database(tmp_path / "structures.db", rattled(25))
+        config = _config(tmp_path, TINY)
+        export_generation(
+            config, 1, store=open_store(config.storage), observer=_Recorder(),
+            output=files.directory,
+        )  # fmt: skip
+    train, test = (f"{WorkFiles.DATASET}/{files.frame(side).name}" for side in ("train", "test"))
+    return _task(tmp_path, (train,), (test,))
+
+
+def _start(tmp_path: Path, config: JobConfig) -> subprocess.Popen[str]:
+    path = tmp_path / "mlip-job.yaml"
+    path.write_text(json.dumps(config.model_dump(mode="json")))
+    program = "if __name__ == '__main__': from mlip_job.cli.main import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", program, "-c", str(path), "run", "-g", "1"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _wait(look: Any) -> Any:
+    for _ in range(1800):
+        if (found := look()) is not None:
+            return found
+        time.sleep(0.05)
+    pytest.fail("it did not happen")
+
+
+def _child(parent: int) -> int | None:
+    """Return the process that a process has spawned by multiprocessing, if there is one."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    for child in children:
+        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+            return int(child)
+    return None
