@@ -157,6 +157,8 @@ class _Submitter:
                 )
                 plan = self._scheduler.plan(request)
                 job = self._submit_one(plan)
+                if plan.note is not None and not wait:
+                    self._reporter.message(f"note: {plan.note}")
                 follows = job.id
                 documents.append(
                     {
