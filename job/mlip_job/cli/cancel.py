@@ -28,7 +28,8 @@ _POLL_SECONDS = 1.0
 def command(settings: Settings, generation: int, scheduler: str | None) -> None:
     """Stop the job of a generation; it saves a checkpoint first.
 
-    Submitting the generation again goes on from there. A job that has ended is left as it is.
+    Submitting the generation again goes on from there. A job that has ended is left as it is; what
+    still waits for it is cancelled.
     """
     from mlip_job.cli.job_view import name_of
     from mlip_job.schedulers.open import open_scheduler
@@ -43,7 +44,8 @@ def command(settings: Settings, generation: int, scheduler: str | None) -> None:
     cancelled = not status.state.ended
     if cancelled:
         Reporter(settings).message(f"cancelling {name_of(job)}; it may save a checkpoint")
-        chosen.cancel(job)
+    chosen.cancel(job)
+    if cancelled:
         status = _wait_for_end(chosen, job)
     document = {"generation": generation, "job": job.id, "cancelled": cancelled}
     emit(

@@ -32,6 +32,7 @@ from mlip_job.schedulers.kubernetes.split import (
     is_split,
     members_of,
     neighbours,
+    note_of,
     requests_of,
     settings_of,
 )
@@ -86,7 +87,7 @@ def plan_job(request: JobRequest) -> Plan:
         "spec": _job_spec(request, name, _successor(request, digest)),
     }
     _add_order(job["metadata"], request, digest)
-    return Plan(request, name, to_yaml(config_map, job), _note(request))
+    return Plan(request, name, to_yaml(config_map, job), note_of(request))
 
 
 def _add_order(metadata: Manifest, request: JobRequest, digest: str) -> None:
@@ -123,18 +124,6 @@ def _successor(request: JobRequest, digest: str) -> str | None:
     if after is None or request.config.submit.kubernetes.resume_service_account is None:
         return None
     return _name(request, after, digest)
-
-
-def _note(request: JobRequest) -> str | None:
-    """Say who starts the Jobs that follow, where nobody in the cluster does."""
-    kubernetes = request.config.submit.kubernetes
-    if request.stage not in request.stages[1:2] or kubernetes.resume_service_account is not None:
-        return None
-    return (
-        "it is suspended until the Job before it has succeeded and the same submission is made "
-        "again, or waits for that with --wait; with submit.kubernetes.resume_service_account, "
-        "Jobs start each other"
-    )
 
 
 def config_text(config: JobConfig) -> str:

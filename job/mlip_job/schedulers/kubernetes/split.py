@@ -51,3 +51,15 @@ def run_options(request: JobRequest) -> tuple[str, ...]:
     until = ("--until", request.stage.value) if request.stage in _UNTIL else ()
     given = request.run_options if request.stage is request.stages[0] else ()
     return (*until, *given)
+
+
+def note_of(request: JobRequest) -> str | None:
+    """Say who starts the Jobs that follow, where nobody in the cluster does."""
+    kubernetes = request.config.submit.kubernetes
+    if request.stage not in request.stages[1:2] or kubernetes.resume_service_account is not None:
+        return None
+    return (
+        "it is suspended until the Job before it has succeeded and the same submission is made "
+        "again, or waits for that with --wait; with submit.kubernetes.resume_service_account, "
+        "Jobs start each other"
+    )

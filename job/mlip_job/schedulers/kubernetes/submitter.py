@@ -13,8 +13,8 @@ from mlip_job.schedulers.kubernetes.resuming import resume
 from mlip_job.schedulers.kubernetes.status import has_ended
 from mlip_job.schedulers.kubernetes.submission import (
     due,
-    follows,
     is_done,
+    is_part,
     is_stranded,
     newest_submission,
     spec_hash,
@@ -134,14 +134,14 @@ class Submitter:
         raise UnavailableError(f"Job {name} is made and deleted by others at the same time")
 
     def _require_withheld(self, job: Manifest, created: Manifest) -> None:
-        """Refuse a cluster that gives Kueue's label to a Job which is not due yet."""
+        """Refuse a cluster that gives Kueue's label to Jobs that were made without one."""
         queue = created["metadata"].get("labels", {}).get(QUEUE_LABEL)
-        if follows(job) is None or queue is None:
+        if queue is None or not is_part(job) or QUEUE_LABEL in job["metadata"]["labels"]:
             return
         self._cluster.delete_job(created)
         raise ConfigError(
-            f"namespace {self._cluster.namespace} puts every Job into the queue {queue}, which "
-            f"would start {job['metadata']['name']} before the Job that it follows has ended",
+            f"namespace {self._cluster.namespace} puts every Job into the queue {queue}, so that "
+            "Kueue would start what has to wait for the Job before it",
             hint="leave out --split-export and --split-evaluation, or rename the LocalQueue "
             "default: Kueue takes that for what names none",
         )
