@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from kubernetes import client
 
 ADMIN, SUBMITTER = "admin", "submitter"
+_RBAC = "rbac.authorization.k8s.io"
 _START_TIMEOUT = 120
 """Seconds that the control plane may take to answer."""
 
@@ -106,18 +107,69 @@ class ControlPlane:
 
     def allow(self, namespace: str, rules: list[dict[str, list[str]]], user: str) -> None:
         """Give a user a role with these rules in a namespace."""
+        self._bind(namespace, rules, {"apiGroup": _RBAC, "kind": "User", "name": user})
+
+    def allow_account(
+        self, namespace: str, rules: list[dict[str, list[str]]], account: str
+    ) -> None:
+        """Give a service account a role with these rules in its namespace."""
+        subject = {"kind": "ServiceAccount", "name": account, "namespace": namespace}
+        self._bind(namespace, rules, subject)
+
+    def label_jobs(self, namespace: str, labels: dict[str, str]) -> None:
+        """Have the API server add labels to all Jobs that are made in a namespace."""
+        from kubernetes import client
+
+        fields = ", ".join(f'"{key}": "{value}"' for key, value in labels.items())
+        change = f"Object{{metadata: Object.metadata{{labels: {{{fields}}}}}}}"
+        rule = {"apiGroups": ["batch"], "apiVersions": ["v1"], "resources": ["jobs"]}
+        own = {"kubernetes.io/metadata.name": namespace}
+        specs = {
+            "MutatingAdmissionPolicy": {
+                "failurePolicy": "Fail",
+                "reinvocationPolicy": "Never",
+                "matchConstraints": {
+                    "namespaceSelector": {"matchLabels": own},
+                    "resourceRules": [{**rule, "operations": ["CREATE"]}],
+                },
+                "mutations": [
+                    {
+                        "patchType": "ApplyConfiguration",
+                        "applyConfiguration": {"expression": change},
+                    }
+                ],
+            },
+            "MutatingAdmissionPolicyBinding": {"policyName": namespace},
+        }
+        api, group = client.CustomObjectsApi(self.client()), "admissionregistration.k8s.io"
+        for kind, spec in specs.items():
+            plural = re.sub("y$", "ie", kind.lower()) + "s"
+            api.create_cluster_custom_object(
+                group,
+                "v1",
+                plural,
+                {
+                    "apiVersion": f"{group}/v1",
+                    "kind": kind,
+                    "metadata": {"name": namespace},
+                    "spec": spec,
+                },
+            )
+
+    def _bind(
+        self, namespace: str, rules: list[dict[str, list[str]]], subject: dict[str, str]
+    ) -> None:
         from kubernetes import client
 
         api = client.RbacAuthorizationV1Api(self.client())
-        name = f"{user}-{secrets.token_hex(4)}"
+        name = f"{subject['name']}-{secrets.token_hex(4)}"
         api.create_namespaced_role(namespace, {"metadata": {"name": name}, "rules": rules})
-        group = "rbac.authorization.k8s.io"
         api.create_namespaced_role_binding(
             namespace,
             {
                 "metadata": {"name": name},
-                "roleRef": {"apiGroup": group, "kind": "Role", "name": name},
-                "subjects": [{"apiGroup": group, "kind": "User", "name": user}],
+                "roleRef": {"apiGroup": _RBAC, "kind": "Role", "name": name},
+                "subjects": [subject],
             },
         )
 

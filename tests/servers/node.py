@@ -78,6 +78,8 @@ class Node:
 
     Attributes
     ----------
+    plane
+        What it is a node of.
     logs
         By namespace and name of the pod.
     """
@@ -85,6 +87,7 @@ class Node:
     def __init__(self, plane: ControlPlane) -> None:
         from kubernetes import client
 
+        self.plane = plane
         self.core = client.CoreV1Api(plane.client())
         self.batch = client.BatchV1Api(plane.client())
         self.logs: dict[tuple[str, str], PodLog] = {}
@@ -153,6 +156,22 @@ class Node:
         self.core.patch_namespaced_pod_status(
             pod.metadata.name, pod.metadata.namespace, {"status": status}
         )
+
+    def token(self, pod: Any) -> str | None:
+        """Return the token of a pod's service account that it asks for; None where it does not."""
+        sources = [s for v in pod.spec.volumes if v.projected for s in v.projected.sources]
+        asked = next((s.service_account_token for s in sources if s.service_account_token), None)
+        if asked is None:
+            return None
+        bound = {"apiVersion": "v1", "kind": "Pod"}
+        bound |= {"name": pod.metadata.name, "uid": pod.metadata.uid}
+        made = self.core.create_namespaced_service_account_token(
+            pod.spec.service_account_name,
+            pod.metadata.namespace,
+            {"spec": {"expirationSeconds": asked.expiration_seconds, "boundObjectRef": bound}},
+        )
+        token: str = made.status.token
+        return token
 
     def remove(self, pod: Any) -> None:
         """Confirm that nothing is left of a pod that was deleted."""

@@ -129,6 +129,12 @@ class PodRunner:
             else:
                 path = variable.value_from.field_ref.field_path
                 environment[variable.name] = _field(pod, path)
+        if (token := self._node.token(pod)) is not None:
+            # Instead of the files in the container: a process has none of its own there.
+            plane = self._node.plane
+            plane.tokens[pod.metadata.name] = token
+            kubeconfig = plane.kubeconfig(pod.metadata.name, namespace=self._namespace)
+            environment["KUBECONFIG"] = str(kubeconfig)
         own = {"HOME": home, "MLIP_JOB__WORK_DIR": home / "work"}
         own["MLIP_JOB_TERMINATION_MESSAGE"] = message
         return environment | {name: str(path) for name, path in own.items()}

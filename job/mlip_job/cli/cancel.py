@@ -44,7 +44,8 @@ def command(settings: Settings, generation: int, scheduler: str | None) -> None:
     cancelled = not status.state.ended
     if cancelled:
         Reporter(settings).message(f"cancelling {name_of(job)}; it may save a checkpoint")
-        chosen.cancel(job)
+    chosen.cancel(job)
+    if cancelled:
         status = _wait_for_end(chosen, job)
     document = {"generation": generation, "job": job.id, "cancelled": cancelled}
     emit(

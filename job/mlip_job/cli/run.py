@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     type=click.Choice(["dataset", "fit"]),
     help="End before publishing, once the dataset or the fit is in the store.",
 )
+@click.option("--then-resume", metavar="JOB", hidden=True, help="Start a suspended Job at the end.")
 @common_options
 @click.pass_obj
 def command(
@@ -39,6 +40,7 @@ def command(
     member: int | None,
     of: int | None,
     until: str | None,
+    then_resume: str | None,
     *,
     require_gpu: bool,
     fresh: bool,
@@ -70,17 +72,22 @@ def command(
     config = settings.config()
     reporter = Reporter(settings, config.training.max_iter)
     store = settings.store(config, patient=True, meter=reporter.transfer)
-    number = resolve_generation(generation, Registry(store, config.family))
+    registry = Registry(store, config.family)
+    number = resolve_generation(generation, registry)
     one_of = _member(member, of, until)
     try:
         ended = _run(config, number, until, store, reporter, fresh=fresh, member=one_of)
     finally:
         reporter.close()
+    summary = str(ended) if isinstance(ended, Reached) else _summary(ended)
+    if then_resume is not None:
+        from mlip_job.cli.resuming import resume_next
+
+        summary += f"; {resume_next(then_resume, registry, number, one_of, reporter)}"
+    write_termination_message(0, summary)
     if isinstance(ended, Reached):
-        write_termination_message(0, str(ended))
         emit(settings, {"until": ended.until, "dataset": ended.dataset.id}, lambda: None)
         return
-    write_termination_message(0, _summary(ended))
     emit(
         settings,
         {

@@ -159,14 +159,14 @@ class _Submitter:
             self._require_absent(number)
         for number in numbers:
             request = replace(first, generation=number, after=after)
-            jobs = self._submit_jobs(request)
+            jobs = self._submit_jobs(request, notes=not wait)
             documents += [{"generation": number, **document_of(job)} for job in jobs]
             after = None if wait else jobs[-1].id
             if wait:
                 documents[-1]["manifest"] = self._wait(request).model_dump(mode="json")
         return documents
 
-    def _submit_jobs(self, request: JobRequest) -> list[JobHandle]:
+    def _submit_jobs(self, request: JobRequest, *, notes: bool = False) -> list[JobHandle]:
         """Submit the jobs of a generation, each to follow the one before; all of them or none."""
         from dataclasses import replace
 
@@ -176,6 +176,8 @@ class _Submitter:
             plan = self._scheduler.plan(replace(request, stage=stage, follows=follows))
             try:
                 jobs.append(self._submit_one(plan))
+                if notes and plan.note is not None:
+                    self._reporter.message(f"note: {plan.note}")
             except ConfigError:
                 for job in jobs:
                     if not job.found:

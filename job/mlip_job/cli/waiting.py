@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mlip_job.cli.job_view import GenerationView, State
 from mlip_job.cli.job_words import name_of
 from mlip_job.errors import InterruptedRunError, MlipJobError, TrainingError, UnavailableError
 from mlip_job.naming import generation_name
+from mlip_job.schedulers.base import JobState
 from mlip_job.schedulers.exit_codes import meaning_of
 
 if TYPE_CHECKING:
@@ -73,6 +75,9 @@ def wait_until_published(
             resubmits += 1
             jobs = ", ".join(map(name_of, submit_again()))
             tell(f"{name}: submitted again as {jobs}, to go on from its checkpoint")
+        elif status is not None and status.state is JobState.PENDING and status.resubmit:
+            with suppress(UnavailableError):  # then it still waits at the next look
+                submit_again()
         lost = lost + 1 if view is not None and _is_lost(view) else 0
         if lost == _LOOKS:
             raise UnavailableError(

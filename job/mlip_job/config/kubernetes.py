@@ -98,6 +98,22 @@ class ClaimMount(Part):
         return path
 
 
+class WithoutGpuConfig(Part):
+    """What Jobs ask that need no GPU: the dataset, evaluation and publishing of a split run.
+
+    What is not set is as for the fit. Only its GPUs, its RuntimeClass, its node_selector and its
+    affinity, which choose nodes with GPUs, are not taken over.
+    """
+
+    cpu: Quantity | None = Field(None, description="Processors that are reserved.")
+    memory: Quantity | None = Field(None, description="Memory, reserved and at most.")
+    node_selector: dict[str, str] | None = Field(None, description="Labels of the node; none.")
+    affinity: Manifest | None = Field(None, description="Affinity, as in a pod's manifest; none.")
+    tolerations: tuple[Manifest, ...] | None = Field(None, description="Instead of the fit's.")
+    priority_class: ObjectName | None = None
+    queue: LabelName | None = Field(None, description="Kueue's LocalQueue.")
+
+
 class KubernetesConfig(Part):
     """What the Job asks of Kubernetes."""
 
@@ -171,6 +187,13 @@ class KubernetesConfig(Part):
         10001, ge=1, description="User and group; null where the cluster assigns them (OpenShift)."
     )
 
+    without_gpu: WithoutGpuConfig = WithoutGpuConfig()
+    resume_service_account: ObjectName | None = Field(
+        None,
+        description="ServiceAccount that may get and patch Jobs. With it, a Job of a split run "
+        "starts the next one itself; its token is mounted there.",
+    )
+
     @field_validator("env")
     @classmethod
     def _plain(cls, env: dict[str, str]) -> dict[str, str]:
@@ -191,4 +214,15 @@ class KubernetesConfig(Part):
         paths = [claim.mount_path for claim in self.claims]
         if twice := {path for path in paths if paths.count(path) > 1}:
             raise ValueError(f"claims: {min(twice)} is mounted twice")
+        return self
+
+    @model_validator(mode="after")
+    def _one_account(self) -> Self:
+        accounts = {self.service_account, self.resume_service_account} - {None}
+        if len(accounts) > 1:
+            raise ValueError(
+                f"resume_service_account is {self.resume_service_account}, service_account "
+                f"{self.service_account}, and a pod has one: bind the role to the latter, and "
+                "name it in both"
+            )
         return self

@@ -73,6 +73,16 @@ def look_at_training(registry: Registry, generation: int) -> TrainingNow | None:
     )
 
 
+def is_fitted(registry: Registry, generation: int) -> bool:
+    """Tell whether a fit has ended and nobody is at work on it: what is left needs no GPU."""
+    if registry.find_own(generation) is not None:
+        return True
+    now = look_at_training(registry, generation)
+    if now is None or now.live or now.checkpoint is None:
+        return False
+    return now.checkpoint.position.finished
+
+
 def _pace(checkpoints: Sequence[Checkpoint]) -> float | None:
     if not checkpoints:
         return None

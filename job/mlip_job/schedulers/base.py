@@ -140,11 +140,14 @@ class Plan:
         Of the job.
     text
         The script or the manifests, exactly as they are submitted.
+    note
+        What whoever submits it and does not wait has to know; None where there is nothing.
     """
 
     request: JobRequest
     name: str
     text: str
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -206,7 +209,8 @@ class JobStatus:
         Of ``mlip-job run``, where it is known.
     resubmit
         Whether it ended by no fault of its own, and the scheduler does not start it again: the
-        same submission goes on from its checkpoint.
+        same submission goes on from its checkpoint. Of a job that waits: whether it waits for just
+        that.
     """
 
     state: JobState

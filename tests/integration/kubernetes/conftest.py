@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from mlip_job.config.load import validate_config
-from mlip_job.schedulers.base import JobRequest
+from mlip_job.schedulers.base import JobRequest, Stage
 from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
 from tests.servers.kubernetes import SUBMITTER
 
@@ -20,15 +20,19 @@ if TYPE_CHECKING:
     from tests.servers.kubernetes import ControlPlane
     from tests.servers.node import Node
 
+ON_THE_NODE = {"tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}]}
+"""The only node there is has a GPU, and keeps off what does not ask for one."""
+
 DOCUMENT = Path(__file__).parents[3] / "docs" / "kubernetes.md"
 
 
-def documented_rules() -> list[dict[str, Any]]:
-    """Return the rules of the role in docs/kubernetes.md."""
+def documented_rules(name: str = "mlip-job-submitter") -> list[dict[str, Any]]:
+    """Return the rules of a role in docs/kubernetes.md."""
     text = DOCUMENT.read_text(encoding="utf-8")
     blocks = [block.partition("```")[0] for block in text.split("```yaml\n")[1:]]
     documents = [document for block in blocks for document in yaml.safe_load_all(block)]
-    (role,) = (one for one in documents if one and one.get("kind") == "Role")
+    roles = [one for one in documents if one and one.get("kind") == "Role"]
+    (role,) = (one for one in roles if one["metadata"]["name"] == name)
     rules: list[dict[str, Any]] = role["rules"]
     return rules
 
@@ -69,8 +73,18 @@ def configure(
 def request_for(configure: Callable[..., JobConfig]) -> Callable[..., JobRequest]:
     """Return a function that makes a request; see `configure`."""
 
-    def make(generation: int = 4, ensemble: int | None = None, **settings: Any) -> JobRequest:
-        return JobRequest(configure(**settings), generation, Path("/"), ensemble=ensemble)
+    def make(
+        generation: int = 4,
+        ensemble: int | None = None,
+        stage: Stage = Stage.WHOLE,
+        split: tuple[Stage, ...] = (),
+        **settings: Any,
+    ) -> JobRequest:
+        config = configure(**settings)
+        among = split or (stage,)
+        return JobRequest(
+            config, generation, Path("/"), ensemble=ensemble, stages=among, stage=stage
+        )
 
     return make
 

@@ -199,6 +199,7 @@ def test_a_template_serves_those_who_submit(
         ("update", "batch", "cronjobs", False),
         ("get", "", "secrets", False),
         ("create", "", "pods", False),
+        ("patch", "batch", "jobs", True),
     ],
 )
 def test_the_submitters_account_may_do_no_more(
@@ -210,12 +211,14 @@ def test_the_submitters_account_may_do_no_more(
     resource: str,
     allowed: bool,
 ) -> None:
-    """And the training pods' nothing at all."""
+    """The pods of a split run may get and patch Jobs, other training pods nothing at all."""
     from kubernetes import client
 
     api = client.AuthorizationV1Api(control_plane.client())
     attributes = {"namespace": accounts, "verb": verb, "group": group, "resource": resource}
-    for name, may in (("mlip-cu-ni-submitter", allowed), ("mlip-cu-ni", False)):
+    resumes = (verb, resource) == ("patch", "jobs")
+    may_do = {"mlip-cu-ni-submitter": allowed, "mlip-cu-ni-resumer": resumes, "mlip-cu-ni": False}
+    for name, may in may_do.items():
         user = f"system:serviceaccount:{accounts}:{name}"
         review = api.create_subject_access_review(
             {"spec": {"user": user, "resourceAttributes": attributes}}

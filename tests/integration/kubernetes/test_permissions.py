@@ -5,14 +5,15 @@ All other tests of this folder run with that role; these take one verb out of it
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from mlip_job.errors import ConfigError
-from mlip_job.schedulers.base import JobState
+from mlip_job.schedulers.base import JobState, stages
 from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
-from tests.integration.kubernetes.conftest import documented_rules
+from tests.integration.kubernetes.conftest import ON_THE_NODE, documented_rules
 from tests.servers.kubernetes import SUBMITTER
 from tests.servers.node import wait_for
 
@@ -67,6 +68,13 @@ def life(
         pod = node.pod(namespace, handle.name)
         node.end(pod, 0)
         wait_for(lambda: scheduler.status(handle).state is JobState.SUCCEEDED, "the end")
+        split = stages(split_export=True, split_evaluation=False)
+        part = request_for(5, split=split, namespace=namespace, without_gpu=ON_THE_NODE)
+        plans = [scheduler.plan(replace(part, stage=stage)) for stage in split]
+        dataset, _ = map(scheduler.submit, plans)
+        node.end(node.pod(namespace, dataset.name), 0)
+        wait_for(lambda: scheduler.status(dataset).state is JobState.SUCCEEDED, "the dataset")
+        scheduler.submit(plans[1])
         KubernetesScheduler(request.config.submit.kubernetes, template="cronjob/none").plan(request)
 
     return live

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mlip_job.config.load import validate_config
-from mlip_job.schedulers.base import JobRequest
+from mlip_job.schedulers.base import JobRequest, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +50,16 @@ EVERYTHING: dict[str, Any] = {
     "active_deadline_seconds": 86400,
     "ttl_days": 0.5,
     "run_as_user": 2000,
+    "without_gpu": {
+        "cpu": 16,
+        "memory": "8Gi",
+        "node_selector": {"pool": "cpu"},
+        "affinity": {"nodeAffinity": {}},
+        "tolerations": [{"key": "batch", "operator": "Exists"}],
+        "priority_class": "low",
+        "queue": "plain",
+    },
+    "resume_service_account": "trainer",
 }
 """A value for every setting but `context`, which is no part of a manifest."""
 
@@ -68,6 +78,8 @@ def request_for() -> Callable[..., JobRequest]:
         ensemble: int | None = None,
         run_options: tuple[str, ...] = (),
         after: str | None = None,
+        stage: Stage = Stage.WHOLE,
+        split: tuple[Stage, ...] = (),
         **settings: Any,
     ) -> JobRequest:
         kubernetes = {"image": "registry.example/mlip-job:1", **settings}
@@ -78,6 +90,8 @@ def request_for() -> Callable[..., JobRequest]:
             "submit": {"scheduler": "kubernetes", "kubernetes": kubernetes},
         }
         config = validate_config(values | (sections or {}), source="test")
-        return JobRequest(config, generation, Path("/"), run_options, ensemble, after)
+        return JobRequest(
+            config, generation, Path("/"), run_options, ensemble, after, split or (stage,), stage
+        )
 
     return make

@@ -194,7 +194,7 @@ def test_the_matrix_leaves_nothing_out(helm: Helm) -> None:
     documented = yaml.safe_load((CHART / "values.yaml").read_text())
     used = [yaml.safe_load(path.read_text()) for path in VALUES]
     assert set().union(*used) == set(documented)
-    for name in ("image", "externalSecret", "serviceAccount", "persistence", "submitter"):
+    for name in ("image", "externalSecret", "serviceAccount", "persistence", "submitter", "split"):
         parts = set().union(*(one.get(name, {}) for one in used))
         assert parts | {"refreshInterval", "mountPath"} >= set(documented[name])
     kinds = {one["kind"] for path in VALUES for one in helm.template(path)}
@@ -402,10 +402,14 @@ def test_the_documented_values_make_the_job_of_the_documented_configuration(helm
 def test_the_role_is_the_documented_one(helm: Helm) -> None:
     """With which the submitter's tests run."""
     documents = helm.template(CHART / "ci/template-values.yaml")
-    (role,) = (one for one in documented() if one.get("kind") == "Role")
-    assert one_of_kind(documents, "Role")["rules"] == role["rules"]
-    subjects = one_of_kind(documents, "RoleBinding")["subjects"]
-    assert [subject["kind"] for subject in subjects] == ["ServiceAccount", "User"]
+    roles = {one["metadata"]["name"]: one for one in documented() if one.get("kind") == "Role"}
+    installed = {one["metadata"]["name"]: one for one in documents if one["kind"] == "Role"}
+    bindings = {one["metadata"]["name"]: one for one in documents if one["kind"] == "RoleBinding"}
+    for name, kinds in (("submitter", ["ServiceAccount", "User"]), ("resumer", ["ServiceAccount"])):
+        rules = installed[f"mlip-cu-ni-{name}"]["rules"]
+        assert rules == roles[f"mlip-job-{name}"]["rules"]
+        subjects = bindings[f"mlip-cu-ni-{name}"]["subjects"]
+        assert [subject["kind"] for subject in subjects] == kinds
 
 
 def test_a_generation_needs_one(request_for: Callable[..., JobRequest]) -> None:

@@ -28,7 +28,7 @@ from tests.unit.kubernetes.conftest import EVERYTHING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mlip_job.schedulers.base import JobRequest
+    from mlip_job.schedulers.base import JobRequest, Plan
 
 GOLDEN = Path(__file__).parents[2] / "data" / "kubernetes"
 ACCEPT = os.environ.get("MLIP_JOB_TEST_ACCEPT")
@@ -53,7 +53,11 @@ def test_manifests_are_as_reviewed(
     request_for: Callable[..., JobRequest], name: str, arguments: dict[str, Any]
 ) -> None:
     """A change shows as a difference here; MLIP_JOB_TEST_ACCEPT=1 accepts it."""
-    plan = plan_job(request_for(**arguments))
+    reviewed(plan_job(request_for(**arguments)), name)
+
+
+def reviewed(plan: Plan, name: str) -> None:
+    """Compare a plan with the one that is kept under a name."""
     job = from_yaml(plan.text)["Job"]
     digest = job["metadata"]["annotations"][SPEC_HASH]
     # The configuration is the subject of other tests, and so is what changes with each release.

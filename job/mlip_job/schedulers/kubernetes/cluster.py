@@ -66,6 +66,16 @@ class Cluster:
         selector = f"involvedObject.uid={uid}"
         return self._list("list events", self._path("events"), fieldSelector=selector)
 
+    def patch_job(self, name: str, change: Manifest) -> None:
+        """Change a Job's fields, by a merge patch (RFC 7386)."""
+        query = {"fieldValidation": "Strict", "fieldManager": "mlip-job"}
+        action, kind = f"change the Job {name}", "application/merge-patch+json"
+        path = self._path("jobs", name)
+        try:
+            _content(self._request(action, "PATCH", path, query, change, content_type=kind))
+        except _RefusedError as refused:
+            raise refused.error from None
+
     def delete_job(self, job: Manifest) -> None:
         """Delete this very Job, once its pods have ended in their own time."""
         name, uid = job["metadata"]["name"], job["metadata"]["uid"]
@@ -155,6 +165,7 @@ class Cluster:
         query: Mapping[str, Any],
         body: Manifest | None = None,
         *,
+        content_type: str = "application/json",
         answer_seconds: float = _ANSWER_SECONDS,
     ) -> Any:
         from kubernetes.client import ApiException  # noqa: PLC0415 - takes a second
@@ -166,7 +177,7 @@ class Cluster:
                 query_params=list(query.items()),
                 header_params={
                     "Accept": "application/json, */*",
-                    "Content-Type": "application/json",
+                    "Content-Type": content_type,
                 },
                 body=body,
                 auth_settings=["BearerToken"],

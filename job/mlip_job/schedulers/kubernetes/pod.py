@@ -1,4 +1,7 @@
-"""The pod that trains: one container, no privileges, no token, nothing of the node's."""
+"""The pod that trains: one container, no privileges, nothing of the node's.
+
+It has no token either, unless it shall start the next Job of its run.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlip_job.errors import ConfigError
 from mlip_job.schedulers.kubernetes.layout import (
+    API_ACCESS,
     CONFIG_DIR,
     CONFIG_FILE,
     CONTAINER,
@@ -14,6 +18,7 @@ from mlip_job.schedulers.kubernetes.layout import (
     TERMINATION_MESSAGE,
     WORK_DIR,
 )
+from mlip_job.schedulers.kubernetes.split import members_of, run_options, settings_of
 
 if TYPE_CHECKING:
     from mlip_job.config.kubernetes import KubernetesConfig
@@ -24,16 +29,28 @@ Manifest = dict[str, Any]
 _GRACE_MARGIN_SECONDS = 20
 """Pacemaker ends, TensorFlow lets go of its GPU, the interpreter ends."""
 
+_TOKEN_SECONDS = 3600
+"""The kubelet renews it in time."""
 
-def pod_spec(request: JobRequest, config_map: str) -> Manifest:
+
+def pod_spec(request: JobRequest, config_map: str, successor: str | None = None) -> Manifest:
     """Return the specification of the pod that a request runs in.
+
+    Parameters
+    ----------
+    request
+        What it runs.
+    config_map
+        With its configuration.
+    successor
+        The Job that it shall start at its end; then it has a token for that.
 
     Raises
     ------
     ConfigError
         If the image is missing, or the pod would be killed before it has stored its checkpoint.
     """
-    settings = request.config.submit.kubernetes
+    settings = settings_of(request)
     spec: Manifest = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": grace_period_seconds(request),
@@ -41,11 +58,14 @@ def pod_spec(request: JobRequest, config_map: str) -> Manifest:
         # A Service named mlip-job would put MLIP_JOB_… into the environment.
         "enableServiceLinks": False,
         "securityContext": _pod_security(settings.run_as_user),
-        "containers": [_container(request)],
+        "containers": [_container(request, settings, successor)],
         "volumes": _volumes(settings, config_map),
     }
+    if successor is not None:
+        spec["volumes"].append(_api_access())
+    account = settings.resume_service_account if successor is not None else None
     optional: Manifest = {
-        "serviceAccountName": settings.service_account,
+        "serviceAccountName": account or settings.service_account,
         "runtimeClassName": settings.runtime_class,
         "priorityClassName": settings.priority_class,
         "imagePullSecrets": [{"name": name} for name in settings.image_pull_secrets],
@@ -76,8 +96,7 @@ def grace_period_seconds(request: JobRequest) -> int:
     return chosen
 
 
-def _container(request: JobRequest) -> Manifest:
-    settings = request.config.submit.kubernetes
+def _container(request: JobRequest, settings: KubernetesConfig, successor: str | None) -> Manifest:
     if settings.image is None:
         raise ConfigError(
             "submit.kubernetes.image is not set: the image that has mlip-job and pacemaker",
@@ -87,7 +106,7 @@ def _container(request: JobRequest) -> Manifest:
         "name": CONTAINER,
         "image": settings.image,
         "imagePullPolicy": settings.image_pull_policy,
-        "args": _arguments(request),
+        "args": _arguments(request, settings, successor),
         "workingDir": WORK_DIR,
         "env": _environment(settings, settings.image),
         "envFrom": [{"secretRef": {"name": name}} for name in settings.secrets],
@@ -101,19 +120,23 @@ def _container(request: JobRequest) -> Manifest:
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": _mounts(settings),
     }
+    if successor is not None:
+        mount = {"name": "kube-api-access", "mountPath": API_ACCESS, "readOnly": True}
+        container["volumeMounts"].append(mount)
     return {key: value for key, value in container.items() if value}
 
 
-def _arguments(request: JobRequest) -> list[str]:
+def _arguments(request: JobRequest, settings: KubernetesConfig, successor: str | None) -> list[str]:
     """Return the arguments of the image's entry point, ``mlip-job``."""
-    settings = request.config.submit.kubernetes
     arguments = ["--config", f"{CONFIG_DIR}/{CONFIG_FILE}", "run"]
     arguments += ["--generation", str(request.generation)]
-    if request.ensemble is not None:
-        arguments += ["--of", str(request.ensemble)]  # which member: by the pod's index
+    if (members := members_of(request)) is not None:
+        arguments += ["--of", str(members)]  # which member: by the pod's index
     if settings.gpus and settings.require_gpu:
         arguments.append("--require-gpu")
-    arguments += map(_literal, request.run_options)
+    if successor is not None:
+        arguments += ["--then-resume", successor]
+    arguments += map(_literal, run_options(request))
     return arguments
 
 
@@ -175,6 +198,19 @@ def _volumes(settings: KubernetesConfig, config_map: str) -> list[Manifest]:
         ),
         *settings.volumes,
     ]
+
+
+def _api_access() -> Manifest:
+    """Return the volume that Kubernetes itself mounts for a client in a pod, by request."""
+    token = {"expirationSeconds": _TOKEN_SECONDS, "path": "token"}
+    authority = {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}
+    own = {"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}
+    sources: list[Manifest] = [
+        {"serviceAccountToken": token},
+        {"configMap": authority},
+        {"downwardAPI": {"items": [own]}},
+    ]
+    return {"name": "kube-api-access", "projected": {"sources": sources}}
 
 
 def _mounts(settings: KubernetesConfig) -> list[Manifest]:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import time
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from mlip_job.errors import ConfigError, ConflictError, MlipJobError, UnavailableError
-from mlip_job.naming import generation_name
+from mlip_job.errors import ConfigError
 from mlip_job.schedulers.base import JobHandle, JobStatus, Plan
 from mlip_job.schedulers.kubernetes.cluster import Cluster
 from mlip_job.schedulers.kubernetes.connection import Connection, connect
-from mlip_job.schedulers.kubernetes.layout import SPEC_HASH, identifying_labels
-from mlip_job.schedulers.kubernetes.logs import job_lines
+from mlip_job.schedulers.kubernetes.layout import identifying_labels
+from mlip_job.schedulers.kubernetes.logs import submission_lines
 from mlip_job.schedulers.kubernetes.manifests import from_yaml, plan_job, to_yaml
+from mlip_job.schedulers.kubernetes.stage_status import of_stage, of_withheld
 from mlip_job.schedulers.kubernetes.status import FORGOTTEN, has_ended, status_of
+from mlip_job.schedulers.kubernetes.submission import (
+    current,
+    follows,
+    is_part,
+    is_withheld,
+    labels_of_generation,
+    newest_submission,
+    spec_hash,
+    stage_of,
+)
+from mlip_job.schedulers.kubernetes.submitter import Submitter
 from mlip_job.schedulers.kubernetes.template import job_from_template, template_name
 
 if TYPE_CHECKING:
@@ -23,10 +33,6 @@ if TYPE_CHECKING:
     from mlip_job.config.kubernetes import KubernetesConfig
     from mlip_job.schedulers.base import JobRequest
     from mlip_job.schedulers.kubernetes.pod import Manifest
-
-_CREATE_TRIES = 5
-_DELETION_SECONDS = 120.0
-"""Beyond their grace period, so long pods may take to go."""
 
 
 class KubernetesScheduler:
@@ -66,29 +72,20 @@ class KubernetesScheduler:
         return Plan(request, job["metadata"]["name"], to_yaml(job))
 
     def submit(self, plan: Plan) -> JobHandle:
-        """Create the Job, then its ConfigMap; see `Scheduler.submit`.
+        """Create the Job, unless it is there; see `Scheduler.submit`.
 
-        The Job comes first, to own the ConfigMap: whatever is left behind, deleting the Job or its
-        time to live takes both. Its pod waits for the ConfigMap.
+        Whatever of its submission waits for a Job that has succeeded is started.
         """
-        manifests = from_yaml(plan.text)
-        job, config_map = manifests["Job"], manifests.get("ConfigMap")
-        cluster = self._cluster(job["metadata"].get("namespace"))
-        found = self._active(cluster, plan, job)
-        created = found or self._create(cluster, job)
-        if config_map is not None:
-            try:
-                cluster.create_config_map(_owned(config_map, created))
-            except MlipJobError:
-                if found is None:
-                    cluster.delete_job(created)
-                raise
-        return _handle(created)
+        cluster = self._cluster(from_yaml(plan.text)["Job"]["metadata"].get("namespace"))
+        found = self._submitter(cluster).submit(plan)
+        name, stage = f"{cluster.namespace}/{plan.name}", plan.request.stage
+        return JobHandle(self.name, name, plan.name, stage, found=found)
 
     def find(self, family: str, generation: int) -> JobHandle | None:
-        """Return the newest Job of a generation; see `Scheduler.find`."""
+        """Return a generation's Job, of several the one that matters; see `Scheduler.find`."""
         jobs = self._cluster(None).jobs(identifying_labels(family, generation))
-        return _handle(jobs[-1]) if jobs else None
+        job = current(newest_submission(jobs))
+        return _handle(job) if job is not None else None
 
     def status(self, handle: JobHandle) -> JobStatus:
         """Return what a Job is doing; see `Scheduler.status`."""
@@ -96,88 +93,44 @@ class KubernetesScheduler:
         job = cluster.job(handle.name)
         if job is None:
             return FORGOTTEN
-        return status_of(job, cluster.pods(handle.name), _events_of(cluster))
+        if is_withheld(job):
+            return self._status_of_withheld(handle, job)
+        status = status_of(job, cluster.pods(handle.name), _events_of(cluster))
+        return of_stage(job, status) if is_part(job) else status
 
     def logs(self, handle: JobHandle, *, follow: bool) -> Iterator[str]:
-        """Yield the lines of all its pods; see `Scheduler.logs`."""
-        return job_lines(
-            self._cluster_of(handle), handle.name, follow=follow, poll_seconds=self._poll_seconds
-        )
+        """Yield the lines of all pods, of all Jobs of the submission; see `Scheduler.logs`."""
+        cluster = self._cluster_of(handle)
+        names = [job["metadata"]["name"] for job in self._together(cluster, handle)]
+        names = names or [handle.name]
+        return submission_lines(cluster, names, follow=follow, poll_seconds=self._poll_seconds)
 
     def cancel(self, handle: JobHandle) -> None:
-        """Delete a Job that has not ended, and wait until its pods have; see `Scheduler.cancel`."""
-        cluster = self._cluster_of(handle)
-        job = cluster.job(handle.name)
-        if job is None or has_ended(job):
-            return
-        cluster.delete_job(job)
-        self._wait_until_gone(cluster, job)
+        """Delete what has not ended of a submission, and wait until its pods have.
 
-    # -- submitting --------------------------------------------------------------------------------
-
-    def _active(self, cluster: Cluster, plan: Plan, job: Manifest) -> Manifest | None:
-        """Return the Job of the same submission that waits or runs, None where there is none.
-
-        Raises
-        ------
-        ConflictError
-            If there is another one for the generation.
+        See `Scheduler.cancel`.
         """
-        request = plan.request
-        family, generation = request.config.family, request.generation
-        for other in cluster.jobs(identifying_labels(family, generation)):
-            if has_ended(other):
-                continue
-            name = other["metadata"]["name"]
-            if other["metadata"].get("deletionTimestamp"):
-                raise ConflictError(
-                    f"Job {name} of {generation_name(generation)} is being cancelled",
-                    hint="submit again once it is gone",
-                )
-            if _spec_hash(other) == _spec_hash(job):
-                return other
-            raise ConflictError(
-                f"{generation_name(generation)} of {family} was submitted before, with other "
-                f"settings: Job {name} in namespace {cluster.namespace}",
-                hint=f"mlip-job cancel -g {generation}, or wait for it",
-            )
-        return None
+        cluster = self._cluster_of(handle)
+        jobs = [job for job in self._together(cluster, handle) if not has_ended(job)]
+        self._submitter(cluster).remove(jobs)
 
-    def _create(self, cluster: Cluster, job: Manifest) -> Manifest:
-        """Create a Job; one of the same name that has ended makes room for it."""
-        name = job["metadata"]["name"]
-        for _ in range(_CREATE_TRIES):
-            created = cluster.create_job(job)
-            if created is not None:
-                return created
-            other = cluster.job(name)
-            if other is None:
-                continue
-            if _spec_hash(other) != _spec_hash(job):
-                raise ConflictError(
-                    f"namespace {cluster.namespace} has a Job {name} that is not mlip-job's",
-                    hint=f"kubectl delete job {name}, if nobody needs it",
-                )
-            if not has_ended(other):
-                return other  # somebody made the same submission at the same time
-            cluster.delete_job(other)
-            self._wait_until_gone(cluster, other)
-            cluster.delete_config_map(name)  # the garbage collector may take its time
-        raise UnavailableError(f"Job {name} is made and deleted by others at the same time")
+    # -- the Jobs of a submission ------------------------------------------------------------------
 
-    def _wait_until_gone(self, cluster: Cluster, job: Manifest) -> None:
-        name, uid = job["metadata"]["name"], job["metadata"]["uid"]
-        grace = job["spec"]["template"]["spec"].get("terminationGracePeriodSeconds", 30)
-        deadline = time.monotonic() + grace + _DELETION_SECONDS
-        while time.monotonic() < deadline:
-            found = cluster.job(name)
-            if found is None or found["metadata"]["uid"] != uid:
-                return
-            time.sleep(self._poll_seconds)
-        raise UnavailableError(
-            f"Job {name} is being deleted, but its pods have not gone within their grace period",
-            hint=f"kubectl get pods -l batch.kubernetes.io/job-name={name} shows them",
-        )
+    def _together(self, cluster: Cluster, handle: JobHandle) -> list[Manifest]:
+        """Return the Jobs of the submission that a Job is of, in order."""
+        job = cluster.job(handle.name)
+        if job is None or not is_part(job):
+            return [job] if job is not None else []
+        jobs = cluster.jobs(labels_of_generation(job))
+        return newest_submission([one for one in jobs if spec_hash(one) == spec_hash(job)])
+
+    def _status_of_withheld(self, handle: JobHandle, job: Manifest) -> JobStatus:
+        name = str(follows(job))
+        before = JobHandle(self.name, f"{handle.id.partition('/')[0]}/{name}", name)
+        return of_withheld(job, self.status(before))
+
+    def _submitter(self, cluster: Cluster) -> Submitter:
+        return Submitter(cluster, self._poll_seconds)
 
     # -- clusters ----------------------------------------------------------------------------------
 
@@ -194,24 +147,8 @@ class KubernetesScheduler:
 
 def _handle(job: Manifest) -> JobHandle:
     metadata = job["metadata"]
-    return JobHandle("kubernetes", f"{metadata['namespace']}/{metadata['name']}", metadata["name"])
-
-
-def _spec_hash(job: Manifest) -> str | None:
-    annotations = job["metadata"].get("annotations") or {}
-    found: str | None = annotations.get(SPEC_HASH)
-    return found
-
-
-def _owned(config_map: Manifest, job: Manifest) -> Manifest:
-    """Return a ConfigMap that goes when its Job does."""
-    owner = {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "name": job["metadata"]["name"],
-        "uid": job["metadata"]["uid"],
-    }
-    return {**config_map, "metadata": {**config_map["metadata"], "ownerReferences": [owner]}}
+    name = f"{metadata['namespace']}/{metadata['name']}"
+    return JobHandle("kubernetes", name, metadata["name"], stage_of(job))
 
 
 def _events_of(cluster: Cluster) -> Callable[[str], Sequence[Manifest]]:

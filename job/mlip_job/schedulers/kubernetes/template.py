@@ -14,6 +14,7 @@ from mlip_job.schedulers.kubernetes.layout import (
     identifying_labels,
 )
 from mlip_job.schedulers.kubernetes.manifests import digest_of
+from mlip_job.schedulers.kubernetes.split import is_split
 
 if TYPE_CHECKING:
     from mlip_job.schedulers.base import JobRequest
@@ -56,6 +57,11 @@ def job_from_template(cron_job: Manifest, request: JobRequest) -> Manifest:
         )
     if request.ensemble is not None or request.after is not None:
         raise ConfigError("a template decides about ensembles and order itself")
+    if is_split(request):
+        raise ConfigError(
+            f"cronjob/{source} is of one Job, and can't be split",
+            hint="leave out --split-export and --split-evaluation, or --from",
+        )
     spec = copy.deepcopy(template["spec"])
     pod = spec["template"]
     _set_generation(pod["spec"], request, source)

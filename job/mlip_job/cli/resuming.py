@@ -1,0 +1,53 @@
+"""``run --then-resume``: what a run in a pod does for the next Job of its submission."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mlip_job.errors import MlipJobError
+
+if TYPE_CHECKING:
+    from mlip_job.cli.output import Reporter
+    from mlip_job.pipeline import Member
+    from mlip_job.registry import Registry
+
+
+def resume_next(
+    job: str, registry: Registry, generation: int, member: Member | None, reporter: Reporter
+) -> str:
+    """Have the next Job start; return what became of that, in words.
+
+    Of an ensemble, the member that is fitted last does so. That it fails changes nothing about what
+    the run has done: whoever submitted makes up for it.
+    """
+    from mlip_job.schedulers.kubernetes.resuming import resume_from_pod
+
+    try:
+        missing = _not_fitted(registry, generation, member)
+        if missing:
+            text = f"Job {job} is left to the members that are not fitted: {missing}"
+        else:
+            resume_from_pod(job)
+            text = f"Job {job} may start"
+    except MlipJobError as error:
+        text = (
+            f"Job {job} was not started: {error.message}; the same mlip-job submit "
+            f"-g {generation} as before starts it"
+        )
+    reporter.message(text)
+    return text
+
+
+def _not_fitted(registry: Registry, generation: int, member: Member | None) -> str:
+    """Return the numbers of the other members that a later Job would have to fit.
+
+    Each asks after it has stored its own fit and released its claim, so the last one finds none.
+    """
+    from mlip_job.registry import members_of
+    from mlip_job.registry.training_now import is_fitted
+
+    if member is None or registry.find(generation) is not None:
+        return ""
+    begun = members_of(registry, generation)
+    fitted = {number for number, place in begun.items() if is_fitted(place, generation)}
+    return ", ".join(str(n) for n in range(1, member.of + 1) if n not in fitted)
