@@ -12,6 +12,7 @@ from mlip_job.pipeline import Member, Outcome, Reached, Until, run_generation, r
 from mlip_job.registry import members_of
 from mlip_job.registry.decisions import read_decision
 from mlip_job.registry.maintenance import collect_garbage, parse_age
+from mlip_job.registry.training_now import unfitted_members
 from mlip_job.store.open import open_store
 from mlip_job.training.signals import StopRequest
 from tests.generations import Family, Silent, family, trained
@@ -117,8 +118,9 @@ def test_members_train_on_what_was_decided(family: Family) -> None:
     reached = run(family, Until.DATASET)
     assert isinstance(reached, Reached)
     family.database.unlink()
-    for number in (1, 2):
+    for number, left in ((1, [2]), (2, [])):
         assert isinstance(run(family, Until.FIT, member=Member(number, 2)), Reached)
+        assert unfitted_members(family.registry, 2, 2) == left
     assert [*members_of(family.registry, 2)] == [1, 2]
     first = run(family, None, member=Member(1, 2))
     last = run(family, None, member=Member(2, 2))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from mlip_job.schedulers.kubernetes.manifests import to_yaml
 from tests.servers.kubernetes import find_programs
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Helm:
         options = ["--values", "-"] if values is not None else []
         return subprocess.run(
             [self.program, *map(str, arguments), *options],
-            input=yaml.safe_dump(values) if values is not None else "",
+            input=to_yaml(dict(values)) if values is not None else "",
             env={"PATH": os.environ["PATH"], "HOME": str(self.home), **environment},
             capture_output=True,
             text=True,

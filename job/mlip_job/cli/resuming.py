@@ -20,12 +20,14 @@ def resume_next(
     Of an ensemble, the member that is fitted last does so. That it fails changes nothing about what
     the run has done: whoever submitted makes up for it.
     """
+    from mlip_job.registry.training_now import unfitted_members
     from mlip_job.schedulers.kubernetes.resuming import resume_from_pod
 
     try:
-        missing = _not_fitted(registry, generation, member)
-        if missing:
-            text = f"Job {job} is left to the members that are not fitted: {missing}"
+        left = unfitted_members(registry, generation, member.of) if member is not None else []
+        if left:
+            numbers = ", ".join(map(str, left))
+            text = f"Job {job} is left to the members that are not fitted yet: {numbers}"
         else:
             resume_from_pod(job)
             text = f"Job {job} may start"
@@ -36,18 +38,3 @@ def resume_next(
         )
     reporter.message(text)
     return text
-
-
-def _not_fitted(registry: Registry, generation: int, member: Member | None) -> str:
-    """Return the numbers of the other members that a later Job would have to fit.
-
-    Each asks after it has stored its own fit and released its claim, so the last one finds none.
-    """
-    from mlip_job.registry import members_of
-    from mlip_job.registry.training_now import is_fitted
-
-    if member is None or registry.find(generation) is not None:
-        return ""
-    begun = members_of(registry, generation)
-    fitted = {number for number, place in begun.items() if is_fitted(place, generation)}
-    return ", ".join(str(n) for n in range(1, member.of + 1) if n not in fitted)

@@ -107,10 +107,12 @@ class WithoutGpuConfig(Part):
 
     cpu: Quantity | None = Field(None, description="Processors that are reserved.")
     memory: Quantity | None = Field(None, description="Memory, reserved and at most.")
-    node_selector: dict[str, str] | None = Field(None, description="Labels of the node; none.")
-    affinity: Manifest | None = Field(None, description="Affinity, as in a pod's manifest; none.")
-    tolerations: tuple[Manifest, ...] | None = Field(None, description="Instead of the fit's.")
-    priority_class: ObjectName | None = None
+    node_selector: dict[str, str] | None = Field(
+        None, description="Labels that the node must have; by default none."
+    )
+    affinity: Manifest | None = Field(None, description="Affinity; by default none.")
+    tolerations: tuple[Manifest, ...] | None = Field(None, description="Other tolerations.")
+    priority_class: ObjectName | None = Field(None, description="PriorityClass.")
     queue: LabelName | None = Field(None, description="Kueue's LocalQueue.")
 
 
@@ -187,7 +189,9 @@ class KubernetesConfig(Part):
         10001, ge=1, description="User and group; null where the cluster assigns them (OpenShift)."
     )
 
-    without_gpu: WithoutGpuConfig = WithoutGpuConfig()
+    without_gpu: WithoutGpuConfig = Field(
+        WithoutGpuConfig(), description="What Jobs of a split run ask that need no GPU, if other."
+    )
     resume_service_account: ObjectName | None = Field(
         None,
         description="ServiceAccount that may get and patch Jobs. With it, a Job of a split run "

@@ -274,7 +274,7 @@ def test_status_and_cancel_speak_of_the_part(
     assert ended.code == 0, ended.err
     dataset = scheduler.find("cu-ni", 4)
     assert dataset is not None
-    assert f"gen_04 (dataset) submitted as Job {dataset.id}" in ended.err
+    assert f"submitted as Job {dataset.id}" in ended.err
     assert "note: it is suspended until the Job before it has succeeded" in ended.err
     finish(node, scheduler, dataset, 65)
     assert cli("status", *options).out.startswith(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import kubernetes_validate
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from mlip_job import __version__
@@ -101,6 +101,7 @@ def test_the_chart_makes_the_job_that_is_submitted(
 @settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15, deadline=None
 )
+@example(["08", "1e3", "0o17", "1_000", ".5", "+1.", "y", "N", "0x_f", "1:30"])
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), max_size=8))
 def test_hostile_texts_are_the_same(
     helm: Helm, request_for: Callable[..., JobRequest], texts: list[str]

@@ -172,13 +172,30 @@ def test_hostile_values_come_through_unchanged(
 
 @pytest.mark.parametrize(
     "value",
-    ["$(HOME)", "yes", "0x10", "null", "- a", "a: b", "# x", "'\"", "a\n  b \n", "${X}`id`"],
+    [
+        "08",
+        "1e3",
+        "0o17",
+        "y",
+        "$(HOME)",
+        "yes",
+        "0x10",
+        "null",
+        "- a",
+        "a: b",
+        "# x",
+        "'\"",
+        "a\n  b \n",
+        "${X}`id`",
+    ],
 )
 def test_yaml_does_not_change_texts(request_for: Callable[..., JobRequest], value: str) -> None:
     """What looks like another kind of value, or like structure, stays a text."""
     plan = plan_job(request_for(annotations={"example.com/note": value}))
     job = list(yaml.safe_load_all(plan.text))[1]
     assert job["metadata"]["annotations"]["example.com/note"] == value
+    bare = f"example.com/note: {value}\n" in plan.text
+    assert not (bare and re.fullmatch(r"[-+\d.][\deo.]*|[yn]", value)), "kubectl reads it otherwise"
     assert job["spec"]["template"]["metadata"]["annotations"]["example.com/note"] == value
 
 

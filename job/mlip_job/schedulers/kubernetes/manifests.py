@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -47,6 +48,10 @@ _SECONDS_PER_DAY = 86400
 _RETRY = 75
 # A person must look; see mlip_job.errors.
 _HOPELESS = (64, 65, 70, 71, 73)
+# What kubectl's YAML takes for a number or a truth value, and PyYAML for a text.
+_SCALAR = re.compile(
+    r"[yYnN]|[-+]?(0[xXoObB][\da-fA-F_]+|(\.\d|\d)[\d_]*(\.[\d_]*)?([eE][-+]?\d+)?)"
+)
 _LARGEST_CONFIG = 900_000  # bytes; etcd takes 1.5 MiB, the API server 1 MiB of a ConfigMap's data
 
 
@@ -243,7 +248,7 @@ class _Dumper(yaml.SafeDumper):
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     # PyYAML reads the line breaks of Unicode as others, unless they are escaped.
     escaped = any(character in text for character in "\x85\u2028\u2029\ufeff")
-    style = '"' if escaped else "|" if "\n" in text else None
+    style = '"' if escaped else "|" if "\n" in text else "'" if _SCALAR.fullmatch(text) else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
