@@ -238,6 +238,8 @@ def test_cancelling_takes_all_that_has_not_ended(
     cancelling = threading.Thread(target=scheduler.cancel, args=(dataset,), daemon=True)
     cancelling.start()
     wait_for(lambda: names_in(node, namespace) == {dataset.name}, "the end of what waits")
+    name, read = pod.metadata.name, node.core.read_namespaced_pod
+    wait_for(lambda: read(name, namespace).metadata.deletion_timestamp, "a stopped pod")
     node.end(pod, 75)
     node.remove(pod)
     cancelling.join(30)

@@ -121,7 +121,7 @@ def test_the_end_of_a_sidecar_is_not_the_runs() -> None:
 
 @pytest.mark.parametrize("ended_first", [True, False])
 def test_what_has_not_ended_is_the_newest(ended_first: bool) -> None:
-    """Where another submission failed within the same second, which is all that Kubernetes keeps."""
+    """Where another one failed within the same second; Kubernetes keeps no more of the time."""
 
     def of(submission: str, **status: Any) -> dict[str, Any]:
         labelled = job(**status)
