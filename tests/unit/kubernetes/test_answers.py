@@ -11,7 +11,9 @@ from mlip_job.errors import ConfigError, ConflictError, UnavailableError
 from mlip_job.schedulers.base import JobState
 from mlip_job.schedulers.kubernetes.api_errors import api_error
 from mlip_job.schedulers.kubernetes.ending import ending_of
+from mlip_job.schedulers.kubernetes.layout import SPEC_HASH
 from mlip_job.schedulers.kubernetes.status import status_of
+from mlip_job.schedulers.kubernetes.submission import newest_submission
 
 
 @pytest.mark.parametrize(
@@ -115,3 +117,19 @@ def test_the_end_of_a_sidecar_is_not_the_runs() -> None:
         {"name": "mlip-job", "state": {"terminated": {"exitCode": 0, "message": "done"}}},
     ]
     assert ending_of(pod("Failed", containerStatuses=statuses)).exit_code == 0
+
+
+@pytest.mark.parametrize("ended_first", [True, False])
+def test_what_has_not_ended_is_the_newest(ended_first: bool) -> None:
+    """Where another one failed within the same second; Kubernetes keeps no more of the time."""
+
+    def of(submission: str, **status: Any) -> dict[str, Any]:
+        labelled = job(**status)
+        labelled["metadata"] |= {"name": submission, "annotations": {SPEC_HASH: submission}}
+        return labelled
+
+    failed = of("a", conditions=[{"type": "Failed", "status": "True"}])
+    jobs = [failed, of("b")] if ended_first else [of("b"), failed]
+    assert [one["metadata"]["name"] for one in newest_submission(jobs)] == ["b"]
+    assert newest_submission([failed]) == [failed]
+    assert newest_submission([]) == []

@@ -66,12 +66,14 @@ def queue_of(job: Manifest) -> str | None:
 def newest_submission(jobs: Sequence[Manifest]) -> list[Manifest]:
     """Return the Jobs that were submitted with the newest one, in the order in which they run.
 
+    Only one submission has Jobs that have not ended; it goes first, since two may be of one second.
+
     Parameters
     ----------
     jobs
         Of a generation, the oldest first.
     """
-    newest = jobs[-1:]
+    newest = [job for job in jobs if not has_ended(job)][-1:] or jobs[-1:]
     together = spec_hash(newest[0]) if newest else None
     if together is not None:
         newest = [job for job in jobs if spec_hash(job) == together]
