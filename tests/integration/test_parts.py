@@ -67,6 +67,18 @@ def test_three_jobs_publish_what_the_first_one_decided(family: Family) -> None:
         assert again is None if until else isinstance(again, Outcome) and not again.created
 
 
+def test_a_database_that_moved_changes_nothing_published(family: Family) -> None:
+    """What was decided names another place then; the rows themselves are looked at instead."""
+    run(family, Until.DATASET)
+    run(family, None)
+    values = yaml.safe_load(family.config_path.read_text())
+    family.database.rename(family.root / "moved.db")
+    family.config_path.write_text(yaml.safe_dump(values | {"database": {"url": "moved.db"}}))
+    again = run(family, None)
+    assert isinstance(again, Outcome)
+    assert not again.created
+
+
 def test_parts_are_idempotent(family: Family) -> None:
     """Each again changes nothing: the same dataset, the same fit."""
     first = run(family, Until.DATASET)

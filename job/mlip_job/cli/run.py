@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -116,30 +116,10 @@ def _run(
 
     clock = StageClock.of_process()
     with StopRequest() as stop:
-        if until is not None:
-            reached = run_part(
-                config,
-                generation,
-                Until(until),
-                store=store,
-                observer=reporter,
-                stop=stop,
-                fresh=fresh,
-                member=member,
-                clock=clock,
-            )
-            if reached is not None:
-                return reached
-        return run_generation(
-            config,
-            generation,
-            store=store,
-            observer=reporter,
-            stop=stop,
-            fresh=fresh,
-            member=member,
-            clock=clock,
-        )
+        how: dict[str, Any] = {"store": store, "observer": reporter, "stop": stop, "clock": clock}
+        how |= {"fresh": fresh, "member": member}
+        reached = run_part(config, generation, Until(until), **how) if until is not None else None
+        return reached or run_generation(config, generation, **how)
 
 
 def _member(number: int | None, of: int | None, until: str | None) -> Member | None:

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlip_job.evaluation.potential import Potential
-from mlip_job.evaluation.processes import stop_signals_blocked
 from mlip_job.evaluation.sample import Sample
 from mlip_job.training.newest import copy_newest
 from mlip_job.training.programs import die_with_parent
+from mlip_job.training.signals import stop_signals_blocked
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

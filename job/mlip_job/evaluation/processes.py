@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import time
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
 from mlip_job.errors import TrainingError
 from mlip_job.evaluation.measured import Measurer
 from mlip_job.evaluation.structures import count_atoms
 from mlip_job.training.programs import die_with_parent
+from mlip_job.training.signals import stop_signals_blocked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -107,19 +106,6 @@ class Measurers:
                 waiting.append(pool.submit(_measure, batch))
         while waiting:
             yield waiting.popleft().result()
-
-
-@contextmanager
-def stop_signals_blocked() -> Iterator[None]:
-    """Start processes that never see them: ending the job is for the job's own process.
-
-    SIGTERM is none of them, since the pool ends its processes with it.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGUSR1))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _in_batches(tasks: Iterable[Task]) -> Iterator[list[Task]]:

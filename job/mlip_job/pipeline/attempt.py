@@ -16,7 +16,7 @@ from mlip_job.naming import WorkFiles
 from mlip_job.pipeline.background import every, within
 from mlip_job.pipeline.beside import BesideFit, notes_on_test_set
 from mlip_job.pipeline.datasets import Dataset, fetch_frames, find_or_build_dataset, frames
-from mlip_job.pipeline.decided import decided_dataset, settings_key
+from mlip_job.pipeline.decided import decided_dataset, decision_for
 from mlip_job.pipeline.evaluate import (
     clear_cores,
     evaluate_generation,
@@ -34,7 +34,7 @@ from mlip_job.pipeline.stages import (
     start_linearly,
 )
 from mlip_job.registry import AttemptPart, TrainingState
-from mlip_job.registry.decisions import Decision, decide, forget_decision
+from mlip_job.registry.decisions import decide, forget_decision
 from mlip_job.report import make_report
 from mlip_job.reporting.facts import Facts, read_parent
 from mlip_job.reporting.page import render_report
@@ -170,8 +170,7 @@ class Attempt:
     def decide_dataset(self, *, fresh: bool) -> TrainingState:
         """Publish the dataset, and have the next attempts at the generation train on it."""
         training = self._prepare(fresh=fresh).training
-        settings = settings_key(self._config, self._generation)
-        decision = Decision(settings=settings, dataset=training.dataset)
+        decision = decision_for(self._config, self._generation, training.dataset)
         decide(self._registry, self._generation, decision)
         shutil.rmtree(self._files.directory, ignore_errors=True)
         return training

@@ -8,14 +8,26 @@ from mlip_job.dataset.connection import describe_url
 from mlip_job.dataset.query import query_key
 from mlip_job.errors import ConfigError
 from mlip_job.naming import generation_name
-from mlip_job.registry.decisions import read_decision
+from mlip_job.registry.decisions import Decision, read_decision
 
 if TYPE_CHECKING:
     from mlip_job.config import JobConfig
     from mlip_job.registry import DatasetReference, Registry
 
 
-def settings_key(config: JobConfig, generation: int) -> str:
+def decision_for(config: JobConfig, generation: int, dataset: DatasetReference) -> Decision:
+    """Return the decision that a generation is to be trained on a dataset."""
+    return Decision(settings=_settings_key(config, generation), dataset=dataset)
+
+
+def was_decided(
+    config: JobConfig, generation: int, registry: Registry, dataset: DatasetReference
+) -> bool:
+    """Tell whether a dataset was decided for a generation, with these very settings."""
+    return read_decision(registry, generation) == decision_for(config, generation, dataset)
+
+
+def _settings_key(config: JobConfig, generation: int) -> str:
     """Return the hash of the settings that a generation's dataset follows from.
 
     Its lineage is left out: generations that are published meanwhile change nothing.
@@ -38,7 +50,7 @@ def decided_dataset(
     decision = read_decision(registry, generation)
     if decision is None:
         return None
-    if decision.settings != settings_key(config, generation):
+    if decision.settings != _settings_key(config, generation):
         raise ConfigError(
             f"the dataset of {generation_name(generation)} was decided with another database or "
             "selection, or with other settings of dataset and training",

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import sys
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from mlip_job.errors import MlipJobError, TrainingError
 from mlip_job.training.programs import die_with_parent, find_program
+from mlip_job.training.signals import stop_signals_blocked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from multiprocessing.connection import Connection
 
     from mlip_job.training.linear_task import LinearStart, LinearTask
@@ -39,7 +37,7 @@ def run_linear_fit(task: LinearTask) -> LinearStart:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(task, sender))
-    with _stop_signals_blocked():
+    with stop_signals_blocked():
         process.start()
     sender.close()
     try:
@@ -77,16 +75,3 @@ def _in_words(error: Exception) -> MlipJobError:
     return TrainingError(
         f"the linear start failed: {cause}", hint="set training.linear_start: false to do without"
     )
-
-
-@contextmanager
-def _stop_signals_blocked() -> Iterator[None]:
-    """Start a process that never sees them: ending the job is for the job's own process.
-
-    SIGTERM is none of them: by it the kernel ends a process whose parent has died.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGUSR1))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

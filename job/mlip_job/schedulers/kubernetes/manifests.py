@@ -31,7 +31,6 @@ from mlip_job.schedulers.kubernetes.layout import (
 from mlip_job.schedulers.kubernetes.pod import Manifest, pod_spec
 from mlip_job.schedulers.kubernetes.split import (
     is_split,
-    members_of,
     neighbours,
     note_of,
     requests_of,
@@ -175,7 +174,7 @@ def _labels(request: JobRequest) -> Manifest:
 
 
 def _job_spec(request: JobRequest, name: str, successor: str | None) -> Manifest:
-    settings, members = settings_of(request), members_of(request)
+    settings, members = settings_of(request), request.members
     before, _ = neighbours(request)
     labels = _labels(request)
     del labels["app.kubernetes.io/version"]  # else a newer submitter's job would be another one

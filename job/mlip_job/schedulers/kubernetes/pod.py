@@ -18,7 +18,7 @@ from mlip_job.schedulers.kubernetes.layout import (
     TERMINATION_MESSAGE,
     WORK_DIR,
 )
-from mlip_job.schedulers.kubernetes.split import members_of, run_options, settings_of
+from mlip_job.schedulers.kubernetes.split import run_options, settings_of
 
 if TYPE_CHECKING:
     from mlip_job.config.kubernetes import KubernetesConfig
@@ -130,7 +130,7 @@ def _arguments(request: JobRequest, settings: KubernetesConfig, successor: str |
     """Return the arguments of the image's entry point, ``mlip-job``."""
     arguments = ["--config", f"{CONFIG_DIR}/{CONFIG_FILE}", "run"]
     arguments += ["--generation", str(request.generation)]
-    if (members := members_of(request)) is not None:
+    if (members := request.members) is not None:
         arguments += ["--of", str(members)]  # which member: by the pod's index
     if settings.gpus and settings.require_gpu:
         arguments.append("--require-gpu")

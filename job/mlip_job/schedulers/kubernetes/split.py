@@ -5,14 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mlip_job.schedulers.base import Stage
-
 if TYPE_CHECKING:
     from mlip_job.config.kubernetes import KubernetesConfig
-    from mlip_job.schedulers.base import JobRequest
-
-_WITHOUT_GPU = (Stage.DATASET, Stage.PUBLISH)
-_UNTIL = (Stage.DATASET, Stage.FIT)
+    from mlip_job.schedulers.base import JobRequest, Stage
 
 
 def is_split(request: JobRequest) -> bool:
@@ -35,22 +30,15 @@ def neighbours(request: JobRequest) -> tuple[Stage | None, Stage | None]:
 def settings_of(request: JobRequest) -> KubernetesConfig:
     """Return what the Job of a request asks for: without a GPU, where it does not fit."""
     settings = request.config.submit.kubernetes
-    if request.stage not in _WITHOUT_GPU:
+    if request.stage.needs_gpu:
         return settings
     of_gpu: dict[str, Any] = {"gpus": 0, "runtime_class": None, "node_selector": {}, "affinity": {}}
     return settings.model_copy(update=of_gpu | settings.without_gpu.model_dump(exclude_none=True))
 
 
-def members_of(request: JobRequest) -> int | None:
-    """Return how many members the Job is of; they have one dataset."""
-    return None if request.stage is Stage.DATASET else request.ensemble
-
-
 def run_options(request: JobRequest) -> tuple[str, ...]:
     """Return the options of ``run``: where it ends; those that are given, for the first Job."""
-    until = ("--until", request.stage.value) if request.stage in _UNTIL else ()
-    given = request.run_options if request.stage is request.stages[0] else ()
-    return (*until, *given)
+    return (*request.stage.options, *(request.run_options if request.is_first else ()))
 
 
 def note_of(request: JobRequest) -> str | None:

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
     from mlip_job.schedulers.kubernetes.pod import Manifest
 
-_ORDER = (Stage.DATASET, Stage.FIT, Stage.PUBLISH, Stage.WHOLE)
-"""Of the Jobs of one submission; the whole is what is left after the dataset."""
-
 
 def spec_hash(job: Manifest) -> str | None:
     """Return what a Job's submission is known by; None for a Job that was not submitted."""
@@ -77,7 +74,7 @@ def newest_submission(jobs: Sequence[Manifest]) -> list[Manifest]:
     together = spec_hash(newest[0]) if newest else None
     if together is not None:
         newest = [job for job in jobs if spec_hash(job) == together]
-    return sorted(newest, key=lambda job: _ORDER.index(stage_of(job)))
+    return sorted(newest, key=lambda job: stage_of(job).position)
 
 
 def current(jobs: Sequence[Manifest]) -> Manifest | None:
@@ -105,7 +102,7 @@ def is_done(stage: Stage, jobs: Sequence[Manifest], *, fresh: bool) -> bool:
     It does not while a later one runs, or where its own has succeeded and something is left to do;
     but what starts over does all again, unless the rest has yet to begin.
     """
-    later = [job for job in jobs if _ORDER.index(stage_of(job)) > _ORDER.index(stage)]
+    later = [job for job in jobs if stage_of(job).position > stage.position]
     if any(not has_ended(job) and not is_withheld(job) for job in later):
         return True
     own = any(stage_of(job) is stage and has_succeeded(job) for job in jobs)
