@@ -53,20 +53,19 @@ def require_consistent_duplicates(entries: Entries, tolerance: float) -> int:
     DataError
         If identical structures have energies more than `tolerance` eV/atom apart.
     """
-    structures, labels, counts = np.unique(
-        entries.fingerprints, return_inverse=True, return_counts=True
-    )
-    repeated = np.flatnonzero(counts[labels] > 1)
+    counts = np.bincount(entries.structures)
+    repeated = np.flatnonzero(counts[entries.structures] > 1)
     extremes: dict[int, tuple[int, int]] = {}
     for index in repeated.tolist():
-        low, high = extremes.get(labels[index], (index, index))
+        structure = int(entries.structures[index])
+        low, high = extremes.get(structure, (index, index))
         if entries.energies[index] < entries.energies[low]:
             low = index
         elif entries.energies[index] > entries.energies[high]:
             high = index
-        extremes[labels[index]] = low, high
+        extremes[structure] = low, high
         _require_equal_energies(entries, low, high, tolerance)
-    return len(entries) - len(structures)
+    return len(entries) - len(counts)
 
 
 def _require_equal_energies(entries: Entries, low: int, high: int, tolerance: float) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import pickle
-from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from ase.data import chemical_symbols
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Iterator, Sequence
+    from collections.abc import Hashable, Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 FINGERPRINT = np.dtype("V32")
 """A sha256; arrays of them sort as their hex digits do."""
+
+_COMPARED_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +86,9 @@ class Entries:
         return len(self.row_ids)
 
     @classmethod
-    def of(cls, entries: Iterable[Entry]) -> Entries:
+    def of(cls, entries: Sequence[Entry]) -> Entries:
         """Put entries into columns."""
-        collector = EntryCollector()
+        collector = EntryCollector(len(entries))
         for entry in entries:
             collector.add(
                 row_ids=[entry.row_id],
@@ -103,6 +105,18 @@ class Entries:
         """Number of atoms of each."""
         counts = [sum(count for _, count in composition) for composition in self.compositions]
         return np.array(counts, dtype=np.int64)[self.composition_codes]
+
+    @cached_property
+    def structures(self) -> IndexArray:
+        """Number of the structure of each; the numbers have the order of the fingerprints."""
+        order = np.argsort(self.fingerprints, kind="stable")
+        differs = np.zeros(len(self), dtype=np.bool_)
+        for first in range(1, len(self), _COMPARED_AT_ONCE):  # so that few are copied
+            prints = self.fingerprints[order[first - 1 : first + _COMPARED_AT_ONCE]]
+            differs[first : first + _COMPARED_AT_ONCE] = prints[1:] != prints[:-1]
+        numbers = np.empty(len(self), dtype=np.int64)
+        numbers[order] = np.cumsum(differs)
+        return numbers
 
     def holding(self, element: str) -> BoolArray:
         """Tell which entries hold an element."""
@@ -122,59 +136,69 @@ class Entries:
         return tuple(sorted(chemical_symbols[z] for z in found))
 
 
-@dataclass
 class _Codes:
     """Numbers for things, in the order in which they first come."""
 
-    numbers: dict[Any, int] = field(default_factory=dict)
-    of_entries: array[int] = field(default_factory=lambda: array("i"))
+    def __init__(self, most: int) -> None:
+        self._numbers: dict[Any, int] = {}
+        self._of_entries = np.empty(most, dtype=np.int32)
 
-    def extend(self, things: Iterable[Hashable | None]) -> None:
-        numbers = self.numbers
-        self.of_entries.extend(
-            [-1 if thing is None else numbers.setdefault(thing, len(numbers)) for thing in things]
-        )
+    def put(self, place: slice, things: Sequence[Hashable | None]) -> None:
+        numbers = self._numbers
+        self._of_entries[place] = [
+            -1 if thing is None else numbers.setdefault(thing, len(numbers)) for thing in things
+        ]
 
-    def columns(self) -> tuple[tuple[Any, ...], IntArray]:
-        return tuple(self.numbers), np.array(self.of_entries, dtype=np.int32)
+    def columns(self, entries: int) -> tuple[tuple[Any, ...], IntArray]:
+        return tuple(self._numbers), self._of_entries[:entries]
 
 
 class EntryCollector:
-    """Collects entries page by page."""
+    """Collects entries page by page.
 
-    def __init__(self) -> None:
-        self._row_ids = array("q")
-        self._fingerprints = bytearray()
-        self._energies = array("d")
-        self._groups, self._compositions, self._config_types = _Codes(), _Codes(), _Codes()
+    Parameters
+    ----------
+    most
+        Entries that may come. The room for them is there from the beginning, as columns that grow
+        would be copied again and again; the system gives memory only to what is filled.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._count = 0
+        self._row_ids = np.empty(most, dtype=np.int64)
+        self._fingerprints = np.empty(most, dtype=FINGERPRINT)
+        self._energies = np.empty(most, dtype=np.float64)
+        self._groups, self._compositions, self._config_types = (_Codes(most) for _ in range(3))
 
     def add(
         self,
         *,
-        row_ids: Sequence[int],
+        row_ids: Sequence[int] | IndexArray,
         fingerprints: bytes,
-        energies: Sequence[float],
+        energies: Sequence[float] | FloatArray,
         groups: Sequence[str | None],
         compositions: Sequence[Composition],
         config_types: Sequence[str | None],
     ) -> None:
         """Add a page of them; `fingerprints` follow each other."""
-        self._row_ids.extend(row_ids)
-        self._fingerprints += fingerprints
-        self._energies.extend(energies)
-        self._groups.extend(groups)
-        self._compositions.extend(compositions)
-        self._config_types.extend(config_types)
+        place = slice(self._count, self._count + len(row_ids))
+        self._count = place.stop
+        self._row_ids[place] = row_ids
+        self._fingerprints[place] = np.frombuffer(fingerprints, FINGERPRINT)
+        self._energies[place] = energies
+        self._groups.put(place, groups)
+        self._compositions.put(place, compositions)
+        self._config_types.put(place, config_types)
 
     def entries(self) -> Entries:
         """Return what was collected."""
-        groups, group_codes = self._groups.columns()
-        compositions, composition_codes = self._compositions.columns()
-        config_types, config_type_codes = self._config_types.columns()
+        groups, group_codes = self._groups.columns(self._count)
+        compositions, composition_codes = self._compositions.columns(self._count)
+        config_types, config_type_codes = self._config_types.columns(self._count)
         return Entries(
-            row_ids=np.array(self._row_ids, dtype=np.int64),
-            fingerprints=np.frombuffer(self._fingerprints, FINGERPRINT),
-            energies=np.array(self._energies, dtype=np.float64),
+            row_ids=self._row_ids[: self._count],
+            fingerprints=self._fingerprints[: self._count],
+            energies=self._energies[: self._count],
             groups=groups,
             group_codes=group_codes,
             compositions=compositions,

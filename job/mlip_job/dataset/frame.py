@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from mlip_job.dataset.weights import GroupWeighting
     from mlip_job.naming import DatasetFiles
 
-_PICKLE_PROTOCOL = 4
-"""The one that pacemaker's own tools write."""
+_PICKLE_PROTOCOL = 5
+"""Writes arrays as they are in memory; with an older one they are copied first."""
 
-_MOST_ATOMS = 1_000_000
-"""Of a shard, whatever its number of structures: half of it in memory are 50 MB."""
+_MOST_ATOMS = 100_000
+"""Of a shard, whatever its number of structures: they take 5 MB in memory."""
 
 
 class _Call:
@@ -131,13 +131,13 @@ class _Part:
 def _frame(parts: Sequence[_Part], weighting: GroupWeighting | None) -> _Call:
     """Return the call that makes the frame of a shard."""
 
-    def joined(name: str) -> Any:
-        return np.concatenate([getattr(part.structures, name) for part in parts])
+    def joined(name: str) -> _Call:
+        return _Call(np.concatenate, [getattr(part.structures, name) for part in parts])
 
     def apart(atoms: Any) -> _Call:
         return _Call(np.split, atoms, ends)
 
-    counts = joined("counts")
+    counts = np.concatenate([part.structures.counts for part in parts])
     ends = np.cumsum(counts)[:-1]
     none = _Call(repeat, None)
     # symbols, positions, numbers; tags, momenta, masses, magmoms, charges, scaled; cell, pbc
@@ -148,7 +148,7 @@ def _frame(parts: Sequence[_Part], weighting: GroupWeighting | None) -> _Call:
         "energy_corrected": np.concatenate([part.corrected for part in parts]),
         "forces": apart(joined("forces")),
         # Pacemaker lowers the weights of names that start with "augmented".
-        "name": [f"row-{id_}" for id_ in joined("ids").tolist()],
+        "name": [f"row-{id_}" for part in parts for id_ in part.structures.ids.tolist()],
     }
     if weighting is not None:
         types = [config_type for part in parts for config_type in part.config_types]

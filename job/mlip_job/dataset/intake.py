@@ -105,7 +105,7 @@ def take_in(
         prefer_free_energy=dataset.energy == "free_energy",
         max_force=dataset.max_force,
     )
-    taking = _Taking(rules, dataset, spool)
+    taking = _Taking(rules, dataset, spool, most=len(selected.ids))
     for page in source.pages(selected):
         before = taking.seen
         taking.take(page)
@@ -124,12 +124,12 @@ def take_in(
 class _Taking:
     """What has been found so far."""
 
-    def __init__(self, rules: RowRules, dataset: DatasetConfig, spool: Spool) -> None:
+    def __init__(self, rules: RowRules, dataset: DatasetConfig, spool: Spool, *, most: int) -> None:
         self.seen = 0
         self._rules = rules
         self._dataset = dataset
         self._spool = spool
-        self._entries = EntryCollector()
+        self._entries = EntryCollector(most)
         self._references: list[Entry] = []
         self._rejected: defaultdict[Rejection, list[int]] = defaultdict(list)
         self._free_energies = 0
@@ -190,9 +190,9 @@ class _Taking:
         energies, is_free = choose_energies(structures, self._rules)
         self._spool.append(structures)
         self._entries.add(
-            row_ids=structures.ids.tolist(),
+            row_ids=structures.ids,
             fingerprints=fingerprints(structures),
-            energies=energies.tolist(),
+            energies=energies,
             groups=[_text(pair, self._dataset.group_by) for pair in pairs],
             compositions=_compositions(structures),
             config_types=[_text(pair, self._dataset.config_type) for pair in pairs],

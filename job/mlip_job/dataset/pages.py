@@ -155,7 +155,7 @@ class PagedDatabase:
             for rows in self._ids(sql, values):
                 ids.extend([id_ for id_, _ in rows])
                 mtimes.extend([math.nan if mtime is None else mtime for _, mtime in rows])
-        return Selected(np.array(ids, dtype=np.int64), np.array(mtimes, dtype=np.float64))
+        return Selected(np.frombuffer(ids, dtype=np.int64), np.frombuffer(mtimes, np.float64))
 
     def pages(self, selected: Selected) -> Iterator[Page]:
         """Yield the selected rows in the order of their ids, but for those of `others`.

@@ -30,6 +30,9 @@ Side = Literal["train", "test"]
 
 SIDES: tuple[Side, Side] = ("train", "test")
 
+_RANK_BYTES = 8
+"""Of a hash that decides an order: more would make no difference, and take more memory."""
+
 _NOBODY = np.zeros(0, FINGERPRINT)
 
 
@@ -119,15 +122,14 @@ def split_rows(
     DataError
         If a side stays empty, or what the parent had on both sides now belongs together.
     """
-    structures, labels = np.unique(entries.fingerprints, return_inverse=True)
-    units = _units(labels, entries.group_codes)
+    units = _units(entries.structures, entries.group_codes)
     sizes = np.bincount(units)
     stays_train, stays_test = _settled(entries, units, inherited or Inheritance())
     _require_one_side(entries, units, stays_train & stays_test)
     wanted = round(len(entries) * fraction)
     tested = stays_test.copy()
     missing = wanted - int(sizes[stays_test].sum())
-    for unit in _in_order(structures, labels, units, ~(stays_train | stays_test), seed):
+    for unit in _in_order(entries, units, ~(stays_train | stays_test), seed):
         if missing <= 0:
             break
         if sizes[unit] <= missing:
@@ -194,23 +196,25 @@ def _have_group(entries: Entries, inherited: Inheritance, side: Side) -> BoolArr
     return np.array([*there, False], dtype=np.bool_)[entries.group_codes]
 
 
-def _in_order(
-    structures: FingerprintArray,
-    labels: IndexArray,
-    units: IndexArray,
-    free: BoolArray,
-    seed: int,
-) -> IndexArray:
+def _in_order(entries: Entries, units: IndexArray, free: BoolArray, seed: int) -> IndexArray:
     """Return the free units in an order that only the seed and their structures decide."""
-    smallest = np.full(len(free), len(structures), dtype=np.int64)
-    np.minimum.at(smallest, units, labels)
+    firsts = _first_entries(entries.structures, units, len(free))
     numbers = np.flatnonzero(free)
-    fingerprints = structures[smallest[numbers]].tobytes()
-    ranks = bytearray()
-    for first in range(0, len(fingerprints), FINGERPRINT.itemsize):
-        fingerprint = fingerprints[first : first + FINGERPRINT.itemsize].hex()
-        ranks += hashlib.sha256(f"{seed}:{fingerprint}".encode()).digest()
-    return numbers[np.argsort(np.frombuffer(ranks, FINGERPRINT))]
+    ranks = np.empty(len(numbers), dtype=np.uint64)
+    for place, first in enumerate(firsts[numbers].tolist()):
+        fingerprint = entries.fingerprints[first].tobytes().hex()
+        rank = hashlib.sha256(f"{seed}:{fingerprint}".encode()).digest()[:_RANK_BYTES]
+        ranks[place] = int.from_bytes(rank, "big")
+    return numbers[np.argsort(ranks, kind="stable")]
+
+
+def _first_entries(structures: IndexArray, units: IndexArray, count: int) -> IndexArray:
+    """Return for each unit an entry of that of its structures whose number is the smallest."""
+    smallest = np.full(count, len(structures), dtype=np.int64)
+    np.minimum.at(smallest, units, structures)
+    entry_of = np.empty(len(structures), dtype=np.int64)
+    entry_of[structures] = np.arange(len(structures))
+    return entry_of[smallest]
 
 
 def _require_one_side(entries: Entries, units: IndexArray, contradicting: BoolArray) -> None:

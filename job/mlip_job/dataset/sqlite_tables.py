@@ -43,7 +43,8 @@ class SqliteTables:
 
     def __init__(self, database: Any) -> None:
         uri = f"{Path(database.filename).resolve().as_uri()}?mode=ro"
-        self._connection = sqlite3.connect(uri, uri=True, timeout=_TIMEOUT)
+        # Each statement names other ids: to keep them would take 50 kB for each.
+        self._connection = sqlite3.connect(uri, uri=True, timeout=_TIMEOUT, cached_statements=0)
         self._decode = decoder(database.decode)
 
     def columns(self) -> set[str]:

@@ -1,0 +1,50 @@
+"""Entries in columns, however they come."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from mlip_job.dataset.entry import Entries, Entry, EntryCollector
+
+
+def fingerprint(number: int) -> str:
+    """Return one of few fingerprints."""
+    return hashlib.sha256(str(number).encode()).hexdigest()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 8, 9, 50])
+def test_structures_are_numbered_in_the_order_of_their_fingerprints(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As numpy does it with copies of all of them."""
+    monkeypatch.setattr("mlip_job.dataset.entry._COMPARED_AT_ONCE", 4)
+    random = np.random.default_rng(0)
+    prints = [fingerprint(number) for number in random.integers(0, 12, count)]
+    entries = Entries.of([Entry(row_id=index, fingerprint=p) for index, p in enumerate(prints)])
+    _, expected = np.unique(np.array(prints, dtype=str), return_inverse=True)
+    assert entries.structures.tolist() == expected.tolist()
+
+
+def test_rows_that_did_not_come_leave_no_gap() -> None:
+    """More were selected than accepted."""
+    collector = EntryCollector(5)
+    for row_id, group in ((3, "a"), (8, None)):
+        collector.add(
+            row_ids=[row_id],
+            fingerprints=bytes.fromhex(fingerprint(row_id)),
+            energies=[-1.5 * row_id],
+            groups=[group],
+            compositions=[((29, row_id),)],
+            config_types=[None],
+        )
+    entries = collector.entries()
+    assert len(entries) == 2
+    assert entries.row_ids.tolist() == [3, 8]
+    assert entries.energies.tolist() == [-4.5, -12.0]
+    assert entries.group_codes.tolist() == [0, -1]
+    assert entries.config_type_codes.tolist() == [-1, -1]
+    assert entries.atoms.tolist() == [3, 8]
+    assert [bytes(p).hex() for p in entries.fingerprints] == [fingerprint(3), fingerprint(8)]
