@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING
 
 from mlip_job.evaluation.potential import Potential
 from mlip_job.evaluation.sample import Sample
+from mlip_job.processes import die_with, stop_signals_blocked
 from mlip_job.training.newest import copy_newest
-from mlip_job.training.programs import die_with_parent
-from mlip_job.training.signals import stop_signals_blocked
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -112,9 +111,7 @@ class Companion:
 
 def _measure_along(test_set: TestSet, failures: Connection, parent: int) -> None:
     """Measure until killed."""
-    die_with_parent()
-    if os.getppid() != parent:  # it died before that was set
-        os._exit(1)
+    die_with(parent)
     os.nice(_LOWEST_PRIORITY)
     try:
         _follow(test_set)

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Self
 from mlip_job.errors import TrainingError
 from mlip_job.evaluation.measured import Measurer
 from mlip_job.evaluation.structures import count_atoms
-from mlip_job.training.programs import die_with_parent
-from mlip_job.training.signals import stop_signals_blocked
+from mlip_job.processes import die_with, stop_signals_blocked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -129,9 +128,7 @@ _measurer: Measurer | None = None
 
 def _initialise(models: Models, parent: int) -> None:
     global _models  # noqa: PLW0603 - a pool's processes have no other place for it
-    die_with_parent()
-    if os.getppid() != parent:  # it died before that was set
-        os._exit(1)
+    die_with(parent)
     _models = models
 
 

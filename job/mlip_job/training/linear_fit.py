@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlip_job.processes import die_with
 from mlip_job.training.linear_task import LinearStart
-from mlip_job.training.programs import die_with_parent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -210,6 +210,4 @@ def _silence() -> None:
 
 def _initialise(parent: int) -> None:
     _silence()
-    die_with_parent()
-    if os.getppid() != parent:  # it died before that was set
-        os._exit(1)
+    die_with(parent)

@@ -9,8 +9,8 @@ import time
 from typing import TYPE_CHECKING
 
 from mlip_job.errors import MlipJobError, TrainingError
-from mlip_job.training.programs import die_with_parent, find_program
-from mlip_job.training.signals import stop_signals_blocked
+from mlip_job.processes import die_with_parent, stop_signals_blocked
+from mlip_job.training.programs import find_program
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mlip_job.errors import TrainingError
+from mlip_job.processes import die_with_parent
 from mlip_job.training.failure import DIVERGED
 from mlip_job.training.gpu import pacemaker_on_gpu, unseen
 from mlip_job.training.lines import LineReader
 from mlip_job.training.log import LogParser
 from mlip_job.training.on_device import NO_DEVICE
 from mlip_job.training.phases import PhaseClock, phase_seconds
-from mlip_job.training.programs import die_with_parent, find_program, trainer_environment
+from mlip_job.training.programs import find_program, trainer_environment
 from mlip_job.training.tables import MetricsRow, TableFollower
 from mlip_job.training.train_log import hide_host
 from mlip_job.training.watchdog import Watchdog

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlip_job.errors import ConfigError, TrainingError
+from mlip_job.processes import die_with_parent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,8 +28,6 @@ _PASSED_NAMES = {
     "SSL_CERT_FILE",
 }
 _PASSED_PREFIXES = ("CUDA_", "NVIDIA_", "TF_", "XLA_", "OMP_", "MKL_", "OPENBLAS_", "MPL")
-_PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
-_LIBC = ctypes.CDLL(None)  # loaded here: it can't be between fork and exec
 
 
 def find_program(name: str) -> Path:
@@ -112,11 +110,3 @@ def run_program(name: str, arguments: Sequence[str], directory: Path) -> None:
         by_signal = done.returncode < 0
         cause = f"ended by {signal.Signals(-done.returncode).name}" if by_signal else last[0]
         raise TrainingError(f"{name} failed on {directory / arguments[-1]}: {cause}")
-
-
-def die_with_parent() -> None:
-    """Have the kernel end this process when its parent ends, however that happens.
-
-    May be called between fork and exec, where only what can't block may be done.
-    """
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

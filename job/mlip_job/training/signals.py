@@ -68,16 +68,3 @@ class StopRequest:
         self.received = signal.Signals(number)
         if not self._deferred and (error := self.error()) is not None:
             raise error
-
-
-@contextmanager
-def stop_signals_blocked() -> Iterator[None]:
-    """Start processes that never see them: ending the job is for the job's own process.
-
-    SIGTERM is none of them, by which a pool, or the kernel when their parent dies, ends them.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGUSR1))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
