@@ -71,11 +71,19 @@ def show_growth(directory: Path, sizes: list[int], repeats: int) -> None:
                 f"{1e6 * costs['cpu_s'] / rows:.0f}",
                 f"{costs['wall_s']:.2f}",
                 f"{costs['peak_mib']:.0f}",
+                f"{costs['beside_mib']:.0f}" if costs["beside_mib"] else "",
             )
         )
     table(
         f"Growth of our export, medians of {repeats}",
-        ("structures", "CPU s", "µs per structure", "wall s", "peak MiB above imports"),
+        (
+            "structures",
+            "CPU s",
+            "µs per structure",
+            "wall s",
+            "peak MiB above imports",
+            "peak MiB of the process beside",
+        ),
         lines,
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 import time
 from pathlib import Path
@@ -79,15 +80,22 @@ ROUTES: dict[str, Callable[[Path, Path], None]] = {"naive": naive, "tuned": tune
 def measure(route: str, database: Path, output: Path) -> dict[str, Any]:
     """Run a route in this process; imports are not counted, in time as in memory."""
     output.mkdir(parents=True)
-    memory, before, started = _peak_mib(), os.times(), time.perf_counter()
+    memory, before, started = _peak_mib(), _cpu_seconds(), time.perf_counter()
     ROUTES[route](database, output)
-    wall, after = time.perf_counter() - started, os.times()
+    wall, after = time.perf_counter() - started, _cpu_seconds()
     return {
-        "cpu_s": after.user + after.system - before.user - before.system,
+        "cpu_s": after - before,
         "wall_s": wall,
         "peak_mib": _peak_mib() - memory,
+        "beside_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
         "written_mb": sum(path.stat().st_size for path in output.iterdir()) / 1e6,
     }
+
+
+def _cpu_seconds() -> float:
+    """Return what this process and those that it started and that have ended took."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _peak_mib() -> float:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import signal
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from multiprocessing.connection import Connection
+    from types import TracebackType
 
+    from mlip_job.errors import MlipJobError
+
+Result = TypeVar("Result")
+
+_SECONDS_FOR_A_SIGNAL = 0.5
 _PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 _LIBC = ctypes.CDLL(None)  # loaded here: it can't be between fork and exec
 
@@ -47,3 +56,73 @@ def stop_signals_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class Beside(Generic[Result]):
+    """A function that runs in a process of its own, at most as long as a with block lasts.
+
+    Parameters
+    ----------
+    function, arguments
+        What is called there; both are pickled.
+    died
+        Raised where that process dies.
+    """
+
+    def __init__(
+        self, function: Callable[..., Result], *arguments: Any, died: MlipJobError
+    ) -> None:
+        # A fork would copy locks that other threads hold: the heartbeat's, an S3 client's.
+        context = multiprocessing.get_context("spawn")
+        self._task = function, arguments
+        self._died = died
+        self._ours, self._theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(self._theirs, os.getpid()), daemon=True)
+
+    def __enter__(self) -> Self:
+        with stop_signals_blocked():
+            self._process.start()
+        self._theirs.close()
+        # Not as arguments of the process: if it died early, start() would wait for ever.
+        with suppress(ConnectionError):
+            self._ours.send(self._task)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._process.kill()
+        self._process.join()
+        self._ours.close()
+
+    def result(self) -> Result:
+        """Wait for the function's result.
+
+        Raises
+        ------
+        Exception
+            What it raised, or `died`.
+        """
+        try:
+            succeeded, outcome = self._ours.recv()
+        except (EOFError, ConnectionError):
+            # Perhaps a signal was sent to all processes of the job; then our own handler raises.
+            time.sleep(_SECONDS_FOR_A_SIGNAL)
+            raise self._died from None
+        if not succeeded:
+            raise outcome
+        result: Result = outcome
+        return result
+
+
+def _work(connection: Connection, parent: int) -> None:
+    die_with(parent)
+    function, arguments = connection.recv()
+    try:
+        outcome = True, function(*arguments)
+    except Exception as error:  # noqa: BLE001 - it is raised where the result is asked for
+        outcome = False, error
+    connection.send(outcome)

@@ -38,12 +38,14 @@ def command(
     from mlip_job.cli.tables import show_dataset
     from mlip_job.pipeline import export_generation
     from mlip_job.registry import Registry
+    from mlip_job.training.signals import StopRequest
 
     config = settings.config()
     reporter = Reporter(settings)
     store = settings.store(config, patient=True, meter=reporter.transfer)
     number = resolve_generation(generation, Registry(store, config.family))
-    record = export_generation(
-        config, number, store=store, observer=reporter, output=output, rebuild=rebuild
-    )
+    with StopRequest():
+        record = export_generation(
+            config, number, store=store, observer=reporter, output=output, rebuild=rebuild
+        )
     emit(settings, record.model_dump(mode="json"), lambda: show_dataset(record))

@@ -214,7 +214,7 @@ class DatasetBuilder:
     def _write(self, files: DatasetFiles, spool: Spool, outcome: Outcome) -> DatasetRecord:
         split = outcome.split
         self.progress(f"writing {split.train} train and {split.test} test rows")
-        written = write_files(files, spool, outcome, self.dataset.frame_shard_size)
+        written = write_files(files, spool.read(), outcome, self.dataset.frame_shard_size)
         weights = outcome.weighting.by_group if outcome.weighting else None
         record = summarise(
             outcome,

@@ -234,8 +234,23 @@ class Spool:
         """Add structures at the end."""
         pickle.dump(structures, self._file, protocol=pickle.HIGHEST_PROTOCOL)
 
-    def __iter__(self) -> Iterator[Structures]:
+    def read(self) -> SpooledStructures:
+        """Return what was added so far."""
         self._file.flush()
-        with self._path.open("rb") as file:
+        return SpooledStructures(self._path)
+
+
+@dataclass(frozen=True)
+class SpooledStructures:
+    """The structures of a spool, in the order of the entries; any process of the job reads them."""
+
+    path: Path
+
+    def __iter__(self) -> Iterator[tuple[Structures, slice]]:
+        """Yield some at a time, and the places of their entries."""
+        first = 0
+        with self.path.open("rb") as file:
             while file.peek(1):
-                yield pickle.load(file)  # noqa: S301 - written by this very process
+                structures: Structures = pickle.load(file)  # noqa: S301 - written by this job
+                yield structures, slice(first, first + len(structures))
+                first += len(structures)

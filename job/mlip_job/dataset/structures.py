@@ -122,10 +122,15 @@ class Structures:
         return type(self)(starts=starts_of(counts[chosen]), **columns)
 
     def part(self, place: slice) -> Self:
-        """Return those at consecutive places."""
-        chosen = np.zeros(len(self), dtype=np.bool_)
-        chosen[place] = True
-        return self.take(chosen)
+        """Return those at consecutive places; they share the memory of all."""
+        starts = self.starts[place.start : place.stop + 1]
+        atoms = slice(starts[0], starts[-1])
+        columns = {
+            field.name: getattr(self, field.name)[atoms if field.name in _OF_ATOMS else place]
+            for field in fields(self)
+            if field.name != "starts"
+        }
+        return type(self)(starts=starts - starts[0], **columns)
 
     def right_handed(self) -> Self:
         """Return them in right-handed cells.

@@ -1,24 +1,23 @@
-"""Write the files of a dataset: one pass over the spool fills both sides."""
+"""Write the files of a dataset from the spool."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from mlip_job.dataset.content import ContentHash
-from mlip_job.dataset.extxyz import structures_text
 from mlip_job.dataset.frame import FrameWriter
 from mlip_job.dataset.index import write_index
 from mlip_job.dataset.output import OutputFile
 from mlip_job.dataset.record import FileRecord, SideNames
 from mlip_job.dataset.split import SIDES
+from mlip_job.dataset.texts import LabelColumns, text_beside, write_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-    from types import TracebackType
+    from collections.abc import Sequence
 
-    from mlip_job.dataset.entry import Entries
-    from mlip_job.dataset.row import BoolArray, FloatArray, IntArray
+    from mlip_job.dataset.entry import SpooledStructures
+    from mlip_job.dataset.row import FloatArray
     from mlip_job.dataset.split import Side
     from mlip_job.dataset.structures import Structures
     from mlip_job.dataset.summary import Outcome
@@ -45,7 +44,7 @@ class Written:
 
 
 def write_files(
-    files: DatasetFiles, spooled: Iterable[Structures], outcome: Outcome, shard_size: int
+    files: DatasetFiles, spooled: SpooledStructures, outcome: Outcome, shard_size: int
 ) -> Written:
     """Write everything but the record.
 
@@ -54,96 +53,72 @@ def write_files(
     files
         Where to.
     spooled
-        The accepted structures, in the order of the entries.
+        The accepted structures.
     outcome
         What becomes of them.
     shard_size
         Structures per data frame.
     """
-    entries = outcome.intake.entries
-    corrected = outcome.references.corrected(entries)
-    sides = {side: _SideWriter(files, side, outcome, shard_size) for side in SIDES}
-    with sides["train"], sides["test"]:
-        for structures, place in _placed(spooled):
-            right_handed = structures.right_handed()
-            for side in SIDES:
-                mine = outcome.split.on(side)[place]
-                sides[side].add(right_handed.take(mine), entries, place, mine, corrected)
-    with OutputFile(files.index, compressed=True) as index:
-        contents = {"index": write_index(index, entries, outcome.split)}
+    split, entries = outcome.split, outcome.intake.entries
+    labels = LabelColumns.of(entries)
+    texts: dict[str, FileRecord] = {}
+    path = files.xyz("train")
+    with text_beside(path, spooled, labels, split.on("train")) as train_text:
+        with OutputFile(files.index, compressed=True) as index:
+            contents = {"index": write_index(index, entries, split)}
+        sides = _write_frames(files, spooled, outcome, labels, shard_size)
+        test = files.xyz("test")
+        texts[test.name] = write_text(test, spooled, labels, split.on("test"))
+        texts[path.name] = train_text()
     contents |= {side: sides[side].content.hexdigest() for side in SIDES}
-    outputs = [index, *(file for side in SIDES for file in sides[side].outputs())]
+    outputs = [index, *(file for side in SIDES for file in sides[side].frame.written)]
     return Written(
         contents=contents,
         frames=SideNames(train=sides["train"].frames(), test=sides["test"].frames()),
-        files={file.path.name: file.record() for file in outputs},
+        files=texts | {file.path.name: file.record() for file in outputs},
     )
 
 
-class _SideWriter:
-    """The files of one side."""
+def _write_frames(
+    files: DatasetFiles,
+    spooled: SpooledStructures,
+    outcome: Outcome,
+    labels: LabelColumns,
+    shard_size: int,
+) -> dict[Side, _Side]:
+    corrected = outcome.references.corrected(outcome.intake.entries)
+    sides = {side: _Side(FrameWriter(files, side, shard_size, outcome.weighting)) for side in SIDES}
+    for structures, place in spooled:
+        right_handed = structures.right_handed()
+        for side in SIDES:
+            mine = outcome.split.on(side)[place]
+            energies, _, config_types = labels.at(place, mine)
+            sides[side].add(right_handed.take(mine), energies, corrected[place][mine], config_types)
+    for side in SIDES:
+        sides[side].frame.flush()
+    return sides
 
-    def __init__(self, files: DatasetFiles, side: Side, outcome: Outcome, shard_size: int) -> None:
+
+class _Side:
+    """What is written of one side, but for its text."""
+
+    def __init__(self, frame: FrameWriter) -> None:
         self.content = ContentHash()
-        self._text = OutputFile(files.xyz(side))
-        self._frame = FrameWriter(files, side, shard_size, outcome.weighting)
-
-    def __enter__(self) -> Self:
-        self._text.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._text.__exit__(kind, error, traceback)
-        if kind is None:
-            self._frame.flush()
+        self.frame = frame
 
     def add(
         self,
         structures: Structures,
-        entries: Entries,
-        place: slice,
-        mine: BoolArray,
+        energies: FloatArray,
         corrected: FloatArray,
+        config_types: Sequence[str | None],
     ) -> None:
-        """Add the structures of this side, which are entries of this place."""
         if len(structures) == 0:
             return
-        energies = entries.energies[place][mine]
-        config_types = _texts(entries.config_types, entries.config_type_codes[place][mine])
-        groups = _texts(entries.groups, entries.group_codes[place][mine])
         self.content.update(structures, energies, config_types)
-        for text in structures_text(structures, energies, groups, config_types):
-            self._text.write(text)
-        self._frame.add(
-            structures,
-            energies=energies,
-            corrected=corrected[place][mine],
-            config_types=config_types,
+        self.frame.add(
+            structures, energies=energies, corrected=corrected, config_types=config_types
         )
 
     def frames(self) -> tuple[str, ...]:
-        """Return the names of the data frames."""
-        return tuple(file.path.name for file in self._frame.written)
-
-    def outputs(self) -> list[OutputFile]:
-        """Return all files."""
-        return [self._text, *self._frame.written]
-
-
-def _placed(spooled: Iterable[Structures]) -> Iterator[tuple[Structures, slice]]:
-    """Yield structures and where their entries are."""
-    first = 0
-    for structures in spooled:
-        yield structures, slice(first, first + len(structures))
-        first += len(structures)
-
-
-def _texts(texts: Sequence[str], codes: IntArray) -> list[str | None]:
-    # The last place is that of -1, none.
-    places = (*texts, None)
-    return [places[code] for code in codes.tolist()]
+        return tuple(file.path.name for file in self.frame.written)

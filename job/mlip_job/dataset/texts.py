@@ -1,0 +1,99 @@
+"""``train.xyz`` and ``test.xyz``; that of a large training set by a process of its own."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from mlip_job.dataset.extxyz import structures_text
+from mlip_job.dataset.output import OutputFile
+from mlip_job.errors import DataError
+from mlip_job.processes import Beside
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from mlip_job.dataset.entry import Entries, SpooledStructures
+    from mlip_job.dataset.record import FileRecord
+    from mlip_job.dataset.row import BoolArray, FloatArray, IntArray
+
+_WORTH_A_PROCESS = 100_000
+"""Structures. It takes half a second of imports; the text of so many takes three times that."""
+
+Labels = tuple["FloatArray", "list[str | None]", "list[str | None]"]
+
+
+@dataclass(frozen=True, eq=False)
+class LabelColumns:
+    """What the files say of entries; see `Entries`."""
+
+    energies: FloatArray
+    groups: tuple[str, ...]
+    group_codes: IntArray
+    config_types: tuple[str, ...]
+    config_type_codes: IntArray
+
+    @classmethod
+    def of(cls, entries: Entries) -> Self:
+        """Return those of entries, without the columns that stay behind."""
+        return cls(
+            entries.energies,
+            entries.groups,
+            entries.group_codes,
+            entries.config_types,
+            entries.config_type_codes,
+        )
+
+    def at(self, place: slice, mine: BoolArray) -> Labels:
+        """Return energies (eV), groups and config types of some of the entries of a place."""
+        return (
+            self.energies[place][mine],
+            _texts(self.groups, self.group_codes[place][mine]),
+            _texts(self.config_types, self.config_type_codes[place][mine]),
+        )
+
+
+def _texts(texts: Sequence[str], codes: IntArray) -> list[str | None]:
+    # The last place is that of -1, none.
+    places = (*texts, None)
+    return [places[code] for code in codes.tolist()]
+
+
+def write_text(
+    path: Path, spooled: SpooledStructures, labels: LabelColumns, chosen: BoolArray
+) -> FileRecord:
+    """Write the extended XYZ file of the chosen entries."""
+    with OutputFile(path) as file:
+        for structures, place in spooled:
+            mine = chosen[place]
+            if mine.any():
+                rows = structures.right_handed().take(mine)
+                for text in structures_text(rows, *labels.at(place, mine)):
+                    file.write(text)
+    return file.record()
+
+
+@contextmanager
+def text_beside(
+    path: Path, spooled: SpooledStructures, labels: LabelColumns, chosen: BoolArray
+) -> Iterator[Callable[[], FileRecord]]:
+    """Write such a file beside what is done in the with block, where it is worth a process.
+
+    Yields
+    ------
+    Callable
+        Writes the file, or waits for it.
+    """
+    work = (path, spooled, labels, chosen)
+    if chosen.sum() < _WORTH_A_PROCESS or len(os.sched_getaffinity(0)) == 1:
+        yield lambda: write_text(*work)
+        return
+    died = DataError(
+        f"the process that wrote {path.name} died, most likely out of memory",
+        hint="give the job more memory, then run the same command again",
+    )
+    with Beside(write_text, *work, died=died) as process:
+        yield process.result

@@ -1,0 +1,109 @@
+"""A function in a process of its own: what it returns, raises, and dies of."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from contextlib import suppress
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+import pytest
+
+from mlip_job.errors import TrainingError
+from mlip_job.processes import Beside
+
+MUCH = bytes(8_000_000)
+"""More than a pipe or a socket holds."""
+
+DIED = TrainingError("it died", hint="try again")
+
+
+def test_it_returns_what_the_function_returns() -> None:
+    """From a process that is another, and is over with the block."""
+    with Beside(os.getpid, died=DIED) as beside:
+        process = beside.result()
+    assert process != os.getpid()
+    assert not _runs(process)
+
+
+def test_much_is_passed_on() -> None:
+    """Both ways."""
+    with Beside(bytes.upper, MUCH + b"a", died=DIED) as beside:
+        assert beside.result() == MUCH + b"A"
+
+
+def test_an_error_is_raised_where_the_result_is_asked_for() -> None:
+    """With all that it says."""
+    with (
+        Beside(os.stat, "/absent", died=DIED) as beside,
+        pytest.raises(FileNotFoundError) as caught,
+    ):
+        beside.result()
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, "/absent")
+    with Beside(_refuse, died=DIED) as beside, pytest.raises(TrainingError, match="no") as refused:
+        beside.result()
+    assert refused.value.hint == "ask again"
+
+
+def test_a_process_that_dies_is_an_error() -> None:
+    """The one that the caller has for it."""
+    with (
+        Beside(signal.raise_signal, signal.SIGKILL, died=DIED) as beside,
+        pytest.raises(TrainingError) as caught,
+    ):
+        beside.result()
+    assert caught.value is DIED
+
+
+def test_a_process_that_dies_before_it_begins_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for it to take what it is given."""
+    start = SpawnProcess.start
+
+    def start_and_kill(process: SpawnProcess) -> None:
+        start(process)
+        process.kill()
+        process.join()
+
+    monkeypatch.setattr(SpawnProcess, "start", start_and_kill)
+    with (
+        Beside(len, MUCH, died=DIED) as beside,
+        pytest.raises(TrainingError) as caught,
+    ):
+        beside.result()
+    assert caught.value is DIED
+
+
+def test_it_ends_with_the_block() -> None:
+    """However the block ends."""
+    started = time.monotonic()
+    with suppress(TrainingError), Beside(time.sleep, 600, died=DIED) as beside:
+        process = beside._process.pid
+        _refuse()
+    assert time.monotonic() - started < 300
+    assert process is not None
+    assert not _runs(process)
+
+
+def test_it_takes_no_notice_of_what_the_scheduler_sends() -> None:
+    """Ending the job is for the job itself."""
+    with Beside(_blocked_signals, died=DIED) as beside:
+        assert beside.result() >= {signal.SIGINT, signal.SIGUSR1}
+
+
+def _refuse() -> None:
+    raise TrainingError("no", hint="ask again")
+
+
+def _blocked_signals() -> set[Any]:
+    return signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
