@@ -77,7 +77,8 @@ class Beside(Generic[Result]):
         self._task = function, arguments
         self._died = died
         self._ours, self._theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(self._theirs, os.getpid()), daemon=True)
+        # No daemon: that could not start processes itself.
+        self._process = context.Process(target=_work, args=(self._theirs, os.getpid()))
 
     def __enter__(self) -> Self:
         with stop_signals_blocked():

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import time
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -46,6 +47,12 @@ def test_an_error_is_raised_where_the_result_is_asked_for() -> None:
     with Beside(_refuse, died=DIED) as beside, pytest.raises(TrainingError, match="no") as refused:
         beside.result()
     assert refused.value.hint == "ask again"
+
+
+def test_it_may_have_processes_too() -> None:
+    """As a linear fit to many structures has."""
+    with Beside(_in_a_pool, died=DIED) as beside:
+        assert beside.result() not in (os.getpid(), beside._process.pid)
 
 
 def test_a_process_that_dies_is_an_error() -> None:
@@ -91,6 +98,11 @@ def test_it_takes_no_notice_of_what_the_scheduler_sends() -> None:
     """Ending the job is for the job itself."""
     with Beside(_blocked_signals, died=DIED) as beside:
         assert beside.result() >= {signal.SIGINT, signal.SIGUSR1}
+
+
+def _in_a_pool() -> int:
+    with ProcessPoolExecutor(1) as pool:
+        return pool.submit(os.getpid).result()
 
 
 def _refuse() -> None:
