@@ -81,12 +81,16 @@ class Beside(Generic[Result]):
         self._process = context.Process(target=_work, args=(self._theirs, os.getpid()))
 
     def __enter__(self) -> Self:
-        with stop_signals_blocked():
-            self._process.start()
-        self._theirs.close()
-        # Not as arguments of the process: if it died early, start() would wait for ever.
-        with suppress(ConnectionError):
-            self._ours.send(self._task)
+        try:
+            with stop_signals_blocked():
+                self._process.start()
+            self._theirs.close()
+            # Not as arguments of the process: if it died early, start() would wait for ever.
+            with suppress(ConnectionError):
+                self._ours.send(self._task)
+        except BaseException:  # a stop signal, too, may raise here
+            self._end()
+            raise
         return self
 
     def __exit__(
@@ -95,8 +99,12 @@ class Beside(Generic[Result]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._process.kill()
-        self._process.join()
+        self._end()
+
+    def _end(self) -> None:
+        if self._process.pid is not None:
+            self._process.kill()
+            self._process.join()
         self._ours.close()
 
     def result(self) -> Result:

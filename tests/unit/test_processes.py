@@ -94,6 +94,15 @@ def test_it_ends_with_the_block() -> None:
     assert not _runs(process)
 
 
+def test_it_ends_where_the_block_is_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal may come while the process is given its work."""
+    beside = Beside(time.sleep, 600, died=DIED)
+    monkeypatch.setattr(beside._ours, "send", lambda _: _refuse())
+    with pytest.raises(TrainingError, match="no"):
+        beside.__enter__()
+    assert beside._process.exitcode == -signal.SIGKILL
+
+
 def test_it_takes_no_notice_of_what_the_scheduler_sends() -> None:
     """Ending the job is for the job itself."""
     with Beside(_blocked_signals, died=DIED) as beside:
