@@ -160,6 +160,7 @@ def make_checkpoint(
     position: FitPosition,
     dataset: DatasetReference,
     config: JobConfig | None = None,
+    job: str | None = None,
 ) -> Checkpoint:
     """Return the state of a checkpoint; `files` are the hashes of its files."""
     return Checkpoint(
@@ -175,6 +176,7 @@ def make_checkpoint(
             dataset=dataset,
             parent=None,
             elements=("Cu", "Ni"),
+            job=job,
         ),
         files=files,
     )

@@ -206,3 +206,26 @@ def current_array_index() -> int | None:
     if index := os.environ.get("JOB_COMPLETION_INDEX"):
         return int(index) + 1
     return None
+
+
+def job_of_this_start() -> str | None:
+    """Return what names a scheduler's job in all its starts, and no other job; None by hand.
+
+    Unlike `SchedulerJob`, which a Job of the same name that is made anew shares.
+    """
+    if job_id := os.environ.get("SLURM_JOB_ID"):
+        return f"slurm/{job_id}"
+    if uid := os.environ.get("MLIP_JOB_KUBERNETES_JOB_UID"):
+        return f"kubernetes/{uid}"
+    return None
+
+
+def job_of_earlier_starts() -> str | None:
+    """Return the same where the job may have been started before; None where it was not.
+
+    Slurm counts the starts, so that what is run twice in one allocation, by hand, is no restart.
+    Kubernetes does not: each pod may be one that replaces another.
+    """
+    job = job_of_this_start()
+    first = os.environ.get("SLURM_RESTART_COUNT", "0") == "0"
+    return None if job is not None and job.startswith("slurm/") and first else job

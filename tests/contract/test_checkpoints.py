@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -51,7 +52,12 @@ def at(iteration: int, *, step: int = 0, finished: bool = False) -> FitPosition:
 
 
 def save(
-    checkpoints: Checkpoints, directory: Path, attempt: str, number: int, position: FitPosition
+    checkpoints: Checkpoints,
+    directory: Path,
+    attempt: str,
+    number: int,
+    position: FitPosition,
+    **details: Any,
 ) -> Checkpoint:
     """Store a checkpoint whose potential says where it is; return it."""
     files = {"potential.yaml": directory / "p", "metrics/metrics.txt": directory / "m"}
@@ -62,7 +68,12 @@ def save(
     def describe(hashes: dict[str, str]) -> Checkpoint:
         saved.append(
             make_checkpoint(
-                hashes, attempt=attempt, number=number, position=position, dataset=DATASET
+                hashes,
+                attempt=attempt,
+                number=number,
+                position=position,
+                dataset=DATASET,
+                **details,
             )
         )
         return saved[0]
@@ -190,3 +201,35 @@ def test_discard_removes_checkpoints_and_nothing_else(
     assert checkpoints.found() == []
     assert keys(registry) == ["a1/train.log"]
     assert len(other.found()) == 1
+
+
+def test_discard_leaves_what_a_job_began(
+    checkpoints: Checkpoints, registry: Registry, tmp_path: Path
+) -> None:
+    """Another job's goes, and what no job began or nobody can read; so does one cut short."""
+    save(checkpoints, tmp_path, "a1", 1, at(9))
+    save(checkpoints, tmp_path, "a2", 1, at(8), job="slurm/1")
+    kept = [save(checkpoints, tmp_path, "a3", n, at(n), job="slurm/2") for n in (1, 2)]
+    registry.store.put(registry.keys.checkpoint(3, "a3", 3, "potential.yaml"), b"half")
+    registry.store.put(registry.keys.checkpoint(3, "a4", 1, "state.json"), b"{")
+    checkpoints.discard(but_of="slurm/2")
+    assert checkpoints.found() == kept[::-1]
+    assert {key.rpartition("checkpoints/")[2][:6] for key in keys(registry)} == {"000001", "000002"}
+    for found in kept:
+        checkpoints.fetch(found, tmp_path / str(found.number))
+    checkpoints.discard(but_of="slurm/3")
+    assert keys(registry) == []
+
+
+def test_a_state_of_an_older_version_is_of_no_job(
+    checkpoints: Checkpoints, registry: Registry, tmp_path: Path
+) -> None:
+    """It can be gone on from, and whoever starts over removes it."""
+    save(checkpoints, tmp_path, "a1", 1, at(1))
+    key = registry.keys.checkpoint(3, "a1", 1, "state.json")
+    state = json.loads(registry.store.get(key))
+    del state["training"]["job"]
+    registry.store.put(key, json.dumps(state).encode())
+    assert [found.number for found in checkpoints.found()] == [1]
+    checkpoints.discard(but_of="slurm/2")
+    assert keys(registry) == []

@@ -105,6 +105,25 @@ def test_fresh_decides_anew(family: Family) -> None:
     assert decision.dataset == second.dataset
 
 
+def test_fresh_keeps_what_the_job_itself_decided(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Started once more, it does not decide again; whoever decides the same leaves it the job's."""
+    write_database(family.database, rattled(2, seed=4))
+    other = run(family, Until.DATASET)
+    monkeypatch.setenv("MLIP_JOB_KUBERNETES_JOB_UID", "0b7c")
+    write_database(family.database, rattled(4, seed=5))
+    first = run(family, Until.DATASET, fresh=True)
+    write_database(family.database, rattled(4, seed=6))
+    assert run(family, Until.DATASET, fresh=True) == first != other
+    monkeypatch.setenv("MLIP_JOB_KUBERNETES_JOB_UID", "fit")
+    assert run(family, Until.DATASET) == first
+    monkeypatch.setenv("MLIP_JOB_KUBERNETES_JOB_UID", "0b7c")
+    assert run(family, Until.DATASET, fresh=True) == first
+    monkeypatch.setenv("MLIP_JOB_KUBERNETES_JOB_UID", "d41d")
+    assert run(family, Until.DATASET, fresh=True) != first
+
+
 def test_other_settings_are_refused(family: Family) -> None:
     """A dataset of one cutoff is not silently trained on with another."""
     run(family, Until.DATASET)

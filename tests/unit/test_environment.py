@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mlip_job import environment
-from mlip_job.environment import RunEnvironment, usable_cores
+from mlip_job.environment import (
+    RunEnvironment,
+    job_of_earlier_starts,
+    job_of_this_start,
+    usable_cores,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,6 +67,28 @@ def test_pods_of_one_kubernetes_job_are_the_same_job(monkeypatch: pytest.MonkeyP
     member = RunEnvironment.current().scheduler
     assert member is not None
     assert member.id == "alloys/mlip-cu-ni-gen-04-01234567/2"
+
+
+def test_a_kubernetes_job_is_told_from_the_next_of_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By its UID, which its pods have in common; any of them may be the second."""
+    monkeypatch.setenv("MLIP_JOB_KUBERNETES_JOB", "mlip-cu-ni-gen-04-01234567")
+    assert (job_of_this_start(), job_of_earlier_starts()) == (None, None)
+    monkeypatch.setenv("MLIP_JOB_KUBERNETES_JOB_UID", "0b7c")
+    assert job_of_this_start() == job_of_earlier_starts() == "kubernetes/0b7c"
+
+
+def test_only_a_requeued_slurm_job_had_earlier_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is run twice by hand, in one allocation, is none."""
+    assert (job_of_this_start(), job_of_earlier_starts()) == (None, None)
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    for count in (None, "0"):
+        if count is not None:
+            monkeypatch.setenv("SLURM_RESTART_COUNT", count)
+        assert (job_of_this_start(), job_of_earlier_starts()) == ("slurm/4711", None)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    assert job_of_this_start() == job_of_earlier_starts() == "slurm/4711"
 
 
 def test_names_of_host_and_user_are_left_out() -> None:

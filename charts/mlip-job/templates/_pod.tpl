@@ -105,6 +105,10 @@ topologySpreadConstraints:
   valueFrom:
     fieldRef:
       fieldPath: metadata.labels['batch.kubernetes.io/job-name']
+- name: MLIP_JOB_KUBERNETES_JOB_UID
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.labels['batch.kubernetes.io/controller-uid']
 - name: MLIP_JOB_TERMINATION_MESSAGE
   value: /dev/termination-log
 {{- range $name, $value := .Values.env }}

@@ -11,19 +11,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlip_job.environment import job_of_this_start
 from mlip_job.errors import ConflictError, InterruptedRunError, MlipJobError
 from mlip_job.naming import WorkFiles
 from mlip_job.pipeline.background import every, within
 from mlip_job.pipeline.beside import BesideFit, notes_on_test_set
 from mlip_job.pipeline.datasets import Dataset, fetch_frames, find_or_build_dataset, frames
-from mlip_job.pipeline.decided import decided_dataset, decision_for
+from mlip_job.pipeline.decided import decided_dataset, decision_for, was_decided
 from mlip_job.pipeline.evaluate import (
     clear_cores,
     evaluate_generation,
     fetch_structures,
 )
 from mlip_job.pipeline.lineage import find_lineage
-from mlip_job.pipeline.resume import fetch_checkpoint
+from mlip_job.pipeline.resume import fetch_checkpoint, start_over
 from mlip_job.pipeline.shipping import Shipper
 from mlip_job.pipeline.stages import (
     describe,
@@ -34,7 +35,7 @@ from mlip_job.pipeline.stages import (
     start_linearly,
 )
 from mlip_job.registry import AttemptPart, TrainingState
-from mlip_job.registry.decisions import decide, forget_decision
+from mlip_job.registry.decisions import decide
 from mlip_job.report import make_report
 from mlip_job.reporting.facts import Facts, read_parent
 from mlip_job.reporting.page import render_report
@@ -154,7 +155,7 @@ class Attempt:
         Parameters
         ----------
         fresh
-            Remove checkpoints of earlier attempts, and start over.
+            Remove checkpoints of earlier attempts, and start over; see `start_over`.
         """
         prepared, shipper, summary = self._prepare_and_fit(fresh=fresh)
         try:
@@ -170,8 +171,9 @@ class Attempt:
     def decide_dataset(self, *, fresh: bool) -> TrainingState:
         """Publish the dataset, and have the next attempts at the generation train on it."""
         training = self._prepare(fresh=fresh).training
-        decision = decision_for(self._config, self._generation, training.dataset)
-        decide(self._registry, self._generation, decision)
+        of = (self._config, self._generation)
+        if not was_decided(*of, self._registry, training.dataset):
+            decide(self._registry, self._generation, decision_for(*of, training.dataset))
         shutil.rmtree(self._files.directory, ignore_errors=True)
         return training
 
@@ -191,10 +193,8 @@ class Attempt:
     # -- before the fit --------------------------------------------------------------------------
 
     def _prepare(self, *, fresh: bool) -> Prepared:
-        checkpoints = self._registry.checkpoints(self._generation)
         if fresh:
-            checkpoints.discard()
-            forget_decision(self._registry, self._generation)
+            start_over(self._registry, self._generation)
         self._files.directory.mkdir(parents=True)
         try:
             with self._clock.stage("fetch"):
@@ -237,6 +237,7 @@ class Attempt:
             dataset=agreed,
             parent=parent,
             elements=record.elements,
+            job=job_of_this_start(),
         )
         return Prepared(record, state, {self._files.input_yaml: Leg(content)})
 

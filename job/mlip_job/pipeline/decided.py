@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from mlip_job.dataset.connection import describe_url
 from mlip_job.dataset.query import query_key
+from mlip_job.environment import job_of_this_start
 from mlip_job.errors import ConfigError
 from mlip_job.naming import generation_name
 from mlip_job.registry.decisions import Decision, read_decision
@@ -17,14 +18,18 @@ if TYPE_CHECKING:
 
 def decision_for(config: JobConfig, generation: int, dataset: DatasetReference) -> Decision:
     """Return the decision that a generation is to be trained on a dataset."""
-    return Decision(settings=_settings_key(config, generation), dataset=dataset)
+    return Decision(
+        settings=_settings_key(config, generation), dataset=dataset, job=job_of_this_start()
+    )
 
 
 def was_decided(
     config: JobConfig, generation: int, registry: Registry, dataset: DatasetReference
 ) -> bool:
     """Tell whether a dataset was decided for a generation, with these very settings."""
-    return read_decision(registry, generation) == decision_for(config, generation, dataset)
+    decision = read_decision(registry, generation)
+    wanted = (_settings_key(config, generation), dataset)
+    return decision is not None and (decision.settings, decision.dataset) == wanted
 
 
 def _settings_key(config: JobConfig, generation: int) -> str:

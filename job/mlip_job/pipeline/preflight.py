@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mlip_job.environment import job_of_earlier_starts
 from mlip_job.pipeline.lineage import find_lineage
 from mlip_job.training.gpu import require_gpu_device
 from mlip_job.training.programs import find_program
@@ -32,11 +33,14 @@ def check_before_fit(
     find_program("pace_yaml2yace")
     if config.evaluation.active_set_kind is not None:
         find_program("pace_activeset")
-    if config.training.require_gpu and (fresh or not _is_fitted(registry, generation)):
+    if config.training.require_gpu and not _is_fitted(registry, generation, fresh=fresh):
         require_gpu_device()
 
 
-def _is_fitted(registry: Registry, generation: int) -> bool:
+def _is_fitted(registry: Registry, generation: int, *, fresh: bool) -> bool:
+    """Tell whether a fit has ended that is not started over."""
+    own = job_of_earlier_starts()
     return any(
-        checkpoint.position.finished for checkpoint in registry.checkpoints(generation).found()
+        checkpoint.position.finished and (not fresh or checkpoint.training.was_begun_by(own))
+        for checkpoint in registry.checkpoints(generation).found()
     )

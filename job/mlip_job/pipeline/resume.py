@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, Any
 
+from mlip_job.environment import job_of_earlier_starts
 from mlip_job.errors import ConfigError, IntegrityError, TrainingError
 from mlip_job.naming import generation_name
 from mlip_job.pipeline.confirm import differences
 from mlip_job.pipeline.datasets import fetch_frames
 from mlip_job.pipeline.shipping import TRAIN_LOG
+from mlip_job.registry.decisions import forget_decision
 from mlip_job.training.potential_yaml import elements_of, read_potential
 from mlip_job.training.snapshot import POTENTIAL
 
@@ -30,6 +32,16 @@ _FREE = {
     "require_gpu",
     "test_evaluation",
 }
+
+
+def start_over(registry: Registry, generation: int) -> None:
+    """Remove what other jobs left of a generation; its claim has to be held.
+
+    What this very job began when it was started before stays: it has removed the rest then.
+    """
+    own = job_of_earlier_starts()
+    registry.checkpoints(generation).discard(but_of=own)
+    forget_decision(registry, generation, but_of=own)
 
 
 def fetch_checkpoint(

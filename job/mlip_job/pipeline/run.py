@@ -74,9 +74,9 @@ def run_generation(
     """Export, train and publish a generation, or confirm that it is published already; log it.
 
     An attempt that was interrupted is gone on with: its dataset, its potential, its learning curve.
-    With `fresh` it is forgotten. With `member` one member of an ensemble is trained; the run that
-    finds all of them trained publishes the generation. Where a `clock` is given, it says when the
-    job began.
+    With `fresh` it is forgotten, unless an earlier start of the same scheduler's job began it. With
+    `member` one member of an ensemble is trained; the run that finds all of them trained publishes
+    the generation. Where a `clock` is given, it says when the job began.
 
     Raises
     ------

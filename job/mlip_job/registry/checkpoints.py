@@ -56,6 +56,9 @@ class TrainingState(_Part):
         What the potential describes.
     linear_start
         The linear fit that the fit started from, if it did.
+    job
+        The scheduler's job that began it, see `mlip_job.environment.job_of_this_start`; whatever
+        went on from it since.
     """
 
     attempts: tuple[AttemptPart, ...]
@@ -65,6 +68,11 @@ class TrainingState(_Part):
     parent: Parent | None
     elements: tuple[str, ...]
     linear_start: LinearStart | None = None
+    job: str | None = None
+
+    def was_begun_by(self, job: str | None) -> bool:
+        """Tell whether a job of a scheduler began it; None is no job."""
+        return job is not None and self.job == job
 
 
 class Checkpoint(_Part):
@@ -150,11 +158,21 @@ class Checkpoints:
             except IntegrityError as error:
                 raise IntegrityError(f"{checkpoint} is damaged: {error.message}") from None
 
-    def discard(self) -> None:
-        """Remove all checkpoints, the states first: without one, the rest is no checkpoint."""
-        for key in self._state_keys():
-            self._store.delete(key)
-        for key in [info.key for info in self._objects()]:
+    def discard(self, *, but_of: str | None = None) -> None:
+        """Remove checkpoints, the states first: without one, the rest is no checkpoint.
+
+        Parameters
+        ----------
+        but_of
+            A scheduler's job; what it began stays.
+        """
+        kept = tuple(
+            key.removesuffix(_STATE)
+            for key, state in self._states().items()
+            if state is not None and state.training.was_begun_by(but_of)
+        )
+        keys = [info.key for info in self._objects() if not info.key.startswith(kept)]
+        for key in sorted(keys, key=lambda key: not key.endswith(f"/{_STATE}")):
             self._store.delete(key)
 
     def _remove_before(self, checkpoint: Checkpoint) -> None:

@@ -10,6 +10,7 @@ written to the database since; they need not reach the database at all.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -33,6 +34,8 @@ class Decision(BaseModel):
         its lineage is left out, which others may lengthen meanwhile.
     dataset
         What to train on.
+    job
+        The scheduler's job that decided it, see `mlip_job.environment.job_of_this_start`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,6 +43,7 @@ class Decision(BaseModel):
     schema_version: Literal[1] = 1
     settings: str
     dataset: DatasetReference
+    job: str | None = None
 
 
 def read_decision(registry: Registry, generation: int) -> Decision | None:
@@ -65,6 +69,10 @@ def decide(registry: Registry, generation: int, decision: Decision) -> None:
     registry.store.put(registry.keys.generation(generation, DECISION), data)
 
 
-def forget_decision(registry: Registry, generation: int) -> None:
-    """Leave the dataset of a generation to its next run."""
+def forget_decision(registry: Registry, generation: int, *, but_of: str | None) -> None:
+    """Leave the dataset of a generation to its next run, unless a scheduler's job decided it."""
+    with suppress(IntegrityError):
+        decision = read_decision(registry, generation)
+        if decision is not None and decision.job is not None and decision.job == but_of:
+            return
     registry.store.delete(registry.keys.generation(generation, DECISION))

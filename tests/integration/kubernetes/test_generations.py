@@ -213,6 +213,42 @@ def test_a_cancelled_generation_goes_on_where_it_was(
     assert manifest.attempts[0].iterations > 0
 
 
+def test_a_pod_that_replaces_another_does_not_start_over(
+    scheduler: KubernetesScheduler,
+    values: dict[str, Any],
+    node: Node,
+    namespace: str,
+    tmp_path: Path,
+) -> None:
+    """Of a Job with ``--fresh``: the first pod removes what another Job left, and no other does."""
+    values["training"] |= {"functions_per_element": 8, "max_iter": 100_000}
+    values["run"] = {"checkpoint_interval": 1}
+    request = _request(values, tmp_path)
+    checkpoints = Registry(open_store(request.config.storage), "cu").checkpoints(1)
+    seen: set[str] = set()
+
+    def new_attempt() -> str | None:
+        found = {checkpoint.attempt for checkpoint in checkpoints.found()} - seen
+        seen.update(found)
+        return next(iter(found), None)
+
+    with PodRunner(node, namespace, tmp_path) as runner:
+        handle = scheduler.submit(scheduler.plan(request))
+        wait_for(new_attempt, "a checkpoint")
+        scheduler.cancel(handle)
+
+        handle = scheduler.submit(scheduler.plan(replace(request, run_options=("--fresh",))))
+        first = wait_for(new_attempt, "a checkpoint of a Job that starts over")
+        assert {checkpoint.attempt for checkpoint in checkpoints.found()} == {first}
+        (pod,) = node.core.list_namespaced_pod(namespace).items
+        node.core.delete_namespaced_pod(pod.metadata.name, namespace)
+        second = wait_for(new_attempt, "a checkpoint of the pod that replaces its pod")
+        furthest, *_ = (c.training for c in checkpoints.found() if c.attempt == second)
+        assert [part.attempt for part in furthest.attempts] == [first, second]
+        scheduler.cancel(handle)
+    assert runner.exit_codes == [75, 75, 75]
+
+
 def test_a_failure_is_told_in_the_runs_own_words(
     scheduler: KubernetesScheduler,
     values: dict[str, Any],

@@ -400,6 +400,16 @@ def test_the_documented_values_make_the_job_of_the_documented_configuration(helm
     assert same_job(job) == same_job(submitted)
 
 
+def test_the_documented_variables_of_a_template_are_those_of_a_job(
+    request_for: Callable[..., JobRequest],
+) -> None:
+    """By which a pod knows its Job."""
+    (told,) = (one["env"] for one in documented() if isinstance(one.get("env"), list))
+    job = from_yaml(plan_job(request_for()).text)["Job"]
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert told == [one for one in container["env"] if "valueFrom" in one]
+
+
 def test_the_role_is_the_documented_one(helm: Helm) -> None:
     """With which the submitter's tests run."""
     documents = helm.template(CHART / "ci/template-values.yaml")

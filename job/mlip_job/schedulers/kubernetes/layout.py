@@ -13,6 +13,7 @@ TERMINATION_MESSAGE = "/dev/termination-log"
 
 # Set by the Job controller; on Jobs and pods since Kubernetes 1.27.
 JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
+JOB_UID_LABEL = "batch.kubernetes.io/controller-uid"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 FAMILY_LABEL = "mlip-job/family"

@@ -15,6 +15,7 @@ from mlip_job.schedulers.kubernetes.layout import (
     CONFIG_FILE,
     CONTAINER,
     JOB_NAME_LABEL,
+    JOB_UID_LABEL,
     TERMINATION_MESSAGE,
     WORK_DIR,
 )
@@ -150,6 +151,7 @@ def _environment(settings: KubernetesConfig, image: str) -> list[Manifest]:
         {"name": "MLIP_JOB_IMAGE", "value": _literal(image)},
         of_pod("MLIP_JOB_KUBERNETES_NAMESPACE", "metadata.namespace"),
         of_pod("MLIP_JOB_KUBERNETES_JOB", f"metadata.labels['{JOB_NAME_LABEL}']"),
+        of_pod("MLIP_JOB_KUBERNETES_JOB_UID", f"metadata.labels['{JOB_UID_LABEL}']"),
         {"name": "MLIP_JOB_TERMINATION_MESSAGE", "value": TERMINATION_MESSAGE},
         *({"name": name, "value": _literal(text)} for name, text in settings.env.items()),
     ]
