@@ -118,9 +118,12 @@ class JobRequest:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """Options of ``run`` in this job, but for ``--fresh`` and the member of an ensemble."""
+        """Options of ``run`` in this job, but for the member of an ensemble.
+
+        A job that is started again has them too: ``--fresh`` spares what it did before.
+        """
         given = (option for option in self.run_options if option != FRESH)
-        return (*given, *self.stage.options)
+        return (*given, *self.stage.options, *((FRESH,) if self.starts_over else ()))
 
     @property
     def members(self) -> int | None:

@@ -98,6 +98,30 @@ def test_a_requeue_and_a_time_limit_in_the_middle_of_the_fit(family: Family) -> 
     assert manifest.environment.scheduler.id == job
 
 
+def test_a_requeued_job_does_not_start_over_once_more(family: Family) -> None:
+    """With ``--fresh`` it removes what another job left, and goes on from what it stored itself."""
+    family.configure(training=LONG)
+    family.submit()
+    family.wait_for_checkpoint()
+    assert family.run("cancel", "-g", 1).code == 0
+    family.wait_for("cancelled")
+    checkpoints = family.registry().checkpoints(1)
+    (other,) = {found.attempt for found in checkpoints.found()}
+
+    job = family.submit("-g", 1, "--fresh")
+    _wait_until(
+        lambda: {found.attempt for found in checkpoints.found()} not in ({other}, set()), family
+    )
+    (own,) = {found.attempt for found in checkpoints.found()}
+    family.cluster.run("scontrol", "requeue", job)
+    family.cluster.wait_for(job, "PENDING")
+    _go_on_once_more(family, job)
+    family.wait_for("published")
+    attempts = [part.attempt for part in _require_published(family).attempts]
+    assert attempts[0] == own
+    assert len(attempts) > 1
+
+
 def test_an_array_trains_an_ensemble(family: Family) -> None:
     """Whichever task comes last publishes the best member as the generation."""
     family.submit("-g", 1, "--ensemble", 3)

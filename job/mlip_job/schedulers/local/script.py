@@ -7,7 +7,6 @@ import sys
 from typing import TYPE_CHECKING
 
 from mlip_job.naming import generation_name
-from mlip_job.schedulers.base import FRESH
 from mlip_job.schedulers.records import SubmitFiles
 from mlip_job.schedulers.shell import Code, render
 
@@ -21,7 +20,6 @@ def local_script(request: JobRequest) -> str:
     words = [
         *(sys.executable, "-m", "mlip_job", "run", "--generation", str(request.generation)),
         *("--config", str(files.config), *request.options),
-        *((FRESH,) if request.starts_over else ()),
     ]
     members = range(1, (request.ensemble or 0) + 1)
     return render(

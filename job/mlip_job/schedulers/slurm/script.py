@@ -73,7 +73,6 @@ def batch_script(request: JobRequest, name: str) -> str:
         program=list(_program(config, slurm)),
         generation=request.generation,
         run_options=options,
-        fresh=request.starts_over,
         # Since 22.05 a step does not take the number of CPUs over from its job.
         srun_options=Code(f" --cpus-per-task={slurm.cpus}" if slurm.cpus is not None else ""),
     )
