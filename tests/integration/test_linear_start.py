@@ -18,7 +18,7 @@ import yaml
 from mlip_job.config import JobConfig, TrainingConfig
 from mlip_job.errors import TrainingError
 from mlip_job.naming import DatasetFiles, WorkFiles
-from mlip_job.pipeline import export_generation, run_generation
+from mlip_job.pipeline import Until, export_generation, run_generation, run_part
 from mlip_job.registry import Registry
 from mlip_job.report import TrainingReport
 from mlip_job.store.open import open_store
@@ -117,6 +117,30 @@ def test_pacemaker_finds_the_loss_that_the_linear_fit_left(
     assert (
         f"starting from a linear fit to 8 structures (32 atoms): loss {made.loss:.3g}" in messages
     )
+
+
+@pytest.mark.parametrize(("evaluator", "parts"), [("pyace", 1), ("tensorpot", 2)])
+def test_a_linear_fit_that_nothing_improves_is_published(
+    tmp_path: Path, evaluator: str, parts: int
+) -> None:
+    """One coefficient, of which it finds the best value; the report says that this was all.
+
+    So it is where another job publishes what was fitted.
+    """
+    write_database(tmp_path / "structures.db", rattled(10))
+    one = {"ndensity": 1, "functions_per_element": 1, "max_iter": 50, "evaluator": evaluator}
+    config = _config(tmp_path, TINY | one)
+    if parts > 1:
+        with StopRequest() as stop:
+            store = open_store(config.storage)
+            run_part(config, 1, Until.FIT, store=store, observer=_Recorder(), stop=stop)
+    manifest, _ = _run(config)
+    assert manifest.headline.iterations == 0
+    assert [part.iterations for part in manifest.attempts] == [0] * parts
+    report = TrainingReport.from_json(_read(config, manifest, "report.json"))
+    assert sum("nothing to improve" in note for note in report.warnings) == 1
+    assert "nothing to improve" in _read(config, manifest, "report.html").decode()
+    assert Registry(open_store(config.storage), "cu").latest() == 1
 
 
 def test_it_replaces_the_ladder_but_no_parent(tmp_path: Path) -> None:

@@ -199,6 +199,36 @@ def test_failures_are_told_in_words(case: str, cause: str) -> None:
     assert summary.cause.startswith(cause)
 
 
+def test_a_start_that_is_a_minimum_is_a_success(tmp_path: Path) -> None:
+    """Of one function, by a linear fit; but not where pacemaker began with nothing, or gave up."""
+    summary = summarise_run(DATA / "nothing_to_improve")
+    assert (summary.status, summary.cause, summary.iterations) == ("succeeded", None, 0)
+    assert summary.train is not None
+    assert summary.train.loss == 0.34844060289346934
+    assert len(summary.warnings) == 1
+    assert "found nothing to improve" in summary.warnings[0]
+    said = "Optimization terminated successfully."
+    for changed, to, words in (
+        ("loaded from file 'linear_start.yaml'", "shape constructed from dictionary", said),
+        (
+            f"success=True, status=0, message={said}",
+            "success=False, status=2, message=Lost.",
+            "Los",
+        ),
+    ):
+        run = tmp_path / words
+        shutil.copytree(DATA / "nothing_to_improve", run)
+        log = (run / "train.log").read_text()
+        assert log.count(changed) == 1
+        (run / "train.log").write_text(log.replace(changed, to))
+        failed = summarise_run(run)
+        assert (failed.status, failed.warnings) == ("failed", ())
+        assert failed.cause is not None
+        assert failed.cause.startswith(
+            f"the optimiser did not make one iteration (initial loss 0.3484): {words}"
+        )
+
+
 def test_a_potential_that_lacks_an_element_looks_like_a_success() -> None:
     """Text alone can't show it; the job checks elements before the fit and after it."""
     assert summarise_run(DATA / "g_element_missing_in_potential").status == "succeeded"

@@ -58,7 +58,8 @@ class RunSummary(_Part):
     Attributes
     ----------
     status
-        ``succeeded``: final potential saved, at least one iteration, a finite loss that fell.
+        ``succeeded``: final potential saved, at least one iteration, a finite loss that fell; or a
+        potential to begin with that was at a minimum already.
         ``failed``: it ended otherwise. ``incomplete``: its log just stops.
     cause
         Why it failed or what is missing, in words.

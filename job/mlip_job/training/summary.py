@@ -27,6 +27,10 @@ LOGS = ("train.log", "log.txt")
 
 _KNOWN_FILES = (*LOGS, "metrics.txt", "input.yaml", "output_potential.yaml")
 _EXIT_CODE = "exit_code"
+_NOTHING_TO_IMPROVE = (
+    "pacemaker found nothing to improve: the potential is the one that the fit began with; a "
+    "larger basis leaves more to fit"
+)
 
 
 def summarise_run(directory: Path, *, exit_code: int | None = None) -> RunSummary:
@@ -118,21 +122,39 @@ def _judge(
         if exit_code == 0:
             return "failed", "it ended without saving a potential"
         return "incomplete", f"the log ends while {_phase_in_words(state)}"
-    problem = _loss_problem(metrics.rows)
+    problem = _loss_problem(state, metrics.rows)
     return ("failed", problem) if problem else ("succeeded", None)
 
 
-def _loss_problem(rows: Sequence[MetricsRow]) -> str | None:
+def _loss_problem(state: LogState, rows: Sequence[MetricsRow]) -> str | None:
+    if _began_at_its_best(state, rows):
+        return None
     if not any(row.iter_num for row in rows):
         evaluated = bool(rows) and rows[0].loss is not None
-        return "the optimiser did not make one iteration" + (
-            f" (initial loss {rows[0].loss:.4g})" if evaluated else ""
+        said = state.optimiser_results[-1].message if state.optimiser_results else None
+        return (
+            "the optimiser did not make one iteration"
+            + (f" (initial loss {rows[0].loss:.4g})" if evaluated else "")
+            + (f": {said}" if said else "")
         )
     first, last = rows[0].loss, rows[-1].loss
     if first is None or last is None or not math.isfinite(last):
         return DIVERGED
     best = min(row.loss for row in rows if row.loss is not None)
     return None if best < first else f"the loss did not fall (from {first:.4g} to {last:.4g})"
+
+
+def _began_at_its_best(state: LogState, rows: Sequence[MetricsRow]) -> bool:
+    """Tell whether the fit began with a potential, and the optimiser found that it is a minimum.
+
+    From nothing it would be a minimum as well where nothing can be learnt.
+    """
+    converged = bool(state.optimiser_results) and state.optimiser_results[-1].success
+    if state.starting_potential is None or not converged:
+        return False
+    losses = [math.nan if row.loss is None else row.loss for row in rows]
+    same = all(math.isclose(loss, losses[0]) for loss in losses)
+    return bool(losses) and math.isfinite(losses[0]) and same
 
 
 def _phase_in_words(state: LogState) -> str:
@@ -200,6 +222,8 @@ def _warnings(state: LogState, tables: dict[str, MetricsTable]) -> Iterator[str]
         yield advice
     if state.extreme_energies:
         yield "energies per atom below -20 or above 250 eV: pacemaker fitted reference energies"
+    if state.potential_saved and _began_at_its_best(state, tables["metrics"].rows):
+        yield _NOTHING_TO_IMPROVE
     for name, table in tables.items():
         if table.dropped:
             yield f"{name}.txt: {table.dropped} unreadable lines left out"
