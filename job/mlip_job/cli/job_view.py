@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from mlip_job.cli.job_words import document_of, name_of, part_of
+from mlip_job.cli.job_words import document_of, name_of
 from mlip_job.cli.output import duration
 from mlip_job.errors import MlipJobError
 from mlip_job.naming import generation_name, parse_generation_name
 from mlip_job.schedulers.base import JobState
+from mlip_job.schedulers.stage_words import in_brackets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -241,5 +242,5 @@ def _elsewhere(training: TrainingNow) -> str:
 
 def title(view: GenerationView) -> str:
     """Return a generation's name and state in one line."""
-    job = f" ({name_of(view.job)}{part_of(view.job)})" if view.job is not None else ""
+    job = f" ({name_of(view.job)}{in_brackets(view.job.stage)})" if view.job is not None else ""
     return f"{generation_name(view.generation)} {view.state}{job}"

@@ -60,8 +60,9 @@ def _show_one(view: GenerationView) -> None:
 
 
 def _show_all(family: str, views: Sequence[GenerationView]) -> None:
-    from mlip_job.cli.job_words import name_of, part_of
+    from mlip_job.cli.job_words import name_of
     from mlip_job.naming import generation_name
+    from mlip_job.schedulers.stage_words import in_brackets
 
     if not views:
         click.echo(f"nothing is known of any generation of {family}")
@@ -72,7 +73,7 @@ def _show_all(family: str, views: Sequence[GenerationView]) -> None:
             (
                 generation_name(view.generation),
                 str(view.state),
-                name_of(view.job) + part_of(view.job) if view.job is not None else "",
+                name_of(view.job) + in_brackets(view.job.stage) if view.job is not None else "",
                 view.words(),
             )
             for view in views

@@ -188,8 +188,9 @@ class _Submitter:
     def _submit_one(self, plan: Plan) -> JobHandle:
         from dataclasses import replace
 
-        from mlip_job.cli.job_words import name_of, part_of
+        from mlip_job.cli.job_words import name_of
         from mlip_job.schedulers.base import JobState
+        from mlip_job.schedulers.stage_words import in_brackets
 
         number = plan.request.generation
         before = self._scheduler.find(self._config.family, number)
@@ -202,7 +203,7 @@ class _Submitter:
             done = self._scheduler.status(job).state is JobState.SUCCEEDED
             what = "is done, by" if done else "waits or runs already as"
         if not plan.request.again:
-            part = f"{generation_name(number)}{part_of(job)}"
+            part = f"{generation_name(number)}{in_brackets(job.stage)}"
             self._reporter.message(f"{part} {what} {name_of(job)}")
         return job
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from mlip_job.schedulers.base import Stage
 from mlip_job.schedulers.records import SubmitFiles
+from mlip_job.schedulers.stage_words import WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,7 +116,7 @@ def test_only_the_fit_has_a_gpu(parts: Parts) -> None:
         assert (found["state"], found["job"]["id"]) == ("running", jobs[stage])
         assert found["job"]["stage"] == stage
         if stage == "dataset":
-            assert found["reason"] == "the dataset is being made, and the fit waits for it"
+            assert found["reason"] == "it makes the dataset"
             shown = family.run("status", "-g", 1).out
             assert f"gen_01 running (slurm job {jobs[stage]} (the dataset))" in shown
         again = family.run("submit", "-g", 1, *SPLIT)
@@ -143,8 +145,8 @@ def test_what_fails_is_named_and_only_what_is_missing_runs_again(parts: Parts) -
     """In turn the dataset, the fit and publishing; Slurm may have forgotten what was done."""
     family, cluster = parts.family, parts.family.cluster
     jobs: dict[str, str] = {}
-    words = ("making the dataset failed", "the fit failed", "evaluating or publishing it failed")
-    for number, (stage, said) in enumerate(zip(STAGES, words, strict=True)):
+    for number, stage in enumerate(STAGES):
+        said = WORDS[Stage(stage)].failed
         failing = parts.fail(stage, 65)
         before, jobs = jobs, parts.submit()
         done = STAGES[: max(0, number - 1)]
@@ -280,7 +282,7 @@ def test_wait_sees_all_jobs_to_their_end(family: Family, stand_in: StandIn) -> N
     assert again["dataset"] == first["dataset"]
     jobs = f"slurm job {again['fit']}, slurm job {again['publish']}"
     assert f"gen_01: submitted again as {jobs}, to go on from its checkpoint" in err
-    assert "gen_01: running, the dataset is being made, and the fit waits for it" in err
+    assert "gen_01: running, it makes the dataset" in err
     assert "generation     gen_01 of cu" in out
     assert family.registry().verify(family.registry().get(1)) == []
     assert family.log().count("is to be trained on dataset") == 1

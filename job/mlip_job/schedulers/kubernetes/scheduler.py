@@ -12,7 +12,6 @@ from mlip_job.schedulers.kubernetes.connection import Connection, connect
 from mlip_job.schedulers.kubernetes.layout import identifying_labels
 from mlip_job.schedulers.kubernetes.logs import submission_lines
 from mlip_job.schedulers.kubernetes.manifests import from_yaml, plan_job, to_yaml
-from mlip_job.schedulers.kubernetes.stage_status import of_stage, of_withheld
 from mlip_job.schedulers.kubernetes.status import FORGOTTEN, has_ended, status_of
 from mlip_job.schedulers.kubernetes.submission import (
     current,
@@ -26,6 +25,8 @@ from mlip_job.schedulers.kubernetes.submission import (
 )
 from mlip_job.schedulers.kubernetes.submitter import Submitter
 from mlip_job.schedulers.kubernetes.template import job_from_template, template_name
+from mlip_job.schedulers.kubernetes.withheld import of_withheld
+from mlip_job.schedulers.stage_words import of_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -96,7 +97,7 @@ class KubernetesScheduler:
         if is_withheld(job):
             return self._status_of_withheld(handle, job)
         status = status_of(job, cluster.pods(handle.name), _events_of(cluster))
-        return of_stage(job, status) if is_part(job) else status
+        return of_part(status, stage_of(job)) if is_part(job) else status
 
     def logs(self, handle: JobHandle, *, follow: bool) -> Iterator[str]:
         """Yield the lines of all pods, of all Jobs of the submission; see `Scheduler.logs`."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mlip_job.errors import ConflictError, UnavailableError
 from mlip_job.naming import generation_name
-from mlip_job.schedulers.base import JobHandle, JobState, JobStatus, Plan
+from mlip_job.schedulers.base import JobHandle, JobState, JobStatus, Plan, Stage
 from mlip_job.schedulers.job_log import lines_of, read_end
 from mlip_job.schedulers.job_names import JobName, of_one_submission, require_same
 from mlip_job.schedulers.records import SubmitFiles, SubmittedJob
@@ -19,18 +19,18 @@ from mlip_job.schedulers.slurm.script import batch_script
 from mlip_job.schedulers.slurm.states import SECTION, is_live, state_of
 from mlip_job.schedulers.slurm.status import (
     combined,
-    of_stage,
     status_by_record,
     status_of,
     which_matters,
 )
+from mlip_job.schedulers.stage_words import of_part
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from mlip_job.config import JobConfig
-    from mlip_job.schedulers.base import JobRequest, Stage
+    from mlip_job.schedulers.base import JobRequest
     from mlip_job.schedulers.slurm.commands import Task
 
 
@@ -91,9 +91,10 @@ class SlurmScheduler:
             tasks = commands.accounted(handle.id) or commands.controlled(handle.id) or tasks
         files = self._files(handle)
         if not tasks:
-            return of_stage(self._status_by_records(handle, files), handle.stage)
-        found = [self._status_of_task(task, handle, files) for task in tasks]
-        return of_stage(combined(found), handle.stage)
+            status = self._status_by_records(handle, files)
+        else:
+            status = combined([self._status_of_task(task, handle, files) for task in tasks])
+        return status if handle.stage is Stage.WHOLE else of_part(status, handle.stage)
 
     def logs(self, handle: JobHandle, *, follow: bool) -> Iterator[str]:
         """See `Scheduler.logs`; they stay in the work directory."""

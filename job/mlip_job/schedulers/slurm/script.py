@@ -17,24 +17,14 @@ from mlip_job.schedulers.slurm.options import (
     sbatch_options,
     settings_of,
 )
+from mlip_job.schedulers.stage_words import WORDS, in_brackets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from mlip_job.config import JobConfig
     from mlip_job.config.slurm import SlurmConfig
     from mlip_job.schedulers.base import JobRequest
-
-_DOES: Mapping[Stage, str] = {
-    Stage.DATASET: "Makes the dataset of",
-    Stage.FIT: "Fits",
-    Stage.PUBLISH: "Evaluates and publishes",
-    Stage.WHOLE: "Trains",
-}
-_WHOSE: Mapping[Stage, str] = {
-    Stage.DATASET: "the job that makes the dataset",
-    Stage.FIT: "the job that fits",
-}
 
 
 def batch_script(request: JobRequest, name: str) -> str:
@@ -56,9 +46,9 @@ def batch_script(request: JobRequest, name: str) -> str:
         "submit.sbatch.j2",
         # A login shell knows the command `module` where a site has it.
         login=Code(" -l" if slurm.modules else ""),
-        does=Code(_DOES[request.stage]),
         generation_name=generation_name(request.generation),
         family=config.family,
+        part=Code(in_brackets(request.stage)),
         directives=directives,
         dependency=None if request.is_first else Code(_dependency(request)),
         directory=files.directory,
@@ -101,7 +91,7 @@ def _dependency(request: JobRequest) -> str:
     """Return the comment on how the job is submitted; the id is not known before."""
     before = request.stages[request.stages.index(request.stage) - 1]
     option = dependency(request, "0").removesuffix("0")
-    return f"sbatch is given {option}JOB as well: the id of {_WHOSE[before]}"
+    return f"sbatch is given {option}JOB as well: the id of the job that {WORDS[before].does}"
 
 
 def _program(config: JobConfig, slurm: SlurmConfig) -> Iterator[str]:

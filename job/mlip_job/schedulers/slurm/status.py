@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mlip_job.schedulers.base import JobState, JobStatus, Stage
+from mlip_job.schedulers.base import JobState, JobStatus
 from mlip_job.schedulers.exit_codes import meaning_of
 from mlip_job.schedulers.job_log import error_in, last_line
 from mlip_job.schedulers.slurm.states import NEVER, SECTION, how_it_ended, state_of, why
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from mlip_job.schedulers.base import JobHandle
     from mlip_job.schedulers.records import Ended
@@ -27,16 +26,6 @@ _RANK = (
     JobState.CANCELLED,
     JobState.SUCCEEDED,
 )
-
-
-_DOES: Mapping[tuple[Stage, JobState], str] = {
-    (Stage.DATASET, JobState.PENDING): "the dataset is to be made, and the fit waits for it",
-    (Stage.DATASET, JobState.RUNNING): "the dataset is being made, and the fit waits for it",
-    (Stage.DATASET, JobState.FAILED): "making the dataset failed",
-    (Stage.FIT, JobState.FAILED): "the fit failed",
-    (Stage.PUBLISH, JobState.FAILED): "evaluating or publishing it failed",
-}
-"""What becomes of a part of a run."""
 
 
 def status_of(
@@ -89,15 +78,6 @@ def combined(statuses: Sequence[JobStatus]) -> JobStatus:
         first.exit_code,
         resubmit=any(status.resubmit for status in statuses),
     )
-
-
-def of_stage(status: JobStatus, stage: Stage) -> JobStatus:
-    """Return the status of a job that does a part of a run; the reason tells which."""
-    does = _DOES.get((stage, status.state))
-    if does is None or status.reason is None:
-        return replace(status, reason=does or status.reason)
-    mark = ": " if status.state is JobState.FAILED else "; "
-    return replace(status, reason=f"{does}{mark}{status.reason}")
 
 
 def which_matters(jobs: Sequence[tuple[JobHandle, JobStatus]]) -> JobHandle:
