@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,7 +12,7 @@ from mlip_job.cli.options import Settings
 from mlip_job.config import TrainingConfig
 from mlip_job.naming import WorkFiles
 from mlip_job.training.basis import potential_section
-from mlip_job.training.ladder import LadderWatch, count_steps
+from mlip_job.training.ladder import LadderWatch, advice_beforehand, count_steps
 from mlip_job.training.process import Progress
 
 if TYPE_CHECKING:
@@ -135,3 +135,29 @@ def test_check_says_how_many_steps_there_may_be(tmp_path: Path, step: str, expec
     text = _configuration(settings, settings.config())
     assert expected in text
     assert ("ladder" in text) == ("ladder" in expected)
+
+
+NOTHING_TO_SAY = None
+SAID = (
+    "gen_01 is fitted by a ladder of up to 3 steps, of which each builds its graphs anew: "
+    "training.ladder_step: null, or larger steps, builds fewer"
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "generation", "expected"),
+    [
+        ({}, 1, SAID),
+        ({"ladder_step": None}, 1, NOTHING_TO_SAY),
+        ({"ladder_step": 300}, 1, NOTHING_TO_SAY),
+        ({"linear_start": True}, 1, NOTHING_TO_SAY),
+        ({}, 2, NOTHING_TO_SAY),  # it goes on with its parent's basis, or grows from that
+        ({"start_from": 1}, 2, NOTHING_TO_SAY),
+        ({"start_from": "none"}, 2, SAID.replace("gen_01", "gen_02")),
+    ],
+)
+def test_what_is_said_before_a_fit_is_submitted(
+    settings: dict[str, Any], generation: int, expected: str | None
+) -> None:
+    """Only of one from nothing: what a parent leaves to be done is not known by then."""
+    assert advice_beforehand(TrainingConfig(**settings), generation) == expected

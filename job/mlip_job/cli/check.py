@@ -67,17 +67,11 @@ def _try(probe: Callable[[], str]) -> tuple[str, MlipJobError | None]:
 
 
 def _configuration(settings: Settings, config: JobConfig) -> str:
-    from mlip_job.training.ladder import count_steps
+    from mlip_job.training.ladder import ladder_of
 
     text = f"{settings.config_path} is valid (family {config.family})"
-    training = config.training
-    if training.ladder_step is None:
-        return text
-    # With more elements the functions are spread over more blocks, which all grow at once.
-    steps = count_steps(training.ladder_step, {"block": training.functions_per_element}, {})
-    if steps == 1:
-        return text
-    return f"{text}; a ladder of up to {steps} steps, of which each builds its graphs anew"
+    ladder = ladder_of(config.training)
+    return text if ladder is None else f"{text}; {ladder}"
 
 
 def _database(config: JobConfig) -> str:

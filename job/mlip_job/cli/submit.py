@@ -92,6 +92,7 @@ def command(
     from mlip_job.registry import Registry
     from mlip_job.schedulers.base import JobRequest, stages
     from mlip_job.schedulers.open import open_scheduler
+    from mlip_job.training.ladder import advice_beforehand
 
     config = settings.config()
     registry = Registry(settings.store(config), config.family)
@@ -123,7 +124,9 @@ def command(
             click.echo(chosen.plan(replace(first, stage=stage)).text, nl=False)
         return
     submitter = _Submitter(settings, config, registry, chosen, Reporter(settings))
-    documents = submitter.submit(first, numbers, wait=wait)
+    # A template in the cluster has settings of its own.
+    advice = advice_beforehand(config.training, numbers[0]) if template is None else None
+    documents = submitter.submit(first, numbers, wait=wait, advice=advice)
     emit(settings, {"jobs": documents}, lambda: None)
 
 
@@ -144,10 +147,13 @@ class _Submitter:
         self._scheduler = scheduler
         self._reporter = reporter
 
-    def submit(self, first: JobRequest, numbers: list[int], *, wait: bool) -> list[dict[str, Any]]:
+    def submit(
+        self, first: JobRequest, numbers: list[int], *, wait: bool, advice: str | None = None
+    ) -> list[dict[str, Any]]:
         """Submit all; with `wait`, each when the one before is published.
 
-        Else each waits for the job of the one before, which the scheduler sees to.
+        Else each waits for the job of the one before, which the scheduler sees to. The advice is on
+        the first fit, and given if that is new.
         """
         from dataclasses import replace
 
@@ -160,6 +166,9 @@ class _Submitter:
         for number in numbers:
             request = replace(first, generation=number, after=after)
             jobs = self._submit_jobs(request, notes=not wait)
+            new_fit = any(job.stage.needs_gpu and not job.found for job in jobs)
+            if advice is not None and number == numbers[0] and new_fit:
+                self._reporter.message(f"note: {advice}")
             documents += [{"generation": number, **document_of(job)} for job in jobs]
             after = None if wait else jobs[-1].id
             if wait:

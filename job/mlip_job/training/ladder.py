@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mlip_job.errors import TrainingError
+from mlip_job.naming import generation_name
 from mlip_job.training.log_state import Phase
 from mlip_job.training.phases import phase_seconds
 from mlip_job.training.potential_yaml import functions_per_block, read_potential
@@ -12,6 +13,7 @@ from mlip_job.training.potential_yaml import functions_per_block, read_potential
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from mlip_job.config import TrainingConfig
     from mlip_job.naming import WorkFiles
     from mlip_job.training.log_state import LogState
     from mlip_job.training.process import Progress
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 LadderStep = int | float | tuple[float, ...]
 
 _WORTH_A_WORD_SECONDS = 60.0
+_FEWER = "training.ladder_step: null, or larger steps, builds fewer"
 
 
 def count_steps(step: LadderStep, target: Mapping[str, int], start: Mapping[str, int]) -> int:
@@ -46,6 +49,29 @@ def count_steps(step: LadderStep, target: Mapping[str, int], start: Mapping[str,
         now = {block: min(now[block] + grown, size) for block, size in target.items()}
         steps += 1
     return steps
+
+
+def ladder_of(training: TrainingConfig) -> str | None:
+    """Return how many steps the ladder of a fit may have; None where it is one step at most."""
+    if training.ladder_step is None:
+        return None
+    # With more elements the functions are spread over more blocks, which all grow at once.
+    steps = count_steps(training.ladder_step, {"block": training.functions_per_element}, {})
+    if steps == 1:
+        return None
+    return f"a ladder of up to {steps} steps, of which each builds its graphs anew"
+
+
+def advice_beforehand(training: TrainingConfig, generation: int) -> str | None:
+    """Return what a fit from nothing costs by its ladder, and what to change.
+
+    None where there is nothing to say, or where it follows from the potential of a parent.
+    """
+    from_nothing = generation == 1 or training.start_from == "none"
+    ladder = ladder_of(training)
+    if ladder is None or not from_nothing or training.linear_start:
+        return None
+    return f"{generation_name(generation)} is fitted by {ladder}: {_FEWER}"
 
 
 class LadderWatch:
@@ -119,7 +145,6 @@ def _split(timings_s: Mapping[str, float]) -> tuple[float, float, float]:
 
 
 def _remedy(test: float) -> str:
-    fewer = "training.ladder_step: null, or larger steps, builds fewer"
     if not test:
-        return fewer
-    return f"{fewer}; training.test_evaluation: end or beside spares those of the test set"
+        return _FEWER
+    return f"{_FEWER}; training.test_evaluation: end or beside spares those of the test set"

@@ -170,6 +170,21 @@ def test_what_fails_is_named_and_only_what_is_missing_runs_again(parts: Parts) -
     assert "gen_01 (evaluation and publishing) submitted as" in ended.err
 
 
+def test_a_ladder_is_spoken_of_where_a_fit_is_submitted(parts: Parts) -> None:
+    """Once, not in a dry run, nor where the fit is there already; with --json too."""
+    parts.family.configure(training={"ladder_step": 1})
+    said = "note: gen_01 is fitted by a ladder of up to 3 steps"
+    parts.hold("dataset")
+    dry, first, again = (
+        parts.family.run("submit", "-g", "1..2", *SPLIT, *options)
+        for options in (("-g", 1, "--dry-run"), ("--json",), ())
+    )
+    assert "a ladder of" not in dry.out + dry.err + again.err + first.out
+    assert (first.code, first.err.count("ladder of"), said in first.err) == (0, 1, True)
+    for generation in (1, 2):
+        assert parts.family.run("cancel", "-g", generation).code == 0
+
+
 def test_all_jobs_are_cancelled(parts: Parts) -> None:
     """Those that wait too, whichever runs; nothing goes on behind one's back."""
     parts.hold("fit")
