@@ -316,7 +316,7 @@ def test_one_submission_of_three_jobs(site: Site) -> None:
     said = ("gen_01 is to be trained on", "gen_01 is fitted", "published gen_01")
     places = [next(n for n, line in enumerate(lines) if text in line) for text in said]
     assert places == sorted(places)
-    assert len(site.registry.get(1).attempts) == 2
+    assert len(site.registry.get(1).attempts) == 3
 
 
 @split

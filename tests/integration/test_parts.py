@@ -60,7 +60,7 @@ def test_three_jobs_publish_what_the_first_one_decided(family: Family) -> None:
     assert isinstance(outcome, Outcome)
     assert outcome.manifest.dataset == reached.dataset == fitted.dataset
     parts = outcome.manifest.attempts
-    assert [part.iterations for part in parts] == [outcome.manifest.headline.iterations, 0]
+    assert [part.iterations for part in parts] == [0, outcome.manifest.headline.iterations, 0]
     # A pod that is started once more finds all done, and needs no database either.
     for until in (*Until, None):
         again = run(family, until)
@@ -82,8 +82,10 @@ def test_a_database_that_moved_changes_nothing_published(family: Family) -> None
 def test_parts_are_idempotent(family: Family) -> None:
     """Each again changes nothing: the same dataset, the same fit."""
     first = run(family, Until.DATASET)
+    decision = read_decision(family.registry, 2)
     write_database(family.database, rattled(4, seed=5))
     assert run(family, Until.DATASET) == first
+    assert read_decision(family.registry, 2) == decision
     fitted = run(family, Until.FIT)
     (before, *_) = family.registry.checkpoints(2).found()
     assert run(family, Until.FIT) == fitted
@@ -158,6 +160,12 @@ def test_members_train_on_what_was_decided(family: Family) -> None:
     assert isinstance(first, Outcome)
     assert isinstance(last, Outcome)
     assert (first.missing, last.missing) == ((2,), ())
+    decision = read_decision(family.registry, 2)
+    assert decision is not None
+    for member in members_of(family.registry, 2).values():
+        manifest = member.find_own(2)
+        assert manifest is not None
+        assert manifest.attempts[0] == decision.attempt
     assert family.registry.get(2).dataset == reached.dataset
 
 

@@ -13,6 +13,7 @@ import yaml
 from mlip_job.errors import GpuRequiredError, InterruptedRunError
 from mlip_job.pipeline import Outcome, Until, run_generation, run_part
 from mlip_job.pipeline.clock import StageClock
+from mlip_job.registry.decisions import DECISION
 from mlip_job.report import TrainingReport
 from mlip_job.store.open import open_store
 from mlip_job.training import gpu
@@ -119,6 +120,39 @@ def test_a_job_that_publishes_has_no_start_of_pacemaker(
     assert f"started {fitted.to_pacemaker_s:.1f} s after the start of the job" in shown.out
     document = json.loads(cli("-c", str(family.config_path), "show", "-g", "2", "--json").out)
     assert document["attempts"][0]["timings"]["to_pacemaker_s"] == fitted.to_pacemaker_s
+
+
+def test_times_of_a_job_that_made_the_dataset_are_kept(family: Family) -> None:
+    """Its attempt is the first of those that the generation took."""
+    store = open_store(family.config.storage)
+    with StopRequest() as stop:
+        how = {"store": store, "observer": Silent(), "stop": stop}
+        run_part(family.config, 2, Until.DATASET, clock=StageClock(age_s=1000.0), **how)
+    manifest = _run(family)
+    exported, fitted = manifest.attempts
+    assert exported.iterations == 0
+    assert exported.timings.to_pacemaker_s is None
+    assert {"checks", "export", "publish_dataset"} <= exported.timings.stages_s.keys()
+    assert exported.timings.stages_s["start_up"] >= 1000.0
+    assert "export" not in fitted.timings.stages_s
+    assert exported.started == manifest.started < fitted.started
+
+    report = _report(family, manifest)
+    assert report.attempts[0] == exported
+    assert report.timings_s["export"] == exported.timings.stages_s["export"]
+    assert report.timings_s["start_up"] >= 1000.0
+
+
+def test_a_decision_of_before_there_were_times_is_read(family: Family) -> None:
+    """Nothing is known of the job that made it."""
+    store = open_store(family.config.storage)
+    with StopRequest() as stop:
+        run_part(family.config, 2, Until.DATASET, store=store, observer=Silent(), stop=stop)
+    key = family.registry.keys.generation(2, DECISION)
+    document = json.loads(store.get(key))
+    del document["attempt"]
+    store.put(key, json.dumps(document).encode())
+    assert len(_run(family).attempts) == 1
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from mlip_job.naming import WorkFiles
 from mlip_job.pipeline.background import every, within
 from mlip_job.pipeline.beside import BesideFit, notes_on_test_set
 from mlip_job.pipeline.datasets import Dataset, fetch_frames, find_or_build_dataset, frames
-from mlip_job.pipeline.decided import decided_dataset, decision_for, was_decided
+from mlip_job.pipeline.decided import attempts_before, decided_dataset, decision_for, was_decided
 from mlip_job.pipeline.evaluate import (
     clear_cores,
     evaluate_generation,
@@ -173,7 +173,8 @@ class Attempt:
         training = self._prepare(fresh=fresh).training
         of = (self._config, self._generation)
         if not was_decided(*of, self._registry, training.dataset):
-            decide(self._registry, self._generation, decision_for(*of, training.dataset))
+            part = self._part().model_copy(update={"timings": self._clock.timings()})
+            decide(self._registry, self._generation, decision_for(*of, training.dataset, part))
         shutil.rmtree(self._files.directory, ignore_errors=True)
         return training
 
@@ -230,9 +231,10 @@ class Attempt:
         self._raise_if_lost()
         with self._clock.stage("publish_dataset"):
             agreed = self._agree_on(dataset, lineage)
+        attempts = (*attempts_before(self._generation, self._registry, agreed), self._part())
         state = TrainingState(
-            attempts=(self._part(),),
-            started=self._started,
+            attempts=attempts,
+            started=attempts[0].started,
             config=self._config.model_dump(mode="json"),
             dataset=agreed,
             parent=parent,

@@ -13,14 +13,29 @@ from mlip_job.registry.decisions import Decision, read_decision
 
 if TYPE_CHECKING:
     from mlip_job.config import JobConfig
-    from mlip_job.registry import DatasetReference, Registry
+    from mlip_job.registry import AttemptPart, DatasetReference, Registry
 
 
-def decision_for(config: JobConfig, generation: int, dataset: DatasetReference) -> Decision:
-    """Return the decision that a generation is to be trained on a dataset."""
+def decision_for(
+    config: JobConfig, generation: int, dataset: DatasetReference, attempt: AttemptPart
+) -> Decision:
+    """Return the decision that a generation is trained on a dataset, which an attempt made."""
     return Decision(
-        settings=_settings_key(config, generation), dataset=dataset, job=job_of_this_start()
+        settings=_settings_key(config, generation),
+        dataset=dataset,
+        job=job_of_this_start(),
+        attempt=attempt,
     )
+
+
+def attempts_before(
+    generation: int, registry: Registry, dataset: DatasetReference
+) -> tuple[AttemptPart, ...]:
+    """Return the attempt that decided a generation's dataset; empty where none is known."""
+    decision = read_decision(registry, generation)
+    if decision is None or decision.dataset != dataset or decision.attempt is None:
+        return ()
+    return (decision.attempt,)
 
 
 def was_decided(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlip_job.errors import IntegrityError, ObjectNotFoundError
-from mlip_job.registry.manifest import DatasetReference
+from mlip_job.registry.manifest import AttemptPart, DatasetReference
 
 if TYPE_CHECKING:
     from mlip_job.registry.registry import Registry
@@ -36,6 +36,9 @@ class Decision(BaseModel):
         What to train on.
     job
         The scheduler's job that decided it, see `mlip_job.environment.job_of_this_start`.
+    attempt
+        The one that made the dataset, with where its time went; None where a version decided that
+        kept no times.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,6 +47,7 @@ class Decision(BaseModel):
     settings: str
     dataset: DatasetReference
     job: str | None = None
+    attempt: AttemptPart | None = None
 
 
 def read_decision(registry: Registry, generation: int) -> Decision | None:
