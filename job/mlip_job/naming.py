@@ -266,6 +266,11 @@ class WorkFiles:
         return self.directory / "output_potential.yaml"
 
     @property
+    def left_out(self) -> Path:
+        """The rows that the weighting kept out of the fit; only its end can tell."""
+        return self.directory / "left_out_by_weighting.json"
+
+    @property
     def yace(self) -> Path:
         """The potential in the format that LAMMPS reads."""
         return self.directory / "potential.yace"

@@ -35,7 +35,7 @@ def stand_in_for_pacemaker(directory: Path, first: str = ":") -> Callable[[], No
         program.chmod(0o755)
 
     def at_speed() -> None:
-        from mlip_job.pipeline import attempt
+        from mlip_job.pipeline import publication
         from mlip_job.training import process, programs
         from tests.plain_evaluations import make_evaluation
 
@@ -43,7 +43,7 @@ def stand_in_for_pacemaker(directory: Path, first: str = ":") -> Callable[[], No
         find = process.find_program = lambda name: folder / name  # type: ignore[assignment]
         programs.find_program = find
         # What is replayed was fitted to other data.
-        attempt.evaluate_generation = lambda *_: make_evaluation()
+        publication.evaluate_generation = lambda *_: make_evaluation()
 
     return at_speed
 

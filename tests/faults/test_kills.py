@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mlip_job.pipeline import attempt
+from mlip_job.pipeline import preparation, publication
 from mlip_job.pipeline.shipping import Shipper
 from mlip_job.registry import Registry
 from mlip_job.training.runner import PacemakerWrapper
@@ -31,13 +31,13 @@ _SLACK = timedelta(seconds=30)  # for storing a checkpoint on a busy machine
 
 STAGES = {
     "claim": (Registry, "claim"),
-    "export": (attempt, "find_or_build_dataset"),
+    "export": (preparation, "find_or_build_dataset"),
     "publish dataset": (Registry, "publish_dataset"),
     "fit": (PacemakerWrapper, "fit"),
     "ship the end": (Shipper, "ship_end"),
-    "convert": (attempt, "convert_to_yace"),
-    "evaluate": (attempt, "evaluate_generation"),
-    "report": (attempt, "make_report"),
+    "convert": (publication, "convert_to_yace"),
+    "evaluate": (publication, "evaluate_generation"),
+    "report": (publication, "make_report"),
     "publish": (Registry, "publish"),
     "roll forward": (Registry, "roll_forward"),
     "move the pointer": (Registry, "_advance_latest"),

@@ -31,7 +31,7 @@ from mlip_job.evaluation.measured import Models, Task
 from mlip_job.evaluation.potential import Potential
 from mlip_job.evaluation.processes import Measurers
 from mlip_job.evaluation.structures import parse, read_blocks
-from mlip_job.pipeline import attempt, run_generation
+from mlip_job.pipeline import publication, run_generation
 from mlip_job.registry import Manifest, Registry
 from mlip_job.report import TrainingReport
 from mlip_job.store.open import open_store
@@ -488,7 +488,7 @@ def _children(parent: int) -> list[int]:
 
 def _spoil(change: Callable[[str], str]) -> Callable[..., None]:
     """Return a converter whose result is changed by someone else right after it."""
-    convert = attempt.convert_to_yace
+    convert = publication.convert_to_yace
 
     def spoiling(potential: Path, yace: Path) -> None:
         convert(potential, yace)
@@ -521,7 +521,7 @@ def test_a_spoilt_potential_is_caught(project: Project, monkeypatch: pytest.Monk
         ),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(attempt, "convert_to_yace", _spoil(change))
+            patch.setattr(publication, "convert_to_yace", _spoil(change))
             with pytest.raises(TrainingError, match=message) as caught:
                 project.run(1)
         assert caught.value.exit_code == 70
@@ -539,7 +539,7 @@ def test_a_potential_that_was_not_fitted_is_caught(
 ) -> None:
     """Changed before it was converted: only pacemaker's own figures tell."""
     project.write(rattled(12), {}, evaluation={"active_set": False})
-    convert = attempt.convert_to_yace
+    convert = publication.convert_to_yace
 
     def changing(potential: Path, yace: Path) -> None:
         content = yaml.safe_load(potential.read_text())
@@ -549,7 +549,7 @@ def test_a_potential_that_was_not_fitted_is_caught(
         potential.write_text(yaml.safe_dump(content))
         convert(potential, yace)
 
-    monkeypatch.setattr(attempt, "convert_to_yace", changing)
+    monkeypatch.setattr(publication, "convert_to_yace", changing)
     with pytest.raises(TrainingError, match=r"RMSE on the train set is .*, pacemaker says") as e:
         project.run(1)
     assert "is not the one that was fitted" in e.value.message
