@@ -70,7 +70,8 @@ def take(config: DatabaseConfig, dataset: DatasetConfig, path: Path) -> tuple[In
             spool=spool,
             progress=lambda _: None,
         )
-        return intake, [id_ for structures in spool for id_ in structures.ids.tolist()]
+        pages = list(spool.read())
+        return intake, [id_ for structures, _ in pages for id_ in structures.ids.tolist()]
 
 
 @pytest.mark.parametrize(

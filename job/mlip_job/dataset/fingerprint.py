@@ -40,11 +40,13 @@ def fingerprints(structures: Structures) -> bytes:
     bounds = structures.starts.tolist()
     digests = []
     for index, (start, end) in enumerate(pairwise(bounds)):
-        digest = hashlib.sha256(numbers[4 * start : 4 * end])
-        digest.update(pbc[3 * index : 3 * index + 3])
-        digest.update(cells[72 * index : 72 * index + 72])
-        digest.update(positions[24 * start : 24 * end])
-        digests.append(digest.digest())
+        parts = (
+            numbers[4 * start : 4 * end],
+            pbc[3 * index : 3 * index + 3],
+            cells[72 * index : 72 * index + 72],
+            positions[24 * start : 24 * end],
+        )
+        digests.append(hashlib.sha256(b"".join(parts)).digest())
     return b"".join(digests)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 _REPORT_EVERY = 10000
 """Rows between two lines of progress."""
+
+_REMEMBERED = 4096
 
 
 @dataclass(frozen=True)
@@ -226,11 +229,18 @@ def _compositions(structures: Structures) -> list[Composition]:
     table = np.bincount(owners * kinds + structures.numbers, minlength=len(structures) * kinds)
     table = table.reshape(len(structures), kinds)
     present = np.flatnonzero(table.any(axis=0))
-    numbers = present.tolist()
+    numbers = tuple(present.tolist())
+    counts = np.ascontiguousarray(table[:, present])
+    data, size = counts.tobytes(), counts.itemsize * len(numbers)
     return [
-        tuple((number, count) for number, count in zip(numbers, counts, strict=True) if count)
-        for counts in table[:, present].tolist()
+        _composition(numbers, data[first : first + size]) for first in range(0, len(data), size)
     ]
+
+
+@lru_cache(_REMEMBERED)
+def _composition(numbers: tuple[int, ...], counts: bytes) -> Composition:
+    pairs = zip(numbers, np.frombuffer(counts, np.int64).tolist(), strict=True)
+    return tuple((number, count) for number, count in pairs if count)
 
 
 def _nothing_selected(source: PagedDatabase, select: str) -> DataError:

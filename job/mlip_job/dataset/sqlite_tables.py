@@ -86,16 +86,16 @@ class _Blobs:
     def count_atoms(self, row: Sequence[Any]) -> int:
         """See `Layout.count_atoms`."""
         _, _, numbers, positions, cell, pbc, _, _, forces, stress, _ = row
-        atoms, rest = divmod(len(numbers), 4)
+        size = len(numbers)
         fits = (
-            rest == 0
-            and len(positions) == _VECTOR * atoms == len(forces)
+            bytes is type(numbers) is type(positions) is type(forces) is type(cell)
+            and len(positions) == _VECTOR // 4 * size == len(forces)
             and len(cell) == _TENSOR
             and (stress is None or len(stress) == 8 * VOIGT)
             and isinstance(pbc, int)
-            and bytes is type(numbers) is type(positions) is type(forces) is type(cell)
+            and size % 4 == 0
         )
-        return atoms if fits else 0
+        return size // 4 if fits else 0
 
     def join(self, arrays: Iterable[bytes | None], dtype: str) -> np.ndarray[Any, Any]:
         """See `Layout.join`."""

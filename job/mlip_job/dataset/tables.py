@@ -115,7 +115,7 @@ def make_page(
     others: list[int] = []
     for row in rows:
         try:
-            atoms = layout.count_atoms(row) if _are_energies(row[6], row[7]) else 0
+            atoms = layout.count_atoms(row) if _is_energy(row[6]) and _is_energy(row[7]) else 0
             pair = decode(row[10])
         except (TypeError, ValueError, AttributeError):
             atoms, pair = 0, {}
@@ -129,8 +129,8 @@ def make_page(
     return RawPage(_join(columns, counts, layout), columns[1], pairs, others)
 
 
-def _are_energies(*values: Any) -> bool:
-    return all(value is None or isinstance(value, float) for value in values)
+def _is_energy(value: Any) -> bool:
+    return value is None or isinstance(value, float)
 
 
 def _join(columns: Sequence[Sequence[Any]], counts: Sequence[int], layout: Layout) -> Structures:
