@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -101,6 +102,8 @@ def make_database(directory: Path, rows: int) -> Path:
 
 def _run(route: str, database: Path, directory: Path) -> Costs:
     output = directory / "out"
+    shutil.rmtree(output, ignore_errors=True)  # of a benchmark that was stopped
+    os.sync()  # or the kernel writes what another route left while this one runs
     command = [sys.executable, "-m", "benchmarks.routes", route, str(database), str(output)]
     try:
         done = subprocess.run(command, check=True, capture_output=True, text=True)
