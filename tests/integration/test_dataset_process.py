@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 
 from mlip_job.dataset import texts, writing
-from mlip_job.errors import DataError
+from mlip_job.errors import TrainingError
 from mlip_job.processes import Beside
 from tests.cli import run_cli
 from tests.datasets import build, read, refused
@@ -101,7 +101,7 @@ def test_it_is_killed(
 ) -> None:
     """As by a kernel that is out of memory."""
     monkeypatch.setattr(texts, "write_text", _write_nothing_or_die)
-    said = refused(DataError, db, tmp_path / "out")
+    said = refused(TrainingError, db, tmp_path / "out")
     assert "the process that wrote train.xyz died, most likely out of memory" in said
     assert started == ["train.xyz"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from mlip_job.dataset.extxyz import structures_text
 from mlip_job.dataset.output import OutputFile
-from mlip_job.errors import DataError
+from mlip_job.errors import TrainingError
 from mlip_job.processes import Beside
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from mlip_job.dataset.row import BoolArray, FloatArray, IntArray
 
 _WORTH_A_PROCESS = 100_000
-"""Structures. It takes half a second of imports; the text of so many takes three times that."""
+"""Structures. It takes most of a second to start; the text of so many takes several."""
 
-Labels = tuple["FloatArray", "list[str | None]", "list[str | None]"]
+_MaybeTexts = list[str | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class LabelColumns:
             entries.config_type_codes,
         )
 
-    def at(self, place: slice, mine: BoolArray) -> Labels:
+    def at(self, place: slice, mine: BoolArray) -> tuple[FloatArray, _MaybeTexts, _MaybeTexts]:
         """Return energies (eV), groups and config types of some of the entries of a place."""
         return (
             self.energies[place][mine],
@@ -56,7 +56,7 @@ class LabelColumns:
         )
 
 
-def _texts(texts: Sequence[str], codes: IntArray) -> list[str | None]:
+def _texts(texts: Sequence[str], codes: IntArray) -> _MaybeTexts:
     # The last place is that of -1, none.
     places = (*texts, None)
     return [places[code] for code in codes.tolist()]
@@ -91,7 +91,7 @@ def text_beside(
     if chosen.sum() < _WORTH_A_PROCESS or len(os.sched_getaffinity(0)) == 1:
         yield lambda: write_text(*work)
         return
-    died = DataError(
+    died = TrainingError(
         f"the process that wrote {path.name} died, most likely out of memory",
         hint="give the job more memory, then run the same command again",
     )

@@ -15,6 +15,7 @@ from mlip_job.errors import ConflictError, InterruptedRunError, MlipJobError
 from mlip_job.naming import WorkFiles
 from mlip_job.pipeline.background import every, within
 from mlip_job.pipeline.beside import BesideFit
+from mlip_job.pipeline.context import AttemptContext
 from mlip_job.pipeline.decided import decision_for, was_decided
 from mlip_job.pipeline.preparation import Preparation
 from mlip_job.pipeline.publication import Publication
@@ -119,7 +120,7 @@ class Attempt:
         """
         prepared, shipper, summary = self._prepare_and_fit(fresh=fresh)
         try:
-            return self._publication().run(prepared, shipper, summary)
+            return Publication(self._context()).run(prepared, shipper, summary)
         except InterruptedRunError as error:
             raise self._with_checkpoint(error, shipper) from None
 
@@ -130,7 +131,7 @@ class Attempt:
 
     def decide_dataset(self, *, fresh: bool) -> TrainingState:
         """Publish the dataset, and have the next attempts at the generation train on it."""
-        training = self._preparation().run(fresh=fresh).training
+        training = self._prepare(fresh=fresh).training
         of = (self._config, self._generation)
         if not was_decided(*of, self._registry, training.dataset):
             part = self._part.model_copy(update={"timings": self._clock.timings()})
@@ -139,7 +140,7 @@ class Attempt:
         return training
 
     def _prepare_and_fit(self, *, fresh: bool) -> tuple[Prepared, Shipper, RunSummary]:
-        prepared = self._start_linearly(self._preparation().run(fresh=fresh))
+        prepared = self._start_linearly(self._prepare(fresh=fresh))
         shipper = Shipper(
             self._registry,
             self._generation,
@@ -151,20 +152,11 @@ class Attempt:
         with self._clock.stage("fit"):
             return prepared, shipper, self._fit(prepared, shipper)
 
-    def _preparation(self) -> Preparation:
-        return Preparation(
-            self._config,
-            self._generation,
-            self._registry,
-            self._files,
-            self._part,
-            self._observer,
-            self._clock,
-            self._raise_if_lost,
-        )
+    def _prepare(self, *, fresh: bool) -> Prepared:
+        return Preparation(self._context(), self._part).run(fresh=fresh)
 
-    def _publication(self) -> Publication:
-        return Publication(
+    def _context(self) -> AttemptContext:
+        return AttemptContext(
             self._config,
             self._generation,
             self._registry,

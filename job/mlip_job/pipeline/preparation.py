@@ -17,16 +17,12 @@ from mlip_job.training.basis import potential_section
 from mlip_job.training.legs import Leg, legs_from
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
-    from mlip_job.config import JobConfig
     from mlip_job.dataset.record import DatasetRecord
-    from mlip_job.naming import WorkFiles
-    from mlip_job.pipeline.clock import StageClock
+    from mlip_job.pipeline.context import AttemptContext
     from mlip_job.pipeline.lineage import Lineage
-    from mlip_job.pipeline.stages import Observer
-    from mlip_job.registry import AttemptPart, Checkpoint, DatasetReference, Registry
+    from mlip_job.registry import AttemptPart, Checkpoint, DatasetReference
 
 
 @dataclass(frozen=True)
@@ -53,35 +49,15 @@ class Preparation:
 
     Parameters
     ----------
-    config, generation, registry, observer, clock
-        Of the attempt.
-    files
-        Its work directory, which is made.
+    context
+        Of which attempt; its work directory is made.
     part
         The attempt itself, as the next ones get to know it.
-    raise_if_lost
-        Raises where another attempt has taken over.
     """
 
-    def __init__(
-        self,
-        config: JobConfig,
-        generation: int,
-        registry: Registry,
-        files: WorkFiles,
-        part: AttemptPart,
-        observer: Observer,
-        clock: StageClock,
-        raise_if_lost: Callable[[], None],
-    ) -> None:
-        self._config = config
-        self._generation = generation
-        self._registry = registry
-        self._files = files
+    def __init__(self, context: AttemptContext, part: AttemptPart) -> None:
+        self._context = context
         self._part = part
-        self._observer = observer
-        self._clock = clock
-        self._raise_if_lost = raise_if_lost
 
     def run(self, *, fresh: bool) -> Prepared:
         """Bring all that a fit begins with into the work directory; the claim has to be held.
@@ -92,84 +68,93 @@ class Preparation:
             Remove what attempts of other jobs left, and start over.
         """
         if fresh:
-            start_over(self._registry, self._generation)
-        self._files.directory.mkdir(parents=True)
+            start_over(self._context.registry, self._context.generation)
+        self._context.files.directory.mkdir(parents=True)
         try:
-            with self._clock.stage("fetch"):
+            with self._context.clock.stage("fetch"):
                 checkpoint = fetch_checkpoint(
-                    self._config, self._generation, self._registry, self._files, self._observer
+                    self._context.config,
+                    self._context.generation,
+                    self._context.registry,
+                    self._context.files,
+                    self._context.observer,
                 )
             if checkpoint is None:
                 return self._begin()
             return self._go_on(checkpoint)
         except BaseException:
             # Nothing was trained yet: an attempt that failed here leaves nothing worth keeping.
-            shutil.rmtree(self._files.directory, ignore_errors=True)
+            shutil.rmtree(self._context.files.directory, ignore_errors=True)
             raise
 
     def _begin(self) -> Prepared:
         """Export the dataset and start from the parent, or from nothing."""
-        training = self._config.training
-        lineage = find_lineage(self._registry, training, self._generation)
-        agreed = self._registry.agreed_dataset(self._generation) or self._decided()
-        with self._clock.stage("fetch" if agreed else "export"):
+        training = self._context.config.training
+        lineage = find_lineage(self._context.registry, training, self._context.generation)
+        agreed = self._context.registry.agreed_dataset(self._context.generation) or self._decided()
+        with self._context.clock.stage("fetch" if agreed else "export"):
             dataset = agreed or self._find_or_build_dataset(lineage)
             record = self._record_of(dataset)
-        with self._clock.stage("fetch"):
+        with self._context.clock.stage("fetch"):
             parent = fetch_parent(
                 training,
-                self._files,
+                self._context.files,
                 record.elements,
-                self._registry,
+                self._context.registry,
                 lineage.potential,
-                self._observer,
+                self._context.observer,
             )
-        content = make_input(training, self._files, record, parent)
-        self._raise_if_lost()
-        with self._clock.stage("publish_dataset"):
+        content = make_input(training, self._context.files, record, parent)
+        self._context.raise_if_lost()
+        with self._context.clock.stage("publish_dataset"):
             agreed = self._agree_on(dataset, lineage)
-        attempts = (*attempts_before(self._generation, self._registry, agreed), self._part)
+        attempts = (
+            *attempts_before(self._context.generation, self._context.registry, agreed),
+            self._part,
+        )
         state = TrainingState(
             attempts=attempts,
             started=attempts[0].started,
-            config=self._config.model_dump(mode="json"),
+            config=self._context.config.model_dump(mode="json"),
             dataset=agreed,
             parent=parent,
             elements=record.elements,
             job=job_of_this_start(),
         )
-        return Prepared(record, state, {self._files.input_yaml: Leg(content)})
+        return Prepared(record, state, {self._context.files.input_yaml: Leg(content)})
 
     def _go_on(self, checkpoint: Checkpoint) -> Prepared:
         """Take up what an earlier attempt left: its dataset, its parent, its potential."""
         before = checkpoint.training
-        record = self._registry.dataset_record(before.dataset)
-        content = make_input(self._config.training, self._files, record, before.parent)
+        record = self._context.registry.dataset_record(before.dataset)
+        content = make_input(
+            self._context.config.training, self._context.files, record, before.parent
+        )
         legs = legs_from(
             checkpoint.position,
             content,
-            potential_section(self._config.training, record.elements),
-            self._files.checkpoint_potential.name,
+            potential_section(self._context.config.training, record.elements),
+            self._context.files.checkpoint_potential.name,
         )
         if checkpoint.position.finished:
             legs = ()
         state = before.model_copy(
             update={
                 "attempts": (*before.attempts, self._part),
-                "config": self._config.model_dump(mode="json"),
+                "config": self._context.config.model_dump(mode="json"),
             }
         )
-        inputs = {self._files.leg_input(n): leg for n, leg in enumerate(legs, start=1)}
+        inputs = {self._context.files.leg_input(n): leg for n, leg in enumerate(legs, start=1)}
         return Prepared(record, state, inputs)
 
     def _find_or_build_dataset(self, lineage: Lineage) -> Dataset:
         return find_or_build_dataset(
-            self._config,
-            self._generation,
-            self._registry,
+            self._context.config,
+            self._context.generation,
+            self._context.registry,
             lineage.dataset,
-            self._files.dataset.directory,
-            self._observer,
+            self._context.files.dataset.directory,
+            self._context.observer,
             wanted=frames,
         )
 
@@ -177,22 +162,24 @@ class Preparation:
         """Return its record; its frames are in the work directory then."""
         if isinstance(dataset, Dataset):
             return dataset.record
-        record = self._registry.dataset_record(dataset)
-        fetch_frames(record, self._registry, self._files)
+        record = self._context.registry.dataset_record(dataset)
+        fetch_frames(record, self._context.registry, self._context.files)
         return record
 
     def _agree_on(self, dataset: Dataset | DatasetReference, lineage: Lineage) -> DatasetReference:
         """Return how a dataset is named, which is in the store then."""
         if isinstance(dataset, Dataset):
-            sha256 = dataset.publish(self._registry, self._files.dataset.directory)
+            sha256 = dataset.publish(self._context.registry, self._context.files.dataset.directory)
             dataset = refer_to(dataset.record, sha256, lineage.dataset)
-        self._registry.agree_on_dataset(self._generation, dataset)
+        self._context.registry.agree_on_dataset(self._context.generation, dataset)
         return dataset
 
     def _decided(self) -> DatasetReference | None:
-        dataset = decided_dataset(self._config, self._generation, self._registry)
+        dataset = decided_dataset(
+            self._context.config, self._context.generation, self._context.registry
+        )
         if dataset is not None:
-            self._observer.message(
+            self._context.observer.message(
                 f"training on dataset {dataset.id}, decided before: {dataset.train} train and "
                 f"{dataset.test} test rows; --fresh takes the database as it is now"
             )

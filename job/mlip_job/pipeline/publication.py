@@ -18,17 +18,14 @@ from mlip_job.reporting.page import render_report
 from mlip_job.training.programs import convert_to_yace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
-    from mlip_job.config import JobConfig
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.evaluation.results import Evaluation
-    from mlip_job.naming import WorkFiles
-    from mlip_job.pipeline.clock import StageClock
+    from mlip_job.pipeline.context import AttemptContext
     from mlip_job.pipeline.preparation import Prepared
     from mlip_job.pipeline.shipping import Shipper
-    from mlip_job.pipeline.stages import Observer
-    from mlip_job.registry import Artefact, Manifest, Registry, TrainingState
+    from mlip_job.registry import Artefact, Manifest, TrainingState
     from mlip_job.training.run_summary import RunSummary
 
 
@@ -37,31 +34,12 @@ class Publication:
 
     Parameters
     ----------
-    config, generation, registry, observer, clock
-        Of the attempt.
-    files
-        Its work directory, as the fit left it.
-    raise_if_lost
-        Raises where another attempt has taken over.
+    context
+        Of which attempt; its work directory is as the fit left it.
     """
 
-    def __init__(
-        self,
-        config: JobConfig,
-        generation: int,
-        registry: Registry,
-        files: WorkFiles,
-        observer: Observer,
-        clock: StageClock,
-        raise_if_lost: Callable[[], None],
-    ) -> None:
-        self._config = config
-        self._generation = generation
-        self._registry = registry
-        self._files = files
-        self._observer = observer
-        self._clock = clock
-        self._raise_if_lost = raise_if_lost
+    def __init__(self, context: AttemptContext) -> None:
+        self._context = context
 
     def run(self, prepared: Prepared, shipper: Shipper, summary: RunSummary) -> Manifest:
         """Publish what came out of a fit; the claim has to be held.
@@ -75,7 +53,7 @@ class Publication:
         summary
             What pacemaker's files tell of the fit.
         """
-        left_out = json.loads(self._files.left_out.read_text(encoding="utf-8"))
+        left_out = json.loads(self._context.files.left_out.read_text(encoding="utf-8"))
         evaluation = self._evaluate(prepared.record, summary, left_out)
 
         def training() -> TrainingState:
@@ -83,8 +61,8 @@ class Publication:
             return prepared.training.model_copy(update={"attempts": parts})
 
         report = make_report(
-            self._config,
-            self._generation,
+            self._context.config,
+            self._context.generation,
             prepared.record,
             training(),
             summary,
@@ -94,25 +72,25 @@ class Publication:
 
         def described(artefacts: dict[str, Artefact]) -> Manifest:
             return describe(
-                self._config,
-                self._generation,
+                self._context.config,
+                self._context.generation,
                 prepared.record,
                 training(),  # with the time that publishing took until now
                 report.headline(),
                 artefacts,
             )
 
-        with self._clock.stage("report"):
-            self._files.report.write_text(report.to_json(), encoding="utf-8")
+        with self._context.clock.stage("report"):
+            self._context.files.report.write_text(report.to_json(), encoding="utf-8")
             facts = Facts(report, described({}), prepared.record)
-            page = render_report(facts, read_parent(self._registry, report))
-            self._files.report_page.write_text(page, encoding="utf-8")
-        self._raise_if_lost()
-        with self._clock.stage("publish"):
-            return self._registry.publish(
-                self._generation,
+            page = render_report(facts, read_parent(self._context.registry, report))
+            self._context.files.report_page.write_text(page, encoding="utf-8")
+        self._context.raise_if_lost()
+        with self._context.clock.stage("publish"):
+            return self._context.registry.publish(
+                self._context.generation,
                 prepared.training.attempts[-1].attempt,
-                self._files.artefacts(),
+                self._context.files.artefacts(),
                 described,
             )
 
@@ -123,24 +101,24 @@ class Publication:
         left_out: Mapping[str, tuple[int, ...]],
     ) -> Evaluation:
         """Convert the potential to what is published, and measure that."""
-        with self._clock.stage("fetch"):
-            fetch_structures(self._registry, record, self._files.dataset)
-        with self._clock.stage("convert"):
+        with self._context.clock.stage("fetch"):
+            fetch_structures(self._context.registry, record, self._context.files.dataset)
+        with self._context.clock.stage("convert"):
             notes = (
-                *clear_cores(self._files, left_out.get("test", ())),
-                *notes_on_test_set(self._config.training, record, summary),
+                *clear_cores(self._context.files, left_out.get("test", ())),
+                *notes_on_test_set(self._context.config.training, record, summary),
             )
-            convert_to_yace(self._files.output_potential, self._files.yace)
+            convert_to_yace(self._context.files.output_potential, self._context.files.yace)
         return evaluate_generation(
-            self._config,
-            self._generation,
-            self._registry,
-            self._files,
+            self._context.config,
+            self._context.generation,
+            self._context.registry,
+            self._context.files,
             record,
             summary,
             left_out,
             notes,
-            self._observer,
-            self._raise_if_lost,
-            self._clock,
+            self._context.observer,
+            self._context.raise_if_lost,
+            self._context.clock,
         )
