@@ -18,7 +18,7 @@ from mlip_job.dataset.fitness import (
     have_sound_geometry,
     largest_force,
 )
-from mlip_job.dataset.proximity import find_proximity
+from mlip_job.dataset.proximity import ProximityFinder
 from mlip_job.dataset.row import StructureRow, UnreadableRow
 from mlip_job.dataset.validation import Rejection, RowRules, examine
 from mlip_job.errors import DataError
@@ -132,6 +132,7 @@ class _Taking:
         self._rules = rules
         self._dataset = dataset
         self._spool = spool
+        self._proximity = ProximityFinder(rules.cutoff)
         self._entries = EntryCollector(most)
         self._references: list[Entry] = []
         self._rejected: defaultdict[Rejection, list[int]] = defaultdict(list)
@@ -161,7 +162,7 @@ class _Taking:
         """
         structures = page.structures
         fit = have_sound_geometry(structures) & have_labels(structures, self._rules)
-        near = find_proximity(structures, fit, self._rules.cutoff)
+        near = self._proximity.find(structures, fit)
         accepted: BoolArray = near.bonded.copy()
         for index in np.argsort(near.apart, kind="stable").tolist():
             if accepted[index] and near.apart[index] >= self._min_distance:

@@ -4,18 +4,20 @@
 rest of an export. Here the distances of all pairs are found for many structures of one size at
 once, in single precision and for the nearest images only. That proves nearly every structure fit;
 the others are left to `examine`.
+
+Positions are counted along the vectors of the cell in `_STEPS` steps. These are integers of 16
+bits, whose differences wrap around as a periodic cell does: each is that of the nearest image.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
+from numpy.lib.stride_tricks import as_strided
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
     from mlip_job.dataset.structures import IndexArray, Structures
 
     SingleArray = np.ndarray[Any, np.dtype[np.float32]]
+    StepArray = np.ndarray[Any, np.dtype[np.int16]]
+
+_STEPS = 2**16
+"""In the length of a vector of the cell."""
 
 _MARGIN = 1e-3
 """Å. Far above the error of single precision over `_LARGEST` Å."""
@@ -35,7 +41,7 @@ _LOW_CELL = 5.5
 """Å. The nearest image of each pair is not enough in cells that are lower than this."""
 
 _PAIRS_AT_ONCE = 40_000
-"""Three coordinates of so many pairs are half a megabyte, which a processor's cache holds."""
+"""Their three coordinates take half a megabyte, which a processor's cache holds."""
 
 _MOST_PAIRS = 500_000
 """Of one structure (a thousand atoms); beyond that a neighbour list is faster."""
@@ -57,117 +63,143 @@ class Proximity:
     apart: FloatArray
 
 
-def find_proximity(structures: Structures, sound: BoolArray, cutoff: float) -> Proximity:
-    """Bound the distances in structures.
+class ProximityFinder:
+    """Bounds the distances in structures; its memory serves all that it is given.
 
     Parameters
     ----------
-    structures
-        All of them.
-    sound
-        Which to look at: their lengths have to be finite, they are periodic in all directions or
-        in none, and periodic cells have a volume.
     cutoff
         Å.
     """
-    found = Proximity(np.zeros(len(structures), dtype=np.bool_), np.zeros(len(structures)))
-    lattices = _Lattices.of(structures, sound)
-    work = _Work()
-    for batch in _batches(structures, sound, lattices):
-        members = batch.members
-        atoms = structures.starts[members][:, None] + np.arange(batch.atoms)
-        cells = structures.cells[members] if batch.periodic else None
-        points, extents = lattices.points(structures.positions[atoms], cells, members)
-        squares = _squares(points, cells, batch.images, work)
-        known = extents <= _LARGEST
-        closest = np.sqrt(squares.min(axis=1).astype(np.float64)) - _MARGIN
-        reach = (batch.images + 0.5) * lattices.heights[members] if batch.periodic else np.inf
-        found.bonded[members] = known & (squares.max(axis=1) < (cutoff - _MARGIN) ** 2)
-        found.apart[members] = np.where(known, np.clip(np.minimum(closest, reach), 0, None), 0.0)
-    return found
 
+    def __init__(self, cutoff: float) -> None:
+        self._cutoff = cutoff
+        self._work = _Work()
 
-@dataclass(frozen=True)
-class _Batch:
-    """Structures with as many atoms, of which as many images are looked at."""
+    def find(self, structures: Structures, sound: BoolArray) -> Proximity:
+        """Bound the distances in some structures.
 
-    members: IndexArray
-    atoms: int
-    periodic: bool
-    images: int
+        Parameters
+        ----------
+        structures
+            All of them.
+        sound
+            Which to look at: their lengths have to be finite, they are periodic in all directions
+            or in none, and periodic cells have a volume.
+        """
+        lattices = _Lattices.of(structures, sound)
+        nearest, loneliest = (np.full(len(structures), np.inf) for _ in range(2))
+        for members, atoms, images in _batches(structures, sound & lattices.small, lattices.images):
+            places = structures.starts[members][:, None] + np.arange(atoms)
+            points = lattices.steps(structures.positions.take(places, axis=0), members)
+            squares = _squares(points, lattices.cells[members] / _STEPS, images, self._work)
+            nearest[members] = squares.min(axis=1)
+            loneliest[members] = squares.max(axis=1)
+        reach = (lattices.images + 0.5) * lattices.heights
+        apart = np.minimum(np.sqrt(nearest), reach) - lattices.margins
+        return Proximity(
+            bonded=np.sqrt(loneliest) + lattices.margins < self._cutoff,
+            apart=np.where(np.isfinite(nearest), apart.clip(min=0.0), 0.0),
+        )
 
 
 @dataclass(frozen=True)
 class _Lattices:
-    """What is needed of the cells of all structures; those that are not periodic have unit cells.
+    """The cells of all structures.
 
     Attributes
     ----------
+    cells
+        Å. Where a structure is not periodic, it has a box in which no image is near; where nothing
+        is looked at, a cube of 1 Å.
     inverses
         Of the cells, 1/Å.
     heights
         The smallest of the three heights of each cell, Å.
+    images
+        How many images to look at in each direction, besides the nearest: none or one.
+    small
+        Whether `_LARGEST` holds.
+    margins
+        Å. Distances are less wrong than that.
     """
 
+    cells: FloatArray
     inverses: FloatArray
     heights: FloatArray
+    images: IndexArray
+    small: BoolArray
+    margins: FloatArray
 
     @classmethod
     def of(cls, structures: Structures, sound: BoolArray) -> Self:
         periodic = sound & np.all(structures.pbc, axis=1)
-        inverses = np.linalg.inv(np.where(periodic[:, None, None], structures.cells, np.eye(3)))
-        return cls(inverses, 1 / np.linalg.norm(inverses, axis=1).max(axis=1, initial=1e-300))
+        cells = np.where(periodic[:, None, None], structures.cells, np.eye(3))
+        free = sound & ~periodic
+        if free.any():
+            cells[free] *= _box_edges(structures.take(free))[:, None, None]
+        inverses = np.linalg.inv(cells)
+        heights = 1 / np.linalg.norm(inverses, axis=1).max(axis=1, initial=1e-300)
+        lengths = np.linalg.norm(cells, axis=2)
+        return cls(
+            cells=cells,
+            inverses=inverses,
+            heights=heights,
+            images=(periodic & (heights < _LOW_CELL)).astype(np.int64),
+            small=lengths.max(axis=1, initial=0.0) <= _LARGEST,
+            # Two positions are each rounded to half a step along each vector.
+            margins=_MARGIN + lengths.sum(axis=1) / _STEPS,
+        )
 
-    def points(
-        self, positions: FloatArray, cells: FloatArray | None, members: IndexArray
-    ) -> tuple[SingleArray, FloatArray]:
-        """Return positions, along the cell's vectors where there is one, and how far they reach.
+    def steps(self, positions: FloatArray, members: IndexArray) -> StepArray:
+        """Return positions in steps along the vectors of their cells.
 
-        The shape of the first is (structures, 3, atoms), the second are in Å.
+        The shape of the positions (Å) is (structures, atoms, 3), that of the steps is (structures,
+        3, atoms).
         """
-        if cells is not None:
-            points = positions @ self.inverses[members]
-            points -= np.floor(points)
-            extents = np.abs(cells).max(axis=(1, 2))
-        else:
-            points = positions - positions.mean(axis=1, keepdims=True)
-            extents = np.abs(points).max(axis=(1, 2))
-        return np.ascontiguousarray(points.transpose(0, 2, 1), np.float32), extents
+        steps = np.rint(positions @ (self.inverses[members] * _STEPS))
+        return np.ascontiguousarray(steps.transpose(0, 2, 1).astype(np.int64), np.int16)
 
 
-def _batches(structures: Structures, sound: BoolArray, lattices: _Lattices) -> Iterator[_Batch]:
-    periodic = np.all(structures.pbc, axis=1)
-    images = (periodic & (lattices.heights < _LOW_CELL)).astype(np.int64)
-    alike: defaultdict[tuple[int, bool, int], list[int]] = defaultdict(list)
-    kinds = zip(structures.counts.tolist(), periodic.tolist(), images.tolist(), strict=True)
-    for index, (kind, is_sound) in enumerate(zip(kinds, sound.tolist(), strict=True)):
-        if is_sound:
-            alike[kind].append(index)
-    for kind, members in alike.items():
-        atoms, _, more_images = kind
+def _box_edges(structures: Structures) -> FloatArray:
+    """Return edges of boxes in which no image of an atom is nearer than the atom itself, Å."""
+    firsts = structures.starts[:-1]
+    spans = np.maximum.reduceat(structures.positions, firsts)
+    spans -= np.minimum.reduceat(structures.positions, firsts)
+    edges: FloatArray = 4 * spans.max(axis=1) + 1
+    return edges
+
+
+def _batches(
+    structures: Structures, chosen: BoolArray, images: IndexArray
+) -> Iterator[tuple[IndexArray, int, int]]:
+    """Yield structures with as many atoms, of which as many images are looked at."""
+    kinds = 2 * structures.counts + images
+    for kind in np.unique(kinds[chosen]).tolist():
+        atoms, more_images = divmod(kind, 2)
         pairs = atoms * (atoms // 2 + 1) * (2 * more_images + 1) ** 3
-        if pairs <= _MOST_PAIRS:
-            size = max(1, _PAIRS_AT_ONCE // pairs)
-            for first in range(0, len(members), size):
-                yield _Batch(np.array(members[first : first + size]), *kind)
+        if pairs > _MOST_PAIRS:
+            continue
+        members = np.flatnonzero(chosen & (kinds == kind))
+        size = max(1, _PAIRS_AT_ONCE // pairs)
+        for first in range(0, len(members), size):
+            yield members[first : first + size], atoms, more_images
 
 
 class _Work:
     """Memory that is used again: to ask the system for more takes as long as to fill it."""
 
     def __init__(self) -> None:
-        self._memory = [np.empty(0, dtype=np.float32) for _ in range(3)]
+        self._memory: dict[str, np.ndarray[Any, Any]] = {}
 
-    def array(self, which: int, *shape: int) -> SingleArray:
+    def array(self, name: str, *shape: int, dtype: type = np.float32) -> np.ndarray[Any, Any]:
         size = math.prod(shape)
-        if len(self._memory[which]) < size:
-            self._memory[which] = np.empty(size, dtype=np.float32)
-        return self._memory[which][:size].reshape(shape)
+        if name not in self._memory or len(self._memory[name]) < size:
+            self._memory[name] = np.empty(size, dtype=dtype)
+        return self._memory[name][:size].reshape(shape)
 
 
-def _squares(
-    points: SingleArray, cells: FloatArray | None, images: int, work: _Work
-) -> SingleArray:
+def _squares(points: StepArray, cells: FloatArray, images: int, work: _Work) -> SingleArray:
     """Return the squares of small distances in structures of one size.
 
     The nearest image of each pair is that whose components along the cell's vectors are at most a
@@ -177,9 +209,9 @@ def _squares(
     Parameters
     ----------
     points
-        See `_Lattices.points`.
+        Steps along the cell's vectors, shape (structures, 3, atoms).
     cells
-        Å, or None where they are not periodic.
+        Å per step.
     images
         How many images to look at in each direction, besides the nearest.
 
@@ -195,20 +227,19 @@ def _squares(
     best = np.full((structures, atoms), np.inf, dtype=np.float32)
     if first == last:
         return best
-    around = sliding_window_view(np.concatenate([points, points], axis=2), atoms, axis=2)
     shape = (structures, 3, last - first, atoms)
-    differences, other = work.array(0, *shape), work.array(1, *shape)
-    np.subtract(around[:, :, first:last], points[:, :, None, :], out=differences)
-    if cells is not None:
-        differences -= np.rint(differences, out=other)
-    flat, vectors = (array.reshape(structures, 3, -1) for array in (differences, other))
-    squares = work.array(2, structures, last - first, atoms)
-    for offset in product(range(-images, images + 1), repeat=3):
-        moved = flat + np.array(offset, dtype=np.float32)[:, None] if any(offset) else flat
-        if cells is not None:
-            np.matmul(cells.transpose(0, 2, 1).astype(np.float32), moved, out=vectors)
-        else:
-            vectors = moved
+    twice = np.concatenate([points, points], axis=2)
+    others = as_strided(twice[:, :, first:], shape, (*twice.strides, twice.strides[-1]))
+    steps = work.array("steps", *shape, dtype=np.int16)
+    np.subtract(others, points[:, :, None, :], out=steps)
+    nearest = work.array("nearest", structures, 3, shape[2] * atoms)
+    nearest.reshape(shape)[...] = steps
+    vectors = work.array("vectors", *nearest.shape)
+    squares = work.array("squares", structures, last - first, atoms)
+    to_lengths = cells.transpose(0, 2, 1).astype(np.float32)
+    for offset in product(range(-images * _STEPS, images * _STEPS + 1, _STEPS), repeat=3):
+        moved = nearest + np.array(offset, dtype=np.float32)[:, None] if any(offset) else nearest
+        np.matmul(to_lengths, moved, out=vectors)
         np.einsum("ijk,ijk->ik", vectors, vectors, out=squares.reshape(structures, -1))
         if images and not any(offset):
             squares[:, 0] = np.inf

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mlip_job.dataset.entry import Entries, SpooledStructures
     from mlip_job.dataset.record import FileRecord
     from mlip_job.dataset.row import BoolArray, FloatArray, IntArray
+    from mlip_job.dataset.structures import Structures
 
 _WORTH_A_PROCESS = 100_000
 """Structures. It takes most of a second to start; the text of so many takes several."""
@@ -62,6 +63,18 @@ def _texts(texts: Sequence[str], codes: IntArray) -> _MaybeTexts:
     return [places[code] for code in codes.tolist()]
 
 
+def append_text(
+    file: OutputFile,
+    structures: Structures,
+    energies: FloatArray,
+    groups: Sequence[str | None],
+    config_types: Sequence[str | None],
+) -> None:
+    """Append structures to an extended XYZ file; see `structures_text`."""
+    for text in structures_text(structures, energies, groups, config_types):
+        file.write(text)
+
+
 def write_text(
     path: Path, spooled: SpooledStructures, labels: LabelColumns, chosen: BoolArray
 ) -> FileRecord:
@@ -71,29 +84,27 @@ def write_text(
             mine = chosen[place]
             if mine.any():
                 rows = structures.right_handed().take(mine)
-                for text in structures_text(rows, *labels.at(place, mine)):
-                    file.write(text)
+                append_text(file, rows, *labels.at(place, mine))
     return file.record()
 
 
 @contextmanager
 def text_beside(
     path: Path, spooled: SpooledStructures, labels: LabelColumns, chosen: BoolArray
-) -> Iterator[Callable[[], FileRecord]]:
+) -> Iterator[Callable[[], FileRecord] | None]:
     """Write such a file beside what is done in the with block, where it is worth a process.
 
     Yields
     ------
-    Callable
-        Writes the file, or waits for it.
+    Callable or None
+        Waits for it; None where it is not worth it, and nothing is written.
     """
-    work = (path, spooled, labels, chosen)
     if chosen.sum() < _WORTH_A_PROCESS or len(os.sched_getaffinity(0)) == 1:
-        yield lambda: write_text(*work)
+        yield None
         return
     died = TrainingError(
         f"the process that wrote {path.name} died, most likely out of memory",
         hint="give the job more memory, then run the same command again",
     )
-    with Beside(write_text, *work, died=died) as process:
+    with Beside(write_text, path, spooled, labels, chosen, died=died) as process:
         yield process.result

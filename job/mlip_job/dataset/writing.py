@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,10 @@ from mlip_job.dataset.index import write_index
 from mlip_job.dataset.output import OutputFile
 from mlip_job.dataset.record import FileRecord, SideNames
 from mlip_job.dataset.split import SIDES
-from mlip_job.dataset.texts import LabelColumns, text_beside, write_text
+from mlip_job.dataset.texts import LabelColumns, append_text, text_beside
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from mlip_job.dataset.entry import SpooledStructures
     from mlip_job.dataset.row import FloatArray
@@ -61,64 +62,80 @@ def write_files(
     """
     split, entries = outcome.split, outcome.intake.entries
     labels = LabelColumns.of(entries)
-    texts: dict[str, FileRecord] = {}
-    path = files.xyz("train")
-    with text_beside(path, spooled, labels, split.on("train")) as train_text:
+    train_text = files.xyz("train")
+    with text_beside(train_text, spooled, labels, split.on("train")) as beside:
         with OutputFile(files.index, compressed=True) as index:
             contents = {"index": write_index(index, entries, split)}
-        sides = _write_frames(files, spooled, outcome, labels, shard_size)
-        test = files.xyz("test")
-        texts[test.name] = write_text(test, spooled, labels, split.on("test"))
-        texts[path.name] = train_text()
+        texts: Sequence[Side] = SIDES if beside is None else ("test",)
+        sides = _write_sides(files, spooled, outcome, labels, shard_size, texts)
+        apart = {} if beside is None else {train_text.name: beside()}
     contents |= {side: sides[side].content.hexdigest() for side in SIDES}
-    outputs = [index, *(file for side in SIDES for file in sides[side].frame.written)]
+    outputs = [index, *(file for side in SIDES for file in sides[side].written())]
     return Written(
         contents=contents,
         frames=SideNames(train=sides["train"].frames(), test=sides["test"].frames()),
-        files=texts | {file.path.name: file.record() for file in outputs},
+        files=apart | {file.path.name: file.record() for file in outputs},
     )
 
 
-def _write_frames(
+def _write_sides(
     files: DatasetFiles,
     spooled: SpooledStructures,
     outcome: Outcome,
     labels: LabelColumns,
     shard_size: int,
+    texts: Sequence[Side],
 ) -> dict[Side, _Side]:
+    """Write the data frames of both sides, and the texts of some."""
     corrected = outcome.references.corrected(outcome.intake.entries)
-    sides = {side: _Side(FrameWriter(files, side, shard_size, outcome.weighting)) for side in SIDES}
-    for structures, place in spooled:
-        right_handed = structures.right_handed()
+    with ExitStack() as stack:
+        sides = {
+            side: _Side(
+                FrameWriter(files, side, shard_size, outcome.weighting),
+                stack.enter_context(OutputFile(files.xyz(side))) if side in texts else None,
+            )
+            for side in SIDES
+        }
+        for structures, place in spooled:
+            right_handed = structures.right_handed()
+            for side in SIDES:
+                mine = outcome.split.on(side)[place]
+                if mine.any():
+                    sides[side].add(
+                        right_handed.take(mine), corrected[place][mine], *labels.at(place, mine)
+                    )
         for side in SIDES:
-            mine = outcome.split.on(side)[place]
-            energies, _, config_types = labels.at(place, mine)
-            sides[side].add(right_handed.take(mine), energies, corrected[place][mine], config_types)
-    for side in SIDES:
-        sides[side].frame.flush()
+            sides[side].frame.flush()
     return sides
 
 
 class _Side:
-    """What is written of one side, but for its text."""
+    """What is written of one side: its content's hash, its data frames, and perhaps its text."""
 
-    def __init__(self, frame: FrameWriter) -> None:
+    def __init__(self, frame: FrameWriter, text: OutputFile | None) -> None:
         self.content = ContentHash()
         self.frame = frame
+        self._text = text
 
     def add(
         self,
         structures: Structures,
-        energies: FloatArray,
         corrected: FloatArray,
+        energies: FloatArray,
+        groups: Sequence[str | None],
         config_types: Sequence[str | None],
     ) -> None:
-        if len(structures) == 0:
-            return
+        if self._text is not None:
+            append_text(self._text, structures, energies, groups, config_types)
         self.content.update(structures, energies, config_types)
         self.frame.add(
             structures, energies=energies, corrected=corrected, config_types=config_types
         )
+
+    def written(self) -> Iterator[OutputFile]:
+        if self._text is not None:
+            yield self._text
+        yield from self.frame.written
 
     def frames(self) -> tuple[str, ...]:
         return tuple(file.path.name for file in self.frame.written)
