@@ -119,7 +119,8 @@ def _headers(
 def _atom_lines(structures: Structures) -> tuple[memoryview, IndexArray]:
     """Return the lines of all atoms, each behind its line break, and where they begin.
 
-    As a text for each atom, to be joined with its symbol, they would take twice the time.
+    The numbers become one text, with a column of zeros in front: ``[[0.0,x,y,…],[0.0,x,…]]``. What
+    it has between two atoms is overwritten where it stands; taking it apart would take longer.
     """
     none = np.zeros((len(structures.numbers), 1))
     rows = np.concatenate([none, structures.positions, structures.forces], axis=1)
