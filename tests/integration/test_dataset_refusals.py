@@ -83,6 +83,12 @@ def set_forces(forces: np.ndarray) -> Callable[[Atoms], Atoms]:
     return lambda atoms: labelled(atoms, energy=-1.0, forces=forces)
 
 
+def far_out(atoms: Atoms) -> Atoms:
+    """Move a structure to where the distances of its atoms can't be told."""
+    atoms.positions += 1e200
+    return labelled(atoms, energy=-1.0, forces=np.zeros((4, 3)))
+
+
 BAD_ROWS: dict[str, Callable[[Atoms], Atoms]] = {
     "no energy": lambda atoms: labelled(atoms, forces=np.zeros((4, 3))),
     "energy not finite": lambda atoms: labelled(
@@ -92,6 +98,7 @@ BAD_ROWS: dict[str, Callable[[Atoms], Atoms]] = {
     "forces misshapen": set_forces(np.zeros((3, 3))),
     "values can't be decoded": set_forces(np.zeros((4, 2))),
     "forces not finite": set_forces(np.full((4, 3), np.nan)),
+    "positions or cell not finite, beyond 1e9 Å": far_out,
 }
 
 

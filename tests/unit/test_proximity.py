@@ -117,7 +117,7 @@ def test_lone_atoms_are_not_bonded() -> None:
 
 
 def test_nothing_is_said_of_what_is_too_large_or_unsound() -> None:
-    """Thousands of atoms, kilometres, and what must not be looked at."""
+    """Thousands of atoms, millimetres, and what must not be looked at."""
     large = bulk("Cu", cubic=True).repeat((8, 8, 8))
     far = Atoms("Cu2", [(0, 0, 0), (1e7, 0, 0)])
     thin = Atoms("Cu2", [(0, 0, 0), (0, 0, 1e4)], cell=[4, 4, 2e4], pbc=True)

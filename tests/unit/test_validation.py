@@ -77,6 +77,8 @@ def test_periodic_images_are_neighbours() -> None:
         ({"pbc": np.ones(3, dtype=np.bool_)}, Rejection.FLAT_CELL),
         ({"positions": np.full((2, 3), NAN)}, Rejection.BAD_GEOMETRY),
         ({"positions": np.zeros((3, 3))}, Rejection.BAD_GEOMETRY),
+        ({"positions": np.full((2, 3), 1e200)}, Rejection.BAD_GEOMETRY),
+        ({"cell": np.eye(3) * 1e12}, Rejection.BAD_GEOMETRY),
         ({"cell": np.full((3, 3), INF)}, Rejection.BAD_GEOMETRY),
         ({"positions": np.zeros((2, 3))}, Rejection.COINCIDING_ATOMS),
         ({"positions": np.array([[0, 0, 0], [5.1, 0, 0]])}, Rejection.LONELY_ATOM),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from ase.data import chemical_symbols
 
-from mlip_job.dataset.validation import MIN_VOLUME
+from mlip_job.dataset.validation import MAX_LENGTH, MIN_VOLUME
 
 if TYPE_CHECKING:
     from mlip_job.dataset.row import BoolArray, FloatArray
@@ -29,25 +29,24 @@ def choose_energies(structures: Structures, rules: RowRules) -> tuple[FloatArray
 def have_sound_geometry(structures: Structures) -> BoolArray:
     """Tell which are made of elements, in finite places, periodic in all directions or none."""
     known = (structures.numbers > 0) & (structures.numbers < len(chemical_symbols))
-    finite = np.isfinite(structures.cells).all(axis=(1, 2))
+    in_bounds = np.abs(structures.positions) < MAX_LENGTH
+    bounded_cell = (np.abs(structures.cells) < MAX_LENGTH).all(axis=(1, 2))
     periodic = structures.pbc.all(axis=1)
     with np.errstate(all="ignore"):  # of cells that are not finite
         flat = np.abs(np.linalg.det(structures.cells)) < MIN_VOLUME
     mixed = structures.pbc.any(axis=1) & ~periodic
-    sound: BoolArray = finite & ~mixed & ~(flat & periodic)
-    return (
-        sound & _all_of(structures, known) & _all_of(structures, np.isfinite(structures.positions))
-    )
+    sound: BoolArray = bounded_cell & ~mixed & ~(flat & periodic)
+    return sound & structures.all_atoms(known) & structures.all_atoms(in_bounds)
 
 
 def have_labels(structures: Structures, rules: RowRules) -> BoolArray:
     """Tell which have an energy and forces to train on."""
     energies, _ = choose_energies(structures, rules)
-    labelled = np.isfinite(energies) & _all_of(structures, np.isfinite(structures.forces))
+    labelled = np.isfinite(energies) & structures.all_atoms(np.isfinite(structures.forces))
     if rules.max_force is not None:
         with np.errstate(all="ignore"):  # of forces that are not finite
             within = np.linalg.norm(structures.forces, axis=1) <= rules.max_force
-        labelled &= _all_of(structures, within)
+        labelled &= structures.all_atoms(within)
     return labelled
 
 
@@ -55,12 +54,3 @@ def largest_force(structures: Structures) -> float:
     """Return the length of the largest force on any atom, eV/Å."""
     x, y, z = np.square(structures.forces).T
     return float(np.sqrt((x + y + z).max()))
-
-
-def _all_of(structures: Structures, atoms: BoolArray) -> BoolArray:
-    """Tell for which structures all values of all atoms are true."""
-    if len(structures) == 0 or atoms.all():
-        return np.ones(len(structures), dtype=np.bool_)
-    of_atoms = atoms if atoms.ndim == 1 else np.all(atoms, axis=1)
-    every: BoolArray = np.logical_and.reduceat(of_atoms, structures.starts[:-1])
-    return every

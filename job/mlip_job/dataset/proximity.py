@@ -84,8 +84,7 @@ class ProximityFinder:
         structures
             All of them.
         sound
-            Which to look at: their lengths have to be finite, they are periodic in all directions
-            or in none, and periodic cells have a volume.
+            Which to look at; see `have_sound_geometry`.
         """
         lattices = _Lattices.of(structures, sound)
         nearest, loneliest = (np.full(len(structures), np.inf) for _ in range(2))

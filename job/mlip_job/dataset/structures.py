@@ -124,6 +124,14 @@ class Structures:
         }
         return type(self)(starts=starts_of(counts[chosen]), **columns)
 
+    def all_atoms(self, flags: BoolArray) -> BoolArray:
+        """Tell of which structures all atoms are flagged; an atom may have several flags."""
+        if len(self) == 0 or flags.all():
+            return np.ones(len(self), dtype=np.bool_)
+        of_atoms = flags if flags.ndim == 1 else np.all(flags, axis=1)
+        every: BoolArray = np.logical_and.reduceat(of_atoms, self.starts[:-1])
+        return every
+
     def part(self, place: slice) -> Self:
         """Return those at consecutive places; they share the memory of all."""
         starts = self.starts[place.start : place.stop + 1]

@@ -23,6 +23,9 @@ most of the time that a search up to the cutoff takes."""
 MIN_VOLUME = 1e-6
 """Å³. Periodic cells below it are flat."""
 
+MAX_LENGTH = 1e9
+"""Å. Distances of atoms that are further out are lost in rounding."""
+
 
 class Rejection(StrEnum):
     """Why a row is left out; the text is what the user reads."""
@@ -30,7 +33,7 @@ class Rejection(StrEnum):
     UNREADABLE = "values can't be decoded (an array of the wrong size)"
     NO_ATOMS = "no atoms"
     UNKNOWN_ELEMENT = "atom of no known element"
-    BAD_GEOMETRY = "positions or cell not finite or misshapen"
+    BAD_GEOMETRY = "positions or cell not finite, beyond 1e9 Å, or misshapen"
     MIXED_PERIODICITY = "periodic in some directions only"
     FLAT_CELL = "periodic cell without volume"
     NO_ENERGY = "no energy"
@@ -132,8 +135,8 @@ def _geometry_problem(row: StructureRow) -> Rejection | None:
         return Rejection.NO_ATOMS
     if row.numbers.min() < 1 or row.numbers.max() >= len(chemical_symbols):
         return Rejection.UNKNOWN_ELEMENT
-    lengths_are_finite = np.isfinite(row.positions).all() and np.isfinite(row.cell).all()
-    if row.positions.shape != (len(row.numbers), 3) or not lengths_are_finite:
+    in_bounds = all((np.abs(lengths) < MAX_LENGTH).all() for lengths in (row.positions, row.cell))
+    if row.positions.shape != (len(row.numbers), 3) or not in_bounds:
         return Rejection.BAD_GEOMETRY
     if row.pbc.any() != row.pbc.all():
         return Rejection.MIXED_PERIODICITY
