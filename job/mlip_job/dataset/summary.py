@@ -149,7 +149,7 @@ def _notes(outcome: Outcome, dataset: DatasetConfig) -> Iterator[str]:
             "which is consistent with the forces only where there is no electronic entropy"
         )
     if intake.rejected_count:
-        yield f"{intake.rejected_count} rows were rejected, see rejections"
+        yield f"rows that were rejected: {intake.rejected_count}, see rejections"
     if outcome.repeats:
         yield f"{outcome.repeats} rows repeat the structure of another row; they share its side"
     ungrouped = int(np.count_nonzero(intake.entries.group_codes < 0))
