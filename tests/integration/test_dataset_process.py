@@ -68,7 +68,7 @@ def test_the_files_are_the_same(db: Path, tmp_path: Path, started: list[str]) ->
         patch.setattr(texts, "_WORTH_A_PROCESS", 1000)
         alone = build(db, tmp_path / "alone", **settings)
     assert started == ["train.xyz"]
-    assert (beside.id, beside.files) == (alone.id, alone.files)
+    assert (beside.id, list(beside.files.items())) == (alone.id, list(alone.files.items()))
     for name in ("train.xyz", "test.xyz"):
         assert (tmp_path / "beside" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
     assert len(read(tmp_path / "beside", "train")) == 15

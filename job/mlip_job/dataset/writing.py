@@ -71,10 +71,11 @@ def write_files(
         apart = {} if beside is None else {train_text.name: beside()}
     contents |= {side: sides[side].content.hexdigest() for side in SIDES}
     outputs = [index, *(file for side in SIDES for file in sides[side].written())]
+    records = apart | {file.path.name: file.record() for file in outputs}
     return Written(
         contents=contents,
         frames=SideNames(train=sides["train"].frames(), test=sides["test"].frames()),
-        files=apart | {file.path.name: file.record() for file in outputs},
+        files=dict(sorted(records.items())),
     )
 
 
