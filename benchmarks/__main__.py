@@ -1,4 +1,4 @@
-"""Run the benchmarks: ``python -m benchmarks [export|growth|read|commands|fit|linear ...]``."""
+"""Run the benchmarks: ``python -m benchmarks [export|growth|read|commands|transfer|fit ...]``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from benchmarks.linear import compare_starts
 from benchmarks.overhead import compare_with_bare_pacemaker
 from benchmarks.reading import compare_readers
 from benchmarks.tables import machine, say
+from benchmarks.transfer import compare_transfers
 
-PARTS = ("export", "growth", "read", "commands", "fit", "linear")
+PARTS = ("export", "growth", "read", "commands", "transfer", "fit", "linear")
 LONG = ("overhead",)  # a quarter of an hour: only when asked for
 
 
@@ -25,6 +26,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=PARTS, metavar="|".join((*PARTS, *LONG)))
     parser.add_argument("--rows", type=int, default=20_000, help="structures to compare with")
     parser.add_argument("--sizes", type=int, nargs="+", default=[2_000, 20_000, 200_000])
+    parser.add_argument("--mib", type=int, default=256, help="size of the file to transfer")
     parser.add_argument("--repeats", type=int, help="[5; 2 of the overhead]")
     parser.add_argument("--fits", type=int, default=1, help="repeats of fits, minutes each")
     parser.add_argument("--iterations", type=int, default=400, help="of the overhead's fits")
@@ -46,6 +48,8 @@ def main() -> None:
             compare_readers(urls, repeats)
         if "commands" in options.parts:
             compare_commands(scratch, repeats)
+        if "transfer" in options.parts:
+            compare_transfers(scratch, options.mib, repeats)
         if "fit" in options.parts:
             compare_test_evaluations(scratch, options.fits)
         if "linear" in options.parts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import statistics
 import subprocess
@@ -12,15 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import boto3
 import yaml
 
+from benchmarks.s3 import s3_storage
 from benchmarks.tables import table
 from mlip_job.config import StorageConfig
 from mlip_job.registry import Registry
 from mlip_job.store.open import open_store
 from tests.manifests import make_manifest
-from tests.servers.s3 import running_s3_server
 
 if TYPE_CHECKING:
     from mlip_job.store.base import ObjectStore
@@ -28,23 +26,12 @@ if TYPE_CHECKING:
 GENERATIONS = 1000
 _FILES_PER_GENERATION = 12
 _PROGRAM = str(Path(sys.executable).with_name("mlip-job"))
-_CREDENTIALS = {
-    "AWS_ACCESS_KEY_ID": "testing",
-    "AWS_SECRET_ACCESS_KEY": "testing-secret",
-    "AWS_EC2_METADATA_DISABLED": "true",
-}
 
 
 def compare_commands(directory: Path, repeats: int) -> None:
     """Print what commands cost, as whole processes."""
-    with running_s3_server(directory / "s3.log") as server:
-        os.environ.update(_CREDENTIALS)
-        client = boto3.client("s3", endpoint_url=server.endpoint_url, region_name="us-east-1")
-        client.create_bucket(Bucket="bench")
-        stores = {
-            "a directory": StorageConfig(url=str(directory / "store")),
-            "S3": StorageConfig(url="s3://bench/store", endpoint_url=server.endpoint_url),
-        }
+    with s3_storage(directory / "s3.log") as s3:
+        stores = {"a directory": StorageConfig(url=str(directory / "store")), "S3": s3}
         commands = {
             "import click": [sys.executable, "-c", "import click"],
             "mlip-job --help": [_PROGRAM, "--help"],

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import sys
 import time
@@ -20,6 +19,7 @@ import ase.io
 import pandas as pd
 from ase.io.extxyz import write_xyz
 
+from benchmarks.costs import cpu_seconds, peak_mib
 from mlip_job.config import DatabaseConfig, DatasetConfig, TrainingConfig
 from mlip_job.dataset.builder import DatasetBuilder
 
@@ -80,27 +80,16 @@ ROUTES: dict[str, Callable[[Path, Path], None]] = {"naive": naive, "tuned": tune
 def measure(route: str, database: Path, output: Path) -> dict[str, Any]:
     """Run a route in this process; imports are not counted, in time as in memory."""
     output.mkdir(parents=True)
-    memory, before, started = _peak_mib(), _cpu_seconds(), time.perf_counter()
+    memory, before, started = peak_mib(), cpu_seconds(), time.perf_counter()
     ROUTES[route](database, output)
-    wall, after = time.perf_counter() - started, _cpu_seconds()
+    wall, after = time.perf_counter() - started, cpu_seconds()
     return {
         "cpu_s": after - before,
         "wall_s": wall,
-        "peak_mib": _peak_mib() - memory,
+        "peak_mib": peak_mib() - memory,
         "beside_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
         "written_mb": sum(path.stat().st_size for path in output.iterdir()) / 1e6,
     }
-
-
-def _cpu_seconds() -> float:
-    """Return what this process and those that it started and that have ended took."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
-
-
-def _peak_mib() -> float:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024
 
 
 if __name__ == "__main__":
