@@ -19,10 +19,9 @@ from mlip_job.training.potential_yaml import read_potential, write_potential
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-    from mlip_job.config import JobConfig
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.evaluation.results import Evaluation
-    from mlip_job.pipeline.clock import StageClock
+    from mlip_job.pipeline.context import AttemptContext
     from mlip_job.pipeline.stages import Observer
     from mlip_job.registry import Manifest, Registry
     from mlip_job.training.run_summary import RunSummary
@@ -60,50 +59,41 @@ def clear_cores(files: WorkFiles, left_out: Collection[int]) -> tuple[str, ...]:
 
 
 def evaluate_generation(
-    config: JobConfig,
-    generation: int,
-    registry: Registry,
-    files: WorkFiles,
+    context: AttemptContext,
     record: DatasetRecord,
     fitted: RunSummary,
     left_out: Mapping[str, tuple[int, ...]],
     notes: tuple[str, ...],
-    observer: Observer,
-    raise_if_lost: Callable[[], None],
-    clock: StageClock,
 ) -> Evaluation:
     """Find out about a converted potential all that its report says.
 
     Parameters
     ----------
-    config, generation, registry, files, record
+    context, record
         Whose potential it is, and the dataset.
     fitted, left_out
         What pacemaker says of it, and the rows that the weighting kept out of the fit.
     notes
         What its users should know already.
-    observer
-        Who is told.
-    raise_if_lost
-        Called from time to time; may raise to end it.
-    clock
-        Takes the time of its stages.
 
     Raises
     ------
     TrainingError
         If the potential is of no use, or not the one that pacemaker fitted.
     """
-    observer.message(
+    config, files = context.config, context.files
+    context.observer.message(
         f"evaluating {files.yace.name} on {record.counts.train} train and {record.counts.test} "
         "test structures"
     )
-    with clock.stage("active_set"):
+    with context.clock.stage("active_set"):
         active_set, active_set_notes = _make_active_set(
             config.evaluation.active_set_kind, files, record
         )
-    with clock.stage("fetch"):
-        predecessor, comparison_notes = _find_predecessor(registry, generation, files)
+    with context.clock.stage("fetch"):
+        predecessor, comparison_notes = _find_predecessor(
+            context.registry, context.generation, files
+        )
     subject = Subject(
         models=Models(
             artefact=files.yace,
@@ -119,16 +109,16 @@ def evaluate_generation(
         active_set=active_set,
         notes=(*notes, *active_set_notes, *comparison_notes),
     )
-    with clock.stage("evaluate"):
+    with context.clock.stage("evaluate"):
         evaluation = evaluate(
             subject,
             config.evaluation,
             seed=config.dataset.seed,
             cores=usable_cores(),
-            look=_Look(observer, raise_if_lost),
+            look=_Look(context.observer, context.raise_if_lost),
         )
     for note in evaluation.notes:
-        observer.message(f"note: {note}")
+        context.observer.message(f"note: {note}")
     return evaluation
 
 

@@ -109,16 +109,4 @@ class Publication:
                 *notes_on_test_set(self._context.config.training, record, summary),
             )
             convert_to_yace(self._context.files.output_potential, self._context.files.yace)
-        return evaluate_generation(
-            self._context.config,
-            self._context.generation,
-            self._context.registry,
-            self._context.files,
-            record,
-            summary,
-            left_out,
-            notes,
-            self._context.observer,
-            self._context.raise_if_lost,
-            self._context.clock,
-        )
+        return evaluate_generation(self._context, record, summary, left_out, notes)
