@@ -10,6 +10,7 @@ from isal import isal_zlib
 from mlip_job.dataset.record import FileRecord
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
     from types import TracebackType
 
@@ -59,6 +60,11 @@ class OutputFile:
         view = memoryview(data)
         for first in range(0, len(view), _PIECE):
             self._put(self._compressor.compress(view[first : first + _PIECE]))
+
+    def writelines(self, texts: Iterable[bytes]) -> None:
+        """Append texts as they come; as with any file, line breaks are their own affair."""
+        for text in texts:
+            self.write(text)
 
     def record(self) -> FileRecord:
         """Return hash and size, once it is closed."""

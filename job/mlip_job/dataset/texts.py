@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from mlip_job.dataset.entry import Entries, SpooledStructures
     from mlip_job.dataset.record import FileRecord
     from mlip_job.dataset.row import BoolArray, FloatArray, IntArray
-    from mlip_job.dataset.structures import Structures
 
 _WORTH_A_PROCESS = 100_000
 """Structures. It takes most of a second to start; the text of so many takes several."""
@@ -63,18 +62,6 @@ def _texts(texts: Sequence[str], codes: IntArray) -> _MaybeTexts:
     return [places[code] for code in codes.tolist()]
 
 
-def append_text(
-    file: OutputFile,
-    structures: Structures,
-    energies: FloatArray,
-    groups: Sequence[str | None],
-    config_types: Sequence[str | None],
-) -> None:
-    """Append structures to an extended XYZ file; see `structures_text`."""
-    for text in structures_text(structures, energies, groups, config_types):
-        file.write(text)
-
-
 def write_text(
     path: Path, spooled: SpooledStructures, labels: LabelColumns, chosen: BoolArray
 ) -> FileRecord:
@@ -84,7 +71,7 @@ def write_text(
             mine = chosen[place]
             if mine.any():
                 rows = structures.right_handed().take(mine)
-                append_text(file, rows, *labels.at(place, mine))
+                file.writelines(structures_text(rows, *labels.at(place, mine)))
     return file.record()
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlip_job.dataset.content import ContentHash
+from mlip_job.dataset.extxyz import structures_text
 from mlip_job.dataset.frame import FrameWriter
 from mlip_job.dataset.index import write_index
 from mlip_job.dataset.output import OutputFile
 from mlip_job.dataset.record import FileRecord, SideNames
 from mlip_job.dataset.split import SIDES
-from mlip_job.dataset.texts import LabelColumns, append_text, text_beside
+from mlip_job.dataset.texts import LabelColumns, text_beside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -127,7 +128,7 @@ class _Side:
         config_types: Sequence[str | None],
     ) -> None:
         if self._text is not None:
-            append_text(self._text, structures, energies, groups, config_types)
+            self._text.writelines(structures_text(structures, energies, groups, config_types))
         self.content.update(structures, energies, config_types)
         self.frame.add(
             structures, energies=energies, corrected=corrected, config_types=config_types
