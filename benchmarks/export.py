@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import statistics
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
+from benchmarks.costs import measure_apart, median
 from benchmarks.database import write_database
 from benchmarks.routes import ROUTES
 from benchmarks.tables import say, table
@@ -17,7 +14,7 @@ from benchmarks.tables import say, table
 if TYPE_CHECKING:
     from pathlib import Path
 
-Costs = dict[str, float]
+    from benchmarks.costs import Costs
 
 
 def compare_routes(directory: Path, rows: int, repeats: int) -> None:
@@ -29,7 +26,7 @@ def compare_routes(directory: Path, rows: int, repeats: int) -> None:
             runs[route].append(_run(route, database, directory))
             cpu = runs[route][-1]["cpu_s"]
             say(f"<!-- {route} {repeat + 1}/{repeats}: {cpu:.2f} s -->")
-    medians = {route: _median(costs) for route, costs in runs.items()}
+    medians = {route: median(costs) for route, costs in runs.items()}
     # Of each round, so that a machine that grows slower meanwhile does no harm.
     ratios = {
         route: statistics.median(
@@ -64,7 +61,7 @@ def show_growth(directory: Path, sizes: list[int], repeats: int) -> None:
     lines = []
     for rows in sizes:
         database = make_database(directory, rows)
-        costs = _median([_run("ours", database, directory) for _ in range(repeats)])
+        costs = median([_run("ours", database, directory) for _ in range(repeats)])
         lines.append(
             (
                 f"{rows}",
@@ -103,15 +100,7 @@ def make_database(directory: Path, rows: int) -> Path:
 def _run(route: str, database: Path, directory: Path) -> Costs:
     output = directory / "out"
     shutil.rmtree(output, ignore_errors=True)  # of a benchmark that was stopped
-    os.sync()  # or the kernel writes what another route left while this one runs
-    command = [sys.executable, "-m", "benchmarks.routes", route, str(database), str(output)]
     try:
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        return measure_apart("benchmarks.routes", route, str(database), str(output))
     finally:
         shutil.rmtree(output, ignore_errors=True)
-    costs: Costs = json.loads(done.stdout)
-    return costs
-
-
-def _median(runs: list[Costs]) -> Costs:
-    return {name: statistics.median(costs[name] for costs in runs) for name in runs[0]}

@@ -11,8 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import boto3
 
-from benchmarks.costs import cpu_seconds, peak_mib
+from benchmarks.costs import cpu_seconds, measure_apart, median, peak_mib
 from benchmarks.s3 import s3_storage
 from benchmarks.tables import table
 from mlip_job.config import StorageConfig
@@ -29,12 +27,13 @@ from mlip_job.store.open import open_store
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from benchmarks.costs import Costs
+
+    Moves = tuple[Callable[[Path], str], Callable[[Path], str]]
+    """Upload and download; both return the file's sha256."""
+
 _KEY = "large"
 _MIB = 1 << 20
-
-Costs = dict[str, float]
-Moves = tuple["Callable[[Path], str]", "Callable[[Path], str]"]
-"""Upload and download; both return the file's sha256."""
 
 
 def compare_transfers(directory: Path, mib: int, repeats: int) -> None:
@@ -49,15 +48,13 @@ def compare_transfers(directory: Path, mib: int, repeats: int) -> None:
         runs: dict[tuple[str, str], list[Costs]] = {(name, way): [] for name, way, _ in cases}
         for _ in range(repeats):
             for name, way, storage in cases:
-                runs[name, way].append(_run(way, storage, file))
+                settings = storage.model_dump_json(exclude_defaults=True)
+                costs = measure_apart("benchmarks.transfer", way, settings, str(file))
+                runs[name, way].append(costs)
     _show(f"A file of {mib} MiB to a store and back, medians of {repeats}", runs)
 
 
 def _show(title: str, runs: dict[tuple[str, str], list[Costs]]) -> None:
-    medians = {
-        case: {name: statistics.median(costs[name] for costs in all_costs) for name in all_costs[0]}
-        for case, all_costs in runs.items()
-    }
     table(
         title,
         ("store", "way", "upload s", "CPU s", "download s", "CPU s", "peak MiB above imports"),
@@ -70,18 +67,9 @@ def _show(title: str, runs: dict[tuple[str, str], list[Costs]]) -> None:
                 f"{costs['download_cpu_s']:.2f}",
                 f"{costs['peak_mib']:.0f}",
             )
-            for case, costs in medians.items()
+            for case, costs in ((case, median(all_costs)) for case, all_costs in runs.items())
         ],
     )
-
-
-def _run(way: str, storage: StorageConfig, file: Path) -> Costs:
-    settings = storage.model_dump_json(exclude_defaults=True)
-    command = [sys.executable, "-m", "benchmarks.transfer", way, settings, str(file)]
-    os.sync()  # or the kernel writes what another way left while this one runs
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    costs: Costs = json.loads(done.stdout)
-    return costs
 
 
 def _ours(storage: StorageConfig) -> Moves:
