@@ -9,10 +9,26 @@ import subprocess
 import time
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2, as a container sees its own
+LOCAL_JOB_VARIABLE = "MLIP_JOB_LOCAL_JOB"
+"""The id of a job of `LocalScheduler`; its script sets it."""
+
+CORES_VARIABLE = "MLIP_JOB_CORES"
+"""The CPU request of a pod, in whole cores; the manifest sets it."""
+
+# OpenBLAS and MKL take OMP_NUM_THREADS where they have no variable of their own.
+_BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_OWN_VARIABLES = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+THREAD_VARIABLES = (*_OWN_VARIABLES, *_BLAS_VARIABLES)
+"""How many threads the numerical libraries of a process start: OpenMP, TensorFlow, BLAS."""
+
 _DISTRIBUTIONS = {
     "mlip-job": ("mlip-job",),
     "python-ace": ("python-ace",),
@@ -84,7 +100,7 @@ class HostClass(BaseModel):
     cpu
         Model name of the processor.
     cores
-        Processors this process may use.
+        Processors this job may use; see `usable_cores`.
     memory_gib
         Physical memory, GiB.
     gpus
@@ -116,7 +132,7 @@ class RunEnvironment(BaseModel):
             versions={"python": platform.python_version(), **installed_versions()},
             host=HostClass(
                 cpu=_cpu_model(),
-                cores=len(os.sched_getaffinity(0)),
+                cores=usable_cores(),
                 memory_gib=round(
                     os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1
                 ),
@@ -132,8 +148,28 @@ def installed_versions() -> dict[str, str | None]:
     return {name: _first_version(candidates) for name, candidates in _DISTRIBUTIONS.items()}
 
 
-def usable_cores() -> int:
-    """Return how many cores this process may use: those it may run on, within its CPU quota."""
+def usable_cores(environment: Mapping[str, str] | None = None) -> int:
+    """Return how many cores this job may use.
+
+    That is what it asked its scheduler for: a pod's CPU request, or Slurm's CPUs per task. Without
+    that, and at most, it is what the process may run on, within the CPU quota of its container.
+    """
+    source = os.environ if environment is None else environment
+    found = (source.get(name, "") for name in (CORES_VARIABLE, "SLURM_CPUS_PER_TASK"))
+    asked = next((int(number) for number in found if number.isdecimal() and int(number)), None)
+    available = _available_cores()
+    return available if asked is None else min(asked, available)
+
+
+def thread_counts(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the thread counts of a process that has all cores of the job; the user's own win."""
+    source = os.environ if environment is None else environment
+    cores = str(usable_cores(source))
+    counts = {name: source.get(name, cores) for name in _OWN_VARIABLES}
+    return counts | {n: source.get(n, counts["OMP_NUM_THREADS"]) for n in _BLAS_VARIABLES}
+
+
+def _available_cores() -> int:
     cores = len(os.sched_getaffinity(0))
     try:
         quota, period = _CPU_QUOTA.read_text(encoding="ascii").split()
@@ -189,6 +225,8 @@ def _started(pid: int) -> int | None:
 
 def current_scheduler_job() -> SchedulerJob | None:
     """Return the job of a scheduler that this process belongs to."""
+    if job_id := os.environ.get(LOCAL_JOB_VARIABLE):
+        return SchedulerJob(kind="local", id=job_id)
     if job_id := os.environ.get("SLURM_JOB_ID"):
         return SchedulerJob(kind="slurm", id=job_id)
     if job := os.environ.get("MLIP_JOB_KUBERNETES_JOB"):

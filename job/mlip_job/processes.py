@@ -10,6 +10,8 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
+from mlip_job.environment import thread_counts
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from multiprocessing.connection import Connection
@@ -56,6 +58,27 @@ def stop_signals_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def starting_workers(count: int) -> Iterator[None]:
+    """Start the processes of a pool, which share this one's threads and leave signals to it.
+
+    Each reads its number of threads when it loads its numerical libraries.
+    """
+    threads = thread_counts()
+    shared = {n: str(max(1, int(t) // count)) for n, t in threads.items() if t.isdecimal()}
+    before = {name: os.environ.get(name) for name in shared}
+    os.environ.update(shared)
+    try:
+        with stop_signals_blocked():
+            yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 class Beside(Generic[Result]):

@@ -8,6 +8,7 @@ this very package.
 from __future__ import annotations
 
 import base64
+import math
 import os
 import re
 import signal
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from kubernetes.client import ApiException
+from kubernetes.utils.quantity import parse_quantity
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -124,11 +126,14 @@ class PodRunner:
             secret = core.read_namespaced_secret(source.secret_ref.name, self._namespace)
             environment |= {k: base64.b64decode(v).decode() for k, v in secret.data.items()}
         for variable in container.env:
-            if variable.value_from is None:
+            source = variable.value_from
+            if source is None:
                 environment[variable.name] = _expand(variable.value or "", environment)
+            elif source.resource_field_ref is not None:
+                amount = container.resources.requests[source.resource_field_ref.resource[9:]]
+                environment[variable.name] = str(math.ceil(parse_quantity(amount)))
             else:
-                path = variable.value_from.field_ref.field_path
-                environment[variable.name] = _field(pod, path)
+                environment[variable.name] = _field(pod, source.field_ref.field_path)
         if (token := self._node.token(pod)) is not None:
             # Instead of the files in the container: a process has none of its own there.
             plane = self._node.plane

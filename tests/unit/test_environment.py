@@ -11,9 +11,11 @@ import pytest
 
 from mlip_job import environment
 from mlip_job.environment import (
+    THREAD_VARIABLES,
     RunEnvironment,
     job_of_earlier_starts,
     job_of_this_start,
+    thread_counts,
     usable_cores,
 )
 
@@ -54,6 +56,44 @@ def test_cores_are_counted_within_the_quota_of_a_container(
     monkeypatch.setattr(environment, "_CPU_QUOTA", file)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
     assert usable_cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("variables", "cores"),
+    [
+        ({}, 6),
+        ({"MLIP_JOB_CORES": "2"}, 2),
+        ({"SLURM_CPUS_PER_TASK": "3"}, 3),
+        ({"MLIP_JOB_CORES": "2", "SLURM_CPUS_PER_TASK": "3"}, 2),
+        ({"SLURM_CPUS_PER_TASK": "64"}, 6),
+        ({"MLIP_JOB_CORES": "0", "SLURM_CPUS_PER_TASK": ""}, 6),
+    ],
+)
+def test_cores_are_those_that_the_scheduler_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variables: dict[str, str], cores: int
+) -> None:
+    """A pod's request, CPUs per task; a node that does not enforce them shows all that it has."""
+    monkeypatch.setattr(environment, "_CPU_QUOTA", tmp_path / "absent")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
+    assert usable_cores(variables) == cores
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert usable_cores() == cores
+    assert RunEnvironment.current().host.cores == cores
+
+
+def test_threads_follow_the_cores_and_the_users_own_win(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """BLAS libraries that are told nothing else take what OpenMP has."""
+    monkeypatch.setattr(environment, "_CPU_QUOTA", tmp_path / "absent")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
+    assert thread_counts({"SLURM_CPUS_PER_TASK": "4"}) == dict.fromkeys(THREAD_VARIABLES, "4")
+    own = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "2", "TF_NUM_INTEROP_THREADS": "3"}
+    assert thread_counts(own) == own | {
+        "OPENBLAS_NUM_THREADS": "1",
+        "TF_NUM_INTRAOP_THREADS": "6",
+    }
 
 
 def test_pods_of_one_kubernetes_job_are_the_same_job(monkeypatch: pytest.MonkeyPatch) -> None:

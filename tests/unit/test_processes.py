@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import signal
 import time
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from mlip_job.errors import TrainingError
-from mlip_job.processes import Beside
+from mlip_job.processes import Beside, starting_workers
 
 MUCH = bytes(8_000_000)
 """More than a pipe or a socket holds."""
@@ -49,10 +50,28 @@ def test_an_error_is_raised_where_the_result_is_asked_for() -> None:
     assert refused.value.hint == "ask again"
 
 
+def _threads() -> list[str]:
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
+    return [os.environ[name] for name in names]
+
+
 def test_it_may_have_processes_too() -> None:
     """As a linear fit to many structures has."""
     with Beside(_in_a_pool, died=DIED) as beside:
         assert beside.result() not in (os.getpid(), beside._process.pid)
+
+
+def test_workers_share_the_threads_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four processes with four threads each would take turns; this process keeps its own."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "1")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    before = dict(os.environ)
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with starting_workers(2):
+            started = pool.submit(_threads)
+        assert dict(os.environ) == before
+        assert started.result() == ["2", "2", "1"]
 
 
 def test_a_process_that_dies_is_an_error() -> None:

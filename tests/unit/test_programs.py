@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mlip_job.environment import THREAD_VARIABLES
 from mlip_job.errors import ConfigError, TrainingError
 from mlip_job.training.programs import (
     convert_to_yace,
@@ -34,6 +35,19 @@ def test_secrets_do_not_reach_the_trainer() -> None:
     assert passed["CUDA_VISIBLE_DEVICES"] == "0"
     assert passed["OMP_NUM_THREADS"] == "4"
     assert passed["PYTHONUNBUFFERED"] == "1"
+
+
+def test_the_trainer_has_as_many_threads_as_the_job_has_cores() -> None:
+    """By Slurm's count or a pod's; what the user has set stays."""
+    passed = trainer_environment({"SLURM_CPUS_PER_TASK": "1", "OPENBLAS_NUM_THREADS": "7"})
+    assert "SLURM_CPUS_PER_TASK" not in passed
+    assert {name: passed[name] for name in THREAD_VARIABLES} == {
+        "OMP_NUM_THREADS": "1",
+        "TF_NUM_INTRAOP_THREADS": "1",
+        "TF_NUM_INTEROP_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "7",
+        "MKL_NUM_THREADS": "1",
+    }
 
 
 def test_programs_beside_python_come_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

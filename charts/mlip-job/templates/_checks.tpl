@@ -20,6 +20,22 @@
 {{- else if eq $visibility "read-only" -}}
 {{- fail (printf "config.storage.url %s lies on a volume that is mounted read-only" $store) -}}
 {{- end -}}
+{{- range $limit, $request := dict "cpuLimit" "cpu" "memoryLimit" "memory" "ephemeralStorageLimit" "workSize" -}}
+{{- $most := index $.Values $limit -}}
+{{- if $most -}}
+{{- $least := index $.Values $request -}}
+{{- if lt (include "mlip-job.amount" $most | float64) (include "mlip-job.amount" $least | float64) -}}
+{{- fail (printf "%s is %v, less than %s, %v: a pod can't reserve more than its limit" $limit $most $request $least) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{/* A quantity as a number: 500m is 0.5, 1Ki is 1024. */}}
+{{- define "mlip-job.amount" -}}
+{{- $number := regexFind "^[0-9.]+" (toString .) -}}
+{{- $factors := dict "n" 1e-9 "u" 1e-6 "m" 1e-3 "" 1.0 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18 "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 "Pi" 1125899906842624.0 "Ei" 1152921504606846976.0 -}}
+{{- mulf ($number | float64) (index $factors (trimPrefix $number (toString .))) -}}
 {{- end }}
 
 {{/* "server", "visible", "read-only" or "hidden": what pods see of a URL. */}}

@@ -39,7 +39,13 @@ containers:
         memory: {{ $values.memory }}
         ephemeral-storage: {{ $values.workSize }}
       limits:
-        memory: {{ $values.memory }}
+        {{- with $values.cpuLimit }}
+        cpu: {{ toString . | quote }}
+        {{- end }}
+        memory: {{ $values.memoryLimit | default $values.memory }}
+        {{- with $values.ephemeralStorageLimit }}
+        ephemeral-storage: {{ . }}
+        {{- end }}
         {{- if $values.gpus }}
         {{ $values.gpuResource }}: {{ int64 $values.gpus | quote }}
         {{- end }}
@@ -109,6 +115,11 @@ topologySpreadConstraints:
   valueFrom:
     fieldRef:
       fieldPath: metadata.labels['batch.kubernetes.io/controller-uid']
+- name: MLIP_JOB_CORES # rounded up
+  valueFrom:
+    resourceFieldRef:
+      resource: requests.cpu
+      divisor: "1"
 - name: MLIP_JOB_TERMINATION_MESSAGE
   value: /dev/termination-log
 {{- range $name, $value := .Values.env }}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -63,6 +64,9 @@ def command(
     GPU can make the dataset, or publish. It trains on that dataset, whatever the database holds
     by then.
     """
+    from mlip_job.environment import thread_counts
+
+    os.environ.update(thread_counts())  # before any numerical library is loaded
     from mlip_job.cli.tables import show_manifest
     from mlip_job.pipeline import Reached
     from mlip_job.registry import Registry

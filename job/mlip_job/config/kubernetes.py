@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
@@ -11,6 +12,14 @@ from mlip_job.config.base import Part, Positive
 
 _LABEL = "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 _QUANTITY = re.compile(r"(?!0+(\.0+)?\D*$)\d+(\.\d+)?([munkMGTPE]|[KMGTPE]i)?")
+_UNITS = {
+    "": Decimal(1),
+    "m": Decimal("1e-3"),
+    "u": Decimal("1e-6"),
+    "n": Decimal("1e-9"),
+    **{unit: Decimal(1000) ** power for power, unit in enumerate("kMGTPE", start=1)},
+    **{f"{unit}i": Decimal(1024) ** power for power, unit in enumerate("KMGTPE", start=1)},
+}
 _RESOURCE = re.compile(rf"({_LABEL}(\.{_LABEL})*/)?[A-Za-z0-9]([-._A-Za-z0-9]{{0,61}}[A-Za-z0-9])?")
 _VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 # The end of a name decides: MLIP_JOB_DATABASE_PASSWORD, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN.
@@ -22,6 +31,7 @@ OWNED_PATHS = ("/work", "/tmp", "/dev", "/etc/mlip-job", "/proc", "/sys")  # noq
 OWNED_VARIABLES = (
     "HOME",
     "MLIP_JOB_CONFIG",
+    "MLIP_JOB_CORES",
     "MLIP_JOB_IMAGE",
     "MLIP_JOB_KUBERNETES_JOB",
     "MLIP_JOB_KUBERNETES_JOB_UID",
@@ -29,6 +39,13 @@ OWNED_VARIABLES = (
     "MLIP_JOB_TERMINATION_MESSAGE",
 )
 """What a pod's environment says of the pod itself."""
+
+LIMITS = {
+    "cpu_limit": "cpu",
+    "memory_limit": "memory",
+    "ephemeral_storage_limit": "work_size",
+}
+"""The setting of each limit, and that of what is reserved."""
 
 
 def _label_name(text: str) -> str:
@@ -51,6 +68,12 @@ def _quantity(text: str) -> str:
     if _QUANTITY.fullmatch(text) is None:
         raise ValueError(f"{text!r} is no quantity above 0, as in 500m, 4, 16Gi")
     return text
+
+
+def _amount(quantity: str) -> Decimal:
+    """Return a quantity as a number: ``500m`` is 0.5, ``1Ki`` is 1024."""
+    number = quantity.rstrip("munkMGTPEi")
+    return Decimal(number) * _UNITS[quantity.removeprefix(number)]
 
 
 def _resource(text: str) -> str:
@@ -132,7 +155,13 @@ class KubernetesConfig(Part):
         (), description="Secrets with the registry's credentials."
     )
     cpu: Quantity = Field("4", description="Processors that are reserved.")
-    memory: Quantity = Field("16Gi", description="Memory, reserved and at most; with shm_size.")
+    cpu_limit: Quantity | None = Field(
+        None, description="Processors at most. Not given, no limit: a fit may use idle ones."
+    )
+    memory: Quantity = Field("16Gi", description="Memory that is reserved; with shm_size.")
+    memory_limit: Quantity | None = Field(
+        None, description="Memory at most. Not given, what is reserved."
+    )
     gpus: int = Field(1, ge=0, description="GPUs; 0 trains on processors.")
     gpu_resource: ResourceName = Field(
         "nvidia.com/gpu", description="What the cluster calls a GPU; its taint is tolerated."
@@ -144,6 +173,10 @@ class KubernetesConfig(Part):
         None, description="RuntimeClass, e.g. nvidia, where GPUs need one."
     )
     work_size: Quantity = Field("20Gi", description="Disk for the dataset and the fit.")
+    ephemeral_storage_limit: Quantity | None = Field(
+        None,
+        description="Disk at most: work_size, tmp_size, the log. Not given, no limit on the sum.",
+    )
     tmp_size: Quantity = Field("1Gi", description="Disk for /tmp.")
     shm_size: Quantity = Field("1Gi", description="Shared memory; counts as memory.")
     secrets: tuple[ObjectName, ...] = Field(
@@ -219,6 +252,17 @@ class KubernetesConfig(Part):
         paths = [claim.mount_path for claim in self.claims]
         if twice := {path for path in paths if paths.count(path) > 1}:
             raise ValueError(f"claims: {min(twice)} is mounted twice")
+        return self
+
+    @model_validator(mode="after")
+    def _limits_above_requests(self) -> Self:
+        for limit_key, request_key in LIMITS.items():
+            limit, request = getattr(self, limit_key), getattr(self, request_key)
+            if limit is not None and _amount(limit) < _amount(request):
+                raise ValueError(
+                    f"{limit_key} is {limit}, less than {request_key}, {request}: a pod can't "
+                    "reserve more than its limit"
+                )
         return self
 
     @model_validator(mode="after")

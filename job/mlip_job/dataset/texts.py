@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from mlip_job.dataset.extxyz import structures_text
 from mlip_job.dataset.output import OutputFile
+from mlip_job.environment import usable_cores
 from mlip_job.errors import TrainingError
 from mlip_job.processes import Beside
 
@@ -86,7 +86,7 @@ def text_beside(
     Callable or None
         Waits for it; None where it is not worth it, and nothing is written.
     """
-    if chosen.sum() < _WORTH_A_PROCESS or len(os.sched_getaffinity(0)) == 1:
+    if chosen.sum() < _WORTH_A_PROCESS or usable_cores() == 1:
         yield None
         return
     died = TrainingError(

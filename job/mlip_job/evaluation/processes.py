@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 from mlip_job.errors import TrainingError
 from mlip_job.evaluation.measured import Measurer
 from mlip_job.evaluation.structures import count_atoms
-from mlip_job.processes import die_with, stop_signals_blocked
+from mlip_job.processes import die_with, starting_workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -101,7 +101,7 @@ class Measurers:
         for batch in batches:
             if len(waiting) > 2 * self.processes:
                 yield waiting.popleft().result()
-            with stop_signals_blocked():
+            with starting_workers(self.processes):
                 waiting.append(pool.submit(_measure, batch))
         while waiting:
             yield waiting.popleft().result()

@@ -18,17 +18,16 @@ import multiprocessing
 import os
 import warnings
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlip_job.processes import die_with
+from mlip_job.processes import die_with, starting_workers
 from mlip_job.training.linear_task import LinearStart
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from mlip_job.training.linear_task import LinearTask
 
@@ -55,11 +54,11 @@ def fit_linear(task: LinearTask) -> LinearStart:
     functions = _count_functions(basis)
     frame = _sample(_weighted(task), task)
     atoms = int(frame["NUMBER_OF_ATOMS"].sum())
-    with _processes(task.cores, functions, atoms) as pool:
+    with _mapping(task.cores, functions, atoms) as map_all:
         # Each batch holds as many atoms as there are functions: its rows are thrice the matrix.
         batches = _batches(frame, max(_BATCH_ATOMS, functions))
         work = ((task.section, batch, task.kappa) for batch in batches)
-        matrix, right, square = _sum((pool.map if pool else map)(_equations, work))
+        matrix, right, square = _sum(map_all(_equations, work))
     coefficients = solve(matrix, right, task.l1, task.l2)
     densities = len(basis.basis_coeffs) // functions
     columns = [coefficients, *[np.zeros(functions)] * (densities - 1)]
@@ -186,20 +185,26 @@ def solve(matrix: FloatArray, right: FloatArray, l1: float, l2: float) -> FloatA
 # -- processes -------------------------------------------------------------------------------------
 
 
-def _processes(
-    cores: int, functions: int, atoms: int
-) -> AbstractContextManager[ProcessPoolExecutor | None]:
-    """Return as many processes as are worth their start and have the memory, or none."""
+@contextmanager
+def _mapping(cores: int, functions: int, atoms: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """Yield a `map` over as many processes as are worth their start and have the memory, if any."""
     needed = 5 * 8 * max(functions, _BATCH_ATOMS) * functions  # batch, matrix, pyace's lists
     count = min(cores, atoms // _ATOMS_WORTH_A_PROCESS, _MOST_BYTES // needed)
     if count <= 1:
-        return nullcontext(None)
-    return ProcessPoolExecutor(
+        yield map
+        return
+    with ProcessPoolExecutor(
         count,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_initialise,
         initargs=(os.getpid(),),
-    )
+    ) as pool:
+
+        def map_all(function: Callable[..., Any], work: Iterable[Any]) -> Iterable[Any]:
+            with starting_workers(count):
+                return pool.map(function, work)
+
+        yield map_all
 
 
 def _silence() -> None:

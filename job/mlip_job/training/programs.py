@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlip_job.environment import thread_counts
 from mlip_job.errors import ConfigError, TrainingError
 from mlip_job.processes import die_with_parent
 
@@ -53,21 +54,28 @@ def find_program(name: str) -> Path:
 
 
 def trainer_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the environment that the trainer's programs are started in."""
+    """Return the environment that the trainer's programs are started in.
+
+    They have the machine to themselves while they run, so that they get all cores of the job.
+    """
     source = os.environ if environment is None else environment
     passed = {
         name: value
         for name, value in source.items()
         if name in _PASSED_NAMES or name.startswith(_PASSED_PREFIXES)
     }
-    return passed | {
-        "PYTHONUNBUFFERED": "1",  # scipy's summary goes to stdout, which is block-buffered
-        "MPLBACKEND": "Agg",
-        # Pacemaker writes the user's name into log and potential, which are published; and it
-        # fails where a container's user id has no name.
-        "LOGNAME": "mlip-job",
-        "USER": "mlip-job",
-    }
+    return (
+        passed
+        | thread_counts(source)
+        | {
+            "PYTHONUNBUFFERED": "1",  # scipy's summary goes to stdout, which is block-buffered
+            "MPLBACKEND": "Agg",
+            # Pacemaker writes the user's name into log and potential, which are published; and it
+            # fails where a container's user id has no name.
+            "LOGNAME": "mlip-job",
+            "USER": "mlip-job",
+        }
+    )
 
 
 def convert_to_yace(potential: Path, yace: Path) -> None:

@@ -129,6 +129,29 @@ def test_a_quota_is_used_up(
     assert "requests.nvidia.com/gpu=2" in str(status.reason)
 
 
+def test_a_quota_on_what_pods_do_not_state(
+    scheduler: KubernetesScheduler, submit: Any, node: Node, namespace: str
+) -> None:
+    """The setting is named; with it, the pod is made, and is within the quota."""
+    hard = {"limits.cpu": "8", "limits.ephemeral-storage": "100Gi"}
+    node.core.create_namespaced_resource_quota(
+        namespace, {"metadata": {"name": "limits"}, "spec": {"hard": hard}}
+    )
+    wait_for(
+        lambda: node.core.read_namespaced_resource_quota("limits", namespace).status.hard, "quota"
+    )
+    handle = submit()
+    status = until(scheduler, handle, lambda s: s.native == "QuotaNotStated")
+    assert status.state is JobState.PENDING
+    assert "quota limits takes only pods that state limits.cpu" in str(status.reason)
+    assert "set submit.kubernetes.cpu_limit, and submit it again" in str(status.hint)
+    scheduler.cancel(handle)
+    submit(cpu_limit=4, ephemeral_storage_limit="30Gi")
+    (pod,) = wait_for(lambda: node.core.list_namespaced_pod(namespace).items, "the pod")
+    limits = pod.spec.containers[0].resources.limits
+    assert (limits["cpu"], limits["ephemeral-storage"]) == ("4", "30Gi")
+
+
 def test_a_service_account_is_missing(scheduler: KubernetesScheduler, submit: Any) -> None:
     """Another reason for which there is no pod."""
     handle = submit(service_account="absent")

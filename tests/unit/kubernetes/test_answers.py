@@ -42,6 +42,33 @@ def test_every_answer_is_an_error_of_ours(
         assert error.transient == (status in (429, 503, 504))
 
 
+@pytest.mark.parametrize(
+    ("what", "resources", "hint"),
+    [
+        (
+            "limits.cpu for: mlip-job",
+            "state limits.cpu",
+            "cancel it, set submit.kubernetes.cpu_limit, and submit it again",
+        ),
+        (
+            "limits.cpu for: mlip-job,proxy; limits.memory for: proxy",
+            "state limits.cpu, limits.memory",
+            "set submit.kubernetes.cpu_limit, and",
+        ),
+        ("limits.memory for: proxy", "state limits.memory", "those that are injected too"),
+    ],
+)
+def test_a_quota_on_what_the_pod_does_not_state(what: str, resources: str, hint: str) -> None:
+    """The Job controller's event says so; ours names the setting."""
+    message = f'Error creating: pods "a" is forbidden: failed quota: all: must specify {what}'
+    event = {"reason": "FailedCreate", "message": message, "metadata": {}}
+    status = status_of(job(), [], lambda _uid: [event])
+    assert (status.state, status.native) == (JobState.PENDING, "QuotaNotStated")
+    assert "quota all takes only pods that" in str(status.reason)
+    assert str(status.reason).endswith(resources)
+    assert hint in str(status.hint)
+
+
 def pod(phase: str, *, name: str = "a", **status: Any) -> dict[str, Any]:
     """Return a pod as the API server has it."""
     return {

@@ -228,6 +228,27 @@ def test_a_gpu_is_required_where_one_was_asked_for(request_for: Callable[..., Jo
     assert "tolerations" not in pod_of(request_for(gpus=0))
 
 
+def test_limits_are_those_that_are_set(request_for: Callable[..., JobRequest]) -> None:
+    """Only memory has one by itself; what is reserved stays. Threads follow that, not the limit."""
+
+    def resources(**settings_: Any) -> Any:
+        return pod_of(request_for(gpus=0, **settings_))["containers"][0]["resources"]
+
+    least = resources()
+    assert least["limits"] == {"memory": "16Gi"}
+    same = {"cpu_limit": "4000m", "memory_limit": "16384Mi", "ephemeral_storage_limit": "0.1Ti"}
+    assert resources(**same) == {
+        "requests": least["requests"],
+        "limits": {"cpu": "4000m", "memory": "16384Mi", "ephemeral-storage": "0.1Ti"},
+    }
+    (cores,) = (
+        one["valueFrom"]["resourceFieldRef"]
+        for one in pod_of(request_for(**same))["containers"][0]["env"]
+        if one["name"] == "MLIP_JOB_CORES"
+    )
+    assert cores == {"resource": "requests.cpu", "divisor": "1"}
+
+
 def test_a_claim_is_one_volume_however_often_it_is_mounted(
     request_for: Callable[..., JobRequest],
 ) -> None:
@@ -321,6 +342,9 @@ def test_an_order_of_jobs_is_an_error(request_for: Callable[..., JobRequest]) ->
         ({"memory": "0Gi"}, "is no quantity above 0"),
         ({"cpu": -1}, "is no quantity"),
         ({"work_size": "1e3"}, "is no quantity"),
+        ({"cpu": 2, "cpu_limit": "1500m"}, "cpu_limit is 1500m, less than cpu, 2"),
+        ({"memory": "1Gi", "memory_limit": "1G"}, "memory_limit is 1G, less than memory, 1Gi"),
+        ({"ephemeral_storage_limit": "19.9Gi"}, "ephemeral_storage_limit is 19.9Gi, less than"),
         ({"shm_size": "64mb"}, "is no quantity"),
         ({"gpus": -1}, "greater than or equal to 0"),
         ({"gpu_resource": "nvidia.com/"}, "is no name of a resource"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from mlip_job.environment import CORES_VARIABLE
 from mlip_job.errors import ConfigError
 from mlip_job.schedulers.kubernetes.layout import (
     API_ACCESS,
@@ -152,6 +153,11 @@ def _environment(settings: KubernetesConfig, image: str) -> list[Manifest]:
         of_pod("MLIP_JOB_KUBERNETES_NAMESPACE", "metadata.namespace"),
         of_pod("MLIP_JOB_KUBERNETES_JOB", f"metadata.labels['{JOB_NAME_LABEL}']"),
         of_pod("MLIP_JOB_KUBERNETES_JOB_UID", f"metadata.labels['{JOB_UID_LABEL}']"),
+        # Rounded up to whole cores.
+        {
+            "name": CORES_VARIABLE,
+            "valueFrom": {"resourceFieldRef": {"resource": "requests.cpu", "divisor": "1"}},
+        },
         {"name": "MLIP_JOB_TERMINATION_MESSAGE", "value": TERMINATION_MESSAGE},
         *({"name": name, "value": _literal(text)} for name, text in settings.env.items()),
     ]
@@ -168,7 +174,12 @@ def _resources(settings: KubernetesConfig) -> Manifest:
         "memory": settings.memory,
         "ephemeral-storage": settings.work_size,
     }
-    limits = {"memory": settings.memory}
+    limits = {
+        "cpu": settings.cpu_limit,
+        "memory": settings.memory_limit or settings.memory,
+        "ephemeral-storage": settings.ephemeral_storage_limit,
+    }
+    limits = {resource: limit for resource, limit in limits.items() if limit is not None}
     if settings.gpus:
         limits[settings.gpu_resource] = str(settings.gpus)
     return {"requests": requests, "limits": limits}

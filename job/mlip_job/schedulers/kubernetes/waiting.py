@@ -47,6 +47,9 @@ _SAME = {"ErrImagePull": "ImagePullBackOff", "RegistryUnavailable": "ImagePullBa
 # Events that say more than the state that they belong to.
 _TELLING = ("FailedCreate", "FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")
 _QUOTA = re.compile("exceeded quota: (?P<quota>[^,]+), (?P<what>.*)")
+_UNSTATED = re.compile("failed quota: (?P<quota>[^:]+): must specify (?P<what>.*)")
+# What a pod states only if it is asked to. Quotas ask for requests and limits of CPU and memory.
+_STATED_BY: Mapping[str, str] = {"limits.cpu": "submit.kubernetes.cpu_limit"}
 
 
 def wait_of_job(job: Manifest, events: Sequence[Manifest]) -> Wait:
@@ -118,6 +121,8 @@ def _failed_create(message: str) -> Wait:
             f"the namespace's quota {quota['quota']} has no room: {quota['what']}",
             "wait for others' jobs to end, ask for less, or for a larger quota",
         )
+    if (unstated := _UNSTATED.search(message)) is not None:
+        return _unstated(unstated["quota"], unstated["what"])
     if "violates PodSecurity" in message:
         return Wait(
             "PodSecurity",
@@ -125,6 +130,19 @@ def _failed_create(message: str) -> Wait:
             "take out what submit.kubernetes.volumes or the template adds",
         )
     return Wait("FailedCreate", f"no pod can be made: {message}", None)
+
+
+def _unstated(quota: str, what: str) -> Wait:
+    """Explain a quota on something that the pod does not state: ``limits.cpu for: mlip-job``."""
+    resources = [part.partition(" for:")[0] for part in what.split("; ")]
+    settings = [_STATED_BY[name] for name in resources if name in _STATED_BY]
+    return Wait(
+        "QuotaNotStated",
+        f"the namespace's quota {quota} takes only pods that state {', '.join(resources)}",
+        f"cancel it, set {' and '.join(settings)}, and submit it again"
+        if settings
+        else "have every container of the pod state it, those that are injected too",
+    )
 
 
 def _last(events: Sequence[Manifest]) -> Manifest | None:
