@@ -135,8 +135,8 @@ class SubmitFiles:
         values = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            _write_whole(self.config, values)
-            _write_whole(script, text)
+            write_whole(self.config, values)
+            write_whole(script, text)
         except OSError as error:
             raise ConfigError(
                 f"can't write to {self.directory}: {error.strerror}", hint="set work_dir"
@@ -148,7 +148,7 @@ class SubmitFiles:
         before = known.jobs if known is not None and known.scheduler == scheduler else ()
         kept = tuple(other for other in before if _precedes(other.name, job.name))
         submission = Submission(scheduler=scheduler, jobs=(*kept, job))
-        _write_whole(self._submission, submission.model_dump_json(indent=2) + "\n")
+        write_whole(self._submission, submission.model_dump_json(indent=2) + "\n")
 
     def submission(self) -> Submission | None:
         """Return the newest submission that is remembered."""
@@ -179,7 +179,7 @@ def _precedes(one: str, other: str) -> bool:
     )
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Write a file so that a reader finds the old or the new one, and never a part."""
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:

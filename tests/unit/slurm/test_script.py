@@ -21,6 +21,7 @@ from mlip_job.errors import ConfigError
 from mlip_job.schedulers.base import JobRequest, Stage, stages
 from mlip_job.schedulers.job_names import JobName, of_one_submission
 from mlip_job.schedulers.slurm import SlurmScheduler
+from mlip_job.schedulers.slurm.image import image_record, record_image
 from mlip_job.schedulers.slurm.options import quote_directive
 
 if TYPE_CHECKING:
@@ -198,6 +199,7 @@ def run_script(tmp_path: Path) -> Callable[..., list[str]]:
         )
         assert done.returncode == 0, done.stderr
         assert not (tmp_path / "owned").exists()
+        (tmp_path / "script.log").write_text(done.stderr)
         return (tmp_path / "told").read_text().split("\0")[:-1]
 
     return run
@@ -295,6 +297,65 @@ def test_the_image_is_known_by_its_content(
     run_script(script({"image": str(image)}, str(tmp_path / "work")))
     sha256 = hashlib.sha256(b"an image").hexdigest()
     assert variables(tmp_path)["APPTAINERENV_MLIP_JOB_IMAGE"] == f"mlip job.sif@sha256:{sha256}"
+
+
+def test_the_image_is_read_at_submission_and_not_by_the_job(
+    tmp_path: Path, run_script: Callable[..., list[str]]
+) -> None:
+    """By its size and the time of its last change, the job knows that it is the same."""
+    image, work = tmp_path / "mlip job.sif", tmp_path / "work"
+    image.write_bytes(b"an image")
+    (work / "gen_04").mkdir(parents=True)
+    slurm = {"image": str(image)}
+    config = JobConfig.model_validate(
+        {"family": "cu", "work_dir": str(work), "submit": {"slurm": slurm}}
+    )
+    record_image(config)
+    reader = tmp_path / "bin" / "sha256sum"
+    reader.write_text(f'#!/bin/bash\necho >>{tmp_path}/read; exec /usr/bin/sha256sum "$@"\n')
+    reader.chmod(0o755)
+
+    def name_in_job(content: bytes) -> str:
+        run_script(script(slurm, str(work)))
+        found = variables(tmp_path)["APPTAINERENV_MLIP_JOB_IMAGE"]
+        assert found == f"mlip job.sif@sha256:{hashlib.sha256(content).hexdigest()}"
+        return (tmp_path / "script.log").read_text()
+
+    assert "taking its hash" not in name_in_job(b"an image")
+    assert not (tmp_path / "read").exists()
+    record = image_record(config).stat().st_mtime_ns
+    record_image(config)
+    assert image_record(config).stat().st_mtime_ns == record
+
+    image.write_bytes(b"no image")  # as long, and later
+    assert "not the one that was there at submission: taking its" in name_in_job(b"no image")
+    assert (tmp_path / "read").read_text() == "\n"
+    record_image(config)
+    assert "taking its hash" not in name_in_job(b"no image")
+
+
+def test_an_image_that_cannot_be_read_here_is_read_by_the_job(tmp_path: Path) -> None:
+    """Nor is one that is no file; nothing is recorded, and nothing fails."""
+    for image in ("docker://x", str(tmp_path), str(tmp_path / "absent")):
+        work = str(tmp_path / "work")
+        config = JobConfig.model_validate(
+            {"family": "cu", "work_dir": work, "submit": {"slurm": {"image": image}}}
+        )
+        record_image(config)
+        assert not image_record(config).exists()
+
+
+def test_a_container_has_the_cores_and_threads_of_its_job(
+    tmp_path: Path, run_script: Callable[..., list[str]]
+) -> None:
+    """What Slurm and the user's own lines say of them gets through its clean environment."""
+    (tmp_path / "work" / "gen_04").mkdir(parents=True)
+    slurm = {"image": "docker://x", "setup": ["export OMP_NUM_THREADS=3"], "cpus": 8}
+    run_script(script(slurm, str(tmp_path / "work")), SLURM_CPUS_PER_TASK="8")
+    found = variables(tmp_path)
+    assert found["APPTAINERENV_SLURM_CPUS_PER_TASK"] == "8"
+    assert found["APPTAINERENV_OMP_NUM_THREADS"] == "3"
+    assert "APPTAINERENV_MKL_NUM_THREADS" not in found
 
 
 def test_a_requeued_job_is_told_to_start_over_and_that_it_is_requeued(

@@ -13,6 +13,7 @@ from mlip_job.schedulers.job_log import lines_of, read_end
 from mlip_job.schedulers.job_names import JobName, of_one_submission, require_same
 from mlip_job.schedulers.records import SubmitFiles, SubmittedJob
 from mlip_job.schedulers.slurm import commands
+from mlip_job.schedulers.slurm.image import record_image
 from mlip_job.schedulers.slurm.options import dependency
 from mlip_job.schedulers.slurm.preflight import check_files
 from mlip_job.schedulers.slurm.script import batch_script
@@ -67,6 +68,7 @@ class SlurmScheduler:
         files = SubmitFiles.of(request.config, request.generation)
         script = files.script("sbatch", request.stage)
         files.write(script, plan.text, request.config)
+        record_image(request.config)
         section = _section(request.stage)
         job_id = commands.submit(script, plan.name, *self._dependency(plan), section=section)
         submitted = datetime.now(UTC)

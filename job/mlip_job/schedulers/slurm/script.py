@@ -6,11 +6,13 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlip_job.environment import THREAD_VARIABLES
 from mlip_job.errors import ConfigError
 from mlip_job.naming import generation_name
 from mlip_job.schedulers.base import Stage
 from mlip_job.schedulers.records import SubmitFiles
 from mlip_job.schedulers.shell import Code, render
+from mlip_job.schedulers.slurm.image import image_record
 from mlip_job.schedulers.slurm.options import (
     dependency,
     quote_directive,
@@ -59,6 +61,8 @@ def batch_script(request: JobRequest, name: str) -> str:
         setup=[Code(line) for line in slurm.setup],
         env_file=slurm.env_file,
         image=slurm.image,
+        image_record=image_record(config),
+        thread_variables=Code(" ".join(THREAD_VARIABLES)),
         variable_prefix=Code("SINGULARITYENV_" if singularity else "APPTAINERENV_"),
         program=list(_program(config, slurm)),
         generation=request.generation,
