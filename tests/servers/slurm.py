@@ -79,7 +79,7 @@ AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort={port}
 AccountingStoragePass={directory}/munge.socket
-AccountingStorageEnforce=associations
+AccountingStorageEnforce=associations,limits,qos
 """
 
 _SLURMDBD_CONF = """\

@@ -72,9 +72,7 @@ def wait_until_published(
         ):
             if not status.resubmit or resubmits >= settings.max_resubmits:
                 raise _error(view, status)
-            resubmits += 1
-            jobs = ", ".join(map(name_of, submit_again()))
-            tell(f"{name}: submitted again as {jobs}, to go on from its checkpoint")
+            resubmits += _submit_again(name, submit_again, tell)
         elif status is not None and status.state is JobState.PENDING and status.resubmit:
             with suppress(UnavailableError):  # then it still waits at the next look
                 submit_again()
@@ -92,7 +90,22 @@ def _look(observatory: Observatory, generation: int) -> tuple[GenerationView, st
     if observatory.problem is not None and view.manifest is None:
         raise UnavailableError(observatory.problem.message)
     words = view.words()
+    if view.status is not None and view.status.state is JobState.PENDING and view.status.hint:
+        words += f" ({view.status.hint})"
     return view, f"{generation_name(generation)}: {view.state}" + (f", {words}" if words else "")
+
+
+def _submit_again(
+    name: str, submit_again: Callable[[], Sequence[JobHandle]], tell: Callable[[str], None]
+) -> int:
+    """Submit again; return how often: not at all where the scheduler takes no job for now."""
+    try:
+        jobs = ", ".join(map(name_of, submit_again()))
+    except UnavailableError as error:
+        tell(f"{name}: can't be submitted again for now: {error.message}")
+        return 0
+    tell(f"{name}: submitted again as {jobs}, to go on from its checkpoint")
+    return 1
 
 
 def _is_lost(view: GenerationView) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from tests.integration.slurm.conftest import make_family
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.cli import Ended
@@ -235,6 +236,50 @@ def test_accounts_are_checked_and_ended_jobs_remembered(
     found = family.status()
     assert (found["native_state"], found["exit_code"]) == ("FAILED", 70)
     assert found["reason"] == "bad luck"
+
+
+@pytest.fixture
+def limited(slurm_with_accounting: SlurmCluster) -> Iterator[Callable[..., None]]:
+    """Return a function that limits the account; the limits end with the test."""
+    account = ("sacctmgr", "-i", "-Q", "modify", "account", "science", "set")
+
+    def limit(**limits: str) -> None:
+        slurm_with_accounting.run(*account, *(f"{name}={value}" for name, value in limits.items()))
+
+    yield limit
+    limit(GrpSubmitJobs="-1", GrpTRESMins="cpu=-1", GrpTRES="cpu=-1")
+
+
+def test_limits_of_an_account_are_told_in_words(
+    tmp_path: Path,
+    slurm_with_accounting: SlurmCluster,
+    cli: Callable[..., Ended],
+    limited: Callable[..., None],
+) -> None:
+    """A refusal for the number of jobs may be waited for; a budget that is used up is said."""
+    family = make_family(tmp_path, slurm_with_accounting, cli)
+    family.configure(account="science", cpus=2)
+    limited(GrpTRESMins="cpu=0")
+    family.submit()
+    _wait_for_words(family, "the account has used up its time × CPUs (AssocGrpCPUMinutesLimit)")
+    limited(GrpTRESMins="cpu=-1", GrpTRES="cpu=1")
+    _wait_for_words(family, "the jobs of the account use as many CPUs as they may (AssocGrpCpu")
+    limited(GrpSubmitJobs="1")
+    ended = family.run("submit", "-g", 2)
+    assert ended.code == 69
+    assert "accounting/QOS policy" in ended.err
+    assert "as many jobs of the account wait or run as may (AssocGrpSubmitJobsLimit)" in ended.err
+    assert "submit.slurm.time" not in ended.err
+    assert family.run("cancel", "-g", 1).code == 0
+    limited(GrpTRES="cpu=-1")
+    family.submit("-g", 2)
+
+
+def _wait_for_words(family: Family, words: str) -> None:
+    end = time.monotonic() + 60
+    while words not in (said := family.run("status", "-g", 1).out):
+        assert time.monotonic() < end, said
+        time.sleep(0.5)
 
 
 def _wait_for_accounting(cluster: SlurmCluster, job: str) -> None:

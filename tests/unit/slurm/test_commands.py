@@ -12,7 +12,7 @@ from mlip_job.schedulers.base import JobHandle, JobState, JobStatus, Stage
 from mlip_job.schedulers.records import Ended
 from mlip_job.schedulers.slurm import SlurmScheduler, commands
 from mlip_job.schedulers.slurm.commands import Task
-from mlip_job.schedulers.slurm.states import STATES, state_of, why
+from mlip_job.schedulers.slurm.states import STATES, is_final, state_of, why
 from mlip_job.schedulers.slurm.status import (
     combined,
     status_by_record,
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     Install = Callable[[str, str], None]
 
 NAME = "mlip-cu-gen_04-89abcdef-0123abcd"
+POLICY = "Job violates accounting/QOS policy (job submit limit, users size and/or time limits)"
+SAID = f"sbatch: error: Batch job submission failed: {POLICY}"
 BUSY = (
     "echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv' >&2; exit 1"
 )
@@ -114,7 +116,10 @@ def test_a_controller_that_stays_away(install: Install, tmp_path: Path) -> None:
         ("Memory specification can not be satisfied", "submit.slurm.mem"),
         ("Requested node configuration is not available", "what the job asks of a node"),
         ("Job dependency problem", "--after"),
-        ("Job violates accounting/QOS policy (job submit limit)", None),
+        (POLICY, "look at the number of your jobs, and submit.slurm.cpus, gres, mem and time; sac"),
+        (f"QOSMaxCpuPerJobLimit {POLICY}", "more CPUs than the QOS allows (submit.slurm.cpus)"),
+        (f"AssocMaxWallDurationPerJobLimit {POLICY}", "more time than the account allows (submi"),
+        (f"QOSMinGRES {POLICY}", "less than the least GPUs that the QOS takes (submit.slurm.gres)"),
     ],
 )
 def test_a_refusal_names_the_setting(
@@ -126,6 +131,27 @@ def test_a_refusal_names_the_setting(
         commands.submit(tmp_path / "script", NAME)
     assert caught.value.message == f"Slurm refuses the job: {said}"
     assert hint is None or hint in (caught.value.hint or "")
+    assert (tmp_path / "calls").read_text().count("sbatch") == 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "hint"),
+    [
+        ("AssocMaxSubmitJobLimit", "as many of your jobs wait or run as the account allows"),
+        ("QOSMaxSubmitJobPerUserLimit", "as many of your jobs wait or run as the QOS allows"),
+        ("AssocGrpSubmitJobsLimit", "as many jobs of the account wait or run as may"),
+    ],
+)
+def test_too_many_jobs_is_no_error_of_the_settings(
+    install: Install, tmp_path: Path, limit: str, hint: str
+) -> None:
+    """It passes: the same submission is taken later. Slurm is not asked again at once."""
+    install("sbatch", f"echo 'sbatch: error: {limit}' >&2; echo '{SAID}' >&2; exit 1")
+    with pytest.raises(UnavailableError, match="submit limit") as caught:
+        commands.submit(tmp_path / "script", NAME)
+    assert hint in (caught.value.hint or "")
+    assert "wait for some of them to end" in (caught.value.hint or "")
+    assert "submit.slurm.time" not in (caught.value.hint or "")
     assert (tmp_path / "calls").read_text().count("sbatch") == 1
 
 
@@ -297,6 +323,57 @@ def test_why_a_job_waits() -> None:
     status = status_of(Task("1", "PENDING", "PartitionTimeLimit"), None, None)
     assert "submit.slurm.time" in (status.reason or "")
     assert status.hint == "cancel it, change that and submit it again"
+
+
+@pytest.mark.parametrize(
+    ("word", "words", "hint"),
+    [
+        ("QOSGrpGRES", "the jobs of the QOS use as many GPUs as they may", "ask for less (submit"),
+        ("QOSGrpCpuLimit", "the jobs of the QOS use as many CPUs as they may", "wait for others"),
+        ("QOSGrpMemLimit", "the jobs of the QOS use as much memory as they may", "slurm.mem)"),
+        ("QOSGrpNodeLimit", "the jobs of the QOS use as many nodes as they may", "ask for less,"),
+        ("QOSGrpJobsLimit", "as many jobs of the QOS run as may", "wait for some"),
+        ("QOSGrpWallLimit", "the QOS has used up its time", "until it is renewed"),
+        ("QOSGrpCPURunMinutesLimit", "may take all of the time × CPUs", "ask for less time"),
+        ("QOSMaxGRESPerUser", "your jobs use as many GPUs as the QOS allows", "wait for others"),
+        ("QOSMaxMemoryPerUser", "your jobs use as much memory as the QOS allows", "wait for oth"),
+        ("QOSMaxJobsPerUserLimit", "as many of your jobs run as the QOS allows", "wait for some"),
+        ("QOSMaxGRESPerAccount", "the account's jobs use as many GPUs as the QOS", "wait for oth"),
+        ("AssocMaxJobsLimit", "as many of your jobs run as the account allows", "wait for some"),
+        ("AssocGrpGRES", "the jobs of the account use as many GPUs as they may", "wait for others"),
+        ("AssocGrpCPUMinutesLimit", "the account has used up its time × CPUs", "another account"),
+        ("AssocGrpGRESMinutes", "the account has used up its time × GPUs", "another account"),
+        ("AssocGrpBillingMinutes", "the account has used up its time × resources", "another acc"),
+    ],
+)
+def test_a_limit_that_others_have_used_up_is_waited_for(word: str, words: str, hint: str) -> None:
+    """By Slurm's own grammar of such words."""
+    status = status_of(Task("1", "PENDING", word), None, None)
+    assert (status.state, status.native) == (JobState.PENDING, "PENDING")
+    assert words in (status.reason or "")
+    assert (status.reason or "").endswith(f" ({word})")
+    assert hint in (status.hint or "")
+    assert not is_final(word)
+
+
+@pytest.mark.parametrize(
+    ("word", "words"),
+    [
+        ("QOSMaxCpuPerJobLimit", "more CPUs than the QOS allows (submit.slurm.cpus)"),
+        ("QOSMaxGRESPerJob", "more GPUs than the QOS allows (submit.slurm.gres)"),
+        ("QOSMaxCpuMinutesPerJobLimit", "more time × CPUs than the QOS allows (submit.slurm.time)"),
+        ("QOSMaxWallDurationPerJobLimit", "more time than the QOS allows (submit.slurm.time)"),
+        ("AssocMaxMemPerJob", "more memory than the account allows (submit.slurm.mem)"),
+        ("QOSMinCpuNotSatisfied", "the least CPUs that the QOS takes (submit.slurm.cpus)"),
+        ("MaxMemPerLimit", "more memory than the site allows (submit.slurm.mem)"),
+    ],
+)
+def test_what_a_job_itself_asks_too_much_of_never_passes(word: str, words: str) -> None:
+    """It is to be changed; the setting is named."""
+    status = status_of(Task("1", "PENDING", word), None, None)
+    assert words in (status.reason or "")
+    assert status.hint == "cancel it, change that and submit it again"
+    assert is_final(word)
 
 
 def test_a_rejected_job_in_the_queue() -> None:

@@ -109,7 +109,7 @@ def submit(script: Path, name: str, *options: str, section: str = SECTION) -> st
     ConfigError
         If Slurm refuses the job.
     UnavailableError
-        If it can't be asked.
+        If it can't be asked, or takes no more jobs for now.
     """
 
     def attempt() -> str:

@@ -5,16 +5,30 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from mlip_job.errors import ConfigError
+from mlip_job.errors import ConfigError, UnavailableError
+from mlip_job.schedulers.slurm.limits import limit_named
+from mlip_job.schedulers.slurm.states import what_to_do, why
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _YOURS = "sacctmgr show associations user=$USER format=account,partition,qos lists what is open"
+_LIMITS = (
+    "sacctmgr show associations user=$USER and sacctmgr show qos list the limits; one on the "
+    "number of jobs passes when some of yours have ended: submit it again then"
+)
 _NODES = "sinfo -o '%P %c %m %G %f' lists CPUs, memory (MB), generic resources and features"
 
-# By what sbatch prints: the settings to look at, and a command that shows what there is.
+# By what sbatch prints: the settings to look at, and a command that shows what there is. The first
+# that fits counts.
 _REFUSALS: Sequence[tuple[str, str, str | None]] = (
+    # "(job submit limit, user's size and/or time limits)" is said of any limit, most often of one
+    # on the number of jobs. Most versions name it in a line before, see `_by_limit`.
+    (
+        "accounting/QOS policy",
+        "the number of your jobs, and {section}.cpus, gres, mem and time",
+        _LIMITS,
+    ),
     ("invalid partition", "{section}.partition", None),
     ("invalid account", "{section}.account", f"{_YOURS} to you"),
     ("invalid qos", "{section}.qos", f"{_YOURS} to you"),
@@ -33,8 +47,10 @@ _REFUSALS: Sequence[tuple[str, str, str | None]] = (
 
 def explain_refusal(
     said: str, partitions: Callable[[], Sequence[str]], section: str
-) -> ConfigError:
+) -> ConfigError | UnavailableError:
     """Return the error for a job that sbatch refused.
+
+    It is unavailable where only the number of jobs is in the way: that passes.
 
     Parameters
     ----------
@@ -47,6 +63,8 @@ def explain_refusal(
     """
     text = re.sub(r"sbatch: (error: )?(Batch job submission failed: )?", "", said)
     message = f"Slurm refuses the job: {text}"
+    if (refusal := _by_limit(message, text.split(), section)) is not None:
+        return refusal
     for pattern, key, command in _REFUSALS:
         if re.search(pattern, text, re.IGNORECASE) is None:
             continue
@@ -57,3 +75,16 @@ def explain_refusal(
         hint = f"look at {setting}" + (f"; {command}" if command is not None else "")
         return ConfigError(message, hint=hint)
     return ConfigError(message)
+
+
+def _by_limit(
+    message: str, words: Sequence[str], section: str
+) -> ConfigError | UnavailableError | None:
+    """Return the error where Slurm names the limit: ``AssocMaxSubmitJobLimit``."""
+    named = next((word for word in words if limit_named(word) is not None), None)
+    limit = limit_named(named) if named is not None else None
+    if named is None or limit is None:
+        return None
+    then = "change that" if limit.never else what_to_do(named, section)
+    error = UnavailableError if limit.of_submitted_jobs else ConfigError
+    return error(message, hint=f"{why(named, section)}: {then}")

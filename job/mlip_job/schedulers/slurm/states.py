@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mlip_job.schedulers.base import JobState
+from mlip_job.schedulers.slurm.limits import limit_named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,18 +41,18 @@ ENDINGS: Mapping[str, tuple[str, bool]] = {
 """How a job ended that did not end by itself, and whether to submit it again helps."""
 
 REASONS: Mapping[str, str] = {
-    "AssocGrpGRES": "the account's GPUs are all in use",
-    "AssocMaxJobsLimit": "the account runs as many jobs as it may",
     "BadConstraints": "no node can ever have what it asks for",
     "BeginTime": "it starts again after the delay that follows a requeue",
     "Dependency": "the job before it has not succeeded yet",
     "DependencyNeverSatisfied": "the job that it had to wait for failed",
     "InvalidAccount": "the account may not be used (submit.slurm.account)",
     "InvalidQOS": "the QOS may not be used (submit.slurm.qos)",
+    "JobArrayTaskLimit": "as many members run as may at a time",
     "JobHeldAdmin": "an administrator holds it back",
     "JobHeldUser": "it is held back; scontrol release lets it go",
     "JobHoldMaxRequeue": "it was requeued too often for this site; scontrol release lets it go",
     "Licenses": "it waits for a licence",
+    "MaxMemPerLimit": "it asks for more memory than the site allows (submit.slurm.mem)",
     "NodeDown": "a node that it needs is down",
     "PartitionConfig": "no node of the partition can ever have what it asks for",
     "PartitionDown": "the partition is down",
@@ -59,29 +60,29 @@ REASONS: Mapping[str, str] = {
     "PartitionNodeLimit": "it asks for more than the partition allows",
     "PartitionTimeLimit": "it asks for more time than the partition allows (submit.slurm.time)",
     "Priority": "other jobs come first",
-    "QOSMaxGRESPerUser": "you use as many GPUs as the QOS allows",
-    "QOSMaxJobsPerUserLimit": "you run as many jobs as the QOS allows",
-    "QOSMaxWallDurationPerJobLimit": "it asks for more time than the QOS allows",
+    "QOSNotAllowed": "the partition does not take this QOS (submit.slurm.qos)",
+    "QOSUsageThreshold": "the account has used more than the QOS takes (submit.slurm.qos)",
     "ReqNodeNotAvail": "nodes that it needs are not available, as for maintenance",
     "Reservation": "it waits for its reservation",
     "Resources": "no node is free yet",
     "launch failed requeued held": "its node could not start it; scontrol release tries again",
 }
-"""Why a job waits."""
+"""Why a job waits, where that is not a limit of an account or QOS; see `limit_named` for those."""
 
-NEVER = frozenset(
+_NEVER = frozenset(
     {
         "BadConstraints",
         "DependencyNeverSatisfied",
         "InvalidAccount",
         "InvalidQOS",
+        "MaxMemPerLimit",
         "PartitionConfig",
         "PartitionNodeLimit",
         "PartitionTimeLimit",
-        "QOSMaxWallDurationPerJobLimit",
+        "QOSNotAllowed",
     }
 )
-"""Reasons that no waiting removes."""
+_CHANGE_IT = "cancel it, change that and submit it again"
 
 
 def state_of(native: str) -> JobState:
@@ -104,8 +105,23 @@ def why(reason: str, section: str = SECTION) -> str:
     section
         Part of the configuration that the job's settings are in.
     """
-    words = REASONS.get(reason.partition(",")[0].strip("()"))
+    word = _word(reason)
+    limit = limit_named(word)
+    words = limit.reason if limit is not None else REASONS.get(word)
     return f"{_naming(words, section)} ({reason})" if words is not None else reason
+
+
+def what_to_do(reason: str, section: str = SECTION) -> str | None:
+    """Return what to do about a job that waits for a reason, where something has to be done."""
+    if (limit := limit_named(_word(reason))) is not None:
+        return _naming(limit.hint, section)
+    return _CHANGE_IT if is_final(reason) else None
+
+
+def is_final(reason: str) -> bool:
+    """Tell whether no waiting removes a reason."""
+    limit = limit_named(_word(reason))
+    return limit.never if limit is not None else _word(reason) in _NEVER
 
 
 def how_it_ended(native: str, section: str = SECTION) -> tuple[str, bool] | None:
@@ -117,6 +133,10 @@ def how_it_ended(native: str, section: str = SECTION) -> tuple[str, bool] | None
         return None
     words, again = ENDINGS[native]
     return _naming(words, section), again
+
+
+def _word(reason: str) -> str:
+    return reason.partition(",")[0].strip("()")
 
 
 def _naming(words: str, section: str) -> str:

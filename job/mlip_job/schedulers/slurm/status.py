@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 from mlip_job.schedulers.base import JobState, JobStatus
 from mlip_job.schedulers.exit_codes import meaning_of
 from mlip_job.schedulers.job_log import error_in, last_line
-from mlip_job.schedulers.slurm.states import NEVER, SECTION, how_it_ended, state_of, why
+from mlip_job.schedulers.slurm.states import (
+    SECTION,
+    how_it_ended,
+    is_final,
+    state_of,
+    what_to_do,
+    why,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +53,7 @@ def status_of(
     """
     state = state_of(task.state)
     if state is JobState.PENDING and task.reason is not None:
-        hint = "cancel it, change that and submit it again" if task.reason in NEVER else None
+        hint = what_to_do(task.reason, section)
         return JobStatus(state, task.state, why(task.reason, section), hint)
     if state is JobState.CANCELLED and task.reason == "DependencyNeverSatisfied":
         return JobStatus(state, task.state, why(task.reason))
@@ -100,7 +107,7 @@ def _failed(task: Task, ended: Ended | None, log: str | None, section: str) -> J
     if (ending := how_it_ended(task.state, section)) is not None:
         reason, again = ending
         return JobStatus(JobState.FAILED, task.state, reason, resubmit=again)
-    if task.reason in NEVER:
+    if task.reason is not None and is_final(task.reason):
         return JobStatus(JobState.FAILED, task.state, why(task.reason, section))
     code = ended.exit_code if ended is not None else task.exit_code
     if log is None and ended is None:
