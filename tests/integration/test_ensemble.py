@@ -242,6 +242,16 @@ def test_members_of_another_ensemble_are_refused(half: Project, cli: Callable[..
     assert '"state": "stopped"' in found
 
 
+def test_a_half_trained_ensemble_is_no_single_fit(half: Project, cli: Callable[..., Ended]) -> None:
+    """Neither by hand nor as a job; what is there is named, and nothing is published."""
+    for command in (["run", "-g", 1], ["submit", "-g", 1, "--scheduler", "local"]):
+        ended = cli("-c", half.path, *command)
+        assert ended.code == 73
+        assert "an ensemble of 2, not as a single fit: member 1 trained, member 2 miss" in ended.err
+        assert "mlip-job run -g 1 --member 2 --of 2 resumes it" in ended.err
+    assert half.registry.numbers() == []
+
+
 def test_whoever_comes_last_publishes_also_after_a_crash(complete: Project, tmp_path: Path) -> None:
     """The last run died between its own manifest and the generation's; any member mends that."""
     directory = tmp_path / "family"

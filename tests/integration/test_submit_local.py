@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 
+from mlip_job.cli.outside import is_outside
+from mlip_job.config import load_config
+from mlip_job.environment import ProcessIdentity, SchedulerJob
+from mlip_job.registry import Registry
+from mlip_job.registry.training_now import TrainingNow
+from mlip_job.schedulers.base import JobHandle, JobState, JobStatus
+from mlip_job.store.open import open_store
 from tests.support import rattled, write_database
 
 if TYPE_CHECKING:
@@ -59,6 +68,89 @@ def test_submitted_and_waited_for(cli: Callable[..., Ended], config: Path) -> No
     again = cli("-c", config, "submit", "-g", "1")
     assert again.code == 73
     assert "gen_01" in again.err
+
+
+@pytest.fixture
+def failed(cli: Callable[..., Ended], config: Path) -> Path:
+    """Return the configuration after a job that has failed: it selects no row."""
+    values = yaml.safe_load(config.read_text())
+    values["database"]["select"] = "status=nosuch"
+    values["submit"] = {"poll_interval": 0.5}
+    config.write_text(yaml.safe_dump(values))
+    assert cli("-c", config, "submit", "-g", "1", "--wait").code == 65
+    return config
+
+
+def test_a_run_by_hand_is_what_goes_on(cli: Callable[..., Ended], failed: Path) -> None:
+    """Whatever became of the last job; nothing is submitted on top, and `cancel` ends only jobs.
+
+    This process holds the claim as such a run does.
+    """
+    registry = Registry(open_store(load_config(failed, environment={}).storage), "cu")
+    claim = registry.claim(1, "20260101T000000Z-abcdef", stale_after_s=600)
+    me = f"process {os.getpid()} of this machine"
+    shown = json.loads(cli("-c", failed, "status", "-g", "1", "--json").out)
+    assert (shown["state"], shown["job"], shown["exit_code"]) == ("running", None, None)
+    assert shown["outside"] == f"attempt 20260101T000000Z-abcdef, started by hand, {me}"
+    assert shown["outside"] in cli("-c", failed, "status").out
+
+    ended = cli("-c", failed, "submit", "-g", "1")
+    assert ended.code == 73
+    assert "gen_01 is being trained: attempt 20260101T000000Z-abcdef, started by hand" in ended.err
+    assert f"kill -TERM {os.getpid()}" in ended.err
+
+    ended = cli("-c", failed, "cancel", "-g", "1")
+    assert (ended.code, "had ended: failed" in ended.out) == (0, True)
+    assert "gen_01 is being trained by no job of local: attempt 2026" in ended.err
+    assert f"kill -TERM {os.getpid()} ends it, with a checkpoint" in ended.err
+    ended = cli("-c", failed, "cancel", "-g", "2")
+    assert (ended.code, "being trained" in ended.err) == (64, False)
+
+    claim.release()
+    shown = json.loads(cli("-c", failed, "status", "-g", "1", "--json").out)
+    assert (shown["state"], shown["exit_code"], shown["outside"]) == ("failed", 65, None)
+    assert "being trained" not in cli("-c", failed, "cancel", "-g", "1").err
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "job", "state", "outside"),
+    [
+        (None, None, None, True),
+        (None, "local 12-34", JobState.FAILED, True),
+        (None, "slurm 12", JobState.PENDING, True),
+        ("local 12-34", "local 12-34", JobState.RUNNING, False),
+        ("local 12-34", "local 12-34", JobState.FAILED, False),
+        ("slurm 12", "slurm 12;alps", JobState.FAILED, False),
+        ("slurm 13", "slurm 12", JobState.FAILED, True),
+        ("slurm 13", "slurm 12", JobState.RUNNING, False),
+        ("kubernetes a/job/3", "kubernetes a/job", JobState.FAILED, False),
+        ("kubernetes a/other", "kubernetes a/job", JobState.CANCELLED, True),
+        ("slurm 13", None, None, True),
+    ],
+)
+def test_whose_run_it_is(
+    scheduler: str | None, job: str | None, state: JobState | None, *, outside: bool
+) -> None:
+    """A job's own run, whose claim outlives it for a while, is none that was started elsewhere."""
+    kind, _, number = (scheduler or "").partition(" ")
+    run = TrainingNow(
+        attempt="a1",
+        live=True,
+        certain=True,
+        scheduler=SchedulerJob(kind=kind, id=number) if scheduler else None,
+        process=ProcessIdentity.current(),
+        checkpoint=None,
+        seconds_per_iteration=None,
+    )
+    kind, _, number = (job or "").partition(" ")
+    handle = JobHandle(kind, number, "name") if job is not None else None
+    status = JobStatus(state, "") if state is not None else None
+    assert is_outside(run, handle, status) is outside
+    assert not is_outside(replace(run, live=False), handle, status)
+    if job is not None:  # a reader who can't tell the age of a claim believes the scheduler
+        assert not is_outside(replace(run, certain=False), handle, status)
+    if scheduler == "slurm 13" and job is not None:  # a task of the array
+        assert not is_outside(run, handle, status, member=True)
 
 
 @pytest.mark.pacemaker

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mlip_job import errors
+from mlip_job.errors import InterruptedRunError
+from mlip_job.schedulers.exit_codes import meaning_of
 
 
 @pytest.mark.parametrize(
@@ -26,6 +28,16 @@ def test_exit_codes_are_the_documented_ones(name: str, code: int) -> None:
     kind = getattr(errors, name)
     assert kind.exit_code == code
     assert issubclass(kind, errors.MlipJobError)
+
+
+def test_a_signal_is_named_and_what_was_interrupted_may_run_again() -> None:
+    """By the shell's codes; what a crash ended may not."""
+    assert meaning_of(143).reason == "it was interrupted by SIGTERM"
+    assert (meaning_of(143).again, meaning_of(143).error) == (True, InterruptedRunError)
+    assert (meaning_of(130).again, meaning_of(138).again) == (True, True)
+    assert meaning_of(139).reason == "it was ended by SIGSEGV"
+    assert (meaning_of(139).again, meaning_of(137).again) == (False, False)
+    assert meaning_of(3).reason == meaning_of(255).reason == "it failed without saying why"
 
 
 def test_hint_stands_on_its_own_line() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
 
 from mlip_job.cli.options import common_options, generation_option, scheduler_option
 from mlip_job.cli.output import Reporter, emit
-from mlip_job.errors import ConfigError
+from mlip_job.errors import ConfigError, MlipJobError
 from mlip_job.naming import generation_name
 
 if TYPE_CHECKING:
@@ -29,17 +30,24 @@ def command(settings: Settings, generation: int, scheduler: str | None) -> None:
     """Stop the job of a generation; it saves a checkpoint first.
 
     Submitting the generation again goes on from there. A job that has ended is left as it is. Of a
-    run that was split into several, all are stopped.
+    run that was split into several, all are stopped. A run that was started by hand is no job: it
+    is named, with what ends it.
     """
     from mlip_job.cli.job_words import name_of
+    from mlip_job.cli.outside import note_on_outside
+    from mlip_job.registry import Registry
     from mlip_job.schedulers.open import open_scheduler
 
     config = settings.config()
     chosen = open_scheduler(config, scheduler)
     job = chosen.find(config.family, generation)
     name = generation_name(generation)
+    outside = None
+    with suppress(MlipJobError):  # the store: its keys may be the jobs' alone
+        registry = Registry(settings.store(config), config.family)
+        outside = note_on_outside(registry, generation, chosen)
     if job is None:
-        raise ConfigError(f"{chosen.name} knows no job of {name} of {config.family}")
+        raise ConfigError(f"{chosen.name} knows no job of {name} of {config.family}", hint=outside)
     status = chosen.status(job)
     cancelled = not status.state.ended
     if cancelled:
@@ -55,6 +63,9 @@ def command(settings: Settings, generation: int, scheduler: str | None) -> None:
             f"{name_of(job)} of {name} {'is' if cancelled else 'had ended:'} {status.state}"
         ),
     )
+
+    if outside is not None:
+        Reporter(settings).message(f"note: {outside}")
 
 
 def _wait_for_end(scheduler: Scheduler, job: JobHandle) -> JobStatus:

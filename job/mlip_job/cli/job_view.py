@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlip_job.cli.job_words import document_of, name_of
 from mlip_job.cli.output import duration
+from mlip_job.cli.outside import description, is_outside, way_to_end
 from mlip_job.errors import MlipJobError
 from mlip_job.naming import generation_name, parse_generation_name
 from mlip_job.schedulers.base import JobState
@@ -63,6 +64,8 @@ class GenerationView:
         What it says of each member of an ensemble; None for one that is trained.
     max_iter
         Iterations that a ladder step may take.
+    outside
+        The run that is at work, where that is no job that the scheduler knows of.
     """
 
     generation: int
@@ -73,6 +76,7 @@ class GenerationView:
     training: TrainingNow | None = None
     members: Mapping[int, TrainingNow | None] = field(default_factory=dict)
     max_iter: int = 0
+    outside: TrainingNow | None = None
 
     def progress(self) -> str | None:
         """Return how far the fit is, or each member's, in words."""
@@ -101,8 +105,10 @@ class GenerationView:
         if self.manifest is not None:
             return f"{self.manifest.ended:%Y-%m-%d %H:%M} UTC"
         parts = [self.status.reason] if self.status is not None and self.status.reason else []
-        if self.state is State.RUNNING and self.job is None and self.training is not None:
-            parts.append(_elsewhere(self.training))
+        if self.outside is not None:
+            parts.insert(0, description(self.outside))
+            if self.job is not None:
+                parts.append(f"{name_of(self.job)} can't train it meanwhile")
         if (progress := self.progress()) is not None:
             parts.append(progress if self.state is State.RUNNING else f"saved: {progress}")
         return "; ".join(parts)
@@ -110,6 +116,8 @@ class GenerationView:
     def remedy(self) -> str | None:
         """Return what to do, where something has to be done."""
         hint = self.status.hint if self.status is not None else None
+        if self.outside is not None:
+            return f"wait for it, or {way_to_end(self.outside)}"
         if self.state not in _HALTED:
             return hint
         saved = self.training is not None and self.training.checkpoint is not None
@@ -129,6 +137,7 @@ class GenerationView:
             "exit_code": status.exit_code if status is not None else None,
             "remedy": self.remedy(),
             "attempt": training.attempt if training is not None else None,
+            "outside": description(self.outside) if self.outside is not None else None,
             "iterations": checkpoint.iterations if checkpoint is not None else None,
             "saved": checkpoint.saved.isoformat() if checkpoint is not None else None,
             "members_trained": [n for n, member in self.members.items() if member is None],
@@ -195,16 +204,23 @@ class Observatory:
             for number, member in members_of(self._registry, generation).items()
         }
         under_way = [member for member in members.values() if member is not None]
+        of_member = training is None
         training = training or max(under_way, key=lambda m: (m.live, m.attempt), default=None)
         job, status = self._ask(generation)
+        outside = None
+        if training is not None and is_outside(training, job, status, member=of_member):
+            outside = training
+            if status is not None and status.state.ended:
+                job, status = None, None  # how an earlier job ended is not what is going on
         return GenerationView(
             generation,
-            _state(job, status, training, begun=bool(members)),
+            State.RUNNING if outside else _state(job, status, training, begun=bool(members)),
             job=job,
             status=status,
             training=training,
             members=members,
             max_iter=self._config.training.max_iter,
+            outside=outside,
         )
 
     def _ask(self, generation: int) -> tuple[JobHandle | None, JobStatus | None]:
@@ -233,11 +249,6 @@ def _state(
     if training is not None or begun:
         return State.RUNNING if training is not None and training.live else State.STOPPED
     return State.UNKNOWN if job is not None else State.ABSENT
-
-
-def _elsewhere(training: TrainingNow) -> str:
-    job = training.scheduler
-    return f"it is {job.kind} job {job.id}" if job is not None else "it was started by hand"
 
 
 def title(view: GenerationView) -> str:

@@ -162,7 +162,7 @@ class _Submitter:
         documents: list[dict[str, Any]] = []
         after = first.after
         for number in numbers:
-            self._require_absent(number)
+            self._require_absent(number, first)
         for number in numbers:
             request = replace(first, generation=number, after=after)
             jobs = self._submit_jobs(request, notes=not wait)
@@ -239,7 +239,10 @@ class _Submitter:
             show_manifest(manifest)
         return manifest
 
-    def _require_absent(self, number: int) -> None:
+    def _require_absent(self, number: int, first: JobRequest) -> None:
+        from mlip_job.cli.outside import require_no_run_outside
+        from mlip_job.registry.members import require_one_kind
+
         try:
             published = self._registry.find(number)
         except UnavailableError as error:
@@ -253,3 +256,5 @@ class _Submitter:
                 f"{generation_name(number)} of {self._config.family} is published already",
                 hint=f"mlip-job show -g {number}; mlip-job submit -g next trains another",
             )
+        require_one_kind(self._registry, number, first.ensemble, fresh=first.starts_over)
+        require_no_run_outside(self._registry, number, self._scheduler)

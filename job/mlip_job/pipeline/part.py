@@ -14,6 +14,7 @@ from mlip_job.pipeline.clock import StageClock
 from mlip_job.pipeline.ensemble import Member, config_of, registry_of
 from mlip_job.pipeline.preflight import check_before_dataset, check_before_fit
 from mlip_job.registry import Registry
+from mlip_job.registry.members import require_one_kind
 
 if TYPE_CHECKING:
     from mlip_job.config import JobConfig
@@ -83,6 +84,9 @@ def run_part(
     """
     clock = clock or StageClock()
     registry = Registry(store, config.family)
+    if until is Until.FIT and registry.find(generation) is None:
+        size = member.of if member is not None else None
+        require_one_kind(registry, generation, size, fresh=fresh)
     if member is not None:
         registry = registry_of(registry, config, member)
         config = config_of(config, member.number)

@@ -27,6 +27,7 @@ from mlip_job.pipeline.evaluate import describe_rejection
 from mlip_job.pipeline.lineage import find_lineage
 from mlip_job.pipeline.preflight import check_before_fit
 from mlip_job.registry import Registry
+from mlip_job.registry.members import discard_single_fit, require_one_kind
 from mlip_job.tracking.track import track_generation
 
 if TYPE_CHECKING:
@@ -86,8 +87,11 @@ def run_generation(
     clock = clock or StageClock()
     registry = Registry(store, config.family)
     published = registry.find(generation)
-    if published is not None and member is not None:
-        require_ensemble(published, member.of)
+    size = member.of if member is not None else None
+    if published is not None and size is not None:
+        require_ensemble(published, size)
+    if published is None:
+        require_one_kind(registry, generation, size, fresh=fresh)
     if published is not None:
         outcome = _confirm(config, registry, published, observer)
     elif member is not None:
@@ -142,6 +146,8 @@ def _train_member(
     """Train a member unless it is; publish the generation if it was the last one missing."""
     own_config, own = config_of(config, member.number), registry_of(registry, config, member)
     manifest, created = own.find_own(generation), False
+    if fresh:
+        discard_single_fit(registry, generation)
     if manifest is None:
         manifest, created = _attempt(
             own_config, generation, own, observer, stop, clock, fresh=fresh

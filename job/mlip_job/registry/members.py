@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -20,9 +21,11 @@ from mlip_job.errors import (
     IntegrityError,
     ObjectExistsError,
     ObjectNotFoundError,
+    StoreError,
     UnavailableError,
 )
 from mlip_job.naming import MEMBERS, FamilyKeys, generation_name
+from mlip_job.registry.claim import is_live, read_claim
 from mlip_job.registry.manifest import DatasetReference
 from mlip_job.registry.registry import Registry
 
@@ -134,6 +137,84 @@ def read_agreement(registry: Registry, generation: int) -> Agreement | None:
         return None
     except ValidationError:
         raise IntegrityError(f"{key} can't be read", hint="delete it, and train again") from None
+
+
+def require_one_kind(
+    registry: Registry, generation: int, members: int | None, *, fresh: bool
+) -> None:
+    """Refuse a single fit where an ensemble is half trained, and the other way round.
+
+    Parameters
+    ----------
+    registry
+        Of the family.
+    generation
+        What is to be trained.
+    members
+        As an ensemble of so many; None for a single fit.
+    fresh
+        Whether it starts over. Then only a run of the other kind that is alive is in the way.
+
+    Raises
+    ------
+    ConflictError
+        Naming what there is, and the commands to resume it.
+    """
+    single = Registry(registry.store, registry.family)
+    if fresh:
+        others = members_of(registry, generation).values() if members is None else (single,)
+        for other in others:
+            _require_idle(other, generation)
+    elif _is_single_fit(single, generation):
+        if members is not None:
+            raise ConflictError(
+                f"{generation_name(generation)} is half trained as a single fit, not as an "
+                "ensemble",
+                hint=f"mlip-job run -g {generation} resumes it; --fresh starts over with members",
+            )
+    elif members is None and (agreement := read_agreement(registry, generation)) is not None:
+        raise _half_trained(registry, generation, agreement.members)
+
+
+def discard_single_fit(registry: Registry, generation: int) -> None:
+    """Remove the checkpoints of a single fit, which members that start over take the place of."""
+    Registry(registry.store, registry.family).checkpoints(generation).discard()
+
+
+def _is_single_fit(single: Registry, generation: int) -> bool:
+    checkpoints = single.checkpoints(generation)
+    return bool(checkpoints.found() or checkpoints.unreadable())
+
+
+def _require_idle(other: Registry, generation: int) -> None:
+    key = other.own.claim(generation)
+    claim = read_claim(other.store, key)
+    with suppress(StoreError):  # who may not write there can't tell; the run will
+        if claim is not None and is_live(other.store, key, claim):
+            raise ConflictError(
+                f"{other.own.folder(generation)} is being trained by attempt {claim.attempt}",
+                hint="stop it first; it counts as abandoned after "
+                f"{claim.stale_after_s:.0f} s without a sign of life",
+            )
+
+
+def _half_trained(registry: Registry, generation: int, size: int) -> ConflictError:
+    of = {n: MemberRegistry(registry.store, registry.family, n) for n in range(1, size + 1)}
+    missing = [n for n, member in of.items() if member.find_own(generation) is None]
+    trained = [n for n in of if n not in missing]
+    run = f"mlip-job run -g {generation} --member {(missing or [size])[0]} --of {size}"
+    return ConflictError(
+        f"{generation_name(generation)} is half trained as an ensemble of {size}, not as a "
+        f"single fit: {_numbers('trained', trained)}, {_numbers('missing', missing)}",
+        hint=f"{run} resumes it, as does mlip-job submit -g {generation} --ensemble {size}; "
+        "--fresh starts over with a single fit",
+    )
+
+
+def _numbers(word: str, members: list[int]) -> str:
+    if not members:
+        return f"none {word}"
+    return f"member{'s' if len(members) > 1 else ''} {', '.join(map(str, members))} {word}"
 
 
 def members_of(registry: Registry, generation: int) -> dict[int, MemberRegistry]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from mlip_job.environment import SchedulerJob
+    from mlip_job.environment import ProcessIdentity, SchedulerJob
     from mlip_job.registry.checkpoints import Checkpoint
     from mlip_job.registry.registry import Registry
 
@@ -28,8 +28,13 @@ class TrainingNow:
         The latest one.
     live
         Whether it may still be at work.
+    certain
+        Whether that is known. A reader who may not write into the store can't tell how old a sign
+        of life is.
     scheduler
         The job that it belongs to.
+    process
+        Which process it is.
     checkpoint
         The furthest one, from which the next attempt would go on.
     seconds_per_iteration
@@ -38,7 +43,9 @@ class TrainingNow:
 
     attempt: str
     live: bool
+    certain: bool
     scheduler: SchedulerJob | None
+    process: ProcessIdentity
     checkpoint: Checkpoint | None
     seconds_per_iteration: float | None
 
@@ -60,15 +67,18 @@ def look_at_training(registry: Registry, generation: int) -> TrainingNow | None:
     claim = read_claim(registry.store, key)
     if claim is None:
         return None
+    certain = True
     try:
         live = is_live(registry.store, key, claim)
     except StoreError:
-        live = not claim.released  # a reader without the right to write can't tell its age
+        live, certain = not claim.released, False
     checkpoints = registry.checkpoints(generation).found()
     return TrainingNow(
         attempt=claim.attempt,
         live=live,
+        certain=certain,
         scheduler=claim.scheduler,
+        process=claim.process,
         checkpoint=checkpoints[0] if checkpoints else None,
         seconds_per_iteration=_pace(checkpoints),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -54,8 +55,21 @@ EXIT_CODES: Mapping[int, ExitMeaning] = {
 """126, 127 and 137 are the shell's: no program, and ended by SIGKILL."""
 
 _OTHER = ExitMeaning("it failed without saying why", False, MlipJobError)
+_INTERRUPTING = (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)
+"""What a person or a scheduler stops a run with."""
 
 
 def meaning_of(exit_code: int) -> ExitMeaning:
     """Return what an exit code other than 0 means."""
-    return EXIT_CODES.get(exit_code, _OTHER)
+    return EXIT_CODES.get(exit_code) or _by_signal(exit_code - 128) or _OTHER
+
+
+def _by_signal(number: int) -> ExitMeaning | None:
+    """Return what a shell's code for a process means that a signal ended."""
+    try:
+        found = signal.Signals(number)
+    except ValueError:
+        return None
+    if found in _INTERRUPTING:
+        return ExitMeaning(f"it was interrupted by {found.name}", True, InterruptedRunError)
+    return ExitMeaning(f"it was ended by {found.name}", False, TrainingError)

@@ -1,0 +1,79 @@
+"""A generation is a single fit or an ensemble; what is half trained as one stays that."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mlip_job.errors import ConflictError
+from mlip_job.registry import MemberRegistry, Registry
+from mlip_job.registry.members import discard_single_fit, require_one_kind
+from tests.contract.test_checkpoints import DATASET, at, save
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mlip_job.store.base import ObjectStore
+
+
+@pytest.fixture
+def registry(store: ObjectStore) -> Registry:
+    """Return the registry of an empty store."""
+    return Registry(store, "cu-ni")
+
+
+def begin_ensemble(registry: Registry, members: int) -> MemberRegistry:
+    """Have the first member decide what all have in common."""
+    first = MemberRegistry(registry.store, "cu-ni", 1, of=members, config_sha256="0" * 64)
+    first.agree_on_dataset(3, DATASET)
+    return first
+
+
+@pytest.mark.parametrize("members", [None, 2])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_of_nothing_either_is_made(registry: Registry, members: int | None, fresh: bool) -> None:
+    """Nothing is in the way of the first run."""
+    require_one_kind(registry, 3, members, fresh=fresh)
+
+
+def test_a_begun_ensemble_is_no_single_fit(registry: Registry) -> None:
+    """It is refused, with what there is; members go on, and a fresh start may do what it likes."""
+    begin_ensemble(registry, 3)
+    with pytest.raises(ConflictError, match="an ensemble of 3, not as a single fit") as refused:
+        require_one_kind(registry, 3, None, fresh=False)
+    assert refused.value.message.endswith("none trained, members 1, 2, 3 missing")
+    hint = str(refused.value.hint)
+    assert "mlip-job run -g 3 --member 1 --of 3" in hint
+    assert "mlip-job submit -g 3 --ensemble 3" in hint
+    assert "--fresh" in hint
+    require_one_kind(registry, 3, 3, fresh=False)
+    require_one_kind(registry, 3, None, fresh=True)
+    require_one_kind(registry, 4, None, fresh=False)
+
+
+def test_a_half_trained_single_fit_is_no_ensemble(registry: Registry, tmp_path: Path) -> None:
+    """Until it is started over, which removes its checkpoints; then it is none any more."""
+    begin_ensemble(registry, 2)
+    save(registry.checkpoints(3), tmp_path, "a1", 1, at(7))
+    with pytest.raises(ConflictError, match="half trained as a single fit") as refused:
+        require_one_kind(registry, 3, 2, fresh=False)
+    assert "mlip-job run -g 3 resumes it" in str(refused.value.hint)
+    require_one_kind(registry, 3, None, fresh=False)  # it took the ensemble's place with --fresh
+    require_one_kind(registry, 3, 2, fresh=True)
+    discard_single_fit(registry, 3)
+    require_one_kind(registry, 3, 2, fresh=False)
+    with pytest.raises(ConflictError, match="an ensemble of 2"):
+        require_one_kind(registry, 3, None, fresh=False)
+
+
+@pytest.mark.parametrize("alive", ["member", "single fit"])
+def test_what_is_alive_is_not_started_over(registry: Registry, alive: str) -> None:
+    """A run of the other kind would publish first, or second."""
+    member = begin_ensemble(registry, 2)
+    place, asked = (member, None) if alive == "member" else (registry, 2)
+    claim = place.claim(3, "a1", stale_after_s=600)
+    with pytest.raises(ConflictError, match="is being trained by attempt a1"):
+        require_one_kind(registry, 3, asked, fresh=True)
+    claim.release()
+    require_one_kind(registry, 3, asked, fresh=True)
