@@ -266,6 +266,16 @@ class WorkFiles:
         return self.directory / "output_potential.yaml"
 
     @property
+    def early_stopping(self) -> Path:
+        """What the callback within pacemaker needs to know."""
+        return self.directory / "early_stopping.json"
+
+    @property
+    def best(self) -> Path:
+        """Which potential is the best one so far, and the name of its file."""
+        return self.directory / "best.json"
+
+    @property
     def left_out(self) -> Path:
         """The rows that the weighting kept out of the fit; only its end can tell."""
         return self.directory / "left_out_by_weighting.json"

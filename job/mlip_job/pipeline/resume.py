@@ -121,11 +121,11 @@ def _arrange(checkpoint: Checkpoint, files: WorkFiles) -> None:
     if checkpoint.position.finished:
         (staging / POTENTIAL).rename(files.output_potential)
         (staging / TRAIN_LOG).rename(files.train_log)
-        for path in staging.iterdir():
-            path.rename(files.directory / path.name)
     else:
         (staging / POTENTIAL).rename(files.checkpoint_potential)
-    shutil.rmtree(staging)
+    for path in staging.iterdir():
+        path.rename(files.directory / path.name)
+    staging.rmdir()
 
 
 def _fetch_its_frames(checkpoint: Checkpoint, registry: Registry, files: WorkFiles) -> None:

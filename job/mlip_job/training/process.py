@@ -17,7 +17,7 @@ from mlip_job.training.lines import LineReader
 from mlip_job.training.log import LogParser
 from mlip_job.training.on_device import NO_DEVICE
 from mlip_job.training.phases import PhaseClock, phase_seconds
-from mlip_job.training.programs import find_program, trainer_environment
+from mlip_job.training.programs import IN_PACEMAKER, find_program, trainer_environment
 from mlip_job.training.tables import MetricsRow, TableFollower
 from mlip_job.training.train_log import hide_host
 from mlip_job.training.watchdog import Watchdog
@@ -130,7 +130,7 @@ def run_pacemaker(
         process = subprocess.Popen(  # noqa: S603 - a fixed program with a name of our own
             command,
             cwd=files.directory,
-            env=trainer_environment(),
+            env=trainer_environment() | {"PYTHONPATH": str(IN_PACEMAKER)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -44,6 +44,20 @@ class FitCycle(_Part):
     final_loss: float | None
 
 
+class BestPotential(_Part):
+    """The iteration whose potential is the result, where that is not the last one.
+
+    Its loss on the second set that pacemaker was given is the smallest. Losses are without
+    regularisation; `last_loss` is None where that of the last potential was not measured.
+    """
+
+    ladder_step: int
+    cycle: int
+    iteration: int
+    loss: float
+    last_loss: float | None
+
+
 class SetSizes(_Part):
     """Structures of one set: in the files, with neighbours, and after weighting."""
 
@@ -67,6 +81,8 @@ class RunSummary(_Part):
         From a file ``exit_code`` beside the log, where there is one.
     train, test
         Errors of the result: of the last ladder step and its best cycle.
+    best
+        Which iteration's potential it is, where it is not the last one.
     iterations
         Over all ladder steps and cycles.
     cycles
@@ -85,6 +101,7 @@ class RunSummary(_Part):
     exit_code: int | None
     train: Errors | None
     test: Errors | None
+    best: BestPotential | None = None
     iterations: int | None
     functions: int | None
     parameters: int | None
