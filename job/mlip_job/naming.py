@@ -275,6 +275,11 @@ class WorkFiles:
         """Which potential is the best one so far, and the name of its file."""
         return self.directory / "best.json"
 
+    def fitted(self, side: str) -> Path:
+        """Return what pacemaker saves of ``train`` or ``test`` after weighting, before the fit."""
+        name = {"train": "fitting_data_info", "test": "test_data_info"}[side]
+        return self.directory / f"{name}.pckl.gzip"
+
     @property
     def left_out(self) -> Path:
         """The rows that the weighting kept out of the fit; only its end can tell."""

@@ -23,6 +23,7 @@ from mlip_job.pipeline.shipping import Shipper
 from mlip_job.pipeline.stages import left_out_by_weighting, start_linearly
 from mlip_job.registry import AttemptPart
 from mlip_job.registry.decisions import decide
+from mlip_job.training.best import EarlyStopping
 from mlip_job.training.ladder import LadderWatch
 from mlip_job.training.process import Monitor
 from mlip_job.training.runner import PacemakerWrapper
@@ -175,7 +176,12 @@ class Attempt:
             return prepared  # it starts from a parent, from nothing, or goes on from a checkpoint
         with self._clock.stage("linear_start"):
             made = start_linearly(
-                self._config, self._files, prepared.record, leg.content, self._observer
+                self._config,
+                self._files,
+                prepared.record,
+                prepared.given,
+                leg.content,
+                self._observer,
             )
         state = prepared.training.model_copy(update={"linear_start": made})
         return replace(prepared, training=state)
@@ -187,8 +193,10 @@ class Attempt:
         training, record = self._config.training, prepared.record
         ladder = LadderWatch(self._files, training.ladder_step, self._observer.message)
 
+        second_set = "validation" if prepared.given.validation else "test"
+
         def observe(progress: Progress) -> None:
-            self._observer.progress(progress)
+            self._observer.progress(replace(progress, second_set=second_set))
             ladder.observe(progress)
 
         monitor = Monitor(
@@ -201,7 +209,14 @@ class Attempt:
         beside = BesideFit(training, record, self._files, self._observer)
         beside.fetch(self._registry)
         wrapper = PacemakerWrapper(
-            self._files, record.elements, monitor, beside, require_gpu=training.require_gpu
+            self._files,
+            record.elements,
+            monitor,
+            beside,
+            require_gpu=training.require_gpu,
+            stopping=EarlyStopping(
+                training.early_stopping_patience, training.min_relative_test_loss_per_iter or 0.0
+            ),
         )
 
         def ship() -> None:
@@ -218,9 +233,10 @@ class Attempt:
                 within(run.stop_timeout, ship, "storing the last checkpoint")
                 # Slurm signals pacemaker as well, which then ends before it is told to.
                 raise self._with_checkpoint(self._stop.error() or error, shipper) from None
-            left_out = left_out_by_weighting(self._config.training, self._files, prepared.record)
+            left_out = left_out_by_weighting(self._config.training, self._files, prepared.given)
             self._files.left_out.write_text(json.dumps(left_out), encoding="utf-8")
-            shipper.ship_end([self._files.left_out])
+            told = (self._files.left_out, self._files.early_stopping, self._files.best)
+            shipper.ship_end([path for path in told if path.exists()])
         if (stopped := self._stop.error()) is not None:
             raise self._with_checkpoint(stopped, shipper)
         return summary

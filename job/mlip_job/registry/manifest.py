@@ -139,6 +139,8 @@ class Headline(_Part):
         Whether the gate let it pass; ``latest.json`` moves only to those that it did.
     rejected_because
         Why it did not, one sentence each.
+    best_iteration
+        The one whose potential was published, where that is not the last one.
     """
 
     train: ErrorFigures
@@ -147,6 +149,7 @@ class Headline(_Part):
     functions: int | None
     accepted: bool
     rejected_because: tuple[str, ...] = ()
+    best_iteration: int | None = None
 
 
 class CommitteeMember(_Part):

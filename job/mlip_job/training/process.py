@@ -50,9 +50,11 @@ class Progress:
     seconds_per_iteration
         Mean over the iterations seen in this ladder step, or None before the second.
     test_row
-        The newest row of the test set, where that is measured.
+        The newest row of the second set, where one is measured.
     timings_s
         Seconds in each phase so far, up to pacemaker's last message.
+    second_set
+        What the second set is.
     """
 
     phase: str
@@ -61,6 +63,7 @@ class Progress:
     seconds_per_iteration: float | None = None
     test_row: MetricsRow | None = None
     timings_s: Mapping[str, float] = field(default_factory=dict)
+    second_set: str = "test"
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,8 @@ class RunSummary(_Part):
         From a file ``exit_code`` beside the log, where there is one.
     train, test
         Errors of the result: of the last ladder step and its best cycle.
+    second_set
+        What pacemaker was given as its test set; `test`, `test_curve` and `structures` are of that.
     best
         Which iteration's potential it is, where it is not the last one.
     iterations
@@ -101,6 +103,7 @@ class RunSummary(_Part):
     exit_code: int | None
     train: Errors | None
     test: Errors | None
+    second_set: Literal["test", "validation"] = "test"
     best: BestPotential | None = None
     iterations: int | None
     functions: int | None

@@ -10,7 +10,7 @@ from mlip_job.errors import ConfigError
 from mlip_job.training.best import better_than_last, read_kept
 from mlip_job.training.failure import DIVERGED, describe_failure
 from mlip_job.training.final_errors import errors_of, final_errors, milli
-from mlip_job.training.in_pacemaker.mlip_job_callbacks import BEST
+from mlip_job.training.in_pacemaker.mlip_job_callbacks import BEST, SETTINGS
 from mlip_job.training.ladder import graphs_advice
 from mlip_job.training.lines import read_lines
 from mlip_job.training.log import LogParser
@@ -76,6 +76,7 @@ def summarise_run(directory: Path, *, exit_code: int | None = None) -> RunSummar
         exit_code=exit_code,
         train=train,
         test=test,
+        second_set="validation" if (directory / SETTINGS).is_file() else "test",
         best=best,
         iterations=sum(c.iterations for c in cycles) if train_rows else None,
         functions=_first_known(train_rows[-1].nfuncs if train_rows else None, state.functions),
