@@ -24,13 +24,13 @@ from ase.calculators.fd import calculate_numerical_stress
 from ase.units import GPa
 
 from mlip_job.config import JobConfig
+from mlip_job.dataset.reading import parse, read_blocks
 from mlip_job.errors import TrainingError
 from mlip_job.evaluation import processes
 from mlip_job.evaluation.cores import cores_of
 from mlip_job.evaluation.measured import Models, Task
 from mlip_job.evaluation.potential import Potential
 from mlip_job.evaluation.processes import Measurers
-from mlip_job.evaluation.structures import parse, read_blocks
 from mlip_job.pipeline import publication, run_generation
 from mlip_job.registry import Manifest, Registry
 from mlip_job.report import TrainingReport
@@ -422,7 +422,7 @@ import sys
 from pathlib import Path
 from mlip_job.evaluation.measured import Models, Task
 from mlip_job.evaluation.processes import Measurers
-from mlip_job.evaluation.structures import read_blocks
+from mlip_job.dataset.reading import read_blocks
 from mlip_job.training.signals import StopRequest
 from mlip_job.errors import MlipJobError
 

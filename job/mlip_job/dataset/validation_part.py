@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from mlip_job.dataset.entry import Entries
     from mlip_job.dataset.record import DatasetRecord
+    from mlip_job.dataset.split import Side
     from mlip_job.naming import DatasetFiles
 
 FEWEST = 20
@@ -95,7 +96,7 @@ def _training_entries(index: Path, record: DatasetRecord) -> Entries:
 def _choose(entries: Entries, fraction: float, seed: int, stays: Collection[int]) -> frozenset[int]:
     """Return the rows that the split puts aside; what stays in the fit keeps its like there."""
     chosen = np.isin(entries.row_ids, list(stays))
-    settled = [
+    settled: list[tuple[str, Side]] = [
         (fingerprint.hex(), "train") for fingerprint in entries.fingerprints[chosen].tolist()
     ]
     split = divide(entries, fraction=fraction, seed=seed, inherited=Inheritance.of(settled))

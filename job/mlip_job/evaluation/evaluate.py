@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from mlip_job.dataset.reading import read_blocks, row_id
 from mlip_job.errors import TrainingError
 from mlip_job.evaluation.agreement import agreement, conversion
 from mlip_job.evaluation.comparison import compare
@@ -18,7 +19,6 @@ from mlip_job.evaluation.physics import check_physics
 from mlip_job.evaluation.potential import Potential
 from mlip_job.evaluation.processes import Measurers
 from mlip_job.evaluation.results import Agreement, Evaluation
-from mlip_job.evaluation.structures import read_blocks, row_id
 from mlip_job.naming import generation_name
 from mlip_job.training.potential_yaml import read_potential
 
