@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mlip_job.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 FAMILY_PATTERN = r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?"
@@ -195,6 +196,11 @@ class WorkFiles:
         """The dataset that the attempt trains on."""
         return DatasetFiles(self.directory / self.DATASET)
 
+    @classmethod
+    def in_dataset(cls, names: Iterable[str]) -> tuple[str, ...]:
+        """Return paths relative to the attempt: what is published names no directory of a host."""
+        return tuple(f"{cls.DATASET}/{name}" for name in names)
+
     def table(self, name: str) -> Path:
         """Return a metrics table as pacemaker writes it: of the fit that runs now."""
         return self.directory / f"{name}.txt"
@@ -274,11 +280,6 @@ class WorkFiles:
     def best(self) -> Path:
         """Which potential is the best one so far, and the name of its file."""
         return self.directory / "best.json"
-
-    def fitted(self, side: str) -> Path:
-        """Return what pacemaker saves of ``train`` or ``test`` after weighting, before the fit."""
-        name = {"train": "fitting_data_info", "test": "test_data_info"}[side]
-        return self.directory / f"{name}.pckl.gzip"
 
     @property
     def left_out(self) -> Path:

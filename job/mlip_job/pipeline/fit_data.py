@@ -46,6 +46,8 @@ def make_fit_data(
     The frames of the whole dataset are in the work directory already.
     """
     training = config.training
+    if training.is_linear:
+        return FitData(record.frames.train, record.frames.test)
     if training.validation_fraction == 0:
         measured = record.frames.test if training.test_evaluation == "pacemaker" else ()
         return FitData(record.frames.train, measured)

@@ -6,21 +6,19 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mlip_job.config.training import EnergyBased
-from mlip_job.environment import RunEnvironment, usable_cores
+from mlip_job.environment import RunEnvironment
 from mlip_job.naming import WorkFiles, generation_name
 from mlip_job.pipeline.lineage import start_mode
 from mlip_job.registry import DatasetReference, Manifest, Parent
 from mlip_job.training.basis import potential_section
 from mlip_job.training.input_yaml import StartPotential, TrainingData, build_input, dump_input
-from mlip_job.training.linear_start import run_linear_fit
-from mlip_job.training.linear_task import LinearStart, LinearTask
 from mlip_job.training.potential_yaml import (
     as_start,
     perturbed,
     read_potential,
     write_potential,
 )
-from mlip_job.training.weighting import rows_left_out
+from mlip_job.training.weighting import FITTED, rows_left_out
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -64,8 +62,7 @@ def fetch_parent(
         start = perturbed(start, training.start_noise, training.seed)
     write_potential(start, files.parent_potential)
     how = "with the same basis" if mode == "continue" else "growing its basis"
-    instead = "; training.linear_start is not used" if training.linear_start else ""
-    observer.message(f"starting from {generation_name(start_from.generation)}, {how}{instead}")
+    observer.message(f"starting from {generation_name(start_from.generation)}, {how}")
     return Parent(
         generation=start_from.generation,
         mode=mode,
@@ -88,8 +85,8 @@ def make_input(
         start = StartPotential(files.linear_start.name, same_basis=True)
     data = TrainingData(
         elements=record.elements,
-        train=_in_dataset_folder(given.train),
-        test=_in_dataset_folder(given.second),
+        train=WorkFiles.in_dataset(given.train),
+        test=WorkFiles.in_dataset(given.second),
         reference_energies={e: record.reference_energies[e] for e in record.elements},
         keep_best=bool(given.validation),
     )
@@ -98,48 +95,14 @@ def make_input(
     return content
 
 
-def start_linearly(
-    config: JobConfig,
-    files: WorkFiles,
-    record: DatasetRecord,
-    given: FitData,
-    content: Mapping[str, Any],
-    observer: Observer,
-) -> LinearStart:
-    """Make the potential that input.yaml, whose content is given, starts from."""
-    loss = content["fit"]["loss"]
-    made = run_linear_fit(
-        LinearTask(
-            section=potential_section(config.training, record.elements),
-            kappa=float(loss["kappa"]),
-            l1=float(loss["L1_coeffs"]),
-            l2=float(loss["L2_coeffs"]),
-            weighting=content["fit"].get("weighting"),
-            train=_in_dataset_folder(given.train),
-            test=_in_dataset_folder(given.second),
-            directory=str(files.directory),
-            potential=files.linear_start.name,
-            seed=config.training.seed,
-            resampled=config.training.start_noise > 0,
-            cores=usable_cores(),
-        )
-    )
-    some = "" if made.structures == record.counts.train else f" of {record.counts.train}"
-    observer.message(
-        f"starting from a linear fit to {made.structures}{some} structures "
-        f"({made.atoms} atoms): loss {made.loss:.3g}"
-    )
-    return made
-
-
 def left_out_by_weighting(
     training: TrainingConfig, files: WorkFiles, given: FitData
 ) -> dict[str, tuple[int, ...]]:
     """Return the rows that the weighting kept out of the fit; only an energy-based one does."""
     if not isinstance(training.weighting, EnergyBased):
         return {}
-    train = rows_left_out(files.fitted("train"), _paths(files, given.train))
-    second = rows_left_out(files.fitted("test"), _paths(files, given.second))
+    train = rows_left_out(files.directory / FITTED["train"], _paths(files, given.train))
+    second = rows_left_out(files.directory / FITTED["test"], _paths(files, given.second))
     if given.validation:
         return {"train": tuple(sorted((*train, *second))), "test": ()}
     return {"train": train, "test": second}
@@ -194,8 +157,3 @@ def refer_to(
 
 def _paths(files: WorkFiles, names: Iterable[str]) -> list[Path]:
     return [files.dataset.directory / name for name in names]
-
-
-def _in_dataset_folder(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return paths relative to the attempt: what is published names no directory of a machine."""
-    return tuple(f"{WorkFiles.DATASET}/{name}" for name in names)

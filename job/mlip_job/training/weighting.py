@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+FITTED = {"train": "fitting_data_info.pckl.gzip", "test": "test_data_info.pckl.gzip"}
+"""What pacemaker, or a linear fit, saves of each set after weighting, before the fit."""
+
 _ROW = re.compile(r"row-(\d+)")
 
 
