@@ -153,6 +153,8 @@ def test_tensorflow_fit_continued_and_grown(tmp_path: Path) -> None:
         "max_iter": 8,
         "display_step": 4,
         "force_weight": 4,
+        "validation_fraction": 0,
+        "test_evaluation": "pacemaker",
     }
     config = _config(tmp_path, training, database=select)
 

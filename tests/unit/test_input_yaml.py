@@ -126,10 +126,17 @@ def test_energy_based_weighting_is_pacemakers_policy() -> None:
 
 def test_early_stopping_comes_with_its_patience_only() -> None:
     """Patience alone means nothing to pacemaker, so it isn't written alone."""
-    assert "early_stopping_patience" not in _written(TrainingConfig())["fit"]
+    never = TrainingConfig(min_relative_train_loss_per_iter=None)
+    assert "early_stopping_patience" not in _written(never)["fit"]
+    fit = _written(TrainingConfig(min_relative_train_loss_per_iter=1e-5))["fit"]
+    assert fit["min_relative_train_loss_per_iter"] == 1e-5
+    assert fit["early_stopping_patience"] == 100
+
+
+def test_pacemaker_never_stops_by_its_test_loss() -> None:
+    """It raises where that has not fallen in the evaluation after the minimiser has ended."""
     fit = _written(TrainingConfig(min_relative_test_loss_per_iter=1e-5))["fit"]
-    assert fit["min_relative_test_loss_per_iter"] == 1e-5
-    assert fit["early_stopping_patience"] == 200
+    assert "min_relative_test_loss_per_iter" not in fit
 
 
 def test_overrides_are_merged_deeply_and_last() -> None:
