@@ -92,7 +92,7 @@ def _weighted(task: LinearTask) -> Any:
 
     def read(names: Iterable[str], *, train: bool) -> Any:
         paths = [f"{task.directory}/{name}" for name in names]
-        # Frames that this very run wrote or checked against their hashes.
+        # Frames that this very run wrote.
         parts = [pd.read_pickle(path, compression="gzip") for path in paths]  # noqa: S301
         return pd.concat(parts).assign(train=train)
 
