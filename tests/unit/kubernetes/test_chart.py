@@ -37,8 +37,8 @@ DOCUMENT = Path(__file__).parents[3] / "docs" / "kubernetes.md"
 LEAST: dict[str, Any] = yaml.safe_load((CHART / "ci/generation-values.yaml").read_text())
 
 SEED = (
-    "config.dataset.seed: Helm can't hold this number exactly, it became 12345678901234568: write it "
-    "in quotes, give it with --set-string config.dataset.seed=NUMBER, or choose one below "
+    "config.dataset.seed: Helm can't hold this number exactly, it became 12345678901234568: write "
+    "it in quotes, give it with --set-string config.dataset.seed=NUMBER, or choose one below "
     "9007199254740992"
 )
 
