@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from mlip_job.environment import ProcessIdentity
 from mlip_job.errors import ConfigError, UnavailableError
-from mlip_job.naming import generation_name
+from mlip_job.naming import generation_name, parse_generation_name
 from mlip_job.schedulers.base import Stage
 from mlip_job.schedulers.job_names import JobName, of_one_submission
 from mlip_job.store.keys import StoredName, is_relative, shown
@@ -178,6 +178,19 @@ class SubmitFiles:
     @property
     def _submission(self) -> Path:
         return self.directory / "submission.json"
+
+
+def recorded_generations(config: JobConfig, scheduler: str) -> set[int]:
+    """Return the generations whose newest submission was made to a scheduler, from here."""
+    directories = SubmitFiles.root(config).glob("gen_*")
+    found = ((parse_generation_name(path.name), SubmitFiles(path)) for path in directories)
+    return {
+        number
+        for number, files in found
+        if number is not None
+        and (record := files.submission()) is not None
+        and record.scheduler == scheduler
+    }
 
 
 def _precedes(one: str, other: str) -> bool:
