@@ -49,12 +49,19 @@ class LossDefinition(_Part):
 
 
 class DatasetSummary(_Part):
-    """The dataset in short; its own record has the rest."""
+    """The dataset in short; its own record has the rest.
+
+    Attributes
+    ----------
+    split_key
+        The key_value_pair that decided the sides, or None.
+    """
 
     id: str
     train: int
     test: int
     rejected: int
+    split_key: str | None = None
     reference_energies_ev: dict[str, float]
     reference_energy_sources: dict[str, str]
     notes: tuple[str, ...]
@@ -161,6 +168,7 @@ def make_report(
             train=record.counts.train,
             test=record.counts.test,
             rejected=record.counts.rejected,
+            split_key=record.split.key,
             reference_energies_ev=record.reference_energies,
             reference_energy_sources=dict(record.reference_energy_sources),
             notes=record.notes,

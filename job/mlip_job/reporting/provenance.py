@@ -91,6 +91,8 @@ def dataset_entries(record: DatasetRecord, manifest: Manifest) -> Iterator[Entry
         f"{fixed(counts.test, 0)} test, {fixed(counts.reference_atoms, 0)} isolated atoms, "
         f"{fixed(counts.rejected, 0)} rejected",
     )
+    if record.split.key is not None:
+        yield Entry("split by", f"the key {record.split.key}")
     yield Entry(
         "atoms", f"{fixed(record.atoms.train, 0)} train, {fixed(record.atoms.test, 0)} test"
     )
@@ -127,7 +129,9 @@ def lineage_entries(facts: Facts) -> Iterator[Entry]:
     inherited = manifest.dataset.inherited_from
     origin = generation_name(inherited) if inherited is not None else "made for this generation"
     yield Entry("split and e0", origin)
-    yield Entry("seeds", f"split {manifest.split_seed}, fit {manifest.fit_seed}")
+    by_key = facts.report.dataset.split_key is not None
+    split_seed = "" if by_key else f"split {manifest.split_seed}, "
+    yield Entry("seeds", f"{split_seed}fit {manifest.fit_seed}")
     yield Entry("configuration", _short(manifest.config_sha256), code=True)
     yield Entry("training", f"{manifest.started:{_TIME}} to {manifest.ended:{_TIME}} UTC")
 
