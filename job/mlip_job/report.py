@@ -11,11 +11,12 @@ from mlip_job.evaluation.results import Evaluation, SetEvaluation
 from mlip_job.registry.manifest import AttemptPart, ErrorFigures, Headline, Parent
 from mlip_job.training.input_yaml import kappa
 from mlip_job.training.linear_task import LinearStart
+from mlip_job.training.loss_shares import share_warnings
 from mlip_job.training.phases import added
 from mlip_job.training.run_summary import Errors, RunSummary
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from mlip_job.config import JobConfig, TrainingConfig
     from mlip_job.dataset.record import DatasetRecord
@@ -122,6 +123,8 @@ class TrainingReport(_Part):
             functions=self.fit.functions,
             accepted=evaluation is not None and evaluation.gate.accepted,
             rejected_because=evaluation.gate.reasons if evaluation else (),
+            loss_shares=self.fit.loss_shares,
+            warnings=self.warnings,
         )
 
     def to_json(self) -> str:
@@ -179,7 +182,7 @@ def make_report(
         energy_reference="E_DFT = E_potential + Σ n(element)·reference_energies_ev[element]",
         timings_s=added(*(part.timings.stages_s for part in training.attempts)),
         phases_s=added(*(part.timings.phases_s for part in training.attempts)),
-        warnings=_warnings(config.training, summary, evaluation),
+        warnings=tuple(_warnings(config.training, summary, evaluation)),
     )
 
 
@@ -211,10 +214,10 @@ def _loss(training: TrainingConfig) -> LossDefinition:
 
 def _warnings(
     training: TrainingConfig, summary: RunSummary, evaluation: Evaluation | None
-) -> tuple[str, ...]:
-    stress = (
-        ("stress_weight has no effect: pacemaker fits no stress",)
-        if training.stress_weight > 0
-        else ()
-    )
-    return (*stress, *summary.warnings, *(evaluation.notes if evaluation else ()))
+) -> Iterator[str]:
+    if training.stress_weight > 0:
+        yield "stress_weight has no effect: pacemaker fits no stress"
+    if summary.loss_shares is not None:
+        yield from share_warnings(summary.loss_shares, training, _loss(training).kappa)
+    yield from summary.warnings
+    yield from evaluation.notes if evaluation else ()

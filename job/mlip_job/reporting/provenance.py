@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from mlip_job.naming import generation_name
 from mlip_job.reporting.numbers import NARROW_SPACE, UNKNOWN, count, duration, fixed, significant
 from mlip_job.reporting.table import Column, Entry, Table
+from mlip_job.training.loss_shares import describe_shares
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -149,6 +150,8 @@ def fit_entries(report: TrainingReport) -> Iterator[Entry]:
         "basis", f"{count(fit.functions, 'function')}, {count(fit.parameters, 'parameter')}"
     )
     yield Entry("iterations", fixed(fit.iterations, 0))
+    if fit.loss_shares is not None:
+        yield Entry("final loss", describe_shares(fit.loss_shares))
     if fit.early_stopping:
         yield Entry("early stopping", fit.early_stopping)
     if fit.optimiser_message:
