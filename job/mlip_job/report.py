@@ -124,6 +124,9 @@ class TrainingReport(_Part):
             accepted=evaluation is not None and evaluation.gate.accepted,
             rejected_because=evaluation.gate.reasons if evaluation else (),
             loss_shares=self.fit.loss_shares,
+            evaluator_us_per_atom=evaluation.speed.evaluator_us_per_atom
+            if evaluation and evaluation.speed
+            else None,
             warnings=self.warnings,
         )
 

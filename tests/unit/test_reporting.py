@@ -426,6 +426,18 @@ def test_the_final_loss_is_shown_by_its_terms() -> None:
     assert headline.warnings == report.warnings != ()
 
 
+def test_the_cost_of_the_potential_is_shown() -> None:
+    """With the machine that it was measured on; an older report has none."""
+    report = make_report(2)
+    assert "84.2 µs per atom on one core, Example CPU" in render_report(make_facts(report), None)
+    assert report.evaluation is not None
+    older = report.model_copy(
+        update={"evaluation": report.evaluation.model_copy(update={"speed": None})}
+    )
+    assert "µs per atom" not in render_report(make_facts(older), None)
+    assert older.headline().evaluator_us_per_atom is None
+
+
 def test_the_key_of_a_split_is_shown() -> None:
     """It was the key that decided, not the seed."""
     report = make_report(2)

@@ -147,6 +147,7 @@ def show_manifest(manifest: Manifest, latest: LatestPointer | None = None) -> No
         ("basis", f"{figure(manifest.headline.functions, 0)} functions"),
         ("fit", f"{manifest.headline.iterations} iterations, seed {manifest.fit_seed}"),
         *_loss(manifest),
+        *_speed(manifest),
         (
             "E_DFT - E_pot",
             " + ".join(
@@ -175,6 +176,12 @@ def _loss(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
     if manifest.headline.loss_shares is not None:
         yield "final loss", describe_shares(manifest.headline.loss_shares)
+
+
+def _speed(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    time = manifest.headline.evaluator_us_per_atom
+    if time is not None:
+        yield "evaluator", f"{time:.3g} µs per atom on one core ({manifest.environment.host.cpu})"
 
 
 def _choice(latest: LatestPointer) -> str:

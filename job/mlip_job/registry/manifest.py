@@ -142,6 +142,8 @@ class Headline(_Part):
         Why it did not, one sentence each.
     loss_shares
         What makes up the loss that the fit ended with.
+    evaluator_us_per_atom
+        CPU time of the published potential on one core, µs; a measurement of that machine.
     warnings
         What a person should know before using the potential; those of the report.
     """
@@ -153,6 +155,7 @@ class Headline(_Part):
     accepted: bool
     rejected_because: tuple[str, ...] = ()
     loss_shares: LossShares | None = None
+    evaluator_us_per_atom: float | None = None
     warnings: tuple[str, ...] = ()
 
 

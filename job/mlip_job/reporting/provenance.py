@@ -149,6 +149,11 @@ def fit_entries(report: TrainingReport) -> Iterator[Entry]:
     yield Entry(
         "basis", f"{count(fit.functions, 'function')}, {count(fit.parameters, 'parameter')}"
     )
+    if report.evaluation is not None and (speed := report.evaluation.speed) is not None:
+        yield Entry(
+            "evaluator",
+            f"{significant(speed.evaluator_us_per_atom)} µs per atom on one core, {speed.cpu}",
+        )
     yield Entry("iterations", fixed(fit.iterations, 0))
     if fit.loss_shares is not None:
         yield Entry("final loss", describe_shares(fit.loss_shares))
