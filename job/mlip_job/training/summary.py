@@ -98,6 +98,7 @@ def summarise_linear_fit(made: LinearStart) -> RunSummary:
         exit_code=0,
         train=None,
         test=None,
+        loss_shares=made.loss_shares,
         iterations=0,
         functions=made.functions,
         parameters=made.functions,
