@@ -344,6 +344,34 @@ def test_groups_stay_together_and_are_inherited(db: Path, tmp_path: Path) -> Non
     assert groups(tmp_path / "b", "test") == tested
 
 
+def test_key_decides_the_split(db: Path, tmp_path: Path) -> None:
+    """A published split is taken as it is, by the record too, and inherited with new rows."""
+    structures = rattled(14)
+    trained = write_database(db, structures[:4], side="train")
+    tested = write_database(db, structures[4:10], side="test")
+    first = build(db, tmp_path / "a", split_key="side")
+    assert rows_of(tmp_path / "a", "train") == set(trained)
+    assert rows_of(tmp_path / "a", "test") == set(tested)
+    assert first.split.key == "side"
+    assert any("4 rows train, 6 test" in note for note in first.notes)
+    added = write_database(db, structures[10:], side="train")
+    parent = as_parent(first, tmp_path / "a")
+    second = build(db, tmp_path / "b", split_key="side", parent=parent)
+    assert rows_of(tmp_path / "b", "train") == {*trained, *added}
+    assert (second.split.inherited_train, second.split.inherited_test) == (4, 6)
+
+
+def test_identity_is_that_of_the_content_alone(db: Path, tmp_path: Path) -> None:
+    """A split by key that happens to be the one of the seed gives the same dataset."""
+    write_database(db, rattled(10))
+    by_seed = build(db, tmp_path / "a")
+    with open_for_writing(db) as database:
+        for row in range(1, 11):
+            test = row in rows_of(tmp_path / "a", "test")
+            database.update(row, side="test" if test else "train")
+    assert build(db, tmp_path / "b", split_key="side").id == by_seed.id
+
+
 def test_inexact_count_is_noted(db: Path, out: Path) -> None:
     """Where groups forbid the exact count, the record says which one came out."""
     for number in range(5):

@@ -9,15 +9,16 @@ import pandas as pd
 import pytest
 
 from mlip_job.config import JobConfig
-from mlip_job.errors import ConfigError, IntegrityError
+from mlip_job.errors import ConfigError, ConflictError, IntegrityError
 from mlip_job.naming import WorkFiles
+from mlip_job.pipeline.confirm import confirm_config
 from mlip_job.pipeline.resume import fetch_checkpoint
 from mlip_job.pipeline.stages import refer_to
 from mlip_job.registry import Checkpoint, DatasetReference, Registry
 from mlip_job.store.directory import DirectoryStore
 from mlip_job.training.position import FitPosition
 from tests.datasets import build, poison_frames, read
-from tests.manifests import make_checkpoint
+from tests.manifests import make_checkpoint, make_manifest
 from tests.support import rattled, write_database
 
 if TYPE_CHECKING:
@@ -208,6 +209,19 @@ def test_a_checkpoint_of_another_fit_is_refused(
     assert head.startswith("gen_01 is half trained with another configuration (checkpoint 3 of")
     assert differences == [f"  {difference}"]
     assert "--fresh" in str(caught.value.hint)
+
+
+def test_a_generation_of_an_earlier_version_is_confirmed() -> None:
+    """It lacks a setting that was added since: that is no difference unless it is set."""
+    published = make_manifest(1)
+    earlier = published.config | {
+        "dataset": {k: v for k, v in published.config["dataset"].items() if k != "split_key"}
+    }
+    manifest = published.model_copy(update={"config": earlier, "config_sha256": "0" * 64})
+    confirm_config(manifest, JobConfig(family="cu-ni"))
+    asked = JobConfig.model_validate({"family": "cu-ni", "dataset": {"split_key": "side"}})
+    with pytest.raises(ConflictError, match=r"dataset.split_key: None published, 'side' asked"):
+        confirm_config(manifest, asked)
 
 
 def test_every_difference_is_named(fetch: Any, save: Any) -> None:

@@ -59,7 +59,7 @@ class Ranges(_Part):
 
 
 class SplitRecord(_Part):
-    """How the sides were chosen."""
+    """How the sides were chosen: by `key`, or else by `seed`, `test_fraction` and `group_by`."""
 
     seed: int
     test_fraction: float
@@ -67,6 +67,7 @@ class SplitRecord(_Part):
     inherited_train: int
     inherited_test: int
     group_by: str | None
+    key: str | None = None
 
 
 class RejectedRows(_Part):

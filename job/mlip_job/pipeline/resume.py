@@ -97,7 +97,7 @@ def _require_same(checkpoint: Checkpoint, config: JobConfig, generation: int) ->
         f"  {key}: {old!r} there, {new!r} asked"
         for section in ("dataset", "training")
         for key, old, new in differences(then.get(section, {}), asked[section], section)
-        if key.removeprefix("training.") not in _FREE
+        if key.removeprefix("training.") not in _FREE or _is_linear_fit(key, old, new)
     ]
     select = config.database.for_generation(generation).select
     if checkpoint.training.dataset.selection != select:
@@ -117,6 +117,11 @@ def _require_files(checkpoint: Checkpoint, files: WorkFiles) -> None:
     missing = sorted({POTENTIAL, *finished} - checkpoint.files.keys())
     if missing:
         raise IntegrityError(f"{checkpoint} has no {', '.join(missing)}")
+
+
+def _is_linear_fit(key: str, *values: Any) -> bool:
+    """Tell whether a setting has a linear fit for the generation, then or now."""
+    return key == "training.max_iter" and 0 in values
 
 
 def _require_elements(checkpoint: Checkpoint, potential: Any) -> None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mlip_job.environment import RunEnvironment
 from mlip_job.store.keys import Sha256, StoredName, StoredPath, unreadable
 from mlip_job.training.linear_task import LinearStart
+from mlip_job.training.run_summary import LossShares
 
 
 class _Part(BaseModel):
@@ -139,6 +140,12 @@ class Headline(_Part):
         Whether the gate let it pass; ``latest.json`` moves only to those that it did.
     rejected_because
         Why it did not, one sentence each.
+    loss_shares
+        What makes up the loss that the fit ended with.
+    evaluator_us_per_atom
+        CPU time of the published potential on one core, µs; a measurement of that machine.
+    warnings
+        What a person should know before using the potential; those of the report.
     """
 
     train: ErrorFigures
@@ -147,6 +154,9 @@ class Headline(_Part):
     functions: int | None
     accepted: bool
     rejected_because: tuple[str, ...] = ()
+    loss_shares: LossShares | None = None
+    evaluator_us_per_atom: float | None = None
+    warnings: tuple[str, ...] = ()
 
 
 class CommitteeMember(_Part):
