@@ -230,6 +230,17 @@ def test_figures_are_those_of_the_published_potential(trained: Project, side: st
     assert sum(found.energy_error_histogram_mev_per_atom.counts) == len(known)
 
 
+def test_cost_of_the_published_potential_is_measured(trained: Project, cli: Any) -> None:
+    """In report, manifest and `show`, with the machine that it was measured on."""
+    speed = trained.evaluation(1).speed
+    assert speed is not None
+    assert speed.evaluator_us_per_atom > 0
+    assert 0 < speed.structures <= trained.evaluation(1).test.structures
+    assert trained.registry.get(1).headline.evaluator_us_per_atom == speed.evaluator_us_per_atom
+    shown = cli("-c", trained.config_path, "show", "-g", "1").out
+    assert f"µs per atom on one core ({speed.cpu})" in shown
+
+
 def test_the_worst_structures_are_named(trained: Project) -> None:
     """Ten of them, by energy and by force in turns."""
     known = _predictions(trained, 1, "train")

@@ -101,7 +101,10 @@ def test_parts_of_the_training_set(tmp_path: Path) -> None:
         (lambda text: text.replace("\nCu ", "\nCu 1 ", 1), "has no 7 columns for each of"),
         (lambda text: text.replace("row_id=", "row=", 1), "a structure without row id"),
         (lambda text: text.replace("species:", "velo:R:3:species:", 1), "Properties other than"),
-        (lambda text: text.replace("energy=", "energy=nan e=", 1), "energy"),
+        (
+            lambda text: text.replace("energy=", "energy=nan e=", 1),
+            "it holds what is no finite number",
+        ),
         (lambda text: text[: text.index("\n4\n") + 1], "structures, its record says"),
         (lambda text: "-4" + text[1:], "is no extended XYZ file: '-4"),
         (lambda text: text[: text.rindex("\nCu ")], "is cut short"),

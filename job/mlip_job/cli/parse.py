@@ -32,6 +32,8 @@ def command(settings: Settings, directory: Path) -> None:
 
 
 def _show(summary: RunSummary) -> None:
+    from mlip_job.training.loss_shares import describe_shares
+
     cause = f": {summary.cause}" if summary.cause else ""
     click.echo(f"{summary.status}{cause}")
     errors = {"train": summary.train, summary.second_set: summary.test}
@@ -48,6 +50,7 @@ def _show(summary: RunSummary) -> None:
         "early stop": summary.early_stopping,
         "result": None if summary.best is None else f"iteration {summary.best.iteration}",
         "optimiser": summary.optimiser_message,
+        "final loss": describe_shares(summary.loss_shares) if summary.loss_shares else None,
         "versions": ", ".join(f"{name} {v}" for name, v in summary.versions.items()),
         "seconds": ", ".join(
             f"{phase.replace('_', ' ')} {seconds:.1f}"

@@ -55,7 +55,11 @@ class TrainingConfig(Part):
 
     cutoff: Positive = Field(5.0, le=20, description="Å. Outer cutoff of the potential.")
     test_fraction: float = Field(
-        0.1, gt=0, lt=1, description="Exact count: round(n · fraction) structures are test."
+        0.1,
+        gt=0,
+        lt=1,
+        description="Exact count: round(n · fraction) structures are test; no effect with "
+        "dataset.split_key.",
     )
     validation_fraction: float = Field(
         0.1,

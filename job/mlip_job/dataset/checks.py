@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mlip_job.dataset.row import name_rows
 from mlip_job.errors import DataError
 
 if TYPE_CHECKING:
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
     from mlip_job.dataset.row import FloatArray
     from mlip_job.dataset.split import Split
 
-_SHOWN = 10
-"""Row ids in a message."""
-
 _ENERGY_RANGE = (-20.0, 250.0)
 """eV/atom. Outside of it pacemaker refits the reference energies by itself, after a warning
 (``pyace.preparedata.ACEDataset.process_dataset``)."""
@@ -28,7 +26,8 @@ def require_few_rejections(intake: Intake, max_fraction: float) -> None:
     """Raise `DataError` if more than `max_fraction` of the rows are rejected, or all are."""
     candidates = intake.selected - len(intake.references)
     reasons = "; ".join(
-        f"{reason}: {len(rows)} ({_rows(rows)})" for reason, rows in sorted(intake.rejected.items())
+        f"{reason}: {len(rows)} ({name_rows(rows)})"
+        for reason, rows in sorted(intake.rejected.items())
     )
     if intake.rejected_count > max_fraction * candidates:
         raise DataError(
@@ -106,13 +105,13 @@ def require_configured_elements(
     for element in found:
         if element not in configured:
             raise DataError(
-                f"the data holds {element} ({_rows(_rows_with(entries, element))}), "
+                f"the data holds {element} ({name_rows(_rows_with(entries, element))}), "
                 "which training.elements lacks",
                 hint="add it, set elements: auto, or exclude the rows with database.select",
             )
     absent = [element for element in configured if element not in found]
     if absent:
-        examples = "; ".join(f"{e}: {_rows(_rows_with(entries, e)[:3])}" for e in found)
+        examples = "; ".join(f"{e}: {name_rows(_rows_with(entries, e)[:3])}" for e in found)
         raise DataError(
             f"training.elements names {', '.join(absent)}, which no structure to train on holds "
             f"(the data has {examples})",
@@ -126,9 +125,11 @@ def require_elements_in_training(entries: Entries, split: Split, elements: Itera
     trained = entries.elements(split.on("train"))
     for element in elements:
         if element not in trained:
+            rows = name_rows(_rows_with(entries, element))
             raise DataError(
-                f"{element} occurs only in the test side ({_rows(_rows_with(entries, element))})",
-                hint=f"provide more structures with {element}, or try another dataset.seed",
+                f"{element} occurs only in the test side ({rows})",
+                hint=f"provide more structures with {element}, or try another dataset.seed "
+                "(with dataset.split_key: put some of them on the train side)",
             )
 
 
@@ -156,7 +157,7 @@ def require_fitting_energies(
     if extreme:
         raise DataError(
             f"energies less the reference energies reach from {smallest:.3f} to "
-            f"{largest:.3f} eV/atom; pacemaker takes {low:g} to {high:g} ({_rows(extreme)})",
+            f"{largest:.3f} eV/atom; pacemaker takes {low:g} to {high:g} ({name_rows(extreme)})",
             hint="check the energies of these rows, and that isolated atoms and the parent "
             "generation were computed with the same settings"
             if automatic
@@ -168,9 +169,3 @@ def require_fitting_energies(
 def _rows_with(entries: Entries, element: str) -> list[int]:
     rows: list[int] = entries.row_ids[entries.holding(element)].tolist()
     return rows
-
-
-def _rows(rows: Sequence[int]) -> str:
-    shown = ", ".join(str(row) for row in rows[:_SHOWN])
-    more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
-    return f"row{'s' if len(rows) > 1 else ''} {shown}{more}"

@@ -196,6 +196,7 @@ class _Taking:
             groups=[_text(pair, self._dataset.group_by) for pair in pairs],
             compositions=compositions(structures),
             config_types=[_text(pair, self._dataset.config_type) for pair in pairs],
+            sides=[_text(pair, self._dataset.split_key) for pair in pairs],
         )
         self._free_energies += int(np.count_nonzero(is_free))
         self._max_force = max(self._max_force, largest_force(structures))

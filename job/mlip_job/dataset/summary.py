@@ -114,6 +114,7 @@ def summarise(
             inherited_train=split.inherited_train,
             inherited_test=split.inherited_test,
             group_by=dataset.group_by,
+            key=dataset.split_key,
         ),
         rejections={
             str(reason): RejectedRows(count=len(rows), rows=tuple(rows))
@@ -152,6 +153,11 @@ def _notes(outcome: Outcome, dataset: DatasetConfig) -> Iterator[str]:
         yield f"rows that were rejected: {intake.rejected_count}, see rejections"
     if outcome.repeats:
         yield f"{outcome.repeats} rows repeat the structure of another row; they share its side"
+    if dataset.split_key is not None:
+        yield (
+            f"the key {dataset.split_key} decides the sides: {split.train} rows train, "
+            f"{split.test} test; training.test_fraction and dataset.seed have no effect"
+        )
     ungrouped = int(np.count_nonzero(intake.entries.group_codes < 0))
     if dataset.group_by is not None and ungrouped:
         yield f"{ungrouped} rows have no key {dataset.group_by}: each is a group of its own"

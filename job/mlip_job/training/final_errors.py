@@ -61,12 +61,16 @@ def last_loss(state: LogState, tables: Mapping[str, MetricsTable]) -> float | No
     cycles = tables["test_cycle_metrics"]
     if not _reaches_last_step(cycles, tables["cycle_metrics"]) or _gave_up(state, cycles):
         return None
-    in_step = _in_last_step(cycles.rows)
-    if state.best_cycle >= len(in_step):
+    row = final_row(state, cycles)
+    if row is None or row.e_loss_contrib is None or row.f_loss_contrib is None:
         return None
-    row = cycles.rows[in_step[state.best_cycle]]
-    parts = (row.e_loss_contrib, row.f_loss_contrib)
-    return None if None in parts else sum(part for part in parts if part is not None)
+    return row.e_loss_contrib + row.f_loss_contrib
+
+
+def final_row(state: LogState, table: MetricsTable) -> MetricsRow | None:
+    """Return the row of the result in a table of cycles: of the last step and its best cycle."""
+    index = _final_index(state, table)
+    return None if index is None else table.rows[index]
 
 
 def milli(value: float | None) -> float | None:
@@ -77,10 +81,9 @@ def milli(value: float | None) -> float | None:
 def _of_cycle(
     state: LogState, table: MetricsTable, title: str, warnings: list[str]
 ) -> Errors | None:
-    in_step = _in_last_step(table.rows)
-    if state.best_cycle >= len(in_step):
+    index = _final_index(state, table)
+    if index is None:
         return None
-    index = in_step[state.best_cycle]
     row = table.rows[index]
     blocks = [block for block in state.blocks if block.title == title]
     # The log is that of pacemaker's last start, the table may hold the rows of earlier ones too.
@@ -89,6 +92,11 @@ def _of_cycle(
     if block is not None and (problem := _disagreement(row, block)):
         warnings.append(problem)
     return _errors(row, block)
+
+
+def _final_index(state: LogState, table: MetricsTable) -> int | None:
+    in_step = _in_last_step(table.rows)
+    return in_step[state.best_cycle] if state.best_cycle < len(in_step) else None
 
 
 def _reaches_last_step(test_cycles: MetricsTable, cycles: MetricsTable) -> bool:

@@ -23,6 +23,27 @@ class Errors(_Part):
     max_force_mev_per_angstrom: float | None
 
 
+class LossShares(_Part):
+    """What makes up a loss, as fractions of it.
+
+    Attributes
+    ----------
+    energy, forces
+        The errors, weighted as in the loss.
+    regularisers
+        By the name of their coefficient (``l2_coeffs``, ``w0_rad``, …); none that is zero.
+    """
+
+    energy: float
+    forces: float
+    regularisers: dict[str, float] = {}
+
+    @property
+    def regularisation(self) -> float:
+        """Of all regularisers together."""
+        return sum(self.regularisers.values())
+
+
 class CurvePoint(_Part):
     """One iteration; it counts from 0 in every ladder step and cycle."""
 
@@ -85,6 +106,8 @@ class RunSummary(_Part):
         What pacemaker was given as its test set; `test`, `test_curve` and `structures` are of that.
     best
         Which iteration's potential it is, where it is not the last one.
+    loss_shares
+        What makes up the training loss of the result.
     iterations
         Over all ladder steps and cycles.
     cycles
@@ -105,6 +128,7 @@ class RunSummary(_Part):
     test: Errors | None
     second_set: Literal["test", "validation"] = "test"
     best: BestPotential | None = None
+    loss_shares: LossShares | None = None
     iterations: int | None
     functions: int | None
     parameters: int | None
