@@ -227,14 +227,19 @@ def test_without_configuration_the_next_step_is_named(
     )
 
 
-def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch, config: Path) -> None:
+def test_a_bug_shows_its_traceback_without_secrets(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, config: Path
+) -> None:
     """Only errors that are meant for users are made short."""
-    from mlip_job.cli.main import main
     from mlip_job.cli.options import Settings
 
-    monkeypatch.setattr(Settings, "config", lambda _: {}["a bug"])
-    with pytest.raises(KeyError, match="a bug"):
-        main(["-c", str(config), "list"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter3")
+    monkeypatch.setattr(Settings, "config", lambda _: {}["a bug: http://u:hunter2@h, hunter3"])
+    ended = cli("-c", config, "list")
+    assert ended.code == 1
+    assert "Traceback" in ended.err
+    assert "KeyError: 'a bug: http://***@h, ***'" in ended.err
+    assert "hunter" not in ended.err.replace('["a bug: http://u:hunter2@h, hunter3"]', "")
 
 
 def test_an_empty_family_is_listed_as_such(cli: Cli, config: Path) -> None:

@@ -40,11 +40,14 @@ def command(
     DATABASE is an SQLite file, postgresql://user@host/name or mysql://user@host:port/name. Looks
     into it for the elements and for the status that finished rows have.
     """
+    from mlip_job.config.load import validate_config
     from mlip_job.config.template import commented_config
     from mlip_job.dataset.survey import survey
 
     if output.exists():
         raise ConfigError(f"{output} exists", hint="remove it, or choose another -o FILE")
+    storage_only = {"family": "any", "storage": {"url": storage}}
+    validate_config(storage_only, source="--storage")
     found = survey(database)
     family = family or "-".join(e.lower() for e in found.elements[:5])
     text = commented_config(

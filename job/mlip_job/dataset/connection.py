@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 import ase.db
 
 from mlip_job.errors import ConfigError, DatabaseError
+from mlip_job.secret_texts import redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,18 +59,15 @@ class OpenedDatabase:
         Base class of all errors of the driver below it.
     description
         The URL without secrets.
-    secrets
-        Texts that must not appear in any message.
     """
 
     database: Any = field(repr=False)
     driver_error: type[Exception]
     description: str
-    secrets: tuple[str, ...] = field(default=(), repr=False)
 
     def failure(self, error: Exception, action: str = "read") -> DatabaseError:
         """Return the error to raise where the driver raised `error`."""
-        return _failure(self.description, error, self.secrets, action)
+        return _failure(self.description, error, action)
 
 
 def open_database(config: DatabaseConfig) -> OpenedDatabase:
@@ -159,18 +157,17 @@ def _open_postgresql(url: str) -> OpenedDatabase:
             "database.url is not a valid PostgreSQL URL",
             hint="postgresql://user@host:port/name; write special characters as %XX",
         ) from None
-    password = os.environ.get(PASSWORD_VARIABLE) or given.get("password")
+    password = os.environ.get(PASSWORD_VARIABLE)
     options = {"connect_timeout": CONNECT_TIMEOUT, "application_name": "mlip-job", **given}
     dsn = extensions.make_dsn(**options | ({"password": password} if password else {}))
-    secrets = _secrets(password, os.environ.get("PGPASSWORD"), given.get("sslpassword"))
     try:
         with closing(psycopg2.connect(dsn)) as connection:
             tables = _count_tables(connection, "ANY (current_schemas(false))")
     except psycopg2.Error as error:
-        raise _failure(description, error, secrets) from None
+        raise _failure(description, error) from None
     _require_ase_tables(tables, description)
     database = _connect_with_backend(dsn, "postgresql")
-    return OpenedDatabase(database, psycopg2.Error, description, secrets)
+    return OpenedDatabase(database, psycopg2.Error, description)
 
 
 def _open_mysql(url: str) -> OpenedDatabase:
@@ -191,7 +188,6 @@ def _open_mysql(url: str) -> OpenedDatabase:
             "database.url is not a valid MySQL URL", hint="mysql://user@host:port/name"
         )
     password = os.environ.get(PASSWORD_VARIABLE) or os.environ.get("MYSQL_PWD") or ""
-    secrets = _secrets(password)
     try:
         with closing(
             pymysql.connect(
@@ -201,12 +197,12 @@ def _open_mysql(url: str) -> OpenedDatabase:
         ) as connection:  # fmt: skip
             tables = _count_tables(connection, "database()")
     except (pymysql.Error, RuntimeError) as error:  # RuntimeError: an authentication plugin
-        raise _failure(description, error, secrets) from None
+        raise _failure(description, error) from None
     _require_ase_tables(tables, description)
     # The back end cuts its URL at every ':', '@' and '/', so the password goes around it.
     database = _connect_with_backend(f"mysql://{user}:@{host}:{port}/{name}", "mysql")
     database.passwd = password
-    return OpenedDatabase(database, pymysql.Error, description, secrets)
+    return OpenedDatabase(database, pymysql.Error, description)
 
 
 def _connect_with_backend(name: str, kind: str) -> Any:
@@ -241,16 +237,9 @@ def _driver_missing(database: str, extra: str, error: ImportError) -> DatabaseEr
     )
 
 
-def _secrets(*candidates: str | None) -> tuple[str, ...]:
-    return tuple(text for text in candidates if text)
-
-
-def _failure(
-    description: str, error: Exception, secrets: tuple[str, ...] = (), action: str = "read"
-) -> DatabaseError:
-    text = " ".join(str(error).split())
-    for secret in secrets:
-        text = text.replace(secret, "***")
+def _failure(description: str, error: Exception, action: str = "read") -> DatabaseError:
+    known = (os.environ.get(name) for name in (PASSWORD_VARIABLE, "PGPASSWORD", "MYSQL_PWD"))
+    text = redact(" ".join(str(error).split()), *known)
     hint = None
     if any(word in text.lower() for word in ("password", "access denied", "authentication")):
         hint = f"the password is taken from {PASSWORD_VARIABLE}"
