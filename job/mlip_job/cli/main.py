@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -78,9 +78,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = cli.main(args=arguments, prog_name="mlip-job", standalone_mode=False)
     except MlipJobError as error:
-        click.echo(f"error: {error}", err=True)
-        write_termination_message(error.exit_code, error.message, error.hint)
-        sys.exit(error.exit_code)
+        _end(error)
+    except ImportError as error:
+        if not os.environ.get("PYTHONPATH"):
+            raise
+        _end(
+            ConfigError(
+                f"a package can't be imported: {error}",
+                hint="PYTHONPATH is set, as environment modules do, and its packages come before "
+                "those of this environment: unset PYTHONPATH",
+            )
+        )
     except click.UsageError as error:
         error.show()
         sys.exit(ConfigError.exit_code)
@@ -100,3 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo(f"error: {error.strerror}: {error.filename or 'standard output'}", err=True)
         sys.exit(DiskError.exit_code)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end(error: MlipJobError) -> NoReturn:
+    click.echo(f"error: {error}", err=True)
+    write_termination_message(error.exit_code, error.message, error.hint)
+    sys.exit(error.exit_code)
