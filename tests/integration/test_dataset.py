@@ -318,6 +318,41 @@ def test_split_follows_structures_to_another_database(db: Path, tmp_path: Path) 
     assert energies(tmp_path / "a") == energies(tmp_path / "b")
 
 
+def test_equal_numbers_are_one_group_and_nan_is_none(db: Path, tmp_path: Path) -> None:
+    """pandas writes 7 as 7.0 where a column has gaps, and a gap as NaN."""
+    rows = [*rattled(20)]
+    with open_for_writing(db) as database:
+        for number, atoms in enumerate(rows):
+            trajectory = float("nan") if number < 8 else (7 if number % 2 else 7.0)
+            database.write(atoms, status="completed", traj=trajectory)
+    build(db, tmp_path / "out", group_by="traj", training={"test_fraction": 0.2})
+    with (tmp_path / "out" / "index.csv.gz").open("rb") as file:
+        lines = gzip.decompress(file.read()).decode().splitlines()[1:]
+    groups = [line.split(",")[2] for line in lines]
+    sides = {line.split(",")[3] for line in lines if line.split(",")[2] == "7"}
+    assert groups.count("7") == 12
+    assert groups.count("") == 8
+    assert len(sides) == 1
+
+
+def test_compositions_on_one_line_span_no_convex_hull(db: Path, tmp_path: Path) -> None:
+    """pacemaker would end with a QhullError before the first iteration."""
+    rows = []
+    for number in range(12):
+        atoms = bulk("Cu", cubic=True).repeat((2, 1, 1))
+        atoms.symbols[4:] = "Au"
+        atoms.symbols[: number % 3] = "Ag"
+        atoms.rattle(0.05, seed=number)
+        rows.append(with_emt(atoms))
+    write_database(db, rows)
+    energy_based = {"weighting": {"energy_based": {"DEup": 20.0}}}
+    text = refused(ConfigError, db, tmp_path / "a", training=energy_based)
+    assert "span no convex hull" in text
+    assert "energy: cohesive" in text
+    energy_based["weighting"]["energy_based"]["energy"] = "cohesive"
+    build(db, tmp_path / "b", training=energy_based)
+
+
 def test_groups_stay_together_and_are_inherited(db: Path, tmp_path: Path) -> None:
     """Trajectories never straddle, and grow on the side where they began."""
     structures = rattled(40)

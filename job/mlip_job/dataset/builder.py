@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlip_job.config.training import ByGroup
+from mlip_job.config.training import ByGroup, EnergyBased
 from mlip_job.dataset import checks
 from mlip_job.dataset.connection import describe_url
 from mlip_job.dataset.entry import Spool
@@ -181,6 +181,8 @@ class DatasetBuilder:
         checks.require_elements_in_training(entries, split, elements)
         references = self._references(intake, split, elements)
         weighting = self.training.weighting
+        if isinstance(weighting, EnergyBased) and weighting.energy_based.energy == "convex_hull":
+            checks.require_convex_hull(entries, elements)
         return Outcome(
             intake=intake,
             elements=elements,

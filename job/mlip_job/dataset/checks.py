@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from ase.data import chemical_symbols
 
-from mlip_job.errors import DataError
+from mlip_job.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -174,3 +175,25 @@ def _rows(rows: Sequence[int]) -> str:
     shown = ", ".join(str(row) for row in rows[:_SHOWN])
     more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
     return f"row{'s' if len(rows) > 1 else ''} {shown}{more}"
+
+
+def require_convex_hull(entries: Entries, elements: Sequence[str]) -> None:
+    """Raise `ConfigError` if the compositions span no convex hull, as pacemaker needs one.
+
+    Compositions on one line or plane, as those of a pseudo-binary oxide, make a flat simplex, on
+    which its hull (``pyace.process_df.compute_convexhull_dist``) fails. A single composition needs
+    none.
+    """
+    compositions = entries.count_by_composition()
+    numbers = [chemical_symbols.index(element) for element in elements]
+    counts = np.array([[dict(c).get(z, 0) for z in numbers] for c in compositions], np.float64)
+    fractions = np.unique(counts / counts.sum(axis=1, keepdims=True), axis=0)
+    if len(fractions) == 1:
+        return
+    dimensions = np.linalg.matrix_rank(fractions[1:] - fractions[0], tol=1e-6)
+    if dimensions < len(elements) - 1:
+        raise ConfigError(
+            "training.weighting.energy_based: the compositions of the data span no convex hull: "
+            f"those of {', '.join(elements)} vary in {dimensions} of {len(elements) - 1} directions",
+            hint="set training.weighting.energy_based.energy: cohesive",
+        )

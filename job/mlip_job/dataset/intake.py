@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import lru_cache
@@ -220,6 +221,10 @@ class _Taking:
 
 def _text(pairs: Mapping[str, object], key: str | None) -> str | None:
     value = pairs.get(key) if key is not None else None
+    if isinstance(value, float):  # pandas writes 7 as 7.0, and nothing as NaN
+        if math.isnan(value):
+            return None
+        value = int(value) if value.is_integer() else value
     return None if value is None or value == "" else str(value)
 
 
