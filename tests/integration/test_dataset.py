@@ -319,7 +319,7 @@ def test_split_follows_structures_to_another_database(db: Path, tmp_path: Path) 
 
 
 def test_equal_numbers_are_one_group_and_nan_is_none(db: Path, tmp_path: Path) -> None:
-    """pandas writes 7 as 7.0 where a column has gaps, and a gap as NaN."""
+    """Pandas writes 7 as 7.0 where a column has gaps, and a gap as NaN."""
     rows = [*rattled(20)]
     with open_for_writing(db) as database:
         for number, atoms in enumerate(rows):
@@ -336,7 +336,7 @@ def test_equal_numbers_are_one_group_and_nan_is_none(db: Path, tmp_path: Path) -
 
 
 def test_compositions_on_one_line_span_no_convex_hull(db: Path, tmp_path: Path) -> None:
-    """pacemaker would end with a QhullError before the first iteration."""
+    """Pacemaker would end with a QhullError before the first iteration."""
     rows = []
     for number in range(12):
         atoms = bulk("Cu", cubic=True).repeat((2, 1, 1))

@@ -71,7 +71,7 @@ def test_store_that_ignores_conditions_is_refused(
 class _NeverMatches(DirectoryStore):
     """Refuses every compare-and-swap, also the right one."""
 
-    def put_if_match(self, key: str, data: bytes, version: str) -> None:
+    def put_if_match(self, key: str, data: bytes, version: str) -> None:  # noqa: ARG002
         raise ObjectChangedError(f"{key} was changed")
 
 
