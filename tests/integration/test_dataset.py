@@ -261,6 +261,86 @@ def test_isolated_atoms_give_references_and_leave(db: Path, out: Path) -> None:
     assert not set(ids) & (rows_of(out, "train") | rows_of(out, "test"))
 
 
+def test_a_stretched_crystal_is_no_isolated_atom(db: Path, out: Path) -> None:
+    """Just past the cutoff of 5 Å the atoms of a primitive cell still feel each other."""
+    write_database(db, rattled(20))
+    stretched = labelled(bulk("Cu", a=7.2), energy=-0.26, forces=np.zeros((1, 3)))
+    far = labelled(bulk("Cu", a=16.0), energy=-0.20, forces=np.zeros((1, 3)))
+    (first, _) = write_database(db, [stretched, far])
+    record = build(db, out)
+    assert record.reference_energies["Cu"] == -0.20
+    assert record.rejections["atom without a neighbour within the cutoff"].rows == (first,)
+
+
+@pytest.mark.parametrize("how", ["initial charges", "key"])
+def test_ions_are_no_references(db: Path, out: Path, how: str) -> None:
+    """A charged atom has another energy; the record names its row."""
+    write_database(db, rattled(20))
+    charges = [1.0] if how == "initial charges" else [0.0]
+    ion = labelled(Atoms("Cu", charges=charges), energy=7.5)
+    atom = labelled(Atoms("Cu"), energy=-0.2)
+    (charged,) = write_database(db, [ion], **({"total_charge": 1} if how == "key" else {}))
+    write_database(db, [atom], **({"total_charge": 0} if how == "key" else {}))
+    record = build(db, out)
+    assert record.reference_energies["Cu"] == -0.2
+    assert any(f"isolated ions give no reference energy (row {charged})" in n for n in record.notes)
+
+
+def _oxide(remove: str | None, seed: int) -> Atoms:
+    """Return MgO with all-electron energies: its atoms' energies are thousands of eV."""
+    atoms = bulk("MgO", "rocksalt", a=4.2, cubic=True)
+    atoms.rattle(0.05, seed=seed)
+    if remove:
+        del atoms[list(atoms.symbols).index(remove)]
+    energy = sum({"Mg": -5430.0, "O": -2040.0}[symbol] for symbol in atoms.symbols) - 4.0 * len(
+        atoms
+    )
+    return labelled(atoms, energy=energy, forces=np.full((len(atoms), 3), 0.1))
+
+
+def test_undetermined_references_that_are_contradicted_are_refused(
+    db: Path, tmp_path: Path
+) -> None:
+    """One stoichiometry can't tell two elements apart; vacancies show what is wrong."""
+    write_database(db, [_oxide(None, n) for n in range(20)])
+    first = build(db, tmp_path / "a")
+    assert set(first.reference_energy_sources.values()) == {"undetermined"}
+    write_database(db, [_oxide("O", n) for n in range(10)])
+    text = refused(DataError, db, tmp_path / "b", parent=as_parent(first, tmp_path / "a"))
+    assert "could not tell them apart" in text
+    assert "rows 21, 22" in text
+    assert "Mg: -5434" in text
+    assert "training.start_from: none" in text
+
+
+def test_single_precision_costs_no_more_than_it_must(db: Path, out: Path) -> None:
+    """ASE stores what a calculator gives: float32 forces can't be read back, other columns can."""
+    write_database(db, rattled(20))
+    forces, full, voigt, moments = rattled(4, seed=3)
+    forces.calc.results["forces"] = forces.calc.results["forces"].astype(np.float32)
+    full.calc.results["stress"] = np.eye(3, dtype=np.float32)
+    voigt.calc.results["stress"] = voigt.calc.results["stress"].astype(np.float32)
+    moments.calc.results["magmoms"] = np.zeros(len(moments), dtype=np.float32)
+    rows = write_database(db, [forces, full, voigt, moments])
+    record = build(db, out)
+    reason = "forces in single precision (float32): store them as float64"
+    assert {name: found.rows for name, found in record.rejections.items()} == {reason: (rows[0],)}
+    assert any(
+        f"stresses that can't be read (rows {rows[1]}, {rows[2]})" in n for n in record.notes
+    )
+
+
+def test_energies_far_from_cohesive_energies_are_noted(db: Path, out: Path) -> None:
+    """Tens of eV per atom are never silent."""
+    write_database(db, rattled(20))
+    odd = rattled(1, seed=7)[0]
+    for name in ("energy", "free_energy"):
+        odd.calc.results[name] += 30.0 * len(odd)
+    (row,) = write_database(db, [odd])
+    record = build(db, out, reference_energies={"Cu": 0.0})
+    assert any(f"beyond ±10 eV/atom (row {row})" in note for note in record.notes)
+
+
 def test_energy_falls_back_and_says_so(db: Path, out: Path) -> None:
     """Rows without a free energy give their energy, are counted and noted."""
     structures = rattled(10)

@@ -10,26 +10,38 @@ from ase.data import chemical_symbols
 from mlip_job.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from mlip_job.dataset.entry import Entries
     from mlip_job.dataset.intake import Intake
+    from mlip_job.dataset.reference_energies import ReferenceEnergies
     from mlip_job.dataset.row import FloatArray
     from mlip_job.dataset.split import Split
 
 _SHOWN = 10
 """Row ids in a message."""
 
+_SUSPICIOUS = 10.0
+"""eV/atom. Energies less right reference energies are cohesive energies, which are smaller."""
+
 _ENERGY_RANGE = (-20.0, 250.0)
 """eV/atom. Outside of it pacemaker refits the reference energies by itself, after a warning
 (``pyace.preparedata.ACEDataset.process_dataset``)."""
+
+
+def name_rows(rows: Sequence[int]) -> str:
+    """Return row ids as text, the first few by number."""
+    shown = ", ".join(str(row) for row in rows[:_SHOWN])
+    more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
+    return f"row{'s' if len(rows) > 1 else ''} {shown}{more}"
 
 
 def require_few_rejections(intake: Intake, max_fraction: float) -> None:
     """Raise `DataError` if more than `max_fraction` of the rows are rejected, or all are."""
     candidates = intake.selected - len(intake.references)
     reasons = "; ".join(
-        f"{reason}: {len(rows)} ({_rows(rows)})" for reason, rows in sorted(intake.rejected.items())
+        f"{reason}: {len(rows)} ({name_rows(rows)})"
+        for reason, rows in sorted(intake.rejected.items())
     )
     if intake.rejected_count > max_fraction * candidates:
         raise DataError(
@@ -107,13 +119,13 @@ def require_configured_elements(
     for element in found:
         if element not in configured:
             raise DataError(
-                f"the data holds {element} ({_rows(_rows_with(entries, element))}), "
+                f"the data holds {element} ({name_rows(_rows_with(entries, element))}), "
                 "which training.elements lacks",
                 hint="add it, set elements: auto, or exclude the rows with database.select",
             )
     absent = [element for element in configured if element not in found]
     if absent:
-        examples = "; ".join(f"{e}: {_rows(_rows_with(entries, e)[:3])}" for e in found)
+        examples = "; ".join(f"{e}: {name_rows(_rows_with(entries, e)[:3])}" for e in found)
         raise DataError(
             f"training.elements names {', '.join(absent)}, which no structure to train on holds "
             f"(the data has {examples})",
@@ -122,15 +134,58 @@ def require_configured_elements(
     return found
 
 
+def note_extreme_energies(entries: Entries, corrected: FloatArray) -> str | None:
+    """Return a note where energies less the reference energies are far from cohesive energies."""
+    values = corrected / entries.atoms
+    rows = entries.row_ids[np.abs(values) > _SUSPICIOUS].tolist()
+    if not rows:
+        return None
+    return (
+        f"energies less the reference energies are beyond ±{_SUSPICIOUS:g} eV/atom "
+        f"({name_rows(rows)}): strongly compressed structures, or wrong reference energies"
+    )
+
+
 def require_elements_in_training(entries: Entries, split: Split, elements: Iterable[str]) -> None:
     """Raise `DataError` if an element is only in test rows: there is nothing to learn it from."""
     trained = entries.elements(split.on("train"))
     for element in elements:
         if element not in trained:
             raise DataError(
-                f"{element} occurs only in the test side ({_rows(_rows_with(entries, element))})",
+                f"{element} occurs only in the test side "
+                f"({name_rows(_rows_with(entries, element))})",
                 hint=f"provide more structures with {element}, or try another dataset.seed",
             )
+
+
+def require_determined_references(
+    entries: Entries, references: ReferenceEnergies, fitted: Mapping[str, float]
+) -> None:
+    """Raise `DataError` if inherited reference energies that were undetermined are wrong now.
+
+    Parameters
+    ----------
+    entries, references
+        The rows and the energies per element.
+    fitted
+        What least squares over the rows give for the undetermined elements, eV; empty where the
+        rows can't tell them apart either.
+    """
+    undetermined = [e for e, source in references.sources.items() if source == "undetermined"]
+    if not (undetermined and fitted):
+        return
+    values = references.corrected(entries) / entries.atoms
+    wrong = entries.row_ids[np.abs(values - np.median(values)) > _SUSPICIOUS].tolist()
+    if wrong or abs(float(np.median(values))) > _SUSPICIOUS:
+        given = ", ".join(f"{e}: {fitted[e]:.4f}" for e in undetermined)
+        raise DataError(
+            f"the reference energies of {', '.join(undetermined)} come from a generation whose "
+            "compositions could not tell them apart, and these data contradict them: energies "
+            f"less the reference energies reach from {values.min():.3f} to {values.max():.3f} "
+            f"eV/atom ({name_rows(wrong or entries.row_ids.tolist())})",
+            hint=f"set dataset.reference_energies: {{{given}}} (a fit to these rows) and "
+            "training.start_from: none, or add isolated atoms to a new family",
+        )
 
 
 def require_fitting_energies(
@@ -157,7 +212,7 @@ def require_fitting_energies(
     if extreme:
         raise DataError(
             f"energies less the reference energies reach from {smallest:.3f} to "
-            f"{largest:.3f} eV/atom; pacemaker takes {low:g} to {high:g} ({_rows(extreme)})",
+            f"{largest:.3f} eV/atom; pacemaker takes {low:g} to {high:g} ({name_rows(extreme)})",
             hint="check the energies of these rows, and that isolated atoms and the parent "
             "generation were computed with the same settings"
             if automatic
@@ -169,12 +224,6 @@ def require_fitting_energies(
 def _rows_with(entries: Entries, element: str) -> list[int]:
     rows: list[int] = entries.row_ids[entries.holding(element)].tolist()
     return rows
-
-
-def _rows(rows: Sequence[int]) -> str:
-    shown = ", ".join(str(row) for row in rows[:_SHOWN])
-    more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
-    return f"row{'s' if len(rows) > 1 else ''} {shown}{more}"
 
 
 def require_convex_hull(entries: Entries, elements: Sequence[str]) -> None:
@@ -194,6 +243,7 @@ def require_convex_hull(entries: Entries, elements: Sequence[str]) -> None:
     if dimensions < len(elements) - 1:
         raise ConfigError(
             "training.weighting.energy_based: the compositions of the data span no convex hull: "
-            f"those of {', '.join(elements)} vary in {dimensions} of {len(elements) - 1} directions",
+            f"the shares of {', '.join(elements)} vary in {dimensions} of {len(elements) - 1} "
+            "directions",
             hint="set training.weighting.energy_based.energy: cohesive",
         )

@@ -53,6 +53,10 @@ class Intake:
         One per accepted row, in the order of the ids and of the spool.
     references
         Isolated atoms.
+    ions
+        Row ids of those that are charged: their energy is no reference.
+    lost_stresses
+        Row ids of stresses that could not be read; the rows are accepted without.
     rejected
         Row ids by reason.
     free_energies
@@ -68,11 +72,18 @@ class Intake:
     database: str
     entries: Entries
     references: tuple[Entry, ...]
+    ions: tuple[int, ...]
+    lost_stresses: tuple[int, ...]
     rejected: Mapping[Rejection, Sequence[int]]
     free_energies: int
     max_force: float
     min_distance: float
     slow_because: str | None
+
+    @property
+    def neutral_references(self) -> tuple[Entry, ...]:
+        """The isolated atoms that give reference energies."""
+        return tuple(entry for entry in self.references if entry.row_id not in self.ions)
 
     @property
     def rejected_count(self) -> int:
@@ -137,6 +148,7 @@ class _Taking:
         self._entries = EntryCollector(most)
         self._references: list[Entry] = []
         self._rejected: defaultdict[Rejection, list[int]] = defaultdict(list)
+        self._lost_stresses: list[int] = []
         self._free_energies = 0
         self._max_force = 0.0
         self._min_distance = float("inf")
@@ -147,9 +159,12 @@ class _Taking:
         accepted = self._accept(page)
         for row in page.others:
             if isinstance(row, UnreadableRow):
-                self._rejected[Rejection.UNREADABLE].append(row.id)
+                single = row.single_precision
+                reason = Rejection.SINGLE_PRECISION if single else Rejection.UNREADABLE
+                self._rejected[reason].append(row.id)
             else:
                 self._judge(row, row.key_value_pairs)
+        self._lost_stresses += page.lost_stresses
         structures = page.structures.take(accepted)
         if len(structures):
             pairs = [p for p, taken in zip(page.pairs, accepted, strict=True) if taken]
@@ -207,10 +222,13 @@ class _Taking:
 
     def result(self, source: PagedDatabase) -> Intake:
         """Return what was found in all."""
+        references = tuple(sorted(self._references, key=lambda entry: entry.row_id))
         return Intake(
             database=source.describe(),
             entries=self._entries.entries(),
-            references=tuple(sorted(self._references, key=lambda entry: entry.row_id)),
+            references=references,
+            ions=tuple(id_ for id_ in (r.row_id for r in references) if source.charge(id_)),
+            lost_stresses=tuple(self._lost_stresses),
             rejected={reason: sorted(rows) for reason, rows in self._rejected.items()},
             free_energies=self._free_energies,
             max_force=self._max_force,
