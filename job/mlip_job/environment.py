@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from mlip_job.errors import ConfigError
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2, as a container sees its own
+_MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _DISTRIBUTIONS = {
     "mlip-job": ("mlip-job",),
     "python-ace": ("python-ace",),
@@ -137,7 +138,7 @@ class RunEnvironment(BaseModel):
         return cls(
             versions={"python": platform.python_version(), **installed_versions()},
             host=HostClass(
-                cpu=_cpu_model(),
+                cpu=cpu_model(),
                 cores=len(os.sched_getaffinity(0)),
                 memory_gib=round(
                     os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1
@@ -164,6 +165,27 @@ def usable_cores() -> int:
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
+def cpu_model() -> str:
+    """Return the model name of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
+
+
+def available_memory() -> int:
+    """Return the bytes of memory that are available, at most what the container may use."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    available = next(1024 * int(line.split()[1]) for line in lines if "MemAvailable" in line)
+    try:
+        limit = _MEMORY_LIMIT.read_text(encoding="ascii").strip()
+    except OSError:
+        return available
+    return available if limit == "max" else min(available, int(limit))
+
+
 def process_age_s() -> float:
     """Return the seconds since this process was started: before its first import."""
     ticks = _started(os.getpid()) or 0
@@ -177,15 +199,6 @@ def _first_version(candidates: tuple[str, ...]) -> str | None:
         except metadata.PackageNotFoundError:
             continue
     return None
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.machine()
 
 
 def _gpus() -> tuple[str, ...]:

@@ -11,11 +11,12 @@ from mlip_job.evaluation.results import Evaluation, SetEvaluation
 from mlip_job.registry.manifest import AttemptPart, ErrorFigures, Headline, Parent
 from mlip_job.training.input_yaml import kappa
 from mlip_job.training.linear_task import LinearStart
+from mlip_job.training.loss_shares import share_warnings
 from mlip_job.training.phases import added
 from mlip_job.training.run_summary import Errors, RunSummary
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from mlip_job.config import JobConfig, TrainingConfig
     from mlip_job.dataset.record import DatasetRecord
@@ -49,12 +50,19 @@ class LossDefinition(_Part):
 
 
 class DatasetSummary(_Part):
-    """The dataset in short; its own record has the rest."""
+    """The dataset in short; its own record has the rest.
+
+    Attributes
+    ----------
+    split_key
+        The key_value_pair that decided the sides, or None.
+    """
 
     id: str
     train: int
     test: int
     rejected: int
+    split_key: str | None = None
     reference_energies_ev: dict[str, float]
     reference_energy_sources: dict[str, str]
     notes: tuple[str, ...]
@@ -115,6 +123,11 @@ class TrainingReport(_Part):
             functions=self.fit.functions,
             accepted=evaluation is not None and evaluation.gate.accepted,
             rejected_because=evaluation.gate.reasons if evaluation else (),
+            loss_shares=self.fit.loss_shares,
+            evaluator_us_per_atom=evaluation.speed.evaluator_us_per_atom
+            if evaluation and evaluation.speed
+            else None,
+            warnings=self.warnings,
         )
 
     def to_json(self) -> str:
@@ -161,6 +174,7 @@ def make_report(
             train=record.counts.train,
             test=record.counts.test,
             rejected=record.counts.rejected,
+            split_key=record.split.key,
             reference_energies_ev=record.reference_energies,
             reference_energy_sources=dict(record.reference_energy_sources),
             notes=record.notes,
@@ -171,7 +185,7 @@ def make_report(
         energy_reference="E_DFT = E_potential + Σ n(element)·reference_energies_ev[element]",
         timings_s=added(*(part.timings.stages_s for part in training.attempts)),
         phases_s=added(*(part.timings.phases_s for part in training.attempts)),
-        warnings=_warnings(config.training, summary, evaluation),
+        warnings=tuple(_warnings(config.training, summary, evaluation)),
     )
 
 
@@ -203,10 +217,10 @@ def _loss(training: TrainingConfig) -> LossDefinition:
 
 def _warnings(
     training: TrainingConfig, summary: RunSummary, evaluation: Evaluation | None
-) -> tuple[str, ...]:
-    stress = (
-        ("stress_weight has no effect: pacemaker fits no stress",)
-        if training.stress_weight > 0
-        else ()
-    )
-    return (*stress, *summary.warnings, *(evaluation.notes if evaluation else ()))
+) -> Iterator[str]:
+    if training.stress_weight > 0:
+        yield "stress_weight has no effect: pacemaker fits no stress"
+    if summary.loss_shares is not None:
+        yield from share_warnings(summary.loss_shares, training, _loss(training).kappa)
+    yield from summary.warnings
+    yield from evaluation.notes if evaluation else ()

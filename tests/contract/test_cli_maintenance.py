@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mlip_job.registry import Artefact, Manifest, Registry
+from mlip_job.training.run_summary import LossShares
 from tests.manifests import make_manifest, put_dataset
 
 if TYPE_CHECKING:
@@ -42,6 +43,36 @@ def run(storage: StorageConfig, tmp_path: Path, cli: Any) -> Callable[..., Ended
     values = {"family": "cu-ni", "storage": storage.model_dump()}
     path.write_text(json.dumps(values))
     return lambda *arguments: cli("-c", path, *arguments)
+
+
+def test_show_says_what_the_final_loss_is_made_of(
+    store: ObjectStore, tmp_path: Path, run: Callable[..., Ended]
+) -> None:
+    """With the warnings of the report; a generation of an earlier version has neither."""
+    registry = Registry(store, "cu-ni")
+    dataset = put_dataset(registry, tmp_path / "dataset", "one")
+    for number, changes in (
+        (1, {}),
+        (
+            2,
+            {
+                "loss_shares": LossShares(
+                    energy=0.01, forces=0.49, regularisers={"l2_coeffs": 0.5}
+                ),
+                "warnings": ("regularisation makes up half",),
+            },
+        ),
+    ):
+        manifest = make_manifest(number, attempt="a", dataset=dataset)
+        headline = manifest.headline.model_copy(update=changes)
+        described = manifest.model_copy(update={"headline": headline})
+        registry.publish(number, "a", {}, lambda _, it=described: it)
+    shown = run("show", "-g", "2").out
+    assert "final loss     energy 1 %, forces 49 %, l2_coeffs 50 %\n" in shown
+    assert "warning        regularisation makes up half\n" in shown
+    earlier = run("show", "-g", "1").out
+    assert "final loss" not in earlier
+    assert "warning" not in earlier
 
 
 def test_repair_says_what_it_did(registry: Registry, run: Callable[..., Ended]) -> None:

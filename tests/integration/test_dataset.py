@@ -128,7 +128,9 @@ def test_record_describes_the_files(db: Path, out: Path) -> None:
     """dataset.json reads back, names every other file with its hash, and adds up."""
     write_database(db, rattled(10, symbols=FIVE), config_type="alloy")
     record = build(db, out)
-    assert DatasetRecord.from_json((out / "dataset.json").read_bytes()) == record
+    assert (
+        DatasetRecord.from_json((out / "dataset.json").read_bytes(), key="dataset.json") == record
+    )
     assert {path.name for path in out.iterdir()} == {"dataset.json", *record.files}
     assert record.elements == tuple(sorted(FIVE))
     assert sum(element.atoms for element in record.per_element.values()) == 40
@@ -138,8 +140,8 @@ def test_record_describes_the_files(db: Path, out: Path) -> None:
     lines = gzip.decompress((out / "index.csv.gz").read_bytes()).decode().splitlines()
     assert lines[0] == "row_id,fingerprint,group,side"
     assert [line.endswith("test") for line in lines[1:]].count(True) == 1
-    with pytest.raises(IntegrityError, match="can't be read"):
-        DatasetRecord.from_json("{}")
+    with pytest.raises(IntegrityError, match=r"dataset\.json is no record of a dataset: "):
+        DatasetRecord.from_json("{}", key="dataset.json")
 
 
 def test_same_rows_same_bytes(db: Path, tmp_path: Path) -> None:
@@ -195,11 +197,15 @@ def test_building_again_replaces_what_was_there(db: Path, out: Path) -> None:
     build(db, out)
     write_database(db, rattled(12, seed=1))
     second = build(db, out)
-    assert DatasetRecord.from_json((out / "dataset.json").read_bytes()) == second
+    assert (
+        DatasetRecord.from_json((out / "dataset.json").read_bytes(), key="dataset.json") == second
+    )
     assert len(read(out, "train")) == second.counts.train
     with pytest.raises(DataError):
         build(db, out, select="status=absent")
-    assert DatasetRecord.from_json((out / "dataset.json").read_bytes()) == second
+    assert (
+        DatasetRecord.from_json((out / "dataset.json").read_bytes(), key="dataset.json") == second
+    )
     assert not list(out.glob(".building*"))
 
 
@@ -451,6 +457,34 @@ def test_groups_stay_together_and_are_inherited(db: Path, tmp_path: Path) -> Non
     parent = as_parent(first, tmp_path / "a")
     build(db, tmp_path / "b", group_by="traj", parent=parent, training={"test_fraction": 0.25})
     assert groups(tmp_path / "b", "test") == tested
+
+
+def test_key_decides_the_split(db: Path, tmp_path: Path) -> None:
+    """A published split is taken as it is, by the record too, and inherited with new rows."""
+    structures = rattled(14)
+    trained = write_database(db, structures[:4], side="train")
+    tested = write_database(db, structures[4:10], side="test")
+    first = build(db, tmp_path / "a", split_key="side")
+    assert rows_of(tmp_path / "a", "train") == set(trained)
+    assert rows_of(tmp_path / "a", "test") == set(tested)
+    assert first.split.key == "side"
+    assert any("4 rows train, 6 test" in note for note in first.notes)
+    added = write_database(db, structures[10:], side="train")
+    parent = as_parent(first, tmp_path / "a")
+    second = build(db, tmp_path / "b", split_key="side", parent=parent)
+    assert rows_of(tmp_path / "b", "train") == {*trained, *added}
+    assert (second.split.inherited_train, second.split.inherited_test) == (4, 6)
+
+
+def test_identity_is_that_of_the_content_alone(db: Path, tmp_path: Path) -> None:
+    """A split by key that happens to be the one of the seed gives the same dataset."""
+    write_database(db, rattled(10))
+    by_seed = build(db, tmp_path / "a")
+    with open_for_writing(db) as database:
+        for row in range(1, 11):
+            test = row in rows_of(tmp_path / "a", "test")
+            database.update(row, side="test" if test else "train")
+    assert build(db, tmp_path / "b", split_key="side").id == by_seed.id
 
 
 def test_inexact_count_is_noted(db: Path, out: Path) -> None:

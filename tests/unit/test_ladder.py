@@ -129,7 +129,8 @@ def test_where_it_does_not_matter_nothing_is_said(
 def test_check_says_how_many_steps_there_may_be(tmp_path: Path, step: str, expected: str) -> None:
     """Before anything is computed; a ladder of one step is none."""
     (tmp_path / "mlip-job.yaml").write_text(
-        f"family: cu\nstorage: {{url: store}}\ntraining: {{ladder_step: {step}}}\n"
+        "family: cu\nstorage: {url: store}\n"
+        f"training: {{linear_start: false, ladder_step: {step}}}\n"
     )
     settings = Settings(config_path=tmp_path / "mlip-job.yaml")
     text = _configuration(settings, settings.config())
@@ -138,6 +139,7 @@ def test_check_says_how_many_steps_there_may_be(tmp_path: Path, step: str, expec
 
 
 NOTHING_TO_SAY = None
+FROM_ZERO: dict[str, Any] = {"linear_start": False}
 SAID = (
     "gen_01 is fitted by a ladder of up to 3 steps, of which each builds its graphs anew: "
     "training.ladder_step: null, or larger steps, builds fewer"
@@ -147,13 +149,13 @@ SAID = (
 @pytest.mark.parametrize(
     ("settings", "generation", "expected"),
     [
-        ({}, 1, SAID),
-        ({"ladder_step": None}, 1, NOTHING_TO_SAY),
-        ({"ladder_step": 300}, 1, NOTHING_TO_SAY),
-        ({"linear_start": True}, 1, NOTHING_TO_SAY),
-        ({}, 2, NOTHING_TO_SAY),  # it goes on with its parent's basis, or grows from that
-        ({"start_from": 1}, 2, NOTHING_TO_SAY),
-        ({"start_from": "none"}, 2, SAID.replace("gen_01", "gen_02")),
+        (FROM_ZERO, 1, SAID),
+        (FROM_ZERO | {"ladder_step": None}, 1, NOTHING_TO_SAY),
+        (FROM_ZERO | {"ladder_step": 300}, 1, NOTHING_TO_SAY),
+        ({}, 1, NOTHING_TO_SAY),  # a linear fit replaces the ladder
+        (FROM_ZERO, 2, NOTHING_TO_SAY),  # it starts from its parent's basis, or grows that
+        (FROM_ZERO | {"start_from": 1}, 2, NOTHING_TO_SAY),
+        (FROM_ZERO | {"start_from": "none"}, 2, SAID.replace("gen_01", "gen_02")),
     ],
 )
 def test_what_is_said_before_a_fit_is_submitted(

@@ -15,13 +15,13 @@ from ase.calculators.morse import MorsePotential
 from ase.eos import birchmurnaghan
 from ase.units import GPa
 
+from mlip_job.dataset.reading import Labelled
 from mlip_job.evaluation.cores import Core, clear_of_cores, cores_of
 from mlip_job.evaluation.dimers import check_dimers, check_smoothness
 from mlip_job.evaluation.dynamics import check_dynamics
 from mlip_job.evaluation.energy_volume import _VOLUMES, _fit, check_energy_volume
 from mlip_job.evaluation.lowest import LowestStructures, Stable, vacuum_width
 from mlip_job.evaluation.potential import Answer
-from mlip_job.evaluation.structures import Labelled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -29,7 +29,7 @@ VERBS = {
     "submit": "Submit a generation to Slurm, Kubernetes or this machine.",
     "status": "Show what becomes of one generation, or of all.",
     "logs": "Print what the job of a generation printed.",
-    "cancel": "Stop the job of a generation; it saves a checkpoint first.",
+    "cancel": "Stop all jobs of a generation; each saves a checkpoint first.",
     "list": "List the published generations.",
     "show": "Show one published generation.",
     "report": "Fetch the report of a generation, one HTML file.",

@@ -32,6 +32,8 @@ def command(settings: Settings, directory: Path) -> None:
 
 
 def _show(summary: RunSummary) -> None:
+    from mlip_job.training.loss_shares import describe_shares
+
     cause = f": {summary.cause}" if summary.cause else ""
     click.echo(f"{summary.status}{cause}")
     errors = {"train": summary.train, "test": summary.test}
@@ -47,6 +49,7 @@ def _show(summary: RunSummary) -> None:
         "parameters": figure(summary.parameters, 0),
         "early stop": summary.early_stopping,
         "optimiser": summary.optimiser_message,
+        "final loss": describe_shares(summary.loss_shares) if summary.loss_shares else None,
         "versions": ", ".join(f"{name} {v}" for name, v in summary.versions.items()),
         "seconds": ", ".join(
             f"{phase.replace('_', ' ')} {seconds:.1f}"

@@ -162,6 +162,11 @@ class KubernetesConfig(Part):
     )
     queue: LabelName | None = Field(None, description="Kueue's LocalQueue.")
     priority_class: ObjectName | None = None
+    architecture: LabelName | None = Field(
+        "amd64",
+        description="Architecture of the image, kubernetes.io/arch of the node, unless "
+        "node_selector has that; null for an image of several.",
+    )
     node_selector: dict[str, str] = Field({}, description="Labels that the node must have.")
     tolerations: tuple[Manifest, ...] = Field((), description="More tolerations than the GPU's.")
     affinity: Manifest = Field({}, description="Affinity, as in a pod's manifest.")

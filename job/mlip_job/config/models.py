@@ -56,11 +56,20 @@ class DatabaseConfig(Part):
 class DatasetConfig(Part):
     """What becomes of the selected rows."""
 
-    seed: int = Field(42, description="Seed of the train/test split.")
+    seed: int = Field(
+        42, description="Seed of the train/test split; no effect with dataset.split_key."
+    )
     group_by: str | None = Field(
         None,
         description="key_value_pair that names a trajectory or parent structure: "
         "a group never straddles the split.",
+    )
+    split_key: str | None = Field(
+        None,
+        description="key_value_pair whose values train and test, and no others, decide the side "
+        "of each row, as in a published split. dataset.seed and training.test_fraction have no "
+        "effect then. A group or equal structures on both sides, and a row that the parent "
+        "generation has on the other, are refused.",
     )
     config_type: str = Field(
         "config_type",

@@ -26,7 +26,7 @@ from mlip_job.dataset.reference_energies import (
     fit_references,
     require_references_of_parent,
 )
-from mlip_job.dataset.split import split_rows
+from mlip_job.dataset.split import split_by_key, split_rows
 from mlip_job.dataset.summary import Outcome, summarise
 from mlip_job.dataset.weights import weigh_groups
 from mlip_job.dataset.writing import write_files
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from mlip_job.config import DatabaseConfig, DatasetConfig, TrainingConfig
+    from mlip_job.dataset.entry import Entries
     from mlip_job.dataset.intake import Intake
     from mlip_job.dataset.pages import Selected
     from mlip_job.dataset.query import SelectedRows
@@ -174,12 +175,7 @@ class DatasetBuilder:
         elements = checks.require_configured_elements(entries, self.training.elements)
         repeats = checks.require_consistent_duplicates(entries, self.dataset.duplicate_tolerance)
         checks.require_group_key(entries, self.dataset.group_by)
-        split = split_rows(
-            entries,
-            fraction=self.training.test_fraction,
-            seed=self.dataset.seed,
-            inherited=self.parent.inheritance(self.dataset.group_by) if self.parent else None,
-        )
+        split = self._split(entries)
         checks.require_elements_in_training(entries, split, elements)
         references = self._references(intake, split, elements)
         weighting = self.training.weighting
@@ -199,6 +195,17 @@ class DatasetBuilder:
             weighting=weigh_groups(weighting.by_group, entries, split)
             if isinstance(weighting, ByGroup)
             else None,
+        )
+
+    def _split(self, entries: Entries) -> Split:
+        inherited = self.parent.inheritance(self.dataset.group_by) if self.parent else None
+        if self.dataset.split_key is not None:
+            return split_by_key(entries, key=self.dataset.split_key, inherited=inherited)
+        return split_rows(
+            entries,
+            fraction=self.training.test_fraction,
+            seed=self.dataset.seed,
+            inherited=inherited,
         )
 
     def _references(

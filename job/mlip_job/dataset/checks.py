@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from ase.data import chemical_symbols
 
+from mlip_job.dataset.row import name_rows
 from mlip_job.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -18,22 +19,12 @@ if TYPE_CHECKING:
     from mlip_job.dataset.row import FloatArray
     from mlip_job.dataset.split import Split
 
-_SHOWN = 10
-"""Row ids in a message."""
-
 _SUSPICIOUS = 10.0
 """eV/atom. Energies less right reference energies are cohesive energies, which are smaller."""
 
 _ENERGY_RANGE = (-20.0, 250.0)
 """eV/atom. Outside of it pacemaker refits the reference energies by itself, after a warning
 (``pyace.preparedata.ACEDataset.process_dataset``)."""
-
-
-def name_rows(rows: Sequence[int]) -> str:
-    """Return row ids as text, the first few by number."""
-    shown = ", ".join(str(row) for row in rows[:_SHOWN])
-    more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
-    return f"row{'s' if len(rows) > 1 else ''} {shown}{more}"
 
 
 def require_few_rejections(intake: Intake, max_fraction: float) -> None:
@@ -151,10 +142,11 @@ def require_elements_in_training(entries: Entries, split: Split, elements: Itera
     trained = entries.elements(split.on("train"))
     for element in elements:
         if element not in trained:
+            rows = name_rows(_rows_with(entries, element))
             raise DataError(
-                f"{element} occurs only in the test side "
-                f"({name_rows(_rows_with(entries, element))})",
-                hint=f"provide more structures with {element}, or try another dataset.seed",
+                f"{element} occurs only in the test side ({rows})",
+                hint=f"provide more structures with {element}, or try another dataset.seed "
+                "(with dataset.split_key: put some of them on the train side)",
             )
 
 

@@ -45,6 +45,8 @@ class Entry:
         eV, the energy to train on.
     config_type
         Type of the structure, or None.
+    side
+        Value of the key that decides its side of the split, or None.
     """
 
     row_id: int
@@ -53,6 +55,7 @@ class Entry:
     composition: Composition = ()
     energy: float = 0.0
     config_type: str | None = None
+    side: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +68,9 @@ class Entries:
         See `Entry`.
     fingerprints
         As bytes.
-    groups, compositions, config_types
+    groups, compositions, config_types, sides
         What there is of each.
-    group_codes, composition_codes, config_type_codes
+    group_codes, composition_codes, config_type_codes, side_codes
         Which of these an entry has; -1 for none.
     """
 
@@ -80,6 +83,8 @@ class Entries:
     composition_codes: IntArray
     config_types: tuple[str, ...]
     config_type_codes: IntArray
+    sides: tuple[str, ...]
+    side_codes: IntArray
 
     def __len__(self) -> int:
         """Return the number of entries."""
@@ -97,6 +102,7 @@ class Entries:
                 groups=[entry.group],
                 compositions=[entry.composition],
                 config_types=[entry.config_type],
+                sides=[entry.side],
             )
         return collector.entries()
 
@@ -168,7 +174,8 @@ class EntryCollector:
         self._row_ids = np.empty(most, dtype=np.int64)
         self._fingerprints = np.empty(most, dtype=FINGERPRINT)
         self._energies = np.empty(most, dtype=np.float64)
-        self._groups, self._compositions, self._config_types = (_Codes(most) for _ in range(3))
+        self._groups, self._compositions = _Codes(most), _Codes(most)
+        self._config_types, self._sides = _Codes(most), _Codes(most)
 
     def add(
         self,
@@ -179,6 +186,7 @@ class EntryCollector:
         groups: Sequence[str | None],
         compositions: Sequence[Composition],
         config_types: Sequence[str | None],
+        sides: Sequence[str | None],
     ) -> None:
         """Add a page of them; `fingerprints` follow each other."""
         place = slice(self._count, self._count + len(row_ids))
@@ -189,12 +197,14 @@ class EntryCollector:
         self._groups.put(place, groups)
         self._compositions.put(place, compositions)
         self._config_types.put(place, config_types)
+        self._sides.put(place, sides)
 
     def entries(self) -> Entries:
         """Return what was collected."""
         groups, group_codes = self._groups.columns(self._count)
         compositions, composition_codes = self._compositions.columns(self._count)
         config_types, config_type_codes = self._config_types.columns(self._count)
+        sides, side_codes = self._sides.columns(self._count)
         return Entries(
             row_ids=self._row_ids[: self._count],
             fingerprints=self._fingerprints[: self._count],
@@ -205,6 +215,8 @@ class EntryCollector:
             composition_codes=composition_codes,
             config_types=config_types,
             config_type_codes=config_type_codes,
+            sides=sides,
+            side_codes=side_codes,
         )
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-from ase.data import chemical_symbols
 
 from mlip_job.dataset.entry import Entry, EntryCollector
 from mlip_job.dataset.fingerprint import fingerprint, fingerprints
@@ -20,6 +18,7 @@ from mlip_job.dataset.fitness import (
     largest_force,
 )
 from mlip_job.dataset.proximity import ProximityFinder
+from mlip_job.dataset.reference_energies import compositions
 from mlip_job.dataset.row import StructureRow, UnreadableRow
 from mlip_job.dataset.validation import Rejection, RowRules, examine
 from mlip_job.errors import DataError
@@ -30,15 +29,12 @@ if TYPE_CHECKING:
     from mlip_job.config.models import DatasetConfig
     from mlip_job.dataset.entry import Entries, Spool
     from mlip_job.dataset.pages import Page, PagedDatabase, Selected
-    from mlip_job.dataset.reference_energies import Composition
     from mlip_job.dataset.row import BoolArray
     from mlip_job.dataset.structures import Structures
     from mlip_job.dataset.validation import Finding
 
 _REPORT_EVERY = 10000
 """Rows between two lines of progress."""
-
-_REMEMBERED = 4096
 
 
 @dataclass(frozen=True)
@@ -214,8 +210,9 @@ class _Taking:
             fingerprints=fingerprints(structures),
             energies=energies,
             groups=[_text(pair, self._dataset.group_by) for pair in pairs],
-            compositions=_compositions(structures),
+            compositions=compositions(structures),
             config_types=[_text(pair, self._dataset.config_type) for pair in pairs],
+            sides=[_text(pair, self._dataset.split_key) for pair in pairs],
         )
         self._free_energies += int(np.count_nonzero(is_free))
         self._max_force = max(self._max_force, largest_force(structures))
@@ -244,27 +241,6 @@ def _text(pairs: Mapping[str, object], key: str | None) -> str | None:
             return None
         value = int(value) if value.is_integer() else value
     return None if value is None or value == "" else str(value)
-
-
-def _compositions(structures: Structures) -> list[Composition]:
-    """Return what each structure is made of."""
-    kinds = len(chemical_symbols)
-    owners = np.repeat(np.arange(len(structures)), structures.counts)
-    table = np.bincount(owners * kinds + structures.numbers, minlength=len(structures) * kinds)
-    table = table.reshape(len(structures), kinds)
-    present = np.flatnonzero(table.any(axis=0))
-    numbers = tuple(present.tolist())
-    counts = np.ascontiguousarray(table[:, present])
-    data, size = counts.tobytes(), counts.itemsize * len(numbers)
-    return [
-        _composition(numbers, data[first : first + size]) for first in range(0, len(data), size)
-    ]
-
-
-@lru_cache(_REMEMBERED)
-def _composition(numbers: tuple[int, ...], counts: bytes) -> Composition:
-    pairs = zip(numbers, np.frombuffer(counts, np.int64).tolist(), strict=True)
-    return tuple((number, count) for number, count in pairs if count)
 
 
 def _nothing_selected(source: PagedDatabase, select: str) -> DataError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from mlip_job.dataset.entry import Entries, Entry
     from mlip_job.dataset.record import ReferenceSource
     from mlip_job.dataset.row import BoolArray, FloatArray
+    from mlip_job.dataset.structures import Structures
 
 Composition = tuple[tuple[int, int], ...]
 """Pairs of atomic number and count, sorted: ``((28, 1), (29, 3))`` is Cu3Ni."""
@@ -28,12 +30,35 @@ _DECIMALS = 8
 """Fitted energies are rounded to 1e-8 eV: the last bits differ between linear algebra libraries,
 and the dataset's identity must not."""
 
+_REMEMBERED = 4096
+
 
 class Energies(NamedTuple):
     """The energies of all rows of one composition: how many there are, and their sum (eV)."""
 
     rows: int
     total: float
+
+
+def compositions(structures: Structures) -> list[Composition]:
+    """Return what each structure is made of."""
+    kinds = len(chemical_symbols)
+    owners = np.repeat(np.arange(len(structures)), structures.counts)
+    table = np.bincount(owners * kinds + structures.numbers, minlength=len(structures) * kinds)
+    table = table.reshape(len(structures), kinds)
+    present = np.flatnonzero(table.any(axis=0))
+    numbers = tuple(present.tolist())
+    counts = np.ascontiguousarray(table[:, present])
+    data, size = counts.tobytes(), counts.itemsize * len(numbers)
+    return [
+        _composition(numbers, data[first : first + size]) for first in range(0, len(data), size)
+    ]
+
+
+@lru_cache(_REMEMBERED)
+def _composition(numbers: tuple[int, ...], counts: bytes) -> Composition:
+    pairs = zip(numbers, np.frombuffer(counts, np.int64).tolist(), strict=True)
+    return tuple((number, count) for number, count in pairs if count)
 
 
 def by_composition(entries: Entries, chosen: BoolArray) -> dict[Composition, Energies]:
@@ -58,11 +83,12 @@ class ReferenceEnergies:
 
     def corrected(self, entries: Entries) -> FloatArray:
         """Return the energies (eV) that pacemaker fits, less the reference energies."""
-        references = [
-            sum(count * self.energies[chemical_symbols[number]] for number, count in composition)
-            for composition in entries.compositions
-        ]
-        return entries.energies - np.array(references, dtype=np.float64)[entries.composition_codes]
+        references = np.array([self.of(c) for c in entries.compositions], dtype=np.float64)
+        return entries.energies - references[entries.composition_codes]
+
+    def of(self, composition: Composition) -> float:
+        """Return the sum of the reference energies (eV) of so many atoms."""
+        return sum(count * self.energies[chemical_symbols[number]] for number, count in composition)
 
 
 def configured_references(

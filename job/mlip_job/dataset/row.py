@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase import Atoms
 from ase.stress import full_3x3_to_voigt_6_stress
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 IntArray = np.ndarray[Any, np.dtype[np.int32]]
+
+_SHOWN = 10
+"""Row ids in a message."""
 
 
 CHARGE_KEYS = ("total_charge", "net_charge", "charge_state")
@@ -94,6 +100,13 @@ class UnreadableRow:
 
     id: int
     single_precision: bool = False
+
+
+def name_rows(ids: Sequence[int]) -> str:
+    """Return "row 3", or "rows 3, 4 and 7 more" where there are many."""
+    shown = ", ".join(str(id_) for id_ in ids[:_SHOWN])
+    more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
+    return f"row{'s' if len(ids) > 1 else ''} {shown}{more}"
 
 
 def convert_row(row: Any) -> StructureRow:

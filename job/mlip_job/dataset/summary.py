@@ -12,7 +12,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from mlip_job import __version__
-from mlip_job.dataset.checks import name_rows, note_extreme_energies
+from mlip_job.dataset.checks import note_extreme_energies
 from mlip_job.dataset.record import (
     ConfigTypes,
     Counts,
@@ -27,6 +27,7 @@ from mlip_job.dataset.record import (
     SplitRecord,
     Versions,
 )
+from mlip_job.dataset.row import name_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -115,6 +116,7 @@ def summarise(
             inherited_train=split.inherited_train,
             inherited_test=split.inherited_test,
             group_by=dataset.group_by,
+            key=dataset.split_key,
         ),
         rejections={
             str(reason): RejectedRows(count=len(rows), rows=tuple(rows))
@@ -158,6 +160,11 @@ def _notes(outcome: Outcome, dataset: DatasetConfig) -> Iterator[str]:
         )
     if outcome.repeats:
         yield f"{outcome.repeats} rows repeat the structure of another row; they share its side"
+    if dataset.split_key is not None:
+        yield (
+            f"the key {dataset.split_key} decides the sides: {split.train} rows train, "
+            f"{split.test} test; training.test_fraction and dataset.seed have no effect"
+        )
     ungrouped = int(np.count_nonzero(intake.entries.group_codes < 0))
     if dataset.group_by is not None and ungrouped:
         yield f"{ungrouped} rows have no key {dataset.group_by}: each is a group of its own"

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from mlip_job.dataset.reading import read_blocks, row_id
 from mlip_job.errors import TrainingError
 from mlip_job.evaluation.agreement import agreement, conversion
 from mlip_job.evaluation.comparison import compare
@@ -18,7 +19,7 @@ from mlip_job.evaluation.physics import check_physics
 from mlip_job.evaluation.potential import Potential
 from mlip_job.evaluation.processes import Measurers
 from mlip_job.evaluation.results import Evaluation
-from mlip_job.evaluation.structures import read_blocks, row_id
+from mlip_job.evaluation.speed import measure_speed
 from mlip_job.naming import generation_name
 from mlip_job.training.potential_yaml import read_potential
 
@@ -99,6 +100,7 @@ def evaluate(
     record, models, structures = subject.record, subject.models, subject.dataset.xyz
     train, test, lowest = SetTally(seed), SetTally(seed), LowestStructures()
     atoms = record.atoms.train + record.atoms.test
+    tested_out = subject.left_out.get("test", ())
     with Measurers(models, atoms=atoms, cores=cores) as measurers:
         every = math.ceil(record.counts.train / _HELD_AGAINST_BASIS)
         tasks = _tasks(structures("train"), subject.left_out.get("train", ()), every)
@@ -106,7 +108,7 @@ def evaluate(
             train.add_all(batch.measured)
             lowest.join(batch.lowest)
             look(len(batch.measured))
-        tasks = _tasks(structures("test"), subject.left_out.get("test", ()), every=1)
+        tasks = _tasks(structures("test"), tested_out, every=1)
         for batch in measurers.measure(tasks):
             test.add_all(batch.measured)
             look(len(batch.measured))
@@ -122,7 +124,7 @@ def evaluate(
             subject.predecessor,
             models,
             structures("test"),
-            left_out=subject.left_out.get("test", ()),
+            left_out=tested_out,
             atoms=record.atoms.test,
             cores=cores,
             look=look,
@@ -130,8 +132,9 @@ def evaluate(
         if parent is None:
             name = generation_name(subject.predecessor.generation)
             notes.append(f"not compared with {name}: no structure is test for both")
+    potential = Potential(models.artefact)
     physics = check_physics(
-        Potential(models.artefact),
+        potential,
         read_potential(models.basis) if models.basis else {"species": ()},
         shortest=shorter(train.shortest, test.shortest),
         lowest=lowest,
@@ -148,6 +151,11 @@ def evaluate(
         active_set=subject.active_set,
         gate=judge(config.gate, of_test, parent, physics),
         conversion=converted,
+        speed=measure_speed(
+            potential,
+            record,
+            (task.block for task in _tasks(structures("test"), tested_out, every=1)),
+        ),
         notes=tuple(notes),
     )
 

@@ -229,6 +229,28 @@ PhysicsCheck = Annotated[
 ]
 
 
+class Speed(_Part):
+    """What energies and forces of the published potential cost on one core: a measurement, no gate.
+
+    Attributes
+    ----------
+    evaluator_us_per_atom
+        CPU time of the C++ evaluator, µs, without neighbour lists; median of the repeats.
+    structures, atoms
+        Of the test set, which were evaluated in each repeat.
+    repeats
+        How many there were.
+    cpu
+        Model name of the processor.
+    """
+
+    evaluator_us_per_atom: float
+    structures: int
+    atoms: int
+    repeats: int
+    cpu: str
+
+
 class GateVerdict(_Part):
     """Whether the generation is accepted; ``reasons`` are why not, one sentence each."""
 
@@ -250,4 +272,5 @@ class Evaluation(_Part):
     active_set: Literal["linear", "full"] | None
     gate: GateVerdict
     conversion: Conversion | None = None
+    speed: Speed | None = None
     notes: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlip_job.environment import job_of_this_start
-from mlip_job.pipeline.datasets import Dataset, fetch_frames, find_or_build_dataset, frames
+from mlip_job.pipeline.datasets import Dataset, find_or_build_dataset, make_frames
 from mlip_job.pipeline.decided import attempts_before, decided_dataset
 from mlip_job.pipeline.lineage import find_lineage
 from mlip_job.pipeline.resume import fetch_checkpoint, start_over
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.pipeline.context import AttemptContext
+    from mlip_job.pipeline.datasets import Fetch
     from mlip_job.pipeline.lineage import Lineage
     from mlip_job.registry import AttemptPart, Checkpoint, DatasetReference
 
@@ -72,16 +73,14 @@ class Preparation:
         self._context.files.directory.mkdir(parents=True)
         try:
             with self._context.clock.stage("fetch"):
-                checkpoint = fetch_checkpoint(
+                found = fetch_checkpoint(
                     self._context.config,
                     self._context.generation,
                     self._context.registry,
                     self._context.files,
                     self._context.observer,
                 )
-            if checkpoint is None:
-                return self._begin()
-            return self._go_on(checkpoint)
+            return self._begin() if found is None else self._go_on(*found)
         except BaseException:
             # Nothing was trained yet: an attempt that failed here leaves nothing worth keeping.
             shutil.rmtree(self._context.files.directory, ignore_errors=True)
@@ -123,10 +122,9 @@ class Preparation:
         )
         return Prepared(record, state, {self._context.files.input_yaml: Leg(content)})
 
-    def _go_on(self, checkpoint: Checkpoint) -> Prepared:
+    def _go_on(self, checkpoint: Checkpoint, record: DatasetRecord) -> Prepared:
         """Take up what an earlier attempt left: its dataset, its parent, its potential."""
         before = checkpoint.training
-        record = self._context.registry.dataset_record(before.dataset)
         content = make_input(
             self._context.config.training, self._context.files, record, before.parent
         )
@@ -147,6 +145,10 @@ class Preparation:
         inputs = {self._context.files.leg_input(n): leg for n, leg in enumerate(legs, start=1)}
         return Prepared(record, state, inputs)
 
+    @property
+    def _make_frames(self) -> Fetch:
+        return make_frames(self._context.config.dataset.frame_shard_size)
+
     def _find_or_build_dataset(self, lineage: Lineage) -> Dataset:
         return find_or_build_dataset(
             self._context.config,
@@ -155,16 +157,17 @@ class Preparation:
             lineage.dataset,
             self._context.files.dataset.directory,
             self._context.observer,
-            wanted=frames,
+            fetch=self._make_frames,
         )
 
     def _record_of(self, dataset: Dataset | DatasetReference) -> DatasetRecord:
         """Return its record; its frames are in the work directory then."""
         if isinstance(dataset, Dataset):
             return dataset.record
+        directory = self._context.files.dataset.directory
+        directory.mkdir()
         record = self._context.registry.dataset_record(dataset)
-        fetch_frames(record, self._context.registry, self._context.files)
-        return record
+        return self._make_frames(self._context.registry, record, directory)
 
     def _agree_on(self, dataset: Dataset | DatasetReference, lineage: Lineage) -> DatasetReference:
         """Return how a dataset is named, which is in the store then."""

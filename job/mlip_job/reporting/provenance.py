@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from mlip_job.naming import generation_name
 from mlip_job.reporting.numbers import NARROW_SPACE, UNKNOWN, count, duration, fixed, significant
 from mlip_job.reporting.table import Column, Entry, Table
+from mlip_job.training.loss_shares import describe_shares
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -91,6 +92,8 @@ def dataset_entries(record: DatasetRecord, manifest: Manifest) -> Iterator[Entry
         f"{fixed(counts.test, 0)} test, {fixed(counts.reference_atoms, 0)} isolated atoms, "
         f"{fixed(counts.rejected, 0)} rejected",
     )
+    if record.split.key is not None:
+        yield Entry("split by", f"the key {record.split.key}")
     yield Entry(
         "atoms", f"{fixed(record.atoms.train, 0)} train, {fixed(record.atoms.test, 0)} test"
     )
@@ -127,7 +130,9 @@ def lineage_entries(facts: Facts) -> Iterator[Entry]:
     inherited = manifest.dataset.inherited_from
     origin = generation_name(inherited) if inherited is not None else "made for this generation"
     yield Entry("split and e0", origin)
-    yield Entry("seeds", f"split {manifest.split_seed}, fit {manifest.fit_seed}")
+    by_key = facts.report.dataset.split_key is not None
+    split_seed = "" if by_key else f"split {manifest.split_seed}, "
+    yield Entry("seeds", f"{split_seed}fit {manifest.fit_seed}")
     yield Entry("configuration", _short(manifest.config_sha256), code=True)
     yield Entry("training", f"{manifest.started:{_TIME}} to {manifest.ended:{_TIME}} UTC")
 
@@ -144,7 +149,14 @@ def fit_entries(report: TrainingReport) -> Iterator[Entry]:
     yield Entry(
         "basis", f"{count(fit.functions, 'function')}, {count(fit.parameters, 'parameter')}"
     )
+    if report.evaluation is not None and (speed := report.evaluation.speed) is not None:
+        yield Entry(
+            "evaluator",
+            f"{significant(speed.evaluator_us_per_atom)} µs per atom on one core, {speed.cpu}",
+        )
     yield Entry("iterations", fixed(fit.iterations, 0))
+    if fit.loss_shares is not None:
+        yield Entry("final loss", describe_shares(fit.loss_shares))
     if fit.early_stopping:
         yield Entry("early stopping", fit.early_stopping)
     if fit.optimiser_message:

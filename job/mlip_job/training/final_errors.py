@@ -50,6 +50,12 @@ def final_errors(
     return train, test, warnings
 
 
+def final_row(state: LogState, table: MetricsTable) -> MetricsRow | None:
+    """Return the row of the result in a table of cycles: of the last step and its best cycle."""
+    index = _final_index(state, table)
+    return None if index is None else table.rows[index]
+
+
 def milli(value: float | None) -> float | None:
     """Return eV as meV; None for what is no finite number."""
     return None if value is None or not math.isfinite(value) else 1000 * value
@@ -58,10 +64,9 @@ def milli(value: float | None) -> float | None:
 def _of_cycle(
     state: LogState, table: MetricsTable, title: str, warnings: list[str]
 ) -> Errors | None:
-    in_step = _in_last_step(table.rows)
-    if state.best_cycle >= len(in_step):
+    index = _final_index(state, table)
+    if index is None:
         return None
-    index = in_step[state.best_cycle]
     row = table.rows[index]
     blocks = [block for block in state.blocks if block.title == title]
     # The log is that of pacemaker's last start, the table may hold the rows of earlier ones too.
@@ -70,6 +75,11 @@ def _of_cycle(
     if block is not None and (problem := _disagreement(row, block)):
         warnings.append(problem)
     return _errors(row, block)
+
+
+def _final_index(state: LogState, table: MetricsTable) -> int | None:
+    in_step = _in_last_step(table.rows)
+    return in_step[state.best_cycle] if state.best_cycle < len(in_step) else None
 
 
 def _reaches_last_step(test_cycles: MetricsTable, cycles: MetricsTable) -> bool:

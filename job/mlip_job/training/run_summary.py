@@ -23,6 +23,27 @@ class Errors(_Part):
     max_force_mev_per_angstrom: float | None
 
 
+class LossShares(_Part):
+    """What makes up a loss, as fractions of it.
+
+    Attributes
+    ----------
+    energy, forces
+        The errors, weighted as in the loss.
+    regularisers
+        By the name of their coefficient (``l2_coeffs``, ``w0_rad``, …); none that is zero.
+    """
+
+    energy: float
+    forces: float
+    regularisers: dict[str, float] = {}
+
+    @property
+    def regularisation(self) -> float:
+        """Of all regularisers together."""
+        return sum(self.regularisers.values())
+
+
 class CurvePoint(_Part):
     """One iteration; it counts from 0 in every ladder step and cycle."""
 
@@ -67,6 +88,8 @@ class RunSummary(_Part):
         From a file ``exit_code`` beside the log, where there is one.
     train, test
         Errors of the result: of the last ladder step and its best cycle.
+    loss_shares
+        What makes up the training loss of the result.
     iterations
         Over all ladder steps and cycles.
     cycles
@@ -85,6 +108,7 @@ class RunSummary(_Part):
     exit_code: int | None
     train: Errors | None
     test: Errors | None
+    loss_shares: LossShares | None = None
     iterations: int | None
     functions: int | None
     parameters: int | None

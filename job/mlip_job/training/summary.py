@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Literal
 
 from mlip_job.errors import ConfigError
 from mlip_job.training.failure import DIVERGED, describe_failure
-from mlip_job.training.final_errors import final_errors, milli
+from mlip_job.training.final_errors import final_errors, final_row, milli
 from mlip_job.training.ladder import graphs_advice
 from mlip_job.training.lines import read_lines
 from mlip_job.training.log import LogParser
+from mlip_job.training.loss_shares import shares_of
 from mlip_job.training.phases import phase_seconds
 from mlip_job.training.run_summary import CurvePoint, FitCycle, RunSummary, SetSizes
 from mlip_job.training.tables import MetricsRow, MetricsTable, read_table
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from mlip_job.training.linear_task import LinearStart
     from mlip_job.training.log_state import LogState
 
 LOGS = ("train.log", "log.txt")
@@ -70,6 +72,7 @@ def summarise_run(directory: Path, *, exit_code: int | None = None) -> RunSummar
         exit_code=exit_code,
         train=train,
         test=test,
+        loss_shares=shares_of(final_row(state, tables["cycle_metrics"])),
         iterations=sum(c.iterations for c in cycles) if train_rows else None,
         functions=_first_known(train_rows[-1].nfuncs if train_rows else None, state.functions),
         parameters=_first_known(train_rows[-1].ncoefs if train_rows else None, state.parameters),
@@ -83,6 +86,32 @@ def summarise_run(directory: Path, *, exit_code: int | None = None) -> RunSummar
         train_curve=tuple(_curve(train_rows)),
         test_curve=tuple(_curve(tables["test_metrics"].rows)),
         warnings=(*_warnings(state, tables), *warnings),
+    )
+
+
+def summarise_linear_fit(made: LinearStart) -> RunSummary:
+    """Summarise a linear fit that pacemaker did not continue: it has no curve and no log."""
+    sizes = SetSizes(found=None, kept=None, fitted=made.structures)
+    return RunSummary(
+        status="succeeded",
+        cause=None,
+        exit_code=0,
+        train=None,
+        test=None,
+        loss_shares=made.loss_shares,
+        iterations=0,
+        functions=made.functions,
+        parameters=made.functions,
+        ladder=False,
+        cycles=(),
+        early_stopping=None,
+        optimiser_message=None,
+        structures={"train": sizes},
+        versions={},
+        timings_s={},
+        train_curve=(),
+        test_curve=(),
+        warnings=(),
     )
 
 

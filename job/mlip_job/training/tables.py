@@ -25,6 +25,8 @@ class MetricsRow:
         Where in the fit it is; each counts from 0, `iter_num` anew in every step and cycle.
     loss, e_loss_contrib, f_loss_contrib, reg_loss
         The loss and what energies, forces and regularisation contribute to it.
+    l1_reg_contrib, l2_reg_contrib, smooth_orth, smooth_w1, smooth_w2, smooth_w3
+        The parts of `reg_loss`; the last three are those of ``w0_rad``, ``w1_rad`` and ``w2_rad``.
     rmse_energy_ev_per_atom, low_rmse_energy_ev_per_atom
         Root mean square error of energies per atom; "low": of structures within 1 eV/atom of the
         lowest.
@@ -43,6 +45,12 @@ class MetricsRow:
     e_loss_contrib: float | None = None
     f_loss_contrib: float | None = None
     reg_loss: float | None = None
+    l1_reg_contrib: float | None = None
+    l2_reg_contrib: float | None = None
+    smooth_orth: float | None = None
+    smooth_w1: float | None = None
+    smooth_w2: float | None = None
+    smooth_w3: float | None = None
     rmse_energy_ev_per_atom: float | None = None
     rmse_force_ev_per_angstrom: float | None = None
     low_rmse_energy_ev_per_atom: float | None = None
@@ -75,6 +83,12 @@ _REAL = {
     "e_loss_contrib": "e_loss_contrib",
     "f_loss_contrib": "f_loss_contrib",
     "reg_loss": "reg_loss",
+    "l1_reg_contrib": "l1_reg_contrib",
+    "l2_reg_contrib": "l2_reg_contrib",
+    "smooth_orth": "smooth_orth",
+    "smooth_w1": "smooth_w1",
+    "smooth_w2": "smooth_w2",
+    "smooth_w3": "smooth_w3",
     "rmse_epa": "rmse_energy_ev_per_atom",
     "rmse_f_comp": "rmse_force_ev_per_angstrom",
     "low_rmse_epa": "low_rmse_energy_ev_per_atom",

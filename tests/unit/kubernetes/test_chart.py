@@ -36,6 +36,12 @@ if TYPE_CHECKING:
 DOCUMENT = Path(__file__).parents[3] / "docs" / "kubernetes.md"
 LEAST: dict[str, Any] = yaml.safe_load((CHART / "ci/generation-values.yaml").read_text())
 
+SEED = (
+    "config.dataset.seed: Helm can't hold this number exactly, it became 12345678901234568: write "
+    "it in quotes, give it with --set-string config.dataset.seed=NUMBER, or choose one below "
+    "9007199254740992"
+)
+
 UNPRINTABLE = "[\x7f-\x9f\ufeff\ufffe\uffff]"
 
 
@@ -56,6 +62,10 @@ def same_configuration(config_map: dict[str, Any], path: Path) -> Any:
         pytest.param(EVERYTHING | {"ensemble": 3}, id="everything, of an ensemble"),
         pytest.param({"ensemble": 2, "gpus": 0, "run_options": ("--fresh",)}, id="ensemble"),
         pytest.param({"run_as_user": None, "require_gpu": False}, id="OpenShift"),
+        pytest.param({"architecture": None}, id="an image of several architectures"),
+        pytest.param(
+            {"node_selector": {"kubernetes.io/arch": "arm64"}}, id="an architecture of its own"
+        ),
         pytest.param({"ttl_days": 0.0001, "cpu": 2.5, "backoff_limit": 0}, id="small numbers"),
         pytest.param({"generation": 123456, "family": "a" + "-" * 38 + "b"}, id="long names"),
         pytest.param({"sections": {"run": {"stop_timeout": 90.5}}}, id="checkpoints take long"),
@@ -309,6 +319,12 @@ def test_helm_test_checks_what_the_run_needs(helm: Helm, name: str, arguments: l
         ),
         ({"config": {"dataset": {"group_by": "a\x85b"}}}, "config has characters"),
         ({"gracePeriodSeconds": 24}, "storing a checkpoint may take 25 s"),
+        ({"architecture": "x86/64"}, "architecture"),
+        ({"config": {"dataset": {"seed": 12345678901234567}}}, SEED),
+        ({"config": {"training": {"seed": 2**53}}}, "--set-string config.training.seed=NUMBER"),
+        ({"config": {"dataset": {"seed": -(2**53)}}}, "config.dataset.seed: Helm can't hold"),
+        ({"config": {"dataset": {"seed": "12x"}}}, "seed"),
+        ({"activeDeadlineSeconds": 2**60}, "activeDeadlineSeconds: Helm can't hold"),
     ],
 )
 def test_bad_values_are_refused(helm: Helm, values: dict[str, Any], message: str) -> None:
@@ -339,6 +355,18 @@ def test_no_object_takes_keys_that_it_does_not_name() -> None:
     described = _objects(schema)
     assert len(described) > 20
     assert all(part["additionalProperties"] is False for part in described)
+
+
+@pytest.mark.parametrize("how", ["in quotes", "--set-string", "--set"])
+def test_a_seed_arrives_as_it_was_given(helm: Helm, tmp_path: Path, how: str) -> None:
+    """Whatever a float64 would make of it: what `--set` gives is a whole number."""
+    seed, values = 12345678901234567, copy.deepcopy(LEAST)
+    options = [] if how == "in quotes" else [how, f"config.dataset.seed={seed}"]
+    values["config"]["dataset"] = {"seed": str(seed)} if how == "in quotes" else {}
+    done = helm.run("template", "x", CHART, *options, "--kube-version", MINORS[-1], values=values)
+    assert done.returncode == 0, done.stderr
+    config_map = one_of_kind(list(yaml.safe_load_all(done.stdout)), "ConfigMap")
+    assert same_configuration(config_map, tmp_path / "mlip-job.yaml").dataset.seed == seed
 
 
 # -- kept up with what it follows ------------------------------------------------------------------
