@@ -421,6 +421,40 @@ def test_equal_numbers_are_one_group_and_nan_is_none(db: Path, tmp_path: Path) -
     assert len(sides) == 1
 
 
+def _stored_otherwise(atoms: Atoms, how: str, seed: int) -> Atoms:
+    """Return the same crystal with atoms in other cells, or in another order."""
+    rng, again = np.random.default_rng(seed), atoms.copy()
+    if how == "order":
+        return again[rng.permutation(len(again))]
+    again.positions += rng.integers(-2, 3, size=(len(again), 3)) @ again.cell.array
+    return again
+
+
+@pytest.mark.parametrize("how", ["lattice translations", "order"])
+def test_the_same_crystal_stays_on_one_side(db: Path, tmp_path: Path, how: str) -> None:
+    """However it is stored; ideal places, which lie at halves and thirds of the cell, too."""
+    originals = [*rattled(29, symbols=("Cu", "Ni")), with_emt(bulk("Cu", cubic=True))]
+    twins = [with_emt(_stored_otherwise(a, how, n)) for n, a in enumerate(originals)]
+    first = write_database(db, originals)
+    second = dict(zip(first, write_database(db, twins), strict=True))
+    record = build(db, tmp_path / "out", training={"test_fraction": 0.2})
+    assert any("30 rows repeat the structure of another row" in note for note in record.notes)
+    tested = rows_of(tmp_path / "out", "test")
+    assert len(tested) == 12
+    assert all((row in tested) == (twin in tested) for row, twin in second.items())
+
+
+def test_contradicting_energies_of_one_crystal_are_refused(db: Path, tmp_path: Path) -> None:
+    """Also where its atoms are stored in other cells."""
+    original = rattled(1)[0]
+    twin = with_emt(_stored_otherwise(original, "lattice translations", 1))
+    for name in ("energy", "free_energy"):
+        twin.calc.results[name] += 0.05 * len(twin)
+    write_database(db, [original, twin, *rattled(20, seed=4)])
+    text = refused(DataError, db, tmp_path / "out")
+    assert "rows 1 and 2 hold the same structure" in text
+
+
 def test_compositions_on_one_line_span_no_convex_hull(db: Path, tmp_path: Path) -> None:
     """Pacemaker would end with a QhullError before the first iteration."""
     rows = []

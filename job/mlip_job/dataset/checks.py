@@ -50,18 +50,18 @@ def require_few_rejections(intake: Intake, max_fraction: float) -> None:
 
 
 def require_consistent_duplicates(entries: Entries, tolerance: float) -> int:
-    """Return how many rows repeat an earlier structure.
+    """Return how many rows repeat an earlier structure, in the same or another way to store it.
 
     Raises
     ------
     DataError
         If identical structures have energies more than `tolerance` eV/atom apart.
     """
-    counts = np.bincount(entries.structures)
-    repeated = np.flatnonzero(counts[entries.structures] > 1)
+    counts = np.bincount(entries.twins)
+    repeated = np.flatnonzero(counts[entries.twins] > 1)
     extremes: dict[int, tuple[int, int]] = {}
     for index in repeated.tolist():
-        structure = int(entries.structures[index])
+        structure = int(entries.twins[index])
         low, high = extremes.get(structure, (index, index))
         if entries.energies[index] < entries.energies[low]:
             low = index
@@ -78,7 +78,8 @@ def _require_equal_energies(entries: Entries, low: int, high: int, tolerance: fl
     if higher - lower > tolerance * sum(count for _, count in composition):
         raise DataError(
             f"rows {entries.row_ids[low]} and {entries.row_ids[high]} hold the same structure "
-            f"with different energies: {lower:.6f} and {higher:.6f} eV",
+            f"with different energies: {lower:.6f} and {higher:.6f} eV; lattice translations and "
+            "the order of atoms make no other structure",
             hint="exclude one of them with database.select "
             f"(dataset.duplicate_tolerance is {tolerance:g} eV/atom)",
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlip_job.dataset.entry import Entry, EntryCollector
-from mlip_job.dataset.fingerprint import fingerprint, fingerprints
+from mlip_job.dataset.fingerprint import crystals, fingerprint, fingerprints
 from mlip_job.dataset.fitness import (
     choose_energies,
     have_labels,
@@ -208,6 +208,7 @@ class _Taking:
         self._entries.add(
             row_ids=structures.ids,
             fingerprints=fingerprints(structures),
+            crystals=crystals(structures),
             energies=energies,
             groups=[_text(pair, self._dataset.group_by) for pair in pairs],
             compositions=compositions(structures),
