@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -272,3 +273,21 @@ def test_parse_of_another_directory_is_a_usage_error(cli: Cli, tmp_path: Path) -
     ended = cli("parse", tmp_path)
     assert ended.code == 64
     assert "is no work directory of pacemaker" in ended.err
+
+
+def test_packages_of_another_python_are_named(config: Path, tmp_path: Path) -> None:
+    """Environment modules leave PYTHONPATH behind; the error says so, without a traceback."""
+    package = tmp_path / "module" / "numpy"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('numpy of another Python')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "mlip_job", "-c", config, "export", "-g", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(package.parent)},
+    )
+    assert done.returncode == 64
+    assert "error: a package can't be imported: numpy of another Python" in done.stderr
+    assert "unset PYTHONPATH" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -96,10 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = cli.main(args=arguments, prog_name="mlip-job", standalone_mode=False)
     except MlipJobError as error:
-        click.echo(_redact(f"error: {error}"), err=True)
-        hint = _redact(error.hint) if error.hint is not None else None
-        write_termination_message(error.exit_code, _redact(error.message), hint)
-        sys.exit(error.exit_code)
+        _end(error)
     except click.ClickException as error:
         text = io.StringIO()
         error.show(text)
@@ -114,15 +111,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(0)
     except OSError as error:
         if not says_full(error):
-            _fail()
+            _fail(error)
         click.echo(f"error: {error.strerror}: {error.filename or 'standard output'}", err=True)
         sys.exit(DiskError.exit_code)
-    except Exception:  # noqa: BLE001 - a bug of ours; its traceback may repeat a URL
-        _fail()
+    except Exception as error:  # noqa: BLE001 - a bug of ours; its traceback may repeat a URL
+        _fail(error)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail() -> NoReturn:
+def _end(error: MlipJobError) -> NoReturn:
+    """Print an error that is meant for the user, without secrets, and exit."""
+    click.echo(_redact(f"error: {error}"), err=True)
+    hint = _redact(error.hint) if error.hint is not None else None
+    write_termination_message(error.exit_code, _redact(error.message), hint)
+    sys.exit(error.exit_code)
+
+
+def _fail(error: Exception) -> NoReturn:
     """Print the traceback of a bug without secrets, and exit."""
+    if isinstance(error, ImportError) and os.environ.get("PYTHONPATH"):
+        _end(
+            ConfigError(
+                f"a package can't be imported: {error}",
+                hint="PYTHONPATH is set, as environment modules do, and its packages come before "
+                "those of this environment: unset PYTHONPATH",
+            )
+        )
     click.echo(_redact(traceback.format_exc()), nl=False, err=True)
     sys.exit(MlipJobError.exit_code)

@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 import ase.db
 
+from mlip_job.environment import require_one_line
 from mlip_job.errors import ConfigError, DatabaseError
 from mlip_job.secret_texts import redact
 
@@ -98,6 +99,7 @@ def open_database(config: DatabaseConfig) -> OpenedDatabase:
             hint="name an SQLite file, postgresql://user@host:port/name "
             "or mysql://user@host:port/name",
         )
+    require_one_line(PASSWORD_VARIABLE, "PGPASSWORD", "MYSQL_PWD")
     return openers[scheme](config.url)
 
 
@@ -113,18 +115,53 @@ def describe_url(url: str) -> str:
 def _open_sqlite(url: str) -> OpenedDatabase:
     path = Path(url).expanduser()
     _require_readable_file(path)
+    uri = sqlite_uri(path)
     try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+        with closing(sqlite3.connect(uri, uri=True)) as connection:
             tables = connection.execute(
                 "SELECT count(*) FROM sqlite_master WHERE type = 'table'"
                 " AND name IN ('systems', 'information')"
             )
             _require_ase_tables(tables.fetchone()[0], str(path))
     except sqlite3.Error as error:
-        raise _failure(str(path), error) from None
+        if not _in_wal_mode(path) or _is_transient(error):
+            raise _failure(str(path), error) from None
+        raise DatabaseError(
+            f"database {path} can't be read: it is in WAL mode, and SQLite can't make the files "
+            "that this needs in its directory",
+            hint="make the directory writable, or where it is: sqlite3 FILE "
+            "'PRAGMA journal_mode=DELETE'",
+        ) from None
     # create_indices and the lock file are for writers.
     database = ase.db.connect(str(path), type="db", create_indices=False, use_lock_file=False)
+    if uri.endswith(_IMMUTABLE):
+        database._connect = lambda: sqlite3.connect(uri, uri=True)  # noqa: SLF001 - ASE takes no URI
     return OpenedDatabase(database, sqlite3.Error, str(path))
+
+
+_IMMUTABLE = "&immutable=1"
+_WAL_BYTES = b"\x02\x02"
+"""File format write and read version of a database in WAL mode (SQLite's file format, 1.3.3)."""
+
+
+def sqlite_uri(path: Path) -> str:
+    """Return the URI that opens an SQLite file for reading.
+
+    A database in WAL mode needs two files beside it, also to be read. Where its directory can't be
+    written and nobody has it open (no ``-wal`` file), it can't change and is read without them.
+    """
+    path = path.resolve()
+    idle = not path.with_name(f"{path.name}-wal").exists()
+    fixed = idle and not os.access(path.parent, os.W_OK) and _in_wal_mode(path)
+    return f"{path.as_uri()}?mode=ro{_IMMUTABLE if fixed else ''}"
+
+
+def _in_wal_mode(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(20)[18:] == _WAL_BYTES
+    except OSError:
+        return False
 
 
 def _require_readable_file(path: Path) -> None:

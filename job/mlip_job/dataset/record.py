@@ -14,7 +14,11 @@ from mlip_job.store.keys import Sha256, StoredName, unreadable
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-ReferenceSource = Literal["isolated_atom", "least_squares", "inherited", "configured"]
+ReferenceSource = Literal[
+    "isolated_atom", "least_squares", "undetermined", "inherited", "configured"
+]
+"""Where a reference energy comes from; undetermined are least squares over compositions that can't
+tell elements apart, also where they were inherited."""
 
 FORMAT_VERSION = 2
 """Part of every dataset's identity; raise it when the same rows shall give another dataset."""
