@@ -77,7 +77,8 @@ class _Forecast:
 
     def __call__(self, done: LinearProgress) -> None:
         now = time.monotonic()
-        if now - self._last_line < _LINE_INTERVAL_SECONDS:
+        finished = done.atoms == self._record.atoms.train
+        if now - self._last_line < _LINE_INTERVAL_SECONDS or finished:
             return
         self._last_line = now
         left = (now - self._started) * (self._record.atoms.train / done.atoms - 1)
