@@ -13,6 +13,7 @@ from mlip_job.training.input_yaml import kappa
 from mlip_job.training.linear_task import LinearStart
 from mlip_job.training.phases import added
 from mlip_job.training.run_summary import Errors, RunSummary
+from mlip_job.training.size import BasisSize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,6 +68,8 @@ class TrainingReport(_Part):
     ----------
     parent
         The generation that the fit started from.
+    basis
+        How many functions per element were chosen, and why.
     linear_start
         The linear fit that it started from.
     attempts
@@ -93,6 +96,7 @@ class TrainingReport(_Part):
     generation: int
     elements: tuple[str, ...]
     parent: Parent | None
+    basis: BasisSize | None = None
     linear_start: LinearStart | None = None
     attempts: tuple[AttemptPart, ...]
     loss: LossDefinition
@@ -153,6 +157,7 @@ def make_report(
         generation=generation,
         elements=record.elements,
         parent=training.parent,
+        basis=training.basis,
         linear_start=training.linear_start,
         attempts=training.attempts,
         loss=_loss(config.training),
@@ -171,7 +176,11 @@ def make_report(
         energy_reference="E_DFT = E_potential + Σ n(element)·reference_energies_ev[element]",
         timings_s=added(*(part.timings.stages_s for part in training.attempts)),
         phases_s=added(*(part.timings.phases_s for part in training.attempts)),
-        warnings=_warnings(config.training, summary, evaluation),
+        warnings=(
+            *((training.basis.warning,) if training.basis and training.basis.warning else ()),
+            *summary.warnings,
+            *(evaluation.notes if evaluation else ()),
+        ),
     )
 
 
@@ -199,14 +208,3 @@ def _loss(training: TrainingConfig) -> LossDefinition:
         definition="energy_weight·MSE(E/atom, eV) + force_weight·mean over atoms of |ΔF|² (eV/Å), "
         + ("each mean weighted" if training.weighting != "uniform" else "uniform weights"),
     )
-
-
-def _warnings(
-    training: TrainingConfig, summary: RunSummary, evaluation: Evaluation | None
-) -> tuple[str, ...]:
-    stress = (
-        ("stress_weight has no effect: pacemaker fits no stress",)
-        if training.stress_weight > 0
-        else ()
-    )
-    return (*stress, *summary.warnings, *(evaluation.notes if evaluation else ()))

@@ -11,6 +11,7 @@ from mlip_job.errors import ConfigError
 from mlip_job.pipeline.lineage import find_lineage, start_mode
 from mlip_job.training.basis import potential_section
 from tests.manifests import make_manifest
+from tests.trainings import sized
 
 if TYPE_CHECKING:
     from mlip_job.registry import Manifest
@@ -70,8 +71,8 @@ def test_parent_has_to_come_before(start_from: int) -> None:
 
 
 def _mode(elements: list[str], old: dict[str, Any], new: dict[str, Any]) -> str:
-    basis = potential_section(TrainingConfig(**old), ["Cu", "Ni"])
-    return start_mode(TrainingConfig(**new), elements, make_manifest(1, basis=basis))
+    basis = potential_section(sized(**old), ["Cu", "Ni"])
+    return start_mode(sized(**new), elements, make_manifest(1, basis=basis))
 
 
 def test_same_basis_is_continued() -> None:

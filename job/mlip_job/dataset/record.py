@@ -130,6 +130,8 @@ class DatasetRecord(_Part):
         Sorted; those of the training side.
     atoms
         Atoms per side.
+    force_components
+        Of both sides, those above 1 meV/Å in size; older versions did not count them.
     rejections
         By reason.
     reference_energies
@@ -155,6 +157,7 @@ class DatasetRecord(_Part):
     atoms: SideCounts
     per_element: dict[str, ElementCounts]
     ranges: Ranges
+    force_components: int | None = None
     config_types: ConfigTypes
     split: SplitRecord
     rejections: dict[str, RejectedRows]

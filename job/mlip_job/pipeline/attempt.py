@@ -175,7 +175,12 @@ class Attempt:
             return prepared  # it starts from a parent, from nothing, or goes on from a checkpoint
         with self._clock.stage("linear_start"):
             made = start_linearly(
-                self._config, self._files, prepared.record, leg.content, self._observer
+                self._config,
+                self._files,
+                prepared.record,
+                prepared.training.basis,
+                leg.content,
+                self._observer,
             )
         state = prepared.training.model_copy(update={"linear_start": made})
         return replace(prepared, training=state)
@@ -183,7 +188,7 @@ class Attempt:
     def _fit(self, prepared: Prepared, shipper: Shipper) -> RunSummary:
         if not prepared.legs:
             return summarise_run(self._files.directory, exit_code=0)
-        self._announce()
+        self._observer.message(f"training in {self._files.directory}")
         training, record = self._config.training, prepared.record
         ladder = LadderWatch(self._files, training.ladder_step, self._observer.message)
 
@@ -224,13 +229,6 @@ class Attempt:
         if (stopped := self._stop.error()) is not None:
             raise self._with_checkpoint(stopped, shipper)
         return summary
-
-    def _announce(self) -> None:
-        if self._config.training.stress_weight > 0:
-            self._observer.message(
-                "note: stress_weight has no effect, pacemaker fits no stress; 0 silences this"
-            )
-        self._observer.message(f"training in {self._files.directory}")
 
     def _with_checkpoint(self, error: MlipJobError, shipper: Shipper) -> MlipJobError:
         """Say with a failure what of the fit is safe."""

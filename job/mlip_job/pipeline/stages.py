@@ -20,6 +20,7 @@ from mlip_job.training.potential_yaml import (
     read_potential,
     write_potential,
 )
+from mlip_job.training.size import DataSize, with_size
 from mlip_job.training.weighting import rows_left_out
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.registry import Artefact, Headline, Registry, TrainingState
     from mlip_job.training.process import Progress
+    from mlip_job.training.size import BasisSize
 
 
 class Observer(Protocol):
@@ -42,6 +44,17 @@ class Observer(Protocol):
 
     def trainer_line(self, line: str) -> None:
         """Hear what pacemaker prints."""
+
+
+def data_size(record: DatasetRecord) -> DataSize:
+    """Return how much there is to fit to."""
+    atoms = record.atoms
+    components = record.force_components
+    if components is None:
+        forces = 3 * atoms.train
+    else:
+        forces = round(components * atoms.train / (atoms.train + atoms.test))
+    return DataSize(energies=record.counts.train, forces=forces, elements=len(record.elements))
 
 
 def fetch_parent(
@@ -96,6 +109,7 @@ def start_linearly(
     config: JobConfig,
     files: WorkFiles,
     record: DatasetRecord,
+    size: BasisSize | None,
     content: Mapping[str, Any],
     observer: Observer,
 ) -> LinearStart:
@@ -103,7 +117,7 @@ def start_linearly(
     loss = content["fit"]["loss"]
     made = run_linear_fit(
         LinearTask(
-            section=potential_section(config.training, record.elements),
+            section=potential_section(with_size(config.training, size), record.elements),
             kappa=float(loss["kappa"]),
             l1=float(loss["L1_coeffs"]),
             l2=float(loss["L2_coeffs"]),
@@ -156,7 +170,7 @@ def describe(
         config=config.model_dump(mode="json"),
         config_sha256=config.fingerprint(),
         elements=record.elements,
-        basis=potential_section(config.training, record.elements),
+        basis=potential_section(with_size(config.training, training.basis), record.elements),
         parent=training.parent,
         linear_start=training.linear_start,
         dataset=training.dataset,

@@ -144,6 +144,8 @@ def fit_entries(report: TrainingReport) -> Iterator[Entry]:
     yield Entry(
         "basis", f"{count(fit.functions, 'function')}, {count(fit.parameters, 'parameter')}"
     )
+    if report.basis is not None:
+        yield Entry("size of the basis", str(report.basis))
     yield Entry("iterations", fixed(fit.iterations, 0))
     if fit.early_stopping:
         yield Entry("early stopping", fit.early_stopping)
