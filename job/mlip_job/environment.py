@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2, as a container sees its own
+_MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _DISTRIBUTIONS = {
     "mlip-job": ("mlip-job",),
     "python-ace": ("python-ace",),
@@ -140,6 +141,17 @@ def usable_cores() -> int:
     except (OSError, ValueError):
         return cores
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+
+def available_memory() -> int:
+    """Return the bytes of memory that are available, at most what the container may use."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    available = next(1024 * int(line.split()[1]) for line in lines if "MemAvailable" in line)
+    try:
+        limit = _MEMORY_LIMIT.read_text(encoding="ascii").strip()
+    except OSError:
+        return available
+    return available if limit == "max" else min(available, int(limit))
 
 
 def process_age_s() -> float:

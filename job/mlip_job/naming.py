@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mlip_job.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 FAMILY_PATTERN = r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?"
@@ -194,6 +195,11 @@ class WorkFiles:
     def dataset(self) -> DatasetFiles:
         """The dataset that the attempt trains on."""
         return DatasetFiles(self.directory / self.DATASET)
+
+    @classmethod
+    def in_dataset(cls, names: Iterable[str]) -> tuple[str, ...]:
+        """Return paths relative to the attempt: what is published names no directory of a host."""
+        return tuple(f"{cls.DATASET}/{name}" for name in names)
 
     def table(self, name: str) -> Path:
         """Return a metrics table as pacemaker writes it: of the fit that runs now."""

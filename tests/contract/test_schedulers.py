@@ -160,6 +160,7 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
             "family": "cu",
             "database": {"url": str(tmp_path / "structures.db")},
             "training": {
+                "linear_start": False,
                 "evaluator": "pyace",
                 "functions_per_element": 3,
                 "ladder_step": None,

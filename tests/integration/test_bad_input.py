@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     Cli = Callable[..., Ended]
 
 TINY = {
+    "linear_start": False,
     "evaluator": "pyace",
     "functions_per_element": 3,
     "ladder_step": None,

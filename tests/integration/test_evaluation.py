@@ -50,6 +50,7 @@ pytestmark = pytest.mark.pacemaker
 
 # The pyace evaluator needs no TensorFlow: such a fit takes seconds.
 TINY = {
+    "linear_start": False,
     "evaluator": "pyace",
     "functions_per_element": 4,
     "ladder_step": None,

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 # The pyace evaluator needs no TensorFlow: such a fit takes seconds.
 TINY = {
+    "linear_start": False,
     "evaluator": "pyace",
     "functions_per_element": 3,
     "ladder_step": None,
@@ -147,6 +148,7 @@ def test_tensorflow_fit_continued_and_grown(tmp_path: Path) -> None:
     select = {"url": str(database), "select": "status=completed,generation<={generation}"}
     training = {
         "functions_per_element": 6,
+        "linear_start": False,
         "ladder_step": None,
         "max_iter": 8,
         "display_step": 4,

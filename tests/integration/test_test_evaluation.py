@@ -35,6 +35,7 @@ pytestmark = pytest.mark.pacemaker
 WEIGHTING = {"by_group": {"strained": {"energy": 3, "forces": 2}}}
 TRAINING = {
     "functions_per_element": 8,
+    "linear_start": False,
     "ladder_step": 4,
     "ladder_type": "power_order",
     "max_iter": 60,
@@ -45,6 +46,7 @@ TRAINING = {
     "weighting": WEIGHTING,
 }
 TINY = {
+    "linear_start": False,
     "evaluator": "pyace",
     "functions_per_element": 3,
     "ladder_step": None,

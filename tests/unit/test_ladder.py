@@ -131,7 +131,8 @@ def test_check_says_how_many_steps_there_may_be(tmp_path: Path, step: str, expec
     """Before anything is computed; a ladder of one step is none."""
     (tmp_path / "mlip-job.yaml").write_text(
         "family: cu\nstorage: {url: store}\n"
-        f"training: {{ladder_step: {step}, functions_per_element: 300}}\n"
+        "training: {linear_start: false, functions_per_element: 300, "
+        f"ladder_step: {step}}}\n"
     )
     settings = Settings(config_path=tmp_path / "mlip-job.yaml")
     text = _configuration(settings, settings.config())
@@ -139,8 +140,8 @@ def test_check_says_how_many_steps_there_may_be(tmp_path: Path, step: str, expec
     assert ("ladder" in text) == ("ladder" in expected)
 
 
-LADDER = {"ladder_step": (100, 0.1), "linear_start": False}
 NOTHING_TO_SAY = None
+FROM_ZERO: dict[str, Any] = {"linear_start": False, "ladder_step": (100, 0.1)}
 SAID = (
     "gen_01 is fitted by a ladder of up to 3 steps, of which each builds its graphs anew: "
     "training.ladder_step: null, or larger steps, builds fewer"
@@ -150,18 +151,18 @@ SAID = (
 @pytest.mark.parametrize(
     ("settings", "generation", "expected"),
     [
-        ({}, 1, SAID),
-        ({"ladder_step": None}, 1, NOTHING_TO_SAY),
-        ({"ladder_step": 300}, 1, NOTHING_TO_SAY),
-        ({"linear_start": True}, 1, NOTHING_TO_SAY),
-        ({"functions_per_element": "auto"}, 1, NOTHING_TO_SAY),  # not known by then
-        ({}, 2, NOTHING_TO_SAY),  # it goes on with its parent's basis, or grows from that
-        ({"start_from": 1}, 2, NOTHING_TO_SAY),
-        ({"start_from": "none"}, 2, SAID.replace("gen_01", "gen_02")),
+        (FROM_ZERO, 1, SAID),
+        (FROM_ZERO | {"ladder_step": None}, 1, NOTHING_TO_SAY),
+        (FROM_ZERO | {"ladder_step": 300}, 1, NOTHING_TO_SAY),
+        (FROM_ZERO | {"functions_per_element": "auto"}, 1, NOTHING_TO_SAY),  # not known by then
+        ({}, 1, NOTHING_TO_SAY),  # a linear fit replaces the ladder
+        (FROM_ZERO, 2, NOTHING_TO_SAY),  # it starts from its parent's basis, or grows that
+        (FROM_ZERO | {"start_from": 1}, 2, NOTHING_TO_SAY),
+        (FROM_ZERO | {"start_from": "none"}, 2, SAID.replace("gen_01", "gen_02")),
     ],
 )
 def test_what_is_said_before_a_fit_is_submitted(
     settings: dict[str, Any], generation: int, expected: str | None
 ) -> None:
     """Only of one from nothing: what a parent leaves to be done is not known by then."""
-    assert advice_beforehand(sized(**LADDER | settings), generation) == expected
+    assert advice_beforehand(sized(**settings), generation) == expected

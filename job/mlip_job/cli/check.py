@@ -34,7 +34,7 @@ def command(ctx: click.Context) -> None:
         "store": lambda: _store(settings, config),
         "trainer": _trainer,
     }
-    if config.training.require_gpu:
+    if config.training.require_gpu and not config.training.is_linear:
         probes["gpu"] = _gpu
     if config.tracking.mlflow_uri is not None:
         probes["tracking"] = lambda: _tracking(config)

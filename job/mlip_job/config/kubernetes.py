@@ -100,7 +100,7 @@ class ClaimMount(Part):
 
 
 class WithoutGpuConfig(Part):
-    """What Jobs ask that need no GPU: the dataset, evaluation and publishing of a split run.
+    """What Jobs ask that need no GPU: linear fits; dataset and publishing of a split run.
 
     What is not set is as for the fit. Only its GPUs, its RuntimeClass, its node_selector and its
     affinity, which choose nodes with GPUs, are not taken over.
@@ -191,7 +191,7 @@ class KubernetesConfig(Part):
     )
 
     without_gpu: WithoutGpuConfig = Field(
-        WithoutGpuConfig(), description="What Jobs of a split run ask that need no GPU, if other."
+        WithoutGpuConfig(), description="What Jobs ask that need no GPU, if other."
     )
     resume_service_account: ObjectName | None = Field(
         None,

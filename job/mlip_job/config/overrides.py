@@ -50,10 +50,14 @@ def check_linear(overrides: Mapping[str, Any]) -> None:
     """
     for key in _dotted(overrides):
         if any(key == part or key.startswith(f"{part}.") for part in NOT_LINEAR):
-            raise ValueError(f"linear_start can't be combined with overrides.{key}")
+            raise ValueError(
+                f"overrides.{key} changes what a linear fit solves for: set linear_start: false"
+            )
     kappa = overrides.get("fit", {}).get("loss", {}).get("kappa", 0.0)
     if kappa == "auto":
-        raise ValueError("linear_start needs a number as overrides.fit.loss.kappa")
+        raise ValueError(
+            "a linear fit needs a number as overrides.fit.loss.kappa: or set linear_start: false"
+        )
 
 
 def deep_merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

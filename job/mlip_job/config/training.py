@@ -54,7 +54,9 @@ class ByGroup(Part):
 class TrainingConfig(Part):
     """What pacemaker is asked to do; see docs/configuration.md for the mapping."""
 
-    cutoff: Positive = Field(5.0, le=20, description="Å. Outer cutoff of the potential.")
+    cutoff: Positive = Field(
+        5.5, le=20, description="Å. Outer cutoff of the potential; 4 is better for molecules."
+    )
     test_fraction: float = Field(
         0.1, gt=0, lt=1, description="Exact count: round(n · fraction) structures are test."
     )
@@ -83,9 +85,14 @@ class TrainingConfig(Part):
     stress_weight: NonNegative = Field(
         0.0, description="0: pacemaker fits no stress; its errors are measured and reported."
     )
-    max_iter: int = Field(1000, ge=1, description="Iterations, in a ladder those of each step.")
+    max_iter: int = Field(
+        0,
+        ge=0,
+        description="Iterations of pacemaker after the linear fit, in a ladder those of each step; "
+        "0 publishes the linear fit, made in minutes without GPU.",
+    )
     ladder_step: int | float | tuple[float, ...] | None = Field(
-        (100, 0.1),
+        None,
         description="Functions added per ladder step: [n, fraction] is max(n, fraction·current). "
         "null fits the whole basis at once.",
     )
@@ -97,9 +104,9 @@ class TrainingConfig(Part):
         "previous", description="previous (none for generation 1), none, or a generation."
     )
     linear_start: bool = Field(
-        False,
-        description="Begin with a linear least-squares fit, which takes seconds, instead of zero "
-        "and without ladder; where the fit starts from a generation it is not used.",
+        True,
+        description="Begin a fit from nothing with a linear least-squares fit to all training "
+        "structures, and without ladder; false begins with zero.",
     )
     evaluator: Literal["tensorpot", "pyace"] = Field(
         "tensorpot", description="pyace needs no TensorFlow but is only for tiny fits."
@@ -133,7 +140,10 @@ class TrainingConfig(Part):
         le=1,
         description="Relative noise on the coefficients that a fit starts from, drawn by the seed.",
     )
-    require_gpu: bool = Field(False, description="Fail (71) where TensorFlow sees no GPU.")
+    require_gpu: bool = Field(
+        False,
+        description="Fail (71) where TensorFlow sees no GPU; without effect on a linear fit.",
+    )
     overrides: dict[str, Any] = Field(
         default_factory=dict, description="Merged deeply into input.yaml, last."
     )
@@ -181,7 +191,25 @@ class TrainingConfig(Part):
             self._check_needs_no_test_set()
         if self.linear_start:
             check_linear(self.overrides)
+        if self.is_linear:
+            self._check_linear_fit()
         return self
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the linear fit is the generation: no iteration follows, so no TensorFlow."""
+        return self.max_iter == 0
+
+    def _check_linear_fit(self) -> None:
+        if not self.linear_start:
+            raise ValueError("max_iter is 0, which publishes the linear fit: it needs linear_start")
+        if self.start_from not in ("previous", "none"):
+            raise ValueError(
+                f"max_iter is 0, so nothing is fitted that could start from generation "
+                f"{self.start_from}: a linear fit is made anew, with start_from previous or none"
+            )
+        if "maxiter" in (self.overrides.get("fit") or {}):
+            raise ValueError("max_iter is 0, but overrides.fit.maxiter asks for iterations")
 
     def _check_needs_no_test_set(self) -> None:
         """Refuse what pacemaker does with a test set only."""

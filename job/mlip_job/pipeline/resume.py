@@ -91,7 +91,7 @@ def _require_same(checkpoint: Checkpoint, config: JobConfig, generation: int) ->
         f"  {key}: {old!r} there, {new!r} asked"
         for section in ("dataset", "training")
         for key, old, new in differences(then.get(section, {}), asked[section], section)
-        if key.removeprefix("training.") not in _FREE
+        if key.removeprefix("training.") not in _FREE or _is_linear_fit(key, old, new)
     ]
     select = config.database.for_generation(generation).select
     if checkpoint.training.dataset.selection != select:
@@ -104,6 +104,11 @@ def _require_same(checkpoint: Checkpoint, config: JobConfig, generation: int) ->
             f"({checkpoint}):\n" + "\n".join(found),
             hint="undo that to go on from there, or start over with --fresh",
         )
+
+
+def _is_linear_fit(key: str, *values: Any) -> bool:
+    """Tell whether a setting has a linear fit for the generation, then or now."""
+    return key == "training.max_iter" and 0 in values
 
 
 def _require_elements(checkpoint: Checkpoint, potential: Any) -> None:

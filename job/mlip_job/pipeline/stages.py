@@ -6,14 +6,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mlip_job.config.training import EnergyBased
-from mlip_job.environment import RunEnvironment, usable_cores
+from mlip_job.environment import RunEnvironment
 from mlip_job.naming import WorkFiles, generation_name
 from mlip_job.pipeline.lineage import start_mode
 from mlip_job.registry import DatasetReference, Manifest, Parent
 from mlip_job.training.basis import potential_section
 from mlip_job.training.input_yaml import StartPotential, TrainingData, build_input, dump_input
-from mlip_job.training.linear_start import run_linear_fit
-from mlip_job.training.linear_task import LinearStart, LinearTask
 from mlip_job.training.potential_yaml import (
     as_start,
     perturbed,
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.registry import Artefact, Headline, Registry, TrainingState
     from mlip_job.training.process import Progress
-    from mlip_job.training.size import BasisSize
 
 
 class Observer(Protocol):
@@ -75,8 +72,7 @@ def fetch_parent(
         start = perturbed(start, training.start_noise, training.seed)
     write_potential(start, files.parent_potential)
     how = "with the same basis" if mode == "continue" else "growing its basis"
-    instead = "; training.linear_start is not used" if training.linear_start else ""
-    observer.message(f"starting from {generation_name(start_from.generation)}, {how}{instead}")
+    observer.message(f"starting from {generation_name(start_from.generation)}, {how}")
     return Parent(
         generation=start_from.generation,
         mode=mode,
@@ -96,47 +92,13 @@ def make_input(
     test = record.frames.test if training.test_evaluation == "pacemaker" else ()
     data = TrainingData(
         elements=record.elements,
-        train=_in_dataset_folder(record.frames.train),
-        test=_in_dataset_folder(test),
+        train=WorkFiles.in_dataset(record.frames.train),
+        test=WorkFiles.in_dataset(test),
         reference_energies={e: record.reference_energies[e] for e in record.elements},
     )
     content = build_input(training, data, start)
     files.input_yaml.write_text(dump_input(content), encoding="utf-8")
     return content
-
-
-def start_linearly(
-    config: JobConfig,
-    files: WorkFiles,
-    record: DatasetRecord,
-    size: BasisSize | None,
-    content: Mapping[str, Any],
-    observer: Observer,
-) -> LinearStart:
-    """Make the potential that input.yaml, whose content is given, starts from."""
-    loss = content["fit"]["loss"]
-    made = run_linear_fit(
-        LinearTask(
-            section=potential_section(with_size(config.training, size), record.elements),
-            kappa=float(loss["kappa"]),
-            l1=float(loss["L1_coeffs"]),
-            l2=float(loss["L2_coeffs"]),
-            weighting=content["fit"].get("weighting"),
-            train=_in_dataset_folder(record.frames.train),
-            test=_in_dataset_folder(record.frames.test),
-            directory=str(files.directory),
-            potential=files.linear_start.name,
-            seed=config.training.seed,
-            resampled=config.training.start_noise > 0,
-            cores=usable_cores(),
-        )
-    )
-    some = "" if made.structures == record.counts.train else f" of {record.counts.train}"
-    observer.message(
-        f"starting from a linear fit to {made.structures}{some} structures "
-        f"({made.atoms} atoms): loss {made.loss:.3g}"
-    )
-    return made
 
 
 def left_out_by_weighting(
@@ -147,7 +109,7 @@ def left_out_by_weighting(
         return {}
     frames = {"train": record.frames.train, "test": record.frames.test}
     return rows_left_out(
-        files.directory, {side: _in_dataset_folder(names) for side, names in frames.items()}
+        files.directory, {side: WorkFiles.in_dataset(names) for side, names in frames.items()}
     )
 
 
@@ -196,8 +158,3 @@ def refer_to(
         selection=record.selection,
         inherited_from=parent.generation if parent is not None else None,
     )
-
-
-def _in_dataset_folder(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return paths relative to the attempt: what is published names no directory of a machine."""
-    return tuple(f"{WorkFiles.DATASET}/{name}" for name in names)

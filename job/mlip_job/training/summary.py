@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from mlip_job.training.linear_task import LinearStart
     from mlip_job.training.log_state import LogState
 
 LOGS = ("train.log", "log.txt")
@@ -83,6 +84,31 @@ def summarise_run(directory: Path, *, exit_code: int | None = None) -> RunSummar
         train_curve=tuple(_curve(train_rows)),
         test_curve=tuple(_curve(tables["test_metrics"].rows)),
         warnings=(*_warnings(state, tables), *warnings),
+    )
+
+
+def summarise_linear_fit(made: LinearStart) -> RunSummary:
+    """Summarise a linear fit that pacemaker did not continue: it has no curve and no log."""
+    sizes = SetSizes(found=None, kept=None, fitted=made.structures)
+    return RunSummary(
+        status="succeeded",
+        cause=None,
+        exit_code=0,
+        train=None,
+        test=None,
+        iterations=0,
+        functions=made.functions,
+        parameters=made.functions,
+        ladder=False,
+        cycles=(),
+        early_stopping=None,
+        optimiser_message=None,
+        structures={"train": sizes},
+        versions={},
+        timings_s={},
+        train_curve=(),
+        test_curve=(),
+        warnings=(),
     )
 
 

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-# What pacemaker saves of each side after weighting, before the fit.
-_FITTED = {"train": "fitting_data_info.pckl.gzip", "test": "test_data_info.pckl.gzip"}
+FITTED = {"train": "fitting_data_info.pckl.gzip", "test": "test_data_info.pckl.gzip"}
+"""What pacemaker, or a linear fit, saves of each side after weighting, before the fit."""
+
 _ROW = re.compile(r"row-(\d+)")
 
 
@@ -33,7 +34,7 @@ def rows_left_out(directory: Path, frames: dict[str, Sequence[str]]) -> dict[str
     left_out = {}
     for side, names in frames.items():
         given = {row for name in names for row in _row_ids(directory / name)}
-        left_out[side] = tuple(sorted(given - _row_ids(directory / _FITTED[side])))
+        left_out[side] = tuple(sorted(given - _row_ids(directory / FITTED[side])))
     return left_out
 
 

@@ -50,6 +50,7 @@ def values(
         "family": "cu",
         "database": {"url": postgresql.url(database)},
         "training": {
+            "linear_start": False,
             "evaluator": "pyace",
             "functions_per_element": 3,
             "ladder_step": None,

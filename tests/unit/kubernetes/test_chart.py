@@ -56,6 +56,7 @@ def same_configuration(config_map: dict[str, Any], path: Path) -> Any:
         pytest.param(EVERYTHING | {"ensemble": 3}, id="everything, of an ensemble"),
         pytest.param({"ensemble": 2, "gpus": 0, "run_options": ("--fresh",)}, id="ensemble"),
         pytest.param({"run_as_user": None, "require_gpu": False}, id="OpenShift"),
+        pytest.param({"gpus": 2, "sections": {"training": {"max_iter": 0}}}, id="a linear fit"),
         pytest.param({"ttl_days": 0.0001, "cpu": 2.5, "backoff_limit": 0}, id="small numbers"),
         pytest.param({"generation": 123456, "family": "a" + "-" * 38 + "b"}, id="long names"),
         pytest.param({"sections": {"run": {"stop_timeout": 90.5}}}, id="checkpoints take long"),

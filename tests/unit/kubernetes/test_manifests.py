@@ -228,6 +228,19 @@ def test_a_gpu_is_required_where_one_was_asked_for(request_for: Callable[..., Jo
     assert "tolerations" not in pod_of(request_for(gpus=0))
 
 
+def test_a_linear_fit_asks_for_no_gpu(request_for: Callable[..., JobRequest]) -> None:
+    """Nor for a node that has one; but for what the Jobs without a GPU are to have."""
+    linear = {"training": {"max_iter": 0}}
+    settings = {"gpus": 2, "runtime_class": "nvidia", "node_selector": {"gpu": "a100"}}
+    pod = pod_of(request_for(**settings, without_gpu={"cpu": 32}, sections=linear))
+    container = pod["containers"][0]
+    assert "nvidia.com/gpu" not in container["resources"]["limits"]
+    assert container["resources"]["requests"]["cpu"] == "32"
+    assert "--require-gpu" not in container["args"]
+    assert not {"tolerations", "runtimeClassName"} & pod.keys()
+    assert "gpu" not in pod.get("nodeSelector", {})
+
+
 def test_a_claim_is_one_volume_however_often_it_is_mounted(
     request_for: Callable[..., JobRequest],
 ) -> None:
