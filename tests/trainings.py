@@ -8,5 +8,5 @@ from mlip_job.config import TrainingConfig
 
 
 def sized(**training: Any) -> TrainingConfig:
-    """Return a configuration of 300 functions per element, unless another number is given."""
-    return TrainingConfig(**{"functions_per_element": 300} | training)
+    """Return a configuration of 300 functions per element and 100 iterations, unless given."""
+    return TrainingConfig(**{"functions_per_element": 300, "max_iter": 100} | training)

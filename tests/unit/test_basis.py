@@ -71,4 +71,4 @@ def test_overrides_of_the_potential_are_part_of_the_basis() -> None:
     training = sized(overrides={"potential": {"bonds": {"ALL": {"dcut": 0.02}}}})
     bonds = potential_section(training, ["Cu"])["bonds"]["ALL"]
     assert bonds["dcut"] == 0.02
-    assert bonds["rcut"] == 5.0
+    assert bonds["rcut"] == 5.5

@@ -114,7 +114,7 @@ def test_same_basis_continues_the_potential_itself_without_ladder() -> None:
 def test_larger_basis_grows_from_the_potential() -> None:
     """The new basis is described in full and the old potential is its beginning."""
     start = StartPotential("parent_potential.yaml", same_basis=False)
-    content = _written(sized(), start)
+    content = _written(sized(ladder_step=(100, 0.1)), start)
     assert content["potential"]["initial_potential"] == "parent_potential.yaml"
     assert content["potential"]["elements"] == ["Cu", "Ni"]
     assert content["fit"]["ladder_step"] == [100, 0.1]
@@ -140,7 +140,7 @@ def test_early_stopping_comes_with_its_patience_only() -> None:
 def test_overrides_are_merged_deeply_and_last() -> None:
     """One key changes, its neighbours stay."""
     overrides = {"fit": {"optimizer": "L-BFGS-B", "loss": {"L1_coeffs": 0.5}}}
-    fit = _written(sized(overrides=overrides))["fit"]
+    fit = _written(sized(overrides=overrides, max_iter=1000))["fit"]
     assert fit["optimizer"] == "L-BFGS-B"
     assert fit["loss"]["L1_coeffs"] == 0.5
     assert fit["loss"]["L2_coeffs"] == 1e-10

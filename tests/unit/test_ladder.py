@@ -131,7 +131,7 @@ def test_check_says_how_many_steps_there_may_be(tmp_path: Path, step: str, expec
     """Before anything is computed; a ladder of one step is none."""
     (tmp_path / "mlip-job.yaml").write_text(
         "family: cu\nstorage: {url: store}\n"
-        "training: {linear_start: false, functions_per_element: 300, "
+        "training: {linear_start: false, functions_per_element: 300, max_iter: 9, "
         f"ladder_step: {step}}}\n"
     )
     settings = Settings(config_path=tmp_path / "mlip-job.yaml")

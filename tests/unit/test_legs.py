@@ -18,7 +18,7 @@ SECTION = potential_section(sized(), ["Cu"])
 
 
 def _input(start: StartPotential | None = None, **training: Any) -> dict[str, Any]:
-    return build_input(sized(max_iter=100, **training), DATA, start)
+    return build_input(sized(**training), DATA, start)
 
 
 def _legs(content: dict[str, Any], **position: Any) -> tuple[Leg, ...]:

@@ -31,7 +31,7 @@ class _Published:
 
 
 def _lineage(generation: int, published: tuple[int, ...], **training: Any) -> tuple[Any, Any]:
-    lineage = find_lineage(_Published(*published), TrainingConfig(**training), generation)  # type: ignore[arg-type]
+    lineage = find_lineage(_Published(*published), sized(**training), generation)  # type: ignore[arg-type]
     return tuple(m.generation if m else None for m in (lineage.dataset, lineage.potential))
 
 
@@ -92,7 +92,7 @@ def test_larger_basis_is_an_extension(elements: list[str], new: dict[str, Any]) 
 @pytest.mark.parametrize(
     ("elements", "new", "reason"),
     [
-        (["Cu", "Ni"], {"cutoff": 6.0}, "the cutoff is 6 Å instead of 5 Å"),
+        (["Cu", "Ni"], {"cutoff": 6.0}, "the cutoff is 6 Å instead of 5.5 Å"),
         (["Cu", "Ni"], {"functions_per_element": 200}, "functions_per_element is 200, less than"),
         (["Cu", "Ni"], {"ndensity": 1}, "ndensity"),
         (["Cu"], {}, "no longer has Ni"),

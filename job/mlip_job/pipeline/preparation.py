@@ -11,7 +11,8 @@ from mlip_job.pipeline.datasets import Dataset, fetch_frames, find_or_build_data
 from mlip_job.pipeline.decided import attempts_before, decided_dataset
 from mlip_job.pipeline.lineage import find_lineage, functions_of
 from mlip_job.pipeline.resume import fetch_checkpoint, start_over
-from mlip_job.pipeline.stages import data_size, fetch_parent, make_input, refer_to
+from mlip_job.pipeline.sizes import data_size
+from mlip_job.pipeline.stages import fetch_parent, make_input, refer_to
 from mlip_job.registry import TrainingState
 from mlip_job.training.basis import potential_section
 from mlip_job.training.legs import Leg, legs_from

@@ -18,7 +18,7 @@ from mlip_job.training.potential_yaml import (
     read_potential,
     write_potential,
 )
-from mlip_job.training.size import DataSize, with_size
+from mlip_job.training.size import with_size
 from mlip_job.training.weighting import rows_left_out
 
 if TYPE_CHECKING:
@@ -41,17 +41,6 @@ class Observer(Protocol):
 
     def trainer_line(self, line: str) -> None:
         """Hear what pacemaker prints."""
-
-
-def data_size(record: DatasetRecord) -> DataSize:
-    """Return how much there is to fit to."""
-    atoms = record.atoms
-    components = record.force_components
-    if components is None:
-        forces = 3 * atoms.train
-    else:
-        forces = round(components * atoms.train / (atoms.train + atoms.test))
-    return DataSize(energies=record.counts.train, forces=forces, elements=len(record.elements))
 
 
 def fetch_parent(

@@ -13,9 +13,10 @@ from mlip_job.training.basis import smallest_budget
 if TYPE_CHECKING:
     from mlip_job.config import TrainingConfig
 
-_PER_ROOT = 3
-_VALUES_PER_FUNCTION = 5
-_LARGEST = 600
+_PER_ROOT = 5
+_VALUES_PER_FUNCTION = 4
+_LARGEST = 945
+_LARGEST_IN_ALL = 2400
 _FEWEST_VALUES_PER_FUNCTION = 2
 _WORTH_GROWING = 1.5
 
@@ -74,10 +75,16 @@ class DataSize:
         return self.energies + self.forces
 
     def functions_per_element(self, training: TrainingConfig) -> int:
-        """Return what the data can determine and what is worth its cost; docs/performance.md."""
+        """Return what the data can determine and what is worth its cost.
+
+        Measured with linear fits (docs/performance.md): with few values the best basis has a
+        function for every four or five of them; with many it grows more slowly, until more
+        functions cost more than they gain. With several elements each function is shared less.
+        """
         wanted = min(
-            _PER_ROOT * isqrt(self.values),
             self.values // (_VALUES_PER_FUNCTION * self.elements),
+            _PER_ROOT * isqrt(self.values),
+            _LARGEST_IN_ALL // self.elements,
             _LARGEST,
         )
         return max(wanted, smallest_budget(training, self.elements))
