@@ -22,6 +22,7 @@ ALTERNATIVES: Mapping[str, str] = {
     "dataset.reference_energies": "auto, 0, or an energy for each element as in {Cu: -3.72}",
     "evaluation.active_set": "true, false, linear or full",
     "training.elements": "auto, or a list of elements as in [Cu, Ni]",
+    "training.functions_per_element": "auto or a whole number",
     "training.ladder_step": "null, a whole number, a fraction, or both as in [100, 0.1]",
     "training.start_from": "previous, none, or the number of a generation",
     "training.weighting": "uniform, {energy_based: {…}} or {by_group: {NAME: {energy: 2}}}",

@@ -13,6 +13,7 @@ from mlip_job.dataset.entry import Entry, EntryCollector
 from mlip_job.dataset.fingerprint import crystals, fingerprint, fingerprints
 from mlip_job.dataset.fitness import (
     choose_energies,
+    count_force_components,
     have_labels,
     have_sound_geometry,
     largest_force,
@@ -57,6 +58,8 @@ class Intake:
         Row ids by reason.
     free_energies
         Accepted rows whose free energy was taken.
+    force_components
+        Those of the accepted rows that do not vanish, see `count_force_components`.
     max_force
         eV/Å, over the accepted rows.
     min_distance
@@ -72,6 +75,7 @@ class Intake:
     lost_stresses: tuple[int, ...]
     rejected: Mapping[Rejection, Sequence[int]]
     free_energies: int
+    force_components: int
     max_force: float
     min_distance: float
     slow_because: str | None
@@ -146,6 +150,7 @@ class _Taking:
         self._rejected: defaultdict[Rejection, list[int]] = defaultdict(list)
         self._lost_stresses: list[int] = []
         self._free_energies = 0
+        self._force_components = 0
         self._max_force = 0.0
         self._min_distance = float("inf")
 
@@ -216,6 +221,7 @@ class _Taking:
             sides=[_text(pair, self._dataset.split_key) for pair in pairs],
         )
         self._free_energies += int(np.count_nonzero(is_free))
+        self._force_components += count_force_components(structures)
         self._max_force = max(self._max_force, largest_force(structures))
 
     def result(self, source: PagedDatabase) -> Intake:
@@ -229,6 +235,7 @@ class _Taking:
             lost_stresses=tuple(self._lost_stresses),
             rejected={reason: sorted(rows) for reason, rows in self._rejected.items()},
             free_energies=self._free_energies,
+            force_components=self._force_components,
             max_force=self._max_force,
             min_distance=self._min_distance,
             slow_because=source.slow_because,

@@ -135,6 +135,8 @@ class DatasetRecord(_Part):
         Sorted; those of the training side.
     atoms
         Atoms per side.
+    force_components
+        Of both sides, those above 1 meV/Å in size; older versions did not count them.
     rejections
         By reason.
     reference_energies
@@ -160,6 +162,7 @@ class DatasetRecord(_Part):
     atoms: SideCounts
     per_element: dict[str, ElementCounts]
     ranges: Ranges
+    force_components: int | None = None
     config_types: ConfigTypes
     split: SplitRecord
     rejections: dict[str, RejectedRows]

@@ -106,6 +106,7 @@ def summarise(
             max_force_ev_per_angstrom=intake.max_force,
             min_distance_angstrom=intake.min_distance,
         ),
+        force_components=intake.force_components,
         config_types=ConfigTypes(
             train=_config_types(outcome, "train"), test=_config_types(outcome, "test")
         ),

@@ -14,7 +14,7 @@ from mlip_job.training.linear_task import LinearProgress, LinearStart, LinearTas
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mlip_job.config import JobConfig
+    from mlip_job.config import TrainingConfig
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.pipeline.stages import Observer
 
@@ -22,7 +22,7 @@ _LINE_INTERVAL_SECONDS = 10.0
 
 
 def fit_linearly(
-    config: JobConfig,
+    training: TrainingConfig,
     files: WorkFiles,
     record: DatasetRecord,
     content: Mapping[str, Any],
@@ -30,15 +30,16 @@ def fit_linearly(
 ) -> LinearStart:
     """Make the potential that input.yaml, whose content is given, starts from.
 
-    Where no iteration follows, it is what will be published; then the log says how it was made.
+    The size of its basis is decided. Where no iteration follows, it is what will be published;
+    then the log says how it was made.
     """
-    finished = config.training.is_linear
+    finished = training.is_linear
     potential = files.output_potential if finished else files.linear_start
     loss = content["fit"]["loss"]
     observer.message(f"linear fit to {record.counts.train} structures ({record.atoms.train} atoms)")
     made = run_linear_fit(
         LinearTask(
-            section=potential_section(config.training, record.elements),
+            section=potential_section(training, record.elements),
             kappa=float(loss["kappa"]),
             l1=float(loss["L1_coeffs"]),
             l2=float(loss["L2_coeffs"]),
@@ -50,8 +51,8 @@ def fit_linearly(
             finished=finished,
             repulsion=content["fit"].get("repulsion") == "auto",
             reference_energies=content["data"]["reference_energy"],
-            seed=config.training.seed,
-            resampled=config.training.start_noise > 0,
+            seed=training.seed,
+            resampled=training.start_noise > 0,
             atoms=record.atoms.train,
             cores=usable_cores(),
         ),

@@ -154,6 +154,8 @@ def fit_entries(report: TrainingReport) -> Iterator[Entry]:
             "evaluator",
             f"{significant(speed.evaluator_us_per_atom)} µs per atom on one core, {speed.cpu}",
         )
+    if report.basis is not None:
+        yield Entry("size of the basis", str(report.basis))
     yield Entry("iterations", fixed(fit.iterations, 0))
     if fit.loss_shares is not None:
         yield Entry("final loss", describe_shares(fit.loss_shares))
