@@ -83,7 +83,6 @@ training:
   functions_per_element: {_FUNCTIONS}
   ladder_step: null
   max_iter: {_ITERATIONS}
-  stress_weight: 0
 """
 
 

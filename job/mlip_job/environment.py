@@ -7,10 +7,13 @@ import os
 import platform
 import subprocess
 import time
+import unicodedata
 from importlib import metadata
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
+
+from mlip_job.errors import ConfigError
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2, as a container sees its own
 _MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -23,6 +26,25 @@ _DISTRIBUTIONS = {
     "pandas": ("pandas",),
     "ase": ("ase",),
 }
+
+
+def require_one_line(*names: str) -> None:
+    """Require that environment variables hold no line end or other control character.
+
+    A Secret made with ``echo … | base64``, or an env file with CRLF, leaves one behind a password.
+
+    Raises
+    ------
+    ConfigError
+        Naming the variable, never its value.
+    """
+    for name in names:
+        if any(unicodedata.category(character) == "Cc" for character in os.environ.get(name, "")):
+            raise ConfigError(
+                f"{name} holds a line end or another control character",
+                hint="write the value without one, as printf %s does; a Secret made with echo "
+                "ends in a line end",
+            )
 
 
 class SchedulerJob(BaseModel):

@@ -14,6 +14,7 @@ from mlip_job.training.linear_task import LinearStart
 from mlip_job.training.loss_shares import share_warnings
 from mlip_job.training.phases import added
 from mlip_job.training.run_summary import Errors, RunSummary
+from mlip_job.training.size import BasisSize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -75,6 +76,8 @@ class TrainingReport(_Part):
     ----------
     parent
         The generation that the fit started from.
+    basis
+        How many functions per element were chosen, and why.
     linear_start
         The linear fit that it started from.
     attempts
@@ -102,6 +105,7 @@ class TrainingReport(_Part):
     generation: int
     elements: tuple[str, ...]
     parent: Parent | None
+    basis: BasisSize | None = None
     linear_start: LinearStart | None = None
     attempts: tuple[AttemptPart, ...]
     loss: LossDefinition
@@ -171,6 +175,7 @@ def make_report(
         generation=generation,
         elements=record.elements,
         parent=training.parent,
+        basis=training.basis,
         linear_start=training.linear_start,
         attempts=training.attempts,
         loss=_loss(config.training),
@@ -190,7 +195,7 @@ def make_report(
         energy_reference="E_DFT = E_potential + Σ n(element)·reference_energies_ev[element]",
         timings_s=added(*(part.timings.stages_s for part in training.attempts)),
         phases_s=added(*(part.timings.phases_s for part in training.attempts)),
-        warnings=tuple(_warnings(config.training, summary, evaluation)),
+        warnings=tuple(_warnings(config.training, training.basis, summary, evaluation)),
     )
 
 
@@ -221,10 +226,13 @@ def _loss(training: TrainingConfig) -> LossDefinition:
 
 
 def _warnings(
-    training: TrainingConfig, summary: RunSummary, evaluation: Evaluation | None
+    training: TrainingConfig,
+    basis: BasisSize | None,
+    summary: RunSummary,
+    evaluation: Evaluation | None,
 ) -> Iterator[str]:
-    if training.stress_weight > 0:
-        yield "stress_weight has no effect: pacemaker fits no stress"
+    if basis is not None and basis.warning is not None:
+        yield basis.warning
     if summary.loss_shares is not None:
         yield from share_warnings(summary.loss_shares, training, _loss(training).kappa)
     yield from summary.warnings

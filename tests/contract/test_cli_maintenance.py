@@ -1,4 +1,4 @@
-"""``mlip-job repair`` and ``mlip-job gc``, as a person or a script uses them."""
+"""The verbs that look after a store, as a person or a script uses them."""
 
 from __future__ import annotations
 
@@ -158,3 +158,23 @@ def test_an_unclear_age_is_a_usage_error(registry: Registry, run: Callable[..., 
     ended = run("gc", "--keep", "week", "--delete")
     assert ended.code == 64
     assert "'week' is no age" in ended.err
+
+
+@pytest.mark.parametrize("verb", ["pull", "verify", "show", "report", "repair"])
+def test_a_name_that_leads_elsewhere_ends_with_65(
+    registry: Registry, run: Callable[..., Ended], tmp_path: Path, verb: str
+) -> None:
+    """One line that names object and name; nothing is written, nothing that was there is lost."""
+    key = registry.keys.manifest(1)
+    data = json.loads(registry.store.get(key))
+    data["artefacts"]["../../escaped"] = data["artefacts"]["potential.yace"] | {"sha256": "0" * 64}
+    registry.store.put(key, json.dumps(data).encode())
+    mine = tmp_path / "escaped"
+    mine.write_text("mine")
+    options = ["-o", tmp_path / "a" / "b"] if verb == "pull" else []
+    ended = run(verb, *([] if verb == "repair" else ["-g", 1]), *options)
+    said = f"{key} is no manifest that this version reads: artefacts: '../../escaped' is no"
+    assert ended.code == 65
+    assert ended.err.startswith(f"error: {said} relative path")
+    assert mine.read_text() == "mine"
+    assert not (tmp_path / "a").exists()

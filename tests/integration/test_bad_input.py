@@ -331,7 +331,7 @@ def test_missing_credentials(
 def test_generation_exists_with_another_cutoff(cli: Cli, with_generation: Project) -> None:
     """The difference is named."""
     message = _refused(cli, with_generation, 73, "run", "-g", "1", "--set", "training.cutoff=6.0")
-    assert "training.cutoff: 5.0 published, 6.0 asked" in message
+    assert "training.cutoff: 5.5 published, 6.0 asked" in message
 
 
 @pytest.mark.pacemaker

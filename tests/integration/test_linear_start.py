@@ -17,19 +17,23 @@ import pytest
 import yaml
 
 from mlip_job.config import JobConfig, TrainingConfig
-from mlip_job.errors import TrainingError
+from mlip_job.errors import ConfigError, TrainingError
+from mlip_job.evaluation.cores import cores_of, shorter, shortest_distances
 from mlip_job.naming import WorkFiles
 from mlip_job.pipeline import Until, export_generation, run_generation, run_part
 from mlip_job.registry import Registry
 from mlip_job.report import TrainingReport
 from mlip_job.store.open import open_store
+from mlip_job.training import programs
 from mlip_job.training.basis import potential_section
 from mlip_job.training.linear_start import run_linear_fit
 from mlip_job.training.linear_task import LinearTask
+from mlip_job.training.potential_yaml import read_potential
 from mlip_job.training.signals import StopRequest
 from tests.support import rattled, write_database
 
 if TYPE_CHECKING:
+    from mlip_job.evaluation.potential import Pair
     from mlip_job.registry import Manifest
     from mlip_job.training.process import Progress
 
@@ -154,6 +158,100 @@ def test_a_linear_fit_that_nothing_improves_is_published(
     assert sum("nothing to improve" in note for note in report.warnings) == 1
     assert "nothing to improve" in _read(config, manifest, "report.html").decode()
     assert Registry(open_store(config.storage), "cu").latest() == 1
+
+
+def test_a_linear_fit_is_a_generation_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Evaluated, judged, published, confirmed, compared, continued; without TensorFlow or GPU."""
+    _block_tensorflow(tmp_path, monkeypatch)
+    database = tmp_path / "structures.db"
+    write_database(database, rattled(20, symbols=("Cu", "Au")))
+    linear = TINY | {"max_iter": 0, "evaluator": "tensorpot", "require_gpu": True}
+    config = _config(tmp_path, linear, evaluation={})
+    manifest, messages = _run(config)
+    assert "linear fit to 16 structures (64 atoms)" in messages
+    assert manifest.headline.iterations == 0
+    assert "potential.asi" in manifest.artefacts
+    assert _read(config, manifest, "train.log").startswith(b"linear fit of 12 coefficients")
+    report = TrainingReport.from_json(_read(config, manifest, "report.json"))
+    assert report.fit.status == "succeeded"
+    assert report.fit.train_curve == ()
+    assert report.linear_start is not None
+    assert _loss(report, config) == pytest.approx(report.linear_start.loss, rel=1e-5)
+    _require_zbl_cores_at_shortest_distances(config, manifest, tmp_path)
+    again, messages = _run(config)
+    assert again == manifest
+    assert any("published already" in message for message in messages)
+
+    write_database(database, rattled(4, symbols=("Cu", "Au"), seed=1))
+    second, _ = _run(config, 2)
+    assert second.parent is None
+    assert second.linear_start is not None
+    report = TrainingReport.from_json(_read(config, second, "report.json"))
+    assert report.evaluation is not None
+    assert report.evaluation.parent is not None
+    assert report.evaluation.parent.generation == 1
+
+    third, _ = _run(_config(tmp_path, TINY), 3)
+    assert third.parent is not None
+    assert third.parent.generation == 2
+    assert third.headline.iterations > 0
+
+
+def test_a_linear_fit_that_only_has_to_be_published_is_not_made_again(tmp_path: Path) -> None:
+    """A checkpoint of it is complete; it is none for a fit with iterations, nor the reverse."""
+    write_database(tmp_path / "structures.db", rattled(10))
+    config = _config(tmp_path, TINY | {"max_iter": 0})
+    with StopRequest() as stop:
+        store = open_store(config.storage)
+        run_part(config, 1, Until.FIT, store=store, observer=_Recorder(), stop=stop)
+    with pytest.raises(ConfigError, match=r"training\.max_iter: 0 there, 2 asked"):
+        _run(_config(tmp_path, TINY))
+    manifest, messages = _run(config)
+    assert not any(message.startswith("linear fit") for message in messages)
+    assert len(manifest.attempts) == 2
+    assert manifest.linear_start is not None
+
+
+def _block_tensorflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every process that a run starts fail where it imports TensorFlow."""
+    folder = tmp_path / "blocker"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(('tensorflow', 'tensorpotential', 'tf_keras')))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setattr(programs, "_PASSED_NAMES", programs._PASSED_NAMES | {"PYTHONPATH"})
+    blocked = "import sys; sys.exit('tensorflow' not in sys.modules)"
+    subprocess.run([sys.executable, "-c", blocked], check=True)
+
+
+def _loss(report: TrainingReport, config: JobConfig) -> float:
+    """Return the loss of what was evaluated."""
+    assert report.evaluation is not None
+    train, training = report.evaluation.train, config.training
+    energy = (train.energy_mev_per_atom.rmse / 1000) ** 2
+    force = 3 * (train.force_mev_per_angstrom.rmse / 1000) ** 2
+    weights = training.energy_weight, training.force_weight
+    return (weights[0] * energy + weights[1] * force) / sum(weights)
+
+
+def _require_zbl_cores_at_shortest_distances(
+    config: JobConfig, manifest: Manifest, tmp_path: Path
+) -> None:
+    """As pacemaker puts them on, and clear of the test set."""
+    registry = Registry(open_store(config.storage), "cu")
+    record = registry.dataset_record(manifest.dataset)
+    shortest: dict[Pair, float] = {}
+    for name in ("train.xyz", "test.xyz"):
+        registry.fetch_dataset_file(record, name, tmp_path / name)
+        shortest = shorter(shortest, shortest_distances(tmp_path / name, 4.0))
+    potential = tmp_path / "published.yaml"
+    registry.fetch(manifest, "potential.yaml", potential)
+    cores = cores_of(read_potential(potential))
+    assert {p: core.outer for p, core in cores.items()} == pytest.approx(shortest, abs=1e-5)
 
 
 def test_it_replaces_the_ladder_but_no_parent(tmp_path: Path) -> None:

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import yaml
 
+from mlip_job.cli.job_view import Observatory, State
+from mlip_job.cli.waiting import wait_until_published
 from mlip_job.config.load import load_config
-from mlip_job.schedulers.base import JobRequest
+from mlip_job.errors import UnavailableError
+from mlip_job.registry import Registry
+from mlip_job.schedulers.base import JobHandle, JobRequest, JobState, JobStatus
 from mlip_job.schedulers.job_names import JobName
+from mlip_job.schedulers.open import open_scheduler
 from mlip_job.schedulers.records import SubmitFiles, SubmittedJob
+from mlip_job.store.open import open_store
+from tests.manifests import make_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from mlip_job.schedulers.base import Scheduler
     from tests.cli import Ended
 
 NO_CREDENTIALS = "s3://bucket/potentials: no credentials"
@@ -157,6 +165,56 @@ def test_where_nothing_can_be_read_nothing_is_shown(site: Site) -> None:
     ended = site.run("logs", "-g", 1)
     assert ended.code == 69
     assert "note: no kubeconfig" in ended.err
+
+
+def test_waiting_ends_where_the_store_can_not_tell_the_end(site: Site) -> None:
+    """After a job that ended with 0; whoever waits may look at the store with its credentials."""
+    site.record()
+    site.end(0)
+    config = load_config(site.path, environment={}, assignments=["submit.poll_interval=0.01"])
+    registry = Registry(open_store(config.storage), config.family)
+    told: list[str] = []
+    with pytest.raises(UnavailableError, match="whether it is published is not known"):
+        wait_until_published(
+            1,
+            lambda: pytest.fail("nothing is to be submitted"),
+            lambda: Observatory(config, registry, open_scheduler(config)),
+            config.submit,
+            told.append,
+        )
+    assert len(told) == 1
+
+
+class _Kept:
+    """A scheduler with a job whose run has ended, in a pod that another container keeps."""
+
+    job = JobHandle("kubernetes", "alloys/mlip-cu", "mlip-cu")
+
+    def active(self, family: str, generation: int) -> list[JobHandle]:
+        """Return it for the first generation."""
+        return [self.job] if (family, generation) == ("cu", 1) else []
+
+    def status(self, handle: JobHandle) -> JobStatus:
+        """Return what keeps it."""
+        assert handle == self.job
+        return JobStatus(JobState.SUCCEEDED, "NotReady", "proxy keeps the pod", "cancel it", 0)
+
+
+def test_a_job_that_goes_on_after_its_generation_is_published_is_shown(site: Site) -> None:
+    """It may hold a GPU for ever."""
+    site.configure(store="store")
+    config = load_config(site.path, environment={})
+    registry = Registry(open_store(config.storage), config.family)
+    for number in (1, 2):
+        manifest = make_manifest(number, family="cu")
+        registry.store.put(registry.keys.manifest(number), manifest.to_json())
+    observatory = Observatory(config, registry, cast("Scheduler", _Kept()))
+    view = observatory.look(1)
+    assert (view.state, view.job) == (State.PUBLISHED, _Kept.job)
+    assert view.words().endswith("UTC; proxy keeps the pod")
+    assert view.remedy() == "cancel it"
+    other = observatory.look(2)
+    assert (other.state, other.job, other.remedy()) == (State.PUBLISHED, None, None)
 
 
 # -- a job on Slurm --------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ template:
 - --of # which member: by the pod's index
 - {{ int . | quote }}
 {{- end }}
-{{- if and .Values.gpus .Values.requireGpu }}
+{{- if and (include "mlip-job.gpus" .) .Values.requireGpu }}
 - --require-gpu
 {{- end }}
 {{- range .Values.runOptions }}

@@ -40,8 +40,8 @@ containers:
         ephemeral-storage: {{ $values.workSize }}
       limits:
         memory: {{ $values.memory }}
-        {{- if $values.gpus }}
-        {{ $values.gpuResource }}: {{ int64 $values.gpus | quote }}
+        {{- with include "mlip-job.gpus" .root }}
+        {{ $values.gpuResource }}: {{ . | quote }}
         {{- end }}
     securityContext:
       allowPrivilegeEscalation: false
@@ -137,9 +137,17 @@ topologySpreadConstraints:
 {{- toYaml $selector -}}
 {{- end }}
 
+{{/* Nothing where no GPU is asked for: a linear fit (max_iter: 0) has no use for one. */}}
+{{- define "mlip-job.gpus" -}}
+{{- $iterations := dig "training" "max_iter" 1 .Values.config | int -}}
+{{- if and .Values.gpus (gt $iterations 0) -}}
+{{- int64 .Values.gpus -}}
+{{- end -}}
+{{- end }}
+
 {{- define "mlip-job.tolerations" -}}
 {{- $tolerations := .Values.tolerations -}}
-{{- if .Values.gpus -}}
+{{- if include "mlip-job.gpus" . -}}
 {{- $tolerations = prepend $tolerations (dict "key" .Values.gpuResource "operator" "Exists" "effect" "NoSchedule") -}}
 {{- end -}}
 {{- toYaml $tolerations -}}

@@ -31,6 +31,7 @@ def command(ctx: click.Context) -> None:
     probes: dict[str, Callable[[], str]] = {
         "configuration": lambda: _configuration(settings, config),
         "database": lambda: _database(config),
+        "basis": lambda: _basis(config),
         "store": lambda: _store(settings, config),
         "trainer": _trainer,
     }
@@ -81,6 +82,21 @@ def _database(config: JobConfig) -> str:
         counts = database.count_by_status()
         rows = ", ".join(f"{n} {status}" for status, n in counts.items()) or "no rows"
         return f"{database.describe()}: {rows}; select {config.database.select!r}"
+
+
+def _basis(config: JobConfig) -> str:
+    from mlip_job.dataset.survey import look_at
+    from mlip_job.pipeline.sizes import expected_size
+
+    try:
+        sample = look_at(config.database.for_generation(1))
+    except MlipJobError:
+        return "not known without the database"
+    size = expected_size(config.training, sample)
+    if size is None:
+        return "no rows to choose a size from"
+    estimate = "" if sample.looked_at == sample.selected else ", estimated"
+    return f"{size}{estimate}" if size.warning is None else f"{size}; warning: {size.warning}"
 
 
 def _store(settings: Settings, config: JobConfig) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlip_job.cli.transfer import TransferLine
+from mlip_job.secret_texts import redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -84,7 +85,7 @@ class Reporter:
         """Say one thing."""
         self.close()
         if not self._quiet:
-            click.echo(text, err=True)
+            click.echo(redact(text), err=True)
 
     def progress(self, progress: Progress) -> None:
         """Show how far pacemaker is."""

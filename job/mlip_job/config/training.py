@@ -53,7 +53,9 @@ class ByGroup(Part):
 class TrainingConfig(Part):
     """What pacemaker is asked to do; see docs/configuration.md for the mapping."""
 
-    cutoff: Positive = Field(5.0, le=20, description="Å. Outer cutoff of the potential.")
+    cutoff: Positive = Field(
+        5.5, le=20, description="Å. Outer cutoff of the potential; 4 is better for molecules."
+    )
     test_fraction: float = Field(
         0.1,
         gt=0,
@@ -71,8 +73,10 @@ class TrainingConfig(Part):
     elements: Literal["auto"] | tuple[Element, ...] = Field(
         "auto", description="auto, or a list that must equal the elements of the data."
     )
-    functions_per_element: int = Field(
-        300, ge=1, description="Size of the basis; shared among all combinations of elements."
+    functions_per_element: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto",
+        description="Size of the basis; shared among all combinations of elements. auto: what the "
+        "data can determine.",
     )
     nradmax_by_orders: dict[Arity, Orders] | None = Field(
         None, description="Radial basis functions per order and number of elements in a block."
@@ -80,21 +84,25 @@ class TrainingConfig(Part):
     lmax_by_orders: dict[Arity, Orders] | None = Field(
         None, description="Largest angular momentum per order and number of elements in a block."
     )
-    ndensity: Literal[1, 2] = Field(
-        2, description="Atomic densities in the embedding: 1 is linear, 2 Finnis-Sinclair-like."
+    ndensity: int = Field(
+        2,
+        ge=1,
+        le=8,
+        description="Atomic densities in the embedding: 1 is linear, 2 Finnis-Sinclair-like.",
     )
-    energy_weight: NonNegative = Field(1.0, description="a in a·MSE(E/atom) + b·mean|ΔF|².")
+    energy_weight: NonNegative = Field(10_000.0, description="a in a·MSE(E/atom) + b·mean|ΔF|².")
     force_weight: NonNegative = Field(100.0, description="b in a·MSE(E/atom) + b·mean|ΔF|².")
     stress_weight: NonNegative = Field(
-        1.0, description="No effect: pacemaker fits no stress. Accepted, and said in the report."
+        0.0, description="0: pacemaker fits no stress; its errors are measured and reported."
     )
     max_iter: int = Field(
-        1000,
+        0,
         ge=0,
-        description="Iterations, in a ladder those of each step; 0 publishes the linear fit.",
+        description="Iterations of pacemaker after the linear fit, in a ladder those of each step; "
+        "0 publishes the linear fit, made in minutes without GPU.",
     )
     ladder_step: int | float | tuple[float, ...] | None = Field(
-        (100, 0.1),
+        None,
         description="Functions added per ladder step: [n, fraction] is max(n, fraction·current). "
         "null fits the whole basis at once.",
     )
@@ -124,11 +132,11 @@ class TrainingConfig(Part):
         "a validation part, pacemaker, which builds a graph of its own for it in every ladder "
         "step, or a process beside it.",
     )
-    l1_coeffs: NonNegative = Field(1e-8, description="L1 regularisation of the coefficients.")
-    l2_coeffs: NonNegative = Field(1e-8, description="L2 regularisation of the coefficients.")
-    w0_rad: NonNegative = Field(1e-8, description="Smoothness of the radial functions.")
-    w1_rad: NonNegative = Field(1e-8, description="Smoothness of their first derivatives.")
-    w2_rad: NonNegative = Field(1e-8, description="Smoothness of their second derivatives.")
+    l1_coeffs: NonNegative = Field(1e-10, description="L1 regularisation of the coefficients.")
+    l2_coeffs: NonNegative = Field(1e-10, description="L2 regularisation of the coefficients.")
+    w0_rad: NonNegative = Field(1e-10, description="Smoothness of the radial functions.")
+    w1_rad: NonNegative = Field(1e-10, description="Smoothness of their first derivatives.")
+    w2_rad: NonNegative = Field(1e-10, description="Smoothness of their second derivatives.")
     min_relative_train_loss_per_iter: Positive | None = Field(
         1e-5,
         description="Early stopping: slowest relative fall of the training loss. null: none.",
@@ -167,6 +175,16 @@ class TrainingConfig(Part):
                 "takes a whole number ≥ 1, a fraction between 0 and 1, or [n, fraction]"
             )
         return step
+
+    @field_validator("stress_weight")
+    @classmethod
+    def _stress_weight(cls, weight: float) -> float:
+        if weight > 0:
+            raise ValueError(
+                "pacemaker fits no stress: set it to 0 or remove it; the errors of the stress are "
+                "measured and reported in any case"
+            )
+        return weight
 
     @field_validator("overrides")
     @classmethod

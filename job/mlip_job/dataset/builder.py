@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlip_job.config.training import ByGroup
+from mlip_job.config.training import ByGroup, EnergyBased
 from mlip_job.dataset import checks
 from mlip_job.dataset.connection import describe_url
 from mlip_job.dataset.entry import Spool
@@ -23,6 +23,8 @@ from mlip_job.dataset.reference_energies import (
     automatic_references,
     by_composition,
     configured_references,
+    fit_references,
+    require_references_of_parent,
 )
 from mlip_job.dataset.split import split_by_key, split_rows
 from mlip_job.dataset.summary import Outcome, summarise
@@ -177,6 +179,8 @@ class DatasetBuilder:
         checks.require_elements_in_training(entries, split, elements)
         references = self._references(intake, split, elements)
         weighting = self.training.weighting
+        if isinstance(weighting, EnergyBased) and weighting.energy_based.energy == "convex_hull":
+            checks.require_convex_hull(entries, elements)
         return Outcome(
             intake=intake,
             elements=elements,
@@ -208,15 +212,30 @@ class DatasetBuilder:
         self, intake: Intake, split: Split, elements: Sequence[str]
     ) -> ReferenceEnergies:
         setting = self.dataset.reference_energies
+        parent = self.parent.record if self.parent else None
         if setting != "auto":
-            return configured_references(setting, elements)
-        return automatic_references(
+            references = configured_references(setting, elements)
+            if parent and self.training.start_from != "none":
+                require_references_of_parent(references, parent.reference_energies)
+            return references
+        sources = parent.reference_energy_sources if parent else {}
+        undetermined = [e for e, source in sources.items() if source == "undetermined"]
+        training = by_composition(intake.entries, split.on("train"))
+        references = automatic_references(
             elements,
-            inherited=self.parent.record.reference_energies if self.parent else {},
-            isolated=intake.references,
-            training=by_composition(intake.entries, split.on("train")),
+            inherited=parent.reference_energies if parent else {},
+            undetermined=undetermined,
+            isolated=intake.neutral_references,
+            training=training,
             tolerance=self.dataset.duplicate_tolerance,
         )
+        if undetermined:
+            known = {e: v for e, v in references.energies.items() if e not in undetermined}
+            fitted, determined = fit_references(undetermined, known, training)
+            checks.require_determined_references(
+                intake.entries, references, fitted if determined else {}
+            )
+        return references
 
     def _write(self, files: DatasetFiles, spool: Spool, outcome: Outcome) -> DatasetRecord:
         split = outcome.split

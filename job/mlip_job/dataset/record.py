@@ -14,7 +14,11 @@ from mlip_job.store.keys import Sha256, StoredName, unreadable
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-ReferenceSource = Literal["isolated_atom", "least_squares", "inherited", "configured"]
+ReferenceSource = Literal[
+    "isolated_atom", "least_squares", "undetermined", "inherited", "configured"
+]
+"""Where a reference energy comes from; undetermined are least squares over compositions that can't
+tell elements apart, also where they were inherited."""
 
 FORMAT_VERSION = 2
 """Part of every dataset's identity; raise it when the same rows shall give another dataset."""
@@ -131,6 +135,8 @@ class DatasetRecord(_Part):
         Sorted; those of the training side.
     atoms
         Atoms per side.
+    force_components
+        Of both sides, those above 1 meV/Å in size; older versions did not count them.
     rejections
         By reason.
     reference_energies
@@ -156,6 +162,7 @@ class DatasetRecord(_Part):
     atoms: SideCounts
     per_element: dict[str, ElementCounts]
     ranges: Ranges
+    force_components: int | None = None
     config_types: ConfigTypes
     split: SplitRecord
     rejections: dict[str, RejectedRows]

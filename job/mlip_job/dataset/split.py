@@ -1,9 +1,9 @@
 """The train/test split: exact, deterministic, stable across generations, group-aware.
 
-Rows that share a group or a fingerprint form a *unit*, and a unit never straddles the split. Where
-the parent's dataset knows a unit, it stays on its side. The others are put in an order that
-depends on nothing but the seed and their own structures, and fill the test side up to the wanted
-count.
+Rows that share a group or hold the same crystal form a *unit*, and a unit never straddles the
+split. Where the parent's dataset knows a unit, it stays on its side. The others are put in an
+order that depends on nothing but the seed and their own structures, and fill the test side up to
+the wanted count.
 
 Where a key_value_pair of the rows decides the sides, they are checked against the same rules.
 """
@@ -147,9 +147,10 @@ def divide(
     DataError
         If what the parent had on both sides now belongs together.
     """
-    units = _units(entries.structures, entries.group_codes)
+    inherited = inherited or Inheritance()
+    units = _units(_labels(entries, inherited), entries.group_codes)
     sizes = np.bincount(units)
-    stays_train, stays_test = _settled(entries, units, inherited or Inheritance())
+    stays_train, stays_test = _settled(entries, units, inherited)
     _require_one_side(entries, units, stays_train & stays_test)
     wanted = round(len(entries) * fraction)
     tested = stays_test.copy()
@@ -211,13 +212,27 @@ def split_by_key(entries: Entries, *, key: str, inherited: Inheritance | None = 
     )
 
 
+def _labels(entries: Entries, inherited: Inheritance) -> IndexArray:
+    """Return for each entry the number of its crystal.
+
+    Where the parent, made before twins were known, has them on both sides, they stay apart.
+    """
+    stays_train, stays_test = _settled(entries, entries.twins, inherited)
+    torn = (stays_train & stays_test)[entries.twins]
+    if not torn.any():
+        return entries.twins
+    apart = np.where(torn, len(entries) + entries.structures, entries.twins)
+    labels: IndexArray = np.unique(apart, return_inverse=True)[1]
+    return labels
+
+
 def _units(labels: IndexArray, group_codes: IntArray) -> IndexArray:
     """Return for each entry the number of its unit.
 
     Parameters
     ----------
     labels
-        Numbers of the fingerprints.
+        Numbers of the crystals.
     group_codes
         Numbers of the groups, -1 for none.
     """
@@ -361,9 +376,9 @@ def _groups_on_both_sides(entries: Entries, trained: BoolArray, tested: BoolArra
 def _structures_on_both_sides(
     entries: Entries, trained: BoolArray, tested: BoolArray
 ) -> Iterator[str]:
-    both = _on_both_sides(entries.structures, trained, tested)
+    both = _on_both_sides(entries.twins, trained, tested)
     for number in both[:_LISTED].tolist():
-        mine = entries.structures == number
+        mine = entries.twins == number
         rows = _by_side(entries, mine & trained, mine & tested)
         yield f"equal structures are on both sides: {rows}"
     if len(both) > _LISTED:

@@ -8,24 +8,24 @@ next one.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mlip_job.dataset.entry import EntryCollector
+from mlip_job.dataset.fingerprint import crystals
 from mlip_job.dataset.index import read_index
 from mlip_job.dataset.reading import read_batches
+from mlip_job.dataset.reference_energies import compositions
 from mlip_job.dataset.split import Inheritance, divide
+from mlip_job.errors import IntegrityError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-    from pathlib import Path
-
     from mlip_job.dataset.entry import Entries
     from mlip_job.dataset.record import DatasetRecord
+    from mlip_job.dataset.row import BoolArray
     from mlip_job.dataset.split import Side
     from mlip_job.naming import DatasetFiles
 
@@ -63,60 +63,58 @@ def part_training_set(files: DatasetFiles, record: DatasetRecord, fraction: floa
         Of the training structures; the exact count is round(n · fraction), less where groups or
         equal structures allow no other.
     """
-    entries = _training_entries(files.index, record)
-    everything = frozenset(entries.row_ids.tolist())
+    entries = _training_entries(files, record)
+    rows = frozenset(entries.row_ids.tolist())
     if len(entries) < FEWEST:
         few = f"{len(entries)} training structures are fewer than {FEWEST}"
-        return Parts(everything, why_whole=few)
-    stays: set[int] = set()
-    while True:
-        rows = _choose(entries, fraction, record.split.seed, stays)
-        if len(record.elements) == 1 or not (lacking := _lacking(files.xyz("train"), rows)):
-            break
+        return Parts(rows, why_whole=few)
+    stays = np.zeros(len(entries), dtype=np.bool_)
+    aside = _choose(entries, fraction, record.split.seed, stays)
+    while (lacking := _lacking(entries, aside)).any():
         stays |= lacking
-    if not rows:
-        return Parts(everything, why_whole="no group of training structures is small enough")
-    return Parts(everything - rows, rows)
+        aside = _choose(entries, fraction, record.split.seed, stays)
+    if not aside.any() or aside.all():
+        return Parts(rows, why_whole="no group of training structures is small enough")
+    validation = frozenset(entries.row_ids[aside].tolist())
+    return Parts(rows - validation, validation)
 
 
-def _training_entries(index: Path, record: DatasetRecord) -> Entries:
-    rows = [row for row in read_index(index, f"dataset {record.id}") if row[3] == "train"]
-    collector = EntryCollector(len(rows))
-    collector.add(
-        row_ids=[row_id for row_id, *_ in rows],
-        fingerprints=b"".join(bytes.fromhex(fingerprint) for _, fingerprint, *_ in rows),
-        energies=[0.0] * len(rows),
-        groups=[group or None for _, _, group, _ in rows],
-        compositions=[()] * len(rows),
-        config_types=[None] * len(rows),
-    )
+def _training_entries(files: DatasetFiles, record: DatasetRecord) -> Entries:
+    """Return what the split looks at, for the training set alone."""
+    index = read_index(files.index, f"dataset {record.id}")
+    rows = ((row, fingerprint, group) for row, fingerprint, group, side in index if side == "train")
+    collector = EntryCollector(record.counts.train)
+    for batch in read_batches(files.xyz("train")):
+        structures = batch.structures
+        count = len(structures)
+        indexed = list(islice(rows, count))  # the texts have the order of the index
+        if [row for row, *_ in indexed] != structures.ids.tolist():
+            raise IntegrityError(f"the index of dataset {record.id} is not that of its train.xyz")
+        collector.add(
+            row_ids=structures.ids,
+            fingerprints=b"".join(bytes.fromhex(fingerprint) for _, fingerprint, _ in indexed),
+            crystals=crystals(structures),
+            energies=[0.0] * count,
+            groups=[group or None for *_, group in indexed],
+            compositions=compositions(structures),
+            config_types=[None] * count,
+            sides=[None] * count,
+        )
     return collector.entries()
 
 
-def _choose(entries: Entries, fraction: float, seed: int, stays: Collection[int]) -> frozenset[int]:
-    """Return the rows that the split puts aside; what stays in the fit keeps its like there."""
-    chosen = np.isin(entries.row_ids, list(stays))
+def _choose(entries: Entries, fraction: float, seed: int, stays: BoolArray) -> BoolArray:
+    """Tell which entries the split puts aside; what stays in the fit keeps its like there."""
     settled: list[tuple[str, Side]] = [
-        (fingerprint.hex(), "train") for fingerprint in entries.fingerprints[chosen].tolist()
+        (fingerprint.hex(), "train") for fingerprint in entries.fingerprints[stays].tolist()
     ]
-    split = divide(entries, fraction=fraction, seed=seed, inherited=Inheritance.of(settled))
-    if split.train == 0:
-        return frozenset()
-    return frozenset(entries.row_ids[split.tested].tolist())
+    inherited = Inheritance.of(settled)
+    return divide(entries, fraction=fraction, seed=seed, inherited=inherited).tested
 
 
-def _lacking(texts: Path, rows: Collection[int]) -> set[int]:
-    """Return those of the rows that hold an element which the others lack."""
-    fitted: set[int] = set()
-    held: defaultdict[int, set[int]] = defaultdict(set)
-    for batch in read_batches(texts):
-        structures = batch.structures
-        places = pairwise(structures.starts.tolist())
-        for row, (start, end) in zip(structures.ids.tolist(), places, strict=True):
-            elements = set(structures.numbers[start:end].tolist())
-            if row in rows:
-                for element in elements:
-                    held[element].add(row)
-            else:
-                fitted |= elements
-    return {row for element, holders in held.items() if element not in fitted for row in holders}
+def _lacking(entries: Entries, aside: BoolArray) -> BoolArray:
+    """Tell which of the entries put aside hold an element that the others lack."""
+    lacking = np.zeros(len(entries), dtype=np.bool_)
+    for element in set(entries.elements()) - set(entries.elements(~aside)):
+        lacking |= entries.holding(element)
+    return lacking

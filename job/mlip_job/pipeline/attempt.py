@@ -28,6 +28,7 @@ from mlip_job.training.best import EarlyStopping
 from mlip_job.training.ladder import LadderWatch
 from mlip_job.training.process import Monitor
 from mlip_job.training.runner import PacemakerWrapper
+from mlip_job.training.size import with_size
 from mlip_job.training.summary import summarise_linear_fit, summarise_run
 
 if TYPE_CHECKING:
@@ -190,9 +191,10 @@ class Attempt:
 
     def _fit_linearly(self, prepared: Prepared) -> LinearStart:
         content = prepared.legs[self._files.input_yaml].content
+        training = with_size(self._config.training, prepared.training.basis)
         with self._clock.stage(_LINEAR):
             return fit_linearly(
-                self._config, self._files, prepared.record, prepared.given, content, self._observer
+                training, self._files, prepared.record, prepared.given, content, self._observer
             )
 
     def _ship_linear_fit(self, shipper: Shipper) -> None:
@@ -206,7 +208,7 @@ class Attempt:
             return self._end_linear_fit(prepared, shipper)
         if not prepared.legs:
             return summarise_run(self._files.directory, exit_code=0)
-        self._announce()
+        self._observer.message(f"training in {self._files.directory}")
         ladder = LadderWatch(self._files, training.ladder_step, self._observer.message)
 
         second_set = "validation" if prepared.given.validation else "test"
@@ -268,13 +270,6 @@ class Attempt:
     def _write_left_out(self, given: FitData) -> None:
         left_out = left_out_by_weighting(self._config.training, self._files, given)
         self._files.left_out.write_text(json.dumps(left_out), encoding="utf-8")
-
-    def _announce(self) -> None:
-        if self._config.training.stress_weight > 0:
-            self._observer.message(
-                "note: stress_weight has no effect, pacemaker fits no stress; 0 silences this"
-            )
-        self._observer.message(f"training in {self._files.directory}")
 
     def _with_checkpoint(self, error: MlipJobError, shipper: Shipper) -> MlipJobError:
         """Say with a failure what of the fit is safe."""

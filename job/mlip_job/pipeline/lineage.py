@@ -87,6 +87,13 @@ def start_mode(
     return "extend"
 
 
+def functions_of(parent: Manifest | None) -> int | None:
+    """Return the functions per element of a parent's basis."""
+    if parent is None:
+        return None
+    return int(parent.basis["functions"]["number_of_functions_per_element"])
+
+
 def _start_number(start_from: str | int, generation: int) -> int | None:
     if start_from == "none" or (start_from == "previous" and generation == 1):
         return None

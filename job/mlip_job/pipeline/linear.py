@@ -14,7 +14,7 @@ from mlip_job.training.linear_task import LinearProgress, LinearStart, LinearTas
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mlip_job.config import JobConfig
+    from mlip_job.config import TrainingConfig
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.pipeline.fit_data import FitData
     from mlip_job.pipeline.stages import Observer
@@ -23,7 +23,7 @@ _LINE_INTERVAL_SECONDS = 10.0
 
 
 def fit_linearly(
-    config: JobConfig,
+    training: TrainingConfig,
     files: WorkFiles,
     record: DatasetRecord,
     given: FitData,
@@ -32,9 +32,10 @@ def fit_linearly(
 ) -> LinearStart:
     """Make the potential that input.yaml, whose content is given, starts from.
 
-    Where no iteration follows, it is what will be published; then the log says how it was made.
+    The size of its basis is decided. Where no iteration follows, it is what will be published;
+    then the log says how it was made.
     """
-    finished = config.training.is_linear
+    finished = training.is_linear
     potential = files.output_potential if finished else files.linear_start
     loss = content["fit"]["loss"]
     structures = record.counts.train - len(given.validation)
@@ -42,7 +43,7 @@ def fit_linearly(
     observer.message(f"linear fit to {structures} structures (about {atoms} atoms)")
     made = run_linear_fit(
         LinearTask(
-            section=potential_section(config.training, record.elements),
+            section=potential_section(training, record.elements),
             kappa=float(loss["kappa"]),
             l1=float(loss["L1_coeffs"]),
             l2=float(loss["L2_coeffs"]),
@@ -54,8 +55,8 @@ def fit_linearly(
             finished=finished,
             repulsion=content["fit"].get("repulsion") == "auto",
             reference_energies=content["data"]["reference_energy"],
-            seed=config.training.seed,
-            resampled=config.training.start_noise > 0,
+            seed=training.seed,
+            resampled=training.start_noise > 0,
             atoms=atoms,
             cores=usable_cores(),
         ),
@@ -82,7 +83,8 @@ class _Forecast:
 
     def __call__(self, done: LinearProgress) -> None:
         now = time.monotonic()
-        if now - self._last_line < _LINE_INTERVAL_SECONDS:
+        finished = done.structures >= self._structures
+        if now - self._last_line < _LINE_INTERVAL_SECONDS or finished:
             return
         self._last_line = now
         left = (now - self._started) * max(0.0, self._atoms / done.atoms - 1)

@@ -10,12 +10,14 @@ from mlip_job.environment import job_of_this_start
 from mlip_job.pipeline.datasets import Dataset, find_or_build_dataset, make_frames
 from mlip_job.pipeline.decided import attempts_before, decided_dataset
 from mlip_job.pipeline.fit_data import FitData, make_fit_data
-from mlip_job.pipeline.lineage import find_lineage
+from mlip_job.pipeline.lineage import find_lineage, functions_of
 from mlip_job.pipeline.resume import fetch_checkpoint, start_over
+from mlip_job.pipeline.sizes import data_size
 from mlip_job.pipeline.stages import fetch_parent, make_input, refer_to
 from mlip_job.registry import TrainingState
 from mlip_job.training.basis import potential_section
 from mlip_job.training.legs import Leg, legs_from
+from mlip_job.training.size import choose_size, with_size
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from mlip_job.pipeline.datasets import Fetch
     from mlip_job.pipeline.lineage import Lineage
     from mlip_job.registry import AttemptPart, Checkpoint, DatasetReference
+    from mlip_job.training.size import BasisSize
 
 
 @dataclass(frozen=True)
@@ -92,12 +95,14 @@ class Preparation:
 
     def _begin(self) -> Prepared:
         """Export the dataset and start from the parent, or from nothing."""
-        training = self._context.config.training
-        lineage = find_lineage(self._context.registry, training, self._context.generation)
+        asked = self._context.config.training
+        lineage = find_lineage(self._context.registry, asked, self._context.generation)
         agreed = self._context.registry.agreed_dataset(self._context.generation) or self._decided()
         with self._context.clock.stage("fetch" if agreed else "export"):
             dataset = agreed or self._find_or_build_dataset(lineage)
             record = self._record_of(dataset)
+        size = self._choose_size(record, lineage)
+        training = with_size(asked, size)
         with self._context.clock.stage("fetch"):
             parent = fetch_parent(
                 training,
@@ -123,6 +128,7 @@ class Preparation:
             dataset=agreed,
             parent=parent,
             elements=record.elements,
+            basis=size,
             job=job_of_this_start(),
         )
         return Prepared(record, given, state, {self._context.files.input_yaml: Leg(content)})
@@ -131,13 +137,12 @@ class Preparation:
         """Take up what an earlier attempt left: its dataset, its parent, its potential."""
         before = checkpoint.training
         given = self._give(record)
-        content = make_input(
-            self._context.config.training, self._context.files, record, given, before.parent
-        )
+        training = with_size(self._context.config.training, before.basis)
+        content = make_input(training, self._context.files, record, given, before.parent)
         legs = legs_from(
             checkpoint.position,
             content,
-            potential_section(self._context.config.training, record.elements),
+            potential_section(training, record.elements),
             self._context.files.checkpoint_potential.name,
         )
         if checkpoint.position.finished:
@@ -168,6 +173,16 @@ class Preparation:
     @property
     def _make_frames(self) -> Fetch:
         return make_frames(self._context.config.dataset.frame_shard_size)
+
+    def _choose_size(self, record: DatasetRecord, lineage: Lineage) -> BasisSize:
+        """Decide how large the basis is, and say so."""
+        parent = functions_of(lineage.potential)
+        size = choose_size(self._context.config.training, data_size(record), parent)
+        if size.chosen != "configured":
+            self._context.observer.message(str(size))
+        if size.warning is not None:
+            self._context.observer.message(f"warning: {size.warning}")
+        return size
 
     def _find_or_build_dataset(self, lineage: Lineage) -> Dataset:
         return find_or_build_dataset(

@@ -18,6 +18,7 @@ from mlip_job.training.potential_yaml import (
     read_potential,
     write_potential,
 )
+from mlip_job.training.size import with_size
 from mlip_job.training.weighting import FITTED, rows_left_out
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def describe(
         config=config.model_dump(mode="json"),
         config_sha256=config.fingerprint(),
         elements=record.elements,
-        basis=potential_section(config.training, record.elements),
+        basis=potential_section(with_size(config.training, training.basis), record.elements),
         parent=training.parent,
         linear_start=training.linear_start,
         dataset=training.dataset,

@@ -22,6 +22,7 @@ from mlip_job.registry.manifest import AttemptPart, DatasetReference, Parent
 from mlip_job.store.keys import Sha256, StoredName, StoredPath, unreadable
 from mlip_job.training.linear_task import LinearStart
 from mlip_job.training.position import FitPosition
+from mlip_job.training.size import BasisSize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -55,6 +56,8 @@ class TrainingState(_Part):
         The generation that the fit started from.
     elements
         What the potential describes.
+    basis
+        How large it is; older versions took the number in ``config``.
     linear_start
         The linear fit that the fit started from, if it did.
     job
@@ -68,6 +71,7 @@ class TrainingState(_Part):
     dataset: DatasetReference
     parent: Parent | None
     elements: tuple[str, ...]
+    basis: BasisSize | None = None
     linear_start: LinearStart | None = None
     job: str | None = None
 

@@ -155,6 +155,8 @@ def fit_entries(report: TrainingReport) -> Iterator[Entry]:
             "evaluator",
             f"{significant(speed.evaluator_us_per_atom)} µs per atom on one core, {speed.cpu}",
         )
+    if report.basis is not None:
+        yield Entry("size of the basis", str(report.basis))
     yield Entry("iterations", fixed(fit.iterations, 0))
     if fit.second_set == "validation":
         yield Entry("validation part", _validation(fit))

@@ -21,7 +21,7 @@ FRESH = "--fresh"
 
 
 class Stage(StrEnum):
-    """What a job does of a run, which several jobs may share: only the fit needs a GPU.
+    """What a job does of a run, which several jobs may share: only the fit may need a GPU.
 
     Of one submission, they come in this order.
 
@@ -43,9 +43,13 @@ class Stage(StrEnum):
     WHOLE = "whole"
 
     @property
-    def needs_gpu(self) -> bool:
+    def fits(self) -> bool:
         """Whether the job fits."""
         return self in (Stage.FIT, Stage.WHOLE)
+
+    def needs_gpu(self, config: JobConfig) -> bool:
+        """Whether the job has a use for a GPU: a linear fit has none."""
+        return self.fits and not config.training.is_linear
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -110,6 +114,11 @@ class JobRequest:
     def is_first(self) -> bool:
         """Whether this is the first job of the submission."""
         return self.stage is self.stages[0]
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether the job has a use for a GPU."""
+        return self.stage.needs_gpu(self.config)
 
     @property
     def starts_over(self) -> bool:

@@ -52,8 +52,13 @@ def count_steps(step: LadderStep, target: Mapping[str, int], start: Mapping[str,
 
 
 def ladder_of(training: TrainingConfig) -> str | None:
-    """Return how many steps the ladder of a fit may have; None where it is one step at most."""
+    """Return how many steps the ladder of a fit may have; None where it is one step at most.
+
+    None also where the size of the basis follows from data that are not known yet.
+    """
     if training.ladder_step is None or training.linear_start:
+        return None
+    if training.functions_per_element == "auto":
         return None
     # With more elements the functions are spread over more blocks, which all grow at once.
     steps = count_steps(training.ladder_step, {"block": training.functions_per_element}, {})

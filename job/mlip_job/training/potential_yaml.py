@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from mlip_job.errors import TrainingError
+from mlip_job.yaml_text import YamlError, load_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,8 +49,8 @@ def read_potential(path: Path) -> dict[str, Any]:
         If the file is absent, cut short or no potential.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = load_yaml(path.read_text(encoding="utf-8"), loader=_Loader)
+    except (OSError, UnicodeDecodeError, YamlError) as error:
         raise TrainingError(f"{path} is no readable potential: {type(error).__name__}") from None
     if not isinstance(content, dict) or not isinstance(content.get("metadata", {}), dict):
         raise TrainingError(f"{path} is no potential")

@@ -82,6 +82,11 @@ def test_what_can_be_known_before_slurm_is_asked(family: Family, tmp_path: Path)
     message = refusal()
     assert "line 1 is no assignment" in message
     assert "hunter2" not in message
+    secrets.write_bytes(b"AWS_SECRET_ACCESS_KEY=hunter2\r\n")
+    message = refusal()
+    assert "line 1 ends as lines of Windows do" in message
+    assert "hunter2" not in message
+    secrets.write_text("AWS_SECRET_ACCESS_KEY=hunter2\n")
     family.values["database"]["url"] = "nosuch.db"
     assert "database.url: there is no" in refusal(env_file=None)
 

@@ -245,7 +245,7 @@ def test_names_are_short_enough(request_for: Callable[..., JobRequest], generati
 
 def test_hostile_texts_stay_where_they_are(request_for: Callable[..., JobRequest]) -> None:
     """Nothing of a user's passes for what the Jobs tell each other."""
-    mine = {FOLLOWS: "other", QUEUE_ANNOTATION: "other", "a/b": "$(X)\n---\nkind: Job"}
+    mine = {FOLLOWS: "other", QUEUE_ANNOTATION: "other", "a/b": "$(X) --- kind: Job"}
     made = jobs(
         request_for, annotations=mine, labels={STAGE_LABEL: "other"}, run_options=("$(HOME)",)
     )

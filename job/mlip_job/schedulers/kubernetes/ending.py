@@ -151,7 +151,7 @@ def _message(terminated: Mapping[str, Any]) -> tuple[str, str | None]:
     try:
         end = json.loads(text)
         return str(end["message"]), end.get("hint")
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return text[-500:], None
 
 

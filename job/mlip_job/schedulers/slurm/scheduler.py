@@ -69,7 +69,7 @@ class SlurmScheduler:
         files = SubmitFiles.of(request.config, request.generation)
         script = files.script("sbatch", request.stage)
         files.write(script, plan.text, request.config)
-        section = _section(request.stage)
+        section = _section(request.stage, request.config)
         job_id = commands.submit(script, plan.name, *self._dependency(plan), section=section)
         submitted = datetime.now(UTC)
         files.record(self.name, SubmittedJob(id=job_id, name=plan.name, submitted=submitted))
@@ -256,7 +256,7 @@ class SlurmScheduler:
         if log is None and (submission is None or submission.job(handle.id) is None):
             log = ""  # submitted from another work directory, which has the log
         ended = files.how_it_ended(self.name, task.id)
-        return status_of(task, ended, log, _section(handle.stage))
+        return status_of(task, ended, log, _section(handle.stage, self._config))
 
     def _status_by_records(self, handle: JobHandle, files: SubmitFiles) -> JobStatus:
         number = str(_number(handle))
@@ -274,6 +274,6 @@ def _number(handle: JobHandle) -> int:
     return int(handle.id.partition(";")[0])
 
 
-def _section(stage: Stage) -> str:
+def _section(stage: Stage, config: JobConfig) -> str:
     """Return the part of the configuration that holds what a job asks for."""
-    return SECTION if stage.needs_gpu else f"{SECTION}.cpu"
+    return SECTION if stage.needs_gpu(config) else f"{SECTION}.cpu"
