@@ -83,7 +83,8 @@ class TrainingReport(_Part):
     attempts
         All that the fit went through, and how much of the learning curve is each one's own.
     fit
-        What pacemaker's tables and log say, see `RunSummary`.
+        What pacemaker's tables and log say, see `RunSummary`; its ``second_set`` says whether they
+        are of the test set or of the validation part.
     evaluation
         What was found out about the published potential; docs/evaluation.md.
     left_out_by_weighting
@@ -122,7 +123,7 @@ class TrainingReport(_Part):
         evaluation = self.evaluation
         return Headline(
             train=_measured(evaluation.train) if evaluation else _fitted(self.fit.train),
-            test=_measured(evaluation.test) if evaluation else _fitted(self.fit.test),
+            test=_measured(evaluation.test) if evaluation else _fitted(self._tested()),
             iterations=self.fit.iterations or 0,
             functions=self.fit.functions,
             accepted=evaluation is not None and evaluation.gate.accepted,
@@ -132,7 +133,11 @@ class TrainingReport(_Part):
             if evaluation and evaluation.speed
             else None,
             warnings=self.warnings,
+            best_iteration=self.fit.best.iteration if self.fit.best else None,
         )
+
+    def _tested(self) -> Errors | None:
+        return self.fit.test if self.fit.second_set == "test" else None
 
     def to_json(self) -> str:
         """Return the text of ``report.json``."""

@@ -146,7 +146,7 @@ def test_cores_give_way_to_the_data() -> None:
     assert content["metadata"] == {}
     assert len(notes) == 1
     assert "the ZBL core of Au-Cu begins at 1.900 Å" in notes[0]
-    assert "in the training set that is 2.100 Å" in notes[0]
+    assert "in what was fitted that is 2.100 Å" in notes[0]
     assert clear_of_cores({"species": blocks}, {}) == ({"species": blocks}, ())
 
 

@@ -36,7 +36,7 @@ def _show(summary: RunSummary) -> None:
 
     cause = f": {summary.cause}" if summary.cause else ""
     click.echo(f"{summary.status}{cause}")
-    errors = {"train": summary.train, "test": summary.test}
+    errors = {"train": summary.train, summary.second_set: summary.test}
     if any(errors.values()):
         print_table(
             ("", "RMSE E", "MAE E", "max E", "RMSE F", "MAE F", "max F"),
@@ -48,6 +48,7 @@ def _show(summary: RunSummary) -> None:
         "functions": figure(summary.functions, 0),
         "parameters": figure(summary.parameters, 0),
         "early stop": summary.early_stopping,
+        "result": None if summary.best is None else f"iteration {summary.best.iteration}",
         "optimiser": summary.optimiser_message,
         "final loss": describe_shares(summary.loss_shares) if summary.loss_shares else None,
         "versions": ", ".join(f"{name} {v}" for name, v in summary.versions.items()),

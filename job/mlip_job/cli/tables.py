@@ -145,7 +145,7 @@ def show_manifest(manifest: Manifest, latest: LatestPointer | None = None) -> No
             f"{figure(test.rmse_force_mev_per_angstrom)} test  meV/Å per component",
         ),
         ("basis", f"{figure(manifest.headline.functions, 0)} functions"),
-        ("fit", f"{manifest.headline.iterations} iterations, seed {manifest.fit_seed}"),
+        ("fit", _fit(manifest)),
         *_loss(manifest),
         *_speed(manifest),
         (
@@ -275,3 +275,9 @@ def show_dataset(record: DatasetRecord) -> None:
 def _some(rows: Sequence[int], limit: int = 10) -> str:
     shown = ", ".join(map(str, rows[:limit]))
     return shown + (f" and {len(rows) - limit} more" if len(rows) > limit else "")
+
+
+def _fit(manifest: Manifest) -> str:
+    best = manifest.headline.best_iteration
+    taken = "" if best is None else f", best at {best} on the validation part"
+    return f"{manifest.headline.iterations} iterations{taken}, seed {manifest.fit_seed}"

@@ -112,6 +112,23 @@ class Split:
 def split_rows(
     entries: Entries, *, fraction: float, seed: int, inherited: Inheritance | None = None
 ) -> Split:
+    """Put each entry on a side of a dataset, neither of which is empty.
+
+    See `divide`.
+
+    Raises
+    ------
+    DataError
+        If a side stays empty, or what the parent had on both sides now belongs together.
+    """
+    split = divide(entries, fraction=fraction, seed=seed, inherited=inherited)
+    _require_both_sides(split, len(entries), fraction)
+    return split
+
+
+def divide(
+    entries: Entries, *, fraction: float, seed: int, inherited: Inheritance | None = None
+) -> Split:
     """Put each entry on a side.
 
     Parameters
@@ -128,7 +145,7 @@ def split_rows(
     Raises
     ------
     DataError
-        If a side stays empty, or what the parent had on both sides now belongs together.
+        If what the parent had on both sides now belongs together.
     """
     inherited = inherited or Inheritance()
     units = _units(_labels(entries, inherited), entries.group_codes)
@@ -144,14 +161,12 @@ def split_rows(
         if sizes[unit] <= missing:
             missing -= int(sizes[unit])
             tested[unit] = True
-    split = Split(
+    return Split(
         tested=tested[units],
         wanted_test=wanted,
         inherited_train=int(sizes[stays_train].sum()),
         inherited_test=int(sizes[stays_test].sum()),
     )
-    _require_both_sides(split, len(entries), fraction)
-    return split
 
 
 def split_by_key(entries: Entries, *, key: str, inherited: Inheritance | None = None) -> Split:

@@ -18,7 +18,7 @@ from mlip_job.evaluation.measured import Models, Task
 from mlip_job.evaluation.physics import check_physics
 from mlip_job.evaluation.potential import Potential
 from mlip_job.evaluation.processes import Measurers
-from mlip_job.evaluation.results import Evaluation
+from mlip_job.evaluation.results import Agreement, Evaluation
 from mlip_job.evaluation.speed import measure_speed
 from mlip_job.naming import generation_name
 from mlip_job.training.potential_yaml import read_potential
@@ -51,6 +51,8 @@ class Subject:
     left_out
         Rows per side that the weighting kept out of the fit: nobody wanted them to be described,
         and pacemaker's figures don't count them either.
+    validation
+        Training rows that were kept out of the fit to choose its best iteration.
     predecessor
         What it is compared with.
     active_set
@@ -64,6 +66,7 @@ class Subject:
     record: DatasetRecord
     fitted: RunSummary
     left_out: Mapping[str, tuple[int, ...]]
+    validation: frozenset[int]
     predecessor: Predecessor | None
     active_set: Literal["linear", "full"] | None
     notes: tuple[str, ...] = ()
@@ -98,7 +101,7 @@ def evaluate(
         If the potential can't be loaded, yields NaN, or is not the one that pacemaker fitted.
     """
     record, models, structures = subject.record, subject.models, subject.dataset.xyz
-    train, test, lowest = SetTally(seed), SetTally(seed), LowestStructures()
+    train, test, lowest = SetTally(seed, subject.validation), SetTally(seed), LowestStructures()
     atoms = record.atoms.train + record.atoms.test
     tested_out = subject.left_out.get("test", ())
     with Measurers(models, atoms=atoms, cores=cores) as measurers:
@@ -113,10 +116,7 @@ def evaluate(
             test.add_all(batch.measured)
             look(len(batch.measured))
     _require_some(train, test)
-    agreements = (
-        agreement("train", train, subject.fitted.train),
-        agreement("test", test, subject.fitted.test),
-    )
+    agreements = _agreements(subject, train, test)
     converted = conversion(train, test)
     parent, notes = None, list(subject.notes)
     if subject.predecessor is not None:
@@ -145,7 +145,7 @@ def evaluate(
     return Evaluation(
         train=train.result(),
         test=of_test,
-        agreement=tuple(found for found in agreements if found is not None),
+        agreement=agreements,
         parent=parent,
         physics=physics,
         active_set=subject.active_set,
@@ -158,6 +158,19 @@ def evaluate(
         ),
         notes=tuple(notes),
     )
+
+
+def _agreements(subject: Subject, train: SetTally, test: SetTally) -> tuple[Agreement, ...]:
+    """Hold each set that pacemaker was given against its figures; the second one is either."""
+    fitted = subject.fitted
+    if subject.validation:
+        found = (
+            agreement("train", train.rest, fitted.train),
+            agreement("validation", train.apart, fitted.test),
+        )
+    else:
+        found = (agreement("train", train, fitted.train), agreement("test", test, fitted.test))
+    return tuple(one for one in found if one is not None)
 
 
 def _require_some(train: SetTally, test: SetTally) -> None:

@@ -109,9 +109,12 @@ class SetEvaluation(_Part):
 
 
 class Agreement(_Part):
-    """The artefact's errors held against pacemaker's own, RMSE; the job fails where they differ."""
+    """The artefact's errors held against pacemaker's own, RMSE; the job fails where they differ.
 
-    side: Literal["train", "test"]
+    ``train`` is without the validation part, where there is one.
+    """
+
+    side: Literal["train", "test", "validation"]
     energy_mev_per_atom: float
     energy_by_pacemaker_mev_per_atom: float
     force_mev_per_angstrom: float

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mlip_job.environment import job_of_this_start
 from mlip_job.pipeline.datasets import Dataset, find_or_build_dataset, make_frames
 from mlip_job.pipeline.decided import attempts_before, decided_dataset
+from mlip_job.pipeline.fit_data import FitData, make_fit_data
 from mlip_job.pipeline.lineage import find_lineage, functions_of
 from mlip_job.pipeline.resume import fetch_checkpoint, start_over
 from mlip_job.pipeline.sizes import data_size
@@ -37,6 +38,8 @@ class Prepared:
     ----------
     record
         The dataset, whose frames lie in the work directory.
+    given
+        What of it the fit is given.
     training
         What the attempt does; its own part is the last of ``attempts``.
     legs
@@ -44,6 +47,7 @@ class Prepared:
     """
 
     record: DatasetRecord
+    given: FitData
     training: TrainingState
     legs: dict[Path, Leg]
 
@@ -108,7 +112,8 @@ class Preparation:
                 lineage.potential,
                 self._context.observer,
             )
-        content = make_input(training, self._context.files, record, parent)
+        given = self._give(record)
+        content = make_input(training, self._context.files, record, given, parent)
         self._context.raise_if_lost()
         with self._context.clock.stage("publish_dataset"):
             agreed = self._agree_on(dataset, lineage)
@@ -126,13 +131,14 @@ class Preparation:
             basis=size,
             job=job_of_this_start(),
         )
-        return Prepared(record, state, {self._context.files.input_yaml: Leg(content)})
+        return Prepared(record, given, state, {self._context.files.input_yaml: Leg(content)})
 
     def _go_on(self, checkpoint: Checkpoint, record: DatasetRecord) -> Prepared:
         """Take up what an earlier attempt left: its dataset, its parent, its potential."""
         before = checkpoint.training
         training = with_size(self._context.config.training, before.basis)
-        content = make_input(training, self._context.files, record, before.parent)
+        given = self._give(record)
+        content = make_input(training, self._context.files, record, given, before.parent)
         legs = legs_from(
             checkpoint.position,
             content,
@@ -148,7 +154,21 @@ class Preparation:
             }
         )
         inputs = {self._context.files.leg_input(n): leg for n, leg in enumerate(legs, start=1)}
-        return Prepared(record, state, inputs)
+        return Prepared(record, given, state, inputs)
+
+    def _give(self, record: DatasetRecord) -> FitData:
+        given = make_fit_data(
+            self._context.config, record, self._context.registry, self._context.files
+        )
+        if given.validation:
+            fitted = record.counts.train - len(given.validation)
+            self._context.observer.message(
+                f"fitting to {fitted} of {record.counts.train} training structures; the other "
+                f"{len(given.validation)} choose the best iteration"
+            )
+        for note in given.notes:
+            self._context.observer.message(f"note: {note}")
+        return given
 
     @property
     def _make_frames(self) -> Fetch:

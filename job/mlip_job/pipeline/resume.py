@@ -139,11 +139,11 @@ def _arrange(checkpoint: Checkpoint, files: WorkFiles) -> None:
     if checkpoint.position.finished:
         (staging / POTENTIAL).rename(files.output_potential)
         (staging / TRAIN_LOG).rename(files.train_log)
-        # Nothing else: it would lie where a program of the fit might take it for its own.
-        for path in (staging / files.left_out.name, *WorkFiles(staging).leg_inputs()):
-            path.rename(files.directory / path.name)
     else:
         (staging / POTENTIAL).rename(files.checkpoint_potential)
+    # Nothing else: it would lie where a program of the fit might take it for its own.
+    for path in WorkFiles(staging).of_fit():
+        path.rename(files.directory / path.name)
     shutil.rmtree(staging)
 
 

@@ -146,6 +146,8 @@ class Headline(_Part):
         CPU time of the published potential on one core, µs; a measurement of that machine.
     warnings
         What a person should know before using the potential; those of the report.
+    best_iteration
+        The one whose potential was published, where that is not the last one.
     """
 
     train: ErrorFigures
@@ -157,6 +159,7 @@ class Headline(_Part):
     loss_shares: LossShares | None = None
     evaluator_us_per_atom: float | None = None
     warnings: tuple[str, ...] = ()
+    best_iteration: int | None = None
 
 
 class CommitteeMember(_Part):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mlip_job.registry import Manifest
     from mlip_job.report import TrainingReport
     from mlip_job.reporting.facts import Facts
+    from mlip_job.training.run_summary import BestPotential, RunSummary
 
 _MODES = {"continue": "with the same basis", "extend": "growing its basis"}
 _LISTED_ROWS = 12
@@ -159,6 +160,10 @@ def fit_entries(report: TrainingReport) -> Iterator[Entry]:
     yield Entry("iterations", fixed(fit.iterations, 0))
     if fit.loss_shares is not None:
         yield Entry("final loss", describe_shares(fit.loss_shares))
+    if fit.second_set == "validation":
+        yield Entry("validation part", _validation(fit))
+    if fit.best is not None:
+        yield Entry("best iteration", _best(fit.best))
     if fit.early_stopping:
         yield Entry("early stopping", fit.early_stopping)
     if fit.optimiser_message:
@@ -268,3 +273,18 @@ def _some(rows: Sequence[int]) -> str:
     shown = ", ".join(map(str, rows[:_LISTED_ROWS]))
     more = len(rows) - _LISTED_ROWS
     return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _validation(fit: RunSummary) -> str:
+    sizes = [fit.structures.get(side) for side in ("train", "test")]
+    fitted, aside = (size.found if size is not None else None for size in sizes)
+    return f"{count(aside, 'training structure')}, the fit saw {fixed(fitted, 0)} others"
+
+
+def _best(best: BestPotential) -> str:
+    step = f" of ladder step {best.ladder_step}" if best.ladder_step else ""
+    last = "" if best.last_loss is None else f"; the last one has {best.last_loss:.4g}"
+    return (
+        f"{best.iteration}{step}, published: its loss on the validation part is {best.loss:.4g}, "
+        f"without regularisation{last}"
+    )

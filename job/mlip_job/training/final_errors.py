@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from mlip_job.training.tables import MetricsRow, MetricsTable
 
 _PRINT_PRECISION_MEV = 0.0051  # the log prints two decimals
-_ENDED_AT_ITERATION = (0, 1)  # of scipy's minimiser: converged, too many iterations
+# Of scipy's minimiser: converged, too many iterations, ended by a callback.
+_ENDED_AT_ITERATION = (0, 1, 99)
 _TRIAL_POINT = (
     "the optimiser gave up within a line search: pacemaker's last figures of the test set are of a "
     "trial point, not of the potential that it saved"
@@ -54,6 +55,24 @@ def final_row(state: LogState, table: MetricsTable) -> MetricsRow | None:
     """Return the row of the result in a table of cycles: of the last step and its best cycle."""
     index = _final_index(state, table)
     return None if index is None else table.rows[index]
+
+
+def errors_of(row: MetricsRow) -> Errors:
+    """Return the errors that a row of a table tells of."""
+    return _errors(row, None)
+
+
+def last_loss(state: LogState, tables: Mapping[str, MetricsTable]) -> float | None:
+    """Return the loss on the test set, without regularisation, of what pacemaker ended with."""
+    cycles = tables["test_cycle_metrics"]
+    if not _reaches_last_step(cycles, tables["cycle_metrics"]) or _gave_up(state, cycles):
+        return None
+    in_step = _in_last_step(cycles.rows)
+    if state.best_cycle >= len(in_step):
+        return None
+    row = cycles.rows[in_step[state.best_cycle]]
+    parts = (row.e_loss_contrib, row.f_loss_contrib)
+    return None if None in parts else sum(part for part in parts if part is not None)
 
 
 def milli(value: float | None) -> float | None:

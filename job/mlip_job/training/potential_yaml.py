@@ -102,6 +102,26 @@ def as_start(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, "metadata": metadata, "species": species}
 
 
+def with_cores_of(finished: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a potential of an iteration with what pacemaker adds to the last one when it ends.
+
+    The ZBL cores follow from the training data alone, and so are the same for every iteration.
+
+    Parameters
+    ----------
+    finished
+        The last one.
+    content
+        Another of the same fit and the same basis.
+    """
+    cores = {
+        block["speciesblock"]: {k: v for k, v in block.items() if k in _NO_INNER_CUTOFF}
+        for block in finished["species"]
+    }
+    species = [{**block, **cores[block["speciesblock"]]} for block in content["species"]]
+    return {**finished, "species": species}
+
+
 def perturbed(content: Mapping[str, Any], noise: float, seed: int) -> dict[str, Any]:
     """Return a potential whose functions' coefficients have changed a little.
 

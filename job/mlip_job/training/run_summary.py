@@ -65,6 +65,20 @@ class FitCycle(_Part):
     final_loss: float | None
 
 
+class BestPotential(_Part):
+    """The iteration whose potential is the result, where that is not the last one.
+
+    Its loss on the second set that pacemaker was given is the smallest. Losses are without
+    regularisation; `last_loss` is None where that of the last potential was not measured.
+    """
+
+    ladder_step: int
+    cycle: int
+    iteration: int
+    loss: float
+    last_loss: float | None
+
+
 class SetSizes(_Part):
     """Structures of one set: in the files, with neighbours, and after weighting."""
 
@@ -90,6 +104,10 @@ class RunSummary(_Part):
         Errors of the result: of the last ladder step and its best cycle.
     loss_shares
         What makes up the training loss of the result.
+    second_set
+        What pacemaker was given as its test set; `test`, `test_curve` and `structures` are of that.
+    best
+        Which iteration's potential it is, where it is not the last one.
     iterations
         Over all ladder steps and cycles.
     cycles
@@ -109,6 +127,8 @@ class RunSummary(_Part):
     train: Errors | None
     test: Errors | None
     loss_shares: LossShares | None = None
+    second_set: Literal["test", "validation"] = "test"
+    best: BestPotential | None = None
     iterations: int | None
     functions: int | None
     parameters: int | None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 
@@ -166,19 +166,20 @@ class _RowParser:
             return
         if fields == self._columns:
             return
-        row = self._row(dict(zip(self._columns, fields, strict=False)))
+        row = row_of(dict(zip(self._columns, fields, strict=False)))
         if len(fields) != len(self._columns) or not line.endswith("\n") or row is None:
             self.dropped += 1
         else:
             self.rows.append(row)
 
-    @staticmethod
-    def _row(values: dict[str, str]) -> MetricsRow | None:
-        try:
-            numbers: dict[str, Any] = {name: int(values[name]) for name in _WHOLE if name in values}
-            for theirs, ours in _REAL.items():
-                if theirs in values and math.isfinite(number := float(values[theirs])):
-                    numbers[ours] = number
-        except ValueError:
-            return None
-        return MetricsRow(**numbers)
+
+def row_of(values: Mapping[str, str]) -> MetricsRow | None:
+    """Return the row that fields by column say; None where they are no numbers."""
+    try:
+        numbers: dict[str, Any] = {name: int(values[name]) for name in _WHOLE if name in values}
+        for theirs, ours in _REAL.items():
+            if theirs in values and math.isfinite(number := float(values[theirs])):
+                numbers[ours] = number
+    except ValueError:
+        return None
+    return MetricsRow(**numbers)
