@@ -243,6 +243,11 @@ class WorkFiles:
         """Return those input files that are there."""
         return sorted(self.directory.glob("resume-*.yaml"))
 
+    def of_fit(self) -> list[Path]:
+        """Return the files that tell about a fit, besides its potential, log and tables."""
+        named = (path for path in (self.left_out, self.early_stopping, self.best) if path.exists())
+        return [*named, *self.leg_inputs(), *sorted(self.directory.glob("best_potential_*.yaml"))]
+
     @property
     def train_log(self) -> Path:
         """All that pacemaker printed, in order."""

@@ -128,12 +128,12 @@ class TrainingReport(_Part):
             functions=self.fit.functions,
             accepted=evaluation is not None and evaluation.gate.accepted,
             rejected_because=evaluation.gate.reasons if evaluation else (),
-            best_iteration=self.fit.best.iteration if self.fit.best else None,
             loss_shares=self.fit.loss_shares,
             evaluator_us_per_atom=evaluation.speed.evaluator_us_per_atom
             if evaluation and evaluation.speed
             else None,
             warnings=self.warnings,
+            best_iteration=self.fit.best.iteration if self.fit.best else None,
         )
 
     def _tested(self) -> Errors | None:

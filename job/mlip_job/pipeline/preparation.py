@@ -136,8 +136,8 @@ class Preparation:
     def _go_on(self, checkpoint: Checkpoint, record: DatasetRecord) -> Prepared:
         """Take up what an earlier attempt left: its dataset, its parent, its potential."""
         before = checkpoint.training
-        given = self._give(record)
         training = with_size(self._context.config.training, before.basis)
+        given = self._give(record)
         content = make_input(training, self._context.files, record, given, before.parent)
         legs = legs_from(
             checkpoint.position,

@@ -12,7 +12,6 @@ from mlip_job.pipeline.confirm import differences
 from mlip_job.pipeline.datasets import make_frames
 from mlip_job.pipeline.shipping import TRAIN_LOG
 from mlip_job.registry.decisions import forget_decision
-from mlip_job.training.best import move_kept
 from mlip_job.training.potential_yaml import elements_of, read_potential
 from mlip_job.training.snapshot import POTENTIAL
 
@@ -140,17 +139,11 @@ def _arrange(checkpoint: Checkpoint, files: WorkFiles) -> None:
     if checkpoint.position.finished:
         (staging / POTENTIAL).rename(files.output_potential)
         (staging / TRAIN_LOG).rename(files.train_log)
-        # Nothing else: it would lie where a program of the fit might take it for its own.
-        for path in (
-            staging / files.left_out.name,
-            staging / files.early_stopping.name,
-            *WorkFiles(staging).leg_inputs(),
-        ):
-            if path.exists():
-                path.rename(files.directory / path.name)
     else:
         (staging / POTENTIAL).rename(files.checkpoint_potential)
-    move_kept(WorkFiles(staging), files)
+    # Nothing else: it would lie where a program of the fit might take it for its own.
+    for path in WorkFiles(staging).of_fit():
+        path.rename(files.directory / path.name)
     shutil.rmtree(staging)
 
 

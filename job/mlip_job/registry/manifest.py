@@ -140,14 +140,14 @@ class Headline(_Part):
         Whether the gate let it pass; ``latest.json`` moves only to those that it did.
     rejected_because
         Why it did not, one sentence each.
-    best_iteration
-        The one whose potential was published, where that is not the last one.
     loss_shares
         What makes up the loss that the fit ended with.
     evaluator_us_per_atom
         CPU time of the published potential on one core, µs; a measurement of that machine.
     warnings
         What a person should know before using the potential; those of the report.
+    best_iteration
+        The one whose potential was published, where that is not the last one.
     """
 
     train: ErrorFigures
@@ -156,10 +156,10 @@ class Headline(_Part):
     functions: int | None
     accepted: bool
     rejected_because: tuple[str, ...] = ()
-    best_iteration: int | None = None
     loss_shares: LossShares | None = None
     evaluator_us_per_atom: float | None = None
     warnings: tuple[str, ...] = ()
+    best_iteration: int | None = None
 
 
 class CommitteeMember(_Part):

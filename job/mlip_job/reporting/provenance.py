@@ -158,12 +158,12 @@ def fit_entries(report: TrainingReport) -> Iterator[Entry]:
     if report.basis is not None:
         yield Entry("size of the basis", str(report.basis))
     yield Entry("iterations", fixed(fit.iterations, 0))
+    if fit.loss_shares is not None:
+        yield Entry("final loss", describe_shares(fit.loss_shares))
     if fit.second_set == "validation":
         yield Entry("validation part", _validation(fit))
     if fit.best is not None:
         yield Entry("best iteration", _best(fit.best))
-    if fit.loss_shares is not None:
-        yield Entry("final loss", describe_shares(fit.loss_shares))
     if fit.early_stopping:
         yield Entry("early stopping", fit.early_stopping)
     if fit.optimiser_message:

@@ -141,16 +141,6 @@ def copy_kept(files: WorkFiles, target: Path) -> dict[str, Path]:
     return {}
 
 
-def move_kept(source: WorkFiles, target: WorkFiles) -> None:
-    """Move the best potential with its record, where there is one."""
-    kept = read_kept(source.best)
-    if kept is None:
-        return
-    if kept.potential.exists():  # at the end of a fit it is what pacemaker ended with
-        kept.potential.rename(target.directory / kept.potential.name)
-    source.best.rename(target.best)
-
-
 def better_than_last(
     kept: Kept | None, state: LogState, tables: Mapping[str, MetricsTable]
 ) -> BestPotential | None:

@@ -51,6 +51,12 @@ def final_errors(
     return train, test, warnings
 
 
+def final_row(state: LogState, table: MetricsTable) -> MetricsRow | None:
+    """Return the row of the result in a table of cycles: of the last step and its best cycle."""
+    index = _final_index(state, table)
+    return None if index is None else table.rows[index]
+
+
 def errors_of(row: MetricsRow) -> Errors:
     """Return the errors that a row of a table tells of."""
     return _errors(row, None)
@@ -65,12 +71,6 @@ def last_loss(state: LogState, tables: Mapping[str, MetricsTable]) -> float | No
     if row is None or row.e_loss_contrib is None or row.f_loss_contrib is None:
         return None
     return row.e_loss_contrib + row.f_loss_contrib
-
-
-def final_row(state: LogState, table: MetricsTable) -> MetricsRow | None:
-    """Return the row of the result in a table of cycles: of the last step and its best cycle."""
-    index = _final_index(state, table)
-    return None if index is None else table.rows[index]
 
 
 def milli(value: float | None) -> float | None:

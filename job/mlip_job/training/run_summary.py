@@ -102,12 +102,12 @@ class RunSummary(_Part):
         From a file ``exit_code`` beside the log, where there is one.
     train, test
         Errors of the result: of the last ladder step and its best cycle.
+    loss_shares
+        What makes up the training loss of the result.
     second_set
         What pacemaker was given as its test set; `test`, `test_curve` and `structures` are of that.
     best
         Which iteration's potential it is, where it is not the last one.
-    loss_shares
-        What makes up the training loss of the result.
     iterations
         Over all ladder steps and cycles.
     cycles
@@ -126,9 +126,9 @@ class RunSummary(_Part):
     exit_code: int | None
     train: Errors | None
     test: Errors | None
+    loss_shares: LossShares | None = None
     second_set: Literal["test", "validation"] = "test"
     best: BestPotential | None = None
-    loss_shares: LossShares | None = None
     iterations: int | None
     functions: int | None
     parameters: int | None
