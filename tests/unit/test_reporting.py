@@ -420,7 +420,7 @@ def test_the_final_loss_is_shown_by_its_terms() -> None:
     """On the page, and in the headline that the manifest keeps, with the warnings."""
     report = make_report(2)
     page = render_report(make_facts(report), None)
-    assert "energy 19 %, forces 81 %, l1_coeffs 3.6e-05 %" in page
+    assert "energy 18.7 %, forces 81.3 %, l1_coeffs 3.6e-05 %" in page
     headline = report.headline()
     assert headline.loss_shares == report.fit.loss_shares is not None
     assert headline.warnings == report.warnings != ()

@@ -116,5 +116,5 @@ def _overridden(training: TrainingConfig) -> Mapping[str, object]:
 
 
 def _percent(share: float) -> str:
-    """Return a share with two digits where it is small."""
-    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"  # noqa: PLR2004
+    """Return a share with two digits, or three where it is large."""
+    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.3g} %"  # noqa: PLR2004
