@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from mlip_job.evaluation.results import SetEvaluation
 
-_POLL_S = 0.25
+_POLL_S = 0.5
 _PROGRAM = str(Path(sys.executable).with_name("mlip-job"))
 _COLUMNS = (
     "fit", "CPU s", "functions", "E RMSE", "E MAE", "F RMSE", "F MAE", "µs/atom",

@@ -22,8 +22,8 @@ def test_few_values_determine_few_functions() -> None:
 
 
 def test_many_values_are_limited_by_the_cost() -> None:
-    """A million atoms get no more than the whole template of pacemaker."""
-    assert _auto(MANY.energies, MANY.forces) == 945
+    """A million atoms get hardly more than the 14,000 of germanium."""
+    assert _auto(MANY.energies, MANY.forces) == 1000
 
 
 def test_more_values_never_give_fewer_functions() -> None:

@@ -31,7 +31,6 @@ def command(ctx: click.Context) -> None:
     probes: dict[str, Callable[[], str]] = {
         "configuration": lambda: _configuration(settings, config),
         "database": lambda: _database(config),
-        "basis": lambda: _basis(config),
         "store": lambda: _store(settings, config),
         "trainer": _trainer,
     }
@@ -40,6 +39,8 @@ def command(ctx: click.Context) -> None:
     if config.tracking.mlflow_uri is not None:
         probes["tracking"] = lambda: _tracking(config)
     results = [(name, *_try(probe)) for name, probe in probes.items()]
+    if all(error is None for name, _, error in results if name == "database"):
+        results.append(("basis", *_try(lambda: _basis(config))))
     document = [
         {
             "check": name,
@@ -88,10 +89,7 @@ def _basis(config: JobConfig) -> str:
     from mlip_job.dataset.survey import look_at
     from mlip_job.pipeline.sizes import expected_size
 
-    try:
-        sample = look_at(config.database.for_generation(1))
-    except MlipJobError:
-        return "not known without the database"
+    sample = look_at(config.database.for_generation(1))
     size = expected_size(config.training, sample)
     if size is None:
         return "no rows to choose a size from"

@@ -15,15 +15,17 @@ if TYPE_CHECKING:
 
 ARITIES = ("UNARY", "BINARY", "TERNARY", "QUATERNARY", "QUINARY")
 
-# The defaults of pacemaker's own template (`pacemaker -t`, pyace/data/input_template.yaml).
+# Those of pacemaker's own template (`pacemaker -t`, pyace/data/input_template.yaml), but for one
+# more angular momentum and radial function of single elements: better for semiconductors
+# (docs/performance.md).
 DEFAULT_NRADMAX: Mapping[str, tuple[int, ...]] = {
-    "UNARY": (15, 6, 4, 3, 2, 2),
+    "UNARY": (15, 7, 5, 3, 2, 2),
     "BINARY": (15, 6, 3, 2, 2, 1),
     "TERNARY": (15, 3, 3, 2, 1),
     "ALL": (15, 3, 2, 1, 1),
 }
 DEFAULT_LMAX: Mapping[str, tuple[int, ...]] = {
-    "UNARY": (0, 3, 3, 2, 2, 1),
+    "UNARY": (0, 4, 4, 3, 2, 1),
     "BINARY": (0, 3, 2, 1, 1, 0),
     "TERNARY": (0, 2, 2, 1, 1),
     "ALL": (0, 2, 2, 1, 1),
