@@ -127,16 +127,16 @@ def test_energy_based_weighting_is_pacemakers_policy() -> None:
 
 def test_early_stopping_comes_with_its_patience_only() -> None:
     """Patience alone means nothing to pacemaker, so it isn't written alone."""
-    never = TrainingConfig(min_relative_train_loss_per_iter=None)
+    never = sized(min_relative_train_loss_per_iter=None)
     assert "early_stopping_patience" not in _written(never)["fit"]
-    fit = _written(TrainingConfig(min_relative_train_loss_per_iter=1e-5))["fit"]
+    fit = _written(sized(min_relative_train_loss_per_iter=1e-5))["fit"]
     assert fit["min_relative_train_loss_per_iter"] == 1e-5
     assert fit["early_stopping_patience"] == 100
 
 
 def test_pacemaker_never_stops_by_its_test_loss() -> None:
     """It raises where that has not fallen in the evaluation after the minimiser has ended."""
-    fit = _written(TrainingConfig(min_relative_test_loss_per_iter=1e-5))["fit"]
+    fit = _written(sized(min_relative_test_loss_per_iter=1e-5))["fit"]
     assert "min_relative_test_loss_per_iter" not in fit
 
 
