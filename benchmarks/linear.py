@@ -16,7 +16,8 @@ from mlip_job.config import JobConfig
 from mlip_job.demo import write_demo_database
 from mlip_job.naming import WorkFiles
 from mlip_job.pipeline import export_generation
-from mlip_job.pipeline.stages import make_input, start_linearly
+from mlip_job.pipeline.linear import fit_linearly
+from mlip_job.pipeline.stages import make_input
 from mlip_job.store.open import open_store
 from mlip_job.training.programs import find_program, trainer_environment
 from mlip_job.training.tables import TableFollower, read_table
@@ -30,8 +31,12 @@ if TYPE_CHECKING:
 _ITERATIONS = 200
 _TRAINING: dict[str, Any] = {"functions_per_element": 100, "stress_weight": 0}
 STARTS: dict[str, dict[str, Any]] = {
-    "from nothing": {"ladder_step": None, "max_iter": _ITERATIONS},
-    "by a ladder of two steps": {"ladder_step": 50, "max_iter": _ITERATIONS // 2},
+    "from nothing": {"linear_start": False, "ladder_step": None, "max_iter": _ITERATIONS},
+    "by a ladder of two steps": {
+        "linear_start": False,
+        "ladder_step": 50,
+        "max_iter": _ITERATIONS // 2,
+    },
     "from a linear fit": {"linear_start": True, "max_iter": _ITERATIONS},
 }
 _REFERENCE, _LINEAR = "from nothing", "from a linear fit"
@@ -152,7 +157,7 @@ def _fit(config: JobConfig, directory: Path) -> Fit:
     content = make_input(config.training, files, record, None)
     begun, before = time.perf_counter(), _cpu_of_children()
     if config.training.linear_start:
-        start_linearly(config, files, record, content, _Silent())
+        fit_linearly(config, files, record, content, _Silent())
     linear_s, linear_cpu_s = time.perf_counter() - begun, _cpu_of_children() - before
     command = [str(find_program("pacemaker")), "--no-predict", files.input_yaml.name]
     points: list[Point] = []

@@ -29,6 +29,7 @@ _CONFIG = {
     "storage": {"url": "store"},
     # The pyace evaluator needs no TensorFlow: such a fit takes seconds.
     "training": {
+        "linear_start": False,
         "evaluator": "pyace",
         "functions_per_element": 10,
         "ladder_step": None,

@@ -21,6 +21,7 @@ from mlip_job.registry import (
     TrainingState,
 )
 from mlip_job.training.basis import potential_section
+from tests.trainings import sized
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,7 +55,7 @@ def make_manifest(
         config=config.model_dump(mode="json"),
         config_sha256=config.fingerprint(),
         elements=("Cu", "Ni"),
-        basis=basis or potential_section(config.training, ["Cu", "Ni"]),
+        basis=basis or potential_section(sized(), ["Cu", "Ni"]),
         parent=None,
         dataset=dataset
         or DatasetReference(

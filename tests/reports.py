@@ -82,7 +82,7 @@ def make_report(generation: int = 2, **changes: Any) -> TrainingReport:
         "energy_reference": "E_DFT = E_potential + Σ n(element)·reference_energies_ev[element]",
         "timings_s": {"export": 4.2, "publish_dataset": 0.9, "fit": 5321.0, "evaluate": 38.0},
         "phases_s": {"starting": 21.0, "building_graph": 1200.0, "fitting": 4080.0},
-        "warnings": ("stress_weight has no effect: pacemaker fits no stress",),
+        "warnings": ("the fit did not converge",),
     }
     return TrainingReport(**(values | changes))
 

@@ -7,16 +7,20 @@ import os
 import platform
 import subprocess
 import time
+import unicodedata
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
+from mlip_job.errors import ConfigError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2, as a container sees its own
+_MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 LOCAL_JOB_VARIABLE = "MLIP_JOB_LOCAL_JOB"
 """The id of a job of `LocalScheduler`; its script sets it."""
 
@@ -38,6 +42,25 @@ _DISTRIBUTIONS = {
     "pandas": ("pandas",),
     "ase": ("ase",),
 }
+
+
+def require_one_line(*names: str) -> None:
+    """Require that environment variables hold no line end or other control character.
+
+    A Secret made with ``echo … | base64``, or an env file with CRLF, leaves one behind a password.
+
+    Raises
+    ------
+    ConfigError
+        Naming the variable, never its value.
+    """
+    for name in names:
+        if any(unicodedata.category(character) == "Cc" for character in os.environ.get(name, "")):
+            raise ConfigError(
+                f"{name} holds a line end or another control character",
+                hint="write the value without one, as printf %s does; a Secret made with echo "
+                "ends in a line end",
+            )
 
 
 class SchedulerJob(BaseModel):
@@ -131,7 +154,7 @@ class RunEnvironment(BaseModel):
         return cls(
             versions={"python": platform.python_version(), **installed_versions()},
             host=HostClass(
-                cpu=_cpu_model(),
+                cpu=cpu_model(),
                 cores=usable_cores(),
                 memory_gib=round(
                     os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1
@@ -178,6 +201,27 @@ def _available_cores() -> int:
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
+def cpu_model() -> str:
+    """Return the model name of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
+
+
+def available_memory() -> int:
+    """Return the bytes of memory that are available, at most what the container may use."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    available = next(1024 * int(line.split()[1]) for line in lines if "MemAvailable" in line)
+    try:
+        limit = _MEMORY_LIMIT.read_text(encoding="ascii").strip()
+    except OSError:
+        return available
+    return available if limit == "max" else min(available, int(limit))
+
+
 def process_age_s() -> float:
     """Return the seconds since this process was started: before its first import."""
     ticks = _started(os.getpid()) or 0
@@ -191,15 +235,6 @@ def _first_version(candidates: tuple[str, ...]) -> str | None:
         except metadata.PackageNotFoundError:
             continue
     return None
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.machine()
 
 
 def _gpus() -> tuple[str, ...]:

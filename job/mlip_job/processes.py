@@ -7,18 +7,21 @@ import multiprocessing
 import os
 import signal
 import time
+from collections import deque
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from mlip_job.environment import thread_counts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Future, ProcessPoolExecutor
     from multiprocessing.connection import Connection
     from types import TracebackType
 
     from mlip_job.errors import MlipJobError
 
+Work = TypeVar("Work")
 Result = TypeVar("Result")
 
 _SECONDS_FOR_A_SIGNAL = 0.5
@@ -81,6 +84,23 @@ def starting_workers(count: int) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def in_order(
+    pool: ProcessPoolExecutor,
+    function: Callable[[Work], Result],
+    work: Iterable[Work],
+    processes: int,
+) -> Iterator[Result]:
+    """Map a function over work, which is read two items for each process ahead of the results."""
+    waiting: deque[Future[Result]] = deque()
+    for item in work:
+        if len(waiting) > 2 * processes:
+            yield waiting.popleft().result()
+        with starting_workers(processes):
+            waiting.append(pool.submit(function, item))
+    while waiting:
+        yield waiting.popleft().result()
+
+
 class Beside(Generic[Result]):
     """A function that runs in a process of its own, at most as long as a with block lasts.
 
@@ -90,15 +110,23 @@ class Beside(Generic[Result]):
         What is called there; both are pickled.
     died
         Raised where that process dies.
+    told
+        Called, while the result is waited for, with what the function tells: it gets a callable
+        to do so as its first argument then.
     """
 
     def __init__(
-        self, function: Callable[..., Result], *arguments: Any, died: MlipJobError
+        self,
+        function: Callable[..., Result],
+        *arguments: Any,
+        died: MlipJobError,
+        told: Callable[[Any], None] | None = None,
     ) -> None:
         # A fork would copy locks that other threads hold: the heartbeat's, an S3 client's.
         context = multiprocessing.get_context("spawn")
-        self._task = function, arguments
+        self._task = function, arguments, told is not None
         self._died = died
+        self._told = told
         self._ours, self._theirs = context.Pipe()
         # No daemon: that could not start processes itself.
         self._process = context.Process(target=_work, args=(self._theirs, os.getpid()))
@@ -139,22 +167,27 @@ class Beside(Generic[Result]):
             What it raised, or `died`.
         """
         try:
-            succeeded, outcome = self._ours.recv()
+            outcome, value = self._ours.recv()
+            while outcome == "told" and self._told is not None:
+                self._told(value)
+                outcome, value = self._ours.recv()
         except (EOFError, ConnectionError):
             # Perhaps a signal was sent to all processes of the job; then our own handler raises.
             time.sleep(_SECONDS_FOR_A_SIGNAL)
             raise self._died from None
-        if not succeeded:
-            raise outcome
-        result: Result = outcome
+        if outcome == "raised":
+            raise value
+        result: Result = value
         return result
 
 
 def _work(connection: Connection, parent: int) -> None:
     die_with(parent)
-    function, arguments = connection.recv()
+    function, arguments, tells = connection.recv()
+    if tells:
+        arguments = (lambda value: connection.send(("told", value)), *arguments)
     try:
-        outcome = True, function(*arguments)
+        outcome = "returned", function(*arguments)
     except Exception as error:  # noqa: BLE001 - it is raised where the result is asked for
-        outcome = False, error
+        outcome = "raised", error
     connection.send(outcome)

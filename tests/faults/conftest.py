@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # Seconds-long fits with the real pacemaker; checkpoints often enough to matter in them.
 TINY = {
+    "linear_start": False,
     "evaluator": "pyace",
     "functions_per_element": 3,
     "ladder_step": None,

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # A fit that the stand-in replays: a ladder of three steps of eight iterations.
-REPLAYED = {"functions_per_element": 15, "max_iter": 8, "ladder_step": 5}
+REPLAYED = {"functions_per_element": 15, "max_iter": 8, "linear_start": False, "ladder_step": 5}
 REPLAYED_ITERATIONS = 24
 
 

@@ -154,6 +154,7 @@ def test_killed_with_the_tensorflow_evaluator(
     rng = random.Random(7)
     config = make_config(
         {
+            "linear_start": False,
             "evaluator": "tensorpot",
             "functions_per_element": 8,
             "max_iter": 60,

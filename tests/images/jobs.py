@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mlip_job.registry import Manifest
 
 # A fit that lasts long enough to be stopped in its middle.
-LONG = {"functions_per_element": 8, "max_iter": 60}
+LONG = {"functions_per_element": 8, "max_iter": 60, "linear_start": False}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from ase.build import bulk
+from ase.build import bulk, molecule
 
 from tests.support import labelled, open_for_writing, rattled, write_database
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     Cli = Callable[..., Ended]
 
 TINY = {
+    "linear_start": False,
     "evaluator": "pyace",
     "functions_per_element": 3,
     "ladder_step": None,
@@ -330,7 +331,7 @@ def test_missing_credentials(
 def test_generation_exists_with_another_cutoff(cli: Cli, with_generation: Project) -> None:
     """The difference is named."""
     message = _refused(cli, with_generation, 73, "run", "-g", "1", "--set", "training.cutoff=6.0")
-    assert "training.cutoff: 5.0 published, 6.0 asked" in message
+    assert "training.cutoff: 5.5 published, 6.0 asked" in message
 
 
 @pytest.mark.pacemaker
@@ -423,12 +424,50 @@ def test_init_writes_what_check_accepts(
     text = (tmp_path / "mlip-job.yaml").read_text()
     assert "family: au-cu\n" in text
     assert f"select: status={status}\n" in text
+    size = "5 functions per element, automatic: 4 energies and 43 force components of 2 elements"
+    assert "  # Here 5 functions per element, automatic: 4 energies and 43 force" in text
+    assert "\n  functions_per_element: auto\n" in text
+    assert "  # Here, for periodic structures.\n  cutoff: 5.5\n" in text
     checked = cli("check")
     assert checked.code == 0, checked.out
-    assert checked.out.count("ok  ") == 4
+    assert checked.out.count("ok  ") == 5
+    assert size in checked.out
     again = cli("init", "s.db")
     assert again.code == 64
     assert (tmp_path / "mlip-job.yaml").read_text() == text
+
+
+def test_init_writes_a_short_cutoff_for_molecules(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of them periodic; one crystal among them needs the longer one."""
+    monkeypatch.chdir(tmp_path)
+    molecules = [labelled(molecule("CH3CH2OH"), energy=-1.0, forces=np.full((9, 3), 0.1))] * 3
+    write_database(tmp_path / "s.db", molecules)
+    assert cli("init", "s.db").code == 0
+    text = (tmp_path / "mlip-job.yaml").read_text()
+    assert "# Here, for molecules: no structure is periodic.\n  cutoff: 4.0\n" in text
+    assert "3 energies and 73 force components of 3" in text
+    write_database(tmp_path / "s.db", rattled(1))
+    assert cli("init", "s.db", "-o", "other.yaml").code == 0
+    assert "  cutoff: 5.5\n" in (tmp_path / "other.yaml").read_text()
+
+
+def test_check_warns_of_a_basis_that_the_data_can_not_determine(cli: Cli, project: Project) -> None:
+    """With the number that fits, before anything is computed."""
+    project.configure(training=TINY | {"functions_per_element": 3000})
+    checked = cli("-c", project.config, "check")
+    assert checked.code == 0
+    assert "training.functions_per_element is 3000: more than" in checked.out
+    assert "would fit" in checked.out
+
+
+def test_a_stress_weight_is_refused(cli: Cli, project: Project) -> None:
+    """Pacemaker fits no stress; a weight that does nothing would mislead."""
+    ended = cli("-c", project.config, "check", "--set", "training.stress_weight=1")
+    assert ended.code == 64
+    assert "training.stress_weight" in ended.err
+    assert "pacemaker fits no stress" in ended.err
 
 
 def test_init_keeps_passwords_out(

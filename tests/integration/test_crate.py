@@ -77,7 +77,7 @@ def test_library_reads_back_what_matters(crate: Path, second: Family) -> None:
     assert not used & {e.id for e in training["result"]}
 
     values = {e["name"]: e.properties() for e in read.get_by_type("PropertyValue")}
-    assert values["training.cutoff"]["value"] == 5.0
+    assert values["training.cutoff"]["value"] == 5.5
     assert values["training.cutoff"]["unitText"] == "Å"
     assert values["training.functions_per_element"]["value"] == 10
     energy = manifest.headline.train.rmse_energy_mev_per_atom

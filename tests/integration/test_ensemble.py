@@ -78,6 +78,7 @@ def half_trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
         "family": "cu",
         "database": {"url": "structures.db"},
         "training": {
+            "linear_start": False,
             "evaluator": "pyace",
             "functions_per_element": 3,
             "ladder_step": None,

@@ -114,6 +114,8 @@ def test_each_row_is_judged_as_if_it_were_alone(
     assert spooled == intake.entries.row_ids.tolist() == [row.id for row, _ in accepted]
     assert intake.entries.energies.tolist() == [finding.energy for _, finding in accepted]
     assert intake.free_energies == sum(finding.is_free_energy for _, finding in accepted)
+    vanishing = [np.abs(row.forces) <= 1e-3 for row, _ in accepted if row.forces is not None]
+    assert intake.force_components == sum(int((~few).sum()) for few in vanishing)
     assert intake.max_force == max(finding.max_force for _, finding in accepted)
     assert intake.min_distance == min(finding.min_distance for _, finding in accepted)
     fingerprints = [fingerprint(row) for row, _ in accepted]

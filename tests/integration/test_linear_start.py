@@ -12,23 +12,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
 from mlip_job.config import JobConfig, TrainingConfig
-from mlip_job.errors import TrainingError
-from mlip_job.naming import DatasetFiles, WorkFiles
+from mlip_job.errors import ConfigError, TrainingError
+from mlip_job.evaluation.cores import cores_of, shorter, shortest_distances
+from mlip_job.naming import WorkFiles
 from mlip_job.pipeline import Until, export_generation, run_generation, run_part
 from mlip_job.registry import Registry
 from mlip_job.report import TrainingReport
 from mlip_job.store.open import open_store
+from mlip_job.training import programs
 from mlip_job.training.basis import potential_section
 from mlip_job.training.linear_start import run_linear_fit
 from mlip_job.training.linear_task import LinearTask
+from mlip_job.training.potential_yaml import read_potential
 from mlip_job.training.signals import StopRequest
 from tests.support import rattled, write_database
 
 if TYPE_CHECKING:
+    from mlip_job.evaluation.potential import Pair
     from mlip_job.registry import Manifest
     from mlip_job.training.process import Progress
 
@@ -36,7 +41,6 @@ pytestmark = pytest.mark.pacemaker
 
 # The pyace evaluator needs no TensorFlow: such a fit takes seconds.
 TINY = {
-    "linear_start": True,
     "evaluator": "pyace",
     "functions_per_element": 6,
     "max_iter": 2,
@@ -83,11 +87,16 @@ def _read(config: JobConfig, manifest: Manifest, name: str) -> bytes:
     return Registry(open_store(config.storage), "cu").read(manifest, name)
 
 
-def _first_loss(config: JobConfig, manifest: Manifest) -> float:
-    """Return what pacemaker makes of the start, without regularisation."""
+def _first_row(config: JobConfig, manifest: Manifest) -> dict[str, float]:
+    """Return what pacemaker makes of the start."""
     header, row, *_ = _read(config, manifest, "metrics/metrics.txt").decode().splitlines()
-    values = dict(zip(header.split(), row.split(), strict=True))
-    return float(values["e_loss_contrib"]) + float(values["f_loss_contrib"])
+    return dict(zip(header.split(), map(float, row.split()), strict=True))
+
+
+def _first_loss(config: JobConfig, manifest: Manifest) -> float:
+    """Return its loss without regularisation."""
+    row = _first_row(config, manifest)
+    return row["e_loss_contrib"] + row["f_loss_contrib"]
 
 
 @pytest.mark.parametrize(
@@ -114,9 +123,17 @@ def test_pacemaker_finds_the_loss_that_the_linear_fit_left(
     assert made is not None
     assert (made.structures, made.atoms, made.functions) == (8, 32, 12)
     assert _first_loss(config, manifest) == pytest.approx(made.loss, rel=1e-6)
-    assert (
-        f"starting from a linear fit to 8 structures (32 atoms): loss {made.loss:.3g}" in messages
-    )
+    row, shares = _first_row(config, manifest), made.loss_shares
+    assert shares is not None
+    total = sum(row[f"{term}_contrib"] for term in ("e_loss", "f_loss", "l1_reg", "l2_reg"))
+    assert shares.energy == pytest.approx(row["e_loss_contrib"] / total, rel=1e-6)
+    assert shares.forces == pytest.approx(row["f_loss_contrib"] / total, rel=1e-6)
+    for name in ("l1", "l2"):
+        expected = row[f"{name}_reg_contrib"] / total
+        assert shares.regularisers[f"{name}_coeffs"] == pytest.approx(expected, rel=1e-6)
+    assert "linear fit to 8 structures (32 atoms)" in messages
+    said = f"linear fit of 12 coefficients to 8 structures: loss {made.loss:.3g}"
+    assert said in messages
 
 
 @pytest.mark.parametrize(("evaluator", "parts"), [("pyace", 1), ("tensorpot", 2)])
@@ -143,8 +160,102 @@ def test_a_linear_fit_that_nothing_improves_is_published(
     assert Registry(open_store(config.storage), "cu").latest() == 1
 
 
+def test_a_linear_fit_is_a_generation_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Evaluated, judged, published, confirmed, compared, continued; without TensorFlow or GPU."""
+    _block_tensorflow(tmp_path, monkeypatch)
+    database = tmp_path / "structures.db"
+    write_database(database, rattled(20, symbols=("Cu", "Au")))
+    linear = TINY | {"max_iter": 0, "evaluator": "tensorpot", "require_gpu": True}
+    config = _config(tmp_path, linear, evaluation={})
+    manifest, messages = _run(config)
+    assert "linear fit to 16 structures (64 atoms)" in messages
+    assert manifest.headline.iterations == 0
+    assert "potential.asi" in manifest.artefacts
+    assert _read(config, manifest, "train.log").startswith(b"linear fit of 12 coefficients")
+    report = TrainingReport.from_json(_read(config, manifest, "report.json"))
+    assert report.fit.status == "succeeded"
+    assert report.fit.train_curve == ()
+    assert report.linear_start is not None
+    assert _loss(report, config) == pytest.approx(report.linear_start.loss, rel=1e-5)
+    _require_zbl_cores_at_shortest_distances(config, manifest, tmp_path)
+    again, messages = _run(config)
+    assert again == manifest
+    assert any("published already" in message for message in messages)
+
+    write_database(database, rattled(4, symbols=("Cu", "Au"), seed=1))
+    second, _ = _run(config, 2)
+    assert second.parent is None
+    assert second.linear_start is not None
+    report = TrainingReport.from_json(_read(config, second, "report.json"))
+    assert report.evaluation is not None
+    assert report.evaluation.parent is not None
+    assert report.evaluation.parent.generation == 1
+
+    third, _ = _run(_config(tmp_path, TINY), 3)
+    assert third.parent is not None
+    assert third.parent.generation == 2
+    assert third.headline.iterations > 0
+
+
+def test_a_linear_fit_that_only_has_to_be_published_is_not_made_again(tmp_path: Path) -> None:
+    """A checkpoint of it is complete; it is none for a fit with iterations, nor the reverse."""
+    write_database(tmp_path / "structures.db", rattled(10))
+    config = _config(tmp_path, TINY | {"max_iter": 0})
+    with StopRequest() as stop:
+        store = open_store(config.storage)
+        run_part(config, 1, Until.FIT, store=store, observer=_Recorder(), stop=stop)
+    with pytest.raises(ConfigError, match=r"training\.max_iter: 0 there, 2 asked"):
+        _run(_config(tmp_path, TINY))
+    manifest, messages = _run(config)
+    assert not any(message.startswith("linear fit") for message in messages)
+    assert len(manifest.attempts) == 2
+    assert manifest.linear_start is not None
+
+
+def _block_tensorflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every process that a run starts fail where it imports TensorFlow."""
+    folder = tmp_path / "blocker"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(('tensorflow', 'tensorpotential', 'tf_keras')))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setattr(programs, "_PASSED_NAMES", programs._PASSED_NAMES | {"PYTHONPATH"})
+    blocked = "import sys; sys.exit('tensorflow' not in sys.modules)"
+    subprocess.run([sys.executable, "-c", blocked], check=True)
+
+
+def _loss(report: TrainingReport, config: JobConfig) -> float:
+    """Return the loss of what was evaluated."""
+    assert report.evaluation is not None
+    train, training = report.evaluation.train, config.training
+    energy = (train.energy_mev_per_atom.rmse / 1000) ** 2
+    force = 3 * (train.force_mev_per_angstrom.rmse / 1000) ** 2
+    weights = training.energy_weight, training.force_weight
+    return (weights[0] * energy + weights[1] * force) / sum(weights)
+
+
+def _require_zbl_cores_at_shortest_distances(
+    config: JobConfig, manifest: Manifest, tmp_path: Path
+) -> None:
+    """As pacemaker puts them on, and clear of the test set."""
+    registry = Registry(open_store(config.storage), "cu")
+    record = registry.dataset_record(manifest.dataset)
+    shortest: dict[Pair, float] = {}
+    for name in ("train.xyz", "test.xyz"):
+        registry.fetch_dataset_file(record, name, tmp_path / name)
+        shortest = shorter(shortest, shortest_distances(tmp_path / name, 4.0))
+    potential = tmp_path / "published.yaml"
+    registry.fetch(manifest, "potential.yaml", potential)
+    cores = cores_of(read_potential(potential))
+    assert {p: core.outer for p, core in cores.items()} == pytest.approx(shortest, abs=1e-5)
+
+
 def test_it_replaces_the_ladder_but_no_parent(tmp_path: Path) -> None:
-    """The next generation starts from this one, and says once that it has no linear start."""
+    """It is the default; the next generation starts from this one, without another."""
     database = tmp_path / "structures.db"
     write_database(database, rattled(10))
     config = _config(tmp_path, TINY)
@@ -162,7 +273,7 @@ def test_it_replaces_the_ladder_but_no_parent(tmp_path: Path) -> None:
     second, messages = _run(config, 2)
     assert second.parent is not None
     assert second.linear_start is None
-    assert sum("training.linear_start is not used" in message for message in messages) == 1
+    assert not any("linear fit" in message for message in messages)
 
 
 def test_an_interrupted_fit_goes_on_as_any_other(tmp_path: Path) -> None:
@@ -175,13 +286,35 @@ def test_an_interrupted_fit_goes_on_as_any_other(tmp_path: Path) -> None:
     job.send_signal(signal.SIGTERM)
     _, said = job.communicate(timeout=60)
     assert job.returncode == 75, said
-    assert "starting from a linear fit" in said
+    assert "linear fit of 6 coefficients" in said
 
     ending = _config(tmp_path, TINY | {"max_iter": 3})
     manifest, messages = _run(ending)
     assert len(manifest.attempts) == 2
     assert manifest.linear_start is not None
     assert not any("linear fit" in message for message in messages)
+
+
+def test_a_linear_fit_that_took_long_is_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pacemaker fails before its first iteration; the next attempt begins where it began."""
+    from mlip_job.pipeline import attempt
+
+    monkeypatch.setattr(attempt, "SECONDS_WORTH_A_CHECKPOINT", 0.0)
+    write_database(tmp_path / "structures.db", rattled(10))
+    config = _config(tmp_path, TINY)
+    with monkeypatch.context() as context:
+        context.setattr(attempt.PacemakerWrapper, "fit", _fail)
+        with pytest.raises(TrainingError, match="the checkpoint of the linear fit is in"):
+            _run(config)
+    manifest, messages = _run(config)
+    assert any("going on from the linear fit" in message for message in messages)
+    assert not any(message.startswith("linear fit") for message in messages)
+    assert len(manifest.attempts) == 2
+    made = manifest.linear_start
+    assert made is not None
+    assert _first_loss(config, manifest) == pytest.approx(made.loss, rel=1e-6)
 
 
 @pytest.mark.parametrize(("number", "whom", "code"), [("TERM", "job", 75), ("KILL", "fit", 70)])
@@ -205,35 +338,49 @@ def test_whatever_ends_the_linear_fit_ends_the_job_in_words(
 def test_an_error_of_the_linear_fit_has_its_cause(tmp_path: Path) -> None:
     """What pandas, pyace or numpy say is passed on from the other process."""
     with pytest.raises(TrainingError, match=r"linear start failed: FileNotFoundError: .*none\.gz"):
-        run_linear_fit(_task(tmp_path, ("none.gz",)))
+        run_linear_fit(_task(tmp_path, ("none.gz",)), print)
 
 
-def test_it_is_pyaces_own_linear_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Summed up over batches in two processes, it is what `LinearACEFit` finds in one piece."""
+@pytest.mark.parametrize("shards", [1, 3])
+def test_it_is_pyaces_own_linear_fit(tmp_path: Path, shards: int) -> None:
+    """Summed up over batches, it is what `LinearACEFit` finds in one piece.
+
+    Whatever files the structures are in; each has its weight in the whole set.
+    """
     from pyace.basis import BBasisConfiguration
     from pyace.linearacefit import LinearACEDataset, LinearACEFit
     from sklearn.linear_model import Ridge
 
     from mlip_job.training import linear_fit
 
-    for name in ("_BATCH_ATOMS", "_ATOMS_WORTH_A_PROCESS"):
-        monkeypatch.setattr(linear_fit, name, 16)
-    monkeypatch.setattr(linear_fit, "_silence", lambda: None)
-    task = _exported(tmp_path)
-    made = linear_fit.fit_linear(task)
+    task = _exported(tmp_path, shards)
+    assert len(task.train) == shards
+    told: list[Any] = []
+    made = linear_fit.fit_linear(told.append, task)
+    assert told[-1] == (made.structures, made.atoms) == (20, 80)
 
-    train = linear_fit._weighted(task)
-    data = LinearACEDataset(linear_fit._basis(task.section), train.copy())
-    atoms = 3 * int(train["NUMBER_OF_ATOMS"].sum())
-    weights = np.repeat(
-        [(1 - task.kappa) / len(train), 3 * task.kappa / atoms], (len(train), atoms)
-    )
+    train = pd.concat([linear_fit._read(task, name) for name in task.train], ignore_index=True)
+    data = LinearACEDataset(linear_fit._basis(task), train)
+    weights = np.repeat([(1 - task.kappa) / 20, 3 * task.kappa / 240], (20, 240))
     own = LinearACEFit(Ridge(alpha=task.l2, fit_intercept=False), data)
     expected = own.fit(sample_weight=weights).coef_
     potential = BBasisConfiguration(str(tmp_path / "linear.yaml"))
-    found = linear_fit._basis(task.section).__class__(potential).basis_coeffs
-    assert made.structures == 20
+    found = linear_fit._basis(task).__class__(potential).basis_coeffs
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_processes_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one bit: what they find is summed in the order of the batches."""
+    from mlip_job.training import linear_fit
+
+    monkeypatch.setattr(linear_fit, "_BATCH_ATOMS", 16)
+    task = _exported(tmp_path)
+    texts = []
+    for worth in (16, 1000):
+        monkeypatch.setattr(linear_fit, "_ATOMS_WORTH_A_PROCESS", worth)
+        linear_fit.fit_linear(lambda _: None, task)
+        texts.append((tmp_path / "linear.yaml").read_text())
+    assert texts[0] == texts[1]
 
 
 def test_absolute_coefficients_are_penalised_too() -> None:
@@ -254,23 +401,21 @@ def test_absolute_coefficients_are_penalised_too() -> None:
     assert penalised(solve(matrix, right, 0.0, l2)) > penalised(found)
 
 
-def test_of_much_data_a_sample_is_taken_by_the_seed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As large as asked for, the same for the same seed; start_noise makes members differ."""
+def test_members_of_an_ensemble_differ_by_their_seed(tmp_path: Path) -> None:
+    """By the weights of the structures, where start_noise asks for that."""
     from mlip_job.training import linear_fit
 
-    monkeypatch.setattr(linear_fit, "MOST_ATOMS", 30)
-    monkeypatch.setattr(linear_fit, "_silence", lambda: None)
-    files = tmp_path / "linear.yaml"
     texts = []
-    for changes in ({}, {}, {"seed": 1}, {"resampled": True}, {"resampled": True, "seed": 1}):
+    for changes in ({}, {"seed": 1}, {"resampled": True}, {"resampled": True, "seed": 1}):
         task = LinearTask(**(vars(_exported(tmp_path)) | changes))
-        made = linear_fit.fit_linear(task)
-        assert (made.structures, made.atoms) == (8, 32)
-        texts.append(files.read_text())
+        linear_fit.fit_linear(lambda _: None, task)
+        texts.append((tmp_path / "linear.yaml").read_text())
     assert texts[0] == texts[1]
-    assert len(set(texts)) == 4
+    assert len(set(texts)) == 3
+
+
+def _fail(*_: object) -> None:
+    raise TrainingError("it failed")
 
 
 def _task(tmp_path: Path, train: tuple[str, ...], test: tuple[str, ...] = ()) -> LinearTask:
@@ -285,24 +430,32 @@ def _task(tmp_path: Path, train: tuple[str, ...], test: tuple[str, ...] = ()) ->
         test=test,
         directory=str(tmp_path),
         potential="linear.yaml",
+        finished=False,
+        repulsion=False,
+        reference_energies={},
         seed=42,
         resampled=False,
+        atoms=80,
         cores=2,
     )
 
 
-def _exported(tmp_path: Path) -> LinearTask:
+def _exported(tmp_path: Path, shards: int = 1) -> LinearTask:
     """Return a task for the frames of 25 structures, of which 20 are for training."""
-    files = DatasetFiles(tmp_path / WorkFiles.DATASET)
-    if not files.record.exists():
+    directory = tmp_path / WorkFiles.DATASET
+    if not directory.exists():
         write_database(tmp_path / "structures.db", rattled(25))
-        config = _config(tmp_path, TINY)
+        dataset = {"frame_shard_size": -(-20 // shards)}
         export_generation(
-            config, 1, store=open_store(config.storage), observer=_Recorder(),
-            output=files.directory,
+            _config(tmp_path, TINY, dataset=dataset), 1,
+            store=open_store(_config(tmp_path, TINY).storage), observer=_Recorder(),
+            output=directory,
         )  # fmt: skip
-    train, test = (f"{WorkFiles.DATASET}/{files.frame(side).name}" for side in ("train", "test"))
-    return _task(tmp_path, (train,), (test,))
+    train, test = (
+        WorkFiles.in_dataset(sorted(path.name for path in directory.glob(f"{side}*.pckl.gzip")))
+        for side in ("train", "test")
+    )
+    return _task(tmp_path, train, test)
 
 
 def _start(tmp_path: Path, config: JobConfig) -> subprocess.Popen[str]:

@@ -38,6 +38,7 @@ def config(tmp_path: Path) -> Path:
                 "database": {"url": "structures.db"},
                 "storage": {"url": "store"},
                 "training": {
+                    "linear_start": False,
                     "evaluator": "pyace",
                     "functions_per_element": 3,
                     "ladder_step": None,

@@ -9,6 +9,7 @@ import pytest
 from mlip_job.config import TrainingConfig
 from mlip_job.errors import ConfigError
 from mlip_job.training.basis import check_basis_budget, potential_section
+from tests.trainings import sized
 
 ELEMENTS = ("Al", "Cu", "Fe", "Ni", "Zn")
 SMALLEST = {1: 1, 2: 2, 3: 4, 4: 8, 5: 16}
@@ -53,7 +54,7 @@ def test_blocks_that_are_not_described_need_no_functions() -> None:
 
 def test_section_describes_as_many_elements_as_there_are() -> None:
     """From unary to quinary: later arities appear when they can occur."""
-    training = TrainingConfig()
+    training = sized()
 
     def arities(n: int) -> set[str]:
         functions = potential_section(training, ELEMENTS[:n])["functions"]
@@ -67,7 +68,7 @@ def test_section_describes_as_many_elements_as_there_are() -> None:
 
 def test_overrides_of_the_potential_are_part_of_the_basis() -> None:
     """A later generation compares its basis with this one, overrides included."""
-    training = TrainingConfig(overrides={"potential": {"bonds": {"ALL": {"dcut": 0.02}}}})
+    training = sized(overrides={"potential": {"bonds": {"ALL": {"dcut": 0.02}}}})
     bonds = potential_section(training, ["Cu"])["bonds"]["ALL"]
     assert bonds["dcut"] == 0.02
-    assert bonds["rcut"] == 5.0
+    assert bonds["rcut"] == 5.5

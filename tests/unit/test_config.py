@@ -126,7 +126,7 @@ def test_all_problems_are_reported_at_once(config_file: Path) -> None:
         ("", "holds no mapping"),
         ("- 1", "holds no mapping"),
         ("family: [", "is not valid YAML"),
-        ("family: cu\nfamily: au\n", "the key 'family' is given twice.* line 2"),
+        ("family: cu\nfamily: au\n", "line 2, .*the key 'family' is given twice"),
         ("family: cu\ntraining: {seed: 1, seed: 2}\n", "the key 'seed' is given twice"),
         ("family: cu\n? [a, b]\n: 1\n", "is not valid YAML: .* unhashable key"),
         ("family: cu\n1: 2\n", "1: "),
@@ -229,18 +229,25 @@ def test_template_is_valid_and_says_what_it_was_told(tmp_path: Path) -> None:
     path = tmp_path / "mlip-job.yaml"
     path.write_text(
         commented_config(
-            family="cu", database="my: data's.db", select="status=COMPLETED", storage="s3://b/p"
+            family="cu",
+            told={
+                "database": {"url": "my: data's.db", "select": "status=COMPLETED"},
+                "storage": {"url": "s3://b/p"},
+                "training": {"cutoff": 4.0},
+            },
+            remarks={"cutoff": "Here, for molecules."},
         )
     )
+    assert "  # Here, for molecules.\n  cutoff: 4.0\n" in path.read_text()
     config = load_config(path, environment={})
     assert config.database.url == str(tmp_path / "my: data's.db")
     assert config.database.select == "status=COMPLETED"
-    assert config.training == JobConfig(family="cu").training
+    assert config.training == TrainingConfig(cutoff=4.0)
 
 
 def test_template_mentions_every_key() -> None:
     """No key has to be looked up elsewhere; those left out of force stand as comments."""
-    text = commented_config(family="cu", database="d", select="", storage="s")
+    text = commented_config(family="cu", told={}, remarks={})
     parts = [JobConfig]
     for part in parts:
         for key, field in part.model_fields.items():
@@ -252,18 +259,40 @@ def test_template_mentions_every_key() -> None:
 @pytest.mark.parametrize(
     "training",
     [
-        {"min_relative_test_loss_per_iter": 1e-4},
-        {"overrides": {"fit": {"min_relative_test_loss_per_iter": 1e-4}}},
         {"weighting": {"energy_based": {}}},
         {"overrides": {"fit": {"weighting": {"type": "EnergyBasedWeightingPolicy"}}}},
     ],
 )
-@pytest.mark.parametrize("mode", ["beside", "end"])
-def test_what_needs_the_test_set_in_pacemaker_says_so(training: dict[str, Any], mode: str) -> None:
-    """It would be without effect, or the fit another one."""
+def test_weights_that_only_pacemaker_knows(training: dict[str, Any]) -> None:
+    """No other program can measure the loss with them."""
+    whole = training | {"validation_fraction": 0}
     TrainingConfig.model_validate(training)
-    with pytest.raises(ValidationError, match="needs test_evaluation: pacemaker"):
-        TrainingConfig.model_validate(training | {"test_evaluation": mode})
+    TrainingConfig.model_validate(whole | {"test_evaluation": "pacemaker"})
+    with pytest.raises(ValidationError, match="only pacemaker knows the weights"):
+        TrainingConfig.model_validate(whole | {"test_evaluation": "beside"})
+
+
+@pytest.mark.parametrize("mode", ["pacemaker", "beside"])
+def test_one_set_is_measured_during_the_fit(mode: str) -> None:
+    """The validation part, or the test set; pacemaker takes one."""
+    TrainingConfig.model_validate({"test_evaluation": mode, "validation_fraction": 0})
+    with pytest.raises(ValidationError, match="set validation_fraction: 0, or leave"):
+        TrainingConfig.model_validate({"test_evaluation": mode})
+
+
+def test_stopping_by_a_validation_loss_needs_one() -> None:
+    """The test set never ends a fit."""
+    stopping = {"min_relative_test_loss_per_iter": 1e-4}
+    TrainingConfig.model_validate(stopping)
+    with pytest.raises(ValidationError, match="needs a validation_fraction above 0"):
+        TrainingConfig.model_validate(stopping | {"validation_fraction": 0})
+
+
+@pytest.mark.parametrize("key", ["min_relative_test_loss_per_iter", "early_stopping_patience"])
+def test_pacemakers_own_stopping_by_test_loss_is_out_of_reach(key: str) -> None:
+    """It may raise after the minimiser has ended, and the fit would be lost."""
+    with pytest.raises(ValidationError, match=f"follows from training.{key}"):
+        TrainingConfig.model_validate({"overrides": {"fit": {key: 1}}})
 
 
 @pytest.mark.parametrize(
@@ -279,6 +308,8 @@ def test_a_linear_start_refuses_what_it_could_not_minimise(
 ) -> None:
     """Without it the same overrides are fine."""
     training = {"overrides": overrides}
-    JobConfig.model_validate({"family": "cu", "training": training})
-    with pytest.raises(ValidationError, match=named):
-        JobConfig.model_validate({"family": "cu", "training": training | {"linear_start": True}})
+    JobConfig.model_validate(
+        {"family": "cu", "training": training | {"linear_start": False, "max_iter": 1}}
+    )
+    with pytest.raises(ValidationError, match=f"{named}.*set linear_start: false"):
+        JobConfig.model_validate({"family": "cu", "training": training})

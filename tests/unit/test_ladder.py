@@ -14,6 +14,7 @@ from mlip_job.naming import WorkFiles
 from mlip_job.training.basis import potential_section
 from mlip_job.training.ladder import LadderWatch, advice_beforehand, count_steps
 from mlip_job.training.process import Progress
+from tests.trainings import sized
 
 if TYPE_CHECKING:
     from mlip_job.training.ladder import LadderStep
@@ -129,7 +130,9 @@ def test_where_it_does_not_matter_nothing_is_said(
 def test_check_says_how_many_steps_there_may_be(tmp_path: Path, step: str, expected: str) -> None:
     """Before anything is computed; a ladder of one step is none."""
     (tmp_path / "mlip-job.yaml").write_text(
-        f"family: cu\nstorage: {{url: store}}\ntraining: {{ladder_step: {step}}}\n"
+        "family: cu\nstorage: {url: store}\n"
+        "training: {linear_start: false, functions_per_element: 300, max_iter: 9, "
+        f"ladder_step: {step}}}\n"
     )
     settings = Settings(config_path=tmp_path / "mlip-job.yaml")
     text = _configuration(settings, settings.config())
@@ -138,6 +141,7 @@ def test_check_says_how_many_steps_there_may_be(tmp_path: Path, step: str, expec
 
 
 NOTHING_TO_SAY = None
+FROM_ZERO: dict[str, Any] = {"linear_start": False, "ladder_step": (100, 0.1)}
 SAID = (
     "gen_01 is fitted by a ladder of up to 3 steps, of which each builds its graphs anew: "
     "training.ladder_step: null, or larger steps, builds fewer"
@@ -147,17 +151,18 @@ SAID = (
 @pytest.mark.parametrize(
     ("settings", "generation", "expected"),
     [
-        ({}, 1, SAID),
-        ({"ladder_step": None}, 1, NOTHING_TO_SAY),
-        ({"ladder_step": 300}, 1, NOTHING_TO_SAY),
-        ({"linear_start": True}, 1, NOTHING_TO_SAY),
-        ({}, 2, NOTHING_TO_SAY),  # it goes on with its parent's basis, or grows from that
-        ({"start_from": 1}, 2, NOTHING_TO_SAY),
-        ({"start_from": "none"}, 2, SAID.replace("gen_01", "gen_02")),
+        (FROM_ZERO, 1, SAID),
+        (FROM_ZERO | {"ladder_step": None}, 1, NOTHING_TO_SAY),
+        (FROM_ZERO | {"ladder_step": 300}, 1, NOTHING_TO_SAY),
+        (FROM_ZERO | {"functions_per_element": "auto"}, 1, NOTHING_TO_SAY),  # not known by then
+        ({}, 1, NOTHING_TO_SAY),  # a linear fit replaces the ladder
+        (FROM_ZERO, 2, NOTHING_TO_SAY),  # it starts from its parent's basis, or grows that
+        (FROM_ZERO | {"start_from": 1}, 2, NOTHING_TO_SAY),
+        (FROM_ZERO | {"start_from": "none"}, 2, SAID.replace("gen_01", "gen_02")),
     ],
 )
 def test_what_is_said_before_a_fit_is_submitted(
     settings: dict[str, Any], generation: int, expected: str | None
 ) -> None:
     """Only of one from nothing: what a parent leaves to be done is not known by then."""
-    assert advice_beforehand(TrainingConfig(**settings), generation) == expected
+    assert advice_beforehand(sized(**settings), generation) == expected

@@ -6,19 +6,19 @@ from typing import Any
 
 import pytest
 
-from mlip_job.config import TrainingConfig
 from mlip_job.training.basis import potential_section
 from mlip_job.training.curve import Offset
 from mlip_job.training.input_yaml import StartPotential, TrainingData, build_input
 from mlip_job.training.legs import Leg, legs_from
 from mlip_job.training.position import FitPosition
+from tests.trainings import sized
 
 DATA = TrainingData(("Cu",), ("train.gz",), ("test.gz",), {"Cu": -3.7})
-SECTION = potential_section(TrainingConfig(), ["Cu"])
+SECTION = potential_section(sized(), ["Cu"])
 
 
 def _input(start: StartPotential | None = None, **training: Any) -> dict[str, Any]:
-    return build_input(TrainingConfig(max_iter=100, **training), DATA, start)
+    return build_input(sized(**training), DATA, start)
 
 
 def _legs(content: dict[str, Any], **position: Any) -> tuple[Leg, ...]:

@@ -11,6 +11,7 @@ from mlip_job.errors import ConfigError
 from mlip_job.pipeline.lineage import find_lineage, start_mode
 from mlip_job.training.basis import potential_section
 from tests.manifests import make_manifest
+from tests.trainings import sized
 
 if TYPE_CHECKING:
     from mlip_job.registry import Manifest
@@ -30,7 +31,7 @@ class _Published:
 
 
 def _lineage(generation: int, published: tuple[int, ...], **training: Any) -> tuple[Any, Any]:
-    lineage = find_lineage(_Published(*published), TrainingConfig(**training), generation)  # type: ignore[arg-type]
+    lineage = find_lineage(_Published(*published), sized(**training), generation)  # type: ignore[arg-type]
     return tuple(m.generation if m else None for m in (lineage.dataset, lineage.potential))
 
 
@@ -70,8 +71,8 @@ def test_parent_has_to_come_before(start_from: int) -> None:
 
 
 def _mode(elements: list[str], old: dict[str, Any], new: dict[str, Any]) -> str:
-    basis = potential_section(TrainingConfig(**old), ["Cu", "Ni"])
-    return start_mode(TrainingConfig(**new), elements, make_manifest(1, basis=basis))
+    basis = potential_section(sized(**old), ["Cu", "Ni"])
+    return start_mode(sized(**new), elements, make_manifest(1, basis=basis))
 
 
 def test_same_basis_is_continued() -> None:
@@ -91,7 +92,7 @@ def test_larger_basis_is_an_extension(elements: list[str], new: dict[str, Any]) 
 @pytest.mark.parametrize(
     ("elements", "new", "reason"),
     [
-        (["Cu", "Ni"], {"cutoff": 6.0}, "the cutoff is 6 Å instead of 5 Å"),
+        (["Cu", "Ni"], {"cutoff": 6.0}, "the cutoff is 6 Å instead of 5.5 Å"),
         (["Cu", "Ni"], {"functions_per_element": 200}, "functions_per_element is 200, less than"),
         (["Cu", "Ni"], {"ndensity": 1}, "ndensity"),
         (["Cu"], {}, "no longer has Ni"),

@@ -46,8 +46,8 @@ containers:
         {{- with $values.ephemeralStorageLimit }}
         ephemeral-storage: {{ . }}
         {{- end }}
-        {{- if $values.gpus }}
-        {{ $values.gpuResource }}: {{ int64 $values.gpus | quote }}
+        {{- with include "mlip-job.gpus" .root }}
+        {{ $values.gpuResource }}: {{ . | quote }}
         {{- end }}
     securityContext:
       allowPrivilegeEscalation: false
@@ -75,7 +75,7 @@ imagePullSecrets:
   - name: {{ . }}
   {{- end }}
 {{- end }}
-{{- with $values.nodeSelector }}
+{{- with include "mlip-job.nodeSelector" .root | fromYaml }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -139,9 +139,26 @@ topologySpreadConstraints:
 {{- toYaml $sources -}}
 {{- end }}
 
+{{/* Labels of a node that can run the image. */}}
+{{- define "mlip-job.nodeSelector" -}}
+{{- $selector := deepCopy .Values.nodeSelector -}}
+{{- with .Values.architecture -}}
+{{- $selector = merge $selector (dict "kubernetes.io/arch" .) -}}
+{{- end -}}
+{{- toYaml $selector -}}
+{{- end }}
+
+{{/* Nothing where no GPU is asked for: a linear fit (max_iter: 0) has no use for one. */}}
+{{- define "mlip-job.gpus" -}}
+{{- $iterations := dig "training" "max_iter" 1 .Values.config | int -}}
+{{- if and .Values.gpus (gt $iterations 0) -}}
+{{- int64 .Values.gpus -}}
+{{- end -}}
+{{- end }}
+
 {{- define "mlip-job.tolerations" -}}
 {{- $tolerations := .Values.tolerations -}}
-{{- if .Values.gpus -}}
+{{- if include "mlip-job.gpus" . -}}
 {{- $tolerations = prepend $tolerations (dict "key" .Values.gpuResource "operator" "Exists" "effect" "NoSchedule") -}}
 {{- end -}}
 {{- toYaml $tolerations -}}

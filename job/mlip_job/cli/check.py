@@ -34,11 +34,13 @@ def command(ctx: click.Context) -> None:
         "store": lambda: _store(settings, config),
         "trainer": _trainer,
     }
-    if config.training.require_gpu:
+    if config.training.require_gpu and not config.training.is_linear:
         probes["gpu"] = _gpu
     if config.tracking.mlflow_uri is not None:
         probes["tracking"] = lambda: _tracking(config)
     results = [(name, *_try(probe)) for name, probe in probes.items()]
+    if all(error is None for name, _, error in results if name == "database"):
+        results.append(("basis", *_try(lambda: _basis(config))))
     document = [
         {
             "check": name,
@@ -81,6 +83,18 @@ def _database(config: JobConfig) -> str:
         counts = database.count_by_status()
         rows = ", ".join(f"{n} {status}" for status, n in counts.items()) or "no rows"
         return f"{database.describe()}: {rows}; select {config.database.select!r}"
+
+
+def _basis(config: JobConfig) -> str:
+    from mlip_job.dataset.survey import look_at
+    from mlip_job.pipeline.sizes import expected_size
+
+    sample = look_at(config.database.for_generation(1))
+    size = expected_size(config.training, sample)
+    if size is None:
+        return "no rows to choose a size from"
+    estimate = "" if sample.looked_at == sample.selected else ", estimated"
+    return f"{size}{estimate}" if size.warning is None else f"{size}; warning: {size.warning}"
 
 
 def _store(settings: Settings, config: JobConfig) -> str:

@@ -13,6 +13,10 @@ from mlip_job.errors import ConfigError
 
 if TYPE_CHECKING:
     from mlip_job.cli.options import Settings
+    from mlip_job.dataset.survey import Sample
+
+MOLECULES = 4.0
+"""Å. A cutoff for structures of which none is periodic; docs/performance.md."""
 
 
 @click.command("init")
@@ -40,15 +44,33 @@ def command(
     DATABASE is an SQLite file, postgresql://user@host/name or mysql://user@host:port/name. Looks
     into it for the elements and for the status that finished rows have.
     """
+    from mlip_job.config import TrainingConfig
+    from mlip_job.config.load import validate_config
     from mlip_job.config.template import commented_config
     from mlip_job.dataset.survey import survey
+    from mlip_job.pipeline.sizes import expected_size
 
     if output.exists():
         raise ConfigError(f"{output} exists", hint="remove it, or choose another -o FILE")
+    storage_only = {"family": "any", "storage": {"url": storage}}
+    validate_config(storage_only, source="--storage")
     found = survey(database)
-    family = family or "-".join(e.lower() for e in found.elements[:5])
+    elements, sample = found.sample.elements, found.sample
+    family = family or "-".join(e.lower() for e in elements[:5])
+    told: dict[str, dict[str, object]] = {
+        "database": {"url": database, "select": found.selection},
+        "storage": {"url": storage},
+    }
+    if elements and not sample.periodic:
+        told["training"] = {"cutoff": MOLECULES}
+    size = expected_size(TrainingConfig(), sample)
     text = commented_config(
-        family=family, database=database, select=found.selection, storage=storage
+        family=family,
+        told=told,
+        remarks={
+            "cutoff": _why_cutoff(sample),
+            "functions_per_element": f"Here {size}" if size is not None else "",
+        },
     )
     try:
         output.write_text(text, encoding="utf-8")
@@ -58,7 +80,7 @@ def command(
         "file": str(output),
         "family": family,
         "select": found.selection,
-        "elements": list(found.elements),
+        "elements": list(elements),
         "statuses": found.statuses,
     }
     statuses = ", ".join(f"{n} {status}" for status, n in found.statuses.items())
@@ -66,7 +88,15 @@ def command(
         settings,
         document,
         lambda: click.echo(
-            f"{database}: {statuses or 'no rows'}; elements {', '.join(found.elements) or 'none'}\n"
+            f"{database}: {statuses or 'no rows'}; elements {', '.join(elements) or 'none'}\n"
             f"wrote {output}; next: mlip-job -c {output} check"
         ),
     )
+
+
+def _why_cutoff(sample: Sample) -> str:
+    if not sample.elements:
+        return ""
+    if sample.periodic:
+        return "Here, for periodic structures."
+    return "Here, for molecules: no structure is periodic."

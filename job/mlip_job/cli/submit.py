@@ -166,7 +166,7 @@ class _Submitter:
         for number in numbers:
             request = replace(first, generation=number, after=after)
             jobs = self._submit_jobs(request, notes=not wait)
-            new_fit = any(job.stage.needs_gpu and not job.found for job in jobs)
+            new_fit = any(job.stage.fits and not job.found for job in jobs)
             if advice is not None and number == numbers[0] and new_fit:
                 self._reporter.message(f"note: {advice}")
             documents += [{"generation": number, **document_of(job)} for job in jobs]

@@ -22,23 +22,48 @@ ALTERNATIVES: Mapping[str, str] = {
     "dataset.reference_energies": "auto, 0, or an energy for each element as in {Cu: -3.72}",
     "evaluation.active_set": "true, false, linear or full",
     "training.elements": "auto, or a list of elements as in [Cu, Ni]",
+    "training.functions_per_element": "auto or a whole number",
     "training.ladder_step": "null, a whole number, a fraction, or both as in [100, 0.1]",
     "training.start_from": "previous, none, or the number of a generation",
     "training.weighting": "uniform, {energy_based: {…}} or {by_group: {NAME: {energy: 2}}}",
 }
 
 
-def explain(error: ValidationError) -> Iterator[str]:
-    """Yield a line for everything that is wrong."""
+def explain(
+    error: ValidationError, places: Mapping[tuple[str, ...], str] | None = None
+) -> Iterator[str]:
+    """Yield a line for everything that is wrong.
+
+    Parameters
+    ----------
+    error
+        What pydantic found.
+    places
+        Where keys were set, by their path; the line ends with it.
+    """
+    for location, line in _lines(error):
+        place = _place(location, places or {})
+        yield f"{line} ({place})" if place is not None else line
+
+
+def _place(location: Location, places: Mapping[tuple[str, ...], str]) -> str | None:
+    """Return where a key, or else the nearest one around it, was set."""
+    path = tuple(map(str, location))
+    around = (path[:length] for length in range(len(path), 0, -1))
+    return next((places[one] for one in around if one in places), None)
+
+
+def _lines(error: ValidationError) -> Iterator[tuple[Location, str]]:
     by_key: dict[str, list[Any]] = {}
     for detail in error.errors(include_url=False, include_input=False):
         key = ".".join(map(str, detail["loc"][:2]))
         by_key.setdefault(key, []).append(detail)
     for key, details in by_key.items():
         if key in ALTERNATIVES:
-            yield from _explain_alternatives(key, details)
+            location = details[0]["loc"][:2]
+            yield from ((location, line) for line in _explain_alternatives(key, details))
         else:
-            yield from (_line(detail["loc"], detail) for detail in details)
+            yield from ((detail["loc"], _line(detail["loc"], detail)) for detail in details)
 
 
 def _explain_alternatives(key: str, details: Sequence[Any]) -> Iterator[str]:

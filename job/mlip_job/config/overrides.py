@@ -16,10 +16,13 @@ OWNED_KEYS: Mapping[str, str] = {
     "potential.filename": "training.start_from",
     "potential.functions.number_of_functions_per_element": "training.functions_per_element",
     "data.filename": "the database selection",
-    "data.test_filename": "training.test_fraction and training.test_evaluation",
+    "data.test_filename": "training.validation_fraction and training.test_evaluation",
     "data.test_size": "training.test_fraction",
     "data.reference_energy": "dataset.reference_energies",
     "backend.evaluator": "training.evaluator",
+    # Pacemaker's own rule can end a fit with an exception, see `input_yaml`.
+    "fit.min_relative_test_loss_per_iter": "training.min_relative_test_loss_per_iter",
+    "fit.early_stopping_patience": "training.early_stopping_patience",
 }
 
 # With these the first density may not be linear, or not all of its coefficients are free.
@@ -50,10 +53,14 @@ def check_linear(overrides: Mapping[str, Any]) -> None:
     """
     for key in _dotted(overrides):
         if any(key == part or key.startswith(f"{part}.") for part in NOT_LINEAR):
-            raise ValueError(f"linear_start can't be combined with overrides.{key}")
+            raise ValueError(
+                f"overrides.{key} changes what a linear fit solves for: set linear_start: false"
+            )
     kappa = overrides.get("fit", {}).get("loss", {}).get("kappa", 0.0)
     if kappa == "auto":
-        raise ValueError("linear_start needs a number as overrides.fit.loss.kappa")
+        raise ValueError(
+            "a linear fit needs a number as overrides.fit.loss.kappa: or set linear_start: false"
+        )
 
 
 def deep_merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,14 +32,25 @@ _SHOWN = {
 }
 
 
-def commented_config(*, family: str, database: str, select: str, storage: str) -> str:
-    """Return a configuration with a comment on every key."""
-    told = {"database": {"url": database, "select": select}, "storage": {"url": storage}}
+def commented_config(
+    *, family: str, told: Mapping[str, Mapping[str, object]], remarks: Mapping[str, str]
+) -> str:
+    """Return a configuration with a comment on every key.
+
+    Parameters
+    ----------
+    family
+        Its name.
+    told
+        Values by section and key; the others have their defaults.
+    remarks
+        More to say of a key.
+    """
     lines: list[str] = []
     for key, field in JobConfig.model_fields.items():
         model = field.annotation
         if _is_part(model):
-            lines += ["", *_section(key, model, told.get(key, {}), "")]
+            lines += ["", *_section(key, model, told.get(key, {}), remarks, "")]
         else:
             lines += [""] if lines else []
             lines += _comment(field.description, "")
@@ -48,7 +59,11 @@ def commented_config(*, family: str, database: str, select: str, storage: str) -
 
 
 def _section(
-    name: str, model: type[Part], values: Mapping[str, object], indent: str
+    name: str,
+    model: type[Part],
+    values: Mapping[str, object],
+    remarks: Mapping[str, str],
+    indent: str,
 ) -> Iterator[str]:
     defaults = model().model_dump(mode="json")
     parts = {k: f.annotation for k, f in model.model_fields.items() if _is_part(f.annotation)}
@@ -57,8 +72,9 @@ def _section(
     inner = f"{indent}  "
     for key, default in defaults.items():
         yield from _comment(model.model_fields[key].description, inner)
+        yield from _comment(remarks.get(key), inner)
         if key in parts:
-            yield from _section(key, parts[key], {}, inner)
+            yield from _section(key, parts[key], {}, {}, inner)
         else:
             prefix = inner if key in shown else f"{inner}# "
             yield prefix + _line(key, values.get(key, default))

@@ -10,7 +10,6 @@ from mlip_job.config.base import Element, NonNegative, Part, Positive
 from mlip_job.config.overrides import check_linear, check_overrides
 
 Orders = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=6)]
-_NEEDS_PACEMAKER = "it needs test_evaluation: pacemaker"
 
 Arity = Literal["UNARY", "BINARY", "TERNARY", "QUATERNARY", "QUINARY", "ALL"]
 
@@ -54,15 +53,30 @@ class ByGroup(Part):
 class TrainingConfig(Part):
     """What pacemaker is asked to do; see docs/configuration.md for the mapping."""
 
-    cutoff: Positive = Field(5.0, le=20, description="Å. Outer cutoff of the potential.")
+    cutoff: Positive = Field(
+        5.5, le=20, description="Å. Outer cutoff of the potential; 4 is better for molecules."
+    )
     test_fraction: float = Field(
-        0.1, gt=0, lt=1, description="Exact count: round(n · fraction) structures are test."
+        0.1,
+        gt=0,
+        lt=1,
+        description="Exact count: round(n · fraction) structures are test; no effect with "
+        "dataset.split_key.",
+    )
+    validation_fraction: float = Field(
+        0.1,
+        ge=0,
+        le=0.5,
+        description="Of the training structures, kept out of the fit to choose the best iteration "
+        "and to end a fit that overfits; 0 is none.",
     )
     elements: Literal["auto"] | tuple[Element, ...] = Field(
         "auto", description="auto, or a list that must equal the elements of the data."
     )
-    functions_per_element: int = Field(
-        300, ge=1, description="Size of the basis; shared among all combinations of elements."
+    functions_per_element: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto",
+        description="Size of the basis; shared among all combinations of elements. auto: what the "
+        "data can determine.",
     )
     nradmax_by_orders: dict[Arity, Orders] | None = Field(
         None, description="Radial basis functions per order and number of elements in a block."
@@ -70,17 +84,25 @@ class TrainingConfig(Part):
     lmax_by_orders: dict[Arity, Orders] | None = Field(
         None, description="Largest angular momentum per order and number of elements in a block."
     )
-    ndensity: Literal[1, 2] = Field(
-        2, description="Atomic densities in the embedding: 1 is linear, 2 Finnis-Sinclair-like."
+    ndensity: int = Field(
+        2,
+        ge=1,
+        le=8,
+        description="Atomic densities in the embedding: 1 is linear, 2 Finnis-Sinclair-like.",
     )
-    energy_weight: NonNegative = Field(1.0, description="a in a·MSE(E/atom) + b·mean|ΔF|².")
+    energy_weight: NonNegative = Field(10_000.0, description="a in a·MSE(E/atom) + b·mean|ΔF|².")
     force_weight: NonNegative = Field(100.0, description="b in a·MSE(E/atom) + b·mean|ΔF|².")
     stress_weight: NonNegative = Field(
-        1.0, description="No effect: pacemaker fits no stress. Accepted, and said in the report."
+        0.0, description="0: pacemaker fits no stress; its errors are measured and reported."
     )
-    max_iter: int = Field(1000, ge=1, description="Iterations, in a ladder those of each step.")
+    max_iter: int = Field(
+        0,
+        ge=0,
+        description="Iterations of pacemaker after the linear fit, in a ladder those of each step; "
+        "0 publishes the linear fit, made in minutes without GPU.",
+    )
     ladder_step: int | float | tuple[float, ...] | None = Field(
-        (100, 0.1),
+        None,
         description="Functions added per ladder step: [n, fraction] is max(n, fraction·current). "
         "null fits the whole basis at once.",
     )
@@ -92,9 +114,9 @@ class TrainingConfig(Part):
         "previous", description="previous (none for generation 1), none, or a generation."
     )
     linear_start: bool = Field(
-        False,
-        description="Begin with a linear least-squares fit, which takes seconds, instead of zero "
-        "and without ladder; where the fit starts from a generation it is not used.",
+        True,
+        description="Begin a fit from nothing with a linear least-squares fit to all training "
+        "structures, and without ladder; false begins with zero.",
     )
     evaluator: Literal["tensorpot", "pyace"] = Field(
         "tensorpot", description="pyace needs no TensorFlow but is only for tiny fits."
@@ -102,25 +124,30 @@ class TrainingConfig(Part):
     weighting: Literal["uniform"] | EnergyBased | ByGroup = "uniform"
     batch_size: int = Field(100, ge=1, description="Structures per batch.")
     display_step: int = Field(
-        20, ge=1, description="Iterations between evaluations of the test set."
+        20, ge=1, description="Iterations between evaluations of the validation part."
     )
     test_evaluation: Literal["pacemaker", "beside", "end"] = Field(
-        "pacemaker",
-        description="Who measures the test set during the fit: pacemaker, which builds a graph of "
-        "its own for it in every ladder step; a process beside it; or nobody, before the end.",
+        "end",
+        description="Who measures the test set during the fit: nobody, before the end; or, without "
+        "a validation part, pacemaker, which builds a graph of its own for it in every ladder "
+        "step, or a process beside it.",
     )
-    l1_coeffs: NonNegative = Field(1e-8, description="L1 regularisation of the coefficients.")
-    l2_coeffs: NonNegative = Field(1e-8, description="L2 regularisation of the coefficients.")
-    w0_rad: NonNegative = Field(1e-8, description="Smoothness of the radial functions.")
-    w1_rad: NonNegative = Field(1e-8, description="Smoothness of their first derivatives.")
-    w2_rad: NonNegative = Field(1e-8, description="Smoothness of their second derivatives.")
+    l1_coeffs: NonNegative = Field(1e-10, description="L1 regularisation of the coefficients.")
+    l2_coeffs: NonNegative = Field(1e-10, description="L2 regularisation of the coefficients.")
+    w0_rad: NonNegative = Field(1e-10, description="Smoothness of the radial functions.")
+    w1_rad: NonNegative = Field(1e-10, description="Smoothness of their first derivatives.")
+    w2_rad: NonNegative = Field(1e-10, description="Smoothness of their second derivatives.")
     min_relative_train_loss_per_iter: Positive | None = Field(
-        None, description="Early stopping: slowest relative fall of the training loss."
+        1e-5,
+        description="Early stopping: slowest relative fall of the training loss. null: none.",
     )
     min_relative_test_loss_per_iter: Positive | None = Field(
-        None, description="Early stopping: slowest relative fall of the test loss."
+        None,
+        description="Early stopping: a slower relative fall of the validation loss counts as none.",
     )
-    early_stopping_patience: int = Field(200, ge=1, description="Iterations before it stops.")
+    early_stopping_patience: int = Field(
+        100, ge=1, description="Iterations without such a fall before it stops."
+    )
     seed: int = Field(42, ge=0, description="Seed of the fit.")
     start_noise: float = Field(
         0.0,
@@ -128,7 +155,10 @@ class TrainingConfig(Part):
         le=1,
         description="Relative noise on the coefficients that a fit starts from, drawn by the seed.",
     )
-    require_gpu: bool = Field(False, description="Fail (71) where TensorFlow sees no GPU.")
+    require_gpu: bool = Field(
+        False,
+        description="Fail (71) where TensorFlow sees no GPU; without effect on a linear fit.",
+    )
     overrides: dict[str, Any] = Field(
         default_factory=dict, description="Merged deeply into input.yaml, last."
     )
@@ -146,6 +176,16 @@ class TrainingConfig(Part):
             )
         return step
 
+    @field_validator("stress_weight")
+    @classmethod
+    def _stress_weight(cls, weight: float) -> float:
+        if weight > 0:
+            raise ValueError(
+                "pacemaker fits no stress: set it to 0 or remove it; the errors of the stress are "
+                "measured and reported in any case"
+            )
+        return weight
+
     @field_validator("overrides")
     @classmethod
     def _overrides(cls, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -162,22 +202,49 @@ class TrainingConfig(Part):
             raise ValueError("nradmax_by_orders and lmax_by_orders go together")
         if self.nradmax_by_orders is not None and self.lmax_by_orders is not None:
             self._check_orders(self.nradmax_by_orders, self.lmax_by_orders)
-        if self.test_evaluation != "pacemaker":
-            self._check_needs_no_test_set()
+        self._check_second_set()
         if self.linear_start:
             check_linear(self.overrides)
+        if self.is_linear:
+            self._check_linear_fit()
         return self
 
-    def _check_needs_no_test_set(self) -> None:
-        """Refuse what pacemaker does with a test set only."""
-        fit = self.overrides.get("fit") or {}
-        early = "min_relative_test_loss_per_iter"
-        if getattr(self, early) is not None or fit.get(early) is not None:
-            raise ValueError(f"{early} stops by pacemaker's test loss: {_NEEDS_PACEMAKER}")
-        if isinstance(self.weighting, EnergyBased) or "weighting" in fit:
+    @property
+    def is_linear(self) -> bool:
+        """Whether the linear fit is the generation: no iteration follows, so no TensorFlow."""
+        return self.max_iter == 0
+
+    def _check_linear_fit(self) -> None:
+        if not self.linear_start:
+            raise ValueError("max_iter is 0, which publishes the linear fit: it needs linear_start")
+        if self.start_from not in ("previous", "none"):
             raise ValueError(
-                "an energy-based weighting looks at training and test set together, so that the "
-                f"fit would be another one without the test set: {_NEEDS_PACEMAKER}"
+                f"max_iter is 0, so nothing is fitted that could start from generation "
+                f"{self.start_from}: a linear fit is made anew, with start_from previous or none"
+            )
+        if "maxiter" in (self.overrides.get("fit") or {}):
+            raise ValueError("max_iter is 0, but overrides.fit.maxiter asks for iterations")
+
+    def _check_second_set(self) -> None:
+        """Refuse more than one set beside the training set, and what needs one where none is."""
+        if self.validation_fraction > 0 and self.test_evaluation != "end":
+            raise ValueError(
+                f"test_evaluation: {self.test_evaluation} measures the test set during the fit, "
+                "and the validation part is measured there: set validation_fraction: 0, or leave "
+                "test_evaluation out"
+            )
+        if self.validation_fraction == 0 and self.min_relative_test_loss_per_iter is not None:
+            raise ValueError(
+                "min_relative_test_loss_per_iter stops by the loss on the validation part: it "
+                "needs a validation_fraction above 0"
+            )
+        weighting = (self.overrides.get("fit") or {}).get("weighting")
+        if self.test_evaluation == "beside" and (
+            isinstance(self.weighting, EnergyBased) or weighting is not None
+        ):
+            raise ValueError(
+                "only pacemaker knows the weights of an energy-based weighting: "
+                "test_evaluation: beside can't measure the loss"
             )
 
     @staticmethod

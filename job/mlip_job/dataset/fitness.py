@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from mlip_job.dataset.structures import Structures
     from mlip_job.dataset.validation import RowRules
 
+VANISHING_FORCE = 1e-3
+"""eV/Å. DFT leaves so much of a force that vanishes by symmetry."""
+
 
 def choose_energies(structures: Structures, rules: RowRules) -> tuple[FloatArray, BoolArray]:
     """Return the energies to train on (eV, NaN for none), and which of them are free energies."""
@@ -48,6 +51,14 @@ def have_labels(structures: Structures, rules: RowRules) -> BoolArray:
             within = np.linalg.norm(structures.forces, axis=1) <= rules.max_force
         labelled &= structures.all_atoms(within)
     return labelled
+
+
+def count_force_components(structures: Structures) -> int:
+    """Return how many force components do not vanish: those a potential has to learn.
+
+    By symmetry most do in crystals that are strained or compressed.
+    """
+    return int(np.count_nonzero(np.abs(structures.forces) > VANISHING_FORCE))
 
 
 def largest_force(structures: Structures) -> float:

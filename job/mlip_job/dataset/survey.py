@@ -3,19 +3,43 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING
 
+import numpy as np
 from ase.data import chemical_symbols
+from pydantic import ValidationError
 
 from mlip_job.config.models import DatabaseConfig
-from mlip_job.dataset.source import StructureDatabase, StructureRow
+from mlip_job.dataset.fitness import count_force_components
+from mlip_job.dataset.pages import PAGE, PagedDatabase, Selected
+from mlip_job.dataset.row import StructureRow
 from mlip_job.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_ROWS_LOOKED_AT = 1000  # for the elements; a family's name is only a suggestion
+
+@dataclass(frozen=True)
+class Sample:
+    """What some rows of a selection tell of all of them.
+
+    Attributes
+    ----------
+    selected, looked_at
+        Rows of the selection, and those that were looked at.
+    force_components
+        That do not vanish, of all rows: counted, or estimated from those looked at.
+    elements
+        Sorted.
+    periodic
+        Whether any row is.
+    """
+
+    selected: int
+    looked_at: int
+    force_components: int
+    elements: tuple[str, ...]
+    periodic: bool
 
 
 @dataclass(frozen=True)
@@ -28,13 +52,13 @@ class Survey:
         Number of rows of each status.
     selection
         ASE selection string for the finished rows.
-    elements
-        Sorted; from the first rows of that selection.
+    sample
+        What that selection holds.
     """
 
     statuses: Mapping[str, int]
     selection: str
-    elements: tuple[str, ...]
+    sample: Sample
 
 
 def survey(url: str) -> Survey:
@@ -47,20 +71,40 @@ def survey(url: str) -> Survey:
     """
     try:
         config = DatabaseConfig(url=url, select="")
-    except ValueError:
-        raise ConfigError(
-            "the database URL holds a password",
-            hint="take it out and set MLIP_JOB_DATABASE_PASSWORD instead",
-        ) from None
-    with StructureDatabase(config) as database:
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]["msg"]
+        raise ConfigError(f"the database URL {problem.removeprefix('Value error, ')}") from None
+    with PagedDatabase(config) as database:
         statuses = dict(database.count_by_status())
     finished = [s for s in statuses if s.lower() in ("completed", "complete", "done", "finished")]
     selection = f"status={finished[0]}" if finished else ""
-    with StructureDatabase(config.model_copy(update={"select": selection})) as database:
-        numbers = {
-            int(number)
-            for row in islice(database.rows(), _ROWS_LOOKED_AT)
-            if isinstance(row, StructureRow)
-            for number in row.numbers
-        }
-    return Survey(statuses, selection, tuple(sorted(chemical_symbols[n] for n in numbers)))
+    sample = look_at(config.model_copy(update={"select": selection}))
+    return Survey(statuses, selection, sample)
+
+
+def look_at(config: DatabaseConfig) -> Sample:
+    """Read a page of rows, taken evenly from all that are selected.
+
+    Raises
+    ------
+    ConfigError, DatabaseError
+        If the database can't be read.
+    """
+    with PagedDatabase(config) as database:
+        selected = database.select()
+        some = slice(None, None, -(-len(selected.ids) // PAGE) or 1)
+        pages = database.pages(Selected(selected.ids[some], selected.mtimes[some]))
+        page = next(iter(pages), None)
+    if page is None:
+        return Sample(len(selected.ids), 0, 0, (), periodic=False)
+    others = [row for row in page.others if isinstance(row, StructureRow)]
+    numbers = np.concatenate([page.structures.numbers, *(row.numbers for row in others)])
+    looked_at = len(page.structures) + len(page.others)
+    components = count_force_components(page.structures)
+    return Sample(
+        selected=len(selected.ids),
+        looked_at=looked_at,
+        force_components=round(components * len(selected.ids) / max(1, looked_at)),
+        elements=tuple(sorted(chemical_symbols[n] for n in set(numbers.tolist()))),
+        periodic=bool(page.structures.pbc.any()) or any(row.pbc.any() for row in others),
+    )

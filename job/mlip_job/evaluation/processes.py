@@ -5,19 +5,17 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Self
 
+from mlip_job.dataset.reading import count_atoms
 from mlip_job.errors import TrainingError
 from mlip_job.evaluation.measured import Measurer
-from mlip_job.evaluation.structures import count_atoms
-from mlip_job.processes import die_with, starting_workers
+from mlip_job.processes import die_with, in_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from concurrent.futures import Future
     from types import TracebackType
 
     from mlip_job.evaluation.measured import Batch, Models, Task
@@ -85,7 +83,7 @@ class Measurers:
             yield from map(self._own.measure, _in_batches(tasks))
             return
         try:
-            yield from self._measure_beside(self._pool, _in_batches(tasks))
+            yield from in_order(self._pool, _measure, _in_batches(tasks), self.processes)
         except BrokenProcessPool:
             # Perhaps a signal was sent to all processes of the job; then our own handler raises.
             time.sleep(_SECONDS_FOR_A_SIGNAL)
@@ -93,18 +91,6 @@ class Measurers:
                 "a process that evaluated the potential died, most likely out of memory",
                 hint="give the job more memory, or fewer cores",
             ) from None
-
-    def _measure_beside(
-        self, pool: ProcessPoolExecutor, batches: Iterator[list[Task]]
-    ) -> Iterator[Batch]:
-        waiting: deque[Future[Batch]] = deque()
-        for batch in batches:
-            if len(waiting) > 2 * self.processes:
-                yield waiting.popleft().result()
-            with starting_workers(self.processes):
-                waiting.append(pool.submit(_measure, batch))
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def _in_batches(tasks: Iterable[Task]) -> Iterator[list[Task]]:

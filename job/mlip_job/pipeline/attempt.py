@@ -17,29 +17,38 @@ from mlip_job.pipeline.background import every, within
 from mlip_job.pipeline.beside import BesideFit
 from mlip_job.pipeline.context import AttemptContext
 from mlip_job.pipeline.decided import decision_for, was_decided
+from mlip_job.pipeline.linear import fit_linearly
 from mlip_job.pipeline.preparation import Preparation
 from mlip_job.pipeline.publication import Publication
 from mlip_job.pipeline.shipping import Shipper
-from mlip_job.pipeline.stages import left_out_by_weighting, start_linearly
+from mlip_job.pipeline.stages import left_out_by_weighting
 from mlip_job.registry import AttemptPart
 from mlip_job.registry.decisions import decide
+from mlip_job.training.best import EarlyStopping
 from mlip_job.training.ladder import LadderWatch
 from mlip_job.training.process import Monitor
 from mlip_job.training.runner import PacemakerWrapper
-from mlip_job.training.summary import summarise_run
+from mlip_job.training.size import with_size
+from mlip_job.training.summary import summarise_linear_fit, summarise_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mlip_job.config import JobConfig
     from mlip_job.pipeline.clock import StageClock
+    from mlip_job.pipeline.fit_data import FitData
     from mlip_job.pipeline.preparation import Prepared
     from mlip_job.pipeline.stages import Observer
     from mlip_job.registry import Manifest, Registry, TrainingState
+    from mlip_job.training.linear_task import LinearStart
     from mlip_job.training.process import Progress
     from mlip_job.training.run_summary import RunSummary
     from mlip_job.training.signals import StopRequest
 
+SECONDS_WORTH_A_CHECKPOINT = 60.0
+"""A linear fit that took less is made again where the fit after it was interrupted at once."""
+
+_LINEAR = "linear_start"
 _MISSED_BEATS = 10  # so many in a row, and a run counts as dead
 
 
@@ -140,7 +149,12 @@ class Attempt:
         return training
 
     def _prepare_and_fit(self, *, fresh: bool) -> tuple[Prepared, Shipper, RunSummary]:
-        prepared = self._start_linearly(self._prepare(fresh=fresh))
+        prepared = self._prepare(fresh=fresh)
+        made = None
+        if self._begins_linearly(prepared):
+            made = self._fit_linearly(prepared)
+            state = prepared.training.model_copy(update={"linear_start": made})
+            prepared = replace(prepared, training=state)
         shipper = Shipper(
             self._registry,
             self._generation,
@@ -149,6 +163,8 @@ class Attempt:
             prepared.training,
             self._clock.timings,
         )
+        if made is not None:
+            self._ship_linear_fit(shipper)
         with self._clock.stage("fit"):
             return prepared, shipper, self._fit(prepared, shipper)
 
@@ -168,27 +184,37 @@ class Attempt:
 
     # -- the fit ---------------------------------------------------------------------------------
 
-    def _start_linearly(self, prepared: Prepared) -> Prepared:
-        """Make the potential that a fit begins with, where input.yaml names it."""
+    def _begins_linearly(self, prepared: Prepared) -> bool:
+        """Tell whether input.yaml names the potential of a linear fit, which is to be made."""
         leg = prepared.legs.get(self._files.input_yaml)
-        if leg is None or leg.content["potential"] != self._files.linear_start.name:
-            return prepared  # it starts from a parent, from nothing, or goes on from a checkpoint
-        with self._clock.stage("linear_start"):
-            made = start_linearly(
-                self._config, self._files, prepared.record, leg.content, self._observer
+        return leg is not None and leg.content["potential"] == self._files.linear_start.name
+
+    def _fit_linearly(self, prepared: Prepared) -> LinearStart:
+        content = prepared.legs[self._files.input_yaml].content
+        training = with_size(self._config.training, prepared.training.basis)
+        with self._clock.stage(_LINEAR):
+            return fit_linearly(
+                training, self._files, prepared.record, prepared.given, content, self._observer
             )
-        state = prepared.training.model_copy(update={"linear_start": made})
-        return replace(prepared, training=state)
+
+    def _ship_linear_fit(self, shipper: Shipper) -> None:
+        seconds = self._clock.timings().stages_s[_LINEAR]
+        if not self._config.training.is_linear and seconds >= SECONDS_WORTH_A_CHECKPOINT:
+            shipper.ship_linear_start()
 
     def _fit(self, prepared: Prepared, shipper: Shipper) -> RunSummary:
+        training, record = self._config.training, prepared.record
+        if training.is_linear:
+            return self._end_linear_fit(prepared, shipper)
         if not prepared.legs:
             return summarise_run(self._files.directory, exit_code=0)
-        self._announce()
-        training, record = self._config.training, prepared.record
+        self._observer.message(f"training in {self._files.directory}")
         ladder = LadderWatch(self._files, training.ladder_step, self._observer.message)
 
+        second_set = "validation" if prepared.given.validation else "test"
+
         def observe(progress: Progress) -> None:
-            self._observer.progress(progress)
+            self._observer.progress(replace(progress, second_set=second_set))
             ladder.observe(progress)
 
         monitor = Monitor(
@@ -201,7 +227,14 @@ class Attempt:
         beside = BesideFit(training, record, self._files, self._observer)
         beside.fetch(self._registry)
         wrapper = PacemakerWrapper(
-            self._files, record.elements, monitor, beside, require_gpu=training.require_gpu
+            self._files,
+            record.elements,
+            monitor,
+            beside,
+            require_gpu=training.require_gpu,
+            stopping=EarlyStopping(
+                training.early_stopping_patience, training.min_relative_test_loss_per_iter or 0.0
+            ),
         )
 
         def ship() -> None:
@@ -218,19 +251,25 @@ class Attempt:
                 within(run.stop_timeout, ship, "storing the last checkpoint")
                 # Slurm signals pacemaker as well, which then ends before it is told to.
                 raise self._with_checkpoint(self._stop.error() or error, shipper) from None
-            left_out = left_out_by_weighting(self._config.training, self._files, prepared.record)
-            self._files.left_out.write_text(json.dumps(left_out), encoding="utf-8")
-            shipper.ship_end([self._files.left_out])
+            self._write_left_out(prepared.given)
+            told = (self._files.left_out, self._files.early_stopping, self._files.best)
+            shipper.ship_end([path for path in told if path.exists()])
         if (stopped := self._stop.error()) is not None:
             raise self._with_checkpoint(stopped, shipper)
         return summary
 
-    def _announce(self) -> None:
-        if self._config.training.stress_weight > 0:
-            self._observer.message(
-                "note: stress_weight has no effect, pacemaker fits no stress; 0 silences this"
-            )
-        self._observer.message(f"training in {self._files.directory}")
+    def _end_linear_fit(self, prepared: Prepared, shipper: Shipper) -> RunSummary:
+        """Store a linear fit that nothing follows."""
+        made = prepared.training.linear_start
+        assert made is not None  # noqa: S101 - it was made, now or by an earlier attempt
+        if prepared.legs:
+            self._write_left_out(prepared.given)
+            shipper.ship_end([self._files.left_out])
+        return summarise_linear_fit(made)
+
+    def _write_left_out(self, given: FitData) -> None:
+        left_out = left_out_by_weighting(self._config.training, self._files, given)
+        self._files.left_out.write_text(json.dumps(left_out), encoding="utf-8")
 
     def _with_checkpoint(self, error: MlipJobError, shipper: Shipper) -> MlipJobError:
         """Say with a failure what of the fit is safe."""

@@ -26,7 +26,8 @@ class Lineage:
         The nearest earlier one: its split and reference energies are inherited, so that test
         structures stay test structures even where the fit starts from nothing.
     potential
-        The one whose potential the fit starts from.
+        The one whose potential the fit starts from; none where it is a linear fit, which is made
+        anew on all data.
     """
 
     dataset: Manifest | None
@@ -42,7 +43,7 @@ def find_lineage(registry: Registry, training: TrainingConfig, generation: int) 
         If the generation to start from is not published, or does not come before.
     """
     earlier = [n for n in registry.numbers() if n < generation]
-    start = _start_number(training.start_from, generation)
+    start = None if training.is_linear else _start_number(training.start_from, generation)
     if start is not None and start >= generation:
         raise ConfigError(
             f"training.start_from is {start}: {generation_name(generation)} can only start from "
@@ -84,6 +85,13 @@ def start_mode(
     if set(basis["elements"]) != set(parent.basis["elements"]):
         check_growth_budget(training, len(basis["elements"]))
     return "extend"
+
+
+def functions_of(parent: Manifest | None) -> int | None:
+    """Return the functions per element of a parent's basis."""
+    if parent is None:
+        return None
+    return int(parent.basis["functions"]["number_of_functions_per_element"])
 
 
 def _start_number(start_from: str | int, generation: int) -> int | None:

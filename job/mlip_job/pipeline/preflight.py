@@ -33,7 +33,8 @@ def check_before_fit(
     find_program("pace_yaml2yace")
     if config.evaluation.active_set_kind is not None:
         find_program("pace_activeset")
-    if config.training.require_gpu and not _is_fitted(registry, generation, fresh=fresh):
+    required = config.training.require_gpu and not config.training.is_linear
+    if required and not _is_fitted(registry, generation, fresh=fresh):
         require_gpu_device()
 
 

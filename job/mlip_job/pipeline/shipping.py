@@ -63,6 +63,12 @@ class Shipper:
         self._number = 0
         self._one_at_a_time = Lock()
 
+    def ship_linear_start(self) -> None:
+        """Store the linear fit, which no later attempt has to repeat then."""
+        start = FitPosition(ladder_step=0, iteration=0, step_done=False, last_step=True)
+        with self._one_at_a_time:
+            self._save(start, 0, {POTENTIAL: self._files.linear_start})
+
     def ship_progress(self, wrapper: PacemakerWrapper) -> None:
         """Store a checkpoint where the fit has gone on since the last one; log and tables too."""
         with self._one_at_a_time, tempfile.TemporaryDirectory(prefix="mlip-job-") as temporary:

@@ -6,27 +6,28 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mlip_job.config.training import EnergyBased
-from mlip_job.environment import RunEnvironment, usable_cores
+from mlip_job.environment import RunEnvironment
 from mlip_job.naming import WorkFiles, generation_name
 from mlip_job.pipeline.lineage import start_mode
 from mlip_job.registry import DatasetReference, Manifest, Parent
 from mlip_job.training.basis import potential_section
 from mlip_job.training.input_yaml import StartPotential, TrainingData, build_input, dump_input
-from mlip_job.training.linear_start import run_linear_fit
-from mlip_job.training.linear_task import LinearStart, LinearTask
 from mlip_job.training.potential_yaml import (
     as_start,
     perturbed,
     read_potential,
     write_potential,
 )
-from mlip_job.training.weighting import rows_left_out
+from mlip_job.training.size import with_size
+from mlip_job.training.weighting import FITTED, rows_left_out
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from mlip_job.config import JobConfig, TrainingConfig
     from mlip_job.dataset.record import DatasetRecord
+    from mlip_job.pipeline.fit_data import FitData
     from mlip_job.registry import Artefact, Headline, Registry, TrainingState
     from mlip_job.training.process import Progress
 
@@ -62,8 +63,7 @@ def fetch_parent(
         start = perturbed(start, training.start_noise, training.seed)
     write_potential(start, files.parent_potential)
     how = "with the same basis" if mode == "continue" else "growing its basis"
-    instead = "; training.linear_start is not used" if training.linear_start else ""
-    observer.message(f"starting from {generation_name(start_from.generation)}, {how}{instead}")
+    observer.message(f"starting from {generation_name(start_from.generation)}, {how}")
     return Parent(
         generation=start_from.generation,
         mode=mode,
@@ -72,7 +72,11 @@ def fetch_parent(
 
 
 def make_input(
-    training: TrainingConfig, files: WorkFiles, record: DatasetRecord, parent: Parent | None
+    training: TrainingConfig,
+    files: WorkFiles,
+    record: DatasetRecord,
+    given: FitData,
+    parent: Parent | None,
 ) -> dict[str, Any]:
     """Write input.yaml, of the fit that nothing disturbs, and return its content."""
     start = None
@@ -80,61 +84,29 @@ def make_input(
         start = StartPotential(files.parent_potential.name, same_basis=parent.mode == "continue")
     elif training.linear_start:
         start = StartPotential(files.linear_start.name, same_basis=True)
-    test = record.frames.test if training.test_evaluation == "pacemaker" else ()
     data = TrainingData(
         elements=record.elements,
-        train=_in_dataset_folder(record.frames.train),
-        test=_in_dataset_folder(test),
+        train=WorkFiles.in_dataset(given.train),
+        test=WorkFiles.in_dataset(given.second),
         reference_energies={e: record.reference_energies[e] for e in record.elements},
+        keep_best=bool(given.validation),
     )
     content = build_input(training, data, start)
     files.input_yaml.write_text(dump_input(content), encoding="utf-8")
     return content
 
 
-def start_linearly(
-    config: JobConfig,
-    files: WorkFiles,
-    record: DatasetRecord,
-    content: Mapping[str, Any],
-    observer: Observer,
-) -> LinearStart:
-    """Make the potential that input.yaml, whose content is given, starts from."""
-    loss = content["fit"]["loss"]
-    made = run_linear_fit(
-        LinearTask(
-            section=potential_section(config.training, record.elements),
-            kappa=float(loss["kappa"]),
-            l1=float(loss["L1_coeffs"]),
-            l2=float(loss["L2_coeffs"]),
-            weighting=content["fit"].get("weighting"),
-            train=_in_dataset_folder(record.frames.train),
-            test=_in_dataset_folder(record.frames.test),
-            directory=str(files.directory),
-            potential=files.linear_start.name,
-            seed=config.training.seed,
-            resampled=config.training.start_noise > 0,
-            cores=usable_cores(),
-        )
-    )
-    some = "" if made.structures == record.counts.train else f" of {record.counts.train}"
-    observer.message(
-        f"starting from a linear fit to {made.structures}{some} structures "
-        f"({made.atoms} atoms): loss {made.loss:.3g}"
-    )
-    return made
-
-
 def left_out_by_weighting(
-    training: TrainingConfig, files: WorkFiles, record: DatasetRecord
+    training: TrainingConfig, files: WorkFiles, given: FitData
 ) -> dict[str, tuple[int, ...]]:
     """Return the rows that the weighting kept out of the fit; only an energy-based one does."""
     if not isinstance(training.weighting, EnergyBased):
         return {}
-    frames = {"train": record.frames.train, "test": record.frames.test}
-    return rows_left_out(
-        files.directory, {side: _in_dataset_folder(names) for side, names in frames.items()}
-    )
+    train = rows_left_out(files.directory / FITTED["train"], _paths(files, given.train))
+    second = rows_left_out(files.directory / FITTED["test"], _paths(files, given.second))
+    if given.validation:
+        return {"train": tuple(sorted((*train, *second))), "test": ()}
+    return {"train": train, "test": second}
 
 
 def describe(
@@ -156,7 +128,7 @@ def describe(
         config=config.model_dump(mode="json"),
         config_sha256=config.fingerprint(),
         elements=record.elements,
-        basis=potential_section(config.training, record.elements),
+        basis=potential_section(with_size(config.training, training.basis), record.elements),
         parent=training.parent,
         linear_start=training.linear_start,
         dataset=training.dataset,
@@ -184,6 +156,5 @@ def refer_to(
     )
 
 
-def _in_dataset_folder(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return paths relative to the attempt: what is published names no directory of a machine."""
-    return tuple(f"{WorkFiles.DATASET}/{name}" for name in names)
+def _paths(files: WorkFiles, names: Iterable[str]) -> list[Path]:
+    return [files.dataset.directory / name for name in names]

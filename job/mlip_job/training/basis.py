@@ -15,20 +15,26 @@ if TYPE_CHECKING:
 
 ARITIES = ("UNARY", "BINARY", "TERNARY", "QUATERNARY", "QUINARY")
 
-# The defaults of pacemaker's own template (`pacemaker -t`, pyace/data/input_template.yaml).
+# Those of pacemaker's own template (`pacemaker -t`, pyace/data/input_template.yaml), but for one
+# more angular momentum and radial function of single elements: better for semiconductors
+# (docs/performance.md).
 DEFAULT_NRADMAX: Mapping[str, tuple[int, ...]] = {
-    "UNARY": (15, 6, 4, 3, 2, 2),
+    "UNARY": (15, 7, 5, 3, 2, 2),
     "BINARY": (15, 6, 3, 2, 2, 1),
     "TERNARY": (15, 3, 3, 2, 1),
     "ALL": (15, 3, 2, 1, 1),
 }
 DEFAULT_LMAX: Mapping[str, tuple[int, ...]] = {
-    "UNARY": (0, 3, 3, 2, 2, 1),
+    "UNARY": (0, 4, 4, 3, 2, 1),
     "BINARY": (0, 3, 2, 1, 1, 0),
     "TERNARY": (0, 2, 2, 1, 1),
     "ALL": (0, 2, 2, 1, 1),
 }
 
+
+_POWERS = (1, 0.5, 0.75, 0.25, 0.125, 0.375, 0.875, 2)
+"""Of the densities: pacemaker's template for one and two, then what published inputs for eight
+densities have."""
 
 _FUNCTIONS_UP_TO_THREE_BODIES = 4
 
@@ -58,7 +64,7 @@ def potential_section(training: TrainingConfig, elements: Sequence[str]) -> dict
             }
         },
         "functions": {
-            "number_of_functions_per_element": training.functions_per_element,
+            "number_of_functions_per_element": _decided(training),
             **_orders(training, len(elements)),
         },
     }
@@ -73,14 +79,19 @@ def check_basis_budget(training: TrainingConfig, n_elements: int) -> None:
     (`pyace.multispecies_basisextension.create_multispecies_basis_config`); with none it fails
     deep in the fit.
     """
-    blocks = _number_of_blocks(training, n_elements)
-    smallest = -(-blocks // n_elements)
-    if training.functions_per_element < smallest:
+    smallest = smallest_budget(training, n_elements)
+    if (functions := _decided(training)) < smallest:
+        blocks = _number_of_blocks(training, n_elements)
         raise ConfigError(
-            f"training.functions_per_element is {training.functions_per_element}: too small for "
+            f"training.functions_per_element is {functions}: too small for "
             f"{n_elements} elements, whose {blocks} combinations need a function each",
             hint=f"the smallest that works is {smallest}; useful potentials have hundreds",
         )
+
+
+def smallest_budget(training: TrainingConfig, n_elements: int) -> int:
+    """Return the fewest functions per element that leave no block without one."""
+    return -(-_number_of_blocks(training, n_elements) // n_elements)
 
 
 def check_growth_budget(training: TrainingConfig, n_elements: int) -> None:
@@ -90,26 +101,31 @@ def check_growth_budget(training: TrainingConfig, n_elements: int) -> None:
     any. Elements that were there before have one; in the order in which pacemaker fills a block
     (``power_order``) it is the fourth.
     """
-    per_block = (
-        training.functions_per_element * n_elements // _number_of_blocks(training, n_elements)
-    )
+    functions = _decided(training)
+    per_block = functions * n_elements // _number_of_blocks(training, n_elements)
     if per_block < _FUNCTIONS_UP_TO_THREE_BODIES:
         smallest = -(
             -_FUNCTIONS_UP_TO_THREE_BODIES * _number_of_blocks(training, n_elements) // n_elements
         )
         raise ConfigError(
-            f"training.functions_per_element is {training.functions_per_element}: too small to "
+            f"training.functions_per_element is {functions}: too small to "
             f"grow the potential to {n_elements} elements",
             hint=f"the smallest that works is {smallest}; or set training.start_from: none",
         )
 
 
+def _decided(training: TrainingConfig) -> int:
+    if training.functions_per_element == "auto":
+        raise ValueError("functions_per_element is not decided yet: see training.size")
+    return training.functions_per_element
+
+
 def _embedding(ndensity: int) -> dict[str, Any]:
-    """Return the embedding of pacemaker's template, or the linear one for a single density."""
-    parameters = [1, 1, 1, 0.5] if ndensity == 2 else [1, 1]  # noqa: PLR2004 - the two kinds
+    """Return the embedding: a sum over the densities, each to a power of its own."""
     return {
         "npot": "FinnisSinclairShiftedScaled",
-        "fs_parameters": parameters,
+        # Pairs of prefactor and exponent.
+        "fs_parameters": [value for power in _POWERS[:ndensity] for value in (1, power)],
         "ndensity": ndensity,
     }
 

@@ -52,8 +52,13 @@ def count_steps(step: LadderStep, target: Mapping[str, int], start: Mapping[str,
 
 
 def ladder_of(training: TrainingConfig) -> str | None:
-    """Return how many steps the ladder of a fit may have; None where it is one step at most."""
-    if training.ladder_step is None:
+    """Return how many steps the ladder of a fit may have; None where it is one step at most.
+
+    None also where the size of the basis follows from data that are not known yet.
+    """
+    if training.ladder_step is None or training.linear_start:
+        return None
+    if training.functions_per_element == "auto":
         return None
     # With more elements the functions are spread over more blocks, which all grow at once.
     steps = count_steps(training.ladder_step, {"block": training.functions_per_element}, {})
@@ -69,7 +74,7 @@ def advice_beforehand(training: TrainingConfig, generation: int) -> str | None:
     """
     from_nothing = generation == 1 or training.start_from == "none"
     ladder = ladder_of(training)
-    if ladder is None or not from_nothing or training.linear_start:
+    if ladder is None or not from_nothing:
         return None
     return f"{generation_name(generation)} is fitted by {ladder}: {_FEWER}"
 

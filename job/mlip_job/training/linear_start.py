@@ -11,13 +11,22 @@ from mlip_job.processes import Beside
 from mlip_job.training.programs import find_program
 
 if TYPE_CHECKING:
-    from mlip_job.training.linear_task import LinearStart, LinearTask
+    from collections.abc import Callable
+
+    from mlip_job.training.linear_task import LinearProgress, LinearStart, LinearTask
 
 
-def run_linear_fit(task: LinearTask) -> LinearStart:
+def run_linear_fit(task: LinearTask, observe: Callable[[LinearProgress], None]) -> LinearStart:
     """Make the potential that a task describes, in a process that ends with this call.
 
     Its memory is free when pacemaker starts, and a stop signal, which raises here, ends it at once.
+
+    Parameters
+    ----------
+    task
+        What to fit, and to what.
+    observe
+        Called as it proceeds.
 
     Raises
     ------
@@ -31,17 +40,17 @@ def run_linear_fit(task: LinearTask) -> LinearStart:
         "the process of the linear start died, most likely out of memory",
         hint="give the job more memory, or set training.linear_start: false",
     )
-    with Beside(_fit, task, died=died) as fit:
+    with Beside(_fit, task, died=died, told=observe) as fit:
         return fit.result()
 
 
-def _fit(task: LinearTask) -> LinearStart:
+def _fit(tell: Callable[[LinearProgress], None], task: LinearTask) -> LinearStart:
     # Standard output is for what the job itself says.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     try:
         from mlip_job.training.linear_fit import fit_linear  # noqa: PLC0415 - numpy and pyace
 
-        return fit_linear(task)
+        return fit_linear(tell, task)
     except Exception as error:  # noqa: BLE001 - whatever pyace or numpy raise
         raise _in_words(error) from None
 

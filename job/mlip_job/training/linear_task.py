@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
+
+from mlip_job.training.run_summary import LossShares
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,12 +31,20 @@ class LinearTask:
         Where they are, and where the potential is to be written.
     potential
         Name of that file.
+    finished
+        Whether it is what will be published, instead of what pacemaker starts from.
+    repulsion
+        Whether it gets ZBL cores then, as pacemaker puts them on at the end of a fit.
+    reference_energies
+        eV per atom of each element: they are kept with it then, as pacemaker does.
     seed
-        Of the sample that is taken where there is too much, and of the resampling.
+        Of the resampling.
     resampled
         Whether structures get random weights, so that members of an ensemble start apart.
+    atoms
+        In the training set.
     cores
-        How many processes are worth having.
+        Most processes.
     """
 
     section: Mapping[str, Any]
@@ -46,9 +56,20 @@ class LinearTask:
     test: tuple[str, ...]
     directory: str
     potential: str
+    finished: bool
+    repulsion: bool
+    reference_energies: Mapping[str, float]
     seed: int
     resampled: bool
+    atoms: int
     cores: int
+
+
+class LinearProgress(NamedTuple):
+    """How much of the training set has been taken into account."""
+
+    structures: int
+    atoms: int
 
 
 class LinearStart(BaseModel):
@@ -57,12 +78,14 @@ class LinearStart(BaseModel):
     Attributes
     ----------
     structures, atoms
-        What it was made from: all of the training set, or a sample of it.
+        What it was made from: all of the training set, but for what a weighting leaves out.
     functions
         Coefficients that were solved for.
     loss
         Of the potential that it made, on these structures and without regularisation:
         (1-κ)·MSE(E/atom, eV) + κ·mean|ΔF|² (eV/Å), weighted as in the fit.
+    loss_shares
+        What makes up the loss with regularisation.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -71,3 +94,4 @@ class LinearStart(BaseModel):
     atoms: int
     functions: int
     loss: float
+    loss_shares: LossShares | None = None

@@ -37,4 +37,6 @@ class FitPosition(BaseModel):
     def __str__(self) -> str:
         """Say it in words."""
         step = f"ladder step {self.ladder_step}, " if self.ladder_step else ""
-        return "the end of the fit" if self.finished else f"{step}iteration {self.iteration}"
+        if self.finished:
+            return "the end of the fit"
+        return f"{step}iteration {self.iteration}" if step or self.iteration else "the linear fit"

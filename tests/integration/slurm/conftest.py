@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 # Seconds-long fits with the real pacemaker; LONG never ends by itself.
 TINY = {
+    "linear_start": False,
     "evaluator": "pyace",
     "functions_per_element": 3,
     "ladder_step": None,

@@ -97,13 +97,19 @@ HOSTILE = {
 }
 
 
-def script(slurm: dict[str, Any], work_dir: str = "/scratch/me/work", **request: Any) -> str:
+def script(
+    slurm: dict[str, Any],
+    work_dir: str = "/scratch/me/work",
+    training: dict[str, Any] | None = None,
+    **request: Any,
+) -> str:
     """Return the script of generation 4 with some settings."""
     config = JobConfig.model_validate(
         {
             "family": "cu-ni",
             "database": {"url": "/scratch/me/structures.db"},
             "storage": {"url": "/scratch/me/store"},
+            "training": training or {},
             "work_dir": work_dir,
             "submit": {"slurm": slurm},
         }
@@ -394,6 +400,19 @@ def test_only_the_fit_asks_for_a_gpu() -> None:
         assert "#SBATCH --gres=lscratch:100\n" in text
     fit = script(ON_GPUS, stage=Stage.FIT, stages=ALL_STAGES)
     assert all(word in fit for word in gpu_only)
+
+
+@pytest.mark.parametrize("stages", [(Stage.WHOLE,), ALL_STAGES])
+def test_a_linear_fit_asks_for_no_gpu(stages: tuple[Stage, ...]) -> None:
+    """It runs where the jobs without a GPU run."""
+    slurm = ON_GPUS | {"partition": "main", "cpu": {"partition": "small", "cpus": 64}}
+    linear = {"max_iter": 0}
+    for stage in stages:
+        text = script(slurm, training=linear, stage=stage, stages=stages)
+        assert "gpu" not in text
+        assert "--nv" not in text
+        assert "#SBATCH --partition=small\n" in text
+        assert "#SBATCH --cpus-per-task=64\n" in text
 
 
 def test_settings_of_jobs_without_a_gpu() -> None:

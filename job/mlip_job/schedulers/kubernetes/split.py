@@ -28,9 +28,9 @@ def neighbours(request: JobRequest) -> tuple[Stage | None, Stage | None]:
 
 
 def settings_of(request: JobRequest) -> KubernetesConfig:
-    """Return what the Job of a request asks for: without a GPU, where it does not fit."""
+    """Return what the Job of a request asks for: without a GPU, where it has no use for one."""
     settings = request.config.submit.kubernetes
-    if request.stage.needs_gpu:
+    if request.needs_gpu:
         return settings
     of_gpu: dict[str, Any] = {"gpus": 0, "runtime_class": None, "node_selector": {}, "affinity": {}}
     return settings.model_copy(update=of_gpu | settings.without_gpu.model_dump(exclude_none=True))

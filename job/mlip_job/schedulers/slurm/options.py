@@ -20,7 +20,7 @@ _SPARE_SECONDS = 5  # beside run.stop_timeout, see there
 def settings_of(request: JobRequest) -> SlurmConfig:
     """Return the settings that hold for a request's job."""
     slurm = request.config.submit.slurm
-    return slurm if request.stage.needs_gpu else slurm.without_gpu()
+    return slurm if request.needs_gpu else slurm.without_gpu()
 
 
 def dependency(request: JobRequest, job_id: str) -> str:
