@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from mlip_job.disk import make_private_directory, private
 from mlip_job.environment import ProcessIdentity
 from mlip_job.errors import ConfigError
 from mlip_job.naming import generation_name
@@ -134,7 +135,7 @@ class SubmitFiles:
         """Write the script and the configuration beside it."""
         values = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            make_private_directory(self.directory)
             _write_whole(self.config, values)
             _write_whole(script, text)
         except OSError as error:
@@ -183,7 +184,7 @@ def _write_whole(path: Path, text: str) -> None:
     """Write a file so that a reader finds the old or the new one, and never a part."""
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with open(temporary, "w", encoding="utf-8", opener=private) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
