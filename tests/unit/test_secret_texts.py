@@ -146,7 +146,7 @@ def test_what_is_no_secret_is_taken(text: str) -> None:
 
 def test_variables_are_secret_by_the_end_of_their_name() -> None:
     """Files of secrets are not."""
-    secret = (
+    private = (
         "AWS_SECRET_ACCESS_KEY AWS_ACCESS_KEY_ID AWS_SESSION_TOKEN PGPASSWORD MYSQL_PWD HF_TOKEN "
         "WANDB_API_KEY MY_CREDENTIALS PASSWORD2 DB_PASS GH_KEY apiKey"
     )
@@ -154,7 +154,7 @@ def test_variables_are_secret_by_the_end_of_their_name() -> None:
         "PWD OLDPWD PGPASSFILE GOOGLE_APPLICATION_CREDENTIALS AWS_WEB_IDENTITY_TOKEN_FILE "
         "TOKENIZERS_PARALLELISM SSH_AUTH_SOCK HTTPS_PROXY PGSSLKEY OMP_NUM_THREADS"
     )
-    assert all(map(is_secret_variable, secret.split()))
+    assert all(map(is_secret_variable, private.split()))
     assert not any(map(is_secret_variable, plain.split()))
 
 
@@ -249,7 +249,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 def test_yaml_is_bounded(
     cli: Callable[..., Ended], tmp_path: Path, text: str, problem: str
 ) -> None:
-    """In a file, a variable and --set; PyYAML would end in a traceback, or the interpreter crash."""
+    """In a file, a variable and --set; PyYAML ends in a traceback, or crashes the interpreter."""
     with pytest.raises(YamlError, match=problem):
         load_yaml(text)
     path = tmp_path / "mlip-job.yaml"
