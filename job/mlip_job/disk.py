@@ -21,6 +21,21 @@ _SPACE_HINT = "free some space there, then run the same command again"
 _NO_SPACE_BYTES = 64 << 10  # a program that fails to write leaves a few blocks over
 
 
+def make_private_directory(path: Path) -> None:
+    """Make a directory, and those above it that are absent, for this user only.
+
+    What is there already stays as it is.
+    """
+    absent = [directory for directory in path.parents if not directory.exists()]
+    for directory in (*reversed(absent), path):
+        directory.mkdir(mode=0o700, exist_ok=True)
+
+
+def private(path: str, flags: int) -> int:
+    """Open a file so that only this user can read it: the `opener` of Python's `open`."""
+    return os.open(path, flags, 0o600)
+
+
 def cant_write(path: Path, error: OSError, *, hint: str) -> MlipJobError:
     """Return the error for a place that a user chose and that can't be written.
 

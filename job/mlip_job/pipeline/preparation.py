@@ -6,6 +6,7 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mlip_job.disk import make_private_directory
 from mlip_job.environment import job_of_this_start
 from mlip_job.pipeline.datasets import Dataset, find_or_build_dataset, make_frames
 from mlip_job.pipeline.decided import attempts_before, decided_dataset
@@ -77,7 +78,8 @@ class Preparation:
         """
         if fresh:
             start_over(self._context.registry, self._context.generation)
-        self._context.files.directory.mkdir(parents=True)
+        make_private_directory(self._context.files.directory.parent)
+        self._context.files.directory.mkdir(mode=0o700)
         try:
             with self._context.clock.stage("fetch"):
                 found = fetch_checkpoint(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlip_job.disk import cant_write, reported
+from mlip_job.disk import cant_write, make_private_directory, reported
 from mlip_job.errors import ConfigError
 from mlip_job.naming import DatasetFiles, WorkFiles, generation_name
 from mlip_job.pipeline.attempt import Attempt
@@ -264,7 +264,7 @@ def _scratch(config: JobConfig) -> Iterator[WorkFiles]:
     """Make a directory for a dataset that is not kept; in the work directory, which has room."""
     work = Path(config.work_dir)
     try:
-        work.mkdir(parents=True, exist_ok=True)
+        make_private_directory(work)
         scratch = tempfile.TemporaryDirectory(dir=work, prefix="scratch-")
     except OSError as error:
         raise cant_write(work, error, hint="set work_dir") from None

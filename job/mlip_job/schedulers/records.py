@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
+from mlip_job.disk import make_private_directory, private
 from mlip_job.environment import ProcessIdentity
 from mlip_job.errors import ConfigError, UnavailableError
 from mlip_job.naming import generation_name, parse_generation_name
@@ -138,7 +139,7 @@ class SubmitFiles:
         """Write the script and the configuration beside it."""
         values = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            make_private_directory(self.directory)
             write_whole(self.config, values)
             write_whole(script, text)
         except OSError as error:
@@ -207,7 +208,7 @@ def write_whole(path: Path, text: str) -> None:
     """Write a file so that a reader finds the old or the new one, and never a part."""
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with open(temporary, "w", encoding="utf-8", opener=private) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

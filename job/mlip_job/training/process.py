@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from mlip_job.disk import private
 from mlip_job.errors import TrainingError
 from mlip_job.processes import die_with_parent
 from mlip_job.training.failure import DIVERGED
@@ -128,7 +129,7 @@ def run_pacemaker(
     program = pacemaker_on_gpu() if require_gpu else [str(find_program("pacemaker"))]
     # Its predictions and plots of the training data are not needed, and cost two graphs more.
     command = [*program, "--no-predict", input_file.name]
-    with files.train_log.open("ab", buffering=0) as output:
+    with open(files.train_log, "ab", buffering=0, opener=private) as output:
         begin = output.tell()
         process = subprocess.Popen(  # noqa: S603 - a fixed program with a name of our own
             command,
@@ -138,6 +139,7 @@ def run_pacemaker(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            umask=0o077,
             # If this process is killed the kernel ends pacemaker, so that no GPU is left busy.
             preexec_fn=die_with_parent,  # noqa: PLW1509 - one call into libc, no lock taken
         )

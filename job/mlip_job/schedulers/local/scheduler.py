@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from mlip_job.config.load import ENVIRONMENT_PREFIX
+from mlip_job.disk import private
 from mlip_job.environment import ProcessIdentity
 from mlip_job.errors import ConfigError, UnavailableError
 from mlip_job.schedulers.base import JobHandle, JobState, JobStatus, Plan
@@ -161,7 +162,7 @@ def _start(script: Path, files: SubmitFiles) -> ProcessIdentity:
     """
     log = files.directory / ".local.log"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(ENVIRONMENT_PREFIX)}
-    with log.open("ab") as output:
+    with open(log, "ab", opener=private) as output:
         fcntl.flock(output, fcntl.LOCK_EX)
         done = subprocess.run(  # noqa: S603 - a fixed command; the script is its argument
             ["/bin/sh", "-c", _DETACH, str(script)],
