@@ -99,6 +99,15 @@ def summarise_run(directory: Path, *, exit_code: int | None = None) -> RunSummar
     )
 
 
+def undetermined(made: LinearStart) -> Iterator[str]:
+    """Yield what the users of a linear fit should know of functions that it could not fit."""
+    for block in made.undetermined:
+        yield (
+            f"no structure has {block} within the cutoff: the coefficients of these functions are "
+            "0, and the potential is of no use there"
+        )
+
+
 def summarise_linear_fit(made: LinearStart) -> RunSummary:
     """Summarise a linear fit that pacemaker did not continue: it has no curve and no log."""
     sizes = SetSizes(found=None, kept=None, fitted=made.structures)
@@ -121,7 +130,7 @@ def summarise_linear_fit(made: LinearStart) -> RunSummary:
         timings_s={},
         train_curve=(),
         test_curve=(),
-        warnings=(),
+        warnings=tuple(undetermined(made)),
     )
 
 
