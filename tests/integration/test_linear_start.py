@@ -186,7 +186,8 @@ def test_a_linear_fit_is_a_generation_like_any_other(
     assert any("published already" in message for message in messages)
 
     write_database(database, rattled(4, symbols=("Cu", "Au"), seed=1))
-    second, _ = _run(config, 2)
+    second, messages = _run(config, 2)
+    assert any("made anew on all data, and does not start from gen_01" in m for m in messages)
     assert second.parent is None
     assert second.linear_start is not None
     report = TrainingReport.from_json(_read(config, second, "report.json"))
@@ -194,7 +195,8 @@ def test_a_linear_fit_is_a_generation_like_any_other(
     assert report.evaluation.parent is not None
     assert report.evaluation.parent.generation == 1
 
-    third, _ = _run(_config(tmp_path, TINY), 3)
+    other_weights = TINY | {"energy_weight": 1}  # of which it is no minimum
+    third, _ = _run(_config(tmp_path, other_weights), 3)
     assert third.parent is not None
     assert third.parent.generation == 2
     assert third.headline.iterations > 0

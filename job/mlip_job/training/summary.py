@@ -31,6 +31,7 @@ LOGS = ("train.log", "log.txt")
 
 _KNOWN_FILES = (*LOGS, "metrics.txt", "input.yaml", "output_potential.yaml")
 _EXIT_CODE = "exit_code"
+_PRECISION_LOSS = 2  # of scipy's BFGS: its line search found no better point
 _NOTHING_TO_IMPROVE = (
     "pacemaker found nothing to improve: the potential is the one that the fit began with; a "
     "larger basis leaves more to fit"
@@ -195,10 +196,13 @@ def _loss_problem(state: LogState, rows: Sequence[MetricsRow]) -> str | None:
 def _began_at_its_best(state: LogState, rows: Sequence[MetricsRow]) -> bool:
     """Tell whether the fit began with a potential, and the optimiser found that it is a minimum.
 
-    From nothing it would be a minimum as well where nothing can be learnt.
+    From nothing it would be a minimum as well where nothing can be learnt. A linear fit is one but
+    for the radial functions, and a line search that finds no better point may end it too.
     """
-    converged = bool(state.optimiser_results) and state.optimiser_results[-1].success
-    if state.starting_potential is None or not converged:
+    if state.starting_potential is None or not state.optimiser_results:
+        return False
+    ended, linear = state.optimiser_results[-1], "linear_start.yaml" in state.starting_potential
+    if not ended.success and not (linear and ended.status == _PRECISION_LOSS):
         return False
     losses = [math.nan if row.loss is None else row.loss for row in rows]
     same = all(math.isclose(loss, losses[0]) for loss in losses)
