@@ -217,6 +217,19 @@ def test_a_linear_fit_that_only_has_to_be_published_is_not_made_again(tmp_path: 
     assert manifest.linear_start is not None
 
 
+def test_what_a_weighting_leaves_out_of_a_linear_fit_is_reported(tmp_path: Path) -> None:
+    """As of a fit by pacemaker: an energy-based one drops the structures above DEup."""
+    write_database(tmp_path / "structures.db", rattled(12))
+    weighting = {"energy_based": {"DElow": 0.05, "DEup": 0.07}}
+    config = _config(tmp_path, TINY | {"max_iter": 0, "weighting": weighting})
+    manifest, _ = _run(config)
+    report = TrainingReport.from_json(_read(config, manifest, "report.json"))
+    made, left_out = manifest.linear_start, report.left_out_by_weighting["train"]
+    assert made is not None
+    assert left_out
+    assert made.structures == manifest.dataset.train - len(left_out)
+
+
 def _block_tensorflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every process that a run starts fail where it imports TensorFlow."""
     folder = tmp_path / "blocker"

@@ -101,7 +101,7 @@ class Preparation:
         if asked.is_linear and asked.start_from == "previous" and lineage.dataset is not None:
             before = generation_name(lineage.dataset.generation)
             self._context.observer.message(
-                f"training.max_iter is 0: a linear fit is made anew on all data, and does not start "
+                "training.max_iter is 0: a linear fit is made anew on all data, and does not start "
                 f"from {before}"
             )
         agreed = self._context.registry.agreed_dataset(self._context.generation) or self._decided()
