@@ -123,7 +123,7 @@ def test_pacemaker_finds_the_loss_that_the_linear_fit_left(
     made = manifest.linear_start
     assert made is not None
     assert (made.structures, made.atoms, made.functions) == (8, 32, 12)
-    assert _first_loss(config, manifest) == pytest.approx(made.loss, rel=1e-6)
+    assert _first_loss(config, manifest) == pytest.approx(made.loss, rel=1e-4)
     row, shares = _first_row(config, manifest), made.loss_shares
     assert shares is not None
     total = sum(row[f"{term}_contrib"] for term in ("e_loss", "f_loss", "l1_reg", "l2_reg"))
@@ -274,7 +274,7 @@ def test_it_replaces_the_ladder_but_no_parent(tmp_path: Path) -> None:
     """It is the default; the next generation starts from this one, without another."""
     database = tmp_path / "structures.db"
     write_database(database, rattled(10))
-    config = _config(tmp_path, TINY)
+    config = _config(tmp_path, TINY | {"ladder_step": 100})
     manifest, _ = _run(config)
     content = yaml.safe_load(_read(config, manifest, "input.yaml"))
     assert content["potential"] == "linear_start.yaml"
