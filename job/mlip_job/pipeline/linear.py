@@ -45,6 +45,7 @@ def fit_linearly(
         LinearTask(
             section=potential_section(training, record.elements),
             kappa=float(loss["kappa"]),
+            l1=float(loss["L1_coeffs"]),
             l2=float(loss["L2_coeffs"]),
             weighting=content["fit"].get("weighting"),
             train=WorkFiles.in_dataset(given.train),

@@ -80,13 +80,16 @@ def fit_linear(tell: Callable[[LinearProgress], None], task: LinearTask) -> Line
     coefficients = solve(equations, ridge)
     _write(basis, coefficients, seen.shortest, task)
     energies, forces = seen.errors(coefficients, task.kappa)
-    of_l2 = task.l2 * float(coefficients @ coefficients)
+    regularisers = {
+        "l1_coeffs": task.l1 * float(np.abs(coefficients).sum()),
+        "l2_coeffs": task.l2 * float(coefficients @ coefficients),
+    }
     return LinearStart(
         structures=seen.structures,
         atoms=seen.atoms,
         functions=functions,
         loss=energies + forces,
-        loss_shares=shares(energies, forces, {"l2_coeffs": of_l2}),
+        loss_shares=shares(energies, forces, regularisers),
         ridge=ridge,
         undetermined=tuple(_zero_blocks(equations, blocks)),
     )

@@ -21,8 +21,9 @@ class LinearTask:
     ----------
     section
         Pacemaker's ``potential`` section, which describes the basis.
-    kappa, l2
-        Of pacemaker's loss: weights of the forces and, at least, of the squared coefficients.
+    kappa, l1, l2
+        Of pacemaker's loss: weights of the forces, of the absolute coefficients, which only count
+        in the shares of the loss, and, at least, of the squared coefficients.
     weighting
         Pacemaker's ``fit.weighting``, if there is one.
     train, test
@@ -51,6 +52,7 @@ class LinearTask:
 
     section: Mapping[str, Any]
     kappa: float
+    l1: float
     l2: float
     weighting: Mapping[str, Any] | None
     train: tuple[str, ...]
