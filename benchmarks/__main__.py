@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.commands import compare_commands
+from benchmarks.design import show_design_costs
 from benchmarks.export import compare_routes, make_database, show_growth
 from benchmarks.fit import compare_test_evaluations
 from benchmarks.linear import compare_starts
@@ -60,6 +61,7 @@ def main() -> None:
         if "fit" in options.parts:
             compare_test_evaluations(scratch, options.fits)
         if "linear" in options.parts:
+            show_design_costs(scratch, options.database)
             compare_starts(scratch, options.database, options.fits)
         if "quality" in options.parts:
             sets = read_sets(options.sets) if options.sets else []

@@ -87,7 +87,6 @@ training:
   cutoff: 5.0
   # Small, so that the fit takes a minute on a laptop; potentials for use have hundreds.
   functions_per_element: {_FUNCTIONS}
-  energy_weight: 1000
   max_iter: {_ITERATIONS}
 """
 

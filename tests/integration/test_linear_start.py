@@ -30,6 +30,7 @@ from mlip_job.training.linear_start import run_linear_fit
 from mlip_job.training.linear_task import LinearTask
 from mlip_job.training.potential_yaml import read_potential
 from mlip_job.training.signals import StopRequest
+from mlip_job.training.summary import undetermined
 from tests.support import rattled, write_database
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def test_pacemaker_finds_the_loss_that_the_linear_fit_left(
     for name in ("l1", "l2"):
         expected = row[f"{name}_reg_contrib"] / total
         assert shares.regularisers[f"{name}_coeffs"] == pytest.approx(expected, rel=1e-6)
-    assert "linear fit to 8 structures (32 atoms)" in messages
+    assert "linear fit to 8 structures" in messages
     said = f"linear fit of 12 coefficients to 8 structures: loss {made.loss:.3g}"
     assert said in messages
 
@@ -170,7 +171,7 @@ def test_a_linear_fit_is_a_generation_like_any_other(
     linear = TINY | {"max_iter": 0, "evaluator": "tensorpot", "require_gpu": True}
     config = _config(tmp_path, linear, evaluation={})
     manifest, messages = _run(config)
-    assert "linear fit to 16 structures (64 atoms)" in messages
+    assert "linear fit to 16 structures" in messages
     assert manifest.headline.iterations == 0
     assert "potential.asi" in manifest.artefacts
     assert _read(config, manifest, "train.log").startswith(b"linear fit of 12 coefficients")
@@ -185,7 +186,8 @@ def test_a_linear_fit_is_a_generation_like_any_other(
     assert any("published already" in message for message in messages)
 
     write_database(database, rattled(4, symbols=("Cu", "Au"), seed=1))
-    second, _ = _run(config, 2)
+    second, messages = _run(config, 2)
+    assert any("made anew on all data, and does not start from gen_01" in m for m in messages)
     assert second.parent is None
     assert second.linear_start is not None
     report = TrainingReport.from_json(_read(config, second, "report.json"))
@@ -193,7 +195,8 @@ def test_a_linear_fit_is_a_generation_like_any_other(
     assert report.evaluation.parent is not None
     assert report.evaluation.parent.generation == 1
 
-    third, _ = _run(_config(tmp_path, TINY), 3)
+    other_weights = TINY | {"energy_weight": 1}  # of which it is no minimum
+    third, _ = _run(_config(tmp_path, other_weights), 3)
     assert third.parent is not None
     assert third.parent.generation == 2
     assert third.headline.iterations > 0
@@ -212,6 +215,19 @@ def test_a_linear_fit_that_only_has_to_be_published_is_not_made_again(tmp_path: 
     assert not any(message.startswith("linear fit") for message in messages)
     assert len(manifest.attempts) == 2
     assert manifest.linear_start is not None
+
+
+def test_what_a_weighting_leaves_out_of_a_linear_fit_is_reported(tmp_path: Path) -> None:
+    """As of a fit by pacemaker: an energy-based one drops the structures above DEup."""
+    write_database(tmp_path / "structures.db", rattled(12))
+    weighting = {"energy_based": {"DElow": 0.05, "DEup": 0.07}}
+    config = _config(tmp_path, TINY | {"max_iter": 0, "weighting": weighting})
+    manifest, _ = _run(config)
+    report = TrainingReport.from_json(_read(config, manifest, "report.json"))
+    made, left_out = manifest.linear_start, report.left_out_by_weighting["train"]
+    assert made is not None
+    assert left_out
+    assert made.structures == manifest.dataset.train - len(left_out)
 
 
 def _block_tensorflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +274,7 @@ def test_it_replaces_the_ladder_but_no_parent(tmp_path: Path) -> None:
     """It is the default; the next generation starts from this one, without another."""
     database = tmp_path / "structures.db"
     write_database(database, rattled(10))
-    config = _config(tmp_path, TINY)
+    config = _config(tmp_path, TINY | {"ladder_step": 100})
     manifest, _ = _run(config)
     content = yaml.safe_load(_read(config, manifest, "input.yaml"))
     assert content["potential"] == "linear_start.yaml"
@@ -383,22 +399,71 @@ def test_processes_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert texts[0] == texts[1]
 
 
-def test_absolute_coefficients_are_penalised_too() -> None:
-    """The solution is where the derivative changes its sign in every direction."""
-    from mlip_job.training.linear_fit import solve
+@pytest.mark.parametrize("finished", [False, True])
+def test_held_out_structures_choose_the_ridge(tmp_path: Path, *, finished: bool) -> None:
+    """The one with the smallest loss on them; a fit that is finished is made to them, too."""
+    from mlip_job.training import linear_fit
 
-    random = np.random.default_rng(1)
-    design = random.normal(size=(30, 8))
-    matrix, right = design.T @ design, design.T @ random.normal(size=30)
-    l1, l2 = 3.0, 0.5
+    whole = _exported(tmp_path)
+    # Those of the validation part are in the training set, or in files of their own.
+    given = pd.concat(
+        [linear_fit._read(whole, n) for n in (whole.train if finished else whole.test)]
+    )
+    rows = frozenset(int(name.removeprefix("row-")) for name in given["name"][:5])
+    task = _exported(tmp_path, held_out=rows, finished=finished)
+    made = linear_fit.fit_linear(lambda _: None, task)
+    assert made.structures == 20
 
-    def penalised(c: Any) -> float:
-        return float(c @ matrix @ c - 2 * right @ c + l1 * np.abs(c).sum() + l2 * (c @ c))
+    parts = linear_fit._sum_batches(_saved(tmp_path, task), 10, task, lambda _: None)
+    assert parts.fitted is not None
+    assert parts.held_out is not None
+    assert parts.fitted.structures == (15 if finished else 20)
+    assert parts.held_out.structures == 5
+    equations = parts.fitted.of_loss(task.kappa)
+    unseen = parts.held_out.of_loss(task.kappa)
+    assert made.ridge is not None
+    losses = [
+        unseen.squared_error(linear_fit.solve(equations, made.ridge * factor))
+        for factor in (1, 10, 100, 1000)
+    ]
+    assert losses[0] == min(losses)
+    assert made.ridge >= task.l2
 
-    found = solve(matrix, right, l1, l2)
-    for step in 0.02 * np.concatenate([np.eye(8), -np.eye(8)]):
-        assert penalised(found + step) > penalised(found)
-    assert penalised(solve(matrix, right, 0.0, l2)) > penalised(found)
+
+def test_what_the_data_do_not_determine_is_named(tmp_path: Path) -> None:
+    """A block without structures is 0, and said; equations of nothing have no solution."""
+    from mlip_job.training import linear_fit
+
+    apart = _exported(tmp_path, section=_section(("Cu", "Pt")))
+    made = linear_fit.fit_linear(lambda _: None, apart)
+    assert set(made.undetermined) == {"Cu Pt", "Pt", "Pt Cu"}
+    assert "no structure has Pt Cu within the cutoff" in "".join(undetermined(made))
+
+    basis = linear_fit._basis(apart)
+    blocks = linear_fit._blocks(basis)
+    names = [block["speciesblock"] for block in _saved_blocks(tmp_path)]
+    assert set(blocks) == set(names)
+    size = sum(map(len, blocks.values()))
+    nothing = linear_fit.Equations(np.zeros((size, size)), np.zeros(size), 0.0, 1.0)
+    expected = rf"block Cu Pt \(rank 0 of {len(blocks['Cu Pt'])} functions\)"
+    with pytest.raises(TrainingError, match=expected):
+        linear_fit._require_solvable(nothing, blocks)
+    infinite = nothing._replace(matrix=np.full((size, size), np.inf))
+    with pytest.raises(TrainingError, match=r"block Pt \(not finite of"):
+        linear_fit._require_solvable(infinite, blocks)
+
+
+def _saved(tmp_path: Path, task: LinearTask) -> str:
+    from mlip_job.training import linear_fit
+
+    path = tmp_path / "basis.yaml"
+    linear_fit._basis(task).to_BBasisConfiguration().save(str(path))
+    return str(path)
+
+
+def _saved_blocks(tmp_path: Path) -> list[dict[str, Any]]:
+    blocks: list[dict[str, Any]] = read_potential(tmp_path / "linear.yaml")["species"]
+    return blocks
 
 
 def test_members_of_an_ensemble_differ_by_their_seed(tmp_path: Path) -> None:
@@ -406,8 +471,14 @@ def test_members_of_an_ensemble_differ_by_their_seed(tmp_path: Path) -> None:
     from mlip_job.training import linear_fit
 
     texts = []
-    for changes in ({}, {"seed": 1}, {"resampled": True}, {"resampled": True, "seed": 1}):
-        task = LinearTask(**(vars(_exported(tmp_path)) | changes))
+    kinds: tuple[dict[str, Any], ...] = (
+        {},
+        {"seed": 1},
+        {"resampled": True},
+        {"resampled": True, "seed": 1},
+    )
+    for changes in kinds:
+        task = _exported(tmp_path, **changes)
         linear_fit.fit_linear(lambda _: None, task)
         texts.append((tmp_path / "linear.yaml").read_text())
     assert texts[0] == texts[1]
@@ -418,29 +489,36 @@ def _fail(*_: object) -> None:
     raise TrainingError("it failed")
 
 
-def _task(tmp_path: Path, train: tuple[str, ...], test: tuple[str, ...] = ()) -> LinearTask:
-    training = TrainingConfig(functions_per_element=10, ndensity=1)
-    return LinearTask(
-        section=potential_section(training, ("Cu",)),
-        kappa=0.9,
-        l1=0.0,
-        l2=1e-6,
-        weighting=None,
-        train=train,
-        test=test,
-        directory=str(tmp_path),
-        potential="linear.yaml",
-        finished=False,
-        repulsion=False,
-        reference_energies={},
-        seed=42,
-        resampled=False,
-        atoms=80,
-        cores=2,
-    )
+def _section(elements: tuple[str, ...]) -> dict[str, Any]:
+    return potential_section(TrainingConfig(functions_per_element=10, ndensity=1), elements)
 
 
-def _exported(tmp_path: Path, shards: int = 1) -> LinearTask:
+def _task(
+    tmp_path: Path, train: tuple[str, ...], test: tuple[str, ...] = (), **changes: Any
+) -> LinearTask:
+    values: dict[str, Any] = {
+        "section": _section(("Cu",)),
+        "kappa": 0.9,
+        "l1": 0.0,
+        "l2": 1e-6,
+        "weighting": None,
+        "train": train,
+        "test": test,
+        "held_out": frozenset(),
+        "directory": str(tmp_path),
+        "potential": "linear.yaml",
+        "finished": False,
+        "repulsion": False,
+        "reference_energies": {},
+        "seed": 42,
+        "resampled": False,
+        "atoms": 80,
+        "cores": 2,
+    }
+    return LinearTask(**values | changes)
+
+
+def _exported(tmp_path: Path, shards: int = 1, **changes: Any) -> LinearTask:
     """Return a task for the frames of 25 structures, of which 20 are for training."""
     directory = tmp_path / WorkFiles.DATASET
     if not directory.exists():
@@ -455,7 +533,7 @@ def _exported(tmp_path: Path, shards: int = 1) -> LinearTask:
         WorkFiles.in_dataset(sorted(path.name for path in directory.glob(f"{side}*.pckl.gzip")))
         for side in ("train", "test")
     )
-    return _task(tmp_path, train, test)
+    return _task(tmp_path, train, test, **changes)
 
 
 def _start(tmp_path: Path, config: JobConfig) -> subprocess.Popen[str]:

@@ -90,3 +90,19 @@ def test_physics_counts_where_it_is_required(verdict: Verdict, accepted: int) ->
     assert found.accepted == bool(accepted)
     if not accepted:
         assert found.reasons == ("a physics check failed: it drifts",)
+
+
+@pytest.mark.parametrize(
+    ("energy", "force", "accepted"), [(0.7, 4.9, True), (0.71, 4.9, False), (0.7, 5.1, False)]
+)
+def test_what_reference_data_do_not_resolve_is_no_regression(
+    energy: float, force: float, *, accepted: bool
+) -> None:
+    """Half a meV/atom and 2 meV/Å, however good the predecessor is."""
+    parent = ParentComparison(
+        generation=1,
+        structures=6,
+        energy_mev_per_atom=ErrorPair(old=0.2, new=energy, change=None),
+        force_mev_per_angstrom=ErrorPair(old=3.0, new=force, change=None),
+    )
+    assert judge(GateConfig(), TEST, parent, ()).accepted == accepted

@@ -224,8 +224,8 @@ def test_a_start_that_is_a_minimum_is_a_success(tmp_path: Path) -> None:
         ("loaded from file 'linear_start.yaml'", "shape constructed from dictionary", said),
         (
             f"success=True, status=0, message={said}",
-            "success=False, status=2, message=Lost.",
-            "Los",
+            "success=False, status=3, message=NaN.",
+            "NaN",
         ),
     ):
         run = tmp_path / words
@@ -239,6 +239,23 @@ def test_a_start_that_is_a_minimum_is_a_success(tmp_path: Path) -> None:
         assert failed.cause.startswith(
             f"the optimiser did not make one iteration (initial loss 0.3484): {words}"
         )
+
+
+@pytest.mark.parametrize(
+    ("start", "status"), [("linear_start", "succeeded"), ("parent_potential", "failed")]
+)
+def test_a_linear_fit_that_no_line_search_improves_is_a_success(
+    tmp_path: Path, start: str, status: str
+) -> None:
+    """It was a good potential before; another start may have met data that can't be fitted."""
+    run = tmp_path / "run"
+    shutil.copytree(DATA / "nothing_to_improve", run)
+    log = (run / "train.log").read_text()
+    ended = log.replace("success=True, status=0", "success=False, status=2")
+    (run / "train.log").write_text(ended.replace("linear_start.yaml", f"{start}.yaml"))
+    summary = summarise_run(run)
+    assert summary.status == status
+    assert any("nothing to improve" in text for text in summary.warnings) == (status != "failed")
 
 
 def test_a_potential_that_lacks_an_element_looks_like_a_success() -> None:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     )
 
 
+_NEGLIGIBLE_MEV_PER_ATOM, _NEGLIGIBLE_MEV_PER_ANGSTROM = 0.5, 2.0
+"""Differences that reference data do not resolve: no regression, however large relatively."""
+
+
 def judge(
     gate: GateConfig,
     test: SetEvaluation,
@@ -49,12 +53,12 @@ def _too_large(gate: GateConfig, test: SetEvaluation) -> Iterator[str]:
 def _regressions(gate: GateConfig, parent: ParentComparison) -> Iterator[str]:
     if gate.max_regression is None:
         return
-    pairs: tuple[tuple[str, str, ErrorPair], ...] = (
-        ("energy", "meV/atom", parent.energy_mev_per_atom),
-        ("force", "meV/Å", parent.force_mev_per_angstrom),
+    pairs: tuple[tuple[str, str, ErrorPair, float], ...] = (
+        ("energy", "meV/atom", parent.energy_mev_per_atom, _NEGLIGIBLE_MEV_PER_ATOM),
+        ("force", "meV/Å", parent.force_mev_per_angstrom, _NEGLIGIBLE_MEV_PER_ANGSTROM),
     )
-    for what, unit, pair in pairs:
-        if pair.new > pair.old * (1 + gate.max_regression):
+    for what, unit, pair, negligible in pairs:
+        if pair.new - pair.old > max(gate.max_regression * pair.old, negligible):
             yield (
                 f"the {what} RMSE on the {parent.structures} test structures shared with "
                 f"{generation_name(parent.generation)} is {pair.new:.4g} {unit} after "

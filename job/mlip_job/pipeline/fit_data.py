@@ -28,6 +28,9 @@ class FitData:
         or of the test set.
     validation
         Rows of the validation part.
+    held_out
+        Rows that choose the ridge of a linear fit: the validation part, which a linear fit that
+        pacemaker does not continue is fitted to in the end.
     notes
         What the users of the potential should know of it.
     """
@@ -35,6 +38,7 @@ class FitData:
     train: tuple[str, ...]
     second: tuple[str, ...]
     validation: frozenset[int] = frozenset()
+    held_out: frozenset[int] = frozenset()
     notes: tuple[str, ...] = ()
 
 
@@ -46,17 +50,19 @@ def make_fit_data(
     The frames of the whole dataset are in the work directory already.
     """
     training = config.training
-    if training.is_linear:
+    if training.validation_fraction == 0 and training.is_linear:
         return FitData(record.frames.train, record.frames.test)
     if training.validation_fraction == 0:
         measured = record.frames.test if training.test_evaluation == "pacemaker" else ()
         return FitData(record.frames.train, measured)
-    if training.evaluator == "pyace":
+    if training.evaluator == "pyace" and not training.is_linear:
         return _whole(record, "evaluator pyace measures no second set")
     for path in (files.dataset.index, files.dataset.xyz("train")):
         if not path.exists():
             registry.fetch_dataset_file(record, path.name, path)
     parts = part_training_set(files.dataset, record, training.validation_fraction)
+    if training.is_linear:
+        return FitData(record.frames.train, record.frames.test, held_out=parts.validation)
     if parts.why_whole is not None:
         return _whole(record, parts.why_whole)
     frames = frames_from_texts(
@@ -65,7 +71,7 @@ def make_fit_data(
         config.dataset.frame_shard_size,
         [FramePart("fit", "train", parts.fit), FramePart("validation", "train", parts.validation)],
     )
-    return FitData(frames["fit"], frames["validation"], parts.validation)
+    return FitData(frames["fit"], frames["validation"], parts.validation, parts.validation)
 
 
 def _whole(record: DatasetRecord, why: str) -> FitData:

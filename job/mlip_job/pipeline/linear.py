@@ -10,6 +10,7 @@ from mlip_job.naming import WorkFiles
 from mlip_job.training.basis import potential_section
 from mlip_job.training.linear_start import run_linear_fit
 from mlip_job.training.linear_task import LinearProgress, LinearStart, LinearTask
+from mlip_job.training.summary import undetermined
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,8 +40,7 @@ def fit_linearly(
     potential = files.output_potential if finished else files.linear_start
     loss = content["fit"]["loss"]
     structures = record.counts.train - len(given.validation)
-    atoms = round(record.atoms.train * structures / record.counts.train)
-    observer.message(f"linear fit to {structures} structures (about {atoms} atoms)")
+    observer.message(f"linear fit to {structures} structures")
     made = run_linear_fit(
         LinearTask(
             section=potential_section(training, record.elements),
@@ -50,6 +50,7 @@ def fit_linearly(
             weighting=content["fit"].get("weighting"),
             train=WorkFiles.in_dataset(given.train),
             test=WorkFiles.in_dataset(given.second),
+            held_out=given.held_out,
             directory=str(files.directory),
             potential=potential.name,
             finished=finished,
@@ -57,16 +58,18 @@ def fit_linearly(
             reference_energies=content["data"]["reference_energy"],
             seed=training.seed,
             resampled=training.start_noise > 0,
-            atoms=atoms,
+            atoms=record.atoms.train,
             cores=usable_cores(),
         ),
-        _Forecast(structures, atoms, observer),
+        _Forecast(record.counts.train, record.atoms.train, observer),
     )
     said = (
         f"linear fit of {made.functions} coefficients to {made.structures} structures: "
         f"loss {made.loss:.3g}"
     )
     observer.message(said)
+    for note in undetermined(made):
+        observer.message(f"note: {note}")
     if finished:
         files.train_log.write_text(f"{said}\n", encoding="utf-8")
     return made

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mlip_job.disk import make_private_directory
 from mlip_job.environment import job_of_this_start
+from mlip_job.naming import generation_name
 from mlip_job.pipeline.datasets import Dataset, find_or_build_dataset, make_frames
 from mlip_job.pipeline.decided import attempts_before, decided_dataset
 from mlip_job.pipeline.fit_data import FitData, make_fit_data
@@ -99,6 +100,12 @@ class Preparation:
         """Export the dataset and start from the parent, or from nothing."""
         asked = self._context.config.training
         lineage = find_lineage(self._context.registry, asked, self._context.generation)
+        if asked.is_linear and asked.start_from == "previous" and lineage.dataset is not None:
+            before = generation_name(lineage.dataset.generation)
+            self._context.observer.message(
+                "training.max_iter is 0: a linear fit is made anew on all data, and does not start "
+                f"from {before}"
+            )
         agreed = self._context.registry.agreed_dataset(self._context.generation) or self._decided()
         with self._context.clock.stage("fetch" if agreed else "export"):
             dataset = agreed or self._find_or_build_dataset(lineage)

@@ -1,9 +1,10 @@
 """A linear least-squares fit of an ACE potential, from pyace's design matrix and weights.
 
 With fixed radial functions the first density of the embedding is linear in its coefficients. What
-pacemaker minimises step by step, the weighted squares of the errors plus ``L1_coeffs`` and
-``L2_coeffs`` times the absolute and squared coefficients, is a matter of the normal equations then.
-They are summed over batches of structures, so that memory does not grow with their number.
+pacemaker minimises step by step, the weighted squares of the errors plus ``L2_coeffs`` times the
+squared coefficients, is a matter of the normal equations then. They are summed over batches of
+structures, so that memory does not grow with their number. Structures that are held out choose the
+ridge, at no cost: the equations are there. ``L1_coeffs`` is left out, which changed no error.
 
 The other densities begin with zero, as all do in a fit from nothing. Where the first one is at its
 optimum the gradient for a second nearly vanishes, but the fit leaves that point: a second density
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from mlip_job.environment import available_memory
+from mlip_job.errors import TrainingError
 from mlip_job.processes import die_with, in_order
 from mlip_job.training.linear_task import LinearProgress, LinearStart
 from mlip_job.training.loss_shares import shares
@@ -40,15 +42,14 @@ if TYPE_CHECKING:
     from mlip_job.training.linear_task import LinearTask
 
     FloatArray = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
-    Work = tuple[str, Any]
+    Work = tuple[str, bool, Any]
+    Blocks = Mapping[str, list[int]]
 
 _BATCH_ATOMS = 256  # at least; a second or so
 _ATOMS_WORTH_A_PROCESS = 1_000  # its start takes two seconds of imports
 _PROCESS_BYTES = 300 << 20  # of a process that has imported pyace
-_SMALLEST_RIDGE = 1e-14
-"""Relative to the largest diagonal element: the equations can be solved where ``l2`` is 0."""
-_REWEIGHTINGS = 10
-_SMALLEST_COEFFICIENT = 1e-9
+_RIDGES = tuple(10.0**exponent for exponent in range(-14, -5))
+"""Relative to the largest diagonal element; with the smallest one any equations can be solved."""
 
 
 def fit_linear(tell: Callable[[LinearProgress], None], task: LinearTask) -> LinearStart:
@@ -67,24 +68,27 @@ def fit_linear(tell: Callable[[LinearProgress], None], task: LinearTask) -> Line
     with tempfile.TemporaryDirectory(dir=task.directory) as scratch:
         path = f"{scratch}/basis.yaml"
         basis.to_BBasisConfiguration().save(path)
-        sums = _sum_batches(path, functions, task, tell)
-    equations = sums.of_loss(task.kappa)
-    coefficients = solve(equations.matrix, equations.right, task.l1, task.l2)
-    _write(basis, coefficients, sums.shortest, task)
-    energies, forces = sums.errors(coefficients, task.kappa)
+        parts = _sum_batches(path, functions, task, tell)
+    seen = parts.seen(task)
+    equations = seen.of_loss(task.kappa)
+    blocks = _blocks(basis)
+    _require_solvable(equations, blocks)
+    ridge = parts.best_ridge(task)
+    coefficients = solve(equations, ridge)
+    _write(basis, coefficients, seen.shortest, task)
+    energies, forces = seen.errors(coefficients, task.kappa)
+    regularisers = {
+        "l1_coeffs": task.l1 * float(np.abs(coefficients).sum()),
+        "l2_coeffs": task.l2 * float(coefficients @ coefficients),
+    }
     return LinearStart(
-        structures=sums.structures,
-        atoms=sums.atoms,
+        structures=seen.structures,
+        atoms=seen.atoms,
         functions=functions,
         loss=energies + forces,
-        loss_shares=shares(
-            energies,
-            forces,
-            {
-                "l1_coeffs": task.l1 * float(np.abs(coefficients).sum()),
-                "l2_coeffs": task.l2 * float(coefficients @ coefficients),
-            },
-        ),
+        loss_shares=shares(energies, forces, regularisers),
+        ridge=ridge,
+        undetermined=tuple(_zero_blocks(equations, blocks)),
     )
 
 
@@ -121,20 +125,30 @@ def _write(basis: Any, coefficients: FloatArray, shortest: Distances, task: Line
 # -- what is fitted to -----------------------------------------------------------------------------
 
 
-def _batches(task: LinearTask, atoms: int) -> Iterator[Any]:
-    """Yield the training set in batches of so many atoms, or a few more, as its files have it."""
+def _batches(task: LinearTask, atoms: int) -> Iterator[tuple[bool, Any]]:
+    """Yield structures in batches of so many atoms, or a few more, as the files have them.
+
+    With each, whether its structures are held out.
+    """
+    import pandas as pd  # noqa: PLC0415
+
     random = np.random.default_rng(task.seed)
     weighted = _weighting(task)
-    for name in task.train:
+    held_out = {f"row-{row}" for row in task.held_out}
+    apart = task.test if held_out and not task.finished else ()
+    for name in (*task.train, *apart):
         frame = weighted(_read(task, name))
         if task.resampled:
             # The Bayesian bootstrap: D. B. Rubin, Ann. Statist. 9, 130 (1981).
             factors = random.exponential(size=len(frame))
             for column in ("w_energy", "w_forces"):
                 frame[column] *= factors
-        number = (frame["NUMBER_OF_ATOMS"].cumsum() - 1) // atoms
-        for _, batch in frame.groupby(number, sort=True):
-            yield batch.reset_index(drop=True)
+        out = frame["name"].isin(held_out) if held_out else pd.Series(data=False, index=frame.index)
+        for is_out in (False, True):
+            part = frame[out == is_out]
+            number = (part["NUMBER_OF_ATOMS"].cumsum() - 1) // atoms
+            for _, batch in part.groupby(number, sort=True):
+                yield is_out, batch.reset_index(drop=True)
 
 
 def _read(task: LinearTask, name: str) -> Any:
@@ -273,29 +287,65 @@ class Sums(NamedTuple):
         return energies.plus(forces)
 
 
+class Parts(NamedTuple):
+    """The sums over what is fitted to, and over what is held out."""
+
+    fitted: Sums | None = None
+    held_out: Sums | None = None
+
+    def plus(self, sums: Sums, *, held_out: bool) -> Parts:
+        """Return them with the sums over more structures of one part."""
+        before = self.held_out if held_out else self.fitted
+        more = sums if before is None else before.plus(sums)
+        return self._replace(held_out=more) if held_out else self._replace(fitted=more)
+
+    def seen(self, task: LinearTask) -> Sums:
+        """Return what the coefficients are solved for: pacemaker's validation part stays unseen."""
+        assert self.fitted is not None  # noqa: S101 - no training set is empty
+        if self.held_out is None or not task.finished:
+            return self.fitted
+        return self.fitted.plus(self.held_out)
+
+    def best_ridge(self, task: LinearTask) -> float:
+        """Return the ridge with the smallest loss on what is held out, at least the one asked for.
+
+        Relative to the size of the equations, so that it fits those of all data too.
+        """
+        assert self.fitted is not None  # noqa: S101
+        equations = self.fitted.of_loss(task.kappa)
+        scale = float(equations.matrix.diagonal().max())
+        ridges = [max(task.l2, _RIDGES[0] * scale)]
+        if self.held_out is None:
+            return ridges[0]
+        ridges += [ridge * scale for ridge in _RIDGES if ridge * scale > ridges[0]]
+        unseen = self.held_out.of_loss(task.kappa)
+        return min(ridges, key=lambda ridge: unseen.squared_error(solve(equations, ridge)))
+
+
 def _sum_batches(
     basis: str, functions: int, task: LinearTask, tell: Callable[[LinearProgress], None]
-) -> Sums:
+) -> Parts:
     """Sum the equations in the order of the batches: processes don't change the result."""
-    total: Sums | None = None
+    parts, structures, atoms = Parts(), 0, 0
     with _processes(task.cores, functions, task.atoms) as pool:
         # Each batch holds as many atoms as there are functions: its rows are thrice the matrix.
-        work = ((basis, batch) for batch in _batches(task, max(_BATCH_ATOMS, functions)))
-        parts = in_order(pool, _equations, work, task.cores) if pool else map(_equations, work)
-        for part in parts:
-            total = part if total is None else total.plus(part)
-            tell(LinearProgress(total.structures, total.atoms))
-    assert total is not None  # noqa: S101 - no dataset is empty
-    return total
+        batches = _batches(task, max(_BATCH_ATOMS, functions))
+        work = ((basis, is_out, batch) for is_out, batch in batches)
+        found = in_order(pool, _equations, work, task.cores) if pool else map(_equations, work)
+        for is_out, sums in found:
+            parts = parts.plus(sums, held_out=is_out)
+            structures, atoms = structures + sums.structures, atoms + sums.atoms
+            tell(LinearProgress(structures, atoms))
+    return parts
 
 
-def _equations(work: Work) -> Sums:
-    """Return the equations of some structures."""
-    basis, frame = work
+def _equations(work: Work) -> tuple[bool, Sums]:
+    """Return the equations of some structures, and whether they are held out."""
+    basis, held_out, frame = work
     energy_rows, force_rows, shortest = _design(_loaded(basis), frame["ase_atoms"])
     sizes = frame["NUMBER_OF_ATOMS"].to_numpy()
     weights = frame["w_energy"].to_numpy(), np.concatenate(frame["w_forces"].to_list())
-    return Sums(
+    return held_out, Sums(
         Equations.of_rows(energy_rows, frame["energy_corrected"].to_numpy() / sizes, weights[0]),
         Equations.of_rows(
             force_rows, np.concatenate(frame["forces"].to_list()).ravel(), np.repeat(weights[1], 3)
@@ -342,18 +392,55 @@ def _loaded(basis: str) -> Any:
     return ACEBBasisSet(basis)
 
 
-def solve(matrix: FloatArray, right: FloatArray, l1: float, l2: float) -> FloatArray:
-    """Minimise cᵀMc - 2rᵀc + l1·Σ|c| + l2·Σc² over c.
+def solve(equations: Equations, ridge: float) -> FloatArray:
+    """Minimise the weighted squares of the errors plus the ridge times Σc² over c."""
+    matrix = equations.matrix + ridge * np.eye(len(equations.right))
+    return np.asarray(np.linalg.solve(matrix, equations.right), dtype=np.float64)
 
-    |c| is replaced by the parabola that touches it at the solution before, again and again, which
-    lowers the whole every time (iteratively reweighted least squares).
+
+# -- what the data don't determine -----------------------------------------------------------------
+
+
+def _blocks(basis: Any) -> Blocks:
+    """Return the numbers of the functions of each combination of elements, the central one first.
+
+    As pacemaker names them, and in the order of the coefficients.
     """
-    ridge = max(l2, _SMALLEST_RIDGE * float(matrix.diagonal().max()))
-    penalty = np.full(len(right), ridge)
-    for _ in range(_REWEIGHTINGS + 1 if l1 else 1):
-        solution = np.linalg.solve(matrix + np.diag(penalty), right)
-        penalty = ridge + l1 / 2 / np.maximum(np.abs(solution), _SMALLEST_COEFFICIENT)
-    return np.asarray(solution, dtype=np.float64)
+    blocks: dict[str, list[int]] = {}
+    number = 0
+    for rank1, more in zip(basis.basis_rank1, basis.basis, strict=True):
+        for function in (*rank1, *more):
+            central = basis.elements_name[function.mu0]
+            others = sorted({basis.elements_name[mu] for mu in function.mus} - {central})
+            blocks.setdefault(" ".join((central, *others)), []).append(number)
+            number += 1
+    return blocks
+
+
+def _zero_blocks(equations: Equations, blocks: Blocks) -> Iterator[str]:
+    """Yield the blocks whose functions all vanish in the data."""
+    diagonal = equations.matrix.diagonal()
+    yield from (name for name, numbers in blocks.items() if not diagonal[numbers].any())
+
+
+def _require_solvable(equations: Equations, blocks: Blocks) -> None:
+    """Refuse equations that no ridge makes solvable; name the blocks that they fail for."""
+    matrix = equations.matrix
+    if np.isfinite(matrix).all() and np.isfinite(equations.right).all() and matrix.any():
+        return
+    found = []
+    for name, numbers in blocks.items():
+        part = matrix[np.ix_(numbers, numbers)]
+        finite = bool(np.isfinite(part).all())
+        rank = np.linalg.matrix_rank(part, hermitian=True) if finite else None
+        if rank != len(numbers):
+            size = "not finite" if rank is None else f"rank {rank}"
+            found.append(f"block {name} ({size} of {len(numbers)} functions)")
+    raise TrainingError(
+        f"the data determine no coefficients: {', '.join(found) or 'energies or forces'}",
+        hint="look for structures without neighbours within training.cutoff, or for atoms that "
+        "lie on each other",
+    )
 
 
 # -- processes -------------------------------------------------------------------------------------

@@ -51,6 +51,8 @@ def _fit(tell: Callable[[LinearProgress], None], task: LinearTask) -> LinearStar
         from mlip_job.training.linear_fit import fit_linear  # noqa: PLC0415 - numpy and pyace
 
         return fit_linear(tell, task)
+    except MlipJobError:
+        raise
     except Exception as error:  # noqa: BLE001 - whatever pyace or numpy raise
         raise _in_words(error) from None
 

@@ -22,11 +22,14 @@ class LinearTask:
     section
         Pacemaker's ``potential`` section, which describes the basis.
     kappa, l1, l2
-        Of pacemaker's loss: weights of the forces, of the absolute and the squared coefficients.
+        Of pacemaker's loss: weights of the forces, of the absolute coefficients, which only count
+        in the shares of the loss, and, at least, of the squared coefficients.
     weighting
         Pacemaker's ``fit.weighting``, if there is one.
     train, test
         Files of pacemaker's data frames, as pacemaker is to find them.
+    held_out
+        Rows that choose the ridge, of the training set; where pacemaker continues, of ``test``.
     directory
         Where they are, and where the potential is to be written.
     potential
@@ -54,6 +57,7 @@ class LinearTask:
     weighting: Mapping[str, Any] | None
     train: tuple[str, ...]
     test: tuple[str, ...]
+    held_out: frozenset[int]
     directory: str
     potential: str
     finished: bool
@@ -84,6 +88,11 @@ class LinearStart(BaseModel):
     loss
         Of the potential that it made, on these structures and without regularisation:
         (1-κ)·MSE(E/atom, eV) + κ·mean|ΔF|² (eV/Å), weighted as in the fit.
+    ridge
+        What the squared coefficients were weighted with: ``l2_coeffs``, or what came out better on
+        structures that were held out.
+    undetermined
+        Blocks, as ``Al Li``, of which the data have no structure; their coefficients are 0.
     loss_shares
         What makes up the loss with regularisation.
     """
@@ -94,4 +103,6 @@ class LinearStart(BaseModel):
     atoms: int
     functions: int
     loss: float
+    ridge: float | None = None
+    undetermined: tuple[str, ...] = ()
     loss_shares: LossShares | None = None

@@ -31,6 +31,7 @@ LOGS = ("train.log", "log.txt")
 
 _KNOWN_FILES = (*LOGS, "metrics.txt", "input.yaml", "output_potential.yaml")
 _EXIT_CODE = "exit_code"
+_PRECISION_LOSS = 2  # of scipy's BFGS: its line search found no better point
 _NOTHING_TO_IMPROVE = (
     "pacemaker found nothing to improve: the potential is the one that the fit began with; a "
     "larger basis leaves more to fit"
@@ -99,6 +100,15 @@ def summarise_run(directory: Path, *, exit_code: int | None = None) -> RunSummar
     )
 
 
+def undetermined(made: LinearStart) -> Iterator[str]:
+    """Yield what the users of a linear fit should know of functions that it could not fit."""
+    for block in made.undetermined:
+        yield (
+            f"no structure has {block} within the cutoff: the coefficients of these functions are "
+            "0, and the potential is of no use there"
+        )
+
+
 def summarise_linear_fit(made: LinearStart) -> RunSummary:
     """Summarise a linear fit that pacemaker did not continue: it has no curve and no log."""
     sizes = SetSizes(found=None, kept=None, fitted=made.structures)
@@ -121,7 +131,7 @@ def summarise_linear_fit(made: LinearStart) -> RunSummary:
         timings_s={},
         train_curve=(),
         test_curve=(),
-        warnings=(),
+        warnings=tuple(undetermined(made)),
     )
 
 
@@ -186,10 +196,13 @@ def _loss_problem(state: LogState, rows: Sequence[MetricsRow]) -> str | None:
 def _began_at_its_best(state: LogState, rows: Sequence[MetricsRow]) -> bool:
     """Tell whether the fit began with a potential, and the optimiser found that it is a minimum.
 
-    From nothing it would be a minimum as well where nothing can be learnt.
+    From nothing it would be a minimum as well where nothing can be learnt. A linear fit is one but
+    for the radial functions, and a line search that finds no better point may end it too.
     """
-    converged = bool(state.optimiser_results) and state.optimiser_results[-1].success
-    if state.starting_potential is None or not converged:
+    if state.starting_potential is None or not state.optimiser_results:
+        return False
+    ended, linear = state.optimiser_results[-1], "linear_start.yaml" in state.starting_potential
+    if not ended.success and not (linear and ended.status == _PRECISION_LOSS):
         return False
     losses = [math.nan if row.loss is None else row.loss for row in rows]
     same = all(math.isclose(loss, losses[0]) for loss in losses)
