@@ -1,4 +1,4 @@
-"""Run the benchmarks: ``python -m benchmarks [export|growth|read|commands|transfer|fit ...]``."""
+"""Run the benchmarks: ``python -m benchmarks [export|growth|read|commands|transfer|fit|…]``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from benchmarks.export import compare_routes, make_database, show_growth
 from benchmarks.fit import compare_test_evaluations
 from benchmarks.linear import compare_starts
 from benchmarks.overhead import compare_with_bare_pacemaker
+from benchmarks.quality import Budget, compare_quality, read_sets
 from benchmarks.reading import compare_readers
 from benchmarks.tables import machine, say
 from benchmarks.transfer import compare_transfers
 
-PARTS = ("export", "growth", "read", "commands", "transfer", "fit", "linear")
+PARTS = ("export", "growth", "read", "commands", "transfer", "fit", "linear", "quality")
 LONG = ("overhead",)  # a quarter of an hour: only when asked for
 
 
@@ -32,6 +33,12 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=400, help="of the overhead's fits")
     parser.add_argument("--directory", type=Path, help="where databases are kept for later runs")
     parser.add_argument("--database", action="append", default=[], help="URL to read from too")
+    parser.add_argument("--sets", type=Path, help="YAML list of sets for quality")
+    parser.add_argument("--set", action="append", default=[], help="of ours in quality: KEY=VALUE")
+    parser.add_argument("--cpu-limit", type=float, help="s of CPU, of each of ours in quality")
+    parser.add_argument(
+        "--factors", type=float, nargs="+", default=[1.0], help="upstream's CPU over ours"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as temporary:
         scratch = Path(temporary)
@@ -54,6 +61,10 @@ def main() -> None:
             compare_test_evaluations(scratch, options.fits)
         if "linear" in options.parts:
             compare_starts(scratch, options.database, options.fits)
+        if "quality" in options.parts:
+            sets = read_sets(options.sets) if options.sets else []
+            budget = Budget(options.cpu_limit, tuple(sorted(options.factors)))
+            compare_quality(scratch, sets, options.set, budget)
         if "overhead" in options.parts:
             compare_with_bare_pacemaker(scratch, options.iterations, options.repeats or 2)
 

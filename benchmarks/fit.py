@@ -54,6 +54,7 @@ def compare_test_evaluations(directory: Path, repeats: int) -> None:
 def _run(directory: Path, store: str, setting: str, ladder: str) -> Fit:
     settings = (
         f"storage.url={store}",
+        "training.validation_fraction=0",
         f"training.test_evaluation={setting}",
         f"training.ladder_step={ladder}",
         *_SMALL,

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import os
+import pickle
 from typing import TYPE_CHECKING, Any
 
 import ase.io
@@ -11,6 +15,7 @@ from ase import Atoms
 
 from mlip_job.config import DatabaseConfig, DatasetConfig, TrainingConfig
 from mlip_job.dataset.builder import DatasetBuilder, ParentDataset
+from mlip_job.dataset.record import FileRecord
 from mlip_job.naming import DatasetFiles
 
 if TYPE_CHECKING:
@@ -69,3 +74,25 @@ def refused(error: type[MlipJobError], db: Path | str, out: Path, **settings: An
     assert type(caught.value) is error
     assert not out.exists()
     return str(caught.value)
+
+
+class _Mark:
+    """What is pickled as a call that leaves a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (str(self._path),))
+
+
+def poison_frames(directory: Path, record: DatasetRecord, mark: Path) -> DatasetRecord:
+    """Replace a dataset's frames by ones that make a directory when they are read, hashes too."""
+    data = gzip.compress(pickle.dumps(_Mark(mark)))
+    poisoned = FileRecord(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+    names = (*record.frames.train, *record.frames.test)
+    for name in names:
+        (directory / name).write_bytes(data)
+    changed = record.model_copy(update={"files": record.files | dict.fromkeys(names, poisoned)})
+    DatasetFiles(directory).record.write_text(changed.to_json())
+    return changed

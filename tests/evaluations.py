@@ -54,6 +54,13 @@ def make_evaluation(
             max_energy_difference_mev_per_atom=3.1e-9,
             max_force_difference_mev_per_angstrom=0.0,
         ),
+        speed=results.Speed(
+            evaluator_us_per_atom=84.25,
+            structures=15,
+            atoms=487,
+            repeats=5,
+            cpu="Example CPU @ 2.00GHz",
+        ),
         gate=results.GateVerdict(
             accepted=accepted,
             reasons=()

@@ -15,6 +15,8 @@ from mlip_job.dataset.source import StructureDatabase
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from ase import Atoms
+
     from mlip_job.config import DatabaseConfig
     from mlip_job.dataset.pages import Page
     from mlip_job.dataset.weights import GroupWeighting
@@ -90,3 +92,32 @@ def require_same_array(found: Any, expected: Any) -> None:
         return
     assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
     assert found.tobytes() == expected.tobytes()
+
+
+def require_same_frame(found: pd.DataFrame, expected: pd.DataFrame) -> None:
+    """Compare types, and every value to the last bit."""
+    assert type(found) is pd.DataFrame
+    assert found.dtypes.to_dict() == expected.dtypes.to_dict()
+    assert found.index.equals(expected.index)
+    for (_, mine), (_, reference) in zip(found.iterrows(), expected.iterrows(), strict=True):
+        for name, value in reference.items():
+            if name == "ase_atoms":
+                require_same_atoms(mine[name], value)
+            elif isinstance(value, np.ndarray):
+                require_same_array(mine[name], value)
+                assert mine[name].flags.writeable
+            else:
+                assert mine[name] == value
+
+
+def require_same_atoms(found: Atoms, expected: Atoms) -> None:
+    """Compare all that an Atoms object is made of."""
+    assert type(found) is type(expected)
+    assert found.__dict__.keys() == expected.__dict__.keys()
+    assert found.arrays.keys() == expected.arrays.keys()
+    for name, array in expected.arrays.items():
+        require_same_array(found.arrays[name], array)
+        assert found.arrays[name].flags.owndata or found.arrays[name].base is None
+    require_same_array(found.cell.array, expected.cell.array)
+    require_same_array(found.pbc, expected.pbc)
+    assert (found.info, found.calc, found.constraints) == ({}, None, [])

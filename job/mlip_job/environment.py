@@ -7,10 +7,13 @@ import os
 import platform
 import subprocess
 import time
+import unicodedata
 from importlib import metadata
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
+
+from mlip_job.errors import ConfigError
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2, as a container sees its own
 _MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -23,6 +26,25 @@ _DISTRIBUTIONS = {
     "pandas": ("pandas",),
     "ase": ("ase",),
 }
+
+
+def require_one_line(*names: str) -> None:
+    """Require that environment variables hold no line end or other control character.
+
+    A Secret made with ``echo … | base64``, or an env file with CRLF, leaves one behind a password.
+
+    Raises
+    ------
+    ConfigError
+        Naming the variable, never its value.
+    """
+    for name in names:
+        if any(unicodedata.category(character) == "Cc" for character in os.environ.get(name, "")):
+            raise ConfigError(
+                f"{name} holds a line end or another control character",
+                hint="write the value without one, as printf %s does; a Secret made with echo "
+                "ends in a line end",
+            )
 
 
 class SchedulerJob(BaseModel):
@@ -116,7 +138,7 @@ class RunEnvironment(BaseModel):
         return cls(
             versions={"python": platform.python_version(), **installed_versions()},
             host=HostClass(
-                cpu=_cpu_model(),
+                cpu=cpu_model(),
                 cores=len(os.sched_getaffinity(0)),
                 memory_gib=round(
                     os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1
@@ -143,6 +165,16 @@ def usable_cores() -> int:
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
+def cpu_model() -> str:
+    """Return the model name of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
+
+
 def available_memory() -> int:
     """Return the bytes of memory that are available, at most what the container may use."""
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -167,15 +199,6 @@ def _first_version(candidates: tuple[str, ...]) -> str | None:
         except metadata.PackageNotFoundError:
             continue
     return None
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.machine()
 
 
 def _gpus() -> tuple[str, ...]:

@@ -243,6 +243,11 @@ class WorkFiles:
         """Return those input files that are there."""
         return sorted(self.directory.glob("resume-*.yaml"))
 
+    def of_fit(self) -> list[Path]:
+        """Return the files that tell about a fit, besides its potential, log and tables."""
+        named = (path for path in (self.left_out, self.early_stopping, self.best) if path.exists())
+        return [*named, *self.leg_inputs(), *sorted(self.directory.glob("best_potential_*.yaml"))]
+
     @property
     def train_log(self) -> Path:
         """All that pacemaker printed, in order."""
@@ -270,6 +275,16 @@ class WorkFiles:
     def output_potential(self) -> Path:
         """What pacemaker writes when the fit has ended."""
         return self.directory / "output_potential.yaml"
+
+    @property
+    def early_stopping(self) -> Path:
+        """What the callback within pacemaker needs to know."""
+        return self.directory / "early_stopping.json"
+
+    @property
+    def best(self) -> Path:
+        """Which potential is the best one so far, and the name of its file."""
+        return self.directory / "best.json"
 
     @property
     def left_out(self) -> Path:

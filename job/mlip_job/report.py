@@ -11,12 +11,13 @@ from mlip_job.evaluation.results import Evaluation, SetEvaluation
 from mlip_job.registry.manifest import AttemptPart, ErrorFigures, Headline, Parent
 from mlip_job.training.input_yaml import kappa
 from mlip_job.training.linear_task import LinearStart
+from mlip_job.training.loss_shares import share_warnings
 from mlip_job.training.phases import added
 from mlip_job.training.run_summary import Errors, RunSummary
 from mlip_job.training.size import BasisSize
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from mlip_job.config import JobConfig, TrainingConfig
     from mlip_job.dataset.record import DatasetRecord
@@ -50,12 +51,19 @@ class LossDefinition(_Part):
 
 
 class DatasetSummary(_Part):
-    """The dataset in short; its own record has the rest."""
+    """The dataset in short; its own record has the rest.
+
+    Attributes
+    ----------
+    split_key
+        The key_value_pair that decided the sides, or None.
+    """
 
     id: str
     train: int
     test: int
     rejected: int
+    split_key: str | None = None
     reference_energies_ev: dict[str, float]
     reference_energy_sources: dict[str, str]
     notes: tuple[str, ...]
@@ -75,7 +83,8 @@ class TrainingReport(_Part):
     attempts
         All that the fit went through, and how much of the learning curve is each one's own.
     fit
-        What pacemaker's tables and log say, see `RunSummary`.
+        What pacemaker's tables and log say, see `RunSummary`; its ``second_set`` says whether they
+        are of the test set or of the validation part.
     evaluation
         What was found out about the published potential; docs/evaluation.md.
     left_out_by_weighting
@@ -114,12 +123,21 @@ class TrainingReport(_Part):
         evaluation = self.evaluation
         return Headline(
             train=_measured(evaluation.train) if evaluation else _fitted(self.fit.train),
-            test=_measured(evaluation.test) if evaluation else _fitted(self.fit.test),
+            test=_measured(evaluation.test) if evaluation else _fitted(self._tested()),
             iterations=self.fit.iterations or 0,
             functions=self.fit.functions,
             accepted=evaluation is not None and evaluation.gate.accepted,
             rejected_because=evaluation.gate.reasons if evaluation else (),
+            loss_shares=self.fit.loss_shares,
+            evaluator_us_per_atom=evaluation.speed.evaluator_us_per_atom
+            if evaluation and evaluation.speed
+            else None,
+            warnings=self.warnings,
+            best_iteration=self.fit.best.iteration if self.fit.best else None,
         )
+
+    def _tested(self) -> Errors | None:
+        return self.fit.test if self.fit.second_set == "test" else None
 
     def to_json(self) -> str:
         """Return the text of ``report.json``."""
@@ -166,6 +184,7 @@ def make_report(
             train=record.counts.train,
             test=record.counts.test,
             rejected=record.counts.rejected,
+            split_key=record.split.key,
             reference_energies_ev=record.reference_energies,
             reference_energy_sources=dict(record.reference_energy_sources),
             notes=record.notes,
@@ -176,11 +195,7 @@ def make_report(
         energy_reference="E_DFT = E_potential + Σ n(element)·reference_energies_ev[element]",
         timings_s=added(*(part.timings.stages_s for part in training.attempts)),
         phases_s=added(*(part.timings.phases_s for part in training.attempts)),
-        warnings=(
-            *((training.basis.warning,) if training.basis and training.basis.warning else ()),
-            *summary.warnings,
-            *(evaluation.notes if evaluation else ()),
-        ),
+        warnings=tuple(_warnings(config.training, training.basis, summary, evaluation)),
     )
 
 
@@ -208,3 +223,17 @@ def _loss(training: TrainingConfig) -> LossDefinition:
         definition="energy_weight·MSE(E/atom, eV) + force_weight·mean over atoms of |ΔF|² (eV/Å), "
         + ("each mean weighted" if training.weighting != "uniform" else "uniform weights"),
     )
+
+
+def _warnings(
+    training: TrainingConfig,
+    basis: BasisSize | None,
+    summary: RunSummary,
+    evaluation: Evaluation | None,
+) -> Iterator[str]:
+    if basis is not None and basis.warning is not None:
+        yield basis.warning
+    if summary.loss_shares is not None:
+        yield from share_warnings(summary.loss_shares, training, _loss(training).kappa)
+    yield from summary.warnings
+    yield from evaluation.notes if evaluation else ()

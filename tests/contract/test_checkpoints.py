@@ -181,7 +181,8 @@ def test_a_state_that_can_not_be_read_is_named(
     key = registry.keys.checkpoint(3, "a1", 2, "state.json")
     registry.store.put(key, data)
     assert [found.number for found in checkpoints.found()] == [1]
-    assert checkpoints.unreadable() == [key]
+    (problem,) = checkpoints.unreadable()
+    assert problem.startswith(f"{key} can't be read: ")
 
 
 def test_discard_removes_checkpoints_and_nothing_else(
@@ -233,3 +234,21 @@ def test_a_state_of_an_older_version_is_of_no_job(
     assert [found.number for found in checkpoints.found()] == [1]
     checkpoints.discard(but_of="slurm/2")
     assert keys(registry) == []
+
+
+@pytest.mark.parametrize("where", ["files", "attempt"])
+def test_names_that_lead_elsewhere_are_unreadable(
+    registry: Registry, checkpoints: Checkpoints, tmp_path: Path, where: str
+) -> None:
+    """Such a checkpoint is none, and it is said why."""
+    save(checkpoints, tmp_path, "a1", 1, at(5))
+    (key,) = checkpoints._state_keys()
+    data = json.loads(registry.store.get(key))
+    if where == "files":
+        data["files"] = {"../../escaped": "0" * 64}
+    else:
+        data["attempt"] = "../a1"
+    registry.store.put(key, json.dumps(data).encode())
+    assert checkpoints.found() == []
+    (problem,) = checkpoints.unreadable()
+    assert problem.startswith(f"{key} can't be read: {where}: '../")

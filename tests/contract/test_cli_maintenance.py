@@ -1,4 +1,4 @@
-"""``mlip-job repair`` and ``mlip-job gc``, as a person or a script uses them."""
+"""The verbs that look after a store, as a person or a script uses them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mlip_job.registry import Artefact, Manifest, Registry
+from mlip_job.training.run_summary import LossShares
 from tests.manifests import make_manifest, put_dataset
 
 if TYPE_CHECKING:
@@ -42,6 +43,36 @@ def run(storage: StorageConfig, tmp_path: Path, cli: Any) -> Callable[..., Ended
     values = {"family": "cu-ni", "storage": storage.model_dump()}
     path.write_text(json.dumps(values))
     return lambda *arguments: cli("-c", path, *arguments)
+
+
+def test_show_says_what_the_final_loss_is_made_of(
+    store: ObjectStore, tmp_path: Path, run: Callable[..., Ended]
+) -> None:
+    """With the warnings of the report; a generation of an earlier version has neither."""
+    registry = Registry(store, "cu-ni")
+    dataset = put_dataset(registry, tmp_path / "dataset", "one")
+    for number, changes in (
+        (1, {}),
+        (
+            2,
+            {
+                "loss_shares": LossShares(
+                    energy=0.01, forces=0.49, regularisers={"l2_coeffs": 0.5}
+                ),
+                "warnings": ("regularisation makes up half",),
+            },
+        ),
+    ):
+        manifest = make_manifest(number, attempt="a", dataset=dataset)
+        headline = manifest.headline.model_copy(update=changes)
+        described = manifest.model_copy(update={"headline": headline})
+        registry.publish(number, "a", {}, lambda _, it=described: it)
+    shown = run("show", "-g", "2").out
+    assert "final loss     energy 1 %, forces 49 %, l2_coeffs 50 %\n" in shown
+    assert "warning        regularisation makes up half\n" in shown
+    earlier = run("show", "-g", "1").out
+    assert "final loss" not in earlier
+    assert "warning" not in earlier
 
 
 def test_repair_says_what_it_did(registry: Registry, run: Callable[..., Ended]) -> None:
@@ -127,3 +158,23 @@ def test_an_unclear_age_is_a_usage_error(registry: Registry, run: Callable[..., 
     ended = run("gc", "--keep", "week", "--delete")
     assert ended.code == 64
     assert "'week' is no age" in ended.err
+
+
+@pytest.mark.parametrize("verb", ["pull", "verify", "show", "report", "repair"])
+def test_a_name_that_leads_elsewhere_ends_with_65(
+    registry: Registry, run: Callable[..., Ended], tmp_path: Path, verb: str
+) -> None:
+    """One line that names object and name; nothing is written, nothing that was there is lost."""
+    key = registry.keys.manifest(1)
+    data = json.loads(registry.store.get(key))
+    data["artefacts"]["../../escaped"] = data["artefacts"]["potential.yace"] | {"sha256": "0" * 64}
+    registry.store.put(key, json.dumps(data).encode())
+    mine = tmp_path / "escaped"
+    mine.write_text("mine")
+    options = ["-o", tmp_path / "a" / "b"] if verb == "pull" else []
+    ended = run(verb, *([] if verb == "repair" else ["-g", 1]), *options)
+    said = f"{key} is no manifest that this version reads: artefacts: '../../escaped' is no"
+    assert ended.code == 65
+    assert ended.err.startswith(f"error: {said} relative path")
+    assert mine.read_text() == "mine"
+    assert not (tmp_path / "a").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mlip_job.errors import ConfigError, ConflictError, IntegrityError, StoreError
-from mlip_job.registry import Artefact, Manifest, Registry
+from mlip_job.registry import Artefact, Manifest, MemberRegistry, Registry
+from mlip_job.registry.decisions import Decision, decide, read_decision
+from mlip_job.registry.members import read_agreement
 from mlip_job.registry.pull import pull_generation
 from mlip_job.store.open import open_store
 from tests.manifests import make_manifest, put_dataset
@@ -244,3 +247,146 @@ def test_failed_upload_publishes_nothing(
     monkeypatch.undo()
     _publish(registry, tmp_path, 1, "again")
     assert registry.get(1).attempt == "again"
+
+
+BAD_NAMES = [
+    "../../escaped",
+    "/srv/escaped",
+    "a/../../escaped",
+    "..",
+    ".",
+    "",
+    "a//b",
+    "a/",
+    "a\\b",
+    "a\nb",
+    "a\x00b",
+    "a\x1b[31mb",
+    "a\u202eb",
+    "x" * 256,
+    "x/" * 500 + "x",
+]
+
+
+def _rename(registry: Registry, key: str, old: str, new: str) -> None:
+    """Put another text in the place of one in a JSON object of the store."""
+    text = registry.store.get(key).decode()
+    assert json.dumps(old) in text
+    registry.store.put(key, text.replace(json.dumps(old), json.dumps(new)).encode())
+
+
+@pytest.mark.parametrize("name", BAD_NAMES, ids=ascii)
+def test_names_that_lead_elsewhere_are_damage(
+    registry: Registry, tmp_path: Path, name: str
+) -> None:
+    """Whatever record they stand in: one line names the object and the name, and 65 is the code."""
+    manifest = _publish(registry, tmp_path, 1)
+    record_key = registry.keys.dataset(manifest.dataset.id, "dataset.json")
+    data = json.loads(registry.store.get(record_key))
+    data["files"][name] = data["files"].pop("train.xyz")
+    registry.store.put(record_key, json.dumps(data).encode())
+    changed = hashlib.sha256(registry.store.get(record_key)).hexdigest()
+    forged = manifest.dataset.model_copy(update={"record_sha256": changed})
+    with pytest.raises(IntegrityError) as caught:
+        registry.dataset_record(forged)
+    _require_named(caught.value, record_key, name)
+
+    manifest_key = registry.keys.manifest(1)
+    for old in ("report.json", manifest.artefacts["report.json"].key, manifest.dataset.id):
+        registry.store.put(manifest_key, manifest.to_json())
+        _rename(registry, manifest_key, old, name)
+        with pytest.raises(IntegrityError) as caught:
+            registry.get(1)
+        _require_named(caught.value, manifest_key, name)
+
+    decision = Decision(settings="", dataset=manifest.dataset)
+    decide(registry, 2, decision)
+    decision_key = registry.keys.generation(2, "dataset.json")
+    _rename(registry, decision_key, manifest.dataset.id, name)
+    with pytest.raises(IntegrityError) as caught:
+        read_decision(registry, 2)
+    _require_named(caught.value, decision_key, name)
+
+    member = MemberRegistry(registry.store, FAMILY, 1, of=2)
+    member.agree_on_dataset(3, manifest.dataset)
+    agreement_key = registry.keys.generation(3, "ensemble.json")
+    _rename(registry, agreement_key, manifest.dataset.id, name)
+    with pytest.raises(IntegrityError) as caught:
+        read_agreement(registry, 3)
+    _require_named(caught.value, agreement_key, name)
+
+
+def _require_named(error: IntegrityError, key: str, name: str) -> None:
+    assert error.exit_code == 65
+    assert error.message.startswith(key)
+    assert ascii(name)[:60] in error.message
+    assert error.message.isprintable()
+    assert len(error.message) < 400
+
+
+def test_pull_stays_below_its_directory(registry: Registry, tmp_path: Path) -> None:
+    """No link in it leads the files elsewhere, and none is replaced."""
+    manifest = _publish(registry, tmp_path, 1)
+    outside, target = tmp_path / "outside", tmp_path / "pulled"
+    outside.mkdir()
+    target.mkdir()
+    artefact = manifest.artefacts["report.json"]
+    nested = manifest.model_copy(update={"artefacts": {"metrics/report.json": artefact}})
+    (target / "metrics").symlink_to(outside)
+    with pytest.raises(ConflictError, match=r"metrics is a link that leads out of .*pulled"):
+        pull_generation(registry, nested, target, with_dataset=False)
+    assert list(outside.iterdir()) == []
+    (target / "metrics").unlink()
+    (target / "metrics").mkdir()
+    (target / "metrics" / "report.json").symlink_to(outside / "report.json")
+    with pytest.raises(ConflictError, match=r"report\.json exists, and is no file"):
+        pull_generation(registry, nested, target, with_dataset=False)
+    assert list(outside.iterdir()) == []
+    assert sorted(path.name for path in target.iterdir()) == ["metrics"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("potential.yace", "gen_01.yace"),
+        ("manifest.json",),
+        ("dataset/train.xyz",),
+        ("dataset",),
+        ("a", "a/b"),
+    ],
+    ids=str,
+)
+def test_pull_refuses_names_that_collide(
+    registry: Registry, tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    """With each other, or with what pull itself writes."""
+    manifest = _publish(registry, tmp_path, 1)
+    artefacts = dict.fromkeys(names, manifest.artefacts["potential.yace"])
+    forged = manifest.model_copy(update={"artefacts": artefacts})
+    with pytest.raises(IntegrityError, match=r"gen_01/manifest\.json names '.*' twice, or as file"):
+        pull_generation(registry, forged, tmp_path / "pulled", with_dataset=True)
+    assert list((tmp_path / "pulled").iterdir()) == []
+
+
+def test_a_bad_hash_costs_no_file_that_was_there(registry: Registry, tmp_path: Path) -> None:
+    """What is downloaded takes its place only once it is known to be right."""
+    manifest = _publish(registry, tmp_path, 1)
+    registry.store.put(manifest.artefacts["report.json"].key, b"tampered")
+    mine = tmp_path / "mine" / "report.json"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(IntegrityError, match="has the sha256"):
+        registry.fetch(manifest, "report.json", mine)
+    assert mine.read_text() == "mine"
+    assert [path.name for path in mine.parent.iterdir()] == ["report.json"]
+
+
+def test_pull_leaves_files_that_are_right_as_they_are(registry: Registry, tmp_path: Path) -> None:
+    """It did not create them."""
+    manifest = _publish(registry, tmp_path, 1)
+    target = tmp_path / "pulled"
+    pull_generation(registry, manifest, target, with_dataset=False)
+    before = {path: path.stat().st_ino for path in target.iterdir()}
+    pull_generation(registry, manifest, target, with_dataset=True)
+    assert {path: path.stat().st_ino for path in before} == before
+    assert (target / "dataset" / "train.xyz").is_file()

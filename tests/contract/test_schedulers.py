@@ -105,9 +105,8 @@ class Site:
 
     @property
     def gone(self) -> tuple[JobState, ...]:
-        """States in which a cancelled job is no more: Kubernetes forgets it at once."""
-        forgets = self.scheduler.name == "kubernetes"
-        return (*_ENDED, JobState.UNKNOWN) if forgets else _ENDED
+        """States in which a cancelled job is no more; of Kubernetes that is gone at once."""
+        return _ENDED
 
     @property
     def registry(self) -> Registry:
@@ -223,8 +222,10 @@ def test_what_was_never_submitted(site: Site) -> None:
         site.scheduler.name, "999999999"
     )
     status = site.scheduler.status(JobHandle(site.scheduler.name, unknown, name))
-    assert status.state is JobState.UNKNOWN
-    assert not status.state.ended
+    told = {"kubernetes": JobState.GONE}.get(site.scheduler.name, JobState.UNKNOWN)
+    assert status.state is told
+    assert site.scheduler.active("cu", 1) == []
+    assert site.scheduler.generations("cu") == set()
 
 
 @pytest.mark.pacemaker
@@ -238,16 +239,21 @@ def test_a_job_from_its_submission_to_its_cancellation(site: Site) -> None:
         site.submit(site.request())
     assert site.scheduler.find("cu", 1) == handle
     assert site.scheduler.find("cu", 2) is None
+    assert list(site.scheduler.active("cu", 1)) == [handle]
+    assert site.scheduler.active("cu", 2) == []
+    assert site.scheduler.generations("cu") == {1}
+    assert site.scheduler.generations("cu-2") == set()
     site.wait(handle, JobState.RUNNING)
     site.wait_for_log(handle, "iteration 0/100000")
     site.wait_for_checkpoint()
 
     site.scheduler.cancel(handle)
     status = site.wait(handle, *site.gone)
+    assert site.scheduler.active("cu", 1) == []
     site.scheduler.cancel(handle)
     if site.scheduler.name == "kubernetes":
         # A cancelled Job is deleted, with its log.
-        assert status.state is JobState.UNKNOWN
+        assert status.state is JobState.GONE
         assert site.scheduler.find("cu", 1) is None
     else:
         assert status.state is JobState.CANCELLED

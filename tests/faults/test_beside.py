@@ -26,7 +26,7 @@ def test_killed_while_the_test_set_is_measured_beside(
 ) -> None:
     """No process is left, and the next attempt finishes the fit; here without a test set."""
     at_speed = stand_in_for_pacemaker(tmp_path, first="sleep 3")
-    config = make_config(REPLAYED | {"test_evaluation": "beside"})
+    config = make_config(REPLAYED | {"test_evaluation": "beside", "validation_fraction": 0})
     job = jobs.start_job(config, tmp_path, fault=at_speed)
     job.wait_for_file("train.log") if number == signal.SIGKILL else job.wait_for_iteration()
     job.send(number)
@@ -37,7 +37,7 @@ def test_killed_while_the_test_set_is_measured_beside(
     while _session(job.pid):
         assert time.monotonic() - started < _SECONDS_TO_STOP, _session(job.pid)
         time.sleep(0.05)
-    end = make_config(REPLAYED | {"test_evaluation": "end"})
+    end = make_config(REPLAYED | {"test_evaluation": "end", "validation_fraction": 0})
     last = jobs.run_job(end, tmp_path, fault=at_speed)
     assert last.code == 0, last.text()
     manifest = jobs.require_complete(end)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
 
+from mlip_job.config import DatabaseConfig
+from mlip_job.dataset.pages import PagedDatabase
+from mlip_job.dataset.source import StructureDatabase
+from mlip_job.errors import DatabaseError
 from tests.faults import jobs
 from tests.faults.speed import REPLAYED, REPLAYED_ITERATIONS, stand_in_for_pacemaker
 from tests.servers.kernel import require_kernel
+from tests.support import rattled, write_database
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -93,3 +100,38 @@ def test_a_store_turns_read_only_in_the_fit(
     assert "going on from" in again.text()
     manifest = jobs.require_complete(config)
     tally.count_end([job.text(), again.text()], manifest.headline.iterations)
+
+
+def test_an_idle_database_in_wal_mode_is_read_from_a_read_only_disk(disk: Path) -> None:
+    """SQLite would have to make files beside it; nobody has it open, so it can't change."""
+    remount(disk, "size=50m")
+    path = disk / "structures.db"
+    write_database(path, rattled(4))
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+    remount(disk, "ro")
+    config = DatabaseConfig(url=str(path), select="")
+    with StructureDatabase(config) as database:
+        assert len(list(database.rows())) == 4
+    with PagedDatabase(config) as pages:
+        assert len(pages.select().ids) == 4
+
+
+def test_a_database_in_use_in_wal_mode_on_a_read_only_disk_has_a_remedy(disk: Path) -> None:
+    """What its -wal file holds would be missing."""
+    remount(disk, "size=50m")
+    path = disk / "structures.db"
+    write_database(path, rattled(4))
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("CREATE TABLE other (id INTEGER)")
+        connection.commit()
+        wal = path.with_name("structures.db-wal").read_bytes()
+    path.with_name("structures.db-wal").write_bytes(wal)
+    remount(disk, "ro")
+    with (
+        pytest.raises(DatabaseError, match="it is in WAL mode") as error,
+        StructureDatabase(DatabaseConfig(url=str(path), select="")),
+    ):
+        pass
+    assert "journal_mode=DELETE" in (error.value.hint or "")

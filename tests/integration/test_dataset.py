@@ -128,7 +128,9 @@ def test_record_describes_the_files(db: Path, out: Path) -> None:
     """dataset.json reads back, names every other file with its hash, and adds up."""
     write_database(db, rattled(10, symbols=FIVE), config_type="alloy")
     record = build(db, out)
-    assert DatasetRecord.from_json((out / "dataset.json").read_bytes()) == record
+    assert (
+        DatasetRecord.from_json((out / "dataset.json").read_bytes(), key="dataset.json") == record
+    )
     assert {path.name for path in out.iterdir()} == {"dataset.json", *record.files}
     assert record.elements == tuple(sorted(FIVE))
     assert sum(element.atoms for element in record.per_element.values()) == 40
@@ -138,8 +140,8 @@ def test_record_describes_the_files(db: Path, out: Path) -> None:
     lines = gzip.decompress((out / "index.csv.gz").read_bytes()).decode().splitlines()
     assert lines[0] == "row_id,fingerprint,group,side"
     assert [line.endswith("test") for line in lines[1:]].count(True) == 1
-    with pytest.raises(IntegrityError, match="can't be read"):
-        DatasetRecord.from_json("{}")
+    with pytest.raises(IntegrityError, match=r"dataset\.json is no record of a dataset: "):
+        DatasetRecord.from_json("{}", key="dataset.json")
 
 
 def test_same_rows_same_bytes(db: Path, tmp_path: Path) -> None:
@@ -195,11 +197,15 @@ def test_building_again_replaces_what_was_there(db: Path, out: Path) -> None:
     build(db, out)
     write_database(db, rattled(12, seed=1))
     second = build(db, out)
-    assert DatasetRecord.from_json((out / "dataset.json").read_bytes()) == second
+    assert (
+        DatasetRecord.from_json((out / "dataset.json").read_bytes(), key="dataset.json") == second
+    )
     assert len(read(out, "train")) == second.counts.train
     with pytest.raises(DataError):
         build(db, out, select="status=absent")
-    assert DatasetRecord.from_json((out / "dataset.json").read_bytes()) == second
+    assert (
+        DatasetRecord.from_json((out / "dataset.json").read_bytes(), key="dataset.json") == second
+    )
     assert not list(out.glob(".building*"))
 
 
@@ -261,6 +267,86 @@ def test_isolated_atoms_give_references_and_leave(db: Path, out: Path) -> None:
     assert not set(ids) & (rows_of(out, "train") | rows_of(out, "test"))
 
 
+def test_a_stretched_crystal_is_no_isolated_atom(db: Path, out: Path) -> None:
+    """Just past the cutoff of 5 Å the atoms of a primitive cell still feel each other."""
+    write_database(db, rattled(20))
+    stretched = labelled(bulk("Cu", a=7.2), energy=-0.26, forces=np.zeros((1, 3)))
+    far = labelled(bulk("Cu", a=16.0), energy=-0.20, forces=np.zeros((1, 3)))
+    (first, _) = write_database(db, [stretched, far])
+    record = build(db, out)
+    assert record.reference_energies["Cu"] == -0.20
+    assert record.rejections["atom without a neighbour within the cutoff"].rows == (first,)
+
+
+@pytest.mark.parametrize("how", ["initial charges", "key"])
+def test_ions_are_no_references(db: Path, out: Path, how: str) -> None:
+    """A charged atom has another energy; the record names its row."""
+    write_database(db, rattled(20))
+    charges = [1.0] if how == "initial charges" else [0.0]
+    ion = labelled(Atoms("Cu", charges=charges), energy=7.5)
+    atom = labelled(Atoms("Cu"), energy=-0.2)
+    (charged,) = write_database(db, [ion], **({"total_charge": 1} if how == "key" else {}))
+    write_database(db, [atom], **({"total_charge": 0} if how == "key" else {}))
+    record = build(db, out)
+    assert record.reference_energies["Cu"] == -0.2
+    assert any(f"isolated ions give no reference energy (row {charged})" in n for n in record.notes)
+
+
+def _oxide(remove: str | None, seed: int) -> Atoms:
+    """Return MgO with all-electron energies: its atoms' energies are thousands of eV."""
+    atoms = bulk("MgO", "rocksalt", a=4.2, cubic=True)
+    atoms.rattle(0.05, seed=seed)
+    if remove:
+        del atoms[list(atoms.symbols).index(remove)]
+    energy = sum({"Mg": -5430.0, "O": -2040.0}[symbol] for symbol in atoms.symbols) - 4.0 * len(
+        atoms
+    )
+    return labelled(atoms, energy=energy, forces=np.full((len(atoms), 3), 0.1))
+
+
+def test_undetermined_references_that_are_contradicted_are_refused(
+    db: Path, tmp_path: Path
+) -> None:
+    """One stoichiometry can't tell two elements apart; vacancies show what is wrong."""
+    write_database(db, [_oxide(None, n) for n in range(20)])
+    first = build(db, tmp_path / "a")
+    assert set(first.reference_energy_sources.values()) == {"undetermined"}
+    write_database(db, [_oxide("O", n) for n in range(10)])
+    text = refused(DataError, db, tmp_path / "b", parent=as_parent(first, tmp_path / "a"))
+    assert "could not tell them apart" in text
+    assert "rows 21, 22" in text
+    assert "Mg: -5434" in text
+    assert "training.start_from: none" in text
+
+
+def test_single_precision_costs_no_more_than_it_must(db: Path, out: Path) -> None:
+    """ASE stores what a calculator gives: float32 forces can't be read back, other columns can."""
+    write_database(db, rattled(20))
+    forces, full, voigt, moments = rattled(4, seed=3)
+    forces.calc.results["forces"] = forces.calc.results["forces"].astype(np.float32)
+    full.calc.results["stress"] = np.eye(3, dtype=np.float32)
+    voigt.calc.results["stress"] = voigt.calc.results["stress"].astype(np.float32)
+    moments.calc.results["magmoms"] = np.zeros(len(moments), dtype=np.float32)
+    rows = write_database(db, [forces, full, voigt, moments])
+    record = build(db, out)
+    reason = "forces in single precision (float32): store them as float64"
+    assert {name: found.rows for name, found in record.rejections.items()} == {reason: (rows[0],)}
+    assert any(
+        f"stresses that can't be read (rows {rows[1]}, {rows[2]})" in n for n in record.notes
+    )
+
+
+def test_energies_far_from_cohesive_energies_are_noted(db: Path, out: Path) -> None:
+    """Tens of eV per atom are never silent."""
+    write_database(db, rattled(20))
+    odd = rattled(1, seed=7)[0]
+    for name in ("energy", "free_energy"):
+        odd.calc.results[name] += 30.0 * len(odd)
+    (row,) = write_database(db, [odd])
+    record = build(db, out, reference_energies={"Cu": 0.0})
+    assert any(f"beyond ±10 eV/atom (row {row})" in note for note in record.notes)
+
+
 def test_energy_falls_back_and_says_so(db: Path, out: Path) -> None:
     """Rows without a free energy give their energy, are counted and noted."""
     structures = rattled(10)
@@ -318,6 +404,75 @@ def test_split_follows_structures_to_another_database(db: Path, tmp_path: Path) 
     assert energies(tmp_path / "a") == energies(tmp_path / "b")
 
 
+def test_equal_numbers_are_one_group_and_nan_is_none(db: Path, tmp_path: Path) -> None:
+    """Pandas writes 7 as 7.0 where a column has gaps, and a gap as NaN."""
+    rows = [*rattled(20)]
+    with open_for_writing(db) as database:
+        for number, atoms in enumerate(rows):
+            trajectory = float("nan") if number < 8 else (7 if number % 2 else 7.0)
+            database.write(atoms, status="completed", traj=trajectory)
+    build(db, tmp_path / "out", group_by="traj", training={"test_fraction": 0.2})
+    with (tmp_path / "out" / "index.csv.gz").open("rb") as file:
+        lines = gzip.decompress(file.read()).decode().splitlines()[1:]
+    groups = [line.split(",")[2] for line in lines]
+    sides = {line.split(",")[3] for line in lines if line.split(",")[2] == "7"}
+    assert groups.count("7") == 12
+    assert groups.count("") == 8
+    assert len(sides) == 1
+
+
+def _stored_otherwise(atoms: Atoms, how: str, seed: int) -> Atoms:
+    """Return the same crystal with atoms in other cells, or in another order."""
+    rng, again = np.random.default_rng(seed), atoms.copy()
+    if how == "order":
+        return again[rng.permutation(len(again))]
+    again.positions += rng.integers(-2, 3, size=(len(again), 3)) @ again.cell.array
+    return again
+
+
+@pytest.mark.parametrize("how", ["lattice translations", "order"])
+def test_the_same_crystal_stays_on_one_side(db: Path, tmp_path: Path, how: str) -> None:
+    """However it is stored; ideal places, which lie at halves and thirds of the cell, too."""
+    originals = [*rattled(29, symbols=("Cu", "Ni")), with_emt(bulk("Cu", cubic=True))]
+    twins = [with_emt(_stored_otherwise(a, how, n)) for n, a in enumerate(originals)]
+    first = write_database(db, originals)
+    second = dict(zip(first, write_database(db, twins), strict=True))
+    record = build(db, tmp_path / "out", training={"test_fraction": 0.2})
+    assert any("30 rows repeat the structure of another row" in note for note in record.notes)
+    tested = rows_of(tmp_path / "out", "test")
+    assert len(tested) == 12
+    assert all((row in tested) == (twin in tested) for row, twin in second.items())
+
+
+def test_contradicting_energies_of_one_crystal_are_refused(db: Path, tmp_path: Path) -> None:
+    """Also where its atoms are stored in other cells."""
+    original = rattled(1)[0]
+    twin = with_emt(_stored_otherwise(original, "lattice translations", 1))
+    for name in ("energy", "free_energy"):
+        twin.calc.results[name] += 0.05 * len(twin)
+    write_database(db, [original, twin, *rattled(20, seed=4)])
+    text = refused(DataError, db, tmp_path / "out")
+    assert "rows 1 and 2 hold the same structure" in text
+
+
+def test_compositions_on_one_line_span_no_convex_hull(db: Path, tmp_path: Path) -> None:
+    """Pacemaker would end with a QhullError before the first iteration."""
+    rows = []
+    for number in range(12):
+        atoms = bulk("Cu", cubic=True).repeat((2, 1, 1))
+        atoms.symbols[4:] = "Au"
+        atoms.symbols[: number % 3] = "Ag"
+        atoms.rattle(0.05, seed=number)
+        rows.append(with_emt(atoms))
+    write_database(db, rows)
+    energy_based = {"weighting": {"energy_based": {"DEup": 20.0}}}
+    text = refused(ConfigError, db, tmp_path / "a", training=energy_based)
+    assert "span no convex hull" in text
+    assert "energy: cohesive" in text
+    energy_based["weighting"]["energy_based"]["energy"] = "cohesive"
+    build(db, tmp_path / "b", training=energy_based)
+
+
 def test_groups_stay_together_and_are_inherited(db: Path, tmp_path: Path) -> None:
     """Trajectories never straddle, and grow on the side where they began."""
     structures = rattled(40)
@@ -336,6 +491,34 @@ def test_groups_stay_together_and_are_inherited(db: Path, tmp_path: Path) -> Non
     parent = as_parent(first, tmp_path / "a")
     build(db, tmp_path / "b", group_by="traj", parent=parent, training={"test_fraction": 0.25})
     assert groups(tmp_path / "b", "test") == tested
+
+
+def test_key_decides_the_split(db: Path, tmp_path: Path) -> None:
+    """A published split is taken as it is, by the record too, and inherited with new rows."""
+    structures = rattled(14)
+    trained = write_database(db, structures[:4], side="train")
+    tested = write_database(db, structures[4:10], side="test")
+    first = build(db, tmp_path / "a", split_key="side")
+    assert rows_of(tmp_path / "a", "train") == set(trained)
+    assert rows_of(tmp_path / "a", "test") == set(tested)
+    assert first.split.key == "side"
+    assert any("4 rows train, 6 test" in note for note in first.notes)
+    added = write_database(db, structures[10:], side="train")
+    parent = as_parent(first, tmp_path / "a")
+    second = build(db, tmp_path / "b", split_key="side", parent=parent)
+    assert rows_of(tmp_path / "b", "train") == {*trained, *added}
+    assert (second.split.inherited_train, second.split.inherited_test) == (4, 6)
+
+
+def test_identity_is_that_of_the_content_alone(db: Path, tmp_path: Path) -> None:
+    """A split by key that happens to be the one of the seed gives the same dataset."""
+    write_database(db, rattled(10))
+    by_seed = build(db, tmp_path / "a")
+    with open_for_writing(db) as database:
+        for row in range(1, 11):
+            test = row in rows_of(tmp_path / "a", "test")
+            database.update(row, side="test" if test else "train")
+    assert build(db, tmp_path / "b", split_key="side").id == by_seed.id
 
 
 def test_inexact_count_is_noted(db: Path, out: Path) -> None:

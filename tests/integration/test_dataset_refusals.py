@@ -204,6 +204,19 @@ def test_unknown_group_key(db: Path, out: Path) -> None:
     assert "'trajectory'" in refused(DataError, db, out, group_by="trajectory")
 
 
+def test_key_that_gives_no_split(db: Path, out: Path) -> None:
+    """Rows without the key, with another value, and equal ones on both sides are in one error."""
+    structures = rattled(10)
+    write_database(db, structures[:6], side="train")
+    write_database(db, structures[6:8], side="valid")
+    write_database(db, [structures[0]], side="test")
+    write_database(db, structures[8:])
+    text = refused(DataError, db, out, split_key="side")
+    for part in ("no value in rows 10, 11", "'valid' in rows 7, 8", "train row 1, test row 9"):
+        assert part in text
+    assert "database.select" in text
+
+
 def test_reference_energies_out_of_range(db: Path, out: Path) -> None:
     """Total energies without references would make pacemaker refit them: refused with remedy."""
     structures = rattled(10)

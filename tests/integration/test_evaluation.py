@@ -24,13 +24,13 @@ from ase.calculators.fd import calculate_numerical_stress
 from ase.units import GPa
 
 from mlip_job.config import JobConfig
+from mlip_job.dataset.reading import parse, read_blocks
 from mlip_job.errors import TrainingError
 from mlip_job.evaluation import processes
 from mlip_job.evaluation.cores import cores_of
 from mlip_job.evaluation.measured import Models, Task
 from mlip_job.evaluation.potential import Potential
 from mlip_job.evaluation.processes import Measurers
-from mlip_job.evaluation.structures import parse, read_blocks
 from mlip_job.pipeline import publication, run_generation
 from mlip_job.registry import Manifest, Registry
 from mlip_job.report import TrainingReport
@@ -230,6 +230,17 @@ def test_figures_are_those_of_the_published_potential(trained: Project, side: st
     assert sum(found.energy_error_histogram_mev_per_atom.counts) == len(known)
 
 
+def test_cost_of_the_published_potential_is_measured(trained: Project, cli: Any) -> None:
+    """In report, manifest and `show`, with the machine that it was measured on."""
+    speed = trained.evaluation(1).speed
+    assert speed is not None
+    assert speed.evaluator_us_per_atom > 0
+    assert 0 < speed.structures <= trained.evaluation(1).test.structures
+    assert trained.registry.get(1).headline.evaluator_us_per_atom == speed.evaluator_us_per_atom
+    shown = cli("-c", trained.config_path, "show", "-g", "1").out
+    assert f"µs per atom on one core ({speed.cpu})" in shown
+
+
 def test_the_worst_structures_are_named(trained: Project) -> None:
     """Ten of them, by energy and by force in turns."""
     known = _predictions(trained, 1, "train")
@@ -423,7 +434,7 @@ import sys
 from pathlib import Path
 from mlip_job.evaluation.measured import Models, Task
 from mlip_job.evaluation.processes import Measurers
-from mlip_job.evaluation.structures import read_blocks
+from mlip_job.dataset.reading import read_blocks
 from mlip_job.training.signals import StopRequest
 from mlip_job.errors import MlipJobError
 

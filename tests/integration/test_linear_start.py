@@ -87,11 +87,16 @@ def _read(config: JobConfig, manifest: Manifest, name: str) -> bytes:
     return Registry(open_store(config.storage), "cu").read(manifest, name)
 
 
-def _first_loss(config: JobConfig, manifest: Manifest) -> float:
-    """Return what pacemaker makes of the start, without regularisation."""
+def _first_row(config: JobConfig, manifest: Manifest) -> dict[str, float]:
+    """Return what pacemaker makes of the start."""
     header, row, *_ = _read(config, manifest, "metrics/metrics.txt").decode().splitlines()
-    values = dict(zip(header.split(), row.split(), strict=True))
-    return float(values["e_loss_contrib"]) + float(values["f_loss_contrib"])
+    return dict(zip(header.split(), map(float, row.split()), strict=True))
+
+
+def _first_loss(config: JobConfig, manifest: Manifest) -> float:
+    """Return its loss without regularisation."""
+    row = _first_row(config, manifest)
+    return row["e_loss_contrib"] + row["f_loss_contrib"]
 
 
 @pytest.mark.parametrize(
@@ -118,6 +123,14 @@ def test_pacemaker_finds_the_loss_that_the_linear_fit_left(
     assert made is not None
     assert (made.structures, made.atoms, made.functions) == (8, 32, 12)
     assert _first_loss(config, manifest) == pytest.approx(made.loss, rel=1e-6)
+    row, shares = _first_row(config, manifest), made.loss_shares
+    assert shares is not None
+    total = sum(row[f"{term}_contrib"] for term in ("e_loss", "f_loss", "l1_reg", "l2_reg"))
+    assert shares.energy == pytest.approx(row["e_loss_contrib"] / total, rel=1e-6)
+    assert shares.forces == pytest.approx(row["f_loss_contrib"] / total, rel=1e-6)
+    for name in ("l1", "l2"):
+        expected = row[f"{name}_reg_contrib"] / total
+        assert shares.regularisers[f"{name}_coeffs"] == pytest.approx(expected, rel=1e-6)
     assert "linear fit to 8 structures (32 atoms)" in messages
     said = f"linear fit of 12 coefficients to 8 structures: loss {made.loss:.3g}"
     assert said in messages

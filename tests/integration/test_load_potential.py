@@ -147,7 +147,7 @@ def test_what_is_not_there_is_named(family: Family) -> None:
         load_potential(family.store, generation=7)
     with pytest.raises(ConfigError, match="no generation of ag is published"):
         load_potential(family.store, family="ag")
-    with pytest.raises(ConfigError, match="holds credentials"):
+    with pytest.raises(ConfigError, match="holds a secret"):
         load_potential("s3://key:secret@bucket/prefix")
     calculator = load_potential(family.store)
     with pytest.raises(DataError, match="cu gen_01 knows Cu; the structure has Ni"):

@@ -197,6 +197,8 @@ def test_tensorflow_fit_continued_and_grown(tmp_path: Path) -> None:
         "display_step": 4,
         "energy_weight": 1,
         "force_weight": 4,
+        "validation_fraction": 0,
+        "test_evaluation": "pacemaker",
     }
     config = _config(tmp_path, training, database=select)
 

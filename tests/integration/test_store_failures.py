@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mlip_job.config import StorageConfig
-from mlip_job.errors import ConfigError, ObjectNotFoundError, StoreError
+from mlip_job.errors import ConfigError, ObjectChangedError, ObjectNotFoundError, StoreError
 from mlip_job.store import directory
 from mlip_job.store.directory import DirectoryStore
 from mlip_job.store.open import open_store
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.servers.s3 import S3Server
+    from tests.servers.s3_faults import FaultProxy
 
 
 class _Careless(BaseHTTPRequestHandler):
@@ -65,6 +66,67 @@ def test_store_that_ignores_conditions_is_refused(
     store = open_store(StorageConfig(url="s3://bucket", endpoint_url=_endpoint(careless_server)))
     with pytest.raises(StoreError, match="ignores the condition If-None-Match"):
         store.check()
+
+
+class _NeverMatches(DirectoryStore):
+    """Refuses every compare-and-swap, also the right one."""
+
+    def put_if_match(self, key: str, data: bytes, version: str) -> None:  # noqa: ARG002
+        raise ObjectChangedError(f"{key} was changed")
+
+
+class _CreatesOnMatch(DirectoryStore):
+    """Takes a compare-and-swap on an object that does not exist, as MinIO did until 2025-09."""
+
+    def put_if_match(self, key: str, data: bytes, version: str) -> None:
+        if self.head(key) is None:
+            self.put(key, data)
+        else:
+            super().put_if_match(key, data, version)
+
+
+@pytest.mark.parametrize(
+    ("store", "message"),
+    [
+        (_NeverMatches, r"refuses If-Match .* with the current version"),
+        (_CreatesOnMatch, "ignores the condition If-Match on an object that does not exist"),
+    ],
+)
+def test_stores_that_get_conditions_wrong_are_refused(
+    tmp_path: Path, store: type[DirectoryStore], message: str
+) -> None:
+    """Before a run: heartbeats would fail in the middle of it. The probe leaves nothing."""
+    with pytest.raises(StoreError, match=message):
+        store(tmp_path).check()
+    assert list(DirectoryStore(tmp_path).list("")) == []
+
+
+def test_weak_etags_are_refused(s3_behind_proxy: StorageConfig, s3_proxy: FaultProxy) -> None:
+    """No condition can be met by them; the remedy is named."""
+    s3_proxy.weak_etags = True
+    with pytest.raises(StoreError, match="with the current version") as caught:
+        open_store(s3_behind_proxy).check()
+    assert "switch off compression" in str(caught.value)
+
+
+def test_another_region_is_named(s3_behind_proxy: StorageConfig, s3_proxy: FaultProxy) -> None:
+    """With the region that was used, and the setting."""
+    s3_proxy.order("AuthorizationHeaderMalformed")
+    with pytest.raises(StoreError, match="signed for the region us-east-1") as caught:
+        open_store(s3_behind_proxy).check()
+    assert "set storage.region" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_line_ends_in_credentials_are_named(
+    s3_bucket: StorageConfig, monkeypatch: pytest.MonkeyPatch, name: str, end: str
+) -> None:
+    """At once, without the value: the request could not even be sent."""
+    monkeypatch.setenv(name, f"hunter2{end}")
+    with pytest.raises(ConfigError, match=f"{name} holds a line end") as caught:
+        open_store(s3_bucket, patience=60).check()
+    assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("setting", "sent"), [("when_supported", True), ("when_required", False)])

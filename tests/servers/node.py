@@ -180,7 +180,10 @@ class Node:
 
     def _register(self, port: int) -> None:
         taint = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
-        self.core.create_node({"metadata": {"name": NODE}, "spec": {"taints": [taint]}})
+        labels = {"kubernetes.io/arch": "amd64"}
+        self.core.create_node(
+            {"metadata": {"name": NODE, "labels": labels}, "spec": {"taints": [taint]}}
+        )
         capacity = {
             "cpu": "100k",
             "memory": "100Ti",

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # What S3 answers, by its code: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
 ERRORS = {
     "AccessDenied": 403,
+    "AuthorizationHeaderMalformed": 400,
     "BadDigest": 400,
     "ConditionalRequestConflict": 409,
     "ExpiredToken": 400,
@@ -110,6 +111,8 @@ class FaultProxy:
         How far the store's clock is ahead.
     checksums
         Whether answers keep the store's checksums; without them corruption shows only in hashes.
+    weak_etags
+        Whether answers carry weak ETags, as behind a proxy that compresses.
     injected, requests
         How many faults of each kind there were, and how many requests of each method.
     """
@@ -119,6 +122,7 @@ class FaultProxy:
     hang_s: float = 3.0
     clock_offset: timedelta = timedelta(0)
     checksums: bool = True
+    weak_etags: bool = False
     injected: Counter[str] = field(default_factory=Counter)
     requests: Counter[str] = field(default_factory=Counter)
     _upstream: str = ""
@@ -180,6 +184,8 @@ class FaultProxy:
             if name.lower() in ("date", "last-modified"):
                 moved = parsedate_to_datetime(value) + self.clock_offset
                 headers.append((name, format_datetime(moved, usegmt=True)))
+            elif self.weak_etags and name.lower() == "etag":
+                headers.append((name, f"W/{value}"))
             elif self.checksums or not name.lower().startswith("x-amz-checksum"):
                 headers.append((name, value))
         return headers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -227,14 +228,19 @@ def test_without_configuration_the_next_step_is_named(
     )
 
 
-def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch, config: Path) -> None:
+def test_a_bug_shows_its_traceback_without_secrets(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, config: Path
+) -> None:
     """Only errors that are meant for users are made short."""
-    from mlip_job.cli.main import main
     from mlip_job.cli.options import Settings
 
-    monkeypatch.setattr(Settings, "config", lambda _: {}["a bug"])
-    with pytest.raises(KeyError, match="a bug"):
-        main(["-c", str(config), "list"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter3")
+    monkeypatch.setattr(Settings, "config", lambda _: {}["a bug: http://u:hunter2@h, hunter3"])
+    ended = cli("-c", config, "list")
+    assert ended.code == 1
+    assert "Traceback" in ended.err
+    assert "KeyError: 'a bug: http://***@h, ***'" in ended.err
+    assert "hunter" not in ended.err.replace('["a bug: http://u:hunter2@h, hunter3"]', "")
 
 
 def test_an_empty_family_is_listed_as_such(cli: Cli, config: Path) -> None:
@@ -267,3 +273,21 @@ def test_parse_of_another_directory_is_a_usage_error(cli: Cli, tmp_path: Path) -
     ended = cli("parse", tmp_path)
     assert ended.code == 64
     assert "is no work directory of pacemaker" in ended.err
+
+
+def test_packages_of_another_python_are_named(config: Path, tmp_path: Path) -> None:
+    """Environment modules leave PYTHONPATH behind; the error says so, without a traceback."""
+    package = tmp_path / "module" / "numpy"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('numpy of another Python')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "mlip_job", "-c", config, "export", "-g", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(package.parent)},
+    )
+    assert done.returncode == 64
+    assert "error: a package can't be imported: numpy of another Python" in done.stderr
+    assert "unset PYTHONPATH" in done.stderr
+    assert "Traceback" not in done.stderr

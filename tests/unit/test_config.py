@@ -126,7 +126,7 @@ def test_all_problems_are_reported_at_once(config_file: Path) -> None:
         ("", "holds no mapping"),
         ("- 1", "holds no mapping"),
         ("family: [", "is not valid YAML"),
-        ("family: cu\nfamily: au\n", "the key 'family' is given twice.* line 2"),
+        ("family: cu\nfamily: au\n", "line 2, .*the key 'family' is given twice"),
         ("family: cu\ntraining: {seed: 1, seed: 2}\n", "the key 'seed' is given twice"),
         ("family: cu\n? [a, b]\n: 1\n", "is not valid YAML: .* unhashable key"),
         ("family: cu\n1: 2\n", "1: "),
@@ -259,18 +259,40 @@ def test_template_mentions_every_key() -> None:
 @pytest.mark.parametrize(
     "training",
     [
-        {"min_relative_test_loss_per_iter": 1e-4},
-        {"overrides": {"fit": {"min_relative_test_loss_per_iter": 1e-4}}},
         {"weighting": {"energy_based": {}}},
         {"overrides": {"fit": {"weighting": {"type": "EnergyBasedWeightingPolicy"}}}},
     ],
 )
-@pytest.mark.parametrize("mode", ["beside", "end"])
-def test_what_needs_the_test_set_in_pacemaker_says_so(training: dict[str, Any], mode: str) -> None:
-    """It would be without effect, or the fit another one."""
+def test_weights_that_only_pacemaker_knows(training: dict[str, Any]) -> None:
+    """No other program can measure the loss with them."""
+    whole = training | {"validation_fraction": 0}
     TrainingConfig.model_validate(training)
-    with pytest.raises(ValidationError, match="needs test_evaluation: pacemaker"):
-        TrainingConfig.model_validate(training | {"test_evaluation": mode})
+    TrainingConfig.model_validate(whole | {"test_evaluation": "pacemaker"})
+    with pytest.raises(ValidationError, match="only pacemaker knows the weights"):
+        TrainingConfig.model_validate(whole | {"test_evaluation": "beside"})
+
+
+@pytest.mark.parametrize("mode", ["pacemaker", "beside"])
+def test_one_set_is_measured_during_the_fit(mode: str) -> None:
+    """The validation part, or the test set; pacemaker takes one."""
+    TrainingConfig.model_validate({"test_evaluation": mode, "validation_fraction": 0})
+    with pytest.raises(ValidationError, match="set validation_fraction: 0, or leave"):
+        TrainingConfig.model_validate({"test_evaluation": mode})
+
+
+def test_stopping_by_a_validation_loss_needs_one() -> None:
+    """The test set never ends a fit."""
+    stopping = {"min_relative_test_loss_per_iter": 1e-4}
+    TrainingConfig.model_validate(stopping)
+    with pytest.raises(ValidationError, match="needs a validation_fraction above 0"):
+        TrainingConfig.model_validate(stopping | {"validation_fraction": 0})
+
+
+@pytest.mark.parametrize("key", ["min_relative_test_loss_per_iter", "early_stopping_patience"])
+def test_pacemakers_own_stopping_by_test_loss_is_out_of_reach(key: str) -> None:
+    """It may raise after the minimiser has ended, and the fit would be lost."""
+    with pytest.raises(ValidationError, match=f"follows from training.{key}"):
+        TrainingConfig.model_validate({"overrides": {"fit": {key: 1}}})
 
 
 @pytest.mark.parametrize(

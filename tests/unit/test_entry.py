@@ -35,10 +35,12 @@ def test_rows_that_did_not_come_leave_no_gap() -> None:
         collector.add(
             row_ids=[row_id],
             fingerprints=bytes.fromhex(fingerprint(row_id)),
+            crystals=bytes.fromhex(fingerprint(row_id)[:32]),
             energies=[-1.5 * row_id],
             groups=[group],
             compositions=[((29, row_id),)],
             config_types=[None],
+            sides=["test" if group else None],
         )
     entries = collector.entries()
     assert len(entries) == 2
@@ -46,5 +48,6 @@ def test_rows_that_did_not_come_leave_no_gap() -> None:
     assert entries.energies.tolist() == [-4.5, -12.0]
     assert entries.group_codes.tolist() == [0, -1]
     assert entries.config_type_codes.tolist() == [-1, -1]
+    assert entries.side_codes.tolist() == [0, -1]
     assert entries.atoms.tolist() == [3, 8]
     assert [bytes(p).hex() for p in entries.fingerprints] == [fingerprint(3), fingerprint(8)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import tempfile
+from pathlib import Path
 
 import ase.io
 import numpy as np
@@ -10,7 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mlip_job.dataset.extxyz import structures_text, write_structure
+from mlip_job.dataset.extxyz import label, structures_text, write_structure
+from mlip_job.dataset.reading import read_batches
 from mlip_job.dataset.row import StructureRow
 from mlip_job.dataset.structures import Structures
 from tests import reference
@@ -138,6 +141,23 @@ def test_numbers_come_back_to_the_last_bit(drawn: list[StructureRow], name: str 
             assert "stress" not in atoms.calc.results
         else:
             reference.require_same_array(atoms.calc.results["stress"], row.stress)
+
+
+@settings(max_examples=200)
+@given(st.lists(rows(), min_size=1, max_size=4), AWKWARD | st.text(), AWKWARD | st.text())
+def test_batches_come_back_to_the_last_bit(
+    drawn: list[StructureRow], config_type: str, group: str
+) -> None:
+    """The same by this package's own reader, and labels as `label` says."""
+    structures = Structures.of_rows(drawn).right_handed()
+    labels = [config_type] * len(drawn), [group] * len(drawn)
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "train.xyz"
+        path.write_bytes(b"".join(structures_text(structures, structures.energies, *labels[::-1])))
+        (batch,) = read_batches(path)
+    assert list(batch.config_types) == [label(config_type)] * len(drawn)
+    for name in ("ids", "starts", "numbers", "positions", "forces", "cells", "pbc", "energies"):
+        reference.require_same_array(getattr(batch.structures, name), getattr(structures, name))
 
 
 @given(rows(), AWKWARD)

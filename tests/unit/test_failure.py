@@ -118,3 +118,25 @@ def test_divergence_names_the_next_step() -> None:
     """The checkpoint of a fit that diverged would diverge again."""
     for step in ("dataset.max_force", "training.l2_coeffs", "--fresh"):
         assert step in DIVERGED
+
+
+def test_the_exception_that_ended_pacemaker_wins_over_a_harmless_memory_line() -> None:
+    """TensorFlow logs a refused allocation, takes what memory is left, and works."""
+    state = _log(
+        f"{STAMP}INFO - Start pacemaker",
+        "2026-11-23 22:45:00.1: I cuda_executor.cc:1005] failed to allocate 70.25GiB from device: "
+        "CUDA_ERROR_OUT_OF_MEMORY: out of memory",
+        "Traceback (most recent call last):",
+        "AssertionError: column contains NaN",
+    )
+    text = describe_failure(state, 1)
+    assert text is not None
+    assert text.startswith("forces in the dataset hold NaN")
+
+
+def test_an_exception_about_memory_is_out_of_memory() -> None:
+    """Also where no other line says so."""
+    state = _log("Traceback (most recent call last):", "MemoryError: Unable to allocate 3.2 GiB")
+    text = describe_failure(state, 1)
+    assert text is not None
+    assert text.startswith("out of memory")

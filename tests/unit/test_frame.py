@@ -15,7 +15,12 @@ from mlip_job.dataset.row import StructureRow
 from mlip_job.dataset.structures import Structures
 from mlip_job.dataset.weights import GroupWeighting
 from mlip_job.naming import DatasetFiles
-from tests.reference import make_frame, require_same_array
+from tests.reference import (
+    make_frame,
+    require_same_array,
+    require_same_atoms,
+    require_same_frame,
+)
 from tests.support import rattled, with_emt
 
 if TYPE_CHECKING:
@@ -68,35 +73,6 @@ def write(
         for number in ("", *(f"-{shard:04d}" for shard in range(1, len(writer.written))))
     ]
     return [pd.read_pickle(file.path, compression="gzip") for file in writer.written]  # noqa: S301 - ours
-
-
-def require_same_frame(found: pd.DataFrame, expected: pd.DataFrame) -> None:
-    """Compare types, and every value to the last bit."""
-    assert type(found) is pd.DataFrame
-    assert found.dtypes.to_dict() == expected.dtypes.to_dict()
-    assert found.index.equals(expected.index)
-    for (_, mine), (_, reference) in zip(found.iterrows(), expected.iterrows(), strict=True):
-        for name, value in reference.items():
-            if name == "ase_atoms":
-                require_same_atoms(mine[name], value)
-            elif isinstance(value, np.ndarray):
-                require_same_array(mine[name], value)
-                assert mine[name].flags.writeable
-            else:
-                assert mine[name] == value
-
-
-def require_same_atoms(found: Atoms, expected: Atoms) -> None:
-    """Compare all that an Atoms object is made of."""
-    assert type(found) is type(expected)
-    assert found.__dict__.keys() == expected.__dict__.keys()
-    assert found.arrays.keys() == expected.arrays.keys()
-    for name, array in expected.arrays.items():
-        require_same_array(found.arrays[name], array)
-        assert found.arrays[name].flags.owndata or found.arrays[name].base is None
-    require_same_array(found.cell.array, expected.cell.array)
-    require_same_array(found.pbc, expected.pbc)
-    assert (found.info, found.calc, found.constraints) == ({}, None, [])
 
 
 def structures() -> list[Atoms]:

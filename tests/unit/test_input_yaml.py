@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlip_job.config import TrainingConfig
 from mlip_job.training.input_yaml import (
     StartPotential,
     TrainingData,
@@ -17,9 +16,6 @@ from mlip_job.training.input_yaml import (
     kappa,
 )
 from tests.trainings import sized
-
-if TYPE_CHECKING:
-    from mlip_job.config import TrainingConfig
 
 DATA = TrainingData(
     elements=("Cu", "Ni"),
@@ -131,10 +127,17 @@ def test_energy_based_weighting_is_pacemakers_policy() -> None:
 
 def test_early_stopping_comes_with_its_patience_only() -> None:
     """Patience alone means nothing to pacemaker, so it isn't written alone."""
-    assert "early_stopping_patience" not in _written(sized())["fit"]
+    never = sized(min_relative_train_loss_per_iter=None)
+    assert "early_stopping_patience" not in _written(never)["fit"]
+    fit = _written(sized(min_relative_train_loss_per_iter=1e-5))["fit"]
+    assert fit["min_relative_train_loss_per_iter"] == 1e-5
+    assert fit["early_stopping_patience"] == 100
+
+
+def test_pacemaker_never_stops_by_its_test_loss() -> None:
+    """It raises where that has not fallen in the evaluation after the minimiser has ended."""
     fit = _written(sized(min_relative_test_loss_per_iter=1e-5))["fit"]
-    assert fit["min_relative_test_loss_per_iter"] == 1e-5
-    assert fit["early_stopping_patience"] == 200
+    assert "min_relative_test_loss_per_iter" not in fit
 
 
 def test_overrides_are_merged_deeply_and_last() -> None:

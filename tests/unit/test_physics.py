@@ -15,13 +15,13 @@ from ase.calculators.morse import MorsePotential
 from ase.eos import birchmurnaghan
 from ase.units import GPa
 
+from mlip_job.dataset.reading import Labelled
 from mlip_job.evaluation.cores import Core, clear_of_cores, cores_of
 from mlip_job.evaluation.dimers import check_dimers, check_smoothness
 from mlip_job.evaluation.dynamics import check_dynamics
 from mlip_job.evaluation.energy_volume import _VOLUMES, _fit, check_energy_volume
 from mlip_job.evaluation.lowest import LowestStructures, Stable, vacuum_width
 from mlip_job.evaluation.potential import Answer
-from mlip_job.evaluation.structures import Labelled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -146,7 +146,7 @@ def test_cores_give_way_to_the_data() -> None:
     assert content["metadata"] == {}
     assert len(notes) == 1
     assert "the ZBL core of Au-Cu begins at 1.900 Å" in notes[0]
-    assert "in the training set that is 2.100 Å" in notes[0]
+    assert "in what was fitted that is 2.100 Å" in notes[0]
     assert clear_of_cores({"species": blocks}, {}) == ({"species": blocks}, ())
 
 

@@ -13,6 +13,7 @@ from mlip_job.dataset.reference_energies import (
     automatic_references,
     by_composition,
     configured_references,
+    require_references_of_parent,
 )
 from mlip_job.errors import ConfigError, DataError
 
@@ -75,6 +76,42 @@ def test_inherited_energies_are_kept_and_extended() -> None:
     references = automatic(inherited={"Cu": -3.0, "Au": -2.5}, isolated=[row(8, -9.0, Cu=1)])
     assert references.energies == {"Au": -2.5, "Cu": -3.0, "Ni": -4.0}
     assert references.sources == {"Au": "inherited", "Cu": "inherited", "Ni": "least_squares"}
+
+
+def test_an_isolated_atom_that_arrives_later_is_named() -> None:
+    """The inherited energy stays, since the parent's potential was fitted to it."""
+    references = automatic(inherited={"Cu": -3.0, "Ni": -4.0}, isolated=[row(8, -6.66, Cu=1)])
+    assert references.energies["Cu"] == -3.0
+    (note,) = references.notes
+    assert "isolated Cu atoms have -6.6600 eV" in note
+    assert "training.start_from: none" in note
+    agreeing = automatic(inherited={"Cu": -3.0, "Ni": -4.0}, isolated=[row(8, -3.0, Cu=1)])
+    assert agreeing.notes == ()
+
+
+def test_what_fitted_energies_mean_is_noted() -> None:
+    """Energies relative to the training structures are no cohesive energies."""
+    assert "not to isolated atoms" in automatic().notes[0]
+    mixed = automatic(isolated=[row(8, -3.5, Cu=1)])
+    assert "energies of compounds mix both" in mixed.notes[0]
+    assert automatic(isolated=[row(8, -3.0, Cu=1), row(9, -4.0, Ni=1)]).notes == ()
+
+
+def test_undetermined_energies_stay_so_when_they_are_inherited() -> None:
+    """A later generation can tell them apart, and has to know."""
+    first = automatic(training=[row(1, -14.0, Cu=2, Ni=2)])
+    assert set(first.sources.values()) == {"undetermined"}
+    second = automatic(inherited=first.energies, undetermined=["Cu", "Ni"])
+    assert second.energies == first.energies
+    assert set(second.sources.values()) == {"undetermined"}
+
+
+def test_other_energies_than_those_of_the_start_are_refused() -> None:
+    """Zero, too: the potential that the fit starts from was fitted to others."""
+    zero = configured_references(0, ["Cu"])
+    with pytest.raises(ConfigError, match="starts from has -3"):
+        require_references_of_parent(zero, {"Cu": -3.0})
+    require_references_of_parent(configured_references({"Cu": -3.0}, ["Cu"]), {"Cu": -3.0})
 
 
 def test_one_composition_gets_the_smallest_solution_and_a_note() -> None:

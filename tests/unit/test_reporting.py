@@ -19,7 +19,7 @@ from mlip_job.reporting import provenance
 from mlip_job.reporting.chart import Axis, Chart
 from mlip_job.reporting.comparison import comparison_document, figures_table, steps_table
 from mlip_job.reporting.error_tables import agreement_table, config_type_table, worst_table
-from mlip_job.reporting.facts import predecessor
+from mlip_job.reporting.facts import Facts, predecessor
 from mlip_job.reporting.headline import cards, summary, verdict
 from mlip_job.reporting.learning import curves, learning_caption
 from mlip_job.reporting.numbers import count, duration, fixed, percent, significant
@@ -414,6 +414,47 @@ def test_attempts_are_listed() -> None:
     assert isinstance(first, AttemptPart)
     page = render_report(make_facts(make_report(2)), None)
     assert first.attempt in page
+
+
+def test_the_final_loss_is_shown_by_its_terms() -> None:
+    """On the page, and in the headline that the manifest keeps, with the warnings."""
+    report = make_report(2)
+    page = render_report(make_facts(report), None)
+    assert "energy 18.7 %, forces 81.3 %, l1_coeffs 3.6e-05 %" in page
+    headline = report.headline()
+    assert headline.loss_shares == report.fit.loss_shares is not None
+    assert headline.warnings == report.warnings != ()
+
+
+def test_the_cost_of_the_potential_is_shown() -> None:
+    """With the machine that it was measured on; an older report has none."""
+    report = make_report(2)
+    assert "84.2 µs per atom on one core, Example CPU" in render_report(make_facts(report), None)
+    assert report.evaluation is not None
+    older = report.model_copy(
+        update={"evaluation": report.evaluation.model_copy(update={"speed": None})}
+    )
+    assert "µs per atom" not in render_report(make_facts(older), None)
+    assert older.headline().evaluator_us_per_atom is None
+
+
+def test_the_key_of_a_split_is_shown() -> None:
+    """It was the key that decided, not the seed."""
+    report = make_report(2)
+    by_seed = make_facts(report)
+    assert "split by" not in render_report(by_seed, None)
+    assert "split 42" in render_report(by_seed, None)
+    split = by_seed.dataset.split.model_copy(update={"key": "side"})
+    by_key = Facts(
+        report.model_copy(
+            update={"dataset": report.dataset.model_copy(update={"split_key": "side"})}
+        ),
+        by_seed.manifest,
+        by_seed.dataset.model_copy(update={"split": split}),
+    )
+    page = render_report(by_key, None)
+    assert "the key side" in page
+    assert "split 42" not in page
 
 
 def _timing_rows(report: TrainingReport) -> dict[str, list[list[str]]]:

@@ -5,19 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import pytest
 
 from mlip_job.config import JobConfig
-from mlip_job.errors import ConfigError, IntegrityError
+from mlip_job.errors import ConfigError, ConflictError, IntegrityError
 from mlip_job.naming import WorkFiles
+from mlip_job.pipeline.confirm import confirm_config
 from mlip_job.pipeline.resume import fetch_checkpoint
+from mlip_job.pipeline.stages import refer_to
 from mlip_job.registry import Checkpoint, DatasetReference, Registry
 from mlip_job.store.directory import DirectoryStore
 from mlip_job.training.position import FitPosition
-from tests.manifests import make_checkpoint, put_dataset
+from tests.datasets import build, poison_frames, read
+from tests.manifests import make_checkpoint, make_manifest
+from tests.support import rattled, write_database
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    Fetched = tuple[Any, WorkFiles, list[str]]
 
 RUN = Path(__file__).parents[1] / "data" / "pacemaker" / "c_ladder"
 TRAINING = {"cutoff": 5.0, "functions_per_element": 15, "max_iter": 100}
@@ -41,21 +48,39 @@ def registry(tmp_path: Path) -> Registry:
 
 @pytest.fixture
 def dataset(registry: Registry, tmp_path: Path) -> DatasetReference:
-    """Return a dataset in the store."""
-    return put_dataset(registry, tmp_path / "dataset", "one")
+    """Return a dataset in the store, whose frames run a call when they are read."""
+    write_database(tmp_path / "cu.db", rattled(6))
+    directory = tmp_path / "dataset"
+    record = build(tmp_path / "cu.db", directory)
+    record = poison_frames(directory, record, tmp_path / "was read")
+    return refer_to(record, registry.publish_dataset(directory, record), None)
 
 
 @pytest.fixture
 def save(registry: Registry, dataset: DatasetReference, tmp_path: Path) -> Callable[..., None]:
     """Return a function that stores a checkpoint of a real potential."""
 
-    def save(number: int, *, finished: bool = False, elements: tuple[str, ...] = ("Cu",)) -> None:
+    def save(
+        number: int,
+        *,
+        finished: bool = False,
+        elements: tuple[str, ...] = ("Cu",),
+        without: tuple[str, ...] = (),
+    ) -> None:
         files = {"potential.yaml": RUN / "interim_potential_ladder_step_1.yaml"}
         files["metrics/metrics.txt"] = RUN / "metrics.txt"
         if finished:
             notes = tmp_path / "notes.json"
             notes.write_text("{}")
-            files |= {"train.log": RUN / "train.log", "resume-1.yaml": notes, "notes.json": notes}
+            files |= {
+                "train.log": RUN / "train.log",
+                "resume-1.yaml": notes,
+                "left_out_by_weighting.json": notes,
+                "numpy.py": notes,
+                "dataset/train.pckl.gzip": notes,
+            }
+            for name in without:
+                del files[name]
         place = FitPosition(
             ladder_step=0, iteration=number, step_done=False, last_step=True, finished=finished
         )
@@ -83,17 +108,23 @@ def _config(training: dict[str, Any] | None = None, **sections: Any) -> JobConfi
 
 
 @pytest.fixture
-def fetch(registry: Registry, tmp_path: Path) -> Callable[..., tuple[Any, WorkFiles, list[str]]]:
+def fetch(registry: Registry, tmp_path: Path) -> Iterator[Callable[..., Fetched]]:
     """Return a function that fetches what there is into a new work directory."""
 
-    def fetch(config: JobConfig | None = None) -> tuple[Any, WorkFiles, list[str]]:
+    def fetch(config: JobConfig | None = None) -> Fetched:
         (tmp_path / "work").mkdir()
         files = WorkFiles(tmp_path / "work")
         heard = _Heard()
         found = fetch_checkpoint(config or _config(), 1, registry, files, heard)
-        return found, files, heard.messages
+        if found is None:
+            return None, files, heard.messages
+        checkpoint, record = found
+        assert [*files.dataset.directory.glob("*.pckl.gzip")] != []
+        assert record.frames.train == ("train.pckl.gzip",)
+        return checkpoint, files, heard.messages
 
-    return fetch
+    yield fetch
+    assert not (tmp_path / "was read").exists()
 
 
 def test_without_a_checkpoint_nothing_is_said(fetch: Any, dataset: DatasetReference) -> None:
@@ -114,10 +145,15 @@ def test_the_furthest_is_laid_out_for_pacemaker(fetch: Any, save: Any) -> None:
     assert sorted(p.relative_to(files.directory).as_posix() for p in _files(files)) == [
         "checkpoint_potential.yaml",
         "dataset/test.pckl.gzip",
+        "dataset/test.xyz",
         "dataset/train.pckl.gzip",
+        "dataset/train.xyz",
         "history/metrics.txt",
     ]
-    assert files.dataset.frame("train").read_text() == "train.pckl.gzip of one\n"
+    frame = pd.read_pickle(files.dataset.frame("train"), compression="gzip")  # noqa: S301 - ours
+    assert [f"row-{atoms.info['row_id']}" for atoms in read(files.dataset.directory, "train")] == [
+        *frame["name"]
+    ]
 
 
 def _files(files: WorkFiles) -> list[Path]:
@@ -134,7 +170,21 @@ def test_a_finished_fit_is_laid_out_for_publishing(fetch: Any, save: Any) -> Non
     published = [files.output_potential, files.train_log, files.curves / "metrics.txt"]
     assert all(path.is_file() for path in published)
     assert files.leg_inputs() == [files.leg_input(1)]
-    assert (files.directory / "notes.json").is_file()
+    assert files.left_out.is_file()
+    assert not (files.directory / "numpy.py").exists()
+    assert files.dataset.frame("train").read_bytes() != b"{}"
+
+
+def test_a_finished_fit_without_its_log_is_none(fetch: Any, save: Any) -> None:
+    """Whatever its state says: nothing fails later for want of a file."""
+    save(7)
+    save(8, finished=True, without=("train.log", "left_out_by_weighting.json"))
+    found, _, messages = fetch()
+    assert found.number == 7
+    assert messages[0] == (
+        "warning: checkpoint 8 of attempt a1 has no left_out_by_weighting.json, train.log; "
+        "this checkpoint is passed over"
+    )
 
 
 @pytest.mark.parametrize(
@@ -159,6 +209,19 @@ def test_a_checkpoint_of_another_fit_is_refused(
     assert head.startswith("gen_01 is half trained with another configuration (checkpoint 3 of")
     assert differences == [f"  {difference}"]
     assert "--fresh" in str(caught.value.hint)
+
+
+def test_a_generation_of_an_earlier_version_is_confirmed() -> None:
+    """It lacks a setting that was added since: that is no difference unless it is set."""
+    published = make_manifest(1)
+    earlier = published.config | {
+        "dataset": {k: v for k, v in published.config["dataset"].items() if k != "split_key"}
+    }
+    manifest = published.model_copy(update={"config": earlier, "config_sha256": "0" * 64})
+    confirm_config(manifest, JobConfig(family="cu-ni"))
+    asked = JobConfig.model_validate({"family": "cu-ni", "dataset": {"split_key": "side"}})
+    with pytest.raises(ConflictError, match=r"dataset.split_key: None published, 'side' asked"):
+        confirm_config(manifest, asked)
 
 
 def test_every_difference_is_named(fetch: Any, save: Any) -> None:
@@ -240,7 +303,7 @@ def test_a_dataset_that_is_damaged_ends_the_run(
 ) -> None:
     """Another dataset would give another generation; that is for a person to decide."""
     save(3)
-    key = registry.keys.dataset(dataset.id, "train.pckl.gzip")
+    key = registry.keys.dataset(dataset.id, "train.xyz")
     registry.store.put(key, b"damaged")
     with pytest.raises(IntegrityError, match=f"can't go on from checkpoint 3 .*{key}") as caught:
         fetch()

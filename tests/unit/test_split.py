@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mlip_job.dataset.entry import Entries, Entry
 from mlip_job.dataset.index import common_test_rows, write_index
 from mlip_job.dataset.output import OutputFile
-from mlip_job.dataset.split import SIDES, Inheritance, Side, Split, split_rows
+from mlip_job.dataset.split import SIDES, Inheritance, Side, Split, split_by_key, split_rows
 from mlip_job.errors import DataError
 
 if TYPE_CHECKING:
@@ -199,6 +199,83 @@ def test_one_group_for_all_is_refused() -> None:
     with pytest.raises(DataError, match="test side empty") as caught:
         split_items(items, fraction=0.1, seed=1)
     assert "group_by" in str(caught.value.hint)
+
+
+def keyed(sides: list[str | None], *, groups: dict[int, str] | None = None) -> list[Entry]:
+    """Return rows 1, 2, … that all differ, with the values of a key."""
+    return [
+        Entry(n, fingerprint_of(n), group=(groups or {}).get(n), side=side)
+        for n, side in enumerate(sides, start=1)
+    ]
+
+
+def refused_by_key(items: list[Entry], inherited: Inheritance | None = None) -> str:
+    """Split by a key, expect an error, and return its message."""
+    with pytest.raises(DataError) as caught:
+        split_by_key(Entries.of(items), key="side", inherited=inherited)
+    return caught.value.message
+
+
+@given(tested=st.lists(st.booleans(), min_size=2, max_size=40))
+def test_key_decides_the_sides(tested: list[bool]) -> None:
+    """Each row is on the side that it names, whatever the numbers of both."""
+    sides: list[Side] = ["test" if test else "train" for test in tested]
+    if len(set(sides)) == 1:
+        return
+    split = split_by_key(Entries.of(keyed([*sides])), key="side")
+    assert sides_of(split) == sides
+    assert split.test == split.wanted_test == sum(tested)
+
+
+def test_parent_is_counted_where_it_agrees_with_the_key() -> None:
+    """Rows and groups that the parent has on the same side are inherited."""
+    items = keyed(["train", "test", "train", "test"], groups={4: "md"})
+    inherited = Inheritance.of([(fingerprint_of(1), "train")], {"md": "test"})
+    split = split_by_key(Entries.of(items), key="side", inherited=inherited)
+    assert (split.inherited_train, split.inherited_test) == (1, 1)
+
+
+def test_all_contradictions_of_a_key_are_listed_at_once() -> None:
+    """Each kind with its rows: no value, other values, groups, structures, the parent's split."""
+    items = [
+        *keyed(
+            ["train", "test", None, "Test", "train", "test", None, "train", "test", "train"],
+            groups={1: "md", 2: "md"},
+        ),
+        Entry(11, fingerprint_of(5), side="test"),
+        Entry(12, fingerprint_of(99), "relaxed", side="train"),
+    ]
+    inherited = Inheritance.of(
+        [(fingerprint_of(9), "train"), (fingerprint_of(10), "test")], {"relaxed": "test"}
+    )
+    message = refused_by_key(items, inherited)
+    for part in (
+        "'side'",
+        "no value in rows 3, 7;",
+        "the value 'Test' in row 4;",
+        "group 'md' is on both sides: train row 1, test row 2",
+        "equal structures are on both sides: train row 5, test row 11",
+        "has row 9 in train, the key says test",
+        "has rows 10, 12 in test, the key says train",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_key_that_leaves_a_side_empty_is_refused(side: Side) -> None:
+    """There is nothing to train on, or nothing to test with."""
+    other = "test" if side == "train" else "train"
+    assert f"no row is on the side {other!r}" in refused_by_key(keyed([side, side]))
+
+
+def test_contradictions_of_a_key_are_counted_where_they_are_many() -> None:
+    """Ten of a kind are listed, and the number of the others."""
+    many = [Entry(n, fingerprint_of(n // 2), side=SIDES[n % 2]) for n in range(60)]
+    assert "so are 20 more structures" in refused_by_key(many)
+    strange = keyed(["train", "test", *(f"fold-{n}" for n in range(30))])
+    assert "20 more values in rows 13, 14, 15" in refused_by_key(strange)
+    without = keyed(["train", "test", *[None] * 30])
+    assert "no value in rows 3, 4, 5, 6, 7, 8, 9, 10, 11, 12 and 20 more" in refused_by_key(without)
 
 
 def test_common_test_rows_are_test_in_both(tmp_path: Path) -> None:

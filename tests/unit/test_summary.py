@@ -112,6 +112,18 @@ def test_single_shot() -> None:
     assert summary.optimiser_message == "Maximum number of iterations has been exceeded."
 
 
+def test_shares_of_the_final_loss() -> None:
+    """Those of the last row of pacemaker's table; each regulariser has its coefficient's name."""
+    shares = summarise_run(DATA / "b_single_test").loss_shares
+    assert shares is not None
+    assert shares.energy == pytest.approx(0.0037781388917 / 0.1714172478314)
+    assert shares.forces == pytest.approx(0.16763902758783 / 0.1714172478314)
+    assert shares.regularisers["l1_coeffs"] == pytest.approx(1.976897898936e-08 / 0.1714172478314)
+    assert list(shares.regularisers) == ["l1_coeffs", "l2_coeffs", "w0_rad", "w1_rad", "w2_rad"]
+    assert shares.regularisation == pytest.approx(8.135183855722e-08 / 0.1714172478314)
+    assert summarise_run(DATA / "g_nan_forces").loss_shares is None
+
+
 def test_ladder() -> None:
     """Three steps with a growing basis."""
     summary = summarise_run(DATA / "c_ladder")

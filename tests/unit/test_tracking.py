@@ -180,8 +180,8 @@ def test_an_evaluation_is_logged_where_there_is_one() -> None:
 @pytest.mark.parametrize(
     ("uri", "problem"),
     [
-        ("http://me:secret@mlflow.example.org", "holds credentials"),
-        ("https://token@mlflow.example.org", "holds credentials"),
+        ("http://me:hunter2@mlflow.example.org", "password in a URL"),
+        ("https://hunter2@mlflow.example.org", "token in a URL"),
         ("mlruns", "takes the address of a server"),
         ("sqlite:///mlflow.db", "takes the address of a server"),
         ("http://", "takes the address of a server"),
@@ -191,7 +191,7 @@ def test_addresses_that_are_refused(uri: str, problem: str) -> None:
     """Secrets belong into the environment, and only servers are logged to."""
     with pytest.raises(ValidationError, match=problem) as refused:
         TrackingConfig(mlflow_uri=uri)
-    assert "secret" not in str(refused.value)
+    assert "hunter2" not in str(refused.value)
 
 
 def test_tracking_does_not_decide_the_potential() -> None:

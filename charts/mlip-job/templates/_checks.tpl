@@ -6,9 +6,10 @@
 {{- if and .Values.externalSecret.enabled .Values.existingSecret -}}
 {{- fail "existingSecret and externalSecret.enabled exclude each other" -}}
 {{- end -}}
-{{- if regexMatch "[\\x{7f}-\\x{9f}\\x{feff}\\x{fffe}\\x{ffff}]" (include "mlip-job.configuration" .) -}}
+{{- if regexMatch "[\\x{feff}\\x{fffe}\\x{ffff}]" (include "mlip-job.configuration" .) -}}
 {{- fail "config has characters that YAML files can't have" -}}
 {{- end -}}
+{{- include "mlip-job.exact" (dict "path" "" "value" .Values) -}}
 {{- $database := dig "database" "url" "structures.db" .Values.config -}}
 {{- if eq (include "mlip-job.visibility" (dict "root" . "url" $database)) "hidden" -}}
 {{- fail (printf "config.database.url %s is a file that pods don't see: use PostgreSQL or MySQL, or a claim that it lies on" $database) -}}
@@ -19,6 +20,24 @@
 {{- fail (printf "config.storage.url %s is a directory that pods don't see: use s3://bucket/prefix, or a claim that it lies on" $store) -}}
 {{- else if eq $visibility "read-only" -}}
 {{- fail (printf "config.storage.url %s lies on a volume that is mounted read-only" $store) -}}
+{{- end -}}
+{{- end }}
+
+{{/* Fail where a whole number is too large for a float64, as which Helm reads it from a file. */}}
+{{- define "mlip-job.exact" -}}
+{{- if kindIs "map" .value -}}
+{{- range $name, $value := .value -}}
+{{- include "mlip-job.exact" (dict "path" (printf "%s.%s" $.path $name) "value" $value) -}}
+{{- end -}}
+{{- else if kindIs "slice" .value -}}
+{{- range $value := .value -}}
+{{- include "mlip-job.exact" (dict "path" $.path "value" $value) -}}
+{{- end -}}
+{{- else if kindIs "float64" .value -}}
+{{- if or (ge .value 9007199254740992.0) (le .value -9007199254740992.0) -}}
+{{- $path := trimPrefix "." .path -}}
+{{- fail (printf "%s: Helm can't hold this number exactly, it became %.0f: write it in quotes, give it with --set-string %s=NUMBER, or choose one below 9007199254740992" $path .value $path) -}}
+{{- end -}}
 {{- end -}}
 {{- end }}
 

@@ -23,12 +23,12 @@ podFailurePolicy:
         containerName: mlip-job
         operator: In
         values: [75]
-    # A person must look.
+    # A person must look, or the program can't be executed.
     - action: {{ ternary "FailIndex" "FailJob" (not (not .Values.ensemble)) }}
       onExitCodes:
         containerName: mlip-job
         operator: In
-        values: [64, 65, 70, 71, 73]
+        values: [64, 65, 70, 71, 73, 126, 127, 128, 255]
 # A pod that is still storing its checkpoint keeps its successor waiting.
 podReplacementPolicy: Failed
 ttlSecondsAfterFinished: {{ round (mulf .Values.ttlDays 86400) 0 | int64 }}

@@ -69,7 +69,7 @@ imagePullSecrets:
   - name: {{ . }}
   {{- end }}
 {{- end }}
-{{- with $values.nodeSelector }}
+{{- with include "mlip-job.nodeSelector" .root | fromYaml }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -126,6 +126,15 @@ topologySpreadConstraints:
 {{- $sources = prepend $sources (dict "secretRef" (dict "name" .)) -}}
 {{- end -}}
 {{- toYaml $sources -}}
+{{- end }}
+
+{{/* Labels of a node that can run the image. */}}
+{{- define "mlip-job.nodeSelector" -}}
+{{- $selector := deepCopy .Values.nodeSelector -}}
+{{- with .Values.architecture -}}
+{{- $selector = merge $selector (dict "kubernetes.io/arch" .) -}}
+{{- end -}}
+{{- toYaml $selector -}}
 {{- end }}
 
 {{/* Nothing where no GPU is asked for: a linear fit (max_iter: 0) has no use for one. */}}

@@ -33,10 +33,11 @@ def command(settings: Settings, output: Path, elements: str) -> None:
     """Train two generations on made-up copper data.
 
     Writes a database of structures labelled with ASE's EMT potential and a configuration, then
-    runs generations 1 and 2 with the real pacemaker on this machine. A demo that was stopped goes
-    on where it was; one that is finished confirms what is there.
+    runs generation 1, a linear fit, and generation 2, by pacemaker from the first one, on this
+    machine. A demo that was stopped is resumed; one that is finished confirms what is there.
     """
     from mlip_job.cli.tables import show_generations
+    from mlip_job.demo import FIRST_GENERATION
     from mlip_job.pipeline import run_generation
     from mlip_job.registry import Registry
     from mlip_job.training.signals import StopRequest
@@ -46,21 +47,27 @@ def command(settings: Settings, output: Path, elements: str) -> None:
     config = settings.config()
     reporter = Reporter(settings, config.training.max_iter)
     store = settings.store(config, patient=True, meter=reporter.transfer)
+    command_line = f"mlip-job -c {settings.config_path} run"
+    settings.assignments.append(FIRST_GENERATION)
+    generations = (
+        (1, settings.config(), f"{command_line} -g 1 --set {FIRST_GENERATION}"),
+        (2, config, f"{command_line} -g 2"),
+    )
     try:
-        for generation in (1, 2):
-            reporter.message(f"\n== mlip-job -c {settings.config_path} run -g {generation}")
+        for number, own, same in generations:
+            reporter.message(f"\n== {same}")
             with StopRequest() as stop:
-                run_generation(config, generation, store=store, observer=reporter, stop=stop)
+                run_generation(own, number, store=store, observer=reporter, stop=stop)
     finally:
         reporter.close()
     registry = Registry(store, config.family)
-    generations = registry.summaries()
+    summaries = registry.summaries()
 
     def show() -> None:
-        show_generations(registry.family, generations, registry.latest())
+        show_generations(registry.family, summaries, registry.latest())
         click.echo(_next_commands(output))
 
-    document = {"directory": str(output), "generations": [g.generation for g in generations]}
+    document = {"directory": str(output), "generations": [g.generation for g in summaries]}
     emit(settings, document, show)
 
 

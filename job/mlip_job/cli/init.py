@@ -45,12 +45,15 @@ def command(
     into it for the elements and for the status that finished rows have.
     """
     from mlip_job.config import TrainingConfig
+    from mlip_job.config.load import validate_config
     from mlip_job.config.template import commented_config
     from mlip_job.dataset.survey import survey
     from mlip_job.pipeline.sizes import expected_size
 
     if output.exists():
         raise ConfigError(f"{output} exists", hint="remove it, or choose another -o FILE")
+    storage_only = {"family": "any", "storage": {"url": storage}}
+    validate_config(storage_only, source="--storage")
     found = survey(database)
     elements, sample = found.sample.elements, found.sample
     family = family or "-".join(e.lower() for e in elements[:5])

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlip_job.cli.job_words import document_of, name_of
 from mlip_job.cli.output import duration
-from mlip_job.errors import MlipJobError
+from mlip_job.errors import MlipJobError, UnavailableError
 from mlip_job.naming import generation_name, parse_generation_name
-from mlip_job.schedulers.base import JobState
+from mlip_job.schedulers.base import JobState, Stage
 from mlip_job.schedulers.stage_words import in_brackets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from mlip_job.config import JobConfig
     from mlip_job.registry import Manifest, Registry
     from mlip_job.registry.training_now import TrainingNow
     from mlip_job.schedulers.base import JobHandle, JobStatus, Scheduler
 
+T = TypeVar("T")
+
 
 class State(StrEnum):
-    """What a generation is."""
+    """What a generation is.
+
+    ENDED is a job that ended with 0 while no manifest is seen: there is none, or the store can't be
+    read. ABSENT takes that both were asked, store and scheduler; else it is UNKNOWN.
+    """
 
     PUBLISHED = "published"
     RUNNING = "running"
@@ -31,8 +37,16 @@ class State(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     STOPPED = "stopped"
+    ENDED = "ended"
     UNKNOWN = "unknown"
     ABSENT = "absent"
+
+
+class Source(StrEnum):
+    """What a view is made from."""
+
+    STORE = "store"
+    SCHEDULER = "scheduler"
 
 
 _BY_JOB = {
@@ -55,7 +69,9 @@ class GenerationView:
     manifest
         Where it is published.
     job, status
-        Its newest job, where the scheduler knows one.
+        Its newest job, where the scheduler knows one. Of what is published, only one that goes on.
+    others
+        More jobs of other submissions that wait or run.
     training
         What the store says of its training, where it is not published; of an ensemble, of the
         member that was at work last.
@@ -63,6 +79,8 @@ class GenerationView:
         What it says of each member of an ensemble; None for one that is trained.
     max_iter
         Iterations that a ladder step may take.
+    store_read
+        Whether the store could be read.
     """
 
     generation: int
@@ -73,6 +91,8 @@ class GenerationView:
     training: TrainingNow | None = None
     members: Mapping[int, TrainingNow | None] = field(default_factory=dict)
     max_iter: int = 0
+    others: tuple[JobHandle, ...] = ()
+    store_read: bool = True
 
     def progress(self) -> str | None:
         """Return how far the fit is, or each member's, in words."""
@@ -98,18 +118,33 @@ class GenerationView:
 
     def words(self) -> str:
         """Return all that is worth saying beside the state."""
-        if self.manifest is not None:
-            return f"{self.manifest.ended:%Y-%m-%d %H:%M} UTC"
-        parts = [self.status.reason] if self.status is not None and self.status.reason else []
+        parts = [] if self.manifest is None else [f"{self.manifest.ended:%Y-%m-%d %H:%M} UTC"]
+        if self.state is State.ENDED:
+            parts.append(self._without_manifest())
+        if self.status is not None and self.status.reason:
+            parts.append(self.status.reason)
+        parts += [f"{name_of(other)} waits or runs too" for other in self.others]
         if self.state is State.RUNNING and self.job is None and self.training is not None:
             parts.append(_elsewhere(self.training))
         if (progress := self.progress()) is not None:
             parts.append(progress if self.state is State.RUNNING else f"saved: {progress}")
         return "; ".join(parts)
 
+    def _without_manifest(self) -> str:
+        if not self.store_read:
+            return "its job has ended with exit code 0; whether it is published is not known"
+        return "its job has ended with exit code 0, but the store has no manifest of it"
+
     def remedy(self) -> str | None:
         """Return what to do, where something has to be done."""
         hint = self.status.hint if self.status is not None else None
+        if self.others:
+            return f"mlip-job cancel -g {self.generation} ends all of them"
+        if self.state is State.ENDED and self.store_read:
+            return hint or (
+                "check that storage.url is the job's, and that this machine sees it; "
+                f"mlip-job logs -g {self.generation} tells what the job did"
+            )
         if self.state not in _HALTED:
             return hint
         saved = self.training is not None and self.training.checkpoint is not None
@@ -126,6 +161,7 @@ class GenerationView:
             "job": document_of(self.job) if self.job is not None else None,
             "native_state": status.native if status is not None else None,
             "reason": status.reason if status is not None else None,
+            "other_jobs": [document_of(other) for other in self.others],
             "exit_code": status.exit_code if status is not None else None,
             "remedy": self.remedy(),
             "attempt": training.attempt if training is not None else None,
@@ -151,39 +187,81 @@ class Observatory:
 
     Attributes
     ----------
-    problem
-        Why the scheduler could not be asked; what it says is left out then.
+    unread
+        Why a source could not be read; what it says is left out then.
     """
 
     def __init__(self, config: JobConfig, registry: Registry, scheduler: Scheduler) -> None:
-        self.problem: MlipJobError | None = None
+        self.unread: dict[Source, MlipJobError] = {}
         self._config = config
         self._registry = registry
         self._scheduler = scheduler
 
     def look(self, generation: int) -> GenerationView:
         """Return what a generation is now."""
-        manifest = self._registry.find(generation)
+        view = self._look(generation)
+        if view.state is not State.PUBLISHED:
+            return view
+        job, status = self._still_active(generation)
+        return replace(view, job=job, status=status)
+
+    def all(self) -> Iterator[GenerationView]:
+        """Yield every generation of which anything is known, ascending."""
+        stored = self._read(Source.STORE, self._stored) or set()
+        submitted = self._read(
+            Source.SCHEDULER, lambda: self._scheduler.generations(self._config.family)
+        )
+        for number in sorted(stored | (submitted or set())):
+            view = self._look(number)
+            if view.state is not State.ABSENT:
+                yield view
+
+    def _read(self, source: Source, ask: Callable[[], T]) -> T | None:
+        """Return what a source says; None where it can't be read, which is tried once."""
+        # A damaged manifest, and whatever else is wrong in a store that can be read, is an error.
+        errors = UnavailableError if source is Source.STORE else MlipJobError
+        if source in self.unread:
+            return None
+        try:
+            return ask()
+        except errors as error:
+            self.unread[source] = error
+            return None
+
+    def _stored(self) -> set[int]:
+        names = self._registry.store.list_prefixes(self._registry.keys.generations)
+        return {n for n in map(parse_generation_name, names) if n is not None}
+
+    def _look(self, generation: int) -> GenerationView:
+        manifest = self._read(Source.STORE, lambda: self._registry.find(generation))
         if manifest is not None:
             return GenerationView(generation, State.PUBLISHED, manifest)
         return self._unpublished(generation)
 
-    def all(self) -> Iterator[GenerationView]:
-        """Yield every generation of which anything is known, ascending."""
-        keys = self._registry.keys
-        names = {*self._registry.store.list_prefixes(keys.generations), *self._work_directories()}
-        numbers = sorted({n for n in map(parse_generation_name, names) if n is not None})
-        for number in numbers:
-            view = self.look(number)
-            if view.state is not State.ABSENT:
-                yield view
-        # Jobs that wait have left nothing yet, unless they were submitted from here.
-        number = max(numbers, default=0) + 1
-        while (view := self._unpublished(number)).state is not State.ABSENT:
-            yield view
-            number += 1
-
     def _unpublished(self, generation: int) -> GenerationView:
+        stored = self._read(Source.STORE, lambda: self._training(generation))
+        training, members = stored or (None, {})
+        asked = self._read(Source.SCHEDULER, lambda: self._ask(generation))
+        job, status, others = asked or (None, None, ())
+        state = _state(job, status, training, begun=bool(members))
+        if state is State.ABSENT and self.unread:
+            state = State.UNKNOWN
+        return GenerationView(
+            generation,
+            state,
+            job=job,
+            status=status,
+            training=training,
+            members=members,
+            max_iter=self._config.training.max_iter,
+            others=others,
+            store_read=Source.STORE not in self.unread,
+        )
+
+    def _training(
+        self, generation: int
+    ) -> tuple[TrainingNow | None, dict[int, TrainingNow | None]]:
+        """Return what the store says of a training, and of each member's."""
         from mlip_job.registry import members_of
         from mlip_job.registry.training_now import look_at_training
 
@@ -196,33 +274,31 @@ class Observatory:
         }
         under_way = [member for member in members.values() if member is not None]
         training = training or max(under_way, key=lambda m: (m.live, m.attempt), default=None)
-        job, status = self._ask(generation)
-        return GenerationView(
-            generation,
-            _state(job, status, training, begun=bool(members)),
-            job=job,
-            status=status,
-            training=training,
-            members=members,
-            max_iter=self._config.training.max_iter,
-        )
+        return training, members
 
-    def _ask(self, generation: int) -> tuple[JobHandle | None, JobStatus | None]:
-        if self.problem is not None:
-            return None, None
+    def _ask(
+        self, generation: int
+    ) -> tuple[JobHandle | None, JobStatus | None, tuple[JobHandle, ...]]:
+        """Return the job that matters, its status, and other submissions' jobs that go on."""
+        family = self._config.family
+        job = self._scheduler.find(family, generation)
+        if job is None:
+            return None, None, ()
+        status = self._scheduler.status(job)
+        if status.state.ended:
+            return job, status, ()
+        active = self._scheduler.active(family, generation)
+        # Jobs that do a part of a run are of one submission.
+        others = (other for other in active if other != job and other.stage is Stage.WHOLE)
+        return job, status, tuple(others) if job.stage is Stage.WHOLE else ()
+
+    def _still_active(self, generation: int) -> tuple[JobHandle | None, JobStatus | None]:
+        """Return the job of a published generation that has not ended, where that can be asked."""
         try:
-            job = self._scheduler.find(self._config.family, generation)
-            return job, self._scheduler.status(job) if job is not None else None
-        except MlipJobError as error:
-            self.problem = error
+            jobs = self._scheduler.active(self._config.family, generation)
+            return (jobs[0], self._scheduler.status(jobs[0])) if jobs else (None, None)
+        except MlipJobError:
             return None, None
-
-    def _work_directories(self) -> Iterator[str]:
-        from mlip_job.schedulers.records import SubmitFiles
-
-        for directory in SubmitFiles.root(self._config).glob("gen_*"):
-            if SubmitFiles(directory).submission() is not None:
-                yield directory.name
 
 
 def _state(
@@ -230,8 +306,12 @@ def _state(
 ) -> State:
     if status is not None and status.state in _BY_JOB:
         return _BY_JOB[status.state]
+    if training is not None and training.live:
+        return State.RUNNING
+    if status is not None and status.state is JobState.SUCCEEDED:
+        return State.ENDED
     if training is not None or begun:
-        return State.RUNNING if training is not None and training.live else State.STOPPED
+        return State.STOPPED
     return State.UNKNOWN if job is not None else State.ABSENT
 
 

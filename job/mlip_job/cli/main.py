@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import io
+import logging
 import os
 import sys
-from typing import TYPE_CHECKING
+import traceback
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -29,7 +32,7 @@ VERBS = {
     "submit": "Submit a generation to Slurm, Kubernetes or this machine.",
     "status": "Show what becomes of one generation, or of all.",
     "logs": "Print what the job of a generation printed.",
-    "cancel": "Stop the job of a generation; it saves a checkpoint first.",
+    "cancel": "Stop all jobs of a generation; each saves a checkpoint first.",
     "list": "List the published generations.",
     "show": "Show one published generation.",
     "report": "Fetch the report of a generation, one HTML file.",
@@ -73,19 +76,31 @@ def cli() -> None:
     """Train, version and publish ACE interatomic potentials, one generation per job."""
 
 
+class _Redacted(logging.Formatter):
+    """Takes secrets out of what is logged."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _redact(super().format(record))
+
+
+def _redact(text: str) -> str:
+    from mlip_job.secret_texts import redact
+
+    return redact(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit."""
+    """Run the command line and exit. What goes wrong is printed without secrets."""
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_Redacted())
     try:
         code = cli.main(args=arguments, prog_name="mlip-job", standalone_mode=False)
     except MlipJobError as error:
-        click.echo(f"error: {error}", err=True)
-        write_termination_message(error.exit_code, error.message, error.hint)
-        sys.exit(error.exit_code)
-    except click.UsageError as error:
-        error.show()
-        sys.exit(ConfigError.exit_code)
+        _end(error)
     except click.ClickException as error:
-        error.show()
+        text = io.StringIO()
+        error.show(text)
+        click.echo(_redact(text.getvalue()), nl=False, err=True)
         sys.exit(ConfigError.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("aborted", err=True)
@@ -96,7 +111,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(0)
     except OSError as error:
         if not says_full(error):
-            raise
+            _fail(error)
         click.echo(f"error: {error.strerror}: {error.filename or 'standard output'}", err=True)
         sys.exit(DiskError.exit_code)
+    except Exception as error:  # noqa: BLE001 - a bug of ours; its traceback may repeat a URL
+        _fail(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end(error: MlipJobError) -> NoReturn:
+    """Print an error that is meant for the user, without secrets, and exit."""
+    click.echo(_redact(f"error: {error}"), err=True)
+    hint = _redact(error.hint) if error.hint is not None else None
+    write_termination_message(error.exit_code, _redact(error.message), hint)
+    sys.exit(error.exit_code)
+
+
+def _fail(error: Exception) -> NoReturn:
+    """Print the traceback of a bug without secrets, and exit."""
+    if isinstance(error, ImportError) and os.environ.get("PYTHONPATH"):
+        _end(
+            ConfigError(
+                f"a package can't be imported: {error}",
+                hint="PYTHONPATH is set, as environment modules do, and its packages come before "
+                "those of this environment: unset PYTHONPATH",
+            )
+        )
+    click.echo(_redact(traceback.format_exc()), nl=False, err=True)
+    sys.exit(MlipJobError.exit_code)

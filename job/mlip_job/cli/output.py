@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlip_job.cli.transfer import TransferLine
+from mlip_job.secret_texts import redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -84,7 +85,7 @@ class Reporter:
         """Say one thing."""
         self.close()
         if not self._quiet:
-            click.echo(text, err=True)
+            click.echo(redact(text), err=True)
 
     def progress(self, progress: Progress) -> None:
         """Show how far pacemaker is."""
@@ -156,7 +157,7 @@ def _describe(progress: Progress, max_iter: int | None) -> str:
             parts.append(f"loss {row.loss:.3g}")
         parts.extend(_errors("RMSE", row))
         if progress.test_row is not None:
-            parts.extend(_errors("test", progress.test_row))
+            parts.extend(_errors(progress.second_set, progress.test_row))
         if max_iter and progress.seconds_per_iteration is not None:
             seconds = (max_iter - row.iter_num) * progress.seconds_per_iteration
             parts.append(f"at most {duration(seconds)} left in this step")

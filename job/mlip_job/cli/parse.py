@@ -32,9 +32,11 @@ def command(settings: Settings, directory: Path) -> None:
 
 
 def _show(summary: RunSummary) -> None:
+    from mlip_job.training.loss_shares import describe_shares
+
     cause = f": {summary.cause}" if summary.cause else ""
     click.echo(f"{summary.status}{cause}")
-    errors = {"train": summary.train, "test": summary.test}
+    errors = {"train": summary.train, summary.second_set: summary.test}
     if any(errors.values()):
         print_table(
             ("", "RMSE E", "MAE E", "max E", "RMSE F", "MAE F", "max F"),
@@ -46,7 +48,9 @@ def _show(summary: RunSummary) -> None:
         "functions": figure(summary.functions, 0),
         "parameters": figure(summary.parameters, 0),
         "early stop": summary.early_stopping,
+        "result": None if summary.best is None else f"iteration {summary.best.iteration}",
         "optimiser": summary.optimiser_message,
+        "final loss": describe_shares(summary.loss_shares) if summary.loss_shares else None,
         "versions": ", ".join(f"{name} {v}" for name, v in summary.versions.items()),
         "seconds": ", ".join(
             f"{phase.replace('_', ' ')} {seconds:.1f}"

@@ -10,9 +10,9 @@ from mlip_job.cli.options import common_options, generation_option, scheduler_op
 from mlip_job.cli.output import emit, print_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from mlip_job.cli.job_view import GenerationView
+    from mlip_job.cli.job_view import GenerationView, Observatory
     from mlip_job.cli.options import Settings
 
 
@@ -25,7 +25,8 @@ def command(settings: Settings, generation: int | None, scheduler: str | None) -
     """Show what becomes of one generation, or of all.
 
     Published, running and how far, pending and why, failed with the cause and what to do. Ends
-    with 0 whatever it is.
+    with 0 whatever it is, also where the store or the scheduler can't be read: the other one tells
+    what it knows.
     """
     from mlip_job.cli.job_view import Observatory
     from mlip_job.registry import Registry
@@ -36,17 +37,38 @@ def command(settings: Settings, generation: int | None, scheduler: str | None) -
     observatory = Observatory(config, registry, open_scheduler(config, scheduler))
     if generation is not None:
         view = observatory.look(generation)
-        emit(settings, view.document(), lambda: _show_one(view))
+        unread = _unread(observatory)
+        emit(settings, view.document() | {"unread": unread}, lambda: _show_one(view))
     else:
         views = list(observatory.all())
-        document = {"family": config.family, "generations": [view.document() for view in views]}
-        emit(settings, document, lambda: _show_all(config.family, views))
-    if observatory.problem is not None and not settings.quiet:
-        click.echo(
-            f"note: the scheduler can't be asked, this is what the store says: "
-            f"{observatory.problem.message}",
-            err=True,
+        unread = _unread(observatory)
+        documents = [view.document() for view in views]
+        document = {"family": config.family, "generations": documents, "unread": unread}
+        emit(settings, document, lambda: _show_all(config.family, views, unread))
+    if not settings.quiet:
+        for source, message in unread.items():
+            click.echo(f"note: the {source} can't be read: {message}", err=True)
+
+
+def _unread(observatory: Observatory) -> dict[str, str]:
+    """Return why a source could not be read, by its name.
+
+    Raises
+    ------
+    UnavailableError
+        If none of them could.
+    """
+    from mlip_job.cli.job_view import Source
+    from mlip_job.errors import UnavailableError
+
+    unread = observatory.unread
+    if len(unread) == len(Source):
+        texts = "; ".join(f"the {source}: {error.message}" for source, error in unread.items())
+        raise UnavailableError(
+            f"nothing can be read, neither store nor scheduler: {texts}",
+            hint=unread[Source.STORE].hint,
         )
+    return {str(source): error.message for source, error in unread.items()}
 
 
 def _show_one(view: GenerationView) -> None:
@@ -59,13 +81,14 @@ def _show_one(view: GenerationView) -> None:
             click.echo(f"  {name + ': ' if name else ''}{text}")
 
 
-def _show_all(family: str, views: Sequence[GenerationView]) -> None:
+def _show_all(family: str, views: Sequence[GenerationView], unread: Mapping[str, str]) -> None:
     from mlip_job.cli.job_words import name_of
     from mlip_job.naming import generation_name
     from mlip_job.schedulers.stage_words import in_brackets
 
     if not views:
-        click.echo(f"nothing is known of any generation of {family}")
+        asked = f", with the {' and '.join(unread)} unread" if unread else ""
+        click.echo(f"nothing is known of any generation of {family}{asked}")
         return
     print_table(
         ("generation", "state", "job", ""),

@@ -145,7 +145,9 @@ def show_manifest(manifest: Manifest, latest: LatestPointer | None = None) -> No
             f"{figure(test.rmse_force_mev_per_angstrom)} test  meV/Å per component",
         ),
         ("basis", f"{figure(manifest.headline.functions, 0)} functions"),
-        ("fit", f"{manifest.headline.iterations} iterations, seed {manifest.fit_seed}"),
+        ("fit", _fit(manifest)),
+        *_loss(manifest),
+        *_speed(manifest),
         (
             "E_DFT - E_pot",
             " + ".join(
@@ -156,6 +158,7 @@ def show_manifest(manifest: Manifest, latest: LatestPointer | None = None) -> No
         *_times(manifest),
         *_committee(manifest),
         ("artefacts", ", ".join(sorted(manifest.artefacts))),
+        *(("warning", warning) for warning in manifest.headline.warnings),
     ]
     for name, text in lines:
         click.echo(f"{name:<14} {text}")
@@ -166,6 +169,19 @@ def _gate(manifest: Manifest) -> str:
     if headline.accepted:
         return "accepted"
     return "rejected: " + "; ".join(headline.rejected_because)
+
+
+def _loss(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    from mlip_job.training.loss_shares import describe_shares
+
+    if manifest.headline.loss_shares is not None:
+        yield "final loss", describe_shares(manifest.headline.loss_shares)
+
+
+def _speed(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    time = manifest.headline.evaluator_us_per_atom
+    if time is not None:
+        yield "evaluator", f"{time:.3g} µs per atom on one core ({manifest.environment.host.cpu})"
 
 
 def _choice(latest: LatestPointer) -> str:
@@ -259,3 +275,9 @@ def show_dataset(record: DatasetRecord) -> None:
 def _some(rows: Sequence[int], limit: int = 10) -> str:
     shown = ", ".join(map(str, rows[:limit]))
     return shown + (f" and {len(rows) - limit} more" if len(rows) > limit else "")
+
+
+def _fit(manifest: Manifest) -> str:
+    best = manifest.headline.best_iteration
+    taken = "" if best is None else f", best at {best} on the validation part"
+    return f"{manifest.headline.iterations} iterations{taken}, seed {manifest.fit_seed}"

@@ -79,9 +79,10 @@ def wait_until_published(
             with suppress(UnavailableError):  # then it still waits at the next look
                 submit_again()
         lost = lost + 1 if view is not None and _is_lost(view) else 0
-        if lost == _LOOKS:
+        if view is not None and lost == _LOOKS:
+            words = f": {view.words()}" if view.words() else ""
             raise UnavailableError(
-                f"{name} is not published, and no job for it is known any more",
+                f"{name} is not known to be published, and no job for it waits or runs{words}",
                 hint=f"mlip-job logs -g {generation} shows what is left of its log",
             )
         time.sleep(settings.poll_interval)
@@ -89,14 +90,22 @@ def wait_until_published(
 
 def _look(observatory: Observatory, generation: int) -> tuple[GenerationView, str]:
     view = observatory.look(generation)
-    if observatory.problem is not None and view.manifest is None:
-        raise UnavailableError(observatory.problem.message)
+    job_failed = view.state in (State.FAILED, State.CANCELLED)  # of which the store knows no more
+    for error in observatory.unread.values():
+        if view.manifest is None and not job_failed and not _is_final(view, error):
+            raise UnavailableError(error.message)
     words = view.words()
     return view, f"{generation_name(generation)}: {view.state}" + (f", {words}" if words else "")
 
 
+def _is_final(view: GenerationView, error: MlipJobError) -> bool:
+    """Tell whether a job has ended, and the store that would tell more can't be read for long."""
+    transient = isinstance(error, UnavailableError) and error.transient
+    return view.state is State.ENDED and not transient
+
+
 def _is_lost(view: GenerationView) -> bool:
-    return view.state in (State.ABSENT, State.UNKNOWN, State.STOPPED)
+    return view.state in (State.ABSENT, State.UNKNOWN, State.STOPPED, State.ENDED)
 
 
 def _error(view: GenerationView, status: JobStatus) -> MlipJobError:

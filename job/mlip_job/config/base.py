@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
+
+from mlip_job.secret_texts import problem_in
 
 
 def _require_symbol(text: str) -> str:
@@ -23,6 +32,25 @@ Element = Annotated[
 
 
 class Part(BaseModel):
-    """Base of every part: frozen, unknown keys refused, values kept out of error texts."""
+    """Base of every part: frozen, unknown keys refused, values kept out of error texts.
+
+    No text in it holds a secret or a control character: it may become a line of a script, of a log
+    or of a published manifest.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    secrets_belong: ClassVar[str] = "take it out; a run finds secrets in its environment"
+    """What to do with a secret that stands in this part."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _texts_are_plain(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse what no text may hold; a part inside this one looks at its own texts."""
+        annotation = cls.model_fields[f"{info.field_name}"].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, Part)):
+            problem = problem_in(value)
+            if problem is not None:
+                advice = f"; {cls.secrets_belong}" if "secret" in problem else ""
+                raise ValueError(problem + advice)
+        return value

@@ -29,17 +29,41 @@ ALTERNATIVES: Mapping[str, str] = {
 }
 
 
-def explain(error: ValidationError) -> Iterator[str]:
-    """Yield a line for everything that is wrong."""
+def explain(
+    error: ValidationError, places: Mapping[tuple[str, ...], str] | None = None
+) -> Iterator[str]:
+    """Yield a line for everything that is wrong.
+
+    Parameters
+    ----------
+    error
+        What pydantic found.
+    places
+        Where keys were set, by their path; the line ends with it.
+    """
+    for location, line in _lines(error):
+        place = _place(location, places or {})
+        yield f"{line} ({place})" if place is not None else line
+
+
+def _place(location: Location, places: Mapping[tuple[str, ...], str]) -> str | None:
+    """Return where a key, or else the nearest one around it, was set."""
+    path = tuple(map(str, location))
+    around = (path[:length] for length in range(len(path), 0, -1))
+    return next((places[one] for one in around if one in places), None)
+
+
+def _lines(error: ValidationError) -> Iterator[tuple[Location, str]]:
     by_key: dict[str, list[Any]] = {}
     for detail in error.errors(include_url=False, include_input=False):
         key = ".".join(map(str, detail["loc"][:2]))
         by_key.setdefault(key, []).append(detail)
     for key, details in by_key.items():
         if key in ALTERNATIVES:
-            yield from _explain_alternatives(key, details)
+            location = details[0]["loc"][:2]
+            yield from ((location, line) for line in _explain_alternatives(key, details))
         else:
-            yield from (_line(detail["loc"], detail) for detail in details)
+            yield from ((detail["loc"], _line(detail["loc"], detail)) for detail in details)
 
 
 def _explain_alternatives(key: str, details: Sequence[Any]) -> Iterator[str]:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from mlip_job.config.base import Part, Positive
+from mlip_job.secret_texts import is_secret_variable
 
 _LABEL = "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 _QUANTITY = re.compile(r"(?!0+(\.0+)?\D*$)\d+(\.\d+)?([munkMGTPE]|[KMGTPE]i)?")
 _RESOURCE = re.compile(rf"({_LABEL}(\.{_LABEL})*/)?[A-Za-z0-9]([-._A-Za-z0-9]{{0,61}}[A-Za-z0-9])?")
 _VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*")
-# The end of a name decides: MLIP_JOB_DATABASE_PASSWORD, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN.
-_SECRET_VARIABLE = re.compile(r".*(PASSWORD|PASSWD|_PWD|SECRET|TOKEN|_KEY|_KEY_ID)", re.IGNORECASE)
 
 OWNED_PATHS = ("/work", "/tmp", "/dev", "/etc/mlip-job", "/proc", "/sys")  # noqa: S108 - in the container
 """Where a pod has its own files; nothing else can be mounted there."""
@@ -120,6 +119,10 @@ class WithoutGpuConfig(Part):
 class KubernetesConfig(Part):
     """What the Job asks of Kubernetes."""
 
+    secrets_belong: ClassVar[str] = (
+        "put it into a Secret and name that in submit.kubernetes.secrets"
+    )
+
     context: str | None = Field(
         None, min_length=1, description="Context of the kubeconfig, else its current one."
     )
@@ -162,6 +165,11 @@ class KubernetesConfig(Part):
     )
     queue: LabelName | None = Field(None, description="Kueue's LocalQueue.")
     priority_class: ObjectName | None = None
+    architecture: LabelName | None = Field(
+        "amd64",
+        description="Architecture of the image, kubernetes.io/arch of the node, unless "
+        "node_selector has that; null for an image of several.",
+    )
     node_selector: dict[str, str] = Field({}, description="Labels that the node must have.")
     tolerations: tuple[Manifest, ...] = Field((), description="More tolerations than the GPU's.")
     affinity: Manifest = Field({}, description="Affinity, as in a pod's manifest.")
@@ -201,17 +209,14 @@ class KubernetesConfig(Part):
 
     @field_validator("env")
     @classmethod
-    def _plain(cls, env: dict[str, str]) -> dict[str, str]:
+    def _variables(cls, env: dict[str, str]) -> dict[str, str]:
         for name in env:
             if _VARIABLE.fullmatch(name) is None:
                 raise ValueError(f"{name!r} is no name of a variable")
             if name in OWNED_VARIABLES:
                 raise ValueError(f"{name} is set by mlip-job itself")
-            if _SECRET_VARIABLE.fullmatch(name):
-                raise ValueError(
-                    f"{name} looks secret: put it into a Secret and name that in "
-                    "submit.kubernetes.secrets"
-                )
+            if is_secret_variable(name):
+                raise ValueError(f"{name} names a secret; {cls.secrets_belong}")
         return env
 
     @model_validator(mode="after")

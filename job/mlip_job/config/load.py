@@ -6,31 +6,24 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic import ValidationError
 
 from mlip_job.config.explain import explain
 from mlip_job.config.models import JobConfig
 from mlip_job.errors import ConfigError
+from mlip_job.secret_texts import problem_in, redact
+from mlip_job.yaml_text import DEEPEST, YamlError, load_yaml, load_yaml_with_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 ENVIRONMENT_PREFIX = "MLIP_JOB__"
 
+_LARGEST_BYTES = 1 << 20
+_LARGEST_NODES = 100_000  # values, with those that aliases stand for
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, where PyYAML would take the last in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is given twice", key.start_mark
-                )
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
-        return super().construct_mapping(node, deep=deep)
+# Where each key was set, by its path: "line 3", "--set", "MLIP_JOB__STORAGE__URL".
+_Places = dict[tuple[str, ...], str]
 
 
 def load_config(
@@ -55,68 +48,100 @@ def load_config(
     ConfigError
         With one line for every key that is wrong.
     """
-    values = _read_yaml(path)
+    values, places = _read_yaml(path)
     for keys, value in _from_environment(os.environ if environment is None else environment):
-        _assign(values, keys, value)
-    for assignment in assignments:
-        keys, value = _parse_assignment(assignment)
-        _assign(values, keys, value)
-    return _anchor(validate_config(values, source=str(path)), path.resolve().parent)
+        _assign(values, keys, value, places, f"{ENVIRONMENT_PREFIX}{'__'.join(keys).upper()}")
+    for number, assignment in enumerate(assignments, start=1):
+        keys, value = _parse_assignment(assignment, number)
+        _assign(values, keys, value, places, "--set")
+    config = validate_config(values, source=str(path), places=places)
+    return _anchor(config, path.resolve().parent)
 
 
-def validate_config(values: Mapping[str, Any], *, source: str) -> JobConfig:
-    """Validate plain values; `source` is named in the error."""
+def validate_config(
+    values: Mapping[str, Any],
+    *,
+    source: str,
+    places: Mapping[tuple[str, ...], str] | None = None,
+) -> JobConfig:
+    """Validate plain values.
+
+    Parameters
+    ----------
+    values
+        The configuration as a mapping.
+    source
+        Named in the error.
+    places
+        Where each key was set, by its path; named in the error too.
+    """
     try:
         return JobConfig.model_validate(values)
     except ValidationError as error:
-        problems = "\n".join(f"  {line}" for line in explain(error))
+        problems = "\n".join(f"  {line}" for line in explain(error, places or {}))
         raise ConfigError(
-            f"{source}: the configuration is not valid\n{problems}",
+            redact(f"{source}: the configuration is not valid\n{problems}"),
             hint="mlip-job config schema lists every key with its meaning",
         ) from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> tuple[dict[str, Any], _Places]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+        with path.open("rb") as file:
+            data = file.read(_LARGEST_BYTES + 1)
+        if len(data) > _LARGEST_BYTES:
+            raise ConfigError(f"{path} is larger than 1 MiB: it is no configuration")
+        values, lines = load_yaml_with_lines(data.decode(), largest=_LARGEST_NODES)
     except FileNotFoundError:
         raise ConfigError(
             f"no configuration at {path}", hint="mlip-job init writes one, or name it with -c FILE"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} can't be read: {error}") from None
-    except yaml.YAMLError as error:
-        text = " ".join(str(error).split()).replace('in "<unicode string>", ', "at ")
-        raise ConfigError(f"{path} is not valid YAML: {text}") from None
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} can't be read: byte {error.start} is not UTF-8") from None
+    except YamlError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no mapping of keys to values")
-    return values
+    return values, {keys: f"line {line}" for keys, line in lines.items()}
 
 
 def _from_environment(environment: Mapping[str, str]) -> Iterable[tuple[list[str], Any]]:
     for name in sorted(environment):
         if name.startswith(ENVIRONMENT_PREFIX):
             keys = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
-            yield keys, _parse_value(environment[name], name)
+            yield keys, _parse_value(environment[name], name, keys)
 
 
-def _parse_assignment(assignment: str) -> tuple[list[str], Any]:
+def _parse_assignment(assignment: str, number: int) -> tuple[list[str], Any]:
     key, separator, value = assignment.partition("=")
     if not separator or not all(key.split(".")):
+        # It is not repeated: without its "=" it may be anything, a URL with a password too.
         raise ConfigError(
-            f"--set {assignment!r} is not key=value", hint="e.g. --set training.cutoff=6.0"
+            f"--set number {number} is not key=value", hint="e.g. --set training.cutoff=6.0"
         )
-    return key.strip().split("."), _parse_value(value, f"--set {key}")
+    keys = key.strip().split(".")
+    return keys, _parse_value(value, redact(f"--set {key}")[:200], keys)
 
 
-def _parse_value(text: str, source: str) -> Any:
+def _parse_value(text: str, source: str, keys: Sequence[str]) -> Any:
+    if len(keys) > DEEPEST:
+        raise ConfigError(f"{source[:100]}…: keys are nested more than {DEEPEST} levels deep")
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"{source}: the value is not valid YAML", hint="quote it") from None
+        return load_yaml(text, largest=_LARGEST_NODES)
+    except YamlError as error:
+        raise ConfigError(
+            f"{source}: the value is not valid YAML: {error}", hint="quote it"
+        ) from None
 
 
-def _assign(values: dict[str, Any], keys: Sequence[str], value: object) -> None:
+def _assign(
+    values: dict[str, Any], keys: Sequence[str], value: object, places: _Places, place: str
+) -> None:
+    for path in [path for path in places if path[: len(keys)] == tuple(keys)]:
+        del places[path]
+    places[tuple(keys)] = place
     *parents, last = keys
     for key in parents:
         child = values.get(key)
@@ -129,21 +154,35 @@ def _assign(values: dict[str, Any], keys: Sequence[str], value: object) -> None:
 def _anchor(config: JobConfig, base: Path) -> JobConfig:
     """Make the relative paths of a configuration absolute."""
 
-    def anchored(path: str) -> str:
-        return path if "://" in path else str(base / Path(path).expanduser())
+    def anchored(path: str, key: str) -> str:
+        try:
+            full = path if "://" in path else str(base / Path(path).expanduser())
+        except RuntimeError:
+            raise ConfigError(f"{key}: no user has the home directory that ~ stands for") from None
+        if (problem := problem_in(full)) is not None:
+            raise ConfigError(
+                f"{key}: its path {problem}", hint="rename the directory of the configuration"
+            )
+        return full
 
-    database = config.database.model_copy(update={"url": anchored(config.database.url)})
-    storage = config.storage.model_copy(update={"url": anchored(config.storage.url)})
+    url = anchored(config.database.url, "database.url")
+    database = config.database.model_copy(update={"url": url})
+    url = anchored(config.storage.url, "storage.url")
+    storage = config.storage.model_copy(update={"url": url})
     slurm = config.submit.slurm
     files = {"env_file": slurm.env_file, "image": slurm.image}
     files |= {"command": slurm.command} if "/" in slurm.command else {}
-    paths = {key: anchored(path) for key, path in files.items() if path is not None}
+    paths = {
+        key: anchored(path, f"submit.slurm.{key}")
+        for key, path in files.items()
+        if path is not None
+    }
     submit = config.submit.model_copy(update={"slurm": slurm.model_copy(update=paths)})
     return config.model_copy(
         update={
             "database": database,
             "storage": storage,
             "submit": submit,
-            "work_dir": anchored(config.work_dir),
+            "work_dir": anchored(config.work_dir, "work_dir"),
         }
     )

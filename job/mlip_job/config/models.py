@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator
 
@@ -20,11 +20,11 @@ from mlip_job.config.tracking import TrackingConfig
 from mlip_job.config.training import TrainingConfig
 from mlip_job.naming import FAMILY_PATTERN
 
-_URL_WITH_PASSWORD = re.compile(r"^[a-z0-9+]+://[^/@:]*:[^/@]+@", re.IGNORECASE)
-
 
 class DatabaseConfig(Part):
     """Where the labelled structures are."""
+
+    secrets_belong: ClassVar[str] = "take it out and set MLIP_JOB_DATABASE_PASSWORD instead"
 
     url: str = Field(
         "structures.db",
@@ -38,15 +38,6 @@ class DatabaseConfig(Part):
         description="ASE selection string; {generation} in it stands for the number.",
     )
 
-    @field_validator("url")
-    @classmethod
-    def _no_password(cls, url: str) -> str:
-        if _URL_WITH_PASSWORD.match(url):
-            raise ValueError(
-                "holds a password; take it out and set MLIP_JOB_DATABASE_PASSWORD instead"
-            )
-        return url
-
     def for_generation(self, generation: int) -> Self:
         """Return a copy whose selection names the generation where it said ``{generation}``."""
         select = self.select.replace("{generation}", str(generation))
@@ -56,11 +47,20 @@ class DatabaseConfig(Part):
 class DatasetConfig(Part):
     """What becomes of the selected rows."""
 
-    seed: int = Field(42, description="Seed of the train/test split.")
+    seed: int = Field(
+        42, description="Seed of the train/test split; no effect with dataset.split_key."
+    )
     group_by: str | None = Field(
         None,
         description="key_value_pair that names a trajectory or parent structure: "
         "a group never straddles the split.",
+    )
+    split_key: str | None = Field(
+        None,
+        description="key_value_pair whose values train and test, and no others, decide the side "
+        "of each row, as in a published split. dataset.seed and training.test_fraction have no "
+        "effect then. A group or equal structures on both sides, and a row that the parent "
+        "generation has on the other, are refused.",
     )
     config_type: str = Field(
         "config_type",
@@ -95,6 +95,10 @@ class DatasetConfig(Part):
 class StorageConfig(Part):
     """Where datasets and generations are published."""
 
+    secrets_belong: ClassVar[str] = (
+        "take it out and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
+    )
+
     url: str = Field("store", min_length=1, description="A directory, or s3://bucket/prefix.")
     endpoint_url: str | None = Field(None, description="Endpoint of an S3-compatible store.")
     region: str | None = None
@@ -105,13 +109,6 @@ class StorageConfig(Part):
     multipart_threshold_mib: int = Field(
         64, ge=5, le=5120, description="MiB. Larger objects move in parts, four at a time."
     )
-
-    @field_validator("url", "endpoint_url")
-    @classmethod
-    def _no_password(cls, url: str | None) -> str | None:
-        if url is not None and _URL_WITH_PASSWORD.match(url):
-            raise ValueError("holds credentials; take them out and use AWS_ACCESS_KEY_ID and co")
-        return url
 
 
 class RunConfig(Part):

@@ -16,10 +16,13 @@ OWNED_KEYS: Mapping[str, str] = {
     "potential.filename": "training.start_from",
     "potential.functions.number_of_functions_per_element": "training.functions_per_element",
     "data.filename": "the database selection",
-    "data.test_filename": "training.test_fraction and training.test_evaluation",
+    "data.test_filename": "training.validation_fraction and training.test_evaluation",
     "data.test_size": "training.test_fraction",
     "data.reference_energy": "dataset.reference_energies",
     "backend.evaluator": "training.evaluator",
+    # Pacemaker's own rule can end a fit with an exception, see `input_yaml`.
+    "fit.min_relative_test_loss_per_iter": "training.min_relative_test_loss_per_iter",
+    "fit.early_stopping_patience": "training.early_stopping_patience",
 }
 
 # With these the first density may not be linear, or not all of its coefficients are free.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -143,6 +143,8 @@ class SlurmCpuConfig(Part):
 
 class SlurmConfig(Part):
     """What the batch script asks of Slurm, and what it runs on the node."""
+
+    secrets_belong: ClassVar[str] = "put it into the file that submit.slurm.env_file names"
 
     account: Line | None = Field(None, description="Account that pays for the job.")
     partition: Line | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
@@ -11,6 +12,11 @@ from mlip_job.config.base import Part
 
 class TrackingConfig(Part):
     """A server that shows the runs of many projects side by side."""
+
+    secrets_belong: ClassVar[str] = (
+        "take it out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+        "MLFLOW_TRACKING_TOKEN, instead"
+    )
 
     mlflow_uri: str | None = Field(
         None,
@@ -23,14 +29,13 @@ class TrackingConfig(Part):
 
     @field_validator("mlflow_uri")
     @classmethod
-    def _server_without_credentials(cls, uri: str | None) -> str | None:
+    def _server(cls, uri: str | None) -> str | None:
         if uri is None:
             return None
-        parts = urlsplit(uri)
+        try:
+            parts = urlsplit(uri)
+        except ValueError:
+            raise ValueError("is no URL") from None  # its own text repeats a part of it
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("takes the address of a server, as http://host:5000")
-        if "@" in parts.netloc:
-            raise ValueError(
-                "holds credentials; take them out and set MLFLOW_TRACKING_USERNAME and co instead"
-            )
         return uri

@@ -10,7 +10,6 @@ from mlip_job.config.base import Element, NonNegative, Part, Positive
 from mlip_job.config.overrides import check_linear, check_overrides
 
 Orders = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=6)]
-_NEEDS_PACEMAKER = "it needs test_evaluation: pacemaker"
 
 Arity = Literal["UNARY", "BINARY", "TERNARY", "QUATERNARY", "QUINARY", "ALL"]
 
@@ -58,7 +57,18 @@ class TrainingConfig(Part):
         5.5, le=20, description="Å. Outer cutoff of the potential; 4 is better for molecules."
     )
     test_fraction: float = Field(
-        0.1, gt=0, lt=1, description="Exact count: round(n · fraction) structures are test."
+        0.1,
+        gt=0,
+        lt=1,
+        description="Exact count: round(n · fraction) structures are test; no effect with "
+        "dataset.split_key.",
+    )
+    validation_fraction: float = Field(
+        0.1,
+        ge=0,
+        le=0.5,
+        description="Of the training structures, kept out of the fit to choose the best iteration "
+        "and to end a fit that overfits; 0 is none.",
     )
     elements: Literal["auto"] | tuple[Element, ...] = Field(
         "auto", description="auto, or a list that must equal the elements of the data."
@@ -114,12 +124,13 @@ class TrainingConfig(Part):
     weighting: Literal["uniform"] | EnergyBased | ByGroup = "uniform"
     batch_size: int = Field(100, ge=1, description="Structures per batch.")
     display_step: int = Field(
-        20, ge=1, description="Iterations between evaluations of the test set."
+        20, ge=1, description="Iterations between evaluations of the validation part."
     )
     test_evaluation: Literal["pacemaker", "beside", "end"] = Field(
-        "pacemaker",
-        description="Who measures the test set during the fit: pacemaker, which builds a graph of "
-        "its own for it in every ladder step; a process beside it; or nobody, before the end.",
+        "end",
+        description="Who measures the test set during the fit: nobody, before the end; or, without "
+        "a validation part, pacemaker, which builds a graph of its own for it in every ladder "
+        "step, or a process beside it.",
     )
     l1_coeffs: NonNegative = Field(1e-10, description="L1 regularisation of the coefficients.")
     l2_coeffs: NonNegative = Field(1e-10, description="L2 regularisation of the coefficients.")
@@ -127,12 +138,16 @@ class TrainingConfig(Part):
     w1_rad: NonNegative = Field(1e-10, description="Smoothness of their first derivatives.")
     w2_rad: NonNegative = Field(1e-10, description="Smoothness of their second derivatives.")
     min_relative_train_loss_per_iter: Positive | None = Field(
-        None, description="Early stopping: slowest relative fall of the training loss."
+        1e-5,
+        description="Early stopping: slowest relative fall of the training loss. null: none.",
     )
     min_relative_test_loss_per_iter: Positive | None = Field(
-        None, description="Early stopping: slowest relative fall of the test loss."
+        None,
+        description="Early stopping: a slower relative fall of the validation loss counts as none.",
     )
-    early_stopping_patience: int = Field(200, ge=1, description="Iterations before it stops.")
+    early_stopping_patience: int = Field(
+        100, ge=1, description="Iterations without such a fall before it stops."
+    )
     seed: int = Field(42, ge=0, description="Seed of the fit.")
     start_noise: float = Field(
         0.0,
@@ -187,8 +202,7 @@ class TrainingConfig(Part):
             raise ValueError("nradmax_by_orders and lmax_by_orders go together")
         if self.nradmax_by_orders is not None and self.lmax_by_orders is not None:
             self._check_orders(self.nradmax_by_orders, self.lmax_by_orders)
-        if self.test_evaluation != "pacemaker":
-            self._check_needs_no_test_set()
+        self._check_second_set()
         if self.linear_start:
             check_linear(self.overrides)
         if self.is_linear:
@@ -211,16 +225,26 @@ class TrainingConfig(Part):
         if "maxiter" in (self.overrides.get("fit") or {}):
             raise ValueError("max_iter is 0, but overrides.fit.maxiter asks for iterations")
 
-    def _check_needs_no_test_set(self) -> None:
-        """Refuse what pacemaker does with a test set only."""
-        fit = self.overrides.get("fit") or {}
-        early = "min_relative_test_loss_per_iter"
-        if getattr(self, early) is not None or fit.get(early) is not None:
-            raise ValueError(f"{early} stops by pacemaker's test loss: {_NEEDS_PACEMAKER}")
-        if isinstance(self.weighting, EnergyBased) or "weighting" in fit:
+    def _check_second_set(self) -> None:
+        """Refuse more than one set beside the training set, and what needs one where none is."""
+        if self.validation_fraction > 0 and self.test_evaluation != "end":
             raise ValueError(
-                "an energy-based weighting looks at training and test set together, so that the "
-                f"fit would be another one without the test set: {_NEEDS_PACEMAKER}"
+                f"test_evaluation: {self.test_evaluation} measures the test set during the fit, "
+                "and the validation part is measured there: set validation_fraction: 0, or leave "
+                "test_evaluation out"
+            )
+        if self.validation_fraction == 0 and self.min_relative_test_loss_per_iter is not None:
+            raise ValueError(
+                "min_relative_test_loss_per_iter stops by the loss on the validation part: it "
+                "needs a validation_fraction above 0"
+            )
+        weighting = (self.overrides.get("fit") or {}).get("weighting")
+        if self.test_evaluation == "beside" and (
+            isinstance(self.weighting, EnergyBased) or weighting is not None
+        ):
+            raise ValueError(
+                "only pacemaker knows the weights of an energy-based weighting: "
+                "test_evaluation: beside can't measure the loss"
             )
 
     @staticmethod

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlip_job.config.training import ByGroup
+from mlip_job.config.training import ByGroup, EnergyBased
 from mlip_job.dataset import checks
 from mlip_job.dataset.connection import describe_url
 from mlip_job.dataset.entry import Spool
@@ -23,8 +23,10 @@ from mlip_job.dataset.reference_energies import (
     automatic_references,
     by_composition,
     configured_references,
+    fit_references,
+    require_references_of_parent,
 )
-from mlip_job.dataset.split import split_rows
+from mlip_job.dataset.split import split_by_key, split_rows
 from mlip_job.dataset.summary import Outcome, summarise
 from mlip_job.dataset.weights import weigh_groups
 from mlip_job.dataset.writing import write_files
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from mlip_job.config import DatabaseConfig, DatasetConfig, TrainingConfig
+    from mlip_job.dataset.entry import Entries
     from mlip_job.dataset.intake import Intake
     from mlip_job.dataset.pages import Selected
     from mlip_job.dataset.query import SelectedRows
@@ -172,15 +175,12 @@ class DatasetBuilder:
         elements = checks.require_configured_elements(entries, self.training.elements)
         repeats = checks.require_consistent_duplicates(entries, self.dataset.duplicate_tolerance)
         checks.require_group_key(entries, self.dataset.group_by)
-        split = split_rows(
-            entries,
-            fraction=self.training.test_fraction,
-            seed=self.dataset.seed,
-            inherited=self.parent.inheritance(self.dataset.group_by) if self.parent else None,
-        )
+        split = self._split(entries)
         checks.require_elements_in_training(entries, split, elements)
         references = self._references(intake, split, elements)
         weighting = self.training.weighting
+        if isinstance(weighting, EnergyBased) and weighting.energy_based.energy == "convex_hull":
+            checks.require_convex_hull(entries, elements)
         return Outcome(
             intake=intake,
             elements=elements,
@@ -197,19 +197,45 @@ class DatasetBuilder:
             else None,
         )
 
+    def _split(self, entries: Entries) -> Split:
+        inherited = self.parent.inheritance(self.dataset.group_by) if self.parent else None
+        if self.dataset.split_key is not None:
+            return split_by_key(entries, key=self.dataset.split_key, inherited=inherited)
+        return split_rows(
+            entries,
+            fraction=self.training.test_fraction,
+            seed=self.dataset.seed,
+            inherited=inherited,
+        )
+
     def _references(
         self, intake: Intake, split: Split, elements: Sequence[str]
     ) -> ReferenceEnergies:
         setting = self.dataset.reference_energies
+        parent = self.parent.record if self.parent else None
         if setting != "auto":
-            return configured_references(setting, elements)
-        return automatic_references(
+            references = configured_references(setting, elements)
+            if parent and self.training.start_from != "none":
+                require_references_of_parent(references, parent.reference_energies)
+            return references
+        sources = parent.reference_energy_sources if parent else {}
+        undetermined = [e for e, source in sources.items() if source == "undetermined"]
+        training = by_composition(intake.entries, split.on("train"))
+        references = automatic_references(
             elements,
-            inherited=self.parent.record.reference_energies if self.parent else {},
-            isolated=intake.references,
-            training=by_composition(intake.entries, split.on("train")),
+            inherited=parent.reference_energies if parent else {},
+            undetermined=undetermined,
+            isolated=intake.neutral_references,
+            training=training,
             tolerance=self.dataset.duplicate_tolerance,
         )
+        if undetermined:
+            known = {e: v for e, v in references.energies.items() if e not in undetermined}
+            fitted, determined = fit_references(undetermined, known, training)
+            checks.require_determined_references(
+                intake.entries, references, fitted if determined else {}
+            )
+        return references
 
     def _write(self, files: DatasetFiles, spool: Spool, outcome: Outcome) -> DatasetRecord:
         split = outcome.split

@@ -5,19 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from ase.data import chemical_symbols
 
-from mlip_job.errors import DataError
+from mlip_job.dataset.row import name_rows
+from mlip_job.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from mlip_job.dataset.entry import Entries
     from mlip_job.dataset.intake import Intake
+    from mlip_job.dataset.reference_energies import ReferenceEnergies
     from mlip_job.dataset.row import FloatArray
     from mlip_job.dataset.split import Split
 
-_SHOWN = 10
-"""Row ids in a message."""
+_SUSPICIOUS = 10.0
+"""eV/atom. Energies less right reference energies are cohesive energies, which are smaller."""
 
 _ENERGY_RANGE = (-20.0, 250.0)
 """eV/atom. Outside of it pacemaker refits the reference energies by itself, after a warning
@@ -28,7 +31,8 @@ def require_few_rejections(intake: Intake, max_fraction: float) -> None:
     """Raise `DataError` if more than `max_fraction` of the rows are rejected, or all are."""
     candidates = intake.selected - len(intake.references)
     reasons = "; ".join(
-        f"{reason}: {len(rows)} ({_rows(rows)})" for reason, rows in sorted(intake.rejected.items())
+        f"{reason}: {len(rows)} ({name_rows(rows)})"
+        for reason, rows in sorted(intake.rejected.items())
     )
     if intake.rejected_count > max_fraction * candidates:
         raise DataError(
@@ -46,18 +50,18 @@ def require_few_rejections(intake: Intake, max_fraction: float) -> None:
 
 
 def require_consistent_duplicates(entries: Entries, tolerance: float) -> int:
-    """Return how many rows repeat an earlier structure.
+    """Return how many rows repeat an earlier structure, in the same or another way to store it.
 
     Raises
     ------
     DataError
         If identical structures have energies more than `tolerance` eV/atom apart.
     """
-    counts = np.bincount(entries.structures)
-    repeated = np.flatnonzero(counts[entries.structures] > 1)
+    counts = np.bincount(entries.twins)
+    repeated = np.flatnonzero(counts[entries.twins] > 1)
     extremes: dict[int, tuple[int, int]] = {}
     for index in repeated.tolist():
-        structure = int(entries.structures[index])
+        structure = int(entries.twins[index])
         low, high = extremes.get(structure, (index, index))
         if entries.energies[index] < entries.energies[low]:
             low = index
@@ -74,7 +78,8 @@ def _require_equal_energies(entries: Entries, low: int, high: int, tolerance: fl
     if higher - lower > tolerance * sum(count for _, count in composition):
         raise DataError(
             f"rows {entries.row_ids[low]} and {entries.row_ids[high]} hold the same structure "
-            f"with different energies: {lower:.6f} and {higher:.6f} eV",
+            f"with different energies: {lower:.6f} and {higher:.6f} eV; lattice translations and "
+            "the order of atoms make no other structure",
             hint="exclude one of them with database.select "
             f"(dataset.duplicate_tolerance is {tolerance:g} eV/atom)",
         )
@@ -106,13 +111,13 @@ def require_configured_elements(
     for element in found:
         if element not in configured:
             raise DataError(
-                f"the data holds {element} ({_rows(_rows_with(entries, element))}), "
+                f"the data holds {element} ({name_rows(_rows_with(entries, element))}), "
                 "which training.elements lacks",
                 hint="add it, set elements: auto, or exclude the rows with database.select",
             )
     absent = [element for element in configured if element not in found]
     if absent:
-        examples = "; ".join(f"{e}: {_rows(_rows_with(entries, e)[:3])}" for e in found)
+        examples = "; ".join(f"{e}: {name_rows(_rows_with(entries, e)[:3])}" for e in found)
         raise DataError(
             f"training.elements names {', '.join(absent)}, which no structure to train on holds "
             f"(the data has {examples})",
@@ -121,15 +126,59 @@ def require_configured_elements(
     return found
 
 
+def note_extreme_energies(entries: Entries, corrected: FloatArray) -> str | None:
+    """Return a note where energies less the reference energies are far from cohesive energies."""
+    values = corrected / entries.atoms
+    rows = entries.row_ids[np.abs(values) > _SUSPICIOUS].tolist()
+    if not rows:
+        return None
+    return (
+        f"energies less the reference energies are beyond ±{_SUSPICIOUS:g} eV/atom "
+        f"({name_rows(rows)}): strongly compressed structures, or wrong reference energies"
+    )
+
+
 def require_elements_in_training(entries: Entries, split: Split, elements: Iterable[str]) -> None:
     """Raise `DataError` if an element is only in test rows: there is nothing to learn it from."""
     trained = entries.elements(split.on("train"))
     for element in elements:
         if element not in trained:
+            rows = name_rows(_rows_with(entries, element))
             raise DataError(
-                f"{element} occurs only in the test side ({_rows(_rows_with(entries, element))})",
-                hint=f"provide more structures with {element}, or try another dataset.seed",
+                f"{element} occurs only in the test side ({rows})",
+                hint=f"provide more structures with {element}, or try another dataset.seed "
+                "(with dataset.split_key: put some of them on the train side)",
             )
+
+
+def require_determined_references(
+    entries: Entries, references: ReferenceEnergies, fitted: Mapping[str, float]
+) -> None:
+    """Raise `DataError` if inherited reference energies that were undetermined are wrong now.
+
+    Parameters
+    ----------
+    entries, references
+        The rows and the energies per element.
+    fitted
+        What least squares over the rows give for the undetermined elements, eV; empty where the
+        rows can't tell them apart either.
+    """
+    undetermined = [e for e, source in references.sources.items() if source == "undetermined"]
+    if not (undetermined and fitted):
+        return
+    values = references.corrected(entries) / entries.atoms
+    wrong = entries.row_ids[np.abs(values - np.median(values)) > _SUSPICIOUS].tolist()
+    if wrong or abs(float(np.median(values))) > _SUSPICIOUS:
+        given = ", ".join(f"{e}: {fitted[e]:.4f}" for e in undetermined)
+        raise DataError(
+            f"the reference energies of {', '.join(undetermined)} come from a generation whose "
+            "compositions could not tell them apart, and these data contradict them: energies "
+            f"less the reference energies reach from {values.min():.3f} to {values.max():.3f} "
+            f"eV/atom ({name_rows(wrong or entries.row_ids.tolist())})",
+            hint=f"set dataset.reference_energies: {{{given}}} (a fit to these rows) and "
+            "training.start_from: none, or add isolated atoms to a new family",
+        )
 
 
 def require_fitting_energies(
@@ -156,7 +205,7 @@ def require_fitting_energies(
     if extreme:
         raise DataError(
             f"energies less the reference energies reach from {smallest:.3f} to "
-            f"{largest:.3f} eV/atom; pacemaker takes {low:g} to {high:g} ({_rows(extreme)})",
+            f"{largest:.3f} eV/atom; pacemaker takes {low:g} to {high:g} ({name_rows(extreme)})",
             hint="check the energies of these rows, and that isolated atoms and the parent "
             "generation were computed with the same settings"
             if automatic
@@ -170,7 +219,24 @@ def _rows_with(entries: Entries, element: str) -> list[int]:
     return rows
 
 
-def _rows(rows: Sequence[int]) -> str:
-    shown = ", ".join(str(row) for row in rows[:_SHOWN])
-    more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
-    return f"row{'s' if len(rows) > 1 else ''} {shown}{more}"
+def require_convex_hull(entries: Entries, elements: Sequence[str]) -> None:
+    """Raise `ConfigError` if the compositions span no convex hull, as pacemaker needs one.
+
+    Compositions on one line or plane, as those of a pseudo-binary oxide, make a flat simplex, on
+    which its hull (``pyace.process_df.compute_convexhull_dist``) fails. A single composition needs
+    none.
+    """
+    compositions = entries.count_by_composition()
+    numbers = [chemical_symbols.index(element) for element in elements]
+    counts = np.array([[dict(c).get(z, 0) for z in numbers] for c in compositions], np.float64)
+    fractions = np.unique(counts / counts.sum(axis=1, keepdims=True), axis=0)
+    if len(fractions) == 1:
+        return
+    dimensions = np.linalg.matrix_rank(fractions[1:] - fractions[0], tol=1e-6)
+    if dimensions < len(elements) - 1:
+        raise ConfigError(
+            "training.weighting.energy_based: the compositions of the data span no convex hull: "
+            f"the shares of {', '.join(elements)} vary in {dimensions} of {len(elements) - 1} "
+            "directions",
+            hint="set training.weighting.energy_based.energy: cohesive",
+        )

@@ -17,7 +17,9 @@ from urllib.parse import unquote, urlsplit
 
 import ase.db
 
+from mlip_job.environment import require_one_line
 from mlip_job.errors import ConfigError, DatabaseError
+from mlip_job.secret_texts import redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,18 +60,15 @@ class OpenedDatabase:
         Base class of all errors of the driver below it.
     description
         The URL without secrets.
-    secrets
-        Texts that must not appear in any message.
     """
 
     database: Any = field(repr=False)
     driver_error: type[Exception]
     description: str
-    secrets: tuple[str, ...] = field(default=(), repr=False)
 
     def failure(self, error: Exception, action: str = "read") -> DatabaseError:
         """Return the error to raise where the driver raised `error`."""
-        return _failure(self.description, error, self.secrets, action)
+        return _failure(self.description, error, action)
 
 
 def open_database(config: DatabaseConfig) -> OpenedDatabase:
@@ -100,6 +99,7 @@ def open_database(config: DatabaseConfig) -> OpenedDatabase:
             hint="name an SQLite file, postgresql://user@host:port/name "
             "or mysql://user@host:port/name",
         )
+    require_one_line(PASSWORD_VARIABLE, "PGPASSWORD", "MYSQL_PWD")
     return openers[scheme](config.url)
 
 
@@ -115,18 +115,53 @@ def describe_url(url: str) -> str:
 def _open_sqlite(url: str) -> OpenedDatabase:
     path = Path(url).expanduser()
     _require_readable_file(path)
+    uri = sqlite_uri(path)
     try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+        with closing(sqlite3.connect(uri, uri=True)) as connection:
             tables = connection.execute(
                 "SELECT count(*) FROM sqlite_master WHERE type = 'table'"
                 " AND name IN ('systems', 'information')"
             )
             _require_ase_tables(tables.fetchone()[0], str(path))
     except sqlite3.Error as error:
-        raise _failure(str(path), error) from None
+        if not _in_wal_mode(path) or _is_transient(error):
+            raise _failure(str(path), error) from None
+        raise DatabaseError(
+            f"database {path} can't be read: it is in WAL mode, and SQLite can't make the files "
+            "that this needs in its directory",
+            hint="make the directory writable, or where it is: sqlite3 FILE "
+            "'PRAGMA journal_mode=DELETE'",
+        ) from None
     # create_indices and the lock file are for writers.
     database = ase.db.connect(str(path), type="db", create_indices=False, use_lock_file=False)
+    if uri.endswith(_IMMUTABLE):
+        database._connect = lambda: sqlite3.connect(uri, uri=True)  # noqa: SLF001 - ASE takes no URI
     return OpenedDatabase(database, sqlite3.Error, str(path))
+
+
+_IMMUTABLE = "&immutable=1"
+_WAL_BYTES = b"\x02\x02"
+"""File format write and read version of a database in WAL mode (SQLite's file format, 1.3.3)."""
+
+
+def sqlite_uri(path: Path) -> str:
+    """Return the URI that opens an SQLite file for reading.
+
+    A database in WAL mode needs two files beside it, also to be read. Where its directory can't be
+    written and nobody has it open (no ``-wal`` file), it can't change and is read without them.
+    """
+    path = path.resolve()
+    idle = not path.with_name(f"{path.name}-wal").exists()
+    fixed = idle and not os.access(path.parent, os.W_OK) and _in_wal_mode(path)
+    return f"{path.as_uri()}?mode=ro{_IMMUTABLE if fixed else ''}"
+
+
+def _in_wal_mode(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(20)[18:] == _WAL_BYTES
+    except OSError:
+        return False
 
 
 def _require_readable_file(path: Path) -> None:
@@ -159,18 +194,17 @@ def _open_postgresql(url: str) -> OpenedDatabase:
             "database.url is not a valid PostgreSQL URL",
             hint="postgresql://user@host:port/name; write special characters as %XX",
         ) from None
-    password = os.environ.get(PASSWORD_VARIABLE) or given.get("password")
+    password = os.environ.get(PASSWORD_VARIABLE)
     options = {"connect_timeout": CONNECT_TIMEOUT, "application_name": "mlip-job", **given}
     dsn = extensions.make_dsn(**options | ({"password": password} if password else {}))
-    secrets = _secrets(password, os.environ.get("PGPASSWORD"), given.get("sslpassword"))
     try:
         with closing(psycopg2.connect(dsn)) as connection:
             tables = _count_tables(connection, "ANY (current_schemas(false))")
     except psycopg2.Error as error:
-        raise _failure(description, error, secrets) from None
+        raise _failure(description, error) from None
     _require_ase_tables(tables, description)
     database = _connect_with_backend(dsn, "postgresql")
-    return OpenedDatabase(database, psycopg2.Error, description, secrets)
+    return OpenedDatabase(database, psycopg2.Error, description)
 
 
 def _open_mysql(url: str) -> OpenedDatabase:
@@ -191,7 +225,6 @@ def _open_mysql(url: str) -> OpenedDatabase:
             "database.url is not a valid MySQL URL", hint="mysql://user@host:port/name"
         )
     password = os.environ.get(PASSWORD_VARIABLE) or os.environ.get("MYSQL_PWD") or ""
-    secrets = _secrets(password)
     try:
         with closing(
             pymysql.connect(
@@ -201,12 +234,12 @@ def _open_mysql(url: str) -> OpenedDatabase:
         ) as connection:  # fmt: skip
             tables = _count_tables(connection, "database()")
     except (pymysql.Error, RuntimeError) as error:  # RuntimeError: an authentication plugin
-        raise _failure(description, error, secrets) from None
+        raise _failure(description, error) from None
     _require_ase_tables(tables, description)
     # The back end cuts its URL at every ':', '@' and '/', so the password goes around it.
     database = _connect_with_backend(f"mysql://{user}:@{host}:{port}/{name}", "mysql")
     database.passwd = password
-    return OpenedDatabase(database, pymysql.Error, description, secrets)
+    return OpenedDatabase(database, pymysql.Error, description)
 
 
 def _connect_with_backend(name: str, kind: str) -> Any:
@@ -241,16 +274,9 @@ def _driver_missing(database: str, extra: str, error: ImportError) -> DatabaseEr
     )
 
 
-def _secrets(*candidates: str | None) -> tuple[str, ...]:
-    return tuple(text for text in candidates if text)
-
-
-def _failure(
-    description: str, error: Exception, secrets: tuple[str, ...] = (), action: str = "read"
-) -> DatabaseError:
-    text = " ".join(str(error).split())
-    for secret in secrets:
-        text = text.replace(secret, "***")
+def _failure(description: str, error: Exception, action: str = "read") -> DatabaseError:
+    known = (os.environ.get(name) for name in (PASSWORD_VARIABLE, "PGPASSWORD", "MYSQL_PWD"))
+    text = redact(" ".join(str(error).split()), *known)
     hint = None
     if any(word in text.lower() for word in ("password", "access denied", "authentication")):
         hint = f"the password is taken from {PASSWORD_VARIABLE}"

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from ase.data import chemical_symbols
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Sequence
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from mlip_job.dataset.structures import IndexArray, Structures
 
     FingerprintArray = np.ndarray[Any, np.dtype[np.void]]
+
+CRYSTAL = np.dtype("V16")
+"""What `fingerprint.crystals` gives."""
 
 FINGERPRINT = np.dtype("V32")
 """A sha256; arrays of them sort as their hex digits do."""
@@ -45,6 +50,11 @@ class Entry:
         eV, the energy to train on.
     config_type
         Type of the structure, or None.
+    side
+        Value of the key that decides its side of the split, or None.
+    crystal
+        Equal for all ways to store one structure (`fingerprint.crystals`), 32 hex digits; by
+        default that of no other fingerprint.
     """
 
     row_id: int
@@ -53,6 +63,8 @@ class Entry:
     composition: Composition = ()
     energy: float = 0.0
     config_type: str | None = None
+    side: str | None = None
+    crystal: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,16 +75,17 @@ class Entries:
     ----------
     row_ids, energies
         See `Entry`.
-    fingerprints
+    fingerprints, crystals
         As bytes.
-    groups, compositions, config_types
+    groups, compositions, config_types, sides
         What there is of each.
-    group_codes, composition_codes, config_type_codes
+    group_codes, composition_codes, config_type_codes, side_codes
         Which of these an entry has; -1 for none.
     """
 
     row_ids: IndexArray
     fingerprints: FingerprintArray
+    crystals: FingerprintArray
     energies: FloatArray
     groups: tuple[str, ...]
     group_codes: IntArray
@@ -80,6 +93,8 @@ class Entries:
     composition_codes: IntArray
     config_types: tuple[str, ...]
     config_type_codes: IntArray
+    sides: tuple[str, ...]
+    side_codes: IntArray
 
     def __len__(self) -> int:
         """Return the number of entries."""
@@ -93,10 +108,12 @@ class Entries:
             collector.add(
                 row_ids=[entry.row_id],
                 fingerprints=bytes.fromhex(entry.fingerprint),
+                crystals=bytes.fromhex(entry.crystal or entry.fingerprint[: 2 * CRYSTAL.itemsize]),
                 energies=[entry.energy],
                 groups=[entry.group],
                 compositions=[entry.composition],
                 config_types=[entry.config_type],
+                sides=[entry.side],
             )
         return collector.entries()
 
@@ -109,14 +126,21 @@ class Entries:
     @cached_property
     def structures(self) -> IndexArray:
         """Number of the structure of each; the numbers have the order of the fingerprints."""
-        order = np.argsort(self.fingerprints, kind="stable")
-        differs = np.zeros(len(self), dtype=np.bool_)
-        for first in range(1, len(self), _COMPARED_AT_ONCE):  # so that few are copied
-            prints = self.fingerprints[order[first - 1 : first + _COMPARED_AT_ONCE]]
-            differs[first : first + _COMPARED_AT_ONCE] = prints[1:] != prints[:-1]
-        numbers = np.empty(len(self), dtype=np.int64)
-        numbers[order] = np.cumsum(differs)
-        return numbers
+        return _numbered(self.fingerprints)
+
+    @cached_property
+    def twins(self) -> IndexArray:
+        """Number of the crystal of each: one for all ways to store one structure.
+
+        Equal fingerprints are one crystal also where rounding made them two.
+        """
+        structures, crystals = self.structures, _numbered(self.crystals)
+        first = int(structures.max(initial=-1)) + 1
+        nodes = first + int(crystals.max(initial=-1)) + 1
+        ties = (np.ones(len(self), dtype=np.bool_), (structures, first + crystals))
+        _, numbers = connected_components(coo_array(ties, shape=(nodes, nodes)), directed=False)
+        twins: IndexArray = numbers[structures].astype(np.int64)
+        return twins
 
     def holding(self, element: str) -> BoolArray:
         """Tell which entries hold an element."""
@@ -134,6 +158,18 @@ class Entries:
         """Return the elements of the chosen entries, sorted."""
         found = {z for composition in self.count_by_composition(chosen) for z, _ in composition}
         return tuple(sorted(chemical_symbols[z] for z in found))
+
+
+def _numbered(prints: FingerprintArray) -> IndexArray:
+    """Return a number for each; equal ones share it, and the numbers have their order."""
+    order = np.argsort(prints, kind="stable")
+    differs = np.zeros(len(prints), dtype=np.bool_)
+    for first in range(1, len(prints), _COMPARED_AT_ONCE):  # so that few are copied
+        near = prints[order[first - 1 : first + _COMPARED_AT_ONCE]]
+        differs[first : first + _COMPARED_AT_ONCE] = near[1:] != near[:-1]
+    numbers = np.empty(len(prints), dtype=np.int64)
+    numbers[order] = np.cumsum(differs)
+    return numbers
 
 
 class _Codes:
@@ -167,37 +203,45 @@ class EntryCollector:
         self._count = 0
         self._row_ids = np.empty(most, dtype=np.int64)
         self._fingerprints = np.empty(most, dtype=FINGERPRINT)
+        self._crystals = np.empty(most, dtype=CRYSTAL)
         self._energies = np.empty(most, dtype=np.float64)
-        self._groups, self._compositions, self._config_types = (_Codes(most) for _ in range(3))
+        self._groups, self._compositions = _Codes(most), _Codes(most)
+        self._config_types, self._sides = _Codes(most), _Codes(most)
 
     def add(
         self,
         *,
         row_ids: Sequence[int] | IndexArray,
         fingerprints: bytes,
+        crystals: bytes,
         energies: Sequence[float] | FloatArray,
         groups: Sequence[str | None],
         compositions: Sequence[Composition],
         config_types: Sequence[str | None],
+        sides: Sequence[str | None],
     ) -> None:
-        """Add a page of them; `fingerprints` follow each other."""
+        """Add a page of them; `fingerprints` follow each other, as `crystals` do."""
         place = slice(self._count, self._count + len(row_ids))
         self._count = place.stop
         self._row_ids[place] = row_ids
         self._fingerprints[place] = np.frombuffer(fingerprints, FINGERPRINT)
+        self._crystals[place] = np.frombuffer(crystals, CRYSTAL)
         self._energies[place] = energies
         self._groups.put(place, groups)
         self._compositions.put(place, compositions)
         self._config_types.put(place, config_types)
+        self._sides.put(place, sides)
 
     def entries(self) -> Entries:
         """Return what was collected."""
         groups, group_codes = self._groups.columns(self._count)
         compositions, composition_codes = self._compositions.columns(self._count)
         config_types, config_type_codes = self._config_types.columns(self._count)
+        sides, side_codes = self._sides.columns(self._count)
         return Entries(
             row_ids=self._row_ids[: self._count],
             fingerprints=self._fingerprints[: self._count],
+            crystals=self._crystals[: self._count],
             energies=self._energies[: self._count],
             groups=groups,
             group_codes=group_codes,
@@ -205,6 +249,8 @@ class EntryCollector:
             composition_codes=composition_codes,
             config_types=config_types,
             config_type_codes=config_type_codes,
+            sides=sides,
+            side_codes=side_codes,
         )
 
 

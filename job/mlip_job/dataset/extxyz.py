@@ -82,6 +82,13 @@ def write_structure(
     file.write(b"".join(texts).decode())
 
 
+@lru_cache(_REMEMBERED)
+def label(text: str | None) -> str | None:
+    """Return what a file gives back of a group or a config type; None where it leaves it out."""
+    written = _as_ase_writes_it(text or "")
+    return written.replace("\\\\", "\\") if _comes_back("label", written) else None
+
+
 def _headers(
     structures: Structures,
     energies: FloatArray,

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mlip_job.dataset.row import FloatArray
-    from mlip_job.dataset.split import Side
     from mlip_job.dataset.structures import Structures
     from mlip_job.dataset.weights import GroupWeighting
     from mlip_job.naming import DatasetFiles
@@ -50,16 +49,16 @@ class _Call:
         return self.function, self.arguments
 
 
-@dataclass
+@dataclass(eq=False)
 class FrameWriter:
-    """Collects the structures of one side and writes a file for every `shard_size` of them.
+    """Collects structures and writes a file for every `shard_size` of them.
 
     Attributes
     ----------
     files
         Where the files go and what they are called.
-    side
-        ``train`` or ``test``.
+    name
+        ``train`` or ``test``, or another that the names of the files begin with.
     shard_size
         Structures per file, and so the largest number held in memory.
     weighting
@@ -69,7 +68,7 @@ class FrameWriter:
     """
 
     files: DatasetFiles
-    side: Side
+    name: str
     shard_size: int
     weighting: GroupWeighting | None = None
     written: list[OutputFile] = field(default_factory=list)
@@ -104,7 +103,7 @@ class FrameWriter:
         """Write what has been collected since the last file; call it once at the end."""
         if not self._parts:
             return
-        path = self.files.frame(self.side, len(self.written))
+        path = self.files.frame(self.name, len(self.written))
         with OutputFile(path, compressed=True) as file:
             pickle.dump(_frame(self._parts, self.weighting), file, protocol=_PICKLE_PROTOCOL)
         self.written.append(file)

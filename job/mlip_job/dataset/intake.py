@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-from ase.data import chemical_symbols
 
 from mlip_job.dataset.entry import Entry, EntryCollector
-from mlip_job.dataset.fingerprint import fingerprint, fingerprints
+from mlip_job.dataset.fingerprint import crystals, fingerprint, fingerprints
 from mlip_job.dataset.fitness import (
     choose_energies,
     count_force_components,
@@ -20,6 +19,7 @@ from mlip_job.dataset.fitness import (
     largest_force,
 )
 from mlip_job.dataset.proximity import ProximityFinder
+from mlip_job.dataset.reference_energies import compositions
 from mlip_job.dataset.row import StructureRow, UnreadableRow
 from mlip_job.dataset.validation import Rejection, RowRules, examine
 from mlip_job.errors import DataError
@@ -30,15 +30,12 @@ if TYPE_CHECKING:
     from mlip_job.config.models import DatasetConfig
     from mlip_job.dataset.entry import Entries, Spool
     from mlip_job.dataset.pages import Page, PagedDatabase, Selected
-    from mlip_job.dataset.reference_energies import Composition
     from mlip_job.dataset.row import BoolArray
     from mlip_job.dataset.structures import Structures
     from mlip_job.dataset.validation import Finding
 
 _REPORT_EVERY = 10000
 """Rows between two lines of progress."""
-
-_REMEMBERED = 4096
 
 
 @dataclass(frozen=True)
@@ -53,6 +50,10 @@ class Intake:
         One per accepted row, in the order of the ids and of the spool.
     references
         Isolated atoms.
+    ions
+        Row ids of those that are charged: their energy is no reference.
+    lost_stresses
+        Row ids of stresses that could not be read; the rows are accepted without.
     rejected
         Row ids by reason.
     free_energies
@@ -70,12 +71,19 @@ class Intake:
     database: str
     entries: Entries
     references: tuple[Entry, ...]
+    ions: tuple[int, ...]
+    lost_stresses: tuple[int, ...]
     rejected: Mapping[Rejection, Sequence[int]]
     free_energies: int
     force_components: int
     max_force: float
     min_distance: float
     slow_because: str | None
+
+    @property
+    def neutral_references(self) -> tuple[Entry, ...]:
+        """The isolated atoms that give reference energies."""
+        return tuple(entry for entry in self.references if entry.row_id not in self.ions)
 
     @property
     def rejected_count(self) -> int:
@@ -140,6 +148,7 @@ class _Taking:
         self._entries = EntryCollector(most)
         self._references: list[Entry] = []
         self._rejected: defaultdict[Rejection, list[int]] = defaultdict(list)
+        self._lost_stresses: list[int] = []
         self._free_energies = 0
         self._force_components = 0
         self._max_force = 0.0
@@ -151,9 +160,12 @@ class _Taking:
         accepted = self._accept(page)
         for row in page.others:
             if isinstance(row, UnreadableRow):
-                self._rejected[Rejection.UNREADABLE].append(row.id)
+                single = row.single_precision
+                reason = Rejection.SINGLE_PRECISION if single else Rejection.UNREADABLE
+                self._rejected[reason].append(row.id)
             else:
                 self._judge(row, row.key_value_pairs)
+        self._lost_stresses += page.lost_stresses
         structures = page.structures.take(accepted)
         if len(structures):
             pairs = [p for p, taken in zip(page.pairs, accepted, strict=True) if taken]
@@ -201,10 +213,12 @@ class _Taking:
         self._entries.add(
             row_ids=structures.ids,
             fingerprints=fingerprints(structures),
+            crystals=crystals(structures),
             energies=energies,
             groups=[_text(pair, self._dataset.group_by) for pair in pairs],
-            compositions=_compositions(structures),
+            compositions=compositions(structures),
             config_types=[_text(pair, self._dataset.config_type) for pair in pairs],
+            sides=[_text(pair, self._dataset.split_key) for pair in pairs],
         )
         self._free_energies += int(np.count_nonzero(is_free))
         self._force_components += count_force_components(structures)
@@ -212,10 +226,13 @@ class _Taking:
 
     def result(self, source: PagedDatabase) -> Intake:
         """Return what was found in all."""
+        references = tuple(sorted(self._references, key=lambda entry: entry.row_id))
         return Intake(
             database=source.describe(),
             entries=self._entries.entries(),
-            references=tuple(sorted(self._references, key=lambda entry: entry.row_id)),
+            references=references,
+            ions=tuple(id_ for id_ in (r.row_id for r in references) if source.charge(id_)),
+            lost_stresses=tuple(self._lost_stresses),
             rejected={reason: sorted(rows) for reason, rows in self._rejected.items()},
             free_energies=self._free_energies,
             force_components=self._force_components,
@@ -227,28 +244,11 @@ class _Taking:
 
 def _text(pairs: Mapping[str, object], key: str | None) -> str | None:
     value = pairs.get(key) if key is not None else None
+    if isinstance(value, float):  # pandas writes 7 as 7.0, and nothing as NaN
+        if math.isnan(value):
+            return None
+        value = int(value) if value.is_integer() else value
     return None if value is None or value == "" else str(value)
-
-
-def _compositions(structures: Structures) -> list[Composition]:
-    """Return what each structure is made of."""
-    kinds = len(chemical_symbols)
-    owners = np.repeat(np.arange(len(structures)), structures.counts)
-    table = np.bincount(owners * kinds + structures.numbers, minlength=len(structures) * kinds)
-    table = table.reshape(len(structures), kinds)
-    present = np.flatnonzero(table.any(axis=0))
-    numbers = tuple(present.tolist())
-    counts = np.ascontiguousarray(table[:, present])
-    data, size = counts.tobytes(), counts.itemsize * len(numbers)
-    return [
-        _composition(numbers, data[first : first + size]) for first in range(0, len(data), size)
-    ]
-
-
-@lru_cache(_REMEMBERED)
-def _composition(numbers: tuple[int, ...], counts: bytes) -> Composition:
-    pairs = zip(numbers, np.frombuffer(counts, np.int64).tolist(), strict=True)
-    return tuple((number, count) for number, count in pairs if count)
 
 
 def _nothing_selected(source: PagedDatabase, select: str) -> DataError:

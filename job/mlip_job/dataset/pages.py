@@ -49,11 +49,14 @@ class Page:
         The key_value_pairs of each.
     others
         The rows that are not complete.
+    lost_stresses
+        Ids of rows whose stress could not be read and is left out.
     """
 
     structures: Structures
     pairs: Sequence[Mapping[str, Any]]
     others: Sequence[StructureRow | UnreadableRow]
+    lost_stresses: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,11 @@ class PagedDatabase:
     def describe(self) -> str:
         """Return the database's URL without secrets."""
         return self._source.describe()
+
+    def charge(self, id_: int) -> float:
+        """Return the charge of a row, in elementary charges."""
+        row = self._source.row(id_)
+        return row.charge if isinstance(row, StructureRow) else 0.0
 
     def count_by_status(self) -> dict[str, int]:
         """See `StructureDatabase.count_by_status`."""
@@ -254,5 +262,8 @@ def _merged(
     complete += [(structures.row(index), pair) for index, pair in enumerate(pairs)]
     complete.sort(key=lambda item: item[0].id)
     return Page(
-        Structures.of_rows([row for row, _ in complete]), [pair for _, pair in complete], others
+        Structures.of_rows([row for row, _ in complete]),
+        [pair for _, pair in complete],
+        others,
+        [row.id for row, _ in complete if row.lost_stress],
     )

@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlip_job.config.training import GroupWeights
-from mlip_job.errors import IntegrityError
+from mlip_job.store.keys import Sha256, StoredName, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-ReferenceSource = Literal["isolated_atom", "least_squares", "inherited", "configured"]
+ReferenceSource = Literal[
+    "isolated_atom", "least_squares", "undetermined", "inherited", "configured"
+]
+"""Where a reference energy comes from; undetermined are least squares over compositions that can't
+tell elements apart, also where they were inherited."""
 
 FORMAT_VERSION = 2
 """Part of every dataset's identity; raise it when the same rows shall give another dataset."""
@@ -59,7 +63,7 @@ class Ranges(_Part):
 
 
 class SplitRecord(_Part):
-    """How the sides were chosen."""
+    """How the sides were chosen: by `key`, or else by `seed`, `test_fraction` and `group_by`."""
 
     seed: int
     test_fraction: float
@@ -67,6 +71,7 @@ class SplitRecord(_Part):
     inherited_train: int
     inherited_test: int
     group_by: str | None
+    key: str | None = None
 
 
 class RejectedRows(_Part):
@@ -86,8 +91,8 @@ class EnergyOrigin(_Part):
 class SideNames(_Part):
     """Names of the data frame files of each side, in order."""
 
-    train: tuple[str, ...]
-    test: tuple[str, ...]
+    train: tuple[StoredName, ...]
+    test: tuple[StoredName, ...]
 
 
 class ConfigTypes(_Part):
@@ -100,7 +105,7 @@ class ConfigTypes(_Part):
 class FileRecord(_Part):
     """Hash and size (bytes) of a file."""
 
-    sha256: str
+    sha256: Sha256
     size: int
 
 
@@ -147,7 +152,7 @@ class DatasetRecord(_Part):
     """
 
     schema_version: Literal[1] = 1
-    id: str
+    id: StoredName
     created: str
     database: str
     selection: str
@@ -167,7 +172,7 @@ class DatasetRecord(_Part):
     weights: dict[str, GroupWeights] | None
     notes: tuple[str, ...]
     frames: SideNames
-    files: dict[str, FileRecord]
+    files: dict[StoredName, FileRecord]
     versions: Versions
 
     def to_json(self) -> str:
@@ -175,8 +180,8 @@ class DatasetRecord(_Part):
         return self.model_dump_json(indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> Self:
-        """Read ``dataset.json``.
+    def from_json(cls, text: str | bytes, *, key: str) -> Self:
+        """Read ``dataset.json``, which is stored as `key`.
 
         Raises
         ------
@@ -186,11 +191,7 @@ class DatasetRecord(_Part):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise IntegrityError(
-                f"a dataset's record can't be read: {where}: {first['msg']}"
-            ) from None
+            raise unreadable(f"{key} is no record of a dataset", error) from None
 
 
 def dataset_id(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -17,13 +18,19 @@ if TYPE_CHECKING:
     from mlip_job.dataset.entry import Entries, Entry
     from mlip_job.dataset.record import ReferenceSource
     from mlip_job.dataset.row import BoolArray, FloatArray
+    from mlip_job.dataset.structures import Structures
 
 Composition = tuple[tuple[int, int], ...]
 """Pairs of atomic number and count, sorted: ``((28, 1), (29, 3))`` is Cu3Ni."""
 
+_SAME_REFERENCE = 1e-6
+"""eV. Configured energies may be rounded."""
+
 _DECIMALS = 8
 """Fitted energies are rounded to 1e-8 eV: the last bits differ between linear algebra libraries,
 and the dataset's identity must not."""
+
+_REMEMBERED = 4096
 
 
 class Energies(NamedTuple):
@@ -31,6 +38,27 @@ class Energies(NamedTuple):
 
     rows: int
     total: float
+
+
+def compositions(structures: Structures) -> list[Composition]:
+    """Return what each structure is made of."""
+    kinds = len(chemical_symbols)
+    owners = np.repeat(np.arange(len(structures)), structures.counts)
+    table = np.bincount(owners * kinds + structures.numbers, minlength=len(structures) * kinds)
+    table = table.reshape(len(structures), kinds)
+    present = np.flatnonzero(table.any(axis=0))
+    numbers = tuple(present.tolist())
+    counts = np.ascontiguousarray(table[:, present])
+    data, size = counts.tobytes(), counts.itemsize * len(numbers)
+    return [
+        _composition(numbers, data[first : first + size]) for first in range(0, len(data), size)
+    ]
+
+
+@lru_cache(_REMEMBERED)
+def _composition(numbers: tuple[int, ...], counts: bytes) -> Composition:
+    pairs = zip(numbers, np.frombuffer(counts, np.int64).tolist(), strict=True)
+    return tuple((number, count) for number, count in pairs if count)
 
 
 def by_composition(entries: Entries, chosen: BoolArray) -> dict[Composition, Energies]:
@@ -55,11 +83,12 @@ class ReferenceEnergies:
 
     def corrected(self, entries: Entries) -> FloatArray:
         """Return the energies (eV) that pacemaker fits, less the reference energies."""
-        references = [
-            sum(count * self.energies[chemical_symbols[number]] for number, count in composition)
-            for composition in entries.compositions
-        ]
-        return entries.energies - np.array(references, dtype=np.float64)[entries.composition_codes]
+        references = np.array([self.of(c) for c in entries.compositions], dtype=np.float64)
+        return entries.energies - references[entries.composition_codes]
+
+    def of(self, composition: Composition) -> float:
+        """Return the sum of the reference energies (eV) of so many atoms."""
+        return sum(count * self.energies[chemical_symbols[number]] for number, count in composition)
 
 
 def configured_references(
@@ -89,6 +118,7 @@ def automatic_references(
     elements: Sequence[str],
     *,
     inherited: Mapping[str, float],
+    undetermined: Iterable[str] = (),
     isolated: Iterable[Entry],
     training: Mapping[Composition, Energies],
     tolerance: float,
@@ -102,6 +132,8 @@ def automatic_references(
     inherited
         The parent's energies, eV. They are kept even for elements that left the data, so that a
         later generation finds them again.
+    undetermined
+        Elements whose inherited energies no composition of the parent's data could tell apart.
     isolated
         Single atoms with their energies.
     training
@@ -118,17 +150,66 @@ def automatic_references(
     """
     energies = dict(inherited)
     sources: dict[str, ReferenceSource] = dict.fromkeys(inherited, "inherited")
-    for element, energy in _mean_of_isolated(isolated, set(elements) - set(energies), tolerance):
-        energies[element], sources[element] = energy, "isolated_atom"
+    sources |= dict.fromkeys(undetermined, "undetermined")
+    notes = []
+    for element, energy in _mean_of_isolated(isolated, set(elements), tolerance):
+        if element not in inherited:
+            energies[element], sources[element] = energy, "isolated_atom"
+        elif abs(energy - inherited[element]) > tolerance:
+            notes.append(
+                f"isolated {element} atoms have {energy:.4f} eV, but the reference energy of the "
+                f"generation before, {inherited[element]:.4f} eV, is kept; to take theirs, set "
+                f"dataset.reference_energies: {{{element}: {energy:.4f}, …}} and "
+                "training.start_from: none"
+            )
     unknown = [element for element in elements if element not in energies]
-    notes: tuple[str, ...] = ()
     if unknown:
-        fitted, notes = _fit(unknown, energies, training)
+        fitted, determined = fit_references(unknown, energies, training)
         energies |= fitted
-        sources |= dict.fromkeys(unknown, "least_squares")
+        sources |= dict.fromkeys(unknown, "least_squares" if determined else "undetermined")
+        notes.append(_consequence(unknown, elements, determined=determined))
     return ReferenceEnergies(
         dict(sorted(energies.items())), dict(sorted(sources.items())), tuple(notes)
     )
+
+
+def _consequence(unknown: Sequence[str], elements: Sequence[str], *, determined: bool) -> str:
+    """Say what it means that the energies of some elements are fitted."""
+    named = ", ".join(unknown)
+    if not determined:
+        return (
+            f"the compositions can't tell the reference energies of {named} apart: the smallest "
+            "ones that fit were taken; isolated atoms would settle them"
+        )
+    if len(unknown) < len(elements):
+        return (
+            f"reference energies of {named} by least squares, the others from isolated atoms: "
+            "energies of compounds mix both; isolated atoms of every element would not"
+        )
+    return (
+        f"reference energies of {named} by least squares: energies are relative to the mean of "
+        "the training structures, not to isolated atoms"
+    )
+
+
+def require_references_of_parent(
+    references: ReferenceEnergies, parent: Mapping[str, float]
+) -> None:
+    """Require that configured energies are those of the potential that the fit starts from.
+
+    Raises
+    ------
+    ConfigError
+        If an element has another energy: what the potential learnt would be off by the difference.
+    """
+    for element, energy in references.energies.items():
+        if element in parent and abs(energy - parent[element]) > _SAME_REFERENCE:
+            raise ConfigError(
+                f"dataset.reference_energies gives {energy:.6f} eV for {element}, but the "
+                f"generation that the fit starts from has {parent[element]:.6f} eV",
+                hint="use reference_energies: auto, which keeps the parent's, or set "
+                "training.start_from: none",
+            )
 
 
 def _mean_of_isolated(
@@ -149,10 +230,13 @@ def _mean_of_isolated(
         yield element, round(sum(atom.energy for atom in atoms) / len(atoms), _DECIMALS)
 
 
-def _fit(
+def fit_references(
     unknown: Sequence[str], known: Mapping[str, float], training: Mapping[Composition, Energies]
-) -> tuple[dict[str, float], tuple[str, ...]]:
-    """Solve the least squares over all rows; those of one composition are as good as their mean."""
+) -> tuple[dict[str, float], bool]:
+    """Fit energies (eV) by least squares; return whether the compositions determine them.
+
+    Rows of one composition are as good as their mean.
+    """
     columns = {element: column for column, element in enumerate(unknown)}
     fractions: FloatArray = np.zeros((len(training), len(unknown)))
     energies: FloatArray = np.zeros(len(training))
@@ -170,13 +254,8 @@ def _fit(
         fractions[line] *= weight
         energies[line] *= weight
     solution, _, rank, _ = np.linalg.lstsq(fractions, energies, rcond=1e-8)
-    notes: tuple[str, ...] = ()
-    if rank < len(unknown):
-        notes = (
-            f"the compositions can't tell the reference energies of {', '.join(unknown)} apart: "
-            "the smallest ones that fit were taken; isolated atoms would settle them",
-        )
-    return {
+    fitted = {
         element: round(float(solution[column]), _DECIMALS) + 0.0
         for element, column in columns.items()
-    }, notes
+    }
+    return fitted, bool(rank == len(unknown))

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase import Atoms
 from ase.stress import full_3x3_to_voigt_6_stress
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 IntArray = np.ndarray[Any, np.dtype[np.int32]]
+
+_SHOWN = 10
+"""Row ids in a message."""
+
+
+CHARGE_KEYS = ("total_charge", "net_charge", "charge_state")
+"""Keys that name the charge of a whole structure; ASE reserves ``charge``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +52,11 @@ class StructureRow:
         or what is stored is no stress.
     key_value_pairs
         The row's own keys.
+    charge
+        Elementary charges, as the row says: ASE's initial charges added up, or one of the keys
+        `CHARGE_KEYS`.
+    lost_stress
+        Whether a stress is stored that is none: of another size, in single precision, not finite.
     """
 
     id: int
@@ -55,6 +70,8 @@ class StructureRow:
     forces: FloatArray | None
     stress: FloatArray | None
     key_value_pairs: dict[str, str | int | float | bool]
+    charge: float = 0.0
+    lost_stress: bool = False
 
     def atoms(self) -> Atoms:
         """Return the structure without labels, in a right-handed cell.
@@ -71,9 +88,25 @@ class StructureRow:
 
 @dataclass(frozen=True)
 class UnreadableRow:
-    """A row that ASE can't decode, such as one whose forces are no multiple of three numbers."""
+    """A row that ASE can't decode, such as one whose forces are no multiple of three numbers.
+
+    Attributes
+    ----------
+    id
+        Row id in the database.
+    single_precision
+        Whether its forces are stored as float32, which ASE reads as half as many numbers.
+    """
 
     id: int
+    single_precision: bool = False
+
+
+def name_rows(ids: Sequence[int]) -> str:
+    """Return "row 3", or "rows 3, 4 and 7 more" where there are many."""
+    shown = ", ".join(str(id_) for id_ in ids[:_SHOWN])
+    more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
+    return f"row{'s' if len(ids) > 1 else ''} {shown}{more}"
 
 
 def convert_row(row: Any) -> StructureRow:
@@ -86,6 +119,7 @@ def convert_row(row: Any) -> StructureRow:
     """
     numbers = np.array(row.numbers, dtype=np.int32).reshape(-1)
     forces = row.get("forces")
+    stress = _voigt(row.get("stress"))
     return StructureRow(
         id=int(row.id),
         unique_id=str(row.unique_id),
@@ -96,9 +130,18 @@ def convert_row(row: Any) -> StructureRow:
         energy=_number(row.get("energy")),
         free_energy=_number(row.get("free_energy")),
         forces=None if forces is None else np.array(forces, dtype=np.float64),
-        stress=_voigt(row.get("stress")),
+        stress=stress,
         key_value_pairs={key: row.key_value_pairs[key] for key in sorted(row.key_value_pairs)},
+        charge=_charge(row),
+        lost_stress=stress is None and row.get("stress") is not None,
     )
+
+
+def _charge(row: Any) -> float:
+    given = [row.key_value_pairs.get(key, 0) for key in CHARGE_KEYS]
+    stated = [float(value) for value in given if isinstance(value, int | float) and value]
+    initial = row.get("initial_charges")
+    return stated[0] if stated else 0.0 if initial is None else float(np.sum(initial))
 
 
 def _number(value: Any) -> float | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ase.db.core import parse_selection
@@ -29,6 +31,11 @@ Selection = list[str | tuple[str, str, int]]
 Page = TypeVar("Page")
 
 _KEY = re.compile(r"-?[A-Za-z_][A-Za-z0-9_]*")
+_NEEDED = (
+    "id", "unique_id", "ctime", "mtime", "username", "numbers", "positions", "cell", "pbc",
+    "energy", "free_energy", "forces", "key_value_pairs",
+)  # fmt: skip
+
 SELECTION_ERRORS = (ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError)
 """What ASE raises for a selection that it can't parse, depending on where it notices."""
 
@@ -112,7 +119,25 @@ class StructureDatabase:
             found = self._select([*self._selection, ("id", "=", id_)])
             return convert_row(found[0]) if found else None
         except SELECTION_ERRORS:
-            return UnreadableRow(id_)
+            return self._row_without_broken_columns(id_)
+
+    def _row_without_broken_columns(self, id_: int) -> StructureRow | UnreadableRow:
+        """Read a row of which some column can't be decoded: only the needed ones count."""
+        for columns in ((*_NEEDED, "stress"), _NEEDED):
+            with suppress(*SELECTION_ERRORS):
+                (found,) = self._select([("id", "=", id_)], columns=columns)
+                return replace(convert_row(found), lost_stress="stress" not in columns)
+        return UnreadableRow(id_, single_precision=self._has_single_forces(id_))
+
+    def _has_single_forces(self, id_: int) -> bool:
+        """Tell whether the forces of a row in an SQLite file are stored as float32."""
+        if self.opened.database.type != "db":
+            return False  # servers store numbers in arrays of their own type
+        sizes = self.opened.database.connection.execute(
+            "SELECT length(numbers), length(forces) FROM systems WHERE id = ?", (id_,)
+        ).fetchone()
+        # Three float32 for each int32.
+        return sizes is not None and sizes[0] > 0 and sizes[1] == 3 * sizes[0]
 
     def count_by_status(self) -> dict[str, int]:
         """Count all rows of the database by their key ``status``; "(none)" where it is absent."""

@@ -1,9 +1,11 @@
 """The train/test split: exact, deterministic, stable across generations, group-aware.
 
-Rows that share a group or a fingerprint form a *unit*, and a unit never straddles the split. Where
-the parent's dataset knows a unit, it stays on its side. The others are put in an order that
-depends on nothing but the seed and their own structures, and fill the test side up to the wanted
-count.
+Rows that share a group or hold the same crystal form a *unit*, and a unit never straddles the
+split. Where the parent's dataset knows a unit, it stays on its side. The others are put in an
+order that depends on nothing but the seed and their own structures, and fill the test side up to
+the wanted count.
+
+Where a key_value_pair of the rows decides the sides, they are checked against the same rules.
 """
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from mlip_job.dataset.entry import FINGERPRINT
+from mlip_job.dataset.row import name_rows
 from mlip_job.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from mlip_job.dataset.entry import Entries, FingerprintArray
     from mlip_job.dataset.row import BoolArray, IntArray
@@ -34,6 +37,9 @@ _RANK_BYTES = 8
 """Of a hash that decides an order: more would make no difference, and take more memory."""
 
 _RANKED_AT_ONCE = 10_000
+
+_LISTED = 10
+"""Groups, structures or values of one kind in a message."""
 
 _NOBODY = np.zeros(0, FINGERPRINT)
 
@@ -78,7 +84,7 @@ class Split:
     tested
         Of each entry, whether it is a test row.
     wanted_test
-        round(n · fraction), the count of test rows that was aimed at.
+        The count of test rows that was aimed at: round(n · fraction), or that of a key.
     inherited_train, inherited_test
         Rows whose side came from the parent.
     """
@@ -106,6 +112,23 @@ class Split:
 def split_rows(
     entries: Entries, *, fraction: float, seed: int, inherited: Inheritance | None = None
 ) -> Split:
+    """Put each entry on a side of a dataset, neither of which is empty.
+
+    See `divide`.
+
+    Raises
+    ------
+    DataError
+        If a side stays empty, or what the parent had on both sides now belongs together.
+    """
+    split = divide(entries, fraction=fraction, seed=seed, inherited=inherited)
+    _require_both_sides(split, len(entries), fraction)
+    return split
+
+
+def divide(
+    entries: Entries, *, fraction: float, seed: int, inherited: Inheritance | None = None
+) -> Split:
     """Put each entry on a side.
 
     Parameters
@@ -122,11 +145,12 @@ def split_rows(
     Raises
     ------
     DataError
-        If a side stays empty, or what the parent had on both sides now belongs together.
+        If what the parent had on both sides now belongs together.
     """
-    units = _units(entries.structures, entries.group_codes)
+    inherited = inherited or Inheritance()
+    units = _units(_labels(entries, inherited), entries.group_codes)
     sizes = np.bincount(units)
-    stays_train, stays_test = _settled(entries, units, inherited or Inheritance())
+    stays_train, stays_test = _settled(entries, units, inherited)
     _require_one_side(entries, units, stays_train & stays_test)
     wanted = round(len(entries) * fraction)
     tested = stays_test.copy()
@@ -137,14 +161,69 @@ def split_rows(
         if sizes[unit] <= missing:
             missing -= int(sizes[unit])
             tested[unit] = True
-    split = Split(
+    return Split(
         tested=tested[units],
         wanted_test=wanted,
         inherited_train=int(sizes[stays_train].sum()),
         inherited_test=int(sizes[stays_test].sum()),
     )
-    _require_both_sides(split, len(entries), fraction)
-    return split
+
+
+def split_by_key(entries: Entries, *, key: str, inherited: Inheritance | None = None) -> Split:
+    """Put each entry on the side that its key_value_pair names.
+
+    Parameters
+    ----------
+    entries
+        Their `sides` are the values of the key.
+    key
+        Its name, for messages.
+    inherited
+        Sides that must not change.
+
+    Raises
+    ------
+    DataError
+        If a row has no side, groups or equal structures are on both, a row is on another side than
+        in the parent's dataset, or a side stays empty. One error lists all of it.
+    """
+    trained, tested = _named(entries, "train"), _named(entries, "test")
+    known_train, known_test = _known(entries, inherited or Inheritance())
+    problems = [
+        *_without_side(entries, ~(trained | tested)),
+        *_without_rows(trained, tested),
+        *_groups_on_both_sides(entries, trained, tested),
+        *_structures_on_both_sides(entries, trained, tested),
+        *_other_than_parent(entries, tested & known_train, "test", "train"),
+        *_other_than_parent(entries, trained & known_test, "train", "test"),
+    ]
+    if problems:
+        raise DataError(
+            f"dataset.split_key: the key_value_pair {key!r} gives no split: " + "; ".join(problems),
+            hint="correct the key on these rows (train or test), exclude rows with "
+            "database.select, or set split_key: null; a family whose parent has another split has "
+            "to keep it",
+        )
+    return Split(
+        tested=tested,
+        wanted_test=int(np.count_nonzero(tested)),
+        inherited_train=int(np.count_nonzero(known_train)),
+        inherited_test=int(np.count_nonzero(known_test)),
+    )
+
+
+def _labels(entries: Entries, inherited: Inheritance) -> IndexArray:
+    """Return for each entry the number of its crystal.
+
+    Where the parent, made before twins were known, has them on both sides, they stay apart.
+    """
+    stays_train, stays_test = _settled(entries, entries.twins, inherited)
+    torn = (stays_train & stays_test)[entries.twins]
+    if not torn.any():
+        return entries.twins
+    apart = np.where(torn, len(entries) + entries.structures, entries.twins)
+    labels: IndexArray = np.unique(apart, return_inverse=True)[1]
+    return labels
 
 
 def _units(labels: IndexArray, group_codes: IntArray) -> IndexArray:
@@ -153,7 +232,7 @@ def _units(labels: IndexArray, group_codes: IntArray) -> IndexArray:
     Parameters
     ----------
     labels
-        Numbers of the fingerprints.
+        Numbers of the crystals.
     group_codes
         Numbers of the groups, -1 for none.
     """
@@ -174,11 +253,21 @@ def _settled(
 ) -> tuple[BoolArray, BoolArray]:
     """Return which units the parent has in training, and which in test."""
 
-    def on(side: Side) -> BoolArray:
-        mine = _have_fingerprint(entries, inherited, side) | _have_group(entries, inherited, side)
+    def units_of(known: BoolArray) -> BoolArray:
         settled = np.zeros(int(units.max(initial=-1)) + 1, dtype=np.bool_)
-        settled[units[mine]] = True
+        settled[units[known]] = True
         return settled
+
+    in_train, in_test = _known(entries, inherited)
+    return units_of(in_train), units_of(in_test)
+
+
+def _known(entries: Entries, inherited: Inheritance) -> tuple[BoolArray, BoolArray]:
+    """Return which entries the parent has in training, and which in test."""
+
+    def on(side: Side) -> BoolArray:
+        found = _have_fingerprint(entries, inherited, side)
+        return found | _have_group(entries, inherited, side)
 
     return on("train"), on("test")
 
@@ -249,3 +338,71 @@ def _require_both_sides(split: Split, total: int, fraction: float) -> None:
         else "groups, duplicates or the parent's split allow no other: provide more structures, "
         "or change dataset.group_by or training.test_fraction",
     )
+
+
+def _named(entries: Entries, side: Side) -> BoolArray:
+    # The last place is that of -1, no value.
+    return np.array([*(text == side for text in entries.sides), False])[entries.side_codes]
+
+
+def _without_side(entries: Entries, missing: BoolArray) -> Iterator[str]:
+    codes = entries.side_codes[missing]
+    rows = entries.row_ids[missing]
+    values = np.unique(codes)
+    for code in values[:_LISTED].tolist():
+        said = f"the value {entries.sides[code]!r}" if code >= 0 else "no value"
+        yield f"{said} in {name_rows(rows[codes == code].tolist())}"
+    if len(values) > _LISTED:
+        others = rows[np.isin(codes, values[_LISTED:])]
+        yield f"{len(values) - _LISTED} more values in {name_rows(others.tolist())}"
+
+
+def _without_rows(trained: BoolArray, tested: BoolArray) -> Iterator[str]:
+    for side, rows in zip(SIDES, (trained, tested), strict=True):
+        if not rows.any():
+            yield f"no row is on the side {side!r}"
+
+
+def _groups_on_both_sides(entries: Entries, trained: BoolArray, tested: BoolArray) -> Iterator[str]:
+    both = _on_both_sides(entries.group_codes, trained, tested)
+    for code in both[:_LISTED].tolist():
+        mine = entries.group_codes == code
+        rows = _by_side(entries, mine & trained, mine & tested)
+        yield f"the group {entries.groups[code]!r} is on both sides: {rows}"
+    if len(both) > _LISTED:
+        yield f"so are {len(both) - _LISTED} more groups"
+
+
+def _structures_on_both_sides(
+    entries: Entries, trained: BoolArray, tested: BoolArray
+) -> Iterator[str]:
+    both = _on_both_sides(entries.twins, trained, tested)
+    for number in both[:_LISTED].tolist():
+        mine = entries.twins == number
+        rows = _by_side(entries, mine & trained, mine & tested)
+        yield f"equal structures are on both sides: {rows}"
+    if len(both) > _LISTED:
+        yield f"so are {len(both) - _LISTED} more structures"
+
+
+def _on_both_sides(
+    labels: IndexArray | IntArray, trained: BoolArray, tested: BoolArray
+) -> IndexArray | IntArray:
+    labelled = labels >= 0
+    both: IndexArray | IntArray = np.intersect1d(
+        labels[trained & labelled], labels[tested & labelled]
+    )
+    return both
+
+
+def _by_side(entries: Entries, trained: BoolArray, tested: BoolArray) -> str:
+    train, test = (name_rows(entries.row_ids[mine].tolist()) for mine in (trained, tested))
+    return f"train {train}, test {test}"
+
+
+def _other_than_parent(
+    entries: Entries, moved: BoolArray, side: Side, before: Side
+) -> Iterator[str]:
+    if moved.any():
+        rows = name_rows(entries.row_ids[moved].tolist())
+        yield f"the parent generation has {rows} in {before}, the key says {side}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlip_job.dataset.connection import sqlite_uri
 from mlip_job.dataset.structures import VOIGT
 from mlip_job.dataset.tables import (
     COLUMNS,
@@ -42,7 +43,7 @@ class SqliteTables:
     """
 
     def __init__(self, database: Any) -> None:
-        uri = f"{Path(database.filename).resolve().as_uri()}?mode=ro"
+        uri = sqlite_uri(Path(database.filename))
         # Each statement names other ids: to keep them would take 50 kB for each.
         self._connection = sqlite3.connect(uri, uri=True, timeout=_TIMEOUT, cached_statements=0)
         self._decode = decoder(database.decode)

@@ -12,6 +12,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from mlip_job import __version__
+from mlip_job.dataset.checks import note_extreme_energies
 from mlip_job.dataset.record import (
     ConfigTypes,
     Counts,
@@ -26,6 +27,7 @@ from mlip_job.dataset.record import (
     SplitRecord,
     Versions,
 )
+from mlip_job.dataset.row import name_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -115,6 +117,7 @@ def summarise(
             inherited_train=split.inherited_train,
             inherited_test=split.inherited_test,
             group_by=dataset.group_by,
+            key=dataset.split_key,
         ),
         rejections={
             str(reason): RejectedRows(count=len(rows), rows=tuple(rows))
@@ -151,8 +154,18 @@ def _notes(outcome: Outcome, dataset: DatasetConfig) -> Iterator[str]:
         )
     if intake.rejected_count:
         yield f"rows that were rejected: {intake.rejected_count}, see rejections"
+    if intake.lost_stresses:
+        yield (
+            f"stresses that can't be read ({name_rows(intake.lost_stresses)}), in single "
+            "precision or of another size, were left out; nothing else of these rows was"
+        )
     if outcome.repeats:
         yield f"{outcome.repeats} rows repeat the structure of another row; they share its side"
+    if dataset.split_key is not None:
+        yield (
+            f"the key {dataset.split_key} decides the sides: {split.train} rows train, "
+            f"{split.test} test; training.test_fraction and dataset.seed have no effect"
+        )
     ungrouped = int(np.count_nonzero(intake.entries.group_codes < 0))
     if dataset.group_by is not None and ungrouped:
         yield f"{ungrouped} rows have no key {dataset.group_by}: each is a group of its own"
@@ -161,16 +174,29 @@ def _notes(outcome: Outcome, dataset: DatasetConfig) -> Iterator[str]:
             f"the test side has {split.test} rows instead of {split.wanted_test}: groups, "
             "duplicates or the parent's split allow no closer count"
         )
-    unused = {chemical_symbols[e.composition[0][0]] for e in intake.references}
-    unused -= set(outcome.elements)
-    if unused:
-        yield f"isolated atoms of {', '.join(sorted(unused))} are in no structure to train on"
-    yield from outcome.references.notes
+    yield from _reference_notes(outcome)
     if outcome.weighting:
         yield (
             "weights per config type, scaled to a mean of 1: energies by "
             f"{outcome.weighting.energy_scale:.6g}, forces by {outcome.weighting.force_scale:.6g}"
         )
+
+
+def _reference_notes(outcome: Outcome) -> Iterator[str]:
+    intake = outcome.intake
+    if intake.ions:
+        yield (
+            f"isolated ions give no reference energy ({name_rows(intake.ions)}): isolated atoms "
+            "have to be neutral"
+        )
+    unused = {chemical_symbols[e.composition[0][0]] for e in intake.references}
+    unused -= set(outcome.elements)
+    if unused:
+        yield f"isolated atoms of {', '.join(sorted(unused))} are in no structure to train on"
+    yield from outcome.references.notes
+    corrected = outcome.references.corrected(intake.entries)
+    if note := note_extreme_energies(intake.entries, corrected):
+        yield note
 
 
 def _atoms(outcome: Outcome) -> SideCounts:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from ase.data import chemical_symbols
+from pydantic import ValidationError
 
 from mlip_job.config.models import DatabaseConfig
 from mlip_job.dataset.fitness import count_force_components
@@ -70,11 +71,9 @@ def survey(url: str) -> Survey:
     """
     try:
         config = DatabaseConfig(url=url, select="")
-    except ValueError:
-        raise ConfigError(
-            "the database URL holds a password",
-            hint="take it out and set MLIP_JOB_DATABASE_PASSWORD instead",
-        ) from None
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]["msg"]
+        raise ConfigError(f"the database URL {problem.removeprefix('Value error, ')}") from None
     with PagedDatabase(config) as database:
         statuses = dict(database.count_by_status())
     finished = [s for s in statuses if s.lower() in ("completed", "complete", "done", "finished")]

@@ -20,6 +20,9 @@ _NEAR = 3.5
 """Å. Nearly every atom of condensed matter has a neighbour this close; looking there first saves
 most of the time that a search up to the cutoff takes."""
 
+_ISOLATED = 9.0
+"""Å. An atom whose images are so far away has the energy of an isolated one, to a meV or so."""
+
 MIN_VOLUME = 1e-6
 """Å³. Periodic cells below it are flat."""
 
@@ -31,6 +34,7 @@ class Rejection(StrEnum):
     """Why a row is left out; the text is what the user reads."""
 
     UNREADABLE = "values can't be decoded (an array of the wrong size)"
+    SINGLE_PRECISION = "forces in single precision (float32): store them as float64"
     NO_ATOMS = "no atoms"
     UNKNOWN_ELEMENT = "atom of no known element"
     BAD_GEOMETRY = "positions or cell not finite, beyond 1e9 Å, or misshapen"
@@ -96,8 +100,9 @@ class Finding:
 def examine(row: StructureRow, rules: RowRules) -> Finding:
     """Check one row; the first thing that is wrong with it is its rejection.
 
-    A single atom without a neighbour within the cutoff is a reference atom. It needs an energy
-    but no forces: they are zero by symmetry, and many codes don't write them.
+    A single atom is a reference atom where it is not periodic, or has no image within twice the
+    cutoff (at most 9 Å): a crystal that is stretched just past the cutoff is none. It needs an
+    energy but no forces: they are zero by symmetry, and many codes don't write them.
     """
     rejection = _geometry_problem(row)
     is_free_energy = rules.prefer_free_energy and row.free_energy is not None
@@ -109,7 +114,7 @@ def examine(row: StructureRow, rules: RowRules) -> Finding:
     if not np.isfinite(energy):
         return Finding(Rejection.BAD_ENERGY)
     has_neighbour, min_distance = _neighbours(row, rules.cutoff)
-    if len(row.numbers) == 1 and not has_neighbour.any():
+    if len(row.numbers) == 1 and not has_neighbour.any() and _is_isolated(row, rules.cutoff):
         return Finding(is_reference=True, energy=energy, is_free_energy=is_free_energy)
     rejection = _bond_problem(has_neighbour, min_distance) or _forces_problem(row, rules.max_force)
     if rejection is not None:
@@ -145,6 +150,11 @@ def _geometry_problem(row: StructureRow) -> Rejection | None:
     return None
 
 
+def _is_isolated(row: StructureRow, cutoff: float) -> bool:
+    reach = max(cutoff, min(2 * cutoff, _ISOLATED))
+    return not _neighbours(row, reach)[0].any()
+
+
 def _bond_problem(has_neighbour: BoolArray, min_distance: float) -> Rejection | None:
     if min_distance < COINCIDENCE:
         return Rejection.COINCIDING_ATOMS
@@ -154,6 +164,8 @@ def _bond_problem(has_neighbour: BoolArray, min_distance: float) -> Rejection | 
 def _forces_problem(row: StructureRow, limit: float | None) -> Rejection | None:
     if row.forces is None:
         return Rejection.NO_FORCES
+    if 2 * row.forces.size == 3 * len(row.numbers):
+        return Rejection.SINGLE_PRECISION  # read as half as many numbers of twice the size
     if row.forces.shape != (len(row.numbers), 3):
         return Rejection.MISSHAPEN_FORCES
     if not np.isfinite(row.forces).all():

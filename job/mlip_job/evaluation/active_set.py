@@ -9,9 +9,9 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
+from mlip_job.dataset.reading import parse, read_blocks
 from mlip_job.errors import TrainingError
 from mlip_job.evaluation.potential import Potential
-from mlip_job.evaluation.structures import parse, read_blocks
 from mlip_job.training.programs import run_program
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from mlip_job.errors import TrainingError
 from mlip_job.evaluation.results import Agreement, Conversion
 
 if TYPE_CHECKING:
-    from mlip_job.evaluation.errors import SetTally
+    from mlip_job.evaluation.errors import PartTally, SetTally
     from mlip_job.training.run_summary import Errors
 
 RELATIVE_TOLERANCE = 1e-3
@@ -30,7 +30,7 @@ _HINT = (
 
 
 def agreement(
-    side: Literal["train", "test"], ours: SetTally, theirs: Errors | None
+    side: Literal["train", "test", "validation"], ours: SetTally | PartTally, theirs: Errors | None
 ) -> Agreement | None:
     """Hold the errors of the artefact against pacemaker's; None where pacemaker gave none.
 
@@ -58,7 +58,8 @@ def agreement(
     ):
         if abs(own - given) > RELATIVE_TOLERANCE * given + _FLOOR_MEV:
             raise TrainingError(
-                f"the potential is not the one that was fitted: its {what} RMSE on the {side} set "
+                f"the potential is not the one that was fitted: its {what} RMSE on the {side} "
+                f"{'part' if side == 'validation' else 'set'} "
                 f"is {own:.4f} {unit}, pacemaker says {given:.4f} {unit}",
                 hint=_HINT,
             )

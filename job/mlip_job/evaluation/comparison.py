@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mlip_job.dataset.reading import read_blocks, row_id
 from mlip_job.evaluation.errors import SetTally
 from mlip_job.evaluation.measured import Models, Task
 from mlip_job.evaluation.processes import Measurers
 from mlip_job.evaluation.results import ErrorPair, ParentComparison
-from mlip_job.evaluation.structures import read_blocks, row_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping

@@ -1,7 +1,7 @@
 """The ZBL cores that pacemaker puts on a potential after its fit.
 
-It puts them at the shortest distance of each pair in the training data, within 0.1 Å of it. Where
-the test set comes only a little closer, which for many pairs it does by chance, the published
+It puts them at the shortest distance of each pair in what was fitted, within 0.1 Å of it. Where
+other data come only a little closer, which for many pairs they do by chance, the published
 potential would be tens of eV off from what was fitted. So each core begins below the shortest
 distance of *all* data: where there is data the potential is the one that was fitted, and the test
 set measures how good it is there; where there is none, it is repulsive.
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from ase.neighborlist import neighbor_list
 
-from mlip_job.evaluation.structures import parse, read_blocks, row_id
+from mlip_job.dataset.reading import parse, read_blocks, row_id
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from mlip_job.evaluation.potential import Pair
@@ -44,7 +44,7 @@ def cores_of(content: Mapping[str, Any]) -> dict[Pair, Core]:
 
 
 def shortest_distances(
-    structures: Path, reach: float, left_out: Collection[int] = ()
+    structures: Path, reach: float, counts: Callable[[int], bool] = lambda _: True
 ) -> dict[Pair, float]:
     """Return the shortest distance (Å) of each pair that comes closer than `reach`.
 
@@ -54,12 +54,12 @@ def shortest_distances(
         Extended XYZ file.
     reach
         Å.
-    left_out
-        Rows that don't count.
+    counts
+        Tells whether a row counts.
     """
     shortest: dict[Pair, float] = {}
     for block in read_blocks(structures):
-        if row_id(block) in left_out:
+        if not counts(row_id(block)):
             continue
         atoms = parse(block).atoms
         for i, j, distance in zip(*neighbor_list("ijd", atoms, reach), strict=True):
@@ -86,7 +86,7 @@ def clear_of_cores(
         if pair is not None and shortest.get(pair, block["r_in"]) < block["r_in"]:
             notes[pair] = (
                 f"the ZBL core of {'-'.join(pair)} begins at {shortest[pair]:.3f} Å, the shortest "
-                f"distance in the test set; in the training set that is {block['r_in']:.3f} Å"
+                f"distance in the data; in what was fitted that is {block['r_in']:.3f} Å"
             )
             species.append({**block, "r_in": shortest[pair] - _MARGIN})
         else:

@@ -15,8 +15,9 @@ from mlip_job.evaluation.results import ConfigTypeErrors, SetEvaluation, WorstSt
 from mlip_job.evaluation.tally import ErrorTally, PairSample, grade_statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
+    from mlip_job.dataset.row import FloatArray
     from mlip_job.evaluation.measured import Measured
     from mlip_job.evaluation.potential import Pair
 
@@ -28,12 +29,18 @@ WORST = 10
 
 
 @dataclass
-class TypeTally:
-    """Errors of the structures of one config type."""
+class PartTally:
+    """Errors of some of the structures of a side, in meV/atom and meV/Å."""
 
     structures: int = 0
     energy: ErrorTally = field(default_factory=ErrorTally)
     force: ErrorTally = field(default_factory=ErrorTally)
+
+    def add(self, energy: FloatArray, force: FloatArray) -> None:
+        """Add a structure."""
+        self.structures += 1
+        self.energy.add(energy)
+        self.force.add(force)
 
 
 class SetTally:
@@ -43,6 +50,8 @@ class SetTally:
     ----------
     seed
         Of the samples for parity plots.
+    apart
+        Rows whose errors are told apart from the rest.
 
     Attributes
     ----------
@@ -50,6 +59,8 @@ class SetTally:
         Numbers.
     energy, force
         Errors of all.
+    apart, rest
+        Errors of the rows that are told apart, and of the others; empty where there are none.
     shortest
         Shortest distance of each pair of elements, Å.
     conversion
@@ -57,16 +68,18 @@ class SetTally:
         for, and how far they were apart at most (eV/atom, eV/Å).
     """
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, apart: Collection[int] = ()) -> None:
         self.structures = 0
         self.atoms = 0
+        self.apart, self.rest = PartTally(), PartTally()
+        self._apart = apart
         self.energy = ErrorTally()
         self.force = ErrorTally()
         self.shortest: dict[Pair, float] = {}
         self.conversion = (0, 0.0, 0.0)
         self._stress = ErrorTally()
         self._per_element: defaultdict[str, ErrorTally] = defaultdict(ErrorTally)
-        self._per_type: defaultdict[str, TypeTally] = defaultdict(TypeTally)
+        self._per_type: defaultdict[str, PartTally] = defaultdict(PartTally)
         self._energies = PairSample(SAMPLE_SIZE, seed)
         self._forces = PairSample(SAMPLE_SIZE, seed)
         self._grades: list[float] = []
@@ -90,10 +103,10 @@ class SetTally:
             self._stress.add(measured.stress_error / GPa)
         for element in np.unique(measured.symbols):
             self._per_element[str(element)].add(force[measured.symbols == element])
-        of_type = self._per_type[measured.config_type or ""]
-        of_type.structures += 1
-        of_type.energy.add(energy)
-        of_type.force.add(force)
+        self._per_type[measured.config_type or ""].add(energy, force)
+        if self._apart:
+            part = self.apart if measured.row_id in self._apart else self.rest
+            part.add(energy, force)
         self._energies.add(
             np.array([measured.energy_reference]), np.array([measured.energy_predicted])
         )

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from mlip_job.dataset.reading import read_blocks, row_id
 from mlip_job.errors import TrainingError
 from mlip_job.evaluation.agreement import agreement, conversion
 from mlip_job.evaluation.comparison import compare
@@ -17,8 +18,8 @@ from mlip_job.evaluation.measured import Models, Task
 from mlip_job.evaluation.physics import check_physics
 from mlip_job.evaluation.potential import Potential
 from mlip_job.evaluation.processes import Measurers
-from mlip_job.evaluation.results import Evaluation
-from mlip_job.evaluation.structures import read_blocks, row_id
+from mlip_job.evaluation.results import Agreement, Evaluation
+from mlip_job.evaluation.speed import measure_speed
 from mlip_job.naming import generation_name
 from mlip_job.training.potential_yaml import read_potential
 
@@ -50,6 +51,8 @@ class Subject:
     left_out
         Rows per side that the weighting kept out of the fit: nobody wanted them to be described,
         and pacemaker's figures don't count them either.
+    validation
+        Training rows that were kept out of the fit to choose its best iteration.
     predecessor
         What it is compared with.
     active_set
@@ -63,6 +66,7 @@ class Subject:
     record: DatasetRecord
     fitted: RunSummary
     left_out: Mapping[str, tuple[int, ...]]
+    validation: frozenset[int]
     predecessor: Predecessor | None
     active_set: Literal["linear", "full"] | None
     notes: tuple[str, ...] = ()
@@ -97,8 +101,9 @@ def evaluate(
         If the potential can't be loaded, yields NaN, or is not the one that pacemaker fitted.
     """
     record, models, structures = subject.record, subject.models, subject.dataset.xyz
-    train, test, lowest = SetTally(seed), SetTally(seed), LowestStructures()
+    train, test, lowest = SetTally(seed, subject.validation), SetTally(seed), LowestStructures()
     atoms = record.atoms.train + record.atoms.test
+    tested_out = subject.left_out.get("test", ())
     with Measurers(models, atoms=atoms, cores=cores) as measurers:
         every = math.ceil(record.counts.train / _HELD_AGAINST_BASIS)
         tasks = _tasks(structures("train"), subject.left_out.get("train", ()), every)
@@ -106,15 +111,12 @@ def evaluate(
             train.add_all(batch.measured)
             lowest.join(batch.lowest)
             look(len(batch.measured))
-        tasks = _tasks(structures("test"), subject.left_out.get("test", ()), every=1)
+        tasks = _tasks(structures("test"), tested_out, every=1)
         for batch in measurers.measure(tasks):
             test.add_all(batch.measured)
             look(len(batch.measured))
     _require_some(train, test)
-    agreements = (
-        agreement("train", train, subject.fitted.train),
-        agreement("test", test, subject.fitted.test),
-    )
+    agreements = _agreements(subject, train, test)
     converted = conversion(train, test)
     parent, notes = None, list(subject.notes)
     if subject.predecessor is not None:
@@ -122,7 +124,7 @@ def evaluate(
             subject.predecessor,
             models,
             structures("test"),
-            left_out=subject.left_out.get("test", ()),
+            left_out=tested_out,
             atoms=record.atoms.test,
             cores=cores,
             look=look,
@@ -130,8 +132,9 @@ def evaluate(
         if parent is None:
             name = generation_name(subject.predecessor.generation)
             notes.append(f"not compared with {name}: no structure is test for both")
+    potential = Potential(models.artefact)
     physics = check_physics(
-        Potential(models.artefact),
+        potential,
         read_potential(models.basis) if models.basis else {"species": ()},
         shortest=shorter(train.shortest, test.shortest),
         lowest=lowest,
@@ -142,14 +145,32 @@ def evaluate(
     return Evaluation(
         train=train.result(),
         test=of_test,
-        agreement=tuple(found for found in agreements if found is not None),
+        agreement=agreements,
         parent=parent,
         physics=physics,
         active_set=subject.active_set,
         gate=judge(config.gate, of_test, parent, physics),
         conversion=converted,
+        speed=measure_speed(
+            potential,
+            record,
+            (task.block for task in _tasks(structures("test"), tested_out, every=1)),
+        ),
         notes=tuple(notes),
     )
+
+
+def _agreements(subject: Subject, train: SetTally, test: SetTally) -> tuple[Agreement, ...]:
+    """Hold each set that pacemaker was given against its figures; the second one is either."""
+    fitted = subject.fitted
+    if subject.validation:
+        found = (
+            agreement("train", train.rest, fitted.train),
+            agreement("validation", train.apart, fitted.test),
+        )
+    else:
+        found = (agreement("train", train, fitted.train), agreement("test", test, fitted.test))
+    return tuple(one for one in found if one is not None)
 
 
 def _require_some(train: SetTally, test: SetTally) -> None:

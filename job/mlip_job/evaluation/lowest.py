@@ -10,8 +10,8 @@ import numpy as np
 if TYPE_CHECKING:
     from ase import Atoms
 
+    from mlip_job.dataset.reading import Labelled
     from mlip_job.dataset.row import FloatArray
-    from mlip_job.evaluation.structures import Labelled
 
 
 @dataclass(frozen=True)

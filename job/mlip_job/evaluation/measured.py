@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlip_job.dataset.reading import parse
 from mlip_job.evaluation.lowest import LowestStructures
 from mlip_job.evaluation.potential import Potential
-from mlip_job.evaluation.structures import parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from mlip_job.dataset.reading import Labelled
     from mlip_job.dataset.row import FloatArray
     from mlip_job.evaluation.potential import Pair
-    from mlip_job.evaluation.structures import Labelled
 
 
 @dataclass(frozen=True)

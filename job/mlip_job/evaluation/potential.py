@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -112,6 +113,13 @@ class Potential:
             stress=results["stress"] if atoms.pbc.all() else None,
             grade=float(results["gamma"].max()) if self._graded else None,
         )
+
+    def evaluator_seconds(self, atoms: Atoms) -> float:
+        """Return the CPU time (s) of energies and forces alone, without the neighbour list."""
+        environment = self.calculator.get_atomic_env(atoms)
+        started = time.thread_time()
+        self.calculator.ace.compute(environment, compute_projections=False)
+        return time.thread_time() - started
 
     def shortest_distances(self) -> dict[Pair, float]:
         """Return the shortest distance (Å) of each pair in the structure that was asked last."""

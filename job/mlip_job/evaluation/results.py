@@ -109,9 +109,12 @@ class SetEvaluation(_Part):
 
 
 class Agreement(_Part):
-    """The artefact's errors held against pacemaker's own, RMSE; the job fails where they differ."""
+    """The artefact's errors held against pacemaker's own, RMSE; the job fails where they differ.
 
-    side: Literal["train", "test"]
+    ``train`` is without the validation part, where there is one.
+    """
+
+    side: Literal["train", "test", "validation"]
     energy_mev_per_atom: float
     energy_by_pacemaker_mev_per_atom: float
     force_mev_per_angstrom: float
@@ -229,6 +232,28 @@ PhysicsCheck = Annotated[
 ]
 
 
+class Speed(_Part):
+    """What energies and forces of the published potential cost on one core: a measurement, no gate.
+
+    Attributes
+    ----------
+    evaluator_us_per_atom
+        CPU time of the C++ evaluator, µs, without neighbour lists; median of the repeats.
+    structures, atoms
+        Of the test set, which were evaluated in each repeat.
+    repeats
+        How many there were.
+    cpu
+        Model name of the processor.
+    """
+
+    evaluator_us_per_atom: float
+    structures: int
+    atoms: int
+    repeats: int
+    cpu: str
+
+
 class GateVerdict(_Part):
     """Whether the generation is accepted; ``reasons`` are why not, one sentence each."""
 
@@ -250,4 +275,5 @@ class Evaluation(_Part):
     active_set: Literal["linear", "full"] | None
     gate: GateVerdict
     conversion: Conversion | None = None
+    speed: Speed | None = None
     notes: tuple[str, ...] = ()

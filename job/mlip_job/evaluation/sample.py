@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlip_job.config.training import GroupWeights
-from mlip_job.evaluation.structures import parse, read_blocks
+from mlip_job.dataset.reading import parse, read_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from mlip_job.dataset.reading import Labelled
     from mlip_job.dataset.row import FloatArray
     from mlip_job.evaluation.potential import Potential
-    from mlip_job.evaluation.structures import Labelled
 
 MOST_ATOMS = 20_000
 """In a sample: seconds to measure, also with a large basis."""

@@ -24,6 +24,7 @@ from mlip_job.pipeline.shipping import Shipper
 from mlip_job.pipeline.stages import left_out_by_weighting
 from mlip_job.registry import AttemptPart
 from mlip_job.registry.decisions import decide
+from mlip_job.training.best import EarlyStopping
 from mlip_job.training.ladder import LadderWatch
 from mlip_job.training.process import Monitor
 from mlip_job.training.runner import PacemakerWrapper
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mlip_job.config import JobConfig
-    from mlip_job.dataset.record import DatasetRecord
     from mlip_job.pipeline.clock import StageClock
+    from mlip_job.pipeline.fit_data import FitData
     from mlip_job.pipeline.preparation import Prepared
     from mlip_job.pipeline.stages import Observer
     from mlip_job.registry import Manifest, Registry, TrainingState
@@ -192,7 +193,9 @@ class Attempt:
         content = prepared.legs[self._files.input_yaml].content
         training = with_size(self._config.training, prepared.training.basis)
         with self._clock.stage(_LINEAR):
-            return fit_linearly(training, self._files, prepared.record, content, self._observer)
+            return fit_linearly(
+                training, self._files, prepared.record, prepared.given, content, self._observer
+            )
 
     def _ship_linear_fit(self, shipper: Shipper) -> None:
         seconds = self._clock.timings().stages_s[_LINEAR]
@@ -208,8 +211,10 @@ class Attempt:
         self._observer.message(f"training in {self._files.directory}")
         ladder = LadderWatch(self._files, training.ladder_step, self._observer.message)
 
+        second_set = "validation" if prepared.given.validation else "test"
+
         def observe(progress: Progress) -> None:
-            self._observer.progress(progress)
+            self._observer.progress(replace(progress, second_set=second_set))
             ladder.observe(progress)
 
         monitor = Monitor(
@@ -222,7 +227,14 @@ class Attempt:
         beside = BesideFit(training, record, self._files, self._observer)
         beside.fetch(self._registry)
         wrapper = PacemakerWrapper(
-            self._files, record.elements, monitor, beside, require_gpu=training.require_gpu
+            self._files,
+            record.elements,
+            monitor,
+            beside,
+            require_gpu=training.require_gpu,
+            stopping=EarlyStopping(
+                training.early_stopping_patience, training.min_relative_test_loss_per_iter or 0.0
+            ),
         )
 
         def ship() -> None:
@@ -239,8 +251,9 @@ class Attempt:
                 within(run.stop_timeout, ship, "storing the last checkpoint")
                 # Slurm signals pacemaker as well, which then ends before it is told to.
                 raise self._with_checkpoint(self._stop.error() or error, shipper) from None
-            self._write_left_out(record)
-            shipper.ship_end([self._files.left_out])
+            self._write_left_out(prepared.given)
+            told = (self._files.left_out, self._files.early_stopping, self._files.best)
+            shipper.ship_end([path for path in told if path.exists()])
         if (stopped := self._stop.error()) is not None:
             raise self._with_checkpoint(stopped, shipper)
         return summary
@@ -250,12 +263,12 @@ class Attempt:
         made = prepared.training.linear_start
         assert made is not None  # noqa: S101 - it was made, now or by an earlier attempt
         if prepared.legs:
-            self._write_left_out(prepared.record)
+            self._write_left_out(prepared.given)
             shipper.ship_end([self._files.left_out])
         return summarise_linear_fit(made)
 
-    def _write_left_out(self, record: DatasetRecord) -> None:
-        left_out = left_out_by_weighting(self._config.training, self._files, record)
+    def _write_left_out(self, given: FitData) -> None:
+        left_out = left_out_by_weighting(self._config.training, self._files, given)
         self._files.left_out.write_text(json.dumps(left_out), encoding="utf-8")
 
     def _with_checkpoint(self, error: MlipJobError, shipper: Shipper) -> MlipJobError:

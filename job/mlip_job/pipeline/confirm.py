@@ -18,15 +18,18 @@ _HINT = "train it as a new generation (--generation next)"
 
 
 def confirm_config(published: Manifest, config: JobConfig) -> None:
-    """Raise a ConflictError naming each setting that differs from the published generation's."""
-    if published.config_sha256 == config.fingerprint():
-        return
+    """Raise a ConflictError naming each setting that differs from the published generation's.
+
+    Its hash alone would not do: an earlier version lacks the settings that were added since.
+    """
     asked = config.model_dump(mode="json")
     found = [
         f"  {key}: {old!r} published, {new!r} asked"
         for section in ("dataset", "training")
         for key, old, new in differences(published.config.get(section, {}), asked[section], section)
     ]
+    if not found:
+        return
     raise ConflictError(
         f"{generation_name(published.generation)} of {published.family} is published with another "
         "configuration:\n" + "\n".join(found),

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlip_job.dataset.builder import DatasetBuilder, ParentDataset
+from mlip_job.dataset.rebuild import frames_from_texts
+from mlip_job.dataset.record import DatasetRecord, SideNames
 from mlip_job.disk import cant_write, reported
 from mlip_job.errors import IntegrityError
 from mlip_job.naming import DatasetFiles
+from mlip_job.registry import Registry
 from mlip_job.registry.queries import KnownQuery
 from mlip_job.retries import retrying
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
     from mlip_job.config import JobConfig
     from mlip_job.dataset.query import SelectedRows
-    from mlip_job.dataset.record import DatasetRecord
-    from mlip_job.naming import WorkFiles
     from mlip_job.pipeline.stages import Observer
-    from mlip_job.registry import Manifest, Registry
+    from mlip_job.registry import Manifest
 
 
 @dataclass(frozen=True)
@@ -62,26 +62,36 @@ class Dataset:
         )
 
 
-def frames(record: DatasetRecord) -> Iterable[str]:
-    """Name the files that a fit reads."""
-    return (*record.frames.train, *record.frames.test)
+Fetch = Callable[[Registry, DatasetRecord, Path], DatasetRecord]
+"""Brings files of a dataset into a directory; returns its record, as the directory has it."""
 
 
-def fetch_frames(record: DatasetRecord, registry: Registry, files: WorkFiles) -> None:
-    """Bring what a fit reads into the work directory."""
-    files.dataset.directory.mkdir()
-    for name in frames(record):
-        registry.fetch_dataset_file(record, name, files.dataset.directory / name)
+def make_frames(shard_size: int) -> Fetch:
+    """Bring what a fit reads: frames of at most so many structures, made from the texts.
+
+    A frame from the store is never read: it is a pickle, and runs what its writer put into it.
+    """
+
+    def fetch(registry: Registry, record: DatasetRecord, directory: Path) -> DatasetRecord:
+        files = DatasetFiles(directory)
+        for path in (files.xyz("train"), files.xyz("test")):
+            registry.fetch_dataset_file(record, path.name, path)
+        names = frames_from_texts(record, directory, shard_size)
+        return record.model_copy(update={"frames": SideNames(**names)})
+
+    return fetch
 
 
-def all_files(record: DatasetRecord) -> Iterable[str]:
-    """Name every file but the record."""
-    return record.files
+def all_files(registry: Registry, record: DatasetRecord, directory: Path) -> DatasetRecord:
+    """Bring every file but the record, unread."""
+    for name in record.files:
+        registry.fetch_dataset_file(record, name, directory / name)
+    return record
 
 
-def no_files(_: DatasetRecord) -> Iterable[str]:
-    """Name no file."""
-    return ()
+def no_files(_registry: Registry, record: DatasetRecord, _directory: Path) -> DatasetRecord:
+    """Bring nothing."""
+    return record
 
 
 def find_or_build_dataset(
@@ -92,7 +102,7 @@ def find_or_build_dataset(
     directory: Path,
     observer: Observer,
     *,
-    wanted: Callable[[DatasetRecord], Iterable[str]],
+    fetch: Fetch,
     rebuild: bool = False,
 ) -> Dataset:
     """Find a generation's dataset in the store, or build it in `directory`.
@@ -107,8 +117,8 @@ def find_or_build_dataset(
         Made for the files.
     observer
         Who is told.
-    wanted
-        Names the files to fetch into the directory where the dataset is found.
+    fetch
+        Brings what is wanted into the directory where the dataset is found.
     rebuild
         Build it even if no row was written since it was built last.
     """
@@ -129,10 +139,12 @@ def find_or_build_dataset(
 
         def find(rows: SelectedRows) -> DatasetRecord | None:
             found = None if rebuild else registry.queries.find(key, rows)
-            if found is None or not _fetch(registry, found[0], wanted, directory, observer):
-                return None
-            stored.append(found[1])
-            return found[0]
+            record = (
+                None if found is None else _fetch(registry, found[0], fetch, directory, observer)
+            )
+            if found is not None and record is not None:
+                stored.append(found[1])
+            return record
 
         try:
             built = retrying(
@@ -148,22 +160,21 @@ def find_or_build_dataset(
 def _fetch(
     registry: Registry,
     record: DatasetRecord,
-    wanted: Callable[[DatasetRecord], Iterable[str]],
+    fetch: Fetch,
     directory: Path,
     observer: Observer,
-) -> bool:
-    """Fetch files of a dataset that was found; return whether it is whole."""
+) -> DatasetRecord | None:
+    """Fetch files of a dataset that was found; return None where it is damaged."""
     try:
-        for name in wanted(record):
-            registry.fetch_dataset_file(record, name, directory / name)
+        fetched = fetch(registry, record, directory)
     except IntegrityError as error:
         observer.message(f"warning: {error.message}; building the dataset anew")
-        return False
+        return None
     observer.message(
         f"dataset {record.id} of {record.counts.train} train and {record.counts.test} test rows "
         "is in the store; no row was written since it was made"
     )
-    return True
+    return fetched
 
 
 def _fetch_parent_dataset(

@@ -6,11 +6,12 @@ import time
 from typing import TYPE_CHECKING, Literal
 
 from mlip_job.dataset.index import common_test_rows
+from mlip_job.dataset.split import SIDES
 from mlip_job.environment import usable_cores
 from mlip_job.errors import IntegrityError, TrainingError
 from mlip_job.evaluation.active_set import make_active_set
 from mlip_job.evaluation.comparison import Predecessor
-from mlip_job.evaluation.cores import clear_of_cores, cores_of, shortest_distances
+from mlip_job.evaluation.cores import clear_of_cores, cores_of, shorter, shortest_distances
 from mlip_job.evaluation.evaluate import Subject, evaluate
 from mlip_job.evaluation.measured import Models
 from mlip_job.naming import DatasetFiles, WorkFiles, generation_name
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.evaluation.results import Evaluation
     from mlip_job.pipeline.context import AttemptContext
+    from mlip_job.pipeline.fit_data import FitData
     from mlip_job.pipeline.stages import Observer
     from mlip_job.registry import Manifest, Registry
     from mlip_job.training.run_summary import RunSummary
@@ -36,22 +38,33 @@ def fetch_structures(registry: Registry, record: DatasetRecord, dataset: Dataset
             registry.fetch_dataset_file(record, path.name, path)
 
 
-def clear_cores(files: WorkFiles, left_out: Collection[int]) -> tuple[str, ...]:
-    """Keep the ZBL cores of a fitted potential out of the test set; return a note for each moved.
+def clear_cores(
+    files: WorkFiles, left_out: Mapping[str, Collection[int]], validation: Collection[int]
+) -> tuple[str, ...]:
+    """Keep the ZBL cores of a fitted potential out of the data; return a note for each moved.
+
+    Pacemaker looks at what it is fitted to only, not at the validation part nor at the test set.
 
     Parameters
     ----------
     files
         Its potential is changed where it has to be.
     left_out
-        Test rows that don't count.
+        Rows of each side that don't count.
+    validation
+        Rows of the validation part.
     """
     potential = read_potential(files.output_potential)
     cores = cores_of(potential)
     if not cores:
         return ()
     reach = max(core.outer for core in cores.values())
-    shortest = shortest_distances(files.dataset.xyz("test"), reach, frozenset(left_out))
+    structures, out = files.dataset.xyz, {side: frozenset(left_out.get(side, ())) for side in SIDES}
+    shortest = shortest_distances(structures("test"), reach, lambda row: row not in out["test"])
+    if validation:
+        counts = frozenset(validation) - out["train"]
+        aside = shortest_distances(structures("train"), reach, lambda row: row in counts)
+        shortest = shorter(shortest, aside)
     cleared, notes = clear_of_cores(potential, shortest)
     if notes:
         write_potential(cleared, files.output_potential)
@@ -61,6 +74,7 @@ def clear_cores(files: WorkFiles, left_out: Collection[int]) -> tuple[str, ...]:
 def evaluate_generation(
     context: AttemptContext,
     record: DatasetRecord,
+    given: FitData,
     fitted: RunSummary,
     left_out: Mapping[str, tuple[int, ...]],
     notes: tuple[str, ...],
@@ -69,8 +83,8 @@ def evaluate_generation(
 
     Parameters
     ----------
-    context, record
-        Whose potential it is, and the dataset.
+    context, record, given
+        Whose potential it is, the dataset, and what of it the fit was given.
     fitted, left_out
         What pacemaker says of it, and the rows that the weighting kept out of the fit.
     notes
@@ -105,6 +119,7 @@ def evaluate_generation(
         record=record,
         fitted=fitted,
         left_out=left_out,
+        validation=given.validation,
         predecessor=predecessor,
         active_set=active_set,
         notes=(*notes, *active_set_notes, *comparison_notes),

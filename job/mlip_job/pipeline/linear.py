@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from mlip_job.config import TrainingConfig
     from mlip_job.dataset.record import DatasetRecord
+    from mlip_job.pipeline.fit_data import FitData
     from mlip_job.pipeline.stages import Observer
 
 _LINE_INTERVAL_SECONDS = 10.0
@@ -25,6 +26,7 @@ def fit_linearly(
     training: TrainingConfig,
     files: WorkFiles,
     record: DatasetRecord,
+    given: FitData,
     content: Mapping[str, Any],
     observer: Observer,
 ) -> LinearStart:
@@ -36,7 +38,9 @@ def fit_linearly(
     finished = training.is_linear
     potential = files.output_potential if finished else files.linear_start
     loss = content["fit"]["loss"]
-    observer.message(f"linear fit to {record.counts.train} structures ({record.atoms.train} atoms)")
+    structures = record.counts.train - len(given.validation)
+    atoms = round(record.atoms.train * structures / record.counts.train)
+    observer.message(f"linear fit to {structures} structures (about {atoms} atoms)")
     made = run_linear_fit(
         LinearTask(
             section=potential_section(training, record.elements),
@@ -44,8 +48,8 @@ def fit_linearly(
             l1=float(loss["L1_coeffs"]),
             l2=float(loss["L2_coeffs"]),
             weighting=content["fit"].get("weighting"),
-            train=WorkFiles.in_dataset(record.frames.train),
-            test=WorkFiles.in_dataset(record.frames.test),
+            train=WorkFiles.in_dataset(given.train),
+            test=WorkFiles.in_dataset(given.second),
             directory=str(files.directory),
             potential=potential.name,
             finished=finished,
@@ -53,10 +57,10 @@ def fit_linearly(
             reference_energies=content["data"]["reference_energy"],
             seed=training.seed,
             resampled=training.start_noise > 0,
-            atoms=record.atoms.train,
+            atoms=atoms,
             cores=usable_cores(),
         ),
-        _Forecast(record, observer),
+        _Forecast(structures, atoms, observer),
     )
     said = (
         f"linear fit of {made.functions} coefficients to {made.structures} structures: "
@@ -71,19 +75,20 @@ def fit_linearly(
 class _Forecast:
     """Tells now and then how far the fit is, and how long it will take."""
 
-    def __init__(self, record: DatasetRecord, observer: Observer) -> None:
-        self._record = record
+    def __init__(self, structures: int, atoms: int, observer: Observer) -> None:
+        self._structures = structures
+        self._atoms = atoms
         self._observer = observer
         self._started = self._last_line = time.monotonic()
 
     def __call__(self, done: LinearProgress) -> None:
         now = time.monotonic()
-        finished = done.atoms == self._record.atoms.train
+        finished = done.structures >= self._structures
         if now - self._last_line < _LINE_INTERVAL_SECONDS or finished:
             return
         self._last_line = now
-        left = (now - self._started) * (self._record.atoms.train / done.atoms - 1)
+        left = (now - self._started) * max(0.0, self._atoms / done.atoms - 1)
         self._observer.message(
-            f"linear fit: {done.structures} of {self._record.counts.train} structures, "
+            f"linear fit: {done.structures} of {self._structures} structures, "
             f"about {left:.0f} s left"
         )

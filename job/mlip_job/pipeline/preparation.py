@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlip_job.environment import job_of_this_start
-from mlip_job.pipeline.datasets import Dataset, fetch_frames, find_or_build_dataset, frames
+from mlip_job.pipeline.datasets import Dataset, find_or_build_dataset, make_frames
 from mlip_job.pipeline.decided import attempts_before, decided_dataset
+from mlip_job.pipeline.fit_data import FitData, make_fit_data
 from mlip_job.pipeline.lineage import find_lineage, functions_of
 from mlip_job.pipeline.resume import fetch_checkpoint, start_over
 from mlip_job.pipeline.sizes import data_size
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.pipeline.context import AttemptContext
+    from mlip_job.pipeline.datasets import Fetch
     from mlip_job.pipeline.lineage import Lineage
     from mlip_job.registry import AttemptPart, Checkpoint, DatasetReference
     from mlip_job.training.size import BasisSize
@@ -36,6 +38,8 @@ class Prepared:
     ----------
     record
         The dataset, whose frames lie in the work directory.
+    given
+        What of it the fit is given.
     training
         What the attempt does; its own part is the last of ``attempts``.
     legs
@@ -43,6 +47,7 @@ class Prepared:
     """
 
     record: DatasetRecord
+    given: FitData
     training: TrainingState
     legs: dict[Path, Leg]
 
@@ -75,16 +80,14 @@ class Preparation:
         self._context.files.directory.mkdir(parents=True)
         try:
             with self._context.clock.stage("fetch"):
-                checkpoint = fetch_checkpoint(
+                found = fetch_checkpoint(
                     self._context.config,
                     self._context.generation,
                     self._context.registry,
                     self._context.files,
                     self._context.observer,
                 )
-            if checkpoint is None:
-                return self._begin()
-            return self._go_on(checkpoint)
+            return self._begin() if found is None else self._go_on(*found)
         except BaseException:
             # Nothing was trained yet: an attempt that failed here leaves nothing worth keeping.
             shutil.rmtree(self._context.files.directory, ignore_errors=True)
@@ -109,7 +112,8 @@ class Preparation:
                 lineage.potential,
                 self._context.observer,
             )
-        content = make_input(training, self._context.files, record, parent)
+        given = self._give(record)
+        content = make_input(training, self._context.files, record, given, parent)
         self._context.raise_if_lost()
         with self._context.clock.stage("publish_dataset"):
             agreed = self._agree_on(dataset, lineage)
@@ -127,14 +131,14 @@ class Preparation:
             basis=size,
             job=job_of_this_start(),
         )
-        return Prepared(record, state, {self._context.files.input_yaml: Leg(content)})
+        return Prepared(record, given, state, {self._context.files.input_yaml: Leg(content)})
 
-    def _go_on(self, checkpoint: Checkpoint) -> Prepared:
+    def _go_on(self, checkpoint: Checkpoint, record: DatasetRecord) -> Prepared:
         """Take up what an earlier attempt left: its dataset, its parent, its potential."""
         before = checkpoint.training
-        record = self._context.registry.dataset_record(before.dataset)
         training = with_size(self._context.config.training, before.basis)
-        content = make_input(training, self._context.files, record, before.parent)
+        given = self._give(record)
+        content = make_input(training, self._context.files, record, given, before.parent)
         legs = legs_from(
             checkpoint.position,
             content,
@@ -150,7 +154,25 @@ class Preparation:
             }
         )
         inputs = {self._context.files.leg_input(n): leg for n, leg in enumerate(legs, start=1)}
-        return Prepared(record, state, inputs)
+        return Prepared(record, given, state, inputs)
+
+    def _give(self, record: DatasetRecord) -> FitData:
+        given = make_fit_data(
+            self._context.config, record, self._context.registry, self._context.files
+        )
+        if given.validation:
+            fitted = record.counts.train - len(given.validation)
+            self._context.observer.message(
+                f"fitting to {fitted} of {record.counts.train} training structures; the other "
+                f"{len(given.validation)} choose the best iteration"
+            )
+        for note in given.notes:
+            self._context.observer.message(f"note: {note}")
+        return given
+
+    @property
+    def _make_frames(self) -> Fetch:
+        return make_frames(self._context.config.dataset.frame_shard_size)
 
     def _choose_size(self, record: DatasetRecord, lineage: Lineage) -> BasisSize:
         """Decide how large the basis is, and say so."""
@@ -170,16 +192,17 @@ class Preparation:
             lineage.dataset,
             self._context.files.dataset.directory,
             self._context.observer,
-            wanted=frames,
+            fetch=self._make_frames,
         )
 
     def _record_of(self, dataset: Dataset | DatasetReference) -> DatasetRecord:
         """Return its record; its frames are in the work directory then."""
         if isinstance(dataset, Dataset):
             return dataset.record
+        directory = self._context.files.dataset.directory
+        directory.mkdir()
         record = self._context.registry.dataset_record(dataset)
-        fetch_frames(record, self._context.registry, self._context.files)
-        return record
+        return self._make_frames(self._context.registry, record, directory)
 
     def _agree_on(self, dataset: Dataset | DatasetReference, lineage: Lineage) -> DatasetReference:
         """Return how a dataset is named, which is in the store then."""

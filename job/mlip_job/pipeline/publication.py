@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.evaluation.results import Evaluation
     from mlip_job.pipeline.context import AttemptContext
+    from mlip_job.pipeline.fit_data import FitData
     from mlip_job.pipeline.preparation import Prepared
     from mlip_job.pipeline.shipping import Shipper
     from mlip_job.registry import Artefact, Manifest, TrainingState
@@ -54,7 +55,7 @@ class Publication:
             What pacemaker's files tell of the fit.
         """
         left_out = json.loads(self._context.files.left_out.read_text(encoding="utf-8"))
-        evaluation = self._evaluate(prepared.record, summary, left_out)
+        evaluation = self._evaluate(prepared.record, prepared.given, summary, left_out)
 
         def training() -> TrainingState:
             parts = shipper.parts(summary.iterations or 0)
@@ -97,6 +98,7 @@ class Publication:
     def _evaluate(
         self,
         record: DatasetRecord,
+        given: FitData,
         summary: RunSummary,
         left_out: Mapping[str, tuple[int, ...]],
     ) -> Evaluation:
@@ -105,8 +107,9 @@ class Publication:
             fetch_structures(self._context.registry, record, self._context.files.dataset)
         with self._context.clock.stage("convert"):
             notes = (
-                *clear_cores(self._context.files, left_out.get("test", ())),
+                *clear_cores(self._context.files, left_out, given.validation),
                 *notes_on_test_set(self._context.config.training, record, summary),
+                *given.notes,
             )
             convert_to_yace(self._context.files.output_potential, self._context.files.yace)
-        return evaluate_generation(self._context, record, summary, left_out, notes)
+        return evaluate_generation(self._context, record, given, summary, left_out, notes)

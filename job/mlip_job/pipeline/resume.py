@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from mlip_job.environment import job_of_earlier_starts
 from mlip_job.errors import ConfigError, IntegrityError, TrainingError
-from mlip_job.naming import generation_name
+from mlip_job.naming import WorkFiles, generation_name
 from mlip_job.pipeline.confirm import differences
-from mlip_job.pipeline.datasets import fetch_frames
+from mlip_job.pipeline.datasets import make_frames
 from mlip_job.pipeline.shipping import TRAIN_LOG
 from mlip_job.registry.decisions import forget_decision
 from mlip_job.training.potential_yaml import elements_of, read_potential
@@ -17,7 +17,7 @@ from mlip_job.training.snapshot import POTENTIAL
 
 if TYPE_CHECKING:
     from mlip_job.config import JobConfig
-    from mlip_job.naming import WorkFiles
+    from mlip_job.dataset.record import DatasetRecord
     from mlip_job.pipeline.stages import Observer
     from mlip_job.registry import Checkpoint, Registry
 
@@ -50,8 +50,14 @@ def fetch_checkpoint(
     registry: Registry,
     files: WorkFiles,
     observer: Observer,
-) -> Checkpoint | None:
+) -> tuple[Checkpoint, DatasetRecord] | None:
     """Put the furthest checkpoint that is intact, and its dataset, into the work directory.
+
+    Returns
+    -------
+    tuple or None
+        The checkpoint, and the record of the dataset as it lies in the work directory; None where
+        no checkpoint can be used.
 
     Raises
     ------
@@ -59,26 +65,26 @@ def fetch_checkpoint(
         If it is of another configuration; each difference is named.
     """
     checkpoints = registry.checkpoints(generation)
-    unusable = [f"{key} can't be read" for key in checkpoints.unreadable()]
+    unusable = checkpoints.unreadable()
     usable = None
     for checkpoint in checkpoints.found():
         _require_same(checkpoint, config, generation)
         staging = files.directory / "checkpoint"
         try:
             checkpoints.fetch(checkpoint, staging)
+            _require_files(checkpoint, files)
             _require_elements(checkpoint, staging / POTENTIAL)
         except (IntegrityError, TrainingError) as error:
             unusable.append(error.message)
             shutil.rmtree(staging, ignore_errors=True)
             continue
         _arrange(checkpoint, files)
-        _fetch_its_frames(checkpoint, registry, files)
-        usable = checkpoint
+        usable = checkpoint, _fetch_its_dataset(checkpoint, registry, files, config)
         break
     for problem in unusable:
         observer.message(f"warning: {problem}; this checkpoint is passed over")
     if usable is not None:
-        observer.message(f"going on from {usable.position} ({usable})")
+        observer.message(f"going on from {usable[0].position} ({usable[0]})")
     elif unusable:
         observer.message("no checkpoint can be used: starting over")
     return usable
@@ -106,6 +112,13 @@ def _require_same(checkpoint: Checkpoint, config: JobConfig, generation: int) ->
         )
 
 
+def _require_files(checkpoint: Checkpoint, files: WorkFiles) -> None:
+    finished = (TRAIN_LOG, files.left_out.name) if checkpoint.position.finished else ()
+    missing = sorted({POTENTIAL, *finished} - checkpoint.files.keys())
+    if missing:
+        raise IntegrityError(f"{checkpoint} has no {', '.join(missing)}")
+
+
 def _is_linear_fit(key: str, *values: Any) -> bool:
     """Tell whether a setting has a linear fit for the generation, then or now."""
     return key == "training.max_iter" and 0 in values
@@ -126,16 +139,22 @@ def _arrange(checkpoint: Checkpoint, files: WorkFiles) -> None:
     if checkpoint.position.finished:
         (staging / POTENTIAL).rename(files.output_potential)
         (staging / TRAIN_LOG).rename(files.train_log)
-        for path in staging.iterdir():
-            path.rename(files.directory / path.name)
     else:
         (staging / POTENTIAL).rename(files.checkpoint_potential)
+    # Nothing else: it would lie where a program of the fit might take it for its own.
+    for path in WorkFiles(staging).of_fit():
+        path.rename(files.directory / path.name)
     shutil.rmtree(staging)
 
 
-def _fetch_its_frames(checkpoint: Checkpoint, registry: Registry, files: WorkFiles) -> None:
+def _fetch_its_dataset(
+    checkpoint: Checkpoint, registry: Registry, files: WorkFiles, config: JobConfig
+) -> DatasetRecord:
+    directory = files.dataset.directory
+    directory.mkdir()
     try:
-        fetch_frames(registry.dataset_record(checkpoint.training.dataset), registry, files)
+        record = registry.dataset_record(checkpoint.training.dataset)
+        return make_frames(config.dataset.frame_shard_size)(registry, record, directory)
     except IntegrityError as error:
         raise IntegrityError(
             f"can't go on from {checkpoint}: {error.message}", hint="start over with --fresh"

@@ -207,7 +207,7 @@ def export_generation(
             lineage.dataset,
             directory,
             observer,
-            wanted=no_files if output is None else all_files,
+            fetch=no_files if output is None else all_files,
             rebuild=rebuild,
         )
         dataset.publish(registry, directory)
@@ -246,7 +246,7 @@ def _confirm_dataset(
             parent,
             scratch.dataset.directory,
             observer,
-            wanted=no_files,
+            fetch=no_files,
         )
     confirm_dataset(published, dataset.record)
     if dataset.stored_sha256 is None:

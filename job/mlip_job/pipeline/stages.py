@@ -19,13 +19,15 @@ from mlip_job.training.potential_yaml import (
     write_potential,
 )
 from mlip_job.training.size import with_size
-from mlip_job.training.weighting import rows_left_out
+from mlip_job.training.weighting import FITTED, rows_left_out
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from mlip_job.config import JobConfig, TrainingConfig
     from mlip_job.dataset.record import DatasetRecord
+    from mlip_job.pipeline.fit_data import FitData
     from mlip_job.registry import Artefact, Headline, Registry, TrainingState
     from mlip_job.training.process import Progress
 
@@ -70,7 +72,11 @@ def fetch_parent(
 
 
 def make_input(
-    training: TrainingConfig, files: WorkFiles, record: DatasetRecord, parent: Parent | None
+    training: TrainingConfig,
+    files: WorkFiles,
+    record: DatasetRecord,
+    given: FitData,
+    parent: Parent | None,
 ) -> dict[str, Any]:
     """Write input.yaml, of the fit that nothing disturbs, and return its content."""
     start = None
@@ -78,12 +84,12 @@ def make_input(
         start = StartPotential(files.parent_potential.name, same_basis=parent.mode == "continue")
     elif training.linear_start:
         start = StartPotential(files.linear_start.name, same_basis=True)
-    test = record.frames.test if training.test_evaluation == "pacemaker" else ()
     data = TrainingData(
         elements=record.elements,
-        train=WorkFiles.in_dataset(record.frames.train),
-        test=WorkFiles.in_dataset(test),
+        train=WorkFiles.in_dataset(given.train),
+        test=WorkFiles.in_dataset(given.second),
         reference_energies={e: record.reference_energies[e] for e in record.elements},
+        keep_best=bool(given.validation),
     )
     content = build_input(training, data, start)
     files.input_yaml.write_text(dump_input(content), encoding="utf-8")
@@ -91,15 +97,16 @@ def make_input(
 
 
 def left_out_by_weighting(
-    training: TrainingConfig, files: WorkFiles, record: DatasetRecord
+    training: TrainingConfig, files: WorkFiles, given: FitData
 ) -> dict[str, tuple[int, ...]]:
     """Return the rows that the weighting kept out of the fit; only an energy-based one does."""
     if not isinstance(training.weighting, EnergyBased):
         return {}
-    frames = {"train": record.frames.train, "test": record.frames.test}
-    return rows_left_out(
-        files.directory, {side: WorkFiles.in_dataset(names) for side, names in frames.items()}
-    )
+    train = rows_left_out(files.directory / FITTED["train"], _paths(files, given.train))
+    second = rows_left_out(files.directory / FITTED["test"], _paths(files, given.second))
+    if given.validation:
+        return {"train": tuple(sorted((*train, *second))), "test": ()}
+    return {"train": train, "test": second}
 
 
 def describe(
@@ -147,3 +154,7 @@ def refer_to(
         selection=record.selection,
         inherited_from=parent.generation if parent is not None else None,
     )
+
+
+def _paths(files: WorkFiles, names: Iterable[str]) -> list[Path]:
+    return [files.dataset.directory / name for name in names]

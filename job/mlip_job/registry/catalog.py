@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mlip_job.errors import ObjectNotFoundError
 from mlip_job.registry.manifest import DatasetReference, Headline, Parent
 from mlip_job.registry.swapping import swapped
+from mlip_job.store.keys import StoredName
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,7 +38,7 @@ class GenerationSummary(_Part):
 
     family: str
     generation: int
-    attempt: str
+    attempt: StoredName
     started: datetime
     ended: datetime
     elements: tuple[str, ...]

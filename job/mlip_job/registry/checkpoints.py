@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mlip_job.errors import IntegrityError, ObjectNotFoundError
 from mlip_job.registry.fetching import fetch_file
 from mlip_job.registry.manifest import AttemptPart, DatasetReference, Parent
+from mlip_job.store.keys import Sha256, StoredName, StoredPath, unreadable
 from mlip_job.training.linear_task import LinearStart
 from mlip_job.training.position import FitPosition
 from mlip_job.training.size import BasisSize
@@ -87,13 +88,13 @@ class Checkpoint(_Part):
     """
 
     schema_version: Literal[1] = 1
-    attempt: str
+    attempt: StoredName
     number: int
     saved: datetime
     position: FitPosition
     iterations: int
     training: TrainingState
-    files: dict[str, str]
+    files: dict[StoredPath, Sha256]
 
     def __str__(self) -> str:
         """Say which one it is."""
@@ -137,14 +138,14 @@ class Checkpoints:
     def found(self) -> list[Checkpoint]:
         """Return all that can be read, the furthest first."""
         return sorted(
-            (state for state in self._states().values() if state is not None),
+            (state for state in self._states().values() if isinstance(state, Checkpoint)),
             key=lambda state: (*state.position.order(), state.saved, state.number),
             reverse=True,
         )
 
     def unreadable(self) -> list[str]:
-        """Return the keys of states that are damaged, or of another version of this program."""
-        return [key for key, state in self._states().items() if state is None]
+        """Say which states are damaged, or of another version of this program, and why."""
+        return [state.message for state in self._states().values() if isinstance(state, Exception)]
 
     def fetch(self, checkpoint: Checkpoint, directory: Path) -> None:
         """Download a checkpoint's files and check their hashes.
@@ -173,7 +174,7 @@ class Checkpoints:
         kept = tuple(
             key.removesuffix(_STATE)
             for key, state in self._states().items()
-            if state is not None and state.training.was_begun_by(but_of)
+            if isinstance(state, Checkpoint) and state.training.was_begun_by(but_of)
         )
         keys = [info.key for info in self._objects() if not info.key.startswith(kept)]
         for key in sorted(keys, key=lambda key: not key.endswith(f"/{_STATE}")):
@@ -195,14 +196,16 @@ class Checkpoints:
     def _state_keys(self) -> list[str]:
         return [info.key for info in self._objects() if info.key.endswith(f"/{_STATE}")]
 
-    def _states(self) -> dict[str, Checkpoint | None]:
+    def _states(self) -> dict[str, Checkpoint | IntegrityError]:
         return {key: self._read(key) for key in self._state_keys()}
 
-    def _read(self, key: str) -> Checkpoint | None:
+    def _read(self, key: str) -> Checkpoint | IntegrityError:
         try:
             return Checkpoint.model_validate_json(self._store.get(key))
-        except (ValidationError, ObjectNotFoundError):
-            return None
+        except ValidationError as error:
+            return unreadable(f"{key} can't be read", error)
+        except ObjectNotFoundError:
+            return IntegrityError(f"{key} can't be read: it is gone")
 
     def _key(self, checkpoint: Checkpoint, name: str) -> str:
         return self._keys.checkpoint(self._generation, checkpoint.attempt, checkpoint.number, name)

@@ -25,6 +25,7 @@ from mlip_job.errors import (
 )
 from mlip_job.naming import generation_name
 from mlip_job.registry.swapping import swapped
+from mlip_job.store.keys import StoredName
 
 if TYPE_CHECKING:
     from mlip_job.store.base import ObjectStore
@@ -56,7 +57,7 @@ class Claim(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
-    attempt: str
+    attempt: StoredName
     scheduler: SchedulerJob | None
     process: ProcessIdentity
     taken: datetime

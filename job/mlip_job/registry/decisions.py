@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlip_job.errors import IntegrityError, ObjectNotFoundError
 from mlip_job.registry.manifest import AttemptPart, DatasetReference
+from mlip_job.store.keys import unreadable
 
 if TYPE_CHECKING:
     from mlip_job.registry.registry import Registry
@@ -63,8 +64,8 @@ def read_decision(registry: Registry, generation: int) -> Decision | None:
         return Decision.model_validate_json(registry.store.get(key))
     except ObjectNotFoundError:
         return None
-    except ValidationError:
-        raise IntegrityError(f"{key} can't be read", hint="--fresh decides anew") from None
+    except ValidationError as error:
+        raise unreadable(f"{key} can't be read", error, hint="--fresh decides anew") from None
 
 
 def decide(registry: Registry, generation: int, decision: Decision) -> None:

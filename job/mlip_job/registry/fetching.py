@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from typing import TYPE_CHECKING
 
 from mlip_job.errors import IntegrityError, ObjectNotFoundError
@@ -36,18 +37,19 @@ def fetch_bytes(store: ObjectStore, key: str, sha256: str) -> bytes:
 
 
 def fetch_file(store: ObjectStore, key: str, sha256: str, path: Path) -> None:
-    """Download an object.
+    """Download an object; what was at `path` before is replaced only by the right content.
 
     Raises
     ------
     IntegrityError
-        If it is missing or has another hash; then no file is left.
+        If it is missing or has another hash.
     """
+    temporary = path.with_name(f".fetch-{secrets.token_hex(8)}")
     try:
-        _require_hash(store, key, sha256, lambda: store.download(key, path))
-    except IntegrityError:
-        path.unlink(missing_ok=True)
-        raise
+        _require_hash(store, key, sha256, lambda: store.download(key, temporary))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _require_hash(store: ObjectStore, key: str, expected: str, read: Callable[[], str]) -> None:

@@ -8,8 +8,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlip_job.environment import RunEnvironment
-from mlip_job.errors import IntegrityError
+from mlip_job.store.keys import Sha256, StoredName, StoredPath, unreadable
 from mlip_job.training.linear_task import LinearStart
+from mlip_job.training.run_summary import LossShares
 
 
 class _Part(BaseModel):
@@ -29,8 +30,8 @@ class Artefact(_Part):
         Bytes.
     """
 
-    key: str
-    sha256: str
+    key: StoredPath
+    sha256: Sha256
     size: int
 
 
@@ -71,8 +72,8 @@ class DatasetReference(_Part):
         The generation whose split and reference energies it continues, if any.
     """
 
-    id: str
-    record_sha256: str
+    id: StoredName
+    record_sha256: Sha256
     train: int
     test: int
     database: str
@@ -113,7 +114,7 @@ class AttemptPart(_Part):
         Where its time went.
     """
 
-    attempt: str
+    attempt: StoredName
     started: datetime
     iterations: int
     timings: Timings = Timings()
@@ -139,6 +140,14 @@ class Headline(_Part):
         Whether the gate let it pass; ``latest.json`` moves only to those that it did.
     rejected_because
         Why it did not, one sentence each.
+    loss_shares
+        What makes up the loss that the fit ended with.
+    evaluator_us_per_atom
+        CPU time of the published potential on one core, µs; a measurement of that machine.
+    warnings
+        What a person should know before using the potential; those of the report.
+    best_iteration
+        The one whose potential was published, where that is not the last one.
     """
 
     train: ErrorFigures
@@ -147,6 +156,10 @@ class Headline(_Part):
     functions: int | None
     accepted: bool
     rejected_because: tuple[str, ...] = ()
+    loss_shares: LossShares | None = None
+    evaluator_us_per_atom: float | None = None
+    warnings: tuple[str, ...] = ()
+    best_iteration: int | None = None
 
 
 class CommitteeMember(_Part):
@@ -166,7 +179,7 @@ class CommitteeMember(_Part):
 
     number: int
     seed: int
-    attempt: str
+    attempt: StoredName
     manifest: Artefact
     test_loss: float
     headline: Headline
@@ -208,7 +221,7 @@ class Manifest(_Part):
     schema_version: Literal[1] = 1
     family: str
     generation: int
-    attempt: str
+    attempt: StoredName
     attempts: tuple[AttemptPart, ...]
     started: datetime
     ended: datetime
@@ -223,7 +236,7 @@ class Manifest(_Part):
     fit_seed: int
     environment: RunEnvironment
     headline: Headline
-    artefacts: dict[str, Artefact]
+    artefacts: dict[StoredPath, Artefact]
     ensemble: Committee | None = None
     linear_start: LinearStart | None = None
 
@@ -239,10 +252,7 @@ class Manifest(_Part):
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
-            raise IntegrityError(
-                f"{key} is no manifest that this version reads "
-                f"({error.error_count()} wrong fields, first: {error.errors()[0]['loc']})"
-            ) from None
+            raise unreadable(f"{key} is no manifest that this version reads", error) from None
 
     def to_json(self) -> bytes:
         """Return the text that is stored."""

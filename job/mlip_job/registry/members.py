@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlip_job.errors import (
     ConflictError,
-    IntegrityError,
     ObjectExistsError,
     ObjectNotFoundError,
     UnavailableError,
@@ -25,6 +24,7 @@ from mlip_job.errors import (
 from mlip_job.naming import MEMBERS, FamilyKeys, generation_name
 from mlip_job.registry.manifest import DatasetReference
 from mlip_job.registry.registry import Registry
+from mlip_job.store.keys import unreadable
 
 if TYPE_CHECKING:
     from mlip_job.registry.manifest import Manifest
@@ -132,8 +132,9 @@ def read_agreement(registry: Registry, generation: int) -> Agreement | None:
         return Agreement.model_validate_json(registry.store.get(key))
     except ObjectNotFoundError:
         return None
-    except ValidationError:
-        raise IntegrityError(f"{key} can't be read", hint="delete it, and train again") from None
+    except ValidationError as error:
+        hint = "delete it, and train again"
+        raise unreadable(f"{key} can't be read", error, hint=hint) from None
 
 
 def members_of(registry: Registry, generation: int) -> dict[int, MemberRegistry]:

@@ -14,6 +14,7 @@ from mlip_job.errors import (
 )
 from mlip_job.naming import generation_name
 from mlip_job.registry.swapping import swapped
+from mlip_job.store.keys import unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,11 +129,9 @@ class Pointer:
             return None, None
         try:
             return LatestPointer.model_validate_json(data), version
-        except ValidationError:
-            raise IntegrityError(
-                f"{self._key} is no pointer to a generation",
-                hint="mlip-job repair writes it anew",
-            ) from None
+        except ValidationError as error:
+            what = f"{self._key} is no pointer to a generation"
+            raise unreadable(what, error, hint="mlip-job repair writes it anew") from None
 
 
 def _pointing(generation: int, reason: str, *, forced: bool, passed_over: int) -> LatestPointer:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from mlip_job.disk import cant_write
-from mlip_job.errors import ConflictError
+from mlip_job.errors import ConflictError, IntegrityError
 from mlip_job.naming import generation_name
+from mlip_job.store.keys import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mlip_job.registry.manifest import Manifest
     from mlip_job.registry.registry import Registry
+
+_HINT = "remove it, or choose another -o DIR"
 
 
 def pull_generation(
@@ -30,7 +34,7 @@ def pull_generation(
 
     The potential is named after the generation (``gen_04.yace``), as LAMMPS input files will
     refer to it; the other files keep their names. Nothing appears in `directory` before all of it
-    was downloaded and checked.
+    was downloaded and checked, and what is there already stays as it is.
 
     Parameters
     ----------
@@ -45,56 +49,84 @@ def pull_generation(
     Raises
     ------
     IntegrityError
-        If an artefact is missing or damaged.
+        If an artefact is missing or damaged, or two have one name.
     ConflictError
-        If a file of the same name and other content is there.
+        If a file of the same name and other content is there, or a link out of `directory`.
     """
-    name = generation_name(manifest.generation)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory, prefix=".pull-") as temporary:
             staging = Path(temporary)
-            files = _download(registry, manifest, staging, name, with_dataset=with_dataset)
+            files = _download(registry, manifest, staging, with_dataset=with_dataset)
             if describe is not None:
                 files.append(describe(staging, files))
-            _refuse_other_content(files, staging, directory)
-            for file in files:
+                _require_apart(registry, manifest, files)
+            for file in _new(files, staging, directory):
                 (directory / file).parent.mkdir(parents=True, exist_ok=True)
-                (staging / file).replace(directory / file)
+                (staging / file).rename(directory / file)
     except OSError as error:
         raise cant_write(directory, error, hint="choose another -o DIR") from None
     return [directory / file for file in files]
 
 
 def _download(
-    registry: Registry, manifest: Manifest, staging: Path, name: str, *, with_dataset: bool
+    registry: Registry, manifest: Manifest, staging: Path, *, with_dataset: bool
 ) -> list[str]:
-    files = []
-    for artefact in sorted(manifest.artefacts):
-        local = artefact.replace("potential.", f"{name}.", 1)
-        files.append(local)
-        (staging / local).parent.mkdir(parents=True, exist_ok=True)
-        registry.fetch(manifest, artefact, staging / local)
+    """Download into a directory of this command's own; return the files' paths in it."""
+    name = generation_name(manifest.generation)
+    artefacts = [(file.replace("potential.", f"{name}.", 1), file) for file in manifest.artefacts]
+    record = registry.dataset_record(manifest.dataset) if with_dataset else None
+    dataset = [] if record is None else [(f"dataset/{file}", file) for file in record.files]
+    own = ["manifest.json"] if record is None else ["manifest.json", "dataset/dataset.json"]
+    files = [*(path for path, _ in (*artefacts, *dataset)), *own]
+    _require_apart(registry, manifest, files)
+    for path in files:
+        (staging / path).parent.mkdir(parents=True, exist_ok=True)
+    for path, file in artefacts:
+        registry.fetch(manifest, file, staging / path)
     (staging / "manifest.json").write_bytes(manifest.to_json())
-    files.append("manifest.json")
-    if with_dataset:
-        record = registry.dataset_record(manifest.dataset)
-        (staging / "dataset").mkdir()
-        for file in sorted(record.files):
-            registry.fetch_dataset_file(record, file, staging / "dataset" / file)
-            files.append(f"dataset/{file}")
+    if record is not None:
+        for path, file in dataset:
+            registry.fetch_dataset_file(record, file, staging / path)
         registry.fetch_dataset_record(manifest, staging / "dataset" / "dataset.json")
-        files.append("dataset/dataset.json")
-    return files
+    return sorted(files)
 
 
-def _refuse_other_content(files: list[str], staging: Path, directory: Path) -> None:
+def _require_apart(registry: Registry, manifest: Manifest, files: Sequence[str]) -> None:
+    """Raise an IntegrityError where two files would be one, or one the folder of another."""
+    taken = {parent.as_posix() for file in files for parent in PurePosixPath(file).parents}
+    for file in files:
+        if file in taken:
+            raise IntegrityError(
+                f"{registry.keys.manifest(manifest.generation)} names {shown(file)} twice, or as "
+                "file and folder"
+            )
+        taken.add(file)
+
+
+def _new(files: Sequence[str], staging: Path, directory: Path) -> list[str]:
+    """Return the files that are not in the directory yet.
+
+    Raises
+    ------
+    ConflictError
+        If one is there with other content, or a link leads elsewhere.
+    """
+    root = directory.resolve()
+    new = []
     for file in files:
         target = directory / file
-        if target.exists() and _sha256(target) != _sha256(staging / file):
+        if not target.parent.resolve().is_relative_to(root):
             raise ConflictError(
-                f"{target} exists with other content", hint="remove it, or choose another -o DIR"
+                f"{target.parent} is a link that leads out of {directory}", hint=_HINT
             )
+        if not os.path.lexists(target):
+            new.append(file)
+        elif target.is_symlink() or not target.is_file():
+            raise ConflictError(f"{target} exists, and is no file", hint=_HINT)
+        elif _sha256(target) != _sha256(staging / file):
+            raise ConflictError(f"{target} exists with other content", hint=_HINT)
+    return new
 
 
 def _sha256(path: Path) -> str:

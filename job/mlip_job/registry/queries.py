@@ -15,6 +15,7 @@ from mlip_job.dataset.record import DatasetRecord
 from mlip_job.errors import IntegrityError, ObjectNotFoundError
 from mlip_job.naming import DatasetFiles
 from mlip_job.registry.fetching import fetch_bytes
+from mlip_job.store.keys import Sha256, StoredName
 
 if TYPE_CHECKING:
     from mlip_job.naming import FamilyKeys
@@ -38,8 +39,8 @@ class KnownQuery(BaseModel):
 
     schema_version: Literal[1] = 1
     rows: SelectedRows
-    dataset: str
-    record_sha256: str
+    dataset: StoredName
+    record_sha256: Sha256
 
 
 class Queries:
@@ -63,7 +64,7 @@ class Queries:
         key = self._keys.dataset(known.dataset, DatasetFiles.RECORD)
         try:
             data = fetch_bytes(self._store, key, known.record_sha256)
-            return DatasetRecord.from_json(data), known.record_sha256
+            return DatasetRecord.from_json(data, key=key), known.record_sha256
         except IntegrityError:
             return None
 

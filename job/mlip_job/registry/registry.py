@@ -165,11 +165,14 @@ class Registry:
         """Return the record of a dataset that a manifest or a checkpoint names."""
         key = self.keys.dataset(dataset.id, DatasetFiles.RECORD)
         data = fetch_bytes(self.store, key, dataset.record_sha256)
-        return DatasetRecord.from_json(data.decode())
+        return DatasetRecord.from_json(data, key=key)
 
     def fetch_dataset_file(self, record: DatasetRecord, name: str, path: Path) -> None:
         """Download one file of a dataset and check its hash."""
-        fetch_file(self.store, self.keys.dataset(record.id, name), record.files[name].sha256, path)
+        key = self.keys.dataset(record.id, name)
+        if name not in record.files:
+            raise IntegrityError(f"{key} is not in the record of dataset {record.id}")
+        fetch_file(self.store, key, record.files[name].sha256, path)
 
     def fetch_dataset_record(self, manifest: Manifest, path: Path) -> None:
         """Download ``dataset.json`` of a generation's dataset and check its hash."""

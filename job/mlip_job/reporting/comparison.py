@@ -193,6 +193,10 @@ def _largest_grade(evaluation: Evaluation) -> Number:
     return grade.max if grade is not None else None
 
 
+def _evaluator_time(evaluation: Evaluation) -> Number:
+    return evaluation.speed.evaluator_us_per_atom if evaluation.speed is not None else None
+
+
 QUANTITIES = (
     Quantity("train_structures", "train", "structures", 0, lambda r: r.dataset.train),
     Quantity("test_structures", "test", "structures", 0, lambda r: r.dataset.test),
@@ -217,5 +221,6 @@ QUANTITIES = (
     Quantity("largest_test_grade", "largest grade, test", "", 2, _evaluated(_largest_grade)),
     Quantity("checks_passed", "physics checks passed", "", 0, _verdicts("passed")),
     Quantity("checks_failed", "physics checks failed", "", 0, _verdicts("failed")),
+    Quantity("evaluator_us_per_atom", "evaluator", "µs/atom", 1, _evaluated(_evaluator_time)),
     Quantity("fit_seconds", "fit", "s", 0, lambda r: r.timings_s.get("fit")),
 )

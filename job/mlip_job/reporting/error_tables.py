@@ -56,7 +56,10 @@ def statistics_table(
 def pacemaker_table(fit: RunSummary) -> Table:
     """Return the errors that pacemaker itself reported."""
     units = (ENERGY, FORCE)
-    sides: Iterable[tuple[str, Errors | None]] = (("train", fit.train), ("test", fit.test))
+    sides: Iterable[tuple[str, Errors | None]] = (
+        ("train", fit.train),
+        (fit.second_set, fit.test),
+    )
     return Table(
         "Errors by pacemaker",
         (

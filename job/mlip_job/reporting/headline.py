@@ -128,7 +128,8 @@ def _rmse(report: TrainingReport, side: str, key: str) -> float | None:
     if report.evaluation is not None:
         rmse: float = getattr(getattr(report.evaluation, side), key).rmse
         return rmse
-    errors = getattr(report.fit, side)
+    fit = report.fit
+    errors = {"train": fit.train, fit.second_set: fit.test}.get(side)
     value: float | None = getattr(errors, f"rmse_{key}") if errors is not None else None
     return value
 

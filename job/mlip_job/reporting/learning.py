@@ -6,7 +6,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from mlip_job.reporting.chart import Axis, Chart
-from mlip_job.reporting.figures import SIDES, Figure
+from mlip_job.reporting.figures import SIDES, Figure, LegendEntry
 from mlip_job.reporting.numbers import count
 from mlip_job.reporting.scales import linear_scale, log_scale
 
@@ -39,7 +39,7 @@ def learning_figures(report: TrainingReport) -> tuple[Figure, ...]:
 
 
 def curves(report: TrainingReport, quantity: str) -> Curve:
-    """Return a quantity over the iterations of the whole fit, for train and test."""
+    """Return a quantity over the iterations of the whole fit, for train and the second set."""
     spans = _spans(report.fit.cycles)
     sides = {"train": report.fit.train_curve, "test": report.fit.test_curve}
     return {side: list(_points(rows, quantity, spans)) for side, rows in sides.items()}
@@ -72,7 +72,8 @@ def _figure(report: TrainingReport, title: str, axis: str, sides: Curve) -> Figu
     _mark_steps(chart, report)
     for css, side in sides.items():
         chart.line(side, css) if len(side) > 1 else chart.dots(side, css)
-    return Figure(title, chart.svg(), legend=SIDES if sides["test"] else SIDES[:1])
+    legend = (SIDES[0], LegendEntry("test", report.fit.second_set))
+    return Figure(title, chart.svg(), legend=legend if sides["test"] else legend[:1])
 
 
 def _mark_steps(chart: Chart, report: TrainingReport) -> None:

@@ -45,7 +45,8 @@ _HISTOGRAMS = (
 
 
 def learning_overlays(reports: Sequence[TrainingReport]) -> Iterator[Figure]:
-    """Return the learning curves of the test set, or of the training set where one lacks it."""
+    """Return the learning curves of the second set, or of the training set where one lacks it."""
+    second = " or ".join(sorted({report.fit.second_set for report in reports}))
     for key, title, label in QUANTITIES[1:]:
         found = {css: curves(report, key) for css, report in _series(reports).items()}
         side = "test" if all(curve["test"] for curve in found.values()) else "train"
@@ -53,14 +54,15 @@ def learning_overlays(reports: Sequence[TrainingReport]) -> Iterator[Figure]:
         points = [point for line in lines.values() for point in line]
         if not points:
             continue
+        of_set = f"{title}, {second if side == 'test' else side} set"
         chart = Chart(
-            f"{title}, {side} set, over the iterations of the fit, logarithmic",
+            f"{of_set}, over the iterations of the fit, logarithmic",
             Axis("iteration", linear_scale([0.0, *(x for x, _ in points)])),
             Axis(label, log_scale(y for _, y in points)),
         )
         for css, line in lines.items():
             chart.line(line, css)
-        yield Figure(f"{title}, {side} set", chart.svg(), legend=_legend(reports))
+        yield Figure(of_set, chart.svg(), legend=_legend(reports))
 
 
 def error_overlays(reports: Sequence[TrainingReport]) -> Iterator[Figure]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from mlip_job.naming import generation_name
 from mlip_job.reporting.numbers import NARROW_SPACE, UNKNOWN, count, duration, fixed, significant
 from mlip_job.reporting.table import Column, Entry, Table
+from mlip_job.training.loss_shares import describe_shares
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from mlip_job.registry import Manifest
     from mlip_job.report import TrainingReport
     from mlip_job.reporting.facts import Facts
+    from mlip_job.training.run_summary import BestPotential, RunSummary
 
 _MODES = {"continue": "with the same basis", "extend": "growing its basis"}
 _LISTED_ROWS = 12
@@ -91,6 +93,8 @@ def dataset_entries(record: DatasetRecord, manifest: Manifest) -> Iterator[Entry
         f"{fixed(counts.test, 0)} test, {fixed(counts.reference_atoms, 0)} isolated atoms, "
         f"{fixed(counts.rejected, 0)} rejected",
     )
+    if record.split.key is not None:
+        yield Entry("split by", f"the key {record.split.key}")
     yield Entry(
         "atoms", f"{fixed(record.atoms.train, 0)} train, {fixed(record.atoms.test, 0)} test"
     )
@@ -127,7 +131,9 @@ def lineage_entries(facts: Facts) -> Iterator[Entry]:
     inherited = manifest.dataset.inherited_from
     origin = generation_name(inherited) if inherited is not None else "made for this generation"
     yield Entry("split and e0", origin)
-    yield Entry("seeds", f"split {manifest.split_seed}, fit {manifest.fit_seed}")
+    by_key = facts.report.dataset.split_key is not None
+    split_seed = "" if by_key else f"split {manifest.split_seed}, "
+    yield Entry("seeds", f"{split_seed}fit {manifest.fit_seed}")
     yield Entry("configuration", _short(manifest.config_sha256), code=True)
     yield Entry("training", f"{manifest.started:{_TIME}} to {manifest.ended:{_TIME}} UTC")
 
@@ -144,9 +150,20 @@ def fit_entries(report: TrainingReport) -> Iterator[Entry]:
     yield Entry(
         "basis", f"{count(fit.functions, 'function')}, {count(fit.parameters, 'parameter')}"
     )
+    if report.evaluation is not None and (speed := report.evaluation.speed) is not None:
+        yield Entry(
+            "evaluator",
+            f"{significant(speed.evaluator_us_per_atom)} µs per atom on one core, {speed.cpu}",
+        )
     if report.basis is not None:
         yield Entry("size of the basis", str(report.basis))
     yield Entry("iterations", fixed(fit.iterations, 0))
+    if fit.loss_shares is not None:
+        yield Entry("final loss", describe_shares(fit.loss_shares))
+    if fit.second_set == "validation":
+        yield Entry("validation part", _validation(fit))
+    if fit.best is not None:
+        yield Entry("best iteration", _best(fit.best))
     if fit.early_stopping:
         yield Entry("early stopping", fit.early_stopping)
     if fit.optimiser_message:
@@ -256,3 +273,18 @@ def _some(rows: Sequence[int]) -> str:
     shown = ", ".join(map(str, rows[:_LISTED_ROWS]))
     more = len(rows) - _LISTED_ROWS
     return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _validation(fit: RunSummary) -> str:
+    sizes = [fit.structures.get(side) for side in ("train", "test")]
+    fitted, aside = (size.found if size is not None else None for size in sizes)
+    return f"{count(aside, 'training structure')}, the fit saw {fixed(fitted, 0)} others"
+
+
+def _best(best: BestPotential) -> str:
+    step = f" of ladder step {best.ladder_step}" if best.ladder_step else ""
+    last = "" if best.last_loss is None else f"; the last one has {best.last_loss:.4g}"
+    return (
+        f"{best.iteration}{step}, published: its loss on the validation part is {best.loss:.4g}, "
+        f"without regularisation{last}"
+    )

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from mlip_job.config import JobConfig
@@ -178,6 +178,8 @@ class JobHandle:
         What it does of a run.
     found
         Whether `Scheduler.submit` found it, and made none.
+    release
+        Helm release that it belongs to, which stays when the job is cancelled; None for others.
     """
 
     scheduler: str
@@ -185,22 +187,33 @@ class JobHandle:
     name: str
     stage: Stage = Stage.WHOLE
     found: bool = field(default=False, compare=False)
+    release: str | None = field(default=None, compare=False)
 
 
 class JobState(StrEnum):
-    """What a job is doing. UNKNOWN is not failure: the scheduler could not be asked, or forgot."""
+    """What a job is doing.
+
+    UNKNOWN is not failure: the scheduler could not be asked, or forgot. GONE is its answer that it
+    has no such job, as once a Kubernetes Job is deleted.
+    """
 
     PENDING = "pending"
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    GONE = "gone"
     UNKNOWN = "unknown"
 
     @property
     def ended(self) -> bool:
         """Whether nothing more will come of the job by itself."""
-        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+        return self in (
+            JobState.SUCCEEDED,
+            JobState.FAILED,
+            JobState.CANCELLED,
+            JobState.GONE,
+        )
 
 
 @dataclass(frozen=True)
@@ -270,8 +283,17 @@ class Scheduler(Protocol):
         last. What waits for a job that failed never matters.
         """
 
+    def active(self, family: str, generation: int) -> Sequence[JobHandle]:
+        """Return all jobs of a generation that wait or run, whoever submitted them.
+
+        Several where a submission has several, or where two submissions were made at once.
+        """
+
+    def generations(self, family: str) -> set[int]:
+        """Return the generations of a family that the scheduler knows jobs of."""
+
     def status(self, handle: JobHandle) -> JobStatus:
-        """Return what a job is doing; UNKNOWN once the scheduler has forgotten it.
+        """Return what a job is doing; UNKNOWN or GONE once the scheduler has forgotten it.
 
         Where it does a part of a run, the reason tells which.
         """
@@ -285,5 +307,5 @@ class Scheduler(Protocol):
     def cancel(self, handle: JobHandle) -> None:
         """Have a job stop, and the others of its submission, leaving time for a checkpoint.
 
-        Ended jobs are no error.
+        It does not wait for their end, which `status` tells. Ended jobs are no error.
         """

@@ -17,19 +17,23 @@ import secrets
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from mlip_job.environment import ProcessIdentity
-from mlip_job.errors import ConfigError
-from mlip_job.naming import generation_name
+from mlip_job.errors import ConfigError, UnavailableError
+from mlip_job.naming import generation_name, parse_generation_name
 from mlip_job.schedulers.base import Stage
 from mlip_job.schedulers.job_names import JobName, of_one_submission
+from mlip_job.store.keys import StoredName, is_relative, shown
 
 if TYPE_CHECKING:
     from mlip_job.config import JobConfig
+
+_JobId = Annotated[str, StringConstraints(pattern=r"^[1-9][\w;.-]{0,127}$")]
+"""It becomes part of file names, and of commands."""
 
 
 class SubmittedJob(BaseModel):
@@ -47,7 +51,7 @@ class SubmittedJob(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    id: str
+    id: _JobId
     name: str
     submitted: datetime
     process: ProcessIdentity | None = None
@@ -67,7 +71,7 @@ class Submission(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[2] = 2
-    scheduler: str
+    scheduler: StoredName
     jobs: tuple[SubmittedJob, ...]
 
     def job(self, job_id: str) -> SubmittedJob | None:
@@ -120,15 +124,15 @@ class SubmitFiles:
 
     def log(self, scheduler: str, job_id: str) -> Path:
         """Return what a job printed."""
-        return self.directory / f"{scheduler}-{job_id}.log"
+        return self._of_job(scheduler, job_id, "log")
 
     def ended(self, scheduler: str, job_id: str) -> Path:
         """Return the record of how a job ended."""
-        return self.directory / f"{scheduler}-{job_id}.ended"
+        return self._of_job(scheduler, job_id, "ended")
 
     def cancelled(self, scheduler: str, job_id: str) -> Path:
         """Return the mark of a job that was told to stop, where the scheduler keeps none."""
-        return self.directory / f"{scheduler}-{job_id}.cancelled"
+        return self._of_job(scheduler, job_id, "cancelled")
 
     def write(self, script: Path, text: str, config: JobConfig) -> None:
         """Write the script and the configuration beside it."""
@@ -164,9 +168,29 @@ class SubmitFiles:
         except (OSError, ValidationError):
             return None
 
+    def _of_job(self, scheduler: str, job_id: str, suffix: str) -> Path:
+        """Return a file of a job, whose id a scheduler said or a record holds."""
+        name = f"{scheduler}-{job_id}.{suffix}"
+        if "/" in name or not is_relative(name):
+            raise UnavailableError(f"{shown(job_id)} is no id of a job of {scheduler}")
+        return self.directory / name
+
     @property
     def _submission(self) -> Path:
         return self.directory / "submission.json"
+
+
+def recorded_generations(config: JobConfig, scheduler: str) -> set[int]:
+    """Return the generations whose newest submission was made to a scheduler, from here."""
+    directories = SubmitFiles.root(config).glob("gen_*")
+    found = ((parse_generation_name(path.name), SubmitFiles(path)) for path in directories)
+    return {
+        number
+        for number, files in found
+        if number is not None
+        and (record := files.submission()) is not None
+        and record.scheduler == scheduler
+    }
 
 
 def _precedes(one: str, other: str) -> bool:

@@ -21,7 +21,7 @@ from mlip_job.errors import (
 )
 from mlip_job.store.base import ObjectInfo
 from mlip_job.store.download import save
-from mlip_job.store.keys import check_key
+from mlip_job.store.keys import check_key, check_prefix
 from mlip_job.store.probe import check_conditions
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class DirectoryStore:
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """See `ObjectStore.list`."""
-        folder = self._root / prefix.rpartition("/")[0]
+        folder = self._root / check_prefix(prefix).rpartition("/")[0]
         found = []
         with self._errors("list", prefix):
             for directory, names, files in os.walk(folder, onerror=_raise_unless_absent):
@@ -97,7 +97,7 @@ class DirectoryStore:
 
     def list_prefixes(self, prefix: str) -> Iterator[str]:
         """See `ObjectStore.list_prefixes`."""
-        folder, _, start = prefix.rpartition("/")
+        folder, _, start = check_prefix(prefix).rpartition("/")
         try:
             with self._errors("list", prefix):
                 names = [e.name for e in os.scandir(self._root / folder) if e.is_dir()]

@@ -15,6 +15,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
+from mlip_job.environment import require_one_line
 from mlip_job.errors import (
     ObjectChangedError,
     ObjectExistsError,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from mlip_job.config.models import StorageConfig
     from mlip_job.store.base import Meter
 
+_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _BLOCK = 1 << 20
 _MIB = 1 << 20
 _CONFLICT_TRIES = 6
@@ -194,17 +196,21 @@ class S3Store:
         check_conditions(self)
 
     @cached_property
+    def _region(self) -> str:
+        return self._config.region or boto3.session.Session().region_name or "us-east-1"
+
+    @cached_property
     def _client(self) -> Any:
         config = self._config
+        require_one_line(*_CREDENTIALS)
         own_endpoint = config.endpoint_url is not None
         style = config.addressing_style
         if style == "auto" and own_endpoint:
             style = "path"  # bucket names as host names need DNS that few such stores have
-        session = boto3.session.Session()
-        return session.client(
+        return boto3.session.Session().client(
             "s3",
             endpoint_url=config.endpoint_url,
-            region_name=config.region or session.region_name or "us-east-1",
+            region_name=self._region,
             config=Config(
                 retries={"mode": "standard", "total_max_attempts": 3},
                 connect_timeout=_CONNECT_TIMEOUT_SECONDS,
@@ -356,9 +362,9 @@ class S3Store:
                 ) from None
             if code in _MISSING:
                 raise ObjectNotFoundError(f"{key} is not in {self.url}") from None
-            raise explain(error, action, key, self._config) from None
+            raise explain(error, action, key, self._config, self._region) from None
         except (BotoCoreError, HTTPError) as error:
-            raise explain(error, action, key, self._config) from None
+            raise explain(error, action, key, self._config, self._region) from None
 
 
 class _ConcurrentWriteError(StoreError):

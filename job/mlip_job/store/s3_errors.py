@@ -38,6 +38,12 @@ _TRANSIENT = {
     "429",
 }
 _SERVER_ERROR = 500
+_OTHER_REGION = {
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+    "InvalidRegion",
+    "PermanentRedirect",
+}
 _DENIED = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled"}
 _WRONG_CREDENTIALS = {
     "InvalidAccessKeyId",
@@ -53,12 +59,13 @@ def explain(
     action: str,
     key: str,
     config: StorageConfig,
+    region: str,
 ) -> StoreError:
     """Return our error for one of boto3's: what was tried, why it failed, what to do."""
     bucket = config.url.removeprefix("s3://").partition("/")[0]
     tried = f"can't {action} {key} in {config.url}"
     if isinstance(error, ClientError):
-        return _explain_answer(error, tried, bucket)
+        return _explain_answer(error, tried, bucket, region)
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
         return StoreError(
             f"{tried}: no credentials",
@@ -79,7 +86,7 @@ def explain(
     return StoreError(f"{tried}: {where} answers as no S3 store does ({type(error).__name__})")
 
 
-def _explain_answer(error: ClientError, tried: str, bucket: str) -> StoreError:
+def _explain_answer(error: ClientError, tried: str, bucket: str, region: str) -> StoreError:
     code = str(error.response.get("Error", {}).get("Code", "unknown"))
     if code == "NoSuchBucket":
         return StoreError(
@@ -90,6 +97,12 @@ def _explain_answer(error: ClientError, tried: str, bucket: str) -> StoreError:
         return StoreError(
             f"{tried}: the credentials are not valid ({code})",
             hint="check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN",
+        )
+    if code in _OTHER_REGION:
+        wanted = error.response.get("Error", {}).get("Region")
+        return StoreError(
+            f"{tried}: the store rejects requests that are signed for the region {region} ({code})",
+            hint=f"set storage.region: {wanted}" if wanted else "set storage.region to the store's",
         )
     if code == "RequestTimeTooSkewed":
         return StoreError(

@@ -134,7 +134,9 @@ def _parameters(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def _figures(report: TrainingReport) -> Iterator[LoggedMetric]:
-    fit = report.fit.model_dump(include={"train", "test", "iterations", "functions", "parameters"})
+    fit = report.fit.model_dump(
+        include={"train", "test", "iterations", "functions", "parameters", "loss_shares"}
+    )
     found: dict[str, Any] = {"fit": fit, "timings_s": report.timings_s, "phases_s": report.phases_s}
     evaluation = report.evaluation
     if evaluation is not None:
@@ -148,6 +150,9 @@ def _figures(report: TrainingReport) -> Iterator[LoggedMetric]:
             "train": evaluation.train.model_dump(include=errors),
             "test": evaluation.test.model_dump(include=errors),
             "parent": evaluation.parent.model_dump() if evaluation.parent is not None else None,
+            "speed": {"evaluator_us_per_atom": evaluation.speed.evaluator_us_per_atom}
+            if evaluation.speed is not None
+            else None,
         }
     for name, value in _leaves(found, ()):
         yield LoggedMetric(name=name, value=value)

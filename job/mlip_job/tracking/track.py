@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from mlip_job.errors import ConfigError, MlipJobError, UnavailableError
 from mlip_job.naming import generation_name
 from mlip_job.report import TrainingReport
+from mlip_job.secret_texts import redact
 from mlip_job.tracking.record import LOGGED_ARTEFACTS, LoggedRun, LoggingRequest, describe_run
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ _CLIENT_ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",  # it looks for a git program, which a container has not
 }
-_SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY")
 
 
 def track_generation(
@@ -169,9 +169,6 @@ def _call_client(request: LoggingRequest, cancelled: Callable[[], bool]) -> str:
 
 
 def _without_secrets(text: str) -> str:
-    secrets = [os.environ.get(name, "") for name in _SECRETS]
-    user = os.environ.get("MLFLOW_TRACKING_USERNAME", "")
-    secrets.append(b64encode(f"{user}:{secrets[0]}".encode()).decode())  # as HTTP sends it
-    for secret in filter(None, secrets):
-        text = text.replace(secret, "***")
-    return text
+    user, password = (os.environ.get(f"MLFLOW_TRACKING_{n}", "") for n in ("USERNAME", "PASSWORD"))
+    as_http_sends_it = b64encode(f"{user}:{password}".encode()).decode()
+    return redact(text, password, as_http_sends_it, os.environ.get("MLFLOW_TRACKING_TOKEN"))

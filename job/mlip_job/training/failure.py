@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING
 
+from mlip_job.training.log import is_out_of_memory
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -77,7 +79,9 @@ def describe_failure(state: LogState, exit_code: int | None) -> str | None:
     exit_code
         Of pacemaker; None where it is not known.
     """
-    if state.out_of_memory and not state.potential_saved:
+    # TensorFlow logs memory that it asks for and can do without: the exception decides.
+    out_of_memory = is_out_of_memory(state.exception) if state.exception else state.out_of_memory
+    if out_of_memory and not state.potential_saved:
         return _describe_memory(state)
     if exit_code not in (None, 0) and (by_signal := describe_exit(exit_code or 0)):
         return by_signal

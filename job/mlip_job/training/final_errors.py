@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from mlip_job.training.tables import MetricsRow, MetricsTable
 
 _PRINT_PRECISION_MEV = 0.0051  # the log prints two decimals
-_ENDED_AT_ITERATION = (0, 1)  # of scipy's minimiser: converged, too many iterations
+# Of scipy's minimiser: converged, too many iterations, ended by a callback.
+_ENDED_AT_ITERATION = (0, 1, 99)
 _TRIAL_POINT = (
     "the optimiser gave up within a line search: pacemaker's last figures of the test set are of a "
     "trial point, not of the potential that it saved"
@@ -50,6 +51,28 @@ def final_errors(
     return train, test, warnings
 
 
+def final_row(state: LogState, table: MetricsTable) -> MetricsRow | None:
+    """Return the row of the result in a table of cycles: of the last step and its best cycle."""
+    index = _final_index(state, table)
+    return None if index is None else table.rows[index]
+
+
+def errors_of(row: MetricsRow) -> Errors:
+    """Return the errors that a row of a table tells of."""
+    return _errors(row, None)
+
+
+def last_loss(state: LogState, tables: Mapping[str, MetricsTable]) -> float | None:
+    """Return the loss on the test set, without regularisation, of what pacemaker ended with."""
+    cycles = tables["test_cycle_metrics"]
+    if not _reaches_last_step(cycles, tables["cycle_metrics"]) or _gave_up(state, cycles):
+        return None
+    row = final_row(state, cycles)
+    if row is None or row.e_loss_contrib is None or row.f_loss_contrib is None:
+        return None
+    return row.e_loss_contrib + row.f_loss_contrib
+
+
 def milli(value: float | None) -> float | None:
     """Return eV as meV; None for what is no finite number."""
     return None if value is None or not math.isfinite(value) else 1000 * value
@@ -58,10 +81,9 @@ def milli(value: float | None) -> float | None:
 def _of_cycle(
     state: LogState, table: MetricsTable, title: str, warnings: list[str]
 ) -> Errors | None:
-    in_step = _in_last_step(table.rows)
-    if state.best_cycle >= len(in_step):
+    index = _final_index(state, table)
+    if index is None:
         return None
-    index = in_step[state.best_cycle]
     row = table.rows[index]
     blocks = [block for block in state.blocks if block.title == title]
     # The log is that of pacemaker's last start, the table may hold the rows of earlier ones too.
@@ -70,6 +92,11 @@ def _of_cycle(
     if block is not None and (problem := _disagreement(row, block)):
         warnings.append(problem)
     return _errors(row, block)
+
+
+def _final_index(state: LogState, table: MetricsTable) -> int | None:
+    in_step = _in_last_step(table.rows)
+    return in_step[state.best_cycle] if state.best_cycle < len(in_step) else None
 
 
 def _reaches_last_step(test_cycles: MetricsTable, cycles: MetricsTable) -> bool:

@@ -10,6 +10,7 @@ import yaml
 from mlip_job.config.overrides import deep_merge
 from mlip_job.config.training import EnergyBased
 from mlip_job.training.basis import potential_section
+from mlip_job.training.in_pacemaker.mlip_job_callbacks import CALLBACK
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,16 +43,19 @@ class TrainingData:
     elements
         All that occur in it.
     train, test
-        Files of pacemaker's data frames, as pacemaker is to find them; none of the test set where
-        it is not to measure that.
+        Files of pacemaker's data frames, as pacemaker is to find them; of the second set only where
+        it is to measure one.
     reference_energies
         eV per atom of each element; pacemaker subtracts them and keeps them with the potential.
+    keep_best
+        Whether the second set decides which iteration's potential is the result.
     """
 
     elements: tuple[str, ...]
     train: tuple[str, ...]
     test: tuple[str, ...]
     reference_energies: Mapping[str, float]
+    keep_best: bool = False
 
 
 def kappa(energy_weight: float, force_weight: float) -> float:
@@ -99,7 +103,10 @@ def build_input(
         },
     }
     # The potential section has its overrides already, or is taken whole from the start potential.
-    return deep_merge(content, {k: v for k, v in training.overrides.items() if k != "potential"})
+    merged = deep_merge(content, {k: v for k, v in training.overrides.items() if k != "potential"})
+    if data.keep_best:
+        merged["fit"]["callbacks"] = [*merged["fit"].get("callbacks", ()), CALLBACK]
+    return merged
 
 
 def dump_input(content: Mapping[str, Any]) -> str:
@@ -159,14 +166,19 @@ def _fit(training: TrainingConfig, start: StartPotential | None) -> dict[str, An
 
 
 def _early_stopping(training: TrainingConfig) -> dict[str, Any]:
-    limits = {
-        key: value
-        for key in ("min_relative_train_loss_per_iter", "min_relative_test_loss_per_iter")
-        if (value := getattr(training, key)) is not None
-    }
-    if not limits:
+    """Return what makes pacemaker stop by the training loss.
+
+    By the test loss it would raise where that has not fallen in its very last evaluation, after the
+    minimiser has ended (`tensorpotential.compat.pace.fit`), and the fit would be lost: the callback
+    looks at that.
+    """
+    limit = training.min_relative_train_loss_per_iter
+    if limit is None:
         return {}
-    return limits | {"early_stopping_patience": training.early_stopping_patience}
+    return {
+        "min_relative_train_loss_per_iter": limit,
+        "early_stopping_patience": training.early_stopping_patience,
+    }
 
 
 def _plain_step(step: float | tuple[float, ...]) -> Any:

@@ -30,6 +30,7 @@ import numpy as np
 from mlip_job.environment import available_memory
 from mlip_job.processes import die_with, in_order
 from mlip_job.training.linear_task import LinearProgress, LinearStart
+from mlip_job.training.loss_shares import shares
 from mlip_job.training.weighting import FITTED
 
 if TYPE_CHECKING:
@@ -73,11 +74,20 @@ def fit_linear(tell: Callable[[LinearProgress], None], task: LinearTask) -> Line
     equations = sums.of_loss(task.kappa)
     coefficients = solve(equations.matrix, equations.right, task.l1, task.l2)
     _write(basis, coefficients, sums.shortest, task)
+    energies, forces = sums.errors(coefficients, task.kappa)
     return LinearStart(
         structures=sums.structures,
         atoms=sums.atoms,
         functions=functions,
-        loss=equations.squared_error(coefficients),
+        loss=energies + forces,
+        loss_shares=shares(
+            energies,
+            forces,
+            {
+                "l1_coeffs": task.l1 * float(np.abs(coefficients).sum()),
+                "l2_coeffs": task.l2 * float(coefficients @ coefficients),
+            },
+        ),
     )
 
 
@@ -251,6 +261,12 @@ class Sums(NamedTuple):
             self.atoms + other.atoms,
             self.shortest.with_those(other.shortest),
         )
+
+    def errors(self, coefficients: FloatArray, kappa: float) -> tuple[float, float]:
+        """Return what energies and forces contribute to pacemaker's loss."""
+        energies = (1 - kappa) / self.energies.weight * self.energies.squared_error(coefficients)
+        forces = 3 * kappa / self.forces.weight * self.forces.squared_error(coefficients)
+        return max(0.0, energies), max(0.0, forces)  # a perfect fit is left with rounding errors
 
     def of_loss(self, kappa: float) -> Equations:
         """Return the equations of pacemaker's loss, with each set of weights normalised."""

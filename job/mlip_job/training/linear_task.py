@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from mlip_job.training.run_summary import LossShares
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -82,6 +84,8 @@ class LinearStart(BaseModel):
     loss
         Of the potential that it made, on these structures and without regularisation:
         (1-κ)·MSE(E/atom, eV) + κ·mean|ΔF|² (eV/Å), weighted as in the fit.
+    loss_shares
+        What makes up the loss with regularisation.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -90,3 +94,4 @@ class LinearStart(BaseModel):
     atoms: int
     functions: int
     loss: float
+    loss_shares: LossShares | None = None

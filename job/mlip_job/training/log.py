@@ -114,8 +114,13 @@ class LogParser:
             block.errors[kind] = (numbers[0], numbers[1], numbers[2], numbers[3])
 
     def _note_memory(self, text: str) -> None:
-        if any(sign in text for sign in _OUT_OF_MEMORY):
+        if is_out_of_memory(text):
             self.state.out_of_memory = True
+
+
+def is_out_of_memory(text: str) -> bool:
+    """Return whether a line of the log or an exception names a lack of memory."""
+    return any(sign in text for sign in _OUT_OF_MEMORY)
 
 
 _ERROR_KINDS: Mapping[str, str] = {"RMSE": "rmse", "MAE": "mae", "MAX_AE": "max"}
@@ -127,6 +132,7 @@ _OUT_OF_MEMORY = (
     "CUDA_ERROR_OUT_OF_MEMORY",
     "std::bad_alloc",
     "MemoryError",
+    "No further batch size reduction",  # pacemaker, after TensorFlow ran out of memory
 )
 
 _PHASE_STARTS: Mapping[str, Phase] = {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from mlip_job.errors import TrainingError
+from mlip_job.yaml_text import YamlError, load_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,8 +49,8 @@ def read_potential(path: Path) -> dict[str, Any]:
         If the file is absent, cut short or no potential.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = load_yaml(path.read_text(encoding="utf-8"), loader=_Loader)
+    except (OSError, UnicodeDecodeError, YamlError) as error:
         raise TrainingError(f"{path} is no readable potential: {type(error).__name__}") from None
     if not isinstance(content, dict) or not isinstance(content.get("metadata", {}), dict):
         raise TrainingError(f"{path} is no potential")
@@ -99,6 +100,26 @@ def as_start(content: Mapping[str, Any]) -> dict[str, Any]:
         for block in content["species"]
     ]
     return {**content, "metadata": metadata, "species": species}
+
+
+def with_cores_of(finished: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a potential of an iteration with what pacemaker adds to the last one when it ends.
+
+    The ZBL cores follow from the training data alone, and so are the same for every iteration.
+
+    Parameters
+    ----------
+    finished
+        The last one.
+    content
+        Another of the same fit and the same basis.
+    """
+    cores = {
+        block["speciesblock"]: {k: v for k, v in block.items() if k in _NO_INNER_CUTOFF}
+        for block in finished["species"]
+    }
+    species = [{**block, **cores[block["speciesblock"]]} for block in content["species"]]
+    return {**finished, "species": species}
 
 
 def perturbed(content: Mapping[str, Any], noise: float, seed: int) -> dict[str, Any]:

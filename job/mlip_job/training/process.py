@@ -17,7 +17,7 @@ from mlip_job.training.lines import LineReader
 from mlip_job.training.log import LogParser
 from mlip_job.training.on_device import NO_DEVICE
 from mlip_job.training.phases import PhaseClock, phase_seconds
-from mlip_job.training.programs import find_program, trainer_environment
+from mlip_job.training.programs import IN_PACEMAKER, find_program, trainer_environment
 from mlip_job.training.tables import MetricsRow, TableFollower
 from mlip_job.training.train_log import hide_host
 from mlip_job.training.watchdog import Watchdog
@@ -50,9 +50,11 @@ class Progress:
     seconds_per_iteration
         Mean over the iterations seen in this ladder step, or None before the second.
     test_row
-        The newest row of the test set, where that is measured.
+        The newest row of the second set, where one is measured.
     timings_s
         Seconds in each phase so far, up to pacemaker's last message.
+    second_set
+        What the second set is.
     """
 
     phase: str
@@ -61,6 +63,7 @@ class Progress:
     seconds_per_iteration: float | None = None
     test_row: MetricsRow | None = None
     timings_s: Mapping[str, float] = field(default_factory=dict)
+    second_set: str = "test"
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ def run_pacemaker(
         process = subprocess.Popen(  # noqa: S603 - a fixed program with a name of our own
             command,
             cwd=files.directory,
-            env=trainer_environment(),
+            env=trainer_environment() | {"PYTHONPATH": str(IN_PACEMAKER)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -30,6 +30,10 @@ _PASSED_NAMES = {
 _PASSED_PREFIXES = ("CUDA_", "NVIDIA_", "TF_", "XLA_", "OMP_", "MKL_", "OPENBLAS_", "MPL")
 
 
+IN_PACEMAKER = Path(__file__).parent / "in_pacemaker"
+"""The modules that pacemaker imports by their names; it may be of another environment."""
+
+
 def find_program(name: str) -> Path:
     """Return the path of one of pacemaker's programs.
 

@@ -23,6 +23,27 @@ class Errors(_Part):
     max_force_mev_per_angstrom: float | None
 
 
+class LossShares(_Part):
+    """What makes up a loss, as fractions of it.
+
+    Attributes
+    ----------
+    energy, forces
+        The errors, weighted as in the loss.
+    regularisers
+        By the name of their coefficient (``l2_coeffs``, ``w0_rad``, …); none that is zero.
+    """
+
+    energy: float
+    forces: float
+    regularisers: dict[str, float] = {}
+
+    @property
+    def regularisation(self) -> float:
+        """Of all regularisers together."""
+        return sum(self.regularisers.values())
+
+
 class CurvePoint(_Part):
     """One iteration; it counts from 0 in every ladder step and cycle."""
 
@@ -42,6 +63,20 @@ class FitCycle(_Part):
     functions: int | None
     iterations: int
     final_loss: float | None
+
+
+class BestPotential(_Part):
+    """The iteration whose potential is the result, where that is not the last one.
+
+    Its loss on the second set that pacemaker was given is the smallest. Losses are without
+    regularisation; `last_loss` is None where that of the last potential was not measured.
+    """
+
+    ladder_step: int
+    cycle: int
+    iteration: int
+    loss: float
+    last_loss: float | None
 
 
 class SetSizes(_Part):
@@ -67,6 +102,12 @@ class RunSummary(_Part):
         From a file ``exit_code`` beside the log, where there is one.
     train, test
         Errors of the result: of the last ladder step and its best cycle.
+    loss_shares
+        What makes up the training loss of the result.
+    second_set
+        What pacemaker was given as its test set; `test`, `test_curve` and `structures` are of that.
+    best
+        Which iteration's potential it is, where it is not the last one.
     iterations
         Over all ladder steps and cycles.
     cycles
@@ -85,6 +126,9 @@ class RunSummary(_Part):
     exit_code: int | None
     train: Errors | None
     test: Errors | None
+    loss_shares: LossShares | None = None
+    second_set: Literal["test", "validation"] = "test"
+    best: BestPotential | None = None
     iterations: int | None
     functions: int | None
     parameters: int | None

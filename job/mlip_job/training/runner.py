@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mlip_job.disk import full, is_full, reported
 from mlip_job.errors import MlipJobError, TrainingError
+from mlip_job.training.best import EarlyStopping, is_kept_by, prepare, read_kept, take
 from mlip_job.training.input_yaml import dump_input
 from mlip_job.training.potential_yaml import (
     as_start,
@@ -57,6 +58,8 @@ class PacemakerWrapper:
         What is entered for each leg before pacemaker is started, and left when it has ended.
     require_gpu
         Whether it must not train on the CPU.
+    stopping
+        When it ends for want of a better potential, where its inputs have the best one kept.
     """
 
     def __init__(
@@ -67,8 +70,10 @@ class PacemakerWrapper:
         beside: Callable[[Leg], AbstractContextManager[None]] = lambda _: nullcontext(),
         *,
         require_gpu: bool = False,
+        stopping: EarlyStopping | None = None,
     ) -> None:
         self._files = files
+        self._stopping = stopping or EarlyStopping()
         self._elements = tuple(sorted(elements))
         self._monitor = monitor
         self._beside = beside
@@ -106,6 +111,9 @@ class PacemakerWrapper:
                 exit_code = self._run(input_file, leg)
                 summary = summarise_run(self._files.directory, exit_code=exit_code)
                 self._require_usable(summary, exit_code)
+            kept = read_kept(self._files.best)
+            if kept is not None and summary.best is not None:
+                take(kept, self._files.output_potential)
         return summary
 
     def snapshot(self, directory: Path) -> Snapshot | None:
@@ -123,6 +131,8 @@ class PacemakerWrapper:
 
     def _run(self, input_file: Path, leg: Leg) -> int:
         input_file.write_text(dump_input(leg.content), encoding="utf-8")
+        if is_kept_by(leg.content):
+            prepare(self._files, leg, self._stopping)
         with self._changing:
             self._leg = leg
         try:

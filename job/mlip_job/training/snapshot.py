@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlip_job.naming import WorkFiles
+from mlip_job.training.best import copy_kept
 from mlip_job.training.curve import join_tables
 from mlip_job.training.newest import copy_whole, counted_on, stamps_of
 from mlip_job.training.position import FitPosition
@@ -38,7 +39,8 @@ class Snapshot:
     iterations
         Length of the learning curve up to there, over all steps and attempts.
     files
-        The potential and the tables up to there, by the names that a checkpoint gives them.
+        The potential and the tables up to there, by the names that a checkpoint gives them; the
+        best potential so far, which may be newer.
     """
 
     position: FitPosition
@@ -85,7 +87,11 @@ def take_snapshot(
     return Snapshot(
         position=found,
         iterations=count_iterations(points),
-        files={POTENTIAL: target / POTENTIAL, **{f"metrics/{p.name}": p for p in tables}},
+        files={
+            POTENTIAL: target / POTENTIAL,
+            **copy_kept(files, target),
+            **{f"metrics/{p.name}": p for p in tables},
+        },
     )
 
 

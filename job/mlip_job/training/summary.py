@@ -7,11 +7,14 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
 from mlip_job.errors import ConfigError
+from mlip_job.training.best import better_than_last, read_kept
 from mlip_job.training.failure import DIVERGED, describe_failure
-from mlip_job.training.final_errors import final_errors, milli
+from mlip_job.training.final_errors import errors_of, final_errors, final_row, milli
+from mlip_job.training.in_pacemaker.mlip_job_callbacks import BEST, SETTINGS
 from mlip_job.training.ladder import graphs_advice
 from mlip_job.training.lines import read_lines
 from mlip_job.training.log import LogParser
+from mlip_job.training.loss_shares import shares_of
 from mlip_job.training.phases import phase_seconds
 from mlip_job.training.run_summary import CurvePoint, FitCycle, RunSummary, SetSizes
 from mlip_job.training.tables import MetricsRow, MetricsTable, read_table
@@ -64,6 +67,12 @@ def summarise_run(directory: Path, *, exit_code: int | None = None) -> RunSummar
     status, cause = _judge(state, tables["metrics"], exit_code)
     train_rows = tables["metrics"].rows
     train, test, warnings = final_errors(state, tables)
+    row = final_row(state, tables["cycle_metrics"])
+    kept = read_kept(directory / BEST)
+    best = better_than_last(kept, state, tables)
+    if kept is not None and best is not None:
+        row = kept.train
+        train, test, warnings = errors_of(kept.train), errors_of(kept.validation), []
     cycles = tuple(_cycles(train_rows))
     return RunSummary(
         status=status,
@@ -71,6 +80,9 @@ def summarise_run(directory: Path, *, exit_code: int | None = None) -> RunSummar
         exit_code=exit_code,
         train=train,
         test=test,
+        loss_shares=shares_of(row),
+        second_set="validation" if (directory / SETTINGS).is_file() else "test",
+        best=best,
         iterations=sum(c.iterations for c in cycles) if train_rows else None,
         functions=_first_known(train_rows[-1].nfuncs if train_rows else None, state.functions),
         parameters=_first_known(train_rows[-1].ncoefs if train_rows else None, state.parameters),
@@ -96,6 +108,7 @@ def summarise_linear_fit(made: LinearStart) -> RunSummary:
         exit_code=0,
         train=None,
         test=None,
+        loss_shares=made.loss_shares,
         iterations=0,
         functions=made.functions,
         parameters=made.functions,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 
@@ -25,6 +25,8 @@ class MetricsRow:
         Where in the fit it is; each counts from 0, `iter_num` anew in every step and cycle.
     loss, e_loss_contrib, f_loss_contrib, reg_loss
         The loss and what energies, forces and regularisation contribute to it.
+    l1_reg_contrib, l2_reg_contrib, smooth_orth, smooth_w1, smooth_w2, smooth_w3
+        The parts of `reg_loss`; the last three are those of ``w0_rad``, ``w1_rad`` and ``w2_rad``.
     rmse_energy_ev_per_atom, low_rmse_energy_ev_per_atom
         Root mean square error of energies per atom; "low": of structures within 1 eV/atom of the
         lowest.
@@ -43,6 +45,12 @@ class MetricsRow:
     e_loss_contrib: float | None = None
     f_loss_contrib: float | None = None
     reg_loss: float | None = None
+    l1_reg_contrib: float | None = None
+    l2_reg_contrib: float | None = None
+    smooth_orth: float | None = None
+    smooth_w1: float | None = None
+    smooth_w2: float | None = None
+    smooth_w3: float | None = None
     rmse_energy_ev_per_atom: float | None = None
     rmse_force_ev_per_angstrom: float | None = None
     low_rmse_energy_ev_per_atom: float | None = None
@@ -75,6 +83,12 @@ _REAL = {
     "e_loss_contrib": "e_loss_contrib",
     "f_loss_contrib": "f_loss_contrib",
     "reg_loss": "reg_loss",
+    "l1_reg_contrib": "l1_reg_contrib",
+    "l2_reg_contrib": "l2_reg_contrib",
+    "smooth_orth": "smooth_orth",
+    "smooth_w1": "smooth_w1",
+    "smooth_w2": "smooth_w2",
+    "smooth_w3": "smooth_w3",
     "rmse_epa": "rmse_energy_ev_per_atom",
     "rmse_f_comp": "rmse_force_ev_per_angstrom",
     "low_rmse_epa": "low_rmse_energy_ev_per_atom",
@@ -152,19 +166,20 @@ class _RowParser:
             return
         if fields == self._columns:
             return
-        row = self._row(dict(zip(self._columns, fields, strict=False)))
+        row = row_of(dict(zip(self._columns, fields, strict=False)))
         if len(fields) != len(self._columns) or not line.endswith("\n") or row is None:
             self.dropped += 1
         else:
             self.rows.append(row)
 
-    @staticmethod
-    def _row(values: dict[str, str]) -> MetricsRow | None:
-        try:
-            numbers: dict[str, Any] = {name: int(values[name]) for name in _WHOLE if name in values}
-            for theirs, ours in _REAL.items():
-                if theirs in values and math.isfinite(number := float(values[theirs])):
-                    numbers[ours] = number
-        except ValueError:
-            return None
-        return MetricsRow(**numbers)
+
+def row_of(values: Mapping[str, str]) -> MetricsRow | None:
+    """Return the row that fields by column say; None where they are no numbers."""
+    try:
+        numbers: dict[str, Any] = {name: int(values[name]) for name in _WHOLE if name in values}
+        for theirs, ours in _REAL.items():
+            if theirs in values and math.isfinite(number := float(values[theirs])):
+                numbers[ours] = number
+    except ValueError:
+        return None
+    return MetricsRow(**numbers)

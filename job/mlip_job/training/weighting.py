@@ -14,28 +14,25 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FITTED = {"train": "fitting_data_info.pckl.gzip", "test": "test_data_info.pckl.gzip"}
-"""What pacemaker, or a linear fit, saves of each side after weighting, before the fit."""
+"""What pacemaker, or a linear fit, saves of each set after weighting, before the fit."""
 
 _ROW = re.compile(r"row-(\d+)")
 
 
-def rows_left_out(directory: Path, frames: dict[str, Sequence[str]]) -> dict[str, tuple[int, ...]]:
-    """Return the row ids, per side, that are in the data frames but not in the fit.
+def rows_left_out(fitted: Path, frames: Sequence[Path]) -> tuple[int, ...]:
+    """Return the row ids that are in the data frames but not in the fit.
 
     Reads only frames that this job wrote and what the pacemaker it started made of them.
 
     Parameters
     ----------
-    directory
-        Work directory of the fit.
+    fitted
+        What pacemaker made of them.
     frames
-        Names of the data frames of each side, in that directory.
+        Of the training set, or of the second set; there may be none.
     """
-    left_out = {}
-    for side, names in frames.items():
-        given = {row for name in names for row in _row_ids(directory / name)}
-        left_out[side] = tuple(sorted(given - _row_ids(directory / FITTED[side])))
-    return left_out
+    given = {row for frame in frames for row in _row_ids(frame)}
+    return tuple(sorted(given - _row_ids(fitted))) if frames else ()
 
 
 def _row_ids(frame: Path) -> set[int]:

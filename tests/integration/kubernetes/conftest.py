@@ -9,14 +9,16 @@ import pytest
 import yaml
 
 from mlip_job.config.load import validate_config
-from mlip_job.schedulers.base import JobRequest, Stage
+from mlip_job.schedulers.base import JobRequest, JobState, Stage
 from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
 from tests.servers.kubernetes import SUBMITTER
+from tests.servers.node import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mlip_job.config import JobConfig
+    from mlip_job.schedulers.base import JobHandle
     from tests.servers.kubernetes import ControlPlane
     from tests.servers.node import Node
 
@@ -35,6 +37,12 @@ def documented_rules(name: str = "mlip-job-submitter") -> list[dict[str, Any]]:
     (role,) = (one for one in roles if one["metadata"]["name"] == name)
     rules: list[dict[str, Any]] = role["rules"]
     return rules
+
+
+def cancel(scheduler: KubernetesScheduler, handle: JobHandle) -> None:
+    """Cancel a Job and wait until it is gone."""
+    scheduler.cancel(handle)
+    wait_for(lambda: scheduler.status(handle).state is JobState.GONE, "the end of a cancelled Job")
 
 
 @pytest.fixture
@@ -87,6 +95,15 @@ def request_for(configure: Callable[..., JobConfig]) -> Callable[..., JobRequest
         )
 
     return make
+
+
+@pytest.fixture
+def config_file(configure: Callable[..., JobConfig], tmp_path: Path) -> Path:
+    """Write a configuration whose store needs credentials that nobody has here."""
+    path = tmp_path / "mlip-job.yaml"
+    values = configure().model_dump(mode="json") | {"work_dir": str(tmp_path / "work")}
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import threading
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,15 +14,19 @@ from tests.servers.node import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from mlip_job.schedulers.base import JobRequest
     from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
+    from tests.cli import Ended
     from tests.servers.node import Node
 
 
 def test_cancelling_waits_for_the_pod(
     scheduler: KubernetesScheduler,
     request_for: Callable[..., JobRequest],
+    config_file: Path,
+    cli: Callable[..., Ended],
     node: Node,
     namespace: str,
 ) -> None:
@@ -30,8 +35,8 @@ def test_cancelling_waits_for_the_pod(
     handle = scheduler.submit(plan)
     pod = node.pod(namespace, handle.name)
     node.start(pod)
-    cancelling = threading.Thread(target=scheduler.cancel, args=(handle,), daemon=True)
-    cancelling.start()
+    command = [sys.executable, "-m", "mlip_job", "-c", str(config_file), "cancel", "-g", "4"]
+    cancelling = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     name = pod.metadata.name
     read = node.core.read_namespaced_pod
     stopped = wait_for(
@@ -42,14 +47,38 @@ def test_cancelling_waits_for_the_pod(
     assert (status.state, status.native) == (JobState.RUNNING, "Terminating")
     with pytest.raises(ConflictError, match="being cancelled"):
         scheduler.submit(plan)
-    assert cancelling.is_alive()
+    assert cancelling.poll() is None
     node.end(pod, 75)
     node.remove(pod)
-    cancelling.join(30)
-    assert not cancelling.is_alive()
-    assert scheduler.status(handle).state is JobState.UNKNOWN
+    printed, _ = cancelling.communicate(timeout=60)
+    assert printed == f"Job {handle.id} of gen_04 is gone\n"
+    assert cancelling.returncode == 0
+    assert scheduler.status(handle).state is JobState.GONE
     assert scheduler.find("cu-ni", 4) is None
     scheduler.cancel(handle)  # once more changes nothing
+    again = cli("-c", config_file, "cancel", "-g", 4)
+    assert (again.code, "kubernetes knows no job of gen_04" in again.err) == (64, True)
+
+
+def test_cancelling_need_not_wait(
+    scheduler: KubernetesScheduler,
+    request_for: Callable[..., JobRequest],
+    config_file: Path,
+    cli: Callable[..., Ended],
+    node: Node,
+    namespace: str,
+) -> None:
+    """It returns when the pod was told to stop; whoever asks again is told the same."""
+    handle = scheduler.submit(scheduler.plan(request_for()))
+    pod = node.pod(namespace, handle.name)
+    node.start(pod)
+    for _ in range(2):
+        ended = cli("-c", config_file, "cancel", "-g", 4, "--no-wait")
+        assert ended.code == 0, ended.err
+        assert ended.out == f"Job {handle.id} of gen_04 is being cancelled, and still running\n"
+    assert node.core.read_namespaced_pod(pod.metadata.name, namespace).metadata.deletion_timestamp
+    node.remove(pod)
+    wait_for(lambda: scheduler.find("cu-ni", 4) is None, "the end of a cancelled Job")
 
 
 def test_a_job_that_has_ended_is_kept(

@@ -13,7 +13,7 @@ from mlip_job.config.load import validate_config
 from mlip_job.registry import Registry
 from mlip_job.schedulers.base import JobRequest, JobState, stages
 from mlip_job.store.open import open_store
-from tests.integration.kubernetes.conftest import documented_rules
+from tests.integration.kubernetes.conftest import cancel, documented_rules
 from tests.servers.node import wait_for
 from tests.servers.pods import PodRunner
 from tests.support import rattled, write_database
@@ -195,7 +195,7 @@ def test_a_cancelled_generation_goes_on_where_it_was(
     namespace: str,
     tmp_path: Path,
 ) -> None:
-    """Cancelling waits for the checkpoint; the next submission goes on from there."""
+    """A cancelled pod stores its checkpoint; the next submission resumes from there."""
     values["training"] |= {"functions_per_element": 8, "max_iter": 25}
     values["run"] = {"checkpoint_interval": 1}
     request = _request(values, tmp_path)
@@ -204,7 +204,7 @@ def test_a_cancelled_generation_goes_on_where_it_was(
     with PodRunner(node, namespace, tmp_path) as runner:
         handle = scheduler.submit(plan)
         wait_for(checkpoints.found, "a checkpoint")
-        scheduler.cancel(handle)
+        cancel(scheduler, handle)
         assert runner.exit_codes == [75]
         handle = scheduler.submit(plan)
         lines = list(scheduler.logs(handle, follow=True))
@@ -236,7 +236,7 @@ def test_a_pod_that_replaces_another_does_not_start_over(
     with PodRunner(node, namespace, tmp_path) as runner:
         handle = scheduler.submit(scheduler.plan(request))
         wait_for(new_attempt, "a checkpoint")
-        scheduler.cancel(handle)
+        cancel(scheduler, handle)
 
         handle = scheduler.submit(scheduler.plan(replace(request, run_options=("--fresh",))))
         first = wait_for(new_attempt, "a checkpoint of a Job that starts over")
@@ -246,7 +246,7 @@ def test_a_pod_that_replaces_another_does_not_start_over(
         second = wait_for(new_attempt, "a checkpoint of the pod that replaces its pod")
         furthest, *_ = (c.training for c in checkpoints.found() if c.attempt == second)
         assert [part.attempt for part in furthest.attempts] == [first, second]
-        scheduler.cancel(handle)
+        cancel(scheduler, handle)
     assert runner.exit_codes == [75, 75, 75]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from mlip_job.config import JobConfig
     from mlip_job.schedulers.base import JobRequest
+    from tests.cli import Ended
     from tests.servers.helm import Helm
     from tests.servers.kubernetes import ControlPlane
     from tests.servers.node import Node
@@ -116,6 +118,55 @@ def test_a_release_is_a_generation(
         node.core.list_namespaced_config_map(namespace, label_selector="mlip-job/family").items
         == []
     )
+
+
+def test_a_release_and_a_submission_know_of_each_other(
+    helm_in: Callable[..., Any],
+    scheduler: KubernetesScheduler,
+    request_for: Callable[..., JobRequest],
+    config_file: Path,
+    cli: Callable[..., Ended],
+    node: Node,
+    namespace: str,
+) -> None:
+    """What helm can't see is shown, and ended as a whole; other Jobs of the namespace go on."""
+    neighbours = [request_for(5), request_for(family="cu-ni-2")]
+    spared = {scheduler.submit(scheduler.plan(request)).name for request in neighbours}
+    submitted = scheduler.submit(scheduler.plan(request_for()))
+    helm_in(namespace, "install", "four", CHART, values=values_for(request_for()))
+    installed = "mlip-cu-ni-gen-04"
+    both = [submitted.name, installed]
+    verbs = ("-c", config_file)
+
+    assert {job.name: job.release for job in scheduler.active("cu-ni", 4)} == {
+        submitted.name: None,
+        installed: "four",
+    }
+    shown = cli(*verbs, "status", "-g", 4)
+    assert all(f"Job {namespace}/{name}" in shown.out for name in both)
+    assert "waits or runs too" in shown.out
+    assert "mlip-job cancel -g 4 ends all of them" in shown.out
+    again = cli(*verbs, "submit", "-g", 4)
+    assert again.code == 73
+    assert "installed with Helm, as release four: Job mlip-cu-ni-gen-04" in again.err
+    assert f"helm uninstall four --namespace {namespace}" in again.err
+
+    pods = [node.pod(namespace, name) for name in both]
+    ended = cli(*verbs, "cancel", "-g", 4, "--no-wait", "--json")
+    assert ended.code == 0, ended.err
+    document = json.loads(ended.out)
+    assert {job["name"]: job["release"] for job in document["jobs"]} == {
+        submitted.name: None,
+        installed: "four",
+    }
+    assert "note: the Helm release four still exists" in ended.err
+    for pod in pods:
+        node.remove(pod)
+    wait_for(lambda: not scheduler.active("cu-ni", 4), "the end of both")
+    jobs = node.batch.list_namespaced_job(namespace).items
+    assert {job.metadata.name for job in jobs} == spared
+    assert all(job.metadata.deletion_timestamp is None for job in jobs)
+    helm_in(namespace, "uninstall", "four")
 
 
 @pytest.mark.parametrize("exit_code", [0, 69])

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from mlip_job.schedulers.base import JobHandle, JobState, JobStatus
+from mlip_job.schedulers.kubernetes.manifests import from_yaml, to_yaml
 from tests.servers.node import GPUS, Node, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from mlip_job.schedulers.base import JobRequest
     from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
+    from tests.cli import Ended
+    from tests.servers.kubernetes import ControlPlane
 
 
 @pytest.fixture
@@ -178,6 +183,8 @@ def test_it_succeeds(
         (70, "training failed"),
         (71, "GPU"),
         (73, "generation exists"),
+        (126, "can't be executed"),
+        (127, "not found"),
     ],
 )
 def test_what_no_retry_can_mend_ends_the_job(
@@ -199,6 +206,43 @@ def test_what_no_retry_can_mend_ends_the_job(
     assert str(status.reason).endswith(": its own words")
     assert status.hint == "its hint"
     assert len(node.core.list_namespaced_pod(namespace).items) == 1
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "reason", "message"),
+    [
+        (255, "Error", "exec /usr/bin/tini: exec format error"),
+        (128, "StartError", "exec: mlip-job: exec format error"),
+    ],
+)
+def test_an_image_of_another_architecture_ends_the_job(
+    scheduler: KubernetesScheduler,
+    submit: Any,
+    node: Node,
+    namespace: str,
+    exit_code: int,
+    reason: str,
+    message: str,
+) -> None:
+    """At once; image, node and architecture are named. It can't be where the node is chosen."""
+    handle = submit(backoff_limit=3)
+    pod = node.pod(namespace, handle.name)
+    assert pod.spec.node_selector == {"kubernetes.io/arch": "amd64"}
+    node.end(pod, exit_code, reason=reason, message=message)
+    status = until(scheduler, handle, lambda s: s.state.ended)
+    assert (status.state, status.exit_code) == (JobState.FAILED, exit_code)
+    assert status.reason == (
+        "the image is not of the node's architecture: image registry.example/mlip-job:1 on node "
+        f"gpu-node (kubernetes.io/arch=amd64): {message}"
+    )
+    assert "submit.kubernetes.architecture" in str(status.hint)
+    assert len(node.core.list_namespaced_pod(namespace).items) == 1
+
+
+def test_no_node_is_of_the_architecture(scheduler: KubernetesScheduler, submit: Any) -> None:
+    """The pod waits, instead of failing."""
+    status = until(scheduler, submit(architecture="arm64"), lambda s: s.native == "Unschedulable")
+    assert "didn't match Pod's node affinity/selector" in str(status.reason)
 
 
 def test_a_failure_that_may_pass_is_tried_again(
@@ -319,6 +363,79 @@ def test_a_deadline_is_said(
     assert "active_deadline_seconds" in str(status.reason)
 
 
+# -- other containers ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_proxy(
+    scheduler: KubernetesScheduler, request_for: Callable[..., JobRequest]
+) -> Callable[[], JobHandle]:
+    """Return a function that submits a Job into whose pod a service mesh puts a container."""
+
+    def submit() -> JobHandle:
+        plan = scheduler.plan(request_for(backoff_limit=3))
+        manifests = from_yaml(plan.text)
+        containers = manifests["Job"]["spec"]["template"]["spec"]["containers"]
+        own = {key: containers[0][key] for key in ("image", "securityContext")}
+        containers.append({"name": "istio-proxy", **own})
+        return scheduler.submit(replace(plan, text=to_yaml(*manifests.values())))
+
+    return submit
+
+
+def keep(node: Node, pod: Any, exit_code: int, message: str = "") -> None:
+    """Report that the run has ended, and that the proxy runs."""
+    fields = {"image": "", "imageID": "", "restartCount": 0}
+    ended = {"exitCode": exit_code, "reason": "Error", "message": message}
+    statuses = [
+        {"name": "mlip-job", "ready": False, "state": {"terminated": ended}, **fields},
+        {"name": "istio-proxy", "ready": True, "state": {"running": {}}, **fields},
+    ]
+    node.report(pod, phase="Running", state={}, containerStatuses=statuses)
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "state", "told"),
+    [
+        (0, JobState.SUCCEEDED, "exit code 0: published"),
+        (70, JobState.FAILED, "exit code 70: the training failed: published"),
+        (75, JobState.RUNNING, "exit code 75: it was stopped, its checkpoint is saved: published"),
+    ],
+)
+def test_a_container_that_outlives_the_run_is_named(
+    scheduler: KubernetesScheduler,
+    with_proxy: Callable[[], JobHandle],
+    config_file: Path,
+    cli: Callable[..., Ended],
+    node: Node,
+    namespace: str,
+    exit_code: int,
+    state: JobState,
+    told: str,
+) -> None:
+    """With the exit code of the run; the Job goes on until it is cancelled."""
+    handle = with_proxy()
+    pod = node.pod(namespace, handle.name)
+    node.start(pod)
+    node.log(pod).say("a line")
+    keep(node, pod, exit_code, "published")
+    status = scheduler.status(handle)
+    assert (status.state, status.native, status.exit_code) == (state, "NotReady", exit_code)
+    reason = f"the run has ended, {told}; the container istio-proxy still runs and keeps the pod"
+    assert status.reason == reason
+    assert scheduler.active("cu-ni", 4) == [handle]
+    shown = cli("-c", config_file, "status", "-g", 4)
+    assert shown.code == 0
+    assert reason in shown.out
+    assert "mlip-job cancel deletes the Job" in shown.out
+    node.log(pod).end()
+    if state.ended:
+        assert list(scheduler.logs(handle, follow=True)) == ["a line"]
+    assert cli("-c", config_file, "cancel", "-g", 4, "--no-wait").code == 0
+    node.remove(pod)
+    wait_for(lambda: scheduler.find("cu-ni", 4) is None, "the end of a cancelled Job")
+
+
 # -- ensembles ------------------------------------------------------------------------------------
 
 
@@ -361,3 +478,57 @@ def test_an_ensemble_succeeds(
     status = until(scheduler, handle, lambda s: s.state.ended)
     assert status.state is JobState.SUCCEEDED
     assert status.reason == "all 2 members are done"
+
+
+# -- what can't be read ----------------------------------------------------------------------------
+
+
+def test_without_the_stores_credentials_the_jobs_are_shown(
+    submit: Any,
+    scheduler: KubernetesScheduler,
+    config_file: Path,
+    cli: Callable[..., Ended],
+    node: Node,
+    namespace: str,
+) -> None:
+    """They are in a Secret of the cluster, which who submits need not be able to read."""
+    handle = submit()
+    pod = node.pod(namespace, handle.name)
+    verbs = ("-c", config_file)
+    shown = cli(*verbs, "status", "-g", 4)
+    assert (shown.code, shown.out.splitlines()[0]) == (0, f"gen_04 pending (Job {handle.id})")
+    note = "note: the store can't be read: can't read cu-ni/generations/gen_04/manifest.json in "
+    assert shown.err == f"{note}s3://mlip/potentials: no credentials\n"
+    logs = cli(*verbs, "logs", "-g", 4)
+    assert (logs.code, logs.out) == (0, "")
+    assert f"note: Job {handle.id} is pending and has printed nothing: " in logs.err
+    node.start(pod)
+    node.log(pod).say("a line")
+    every = json.loads(cli(*verbs, "status", "--json").out)
+    (view,) = every["generations"]
+    assert (view["generation"], view["state"], view["job"]["id"]) == (4, "running", handle.id)
+    assert "no credentials" in every["unread"]["store"]
+    assert cli(*verbs, "logs", "-g", 4).out == "a line\n"
+    node.end(pod, 70, message="its own words")
+    until(scheduler, handle, lambda s: s.state.ended)
+    shown = cli(*verbs, "status", "-g", 4)
+    assert (shown.code, "its own words" in shown.out) == (0, True)
+    unknown = cli(*verbs, "status", "-g", 5)
+    assert (unknown.code, unknown.out) == (0, "gen_05 unknown\n")
+
+
+def test_without_permission_nothing_is_called_absent(
+    control_plane: ControlPlane, config_file: Path, cli: Callable[..., Ended]
+) -> None:
+    """The store is readable, and may have nothing yet."""
+    namespace = control_plane.new_namespace()
+    verbs = ("-c", config_file, "--set", f"submit.kubernetes.namespace={namespace}", "--set")
+    store = f"storage.url={config_file.parent / 'store'}"
+    one = cli(*verbs, store, "status", "-g", 1)
+    assert (one.code, one.out) == (0, "gen_01 unknown\n")
+    assert "note: the scheduler can't be read: can't list Jobs: not allowed to list jobs" in one.err
+    every = cli(*verbs, store, "status")
+    assert every.out == "nothing is known of any generation of cu-ni, with the scheduler unread\n"
+    neither = cli("-c", config_file, *verbs[2:4], "status")
+    assert neither.code == 69
+    assert "neither store nor scheduler" in neither.err

@@ -135,7 +135,7 @@ def test_nothing_is_left_of_a_job(
         return [one for one in found if one.metadata.name != "kube-root-ca.crt"]
 
     wait_for(lambda: not left(), "an empty namespace")
-    assert scheduler.status(handle).state is JobState.UNKNOWN
+    assert scheduler.status(handle).state is JobState.GONE
 
 
 def test_the_restricted_level_is_enforced(

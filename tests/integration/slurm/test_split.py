@@ -192,7 +192,8 @@ def test_all_jobs_are_cancelled(parts: Parts) -> None:
     parts.family.cluster.wait_for(jobs["fit"], "RUNNING")
     parts.family.wait_for_log("fit: GPU")
     ended = parts.family.run("cancel", "-g", 1)
-    assert ended.out == f"slurm job {jobs['fit']} of gen_01 is cancelled\n"
+    ids = [jobs[stage] for stage in ("fit", "publish")]
+    assert ended.out == "".join(f"slurm job {job} of gen_01 is cancelled\n" for job in ids)
     assert parts.family.cluster.state(jobs["publish"]) == "CANCELLED"
     assert parts.family.cluster.state(jobs["dataset"]) == "COMPLETED"
     assert parts.family.status()["state"] == "cancelled"

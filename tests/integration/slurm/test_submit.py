@@ -82,6 +82,11 @@ def test_what_can_be_known_before_slurm_is_asked(family: Family, tmp_path: Path)
     message = refusal()
     assert "line 1 is no assignment" in message
     assert "hunter2" not in message
+    secrets.write_bytes(b"AWS_SECRET_ACCESS_KEY=hunter2\r\n")
+    message = refusal()
+    assert "line 1 ends as lines of Windows do" in message
+    assert "hunter2" not in message
+    secrets.write_text("AWS_SECRET_ACCESS_KEY=hunter2\n")
     family.values["database"]["url"] = "nosuch.db"
     assert "database.url: there is no" in refusal(env_file=None)
 
@@ -247,20 +252,31 @@ def _wait_for_accounting(cluster: SlurmCluster, job: str) -> None:
 def test_json_is_one_document(family: Family, stand_in: StandIn) -> None:
     """For every verb; messages go to stderr."""
     stand_in("echo a line; sleep 60")
-    submitted = json.loads(family.run("submit", "-g", 1, "--json").out)
-    job = submitted["jobs"][0]
+
+    def submit() -> dict[str, Any]:
+        job: dict[str, Any]
+        (job,) = json.loads(family.run("submit", "-g", 1, "--json").out)["jobs"]
+        return job
+
+    job = submit()
     assert set(job) == {"generation", "stage", "scheduler", "id", "name"}
     family.wait_for_log("a line")
     listed = json.loads(family.run("status", "--json").out)
     assert [g["job"]["id"] for g in listed["generations"]] == [job["id"]]
     assert json.loads(family.run("logs", "-g", 1, "--json").out)["lines"] == ["a line"]
     assert family.run("logs", "-g", 1, "-f", "--json").code == 64
+    told = family.run("cancel", "-g", 1, "--no-wait")
+    assert (told.code, "is being cancelled, and still" in told.out) == (0, True)
+    family.wait_for("cancelled")
+    job = submit()
     cancelled = json.loads(family.run("cancel", "-g", 1, "--json").out)
+    state = {"release": None, "state": "cancelled"}
     assert cancelled == {
         "generation": 1,
         "job": job["id"],
         "cancelled": True,
         "state": "cancelled",
+        "jobs": [{key: job[key] for key in ("stage", "scheduler", "id", "name")} | state],
     }
 
 

@@ -37,6 +37,7 @@ EVERYTHING: dict[str, Any] = {
     "service_account": "trainer",
     "queue": "training",
     "priority_class": "batch",
+    "architecture": "arm64",
     "node_selector": {"pool": "gpu"},
     "tolerations": [{"key": "spot", "operator": "Exists"}],
     "affinity": {"podAntiAffinity": {}},

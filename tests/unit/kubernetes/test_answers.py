@@ -13,7 +13,7 @@ from mlip_job.schedulers.kubernetes.api_errors import api_error
 from mlip_job.schedulers.kubernetes.ending import ending_of
 from mlip_job.schedulers.kubernetes.layout import SPEC_HASH
 from mlip_job.schedulers.kubernetes.status import status_of
-from mlip_job.schedulers.kubernetes.submission import newest_submission
+from mlip_job.schedulers.kubernetes.submission import newest_submission, release_of
 
 
 @pytest.mark.parametrize(
@@ -117,6 +117,194 @@ def test_the_end_of_a_sidecar_is_not_the_runs() -> None:
         {"name": "mlip-job", "state": {"terminated": {"exitCode": 0, "message": "done"}}},
     ]
     assert ending_of(pod("Failed", containerStatuses=statuses)).exit_code == 0
+
+
+# -- init containers and sidecars, which only a cluster's own webhooks add -------------------------
+
+
+def waiting_pod(
+    init: dict[str, Any], *, sidecar: bool = False, **statuses: dict[str, Any]
+) -> dict[str, Any]:
+    """Return a pod with an init container in some state, and other containers' states."""
+    policy = {"restartPolicy": "Always"} if sidecar else {}
+    others = {"mlip-job": {"waiting": {"reason": "PodInitializing"}}} | statuses
+    found = pod("Pending")
+    found["spec"]["initContainers"] = [{"name": "vault", **policy}]
+    found["status"] |= {
+        "initContainerStatuses": [{"name": "vault", **init}],
+        "containerStatuses": [{"name": name, "state": state} for name, state in others.items()],
+    }
+    return found
+
+
+@pytest.mark.parametrize(
+    ("init", "native", "words"),
+    [
+        ({"running": {}}, "PodInitializing", "the run waits for the init container vault"),
+        (
+            {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}},
+            "ImagePullBackOff",
+            "the init container vault can't be started: no such image",
+        ),
+        (
+            {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 5m0s"}},
+            "CrashLoopBackOff",
+            "the init container vault can't be started: back-off 5m0s",
+        ),
+        ({"terminated": {"exitCode": 2}}, "Init:Error", "container vault failed with exit code 2"),
+        ({"waiting": {"reason": "PodInitializing"}}, "PodInitializing", "being made"),
+        ({}, "PodInitializing", "being made"),
+        ({"terminated": {"exitCode": 0}}, "PodInitializing", "being made"),
+    ],
+)
+def test_the_run_waits_for_an_init_container(init: dict[str, Any], native: str, words: str) -> None:
+    """Which is named, where it is one that keeps it waiting."""
+    status = status_of(job(), [waiting_pod({"state": init})], lambda _uid: ())
+    assert (status.state, status.native) == (JobState.PENDING, native)
+    assert words in str(status.reason)
+
+
+def test_a_native_sidecar_that_runs_keeps_nothing_waiting() -> None:
+    """Once it has started; the run's own container is what is being waited for then."""
+    running = {"state": {"running": {}}}
+    image = {"waiting": {"reason": "ImagePullBackOff", "message": "its image"}}
+    for started, words in ((False, "init container vault"), (True, "its image")):
+        seen = waiting_pod(running | {"started": started}, sidecar=True, **{"mlip-job": image})
+        assert words in str(status_of(job(), [seen], lambda _uid: ()).reason)
+
+
+def test_an_init_container_that_failed_is_named() -> None:
+    """With its exit code, which is none of the run's."""
+    failed = waiting_pod({"state": {"terminated": {"exitCode": 3, "message": "no token\n"}}})
+    failed["status"]["phase"] = "Failed"
+    ending = ending_of(failed)
+    assert ending.reason == (
+        "init container vault failed with exit code 3, and the run did not begin: no token"
+    )
+    assert ending.exit_code is None
+    assert ending.hint == "kubectl logs a -c vault has what it printed"
+
+
+def test_a_side_container_that_can_not_start_is_named() -> None:
+    """It is none of mlip-job's, and neither is what to do about it."""
+    done = {"state": {"terminated": {"exitCode": 0}}}
+    proxy = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
+    seen = waiting_pod(done, **{"mlip-job": {"running": {}}, "proxy": proxy})
+    status = status_of(job(), [seen], lambda _uid: ())
+    assert status.reason == "the side container proxy can't be started: no such image"
+    assert "submit.kubernetes" not in str(status.hint)
+
+
+def test_a_pod_whose_sidecars_are_being_stopped_is_ending() -> None:
+    """Native ones, by the kubelet: it takes seconds, and nothing has to be done."""
+    ended = {"name": "mlip-job", "state": {"terminated": {"exitCode": 0, "message": "published"}}}
+    status = status_of(job(), [pod("Running", containerStatuses=[ended])], lambda _uid: ())
+    assert (status.state, status.native) == (JobState.RUNNING, "Completing")
+    assert (status.exit_code, status.hint) == (0, None)
+
+
+def test_members_whose_pods_are_kept_do_not_run() -> None:
+    """An ensemble runs for as long as a member's own container does."""
+    ended = {"name": "mlip-job", "state": {"terminated": {"exitCode": 70}}}
+    proxy = {"name": "proxy", "state": {"running": {}}}
+    kept, running = pod("Running", containerStatuses=[ended, proxy]), pod("Running", name="b")
+    ensemble = job()
+    ensemble["spec"] = {"completionMode": "Indexed", "completions": 2}
+    status = status_of(ensemble, [running, kept], lambda _uid: ())
+    assert status.state is JobState.RUNNING
+    assert status.reason == "of 2 members 1 running, 1 ended in a pod that goes on"
+    status = status_of(ensemble, [kept, kept], lambda _uid: ())
+    assert status.state is JobState.FAILED
+    assert "the container proxy still runs" in str(status.reason)
+
+
+# -- images that can't run on their node -----------------------------------------------------------
+
+IMAGE = "image mlip-job:1 on node node (kubernetes.io/arch=amd64)"
+
+
+def imaged(phase: str, state: dict[str, Any]) -> dict[str, Any]:
+    """Return a pod whose node and image are known."""
+    found = pod(phase, containerStatuses=[{"name": "mlip-job", "state": state}])
+    found["spec"]["containers"][0]["image"] = "mlip-job:1"
+    found["spec"]["nodeSelector"] = {"kubernetes.io/arch": "amd64"}
+    return found
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        'no match for platform in manifest: not found: "mlip-job:1"',
+        "no matching manifest for linux/arm64/v8 in the manifest list entries",
+    ],
+)
+def test_a_registry_without_the_architecture_is_said(message: str) -> None:
+    """By containerd and by Docker; the image is there, but for other machines."""
+    state = {"waiting": {"reason": "ErrImagePull", "message": message}}
+    status = status_of(job(), [imaged("Pending", state)], lambda _uid: ())
+    assert (status.state, status.native) == (JobState.PENDING, "ErrImagePull")
+    assert status.reason == f"the image is not of the node's architecture: {IMAGE}: {message}"
+    assert "submit.kubernetes.architecture" in str(status.hint)
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        (
+            {"waiting": {"reason": "RunContainerError", "message": "no such file"}},
+            f"the container can't be started; {IMAGE}: no such file",
+        ),
+        (
+            {"terminated": {"exitCode": 128, "reason": "StartError", "message": "no such file"}},
+            f"exit code 128: the container could not be started; {IMAGE}: no such file",
+        ),
+        (
+            {"terminated": {"exitCode": 127}},
+            f"exit code 127: the program to run was not found on the node; {IMAGE}",
+        ),
+        (
+            {"terminated": {"exitCode": 1, "message": "exec /usr/bin/tini: exec format error"}},
+            f"the image is not of the node's architecture: {IMAGE}: exec /usr/bin/tini: exec "
+            "format error",
+        ),
+    ],
+)
+def test_what_can_not_be_executed_names_its_image(state: dict[str, Any], words: str) -> None:
+    """And what was asked of the node."""
+    ended = "terminated" in state
+    seen = imaged("Failed" if ended else "Pending", state)
+    reason = ending_of(seen).reason if ended else status_of(job(), [seen], lambda _: ()).reason
+    assert reason == words
+
+
+# -- who made a Job --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("labels", "annotations", "release"),
+    [
+        ({"app.kubernetes.io/managed-by": "Helm"}, {"meta.helm.sh/release-name": "four"}, "four"),
+        # As Argo CD has it, which renders the chart itself.
+        (
+            {"app.kubernetes.io/managed-by": "Helm", "app.kubernetes.io/instance": "four"},
+            {},
+            "four",
+        ),
+        (
+            {"app.kubernetes.io/managed-by": "mlip-job", "app.kubernetes.io/instance": "cu-gen_04"},
+            {},
+            None,
+        ),
+        ({}, {}, None),
+    ],
+)
+def test_a_job_tells_its_release(
+    labels: dict[str, str], annotations: dict[str, str], release: str | None
+) -> None:
+    """By what helm and the chart write."""
+    made = job()
+    made["metadata"] |= {"labels": labels, "annotations": annotations}
+    assert release_of(made) == release
 
 
 @pytest.mark.parametrize("ended_first", [True, False])

@@ -36,7 +36,14 @@ if TYPE_CHECKING:
 DOCUMENT = Path(__file__).parents[3] / "docs" / "kubernetes.md"
 LEAST: dict[str, Any] = yaml.safe_load((CHART / "ci/generation-values.yaml").read_text())
 
-UNPRINTABLE = "[\x7f-\x9f\ufeff\ufffe\uffff]"
+SEED = (
+    "config.dataset.seed: Helm can't hold this number exactly, it became 12345678901234568: write "
+    "it in quotes, give it with --set-string config.dataset.seed=NUMBER, or choose one below "
+    "9007199254740992"
+)
+
+NOT_IN_A_LINE = ("Cc", "Cs", "Zl", "Zp")
+UNPRINTABLE = "[\ufeff\ufffe\uffff]"
 
 
 def same_configuration(config_map: dict[str, Any], path: Path) -> Any:
@@ -56,6 +63,10 @@ def same_configuration(config_map: dict[str, Any], path: Path) -> Any:
         pytest.param(EVERYTHING | {"ensemble": 3}, id="everything, of an ensemble"),
         pytest.param({"ensemble": 2, "gpus": 0, "run_options": ("--fresh",)}, id="ensemble"),
         pytest.param({"run_as_user": None, "require_gpu": False}, id="OpenShift"),
+        pytest.param({"architecture": None}, id="an image of several architectures"),
+        pytest.param(
+            {"node_selector": {"kubernetes.io/arch": "arm64"}}, id="an architecture of its own"
+        ),
         pytest.param({"gpus": 2, "sections": {"training": {"max_iter": 0}}}, id="a linear fit"),
         pytest.param({"ttl_days": 0.0001, "cpu": 2.5, "backoff_limit": 0}, id="small numbers"),
         pytest.param({"generation": 123456, "family": "a" + "-" * 38 + "b"}, id="long names"),
@@ -103,7 +114,7 @@ def test_the_chart_makes_the_job_that_is_submitted(
     suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15, deadline=None
 )
 @example(["08", "1e3", "0o17", "1_000", ".5", "+1.", "y", "N", "0x_f", "1:30"])
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), max_size=8))
+@given(st.lists(st.text(st.characters(exclude_categories=NOT_IN_A_LINE), max_size=30), max_size=8))
 def test_hostile_texts_are_the_same(
     helm: Helm, request_for: Callable[..., JobRequest], texts: list[str]
 ) -> None:
@@ -308,8 +319,27 @@ def test_helm_test_checks_what_the_run_needs(helm: Helm, name: str, arguments: l
             },
             "mounted read-only",
         ),
-        ({"config": {"dataset": {"group_by": "a\x85b"}}}, "config has characters"),
+        ({"config": {"dataset": {"group_by": "a\ufeffb"}}}, "config has characters"),
+        ({"config": {"dataset": {"group_by": "a\x85b"}}}, "/config/dataset/group_by"),
+        ({"config": {"dataset": {"group_by": "a\u2028b"}}}, "/config/dataset/group_by"),
+        ({"config": {"training": {"overrides": {"a": [{"b": "c\nd"}]}}}}, "overrides/a/0/b"),
+        ({"config": {"database": {"url": "postgresql://u:hunter2@h/d"}}}, "/config/database/url"),
+        ({"config": {"storage": {"endpoint_url": "https://h/?token=hunter2"}}}, "endpoint_url"),
+        ({"config": {"training": {"overrides": {"password": "hunter2"}}}}, "overrides/password"),
+        ({"env": {"HTTPS_PROXY": "http://u:hunter2@proxy:3128"}}, "/env/HTTPS_PROXY"),
+        ({"env": {"MLIP_JOB__DATABASE__URL": "postgresql://u:hun/ter2@h/d"}}, "DATABASE__URL"),
+        ({"extraEnv": [{"name": "PGPASSWORD", "value": "hunter2"}]}, "/extraEnv/0"),
+        ({"extraEnv": [{"name": "A", "value": "AKIAIOSFODNN7EXAMPLE"}]}, "/extraEnv/0/value"),
+        ({"annotations": {"example.com/a": "http://u:hunter2@h"}}, "example.com~1a"),
+        ({"runOptions": ["--set=database.url=postgresql://u:hunter2@h/d"]}, "/runOptions/0"),
+        ({"image": {"repository": "u:hunter2@registry/img"}}, "repository"),
         ({"gracePeriodSeconds": 24}, "storing a checkpoint may take 25 s"),
+        ({"architecture": "x86/64"}, "architecture"),
+        ({"config": {"dataset": {"seed": 12345678901234567}}}, SEED),
+        ({"config": {"training": {"seed": 2**53}}}, "--set-string config.training.seed=NUMBER"),
+        ({"config": {"dataset": {"seed": -(2**53)}}}, "config.dataset.seed: Helm can't hold"),
+        ({"config": {"dataset": {"seed": "12x"}}}, "seed"),
+        ({"activeDeadlineSeconds": 2**60}, "activeDeadlineSeconds: Helm can't hold"),
     ],
 )
 def test_bad_values_are_refused(helm: Helm, values: dict[str, Any], message: str) -> None:
@@ -321,7 +351,8 @@ def test_bad_values_are_refused(helm: Helm, values: dict[str, Any], message: str
     done = helm.run("template", "x", CHART, "--kube-version", MINORS[-1], values=merged)
     assert done.returncode != 0
     assert message in done.stderr
-    assert "hunter2" not in done.stderr
+    assert "hunter2" not in done.stderr + done.stdout
+    assert "AKIA" not in done.stderr
 
 
 def _objects(schema: Any) -> list[dict[str, Any]]:
@@ -340,6 +371,18 @@ def test_no_object_takes_keys_that_it_does_not_name() -> None:
     described = _objects(schema)
     assert len(described) > 20
     assert all(part["additionalProperties"] is False for part in described)
+
+
+@pytest.mark.parametrize("how", ["in quotes", "--set-string", "--set"])
+def test_a_seed_arrives_as_it_was_given(helm: Helm, tmp_path: Path, how: str) -> None:
+    """Whatever a float64 would make of it: what `--set` gives is a whole number."""
+    seed, values = 12345678901234567, copy.deepcopy(LEAST)
+    options = [] if how == "in quotes" else [how, f"config.dataset.seed={seed}"]
+    values["config"]["dataset"] = {"seed": str(seed)} if how == "in quotes" else {}
+    done = helm.run("template", "x", CHART, *options, "--kube-version", MINORS[-1], values=values)
+    assert done.returncode == 0, done.stderr
+    config_map = one_of_kind(list(yaml.safe_load_all(done.stdout)), "ConfigMap")
+    assert same_configuration(config_map, tmp_path / "mlip-job.yaml").dataset.seed == seed
 
 
 # -- kept up with what it follows ------------------------------------------------------------------

@@ -152,7 +152,7 @@ def test_names_are_short_enough(family: str, generation: int) -> None:
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
-@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
+@given(st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=40))
 def test_hostile_values_come_through_unchanged(
     request_for: Callable[..., JobRequest], value: str
 ) -> None:
@@ -185,7 +185,7 @@ def test_hostile_values_come_through_unchanged(
         "a: b",
         "# x",
         "'\"",
-        "a\n  b \n",
+        "a  b ",
         "${X}`id`",
     ],
 )
@@ -344,9 +344,9 @@ def test_an_order_of_jobs_is_an_error(request_for: Callable[..., JobRequest]) ->
         ({"image": ""}, "is no reference of an image"),
         ({"env": {"a-b": "1"}}, "is no name of a variable"),
         ({"env": {"MLIP_JOB_IMAGE": "1"}}, "is set by mlip-job itself"),
-        ({"env": {"AWS_SECRET_ACCESS_KEY": "hunter2"}}, "looks secret"),
-        ({"env": {"MLIP_JOB_DATABASE_PASSWORD": "hunter2"}}, "looks secret"),
-        ({"env": {"MYSQL_PWD": "hunter2"}}, "looks secret"),
+        ({"env": {"AWS_SECRET_ACCESS_KEY": "hunter2"}}, "; put it into a Secret"),
+        ({"env": {"MLIP_JOB_DATABASE_PASSWORD": "hunter2"}}, "; put it into a Secret"),
+        ({"env": {"MYSQL_PWD": "hunter2"}}, "; put it into a Secret"),
         ({"claims": [{"claim": "a", "mount_path": "data"}]}, "takes an absolute path"),
         ({"claims": [{"claim": "a", "mount_path": "/work/data"}]}, "is the pod's own"),
         ({"claims": [{"claim": "a", "mount_path": "/a/../etc"}]}, "takes an absolute path"),

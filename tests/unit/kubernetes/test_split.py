@@ -129,14 +129,16 @@ def test_what_needs_no_gpu_asks_for_what_it_is_told(
     assert (resources["requests"]["cpu"], resources["limits"]) == ("8", {"memory": "64Gi"})
     assert plain["tolerations"] == settings["tolerations"]
     assert plain["priorityClassName"] == "batch"
-    assert {"nodeSelector", "affinity"} & set(plain) == set()
+    assert plain["nodeSelector"] == {"kubernetes.io/arch": "amd64"}
+    assert "affinity" not in plain
     own = EVERYTHING["without_gpu"]
     told = pod_of(jobs(request_for, **settings, without_gpu=own)[2])
     resources = told["containers"][0]["resources"]
     assert (resources["requests"]["cpu"], resources["limits"]) == ("16", {"memory": "8Gi"})
     assert told["tolerations"] == own["tolerations"]
     assert told["priorityClassName"] == "low"
-    assert (told["nodeSelector"], told["affinity"]) == (own["node_selector"], own["affinity"])
+    assert told["nodeSelector"] == {"kubernetes.io/arch": "amd64", **own["node_selector"]}
+    assert told["affinity"] == own["affinity"]
 
 
 def test_later_jobs_wait_for_the_one_before(request_for: Callable[..., JobRequest]) -> None:
@@ -243,7 +245,7 @@ def test_names_are_short_enough(request_for: Callable[..., JobRequest], generati
 
 def test_hostile_texts_stay_where_they_are(request_for: Callable[..., JobRequest]) -> None:
     """Nothing of a user's passes for what the Jobs tell each other."""
-    mine = {FOLLOWS: "other", QUEUE_ANNOTATION: "other", "a/b": "$(X)\n---\nkind: Job"}
+    mine = {FOLLOWS: "other", QUEUE_ANNOTATION: "other", "a/b": "$(X) --- kind: Job"}
     made = jobs(
         request_for, annotations=mine, labels={STAGE_LABEL: "other"}, run_options=("$(HOME)",)
     )

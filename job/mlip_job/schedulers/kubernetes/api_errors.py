@@ -76,7 +76,7 @@ def _message(body: str | bytes | None) -> str:
     text = body.decode(errors="replace") if isinstance(body, bytes) else body or ""
     try:
         status: Any = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return " ".join(text.split())[:300] or "no reason given"
     message = status.get("message") if isinstance(status, dict) else None
     return " ".join(str(message or text).split())

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlip_job.schedulers.exit_codes import meaning_of
+from mlip_job.schedulers.kubernetes.containers import (
+    end_of_run,
+    failed_init_container,
+    image_words,
+)
 from mlip_job.schedulers.kubernetes.layout import CONTAINER
 
 if TYPE_CHECKING:
@@ -31,9 +37,23 @@ _HINTS: Mapping[int, str] = {
     71: "check submit.kubernetes.gpu_resource, runtime_class, and the driver on the node",
     73: "mlip-job list shows what is published; train it under the next number",
     75: "nothing: Kubernetes starts it again, and it goes on from its checkpoint",
-    126: "check the image: its entry point has to be mlip-job",
-    127: "check the image: its entry point has to be mlip-job",
 }
+_NOT_EXECUTABLE = (126, 127)
+"""Exit codes of tini, or of a shell, that can't execute or find a program."""
+
+_NOT_STARTED = ("StartError", "ContainerCannotRun")
+"""Reasons of containers that the node could not start: containerd's, and Docker's."""
+
+_ENTRY_POINT_HINT = "check the image: its entry point has to be mlip-job"
+ARCHITECTURE_HINT = (
+    "name an image of the node's architecture, or choose nodes of the image's: "
+    "submit.kubernetes.architecture"
+)
+
+# Of the kernel by runc, of containerd and of Docker.
+_WRONG_ARCHITECTURE = re.compile(
+    r"exec format error|no match for platform|no matching manifest for", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -60,9 +80,9 @@ class Ending:
 
 
 def ending_of(pod: Manifest) -> Ending:
-    """Return how a pod ended that has."""
+    """Return how a pod ended, or the run in a pod that another container keeps."""
     status = pod.get("status", {})
-    terminated = _terminated(status)
+    terminated = end_of_run(pod)
     exit_code = terminated.get("exitCode")
     disruption = _condition(status, "DisruptionTarget")
     if status.get("reason") == "Evicted":
@@ -85,17 +105,42 @@ def ending_of(pod: Manifest) -> Ending:
             exit_code,
         )
     if exit_code is None:
+        return _not_begun(pod)
+    return _by_exit_code(pod, terminated, exit_code)
+
+
+def wrong_architecture(pod: Manifest, said: str) -> str | None:
+    """Return that an image is not of its node's architecture, where a message says so."""
+    if _WRONG_ARCHITECTURE.search(said) is None:
+        return None
+    return f"the image is not of the node's architecture: {image_words(pod)}: {said}"
+
+
+def _not_begun(pod: Manifest) -> Ending:
+    status = pod.get("status", {})
+    if (failed := failed_init_container(pod)) is None:
         native = str(status.get("reason") or "Failed")
         return Ending(native, str(status.get("message") or "its node lost sight of it"))
-    return _by_exit_code(terminated, exit_code)
+    name, ended = failed
+    said = " ".join(str(ended.get("message") or "").split())
+    reason = f"init container {name} failed with exit code {ended.get('exitCode')}"
+    hint = f"kubectl logs {pod['metadata']['name']} -c {name} has what it printed"
+    return Ending(
+        "Init:Error", f"{reason}, and the run did not begin: {said or 'no message'}", hint
+    )
 
 
-def _by_exit_code(terminated: Mapping[str, Any], exit_code: int) -> Ending:
+def _by_exit_code(pod: Manifest, terminated: Mapping[str, Any], exit_code: int) -> Ending:
     said, hint = _message(terminated)
     native = str(terminated.get("reason") or ("Completed" if exit_code == 0 else "Error"))
     if exit_code == 0:
         return Ending(native, said or "done", None, 0)
+    if (reason := wrong_architecture(pod, said)) is not None:
+        return Ending(native, reason, ARCHITECTURE_HINT, exit_code)
     meaning = meaning_of(exit_code).reason
+    if native in _NOT_STARTED or exit_code in _NOT_EXECUTABLE:
+        meaning = "the container could not be started" if native in _NOT_STARTED else meaning
+        meaning, hint = f"{meaning}; {image_words(pod)}", hint or _ENTRY_POINT_HINT
     reason = f"exit code {exit_code}: {meaning}{': ' + said if said else ''}"
     return Ending(native, reason, hint or _HINTS.get(exit_code), exit_code)
 
@@ -106,16 +151,8 @@ def _message(terminated: Mapping[str, Any]) -> tuple[str, str | None]:
     try:
         end = json.loads(text)
         return str(end["message"]), end.get("hint")
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return text[-500:], None
-
-
-def _terminated(status: Mapping[str, Any]) -> Mapping[str, Any]:
-    for container in status.get("containerStatuses") or ():
-        if container.get("name") == CONTAINER:
-            terminated: Mapping[str, Any] = container.get("state", {}).get("terminated") or {}
-            return terminated
-    return {}
 
 
 def _condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:

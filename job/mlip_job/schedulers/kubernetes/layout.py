@@ -15,9 +15,21 @@ TERMINATION_MESSAGE = "/dev/termination-log"
 JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
 JOB_UID_LABEL = "batch.kubernetes.io/controller-uid"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+ARCHITECTURE_LABEL = "kubernetes.io/arch"
+"""Set by the kubelet on its node."""
+
+HOPELESS = (64, 65, 70, 71, 73, 126, 127, 128, 255)
+"""Exit codes with which a Job fails at once.
+
+A person must look: see `mlip_job.errors`. The others are those of a program that can't be executed:
+the shell's 126 and 127, containerd's 128 (StartError), runc's 255 (exec format error).
+"""
 
 FAMILY_LABEL = "mlip-job/family"
 GENERATION_LABEL = "mlip-job/generation"
+HELM_RELEASE = "meta.helm.sh/release-name"
+"""Annotation that helm adds to what it installs."""
+
 SPEC_HASH = "mlip-job/spec-hash"
 """Annotation of the Job: the same value, the same submission."""
 

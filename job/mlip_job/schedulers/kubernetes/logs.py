@@ -7,7 +7,8 @@ import time
 from typing import TYPE_CHECKING
 
 from mlip_job.errors import UnavailableError
-from mlip_job.schedulers.kubernetes.status import has_ended, has_succeeded
+from mlip_job.schedulers.kubernetes.containers import end_of_run, running_besides
+from mlip_job.schedulers.kubernetes.status import has_ended, has_succeeded, is_over
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -46,17 +47,20 @@ def job_lines(
 ) -> Iterator[str]:
     """Yield the lines of a Job's pods, one pod after the other, the oldest first.
 
-    With `follow`, until the Job has ended or is gone.
+    With `follow`, until the Job has ended or is gone, or all that is left of it are containers that
+    keep the pod of a run that has ended.
     """
     read: set[str] = set()
     while True:
         # Asked for first: a pod that is made after the answer is found in the next round.
         found = cluster.job(job) if follow else None
-        pods = [pod for pod in cluster.pods(job) if _name(pod) not in read and _has_begun(pod)]
+        known = cluster.pods(job)
+        pods = [pod for pod in known if _name(pod) not in read and _has_begun(pod)]
         for pod in pods:
             yield from _PodLog(cluster, job, pod).lines(follow=follow, poll_seconds=poll_seconds)
             read.add(_name(pod))
-        if not follow or ((found is None or has_ended(found)) and not pods):
+        over = found is None or has_ended(found) or _runs_are_over(known)
+        if not follow or (over and not pods):
             return
         if not pods:
             time.sleep(poll_seconds)
@@ -105,7 +109,7 @@ class _PodLog:
 
     def _has_ended(self) -> bool:
         pods = [pod for pod in self._cluster.pods(self._job) if _name(pod) == self._pod]
-        return not pods or _phase(pods[0]) in _ENDED
+        return not pods or _run_has_ended(pods[0])
 
     def _unread(self, *, follow: bool) -> Iterator[str]:
         """Yield what was not read yet: the server goes back to the beginning of a second."""
@@ -138,6 +142,15 @@ def _parse(line: bytes) -> tuple[str, str] | None:
     # Go leaves out zeros at the end of the fraction; without them the times would not compare.
     moment = f"{match['seconds']}.{match['fraction'] or '':0<9}{match['zone']}"
     return moment, match["text"]
+
+
+def _runs_are_over(pods: Sequence[Manifest]) -> bool:
+    kept = bool(pods) and _phase(pods[-1]) == "Running" and is_over(pods[-1])
+    return kept and bool(running_besides(pods[-1])) and all(map(_run_has_ended, pods))
+
+
+def _run_has_ended(pod: Manifest) -> bool:
+    return _phase(pod) in _ENDED or bool(end_of_run(pod))
 
 
 def _has_begun(pod: Manifest) -> bool:

@@ -21,6 +21,7 @@ from mlip_job.schedulers.kubernetes.layout import (
     CONFIG_FILE,
     CONTAINER,
     FOLLOWS,
+    HOPELESS,
     QUEUE_ANNOTATION,
     QUEUE_LABEL,
     SPEC_HASH,
@@ -45,8 +46,6 @@ if TYPE_CHECKING:
 
 _SECONDS_PER_DAY = 86400
 _RETRY = 75
-# A person must look; see mlip_job.errors.
-_HOPELESS = (64, 65, 70, 71, 73)
 # What kubectl's YAML takes for a number or a truth value, and PyYAML for a text.
 _SCALAR = re.compile(
     r"[yYnN]|[-+]?(0[xXoObB][\da-fA-F_]+|(\.\d|\d)[\d_]*(\.[\d_]*)?([eE][-+]?\d+)?)"
@@ -226,7 +225,7 @@ def _failure_policy(*, ensemble: bool) -> Manifest:
             },
             on_exit("Ignore", _RETRY),
             # One member of an ensemble must not take the others with it.
-            on_exit("FailIndex" if ensemble else "FailJob", *_HOPELESS),
+            on_exit("FailIndex" if ensemble else "FailJob", *HOPELESS),
         ]
     }
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mlip_job.errors import ConfigError
 from mlip_job.schedulers.kubernetes.layout import (
     API_ACCESS,
+    ARCHITECTURE_LABEL,
     CONFIG_DIR,
     CONFIG_FILE,
     CONTAINER,
@@ -70,7 +71,7 @@ def pod_spec(request: JobRequest, config_map: str, successor: str | None = None)
         "runtimeClassName": settings.runtime_class,
         "priorityClassName": settings.priority_class,
         "imagePullSecrets": [{"name": name} for name in settings.image_pull_secrets],
-        "nodeSelector": settings.node_selector,
+        "nodeSelector": _node_selector(settings),
         "affinity": settings.affinity,
         "tolerations": _tolerations(settings),
         "topologySpreadConstraints": list(settings.topology_spread_constraints),
@@ -180,6 +181,12 @@ def _pod_security(user: int | None) -> Manifest:
         context |= {"runAsUser": user, "runAsGroup": user, "fsGroup": user}
         context["fsGroupChangePolicy"] = "OnRootMismatch"
     return context
+
+
+def _node_selector(settings: KubernetesConfig) -> dict[str, str]:
+    """Return the labels of a node that can run the image."""
+    own = {ARCHITECTURE_LABEL: settings.architecture} if settings.architecture is not None else {}
+    return own | settings.node_selector
 
 
 def _tolerations(settings: KubernetesConfig) -> list[Manifest]:

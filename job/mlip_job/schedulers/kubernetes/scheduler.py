@@ -6,10 +6,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from mlip_job.errors import ConfigError
+from mlip_job.naming import parse_generation_name
 from mlip_job.schedulers.base import JobHandle, JobStatus, Plan
 from mlip_job.schedulers.kubernetes.cluster import Cluster
 from mlip_job.schedulers.kubernetes.connection import Connection, connect
-from mlip_job.schedulers.kubernetes.layout import identifying_labels
+from mlip_job.schedulers.kubernetes.layout import (
+    FAMILY_LABEL,
+    GENERATION_LABEL,
+    identifying_labels,
+)
 from mlip_job.schedulers.kubernetes.logs import submission_lines
 from mlip_job.schedulers.kubernetes.manifests import from_yaml, plan_job, to_yaml
 from mlip_job.schedulers.kubernetes.status import FORGOTTEN, has_ended, status_of
@@ -20,6 +25,7 @@ from mlip_job.schedulers.kubernetes.submission import (
     is_withheld,
     labels_of_generation,
     newest_submission,
+    release_of,
     spec_hash,
     stage_of,
 )
@@ -88,6 +94,20 @@ class KubernetesScheduler:
         job = current(newest_submission(jobs))
         return _handle(job) if job is not None else None
 
+    def active(self, family: str, generation: int) -> Sequence[JobHandle]:
+        """Return the Jobs that have not ended, of submissions and releases; see `Scheduler.active`.
+
+        Those of the namespace whose labels name the family and the generation, and no others.
+        """
+        jobs = self._cluster(None).jobs(identifying_labels(family, generation))
+        return [_handle(job) for job in jobs if not has_ended(job)]
+
+    def generations(self, family: str) -> set[int]:
+        """Return the generations that the namespace has Jobs of; see `Scheduler.generations`."""
+        jobs = self._cluster(None).jobs({FAMILY_LABEL: family})
+        names = (job["metadata"]["labels"].get(GENERATION_LABEL, "") for job in jobs)
+        return {number for name in names if (number := parse_generation_name(name)) is not None}
+
     def status(self, handle: JobHandle) -> JobStatus:
         """Return what a Job is doing; see `Scheduler.status`."""
         cluster = self._cluster_of(handle)
@@ -107,13 +127,11 @@ class KubernetesScheduler:
         return submission_lines(cluster, names, follow=follow, poll_seconds=self._poll_seconds)
 
     def cancel(self, handle: JobHandle) -> None:
-        """Delete what has not ended of a submission, and wait until its pods have.
-
-        See `Scheduler.cancel`.
-        """
+        """Delete what has not ended of a submission; see `Scheduler.cancel`."""
         cluster = self._cluster_of(handle)
         jobs = [job for job in self._together(cluster, handle) if not has_ended(job)]
-        self._submitter(cluster).remove(jobs)
+        for job in reversed(jobs):  # or one might start another
+            cluster.delete_job(job)
 
     # -- the Jobs of a submission ------------------------------------------------------------------
 
@@ -149,7 +167,7 @@ class KubernetesScheduler:
 def _handle(job: Manifest) -> JobHandle:
     metadata = job["metadata"]
     name = f"{metadata['namespace']}/{metadata['name']}"
-    return JobHandle("kubernetes", name, metadata["name"], stage_of(job))
+    return JobHandle("kubernetes", name, metadata["name"], stage_of(job), release=release_of(job))
 
 
 def _events_of(cluster: Cluster) -> Callable[[str], Sequence[Manifest]]:

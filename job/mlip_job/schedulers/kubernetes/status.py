@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlip_job.schedulers.base import JobState, JobStatus
+from mlip_job.schedulers.kubernetes.containers import end_of_run, running_besides
 from mlip_job.schedulers.kubernetes.ending import Ending, ending_of
+from mlip_job.schedulers.kubernetes.layout import HOPELESS
 from mlip_job.schedulers.kubernetes.waiting import wait_of_job, wait_of_pod
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ _FAILURES: Mapping[str, str] = {
     "MaxFailedIndexesExceeded": "too many of its members failed",
 }
 FORGOTTEN = JobStatus(
-    JobState.UNKNOWN,
+    JobState.GONE,
     "NotFound",
     "the cluster has no such Job: it was cancelled, or ended and its time to live ran out",
     "mlip-job list shows whether the generation is published",
@@ -97,6 +99,8 @@ def _of_newest(job: Manifest, pods: Sequence[Manifest], events_of: EventsOf) -> 
         reason = f"{before}its pod is being stopped, and stores a checkpoint"
         return JobStatus(JobState.RUNNING, "Terminating", reason)
     phase = _phase(newest)
+    if phase == "Running" and end_of_run(newest):
+        return _kept(newest)
     if phase == "Running":
         return JobStatus(JobState.RUNNING, "Running", before.removesuffix("; ") or None)
     if phase == "Pending":
@@ -104,6 +108,32 @@ def _of_newest(job: Manifest, pods: Sequence[Manifest], events_of: EventsOf) -> 
         return JobStatus(JobState.PENDING, wait.native, before + wait.reason, wait.hint)
     return JobStatus(
         JobState.UNKNOWN, phase, "the cluster has lost sight of the pod's node", "wait"
+    )
+
+
+def is_over(pod: Manifest) -> bool:
+    """Tell whether the run in a pod has ended for good, whatever keeps the pod.
+
+    Kubernetes starts another pod after any other exit code, once this one has ended.
+    """
+    return end_of_run(pod).get("exitCode") in (0, *HOPELESS)
+
+
+def _kept(pod: Manifest) -> JobStatus:
+    """Return the status of a Job whose run has ended in a pod that has not."""
+    ending, others = ending_of(pod), ", ".join(running_besides(pod))
+    code = ending.exit_code
+    if not others:  # native sidecars, which the kubelet stops
+        return JobStatus(JobState.RUNNING, "Completing", ending.reason, None, code)
+    ended = ending.reason if code else f"exit code 0: {ending.reason}"
+    state = JobState.SUCCEEDED if code == 0 else JobState.FAILED
+    return JobStatus(
+        state if is_over(pod) else JobState.RUNNING,
+        "NotReady",  # as kubectl shows it
+        f"the run has ended, {ended}; the container {others} still runs and keeps the pod",
+        "mlip-job cancel deletes the Job; docs/kubernetes.md, Side containers, says how to have "
+        "such a container end with the run",
+        code,
     )
 
 
@@ -122,19 +152,21 @@ def _between(job: Manifest, pods: Sequence[Manifest], events_of: EventsOf) -> Jo
 def _of_members(job: Manifest, pods: Sequence[Manifest], events_of: EventsOf) -> JobStatus:
     """Return what the members of an ensemble are doing: how many of each, and why one waits."""
     total = int(job["spec"]["completions"])
-    alive = [pod for pod in pods if _phase(pod) in ("Pending", "Running")]
-    running = [pod for pod in alive if _phase(pod) == "Running"]
+    waiting = [pod for pod in pods if _phase(pod) == "Pending"]
+    begun = [pod for pod in pods if _phase(pod) == "Running"]
+    running = [pod for pod in begun if not end_of_run(pod)]
     counts = {
         "done": int(job.get("status", {}).get("succeeded", 0)),
         "running": len(running),
-        "waiting": len(alive) - len(running),
+        "waiting": len(waiting),
+        "ended in a pod that goes on": len(begun) - len(running),
         "failed": _count_indexes(job.get("status", {}).get("failedIndexes", "")),
     }
     members = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
     reason = f"of {total} members {members}" if members else None
     if running:
         return JobStatus(JobState.RUNNING, "Running", reason)
-    status = _of_newest(job, [*alive[-1:]], events_of)
+    status = _of_newest(job, [*begun, *waiting][-1:], events_of)
     told = "; ".join(filter(None, (reason, status.reason)))
     return JobStatus(status.state, status.native, told, status.hint)
 

@@ -9,6 +9,7 @@ from mlip_job.schedulers.kubernetes.layout import (
     FAMILY_LABEL,
     FOLLOWS,
     GENERATION_LABEL,
+    HELM_RELEASE,
     QUEUE_ANNOTATION,
     QUEUE_LABEL,
     SPEC_HASH,
@@ -25,6 +26,17 @@ if TYPE_CHECKING:
 def spec_hash(job: Manifest) -> str | None:
     """Return what a Job's submission is known by; None for a Job that was not submitted."""
     return _annotation(job, SPEC_HASH)
+
+
+def release_of(job: Manifest) -> str | None:
+    """Return the Helm release that a Job belongs to; None for a Job of another maker.
+
+    What renders the chart without helm, as Argo CD does, leaves the labels alone.
+    """
+    labels = job["metadata"].get("labels") or {}
+    if labels.get("app.kubernetes.io/managed-by") != "Helm":
+        return None
+    return _annotation(job, HELM_RELEASE) or labels.get("app.kubernetes.io/instance")
 
 
 def is_part(job: Manifest) -> bool:

@@ -17,6 +17,7 @@ from mlip_job.schedulers.kubernetes.submission import (
     is_part,
     is_stranded,
     newest_submission,
+    release_of,
     spec_hash,
 )
 
@@ -113,11 +114,22 @@ class Submitter:
             if is_stranded(other, jobs):
                 self.remove([other])
                 continue
-            raise ConflictError(
-                f"{generation_name(request.generation)} of {request.config.family} was submitted "
-                f"before, with other settings: Job {name} in namespace {self._cluster.namespace}",
+            raise self._occupied(plan, other)
+
+    def _occupied(self, plan: Plan, other: Manifest) -> ConflictError:
+        """Return the error for a generation that has a Job of another submission or release."""
+        request, release = plan.request, release_of(other)
+        who = f"{generation_name(request.generation)} of {request.config.family}"
+        where = f"Job {other['metadata']['name']} in namespace {self._cluster.namespace}"
+        if release is None:
+            return ConflictError(
+                f"{who} was submitted before, with other settings: {where}",
                 hint=f"mlip-job cancel -g {request.generation}, or wait for it",
             )
+        return ConflictError(
+            f"{who} was installed with Helm, as release {release}: {where} waits or runs",
+            hint=f"helm uninstall {release} --namespace {self._cluster.namespace}, or wait for it",
+        )
 
     def _create(self, job: Manifest) -> Manifest:
         """Create a Job; one of the same name that has ended makes room for it."""

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mlip_job.schedulers.kubernetes.layout import QUEUE_LABEL
+from mlip_job.schedulers.kubernetes.containers import (
+    blocking_init_container,
+    image_words,
+    waiting_containers,
+)
+from mlip_job.schedulers.kubernetes.ending import ARCHITECTURE_HINT, wrong_architecture
+from mlip_job.schedulers.kubernetes.layout import CONTAINER, QUEUE_LABEL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,10 +45,15 @@ _CONTAINER: Mapping[str, tuple[str, str | None]] = {
         "create the Secret that it names, or correct submit.kubernetes.secrets",
     ),
     "CreateContainerError": ("the container can't be created", None),
-    "RunContainerError": ("the container can't be started", None),
+    "RunContainerError": (
+        "the container can't be started",
+        "check the image: its entry point has to be mlip-job",
+    ),
     "ContainerCreating": ("its volumes and its container are being made", None),
     "PodInitializing": ("its volumes and its container are being made", None),
 }
+_PREPARING = ("ContainerCreating", "PodInitializing")
+_FAILING = ("CreateContainerError", "RunContainerError")
 _SAME = {"ErrImagePull": "ImagePullBackOff", "RegistryUnavailable": "ImagePullBackOff"}
 # Events that say more than the state that they belong to.
 _TELLING = ("FailedCreate", "FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")
@@ -77,10 +88,11 @@ def wait_of_pod(pod: Manifest, events: Sequence[Manifest]) -> Wait:
     for condition in status.get("conditions") or ():
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
             return _unscheduled(condition)
-    for container in status.get("containerStatuses") or ():
-        waiting = container.get("state", {}).get("waiting")
-        if waiting:
-            return _container_waits(waiting, events)
+    init = blocking_init_container(pod)
+    if init is not None and (wait := _of_init_container(*init)) is not None:
+        return wait
+    for name, waiting in waiting_containers(pod):
+        return _container_waits(pod, name, waiting, events)
     if pod.get("spec", {}).get("nodeName"):
         return Wait("Pending", "its node has not begun with it yet")
     return Wait("Pending", "it waits for the scheduler to choose a node")
@@ -97,16 +109,43 @@ def _unscheduled(condition: Mapping[str, str]) -> Wait:
     )
 
 
-def _container_waits(waiting: Mapping[str, str], events: Sequence[Manifest]) -> Wait:
+def _of_init_container(name: str, state: Mapping[str, Any]) -> Wait | None:
+    """Return why the run waits for an init container; None while the pod is being prepared."""
+    waiting, ended = state.get("waiting") or {}, state.get("terminated")
+    native, message = str(waiting.get("reason")), str(waiting.get("message") or "no message")
+    hint = f"kubectl logs POD -c {name} has what it printed"
+    if state.get("running") is not None:
+        return Wait("PodInitializing", f"the run waits for the init container {name}", hint)
+    if ended:
+        code = ended.get("exitCode")
+        return Wait("Init:Error", f"the init container {name} failed with exit code {code}", hint)
+    if native not in _PREPARING and waiting:
+        return Wait(native, f"the init container {name} can't be started: {message}", hint)
+    return None
+
+
+def _container_waits(
+    pod: Manifest, name: str, waiting: Mapping[str, str], events: Sequence[Manifest]
+) -> Wait:
     native, message = str(waiting.get("reason")), str(waiting.get("message", ""))
     event = _last(events)
-    if native in ("ContainerCreating", "PodInitializing") and event is not None:
+    if native in _PREPARING and event is not None:
         return Wait(
             str(event["reason"]),
             f"its volumes can't be mounted: {event.get('message', '')}",
             "create what it names; the same submission again makes up for a lost ConfigMap",
         )
+    if name != CONTAINER and native not in _PREPARING:
+        return Wait(
+            native,
+            f"the side container {name} can't be started: {message or 'no message'}",
+            f"it is none of mlip-job's: kubectl describe pod {pod['metadata']['name']}",
+        )
+    if (reason := wrong_architecture(pod, message)) is not None:
+        return Wait(native, reason, ARCHITECTURE_HINT)
     words, hint = _CONTAINER.get(_SAME.get(native, native), ("the container waits", None))
+    if native in _FAILING:
+        words = f"{words}; {image_words(pod)}"
     return Wait(native, f"{words}{': ' + message if message else ''}", hint)
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from mlip_job.naming import parse_generation_name
 from mlip_job.schedulers.base import JobState, JobStatus, Stage
 from mlip_job.schedulers.kubernetes.layout import GENERATION_LABEL
-from mlip_job.schedulers.kubernetes.status import FORGOTTEN
 from mlip_job.schedulers.kubernetes.submission import follows, stage_of
 from mlip_job.schedulers.stage_words import WORDS
 
@@ -37,7 +36,7 @@ def of_withheld(job: Manifest, before: JobStatus) -> JobStatus:
         return JobStatus(JobState.PENDING, "Suspended", reason, again, resubmit=True)
     if before.state in (JobState.FAILED, JobState.CANCELLED):
         return replace(before, state=JobState.FAILED)
-    if before.state is JobState.UNKNOWN and before.native == FORGOTTEN.native:
+    if before.state is JobState.GONE:
         reason = f"{part}, and waits for {name}, which {task} and is gone"
         return JobStatus(JobState.UNKNOWN, "Suspended", reason, again)
     reason = f"{part}, and waits for {name}, which {task}"

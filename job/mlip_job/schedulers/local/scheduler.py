@@ -20,10 +20,10 @@ from mlip_job.schedulers.exit_codes import meaning_of
 from mlip_job.schedulers.job_log import error_in, lines_of, read_end
 from mlip_job.schedulers.job_names import JobName, require_same
 from mlip_job.schedulers.local.script import local_script
-from mlip_job.schedulers.records import SubmitFiles, SubmittedJob
+from mlip_job.schedulers.records import SubmitFiles, SubmittedJob, recorded_generations
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from mlip_job.config import JobConfig
@@ -89,6 +89,16 @@ class LocalScheduler:
         if name is None or not name.is_of(self._config, family, generation):
             return None
         return JobHandle(self.name, job.id, job.name)
+
+    def active(self, family: str, generation: int) -> Sequence[JobHandle]:
+        """See `Scheduler.active`; a process of another machine may run there."""
+        job = self.find(family, generation)
+        return [job] if job is not None and not self.status(job).state.ended else []
+
+    def generations(self, family: str) -> set[int]:
+        """See `Scheduler.generations`."""
+        recorded = recorded_generations(self._config, self.name)
+        return {number for number in recorded if self.find(family, number) is not None}
 
     def status(self, handle: JobHandle) -> JobStatus:
         """See `Scheduler.status`; a process of another machine is unknown until it has ended."""

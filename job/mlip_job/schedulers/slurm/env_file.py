@@ -26,7 +26,7 @@ def check_env_file(name: str) -> None:
     path = Path(name)
     try:
         about = path.stat()
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().decode().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"submit.slurm.env_file: {path} can't be read: {error}") from None
     if about.st_mode & _OTHERS or about.st_uid != os.getuid():
@@ -34,6 +34,11 @@ def check_env_file(name: str) -> None:
             f"submit.slurm.env_file: others have access to {path}", hint=f"chmod 600 {path}"
         )
     for number, line in enumerate(lines, start=1):
+        if line.endswith("\r"):
+            raise ConfigError(
+                f"submit.slurm.env_file: {path}, line {number} ends as lines of Windows do (CRLF)",
+                hint=f"sed -i 's/\\r$//' {path}",
+            )
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         match = _ASSIGNMENT.fullmatch(line)

@@ -11,7 +11,7 @@ from mlip_job.naming import generation_name
 from mlip_job.schedulers.base import JobHandle, JobState, JobStatus, Plan, Stage
 from mlip_job.schedulers.job_log import lines_of, read_end
 from mlip_job.schedulers.job_names import JobName, of_one_submission, require_same
-from mlip_job.schedulers.records import SubmitFiles, SubmittedJob
+from mlip_job.schedulers.records import SubmitFiles, SubmittedJob, recorded_generations
 from mlip_job.schedulers.slurm import commands
 from mlip_job.schedulers.slurm.options import dependency
 from mlip_job.schedulers.slurm.preflight import check_files
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from mlip_job.config import JobConfig
     from mlip_job.schedulers.base import JobRequest
     from mlip_job.schedulers.slurm.commands import Task
+
+_ACTIVE = (JobState.PENDING, JobState.RUNNING)
 
 
 class SlurmScheduler:
@@ -80,6 +82,27 @@ class SlurmScheduler:
             return which_matters([(job, self.status(job)) for job in jobs])
         return jobs[0] if jobs else None
 
+    def active(self, family: str, generation: int) -> Sequence[JobHandle]:
+        """See `Scheduler.active`; only the caller's own."""
+        known = self._known(family, generation)
+        jobs = [known[number] for number in sorted(known)]
+        return [job for job in jobs if self.status(job).state in _ACTIVE]
+
+    def generations(self, family: str) -> set[int]:
+        """See `Scheduler.generations`."""
+        recorded = recorded_generations(self._config, self.name)
+        found = {number for number in recorded if self._recorded(family, number)}
+        try:
+            tasks = commands.my_jobs(patience=0) if found else commands.my_jobs()
+        except UnavailableError:
+            if not found:
+                raise
+            return found
+        names = [name for task in tasks if (name := JobName.parse(task.name)) is not None]
+        return found | {
+            name.generation for name in names if name.is_of(self._config, family, name.generation)
+        }
+
     def status(self, handle: JobHandle) -> JobStatus:
         """See `Scheduler.status`.
 
@@ -106,14 +129,14 @@ class SlurmScheduler:
         def ended() -> bool:
             statuses = [(job, self.status(job)) for job in jobs]
             state = dict(statuses)[which_matters(statuses)].state
-            return state not in (JobState.PENDING, JobState.RUNNING)
+            return state not in _ACTIVE
 
         return lines_of(logs, ended if follow else None, interval)
 
     def cancel(self, handle: JobHandle) -> None:
         """See `Scheduler.cancel`; a running job has the site's KillWait for its checkpoint."""
         for job in reversed(self._submission_of(handle)):  # or the next one might start
-            if job == handle or self.status(job).state in (JobState.PENDING, JobState.RUNNING):
+            if job == handle or self.status(job).state in _ACTIVE:
                 commands.cancel(job.id)
 
     # -- what is there ---------------------------------------------------------------------------
@@ -169,6 +192,16 @@ class SlurmScheduler:
 
     def _newest(self, family: str, generation: int) -> list[JobHandle]:
         """Return the jobs of a generation's newest submission, in the order in which they run."""
+        known = self._known(family, generation)
+        if not known:
+            return []
+        newest = known[max(known)]
+        ascending = (known[number] for number in sorted(known))
+        stages = {job.stage: job for job in ascending if of_one_submission(job.name, newest.name)}
+        return sorted(stages.values(), key=lambda job: job.stage.position)
+
+    def _known(self, family: str, generation: int) -> dict[int, JobHandle]:
+        """Return the jobs of a generation that are queued, or recorded here, by their numbers."""
         recorded = self._recorded(family, generation)
         known: dict[int, JobHandle] = {}
         try:
@@ -177,13 +210,7 @@ class SlurmScheduler:
         except UnavailableError:
             if not recorded:
                 raise
-        known |= {_number(job): job for job in recorded}
-        if not known:
-            return []
-        newest = known[max(known)]
-        ascending = (known[number] for number in sorted(known))
-        stages = {job.stage: job for job in ascending if of_one_submission(job.name, newest.name)}
-        return sorted(stages.values(), key=lambda job: job.stage.position)
+        return known | {_number(job): job for job in recorded}
 
     def _submission_of(self, handle: JobHandle) -> Sequence[JobHandle]:
         """Return the jobs that were submitted together with one, and itself."""

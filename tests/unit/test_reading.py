@@ -1,4 +1,4 @@
-"""The structures of a dataset come back from its files one by one, as they were written."""
+"""The structures of a dataset come back from its files as they were written."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from ase.build import molecule
 
 from mlip_job.dataset.extxyz import write_structure
+from mlip_job.dataset.reading import count_atoms, parse, read_blocks, row_id
 from mlip_job.dataset.row import StructureRow
 from mlip_job.errors import IntegrityError
-from mlip_job.evaluation.structures import count_atoms, parse, read_blocks, row_id
 from tests.support import rattled
 
 if TYPE_CHECKING:

@@ -1,0 +1,325 @@
+"""How good a potential is: our defaults beside upstream's own inputs, on the same frames.
+
+Ours is what `mlip-job init` writes, run with `mlip-job run`. All of its CPU time counts, also
+that of evaluating and publishing. Upstream's input is then run by pacemaker alone for as long, or
+for a multiple of that, and the potential that it has by then is converted. The same code measures
+the test errors of both.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import psutil
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from benchmarks.tables import say, table
+from benchmarks.upstream import INPUTS, examples_for, upstream_input
+from mlip_job.dataset.reading import parse, read_blocks
+from mlip_job.dataset.record import DatasetRecord
+from mlip_job.demo import write_demo_database
+from mlip_job.environment import usable_cores
+from mlip_job.evaluation.errors import SetTally
+from mlip_job.evaluation.measured import Models, Task
+from mlip_job.evaluation.potential import Potential
+from mlip_job.evaluation.processes import Measurers
+from mlip_job.evaluation.speed import measure_speed
+from mlip_job.naming import DatasetFiles, WorkFiles
+from mlip_job.training.input_yaml import dump_input
+from mlip_job.training.newest import copy_newest
+from mlip_job.training.potential_yaml import count_functions, read_potential
+from mlip_job.training.programs import convert_to_yace, find_program, trainer_environment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from mlip_job.evaluation.results import SetEvaluation
+
+_POLL_S = 0.5
+_PROGRAM = str(Path(sys.executable).with_name("mlip-job"))
+_COLUMNS = (
+    "fit", "CPU s", "functions", "E RMSE", "E MAE", "F RMSE", "F MAE", "µs/atom",
+)  # fmt: skip
+
+
+class BenchmarkSet(BaseModel):
+    """One set of labelled structures.
+
+    Attributes
+    ----------
+    name
+        For the title of its table.
+    database
+        URL.
+    split_key
+        The key_value_pair that holds a published split.
+    published
+        Test MAE of other potentials by their names: meV/atom and meV/Å.
+    upstream
+        Which of upstream's inputs to compare with; chosen by the data if there are none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    database: str
+    split_key: str | None = None
+    published: dict[str, tuple[float, float]] = {}
+    upstream: tuple[str, ...] = ()
+
+
+class Budget(NamedTuple):
+    """What the fits may cost.
+
+    Attributes
+    ----------
+    cpu_limit_s
+        After which ours is stopped, and what it has by then is taken; None for no limit.
+    factors
+        Upstream's time as multiples of ours, ascending.
+    """
+
+    cpu_limit_s: float | None
+    factors: tuple[float, ...]
+
+
+class Fit(NamedTuple):
+    """A potential, and what it cost; None where there was none yet."""
+
+    name: str
+    cpu_s: float
+    potential: Path | None
+
+
+def read_sets(path: Path) -> list[BenchmarkSet]:
+    """Read a YAML list of sets."""
+    sets = [BenchmarkSet.model_validate(one) for one in yaml.safe_load(path.read_text())]
+    for one in sets:
+        for name in one.upstream:
+            if name not in INPUTS:
+                raise SystemExit(f"{path}: upstream has {', '.join(INPUTS)}, but no {name}")
+    return sets
+
+
+def compare_quality(
+    directory: Path, sets: Sequence[BenchmarkSet], settings: Sequence[str], budget: Budget
+) -> None:
+    """Compare on the demo's copper and on other sets, one table each.
+
+    Parameters
+    ----------
+    directory
+        For all files.
+    sets
+        The other sets.
+    settings
+        ``KEY=VALUE`` that ours differs in from what `init` writes.
+    budget
+        What the fits may cost.
+    """
+    database = directory / "quality-demo.db"
+    write_demo_database(database, ("Cu",))
+    demo = BenchmarkSet(name="the demo's copper", database=str(database))
+    for number, one in enumerate((demo, *sets)):
+        root = directory / f"quality-{number}"
+        root.mkdir()
+        _compare(root, one, settings, budget)
+
+
+def _compare(root: Path, one: BenchmarkSet, settings: Sequence[str], budget: Budget) -> None:
+    cpu_s, finished = _run_ours(root, one, settings, budget.cpu_limit_s)
+    say(f"<!-- {one.name}: ours took {cpu_s:.0f} s of CPU -->")
+    (folder,) = (root / "store").glob("*/datasets/*")
+    dataset = DatasetFiles(folder)
+    record = DatasetRecord.from_json(dataset.record.read_text(encoding="utf-8"))
+    (work,) = map(WorkFiles, (root / "work" / "gen_01").iterdir())
+    potential = work.output_potential if finished else _stopped(work, record, root / "newest.yaml")
+    fits = [Fit("ours" if finished else "ours, stopped", cpu_s, potential)]
+    for name in one.upstream or examples_for(record, periodic=_is_periodic(dataset)):
+        fits += _run_upstream(root / name, name, dataset, record, cpu_s, budget.factors)
+        say(f"<!-- {one.name}: {name} ended after {fits[-1].cpu_s:.0f} s of CPU -->")
+    table(
+        f"{one.name}: {record.counts.train} train, {record.counts.test} test; test errors in "
+        "meV/atom and meV/Å",
+        _COLUMNS,
+        [*(_row(fit, dataset, record) for fit in fits), *_published(one)],
+    )
+
+
+def _published(one: BenchmarkSet) -> Iterator[tuple[str, ...]]:
+    for name, (energy, force) in one.published.items():
+        yield f"{name}, published", "", "", "", f"{energy:.2f}", "", f"{force:.1f}", ""
+
+
+def _is_periodic(dataset: DatasetFiles) -> bool:
+    return bool(parse(next(read_blocks(dataset.xyz("test")))).atoms.pbc.all())
+
+
+# -- fits ------------------------------------------------------------------------------------------
+
+
+def _run_ours(
+    root: Path, one: BenchmarkSet, settings: Sequence[str], limit_s: float | None
+) -> tuple[float, bool]:
+    """Return the CPU time (s), and whether it came to its end."""
+    database = one.database if "://" in one.database else str(Path(one.database).absolute())
+    subprocess.run(
+        [_PROGRAM, "-q", "init", database, "--family", "quality"],
+        cwd=root,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    if one.split_key is not None:
+        settings = (f"dataset.split_key={one.split_key}", *settings)
+    options = [part for setting in settings for part in ("--set", setting)]
+    command = [_PROGRAM, "-q", *options, "run", "-g", "1"]
+    limits = [] if limit_s is None else [limit_s]
+    cpu_s, code = _run(command, root, dict(os.environ), limits, lambda _: None)
+    if code != 0 and (limit_s is None or cpu_s < limit_s):
+        text = (root / "console.log").read_text(encoding="utf-8")
+        raise SystemExit(f"mlip-job run ended with {code}: {text[-2000:]}")
+    return cpu_s, code == 0
+
+
+def _stopped(files: WorkFiles, record: DatasetRecord, copy: Path) -> Path | None:
+    """Return what a run of ours has that was stopped."""
+    newest = _newest(files, record.elements, copy)
+    if newest is None and files.linear_start.is_file():
+        return files.linear_start
+    return newest
+
+
+def _run_upstream(
+    directory: Path,
+    name: str,
+    dataset: DatasetFiles,
+    record: DatasetRecord,
+    ours_s: float,
+    factors: Sequence[float],
+) -> Iterator[Fit]:
+    """Yield what pacemaker has after each of the times, or at its end."""
+    directory.mkdir()
+    for frame in record.frames.train:
+        shutil.copy(dataset.directory / frame, directory)
+    files = WorkFiles(directory)
+    content = upstream_input(name, record.elements, record.frames.train, record.reference_energies)
+    files.input_yaml.write_text(dump_input(content), encoding="utf-8")
+    found: list[Path | None] = []
+    cpu_s, code = _run(
+        [str(find_program("pacemaker")), "--no-predict", files.input_yaml.name],
+        directory,
+        trainer_environment(),
+        [factor * ours_s for factor in factors],
+        lambda number: found.append(
+            _newest(files, record.elements, directory / f"newest-{number}.yaml")
+        ),
+    )
+    for factor, potential in zip(factors, found, strict=False):
+        yield Fit(f"{name}, {factor:g} × the time", factor * ours_s, potential)
+    if len(found) < len(factors):
+        there = files.output_potential if files.output_potential.is_file() else None
+        word = "to its end" if code == 0 else f"failed ({code})"
+        yield Fit(f"{name}, {word}", cpu_s, there)
+
+
+def _run(
+    command: Sequence[str],
+    directory: Path,
+    environment: dict[str, str],
+    limits_s: Sequence[float],
+    at_limit: Callable[[int], object],
+) -> tuple[float, int]:
+    """Run a program, and end it at the last limit; return the CPU time (s) and the exit code.
+
+    Parameters
+    ----------
+    command, directory, environment
+        What is run, and where.
+    limits_s
+        CPU times of it and all that it starts, ascending; none for no limit.
+    at_limit
+        Called with the number of each limit that is reached, before it is ended.
+    """
+    cpu_s, number = 0.0, 0
+    with (
+        (directory / "console.log").open("wb") as log,
+        subprocess.Popen(
+            command, cwd=directory, env=environment, stdout=log, stderr=log,
+            stdin=subprocess.DEVNULL,
+        ) as process,
+    ):  # fmt: skip
+        while process.poll() is None:
+            cpu_s = max(cpu_s, _cpu_seconds(process.pid))
+            while number < len(limits_s) and cpu_s >= limits_s[number]:
+                at_limit(number)
+                number += 1
+            if limits_s and number == len(limits_s):
+                process.send_signal(signal.SIGTERM)
+                process.wait()
+            time.sleep(_POLL_S)
+    return cpu_s, process.returncode
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Return the CPU time of a process and of all that it started."""
+    seconds = 0.0
+    try:
+        process = psutil.Process(pid)
+        for one in (process, *process.children(recursive=True)):
+            try:
+                seconds += sum(one.cpu_times()[:4])  # user, system, and those of ended children
+            except psutil.NoSuchProcess:
+                continue
+    except psutil.NoSuchProcess:
+        pass
+    return seconds
+
+
+def _newest(files: WorkFiles, elements: Sequence[str], copy: Path) -> Path | None:
+    """Return the potential of the newest iteration, whole."""
+    for _ in range(20):  # it may be written just now
+        if copy_newest(files, elements, copy, lambda _: True) is not None:
+            return copy
+        time.sleep(0.1)
+    return None
+
+
+# -- figures ---------------------------------------------------------------------------------------
+
+
+def _row(fit: Fit, dataset: DatasetFiles, record: DatasetRecord) -> tuple[str, ...]:
+    cost = (fit.name, f"{fit.cpu_s:.0f}")
+    if fit.potential is None:
+        return (*cost, "no potential yet", "", "", "", "", "")
+    yace = fit.potential.with_suffix(".yace")
+    convert_to_yace(fit.potential, yace)
+    errors = _test_errors(yace, dataset, record)
+    speed = measure_speed(Potential(yace), record, read_blocks(dataset.xyz("test")))
+    energy, force = errors.energy_mev_per_atom, errors.force_mev_per_angstrom
+    return (
+        *cost,
+        str(count_functions(read_potential(fit.potential))),
+        f"{energy.rmse:.2f}",
+        f"{energy.mae:.2f}",
+        f"{force.rmse:.1f}",
+        f"{force.mae:.1f}",
+        f"{speed.evaluator_us_per_atom:.0f}",
+    )
+
+
+def _test_errors(yace: Path, dataset: DatasetFiles, record: DatasetRecord) -> SetEvaluation:
+    tally = SetTally()
+    models = Models(yace, record.reference_energies)
+    with Measurers(models, atoms=record.atoms.test, cores=usable_cores()) as measurers:
+        tasks = (Task(block, doubly=False) for block in read_blocks(dataset.xyz("test")))
+        for batch in measurers.measure(tasks):
+            tally.add_all(batch.measured)
+    return tally.result()

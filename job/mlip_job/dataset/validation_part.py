@@ -1,0 +1,120 @@
+"""The validation part: training structures that a fit does not see, to choose its best iteration.
+
+It follows from the dataset and its seed alone, by the rules of the split into train and test: it is
+not stored, and the same wherever a fit is resumed. The order in which structures are chosen does
+not depend on the others, so that most of the validation part of one generation is in that of the
+next one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mlip_job.dataset.entry import EntryCollector
+from mlip_job.dataset.fingerprint import crystals
+from mlip_job.dataset.index import read_index
+from mlip_job.dataset.reading import read_batches
+from mlip_job.dataset.reference_energies import compositions
+from mlip_job.dataset.split import Inheritance, divide
+from mlip_job.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from mlip_job.dataset.entry import Entries
+    from mlip_job.dataset.record import DatasetRecord
+    from mlip_job.dataset.row import BoolArray
+    from mlip_job.dataset.split import Side
+    from mlip_job.naming import DatasetFiles
+
+FEWEST = 20
+"""Of training structures: with fewer a validation part says little, and the fit lacks it."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a training set.
+
+    Attributes
+    ----------
+    fit, validation
+        Row ids.
+    why_whole
+        Why there is no validation part, where there is none.
+    """
+
+    fit: frozenset[int]
+    validation: frozenset[int] = frozenset()
+    why_whole: str | None = None
+
+
+def part_training_set(files: DatasetFiles, record: DatasetRecord, fraction: float) -> Parts:
+    """Put training structures aside for validation. Every element stays in the fit.
+
+    Parameters
+    ----------
+    files
+        The index and the texts of the dataset.
+    record
+        Of the dataset.
+    fraction
+        Of the training structures; the exact count is round(n · fraction), less where groups or
+        equal structures allow no other.
+    """
+    entries = _training_entries(files, record)
+    rows = frozenset(entries.row_ids.tolist())
+    if len(entries) < FEWEST:
+        few = f"{len(entries)} training structures are fewer than {FEWEST}"
+        return Parts(rows, why_whole=few)
+    stays = np.zeros(len(entries), dtype=np.bool_)
+    aside = _choose(entries, fraction, record.split.seed, stays)
+    while (lacking := _lacking(entries, aside)).any():
+        stays |= lacking
+        aside = _choose(entries, fraction, record.split.seed, stays)
+    if not aside.any() or aside.all():
+        return Parts(rows, why_whole="no group of training structures is small enough")
+    validation = frozenset(entries.row_ids[aside].tolist())
+    return Parts(rows - validation, validation)
+
+
+def _training_entries(files: DatasetFiles, record: DatasetRecord) -> Entries:
+    """Return what the split looks at, for the training set alone."""
+    index = read_index(files.index, f"dataset {record.id}")
+    rows = ((row, fingerprint, group) for row, fingerprint, group, side in index if side == "train")
+    collector = EntryCollector(record.counts.train)
+    for batch in read_batches(files.xyz("train")):
+        structures = batch.structures
+        count = len(structures)
+        indexed = list(islice(rows, count))  # the texts have the order of the index
+        if [row for row, *_ in indexed] != structures.ids.tolist():
+            raise IntegrityError(f"the index of dataset {record.id} is not that of its train.xyz")
+        collector.add(
+            row_ids=structures.ids,
+            fingerprints=b"".join(bytes.fromhex(fingerprint) for _, fingerprint, _ in indexed),
+            crystals=crystals(structures),
+            energies=[0.0] * count,
+            groups=[group or None for *_, group in indexed],
+            compositions=compositions(structures),
+            config_types=[None] * count,
+            sides=[None] * count,
+        )
+    return collector.entries()
+
+
+def _choose(entries: Entries, fraction: float, seed: int, stays: BoolArray) -> BoolArray:
+    """Tell which entries the split puts aside; what stays in the fit keeps its like there."""
+    settled: list[tuple[str, Side]] = [
+        (fingerprint.hex(), "train") for fingerprint in entries.fingerprints[stays].tolist()
+    ]
+    inherited = Inheritance.of(settled)
+    return divide(entries, fraction=fraction, seed=seed, inherited=inherited).tested
+
+
+def _lacking(entries: Entries, aside: BoolArray) -> BoolArray:
+    """Tell which of the entries put aside hold an element that the others lack."""
+    lacking = np.zeros(len(entries), dtype=np.bool_)
+    for element in set(entries.elements()) - set(entries.elements(~aside)):
+        lacking |= entries.holding(element)
+    return lacking

@@ -1,0 +1,170 @@
+"""The best potential of a fit: that with the smallest loss on the validation part.
+
+Pacemaker's process keeps it (`in_pacemaker.mlip_job_callbacks`). Here it is told how, and what it
+kept becomes the result where it is better than the last potential. With a ladder that of the last
+step counts: those before it lack functions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlip_job.errors import TrainingError
+from mlip_job.training.final_errors import last_loss
+from mlip_job.training.in_pacemaker.mlip_job_callbacks import (
+    CALLBACK,
+    numbered_losses,
+    read_rows,
+)
+from mlip_job.training.potential_yaml import read_potential, with_cores_of, write_potential
+from mlip_job.training.run_summary import BestPotential
+from mlip_job.training.tables import MetricsRow, row_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mlip_job.naming import WorkFiles
+    from mlip_job.training.legs import Leg
+    from mlip_job.training.log_state import LogState
+    from mlip_job.training.tables import MetricsTable
+
+_SAME = 1e-9  # relative: the last iteration is measured twice
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """When a fit ends for want of a better potential on the validation part.
+
+    Attributes
+    ----------
+    patience
+        Iterations without one.
+    least_fall
+        Relative fall of the validation loss per iteration; a slower one counts as none.
+    """
+
+    patience: int = 200
+    least_fall: float = 0.0
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The best potential that a fit has kept.
+
+    Attributes
+    ----------
+    potential
+        Its file.
+    ladder_step, cycle, iteration
+        Of the whole fit.
+    loss
+        On the validation part, without regularisation.
+    train, validation
+        The rows of pacemaker's tables.
+    """
+
+    potential: Path
+    ladder_step: int
+    cycle: int
+    iteration: int
+    loss: float
+    train: MetricsRow
+    validation: MetricsRow
+
+
+def prepare(files: WorkFiles, leg: Leg, stopping: EarlyStopping) -> None:
+    """Write what the callback needs, before pacemaker is started."""
+    history = files.history / "test_metrics.txt"
+    step = (leg.offset.ladder_step, 0)
+    earlier = numbered_losses(read_rows(history, step), 0) if history.is_file() else []
+    settings = {
+        "patience": stopping.patience,
+        "least_fall": stopping.least_fall,
+        "ladder_step": leg.offset.ladder_step,
+        "iteration": leg.offset.iteration,
+        "start": _start(leg.content["potential"]),
+        # The rows of a potential that no checkpoint holds are left out of the history, too.
+        "earlier": earlier,
+    }
+    files.early_stopping.write_text(json.dumps(settings), encoding="utf-8")
+
+
+def is_kept_by(content: Mapping[str, Any]) -> bool:
+    """Tell whether an input file has the best potential kept."""
+    return CALLBACK in content["fit"].get("callbacks", ())
+
+
+def _start(potential: object) -> str | None:
+    """Return the file with the coefficients that pacemaker begins with; None where all are zero."""
+    if isinstance(potential, str):
+        return potential
+    grown = isinstance(potential, dict) and "initial_potential" in potential
+    return "current_extended_potential.yaml" if grown else None
+
+
+def read_kept(record: Path) -> Kept | None:
+    """Return what ``best.json`` names; None where there is none."""
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))
+        return Kept(
+            potential=record.parent / Path(content["potential"]).name,
+            ladder_step=int(content["ladder_step"]),
+            cycle=int(content["cycle"]),
+            iteration=int(content["iteration"]),
+            loss=float(content["loss"]),
+            train=row_of(content["train"]) or MetricsRow(),
+            validation=row_of(content["validation"]) or MetricsRow(),
+        )
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TrainingError(f"{record} can't be read: {type(error).__name__}") from None
+
+
+def copy_kept(files: WorkFiles, target: Path) -> dict[str, Path]:
+    """Copy the best potential of a fit that may be running, with its record, into a directory."""
+    for _ in range(2):  # it may be replaced meanwhile; twice within this moment it is not
+        try:
+            shutil.copyfile(files.best, target / files.best.name)
+            kept = read_kept(target / files.best.name)
+            if kept is None:
+                return {}
+            shutil.copyfile(files.directory / kept.potential.name, kept.potential)
+        except FileNotFoundError:
+            continue
+        return {files.best.name: target / files.best.name, kept.potential.name: kept.potential}
+    return {}
+
+
+def better_than_last(
+    kept: Kept | None, state: LogState, tables: Mapping[str, MetricsTable]
+) -> BestPotential | None:
+    """Return which potential is to be the result, where it is not the last one."""
+    rows = tables["metrics"].rows
+    if kept is None or not rows or kept.ladder_step != (rows[-1].ladder_step or 0):
+        return None
+    place = (rows[-1].cycle_step or 0, rows[-1].iter_num)
+    if (kept.cycle, kept.iteration) == place and len({row.cycle_step for row in rows}) == 1:
+        return None
+    last = last_loss(state, tables)
+    if last is not None and last <= kept.loss * (1 + _SAME):
+        return None
+    return BestPotential(
+        ladder_step=kept.ladder_step,
+        cycle=kept.cycle,
+        iteration=kept.iteration,
+        loss=kept.loss,
+        last_loss=last if last is not None and math.isfinite(last) else None,
+    )
+
+
+def take(kept: Kept, output: Path) -> None:
+    """Make the best potential what pacemaker ended with."""
+    taken = with_cores_of(read_potential(output), read_potential(kept.potential))
+    taken["metadata"] = {**taken.get("metadata", {}), "_loss": kept.train.loss}
+    write_potential(taken, output)

@@ -1,0 +1,120 @@
+"""What makes up the loss that a fit ended with, and what to change where that is out of balance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mlip_job.training.run_summary import LossShares
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from mlip_job.config import TrainingConfig
+    from mlip_job.training.tables import MetricsRow
+
+_LEAST_ENERGY = 0.05
+_MOST_REGULARISATION = 0.3
+_BALANCED_ENERGY = 0.2  # of energies and forces together: what the advice aims at
+_BALANCED_REGULARISATION = 0.1
+_WORTH_LOWERING = 0.05  # a regulariser's share
+
+
+def shares(energy: float, forces: float, regularisers: Mapping[str, float]) -> LossShares | None:
+    """Return the terms of a loss as fractions of it; None for a loss of zero."""
+    total = energy + forces + sum(regularisers.values())
+    if not total > 0:
+        return None
+    return LossShares(
+        energy=energy / total,
+        forces=forces / total,
+        regularisers={name: term / total for name, term in regularisers.items() if term},
+    )
+
+
+def shares_of(row: MetricsRow | None) -> LossShares | None:
+    """Return what makes up the loss of a row; None where the table does not say."""
+    if row is None or row.e_loss_contrib is None or row.f_loss_contrib is None:
+        return None
+    terms = {
+        "l1_coeffs": row.l1_reg_contrib,
+        "l2_coeffs": row.l2_reg_contrib,
+        "w_orth": row.smooth_orth,
+        "w0_rad": row.smooth_w1,
+        "w1_rad": row.smooth_w2,
+        "w2_rad": row.smooth_w3,
+    }
+    return shares(
+        row.e_loss_contrib,
+        row.f_loss_contrib,
+        {name: term for name, term in terms.items() if term is not None},
+    )
+
+
+def describe_shares(found: LossShares) -> str:
+    """Return the shares in one line, the largest regulariser first."""
+    regularisers = sorted(found.regularisers.items(), key=lambda item: -item[1])
+    terms = [("energy", found.energy), ("forces", found.forces), *regularisers]
+    return ", ".join(f"{name} {_percent(share)}" for name, share in terms)
+
+
+def share_warnings(found: LossShares, training: TrainingConfig, kappa: float) -> Iterator[str]:
+    """Yield a sentence with a remedy where energies hardly count, or regularisation dominates.
+
+    Parameters
+    ----------
+    found
+        Of the final loss.
+    training
+        Settings of the fit.
+    kappa
+        That it was given.
+    """
+    if 0 < found.energy < _LEAST_ENERGY and kappa < 1:
+        yield (
+            f"energies make up {_percent(found.energy)} of the final loss, so that the fit hardly "
+            f"improves them: {_energy_remedy(found, training, kappa)}"
+        )
+    if found.regularisation > _MOST_REGULARISATION:
+        yield (
+            f"regularisation makes up {_percent(found.regularisation)} of the final loss, at the "
+            f"expense of the errors: lower {_regularisation_remedy(found, training)}"
+        )
+
+
+def _energy_remedy(found: LossShares, training: TrainingConfig, kappa: float) -> str:
+    # With the errors as they are, the shares of energies and forces go as (1-κ) and κ.
+    wanted = _BALANCED_ENERGY / (1 - _BALANCED_ENERGY)
+    ratio = (1 - kappa) / kappa * wanted * found.forces / found.energy
+    aim = f"{_percent(_BALANCED_ENERGY)} with these errors, regularisation apart"
+    if "kappa" in _overridden(training):
+        return f"lower fit.loss.kappa in training.overrides to {1 / (1 + ratio):.2g} ({aim})"
+    weight = float(f"{training.force_weight * ratio:.2g}")
+    return f"raise training.energy_weight from {training.energy_weight:g} to {weight:g} ({aim})"
+
+
+def _regularisation_remedy(found: LossShares, training: TrainingConfig) -> str:
+    rest = 1 - found.regularisation
+    wanted = _BALANCED_REGULARISATION / (1 - _BALANCED_REGULARISATION) * rest
+    factor = wanted / found.regularisation
+    large = sorted((-share, name) for name, share in found.regularisers.items())
+    return ", ".join(
+        _lower(name, factor, training) for share, name in large if -share >= _WORTH_LOWERING
+    )
+
+
+def _lower(name: str, factor: float, training: TrainingConfig) -> str:
+    key = {"l1_coeffs": "L1_coeffs", "l2_coeffs": "L2_coeffs"}.get(name, name)
+    if key in _overridden(training):
+        return f"fit.loss.{key} in training.overrides to {factor:.1g} of it"
+    value: float = getattr(training, name)
+    return f"training.{name} from {value:g} to {value * factor:.1g}"
+
+
+def _overridden(training: TrainingConfig) -> Mapping[str, object]:
+    overridden: Mapping[str, object] = (training.overrides.get("fit") or {}).get("loss") or {}
+    return overridden
+
+
+def _percent(share: float) -> str:
+    """Return a share with two digits, or three where it is large."""
+    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.3g} %"  # noqa: PLR2004

@@ -1,0 +1,82 @@
+"""What an evaluation costs is a mean over the test set, whatever its size."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+from ase.build import molecule
+from ase.io import write
+
+from mlip_job.dataset.record import SideCounts
+from mlip_job.evaluation.speed import measure_speed
+from tests.reports import make_facts, make_report
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from mlip_job.dataset.record import DatasetRecord
+    from mlip_job.evaluation.potential import Potential
+
+
+class Timed:
+    """A potential that takes 50 µs per atom, but for an outlier among its calls."""
+
+    def __init__(self, outliers: int) -> None:
+        self.asked: list[int] = []
+        self._outliers = outliers
+
+    def evaluator_seconds(self, atoms: Atoms) -> float:
+        """Return what it would have taken."""
+        self.asked.append(int(atoms.info["number"]))
+        slow = 100 if len(self.asked) <= self._outliers else 1
+        return slow * 50e-6 * len(atoms)
+
+
+def blocks(count: int) -> list[str]:
+    """Return the texts of molecules of three atoms, numbered."""
+    texts = []
+    for number in range(count):
+        atoms = molecule("H2O")
+        atoms.info = {"number": number, "row_id": number, "energy": -1.0}
+        atoms.arrays["forces"] = atoms.positions * 0
+        text = io.StringIO()
+        write(text, atoms, format="extxyz")
+        texts.append(text.getvalue())
+    return texts
+
+
+def record_of(structures: int, atoms: int) -> DatasetRecord:
+    """Return the record of a dataset with such a test set."""
+    record = make_facts(make_report(1)).dataset
+    counts = record.counts.model_copy(update={"test": structures})
+    sides = SideCounts(train=10, test=atoms)
+    return record.model_copy(update={"counts": counts, "atoms": sides})
+
+
+def measure(potential: Timed, structures: int, atoms: int) -> Any:
+    """Measure a potential that is none."""
+    record = record_of(structures, atoms)
+    return measure_speed(cast("Potential", potential), record, blocks(structures))
+
+
+def test_cost_is_that_of_an_atom() -> None:
+    """The first call does not count, and a slow repeat is none of the median."""
+    potential = Timed(outliers=21)
+    speed = measure(potential, 100, 300)
+    assert speed.evaluator_us_per_atom == pytest.approx(50.0)
+    assert (speed.structures, speed.atoms, speed.repeats) == (20, 60, 5)
+    assert speed.cpu
+
+
+def test_sample_is_spread_over_the_test_set() -> None:
+    """At most twenty structures, fewer where they are large, and never none."""
+    potential = Timed(outliers=0)
+    measure(potential, 100, 300)
+    assert potential.asked[1:21] == list(range(0, 100, 5))
+    large = Timed(outliers=0)
+    assert measure(large, 10, 2500).structures == 2
+    assert large.asked[1:3] == [0, 5]
+    huge = Timed(outliers=0)
+    assert measure(huge, 3, 30_000).structures == 1
