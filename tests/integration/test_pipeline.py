@@ -91,6 +91,10 @@ def _report(config: JobConfig, manifest: Manifest) -> TrainingReport:
     return TrainingReport.from_json(text)
 
 
+def _functions(manifest: Manifest) -> int:
+    return int(manifest.basis["functions"]["number_of_functions_per_element"])
+
+
 @pytest.mark.pacemaker
 def test_five_structures_end_to_end(tmp_path: Path) -> None:
     """Exported, trained, published; ASE reads the dataset back with energies and forces."""
@@ -114,6 +118,45 @@ def test_five_structures_end_to_end(tmp_path: Path) -> None:
             original.get_potential_energy(), abs=1e-7
         )
         np.testing.assert_allclose(atoms.get_forces(), original.get_forces(), atol=1e-7)
+
+
+@pytest.mark.pacemaker
+def test_the_basis_follows_from_the_data_and_is_inherited(tmp_path: Path) -> None:
+    """The number is in manifest and report; the next generation has its parent's."""
+    database = tmp_path / "structures.db"
+    write_database(database, rattled(6), generation=1)
+    write_database(database, rattled(1, seed=1), generation=2)
+    select = {"url": str(database), "select": "status=completed,generation<={generation}"}
+    first, _, recorder = _run(_config(tmp_path, {}, database=select), 1)
+    size = _functions(first)
+    said = f"{size} functions per element, automatic: 5 energies and "
+    assert any(message.startswith(said) for message in recorder.messages)
+    assert first.config["training"]["functions_per_element"] == "auto"
+    report = _report(_config(tmp_path, {}), first)
+    assert report.basis is not None
+    assert (report.basis.functions_per_element, report.basis.chosen) == (size, "automatic")
+    assert report.fit.functions == size
+
+    refined = {"evaluator": "pyace", "max_iter": 1}
+    second, _, _ = _run(_config(tmp_path, refined, database=select), 2)
+    assert second.parent is not None
+    assert second.parent.mode == "continue"
+    assert _functions(second) == size
+    inherited = _report(_config(tmp_path, refined), second).basis
+    assert inherited is not None
+    assert inherited.chosen == "inherited"
+
+
+@pytest.mark.pacemaker
+def test_a_basis_that_the_data_can_not_determine_is_a_warning(tmp_path: Path) -> None:
+    """It is made as asked; run and report name the number that fits."""
+    write_database(tmp_path / "structures.db", rattled(6))
+    config = _config(tmp_path, {"functions_per_element": 60})
+    manifest, _, recorder = _run(config, 1)
+    assert _functions(manifest) == 60
+    warning = "training.functions_per_element is 60: more than 5 energies and "
+    assert any(f"warning: {warning}" in message for message in recorder.messages)
+    assert any(text.startswith(warning) for text in _report(config, manifest).warnings)
 
 
 @pytest.mark.pacemaker

@@ -150,7 +150,7 @@ topologySpreadConstraints:
 
 {{/* Nothing where no GPU is asked for: a linear fit (max_iter: 0) has no use for one. */}}
 {{- define "mlip-job.gpus" -}}
-{{- $iterations := dig "training" "max_iter" 1 .Values.config | int -}}
+{{- $iterations := dig "training" "max_iter" 0 .Values.config | int -}}
 {{- if and .Values.gpus (gt $iterations 0) -}}
 {{- int64 .Values.gpus -}}
 {{- end -}}

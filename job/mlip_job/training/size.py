@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isqrt
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -13,10 +12,12 @@ from mlip_job.training.basis import smallest_budget
 if TYPE_CHECKING:
     from mlip_job.config import TrainingConfig
 
-_PER_ROOT = 5
+# docs/performance.md has the measurements behind these.
 _VALUES_PER_FUNCTION = 4
+_FACTOR, _POWER = 2.0, 0.6
 _LARGEST = 1000
 _LARGEST_IN_ALL = 2400
+"""Of all elements together: the normal equations grow with the square, graphs with the number."""
 _FEWEST_VALUES_PER_FUNCTION = 2
 _WORTH_GROWING = 1.5
 
@@ -77,13 +78,12 @@ class DataSize:
     def functions_per_element(self, training: TrainingConfig) -> int:
         """Return what the data can determine and what is worth its cost.
 
-        Measured with linear fits (docs/performance.md): with few values the best basis has a
-        function for every four or five of them; with many it grows more slowly, until more
-        functions cost more than they gain. With several elements each function is shared less.
+        With few values the best basis has a function for every four or five of them; with many
+        it grows more slowly, until more functions cost more than they gain.
         """
         wanted = min(
             self.values // (_VALUES_PER_FUNCTION * self.elements),
-            _PER_ROOT * isqrt(self.values),
+            int(_FACTOR * self.values**_POWER),
             _LARGEST_IN_ALL // self.elements,
             _LARGEST,
         )

@@ -91,6 +91,7 @@ def request_for() -> Callable[..., JobRequest]:
             "family": family,
             "database": {"url": database},
             "storage": {"url": storage},
+            "training": {"max_iter": 100},  # a linear fit would ask for no GPU
             "submit": {"scheduler": "kubernetes", "kubernetes": kubernetes},
         }
         config = validate_config(values | (sections or {}), source="test")

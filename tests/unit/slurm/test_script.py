@@ -109,7 +109,7 @@ def script(
             "family": "cu-ni",
             "database": {"url": "/scratch/me/structures.db"},
             "storage": {"url": "/scratch/me/store"},
-            "training": training or {},
+            "training": training or {"max_iter": 100},  # a linear fit would ask for no GPU
             "work_dir": work_dir,
             "submit": {"slurm": slurm},
         }
