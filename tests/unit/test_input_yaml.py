@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlip_job.config import TrainingConfig
 from mlip_job.training.input_yaml import (
     StartPotential,
     TrainingData,
@@ -16,6 +17,9 @@ from mlip_job.training.input_yaml import (
     kappa,
 )
 from tests.trainings import sized
+
+if TYPE_CHECKING:
+    from mlip_job.config import TrainingConfig
 
 DATA = TrainingData(
     elements=("Cu", "Ni"),

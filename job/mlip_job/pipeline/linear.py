@@ -40,7 +40,8 @@ def fit_linearly(
     loss = content["fit"]["loss"]
     structures = record.counts.train - len(given.validation)
     atoms = round(record.atoms.train * structures / record.counts.train)
-    observer.message(f"linear fit to {structures} structures (about {atoms} atoms)")
+    about = "about " if given.validation else ""
+    observer.message(f"linear fit to {structures} structures ({about}{atoms} atoms)")
     made = run_linear_fit(
         LinearTask(
             section=potential_section(training, record.elements),
