@@ -16,6 +16,7 @@ from mlip_job.config import JobConfig
 from mlip_job.demo import write_demo_database
 from mlip_job.naming import WorkFiles
 from mlip_job.pipeline import export_generation
+from mlip_job.pipeline.fit_data import FitData
 from mlip_job.pipeline.linear import fit_linearly
 from mlip_job.pipeline.stages import make_input
 from mlip_job.store.open import open_store
@@ -154,10 +155,11 @@ def _fit(config: JobConfig, directory: Path) -> Fit:
     """Fit with what `mlip-job run` gives pacemaker, and watch its table."""
     files = WorkFiles(directory)
     record = _dataset(config, files)
-    content = make_input(config.training, files, record, None)
+    given = FitData(record.frames.train, record.frames.test)
+    content = make_input(config.training, files, record, given, None)
     begun, before = time.perf_counter(), _cpu_of_children()
     if config.training.linear_start:
-        fit_linearly(config, files, record, content, _Silent())
+        fit_linearly(config.training, files, record, given, content, _Silent())
     linear_s, linear_cpu_s = time.perf_counter() - begun, _cpu_of_children() - before
     command = [str(find_program("pacemaker")), "--no-predict", files.input_yaml.name]
     points: list[Point] = []
