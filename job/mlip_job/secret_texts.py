@@ -85,6 +85,9 @@ TEXTS: Mapping[str, str] = {
 }
 """Pattern of each kind of secret in a text."""
 
+CONTROL_CHARACTERS = r"[\x00-\x1f\x7f-\x9f\x{2028}\x{2029}]"
+"""What ends a line or is no text, as the chart's schema has it (in Go's notation)."""
+
 _TEXTS = {kind: re.compile(pattern) for kind, pattern in TEXTS.items()}
 _VARIABLE, _KEY = re.compile(VARIABLE), re.compile(KEY)
 

@@ -6,7 +6,7 @@
 {{- if and .Values.externalSecret.enabled .Values.existingSecret -}}
 {{- fail "existingSecret and externalSecret.enabled exclude each other" -}}
 {{- end -}}
-{{- if regexMatch "[\\x{7f}-\\x{9f}\\x{feff}\\x{fffe}\\x{ffff}]" (include "mlip-job.configuration" .) -}}
+{{- if regexMatch "[\\x{feff}\\x{fffe}\\x{ffff}]" (include "mlip-job.configuration" .) -}}
 {{- fail "config has characters that YAML files can't have" -}}
 {{- end -}}
 {{- include "mlip-job.exact" (dict "path" "" "value" .Values) -}}

@@ -90,7 +90,8 @@ class SlurmScheduler:
 
     def generations(self, family: str) -> set[int]:
         """See `Scheduler.generations`."""
-        found = recorded_generations(self._config, self.name)
+        recorded = recorded_generations(self._config, self.name)
+        found = {number for number in recorded if self._recorded(family, number)}
         try:
             tasks = commands.my_jobs(patience=0) if found else commands.my_jobs()
         except UnavailableError:
