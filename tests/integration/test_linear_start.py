@@ -115,7 +115,9 @@ def test_pacemaker_finds_the_loss_that_the_linear_fit_left(
     structures = rattled(10, symbols=("Cu", "Au", "Cu"))
     write_database(database, structures[::2], config_type="even")
     write_database(database, structures[1::2], config_type="odd")
-    changes = {"evaluator": evaluator, "weighting": weighting}
+    # Pacemaker is given the test set, too: an energy-based weighting looks at both.
+    both = {"validation_fraction": 0, "test_evaluation": "pacemaker"}
+    changes = {"evaluator": evaluator, "weighting": weighting, **both}
     config = _config(tmp_path, TINY | changes, dataset={"config_type": "config_type"})
     manifest, messages = _run(config)
 
