@@ -96,3 +96,19 @@ def test_a_conversion_that_changed_something_is_refused() -> None:
     other = _tally(_measured(3, 0.1, 0.3, 2e-6))
     with pytest.raises(TrainingError, match=r"on 2 structures they differ by up to 0\.002 meV"):
         conversion(same, other)
+
+
+def test_the_validation_part_is_held_apart() -> None:
+    """Each part against its own figures: together they would agree by chance only."""
+    tally = SetTally(apart={2})
+    tally.add_all([_measured(1, 0.1, 0.3), _measured(2, 0.2, 0.5), _measured(3, 0.1, 0.3)])
+    assert (tally.rest.structures, tally.apart.structures) == (2, 1)
+    fitted = agreement("train", tally.rest, _pacemaker(100, 300))
+    aside = agreement("validation", tally.apart, _pacemaker(200, 500))
+    assert fitted is not None
+    assert aside is not None
+    assert aside.energy_mev_per_atom == pytest.approx(200)
+    with pytest.raises(TrainingError, match="energy RMSE on the validation part"):
+        agreement("validation", tally.apart, _pacemaker(100, 500))
+    with pytest.raises(TrainingError, match="energy RMSE on the train set"):
+        agreement("train", tally.rest, _pacemaker(200, 300))

@@ -95,7 +95,7 @@ def test_a_ladder_that_will_mostly_build_graphs_is_told_once(files: WorkFiles) -
     assert _heard(files, timings) == [
         "note: the first of 3 ladder steps took 29 s to build its graphs and 4 s to fit, and each "
         "step builds them anew, 87 s or more in all: training.ladder_step: null, or larger steps, "
-        "builds fewer; training.test_evaluation: end or beside spares those of the test set"
+        "builds fewer; training.validation_fraction: 0 spares those of the validation part"
     ]
     (without,) = _heard(files, {"building_graph": 21.0, "fitting": 4.0})
     assert without.endswith("builds fewer")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -262,3 +263,17 @@ _METRICS = b"".join((RUN / "metrics.txt").read_bytes().splitlines(keepends=True)
 def test_a_damaged_table_is_no_crash(length: int, garbage: bytes) -> None:
     """Cut anywhere, with garbage in the place of what is missing."""
     _snapshot_of(_WHOLE, _METRICS[:length] + garbage)
+
+
+def test_the_best_potential_so_far_is_copied_too(work: Path, take: Any) -> None:
+    """With its record, which names it; the next attempt may find no better one."""
+    files = _fit_until(work, 0, 5)
+    row = {"iter_num": "4", "loss": "1.0"}
+    kept = {"potential": "best_potential_0_0_4.yaml", "ladder_step": 0, "cycle": 0}
+    kept |= {"iteration": 4, "loss": 1.0, "train": row, "validation": row}
+    files.best.write_text(json.dumps(kept))
+    (work / "best_potential_0_0_4.yaml").write_bytes(_potential(0))
+    snapshot = take(files, SINGLE)
+    assert {"best.json", "best_potential_0_0_4.yaml"} <= set(snapshot.files)
+    assert snapshot.files["best_potential_0_0_4.yaml"].read_bytes() == _potential(0)
+    assert json.loads(snapshot.files["best.json"].read_text()) == kept

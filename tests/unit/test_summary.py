@@ -140,7 +140,7 @@ def test_ladder() -> None:
     assert summary.timings_s["fitting"] == pytest.approx(4.2, abs=0.1)
     assert summary.warnings == (
         "building graphs 3 times took 92 s, fitting 4 s: training.ladder_step: null, or larger "
-        "steps, builds fewer; training.test_evaluation: end or beside spares those of the test set",
+        "steps, builds fewer; training.validation_fraction: 0 spares those of the validation part",
     )
 
 

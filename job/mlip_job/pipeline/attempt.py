@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     from mlip_job.config import JobConfig
     from mlip_job.pipeline.clock import StageClock
-    from mlip_job.pipeline.fit_data import FitData
     from mlip_job.pipeline.preparation import Prepared
     from mlip_job.pipeline.stages import Observer
     from mlip_job.registry import Manifest, Registry, TrainingState
@@ -251,7 +250,7 @@ class Attempt:
                 within(run.stop_timeout, ship, "storing the last checkpoint")
                 # Slurm signals pacemaker as well, which then ends before it is told to.
                 raise self._with_checkpoint(self._stop.error() or error, shipper) from None
-            self._write_left_out(prepared.given)
+            self._write_left_out(prepared)
             told = (self._files.left_out, self._files.early_stopping, self._files.best)
             shipper.ship_end([path for path in told if path.exists()])
         if (stopped := self._stop.error()) is not None:
@@ -263,12 +262,14 @@ class Attempt:
         made = prepared.training.linear_start
         assert made is not None  # noqa: S101 - it was made, now or by an earlier attempt
         if prepared.legs:
-            self._write_left_out(prepared.given)
+            self._write_left_out(prepared)
             shipper.ship_end([self._files.left_out])
         return summarise_linear_fit(made)
 
-    def _write_left_out(self, given: FitData) -> None:
-        left_out = left_out_by_weighting(self._config.training, self._files, given)
+    def _write_left_out(self, prepared: Prepared) -> None:
+        left_out = left_out_by_weighting(
+            self._config.training, self._files, prepared.record, prepared.given
+        )
         self._files.left_out.write_text(json.dumps(left_out), encoding="utf-8")
 
     def _with_checkpoint(self, error: MlipJobError, shipper: Shipper) -> MlipJobError:

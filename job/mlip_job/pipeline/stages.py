@@ -5,13 +5,18 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mlip_job.config.training import EnergyBased
 from mlip_job.environment import RunEnvironment
 from mlip_job.naming import WorkFiles, generation_name
 from mlip_job.pipeline.lineage import start_mode
 from mlip_job.registry import DatasetReference, Manifest, Parent
 from mlip_job.training.basis import potential_section
-from mlip_job.training.input_yaml import StartPotential, TrainingData, build_input, dump_input
+from mlip_job.training.input_yaml import (
+    StartPotential,
+    TrainingData,
+    build_input,
+    dump_input,
+    weighting_policy,
+)
 from mlip_job.training.potential_yaml import (
     as_start,
     perturbed,
@@ -19,7 +24,7 @@ from mlip_job.training.potential_yaml import (
     write_potential,
 )
 from mlip_job.training.size import with_size
-from mlip_job.training.weighting import FITTED, rows_left_out
+from mlip_job.training.weighting import FITTED, rows_beyond_policy, rows_left_out
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -97,16 +102,23 @@ def make_input(
 
 
 def left_out_by_weighting(
-    training: TrainingConfig, files: WorkFiles, given: FitData
+    training: TrainingConfig, files: WorkFiles, record: DatasetRecord, given: FitData
 ) -> dict[str, tuple[int, ...]]:
-    """Return the rows that the weighting kept out of the fit; only an energy-based one does."""
-    if not isinstance(training.weighting, EnergyBased):
+    """Return the rows that the weighting kept out of the fit; only an energy-based one does.
+
+    Of the test set those that it would leave out: nobody wants them to be described.
+    """
+    policy = weighting_policy(training)
+    if policy is None:
         return {}
-    train = rows_left_out(files.directory / FITTED["train"], _paths(files, given.train))
-    second = rows_left_out(files.directory / FITTED["test"], _paths(files, given.second))
-    if given.validation:
-        return {"train": tuple(sorted((*train, *second))), "test": ()}
-    return {"train": train, "test": second}
+    fitted, second = _paths(files, given.train), _paths(files, given.second)
+    train = rows_left_out(files.directory / FITTED["train"], fitted)
+    aside = rows_left_out(files.directory / FITTED["test"], second)
+    tested = _paths(files, record.frames.test)
+    if second == tested:
+        return {"train": train, "test": aside}
+    test = rows_beyond_policy(policy, (*fitted, *second), tested)
+    return {"train": tuple(sorted((*train, *aside))), "test": test}
 
 
 def describe(

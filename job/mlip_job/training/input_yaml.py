@@ -109,6 +109,17 @@ def build_input(
     return merged
 
 
+def weighting_policy(training: TrainingConfig) -> dict[str, Any] | None:
+    """Return pacemaker's ``fit.weighting``; None where the weights are in the data frames."""
+    if not isinstance(training.weighting, EnergyBased):
+        return None
+    return {
+        "type": "EnergyBasedWeightingPolicy",
+        "seed": training.seed,
+        **training.weighting.energy_based.model_dump(),
+    }
+
+
 def dump_input(content: Mapping[str, Any]) -> str:
     """Return ``input.yaml`` as text."""
     return yaml.safe_dump(dict(content), sort_keys=False, default_flow_style=None, width=100)
@@ -156,12 +167,8 @@ def _fit(training: TrainingConfig, start: StartPotential | None) -> dict[str, An
         fit["ladder_type"] = training.ladder_type
     if training.zbl:
         fit["repulsion"] = "auto"
-    if isinstance(training.weighting, EnergyBased):
-        fit["weighting"] = {
-            "type": "EnergyBasedWeightingPolicy",
-            "seed": training.seed,
-            **training.weighting.energy_based.model_dump(),
-        }
+    if (policy := weighting_policy(training)) is not None:
+        fit["weighting"] = policy
     return fit | _early_stopping(training)
 
 

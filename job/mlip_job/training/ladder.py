@@ -152,4 +152,4 @@ def _split(timings_s: Mapping[str, float]) -> tuple[float, float, float]:
 def _remedy(test: float) -> str:
     if not test:
         return _FEWER
-    return f"{_FEWER}; training.test_evaluation: end or beside spares those of the test set"
+    return f"{_FEWER}; training.validation_fraction: 0 spares those of the validation part"

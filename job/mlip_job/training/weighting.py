@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
-from typing import TYPE_CHECKING
+import sys
+import warnings
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from mlip_job.errors import TrainingError
+from mlip_job.processes import Beside
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 FITTED = {"train": "fitting_data_info.pckl.gzip", "test": "test_data_info.pckl.gzip"}
@@ -35,9 +40,58 @@ def rows_left_out(fitted: Path, frames: Sequence[Path]) -> tuple[int, ...]:
     return tuple(sorted(given - _row_ids(fitted))) if frames else ()
 
 
+def rows_beyond_policy(
+    policy: Mapping[str, Any], fitted: Sequence[Path], frames: Sequence[Path]
+) -> tuple[int, ...]:
+    """Return the row ids of a set that a weighting would leave out, had pacemaker been given it.
+
+    The weighting looks at all structures at once, so a process of its own holds them.
+
+    Parameters
+    ----------
+    policy
+        Pacemaker's ``fit.weighting``.
+    fitted
+        Data frames that pacemaker was given.
+    frames
+        Of the other set.
+    """
+    died = TrainingError(
+        "the process that weighs the test set died, most likely out of memory",
+        hint="give the job more memory",
+    )
+    with Beside(_beyond_policy, dict(policy), tuple(fitted), tuple(frames), died=died) as process:
+        return process.result()
+
+
+def _beyond_policy(
+    policy: Mapping[str, Any], fitted: Sequence[Path], frames: Sequence[Path]
+) -> tuple[int, ...]:
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    try:
+        from pyace.preparedata import apply_weights  # noqa: PLC0415 - seconds
+
+        parts = [pd.read_pickle(path, compression="gzip") for path in (*fitted, *frames)]  # noqa: S301
+        frame = pd.concat(parts, ignore_index=True)
+        frame["NUMBER_OF_ATOMS"] = frame["ase_atoms"].map(len)
+        frame["pbc"] = frame["ase_atoms"].map(lambda atoms: bool(atoms.pbc.all()))
+        frame["energy_corrected_per_atom"] = frame["energy_corrected"] / frame["NUMBER_OF_ATOMS"]
+        kept = _rows_in(apply_weights(frame, dict(policy))["name"])
+    except Exception as error:  # noqa: BLE001 - whatever pyace or pandas raise
+        raise TrainingError(f"the test set can't be weighed: {error!r}") from None
+    given = {row for frame_ in frames for row in _row_ids(frame_)}
+    return tuple(sorted(given - kept))
+
+
 def _row_ids(frame: Path) -> set[int]:
     try:
         names = pd.read_pickle(frame, compression="gzip")["name"]  # noqa: S301 - of this very run
     except (OSError, EOFError, KeyError) as error:
         raise TrainingError(f"{frame} can't be read: {type(error).__name__}") from None
+    return _rows_in(names)
+
+
+def _rows_in(names: Iterable[object]) -> set[int]:
     return {int(match.group(1)) for name in names if (match := _ROW.fullmatch(str(name)))}

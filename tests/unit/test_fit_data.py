@@ -1,0 +1,81 @@
+"""What a fit is given of its dataset, and what is said where nothing validates it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pytest
+
+from mlip_job.config import JobConfig
+from mlip_job.naming import WorkFiles
+from mlip_job.pipeline.fit_data import FitData, make_fit_data
+from mlip_job.registry import Registry
+from mlip_job.store.directory import DirectoryStore
+from tests.datasets import build, rows_of
+from tests.support import rattled, write_database
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mlip_job.dataset.record import DatasetRecord
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> DatasetRecord:
+    """Return a dataset in the work directory."""
+    write_database(tmp_path / "s.db", rattled(40))
+    return build(tmp_path / "s.db", WorkFiles(tmp_path).dataset.directory)
+
+
+def _give(directory: Path, record: DatasetRecord, **training: Any) -> FitData:
+    config = JobConfig.model_validate(
+        {
+            "family": "cu",
+            "database": {"url": "s.db"},
+            "storage": {"url": "store"},
+            "training": {"max_iter": 10, **training},
+            "dataset": {"frame_shard_size": 10},
+        }
+    )
+    registry = Registry(DirectoryStore(directory / "store"), "cu")
+    return make_fit_data(config, record, registry, WorkFiles(directory))
+
+
+def _rows(directory: Path, names: tuple[str, ...]) -> set[int]:
+    folder = WorkFiles(directory).dataset.directory
+    frames = [pd.read_pickle(folder / name, compression="gzip") for name in names]  # noqa: S301 - ours
+    return {int(name.removeprefix("row-")) for frame in frames for name in frame["name"]}
+
+
+def test_two_parts_in_frames_of_their_own(tmp_path: Path, record: DatasetRecord) -> None:
+    """Together they are the training set; no test row is in either."""
+    given = _give(tmp_path, record)
+    assert len(given.train) == 4
+    assert given.train[0] == "fit.pckl.gzip"
+    assert given.second == ("validation.pckl.gzip",)
+    fitted, aside = _rows(tmp_path, given.train), _rows(tmp_path, given.second)
+    assert aside == given.validation
+    assert len(aside) == 4
+    assert fitted | aside == rows_of(WorkFiles(tmp_path).dataset.directory, "train")
+    assert not fitted & aside
+    assert given.notes == ()
+
+
+def test_without_a_validation_part(tmp_path: Path, record: DatasetRecord) -> None:
+    """All training structures; the test set only where pacemaker is to measure that."""
+    none = FitData(record.frames.train, ())
+    assert _give(tmp_path, record, validation_fraction=0) == none
+    measured = {"validation_fraction": 0, "test_evaluation": "pacemaker"}
+    given = _give(tmp_path, record, **measured)
+    assert given == FitData(record.frames.train, record.frames.test)
+
+
+def test_an_evaluator_that_measures_no_second_set_says_so(
+    tmp_path: Path, record: DatasetRecord
+) -> None:
+    """It is a note of the potential."""
+    given = _give(tmp_path, record, evaluator="pyace")
+    assert (given.train, given.second, given.validation) == (record.frames.train, (), frozenset())
+    (note,) = given.notes
+    assert "the fit had no validation part: evaluator pyace measures no second set" in note
