@@ -139,7 +139,7 @@ def _compare(root: Path, one: BenchmarkSet, settings: Sequence[str], budget: Bud
     say(f"<!-- {one.name}: ours took {cpu_s:.0f} s of CPU -->")
     (folder,) = (root / "store").glob("*/datasets/*")
     dataset = DatasetFiles(folder)
-    record = DatasetRecord.from_json(dataset.record.read_text(encoding="utf-8"))
+    record = DatasetRecord.from_json(dataset.record.read_text(encoding="utf-8"), key="dataset.json")
     (work,) = map(WorkFiles, (root / "work" / "gen_01").iterdir())
     potential = work.output_potential if finished else _stopped(work, record, root / "newest.yaml")
     fits = [Fit("ours" if finished else "ours, stopped", cpu_s, potential)]
