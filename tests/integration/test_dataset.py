@@ -268,14 +268,24 @@ def test_isolated_atoms_give_references_and_leave(db: Path, out: Path) -> None:
 
 
 def test_a_stretched_crystal_is_no_isolated_atom(db: Path, out: Path) -> None:
-    """Just past the cutoff of 5 Å the atoms of a primitive cell still feel each other."""
+    """Just past the cutoff of 5.5 Å the atoms of a primitive cell still feel each other."""
     write_database(db, rattled(20))
-    stretched = labelled(bulk("Cu", a=7.2), energy=-0.26, forces=np.zeros((1, 3)))
+    stretched = labelled(bulk("Cu", a=8.0), energy=-0.26, forces=np.zeros((1, 3)))
     far = labelled(bulk("Cu", a=16.0), energy=-0.20, forces=np.zeros((1, 3)))
     (first, _) = write_database(db, [stretched, far])
     record = build(db, out)
     assert record.reference_energies["Cu"] == -0.20
     assert record.rejections["atom without a neighbour within the cutoff"].rows == (first,)
+
+
+def test_nearly_free_atoms_far_from_the_reference_energies_are_noted(db: Path, out: Path) -> None:
+    """With the energies to set: no function of neighbours can give them."""
+    write_database(db, rattled(20))
+    stretched = labelled(bulk("Cu", a=8.0), energy=3.3, forces=np.zeros((1, 3)))
+    (row,) = write_database(db, [stretched])
+    (note,) = [note for note in build(db, out).notes if "nearly free atoms" in note]
+    assert f"(row {row})" in note
+    assert "dataset.reference_energies: {Cu: 3.300}" in note
 
 
 @pytest.mark.parametrize("how", ["initial charges", "key"])

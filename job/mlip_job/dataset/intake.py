@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
+from ase.data import chemical_symbols
 
 from mlip_job.dataset.entry import Entry, EntryCollector
 from mlip_job.dataset.fingerprint import crystals, fingerprint, fingerprints
@@ -52,6 +54,9 @@ class Intake:
         Isolated atoms.
     ions
         Row ids of those that are charged: their energy is no reference.
+    apart
+        By element, a rejected row whose atoms have no neighbour within the cutoff, and its energy
+        in eV/atom: the highest, so that of the atoms furthest apart.
     lost_stresses
         Row ids of stresses that could not be read; the rows are accepted without.
     rejected
@@ -72,6 +77,7 @@ class Intake:
     entries: Entries
     references: tuple[Entry, ...]
     ions: tuple[int, ...]
+    apart: Mapping[str, tuple[int, float]]
     lost_stresses: tuple[int, ...]
     rejected: Mapping[Rejection, Sequence[int]]
     free_energies: int
@@ -148,6 +154,7 @@ class _Taking:
         self._entries = EntryCollector(most)
         self._references: list[Entry] = []
         self._rejected: defaultdict[Rejection, list[int]] = defaultdict(list)
+        self._apart: dict[str, tuple[int, float]] = {}
         self._lost_stresses: list[int] = []
         self._free_energies = 0
         self._force_components = 0
@@ -194,6 +201,11 @@ class _Taking:
         finding = examine(row, self._rules)
         if finding.rejection is not None:
             self._rejected[finding.rejection].append(row.id)
+            if finding.apart_energy is not None:
+                element, energy = chemical_symbols[row.numbers[0]], finding.apart_energy
+                self._apart[element] = max(
+                    (row.id, energy), self._apart.get(element, (row.id, energy)), key=itemgetter(1)
+                )
         elif finding.is_reference:
             self._references.append(
                 Entry(
@@ -232,6 +244,7 @@ class _Taking:
             entries=self._entries.entries(),
             references=references,
             ions=tuple(id_ for id_ in (r.row_id for r in references) if source.charge(id_)),
+            apart=self._apart,
             lost_stresses=tuple(self._lost_stresses),
             rejected={reason: sorted(rows) for reason, rows in self._rejected.items()},
             free_energies=self._free_energies,

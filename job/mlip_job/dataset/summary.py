@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from mlip_job.dataset.weights import GroupWeighting
 
 
+_FAR_FROM_REFERENCE = 1.0
+"""eV/atom."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What was found and decided, before anything is written.
@@ -194,9 +198,34 @@ def _reference_notes(outcome: Outcome) -> Iterator[str]:
     if unused:
         yield f"isolated atoms of {', '.join(sorted(unused))} are in no structure to train on"
     yield from outcome.references.notes
+    yield from _nearly_free_atoms(outcome)
     corrected = outcome.references.corrected(intake.entries)
     if note := note_extreme_energies(intake.entries, corrected):
         yield note
+
+
+def _nearly_free_atoms(outcome: Outcome) -> Iterator[str]:
+    """Note where data hold nearly free atoms, and the reference energies are not theirs.
+
+    A model of short range gives an atom without neighbours its reference energy. Structures on the
+    way there can't be fitted if that is another, and spoil the fit of the others.
+    """
+    references, apart = outcome.references, outcome.intake.apart
+    far = {
+        element: (row, energy)
+        for element, (row, energy) in apart.items()
+        if references.sources.get(element) in ("least_squares", "undetermined")
+        and abs(energy - references.energies[element]) > _FAR_FROM_REFERENCE
+    }
+    if far:
+        rows = name_rows([row for row, _ in far.values()])
+        given = ", ".join(f"{element}: {energy:.3f}" for element, (_, energy) in far.items())
+        fitted = ", ".join(f"{element}: {references.energies[element]:.3f}" for element in far)
+        yield (
+            f"the data hold nearly free atoms ({rows}), far from the reference energies by least "
+            f"squares ({fitted} eV): such structures can't be fitted and spoil the others; add "
+            f"isolated atoms, set dataset.reference_energies: {{{given}}}, or deselect them"
+        )
 
 
 def _atoms(outcome: Outcome) -> SideCounts:

@@ -87,6 +87,9 @@ class Finding:
         eV/Å, the largest force on an atom; 0 where the row is not for training.
     min_distance
         Å, the smallest distance of two atoms; infinite where there are none.
+    apart_energy
+        eV/atom, of a rejected row of one element in which no atom has a neighbour within the
+        cutoff: nearly that of an isolated atom.
     """
 
     rejection: Rejection | None = None
@@ -95,6 +98,7 @@ class Finding:
     is_free_energy: bool = False
     max_force: float = 0.0
     min_distance: float = float("inf")
+    apart_energy: float | None = None
 
 
 def examine(row: StructureRow, rules: RowRules) -> Finding:
@@ -118,7 +122,8 @@ def examine(row: StructureRow, rules: RowRules) -> Finding:
         return Finding(is_reference=True, energy=energy, is_free_energy=is_free_energy)
     rejection = _bond_problem(has_neighbour, min_distance) or _forces_problem(row, rules.max_force)
     if rejection is not None:
-        return Finding(rejection)
+        apart = len(set(row.numbers.tolist())) == 1 and not has_neighbour.any()
+        return Finding(rejection, apart_energy=energy / len(row.numbers) if apart else None)
     return Finding(
         energy=energy,
         is_free_energy=is_free_energy,
