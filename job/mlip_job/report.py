@@ -234,6 +234,8 @@ def _warnings(
     if basis is not None and basis.warning is not None:
         yield basis.warning
     if summary.loss_shares is not None:
-        yield from share_warnings(summary.loss_shares, training, _loss(training).kappa)
+        measured = _measured(evaluation.train) if evaluation else _fitted(summary.train)
+        error = measured.rmse_energy_mev_per_atom
+        yield from share_warnings(summary.loss_shares, training, _loss(training).kappa, error)
     yield from summary.warnings
     yield from evaluation.notes if evaluation else ()

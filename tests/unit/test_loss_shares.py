@@ -49,6 +49,13 @@ def test_a_balanced_loss_is_no_matter() -> None:
     assert warned(found(5, 65, l2_coeffs=30)) == []
 
 
+def test_energies_that_are_fitted_well_are_no_matter() -> None:
+    """Their share is small because their errors are; a larger weight would gain nothing."""
+    training, result = TrainingConfig(), found(0.02, 0.98)
+    assert list(share_warnings(result, training, 0.0099, 0.3)) == []
+    assert len(list(share_warnings(result, training, 0.0099, 3.0))) == 1
+
+
 def test_weight_that_balances_the_loss_is_named() -> None:
     """With the weight that is named, and the same errors, energies make up a fifth."""
     settings = {"energy_weight": 50.0, "force_weight": 100.0}

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mlip_job.training.tables import MetricsRow
 
 _LEAST_ENERGY = 0.05
+_GOOD_ENERGY = 1.0  # meV/atom: there is nothing left to gain
 _MOST_REGULARISATION = 0.3
 _BALANCED_ENERGY = 0.2  # of energies and forces together: what the advice aims at
 _BALANCED_REGULARISATION = 0.1
@@ -57,7 +58,9 @@ def describe_shares(found: LossShares) -> str:
     return ", ".join(f"{name} {_percent(share)}" for name, share in terms)
 
 
-def share_warnings(found: LossShares, training: TrainingConfig, kappa: float) -> Iterator[str]:
+def share_warnings(
+    found: LossShares, training: TrainingConfig, kappa: float, energy_error: float | None = None
+) -> Iterator[str]:
     """Yield a sentence with a remedy where energies hardly count, or regularisation dominates.
 
     Parameters
@@ -68,8 +71,11 @@ def share_warnings(found: LossShares, training: TrainingConfig, kappa: float) ->
         Settings of the fit.
     kappa
         That it was given.
+    energy_error
+        RMSE on the training set, meV/atom. A small one is why energies have a small share.
     """
-    if 0 < found.energy < _LEAST_ENERGY and kappa < 1:
+    good = energy_error is not None and energy_error < _GOOD_ENERGY
+    if 0 < found.energy < _LEAST_ENERGY and kappa < 1 and not good:
         yield (
             f"energies make up {_percent(found.energy)} of the final loss, so that the fit hardly "
             f"improves them: {_energy_remedy(found, training, kappa)}"
