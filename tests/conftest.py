@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,13 @@ pytest_plugins = [
 ]
 
 _NO_SKIPS = "MLIP_JOB_TEST_NO_SKIPS"
+
+
+@pytest.fixture(autouse=True)
+def _logging_enabled() -> Iterator[None]:
+    """Enable logging again: a linear fit disables it in the process that it runs in."""
+    yield
+    logging.disable(logging.NOTSET)
 
 
 @pytest.hookimpl(wrapper=True)

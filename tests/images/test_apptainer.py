@@ -76,7 +76,7 @@ def test_a_batch_job_in_the_image(
     family = make_family(tmp_path, slurm, cli)
     settings = {"gres": "gpu:1", "require_gpu": False, "setup": []}  # the GPU is no real one
     family.configure(
-        training=LONG | {"max_iter": 30}, container=str(container), image=str(sif), **settings
+        training=LONG | {"max_iter": 60}, container=str(container), image=str(sif), **settings
     )
     job = family.submit()
     family.wait_for_checkpoint()

@@ -134,9 +134,10 @@ def test_the_best_member_becomes_the_generation(complete: Project) -> None:
     test = manifest.headline.test
     assert test.rmse_energy_mev_per_atom is not None
     assert test.rmse_force_mev_per_angstrom is not None
-    expected = (test.rmse_energy_mev_per_atom / 1000) ** 2 + 100 * 3 * (
-        test.rmse_force_mev_per_angstrom / 1000
-    ) ** 2
+    expected = (
+        10_000 * (test.rmse_energy_mev_per_atom / 1000) ** 2
+        + 100 * 3 * (test.rmse_force_mev_per_angstrom / 1000) ** 2
+    )
     assert losses[committee.best] == pytest.approx(expected)
 
 

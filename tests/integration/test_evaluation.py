@@ -659,7 +659,7 @@ def test_a_singular_active_set_is_not_published(project: Project) -> None:
     manifest, _ = project.run(1)
     evaluation = project.evaluation(1)
     if evaluation.active_set is None:
-        assert "made a singular active set: row" in evaluation.notes[0]
+        assert any("made a singular active set: row" in note for note in evaluation.notes)
         assert "potential.asi" not in manifest.artefacts
     else:
         assert evaluation.train.extrapolation_grade is not None

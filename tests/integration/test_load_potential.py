@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -156,7 +157,8 @@ def test_what_is_not_there_is_named(family: Family) -> None:
     slab.pbc = (True, True, False)
     with pytest.raises(DataError, match="periodic in all directions or in none"):
         bulk_energy(calculator, slab)
-    assert bulk_energy(calculator, Atoms("Cu2", positions=[(0, 0, 0), (0, 0, 2.4)])) < 0
+    dimer = Atoms("Cu2", positions=[(0, 0, 0), (0, 0, 2.4)])
+    assert math.isfinite(bulk_energy(calculator, dimer))
 
     path = family.store / family.registry.keys.manifest(1)
     path.write_text(path.read_text().replace('"potential.asi"', '"other.asi"'))

@@ -129,7 +129,7 @@ def test_fresh_keeps_what_the_job_itself_decided(
 def test_other_settings_are_refused(family: Family) -> None:
     """A dataset of one cutoff is not silently trained on with another."""
     run(family, Until.DATASET)
-    configure(family, cutoff=5.5)
+    configure(family, cutoff=6.0)
     with pytest.raises(ConfigError, match="decided with"):
         run(family, Until.FIT)
 

@@ -171,7 +171,7 @@ def test_a_job_that_slurm_has_forgotten(family: Family, stand_in: StandIn) -> No
     family.wait_for("failed")
     family.cluster.stop_controller()
     ended = family.run("status", "-g", 1)
-    assert "note: the scheduler can't be asked" in ended.err
+    assert "note: the scheduler can't be read" in ended.err
     assert "bad luck" in family.run("logs", "-g", 1).out
     restart = threading.Timer(3, family.cluster.start_controller, kwargs={"forgetting": True})
     restart.start()
