@@ -292,7 +292,8 @@ def test_a_template_becomes_the_job_of_a_generation(
     namespace: str,
 ) -> None:
     """It is submitted, found and conflicts like any other, and outlives the template."""
-    job = from_yaml(scheduler.plan(request_for(1)).text)["Job"]
+    tolerations = [{"key": "nvidia.com/gpu", "operator": "Exists"}]  # the node's taint
+    job = from_yaml(scheduler.plan(request_for(1, tolerations=tolerations)).text)["Job"]
     template = {"metadata": {"labels": job["metadata"]["labels"]}, "spec": job["spec"]}
     spec = {"schedule": "0 0 1 1 *", "suspend": True, "jobTemplate": template}
     node.batch.create_namespaced_cron_job(namespace, {"metadata": {"name": "cu-ni"}, "spec": spec})
