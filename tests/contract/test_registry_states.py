@@ -329,7 +329,7 @@ class RegistryMachine(RuleBasedStateMachine):
             yield
 
 
-EXAMPLES = {"DirectoryStore": 150, "S3Store": 6}  # a step on S3 takes a dozen requests
+EXAMPLES = {"DirectoryStore": 60, "S3Store": 4}  # a step on S3 takes a dozen requests
 
 
 def test_interleavings(store: ObjectStore) -> None:

@@ -16,7 +16,9 @@ REPLAYED = {"functions_per_element": 15, "max_iter": 8, "linear_start": False, "
 REPLAYED_ITERATIONS = 24
 
 
-def stand_in_for_pacemaker(directory: Path, first: str = ":") -> Callable[[], None]:
+def stand_in_for_pacemaker(
+    directory: Path, first: str = ":", *, iteration_s: float = 0.01
+) -> Callable[[], None]:
     """Make programs of pacemaker's names that run the stand-in; return what has a job use them.
 
     Parameters
@@ -25,13 +27,16 @@ def stand_in_for_pacemaker(directory: Path, first: str = ":") -> Callable[[], No
         Where to make them.
     first
         A line of shell that pacemaker's runs before.
+    iteration_s
+        How long an iteration takes.
     """
-    folder = directory / "programs"
-    folder.mkdir()
+    folder = directory / f"programs-{iteration_s}"
+    folder.mkdir(exist_ok=True)
     for name in ("pacemaker", "pace_yaml2yace"):
         program = folder / name
         before = first if name == "pacemaker" else ":"
-        program.write_text(f'#!/bin/sh\n{before}\nexec {sys.executable} {standin.__file__} "$@"\n')
+        command = f'exec {sys.executable} {standin.__file__} {iteration_s} "$@"'
+        program.write_text(f"#!/bin/sh\n{before}\n{command}\n")
         program.chmod(0o755)
 
     def at_speed() -> None:

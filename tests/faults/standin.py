@@ -16,16 +16,16 @@ import yaml
 
 _RUN = Path(__file__).parents[1] / "data" / "pacemaker" / "c_ladder"
 _STEPS = 3
-_ITERATION_SECONDS = 0.01
 _HALF_WRITTEN_SECONDS = 0.0005
 
 
 def main(arguments: list[str]) -> None:
-    """Behave as ``pacemaker`` or as ``pace_yaml2yace``, by the options given."""
-    if arguments[0] == "-o":
-        Path(arguments[1]).write_bytes(Path(arguments[2]).read_bytes())
+    """Behave as ``pacemaker`` or as ``pace_yaml2yace``, by the options after the pace."""
+    iteration_s, first, *others = arguments
+    if first == "-o":
+        Path(others[0]).write_bytes(Path(others[1]).read_bytes())
     else:
-        _fit(yaml.safe_load(Path(arguments[-1]).read_text()))
+        _fit(yaml.safe_load(Path(arguments[-1]).read_text()), float(iteration_s))
 
 
 def _say(text: str) -> None:
@@ -33,7 +33,7 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
-def _fit(content: dict) -> None:  # type: ignore[type-arg]
+def _fit(content: dict, iteration_s: float) -> None:  # type: ignore[type-arg]
     log = (_RUN / "train.log").read_text().splitlines(keepends=True)
     begin = next(i for i, line in enumerate(log) if "Running fit backend" in line)
     end = max(i for i, line in enumerate(log) if "Fitting cycle finished" in line)
@@ -46,7 +46,8 @@ def _fit(content: dict) -> None:  # type: ignore[type-arg]
     Path("target_potential.yaml").write_bytes((_RUN / target).read_bytes())
     for index, step in enumerate(steps):
         _say("Running fit backend")
-        _replay_step(step, index, skip if index == 0 else 0, content["fit"]["maxiter"])
+        skipped, iterations = skip if index == 0 else 0, content["fit"]["maxiter"]
+        _replay_step(step, index, skipped, iterations, iteration_s)
         _end_step(step, index, "cycle_metrics")
         if "test_filename" in content["data"]:
             _end_step(step, index, "test_cycle_metrics")
@@ -78,11 +79,11 @@ def _potential(step: int) -> str:
     return f"interim_potential_ladder_step_{step}.yaml"
 
 
-def _replay_step(step: int, shown_as: int, skip: int, maxiter: int) -> None:
+def _replay_step(step: int, shown_as: int, skip: int, maxiter: int, iteration_s: float) -> None:
     potential = (_RUN / _potential(step)).read_bytes()
     rows = {int(row[2]): row for row in _rows("metrics") if int(row[0]) == step}
     for iteration in range(maxiter + 1):
-        time.sleep(_ITERATION_SECONDS)
+        time.sleep(iteration_s)
         _append("metrics", [str(shown_as), "0", str(iteration), *rows[iteration + skip][3:]])
         _say(f"Iteration   #{iteration}")
         if iteration:

@@ -38,13 +38,35 @@ DAMAGE = {
 
 
 @pytest.mark.pacemaker
-@pytest.mark.parametrize(("name", "how"), [(name, how) for name in DAMAGE for how in DAMAGE[name]])
-def test_a_file_is_damaged_right_before_the_last_checkpoint(
+@pytest.mark.parametrize(
+    ("name", "how"), [("interim_potential_0.yaml", "half"), ("test_metrics.txt", "half a row")]
+)
+def test_a_file_of_pacemaker_is_damaged_right_before_the_last_checkpoint(
     make_config: Callable[..., JobConfig], tmp_path: Path, tally: Tally, name: str, how: str
 ) -> None:
     """What is shipped can be gone on from, and one curve without gaps comes out."""
     config = make_config({"functions_per_element": 8, "max_iter": 8})
-    job = jobs.start_job(config, tmp_path)
+    _damage(config, tmp_path, tally, name, how)
+
+
+@pytest.mark.parametrize(("name", "how"), [(name, how) for name in DAMAGE for how in DAMAGE[name]])
+def test_a_file_is_damaged_right_before_the_last_checkpoint(
+    make_config: Callable[..., JobConfig], tmp_path: Path, tally: Tally, name: str, how: str
+) -> None:
+    """The same with a fit that is replayed."""
+    at_speed = stand_in_for_pacemaker(tmp_path, iteration_s=0.05)
+    _damage(make_config(REPLAYED), tmp_path, tally, name, how, fault=at_speed)
+
+
+def _damage(
+    config: JobConfig,
+    tmp_path: Path,
+    tally: Tally,
+    name: str,
+    how: str,
+    fault: Callable[[], None] | None = None,
+) -> None:
+    job = jobs.start_job(config, tmp_path, fault=fault)
     job.wait_for_iteration()
     path = job.wait_for_file(name)
     data = path.read_bytes()
@@ -61,7 +83,7 @@ def test_a_file_is_damaged_right_before_the_last_checkpoint(
         fetched = tmp_path / f"fetched-{number}"
         checkpoints.fetch(checkpoint, fetched)
         read_potential(fetched / "potential.yaml")
-    again = jobs.run_job(config, tmp_path)
+    again = jobs.run_job(config, tmp_path, fault=fault)
     assert again.code == 0, again.text()
     manifest = jobs.require_complete(config)
     tally.count_end([job.text(), again.text()], manifest.headline.iterations)

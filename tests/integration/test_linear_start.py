@@ -101,15 +101,16 @@ def _first_loss(config: JobConfig, manifest: Manifest) -> float:
 
 
 @pytest.mark.parametrize(
-    ("evaluator", "weighting"),
+    ("evaluator", "ndensity", "weighting"),
     [
-        ("tensorpot", "uniform"),
-        ("pyace", {"energy_based": {"DElow": 0.05, "DEup": 10.0, "wlow": 0.9}}),
-        ("pyace", {"by_group": {"even": {"energy": 5, "forces": 0.2}}}),
+        ("tensorpot", 2, "uniform"),
+        ("tensorpot", 5, "uniform"),
+        ("pyace", 2, {"energy_based": {"DElow": 0.05, "DEup": 10.0, "wlow": 0.9}}),
+        ("pyace", 2, {"by_group": {"even": {"energy": 5, "forces": 0.2}}}),
     ],
 )
 def test_pacemaker_finds_the_loss_that_the_linear_fit_left(
-    tmp_path: Path, evaluator: str, weighting: object
+    tmp_path: Path, evaluator: str, ndensity: int, weighting: object
 ) -> None:
     """Same basis, same order of its functions, same weights; two elements, several blocks."""
     database = tmp_path / "structures.db"
@@ -119,7 +120,8 @@ def test_pacemaker_finds_the_loss_that_the_linear_fit_left(
     # Pacemaker is given the test set, too: an energy-based weighting looks at both.
     both = {"validation_fraction": 0, "test_evaluation": "pacemaker"}
     # With more weight on energies pyace's finite differences find no way down from there.
-    changes = {"evaluator": evaluator, "weighting": weighting, "energy_weight": 1, **both}
+    changes = {"evaluator": evaluator, "ndensity": ndensity, "weighting": weighting}
+    changes |= {"energy_weight": 1, **both}
     config = _config(tmp_path, TINY | changes, dataset={"config_type": "config_type"})
     manifest, messages = _run(config)
 
