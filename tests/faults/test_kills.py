@@ -16,6 +16,7 @@ from mlip_job.pipeline.shipping import Shipper
 from mlip_job.registry import Registry
 from mlip_job.training.runner import PacemakerWrapper
 from tests.faults import jobs
+from tests.faults.speed import REPLAYED, both, stand_in_for_pacemaker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,7 +106,6 @@ def settle(job: Job, config: JobConfig, tally: Tally) -> None:
     tally.iterations_lost += max(0, lost)
 
 
-@pytest.mark.pacemaker
 @pytest.mark.parametrize("number", [KILL, TERM], ids=["KILL", "TERM"])
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("stage", STAGES)
@@ -117,7 +117,34 @@ def test_killed_at_a_stage_boundary(
     when: str,
     number: signal.Signals,
 ) -> None:
-    """Before and after each stage; what was done by then is not done again."""
+    """Before and after each stage; what was done by then is not done again. A replayed fit."""
+    config, at_speed = make_config(REPLAYED), stand_in_for_pacemaker(tmp_path)
+    fault = both(at_speed, kill_at(*STAGES[stage], when, number))
+    job = jobs.run_job(config, tmp_path, fault=fault)
+    assert job.code != 0 or number == TERM, job.text()
+    settle(job, config, tally)
+    require_survived(config, tmp_path, [job], tally, fault=at_speed)
+
+
+@pytest.mark.pacemaker
+@pytest.mark.parametrize(
+    ("stage", "when", "number"),
+    [
+        ("fit", "before", KILL),
+        ("ship the end", "after", TERM),
+        ("evaluate", "after", TERM),
+        ("publish", "before", KILL),
+    ],
+)
+def test_killed_at_a_stage_boundary_of_a_real_fit(
+    make_config: Callable[..., JobConfig],
+    tmp_path: Path,
+    tally: Tally,
+    stage: str,
+    when: str,
+    number: signal.Signals,
+) -> None:
+    """The same with pacemaker."""
     config = make_config()
     job = jobs.run_job(config, tmp_path, fault=kill_at(*STAGES[stage], when, number))
     assert job.code != 0 or number == TERM, job.text()
@@ -126,7 +153,7 @@ def test_killed_at_a_stage_boundary(
 
 
 @pytest.mark.pacemaker
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(4))
 def test_killed_at_random_moments_of_a_fit(
     make_config: Callable[..., JobConfig], tmp_path: Path, tally: Tally, seed: int
 ) -> None:
