@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,13 +11,16 @@ import pytest
 import yaml
 
 from mlip_job.config import load_config
+from mlip_job.errors import InterruptedRunError
 from mlip_job.pipeline import run_generation
+from mlip_job.pipeline.publication import Publication
 from mlip_job.registry import Registry
 from mlip_job.store.open import open_store
 from mlip_job.training.signals import StopRequest
 from tests.support import rattled, write_database
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from mlip_job.config import JobConfig
@@ -54,6 +58,19 @@ class Silent:
 
     def trainer_line(self, line: str) -> None:
         """Ignore it."""
+
+
+@contextmanager
+def stopped_before_publication() -> Iterator[None]:
+    """Have a run stop when its fit has ended, so that the next one only publishes."""
+
+    def stop(*_: object) -> None:
+        raise InterruptedRunError("stopped")
+
+    with pytest.MonkeyPatch.context() as patch, suppress(InterruptedRunError):
+        patch.setattr(Publication, "run", stop)
+        yield
+        raise AssertionError("the run did not stop")
 
 
 @dataclass(frozen=True)

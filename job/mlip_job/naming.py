@@ -54,16 +54,13 @@ def parse_generation_name(name: str) -> int | None:
 _LONGEST_KUBERNETES_NAME = 58
 
 
-def kubernetes_job_name(family: str, generation: int, digest: str, part: str = "") -> str:
+def kubernetes_job_name(family: str, generation: int, digest: str) -> str:
     """Return the name of a Kubernetes Job and its ConfigMap, ``mlip-cu-ni-gen-04-1a2b3c4d``.
-
-    A job that does a part of a run has that at its end: ``…-1a2b3c4d-dataset``.
 
     Where it would be too long, the end of the family's name is left out; the digest, which is also
     of the family's name, keeps such names apart.
     """
     end = f"-{generation_name(generation).replace('_', '-')}-{digest[:8]}"
-    end += f"-{part}" if part else ""
     start = f"mlip-{family}"[: _LONGEST_KUBERNETES_NAME - len(end)]
     return start.rstrip("-") + end
 

@@ -11,7 +11,6 @@ import pytest
 
 from mlip_job.errors import ConfigError, ConflictError, IntegrityError, StoreError
 from mlip_job.registry import Artefact, Manifest, MemberRegistry, Registry
-from mlip_job.registry.decisions import Decision, decide, read_decision
 from mlip_job.registry.members import read_agreement
 from mlip_job.registry.pull import pull_generation
 from mlip_job.store.open import open_store
@@ -298,14 +297,6 @@ def test_names_that_lead_elsewhere_are_damage(
         with pytest.raises(IntegrityError) as caught:
             registry.get(1)
         _require_named(caught.value, manifest_key, name)
-
-    decision = Decision(settings="", dataset=manifest.dataset)
-    decide(registry, 2, decision)
-    decision_key = registry.keys.generation(2, "dataset.json")
-    _rename(registry, decision_key, manifest.dataset.id, name)
-    with pytest.raises(IntegrityError) as caught:
-        read_decision(registry, 2)
-    _require_named(caught.value, decision_key, name)
 
     member = MemberRegistry(registry.store, FAMILY, 1, of=2)
     member.agree_on_dataset(3, manifest.dataset)

@@ -15,7 +15,7 @@ import mlip_job
 from mlip_job.config import JobConfig
 from mlip_job.errors import ConfigError, ConflictError
 from mlip_job.registry import Registry
-from mlip_job.schedulers.base import JobHandle, JobRequest, JobState, Stage, stages
+from mlip_job.schedulers.base import JobHandle, JobRequest, JobState
 from mlip_job.schedulers.open import open_scheduler
 from mlip_job.store.open import open_store
 from tests.servers.kubernetes import ADMIN
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 _FOR_EVER = {"functions_per_element": 8, "max_iter": 100_000}
 _NO_ROWS = {"select": "status=nosuch"}
 _TIMEOUT = 300
-_SPLIT = stages(split_export=True, split_evaluation=True)
 _ENDED = tuple(state for state in JobState if state.ended)
 
 
@@ -57,30 +56,6 @@ class Site:
     def submit(self, request: JobRequest) -> JobHandle:
         """Submit a request."""
         return self.scheduler.submit(self.scheduler.plan(request))
-
-    def submit_split(self, request: JobRequest) -> list[JobHandle]:
-        """Submit a request as three jobs."""
-        request = replace(request, stages=_SPLIT)
-        jobs: list[JobHandle] = []
-        for stage in request.stages:
-            follows = jobs[-1].id if jobs else None
-            jobs.append(self.submit(replace(request, stage=stage, follows=follows)))
-        return jobs
-
-    def wait_for_part(self, request: JobRequest, handle: JobHandle, *states: JobState) -> JobStatus:
-        """Wait until a job of a split request is in one of the states.
-
-        Where the scheduler says that a job waits for the same submission again, it is made, as by
-        ``--wait``.
-        """
-        end = time.monotonic() + _TIMEOUT
-        while (status := self.scheduler.status(handle)).state not in states:
-            assert time.monotonic() < end, (status, self.log(handle))
-            due = self.scheduler.status(self.find())
-            if due.state is JobState.PENDING and due.resubmit:
-                self.submit_split(request)
-            time.sleep(0.3)
-        return status
 
     def find(self) -> JobHandle:
         """Return the job that matters of the first generation."""
@@ -197,10 +172,6 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
             found.wait(handle, *found.gone)
 
 
-# Those that can give a GPU to others while a run needs none.
-split = pytest.mark.parametrize("site", ["slurm", "kubernetes"], indirect=True)
-
-
 def test_a_plan_is_a_function_of_its_request(site: Site) -> None:
     """Nothing is written for it, and what differs has another name."""
     request = site.request()
@@ -289,76 +260,3 @@ def test_a_job_that_fails(site: Site) -> None:
         status = site.wait(following, *_ENDED)
         assert status.state is not JobState.SUCCEEDED
     assert not list((site.directory / "work" / "gen_02").glob("*/"))
-
-
-def test_a_plan_is_of_a_stage(site: Site) -> None:
-    """Each job of a submission runs its part; only the first starts over."""
-    whole = replace(site.request(), run_options=("--fresh",))
-    parts = replace(whole, stages=_SPLIT)
-    if site.scheduler.name == "local":
-        with pytest.raises(ConfigError, match="are for clusters"):
-            site.scheduler.plan(replace(parts, stage=Stage.DATASET))
-        return
-    plans = [site.scheduler.plan(replace(parts, stage=stage)) for stage in _SPLIT]
-    assert len({plan.name for plan in (site.scheduler.plan(whole), *plans)}) == 4
-    assert ["--until" in plan.text for plan in plans] == [True, True, False]
-    assert ["--fresh" in plan.text for plan in plans] == [True, False, False]
-
-
-@split
-@pytest.mark.pacemaker
-def test_one_submission_of_three_jobs(site: Site) -> None:
-    """One after the other; the generation is published by the last, and is of the first's rows."""
-    request = site.request()
-    jobs = site.submit_split(request)
-    assert len({job.id for job in jobs}) == 3
-    assert site.submit_split(request) == jobs
-    with pytest.raises(ConflictError, match="gen_01"):
-        site.submit(request)
-    assert site.find() in jobs
-    for job in jobs:
-        assert site.wait_for_part(request, job, *_ENDED).state is JobState.SUCCEEDED
-    assert site.find() == jobs[-1]
-    lines = list(site.scheduler.logs(jobs[-1], follow=True))
-    said = ("gen_01 is to be trained on", "gen_01 is fitted", "published gen_01")
-    places = [next(n for n, line in enumerate(lines) if text in line) for text in said]
-    assert places == sorted(places)
-    assert len(site.registry.get(1).attempts) == 3
-
-
-@split
-def test_the_first_of_three_jobs_fails(site: Site) -> None:
-    """That is what became of the generation; what waits for it ends too, and is not the cause."""
-    request = site.request(database=_NO_ROWS)
-    jobs = site.submit_split(request)
-    status = site.wait(jobs[0], *_ENDED)
-    assert (status.state, status.exit_code) == (JobState.FAILED, 65)
-    assert site.find() == jobs[0]
-    for job in jobs[1:]:
-        assert site.wait(job, *site.gone).state is not JobState.SUCCEEDED
-    assert site.find() == jobs[0]
-    again = site.submit_split(request)
-    assert site.find() == again[0]
-    assert site.wait(again[0], *_ENDED).exit_code == 65
-
-
-@split
-@pytest.mark.pacemaker
-def test_three_jobs_are_cancelled_together(site: Site) -> None:
-    """Whichever matters; submitted again, they go on."""
-    request = site.request(training=_FOR_EVER)
-    jobs = site.submit_split(request)
-    site.wait_for_part(request, jobs[1], JobState.RUNNING)
-    assert site.find() == jobs[1]
-    site.wait_for_checkpoint()
-    site.scheduler.cancel(site.find())
-    for job in jobs[1:]:
-        assert site.wait(job, *site.gone).state is not JobState.SUCCEEDED
-    assert site.registry.find(1) is None
-
-    saved = site.wait_for_checkpoint()
-    request = site.request(training=_FOR_EVER | {"max_iter": saved + 1})
-    again = site.submit_split(request)
-    assert not {job.id for job in jobs} & {job.id for job in again}
-    assert site.wait_for_part(request, again[-1], *_ENDED).state is JobState.SUCCEEDED
-    assert site.registry.get(1).headline.iterations > saved

@@ -20,7 +20,7 @@ from mlip_job.config import JobConfig, TrainingConfig
 from mlip_job.errors import ConfigError, TrainingError
 from mlip_job.evaluation.cores import cores_of, shorter, shortest_distances
 from mlip_job.naming import WorkFiles
-from mlip_job.pipeline import Until, export_generation, run_generation, run_part
+from mlip_job.pipeline import export_generation, run_generation
 from mlip_job.registry import Registry
 from mlip_job.report import TrainingReport
 from mlip_job.store.open import open_store
@@ -31,6 +31,7 @@ from mlip_job.training.linear_task import LinearTask
 from mlip_job.training.potential_yaml import read_potential
 from mlip_job.training.signals import StopRequest
 from mlip_job.training.summary import undetermined
+from tests.generations import stopped_before_publication
 from tests.support import rattled, write_database
 
 if TYPE_CHECKING:
@@ -154,9 +155,8 @@ def test_a_linear_fit_that_nothing_improves_is_published(
     one = {"ndensity": 1, "functions_per_element": 1, "max_iter": 50, "evaluator": evaluator}
     config = _config(tmp_path, TINY | one)
     if parts > 1:
-        with StopRequest() as stop:
-            store = open_store(config.storage)
-            run_part(config, 1, Until.FIT, store=store, observer=_Recorder(), stop=stop)
+        with stopped_before_publication():
+            _run(config)
     manifest, _ = _run(config)
     assert manifest.headline.iterations == 0
     assert [part.iterations for part in manifest.attempts] == [0] * parts
@@ -211,9 +211,8 @@ def test_a_linear_fit_that_only_has_to_be_published_is_not_made_again(tmp_path: 
     """A checkpoint of it is complete; it is none for a fit with iterations, nor the reverse."""
     write_database(tmp_path / "structures.db", rattled(10))
     config = _config(tmp_path, TINY | {"max_iter": 0})
-    with StopRequest() as stop:
-        store = open_store(config.storage)
-        run_part(config, 1, Until.FIT, store=store, observer=_Recorder(), stop=stop)
+    with stopped_before_publication():
+        _run(config)
     with pytest.raises(ConfigError, match=r"training\.max_iter: 0 there, 2 asked"):
         _run(_config(tmp_path, TINY))
     manifest, messages = _run(config)

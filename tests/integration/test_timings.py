@@ -11,15 +11,14 @@ import pytest
 import yaml
 
 from mlip_job.errors import GpuRequiredError, InterruptedRunError
-from mlip_job.pipeline import Outcome, Until, run_generation, run_part
+from mlip_job.pipeline import run_generation
 from mlip_job.pipeline.clock import StageClock
-from mlip_job.registry.decisions import DECISION
 from mlip_job.report import TrainingReport
 from mlip_job.store.open import open_store
 from mlip_job.training import gpu
 from mlip_job.training.phases import added
 from mlip_job.training.signals import StopRequest
-from tests.generations import Family, Silent, family, trained
+from tests.generations import Family, Silent, family, stopped_before_publication, trained
 from tests.reports import validate_report
 
 if TYPE_CHECKING:
@@ -53,7 +52,6 @@ def _run(family: Family, observer: Silent | None = None, **options: Any) -> Mani
             stop=stop,
             **options,
         )
-    assert isinstance(outcome, Outcome)
     return outcome.manifest
 
 
@@ -101,12 +99,10 @@ def test_times_of_an_attempt_that_was_stopped_are_kept(family: Family) -> None:
 def test_a_job_that_publishes_has_no_start_of_pacemaker(
     family: Family, cli: Callable[..., Ended]
 ) -> None:
-    """The fit's job has; `show` tells both."""
-    config = family.config
-    with StopRequest() as stop:
-        run_part(
-            config, 2, Until.FIT, store=open_store(config.storage), observer=Silent(), stop=stop
-        )
+    """The fit's job has; `show` tells both. It needs no GPU either, and none is here."""
+    with stopped_before_publication():
+        _run(family)
+    _configure(family, require_gpu=True)
     manifest = _run(family)
     fitted, published = (part.timings for part in manifest.attempts)
     assert fitted.to_pacemaker_s is not None
@@ -120,39 +116,6 @@ def test_a_job_that_publishes_has_no_start_of_pacemaker(
     assert f"started {fitted.to_pacemaker_s:.1f} s after the start of the job" in shown.out
     document = json.loads(cli("-c", str(family.config_path), "show", "-g", "2", "--json").out)
     assert document["attempts"][0]["timings"]["to_pacemaker_s"] == fitted.to_pacemaker_s
-
-
-def test_times_of_a_job_that_made_the_dataset_are_kept(family: Family) -> None:
-    """Its attempt is the first of those that the generation took."""
-    store = open_store(family.config.storage)
-    with StopRequest() as stop:
-        how = {"store": store, "observer": Silent(), "stop": stop}
-        run_part(family.config, 2, Until.DATASET, clock=StageClock(age_s=1000.0), **how)
-    manifest = _run(family)
-    exported, fitted = manifest.attempts
-    assert exported.iterations == 0
-    assert exported.timings.to_pacemaker_s is None
-    assert {"checks", "export", "publish_dataset"} <= exported.timings.stages_s.keys()
-    assert exported.timings.stages_s["start_up"] >= 1000.0
-    assert "export" not in fitted.timings.stages_s
-    assert exported.started == manifest.started < fitted.started
-
-    report = _report(family, manifest)
-    assert report.attempts[0] == exported
-    assert report.timings_s["export"] == exported.timings.stages_s["export"]
-    assert report.timings_s["start_up"] >= 1000.0
-
-
-def test_a_decision_of_before_there_were_times_is_read(family: Family) -> None:
-    """Nothing is known of the job that made it."""
-    store = open_store(family.config.storage)
-    with StopRequest() as stop:
-        run_part(family.config, 2, Until.DATASET, store=store, observer=Silent(), stop=stop)
-    key = family.registry.keys.generation(2, DECISION)
-    document = json.loads(store.get(key))
-    del document["attempt"]
-    store.put(key, json.dumps(document).encode())
-    assert len(_run(family).attempts) == 1
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import yaml
 
 from mlip_job import __version__
 from mlip_job.cli.main import VERBS
+from mlip_job.removed import OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,13 +99,10 @@ def test_looking_at_a_directory_store_imports_nothing_slow(
     assert not loaded & SLOW
 
 
-@pytest.mark.parametrize("split", [[], ["--split-export", "--split-evaluation"]])
-def test_what_would_be_submitted_to_slurm_imports_no_science_and_no_cloud(
-    config: Path, split: list[str]
-) -> None:
+def test_what_would_be_submitted_to_slurm_imports_no_science_and_no_cloud(config: Path) -> None:
     """Scripts are written, from a template: jinja2 is all that it takes."""
     loaded = modules_loaded_by(
-        "-c", config, "submit", "-g", "1", "--scheduler", "slurm", "--dry-run", *split
+        "-c", config, "submit", "-g", "1", "--scheduler", "slurm", "--dry-run"
     )
     assert loaded & SLOW == {"jinja2"}
 
@@ -116,17 +114,6 @@ def test_advice_on_a_ladder_imports_nothing_slow() -> None:
     assert not {name.partition(".")[0] for name in done.stdout.decode().split()} & SLOW
 
 
-@pytest.mark.parametrize("option", ["--split-export", "--split-evaluation"])
-@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
-def test_this_machine_splits_no_run(cli: Cli, config: Path, option: str, dry: list[str]) -> None:
-    """Nobody gets the GPU meanwhile; nothing is started."""
-    ended = cli("-c", config, "submit", "-g", "1", "--scheduler", "local", option, *dry)
-    assert ended.code == 64
-    assert "are for clusters" in ended.err
-    assert "hint: leave them out" in ended.err
-    assert not (config.parent / "work").exists()
-
-
 @pytest.mark.parametrize(
     "arguments",
     [["frobnicate"], ["run"], ["run", "-g"], ["--frobnicate"], ["run", "-g", "1", "--frobnicate"]],
@@ -136,6 +123,16 @@ def test_usage_errors_end_with_64(cli: Cli, arguments: list[str]) -> None:
     ended = cli(*arguments)
     assert ended.code == 64
     assert "Error: " in ended.err
+
+
+@pytest.mark.parametrize("removed", OPTIONS)
+def test_a_removed_option_says_what_replaces_it(cli: Cli, config: Path, removed: str) -> None:
+    """In one error, as for any mistake of a user."""
+    verb, option = removed.split()
+    ended = cli("-c", config, verb, "-g", "1", option, "x")
+    assert ended.code == 64
+    said = f"error: mlip-job {verb}: {option} was removed\n  hint: {OPTIONS[removed]}\n"
+    assert ended.err == said
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from mlip_job.config.base import Part
 from mlip_job.config.explain import ALTERNATIVES
 from mlip_job.config.template import commented_config
 from mlip_job.errors import ConfigError
+from mlip_job.removed import KEYS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -96,6 +97,15 @@ def test_wrong_values_are_named_with_their_key(
     with pytest.raises(ConfigError) as caught:
         load_config(config_file, assignments=[assignment], environment={})
     assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_removed_key_says_what_replaces_it(config_file: Path, key: str) -> None:
+    """And not that it is unknown."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(config_file, assignments=[f"{key}=1"], environment={})
+    assert f"  {key}: this key was removed: {KEYS[key]} (--set)" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 3
 
 

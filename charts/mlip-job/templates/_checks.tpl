@@ -1,11 +1,5 @@
 {{/* What mlip-job submit refuses before it asks the cluster. */}}
 {{- define "mlip-job.check" -}}
-{{- if and .Values.template.enabled (not (kindIs "invalid" .Values.generation)) -}}
-{{- fail "generation and template.enabled exclude each other: a template is for all generations" -}}
-{{- end -}}
-{{- if and .Values.externalSecret.enabled .Values.existingSecret -}}
-{{- fail "existingSecret and externalSecret.enabled exclude each other" -}}
-{{- end -}}
 {{- if regexMatch "[\\x{feff}\\x{fffe}\\x{ffff}]" (include "mlip-job.configuration" .) -}}
 {{- fail "config has characters that YAML files can't have" -}}
 {{- end -}}
@@ -65,7 +59,7 @@ server
 {{- else -}}
 {{- $path := trimPrefix "file://" $url -}}
 {{- $found := "hidden" -}}
-{{- $mounts := concat (include "mlip-job.claims" .root | fromYamlArray) .root.Values.volumeMounts -}}
+{{- $mounts := concat .root.Values.claims .root.Values.volumeMounts -}}
 {{- range $mounts -}}
 {{- $directory := trimSuffix "/" .mountPath -}}
 {{- if and $directory (or (eq $path $directory) (hasPrefix (print $directory "/") $path)) -}}
@@ -78,17 +72,6 @@ server
 {{- end -}}
 {{- $found -}}
 {{- end -}}
-{{- end }}
-
-{{/* The claims that are mounted, with the release's own behind them. */}}
-{{- define "mlip-job.claims" -}}
-{{- $claims := .Values.claims -}}
-{{- with .Values.persistence -}}
-{{- if .enabled -}}
-{{- $claims = append $claims (dict "claim" (include "mlip-job.claim" $) "mountPath" .mountPath) -}}
-{{- end -}}
-{{- end -}}
-{{- toYaml $claims -}}
 {{- end }}
 
 {{/* s. The last checkpoint and the release of the claim may each take run.stop_timeout. */}}

@@ -51,13 +51,12 @@ template:
     {{- include "mlip-job.pod" (dict "root" . "args" $args) | nindent 4 }}
 {{- end }}
 
-{{/* A template is of generation 0, which is refused: mlip-job submit puts the real one there. */}}
 {{- define "mlip-job.args" -}}
 - --config
 - /etc/mlip-job/mlip-job.yaml
 - run
 - --generation
-- {{ .Values.generation | default 0 | int | quote }}
+- {{ .Values.generation | int | quote }}
 {{- with .Values.ensemble }}
 - --of # which member: by the pod's index
 - {{ int . | quote }}

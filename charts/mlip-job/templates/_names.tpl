@@ -1,10 +1,6 @@
 {{/* Name of the Job and of all that belongs to it: family and generation, as mlip-job names them. */}}
 {{- define "mlip-job.name" -}}
-{{- if .Values.template.enabled -}}
-mlip-{{ include "mlip-job.family" . }}
-{{- else -}}
 mlip-{{ include "mlip-job.family" . }}-{{ include "mlip-job.generation" . | replace "_" "-" }}
-{{- end -}}
 {{- end }}
 
 {{- define "mlip-job.family" -}}
@@ -13,7 +9,7 @@ mlip-{{ include "mlip-job.family" . }}-{{ include "mlip-job.generation" . | repl
 
 {{/* gen_04 for 4 */}}
 {{- define "mlip-job.generation" -}}
-{{- printf "gen_%02d" (required "generation is required, or template.enabled" .Values.generation | int) -}}
+{{- printf "gen_%02d" (required "generation is required" .Values.generation | int) -}}
 {{- end }}
 
 {{/* A changed configuration is another ConfigMap, since those that run may read it again. */}}
@@ -43,27 +39,12 @@ mlip-{{ include "mlip-job.family" . }}-{{ include "mlip-job.generation" . | repl
 {{- end -}}
 {{- end }}
 
-{{/* The Secret whose keys are variables of the run, or nothing. */}}
-{{- define "mlip-job.secret" -}}
-{{- if .Values.externalSecret.enabled -}}
-{{- include "mlip-job.name" . -}}
-{{- else -}}
-{{- .Values.existingSecret -}}
-{{- end -}}
-{{- end }}
-
-{{- define "mlip-job.claim" -}}
-{{- .Values.persistence.name | default (include "mlip-job.name" .) -}}
-{{- end }}
-
-{{/* Labels by which the pods of a release are found; a template has no generation. */}}
+{{/* Labels by which the pods of a release are found. */}}
 {{- define "mlip-job.selectorLabels" -}}
 app.kubernetes.io/name: mlip-job
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
 mlip-job/family: {{ include "mlip-job.family" . | quote }}
-{{- if not .Values.template.enabled }}
 mlip-job/generation: {{ include "mlip-job.generation" . | quote }}
-{{- end }}
 {{- end }}
 
 {{/* Labels of a pod; those of a Job's can't be changed, so the chart's version is none of them. */}}

@@ -133,7 +133,7 @@ topologySpreadConstraints:
 
 {{- define "mlip-job.envFrom" -}}
 {{- $sources := .Values.extraEnvFrom -}}
-{{- with include "mlip-job.secret" . -}}
+{{- with .Values.existingSecret -}}
 {{- $sources = prepend $sources (dict "secretRef" (dict "name" .)) -}}
 {{- end -}}
 {{- toYaml $sources -}}
@@ -167,7 +167,7 @@ topologySpreadConstraints:
 {{/* A claim is one volume however often it is mounted; its own name may be too long for one. */}}
 {{- define "mlip-job.claimNames" -}}
 {{- $names := list -}}
-{{- range include "mlip-job.claims" . | fromYamlArray -}}
+{{- range .Values.claims -}}
 {{- $names = append $names .claim -}}
 {{- end -}}
 {{- uniq $names | toYaml -}}
@@ -208,7 +208,7 @@ topologySpreadConstraints:
   mountPath: /tmp
 - name: shm
   mountPath: /dev/shm
-{{- range $mount := include "mlip-job.claims" . | fromYamlArray }}
+{{- range $mount := .Values.claims }}
 {{- range $position, $name := $names }}
 {{- if eq $name $mount.claim }}
 - name: claim-{{ $position }}

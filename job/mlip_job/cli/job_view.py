@@ -11,8 +11,7 @@ from mlip_job.cli.output import duration
 from mlip_job.cli.outside import description, is_outside, way_to_end
 from mlip_job.errors import MlipJobError, UnavailableError
 from mlip_job.naming import generation_name, parse_generation_name
-from mlip_job.schedulers.base import JobState, Stage
-from mlip_job.schedulers.stage_words import in_brackets
+from mlip_job.schedulers.base import JobState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -305,9 +304,7 @@ class Observatory:
         if status.state.ended:
             return job, status, ()
         active = self._scheduler.active(family, generation)
-        # Jobs that do a part of a run are of one submission.
-        others = (other for other in active if other != job and other.stage is Stage.WHOLE)
-        return job, status, tuple(others) if job.stage is Stage.WHOLE else ()
+        return job, status, tuple(other for other in active if other != job)
 
     def _still_active(self, generation: int) -> tuple[JobHandle | None, JobStatus | None]:
         """Return the job of a published generation that has not ended, where that can be asked."""
@@ -334,5 +331,5 @@ def _state(
 
 def title(view: GenerationView) -> str:
     """Return a generation's name and state in one line."""
-    job = f" ({name_of(view.job)}{in_brackets(view.job.stage)})" if view.job is not None else ""
+    job = f" ({name_of(view.job)})" if view.job is not None else ""
     return f"{generation_name(view.generation)} {view.state}{job}"

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 def document_of(job: JobHandle) -> dict[str, str]:
     """Return a job for ``--json``."""
     return {
-        "stage": job.stage.value,
         "scheduler": job.scheduler,
         "id": job.id,
         "name": job.name,

@@ -17,6 +17,7 @@ from mlip_job.cli.options import common_options
 from mlip_job.cli.termination import write_termination_message
 from mlip_job.disk import says_full
 from mlip_job.errors import ConfigError, DiskError, MlipJobError
+from mlip_job.removed import replacement_of_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,6 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except MlipJobError as error:
         _end(error)
     except click.ClickException as error:
+        if isinstance(error, click.NoSuchOption):
+            _end_if_removed(error)
         text = io.StringIO()
         error.show(text)
         click.echo(_redact(text.getvalue()), nl=False, err=True)
@@ -125,6 +128,14 @@ def _end(error: MlipJobError) -> NoReturn:
     hint = _redact(error.hint) if error.hint is not None else None
     write_termination_message(error.exit_code, _redact(error.message), hint)
     sys.exit(error.exit_code)
+
+
+def _end_if_removed(error: click.NoSuchOption) -> None:
+    """Exit with what replaces an option of an earlier version."""
+    verb = error.ctx.info_name if error.ctx is not None else None
+    instead = replacement_of_option(verb, error.option_name)
+    if instead is not None:
+        _end(ConfigError(f"mlip-job {verb}: {error.option_name} was removed", hint=instead))
 
 
 def _fail(error: Exception) -> NoReturn:

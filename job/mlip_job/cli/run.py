@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,7 +16,7 @@ from mlip_job.naming import generation_name
 if TYPE_CHECKING:
     from mlip_job.cli.options import Settings
     from mlip_job.config import JobConfig
-    from mlip_job.pipeline import Member, Reached
+    from mlip_job.pipeline import Member
     from mlip_job.pipeline.run import Outcome
     from mlip_job.store.base import ObjectStore
 
@@ -27,12 +27,6 @@ if TYPE_CHECKING:
 @click.option("--member", metavar="K", type=click.IntRange(1), help="Train one of an ensemble.")
 @click.option("--of", metavar="M", type=click.IntRange(2), help="How many members it has.")
 @click.option("--fresh", is_flag=True, help="Start over; remove checkpoints of earlier runs.")
-@click.option(
-    "--until",
-    type=click.Choice(["dataset", "fit"]),
-    help="End before publishing, once the dataset or the fit is in the store.",
-)
-@click.option("--then-resume", metavar="JOB", hidden=True, help="Start a suspended Job at the end.")
 @common_options
 @click.pass_obj
 def command(
@@ -40,8 +34,6 @@ def command(
     generation: int | str,
     member: int | None,
     of: int | None,
-    until: str | None,
-    then_resume: str | None,
     *,
     require_gpu: bool,
     fresh: bool,
@@ -59,16 +51,11 @@ def command(
     With --member K --of M, one member of an ensemble: its fit has the seed of the configuration
     plus K - 1. The run that finds all members trained publishes the best as the generation. In a
     job array, --of alone takes the task's number.
-
-    With --until dataset, or fit, the run ends there, and the next one goes on: so a job without a
-    GPU can make the dataset, or publish. It trains on that dataset, whatever the database holds
-    by then.
     """
     from mlip_job.environment import thread_counts
 
     os.environ.update(thread_counts())  # before any numerical library is loaded
     from mlip_job.cli.tables import show_manifest
-    from mlip_job.pipeline import Reached
     from mlip_job.registry import Registry
 
     if require_gpu:
@@ -78,60 +65,55 @@ def command(
     store = settings.store(config, patient=True, meter=reporter.transfer)
     registry = Registry(store, config.family)
     number = resolve_generation(generation, registry)
-    one_of = _member(member, of, until)
+    one_of = _member(member, of)
     try:
-        ended = _run(config, number, until, store, reporter, fresh=fresh, member=one_of)
+        outcome = _run(config, number, store, reporter, fresh=fresh, member=one_of)
     finally:
         reporter.close()
-    summary = str(ended) if isinstance(ended, Reached) else _summary(ended)
-    if then_resume is not None:
-        from mlip_job.cli.resuming import resume_next
-
-        summary += f"; {resume_next(then_resume, registry, number, one_of, reporter)}"
-    write_termination_message(0, summary)
-    if isinstance(ended, Reached):
-        emit(settings, {"until": ended.until, "dataset": ended.dataset.id}, lambda: None)
-        return
+    write_termination_message(0, _summary(outcome))
     emit(
         settings,
         {
-            "created": ended.created,
-            "accepted": ended.manifest.headline.accepted,
-            "members_missing": ended.missing,
-            "manifest": ended.manifest.model_dump(mode="json"),
+            "created": outcome.created,
+            "accepted": outcome.manifest.headline.accepted,
+            "members_missing": outcome.missing,
+            "manifest": outcome.manifest.model_dump(mode="json"),
         },
-        lambda: show_manifest(ended.manifest),
+        lambda: show_manifest(outcome.manifest),
     )
 
 
 def _run(
     config: JobConfig,
     generation: int,
-    until: str | None,
     store: ObjectStore,
     reporter: Reporter,
     *,
     fresh: bool,
     member: Member | None,
-) -> Outcome | Reached:
-    from mlip_job.pipeline import Until, run_generation, run_part
+) -> Outcome:
+    from mlip_job.pipeline import run_generation
     from mlip_job.pipeline.clock import StageClock
     from mlip_job.training.signals import StopRequest
 
     clock = StageClock.of_process()
     with StopRequest() as stop:
-        how: dict[str, Any] = {"store": store, "observer": reporter, "stop": stop, "clock": clock}
-        how |= {"fresh": fresh, "member": member}
-        reached = run_part(config, generation, Until(until), **how) if until is not None else None
-        return reached or run_generation(config, generation, **how)
+        return run_generation(
+            config,
+            generation,
+            store=store,
+            observer=reporter,
+            stop=stop,
+            clock=clock,
+            fresh=fresh,
+            member=member,
+        )
 
 
-def _member(number: int | None, of: int | None, until: str | None) -> Member | None:
+def _member(number: int | None, of: int | None) -> Member | None:
     from mlip_job.environment import current_array_index
     from mlip_job.pipeline import Member
 
-    if until == "dataset" and of is not None:
-        raise ConfigError("--until dataset takes no --of: all members have one dataset")
     if of is None:
         if number is not None:
             raise ConfigError("--member needs --of, the number of members")

@@ -84,7 +84,6 @@ def _show_one(view: GenerationView) -> None:
 def _show_all(family: str, views: Sequence[GenerationView], unread: Mapping[str, str]) -> None:
     from mlip_job.cli.job_words import name_of
     from mlip_job.naming import generation_name
-    from mlip_job.schedulers.stage_words import in_brackets
 
     if not views:
         asked = f", with the {' and '.join(unread)} unread" if unread else ""
@@ -96,7 +95,7 @@ def _show_all(family: str, views: Sequence[GenerationView], unread: Mapping[str,
             (
                 generation_name(view.generation),
                 str(view.state),
-                name_of(view.job) + in_brackets(view.job.stage) if view.job is not None else "",
+                name_of(view.job) if view.job is not None else "",
                 view.words(),
             )
             for view in views

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mlip_job.cli.options import Settings
     from mlip_job.config import JobConfig
     from mlip_job.registry import Manifest, Registry
-    from mlip_job.schedulers.base import JobHandle, JobRequest, Plan, Scheduler
+    from mlip_job.schedulers.base import JobHandle, JobRequest, Scheduler
 
 
 class _Generations(GenerationType):
@@ -51,17 +51,18 @@ class _Generations(GenerationType):
 @scheduler_option
 @click.option("--dry-run", is_flag=True, help="Print what would be submitted, and nothing else.")
 @click.option("--wait", is_flag=True, help="Wait until it is published or has failed.")
-@click.option("--after", metavar="JOB", help="Job that has to succeed first.")
+@click.option(
+    "--after",
+    metavar="JOB",
+    help="Job that has to succeed first; for Slurm, also a --dependency of sbatch.",
+)
 @click.option(
     "--ensemble",
     metavar="M",
     type=click.IntRange(2, 100),
     help="Train M members, of which the best becomes the generation.",
 )
-@click.option("--from", "template", metavar="cronjob/NAME", help="Template in the cluster.")
 @click.option("--fresh", is_flag=True, help="Start over; remove checkpoints of earlier runs.")
-@click.option("--split-export", is_flag=True, help="Make the dataset in a job without a GPU.")
-@click.option("--split-evaluation", is_flag=True, help="Evaluate and publish in another one.")
 @common_options
 @click.pass_obj
 def command(
@@ -70,27 +71,19 @@ def command(
     scheduler: str | None,
     after: str | None,
     ensemble: int | None,
-    template: str | None,
     *,
     dry_run: bool,
     wait: bool,
     fresh: bool,
-    split_export: bool,
-    split_evaluation: bool,
 ) -> None:
     """Submit a generation to Slurm, Kubernetes or this machine.
 
     The same submission again, while its job waits or runs, returns that job. A generation that
     exists is refused (73). With --wait, a job that is lost through no fault of its own is submitted
     again, and the exit code is that of the run.
-
-    With --split-export and --split-evaluation, what needs no GPU runs in jobs of its own, before
-    and after the fit. Submitted again after a failure, only what is missing runs again.
     """
-    from dataclasses import replace
-
     from mlip_job.registry import Registry
-    from mlip_job.schedulers.base import JobRequest, stages
+    from mlip_job.schedulers.base import JobRequest
     from mlip_job.schedulers.open import open_scheduler
     from mlip_job.training.ladder import advice_beforehand
 
@@ -101,13 +94,7 @@ def command(
         if isinstance(generation, range)
         else [resolve_generation(generation, registry)]
     )
-    if fresh and split_export and ensemble is not None:
-        raise ConfigError(
-            "--fresh has each member of an ensemble start over, which --split-export leaves to a "
-            "job before them",
-            hint="leave out --split-export",
-        )
-    chosen = open_scheduler(config, scheduler, template=template)
+    chosen = open_scheduler(config, scheduler)
     first = JobRequest(
         config=config,
         generation=numbers[0],
@@ -115,17 +102,14 @@ def command(
         run_options=("--fresh",) if fresh else (),
         ensemble=ensemble,
         after=after,
-        stages=stages(split_export=split_export, split_evaluation=split_evaluation),
     )
     if dry_run:
         if len(numbers) > 1:
             raise ConfigError("--dry-run shows one generation at a time")
-        for stage in first.stages:
-            click.echo(chosen.plan(replace(first, stage=stage)).text, nl=False)
+        click.echo(chosen.plan(first).text, nl=False)
         return
     submitter = _Submitter(settings, config, registry, chosen, Reporter(settings))
-    # A template in the cluster has settings of its own.
-    advice = advice_beforehand(config.training, numbers[0]) if template is None else None
+    advice = advice_beforehand(config.training, numbers[0])
     documents = submitter.submit(first, numbers, wait=wait, advice=advice)
     emit(settings, {"jobs": documents}, lambda: None)
 
@@ -165,55 +149,28 @@ class _Submitter:
             self._require_absent(number, first)
         for number in numbers:
             request = replace(first, generation=number, after=after)
-            jobs = self._submit_jobs(request, notes=not wait)
-            new_fit = any(job.stage.fits and not job.found for job in jobs)
-            if advice is not None and number == numbers[0] and new_fit:
+            job = self._submit_one(request)
+            if advice is not None and number == numbers[0] and not job.found:
                 self._reporter.message(f"note: {advice}")
-            documents += [{"generation": number, **document_of(job)} for job in jobs]
-            after = None if wait else jobs[-1].id
+            documents.append({"generation": number, **document_of(job)})
+            after = None if wait else job.id
             if wait:
                 documents[-1]["manifest"] = self._wait(request).model_dump(mode="json")
         return documents
 
-    def _submit_jobs(self, request: JobRequest, *, notes: bool = False) -> list[JobHandle]:
-        """Submit the jobs of a generation, each to follow the one before; all of them or none."""
-        from dataclasses import replace
-
-        jobs: list[JobHandle] = []
-        for stage in request.stages:
-            follows = jobs[-1].id if jobs else None
-            plan = self._scheduler.plan(replace(request, stage=stage, follows=follows))
-            try:
-                jobs.append(self._submit_one(plan))
-                if notes and plan.note is not None:
-                    self._reporter.message(f"note: {plan.note}")
-            except ConfigError:
-                for job in jobs:
-                    if not job.found:
-                        self._scheduler.cancel(job)
-                raise
-        return jobs
-
-    def _submit_one(self, plan: Plan) -> JobHandle:
+    def _submit_one(self, request: JobRequest) -> JobHandle:
         from dataclasses import replace
 
         from mlip_job.cli.job_words import name_of
-        from mlip_job.schedulers.base import JobState
-        from mlip_job.schedulers.stage_words import in_brackets
 
-        number = plan.request.generation
+        number = request.generation
         before = self._scheduler.find(self._config.family, number)
         live = before is not None and not self._scheduler.status(before).state.ended
-        job = self._scheduler.submit(plan)
-        found = job.found or (live and job == before)
-        job = replace(job, stage=plan.request.stage, found=found)
-        what = "submitted as"
-        if found:
-            done = self._scheduler.status(job).state is JobState.SUCCEEDED
-            what = "is done, by" if done else "waits or runs already as"
-        if not plan.request.again:
-            part = f"{generation_name(number)}{in_brackets(job.stage)}"
-            self._reporter.message(f"{part} {what} {name_of(job)}")
+        job = self._scheduler.submit(self._scheduler.plan(request))
+        job = replace(job, found=job.found or (live and job == before))
+        what = "waits or runs already as" if job.found else "submitted as"
+        if not request.again:
+            self._reporter.message(f"{generation_name(number)} {what} {name_of(job)}")
         return job
 
     def _wait(self, request: JobRequest) -> Manifest:
@@ -227,7 +184,7 @@ class _Submitter:
         try:
             manifest = wait_until_published(
                 request.generation,
-                lambda: [job for job in self._submit_jobs(again) if not job.found],
+                lambda: self._submit_one(again),
                 lambda: Observatory(self._config, self._registry, self._scheduler),
                 self._config.submit,
                 self._reporter.message,

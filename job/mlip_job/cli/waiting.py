@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mlip_job.cli.job_view import GenerationView, State
@@ -14,7 +13,7 @@ from mlip_job.schedulers.base import JobState
 from mlip_job.schedulers.exit_codes import meaning_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from mlip_job.cli.job_view import Observatory
     from mlip_job.config.submit import SubmitConfig
@@ -27,7 +26,7 @@ _LOOKS = 4
 
 def wait_until_published(
     generation: int,
-    submit_again: Callable[[], Sequence[JobHandle]],
+    submit_again: Callable[[], JobHandle],
     observe: Callable[[], Observatory],
     settings: SubmitConfig,
     tell: Callable[[str], None],
@@ -39,7 +38,7 @@ def wait_until_published(
     generation
         What was submitted.
     submit_again
-        Makes the same submission, and returns the jobs that are new.
+        Makes the same submission.
     observe
         Returns a new observer of the generations.
     settings
@@ -73,9 +72,6 @@ def wait_until_published(
             if not status.resubmit or resubmits >= settings.max_resubmits:
                 raise _error(view, status)
             resubmits += _submit_again(name, submit_again, tell)
-        elif status is not None and status.state is JobState.PENDING and status.resubmit:
-            with suppress(UnavailableError):  # then it still waits at the next look
-                submit_again()
         lost = lost + 1 if view is not None and _is_lost(view) else 0
         if view is not None and lost == _LOOKS:
             words = f": {view.words()}" if view.words() else ""
@@ -99,15 +95,15 @@ def _look(observatory: Observatory, generation: int) -> tuple[GenerationView, st
 
 
 def _submit_again(
-    name: str, submit_again: Callable[[], Sequence[JobHandle]], tell: Callable[[str], None]
+    name: str, submit_again: Callable[[], JobHandle], tell: Callable[[str], None]
 ) -> int:
     """Submit again; return how often: not at all where the scheduler takes no job for now."""
     try:
-        jobs = ", ".join(map(name_of, submit_again()))
+        job = name_of(submit_again())
     except UnavailableError as error:
         tell(f"{name}: can't be submitted again for now: {error.message}")
         return 0
-    tell(f"{name}: submitted again as {jobs}, to go on from its checkpoint")
+    tell(f"{name}: submitted again as {job}, to go on from its checkpoint")
     return 1
 
 

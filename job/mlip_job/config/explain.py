@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from pydantic import BaseModel
 
 from mlip_job.config.models import JobConfig
+from mlip_job.removed import replacement_of_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -85,6 +86,8 @@ def _explain_alternatives(key: str, details: Sequence[Any]) -> Iterator[str]:
 def _line(location: Location, detail: Any) -> str:
     where = ".".join(str(part) for part in location) or "configuration"
     if detail["type"] == "extra_forbidden":
+        if (instead := replacement_of_key(where)) is not None:
+            return f"{where}: this key was removed: {instead}"
         return f"{where}: unknown key{_suggestion(location)}"
     return f"{where}: {_message(detail)}"
 

@@ -122,7 +122,7 @@ class ClaimMount(Part):
 
 
 class WithoutGpuConfig(Part):
-    """What Jobs ask that need no GPU: linear fits; dataset and publishing of a split run.
+    """What Jobs of linear fits ask, which need no GPU.
 
     What is not set is as for the fit. Only its GPUs, its RuntimeClass, its node_selector and its
     affinity, which choose nodes with GPUs, are not taken over.
@@ -234,11 +234,6 @@ class KubernetesConfig(Part):
     without_gpu: WithoutGpuConfig = Field(
         WithoutGpuConfig(), description="What Jobs ask that need no GPU, if other."
     )
-    resume_service_account: ObjectName | None = Field(
-        None,
-        description="ServiceAccount that may get and patch Jobs. With it, a Job of a split run "
-        "starts the next one itself; its token is mounted there.",
-    )
 
     @field_validator("env")
     @classmethod
@@ -268,15 +263,4 @@ class KubernetesConfig(Part):
                     f"{limit_key} is {limit}, less than {request_key}, {request}: a pod can't "
                     "reserve more than its limit"
                 )
-        return self
-
-    @model_validator(mode="after")
-    def _one_account(self) -> Self:
-        accounts = {self.service_account, self.resume_service_account} - {None}
-        if len(accounts) > 1:
-            raise ValueError(
-                f"resume_service_account is {self.resume_service_account}, service_account "
-                f"{self.service_account}, and a pod has one: bind the role to the latter, and "
-                "name it in both"
-            )
         return self

@@ -114,7 +114,7 @@ Memory = Annotated[str, AfterValidator(_memory)]
 
 
 class SlurmCpuConfig(Part):
-    """What jobs without a GPU ask of Slurm: those that ``submit --split-…`` adds; linear fits.
+    """What jobs of linear fits ask of Slurm, which need no GPU.
 
     What is not given here is as for the fit, but for what its GPU, or the node of it, takes.
     """

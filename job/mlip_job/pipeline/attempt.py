@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import shutil
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,14 +15,12 @@ from mlip_job.naming import WorkFiles
 from mlip_job.pipeline.background import every, within
 from mlip_job.pipeline.beside import BesideFit
 from mlip_job.pipeline.context import AttemptContext
-from mlip_job.pipeline.decided import decision_for, was_decided
 from mlip_job.pipeline.linear import fit_linearly
 from mlip_job.pipeline.preparation import Preparation
 from mlip_job.pipeline.publication import Publication
 from mlip_job.pipeline.shipping import Shipper
 from mlip_job.pipeline.stages import left_out_by_weighting
 from mlip_job.registry import AttemptPart
-from mlip_job.registry.decisions import decide
 from mlip_job.training.best import EarlyStopping
 from mlip_job.training.ladder import LadderWatch
 from mlip_job.training.process import Monitor
@@ -38,7 +35,7 @@ if TYPE_CHECKING:
     from mlip_job.pipeline.clock import StageClock
     from mlip_job.pipeline.preparation import Prepared
     from mlip_job.pipeline.stages import Observer
-    from mlip_job.registry import Manifest, Registry, TrainingState
+    from mlip_job.registry import Manifest, Registry
     from mlip_job.training.linear_task import LinearStart
     from mlip_job.training.process import Progress
     from mlip_job.training.run_summary import RunSummary
@@ -131,21 +128,6 @@ class Attempt:
             return Publication(self._context()).run(prepared, shipper, summary)
         except InterruptedRunError as error:
             raise self._with_checkpoint(error, shipper) from None
-
-    def fit(self, *, fresh: bool) -> TrainingState:
-        """Train, and leave what came out as a checkpoint that another run publishes."""
-        prepared, _, _ = self._prepare_and_fit(fresh=fresh)
-        return prepared.training
-
-    def decide_dataset(self, *, fresh: bool) -> TrainingState:
-        """Publish the dataset, and have the next attempts at the generation train on it."""
-        training = self._prepare(fresh=fresh).training
-        of = (self._config, self._generation)
-        if not was_decided(*of, self._registry, training.dataset):
-            part = self._part.model_copy(update={"timings": self._clock.timings()})
-            decide(self._registry, self._generation, decision_for(*of, training.dataset, part))
-        shutil.rmtree(self._files.directory, ignore_errors=True)
-        return training
 
     def _prepare_and_fit(self, *, fresh: bool) -> tuple[Prepared, Shipper, RunSummary]:
         prepared = self._prepare(fresh=fresh)

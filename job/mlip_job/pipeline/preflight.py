@@ -14,13 +14,6 @@ if TYPE_CHECKING:
     from mlip_job.registry import Registry
 
 
-def check_before_dataset(config: JobConfig, generation: int, registry: Registry) -> None:
-    """Fail where a dataset could not be made or stored; neither trainer nor GPU is needed."""
-    registry.agreed_dataset(generation)  # a conflict is better found before the claim
-    find_lineage(registry, config.training, generation)
-    registry.store.check()
-
-
 def check_before_fit(
     config: JobConfig, generation: int, registry: Registry, *, fresh: bool
 ) -> None:
@@ -28,7 +21,9 @@ def check_before_fit(
 
     A fit that has ended is only to be published, which needs no GPU.
     """
-    check_before_dataset(config, generation, registry)
+    registry.agreed_dataset(generation)  # a conflict is better found before the claim
+    find_lineage(registry, config.training, generation)
+    registry.store.check()
     find_program("pacemaker")
     find_program("pace_yaml2yace")
     if config.evaluation.active_set_kind is not None:

@@ -10,7 +10,6 @@ from mlip_job.disk import make_private_directory
 from mlip_job.environment import job_of_this_start
 from mlip_job.naming import generation_name
 from mlip_job.pipeline.datasets import Dataset, find_or_build_dataset, make_frames
-from mlip_job.pipeline.decided import attempts_before, decided_dataset
 from mlip_job.pipeline.fit_data import FitData, make_fit_data
 from mlip_job.pipeline.lineage import find_lineage, functions_of
 from mlip_job.pipeline.resume import fetch_checkpoint, start_over
@@ -106,7 +105,7 @@ class Preparation:
                 "training.max_iter is 0: a linear fit is made anew on all data, and does not start "
                 f"from {before}"
             )
-        agreed = self._context.registry.agreed_dataset(self._context.generation) or self._decided()
+        agreed = self._context.registry.agreed_dataset(self._context.generation)
         with self._context.clock.stage("fetch" if agreed else "export"):
             dataset = agreed or self._find_or_build_dataset(lineage)
             record = self._record_of(dataset)
@@ -126,13 +125,9 @@ class Preparation:
         self._context.raise_if_lost()
         with self._context.clock.stage("publish_dataset"):
             agreed = self._agree_on(dataset, lineage)
-        attempts = (
-            *attempts_before(self._context.generation, self._context.registry, agreed),
-            self._part,
-        )
         state = TrainingState(
-            attempts=attempts,
-            started=attempts[0].started,
+            attempts=(self._part,),
+            started=self._part.started,
             config=self._context.config.model_dump(mode="json"),
             dataset=agreed,
             parent=parent,
@@ -219,15 +214,4 @@ class Preparation:
             sha256 = dataset.publish(self._context.registry, self._context.files.dataset.directory)
             dataset = refer_to(dataset.record, sha256, lineage.dataset)
         self._context.registry.agree_on_dataset(self._context.generation, dataset)
-        return dataset
-
-    def _decided(self) -> DatasetReference | None:
-        dataset = decided_dataset(
-            self._context.config, self._context.generation, self._context.registry
-        )
-        if dataset is not None:
-            self._context.observer.message(
-                f"training on dataset {dataset.id}, decided before: {dataset.train} train and "
-                f"{dataset.test} test rows; --fresh takes the database as it is now"
-            )
         return dataset

@@ -11,7 +11,6 @@ from mlip_job.naming import WorkFiles, generation_name
 from mlip_job.pipeline.confirm import differences
 from mlip_job.pipeline.datasets import make_frames
 from mlip_job.pipeline.shipping import TRAIN_LOG
-from mlip_job.registry.decisions import forget_decision
 from mlip_job.training.potential_yaml import elements_of, read_potential
 from mlip_job.training.snapshot import POTENTIAL
 
@@ -39,9 +38,7 @@ def start_over(registry: Registry, generation: int) -> None:
 
     What this very job began when it was started before stays: it has removed the rest then.
     """
-    own = job_of_earlier_starts()
-    registry.checkpoints(generation).discard(but_of=own)
-    forget_decision(registry, generation, but_of=own)
+    registry.checkpoints(generation).discard(but_of=job_of_earlier_starts())
 
 
 def fetch_checkpoint(

@@ -15,7 +15,6 @@ from mlip_job.pipeline.attempt import Attempt
 from mlip_job.pipeline.clock import StageClock
 from mlip_job.pipeline.confirm import confirm_config, confirm_dataset
 from mlip_job.pipeline.datasets import all_files, find_or_build_dataset, no_files
-from mlip_job.pipeline.decided import was_decided
 from mlip_job.pipeline.ensemble import (
     Member,
     config_of,
@@ -227,8 +226,7 @@ def _confirm(
 ) -> Outcome:
     """Compare a published generation with what this run would make of it."""
     confirm_config(published, config)
-    if not was_decided(config, published.generation, registry, published.dataset):
-        _confirm_dataset(config, registry, published, observer)
+    _confirm_dataset(config, registry, published, observer)
     registry.roll_forward(published)
     observer.message(
         f"{generation_name(published.generation)} is published already, with this configuration "

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from mlip_job.errors import ConfigError, IntegrityError
 from mlip_job.naming import MEMBERS, DatasetFiles, generation_name, parse_generation_name
 from mlip_job.registry.claim import age_by_store, is_live, read_claim
-from mlip_job.registry.decisions import DECISION, read_decision
 from mlip_job.registry.members import AGREEMENT, members_of, read_agreement
 from mlip_job.registry.registry import DERIVED_SUFFIXES
 
@@ -126,7 +125,6 @@ def find_orphans(registry: Registry, keep: timedelta) -> Iterator[Orphan]:
             manifest = registry.find(generation)
             yield from _attempts(registry, generation, manifest, keep)
             yield from _ensemble(registry, generation, manifest, keep)
-            yield from _decision(registry, generation, manifest, keep)
     # A run that found its dataset in the store has not named it in the store yet.
     if not any(_is_training(registry, generation) for generation in _generations(registry)):
         yield from _datasets(registry, keep)
@@ -189,15 +187,6 @@ def _ensemble(
     yield from _orphan(registry, prefix, f"an ensemble for {name}, {fate}", objects, keep)
 
 
-def _decision(
-    registry: Registry, generation: int, manifest: Manifest | None, keep: timedelta
-) -> Iterator[Orphan]:
-    if manifest is None:
-        key = registry.keys.generation(generation, DECISION)
-        what = f"the choice of a dataset for {generation_name(generation)}, which is not published"
-        yield from _orphan(registry, key, what, list(registry.store.list(key)), keep)
-
-
 def _attempts(
     registry: Registry, generation: int, manifest: Manifest | None, keep: timedelta
 ) -> Iterator[Orphan]:
@@ -220,16 +209,13 @@ def _datasets(registry: Registry, keep: timedelta) -> Iterator[Orphan]:
     doomed = {
         orphan.prefix
         for generation in _generations(registry)
-        for find in (_attempts, _ensemble, _decision)
+        for find in (_attempts, _ensemble)
         for orphan in find(registry, generation, None, keep)
     }
     for generation in _generations(registry):
         agreement = read_agreement(registry, generation)
         if agreement is not None and registry.keys.generation(generation, MEMBERS) not in doomed:
             named.add(agreement.dataset.id)
-        decision = read_decision(registry, generation)
-        if decision is not None and registry.keys.generation(generation, DECISION) not in doomed:
-            named.add(decision.dataset.id)
         for checkpoint in registry.checkpoints(generation).found():
             attempt = registry.keys.attempt(generation, checkpoint.attempt)
             if attempt not in doomed:

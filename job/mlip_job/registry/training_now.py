@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from mlip_job.errors import StoreError
 from mlip_job.registry.claim import is_live, read_claim
-from mlip_job.registry.members import members_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,28 +81,6 @@ def look_at_training(registry: Registry, generation: int) -> TrainingNow | None:
         checkpoint=checkpoints[0] if checkpoints else None,
         seconds_per_iteration=_pace(checkpoints),
     )
-
-
-def unfitted_members(registry: Registry, generation: int, size: int) -> list[int]:
-    """Return the members of an ensemble whose fit has not ended, or is still being put away.
-
-    Whoever asks after its own fit is stored and its claim released can rely on this: of several,
-    the last one finds none.
-    """
-    if registry.find(generation) is not None:
-        return []
-    begun = members_of(registry, generation)
-    fitted = {number for number, member in begun.items() if _is_fitted(member, generation)}
-    return [number for number in range(1, size + 1) if number not in fitted]
-
-
-def _is_fitted(member: Registry, generation: int) -> bool:
-    if member.find_own(generation) is not None:
-        return True
-    now = look_at_training(member, generation)
-    if now is None or now.live or now.checkpoint is None:
-        return False
-    return now.checkpoint.position.finished
 
 
 def _pace(checkpoints: Sequence[Checkpoint]) -> float | None:

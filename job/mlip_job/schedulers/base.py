@@ -20,57 +20,6 @@ if TYPE_CHECKING:
 FRESH = "--fresh"
 
 
-class Stage(StrEnum):
-    """What a job does of a run, which several jobs may share: only the fit may need a GPU.
-
-    Of one submission, they come in this order.
-
-    Attributes
-    ----------
-    DATASET
-        ``mlip-job run --until dataset``.
-    FIT
-        ``mlip-job run --until fit``.
-    PUBLISH
-        What is left after the fit, ``mlip-job run`` again.
-    WHOLE
-        All of it, ``mlip-job run``; or all that is left to do after `DATASET`.
-    """
-
-    DATASET = "dataset"
-    FIT = "fit"
-    PUBLISH = "publish"
-    WHOLE = "whole"
-
-    @property
-    def fits(self) -> bool:
-        """Whether the job fits."""
-        return self in (Stage.FIT, Stage.WHOLE)
-
-    def needs_gpu(self, config: JobConfig) -> bool:
-        """Whether the job has a use for a GPU: a linear fit has none."""
-        return self.fits and not config.training.is_linear
-
-    @property
-    def options(self) -> tuple[str, ...]:
-        """Options of ``run`` that end it where the stage does."""
-        return ("--until", self.value) if self in (Stage.DATASET, Stage.FIT) else ()
-
-    @property
-    def position(self) -> int:
-        """Its place in the order of a submission's jobs."""
-        return list(Stage).index(self)
-
-
-def stages(*, split_export: bool, split_evaluation: bool) -> tuple[Stage, ...]:
-    """Return the jobs that a run is split into, in order."""
-    if not split_export and not split_evaluation:
-        return (Stage.WHOLE,)
-    first = (Stage.DATASET,) if split_export else ()
-    last = (Stage.FIT, Stage.PUBLISH) if split_evaluation else (Stage.WHOLE,)
-    return (*first, *last)
-
-
 @dataclass(frozen=True)
 class JobRequest:
     """What shall run: ``mlip-job run --generation N`` with a configuration.
@@ -89,12 +38,6 @@ class JobRequest:
         Number of members to train with different seeds, or None.
     after
         Job of the same scheduler that has to succeed first: an id, or None.
-    stages
-        The jobs that the submission consists of, in order.
-    stage
-        Which of them this is.
-    follows
-        Id of the submission's job before this one, which has to succeed first; None for the first.
     again
         Whether the same was submitted before and goes on: it does not start over once more.
     """
@@ -105,25 +48,17 @@ class JobRequest:
     run_options: tuple[str, ...] = ()
     ensemble: int | None = None
     after: str | None = None
-    stages: tuple[Stage, ...] = (Stage.WHOLE,)
-    stage: Stage = Stage.WHOLE
-    follows: str | None = None
     again: bool = False
 
     @property
-    def is_first(self) -> bool:
-        """Whether this is the first job of the submission."""
-        return self.stage is self.stages[0]
-
-    @property
     def needs_gpu(self) -> bool:
-        """Whether the job has a use for a GPU."""
-        return self.stage.needs_gpu(self.config)
+        """Whether the job has a use for a GPU: a linear fit has none."""
+        return not self.config.training.is_linear
 
     @property
     def starts_over(self) -> bool:
-        """Whether the job removes what earlier runs left; that is for the first one to do."""
-        return FRESH in self.run_options and self.is_first and not self.again
+        """Whether the job removes what earlier runs left."""
+        return FRESH in self.run_options and not self.again
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -132,12 +67,7 @@ class JobRequest:
         A job that is started again has them too: ``--fresh`` spares what it did before.
         """
         given = (option for option in self.run_options if option != FRESH)
-        return (*given, *self.stage.options, *((FRESH,) if self.starts_over else ()))
-
-    @property
-    def members(self) -> int | None:
-        """Number of members that this job is for; they have one dataset, made by one job."""
-        return None if self.stage is Stage.DATASET else self.ensemble
+        return (*given, *((FRESH,) if self.starts_over else ()))
 
 
 @dataclass(frozen=True)
@@ -152,14 +82,11 @@ class Plan:
         Of the job.
     text
         The script or the manifests, exactly as they are submitted.
-    note
-        What whoever submits it and does not wait has to know; None where there is nothing.
     """
 
     request: JobRequest
     name: str
     text: str
-    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -174,8 +101,6 @@ class JobHandle:
         What the scheduler calls it: a job id; namespace and name.
     name
         Its name.
-    stage
-        What it does of a run.
     found
         Whether `Scheduler.submit` found it, and made none.
     release
@@ -185,7 +110,6 @@ class JobHandle:
     scheduler: str
     id: str
     name: str
-    stage: Stage = Stage.WHOLE
     found: bool = field(default=False, compare=False)
     release: str | None = field(default=None, compare=False)
 
@@ -234,8 +158,7 @@ class JobStatus:
         Of ``mlip-job run``, where it is known.
     resubmit
         Whether it ended by no fault of its own, and the scheduler does not start it again: the
-        same submission goes on from its checkpoint. Of a job that waits: whether it waits for just
-        that.
+        same submission resumes from its checkpoint.
     """
 
     state: JobState
@@ -267,8 +190,7 @@ class Scheduler(Protocol):
     def submit(self, plan: Plan) -> JobHandle:
         """Make the submission and return its job.
 
-        The same plan again, while its job waits or runs, returns that job. Of a submission of
-        several jobs, one that has succeeded is not run again: it is returned too.
+        The same plan again, while its job waits or runs, returns that job.
 
         Raises
         ------
@@ -277,35 +199,28 @@ class Scheduler(Protocol):
         """
 
     def find(self, family: str, generation: int) -> JobHandle | None:
-        """Return the job that matters now of a generation's newest submission, or None.
-
-        That is the one that runs; else the first that waits, failed or was cancelled; else the
-        last. What waits for a job that failed never matters.
-        """
+        """Return the job of a generation's newest submission, or None."""
 
     def active(self, family: str, generation: int) -> Sequence[JobHandle]:
         """Return all jobs of a generation that wait or run, whoever submitted them.
 
-        Several where a submission has several, or where two submissions were made at once.
+        Several where two submissions were made at once.
         """
 
     def generations(self, family: str) -> set[int]:
         """Return the generations of a family that the scheduler knows jobs of."""
 
     def status(self, handle: JobHandle) -> JobStatus:
-        """Return what a job is doing; UNKNOWN or GONE once the scheduler has forgotten it.
-
-        Where it does a part of a run, the reason tells which.
-        """
+        """Return what a job is doing; UNKNOWN or GONE once the scheduler has forgotten it."""
 
     def logs(self, handle: JobHandle, *, follow: bool) -> Iterator[str]:
-        """Yield the lines that a job printed, and the others of its submission, in their order.
+        """Yield the lines that a job printed; they may be gone soon after the job.
 
-        With `follow`, until all have ended. They may be gone soon after the job.
+        With `follow`, until it has ended.
         """
 
     def cancel(self, handle: JobHandle) -> None:
-        """Have a job stop, and the others of its submission, leaving time for a checkpoint.
+        """Have a job stop, leaving time for a checkpoint.
 
         It does not wait for their end, which `status` tells. Ended jobs are no error.
         """

@@ -5,26 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from mlip_job.errors import ConflictError
 from mlip_job.naming import FAMILY_PATTERN, generation_name, parse_generation_name
-from mlip_job.schedulers.base import Stage
 
 if TYPE_CHECKING:
     from mlip_job.config import JobConfig
     from mlip_job.schedulers.base import JobHandle, JobRequest, Plan
 
-_PARTS = "|".join(stage for stage in Stage if stage is not Stage.WHOLE)
-_NAME = re.compile(
-    rf"mlip-({FAMILY_PATTERN})-(gen_\d+)-([0-9a-f]{{8}})-([0-9a-f]{{8}})(?:-({_PARTS}))?"
-)
+_NAME = re.compile(rf"mlip-({FAMILY_PATTERN})-(gen_\d+)-([0-9a-f]{{8}})-([0-9a-f]{{8}})")
 
 
 @dataclass(frozen=True)
 class JobName:
-    """The name of a job, ``mlip-cu-ni-gen_04-1a2b3c4d-5e6f7a8b`` or ``…-5e6f7a8b-dataset``.
+    """The name of a job, ``mlip-cu-ni-gen_04-1a2b3c4d-5e6f7a8b``.
 
     Attributes
     ----------
@@ -32,21 +28,17 @@ class JobName:
         What it trains.
     store, submission
         Hashes that tell families of one name in several stores apart, and submissions.
-    stage
-        Which of the submission's jobs it is.
     """
 
     family: str
     generation: int
     store: str
     submission: str
-    stage: Stage = Stage.WHOLE
 
     def __str__(self) -> str:
         """Return it as the scheduler knows it."""
         name = generation_name(self.generation)
-        part = "" if self.stage is Stage.WHOLE else f"-{self.stage}"
-        return f"mlip-{self.family}-{name}-{self.store}-{self.submission}{part}"
+        return f"mlip-{self.family}-{name}-{self.store}-{self.submission}"
 
     @classmethod
     def of(cls, request: JobRequest) -> Self:
@@ -58,12 +50,11 @@ class JobName:
             "run_options": request.run_options,
             "ensemble": request.ensemble,
             "after": request.after,
-            "stages": request.stages,
         }
         submission = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         config = request.config
         store = _hash_of_store(config)
-        return cls(config.family, request.generation, store, submission[:8], request.stage)
+        return cls(config.family, request.generation, store, submission[:8])
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
@@ -72,20 +63,12 @@ class JobName:
         generation = parse_generation_name(match.group(2)) if match is not None else None
         if match is None or generation is None:
             return None
-        stage = Stage(match.group(5) or Stage.WHOLE)
-        return cls(match.group(1), generation, match.group(3), match.group(4), stage)
+        return cls(match.group(1), generation, match.group(3), match.group(4))
 
     def is_of(self, config: JobConfig, family: str, generation: int) -> bool:
         """Tell whether the job trains a generation for the configured store."""
         store = _hash_of_store(config)
         return (self.family, self.generation, self.store) == (family, generation, store)
-
-
-def of_one_submission(one: str, other: str) -> bool:
-    """Tell whether jobs of these names were submitted together, or by the same command."""
-    names = [JobName.parse(text) for text in (one, other)]
-    first, second = (name and replace(name, stage=Stage.WHOLE) for name in names)
-    return first is not None and first == second
 
 
 def require_same(live: JobHandle, plan: Plan) -> None:
@@ -96,7 +79,7 @@ def require_same(live: JobHandle, plan: Plan) -> None:
     ConflictError
         If it is of another one.
     """
-    if of_one_submission(live.name, plan.name):
+    if live.name == plan.name:
         return
     generation = plan.request.generation
     raise ConflictError(

@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 SCHEDULERS = ("kubernetes", "slurm", "local")
 
 
-def open_scheduler(
-    config: JobConfig, name: str | None = None, *, template: str | None = None
-) -> Scheduler:
+def open_scheduler(config: JobConfig, name: str | None = None) -> Scheduler:
     """Return a scheduler for a family.
 
     Parameters
@@ -24,24 +22,20 @@ def open_scheduler(
         Of the family; ``submit`` has the scheduler's settings.
     name
         Which one, if not ``submit.scheduler``.
-    template
-        ``cronjob/NAME`` of a Kubernetes cluster to make Jobs of.
 
     Raises
     ------
     ConfigError
-        If there is none of this name, or it has no templates.
+        If there is none of this name.
     """
     name = name or config.submit.scheduler
-    if template is not None and name != "kubernetes":
-        raise ConfigError(f"--from is for Kubernetes, and the scheduler is {name}")
     # Imported only when it is asked for: a client library takes its time.
     if name == "kubernetes":
         from mlip_job.schedulers.kubernetes.scheduler import (  # noqa: PLC0415
             KubernetesScheduler,
         )
 
-        return KubernetesScheduler(config.submit.kubernetes, template=template)
+        return KubernetesScheduler(config.submit.kubernetes)
     if name == "slurm":
         from mlip_job.schedulers.slurm import SlurmScheduler  # noqa: PLC0415
 

@@ -3,7 +3,6 @@
 ::
 
     <work>/gen_04/submit.sbatch          the script, as it was submitted
-    <work>/gen_04/submit-dataset.sbatch  that of a job that does a part of the run
     <work>/gen_04/mlip-job.yaml          the resolved configuration that the run reads
     <work>/gen_04/submission.json        which jobs it became
     <work>/gen_04/slurm-4711.log         what the job printed
@@ -26,8 +25,6 @@ from mlip_job.disk import make_private_directory, private
 from mlip_job.environment import ProcessIdentity
 from mlip_job.errors import ConfigError, UnavailableError
 from mlip_job.naming import generation_name, parse_generation_name
-from mlip_job.schedulers.base import Stage
-from mlip_job.schedulers.job_names import JobName, of_one_submission
 from mlip_job.store.keys import StoredName, is_relative, shown
 
 if TYPE_CHECKING:
@@ -66,7 +63,7 @@ class Submission(BaseModel):
     scheduler
         Where.
     jobs
-        What it became, in the order in which the jobs run.
+        What it became: one job; of an earlier version, possibly several.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -118,10 +115,9 @@ class SubmitFiles:
         """The resolved configuration."""
         return self.directory / "mlip-job.yaml"
 
-    def script(self, suffix: str, stage: Stage = Stage.WHOLE) -> Path:
+    def script(self, suffix: str) -> Path:
         """Return the script, whose suffix tells the scheduler's kind."""
-        part = "" if stage is Stage.WHOLE else f"-{stage}"
-        return self.directory / f"submit{part}.{suffix}"
+        return self.directory / f"submit.{suffix}"
 
     def log(self, scheduler: str, job_id: str) -> Path:
         """Return what a job printed."""
@@ -148,11 +144,8 @@ class SubmitFiles:
             ) from None
 
     def record(self, scheduler: str, job: SubmittedJob) -> None:
-        """Remember a job, and those before it of the same submission."""
-        known = self.submission()
-        before = known.jobs if known is not None and known.scheduler == scheduler else ()
-        kept = tuple(other for other in before if _precedes(other.name, job.name))
-        submission = Submission(scheduler=scheduler, jobs=(*kept, job))
+        """Remember a job as the newest submission."""
+        submission = Submission(scheduler=scheduler, jobs=(job,))
         write_whole(self._submission, submission.model_dump_json(indent=2) + "\n")
 
     def submission(self) -> Submission | None:
@@ -192,16 +185,6 @@ def recorded_generations(config: JobConfig, scheduler: str) -> set[int]:
         and (record := files.submission()) is not None
         and record.scheduler == scheduler
     }
-
-
-def _precedes(one: str, other: str) -> bool:
-    first, second = JobName.parse(one), JobName.parse(other)
-    return (
-        first is not None
-        and second is not None
-        and of_one_submission(one, other)
-        and first.stage.position < second.stage.position
-    )
 
 
 def write_whole(path: Path, text: str) -> None:

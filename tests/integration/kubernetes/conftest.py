@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from mlip_job.config.load import validate_config
-from mlip_job.schedulers.base import JobRequest, JobState, Stage
+from mlip_job.schedulers.base import JobRequest, JobState
 from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
 from tests.servers.kubernetes import SUBMITTER
 from tests.servers.node import wait_for
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from mlip_job.schedulers.base import JobHandle
     from tests.servers.kubernetes import ControlPlane
     from tests.servers.node import Node
-
-ON_THE_NODE = {"tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}]}
-"""The only node there is has a GPU, and keeps off what does not ask for one."""
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "kubernetes.md"
 
@@ -84,15 +81,9 @@ def request_for(configure: Callable[..., JobConfig]) -> Callable[..., JobRequest
     def make(
         generation: int = 4,
         ensemble: int | None = None,
-        stage: Stage = Stage.WHOLE,
-        split: tuple[Stage, ...] = (),
         **settings: Any,
     ) -> JobRequest:
-        config = configure(**settings)
-        among = split or (stage,)
-        return JobRequest(
-            config, generation, Path("/"), ensemble=ensemble, stages=among, stage=stage
-        )
+        return JobRequest(configure(**settings), generation, Path("/"), ensemble=ensemble)
 
     return make
 

@@ -7,28 +7,24 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import yaml
 
 from mlip_job.config.load import validate_config
 from mlip_job.registry import Registry
-from mlip_job.schedulers.base import JobRequest, JobState, stages
+from mlip_job.schedulers.base import JobRequest, JobState
 from mlip_job.store.open import open_store
-from tests.integration.kubernetes.conftest import cancel, documented_rules
+from tests.integration.kubernetes.conftest import cancel
 from tests.servers.node import wait_for
 from tests.servers.pods import PodRunner
 from tests.support import rattled, write_database
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from kubernetes import client
 
     from mlip_job.config import StorageConfig
     from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
-    from tests.cli import Ended
     from tests.servers.databases import DatabaseServer
-    from tests.servers.kubernetes import ControlPlane
     from tests.servers.node import Node
 
 pytestmark = pytest.mark.pacemaker
@@ -125,67 +121,6 @@ def test_an_indexed_job_trains_an_ensemble(
     assert [(m.number, m.seed) for m in manifest.ensemble.members] == [(1, 42), (2, 43)]
     assert manifest.environment.scheduler is not None
     assert manifest.environment.scheduler.id == f"{handle.id}/{manifest.ensemble.best - 1}"
-
-
-def test_pods_start_each_other(
-    scheduler: KubernetesScheduler,
-    values: dict[str, Any],
-    node: Node,
-    control_plane: ControlPlane,
-    namespace: str,
-    tmp_path: Path,
-) -> None:
-    """An ensemble in three Jobs, with nobody around: one dataset, two fits, then publishing.
-
-    The fit that ends first leaves the publishing to the other one.
-    """
-    account = "mlip-job-resumer"
-    node.core.create_namespaced_service_account(namespace, {"metadata": {"name": account}})
-    control_plane.allow_account(namespace, documented_rules(account), account)
-    values["submit"]["kubernetes"]["resume_service_account"] = account
-    split = stages(split_export=True, split_evaluation=True)
-    first = replace(_request(values, tmp_path), ensemble=2, stages=split)
-    with PodRunner(node, namespace, tmp_path) as runner:
-        plans = [scheduler.plan(replace(first, stage=stage)) for stage in split]
-        dataset, _, publish = map(scheduler.submit, plans)
-        lines = list(scheduler.logs(dataset, follow=True))
-        status = scheduler.status(publish)
-    assert (status.state, status.reason) == (JobState.SUCCEEDED, "all 2 members are done"), lines
-    assert runner.exit_codes == [0] * 5
-    said = [line for line in lines if "may start" in line or "is left to" in line]
-    assert any(f"Job {publish.name} may start" in line for line in said), lines
-    registry = Registry(open_store(first.config.storage), "cu")
-    manifest = registry.get(1)
-    assert registry.verify(manifest) == []
-    assert manifest.ensemble is not None
-    assert [m.number for m in manifest.ensemble.members] == [1, 2]
-    assert manifest.environment.scheduler is not None
-    assert manifest.environment.scheduler.id.startswith(publish.id)
-
-
-@pytest.mark.usefixtures("scheduler")  # a kubeconfig of who submits
-def test_who_waits_starts_what_follows(
-    cli: Callable[..., Ended],
-    values: dict[str, Any],
-    node: Node,
-    namespace: str,
-    tmp_path: Path,
-) -> None:
-    """With ``submit --wait``, and with a pod that was not allowed to."""
-    node.core.create_namespaced_service_account(namespace, {"metadata": {"name": "poor"}})
-    values["submit"]["kubernetes"]["resume_service_account"] = "poor"
-    values["submit"]["poll_interval"] = 0.5
-    (tmp_path / "mlip-job.yaml").write_text(yaml.safe_dump(values))
-    with PodRunner(node, namespace, tmp_path) as runner:
-        options = ("-c", tmp_path / "mlip-job.yaml", "-g", 1)
-        ended = cli("submit", *options, "--split-export", "--wait")
-        log = cli("logs", *options).out
-    assert ended.code == 0, ended.err
-    assert runner.exit_codes[0] == 0  # the dataset's; the other pod may still be at its last line
-    assert "not allowed to get jobs.batch" in log
-    assert "the same mlip-job submit -g 1 as before starts it" in log
-    assert "nobody has started this one" in ended.err
-    assert Registry(open_store(validate_config(values, source="test").storage), "cu").find(1)
 
 
 def test_a_cancelled_generation_goes_on_where_it_was(

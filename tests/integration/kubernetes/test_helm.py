@@ -11,9 +11,8 @@ import pytest
 import yaml
 
 from mlip_job.schedulers.base import JobState
-from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
 from tests.servers.helm import CHART, VALUES
-from tests.servers.kubernetes import ADMIN, SUBMITTER
+from tests.servers.kubernetes import ADMIN
 from tests.servers.node import wait_for
 from tests.unit.kubernetes.chart_values import same_job, values_for
 
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from mlip_job.config import JobConfig
     from mlip_job.schedulers.base import JobRequest
+    from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
     from tests.cli import Ended
     from tests.servers.helm import Helm
     from tests.servers.kubernetes import ControlPlane
@@ -198,96 +197,6 @@ def test_helm_test_ends_as_the_check_does(
     assert ("Succeeded" in done.stdout) is (exit_code == 0)
 
 
-def test_a_template_serves_those_who_submit(
-    helm_in: Callable[..., Any],
-    control_plane: ControlPlane,
-    configure: Callable[..., JobConfig],
-    request_for: Callable[..., JobRequest],
-    node: Node,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """With the role that it brings; what was submitted outlives its changes and its end."""
-    where = control_plane.new_namespace()
-    request = request_for(namespace=where)
-    values = values_for(request) | {"generation": None, "template": {"enabled": True}}
-    user = {"kind": "User", "name": SUBMITTER, "apiGroup": "rbac.authorization.k8s.io"}
-    values["submitter"] = {"subjects": [user]}
-    said = helm_in(where, "install", "cu-ni", CHART, values=values).stdout
-    assert "--from cronjob/mlip-cu-ni" in said
-    assert node.batch.list_namespaced_job(where).items == []
-
-    kubernetes = request.config.submit.kubernetes
-    scheduler = KubernetesScheduler(kubernetes, template="cronjob/mlip-cu-ni", poll_seconds=0.1)
-    plan = scheduler.plan(request)
-    handle = scheduler.submit(plan)
-    assert scheduler.submit(plan) == handle
-    pod = node.pod(where, handle.name)
-    assert pod.spec.containers[0].args[3:5] == ["--generation", "4"]
-    config_map = pod.spec.volumes[0].config_map.name
-    node.start(pod)
-    assert scheduler.status(handle).state is JobState.RUNNING
-
-    values["config"]["training"] = {"cutoff": 6.5}
-    helm_in(where, "upgrade", "cu-ni", CHART, values=values)
-    other = scheduler.plan(request)
-    assert other.name != plan.name
-    helm_in(where, "uninstall", "cu-ni")
-    kept = node.core.list_namespaced_config_map(
-        where, label_selector="app.kubernetes.io/component=configuration"
-    ).items
-    assert config_map in {one.metadata.name for one in kept}
-    assert len(kept) == 2
-    job = node.batch.read_namespaced_job(handle.name, where)
-    assert job.metadata.deletion_timestamp is None
-    assert job.metadata.owner_references is None
-
-
-@pytest.mark.parametrize(
-    ("verb", "group", "resource", "allowed"),
-    [
-        ("create", "batch", "jobs", True),
-        ("get", "batch", "cronjobs", True),
-        ("update", "batch", "cronjobs", False),
-        ("get", "", "secrets", False),
-        ("create", "", "pods", False),
-        ("patch", "batch", "jobs", True),
-    ],
-)
-def test_the_submitters_account_may_do_no_more(
-    helm_in: Callable[..., Any],
-    control_plane: ControlPlane,
-    accounts: str,
-    verb: str,
-    group: str,
-    resource: str,
-    allowed: bool,
-) -> None:
-    """The pods of a split run may get and patch Jobs, other training pods nothing at all."""
-    from kubernetes import client
-
-    api = client.AuthorizationV1Api(control_plane.client())
-    attributes = {"namespace": accounts, "verb": verb, "group": group, "resource": resource}
-    resumes = (verb, resource) == ("patch", "jobs")
-    may_do = {"mlip-cu-ni-submitter": allowed, "mlip-cu-ni-resumer": resumes, "mlip-cu-ni": False}
-    for name, may in may_do.items():
-        user = f"system:serviceaccount:{accounts}:{name}"
-        review = api.create_subject_access_review(
-            {"spec": {"user": user, "resourceAttributes": attributes}}
-        )
-        assert bool(review.status.allowed) is may
-
-
-@pytest.fixture(scope="module")
-def accounts(helm: Helm, control_plane: ControlPlane) -> str:
-    """Install the template of ci/; return its namespace."""
-    namespace = control_plane.new_namespace()
-    kubeconfig = str(control_plane.kubeconfig(ADMIN, namespace=namespace))
-    options = ("--values", CHART / "ci/template-values.yaml", "--set=externalSecret.enabled=false")
-    done = helm.run("install", "cu-ni", CHART, *options, KUBECONFIG=kubeconfig)
-    assert done.returncode == 0, done.stderr
-    return namespace
-
-
 @pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
 def test_all_that_is_installed_is_accepted(
     helm_in: Callable[..., Any], control_plane: ControlPlane, node: Node, values: Path
@@ -295,14 +204,12 @@ def test_all_that_is_installed_is_accepted(
     """Every object by the API server, every pod by the restricted level, with no warning."""
     _install_classes(node)
     namespace = control_plane.new_namespace()
-    # Its kind is the operator's, which is not here.
-    options = ("--values", values, "--set", "externalSecret.enabled=false")
-    done = helm_in(namespace, "install", "release", CHART, *options)
+    done = helm_in(namespace, "install", "release", CHART, "--values", values)
     assert "warning" not in done.stderr.lower()
     manifests = yaml.safe_load_all(helm_in(namespace, "get", "manifest", "release").stdout)
     hooks = yaml.safe_load_all(helm_in(namespace, "get", "hooks", "release").stdout)
     templates = {one["kind"]: one for one in (*manifests, *hooks)}
-    job = templates.get("Job") or templates["CronJob"]["spec"]["jobTemplate"]
+    job = templates["Job"]
     for pod in (job["spec"]["template"], templates["Pod"]):
         metadata = {"name": "probe", "labels": pod["metadata"]["labels"]}
         made = node.core.create_namespaced_pod(

@@ -284,31 +284,6 @@ def test_wrong_credentials_are_said(
         scheduler.submit(scheduler.plan(request))
 
 
-def test_a_template_becomes_the_job_of_a_generation(
-    scheduler: KubernetesScheduler,
-    configure: Callable[..., JobConfig],
-    request_for: Callable[..., JobRequest],
-    node: Node,
-    namespace: str,
-) -> None:
-    """It is submitted, found and conflicts like any other, and outlives the template."""
-    tolerations = [{"key": "nvidia.com/gpu", "operator": "Exists"}]  # the node's taint
-    job = from_yaml(scheduler.plan(request_for(1, tolerations=tolerations)).text)["Job"]
-    template = {"metadata": {"labels": job["metadata"]["labels"]}, "spec": job["spec"]}
-    spec = {"schedule": "0 0 1 1 *", "suspend": True, "jobTemplate": template}
-    node.batch.create_namespaced_cron_job(namespace, {"metadata": {"name": "cu-ni"}, "spec": spec})
-    cloner = KubernetesScheduler(
-        configure().submit.kubernetes, template="cronjob/cu-ni", poll_seconds=0.1
-    )
-    handle = cloner.submit(cloner.plan(request_for(7)))
-    assert handle == cloner.submit(cloner.plan(request_for(7))) == scheduler.find("cu-ni", 7)
-    assert node.pod(namespace, handle.name).spec.containers[0].args[4] == "7"
-    with pytest.raises(ConflictError):
-        scheduler.submit(scheduler.plan(request_for(7)))
-    node.batch.delete_namespaced_cron_job("cu-ni", namespace)
-    assert node.batch.read_namespaced_job(handle.name, namespace).metadata.owner_references is None
-
-
 def test_two_submissions_at_once_make_one_job(
     scheduler: KubernetesScheduler,
     request_for: Callable[..., JobRequest],

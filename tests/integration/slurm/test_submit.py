@@ -304,7 +304,7 @@ def test_json_is_one_document(family: Family, stand_in: StandIn) -> None:
         return job
 
     job = submit()
-    assert set(job) == {"generation", "stage", "scheduler", "id", "name"}
+    assert set(job) == {"generation", "scheduler", "id", "name"}
     family.wait_for_log("a line")
     listed = json.loads(family.run("status", "--json").out)
     assert [g["job"]["id"] for g in listed["generations"]] == [job["id"]]
@@ -321,7 +321,7 @@ def test_json_is_one_document(family: Family, stand_in: StandIn) -> None:
         "job": job["id"],
         "cancelled": True,
         "state": "cancelled",
-        "jobs": [{key: job[key] for key in ("stage", "scheduler", "id", "name")} | state],
+        "jobs": [{key: job[key] for key in ("scheduler", "id", "name")} | state],
     }
 
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 # What tells who made it, and from what: all that may differ.
 MAKERS = ("app.kubernetes.io/instance", "app.kubernetes.io/managed-by", "helm.sh/chart")
 
-ELSEWHERE = {"context", "namespace", "without_gpu", "resume_service_account"}
-"""What helm is told by its own options, or is only for runs that `mlip-job submit` splits."""
+ELSEWHERE = {"context", "namespace", "without_gpu"}
+"""What helm is told by its own options, or is only for linear fits that `mlip-job submit` makes."""
 
 
 def values_for(request: JobRequest) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mlip_job.config.load import validate_config
-from mlip_job.schedulers.base import JobRequest, Stage
+from mlip_job.schedulers.base import JobRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +63,6 @@ EVERYTHING: dict[str, Any] = {
         "priority_class": "low",
         "queue": "plain",
     },
-    "resume_service_account": "trainer",
 }
 """A value for every setting but `context`, which is no part of a manifest."""
 
@@ -82,8 +81,6 @@ def request_for() -> Callable[..., JobRequest]:
         ensemble: int | None = None,
         run_options: tuple[str, ...] = (),
         after: str | None = None,
-        stage: Stage = Stage.WHOLE,
-        split: tuple[Stage, ...] = (),
         **settings: Any,
     ) -> JobRequest:
         kubernetes = {"image": "registry.example/mlip-job:1", **settings}
@@ -95,8 +92,6 @@ def request_for() -> Callable[..., JobRequest]:
             "submit": {"scheduler": "kubernetes", "kubernetes": kubernetes},
         }
         config = validate_config(values | (sections or {}), source="test")
-        return JobRequest(
-            config, generation, Path("/"), run_options, ensemble, after, split or (stage,), stage
-        )
+        return JobRequest(config, generation, Path("/"), run_options, ensemble, after)
 
     return make

@@ -22,7 +22,6 @@ from mlip_job.config.load import load_config, validate_config
 from mlip_job.errors import ConfigError
 from mlip_job.schedulers.base import JobRequest
 from mlip_job.schedulers.kubernetes.manifests import from_yaml, plan_job
-from mlip_job.schedulers.kubernetes.template import job_from_template
 from tests.servers.helm import CHART, VALUES, one_of_kind
 from tests.unit.kubernetes.chart_values import plain_values, same_job, values_for
 from tests.unit.kubernetes.conftest import EVERYTHING
@@ -135,40 +134,13 @@ def test_hostile_texts_are_the_same(
     assert config["dataset"]["group_by"] == " ".join(plain)
 
 
-@pytest.mark.parametrize("arguments", [{}, EVERYTHING])
-def test_a_template_becomes_the_job_that_is_submitted(
-    helm: Helm, request_for: Callable[..., JobRequest], arguments: dict[str, Any]
-) -> None:
-    """Except for its generation's label on the instance, `submit --from` makes the same."""
-    request = request_for(**{"namespace": "alloys"} | arguments)
-    values = values_for(request) | {"generation": None, "template": {"enabled": True}}
-    cron_job = one_of_kind(helm.template(values), "CronJob")
-    job = job_from_template(cron_job, request)
-    assert job["metadata"]["annotations"].pop("cronjob.kubernetes.io/instantiate") == "manual"
-    assert same_job(job) == same_job(from_yaml(plan_job(request).text)["Job"])
-
-
-def test_a_template_never_starts_by_itself(helm: Helm) -> None:
-    """And where somebody does start it, its generation is refused."""
-    cron_job = one_of_kind(helm.template(CHART / "ci/template-values.yaml"), "CronJob")
-    assert cron_job["spec"]["suspend"] is True
-    pod = cron_job["spec"]["jobTemplate"]["spec"]["template"]
-    arguments = pod["spec"]["containers"][0]["args"]
-    assert arguments[arguments.index("--generation") + 1] == "0"
-    assert "mlip-job/generation" not in pod["metadata"]["labels"]
-
-
 def test_a_changed_configuration_is_another_config_map(helm: Helm) -> None:
-    """So that a template's Jobs that run keep theirs, which stays, and new ones are others."""
-    path = CHART / "ci/template-values.yaml"
-    values = yaml.safe_load(path.read_text())
+    """A pod that runs may read its own again."""
+    values = copy.deepcopy(LEAST)
     first = one_of_kind(helm.template(values), "ConfigMap")["metadata"]
     values["config"]["training"] = {"cutoff": 6.5}
     second = one_of_kind(helm.template(values), "ConfigMap")["metadata"]
     assert first["name"] != second["name"]
-    assert first["annotations"]["helm.sh/resource-policy"] == "keep"
-    generation = one_of_kind(helm.template(LEAST), "ConfigMap")["metadata"]
-    assert "annotations" not in generation
 
 
 # -- every combination that ci/ has ----------------------------------------------------------------
@@ -181,8 +153,7 @@ def test_what_is_installed_fits_the_schemas(helm: Helm, values: Path, minor: str
     documents = helm.template(values, minor=minor)
     family = yaml.safe_load(values.read_text())["config"]["family"]
     for document in documents:
-        if document["kind"] != "ExternalSecret":  # its operator's
-            assert kubernetes_validate.validate(document, minor, strict=True) == minor
+        assert kubernetes_validate.validate(document, minor, strict=True) == minor
         labels = document["metadata"]["labels"]
         assert labels["helm.sh/chart"] == f"mlip-job-{__version__}"
         assert labels["app.kubernetes.io/managed-by"] == "Helm"
@@ -208,50 +179,10 @@ def test_the_matrix_leaves_nothing_out(helm: Helm) -> None:
     documented = yaml.safe_load((CHART / "values.yaml").read_text())
     used = [yaml.safe_load(path.read_text()) for path in VALUES]
     assert set().union(*used) == set(documented)
-    for name in ("image", "externalSecret", "serviceAccount", "persistence", "submitter", "split"):
-        parts = set().union(*(one.get(name, {}) for one in used))
-        assert parts | {"refreshInterval", "mountPath"} >= set(documented[name])
+    for name in ("image", "serviceAccount"):
+        assert set().union(*(one.get(name, {}) for one in used)) == set(documented[name])
     kinds = {one["kind"] for path in VALUES for one in helm.template(path)}
-    assert kinds == {
-        *("ConfigMap", "CronJob", "ExternalSecret", "Job", "NetworkPolicy"),
-        *("PersistentVolumeClaim", "Pod", "Role", "RoleBinding", "ServiceAccount"),
-    }
-
-
-def test_an_external_secret_is_what_the_pods_read(helm: Helm) -> None:
-    """Its operator makes the Secret that they name."""
-    documents = helm.template(CHART / "ci/template-values.yaml")
-    secret = one_of_kind(documents, "ExternalSecret")
-    assert secret["spec"] == {
-        "refreshInterval": "1h",
-        "secretStoreRef": {"kind": "ClusterSecretStore", "name": "vault"},
-        "target": {"name": "mlip-cu-ni", "creationPolicy": "Owner"},
-        "data": [
-            {
-                "secretKey": "MLIP_JOB_DATABASE_PASSWORD",
-                "remoteRef": {"key": "mlip/postgres", "property": "password"},
-            }
-        ],
-        "dataFrom": [{"extract": {"key": "mlip/s3"}}],
-    }
-    pod = one_of_kind(documents, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
-    assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "mlip-cu-ni"}}]
-    assert pod["serviceAccountName"] == "mlip-cu-ni"
-
-
-def test_the_network_policy_is_of_its_pods(helm: Helm) -> None:
-    """It selects those of the Job and of helm test; names are resolved whatever else is allowed."""
-    documents = helm.template(CHART / "ci/everything-values.yaml")
-    policy = one_of_kind(documents, "NetworkPolicy")["spec"]
-    selector = policy["podSelector"]["matchLabels"].items()
-    assert selector <= one_of_kind(documents, "Pod")["metadata"]["labels"].items()
-    job = one_of_kind(documents, "Job")
-    assert selector <= job["spec"]["template"]["metadata"]["labels"].items()
-    assert policy["ingress"] == []
-    assert [[port["port"] for port in rule["ports"]] for rule in policy["egress"]] == [
-        [53, 53],
-        [5432, 443],
-    ]
+    assert kinds == {"ConfigMap", "Job", "Pod", "ServiceAccount"}
 
 
 @pytest.mark.parametrize(
@@ -309,11 +240,9 @@ def test_helm_test_checks_what_the_run_needs(helm: Helm, name: str, arguments: l
         ({"claims": [{"claim": "a", "mountPath": "/a", "subPath": "../b"}]}, "subPath"),
         ({"ttlDays": 0}, "ttlDays"),
         ({"runAsUser": 0}, "runAsUser"),
-        ({"generation": None}, "generation is required, or template.enabled"),
+        ({"generation": None}, "generation is required"),
         ({"config": {"family": None}}, "family"),
         ({"image": {"repository": ""}}, "image.repository is required"),
-        ({"template": {"enabled": True}}, "exclude each other"),
-        ({"existingSecret": "a", "externalSecret": {"enabled": True}}, "exclude each other"),
         ({"config": {"database": {"url": "/home/me/a.db"}}}, "a file that pods don't see"),
         ({"config": {"storage": {"url": "store"}}}, "a directory that pods don't see"),
         (
@@ -448,30 +377,7 @@ def test_the_documented_values_make_the_job_of_the_documented_configuration(helm
     assert same_job(job) == same_job(submitted)
 
 
-def test_the_documented_variables_of_a_template_are_those_of_a_job(
-    request_for: Callable[..., JobRequest],
-) -> None:
-    """By which a pod knows its Job."""
-    (told,) = (one["env"] for one in documented() if isinstance(one.get("env"), list))
-    job = from_yaml(plan_job(request_for()).text)["Job"]
-    (container,) = job["spec"]["template"]["spec"]["containers"]
-    assert told == [one for one in container["env"] if "valueFrom" in one]
-
-
-def test_the_role_is_the_documented_one(helm: Helm) -> None:
-    """With which the submitter's tests run."""
-    documents = helm.template(CHART / "ci/template-values.yaml")
-    roles = {one["metadata"]["name"]: one for one in documented() if one.get("kind") == "Role"}
-    installed = {one["metadata"]["name"]: one for one in documents if one["kind"] == "Role"}
-    bindings = {one["metadata"]["name"]: one for one in documents if one["kind"] == "RoleBinding"}
-    for name, kinds in (("submitter", ["ServiceAccount", "User"]), ("resumer", ["ServiceAccount"])):
-        rules = installed[f"mlip-cu-ni-{name}"]["rules"]
-        assert rules == roles[f"mlip-job-{name}"]["rules"]
-        subjects = bindings[f"mlip-cu-ni-{name}"]["subjects"]
-        assert [subject["kind"] for subject in subjects] == kinds
-
-
 def test_a_generation_needs_one(request_for: Callable[..., JobRequest]) -> None:
-    """The number that a template holds is none."""
+    """It is numbered from 1."""
     with pytest.raises(ConfigError, match="generation 0 is not possible"):
         plan_job(request_for(0))

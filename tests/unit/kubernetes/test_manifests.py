@@ -252,14 +252,30 @@ def test_limits_are_those_that_are_set(request_for: Callable[..., JobRequest]) -
 def test_a_linear_fit_asks_for_no_gpu(request_for: Callable[..., JobRequest]) -> None:
     """Nor for a node that has one; but for what the Jobs without a GPU are to have."""
     linear = {"training": {"max_iter": 0}}
-    settings = {"gpus": 2, "runtime_class": "nvidia", "node_selector": {"gpu": "a100"}}
-    pod = pod_of(request_for(**settings, without_gpu={"cpu": 32}, sections=linear))
-    container = pod["containers"][0]
-    assert "nvidia.com/gpu" not in container["resources"]["limits"]
-    assert container["resources"]["requests"]["cpu"] == "32"
+    settings = {
+        "gpus": 2,
+        "runtime_class": "nvidia",
+        "node_selector": {"gpu": "a100"},
+        "affinity": {"nodeAffinity": {}},
+        "tolerations": [{"key": "spot", "operator": "Exists"}],
+        "priority_class": "batch",
+    }
+    plain = pod_of(request_for(**settings, sections=linear))
+    container = plain["containers"][0]
+    assert container["resources"]["limits"] == {"memory": "16Gi"}
     assert "--require-gpu" not in container["args"]
-    assert not {"tolerations", "runtimeClassName"} & pod.keys()
-    assert "gpu" not in pod.get("nodeSelector", {})
+    assert not {"affinity", "runtimeClassName"} & plain.keys()
+    assert plain["nodeSelector"] == {"kubernetes.io/arch": "amd64"}
+    assert plain["tolerations"] == settings["tolerations"]
+    assert plain["priorityClassName"] == "batch"
+    own = EVERYTHING["without_gpu"]
+    told = pod_of(request_for(**settings, without_gpu=own, sections=linear))
+    resources = told["containers"][0]["resources"]
+    assert (resources["requests"]["cpu"], resources["limits"]) == ("16", {"memory": "8Gi"})
+    assert told["tolerations"] == own["tolerations"]
+    assert told["priorityClassName"] == "low"
+    assert told["nodeSelector"] == {"kubernetes.io/arch": "amd64", **own["node_selector"]}
+    assert told["affinity"] == own["affinity"]
 
 
 def test_a_claim_is_one_volume_however_often_it_is_mounted(

@@ -8,17 +8,12 @@ import pytest
 
 from mlip_job.config import JobConfig
 from mlip_job.errors import ConfigError, UnavailableError
-from mlip_job.schedulers.base import JobHandle, JobState, JobStatus, Stage
+from mlip_job.schedulers.base import JobHandle, JobState
 from mlip_job.schedulers.records import Ended
 from mlip_job.schedulers.slurm import SlurmScheduler, commands
 from mlip_job.schedulers.slurm.commands import Task
 from mlip_job.schedulers.slurm.states import STATES, is_final, state_of, why
-from mlip_job.schedulers.slurm.status import (
-    combined,
-    status_by_record,
-    status_of,
-    which_matters,
-)
+from mlip_job.schedulers.slurm.status import combined, status_by_record, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -396,34 +391,6 @@ def test_members_together() -> None:
     assert (status.state, status.resubmit) == (JobState.FAILED, True)
     assert status.reason == "members: 1 failed, 1 succeeded; the node failed"
     assert combined([done, done]).state is JobState.SUCCEEDED
-
-
-@pytest.mark.parametrize(
-    ("states", "which"),
-    [
-        ("pending pending pending", "dataset"),
-        ("running pending pending", "dataset"),
-        ("succeeded pending pending", "fit"),
-        ("succeeded running pending", "fit"),
-        ("unknown running pending", "fit"),
-        ("unknown failed cancelled", "fit"),
-        ("failed cancelled cancelled", "dataset"),
-        ("failed pending pending", "dataset"),
-        ("cancelled cancelled cancelled", "dataset"),
-        ("succeeded failed cancelled", "fit"),
-        ("succeeded failed running", "publish"),
-        ("succeeded succeeded failed", "publish"),
-        ("succeeded succeeded succeeded", "publish"),
-        ("succeeded unknown unknown", "publish"),
-    ],
-)
-def test_which_job_of_a_submission_matters(states: str, which: str) -> None:
-    """What runs; else the first that has not succeeded, and never what it has taken with it."""
-    jobs = [
-        (JobHandle("slurm", str(number), NAME, stage), JobStatus(JobState(state), ""))
-        for number, (stage, state) in enumerate(zip(Stage, states.split(), strict=False))
-    ]
-    assert which_matters(jobs).stage == which
 
 
 def test_a_forgotten_job_by_its_own_record() -> None:

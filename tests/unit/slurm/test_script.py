@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +17,8 @@ from pydantic import ValidationError
 from mlip_job.config import JobConfig
 from mlip_job.config.slurm import OWNED_OPTIONS, SlurmConfig
 from mlip_job.errors import ConfigError
-from mlip_job.schedulers.base import JobRequest, Stage, stages
-from mlip_job.schedulers.job_names import JobName, of_one_submission
+from mlip_job.schedulers.base import JobRequest
+from mlip_job.schedulers.job_names import JobName
 from mlip_job.schedulers.slurm import SlurmScheduler
 from mlip_job.schedulers.slurm.image import image_record, record_image
 from mlip_job.schedulers.slurm.options import quote_directive
@@ -27,7 +26,6 @@ from mlip_job.schedulers.slurm.options import quote_directive
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ALL_STAGES = stages(split_export=True, split_evaluation=True)
 ON_GPUS = {
     "account": "alloys",
     "partition": "gpu",
@@ -66,24 +64,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"after": "4711;alps", "run_options": ("--fresh",)},
     ),
     "ensemble": ({"gres": "gpu:1"}, {"ensemble": 4}),
-    "dataset": (
+    "linear": (
         ON_GPUS | {"cpu": {"partition": "cpu", "time": "02:00:00", "cpus": 2}},
-        {
-            "stage": Stage.DATASET,
-            "stages": ALL_STAGES,
-            "run_options": ("--fresh",),
-            "ensemble": 4,
-            "after": "4711",
-        },
+        {"training": {"max_iter": 0}, "run_options": ("--fresh",), "ensemble": 4, "after": "4711"},
     ),
-    "fit": (
-        ON_GPUS,
-        {"stage": Stage.FIT, "stages": ALL_STAGES, "run_options": ("--fresh",), "after": "4711"},
-    ),
-    "publish": (
-        ON_GPUS,
-        {"stage": Stage.PUBLISH, "stages": ALL_STAGES, "ensemble": 4},
-    ),
+    "gpu": (ON_GPUS, {"after": "afterany:4711:4712+30,singleton"}),
 }
 HOSTILE = {
     "spaces": "two  words",
@@ -247,12 +232,11 @@ def test_no_setting_of_jobs_without_a_gpu_becomes_code(
     """Each stands in its directive, and nowhere else."""
     options = ("account", "partition", "qos", "constraint", "exclude", "reservation")
     cpu = dict.fromkeys(options, value) | {"extra": [f"--comment={value}"]}
-    stage = {"stage": Stage.DATASET, "stages": ALL_STAGES}
-    text = script(ON_GPUS | {"cpu": cpu}, str(tmp_path / "work"), **stage)
+    text = script(ON_GPUS | {"cpu": cpu}, str(tmp_path / "work"), {"max_iter": 0})
     for option in (*options, "comment"):
         assert f"#SBATCH {quote_directive(f'--{option}={value}')}\n" in text
     (tmp_path / "work" / "gen_04").mkdir(parents=True)
-    assert run_script(text)[-2:] == ["--until", "dataset"]
+    assert "run" in run_script(text)
 
 
 @pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE)
@@ -384,42 +368,24 @@ def test_a_gpu_that_was_asked_for_is_required() -> None:
     assert "--require-gpu" not in script({})
     assert "--require-gpu" not in script({"gres": "gpu:1", "require_gpu": False})
 
-    parts = {stage: script(ON_GPUS, stage=stage, stages=ALL_STAGES) for stage in ALL_STAGES}
-    assert ["--require-gpu" in text for text in parts.values()] == [False, True, False]
 
-
-def test_only_the_fit_asks_for_a_gpu() -> None:
-    """Neither in a directive nor in an option of the container, whatever else is inherited."""
-    gpu_only = ("gpu", "--nv", "--constraint", "--reservation")
-    inherited = ("--account=alloys", "--qos=long", "--mem=32G", "--exclude=node7", "--nice=5")
-    for stage in (Stage.DATASET, Stage.PUBLISH):
-        # The partition's name is what "gpu" stands for here.
-        text = script(ON_GPUS | {"partition": "main"}, stage=stage, stages=ALL_STAGES)
-        assert not [word for word in gpu_only if word in text]
-        assert all(f"#SBATCH {option}\n" in text for option in inherited)
-        assert "#SBATCH --gres=lscratch:100\n" in text
-    fit = script(ON_GPUS, stage=Stage.FIT, stages=ALL_STAGES)
-    assert all(word in fit for word in gpu_only)
-
-
-@pytest.mark.parametrize("stages", [(Stage.WHOLE,), ALL_STAGES])
-def test_a_linear_fit_asks_for_no_gpu(stages: tuple[Stage, ...]) -> None:
+def test_a_linear_fit_asks_for_no_gpu() -> None:
     """It runs where the jobs without a GPU run."""
     slurm = ON_GPUS | {"partition": "main", "cpu": {"partition": "small", "cpus": 64}}
-    linear = {"max_iter": 0}
-    for stage in stages:
-        text = script(slurm, training=linear, stage=stage, stages=stages)
-        assert "gpu" not in text
-        assert "--nv" not in text
-        assert "#SBATCH --partition=small\n" in text
-        assert "#SBATCH --cpus-per-task=64\n" in text
+    text = script(slurm, training={"max_iter": 0})
+    gpu_only = ("gpu", "--nv", "--constraint", "--reservation")
+    assert not [word for word in gpu_only if word in text]
+    assert all(word in script(slurm) for word in gpu_only)
+    own = ("--partition=small", "--cpus-per-task=64", "--gres=lscratch:100")
+    inherited = ("--account=alloys", "--mem=32G", "--exclude=node7", "--nice=5")
+    assert all(f"#SBATCH {option}\n" in text for option in (*own, *inherited))
 
 
 def test_settings_of_jobs_without_a_gpu() -> None:
     """What is given stands in place of the fit's; a QOS goes with its partition."""
     cpu = {"partition": "cpu", "time": "30", "mem": "4G", "cpus": 2, "constraint": "skylake"}
     cpu |= {"gres": "lscratch:5", "extra": ["--exclusive"]}
-    text = script(ON_GPUS | {"cpu": cpu}, stage=Stage.PUBLISH, stages=ALL_STAGES)
+    text = script(ON_GPUS | {"cpu": cpu}, training={"max_iter": 0})
     asked = {
         line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH ")
     }
@@ -434,24 +400,37 @@ def test_settings_of_jobs_without_a_gpu() -> None:
     )
 
 
-def test_one_submission_becomes_jobs_that_are_told_apart() -> None:
-    """By the end of their names; another submission differs in what is before."""
+def test_the_name_of_a_job_is_read_back() -> None:
+    """A job of another program, or of a version that split a run, is none."""
     config = JobConfig.model_validate({"family": "cu", "work_dir": "/w", "storage": {"url": "/s"}})
-    whole = JobRequest(config, 4, Path("/w"))
-    split = replace(whole, stages=ALL_STAGES)
-    names = [str(JobName.of(replace(split, stage=stage))) for stage in ALL_STAGES]
-    assert [name.rpartition("-")[2] for name in names] == ["dataset", "fit", "publish"]
-    assert len({name.rpartition("-")[0] for name in names}) == 1
-    assert all(of_one_submission(names[0], name) for name in names)
-    for name, stage in zip(names, ALL_STAGES, strict=True):
-        parsed = JobName.parse(name)
-        assert parsed is not None
-        assert (str(parsed), parsed.stage) == (name, stage)
-    follower = replace(split, stage=Stage.FIT, follows="12", again=True)
-    assert str(JobName.of(follower)) == names[1]
-    others = [JobName.of(whole), JobName.of(replace(split, ensemble=2, stage=Stage.FIT))]
-    assert not any(of_one_submission(names[1], str(other)) for other in others)
-    assert JobName.parse(f"{names[0]}-x") is None
+    name = JobName.of(JobRequest(config, 4, Path("/w")))
+    assert JobName.parse(str(name)) == name
+    assert JobName.parse(f"{name}-dataset") is None
+
+
+@pytest.mark.parametrize(
+    ("after", "option"),
+    [
+        ("4711", "afterok:4711"),
+        ("4711_3", "afterok:4711_3"),
+        ("4711;alps", "afterok:4711"),
+        ("afterany:4711", "afterany:4711"),
+        ("afterok:1:2,after:3+60", "afterok:1:2,after:3+60"),
+        ("aftercorr:1?singleton", "aftercorr:1?singleton"),
+    ],
+)
+def test_a_dependency_is_passed_on(after: str, option: str) -> None:
+    """A job's number alone has that job succeed first."""
+    text = script({}, after=after)
+    assert f"#SBATCH --dependency={option}\n" in text
+    assert "#SBATCH --kill-on-invalid-dep=yes\n" in text
+
+
+@pytest.mark.parametrize("after", ["", "job", "afterok:", "afterok:x", "1 2", "afterok:1 --wrap=a"])
+def test_what_is_no_dependency_is_refused(after: str) -> None:
+    """Before Slurm is asked."""
+    with pytest.raises(ConfigError, match="is no job of Slurm's"):
+        script({}, after=after)
 
 
 def test_a_job_that_is_submitted_again_goes_on() -> None:
@@ -459,9 +438,6 @@ def test_a_job_that_is_submitted_again_goes_on() -> None:
     over = {"run_options": ("--fresh",)}
     assert "--fresh" in script({}, **over)
     assert "--fresh" not in script({}, **over, again=True)
-    for stage in ALL_STAGES:
-        text = script({}, **over, stage=stage, stages=ALL_STAGES)
-        assert ("--fresh" in text) is (stage is Stage.DATASET)
 
 
 @pytest.mark.parametrize(

@@ -48,10 +48,6 @@ class Cluster:
         """Return a Job, None where there is none."""
         return self._read(f"read the Job {name}", self._path("jobs", name))
 
-    def cron_job(self, name: str) -> Manifest | None:
-        """Return a CronJob, None where there is none."""
-        return self._read(f"read the CronJob {name}", self._path("cronjobs", name))
-
     def jobs(self, labels: Mapping[str, str]) -> list[Manifest]:
         """Return the Jobs with these labels, the oldest first."""
         return self._list("list Jobs", self._path("jobs"), labelSelector=_selector(labels))
@@ -65,16 +61,6 @@ class Cluster:
         """Return what happened to an object lately."""
         selector = f"involvedObject.uid={uid}"
         return self._list("list events", self._path("events"), fieldSelector=selector)
-
-    def patch_job(self, name: str, change: Manifest) -> None:
-        """Change a Job's fields, by a merge patch (RFC 7386)."""
-        query = {"fieldValidation": "Strict", "fieldManager": "mlip-job"}
-        action, kind = f"change the Job {name}", "application/merge-patch+json"
-        path = self._path("jobs", name)
-        try:
-            _content(self._request(action, "PATCH", path, query, change, content_type=kind))
-        except _RefusedError as refused:
-            raise refused.error from None
 
     def delete_job(self, job: Manifest) -> None:
         """Delete this very Job, once its pods have ended in their own time."""
@@ -117,7 +103,7 @@ class Cluster:
     # -- how a request is made ---------------------------------------------------------------------
 
     def _path(self, resource: str, *parts: str) -> str:
-        group = "apis/batch/v1" if resource in ("jobs", "cronjobs") else "api/v1"
+        group = "apis/batch/v1" if resource == "jobs" else "api/v1"
         names = "/".join(quote(part, safe="") for part in parts)
         return f"/{group}/namespaces/{quote(self.namespace, safe='')}/{resource}/{names}".rstrip(
             "/"
@@ -165,7 +151,6 @@ class Cluster:
         query: Mapping[str, Any],
         body: Manifest | None = None,
         *,
-        content_type: str = "application/json",
         answer_seconds: float = _ANSWER_SECONDS,
     ) -> Any:
         from kubernetes.client import ApiException  # noqa: PLC0415 - takes a second
@@ -177,7 +162,7 @@ class Cluster:
                 query_params=list(query.items()),
                 header_params={
                     "Accept": "application/json, */*",
-                    "Content-Type": content_type,
+                    "Content-Type": "application/json",
                 },
                 body=body,
                 auth_settings=["BearerToken"],

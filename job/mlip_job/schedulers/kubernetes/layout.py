@@ -33,18 +33,6 @@ HELM_RELEASE = "meta.helm.sh/release-name"
 SPEC_HASH = "mlip-job/spec-hash"
 """Annotation of the Job: the same value, the same submission."""
 
-STAGE_LABEL = "mlip-job/stage"
-"""What a Job of a split run does of it."""
-
-FOLLOWS = "mlip-job/follows"
-"""Annotation of such a Job: the one that has to succeed first. It is made suspended."""
-
-QUEUE_ANNOTATION = "mlip-job/queue"
-"""Annotation of a Job that follows: the queue whose label it gets when it is due."""
-
-API_ACCESS = "/var/run/secrets/kubernetes.io/serviceaccount"
-"""Where clients within a pod look for its token (Kubernetes documentation)."""
-
 
 def identifying_labels(family: str, generation: int) -> dict[str, str]:
     """Return the labels by which the jobs of a generation are found."""

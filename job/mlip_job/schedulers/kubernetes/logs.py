@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mlip_job.errors import UnavailableError
 from mlip_job.schedulers.kubernetes.containers import end_of_run, running_besides
-from mlip_job.schedulers.kubernetes.status import has_ended, has_succeeded, is_over
+from mlip_job.schedulers.kubernetes.status import has_ended, is_over
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,20 +26,6 @@ _SECONDS, _NANOSECONDS = len("2026-01-02T03:04:05"), len("2026-01-02T03:04:05.12
 _ENDED = ("Succeeded", "Failed")
 _PATIENCE_SECONDS = 300.0
 """For so long on end the cluster may be out of reach while a log is followed."""
-
-
-def submission_lines(
-    cluster: Cluster, jobs: Sequence[str], *, follow: bool, poll_seconds: float = 2.0
-) -> Iterator[str]:
-    """Yield the lines of the Jobs of a submission, one after the other; see `job_lines`.
-
-    With `follow`, until one has failed or all have ended.
-    """
-    for name in jobs:
-        yield from job_lines(cluster, name, follow=follow, poll_seconds=poll_seconds)
-        job = cluster.job(name) if follow else None
-        if job is not None and not has_succeeded(job):
-            return
 
 
 def job_lines(

@@ -1,9 +1,4 @@
-"""From a request to the Job and the ConfigMap with its configuration; pure.
-
-The Jobs of a split run know each other by name: each is told which one it follows, and which one it
-starts at its end. One that follows is made suspended. It gets Kueue's label only when it is due,
-since Kueue starts what has it.
-"""
+"""From a request to the Job and the ConfigMap with its configuration; pure."""
 
 from __future__ import annotations
 
@@ -16,27 +11,17 @@ import yaml
 
 from mlip_job.errors import ConfigError
 from mlip_job.naming import kubernetes_job_name
-from mlip_job.schedulers.base import Plan, Stage
+from mlip_job.schedulers.base import Plan
 from mlip_job.schedulers.kubernetes.layout import (
     CONFIG_FILE,
     CONTAINER,
-    FOLLOWS,
     HOPELESS,
-    QUEUE_ANNOTATION,
     QUEUE_LABEL,
     SPEC_HASH,
-    STAGE_LABEL,
     WORK_DIR,
     recommended_labels,
 )
-from mlip_job.schedulers.kubernetes.pod import Manifest, pod_spec
-from mlip_job.schedulers.kubernetes.split import (
-    is_split,
-    neighbours,
-    note_of,
-    requests_of,
-    settings_of,
-)
+from mlip_job.schedulers.kubernetes.pod import Manifest, pod_spec, settings_of
 from mlip_job.schedulers.kubernetes.visibility import require_visible
 
 if TYPE_CHECKING:
@@ -66,16 +51,10 @@ def plan_job(request: JobRequest) -> Plan:
             "Kubernetes knows no job that waits for another",
             hint="mlip-job submit --wait, and submit this generation once that one is published",
         )
-    if is_split(request) and QUEUE_LABEL in request.config.submit.kubernetes.labels:
-        raise ConfigError(
-            f"submit.kubernetes.labels has {QUEUE_LABEL}, by which Kueue would start all Jobs of a "
-            "split run at once",
-            hint="name the queue as submit.kubernetes.queue",
-        )
     require_visible(request.config)
     text = config_text(request.config)
-    digest = _digest(request, text)
-    name = _name(request, request.stage, digest)
+    digest = digest_of({"spec": _job_spec(request, CONTAINER), "config": text})
+    name = kubernetes_job_name(request.config.family, request.generation, digest)
     config_map: Manifest = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -87,46 +66,12 @@ def plan_job(request: JobRequest) -> Plan:
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": _metadata(request, name),
-        "spec": _job_spec(request, name, _successor(request, digest)),
+        "spec": _job_spec(request, name),
     }
-    _add_order(job["metadata"], request, digest)
-    return Plan(request, name, to_yaml(config_map, job), note_of(request))
-
-
-def _add_order(metadata: Manifest, request: JobRequest, digest: str) -> None:
-    """Say what a Job belongs to, and what it waits for."""
-    before, _ = neighbours(request)
-    queue = settings_of(request).queue
-    own = {
-        SPEC_HASH: digest,
-        FOLLOWS: _name(request, before, digest) if before is not None else None,
-        QUEUE_ANNOTATION: queue if before is not None else None,
-    }
-    given = {k: v for k, v in metadata.get("annotations", {}).items() if k not in own}
-    metadata["annotations"] = given | {k: v for k, v in own.items() if v is not None}
-    if queue is not None and before is None:
-        metadata["labels"][QUEUE_LABEL] = queue
-
-
-def _digest(request: JobRequest, text: str) -> str:
-    """Return what makes two submissions the same: all their Jobs, and the configuration."""
-    specs = [_job_spec(one, CONTAINER, _successor(one, "")) for one in requests_of(request)]
-    if is_split(request):
-        return digest_of({"specs": specs, "config": text})
-    return digest_of({"spec": specs[0], "config": text})
-
-
-def _name(request: JobRequest, stage: Stage, digest: str) -> str:
-    part = "" if stage is Stage.WHOLE else stage.value
-    return kubernetes_job_name(request.config.family, request.generation, digest, part)
-
-
-def _successor(request: JobRequest, digest: str) -> str | None:
-    """Return the Job that the one of a request starts at its end, where it may."""
-    _, after = neighbours(request)
-    if after is None or request.config.submit.kubernetes.resume_service_account is None:
-        return None
-    return _name(request, after, digest)
+    job["metadata"].setdefault("annotations", {})[SPEC_HASH] = digest
+    if (queue := settings_of(request).queue) is not None:
+        job["metadata"]["labels"][QUEUE_LABEL] = queue
+    return Plan(request, name, to_yaml(config_map, job))
 
 
 def config_text(config: JobConfig) -> str:
@@ -168,18 +113,16 @@ def _metadata(request: JobRequest, name: str) -> Manifest:
 
 def _labels(request: JobRequest) -> Manifest:
     own = recommended_labels(request.config.family, request.generation)
-    part = {STAGE_LABEL: request.stage.value} if is_split(request) else {}
-    return {**request.config.submit.kubernetes.labels, **own, **part}
+    return {**request.config.submit.kubernetes.labels, **own}
 
 
-def _job_spec(request: JobRequest, name: str, successor: str | None) -> Manifest:
-    settings, members = settings_of(request), request.members
-    before, _ = neighbours(request)
+def _job_spec(request: JobRequest, name: str) -> Manifest:
+    settings, members = settings_of(request), request.ensemble
     labels = _labels(request)
     del labels["app.kubernetes.io/version"]  # else a newer submitter's job would be another one
     template: Manifest = {
         "metadata": {"labels": labels},
-        "spec": pod_spec(request, name, successor),
+        "spec": pod_spec(request, name),
     }
     if settings.annotations:
         template["metadata"]["annotations"] = dict(settings.annotations)
@@ -192,8 +135,8 @@ def _job_spec(request: JobRequest, name: str, successor: str | None) -> Manifest
     }
     if settings.active_deadline_seconds is not None:
         spec["activeDeadlineSeconds"] = settings.active_deadline_seconds
-    if settings.queue is not None or before is not None:
-        spec["suspend"] = True  # Kueue starts it, or whoever finds the Job before it done
+    if settings.queue is not None:
+        spec["suspend"] = True  # Kueue starts it
     return spec | {"template": template}
 
 

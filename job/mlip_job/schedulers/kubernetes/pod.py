@@ -1,7 +1,4 @@
-"""The pod that trains: one container, no privileges, nothing of the node's.
-
-It has no token either, unless it shall start the next Job of its run.
-"""
+"""The pod that trains: one container, no privileges, no token, nothing of the node's."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from mlip_job.environment import CORES_VARIABLE
 from mlip_job.errors import ConfigError
 from mlip_job.schedulers.kubernetes.layout import (
-    API_ACCESS,
     ARCHITECTURE_LABEL,
     CONFIG_DIR,
     CONFIG_FILE,
@@ -21,7 +17,6 @@ from mlip_job.schedulers.kubernetes.layout import (
     TERMINATION_MESSAGE,
     WORK_DIR,
 )
-from mlip_job.schedulers.kubernetes.split import run_options, settings_of
 
 if TYPE_CHECKING:
     from mlip_job.config.kubernetes import KubernetesConfig
@@ -32,11 +27,17 @@ Manifest = dict[str, Any]
 _GRACE_MARGIN_SECONDS = 20
 """Pacemaker ends, TensorFlow lets go of its GPU, the interpreter ends."""
 
-_TOKEN_SECONDS = 3600
-"""The kubelet renews it in time."""
+
+def settings_of(request: JobRequest) -> KubernetesConfig:
+    """Return what the Job of a request asks for: without a GPU, where it has no use for one."""
+    settings = request.config.submit.kubernetes
+    if request.needs_gpu:
+        return settings
+    of_gpu: dict[str, Any] = {"gpus": 0, "runtime_class": None, "node_selector": {}, "affinity": {}}
+    return settings.model_copy(update=of_gpu | settings.without_gpu.model_dump(exclude_none=True))
 
 
-def pod_spec(request: JobRequest, config_map: str, successor: str | None = None) -> Manifest:
+def pod_spec(request: JobRequest, config_map: str) -> Manifest:
     """Return the specification of the pod that a request runs in.
 
     Parameters
@@ -45,8 +46,6 @@ def pod_spec(request: JobRequest, config_map: str, successor: str | None = None)
         What it runs.
     config_map
         With its configuration.
-    successor
-        The Job that it shall start at its end; then it has a token for that.
 
     Raises
     ------
@@ -61,14 +60,11 @@ def pod_spec(request: JobRequest, config_map: str, successor: str | None = None)
         # A Service named mlip-job would put MLIP_JOB_… into the environment.
         "enableServiceLinks": False,
         "securityContext": _pod_security(settings.run_as_user),
-        "containers": [_container(request, settings, successor)],
+        "containers": [_container(request, settings)],
         "volumes": _volumes(settings, config_map),
     }
-    if successor is not None:
-        spec["volumes"].append(_api_access())
-    account = settings.resume_service_account if successor is not None else None
     optional: Manifest = {
-        "serviceAccountName": account or settings.service_account,
+        "serviceAccountName": settings.service_account,
         "runtimeClassName": settings.runtime_class,
         "priorityClassName": settings.priority_class,
         "imagePullSecrets": [{"name": name} for name in settings.image_pull_secrets],
@@ -99,7 +95,7 @@ def grace_period_seconds(request: JobRequest) -> int:
     return chosen
 
 
-def _container(request: JobRequest, settings: KubernetesConfig, successor: str | None) -> Manifest:
+def _container(request: JobRequest, settings: KubernetesConfig) -> Manifest:
     if settings.image is None:
         raise ConfigError(
             "submit.kubernetes.image is not set: the image that has mlip-job and pacemaker",
@@ -109,7 +105,7 @@ def _container(request: JobRequest, settings: KubernetesConfig, successor: str |
         "name": CONTAINER,
         "image": settings.image,
         "imagePullPolicy": settings.image_pull_policy,
-        "args": _arguments(request, settings, successor),
+        "args": _arguments(request, settings),
         "workingDir": WORK_DIR,
         "env": _environment(settings, settings.image),
         "envFrom": [{"secretRef": {"name": name}} for name in settings.secrets],
@@ -123,23 +119,19 @@ def _container(request: JobRequest, settings: KubernetesConfig, successor: str |
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": _mounts(settings),
     }
-    if successor is not None:
-        mount = {"name": "kube-api-access", "mountPath": API_ACCESS, "readOnly": True}
-        container["volumeMounts"].append(mount)
     return {key: value for key, value in container.items() if value}
 
 
-def _arguments(request: JobRequest, settings: KubernetesConfig, successor: str | None) -> list[str]:
+def _arguments(request: JobRequest, settings: KubernetesConfig) -> list[str]:
     """Return the arguments of the image's entry point, ``mlip-job``."""
     arguments = ["--config", f"{CONFIG_DIR}/{CONFIG_FILE}", "run"]
     arguments += ["--generation", str(request.generation)]
-    if (members := request.members) is not None:
+    if (members := request.ensemble) is not None:
         arguments += ["--of", str(members)]  # which member: by the pod's index
     if settings.gpus and settings.require_gpu:
         arguments.append("--require-gpu")
-    if successor is not None:
-        arguments += ["--then-resume", successor]
-    arguments += map(_literal, run_options(request))
+    # Not request.options: the same submission, made again to wait for it, has the same manifest.
+    arguments += map(_literal, request.run_options)
     return arguments
 
 
@@ -218,19 +210,6 @@ def _volumes(settings: KubernetesConfig, config_map: str) -> list[Manifest]:
         ),
         *settings.volumes,
     ]
-
-
-def _api_access() -> Manifest:
-    """Return the volume that Kubernetes itself mounts for a client in a pod, by request."""
-    token = {"expirationSeconds": _TOKEN_SECONDS, "path": "token"}
-    authority = {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}
-    own = {"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}
-    sources: list[Manifest] = [
-        {"serviceAccountToken": token},
-        {"configMap": authority},
-        {"downwardAPI": {"items": [own]}},
-    ]
-    return {"name": "kube-api-access", "projected": {"sources": sources}}
 
 
 def _mounts(settings: KubernetesConfig) -> list[Manifest]:

@@ -63,11 +63,6 @@ def has_ended(job: Manifest) -> bool:
     return any(_condition(job, kind) is not None for kind in ("Complete", "Failed"))
 
 
-def has_succeeded(job: Manifest) -> bool:
-    """Tell whether a Job has ended as it should."""
-    return _condition(job, "Complete") is not None
-
-
 def _succeeded(job: Manifest, pods: Sequence[Manifest]) -> JobStatus:
     done = [pod for pod in pods if _phase(pod) == "Succeeded"]
     ending = ending_of(done[-1]) if done else Ending("Completed", "done", exit_code=0)

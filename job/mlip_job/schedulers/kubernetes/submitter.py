@@ -1,29 +1,17 @@
-"""Make the Jobs of a submission, once each, and take them back."""
+"""Make the Job of a submission, once, and take it back."""
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING
 
-from mlip_job.errors import ConfigError, ConflictError, MlipJobError, UnavailableError
+from mlip_job.errors import ConflictError, MlipJobError, UnavailableError
 from mlip_job.naming import generation_name
-from mlip_job.schedulers.kubernetes.layout import QUEUE_LABEL, identifying_labels
+from mlip_job.schedulers.kubernetes.layout import HELM_RELEASE, SPEC_HASH, identifying_labels
 from mlip_job.schedulers.kubernetes.manifests import from_yaml
-from mlip_job.schedulers.kubernetes.resuming import resume
 from mlip_job.schedulers.kubernetes.status import has_ended
-from mlip_job.schedulers.kubernetes.submission import (
-    due,
-    is_done,
-    is_part,
-    is_stranded,
-    newest_submission,
-    release_of,
-    spec_hash,
-)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from mlip_job.schedulers.base import Plan
     from mlip_job.schedulers.kubernetes.cluster import Cluster
     from mlip_job.schedulers.kubernetes.pod import Manifest
@@ -49,7 +37,7 @@ class Submitter:
         self._poll_seconds = poll_seconds
 
     def submit(self, plan: Plan) -> bool:
-        """Make the Job of a plan and its ConfigMap, unless they are there; start what is due.
+        """Make the Job of a plan and its ConfigMap, unless they are there.
 
         The Job comes first, to own the ConfigMap: whatever is left behind, deleting the Job or its
         time to live takes both. Its pod waits for the ConfigMap.
@@ -57,64 +45,34 @@ class Submitter:
         Returns
         -------
         bool
-            Whether the Job was there, or is done.
-        """
-        manifests = from_yaml(plan.text)
-        job, config_map = manifests["Job"], manifests.get("ConfigMap")
-        request = plan.request
-        self._make_room(plan, job)
-        together = self._together(plan, job)
-        done = is_done(request.stage, together, fresh=bool(request.run_options))
-        found = None
-        if not done:
-            found = next((one for one in together if _is_active(one, plan.name)), None)
-            created = found or self._create(job)
-            if config_map is not None:
-                self._add_config_map(config_map, created, taken_back=found is None)
-        for one in due(self._together(plan, job)):
-            resume(self._cluster, one)
-        return done or found is not None
-
-    def remove(self, jobs: Sequence[Manifest]) -> None:
-        """Delete Jobs, the last first, so that none starts another; wait until their pods ended."""
-        for job in reversed(jobs):
-            self._cluster.delete_job(job)
-        for job in jobs:
-            self._wait_until_gone(job)
-
-    def _together(self, plan: Plan, job: Manifest) -> list[Manifest]:
-        """Return the Jobs of the same submission that there are."""
-        jobs = self._jobs(plan)
-        return newest_submission([one for one in jobs if spec_hash(one) == spec_hash(job)])
-
-    def _jobs(self, plan: Plan) -> list[Manifest]:
-        request = plan.request
-        return self._cluster.jobs(identifying_labels(request.config.family, request.generation))
-
-    def _make_room(self, plan: Plan, job: Manifest) -> None:
-        """Delete what waits in vain of other submissions for the generation.
+            Whether the Job was there.
 
         Raises
         ------
         ConflictError
-            If something else of them has not ended, or something of this one is being deleted.
+            If a Job of another submission has not ended, or this one is being deleted.
         """
-        request, jobs = plan.request, self._jobs(plan)
-        for other in jobs:
-            if has_ended(other):
-                continue
-            name = other["metadata"]["name"]
+        manifests = from_yaml(plan.text)
+        found = self._active(plan, manifests["Job"])
+        job = found or self._create(manifests["Job"])
+        self._add_config_map(manifests["ConfigMap"], job, taken_back=found is None)
+        return found is not None
+
+    def _active(self, plan: Plan, job: Manifest) -> Manifest | None:
+        """Return the Job that a plan became, unless it has ended; see `submit`."""
+        request = plan.request
+        labels = identifying_labels(request.config.family, request.generation)
+        active = [other for other in self._cluster.jobs(labels) if not has_ended(other)]
+        for other in active:
             if other["metadata"].get("deletionTimestamp"):
                 raise ConflictError(
-                    f"Job {name} of {generation_name(request.generation)} is being cancelled",
+                    f"Job {other['metadata']['name']} of {generation_name(request.generation)} is "
+                    "being cancelled",
                     hint="submit again once it is gone",
                 )
-            if spec_hash(other) == spec_hash(job):
-                continue
-            if is_stranded(other, jobs):
-                self.remove([other])
-                continue
-            raise self._occupied(plan, other)
+            if spec_hash(other) != spec_hash(job):
+                raise self._occupied(plan, other)
+        return active[0] if active else None
 
     def _occupied(self, plan: Plan, other: Manifest) -> ConflictError:
         """Return the error for a generation that has a Job of another submission or release."""
@@ -137,7 +95,6 @@ class Submitter:
         for _ in range(_CREATE_TRIES):
             created = cluster.create_job(job)
             if created is not None:
-                self._require_withheld(job, created)
                 return created
             other = cluster.job(name)
             if other is None:
@@ -149,22 +106,10 @@ class Submitter:
                 )
             if not has_ended(other):
                 return other  # somebody made the same submission at the same time
-            self.remove([other])
+            cluster.delete_job(other)
+            self._wait_until_gone(other)
             cluster.delete_config_map(name)  # the garbage collector may take its time
         raise UnavailableError(f"Job {name} is made and deleted by others at the same time")
-
-    def _require_withheld(self, job: Manifest, created: Manifest) -> None:
-        """Refuse a cluster that gives Kueue's label to Jobs that were made without one."""
-        queue = created["metadata"].get("labels", {}).get(QUEUE_LABEL)
-        if queue is None or not is_part(job) or QUEUE_LABEL in job["metadata"]["labels"]:
-            return
-        self._cluster.delete_job(created)
-        raise ConfigError(
-            f"namespace {self._cluster.namespace} puts every Job into the queue {queue}, so that "
-            "Kueue would start what has to wait for the Job before it",
-            hint="leave out --split-export and --split-evaluation, or rename the LocalQueue "
-            "default: Kueue takes that for what names none",
-        )
 
     def _add_config_map(self, config_map: Manifest, job: Manifest, *, taken_back: bool) -> None:
         try:
@@ -189,8 +134,25 @@ class Submitter:
         )
 
 
-def _is_active(job: Manifest, name: str) -> bool:
-    return job["metadata"]["name"] == name and not has_ended(job)
+def spec_hash(job: Manifest) -> str | None:
+    """Return what a Job's submission is known by; None for a Job that was not submitted."""
+    return _annotation(job, SPEC_HASH)
+
+
+def release_of(job: Manifest) -> str | None:
+    """Return the Helm release that a Job belongs to; None for a Job of another maker.
+
+    What renders the chart without helm, as Argo CD does, leaves the labels alone.
+    """
+    labels = job["metadata"].get("labels") or {}
+    if labels.get("app.kubernetes.io/managed-by") != "Helm":
+        return None
+    return _annotation(job, HELM_RELEASE) or labels.get("app.kubernetes.io/instance")
+
+
+def _annotation(job: Manifest, name: str) -> str | None:
+    found: str | None = (job["metadata"].get("annotations") or {}).get(name)
+    return found
 
 
 def _owned(config_map: Manifest, job: Manifest) -> Manifest:

@@ -55,12 +55,6 @@ class LocalScheduler:
         """See `Scheduler.plan`; the text is a shell script."""
         if request.after is not None and _JOB_ID.fullmatch(request.after) is None:
             raise ConfigError(f"--after: {request.after!r} is no job of this machine")
-        if len(request.stages) > 1:
-            raise ConfigError(
-                "--split-export and --split-evaluation are for clusters: a job of this machine "
-                "takes its GPU from nobody else",
-                hint="leave them out; one process does all of it",
-            )
         return Plan(request, str(JobName.of(request)), local_script(request))
 
     def submit(self, plan: Plan) -> JobHandle:

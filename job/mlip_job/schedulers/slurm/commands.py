@@ -90,7 +90,7 @@ class SlurmError(UnavailableError):
         )
 
 
-def submit(script: Path, name: str, *options: str, section: str = SECTION) -> str:
+def submit(script: Path, name: str, *, section: str = SECTION) -> str:
     """Submit a script and return the job's id, ``id;cluster`` on a cluster among several.
 
     Where the answer to a submission was lost, the job is found by its name.
@@ -99,8 +99,6 @@ def submit(script: Path, name: str, *options: str, section: str = SECTION) -> st
     ----------
     script, name
         What to submit, and what the job is called.
-    options
-        More options of sbatch.
     section
         Part of the configuration to look at where Slurm refuses the job.
 
@@ -116,7 +114,7 @@ def submit(script: Path, name: str, *options: str, section: str = SECTION) -> st
         live = (job.id for job in my_jobs() if job.name == name and is_live(job.state))
         if (job_id := next(live, None)) is not None:
             return job_id.partition("_")[0]
-        return _read_id(_run("sbatch", "--parsable", *options, str(script)))
+        return _read_id(_run("sbatch", "--parsable", str(script)))
 
     try:
         return retrying(attempt, PATIENCE_SECONDS)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from mlip_job.errors import ConfigError
-from mlip_job.schedulers.base import Stage
 from mlip_job.schedulers.records import SubmitFiles
 
 if TYPE_CHECKING:
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from mlip_job.config.slurm import SlurmConfig
     from mlip_job.schedulers.base import JobRequest
 
+_JOB = re.compile(r"\d+(_\d+)?")
+# https://slurm.schedmd.com/sbatch.html#OPT_dependency; which kinds there are is for Slurm to say.
+_DEPENDENCY = r"(singleton|[a-z]+(:\d+(_(\d+|\*))?(\+\d+)?)+)"
+_DEPENDENCIES = re.compile(rf"{_DEPENDENCY}(,{_DEPENDENCY})*|{_DEPENDENCY}(\?{_DEPENDENCY})*")
 _SPARE_SECONDS = 5  # beside run.stop_timeout, see there
 
 
@@ -21,16 +25,6 @@ def settings_of(request: JobRequest) -> SlurmConfig:
     """Return the settings that hold for a request's job."""
     slurm = request.config.submit.slurm
     return slurm if request.needs_gpu else slurm.without_gpu()
-
-
-def dependency(request: JobRequest, job_id: str) -> str:
-    """Return the option that has a job wait for another one of its submission.
-
-    It stands on the command line of sbatch, for the script is the same whatever the id. Members of
-    an ensemble are published each after its own fit.
-    """
-    own_task = request.stage is Stage.PUBLISH and request.members is not None
-    return f"--dependency={'aftercorr' if own_task else 'afterok'}:{_job_number(job_id)}"
 
 
 def sbatch_options(request: JobRequest, name: str) -> Iterator[str]:
@@ -50,7 +44,7 @@ def sbatch_options(request: JobRequest, name: str) -> Iterator[str]:
         )
     directory = SubmitFiles.of(request.config, request.generation).directory
     yield f"--job-name={name}"
-    yield f"--output={_output(str(directory), array=request.members is not None)}"
+    yield f"--output={_output(str(directory), array=request.ensemble is not None)}"
     yield f"--chdir={directory}"
     yield from ("--open-mode=append", "--export=NONE", "--requeue")
     yield f"--signal=B:USR1@{slurm.warning}"
@@ -71,11 +65,10 @@ def sbatch_options(request: JobRequest, name: str) -> Iterator[str]:
         "mail-type": slurm.mail_type,
     }
     yield from (f"--{option}={value}" for option, value in asked.items() if value is not None)
-    if request.members is not None:
-        yield f"--array=1-{request.members}"
-    if request.is_first and request.after is not None:
-        yield f"--dependency=afterok:{_job_number(request.after)}"
-    if not request.is_first or request.after is not None:
+    if request.ensemble is not None:
+        yield f"--array=1-{request.ensemble}"
+    if request.after is not None:
+        yield f"--dependency={_dependency(request.after)}"
         yield "--kill-on-invalid-dep=yes"
     yield from slurm.extra
 
@@ -98,9 +91,14 @@ def _output(directory: str, *, array: bool) -> str:
     return f"{directory.replace('%', '%%')}/slurm-{'%A_%a' if array else '%j'}.log"
 
 
-def _job_number(job_id: str) -> str:
-    number = job_id.partition(";")[0]
-    array, _, task = number.partition("_")
-    if not (array.isdecimal() and (task.isdecimal() or "_" not in number)):
-        raise ConfigError(f"--after: {job_id!r} is no job of Slurm's", hint="give its number")
-    return number
+def _dependency(after: str) -> str:
+    """Return what ``--after`` means: a job that has to succeed, or what sbatch takes as it is."""
+    number = after.partition(";")[0]  # of a federation, a job's cluster is behind its number
+    if _JOB.fullmatch(number) is not None:
+        return f"afterok:{number}"
+    if _DEPENDENCIES.fullmatch(after) is not None:
+        return after
+    raise ConfigError(
+        f"--after: {after!r} is no job of Slurm's",
+        hint="give its number, or what sbatch takes as --dependency, as in afterany:4711",
+    )

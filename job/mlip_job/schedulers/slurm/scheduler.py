@@ -6,25 +6,17 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from mlip_job.errors import ConflictError, UnavailableError
-from mlip_job.naming import generation_name
-from mlip_job.schedulers.base import JobHandle, JobState, JobStatus, Plan, Stage
+from mlip_job.errors import UnavailableError
+from mlip_job.schedulers.base import JobHandle, JobState, JobStatus, Plan
 from mlip_job.schedulers.job_log import lines_of, read_end
-from mlip_job.schedulers.job_names import JobName, of_one_submission, require_same
+from mlip_job.schedulers.job_names import JobName, require_same
 from mlip_job.schedulers.records import SubmitFiles, SubmittedJob, recorded_generations
 from mlip_job.schedulers.slurm import commands
 from mlip_job.schedulers.slurm.image import record_image
-from mlip_job.schedulers.slurm.options import dependency
 from mlip_job.schedulers.slurm.preflight import check_files
 from mlip_job.schedulers.slurm.script import batch_script
-from mlip_job.schedulers.slurm.states import SECTION, is_live, state_of
-from mlip_job.schedulers.slurm.status import (
-    combined,
-    status_by_record,
-    status_of,
-    which_matters,
-)
-from mlip_job.schedulers.stage_words import of_part
+from mlip_job.schedulers.slurm.states import SECTION, is_live
+from mlip_job.schedulers.slurm.status import combined, status_by_record, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -59,30 +51,25 @@ class SlurmScheduler:
     def submit(self, plan: Plan) -> JobHandle:
         """See `Scheduler.submit`."""
         request = plan.request
-        if request.is_first:
-            check_files(request.config)
+        check_files(request.config)
         live = self._live(request)
         for job in live:
             require_same(job, plan)
-        if (found := self._found(plan, live)) is not None:
-            return replace(found, found=True)
-        self._make_room(request, live)
+        if live:
+            return replace(max(live, key=_number), found=True)
         files = SubmitFiles.of(request.config, request.generation)
-        script = files.script("sbatch", request.stage)
+        script = files.script("sbatch")
         files.write(script, plan.text, request.config)
         record_image(request.config)
-        section = _section(request.stage, request.config)
-        job_id = commands.submit(script, plan.name, *self._dependency(plan), section=section)
+        job_id = commands.submit(script, plan.name, section=_section(request.config))
         submitted = datetime.now(UTC)
         files.record(self.name, SubmittedJob(id=job_id, name=plan.name, submitted=submitted))
-        return JobHandle(self.name, job_id, plan.name, request.stage)
+        return JobHandle(self.name, job_id, plan.name)
 
     def find(self, family: str, generation: int) -> JobHandle | None:
         """See `Scheduler.find`; it may have been submitted from another work directory."""
-        jobs = self._newest(family, generation)
-        if len(jobs) > 1:
-            return which_matters([(job, self.status(job)) for job in jobs])
-        return jobs[0] if jobs else None
+        known = self._known(family, generation)
+        return known[max(known)] if known else None
 
     def active(self, family: str, generation: int) -> Sequence[JobHandle]:
         """See `Scheduler.active`; only the caller's own."""
@@ -116,91 +103,33 @@ class SlurmScheduler:
             tasks = commands.accounted(handle.id) or commands.controlled(handle.id) or tasks
         files = self._files(handle)
         if not tasks:
-            status = self._status_by_records(handle, files)
-        else:
-            status = combined([self._status_of_task(task, handle, files) for task in tasks])
-        return status if handle.stage is Stage.WHOLE else of_part(status, handle.stage)
+            return self._status_by_records(handle, files)
+        return combined([self._status_of_task(task, handle, files) for task in tasks])
 
     def logs(self, handle: JobHandle, *, follow: bool) -> Iterator[str]:
         """See `Scheduler.logs`; they stay in the work directory."""
-        interval, jobs = self._config.submit.poll_interval, self._submission_of(handle)
-
-        def logs() -> dict[Path, str]:
-            return {path: prefix for job in jobs for path, prefix in self._logs(job).items()}
 
         def ended() -> bool:
-            statuses = [(job, self.status(job)) for job in jobs]
-            state = dict(statuses)[which_matters(statuses)].state
-            return state not in _ACTIVE
+            return self.status(handle).state not in _ACTIVE
 
-        return lines_of(logs, ended if follow else None, interval)
+        interval = self._config.submit.poll_interval
+        return lines_of(lambda: self._logs(handle), ended if follow else None, interval)
 
     def cancel(self, handle: JobHandle) -> None:
         """See `Scheduler.cancel`; a running job has the site's KillWait for its checkpoint."""
-        for job in reversed(self._submission_of(handle)):  # or the next one might start
-            if job == handle or self.status(job).state in _ACTIVE:
-                commands.cancel(job.id)
+        commands.cancel(handle.id)
 
     # -- what is there ---------------------------------------------------------------------------
 
-    def _live(self, request: JobRequest) -> dict[JobHandle, JobState]:
+    def _live(self, request: JobRequest) -> list[JobHandle]:
         """Return the jobs of a generation that wait or run."""
         family, generation = request.config.family, request.generation
-        jobs = commands.my_jobs(commands.PATIENCE_SECONDS)
-        found: dict[JobHandle, JobState] = {}
-        for job, task in self._named(jobs, family, generation):
-            if is_live(task.state) and found.get(job) is not JobState.RUNNING:
-                found[job] = state_of(task.state)
+        tasks = commands.my_jobs(commands.PATIENCE_SECONDS)
+        named = self._named(tasks, family, generation)
+        found = dict.fromkeys(job for job, task in named if is_live(task.state))
         recorded = {_number(job): job for job in self._recorded(family, generation)}
         # What is recorded may name the cluster.
-        return {recorded.get(_number(job), job): state for job, state in found.items()}
-
-    def _found(self, plan: Plan, live: Mapping[JobHandle, JobState]) -> JobHandle | None:
-        """Return the job that a plan became before, where it need not be submitted."""
-        own = [job for job in live if job.name == plan.name]
-        if own:
-            return max(own, key=_number)
-        request = plan.request
-        if request.stage is request.stages[-1]:
-            return None  # the generation would be published
-        later = any(job.stage.position > request.stage.position for job in live)
-        if request.starts_over and not later:
-            return None
-        for job in self._recorded(request.config.family, request.generation):
-            if job.name == plan.name and self.status(job).state is JobState.SUCCEEDED:
-                return job
-        return None
-
-    def _make_room(self, request: JobRequest, live: Mapping[JobHandle, JobState]) -> None:
-        """Cancel what waits for a job that failed, before it is submitted again."""
-        for job, state in live.items():
-            if job.stage.position < request.stage.position:
-                continue
-            if state is JobState.RUNNING:
-                raise ConflictError(
-                    f"job {job.id} for {generation_name(request.generation)} runs, which comes "
-                    f"after {request.stage.value}",
-                    hint=f"wait for its end, or mlip-job cancel -g {request.generation}",
-                )
-            commands.cancel(job.id)
-
-    def _dependency(self, plan: Plan) -> Iterator[str]:
-        """Yield what has a job wait; Slurm may have forgotten a job that has succeeded."""
-        if plan.request.is_first or plan.request.follows is None:
-            return
-        before = JobHandle(self.name, plan.request.follows, plan.name)
-        if self.status(before).state is not JobState.SUCCEEDED:
-            yield dependency(plan.request, before.id)
-
-    def _newest(self, family: str, generation: int) -> list[JobHandle]:
-        """Return the jobs of a generation's newest submission, in the order in which they run."""
-        known = self._known(family, generation)
-        if not known:
-            return []
-        newest = known[max(known)]
-        ascending = (known[number] for number in sorted(known))
-        stages = {job.stage: job for job in ascending if of_one_submission(job.name, newest.name)}
-        return sorted(stages.values(), key=lambda job: job.stage.position)
+        return [recorded.get(_number(job), job) for job in found]
 
     def _known(self, family: str, generation: int) -> dict[int, JobHandle]:
         """Return the jobs of a generation that are queued, or recorded here, by their numbers."""
@@ -214,12 +143,6 @@ class SlurmScheduler:
                 raise
         return known | {_number(job): job for job in recorded}
 
-    def _submission_of(self, handle: JobHandle) -> Sequence[JobHandle]:
-        """Return the jobs that were submitted together with one, and itself."""
-        name = JobName.parse(handle.name)
-        jobs = self._newest(name.family, name.generation) if name is not None else []
-        return jobs if handle in jobs else [handle]
-
     def _named(
         self, tasks: Iterable[Task], family: str, generation: int
     ) -> Iterator[tuple[JobHandle, Task]]:
@@ -227,14 +150,14 @@ class SlurmScheduler:
             name = JobName.parse(task.name)
             if name is not None and name.is_of(self._config, family, generation):
                 number = task.id.partition("_")[0]
-                yield JobHandle(self.name, number, task.name, name.stage), task
+                yield JobHandle(self.name, number, task.name), task
 
     def _recorded(self, family: str, generation: int) -> list[JobHandle]:
         record = SubmitFiles.of(self._config, generation).submission()
         if record is None or record.scheduler != self.name:
             return []
         return [
-            JobHandle(self.name, job.id, job.name, name.stage)
+            JobHandle(self.name, job.id, job.name)
             for job in record.jobs
             if (name := JobName.parse(job.name)) is not None
             and name.is_of(self._config, family, generation)
@@ -259,7 +182,7 @@ class SlurmScheduler:
         if log is None and (submission is None or submission.job(handle.id) is None):
             log = ""  # submitted from another work directory, which has the log
         ended = files.how_it_ended(self.name, task.id)
-        return status_of(task, ended, log, _section(handle.stage, self._config))
+        return status_of(task, ended, log, _section(self._config))
 
     def _status_by_records(self, handle: JobHandle, files: SubmitFiles) -> JobStatus:
         number = str(_number(handle))
@@ -277,6 +200,6 @@ def _number(handle: JobHandle) -> int:
     return int(handle.id.partition(";")[0])
 
 
-def _section(stage: Stage, config: JobConfig) -> str:
+def _section(config: JobConfig) -> str:
     """Return the part of the configuration that holds what a job asks for."""
-    return SECTION if stage.needs_gpu(config) else f"{SECTION}.cpu"
+    return SECTION if not config.training.is_linear else f"{SECTION}.cpu"

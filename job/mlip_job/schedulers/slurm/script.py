@@ -9,17 +9,10 @@ from typing import TYPE_CHECKING
 from mlip_job.environment import THREAD_VARIABLES
 from mlip_job.errors import ConfigError
 from mlip_job.naming import generation_name
-from mlip_job.schedulers.base import Stage
 from mlip_job.schedulers.records import SubmitFiles
 from mlip_job.schedulers.shell import Code, render
 from mlip_job.schedulers.slurm.image import image_record
-from mlip_job.schedulers.slurm.options import (
-    dependency,
-    quote_directive,
-    sbatch_options,
-    settings_of,
-)
-from mlip_job.schedulers.stage_words import WORDS, in_brackets
+from mlip_job.schedulers.slurm.options import quote_directive, sbatch_options, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,11 +43,9 @@ def batch_script(request: JobRequest, name: str) -> str:
         login=Code(" -l" if slurm.modules else ""),
         generation_name=generation_name(request.generation),
         family=config.family,
-        part=Code(in_brackets(request.stage)),
         directives=directives,
-        dependency=None if request.is_first else Code(_dependency(request)),
         directory=files.directory,
-        ensemble=request.members,
+        ensemble=request.ensemble,
         max_requeues=slurm.max_requeues,
         resubmit=shlex.join(_resubmit(request, files)),
         modules=slurm.modules,
@@ -91,13 +82,6 @@ def _local_directories(config: JobConfig) -> dict[str, str]:
     return found
 
 
-def _dependency(request: JobRequest) -> str:
-    """Return the comment on how the job is submitted; the id is not known before."""
-    before = request.stages[request.stages.index(request.stage) - 1]
-    option = dependency(request, "0").removesuffix("0")
-    return f"sbatch is given {option}JOB as well: the id of the job that {WORDS[before].does}"
-
-
 def _program(config: JobConfig, slurm: SlurmConfig) -> Iterator[str]:
     """Yield the words that stand before the verb ``run``."""
     directories = _local_directories(config)
@@ -117,9 +101,5 @@ def _program(config: JobConfig, slurm: SlurmConfig) -> Iterator[str]:
 
 def _resubmit(request: JobRequest, files: SubmitFiles) -> Iterator[str]:
     yield from ("mlip-job", "-c", str(files.config), "submit", "-g", str(request.generation))
-    if Stage.DATASET in request.stages:
-        yield "--split-export"
-    if Stage.PUBLISH in request.stages:
-        yield "--split-evaluation"
     if request.ensemble is not None:
         yield from ("--ensemble", str(request.ensemble))

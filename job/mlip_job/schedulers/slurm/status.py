@@ -20,7 +20,6 @@ from mlip_job.schedulers.slurm.states import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mlip_job.schedulers.base import JobHandle
     from mlip_job.schedulers.records import Ended
     from mlip_job.schedulers.slurm.commands import Task
 
@@ -85,22 +84,6 @@ def combined(statuses: Sequence[JobStatus]) -> JobStatus:
         first.exit_code,
         resubmit=any(status.resubmit for status in statuses),
     )
-
-
-def which_matters(jobs: Sequence[tuple[JobHandle, JobStatus]]) -> JobHandle:
-    """Return the job of a submission that says what becomes of it; see `Scheduler.find`.
-
-    Parameters
-    ----------
-    jobs
-        In the order in which they run. One that Slurm has forgotten does not matter: what follows
-        it is known better.
-    """
-    for states in ((JobState.RUNNING,), (JobState.PENDING, JobState.FAILED, JobState.CANCELLED)):
-        for job, status in jobs:
-            if status.state in states:
-                return job
-    return jobs[-1][0]
 
 
 def _failed(task: Task, ended: Ended | None, log: str | None, section: str) -> JobStatus:
