@@ -540,6 +540,27 @@ def test_inexact_count_is_noted(db: Path, out: Path) -> None:
     assert any("4 rows instead of 5" in note for note in record.notes)
 
 
+def test_changed_settings_of_an_inherited_split_are_noted(db: Path, tmp_path: Path) -> None:
+    """Another test_fraction or seed does not move the parent's rows; untested new rows are said."""
+    write_database(db, rattled(20))
+    first = build(db, tmp_path / "a")
+    parent = as_parent(first, tmp_path / "a")
+    changed = {"parent": parent, "seed": 7, "training": {"test_fraction": 0.4}}
+    second = build(db, tmp_path / "b", **changed)
+    assert (second.counts.test, second.split.wanted_test) == (2, 2)
+    (note,) = (note for note in second.notes if "without effect" in note)
+    assert "training.test_fraction (0.1, now 0.4) and dataset.seed (42, now 7)" in note
+    assert "20 rows" in note
+    write_database(db, rattled(3, seed=9))
+    third = build(db, tmp_path / "c", parent=parent)
+    assert third.counts.test == 2
+    assert any("none of the 3 new rows is a test row" in note for note in third.notes)
+    assert not any("without effect" in note for note in third.notes)
+    fourth = build(db, tmp_path / "d", **changed)
+    assert fourth.counts.test == 4  # two of three: nearer to 0.4 of all than one
+    assert any("3 rows are new" in note for note in fourth.notes)
+
+
 def test_damaged_parent_index(db: Path, tmp_path: Path) -> None:
     """An index that can't be read is named; nothing is guessed."""
     write_database(db, rattled(10))

@@ -60,7 +60,8 @@ class TrainingConfig(Part):
         0.1,
         gt=0,
         lt=1,
-        description="Exact count: round(n · fraction) structures are test; no effect with "
+        description="round(n · fraction) structures are test, or the nearest count that groups "
+        "allow; of later generations that share of the new rows. No effect with "
         "dataset.split_key.",
     )
     validation_fraction: float = Field(

@@ -248,6 +248,7 @@ class DatasetBuilder:
             database=self.database,
             dataset=self.dataset,
             training=self.training,
+            parent=self.parent.record if self.parent else None,
             frames=written.frames,
             files=written.files,
         )

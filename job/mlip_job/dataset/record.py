@@ -21,7 +21,7 @@ ReferenceSource = Literal[
 tell elements apart, also where they were inherited."""
 
 FORMAT_VERSION = 2
-"""Part of every dataset's identity; raise it when the same rows shall give another dataset."""
+"""Part of every dataset's identity; raise it when the same content shall have another one."""
 
 
 class _Part(BaseModel):

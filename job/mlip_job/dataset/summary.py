@@ -81,6 +81,7 @@ def summarise(
     database: DatabaseConfig,
     dataset: DatasetConfig,
     training: TrainingConfig,
+    parent: DatasetRecord | None,
     frames: SideNames,
     files: Mapping[str, FileRecord],
 ) -> DatasetRecord:
@@ -133,7 +134,7 @@ def summarise(
             free_energy=intake.free_energies, energy=len(intake.entries) - intake.free_energies
         ),
         weights=dict(outcome.weighting.by_group) if outcome.weighting else None,
-        notes=tuple(_notes(outcome, dataset)),
+        notes=tuple(_notes(outcome, dataset, training, parent)),
         frames=frames,
         files=dict(files),
         versions=Versions(
@@ -145,7 +146,12 @@ def summarise(
     )
 
 
-def _notes(outcome: Outcome, dataset: DatasetConfig) -> Iterator[str]:
+def _notes(
+    outcome: Outcome,
+    dataset: DatasetConfig,
+    training: TrainingConfig,
+    parent: DatasetRecord | None,
+) -> Iterator[str]:
     intake, split = outcome.intake, outcome.split
     total = len(intake.entries)
     if intake.slow_because:
@@ -173,16 +179,52 @@ def _notes(outcome: Outcome, dataset: DatasetConfig) -> Iterator[str]:
     ungrouped = int(np.count_nonzero(intake.entries.group_codes < 0))
     if dataset.group_by is not None and ungrouped:
         yield f"{ungrouped} rows have no key {dataset.group_by}: each is a group of its own"
-    if split.test != split.wanted_test:
-        yield (
-            f"the test side has {split.test} rows instead of {split.wanted_test}: groups, "
-            "duplicates or the parent's split allow no closer count"
-        )
+    yield from _split_notes(outcome, dataset, training, parent)
     yield from _reference_notes(outcome)
     if outcome.weighting:
         yield (
             "weights per config type, scaled to a mean of 1: energies by "
             f"{outcome.weighting.energy_scale:.6g}, forces by {outcome.weighting.force_scale:.6g}"
+        )
+
+
+def _split_notes(
+    outcome: Outcome,
+    dataset: DatasetConfig,
+    training: TrainingConfig,
+    parent: DatasetRecord | None,
+) -> Iterator[str]:
+    split, fraction = outcome.split, training.test_fraction
+    if split.test != split.wanted_test:
+        yield (
+            f"the test side has {split.test} rows instead of {split.wanted_test}: groups or "
+            "equal structures allow no closer count"
+        )
+    if split.test == 0:
+        yield (
+            "nothing was held out (training.test_fraction: 0): all errors are those of training "
+            "structures, which say little about others"
+        )
+    if dataset.split_key is not None or parent is None:
+        return
+    changed = [
+        f"{name} ({before:g}, now {now:g})"
+        for name, before, now in (
+            ("training.test_fraction", parent.split.test_fraction, fraction),
+            ("dataset.seed", parent.split.seed, dataset.seed),
+        )
+        if before != now
+    ]
+    if changed and split.inherited:
+        yield (
+            f"{' and '.join(changed)}, changed since the parent generation: without effect on "
+            f"its {split.inherited} rows, which keep their sides; {split.new} rows are new"
+        )
+    if split.new and not split.new_test and fraction:
+        yield (
+            f"none of the {split.new} new rows is a test row (training.test_fraction {fraction:g}"
+            ", groups and equal structures allow none): what they add to the parent generation "
+            "is not tested"
         )
 
 
