@@ -267,9 +267,7 @@ def test_shares_of_few_new_rows_add_up() -> None:
     sides = sides_of(split_items(singles(100), fraction=0.1, seed=1))
     for total in range(104, 141, 4):
         known = [(fingerprint_of(n), side) for n, side in enumerate(sides)]
-        split = split_items(
-            singles(total), fraction=0.1, seed=1, inherited=Inheritance.of(known)
-        )
+        split = split_items(singles(total), fraction=0.1, seed=1, inherited=Inheritance.of(known))
         sides = sides_of(split)
         assert split.test == round(total * 0.1)
 

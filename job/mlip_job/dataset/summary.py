@@ -13,6 +13,7 @@ from ase.data import chemical_symbols
 
 from mlip_job import __version__
 from mlip_job.dataset.checks import note_extreme_energies
+from mlip_job.dataset.periodicity import VACUUM
 from mlip_job.dataset.record import (
     ConfigTypes,
     Counts,
@@ -112,6 +113,7 @@ def summarise(
             min_distance_angstrom=intake.min_distance,
         ),
         force_components=intake.force_components,
+        partly_periodic=len(intake.partly_periodic),
         config_types=ConfigTypes(
             train=_config_types(outcome, "train"), test=_config_types(outcome, "test")
         ),
@@ -168,6 +170,14 @@ def _notes(
         yield (
             f"stresses that can't be read ({name_rows(intake.lost_stresses)}), in single "
             "precision or of another size, were left out; nothing else of these rows was"
+        )
+    if intake.partly_periodic:
+        yield (
+            f"{len(intake.partly_periodic)} rows are periodic in one or two directions "
+            f"({name_rows(intake.partly_periodic)}): {VACUUM:g} Å of vacuum in the others makes "
+            "them periodic in all, which changes no energy of the potential; "
+            f"{intake.dropped_stresses} stresses of such rows, which depend on the vacuum, were "
+            "left out"
         )
     if outcome.repeats:
         yield f"{outcome.repeats} rows repeat the structure of another row; they share its side"
