@@ -409,8 +409,10 @@ def slabs_and_wires() -> list[Atoms]:
 def test_slabs_and_wires_keep_their_energies_and_forces(db: Path, out: Path) -> None:
     """Periodic with vacuum, as counted; a model of short range gives what it gave before."""
     originals = slabs_and_wires()
-    for atoms in originals[:2]:
-        atoms.calc.results["stress"] = np.ones(6)
+    for number, atoms in enumerate(originals):
+        atoms.calc.results.pop("stress", None)
+        if number < 2:
+            atoms.calc.results["stress"] = np.ones(6)
     write_database(db, originals)
     write_database(db, rattled(6))
     record = build(db, out)
@@ -458,10 +460,11 @@ def test_slabs_with_other_idle_vectors_are_equal(db: Path, out: Path) -> None:
 def test_slabs_that_contradict_each_other_are_refused(db: Path, out: Path) -> None:
     """One slab with two energies, stored in two cells."""
     slab = with_emt(fcc111("Cu", (1, 1, 3), a=3.6, vacuum=4))
-    other = labelled(slab, **slab.calc.results | {"energy": 9.0, "free_energy": 9.0})
+    other = slab.copy()
     other.cell[2, 2] = 50
+    other = labelled(other, **slab.calc.results | {"energy": 9.0, "free_energy": 9.0})
     write_database(db, [slab, other, *rattled(8)])
-    assert "rows 1" in refused(DataError, db, out)
+    assert "1, 2" in refused(DataError, db, out)
 
 
 # Lineage
@@ -622,6 +625,29 @@ def test_inexact_count_is_noted(db: Path, out: Path) -> None:
     record = build(db, out, group_by="traj", training={"test_fraction": 0.25})
     assert (record.counts.test, record.split.wanted_test) == (4, 5)
     assert any("4 rows instead of 5" in note for note in record.notes)
+
+
+def test_what_only_the_training_side_holds_is_noted(db: Path, tmp_path: Path) -> None:
+    """A config type, or all forces; nothing is said where the test side has them."""
+    perfect = [with_emt(bulk("Cu", cubic=True, a=3.5 + 0.01 * n)) for n in range(10)]
+    write_database(db, perfect[:2], side="test", config_type="bulk")
+    write_database(db, perfect[2:], side="train", config_type="bulk")
+    write_database(db, rattled(4), side="train", config_type="md")
+    notes = build(db, tmp_path / "a", split_key="side").notes
+    assert any("no test row is of the config types md (4 rows)" in note for note in notes)
+    assert any("forces of the test side vanish" in note and "48 comp" in note for note in notes)
+    write_database(db, rattled(1, seed=3), side="test", config_type="md")
+    notes = build(db, tmp_path / "b", split_key="side").notes
+    assert not any("vanish" in note or "no test row" in note for note in notes)
+
+
+def test_nothing_is_held_out(db: Path, out: Path) -> None:
+    """A fraction of 0: an empty test.xyz, no frame of it, and a note."""
+    write_database(db, rattled(6))
+    record = build(db, out, training={"test_fraction": 0})
+    assert (record.counts.train, record.counts.test, record.frames.test) == (6, 0, ())
+    assert (out / "test.xyz").read_bytes() == b""
+    assert any("nothing was held out" in note for note in record.notes)
 
 
 def test_changed_settings_of_an_inherited_split_are_noted(db: Path, tmp_path: Path) -> None:

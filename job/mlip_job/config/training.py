@@ -58,11 +58,11 @@ class TrainingConfig(Part):
     )
     test_fraction: float = Field(
         0.1,
-        gt=0,
+        ge=0,
         lt=1,
         description="round(n · fraction) structures are test, or the nearest count that groups "
-        "allow; of later generations that share of the new rows. No effect with "
-        "dataset.split_key.",
+        "allow; of later generations that share of the new rows. 0 holds nothing out. No effect "
+        "with dataset.split_key.",
     )
     validation_fraction: float = Field(
         0.1,

@@ -249,6 +249,7 @@ class DatasetBuilder:
             dataset=self.dataset,
             training=self.training,
             parent=self.parent.record if self.parent else None,
+            force_components=written.force_components,
             frames=written.frames,
             files=written.files,
         )

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from mlip_job.dataset.structures import Structures
 
 VACUUM = 20.0
-"""Å between the images of a slab or a wire: the largest cutoff that a configuration may ask for, so
-that neither another cutoff nor the potential of another generation makes another structure of it."""
+"""Å between the images of a slab or a wire: the largest cutoff that a configuration may ask for.
+So neither another cutoff nor the potential of another generation makes another structure of it."""
 
 _SLAB, _WIRE = 2, 1
 

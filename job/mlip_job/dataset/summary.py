@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from mlip_job.dataset.weights import GroupWeighting
 
 
+_LISTED = 10
+"""Config types in a note."""
+
 _FAR_FROM_REFERENCE = 1.0
 """eV/atom."""
 
@@ -83,6 +86,7 @@ def summarise(
     dataset: DatasetConfig,
     training: TrainingConfig,
     parent: DatasetRecord | None,
+    force_components: Mapping[Side, int],
     frames: SideNames,
     files: Mapping[str, FileRecord],
 ) -> DatasetRecord:
@@ -136,7 +140,10 @@ def summarise(
             free_energy=intake.free_energies, energy=len(intake.entries) - intake.free_energies
         ),
         weights=dict(outcome.weighting.by_group) if outcome.weighting else None,
-        notes=tuple(_notes(outcome, dataset, training, parent)),
+        notes=(
+            *_notes(outcome, dataset, training, parent),
+            *_untested(outcome, force_components),
+        ),
         frames=frames,
         files=dict(files),
         versions=Versions(
@@ -235,6 +242,28 @@ def _split_notes(
             f"none of the {split.new} new rows is a test row (training.test_fraction {fraction:g}"
             ", groups and equal structures allow none): what they add to the parent generation "
             "is not tested"
+        )
+
+
+def _untested(outcome: Outcome, force_components: Mapping[Side, int]) -> Iterator[str]:
+    """Note what the training side holds and the test side does not."""
+    if outcome.split.test == 0:
+        return
+    trained, tested = _config_types(outcome, "train"), _config_types(outcome, "test")
+    lacking = [f"{name} ({count} rows)" for name, count in trained.items() if name not in tested]
+    if lacking:
+        more = f" and {len(lacking) - _LISTED} more" if len(lacking) > _LISTED else ""
+        yield (
+            f"no test row is of the config types {', '.join(lacking[:_LISTED])}{more}: the errors "
+            "on the test side say nothing about them (sides are chosen by structure and group, "
+            "not by type; dataset.split_key can choose others)"
+        )
+    if force_components["train"] and not force_components["test"]:
+        yield (
+            "all forces of the test side vanish by symmetry, those of the training side do not "
+            f"({force_components['train']} components): force errors on the test side, and limits "
+            "on them (evaluation.gate), say nothing; add displaced structures as new rows, or "
+            "choose the sides by dataset.split_key"
         )
 
 
