@@ -199,10 +199,10 @@ def make_report(
     )
 
 
-def _measured(errors: SetEvaluation) -> ErrorFigures:
+def _measured(errors: SetEvaluation | None) -> ErrorFigures:
     return ErrorFigures(
-        rmse_energy_mev_per_atom=errors.energy_mev_per_atom.rmse,
-        rmse_force_mev_per_angstrom=errors.force_mev_per_angstrom.rmse,
+        rmse_energy_mev_per_atom=errors.energy_mev_per_atom.rmse if errors else None,
+        rmse_force_mev_per_angstrom=errors.force_mev_per_angstrom.rmse if errors else None,
     )
 
 

@@ -211,15 +211,16 @@ def test_rows_that_can_not_be_trained_on(
     assert str(row) in message
 
 
-def test_mixed_periodicity(cli: Cli, project: Project) -> None:
-    """Pacemaker takes all or none."""
+def test_slab_without_area(cli: Cli, project: Project) -> None:
+    """Its periodic vectors have to span a plane."""
     atoms = rattled(1, seed=7)[0]
     results = atoms.calc.results
     atoms.pbc = (True, True, False)
+    atoms.cell[1] = atoms.cell[0]
     row = _add(project, labelled(atoms, energy=results["energy"], forces=results["forces"]))
     project.configure(dataset={"max_rejected_fraction": 0.0})
     message = _refused(cli, project, 65, "run", "-g", "1").replace("_", " ")
-    assert "period" in message
+    assert "without area" in message
     assert str(row) in message
 
 

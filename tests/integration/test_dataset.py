@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -380,6 +381,92 @@ def test_max_force_rejects_and_lists(db: Path, out: Path) -> None:
     assert record.ranges.max_force_ev_per_angstrom < 30
 
 
+# Slabs and wires
+
+
+def slabs_and_wires() -> list[Atoms]:
+    """Return some of each kind, with idle vectors of every kind, and the energies of all of them.
+
+    EMT takes them as they are: it has a short range.
+    """
+    rng = np.random.default_rng(4)
+    structures = []
+    for pbc in product((False, True), repeat=3):
+        if all(pbc) or not any(pbc):
+            continue
+        for idle in ("as it is", "none", "short", "tilted"):
+            atoms = bulk("Cu", cubic=True, a=3.6).repeat((1, 1, 2))
+            atoms.rattle(0.05, rng=rng)
+            atoms.pbc = pbc
+            for k in np.flatnonzero(~atoms.pbc):
+                atoms.cell[k] *= {"none": 0, "short": 0.1}.get(idle, 1)
+                atoms.cell[k] += 0.7 if idle == "tilted" else 0
+            atoms.rotate(35, (1, 2, 3), rotate_cell=True)
+            structures.append(with_emt(atoms))
+    return structures
+
+
+def test_slabs_and_wires_keep_their_energies_and_forces(db: Path, out: Path) -> None:
+    """Periodic with vacuum, as counted; a model of short range gives what it gave before."""
+    originals = slabs_and_wires()
+    for number, atoms in enumerate(originals):
+        atoms.calc.results.pop("stress", None)
+        if number < 2:
+            atoms.calc.results["stress"] = np.ones(6)
+    write_database(db, originals)
+    write_database(db, rattled(6))
+    record = build(db, out)
+    assert record.counts.accepted == len(originals) + 6
+    assert record.partly_periodic == len(originals) == 24
+    (note,) = (note for note in record.notes if "one or two directions" in note)
+    assert note.startswith("24 rows are periodic in one or two directions (rows 1, 2, 3,")
+    assert "2 stresses of such rows" in note
+    for atoms in [*read(out, "train"), *read(out, "test")]:
+        number = atoms.info["row_id"] - 1
+        assert atoms.pbc.all()
+        assert atoms.cell.volume > 0
+        assert ("stress" in atoms.calc.results) == (number >= len(originals))
+        if number < len(originals):
+            original = originals[number]
+            np.testing.assert_array_equal(atoms.positions, original.positions)
+            for k in np.flatnonzero(~original.pbc):
+                extent = np.ptp(atoms.positions @ atoms.cell[k]) / np.linalg.norm(atoms.cell[k])
+                assert np.linalg.norm(atoms.cell[k]) - extent == pytest.approx(20)
+            again = with_emt(atoms)
+            assert again.calc.results["energy"] == pytest.approx(
+                original.calc.results["energy"], abs=1e-9
+            )
+            np.testing.assert_allclose(
+                again.calc.results["forces"], original.calc.results["forces"], atol=1e-9
+            )
+
+
+def test_slabs_with_other_idle_vectors_are_equal(db: Path, out: Path) -> None:
+    """They share a side, whatever stands in a direction without periodicity; so do their images."""
+    for number in range(12):
+        slab = fcc111("Cu", (1, 1, 3), a=3.6, vacuum=4)
+        slab.rattle(0.03, seed=number)
+        twin, image = slab.copy(), slab.copy()
+        twin.cell[2] = (1, 2, 40)
+        image.positions[1] += image.cell[0] - image.cell[1]
+        write_database(db, [with_emt(each) for each in (slab, twin, image)])
+    record = build(db, out, training={"test_fraction": 0.25})
+    tested = rows_of(out, "test")
+    assert len(tested) == record.counts.test == 9
+    assert {(row - 1) // 3 for row in tested} == {(row - 1) // 3 for row in tested if row % 3 == 1}
+    assert any(note.startswith("24 rows repeat") for note in record.notes)
+
+
+def test_slabs_that_contradict_each_other_are_refused(db: Path, out: Path) -> None:
+    """One slab with two energies, stored in two cells."""
+    slab = with_emt(fcc111("Cu", (1, 1, 3), a=3.6, vacuum=4))
+    other = slab.copy()
+    other.cell[2, 2] = 50
+    other = labelled(other, **slab.calc.results | {"energy": 9.0, "free_energy": 9.0})
+    write_database(db, [slab, other, *rattled(8)])
+    assert "1, 2" in refused(DataError, db, out)
+
+
 # Lineage
 
 
@@ -538,6 +625,50 @@ def test_inexact_count_is_noted(db: Path, out: Path) -> None:
     record = build(db, out, group_by="traj", training={"test_fraction": 0.25})
     assert (record.counts.test, record.split.wanted_test) == (4, 5)
     assert any("4 rows instead of 5" in note for note in record.notes)
+
+
+def test_what_only_the_training_side_holds_is_noted(db: Path, tmp_path: Path) -> None:
+    """A config type, or all forces; nothing is said where the test side has them."""
+    perfect = [with_emt(bulk("Cu", cubic=True, a=3.5 + 0.01 * n)) for n in range(10)]
+    write_database(db, perfect[:2], side="test", config_type="bulk")
+    write_database(db, perfect[2:], side="train", config_type="bulk")
+    write_database(db, rattled(4), side="train", config_type="md")
+    notes = build(db, tmp_path / "a", split_key="side").notes
+    assert any("no test row is of the config types md (4 rows)" in note for note in notes)
+    assert any("forces of the test side vanish" in note and "48 comp" in note for note in notes)
+    write_database(db, rattled(1, seed=3), side="test", config_type="md")
+    notes = build(db, tmp_path / "b", split_key="side").notes
+    assert not any("vanish" in note or "no test row" in note for note in notes)
+
+
+def test_nothing_is_held_out(db: Path, out: Path) -> None:
+    """A fraction of 0: an empty test.xyz, no frame of it, and a note."""
+    write_database(db, rattled(6))
+    record = build(db, out, training={"test_fraction": 0})
+    assert (record.counts.train, record.counts.test, record.frames.test) == (6, 0, ())
+    assert (out / "test.xyz").read_bytes() == b""
+    assert any("nothing was held out" in note for note in record.notes)
+
+
+def test_changed_settings_of_an_inherited_split_are_noted(db: Path, tmp_path: Path) -> None:
+    """Another test_fraction or seed does not move the parent's rows; untested new rows are said."""
+    write_database(db, rattled(20))
+    first = build(db, tmp_path / "a")
+    parent = as_parent(first, tmp_path / "a")
+    changed = {"parent": parent, "seed": 7, "training": {"test_fraction": 0.4}}
+    second = build(db, tmp_path / "b", **changed)
+    assert (second.counts.test, second.split.wanted_test) == (2, 2)
+    (note,) = (note for note in second.notes if "without effect" in note)
+    assert "training.test_fraction (0.1, now 0.4) and dataset.seed (42, now 7)" in note
+    assert "20 rows" in note
+    write_database(db, rattled(3, seed=9))
+    third = build(db, tmp_path / "c", parent=parent)
+    assert third.counts.test == 2
+    assert any("none of the 3 new rows is a test row" in note for note in third.notes)
+    assert not any("without effect" in note for note in third.notes)
+    fourth = build(db, tmp_path / "d", **changed)
+    assert fourth.counts.test == 4  # two of three: nearer to 0.4 of all than one
+    assert any("3 rows are new" in note for note in fourth.notes)
 
 
 def test_damaged_parent_index(db: Path, tmp_path: Path) -> None:

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import fcc111
 
 from mlip_job.errors import ConfigError, DatabaseError, DataError
 from tests.datasets import build, refused, rows_of
-from tests.support import labelled, open_for_writing, rattled, with_emt, write_database
+from tests.support import labelled, open_for_writing, rattled, write_database
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,12 +127,16 @@ def test_isolated_atoms_do_not_dilute_rejections(db: Path, out: Path) -> None:
     assert "2 of 10 rows" in refused(DataError, db, out)
 
 
-def test_mixed_periodicity(db: Path, out: Path) -> None:
-    """Slabs that are periodic in two directions are refused with that reason."""
-    slab = fcc111("Cu", (1, 1, 3), vacuum=8)
-    write_database(db, [with_emt(slab)] * 3)
+def test_slabs_and_wires_without_area_or_length(db: Path, out: Path) -> None:
+    """Periodic vectors that are zero or parallel are refused with that reason."""
+    slab = Atoms("Cu2", [(0, 0, 0), (2, 0, 0)], cell=[(4, 0, 0), (8, 0, 0), (0, 0, 9)])
+    for pbc in ((True, True, False), (False, True, True), (True, True, False)):
+        slab.pbc = pbc
+        if pbc[2]:
+            slab.cell[2] = 0
+        write_database(db, [labelled(slab, energy=-1.0, forces=np.zeros((2, 3)))])
     write_database(db, rattled(5))
-    assert "periodic in some directions only: 3 (rows 1, 2, 3)" in refused(DataError, db, out)
+    assert "without area or length: 3 (rows 1, 2, 3)" in refused(DataError, db, out)
 
 
 def test_only_isolated_atoms(db: Path, out: Path) -> None:

@@ -32,7 +32,7 @@ from mlip_job.training.potential_yaml import read_potential
 from mlip_job.training.signals import StopRequest
 from mlip_job.training.summary import undetermined
 from tests.generations import stopped_before_publication
-from tests.support import rattled, write_database
+from tests.support import rattled, with_emt, write_database
 
 if TYPE_CHECKING:
     from mlip_job.evaluation.potential import Pair
@@ -205,6 +205,27 @@ def test_a_linear_fit_is_a_generation_like_any_other(
     assert third.parent is not None
     assert third.parent.generation == 2
     assert third.headline.iterations > 0
+
+
+def test_nothing_held_out_is_said(tmp_path: Path) -> None:
+    """Slabs and crystals, all of them for training: no test errors in manifest, report and page."""
+    slabs = rattled(4, seed=3)
+    for atoms in slabs:
+        atoms.pbc = (True, True, False)
+    write_database(tmp_path / "structures.db", rattled(10))
+    write_database(tmp_path / "structures.db", [with_emt(atoms) for atoms in slabs])
+    config = _config(tmp_path, TINY | {"max_iter": 0, "test_fraction": 0})
+    manifest, _ = _run(config)
+    assert manifest.headline.test.rmse_energy_mev_per_atom is None
+    assert manifest.headline.train.rmse_energy_mev_per_atom is not None
+    report = TrainingReport.from_json(_read(config, manifest, "report.json"))
+    assert (report.dataset.train, report.dataset.test) == (14, 0)
+    assert report.evaluation is not None
+    assert report.evaluation.test is None
+    assert report.evaluation.speed is not None
+    assert any("nothing was held out" in warning for warning in report.warnings)
+    assert any("4 rows are periodic in one or two" in note for note in report.dataset.notes)
+    assert b"nothing was held out" in _read(config, manifest, "report.html")
 
 
 def test_a_linear_fit_that_only_has_to_be_published_is_not_made_again(tmp_path: Path) -> None:

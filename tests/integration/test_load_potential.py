@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
+from ase.calculators.calculator import PropertyNotImplementedError
 
 from mlip_job import load_potential
 from mlip_job.errors import ConfigError, DataError, IntegrityError
@@ -152,10 +153,6 @@ def test_what_is_not_there_is_named(family: Family) -> None:
     calculator = load_potential(family.store)
     with pytest.raises(DataError, match="cu gen_01 knows Cu; the structure has Ni"):
         bulk_energy(calculator, bulk("Ni"))
-    slab = bulk("Cu", cubic=True)
-    slab.pbc = (True, True, False)
-    with pytest.raises(DataError, match="periodic in all directions or in none"):
-        bulk_energy(calculator, slab)
     dimer = Atoms("Cu2", positions=[(0, 0, 0), (0, 0, 2.4)])
     boxed = dimer.copy()
     boxed.center(vacuum=10.0)
@@ -166,6 +163,37 @@ def test_what_is_not_there_is_named(family: Family) -> None:
     path.write_text(path.read_text().replace('"potential.asi"', '"other.asi"'))
     with pytest.raises(ConfigError, match=r"published without potential\.asi"):
         load_potential(family.store, extrapolation=True)
+
+
+@pytest.mark.parametrize(
+    "pbc", [(True, True, False), (False, True, True), (True, False, False), (False, False, True)]
+)
+@pytest.mark.parametrize("stored", ["as it is", "without vectors", "tilted"])
+def test_slabs_and_wires_are_those_of_their_periodicity(
+    family: Family, pbc: tuple[bool, bool, bool], stored: str
+) -> None:
+    """Energies and forces are those of the middle of many copies, whatever the idle vectors are."""
+    calculator = load_potential(family.store)
+    atoms = bulk("Cu", cubic=True, a=3.62)
+    atoms.rattle(0.05, seed=1)
+    atoms.pbc = pbc
+    copies = tuple(7 if periodic else 1 for periodic in pbc)
+    cluster = atoms.repeat(copies)
+    cluster.pbc = False
+    idle = [k for k in range(3) if not pbc[k]]
+    if stored == "without vectors":
+        atoms.cell[idle] = 0
+    elif stored == "tilted":
+        atoms.cell[idle] = atoms.cell[idle] + 0.5
+    cluster.calc = atoms.calc = calculator
+    first = len(cluster) // 2 // len(atoms) * len(atoms)
+    middle = slice(first, first + len(atoms))
+    energies, forces = cluster.get_potential_energies()[middle], cluster.get_forces()[middle]
+    assert atoms.get_potential_energy() == pytest.approx(energies.sum(), abs=1e-9)
+    np.testing.assert_allclose(atoms.get_forces(), forces, atol=1e-9)
+    assert calculator.atoms == atoms
+    with pytest.raises(PropertyNotImplementedError):
+        atoms.get_stress()
 
 
 def bulk_energy(calculator: object, atoms: Atoms) -> float:

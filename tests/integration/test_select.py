@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 import ase.io
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import bulk
 from ase.db import connect
 
 from mlip_job.config import DatabaseConfig
 from mlip_job.dataset.marking import mark_rows
+from mlip_job.dataset.validation import Rejection
 from mlip_job.errors import ConfigError, ConflictError, DatabaseError, IntegrityError
 from tests.support import open_for_writing, rattled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from ase import Atoms
 
     from tests.cli import Ended
     from tests.generations import Family
@@ -264,9 +264,8 @@ def test_candidates_that_can_not_be_graded_are_listed(select: Select, tmp_path: 
     """By reason; the others are graded all the same."""
     lonely = bulk("Cu", cubic=True, a=3.6)
     lonely.set_cell([20, 20, 20])
-    slab = bulk("Cu", cubic=True)
-    slab.pbc = (True, True, False)
-    structures = [rattled(1)[0], bulk("Ni", cubic=True), lonely[:1], slab, *outliers()]
+    flat = Atoms("Cu2", [(0, 0, 0), (2, 0, 0)], cell=[4, 0, 0], pbc=(True, True, False))
+    structures = [rattled(1)[0], bulk("Ni", cubic=True), lonely[:1], flat, *outliers()]
     for atoms in structures:
         atoms.calc = None
     ase.io.write(tmp_path / "c.xyz", structures)
@@ -274,7 +273,7 @@ def test_candidates_that_can_not_be_graded_are_listed(select: Select, tmp_path: 
     assert json.loads(ended.out)["skipped"] == {
         "atom without a neighbour within the cutoff": [2],
         "element that the potential lacks: Ni": [1],
-        "periodic in some directions only": [3],
+        Rejection.FLAT_CELL.value: [3],
     }
     assert "skipped 1: element that the potential lacks: Ni" in ended.err
     assert ended.code == 0
@@ -283,6 +282,26 @@ def test_candidates_that_can_not_be_graded_are_listed(select: Select, tmp_path: 
     ended = select(tmp_path / "ni.xyz", "-o", "other.xyz")
     assert ended.code == 65
     assert "no candidate can be graded: 3 × element that the potential lacks: Ni" in ended.err
+
+
+def test_slabs_are_graded_as_they_are(select: Select, tmp_path: Path, family: Family) -> None:
+    """Like the same slab with vacuum, and written with their own cell and periodicity."""
+    slab = bulk("Cu", cubic=True, a=3.3).repeat((1, 1, 2))
+    slab.rattle(0.05, seed=1)
+    padded = slab.copy()
+    padded.cell[2, 2] += 30
+    slab.pbc = (True, True, False)
+    ase.io.write(tmp_path / "c.xyz", [slab, padded, *candidates()[0][:3]])
+    ended = select(tmp_path / "c.xyz", "--json")
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out)
+    grades = {c["id"]: c["extrapolation_grade"] for c in found["candidates"]}
+    assert not found["skipped"]
+    assert grades[0] == pytest.approx(grades[1], rel=1e-6)
+    written = {a.info["candidate"]: a for a in ase.io.read(found["file"], ":")}
+    if 0 in written:
+        assert written[0].pbc.tolist() == [True, True, False]
+        np.testing.assert_allclose(written[0].cell.array, slab.cell.array)
 
 
 def test_unreadable_files_are_refused(select: Select, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_numbers_in_exponent_form_are_numbers(config_file: Path) -> None:
         ("trainig.cutoff=6", "trainig: unknown key; did you mean training?"),
         ("training.cutoff=-1", "training.cutoff: Input should be greater than 0"),
         ("training.cutoff=.nan", "training.cutoff: Input should be a finite number"),
-        ("training.test_fraction=0", "training.test_fraction: Input should be greater than 0"),
+        ("training.test_fraction=-1", "test_fraction: Input should be greater than or equal to 0"),
         ("training.test_fraction=1", "training.test_fraction: Input should be less than 1"),
         ("family=Cu Ni", "family: takes up to 40 lower-case letters, digits and '-'"),
         ("training.ladder_step=[1, 2]", "training.ladder_step: takes a whole number"),
@@ -196,6 +196,19 @@ def test_active_set_is_a_choice_or_a_switch(value: str, kind: str | None) -> Non
     """As YAML has them."""
     given = {"family": "cu", "evaluation": {"active_set": yaml.safe_load(value)}}
     assert JobConfig.model_validate(given).evaluation.active_set_kind == kind
+
+
+def test_limits_on_test_errors_need_a_test_side() -> None:
+    """With nothing held out they could never be judged; a key may hold something out."""
+    values = {
+        "family": "cu",
+        "training": {"test_fraction": 0},
+        "evaluation": {"gate": {"max_force_rmse_mev": 50}},
+    }
+    with pytest.raises(ValidationError, match=r"gate\.max_force_rmse_mev can't be judged"):
+        JobConfig.model_validate(values)
+    JobConfig.model_validate(values | {"dataset": {"split_key": "side"}})
+    JobConfig.model_validate(values | {"evaluation": {}})
 
 
 def test_fingerprint_follows_what_decides_the_potential() -> None:

@@ -35,6 +35,14 @@ def _dynamics(verdict: Verdict) -> DynamicsCheck:
     )
 
 
+def test_limits_without_a_test_set_reject() -> None:
+    """They can't be judged; without limits nothing is asked."""
+    verdict = judge(GateConfig(max_force_rmse_mev=1000), None, None, [])
+    assert not verdict.accepted
+    assert "nothing was held out" in verdict.reasons[0]
+    assert judge(GateConfig(), None, None, []).accepted
+
+
 def test_without_limits_all_is_accepted() -> None:
     """Nothing to compare with, nothing asked."""
     verdict = judge(GateConfig(), TEST, None, [_dynamics("failed")])

@@ -49,6 +49,27 @@ def _cards(*arguments: object) -> dict[str, str]:
     }
 
 
+def test_report_without_a_test_side_says_so() -> None:
+    """Errors of the training set alone, and that nothing was held out."""
+    report = make_report(1)
+    assert report.evaluation is not None
+    alone = report.model_copy(
+        update={
+            "evaluation": report.evaluation.model_copy(update={"test": None}),
+            "dataset": report.dataset.model_copy(update={"test": 0}),
+        }
+    )
+    assert alone.headline().test.rmse_energy_mev_per_atom is None
+    assert "nothing was held out" in summary(alone)
+    shown = _cards(alone, None)
+    assert shown["Energy RMSE, test"].startswith("–")
+    assert "nothing was held out" in shown["Energy RMSE, test"]
+    page = render_report(make_facts(alone), None)
+    assert "Worst train structures" in page
+    assert "Worst test structures" not in page
+    assert "gen_01" in render_comparison([alone, make_report(2)])
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -9,14 +9,11 @@ import pytest
 from ase.build import molecule
 from ase.io import write
 
-from mlip_job.dataset.record import SideCounts
 from mlip_job.evaluation.speed import measure_speed
-from tests.reports import make_facts, make_report
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from mlip_job.dataset.record import DatasetRecord
     from mlip_job.evaluation.potential import Potential
 
 
@@ -47,18 +44,10 @@ def blocks(count: int) -> list[str]:
     return texts
 
 
-def record_of(structures: int, atoms: int) -> DatasetRecord:
-    """Return the record of a dataset with such a test set."""
-    record = make_facts(make_report(1)).dataset
-    counts = record.counts.model_copy(update={"test": structures})
-    sides = SideCounts(train=10, test=atoms)
-    return record.model_copy(update={"counts": counts, "atoms": sides})
-
-
 def measure(potential: Timed, structures: int, atoms: int) -> Any:
     """Measure a potential that is none."""
-    record = record_of(structures, atoms)
-    return measure_speed(cast("Potential", potential), record, blocks(structures))
+    texts = blocks(structures)
+    return measure_speed(cast("Potential", potential), texts, structures=structures, atoms=atoms)
 
 
 def test_cost_is_that_of_an_atom() -> None:

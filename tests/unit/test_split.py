@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import product
+from math import ceil, floor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -122,7 +124,7 @@ def test_seed_matters() -> None:
 
 @given(items=related_items(), fraction=fractions, seed=seeds)
 def test_relations_never_straddle(items: list[Entry], fraction: float, seed: int) -> None:
-    """Rows of one group or one structure are on one side, and never too many in the test side."""
+    """Rows of one group or one structure are on one side."""
     split = try_split(items, fraction, seed)
     if split is None:
         return
@@ -131,7 +133,6 @@ def test_relations_never_straddle(items: list[Entry], fraction: float, seed: int
         assert side_of.setdefault(item.fingerprint, side) == side
         if item.group is not None:
             assert side_of.setdefault(f"group {item.group}", side) == side
-    assert split.test <= split.wanted_test
 
 
 @given(
@@ -151,7 +152,9 @@ def test_inherited_sides_are_kept(
     items = singles(old + new)
     child = split_items(items, fraction=fraction, seed=seeds[1], inherited=inherited)
     assert sides_of(child)[:old] == sides_of(parent)
-    assert child.test == round((old + new) * fraction)
+    share = new * fraction  # of the new rows, rounded so that the whole is exact
+    assert floor(share + 1e-6) <= child.new_test <= ceil(share - 1e-6)
+    assert abs(child.test - (old + new) * fraction) <= 1
     assert (child.inherited_test, child.inherited_train) == (parent.test, old - parent.test)
 
 
@@ -162,7 +165,7 @@ def test_group_is_inherited_by_its_new_rows() -> None:
         inherited = Inheritance.of([], {"md-7": side})
         split = split_items(items, fraction=0.2, seed=1, inherited=inherited)
         assert sides_of(split)[-1] == side
-        assert split.test == 4
+        assert split.new_test == 4
 
 
 @given(shrink=st.integers(min_value=0, max_value=9))
@@ -173,7 +176,7 @@ def test_inherited_test_rows_are_never_moved(shrink: int) -> None:
     fingerprints = [item.fingerprint for item in items]
     inherited = Inheritance.of(zip(fingerprints, sides, strict=True))
     split = split_items(items, fraction=0.1, seed=1, inherited=inherited)
-    assert split.test == 5 > split.wanted_test
+    assert split.test == split.wanted_test == 5
 
 
 def test_contradicting_inheritance_is_refused() -> None:
@@ -199,6 +202,82 @@ def test_one_group_for_all_is_refused() -> None:
     with pytest.raises(DataError, match="test side empty") as caught:
         split_items(items, fraction=0.1, seed=1)
     assert "group_by" in str(caught.value.hint)
+
+
+def grouped(sizes: list[int]) -> list[Entry]:
+    """Return groups of rows of these sizes."""
+    groups = [str(number) for number, size in enumerate(sizes) for _ in range(size)]
+    return [Entry(n + 1, fingerprint_of(n), group) for n, group in enumerate(groups)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fraction", "count"),
+    [
+        ([10] * 16, 0.1, 20),  # 16 wanted: nearer than 10
+        ([10] * 14, 0.1, 10),  # 14 wanted
+        ([10] * 15, 0.1, 10),  # 15 wanted: the smaller one of two
+        ([3, 5, 7, 7, 9, 11, 13], 0.2, 11),
+        ([7, 7, 5, 31], 0.2, 12),
+        ([10, 10], 0.1, 10),  # 2 wanted: the nearest count, 0, leaves no test side
+        ([9, 1], 0.9, 9),
+    ],
+)
+def test_nearest_count_is_found(sizes: list[int], fraction: float, count: int) -> None:
+    """Where groups forbid the exact count, the test side has the nearest one that they allow."""
+    for seed in range(5):
+        split = split_items(grouped(sizes), fraction=fraction, seed=seed)
+        assert split.test == count
+        assert split.wanted_test == round(sum(sizes) * fraction)
+
+
+@given(
+    sizes=st.lists(st.integers(min_value=1, max_value=9), min_size=2, max_size=9),
+    fraction=fractions,
+    seed=seeds,
+)
+def test_no_choice_of_groups_is_nearer(sizes: list[int], fraction: float, seed: int) -> None:
+    """Against all choices there are; a choice that leaves a side empty is none."""
+    total = sum(sizes)
+    wanted = round(total * fraction)
+    if wanted in (0, total):
+        return
+    split = split_items(grouped(sizes), fraction=fraction, seed=seed)
+    choices = (
+        sum(size for size, taken in zip(sizes, chosen, strict=True) if taken)
+        for chosen in product((False, True), repeat=len(sizes))
+    )
+    best = min(abs(count - wanted) for count in choices if 0 < count < total)
+    assert abs(split.test - wanted) == best
+
+
+def test_new_rows_give_their_own_share() -> None:
+    """Whatever the parent's test side has too many or too few, a tenth of the new rows is test."""
+    for parent_test in (0, 5, 10, 40):
+        sides: list[Side] = ["test"] * parent_test + ["train"] * (100 - parent_test)
+        inherited = Inheritance.of(
+            (fingerprint_of(n), side) for n, side in zip(range(100), sides, strict=True)
+        )
+        split = split_items(singles(150), fraction=0.1, seed=1, inherited=inherited)
+        assert (split.new, split.new_test) == (50, 5)
+        assert split.test == split.wanted_test == parent_test + 5
+
+
+def test_shares_of_few_new_rows_add_up() -> None:
+    """Four rows a generation give a test row every two or three of them, not never."""
+    sides = sides_of(split_items(singles(100), fraction=0.1, seed=1))
+    for total in range(104, 141, 4):
+        known = [(fingerprint_of(n), side) for n, side in enumerate(sides)]
+        split = split_items(singles(total), fraction=0.1, seed=1, inherited=Inheritance.of(known))
+        sides = sides_of(split)
+        assert split.test == round(total * 0.1)
+
+
+def test_nothing_is_held_out_at_zero() -> None:
+    """A fraction of 0 leaves the test side empty; what the parent tested stays there."""
+    split = split_items(singles(20), fraction=0, seed=1)
+    assert (split.train, split.test, split.wanted_test) == (20, 0, 0)
+    inherited = Inheritance.of([(fingerprint_of(3), "test")])
+    assert split_items(singles(20), fraction=0, seed=1, inherited=inherited).test == 1
 
 
 def keyed(sides: list[str | None], *, groups: dict[int, str] | None = None) -> list[Entry]:

@@ -131,6 +131,8 @@ def _summary(outcome: Outcome) -> str:
     name = generation_name(outcome.manifest.generation)
     if outcome.missing:
         done, name = "trained", f"a member of {name}"
+    if test.rmse_energy_mev_per_atom is None:
+        return f"{done} {name}; no test errors, as nothing was held out"
     return (
         f"{done} {name}, test errors: "
         f"energy {figure(test.rmse_energy_mev_per_atom)} meV/atom, "

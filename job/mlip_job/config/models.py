@@ -11,7 +11,7 @@ import json
 import re
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from mlip_job.config.base import Element, Finite, NonNegative, Part, Positive
 from mlip_job.config.evaluation import EvaluationConfig
@@ -160,6 +160,22 @@ class JobConfig(Part):
         if re.fullmatch(FAMILY_PATTERN, family) is None:
             raise ValueError("takes up to 40 lower-case letters, digits and '-', as in cu-ni")
         return family
+
+    @model_validator(mode="after")
+    def _measurable(self) -> Self:
+        """Refuse limits on errors that nothing is held out for."""
+        gate = self.evaluation.gate
+        limits = [
+            f"evaluation.gate.{name}"
+            for name in ("max_energy_rmse_mev", "max_force_rmse_mev")
+            if getattr(gate, name) is not None
+        ]
+        if limits and self.training.test_fraction == 0 and self.dataset.split_key is None:
+            raise ValueError(
+                f"training.test_fraction: 0 holds nothing out, so {' and '.join(limits)} can't be "
+                "judged: set them to null, or hold structures out"
+            )
+        return self
 
     def fingerprint(self) -> str:
         """Return the sha256 of what decides the potential: dataset and training settings.

@@ -58,10 +58,11 @@ class TrainingConfig(Part):
     )
     test_fraction: float = Field(
         0.1,
-        gt=0,
+        ge=0,
         lt=1,
-        description="Exact count: round(n · fraction) structures are test; no effect with "
-        "dataset.split_key.",
+        description="round(n · fraction) structures are test, or the nearest count that groups "
+        "allow; of later generations that share of the new rows. 0 holds nothing out. No effect "
+        "with dataset.split_key.",
     )
     validation_fraction: float = Field(
         0.1,

@@ -248,6 +248,8 @@ class DatasetBuilder:
             database=self.database,
             dataset=self.dataset,
             training=self.training,
+            parent=self.parent.record if self.parent else None,
+            force_components=written.force_components,
             frames=written.frames,
             files=written.files,
         )

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mlip_job.dataset.periodicity import complete_cells
+
 if TYPE_CHECKING:
     from mlip_job.dataset.row import FloatArray, StructureRow
     from mlip_job.dataset.structures import Structures
@@ -73,7 +75,7 @@ def crystals(structures: Structures) -> bytes:
     """
     owners = np.repeat(np.arange(len(structures)), structures.counts)
     periodic = structures.pbc[:, :, None]
-    cells = np.where(periodic, structures.cells, np.eye(3))
+    cells = complete_cells(structures.cells, structures.pbc)
     lengths = np.linalg.norm(cells, axis=2)
     whole = _DIVISIBLE * np.maximum(1, np.rint(lengths / (_STEP * _DIVISIBLE)))
     steps = np.where(structures.pbc, whole, 1 / _STEP)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from ase.data import chemical_symbols
 
+from mlip_job.dataset.periodicity import complete_cells
 from mlip_job.dataset.validation import MAX_LENGTH, MIN_VOLUME
 
 if TYPE_CHECKING:
@@ -30,15 +31,14 @@ def choose_energies(structures: Structures, rules: RowRules) -> tuple[FloatArray
 
 
 def have_sound_geometry(structures: Structures) -> BoolArray:
-    """Tell which are made of elements, in finite places, periodic in all directions or none."""
+    """Tell which are made of elements, in finite places, in cells that are not flat."""
     known = (structures.numbers > 0) & (structures.numbers < len(chemical_symbols))
     in_bounds = np.abs(structures.positions) < MAX_LENGTH
     bounded_cell = (np.abs(structures.cells) < MAX_LENGTH).all(axis=(1, 2))
-    periodic = structures.pbc.all(axis=1)
     with np.errstate(all="ignore"):  # of cells that are not finite
-        flat = np.abs(np.linalg.det(structures.cells)) < MIN_VOLUME
-    mixed = structures.pbc.any(axis=1) & ~periodic
-    sound: BoolArray = bounded_cell & ~mixed & ~(flat & periodic)
+        cells = complete_cells(structures.cells, structures.pbc)
+        flat = np.abs(np.linalg.det(cells)) < MIN_VOLUME
+    sound: BoolArray = bounded_cell & ~flat
     return sound & structures.all_atoms(known) & structures.all_atoms(in_bounds)
 
 

@@ -20,6 +20,7 @@ from mlip_job.dataset.fitness import (
     have_sound_geometry,
     largest_force,
 )
+from mlip_job.dataset.periodicity import is_partly_periodic, with_vacuum
 from mlip_job.dataset.proximity import ProximityFinder
 from mlip_job.dataset.reference_energies import compositions
 from mlip_job.dataset.row import StructureRow, UnreadableRow
@@ -59,6 +60,10 @@ class Intake:
         in eV/atom: the highest, so that of the atoms furthest apart.
     lost_stresses
         Row ids of stresses that could not be read; the rows are accepted without.
+    partly_periodic
+        Row ids of the slabs and wires among the accepted rows.
+    dropped_stresses
+        How many of these had a stress, which is left out.
     rejected
         Row ids by reason.
     free_energies
@@ -79,6 +84,8 @@ class Intake:
     ions: tuple[int, ...]
     apart: Mapping[str, tuple[int, float]]
     lost_stresses: tuple[int, ...]
+    partly_periodic: tuple[int, ...]
+    dropped_stresses: int
     rejected: Mapping[Rejection, Sequence[int]]
     free_energies: int
     force_components: int
@@ -156,6 +163,8 @@ class _Taking:
         self._rejected: defaultdict[Rejection, list[int]] = defaultdict(list)
         self._apart: dict[str, tuple[int, float]] = {}
         self._lost_stresses: list[int] = []
+        self._partly_periodic: list[int] = []
+        self._dropped_stresses = 0
         self._free_energies = 0
         self._force_components = 0
         self._max_force = 0.0
@@ -184,14 +193,14 @@ class _Taking:
         Those that are certainly fit are examined all the same if their atoms might be nearer to
         each other than any before: the smallest distance is recorded.
         """
-        structures = page.structures
+        structures = with_vacuum(page.structures)
         fit = have_sound_geometry(structures) & have_labels(structures, self._rules)
         near = self._proximity.find(structures, fit)
         accepted: BoolArray = near.bonded.copy()
         for index in np.argsort(near.apart, kind="stable").tolist():
             if accepted[index] and near.apart[index] >= self._min_distance:
                 continue
-            finding = self._judge(structures.row(index), page.pairs[index])
+            finding = self._judge(page.structures.row(index), page.pairs[index])
             accepted[index] = finding.rejection is None and not finding.is_reference
             self._min_distance = min(self._min_distance, finding.min_distance)
         return accepted
@@ -220,8 +229,12 @@ class _Taking:
         return finding
 
     def _keep(self, structures: Structures, pairs: Sequence[Mapping[str, object]]) -> None:
+        """Spool accepted structures; what they are known by is that of the rows as stored."""
         energies, is_free = choose_energies(structures, self._rules)
-        self._spool.append(structures)
+        self._spool.append(with_vacuum(structures))
+        partly = is_partly_periodic(structures.pbc)
+        self._partly_periodic += structures.ids[partly].tolist()
+        self._dropped_stresses += int(np.count_nonzero(~np.isnan(structures.stresses[partly, 0])))
         self._entries.add(
             row_ids=structures.ids,
             fingerprints=fingerprints(structures),
@@ -246,6 +259,8 @@ class _Taking:
             ions=tuple(id_ for id_ in (r.row_id for r in references) if source.charge(id_)),
             apart=self._apart,
             lost_stresses=tuple(self._lost_stresses),
+            partly_periodic=tuple(self._partly_periodic),
+            dropped_stresses=self._dropped_stresses,
             rejected={reason: sorted(rows) for reason, rows in self._rejected.items()},
             free_energies=self._free_energies,
             force_components=self._force_components,

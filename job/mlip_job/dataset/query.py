@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from mlip_job.dataset.record import FORMAT_VERSION
-
 if TYPE_CHECKING:
     from mlip_job.config import DatasetConfig, TrainingConfig
     from mlip_job.dataset.record import DatasetRecord
+
+_VERSION = 3
+"""Raise it when the same rows and settings shall give another dataset: what earlier versions made
+is not found then. A dataset that is the same all the same keeps its id."""
 
 _DECISIVE = {"cutoff", "test_fraction", "elements", "weighting"}
 """Of the training's settings."""
@@ -59,7 +61,7 @@ def query_key(
         The dataset whose split and reference energies are inherited.
     """
     query = {
-        "format": FORMAT_VERSION,
+        "format": _VERSION,
         "database": database,
         "select": select,
         "dataset": dataset.model_dump(mode="json"),

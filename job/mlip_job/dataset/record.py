@@ -21,7 +21,7 @@ ReferenceSource = Literal[
 tell elements apart, also where they were inherited."""
 
 FORMAT_VERSION = 2
-"""Part of every dataset's identity; raise it when the same rows shall give another dataset."""
+"""Part of every dataset's identity; raise it when the same content shall have another one."""
 
 
 class _Part(BaseModel):
@@ -137,6 +137,9 @@ class DatasetRecord(_Part):
         Atoms per side.
     force_components
         Of both sides, those above 1 meV/Å in size; older versions did not count them.
+    partly_periodic
+        Accepted rows that are periodic in one or two directions, which got vacuum in the others;
+        older versions rejected them.
     rejections
         By reason.
     reference_energies
@@ -163,6 +166,7 @@ class DatasetRecord(_Part):
     per_element: dict[str, ElementCounts]
     ranges: Ranges
     force_components: int | None = None
+    partly_periodic: int = 0
     config_types: ConfigTypes
     split: SplitRecord
     rejections: dict[str, RejectedRows]

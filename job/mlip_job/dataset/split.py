@@ -1,9 +1,9 @@
 """The train/test split: exact, deterministic, stable across generations, group-aware.
 
 Rows that share a group or hold the same crystal form a *unit*, and a unit never straddles the
-split. Where the parent's dataset knows a unit, it stays on its side. The others are put in an
-order that depends on nothing but the seed and their own structures, and fill the test side up to
-the wanted count.
+split. Where the parent's dataset knows a unit, it stays on its side. The others give a share of
+their own: they are put in an order that depends on nothing but the seed and their own structures,
+and fill the test side up to the wanted count, or the nearest one that they allow.
 
 Where a key_value_pair of the rows decides the sides, they are checked against the same rules.
 """
@@ -11,6 +11,7 @@ Where a key_value_pair of the rows decides the sides, they are checked against t
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -20,6 +21,7 @@ from scipy.sparse.csgraph import connected_components
 
 from mlip_job.dataset.entry import FINGERPRINT
 from mlip_job.dataset.row import name_rows
+from mlip_job.dataset.subset import choose_subset
 from mlip_job.errors import DataError
 
 if TYPE_CHECKING:
@@ -40,6 +42,9 @@ _RANKED_AT_ONCE = 10_000
 
 _LISTED = 10
 """Groups, structures or values of one kind in a message."""
+
+_ROUNDING = 1e-6
+"""Rows. More than a product of a fraction and a number of rows is off its exact value."""
 
 _NOBODY = np.zeros(0, FINGERPRINT)
 
@@ -84,7 +89,8 @@ class Split:
     tested
         Of each entry, whether it is a test row.
     wanted_test
-        The count of test rows that was aimed at: round(n · fraction), or that of a key.
+        The count of test rows that was aimed at: those inherited and the share of the others, or
+        that of a key.
     inherited_train, inherited_test
         Rows whose side came from the parent.
     """
@@ -96,13 +102,28 @@ class Split:
 
     @property
     def test(self) -> int:
-        """Number of test rows: `wanted_test`, unless groups or inheritance forbid it."""
+        """Number of test rows: `wanted_test`, unless groups or equal structures forbid it."""
         return int(np.count_nonzero(self.tested))
 
     @property
     def train(self) -> int:
         """Number of training rows."""
         return len(self.tested) - self.test
+
+    @property
+    def inherited(self) -> int:
+        """Number of rows whose side came from the parent."""
+        return self.inherited_train + self.inherited_test
+
+    @property
+    def new(self) -> int:
+        """Number of rows whose side did not come from the parent."""
+        return len(self.tested) - self.inherited
+
+    @property
+    def new_test(self) -> int:
+        """Number of test rows among the new ones."""
+        return self.test - self.inherited_test
 
     def on(self, side: Side) -> BoolArray:
         """Tell which entries are on a side."""
@@ -112,35 +133,45 @@ class Split:
 def split_rows(
     entries: Entries, *, fraction: float, seed: int, inherited: Inheritance | None = None
 ) -> Split:
-    """Put each entry on a side of a dataset, neither of which is empty.
+    """Put each entry on a side of a dataset; see `divide`.
 
-    See `divide`.
+    Neither side is empty, but for the test side where the fraction is 0.
 
     Raises
     ------
     DataError
         If a side stays empty, or what the parent had on both sides now belongs together.
     """
-    split = divide(entries, fraction=fraction, seed=seed, inherited=inherited)
+    split = divide(entries, fraction=fraction, seed=seed, inherited=inherited, both=True)
     _require_both_sides(split, len(entries), fraction)
     return split
 
 
 def divide(
-    entries: Entries, *, fraction: float, seed: int, inherited: Inheritance | None = None
+    entries: Entries,
+    *,
+    fraction: float,
+    seed: int,
+    inherited: Inheritance | None = None,
+    both: bool = False,
 ) -> Split:
     """Put each entry on a side.
+
+    Of the entries whose sides are not inherited, a share is test: fraction · their number, rounded
+    up or down, whichever brings the whole nearer to round(n · fraction).
 
     Parameters
     ----------
     entries
         In any order: the sides depend on the set of entries only.
     fraction
-        Of the rows that shall be test rows, between 0 and 1.
+        Of the rows that shall be test rows, 0 or more and below 1.
     seed
         Another seed gives another split.
     inherited
         Sides that must not change.
+    both
+        Whether a count further away is taken where the nearest one leaves a side empty.
 
     Raises
     ------
@@ -152,20 +183,21 @@ def divide(
     sizes = np.bincount(units)
     stays_train, stays_test = _settled(entries, units, inherited)
     _require_one_side(entries, units, stays_train & stays_test)
-    wanted = round(len(entries) * fraction)
-    tested = stays_test.copy()
-    missing = wanted - int(sizes[stays_test].sum())
-    for unit in _in_order(entries, units, ~(stays_train | stays_test), seed):
-        if missing <= 0:
-            break
-        if sizes[unit] <= missing:
-            missing -= int(sizes[unit])
-            tested[unit] = True
+    free, tested = ~(stays_train | stays_test), stays_test.copy()
+    available, kept = int(sizes[free].sum()), int(sizes[stays_test].sum())
+    share = _share(available, round(len(entries) * fraction) - kept, fraction)
+    order = _in_order(entries, units, free, seed)
+    tested[order] = choose_subset(
+        sizes[order],
+        share,
+        least=int(both and share > 0 and not stays_test.any()),
+        most=available - int(both and share < available and not stays_train.any()),
+    )
     return Split(
         tested=tested[units],
-        wanted_test=wanted,
+        wanted_test=kept + share,
         inherited_train=int(sizes[stays_train].sum()),
-        inherited_test=int(sizes[stays_test].sum()),
+        inherited_test=kept,
     )
 
 
@@ -210,6 +242,13 @@ def split_by_key(entries: Entries, *, key: str, inherited: Inheritance | None = 
         inherited_train=int(np.count_nonzero(known_train)),
         inherited_test=int(np.count_nonzero(known_test)),
     )
+
+
+def _share(available: int, missing: int, fraction: float) -> int:
+    """Return how many of the available rows shall be test rows: about as many as are missing."""
+    exact = available * fraction
+    low, high = math.floor(exact + _ROUNDING), math.ceil(exact - _ROUNDING)
+    return min(max(missing, low), high)
 
 
 def _labels(entries: Entries, inherited: Inheritance) -> IndexArray:
@@ -328,15 +367,15 @@ def _require_one_side(entries: Entries, units: IndexArray, contradicting: BoolAr
 
 def _require_both_sides(split: Split, total: int, fraction: float) -> None:
     test = split.test
-    if 0 < test < total:
+    if 0 < test < total or (test == 0 < total and fraction == 0):
         return
     side = "test" if test == 0 else "training"
     raise DataError(
         f"{total} structures at training.test_fraction {fraction:g} leave the {side} side empty",
         hint="provide more structures or another training.test_fraction"
         if split.wanted_test in (0, total)
-        else "groups, duplicates or the parent's split allow no other: provide more structures, "
-        "or change dataset.group_by or training.test_fraction",
+        else "groups, equal structures or the parent's split allow no other: provide more "
+        "structures, or change dataset.group_by",
     )
 
 

@@ -13,6 +13,7 @@ from ase.data import chemical_symbols
 
 from mlip_job import __version__
 from mlip_job.dataset.checks import note_extreme_energies
+from mlip_job.dataset.periodicity import VACUUM
 from mlip_job.dataset.record import (
     ConfigTypes,
     Counts,
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from mlip_job.dataset.split import Side, Split
     from mlip_job.dataset.weights import GroupWeighting
 
+
+_LISTED = 10
+"""Config types in a note."""
 
 _FAR_FROM_REFERENCE = 1.0
 """eV/atom."""
@@ -81,6 +85,8 @@ def summarise(
     database: DatabaseConfig,
     dataset: DatasetConfig,
     training: TrainingConfig,
+    parent: DatasetRecord | None,
+    force_components: Mapping[Side, int],
     frames: SideNames,
     files: Mapping[str, FileRecord],
 ) -> DatasetRecord:
@@ -111,6 +117,7 @@ def summarise(
             min_distance_angstrom=intake.min_distance,
         ),
         force_components=intake.force_components,
+        partly_periodic=len(intake.partly_periodic),
         config_types=ConfigTypes(
             train=_config_types(outcome, "train"), test=_config_types(outcome, "test")
         ),
@@ -133,7 +140,10 @@ def summarise(
             free_energy=intake.free_energies, energy=len(intake.entries) - intake.free_energies
         ),
         weights=dict(outcome.weighting.by_group) if outcome.weighting else None,
-        notes=tuple(_notes(outcome, dataset)),
+        notes=(
+            *_notes(outcome, dataset, training, parent),
+            *_untested(outcome, force_components),
+        ),
         frames=frames,
         files=dict(files),
         versions=Versions(
@@ -145,7 +155,12 @@ def summarise(
     )
 
 
-def _notes(outcome: Outcome, dataset: DatasetConfig) -> Iterator[str]:
+def _notes(
+    outcome: Outcome,
+    dataset: DatasetConfig,
+    training: TrainingConfig,
+    parent: DatasetRecord | None,
+) -> Iterator[str]:
     intake, split = outcome.intake, outcome.split
     total = len(intake.entries)
     if intake.slow_because:
@@ -163,6 +178,14 @@ def _notes(outcome: Outcome, dataset: DatasetConfig) -> Iterator[str]:
             f"stresses that can't be read ({name_rows(intake.lost_stresses)}), in single "
             "precision or of another size, were left out; nothing else of these rows was"
         )
+    if intake.partly_periodic:
+        yield (
+            f"{len(intake.partly_periodic)} rows are periodic in one or two directions "
+            f"({name_rows(intake.partly_periodic)}): {VACUUM:g} Å of vacuum in the others makes "
+            "them periodic in all, which changes no energy of the potential; "
+            f"{intake.dropped_stresses} stresses of such rows, which depend on the vacuum, were "
+            "left out"
+        )
     if outcome.repeats:
         yield f"{outcome.repeats} rows repeat the structure of another row; they share its side"
     if dataset.split_key is not None:
@@ -173,16 +196,74 @@ def _notes(outcome: Outcome, dataset: DatasetConfig) -> Iterator[str]:
     ungrouped = int(np.count_nonzero(intake.entries.group_codes < 0))
     if dataset.group_by is not None and ungrouped:
         yield f"{ungrouped} rows have no key {dataset.group_by}: each is a group of its own"
-    if split.test != split.wanted_test:
-        yield (
-            f"the test side has {split.test} rows instead of {split.wanted_test}: groups, "
-            "duplicates or the parent's split allow no closer count"
-        )
+    yield from _split_notes(outcome, dataset, training, parent)
     yield from _reference_notes(outcome)
     if outcome.weighting:
         yield (
             "weights per config type, scaled to a mean of 1: energies by "
             f"{outcome.weighting.energy_scale:.6g}, forces by {outcome.weighting.force_scale:.6g}"
+        )
+
+
+def _split_notes(
+    outcome: Outcome,
+    dataset: DatasetConfig,
+    training: TrainingConfig,
+    parent: DatasetRecord | None,
+) -> Iterator[str]:
+    split, fraction = outcome.split, training.test_fraction
+    if split.test != split.wanted_test:
+        yield (
+            f"the test side has {split.test} rows instead of {split.wanted_test}: groups or "
+            "equal structures allow no closer count"
+        )
+    if split.test == 0:
+        yield (
+            "nothing was held out (training.test_fraction: 0): all errors are those of training "
+            "structures, which say little about others"
+        )
+    if dataset.split_key is not None or parent is None:
+        return
+    changed = [
+        f"{name} ({before:g}, now {now:g})"
+        for name, before, now in (
+            ("training.test_fraction", parent.split.test_fraction, fraction),
+            ("dataset.seed", parent.split.seed, dataset.seed),
+        )
+        if before != now
+    ]
+    if changed and split.inherited:
+        yield (
+            f"{' and '.join(changed)}, changed since the parent generation: without effect on "
+            f"its {split.inherited} rows, which keep their sides; {split.new} rows are new"
+        )
+    if split.new and not split.new_test and fraction:
+        yield (
+            f"none of the {split.new} new rows is a test row (training.test_fraction {fraction:g}"
+            ", groups and equal structures allow none): what they add to the parent generation "
+            "is not tested"
+        )
+
+
+def _untested(outcome: Outcome, force_components: Mapping[Side, int]) -> Iterator[str]:
+    """Note what the training side holds and the test side does not."""
+    if outcome.split.test == 0:
+        return
+    trained, tested = _config_types(outcome, "train"), _config_types(outcome, "test")
+    lacking = [f"{name} ({count} rows)" for name, count in trained.items() if name not in tested]
+    if lacking:
+        more = f" and {len(lacking) - _LISTED} more" if len(lacking) > _LISTED else ""
+        yield (
+            f"no test row is of the config types {', '.join(lacking[:_LISTED])}{more}: the errors "
+            "on the test side say nothing about them (sides are chosen by structure and group, "
+            "not by type; dataset.split_key can choose others)"
+        )
+    if force_components["train"] and not force_components["test"]:
+        yield (
+            "all forces of the test side vanish by symmetry, those of the training side do not "
+            f"({force_components['train']} components): force errors on the test side, and limits "
+            "on them (evaluation.gate), say nothing; add displaced structures as new rows, or "
+            "choose the sides by dataset.split_key"
         )
 
 

@@ -10,6 +10,8 @@ import numpy as np
 from ase.data import chemical_symbols
 from ase.neighborlist import primitive_neighbor_list
 
+from mlip_job.dataset.periodicity import complete_cells
+
 if TYPE_CHECKING:
     from mlip_job.dataset.row import BoolArray, FloatArray, StructureRow
 
@@ -24,7 +26,7 @@ _ISOLATED = 9.0
 """Å. An atom whose images are so far away has the energy of an isolated one, to a meV or so."""
 
 MIN_VOLUME = 1e-6
-"""Å³. Periodic cells below it are flat."""
+"""Å³, of slabs Å² and of wires Å. Periodic cells below it are flat."""
 
 MAX_LENGTH = 1e9
 """Å. Distances of atoms that are further out are lost in rounding."""
@@ -38,8 +40,7 @@ class Rejection(StrEnum):
     NO_ATOMS = "no atoms"
     UNKNOWN_ELEMENT = "atom of no known element"
     BAD_GEOMETRY = "positions or cell not finite, beyond 1e9 Å, or misshapen"
-    MIXED_PERIODICITY = "periodic in some directions only"
-    FLAT_CELL = "periodic cell without volume"
+    FLAT_CELL = "periodic cell without volume, or periodic vectors without area or length"
     NO_ENERGY = "no energy"
     BAD_ENERGY = "energy not finite"
     NO_FORCES = "no forces"
@@ -148,11 +149,15 @@ def _geometry_problem(row: StructureRow) -> Rejection | None:
     in_bounds = all((np.abs(lengths) < MAX_LENGTH).all() for lengths in (row.positions, row.cell))
     if row.positions.shape != (len(row.numbers), 3) or not in_bounds:
         return Rejection.BAD_GEOMETRY
-    if row.pbc.any() != row.pbc.all():
-        return Rejection.MIXED_PERIODICITY
-    if row.pbc.all() and abs(np.linalg.det(row.cell)) < MIN_VOLUME:
+    if abs(np.linalg.det(_cell(row))) < MIN_VOLUME:
         return Rejection.FLAT_CELL
     return None
+
+
+def _cell(row: StructureRow) -> FloatArray:
+    """Return the cell with unit vectors in the directions without periodicity."""
+    (cell,) = complete_cells(row.cell[None], row.pbc[None])
+    return cell
 
 
 def _is_isolated(row: StructureRow, cutoff: float) -> bool:
@@ -186,7 +191,7 @@ def _largest(forces: FloatArray | None) -> float:
 
 def _neighbours(row: StructureRow, cutoff: float) -> tuple[BoolArray, float]:
     """Return which atoms have a neighbour within the cutoff, and the smallest distance (Å)."""
-    cell: FloatArray = row.cell if row.pbc.all() else np.eye(3)
+    cell = _cell(row)
     has_neighbour = np.zeros(len(row.numbers), dtype=np.bool_)
     min_distance = float("inf")
     for reach in (min(_NEAR, cutoff), cutoff):

@@ -60,8 +60,8 @@ def part_training_set(files: DatasetFiles, record: DatasetRecord, fraction: floa
     record
         Of the dataset.
     fraction
-        Of the training structures; the exact count is round(n · fraction), less where groups or
-        equal structures allow no other.
+        Of the training structures; the count is round(n · fraction), or the nearest one that groups
+        and equal structures allow.
     """
     entries = _training_entries(files, record)
     rows = frozenset(entries.row_ids.tolist())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mlip_job.dataset.content import ContentHash
 from mlip_job.dataset.extxyz import structures_text
+from mlip_job.dataset.fitness import count_force_components
 from mlip_job.dataset.frame import FrameWriter
 from mlip_job.dataset.index import write_index
 from mlip_job.dataset.output import OutputFile
@@ -34,6 +35,8 @@ class Written:
     ----------
     contents
         Hashes that the dataset's identity is made of.
+    force_components
+        Of each side those that do not vanish, see `count_force_components`.
     frames
         Names of pacemaker's data frames.
     files
@@ -41,6 +44,7 @@ class Written:
     """
 
     contents: dict[str, str]
+    force_components: dict[Side, int]
     frames: SideNames
     files: dict[str, FileRecord]
 
@@ -75,6 +79,7 @@ def write_files(
     records = apart | {file.path.name: file.record() for file in outputs}
     return Written(
         contents=contents,
+        force_components={side: sides[side].force_components for side in SIDES},
         frames=SideNames(train=sides["train"].frames(), test=sides["test"].frames()),
         files=dict(sorted(records.items())),
     )
@@ -116,6 +121,7 @@ class _Side:
 
     def __init__(self, frame: FrameWriter, text: OutputFile | None) -> None:
         self.content = ContentHash()
+        self.force_components = 0
         self.frame = frame
         self._text = text
 
@@ -130,6 +136,7 @@ class _Side:
         if self._text is not None:
             self._text.writelines(structures_text(structures, energies, groups, config_types))
         self.content.update(structures, energies, config_types)
+        self.force_components += count_force_components(structures)
         self.frame.add(
             structures, energies=energies, corrected=corrected, config_types=config_types
         )

@@ -18,7 +18,7 @@ from mlip_job.evaluation.measured import Models, Task
 from mlip_job.evaluation.physics import check_physics
 from mlip_job.evaluation.potential import Potential
 from mlip_job.evaluation.processes import Measurers
-from mlip_job.evaluation.results import Agreement, Evaluation
+from mlip_job.evaluation.results import Agreement, Evaluation, Speed
 from mlip_job.evaluation.speed import measure_speed
 from mlip_job.naming import generation_name
 from mlip_job.training.potential_yaml import read_potential
@@ -115,10 +115,15 @@ def evaluate(
         for batch in measurers.measure(tasks):
             test.add_all(batch.measured)
             look(len(batch.measured))
-    _require_some(train, test)
+    _require_some(train, test if record.counts.test else None)
     agreements = _agreements(subject, train, test)
     converted = conversion(train, test)
     parent, notes = None, list(subject.notes)
+    if not record.counts.test:
+        notes.append(
+            "nothing was held out: all errors are those of training structures, which say little "
+            "about others"
+        )
     if subject.predecessor is not None:
         parent = compare(
             subject.predecessor,
@@ -141,7 +146,7 @@ def evaluate(
         reference_energies=models.reference_energies,
         dynamics_steps=config.dynamics_steps,
     )
-    of_test = test.result()
+    of_test = test.result() if record.counts.test else None
     return Evaluation(
         train=train.result(),
         test=of_test,
@@ -151,11 +156,7 @@ def evaluate(
         active_set=subject.active_set,
         gate=judge(config.gate, of_test, parent, physics),
         conversion=converted,
-        speed=measure_speed(
-            potential,
-            record,
-            (task.block for task in _tasks(structures("test"), tested_out, every=1)),
-        ),
+        speed=_speed(subject, potential),
         notes=tuple(notes),
     )
 
@@ -173,9 +174,22 @@ def _agreements(subject: Subject, train: SetTally, test: SetTally) -> tuple[Agre
     return tuple(one for one in found if one is not None)
 
 
-def _require_some(train: SetTally, test: SetTally) -> None:
+def _speed(subject: Subject, potential: Potential) -> Speed:
+    """Measure on the test set, or on the training set where nothing is held out."""
+    counts, atoms = subject.record.counts, subject.record.atoms
+    side = "test" if counts.test else "train"
+    tasks = _tasks(subject.dataset.xyz(side), subject.left_out.get(side, ()), every=1)
+    return measure_speed(
+        potential,
+        (task.block for task in tasks),
+        structures=counts.test or counts.train,
+        atoms=atoms.test or atoms.train,
+    )
+
+
+def _require_some(train: SetTally, test: SetTally | None) -> None:
     for side, tally in (("training", train), ("test", test)):
-        if tally.structures == 0:
+        if tally is not None and tally.structures == 0:
             raise TrainingError(
                 f"the weighting left every structure of the {side} set out of the fit: there is "
                 "nothing to measure",

@@ -264,11 +264,12 @@ class GateVerdict(_Part):
 class Evaluation(_Part):
     """All that was found out about a potential after its fit.
 
-    ``notes`` say what could not be found out, and why, in sentences.
+    ``test`` is None where nothing was held out. ``notes`` say what could not be found out, and why,
+    in sentences.
     """
 
     train: SetEvaluation
-    test: SetEvaluation
+    test: SetEvaluation | None
     agreement: tuple[Agreement, ...]
     parent: ParentComparison | None
     physics: tuple[PhysicsCheck, ...]

@@ -50,7 +50,7 @@ class BesideFit:
     def __call__(self, leg: Leg) -> Iterator[None]:
         """Measure while this lasts."""
         companion = None
-        if self._training.test_evaluation == "beside":
+        if self._training.test_evaluation == "beside" and self._record.counts.test:
             try:
                 companion = Companion(self._test_set(leg.content))
             except OSError as error:
@@ -87,7 +87,7 @@ def notes_on_test_set(
     training: TrainingConfig, record: DatasetRecord, fitted: RunSummary
 ) -> Iterator[str]:
     """Yield what the users of a potential should know of how its test set was measured."""
-    if training.test_evaluation != "beside" or fitted.test is not None:
+    if training.test_evaluation != "beside" or fitted.test is not None or not record.counts.test:
         return
     yield (
         "pacemaker was given no test set (training.test_evaluation: beside): that the published "

@@ -8,6 +8,7 @@ import numpy as np
 from ase.calculators.calculator import all_changes
 from pyace import PyACECalculator
 
+from mlip_job.dataset.periodicity import atoms_with_vacuum
 from mlip_job.errors import DataError
 
 if TYPE_CHECKING:
@@ -57,7 +58,10 @@ class GenerationCalculator(PyACECalculator):  # type: ignore[misc] # pyace has n
         properties: Sequence[str] = _DEFAULT_PROPERTIES,
         system_changes: Sequence[str] = all_changes,
     ) -> None:
-        """Calculate energy, forces and, for a periodic structure, stress.
+        """Calculate energy, forces and, where there is a cell, stress.
+
+        Slabs and wires, periodic in one or two directions, get vacuum in the others. They have no
+        stress: it is one of the cell's volume.
 
         Raises
         ------
@@ -66,7 +70,12 @@ class GenerationCalculator(PyACECalculator):  # type: ignore[misc] # pyace has n
         """
         if atoms is not None:
             self._require_describable(atoms)
-        super().calculate(atoms, properties, system_changes)
+        given = self.atoms if atoms is None else atoms
+        evaluated = atoms_with_vacuum(given)
+        super().calculate(evaluated, properties, system_changes)
+        if evaluated is not given:
+            self.atoms = given.copy()  # as it is asked for again
+            del self.results["stress"]
         symbols = self.atoms.get_chemical_symbols()
         references = np.array([self.reference_energies[symbol] for symbol in symbols])
         results: dict[str, Any] = self.results
@@ -81,10 +90,4 @@ class GenerationCalculator(PyACECalculator):  # type: ignore[misc] # pyace has n
             raise DataError(
                 f"{self._label} knows {', '.join(sorted(self._known))}; the structure has "
                 f"{', '.join(missing)} too"
-            )
-        if atoms.pbc.any() != atoms.pbc.all():
-            raise DataError(
-                f"{self._label} describes structures that are periodic in all directions or in "
-                f"none; this one has pbc {atoms.pbc.tolist()}",
-                hint="give a slab vacuum and pbc=True, which is the same to a potential",
             )

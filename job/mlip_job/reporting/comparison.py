@@ -165,7 +165,7 @@ def _error(side: str, quantity: str, statistic: str) -> Callable[[TrainingReport
 
     def find(report: TrainingReport) -> Number:
         if report.evaluation is not None:
-            found = getattr(getattr(report.evaluation, side), quantity)
+            found = getattr(getattr(report.evaluation, side), quantity, None)
             value: float | None = getattr(found, statistic) if found is not None else None
             return value
         by_pacemaker: float | None = getattr(
@@ -189,7 +189,7 @@ def _verdicts(verdict: str) -> Callable[[TrainingReport], Number]:
 
 
 def _largest_grade(evaluation: Evaluation) -> Number:
-    grade = evaluation.test.extrapolation_grade
+    grade = evaluation.test.extrapolation_grade if evaluation.test is not None else None
     return grade.max if grade is not None else None
 
 

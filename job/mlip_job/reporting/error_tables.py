@@ -86,7 +86,7 @@ def _pacemaker_row(side: str, errors: Errors) -> Row:
 def config_type_table(evaluation: Evaluation) -> Table | None:
     """Return the errors by config type, or None where there is but one."""
     sides = (evaluation.train, evaluation.test)
-    names = sorted({name for side in sides for name in side.per_config_type})
+    names = sorted({name for side in sides if side is not None for name in side.per_config_type})
     if len(names) <= 1:
         return None
     return Table(
@@ -104,7 +104,10 @@ def config_type_table(evaluation: Evaluation) -> Table | None:
 
 
 def _config_type_row(name: str, evaluation: Evaluation) -> Row:
-    train, test = (side.per_config_type.get(name) for side in (evaluation.train, evaluation.test))
+    train, test = (
+        side.per_config_type.get(name) if side is not None else None
+        for side in (evaluation.train, evaluation.test)
+    )
     both = (train, test)
     return (
         name or "(none)",
@@ -118,7 +121,8 @@ def _config_type_row(name: str, evaluation: Evaluation) -> Row:
 def element_table(evaluation: Evaluation) -> Table | None:
     """Return the force errors by element, or None where there is but one."""
     train, test = (
-        side.force_per_element_mev_per_angstrom for side in (evaluation.train, evaluation.test)
+        side.force_per_element_mev_per_angstrom if side is not None else {}
+        for side in (evaluation.train, evaluation.test)
     )
     elements = sorted({*train, *test})
     if len(elements) <= 1:
@@ -182,7 +186,7 @@ def grade_table(evaluation: Evaluation) -> Table | None:
             f"{fixed(grade.above_one, 0)} of {fixed(grade.count, 0)}",
         )
         for side, found in sides.items()
-        if (grade := found.extrapolation_grade) is not None
+        if found is not None and (grade := found.extrapolation_grade) is not None
     )
     if not rows:
         return None

@@ -66,51 +66,48 @@ class Figure:
 SIDES = (LegendEntry("train", "train"), LegendEntry("test", "test"))
 
 
-def energy_figures(train: SetEvaluation, test: SetEvaluation) -> tuple[Figure, ...]:
+def energy_figures(train: SetEvaluation, test: SetEvaluation | None) -> tuple[Figure, ...]:
     """Return parity plot and error histogram of the energies."""
+    sides = _sides(train, test)
     return (
         _parity(
             "Energy, predicted against reference",
             ("reference energy (eV/atom)", "predicted energy (eV/atom)"),
-            {"train": train.energy_parity_ev_per_atom, "test": test.energy_parity_ev_per_atom},
+            {side: found.energy_parity_ev_per_atom for side, found in sides.items()},
             "structure",
         ),
         histogram(
             "Energy errors",
             "predicted − reference",
             ENERGY,
-            {
-                "train": train.energy_error_histogram_mev_per_atom,
-                "test": test.energy_error_histogram_mev_per_atom,
-            },
-            SIDES,
+            {side: found.energy_error_histogram_mev_per_atom for side, found in sides.items()},
+            SIDES[: len(sides)],
         ),
     )
 
 
-def force_figures(train: SetEvaluation, test: SetEvaluation) -> tuple[Figure, ...]:
+def force_figures(train: SetEvaluation, test: SetEvaluation | None) -> tuple[Figure, ...]:
     """Return parity plot and error histogram of the force components."""
+    sides = _sides(train, test)
     return (
         _parity(
             "Forces, predicted against reference",
             ("reference component (eV/Å)", "predicted component (eV/Å)"),
-            {
-                "train": train.force_parity_ev_per_angstrom,
-                "test": test.force_parity_ev_per_angstrom,
-            },
+            {side: found.force_parity_ev_per_angstrom for side, found in sides.items()},
             "component",
         ),
         histogram(
             "Force errors",
             "predicted − reference",
             FORCE,
-            {
-                "train": train.force_error_histogram_mev_per_angstrom,
-                "test": test.force_error_histogram_mev_per_angstrom,
-            },
-            SIDES,
+            {side: found.force_error_histogram_mev_per_angstrom for side, found in sides.items()},
+            SIDES[: len(sides)],
         ),
     )
+
+
+def _sides(train: SetEvaluation, test: SetEvaluation | None) -> dict[str, SetEvaluation]:
+    return {"train": train} if test is None else {"train": train, "test": test}
 
 
 def histogram(

@@ -65,13 +65,13 @@ def cards(report: TrainingReport, parent: TrainingReport | None) -> tuple[Card, 
     ]
     if found is None:
         return tuple(shown)
-    if (stress := found.test.stress_gpa) is not None:
+    if found.test is not None and (stress := found.test.stress_gpa) is not None:
         train = found.train.stress_gpa
         details = [Detail(f"train {significant(train.rmse)}")] if train else []
         shown.append(Card("Stress RMSE, test", significant(stress.rmse), STRESS, tuple(details)))
     if found.physics:
         shown.append(_physics_card(found.physics))
-    if (grade := found.test.extrapolation_grade) is not None:
+    if found.test is not None and (grade := found.test.extrapolation_grade) is not None:
         outside = f"{grade.above_one} of {count(grade.count, 'test structure')} above 1"
         shown.append(
             Card("Largest extrapolation grade", significant(grade.max), "", (Detail(outside),))
@@ -84,6 +84,8 @@ def _error_card(
 ) -> Card:
     test, train = _rmse(report, "test", key), _rmse(report, "train", key)
     details = [Detail(f"train {significant(train)}")]
+    if not report.dataset.test:
+        details.append(Detail("nothing was held out", "worse"))
     evaluation = report.evaluation
     if evaluation is not None and evaluation.parent is not None:
         pair: ErrorPair = getattr(evaluation.parent, key)
@@ -126,7 +128,8 @@ def _physics_card(checks: Sequence[PhysicsCheck]) -> Card:
 def _rmse(report: TrainingReport, side: str, key: str) -> float | None:
     """Return an RMSE of the published potential, or else of pacemaker's tables."""
     if report.evaluation is not None:
-        rmse: float = getattr(getattr(report.evaluation, side), key).rmse
+        found = getattr(report.evaluation, side)
+        rmse: float | None = getattr(found, key).rmse if found is not None else None
         return rmse
     fit = report.fit
     errors = {"train": fit.train, fit.second_set: fit.test}.get(side)
@@ -140,6 +143,10 @@ def summary(report: TrainingReport) -> str:
     return (
         f"{count(report.fit.functions, 'basis function')} for {', '.join(report.elements)}, fitted "
         f"{start} to {count(report.dataset.train, 'structure')} in "
-        f"{count(report.fit.iterations, 'iteration')}; tested on "
-        f"{count(report.dataset.test, 'structure')} that the fit did not see."
+        f"{count(report.fit.iterations, 'iteration')}; "
+        + (
+            f"tested on {count(report.dataset.test, 'structure')} that the fit did not see."
+            if report.dataset.test
+            else "nothing was held out to test it."
+        )
     )

@@ -96,7 +96,7 @@ def _test_sets(reports: Sequence[TrainingReport]) -> dict[str, SetEvaluation]:
     return {
         css: report.evaluation.test
         for css, report in _series(reports).items()
-        if report.evaluation is not None
+        if report.evaluation is not None and report.evaluation.test is not None
     }
 
 

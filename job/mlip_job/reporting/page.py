@@ -90,8 +90,8 @@ def _accuracy(report: TrainingReport) -> Mapping[str, Sequence[object]]:
         return {"rows": (), "tables": (error_tables.pacemaker_table(report.fit),)}
     train, test = evaluation.train, evaluation.test
     statistics = error_tables.statistics_table
-    energy = (train.energy_mev_per_atom, test.energy_mev_per_atom)
-    force = (train.force_mev_per_angstrom, test.force_mev_per_angstrom)
+    energy = (train.energy_mev_per_atom, test.energy_mev_per_atom if test else None)
+    force = (train.force_mev_per_angstrom, test.force_mev_per_angstrom if test else None)
     before = predecessor(report)
     return {
         "rows": (
@@ -115,7 +115,7 @@ def _accuracy(report: TrainingReport) -> Mapping[str, Sequence[object]]:
                 error_tables.STRESS,
                 3,
                 train.stress_gpa,
-                test.stress_gpa,
+                test.stress_gpa if test else None,
             ),
             error_tables.config_type_table(evaluation),
             error_tables.element_table(evaluation),
@@ -138,7 +138,11 @@ def _worst(evaluation: Evaluation | None) -> Sequence[Table]:
     if evaluation is None:
         return ()
     sides = {"test": evaluation.test, "train": evaluation.train}
-    return tuple(error_tables.worst_table(name, side) for name, side in sides.items() if side.worst)
+    return tuple(
+        error_tables.worst_table(name, side)
+        for name, side in sides.items()
+        if side is not None and side.worst
+    )
 
 
 def _known(*tables: Table | None) -> Sequence[Table]:

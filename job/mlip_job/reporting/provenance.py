@@ -93,6 +93,12 @@ def dataset_entries(record: DatasetRecord, manifest: Manifest) -> Iterator[Entry
         f"{fixed(counts.test, 0)} test, {fixed(counts.reference_atoms, 0)} isolated atoms, "
         f"{fixed(counts.rejected, 0)} rejected",
     )
+    if record.partly_periodic:
+        yield Entry(
+            "slabs and wires",
+            f"{count(record.partly_periodic, 'row')} periodic in one or two directions, with "
+            "vacuum in the others",
+        )
     if record.split.key is not None:
         yield Entry("split by", f"the key {record.split.key}")
     yield Entry(

@@ -11,6 +11,7 @@ import numpy as np
 from ase.data import chemical_symbols
 from ase.formula import Formula
 
+from mlip_job.dataset.periodicity import atoms_with_vacuum
 from mlip_job.dataset.row import UnreadableRow
 from mlip_job.dataset.validation import Rejection, examine_geometry
 from mlip_job.errors import ConfigError, DataError
@@ -132,7 +133,7 @@ class CandidateSelector:
         return None
 
     def _grade(self, batch: list[StructureRow]) -> None:
-        by_element = self._grader.grade([row.atoms() for row in batch])
+        by_element = self._grader.grade([atoms_with_vacuum(row.atoms()) for row in batch])
         largest = np.zeros(len(batch))
         for atoms in by_element.values():
             np.maximum.at(largest, atoms.owners, atoms.grades)

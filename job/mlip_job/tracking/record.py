@@ -148,7 +148,9 @@ def _figures(report: TrainingReport) -> Iterator[LoggedMetric]:
         }
         found["evaluation"] = {
             "train": evaluation.train.model_dump(include=errors),
-            "test": evaluation.test.model_dump(include=errors),
+            "test": evaluation.test.model_dump(include=errors)
+            if evaluation.test is not None
+            else None,
             "parent": evaluation.parent.model_dump() if evaluation.parent is not None else None,
             "speed": {"evaluator_us_per_atom": evaluation.speed.evaluator_us_per_atom}
             if evaluation.speed is not None

@@ -1,0 +1,103 @@
+"""Slabs and wires: structures that are periodic in one or two directions.
+
+Pacemaker and its evaluator take structures that are periodic in all directions or in none. Vacuum
+in the other directions makes a slab or a wire periodic in all of them, and changes no energy of a
+potential whose cutoff is shorter than the vacuum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from mlip_job.dataset.row import BoolArray, FloatArray
+    from mlip_job.dataset.structures import Structures
+
+VACUUM = 20.0
+"""Å between the images of a slab or a wire: the largest cutoff that a configuration may ask for.
+So neither another cutoff nor the potential of another generation makes another structure of it."""
+
+_SLAB, _WIRE = 2, 1
+
+
+def is_partly_periodic(pbc: BoolArray) -> BoolArray:
+    """Tell which structures are slabs or wires; the last axis of `pbc` is that of directions."""
+    partly: BoolArray = pbc.any(axis=-1) & ~pbc.all(axis=-1)
+    return partly
+
+
+def complete_cells(cells: FloatArray, pbc: BoolArray) -> FloatArray:
+    """Return cells with unit vectors in the directions without periodicity.
+
+    They are perpendicular to the periodic vectors and to each other, and the cells of slabs and
+    wires are right-handed. A cell whose periodic vectors span no plane or line has no volume.
+
+    Parameters
+    ----------
+    cells
+        Å, shape (structures, 3, 3). Vectors of directions without periodicity don't count.
+    pbc
+        Shape (structures, 3).
+    """
+    complete: FloatArray = np.where(pbc[:, :, None], cells, np.eye(3))
+    directions = pbc.sum(axis=1)
+    for first in range(3):
+        second, third = (first + 1) % 3, (first + 2) % 3
+        slabs = (directions == _SLAB) & ~pbc[:, first]
+        complete[slabs, first] = _units(np.cross(cells[slabs, second], cells[slabs, third]))
+        wires = (directions == _WIRE) & pbc[:, first]
+        axes = _units(cells[wires, first])
+        across = np.eye(3)[np.abs(axes).argmin(axis=1)]
+        across = _units(across - np.sum(across * axes, axis=1, keepdims=True) * axes)
+        complete[wires, second], complete[wires, third] = across, np.cross(axes, across)
+    return complete
+
+
+def with_vacuum(structures: Structures) -> Structures:
+    """Return structures of which slabs and wires are periodic in all directions, with vacuum.
+
+    Their atoms stay where they are. They have no stress any more: it is one of the cell's volume,
+    of which the vacuum is an arbitrary part.
+    """
+    partly = is_partly_periodic(structures.pbc)
+    if not partly.any():
+        return structures
+    with np.errstate(all="ignore"):  # of what is not finite, and rejected later
+        cells = complete_cells(structures.cells, structures.pbc)
+        owners = np.repeat(np.arange(len(structures)), structures.counts)
+        heights = np.einsum("ij,ikj->ik", structures.positions, cells[owners])
+        starts = structures.starts[:-1]
+        extents = np.maximum.reduceat(heights, starts) - np.minimum.reduceat(heights, starts)
+        cells *= np.where(structures.pbc, 1.0, extents + VACUUM)[:, :, None]
+    return replace(
+        structures,
+        cells=np.where(partly[:, None, None], cells, structures.cells),
+        pbc=structures.pbc | partly[:, None],
+        stresses=np.where(partly[:, None], np.nan, structures.stresses),
+    )
+
+
+def atoms_with_vacuum(atoms: Atoms) -> Atoms:
+    """Return a slab or a wire as `with_vacuum` does, without calculator; else the same atoms."""
+    pbc = np.array(atoms.pbc, dtype=np.bool_)
+    if not is_partly_periodic(pbc) or len(atoms) == 0:
+        return atoms
+    (cell,) = complete_cells(atoms.cell.array[None], pbc[None])
+    heights = atoms.positions @ cell.T
+    cell *= np.where(pbc, 1.0, np.ptp(heights, axis=0) + VACUUM)[:, None]
+    padded = atoms.copy()
+    padded.set_cell(cell)
+    padded.pbc = True
+    return padded
+
+
+def _units(vectors: FloatArray) -> FloatArray:
+    """Return vectors of length 1; those without length stay as they are."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    units: FloatArray = vectors / np.where(lengths > 0, lengths, 1.0)
+    return units
