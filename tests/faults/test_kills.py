@@ -173,9 +173,8 @@ def test_killed_at_random_moments_of_a_fit(
 
 
 @pytest.mark.pacemaker
-@pytest.mark.parametrize("ladder", [None, 4], ids=["single-shot", "ladder"])
 def test_killed_with_the_tensorflow_evaluator(
-    make_config: Callable[..., JobConfig], tmp_path: Path, tally: Tally, ladder: int | None
+    make_config: Callable[..., JobConfig], tmp_path: Path, tally: Tally
 ) -> None:
     """As it is used: graphs are built anew, the test set has its curve too."""
     rng = random.Random(7)
@@ -186,8 +185,7 @@ def test_killed_with_the_tensorflow_evaluator(
             "functions_per_element": 8,
             "max_iter": 60,
             "display_step": 5,
-            "ladder_step": ladder,
-            "ladder_type": "power_order",
+            "ladder_step": None,
         }
     )
     killed = []

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from mlip_job.config import TrainingConfig
 from mlip_job.store.open import open_store
 from tests.faults import jobs
+from tests.faults.speed import REPLAYED, stand_in_for_pacemaker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,24 +71,24 @@ def test_without_claims_still_one_publishes(
     tally.count_end([job.text() for job in running], manifest.headline.iterations)
 
 
-@pytest.mark.pacemaker
 def test_a_frozen_job_loses_its_claim_and_ends(
     config: JobConfig, tmp_path: Path, tally: Tally
 ) -> None:
     """Suspended for longer than its claim lives, it wakes up, notices, and trains no further."""
+    training = config.model_dump()["training"] | REPLAYED
     config = config.model_copy(
         update={
-            "training": config.training.model_copy(
-                update={"max_iter": 80, "functions_per_element": 8}
-            ),
+            "training": TrainingConfig.model_validate(training),
             "run": config.run.model_copy(update={"heartbeat_interval": 0.2}),
         }
     )
-    first = jobs.start_job(config, tmp_path / "first")
+    slow = stand_in_for_pacemaker(tmp_path, iteration_s=1.0)
+    first = jobs.start_job(config, tmp_path / "first", fault=slow)
     _wait_for_checkpoint(first, config)
     _freeze(first, config)
     time.sleep(4)  # ten missed beats, and what the store's clock rounds off
-    second = jobs.run_job(config, tmp_path / "second")
+    at_speed = stand_in_for_pacemaker(tmp_path)
+    second = jobs.run_job(config, tmp_path / "second", fault=at_speed)
     assert second.code == 0, second.text()
     assert "taking over from attempt" in second.text()
     assert "which gave no sign of life for" in second.text()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.pacemaker
 
 TRAINING = {
-    "functions_per_element": 40,
+    "functions_per_element": 20,
     "energy_weight": 1000,
     "force_weight": 1,
     "linear_start": False,
