@@ -75,15 +75,16 @@ def test_a_batch_job_in_the_image(
     container.chmod(0o755)
     family = make_family(tmp_path, slurm, cli)
     settings = {"gres": "gpu:1", "require_gpu": False, "setup": []}  # the GPU is no real one
-    family.configure(
-        training=LONG | {"max_iter": 60}, container=str(container), image=str(sif), **settings
-    )
+    endless = LONG | {"max_iter": 100_000}
+    family.configure(training=endless, container=str(container), image=str(sif), **settings)
     job = family.submit()
     family.wait_for_checkpoint()
     slurm.run("scancel", "--signal=USR1", "--batch", job)
+    family.wait_for_log("stopped by SIGUSR1; the checkpoint of")
+    slurm.wait_for(job, "PENDING")
+    family.go_on_once_more(job)
     family.wait_for("published")
     log = family.log()
-    assert "stopped by SIGUSR1; the checkpoint of" in log
     assert "Traceback" not in log
     manifest = require_complete(load_config(family.path, environment={}))
     assert len(manifest.attempts) == 2

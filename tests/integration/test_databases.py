@@ -228,15 +228,3 @@ def test_missing_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(DatabaseError, match="psycopg2") as caught:
         build("postgresql://u@localhost/db", tmp_path / "out")
     assert "mlip-job[postgresql]" in str(caught.value.hint)
-
-
-def test_secrets_in_the_query_are_not_shown(
-    postgresql: DatabaseServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A password hidden in the URL's query works, and appears in no record."""
-    name = postgresql.new_database()
-    write_database(postgresql.url_with_password(name), rattled(10))
-    url = f"{postgresql.url(name)}?password={postgresql.password}&application_name=x"
-    record = build(url, tmp_path / "out")
-    assert record.database == postgresql.url(name)
-    assert postgresql.password not in record.to_json()

@@ -64,7 +64,7 @@ def configure(
             {
                 "family": family,
                 "database": {"url": "postgresql://ase@db.example/ase"},
-                "training": {"cutoff": cutoff},
+                "training": {"cutoff": cutoff, "max_iter": 100},  # so that it asks for a GPU
                 "storage": {"url": "s3://mlip/potentials"},
                 "submit": {"scheduler": "kubernetes", "kubernetes": kubernetes},
             },

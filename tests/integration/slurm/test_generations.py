@@ -38,13 +38,6 @@ def _wait_until(condition: Callable[[], bool], family: Family) -> None:
         time.sleep(0.3)
 
 
-def _go_on_once_more(family: Family, job: str) -> None:
-    """Let a requeued job, which would fit for ever, end a few iterations after its next start."""
-    family.cluster.run("scontrol", "hold", job)
-    family.end_fit_after(family.wait_for_checkpoint() + 2)
-    family.cluster.run("scontrol", "release", job)
-
-
 def test_a_chain_of_generations_is_published(family: Family) -> None:
     """Each waits for the one before; the jobs get their GPU, which is no real one."""
     family.configure(gres="gpu:1", require_gpu=False)
@@ -89,7 +82,7 @@ def test_a_requeue_and_a_time_limit_in_the_middle_of_the_fit(family: Family) -> 
     family.wait_for_log("it is requeued, and goes on from its checkpoint")
     assert family.status()["iterations"] >= saved
     family.cluster.wait_for(job, "PENDING")
-    _go_on_once_more(family, job)
+    family.go_on_once_more(job)
     family.wait_for("published")
     assert "pacemaker failed" not in family.log()
     manifest = _require_published(family)
@@ -115,7 +108,7 @@ def test_a_requeued_job_does_not_start_over_once_more(family: Family) -> None:
     (own,) = {found.attempt for found in checkpoints.found()}
     family.cluster.run("scontrol", "requeue", job)
     family.cluster.wait_for(job, "PENDING")
-    _go_on_once_more(family, job)
+    family.go_on_once_more(job)
     family.wait_for("published")
     attempts = [part.attempt for part in _require_published(family).attempts]
     assert attempts[0] == own
@@ -176,7 +169,7 @@ def test_a_node_fails_in_the_middle_of_the_fit(family: Family) -> None:
         waiting = family.status()
         assert waiting["state"] == "pending"
         assert waiting["iterations"] > 0
-        _go_on_once_more(family, job)
+        family.go_on_once_more(job)
     finally:
         family.cluster.start_node()
     family.wait_for("published")
@@ -222,7 +215,7 @@ def test_wait_submits_again_what_slurm_does_not_requeue(family: Family) -> None:
     second = _wait_for_another(family, first)
     family.cluster.wait_for(second, "RUNNING")
     family.cluster.run("scontrol", "requeue", second)
-    _go_on_once_more(family, second)
+    family.go_on_once_more(second)
     out, err = waiting.communicate(timeout=300)
     assert waiting.returncode == 0, err
     assert f"gen_01: submitted again as slurm job {second}, to go on from its checkpoint" in err
