@@ -11,6 +11,7 @@ _EXPORT = "call mlip-job export -g N first, and the run finds the dataset in the
 
 OPTIONS: Mapping[str, str] = {
     "run --until": f"a run goes from the database to a published generation; {_EXPORT}",
+    "pull --crate": "examples/ro_crate.py writes the metadata into a pulled generation",
     "run --then-resume": "a submission is one Job",
     "submit --split-export": _EXPORT,
     "submit --split-evaluation": "the job that fits evaluates and publishes too",

@@ -125,6 +125,6 @@ def _gpu() -> str:
 
 
 def _tracking(config: JobConfig) -> str:
-    from mlip_job.tracking.track import check_server
+    from mlip_job.tracking import check_server
 
     return check_server(config.tracking)

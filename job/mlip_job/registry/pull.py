@@ -14,7 +14,7 @@ from mlip_job.naming import generation_name
 from mlip_job.store.keys import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from mlip_job.registry.manifest import Manifest
     from mlip_job.registry.registry import Registry
@@ -28,7 +28,6 @@ def pull_generation(
     directory: Path,
     *,
     with_dataset: bool,
-    describe: Callable[[Path, Sequence[str]], str] | None = None,
 ) -> list[Path]:
     """Download all artefacts of a generation, check their hashes, and return their paths.
 
@@ -42,9 +41,6 @@ def pull_generation(
         From where, what, and to where.
     with_dataset
         Whether the dataset comes too.
-    describe
-        Writes a description of the files into the directory that it is given, and returns its
-        name.
 
     Raises
     ------
@@ -58,9 +54,6 @@ def pull_generation(
         with tempfile.TemporaryDirectory(dir=directory, prefix=".pull-") as temporary:
             staging = Path(temporary)
             files = _download(registry, manifest, staging, with_dataset=with_dataset)
-            if describe is not None:
-                files.append(describe(staging, files))
-                _require_apart(registry, manifest, files)
             for file in _new(files, staging, directory):
                 (directory / file).parent.mkdir(parents=True, exist_ok=True)
                 (staging / file).rename(directory / file)
