@@ -88,11 +88,6 @@ class FamilyKeys:
         return f"{self.family}/latest.json"
 
     @property
-    def catalog(self) -> str:
-        """Key of the summaries of all generations."""
-        return f"{self.family}/catalog.json"
-
-    @property
     def generations(self) -> str:
         """Prefix under which every generation lies."""
         return f"{self.family}/generations/"
