@@ -249,11 +249,6 @@ class WorkFiles:
         """Return what pacemaker rewrites after every iteration."""
         return self.directory / f"interim_potential_{cycle}.yaml"
 
-    @property
-    def measured_potential(self) -> Path:
-        """The copy of it that is measured beside the fit."""
-        return self.directory / "measured_potential.yaml"
-
     def ladder_potential(self, step: int) -> Path:
         """Return what pacemaker writes after a step of a ladder."""
         return self.directory / f"interim_potential_ladder_step_{step}.yaml"

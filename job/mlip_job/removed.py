@@ -25,6 +25,13 @@ KEYS: Mapping[str, str] = {
 """By path. A part that was removed answers for the keys in it."""
 
 
+VALUES: Mapping[tuple[str, str], str] = {
+    ("training.test_evaluation", "beside"): "end measures the published file, and pacemaker, with "
+    "training.validation_fraction: 0, measures the test set during the fit",
+}
+"""By path of the key, and value."""
+
+
 def replacement_of_option(verb: str | None, option: str) -> str | None:
     """Return what replaces an option of a verb; None for one that never existed."""
     return OPTIONS.get(f"{verb} {option}")
@@ -33,3 +40,10 @@ def replacement_of_option(verb: str | None, option: str) -> str | None:
 def replacement_of_key(path: str) -> str | None:
     """Return what replaces a key; None for one that never existed."""
     return KEYS.get(path)
+
+
+def refuse_removed(path: str, value: object) -> None:
+    """Raise a ValueError that says what replaces a value of a key, if it was removed."""
+    instead = VALUES.get((path, value)) if isinstance(value, str) else None
+    if instead is not None:
+        raise ValueError(f"{value} was removed: {instead}")
