@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from mlip_job.disk import cant_write
+from mlip_job.disk import cant_write, sha256_of
 from mlip_job.errors import ConflictError, IntegrityError
 from mlip_job.naming import generation_name
 from mlip_job.store.keys import shown
@@ -117,11 +116,6 @@ def _new(files: Sequence[str], staging: Path, directory: Path) -> list[str]:
             new.append(file)
         elif target.is_symlink() or not target.is_file():
             raise ConflictError(f"{target} exists, and is no file", hint=_HINT)
-        elif _sha256(target) != _sha256(staging / file):
+        elif sha256_of(target) != sha256_of(staging / file):
             raise ConflictError(f"{target} exists with other content", hint=_HINT)
     return new
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
