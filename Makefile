@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 COMPILE_TOOL := $(BIN)/uv pip compile --quiet --no-header --no-annotate \
 	--python-version 3.11 --python-platform x86_64-manylinux_2_28
 COMPILE := $(COMPILE_TOOL) pyproject.toml \
-	--extra postgresql --extra mysql --extra mlflow --extra crate
+	--extra postgresql --extra mysql --extra mlflow
 
 .PHONY: demo test bench lint types schemas chart faults-long servers image locks clean
 
@@ -76,7 +76,6 @@ locks: $(VENV)/.trainer
 	$(COMPILE) --override requirements/cpu-overrides.txt requirements/dev.in \
 		-c requirements/trainer-cpu.txt -o requirements/dev.txt
 	$(COMPILE_TOOL) requirements/test-mlflow.in -o requirements/test-mlflow.txt
-	$(COMPILE_TOOL) requirements/test-roc-validator.in -o requirements/test-roc-validator.txt
 
 clean:
 	rm -rf $(VENV) mlip-demo

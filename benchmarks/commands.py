@@ -94,7 +94,6 @@ def _publish(store: ObjectStore) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(put, range(1, GENERATIONS + 1)))
-    registry.mend_catalog()
 
 
 def _configure(directory: Path, name: str, storage: StorageConfig) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.tables import table
 from mlip_job.demo import demo_config, write_demo_database
 
-SETTINGS = ("pacemaker", "beside", "end")
+SETTINGS = ("pacemaker", "end")
 LADDERS = {"one step": "null", "a ladder of two steps": "10"}
 _PROGRAM = str(Path(sys.executable).with_name("mlip-job"))
 _SMALL = (

@@ -1,8 +1,9 @@
-"""What the local file system answers when it can't be written, in words."""
+"""Local files: made for this user only, hashed, and in words what goes wrong with them."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 from contextlib import contextmanager
@@ -87,3 +88,9 @@ def is_full(directory: Path, text: str) -> bool:
 def full(directory: Path) -> DiskError:
     """Return the error for such a program."""
     return DiskError(f"the disk of {directory} is full", hint=_SPACE_HINT)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

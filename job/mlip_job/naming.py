@@ -88,11 +88,6 @@ class FamilyKeys:
         return f"{self.family}/latest.json"
 
     @property
-    def catalog(self) -> str:
-        """Key of the summaries of all generations."""
-        return f"{self.family}/catalog.json"
-
-    @property
     def generations(self) -> str:
         """Prefix under which every generation lies."""
         return f"{self.family}/generations/"
@@ -253,11 +248,6 @@ class WorkFiles:
     def interim_potential(self, cycle: int = 0) -> Path:
         """Return what pacemaker rewrites after every iteration."""
         return self.directory / f"interim_potential_{cycle}.yaml"
-
-    @property
-    def measured_potential(self) -> Path:
-        """The copy of it that is measured beside the fit."""
-        return self.directory / "measured_potential.yaml"
 
     def ladder_potential(self, step: int) -> Path:
         """Return what pacemaker writes after a step of a ladder."""

@@ -107,13 +107,6 @@ def test_what_would_be_submitted_to_slurm_imports_no_science_and_no_cloud(config
     assert loaded & SLOW == {"jinja2"}
 
 
-def test_advice_on_a_ladder_imports_nothing_slow() -> None:
-    """It is given where a fit is submitted."""
-    program = "import sys, mlip_job.training.ladder; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
-    assert not {name.partition(".")[0] for name in done.stdout.decode().split()} & SLOW
-
-
 @pytest.mark.parametrize(
     "arguments",
     [["frobnicate"], ["run"], ["run", "-g"], ["--frobnicate"], ["run", "-g", "1", "--frobnicate"]],

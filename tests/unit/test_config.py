@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Union, get_args, get_origin
 
 import pytest
 import yaml
@@ -14,7 +14,7 @@ from mlip_job.config.base import Part
 from mlip_job.config.explain import ALTERNATIVES
 from mlip_job.config.template import commented_config
 from mlip_job.errors import ConfigError
-from mlip_job.removed import KEYS
+from mlip_job.removed import KEYS, VALUES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -107,6 +107,14 @@ def test_a_removed_key_says_what_replaces_it(config_file: Path, key: str) -> Non
         load_config(config_file, assignments=[f"{key}=1"], environment={})
     assert f"  {key}: this key was removed: {KEYS[key]} (--set)" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize(("key", "value"), VALUES)
+def test_a_removed_value_says_what_replaces_it(config_file: Path, key: str, value: str) -> None:
+    """And not only which values there are."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(config_file, assignments=[f"{key}={value}"], environment={})
+    assert f"  {key}: {value} was removed: {VALUES[key, value]} (--set)" in str(caught.value)
 
 
 def test_every_key_that_takes_several_kinds_says_which() -> None:
@@ -279,28 +287,11 @@ def test_template_mentions_every_key() -> None:
                 parts.append(field.annotation)
 
 
-@pytest.mark.parametrize(
-    "training",
-    [
-        {"weighting": {"energy_based": {}}},
-        {"overrides": {"fit": {"weighting": {"type": "EnergyBasedWeightingPolicy"}}}},
-    ],
-)
-def test_weights_that_only_pacemaker_knows(training: dict[str, Any]) -> None:
-    """No other program can measure the loss with them."""
-    whole = training | {"validation_fraction": 0}
-    TrainingConfig.model_validate(training)
-    TrainingConfig.model_validate(whole | {"test_evaluation": "pacemaker"})
-    with pytest.raises(ValidationError, match="only pacemaker knows the weights"):
-        TrainingConfig.model_validate(whole | {"test_evaluation": "beside"})
-
-
-@pytest.mark.parametrize("mode", ["pacemaker", "beside"])
-def test_one_set_is_measured_during_the_fit(mode: str) -> None:
+def test_one_set_is_measured_during_the_fit() -> None:
     """The validation part, or the test set; pacemaker takes one."""
-    TrainingConfig.model_validate({"test_evaluation": mode, "validation_fraction": 0})
+    TrainingConfig.model_validate({"test_evaluation": "pacemaker", "validation_fraction": 0})
     with pytest.raises(ValidationError, match="set validation_fraction: 0, or leave"):
-        TrainingConfig.model_validate({"test_evaluation": mode})
+        TrainingConfig.model_validate({"test_evaluation": "pacemaker"})
 
 
 def test_stopping_by_a_validation_loss_needs_one() -> None:

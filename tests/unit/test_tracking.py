@@ -22,7 +22,7 @@ from mlip_job.evaluation.results import (
     SetEvaluation,
 )
 from mlip_job.report import DatasetSummary, LossDefinition, TrainingReport
-from mlip_job.tracking.record import LoggedRun, describe_run
+from mlip_job.tracking import metrics_of, parameters_of, tags_of
 from mlip_job.training.summary import summarise_run
 from tests.manifests import make_manifest
 
@@ -58,22 +58,15 @@ def make_report(**changes: Any) -> TrainingReport:
     return report.model_copy(update=changes)
 
 
-def describe(report: TrainingReport) -> LoggedRun:
-    """Return what is logged of generation 4."""
-    return describe_run(
-        make_manifest(4), report, store_url="s3://mlip/p", experiment=None, files={}
-    )
-
-
-def values(run: LoggedRun) -> dict[str, float]:
+def values(report: TrainingReport) -> dict[str, float]:
     """Return the metrics that are no curves."""
-    return {m.name: m.value for m in run.metrics if "_curve." not in m.name}
+    return {name: value for name, value, _ in metrics_of(report) if "_curve." not in name}
 
 
 def test_metrics_are_named_by_their_place_in_the_report() -> None:
     """Figures of the fit and timings; what is not known is left out."""
     report = make_report()
-    found = values(describe(report))
+    found = values(report)
     assert report.fit.train is not None
     assert report.fit.test is not None
     assert found["fit.train.rmse_energy_mev_per_atom"] == report.fit.train.rmse_energy_mev_per_atom
@@ -87,7 +80,7 @@ def test_metrics_are_named_by_their_place_in_the_report() -> None:
         update={"loss": None, "mae_force_mev_per_angstrom": math.nan}
     )
     fit = report.fit.model_copy(update={"train": unknown, "test": None})
-    found = values(describe(make_report(fit=fit)))
+    found = values(make_report(fit=fit))
     assert "fit.train.loss" not in found
     assert "fit.train.mae_force_mev_per_angstrom" not in found
     assert not any(name.startswith("fit.test.") for name in found)
@@ -99,8 +92,8 @@ def test_steps_count_all_iterations_of_a_ladder() -> None:
     train, test = report.fit.train_curve, report.fit.test_curve
     assert len({point.ladder_step for point in train}) == 3
     logged: dict[str, dict[int, float]] = {}
-    for metric in describe(report).metrics:
-        logged.setdefault(metric.name, {})[metric.step] = metric.value
+    for name, value, step in metrics_of(report):
+        logged.setdefault(name, {})[step] = value
     assert logged["fit.train_curve.loss"] == {i: p.loss for i, p in enumerate(train)}
     tested = logged["fit.test_curve.loss"]
     assert list(tested.values()) == [point.loss for point in test]
@@ -113,25 +106,25 @@ def test_long_curves_are_thinned() -> None:
     point = make_report().fit.train_curve[-1]
     curve = tuple(point.model_copy(update={"iteration": n, "loss": float(n)}) for n in range(4999))
     fit = make_report().fit.model_copy(update={"train_curve": curve})
-    losses = [m for m in describe(make_report(fit=fit)).metrics if m.name == "fit.train_curve.loss"]
+    metrics = metrics_of(make_report(fit=fit))
+    losses = [(value, step) for name, value, step in metrics if name == "fit.train_curve.loss"]
     assert 400 < len(losses) <= 500
-    assert losses[-1].step == 4998
-    assert all(metric.value == metric.step for metric in losses)
+    assert losses[-1] == (4998, 4998)
+    assert all(value == step for value, step in losses)
 
 
 def test_lineage_and_settings() -> None:
     """Tags say what it is and where it lies, parameters how it was made."""
-    run = describe(make_report())
-    assert (run.experiment, run.name) == ("cu-ni", "gen_04")
-    assert run.tags["mlip_job.manifest"] == "cu-ni/generations/gen_04/manifest.json"
-    assert run.tags["mlip_job.store"] == "s3://mlip/p"
-    assert run.tags["mlip_job.parent"] == "none"
-    assert run.tags["mlip_job.version.mlip-job"] == "0.1.0"
-    assert "mlip_job.accepted" not in run.tags
-    assert run.parameters["training.cutoff"] == "5.5"
-    assert run.parameters["training.ladder_step"] == "null"
-    assert run.ended_ms - run.started_ms == 2 * 3600 * 1000
-    assert describe(make_report()) == run
+    manifest = make_manifest(4)
+    tags = tags_of(manifest, make_report(), "s3://mlip/p")
+    assert tags["mlip_job.manifest"] == "cu-ni/generations/gen_04/manifest.json"
+    assert tags["mlip_job.store"] == "s3://mlip/p"
+    assert tags["mlip_job.parent"] == "none"
+    assert tags["mlip_job.version.mlip-job"] == "0.1.0"
+    assert "mlip_job.accepted" not in tags
+    parameters = dict(parameters_of(manifest))
+    assert parameters["training.cutoff"] == "5.5"
+    assert parameters["training.ladder_step"] == "null"
 
 
 def test_an_evaluation_is_logged_where_there_is_one() -> None:
@@ -168,13 +161,13 @@ def test_an_evaluation_is_logged_where_there_is_one() -> None:
         active_set="linear",
         gate=GateVerdict(accepted=False, reasons=("too large",)),
     )
-    run = describe(make_report(evaluation=evaluation))
-    found = values(run)
+    report = make_report(evaluation=evaluation)
+    found = values(report)
     assert found["evaluation.test.energy_mev_per_atom.rmse"] == 2.0
     assert found["evaluation.test.extrapolation_grade.max"] == 5.5
     assert found["evaluation.parent.force_mev_per_angstrom.change"] == -0.5
     assert not any("stress" in name or "parity" in name for name in found)
-    assert run.tags["mlip_job.accepted"] == "false"
+    assert tags_of(make_manifest(4), report, "store")["mlip_job.accepted"] == "false"
 
 
 @pytest.mark.parametrize(

@@ -69,11 +69,7 @@ def _try(probe: Callable[[], str]) -> tuple[str, MlipJobError | None]:
 
 
 def _configuration(settings: Settings, config: JobConfig) -> str:
-    from mlip_job.training.ladder import ladder_of
-
-    text = f"{settings.config_path} is valid (family {config.family})"
-    ladder = ladder_of(config.training)
-    return text if ladder is None else f"{text}; {ladder}"
+    return f"{settings.config_path} is valid (family {config.family})"
 
 
 def _database(config: JobConfig) -> str:
@@ -125,6 +121,6 @@ def _gpu() -> str:
 
 
 def _tracking(config: JobConfig) -> str:
-    from mlip_job.tracking.track import check_server
+    from mlip_job.tracking import check_server
 
     return check_server(config.tracking)

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     help="Where to put them. [default: the generation's name]",
 )
 @click.option("--dataset", "with_dataset", is_flag=True, help="The dataset too.")
-@click.option("--crate", "with_crate", is_flag=True, help="RO-Crate metadata, for archives.")
 @common_options
 @click.pass_obj
 def command(
@@ -34,28 +33,18 @@ def command(
     output: Path | None,
     *,
     with_dataset: bool,
-    with_crate: bool,
 ) -> None:
     """Download a generation's artefacts and check them.
 
     Every file is checked against the manifest before it takes its place; files that are there
     already are replaced only by themselves, anything else ends with 73.
     """
-    from mlip_job.crate.write import require_rocrate, write_crate
     from mlip_job.registry.pull import pull_generation
 
-    if with_crate:
-        require_rocrate()
     registry = settings.registry()
     manifest = registry.get(resolve_generation(generation, registry))
     directory = output or Path(generation_name(manifest.generation))
-    files = pull_generation(
-        registry,
-        manifest,
-        directory,
-        with_dataset=with_dataset,
-        describe=(lambda d, names: write_crate(d, names, manifest)) if with_crate else None,
-    )
+    files = pull_generation(registry, manifest, directory, with_dataset=with_dataset)
     emit(
         settings,
         {"generation": manifest.generation, "files": [str(file) for file in files]},

@@ -85,7 +85,6 @@ def command(
     from mlip_job.registry import Registry
     from mlip_job.schedulers.base import JobRequest
     from mlip_job.schedulers.open import open_scheduler
-    from mlip_job.training.ladder import advice_beforehand
 
     config = settings.config()
     registry = Registry(settings.store(config), config.family)
@@ -109,8 +108,7 @@ def command(
         click.echo(chosen.plan(first).text, nl=False)
         return
     submitter = _Submitter(settings, config, registry, chosen, Reporter(settings))
-    advice = advice_beforehand(config.training, numbers[0])
-    documents = submitter.submit(first, numbers, wait=wait, advice=advice)
+    documents = submitter.submit(first, numbers, wait=wait)
     emit(settings, {"jobs": documents}, lambda: None)
 
 
@@ -131,13 +129,10 @@ class _Submitter:
         self._scheduler = scheduler
         self._reporter = reporter
 
-    def submit(
-        self, first: JobRequest, numbers: list[int], *, wait: bool, advice: str | None = None
-    ) -> list[dict[str, Any]]:
+    def submit(self, first: JobRequest, numbers: list[int], *, wait: bool) -> list[dict[str, Any]]:
         """Submit all; with `wait`, each when the one before is published.
 
-        Else each waits for the job of the one before, which the scheduler sees to. The advice is on
-        the first fit, and given if that is new.
+        Else each waits for the job of the one before, which the scheduler sees to.
         """
         from dataclasses import replace
 
@@ -150,8 +145,6 @@ class _Submitter:
         for number in numbers:
             request = replace(first, generation=number, after=after)
             job = self._submit_one(request)
-            if advice is not None and number == numbers[0] and not job.found:
-                self._reporter.message(f"note: {advice}")
             documents.append({"generation": number, **document_of(job)})
             after = None if wait else job.id
             if wait:

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mlip_job.config.base import Element, NonNegative, Part, Positive
 from mlip_job.config.overrides import check_linear, check_overrides
+from mlip_job.removed import refuse_removed
 
 Orders = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=6)]
 
@@ -127,11 +128,11 @@ class TrainingConfig(Part):
     display_step: int = Field(
         20, ge=1, description="Iterations between evaluations of the validation part."
     )
-    test_evaluation: Literal["pacemaker", "beside", "end"] = Field(
+    test_evaluation: Literal["pacemaker", "end"] = Field(
         "end",
         description="Who measures the test set during the fit: nobody, before the end; or, without "
         "a validation part, pacemaker, which builds a graph of its own for it in every ladder "
-        "step, or a process beside it.",
+        "step.",
     )
     l1_coeffs: NonNegative = Field(1e-10, description="L1 regularisation of the coefficients.")
     l2_coeffs: NonNegative = Field(1e-10, description="L2 regularisation of the coefficients.")
@@ -163,6 +164,12 @@ class TrainingConfig(Part):
     overrides: dict[str, Any] = Field(
         default_factory=dict, description="Merged deeply into input.yaml, last."
     )
+
+    @field_validator("test_evaluation", mode="before")
+    @classmethod
+    def _test_evaluation(cls, value: object) -> object:
+        refuse_removed("training.test_evaluation", value)
+        return value
 
     @field_validator("ladder_step")
     @classmethod
@@ -227,7 +234,7 @@ class TrainingConfig(Part):
             raise ValueError("max_iter is 0, but overrides.fit.maxiter asks for iterations")
 
     def _check_second_set(self) -> None:
-        """Refuse more than one set beside the training set, and what needs one where none is."""
+        """Refuse a second set besides the validation part, and what needs one where none is."""
         if self.validation_fraction > 0 and self.test_evaluation != "end":
             raise ValueError(
                 f"test_evaluation: {self.test_evaluation} measures the test set during the fit, "
@@ -238,14 +245,6 @@ class TrainingConfig(Part):
             raise ValueError(
                 "min_relative_test_loss_per_iter stops by the loss on the validation part: it "
                 "needs a validation_fraction above 0"
-            )
-        weighting = (self.overrides.get("fit") or {}).get("weighting")
-        if self.test_evaluation == "beside" and (
-            isinstance(self.weighting, EnergyBased) or weighting is not None
-        ):
-            raise ValueError(
-                "only pacemaker knows the weights of an energy-based weighting: "
-                "test_evaluation: beside can't measure the loss"
             )
 
     @staticmethod

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from mlip_job.errors import ConflictError, InterruptedRunError, MlipJobError
 from mlip_job.naming import WorkFiles
 from mlip_job.pipeline.background import every, within
-from mlip_job.pipeline.beside import BesideFit
 from mlip_job.pipeline.context import AttemptContext
 from mlip_job.pipeline.linear import fit_linearly
 from mlip_job.pipeline.preparation import Preparation
@@ -22,7 +21,6 @@ from mlip_job.pipeline.shipping import Shipper
 from mlip_job.pipeline.stages import left_out_by_weighting
 from mlip_job.registry import AttemptPart
 from mlip_job.training.best import EarlyStopping
-from mlip_job.training.ladder import LadderWatch
 from mlip_job.training.process import Monitor
 from mlip_job.training.runner import PacemakerWrapper
 from mlip_job.training.size import with_size
@@ -190,13 +188,10 @@ class Attempt:
         if not prepared.legs:
             return summarise_run(self._files.directory, exit_code=0)
         self._observer.message(f"training in {self._files.directory}")
-        ladder = LadderWatch(self._files, training.ladder_step, self._observer.message)
-
         second_set = "validation" if prepared.given.validation else "test"
 
         def observe(progress: Progress) -> None:
             self._observer.progress(replace(progress, second_set=second_set))
-            ladder.observe(progress)
 
         monitor = Monitor(
             observe=observe,
@@ -205,13 +200,10 @@ class Attempt:
             stall_timeout=self._config.run.stall_timeout,
             phases=self._clock.phases,
         )
-        beside = BesideFit(training, record, self._files, self._observer)
-        beside.fetch(self._registry)
         wrapper = PacemakerWrapper(
             self._files,
             record.elements,
             monitor,
-            beside,
             require_gpu=training.require_gpu,
             stopping=EarlyStopping(
                 training.early_stopping_patience, training.min_relative_test_loss_per_iter or 0.0

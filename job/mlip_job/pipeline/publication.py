@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from mlip_job.pipeline.beside import notes_on_test_set
 from mlip_job.pipeline.evaluate import (
     clear_cores,
     evaluate_generation,
@@ -108,7 +107,6 @@ class Publication:
         with self._context.clock.stage("convert"):
             notes = (
                 *clear_cores(self._context.files, left_out, given.validation),
-                *notes_on_test_set(self._context.config.training, record, summary),
                 *given.notes,
             )
             convert_to_yace(self._context.files.output_potential, self._context.files.yace)

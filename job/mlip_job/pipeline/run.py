@@ -27,7 +27,7 @@ from mlip_job.pipeline.lineage import find_lineage
 from mlip_job.pipeline.preflight import check_before_fit
 from mlip_job.registry import Registry
 from mlip_job.registry.members import discard_single_fit, require_one_kind
-from mlip_job.tracking.track import track_generation
+from mlip_job.tracking import track_generation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlip_job.disk import sha256_of
 from mlip_job.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,8 +40,9 @@ def fetch_cached(registry: Registry, manifest: Manifest, name: str, directory: P
     """
     expected = manifest.artefacts[name].sha256
     path = directory / f"{expected}{Path(name).suffix}"
-    if _sha256(path) == expected:
-        return path
+    with suppress(OSError):
+        if sha256_of(path) == expected:
+            return path
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory, prefix=".fetch-") as temporary:
@@ -54,11 +56,3 @@ def fetch_cached(registry: Registry, manifest: Manifest, name: str, directory: P
             hint="set XDG_CACHE_HOME to a directory that can be written to",
         ) from None
     return path
-
-
-def _sha256(path: Path) -> str | None:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return None

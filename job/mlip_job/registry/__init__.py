@@ -3,7 +3,6 @@
 docs/store.md is the specification.
 """
 
-from mlip_job.registry.catalog import GenerationSummary
 from mlip_job.registry.checkpoints import Checkpoint, Checkpoints, TrainingState
 from mlip_job.registry.claim import Claim, HeldClaim
 from mlip_job.registry.manifest import (
@@ -13,6 +12,7 @@ from mlip_job.registry.manifest import (
     CommitteeMember,
     DatasetReference,
     ErrorFigures,
+    GenerationSummary,
     Headline,
     Manifest,
     Parent,

@@ -10,12 +10,12 @@ so that one which was cut short is seen as such, and the one before it is still 
 
 from __future__ import annotations
 
-import hashlib
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from mlip_job.disk import sha256_of
 from mlip_job.errors import IntegrityError, ObjectNotFoundError
 from mlip_job.registry.fetching import fetch_file
 from mlip_job.registry.manifest import AttemptPart, DatasetReference, Parent
@@ -127,7 +127,7 @@ class Checkpoints:
         describe
             Makes the state from the hashes of the files.
         """
-        hashes = {name: _sha256(path) for name, path in files.items()}
+        hashes = {name: sha256_of(path) for name, path in files.items()}
         checkpoint = describe(hashes)
         for name, path in files.items():
             self._store.upload(path, self._key(checkpoint, name))
@@ -209,8 +209,3 @@ class Checkpoints:
 
     def _key(self, checkpoint: Checkpoint, name: str) -> str:
         return self._keys.checkpoint(self._generation, checkpoint.attempt, checkpoint.number, name)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

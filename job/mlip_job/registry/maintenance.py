@@ -85,7 +85,7 @@ def repair(registry: Registry) -> Repairs:
     """Roll every published generation forward; report what belongs to none.
 
     Copies under ``potentials/`` that are missing or differ from their manifest are made anew, and
-    so are ``latest.json`` and ``catalog.json`` where they are missing, unreadable or behind.
+    so is ``latest.json`` where it is missing, unreadable or behind.
     """
     mended: list[str] = []
     damaged: list[str] = []
@@ -100,9 +100,6 @@ def repair(registry: Registry) -> Repairs:
             )
     if registry.mend_latest():
         mended.append(f"wrote {registry.keys.latest}")
-    with _noting(damaged):
-        if registry.mend_catalog():
-            mended.append(f"wrote {registry.keys.catalog}")
     with _noting(damaged):
         orphans = list(find_orphans(registry, timedelta(0)))
     return Repairs(tuple(mended), tuple(dict.fromkeys(damaged)), tuple(orphans))

@@ -257,3 +257,31 @@ class Manifest(_Part):
     def to_json(self) -> bytes:
         """Return the text that is stored."""
         return (self.model_dump_json(indent=2) + "\n").encode()
+
+
+class GenerationSummary(_Part):
+    """What a list says of a generation; the fields are those of its `Manifest`.
+
+    ``yace_sha256`` is the hash of the potential that LAMMPS reads, where there is one.
+    """
+
+    family: str
+    generation: int
+    attempt: StoredName
+    started: datetime
+    ended: datetime
+    elements: tuple[str, ...]
+    parent: Parent | None
+    dataset: DatasetReference
+    headline: Headline
+    yace_sha256: str | None
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> GenerationSummary:
+        """Return the summary of a manifest."""
+        yace = manifest.artefacts.get("potential.yace")
+        shared = cls.model_fields.keys() & type(manifest).model_fields.keys()
+        return cls(
+            **{name: getattr(manifest, name) for name in shared},
+            yace_sha256=yace.sha256 if yace is not None else None,
+        )

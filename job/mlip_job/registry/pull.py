@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from mlip_job.disk import cant_write
+from mlip_job.disk import cant_write, sha256_of
 from mlip_job.errors import ConflictError, IntegrityError
 from mlip_job.naming import generation_name
 from mlip_job.store.keys import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from mlip_job.registry.manifest import Manifest
     from mlip_job.registry.registry import Registry
@@ -28,7 +27,6 @@ def pull_generation(
     directory: Path,
     *,
     with_dataset: bool,
-    describe: Callable[[Path, Sequence[str]], str] | None = None,
 ) -> list[Path]:
     """Download all artefacts of a generation, check their hashes, and return their paths.
 
@@ -42,9 +40,6 @@ def pull_generation(
         From where, what, and to where.
     with_dataset
         Whether the dataset comes too.
-    describe
-        Writes a description of the files into the directory that it is given, and returns its
-        name.
 
     Raises
     ------
@@ -58,9 +53,6 @@ def pull_generation(
         with tempfile.TemporaryDirectory(dir=directory, prefix=".pull-") as temporary:
             staging = Path(temporary)
             files = _download(registry, manifest, staging, with_dataset=with_dataset)
-            if describe is not None:
-                files.append(describe(staging, files))
-                _require_apart(registry, manifest, files)
             for file in _new(files, staging, directory):
                 (directory / file).parent.mkdir(parents=True, exist_ok=True)
                 (staging / file).rename(directory / file)
@@ -124,11 +116,6 @@ def _new(files: Sequence[str], staging: Path, directory: Path) -> list[str]:
             new.append(file)
         elif target.is_symlink() or not target.is_file():
             raise ConflictError(f"{target} exists, and is no file", hint=_HINT)
-        elif _sha256(target) != _sha256(staging / file):
+        elif sha256_of(target) != sha256_of(staging / file):
             raise ConflictError(f"{target} exists with other content", hint=_HINT)
     return new
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

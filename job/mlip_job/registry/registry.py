@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,19 +18,26 @@ from mlip_job.errors import (
     ObjectNotFoundError,
 )
 from mlip_job.naming import DatasetFiles, FamilyKeys, generation_name, parse_generation_name
-from mlip_job.registry.catalog import Catalog, GenerationSummary
 from mlip_job.registry.checkpoints import Checkpoints
 from mlip_job.registry.claim import HeldClaim, take_claim
 from mlip_job.registry.fetching import damaged, fetch_bytes, fetch_file
-from mlip_job.registry.manifest import Artefact, DatasetReference, Manifest
+from mlip_job.registry.manifest import (
+    Artefact,
+    DatasetReference,
+    GenerationSummary,
+    Manifest,
+)
 from mlip_job.registry.pointer import Pointer
 from mlip_job.registry.queries import Queries
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from mlip_job.registry.pointer import LatestPointer
-    from mlip_job.store.base import ObjectInfo, ObjectStore
+    from mlip_job.store.base import ObjectStore
+
+_READS_AT_ONCE = 8
+"""Fewer than the connections that boto3's client keeps."""
 
 DERIVED_SUFFIXES = ("yace", "yaml", "asi")
 """Formats of the potential that also lie under ``potentials/``, where present."""
@@ -51,7 +59,6 @@ class Registry:
         self.family = family
         self.keys = self.own = FamilyKeys(family)
         self.queries = Queries(store, self.keys)
-        self._catalog = Catalog(store, self.keys.catalog)
         self._pointer = Pointer(store, self.keys.latest)
 
     # -- reading ---------------------------------------------------------------------------------
@@ -89,30 +96,21 @@ class Registry:
 
     def numbers(self) -> list[int]:
         """Return the numbers of all published generations, ascending."""
-        return list(self._listed())
+        prefix = self.keys.generations
+        found = self.store.list_named(prefix, self.keys.MANIFEST)
+        names = (info.key.removeprefix(prefix).partition("/")[0] for info in found)
+        return sorted(n for n in map(parse_generation_name, names) if n is not None)
 
-    def manifests(self) -> Iterator[Manifest]:
-        """Yield the manifests of all published generations, ascending."""
-        for number in self.numbers():
-            yield self.get(number)
+    def manifests(self) -> list[Manifest]:
+        """Return the manifests of all published generations, ascending; several at a time."""
+        names = self.store.list_prefixes(self.keys.generations)
+        numbers = sorted(n for n in map(parse_generation_name, names) if n is not None)
+        with ThreadPoolExecutor(_READS_AT_ONCE, thread_name_prefix="manifests") as pool:
+            return [manifest for manifest in pool.map(self.find, numbers) if manifest is not None]
 
     def summaries(self) -> list[GenerationSummary]:
-        """Return what a list shows of all published generations, ascending.
-
-        That takes a few requests, however many there are, as long as the catalog is up to date.
-        """
-        listed = self._listed()
-        known = self._catalog.summaries(listed)
-        return [known.get(n) or GenerationSummary.of(self.get(n)) for n in listed]
-
-    def _listed(self) -> dict[int, ObjectInfo]:
-        """Return what a listing of the store shows of all manifests, ascending."""
-        prefix, listed = self.keys.generations, {}
-        for info in self.store.list_named(prefix, self.keys.MANIFEST):
-            number = parse_generation_name(info.key.removeprefix(prefix).partition("/")[0])
-            if number is not None:
-                listed[number] = info
-        return dict(sorted(listed.items()))
+        """Return what a list shows of all published generations, ascending."""
+        return [GenerationSummary.of(manifest) for manifest in self.manifests()]
 
     def latest(self) -> int | None:
         """Return the generation that ``latest.json`` points at."""
@@ -241,8 +239,6 @@ class Registry:
                 self.mend_copy(manifest, suffix)
         if manifest.headline.accepted:
             self._advance_latest(manifest.generation)
-        if (info := self.store.head(self.keys.manifest(manifest.generation))) is not None:
-            self._catalog.add({manifest.generation: (manifest, info)})
 
     def mend_copy(self, manifest: Manifest, suffix: str) -> bool:
         """Write the copy of a potential under ``potentials/`` unless it is there and whole.
@@ -276,12 +272,6 @@ class Registry:
         )
         highest = next(accepted, None)
         return highest is not None and self._advance_latest(highest)
-
-    def mend_catalog(self) -> bool:
-        """Enter what ``catalog.json`` lacks; return whether there was anything."""
-        listed = self._listed()
-        missing = listed.keys() - self._catalog.summaries(listed).keys()
-        return bool(missing) and self._catalog.add({n: (self.get(n), listed[n]) for n in missing})
 
     def promote(self, generation: int, reason: str, *, force: bool) -> None:
         """Point ``latest.json`` at a generation, older or newer than the one that it points at.

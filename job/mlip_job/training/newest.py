@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 from mlip_job.errors import TrainingError
 from mlip_job.training.potential_yaml import count_functions, elements_of, read_potential
 from mlip_job.training.restarts import Place, count_on
-from mlip_job.training.tables import read_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from mlip_job.naming import WorkFiles
@@ -60,66 +59,17 @@ def counted_on(rows: Sequence[MetricsRow]) -> list[MetricsRow]:
 def copy_whole(
     source: Path, elements: Sequence[str], functions: int | None, copy: Path
 ) -> dict[str, Any] | None:
-    """Copy a potential and return what it holds; None where it is not whole."""
+    """Copy a potential and return what it holds; None where it is not whole.
+
+    Cut short, it may still be valid YAML, with fewer functions.
+    """
     try:
         shutil.copyfile(source, copy)
     except OSError:
         return None
-    return _read_whole(copy, elements, functions)
-
-
-def _read_whole(
-    copy: Path, elements: Sequence[str], functions: int | None
-) -> dict[str, Any] | None:
-    """Cut short, it may still be valid YAML, with fewer functions."""
     try:
         content = read_potential(copy)
     except TrainingError:
         return None
     whole = functions in (None, count_functions(content))
     return content if whole and elements_of(content) == tuple(sorted(elements)) else None
-
-
-def copy_newest(
-    files: WorkFiles,
-    elements: Sequence[str],
-    copy: Path,
-    wanted: Callable[[MetricsRow], bool],
-) -> MetricsRow | None:
-    """Copy the newest potential, as pacemaker wrote it; return the row of its iteration.
-
-    Parameters
-    ----------
-    files
-        Where pacemaker runs.
-    elements
-        What the potential has to describe.
-    copy
-        Where it goes.
-    wanted
-        Asked for the row, whose iteration is numbered on over restarts, before anything is copied.
-
-    Returns
-    -------
-    MetricsRow or None
-        None where there is none yet in this step, none that is wanted, or it changes just now.
-    """
-    table = files.table("metrics")
-    try:
-        size = table.stat().st_size
-        rows = counted_on(read_table(table).rows)
-        cycle = (rows[-1].cycle_step or 0) if rows else 0
-        stamps = stamps_of(files, cycle)
-        if stamps is None or not rows:
-            return None
-        done = (rows[-1].ladder_step, rows[-1].cycle_step, stamps.iteration(rows[-1]))
-        of_it = [r for r in rows[-2:] if (r.ladder_step, r.cycle_step, r.iter_num) == done]
-        if not of_it or not of_it[0].iter_num or not wanted(of_it[0]):
-            return None
-        shutil.copyfile(files.interim_potential(cycle), copy)
-        # Looked at before it is parsed, which takes longer than many an iteration.
-        if stamps_of(files, cycle) != stamps or table.stat().st_size != size:
-            return None
-    except OSError:
-        return None
-    return of_it[0] if _read_whole(copy, elements, of_it[0].nfuncs) is not None else None

@@ -80,13 +80,6 @@ def count_functions(content: Mapping[str, Any]) -> int:
     return sum(len(block.get("nbody") or ()) for block in content["species"])
 
 
-def functions_per_block(content: Mapping[str, Any]) -> dict[str, int]:
-    """Return the number of basis functions of each block, by its elements."""
-    return {
-        str(block["speciesblock"]): len(block.get("nbody") or ()) for block in content["species"]
-    }
-
-
 def as_start(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return a finished potential in the form that a further fit can start from.
 

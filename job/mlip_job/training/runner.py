@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -24,8 +24,7 @@ from mlip_job.training.summary import summarise_run
 from mlip_job.training.train_log import last_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from mlip_job.naming import WorkFiles
@@ -54,8 +53,6 @@ class PacemakerWrapper:
         What the potential has to describe.
     monitor
         Who is told how it goes, and who may end it.
-    beside
-        What is entered for each leg before pacemaker is started, and left when it has ended.
     require_gpu
         Whether it must not train on the CPU.
     stopping
@@ -67,7 +64,6 @@ class PacemakerWrapper:
         files: WorkFiles,
         elements: Sequence[str],
         monitor: Monitor,
-        beside: Callable[[Leg], AbstractContextManager[None]] = lambda _: nullcontext(),
         *,
         require_gpu: bool = False,
         stopping: EarlyStopping | None = None,
@@ -76,7 +72,6 @@ class PacemakerWrapper:
         self._stopping = stopping or EarlyStopping()
         self._elements = tuple(sorted(elements))
         self._monitor = monitor
-        self._beside = beside
         self._require_gpu = require_gpu
         self._leg: Leg | None = None
         self._changing = Lock()
@@ -136,14 +131,13 @@ class PacemakerWrapper:
         with self._changing:
             self._leg = leg
         try:
-            with self._beside(leg):
-                exit_code = run_pacemaker(
-                    self._files,
-                    input_file,
-                    leg.offset,
-                    self._monitor,
-                    require_gpu=self._require_gpu,
-                )
+            exit_code = run_pacemaker(
+                self._files,
+                input_file,
+                leg.offset,
+                self._monitor,
+                require_gpu=self._require_gpu,
+            )
         except MlipJobError:
             with suppress(OSError):  # how far it came is for people to see, no more
                 write_tables(self._files, leg, self._files.curves)

@@ -11,7 +11,6 @@ from mlip_job.training.best import better_than_last, read_kept
 from mlip_job.training.failure import DIVERGED, describe_failure
 from mlip_job.training.final_errors import errors_of, final_errors, final_row, milli
 from mlip_job.training.in_pacemaker.mlip_job_callbacks import BEST, SETTINGS
-from mlip_job.training.ladder import graphs_advice
 from mlip_job.training.lines import read_lines
 from mlip_job.training.log import LogParser
 from mlip_job.training.loss_shares import shares_of
@@ -270,8 +269,6 @@ def _warnings(state: LogState, tables: dict[str, MetricsTable]) -> Iterator[str]
             yield f"the weighting removed {removed} of {sizes.kept} {side} structures"
     for before, after in ((before, after) for before, after in state.batch_sizes if after):
         yield f"out of GPU memory: pacemaker reduced the batch size from {before} to {after}"
-    if state.ladder and (advice := graphs_advice(state)):
-        yield advice
     if state.extreme_energies:
         yield "energies per atom below -20 or above 250 eV: pacemaker fitted reference energies"
     if state.potential_saved and _began_at_its_best(state, tables["metrics"].rows):

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlip_job.disk import sha256_of
 from mlip_job.schedulers.records import SubmitFiles, write_whole
 
 if TYPE_CHECKING:
@@ -46,8 +47,7 @@ def record_image(config: JobConfig) -> None:
             return
         if image.stat().st_size > _WORTH_A_NOTE:
             _log.warning("note: taking the hash of %s; this is done once", image)
-        with image.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = sha256_of(image)
         if _about(image) == before:  # it may be copied there just now
             write_whole(record, f"{sha256} {before}\n")
 

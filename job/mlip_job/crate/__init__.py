@@ -1,1 +1,0 @@
-"""RO-Crates: pulled generations with metadata that research archives understand."""

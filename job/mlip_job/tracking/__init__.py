@@ -1,1 +1,0 @@
-"""Logging of published generations to an MLflow server, if one is configured."""

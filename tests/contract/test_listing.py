@@ -1,0 +1,109 @@
+"""A list of generations shows what the manifests say, which are read several at a time."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mlip_job.errors import IntegrityError
+from mlip_job.registry import GenerationSummary, Manifest, Registry
+from mlip_job.registry.maintenance import collect_garbage, repair
+from mlip_job.store.open import open_store
+from tests.manifests import make_manifest, put_dataset
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mlip_job.config import StorageConfig
+    from mlip_job.registry import Artefact
+    from mlip_job.store.base import ObjectStore
+
+FAMILY = "cu-ni"
+
+
+@pytest.fixture
+def registry(store: ObjectStore) -> Registry:
+    """Return the registry of an empty store."""
+    return Registry(store, FAMILY)
+
+
+def publish(registry: Registry, directory: Path, generation: int, attempt: str = "a1") -> Manifest:
+    """Publish a generation with one file."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{attempt}-{generation}.yace"
+    path.write_text(f"{attempt} of {generation}")
+    dataset = put_dataset(registry, directory / f"dataset-{generation}", "one")
+
+    def describe(artefacts: dict[str, Artefact]) -> Manifest:
+        return make_manifest(
+            generation, attempt=attempt, family=FAMILY, artefacts=artefacts, dataset=dataset
+        )
+
+    return registry.publish(generation, attempt, {"potential.yace": path}, describe)
+
+
+def require_true_list(registry: Registry) -> None:
+    """Hold a list against the manifests."""
+    expected = [GenerationSummary.of(manifest) for manifest in registry.manifests()]
+    assert registry.summaries() == expected
+    assert [summary.generation for summary in expected] == registry.numbers()
+
+
+def test_generations_are_listed_in_the_order_of_their_numbers(
+    registry: Registry, tmp_path: Path
+) -> None:
+    """One that is being trained has no manifest, and is left out."""
+    assert registry.summaries() == []
+    for generation in (100, 2, 1):
+        publish(registry, tmp_path, generation)
+    registry.store.put(registry.keys.attempt(3, "a", "train.log"), b"")
+    require_true_list(registry)
+    assert [summary.generation for summary in registry.summaries()] == [1, 2, 100]
+    assert registry.summaries()[0].yace_sha256 is not None
+
+
+def test_the_catalog_of_an_earlier_version_is_ignored(registry: Registry, tmp_path: Path) -> None:
+    """Whatever it says; nothing writes it, and nothing removes it."""
+    publish(registry, tmp_path, 1)
+    registry.store.put(f"{FAMILY}/catalog.json", b'{"schema_version": 1, "generations": {}}')
+    require_true_list(registry)
+    assert repair(registry).mended == ()
+    assert collect_garbage(registry, timedelta(0)) == []
+    assert registry.store.get(f"{FAMILY}/catalog.json").startswith(b"{")
+
+
+def test_a_damaged_manifest_is_named(registry: Registry, tmp_path: Path) -> None:
+    """A list without its generation would be wrong."""
+    for generation in (1, 2, 3):
+        publish(registry, tmp_path, generation)
+    registry.store.put(registry.keys.manifest(2), b"{")
+    with pytest.raises(IntegrityError, match="gen_02"):
+        registry.summaries()
+
+
+def test_a_thousand_generations_are_read_several_at_a_time(s3_bucket: StorageConfig) -> None:
+    """One request for each, and one for a thousand names."""
+    registry = Registry(open_store(s3_bucket), FAMILY)
+    manifests = {n: make_manifest(n, family=FAMILY) for n in range(1, 1001)}
+
+    def put(number: int) -> None:
+        registry.store.put(registry.keys.manifest(number), manifests[number].to_json())
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(put, manifests))
+    requests, threads = [], set()
+
+    def note(event_name: str, **_: Any) -> None:
+        requests.append(event_name.rpartition(".")[2])
+        threads.add(threading.get_ident())
+
+    registry.store._client.meta.events.register("before-send.s3", note)  # type: ignore[attr-defined]
+    assert [summary.generation for summary in registry.summaries()] == list(manifests)
+    assert sorted(set(requests)) == ["GetObject", "ListObjectsV2"]
+    assert requests.count("GetObject") == 1000
+    assert requests.count("ListObjectsV2") <= 2
+    assert len(threads) > 4
