@@ -464,7 +464,7 @@ def test_slabs_that_contradict_each_other_are_refused(db: Path, out: Path) -> No
     other.cell[2, 2] = 50
     other = labelled(other, **slab.calc.results | {"energy": 9.0, "free_energy": 9.0})
     write_database(db, [slab, other, *rattled(8)])
-    assert "1, 2" in refused(DataError, db, out)
+    assert "rows 1 and 2 hold the same structure" in refused(DataError, db, out)
 
 
 # Lineage
@@ -635,7 +635,7 @@ def test_what_only_the_training_side_holds_is_noted(db: Path, tmp_path: Path) ->
     write_database(db, rattled(4), side="train", config_type="md")
     notes = build(db, tmp_path / "a", split_key="side").notes
     assert any("no test row is of the config types md (4 rows)" in note for note in notes)
-    assert any("forces of the test side vanish" in note and "48 comp" in note for note in notes)
+    assert any("forces of the test side vanish by symmetry" in note for note in notes)
     write_database(db, rattled(1, seed=3), side="test", config_type="md")
     notes = build(db, tmp_path / "b", split_key="side").notes
     assert not any("vanish" in note or "no test row" in note for note in notes)

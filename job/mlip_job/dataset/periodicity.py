@@ -27,7 +27,8 @@ _SLAB, _WIRE = 2, 1
 
 def is_partly_periodic(pbc: BoolArray) -> BoolArray:
     """Tell which structures are slabs or wires; the last axis of `pbc` is that of directions."""
-    partly: BoolArray = pbc.any(axis=-1) & ~pbc.all(axis=-1)
+    directions = pbc.sum(axis=-1)
+    partly: BoolArray = (directions == _SLAB) | (directions == _WIRE)
     return partly
 
 
@@ -90,7 +91,7 @@ def atoms_with_vacuum(atoms: Atoms) -> Atoms:
     (cell,) = complete_cells(atoms.cell.array[None], pbc[None])
     heights = atoms.positions @ cell.T
     cell *= np.where(pbc, 1.0, np.ptp(heights, axis=0) + VACUUM)[:, None]
-    padded = atoms.copy()
+    padded: Atoms = atoms.copy()
     padded.set_cell(cell)
     padded.pbc = True
     return padded

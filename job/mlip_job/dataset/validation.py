@@ -156,7 +156,7 @@ def _geometry_problem(row: StructureRow) -> Rejection | None:
 
 def _cell(row: StructureRow) -> FloatArray:
     """Return the cell with unit vectors in the directions without periodicity."""
-    (cell,) = complete_cells(row.cell[None], row.pbc[None])
+    cell: FloatArray = complete_cells(row.cell[None], row.pbc[None])[0]
     return cell
 
 

@@ -37,6 +37,8 @@ class GenerationCalculator(PyACECalculator):  # type: ignore[misc] # pyace has n
         What it is, for messages: ``cu-ni gen_04``.
     """
 
+    atoms: Any  # set by ASE's calculator
+
     def __init__(
         self,
         potential: Path,
