@@ -13,6 +13,7 @@ from ase.data import chemical_symbols
 
 from mlip_job import __version__
 from mlip_job.dataset.checks import note_extreme_energies
+from mlip_job.dataset.implausible import note_huge_forces, note_zeroed_forces
 from mlip_job.dataset.periodicity import VACUUM
 from mlip_job.dataset.record import (
     ConfigTypes,
@@ -186,6 +187,10 @@ def _notes(
             f"{intake.dropped_stresses} stresses of such rows, which depend on the vacuum, were "
             "left out"
         )
+    if intake.zeroed_forces:
+        yield note_zeroed_forces(intake.zeroed_forces)
+    if intake.huge_forces:
+        yield note_huge_forces(intake.huge_forces, intake.max_force)
     if outcome.repeats:
         yield f"{outcome.repeats} rows repeat the structure of another row; they share its side"
     if dataset.split_key is not None:
