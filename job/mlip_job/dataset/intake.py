@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 _REPORT_EVERY = 10000
 """Rows between two lines of progress."""
 
+_LOOKED_AT = 10
+"""Rows without energy, and without forces, in which other names are looked for."""
+
 
 @dataclass(frozen=True)
 class Intake:
@@ -68,6 +71,8 @@ class Intake:
     zeroed_forces, huge_forces
         Row ids of accepted rows that are noted, see `implausible`; huge forces only where no
         limit is configured.
+    labels_elsewhere
+        Where rows without energy or forces may hold them under other names.
     rejected
         Row ids by reason.
     free_energies
@@ -92,6 +97,7 @@ class Intake:
     dropped_stresses: int
     zeroed_forces: tuple[int, ...]
     huge_forces: tuple[int, ...]
+    labels_elsewhere: tuple[str, ...]
     rejected: Mapping[Rejection, Sequence[int]]
     free_energies: int
     force_components: int
@@ -276,6 +282,7 @@ class _Taking:
             dropped_stresses=self._dropped_stresses,
             zeroed_forces=tuple(self._zeroed_forces),
             huge_forces=tuple(self._huge_forces),
+            labels_elsewhere=_labels_elsewhere(source, self._rejected),
             rejected={reason: sorted(rows) for reason, rows in self._rejected.items()},
             free_energies=self._free_energies,
             force_components=self._force_components,
@@ -283,6 +290,17 @@ class _Taking:
             min_distance=self._min_distance,
             slow_because=source.slow_because,
         )
+
+
+def _labels_elsewhere(
+    source: PagedDatabase, rejected: Mapping[Rejection, Sequence[int]]
+) -> tuple[str, ...]:
+    """Look at some rows without energy or forces; return the places in the order found."""
+    unlabelled = [
+        row for reason in (Rejection.NO_ENERGY, Rejection.NO_FORCES)
+        for row in sorted(rejected.get(reason, ()))[:_LOOKED_AT]
+    ]  # fmt: skip
+    return tuple(dict.fromkeys(place for row in unlabelled for place in source.labels_elsewhere(row)))
 
 
 def _text(pairs: Mapping[str, object], key: str | None) -> str | None:
