@@ -721,3 +721,22 @@ def test_weights_that_leave_nothing(db: Path, out: Path) -> None:
 
 
 # Bad input
+
+
+def test_zeroed_and_huge_forces_are_noted(db: Path, tmp_path: Path) -> None:
+    """Rows with forces of fixed atoms, or of hundreds of eV/Å, are noted by count and id."""
+    structures = rattled(12)
+    for atoms in structures[:2]:
+        atoms.set_constraint(FixAtoms([0, 1]))
+        atoms.calc.results["forces"][:2] = 0.0
+    structures[5].calc.results["forces"][1] = (0.0, 250.0, 0.0)
+    write_database(db, structures)
+    notes = build(db, tmp_path / "all").notes
+    (zeroed,) = (note for note in notes if "exactly zero" in note)
+    assert "(2: rows 1, 2)" in zeroed
+    assert "apply_constraint=False" in zeroed
+    (huge,) = (note for note in notes if "above 100 eV/Å" in note)
+    assert "forces above 100 eV/Å, up to 250 (1: row 6)" in huge
+    assert "dataset.max_force" in huge
+    limited = build(db, tmp_path / "limited", max_force=300.0).notes
+    assert not any("above 100 eV/Å" in note for note in limited)

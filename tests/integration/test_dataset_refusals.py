@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from ase import Atoms
 
+from mlip_job.config import DatabaseConfig
+from mlip_job.dataset.source import StructureDatabase
 from mlip_job.errors import ConfigError, DatabaseError, DataError
 from tests.datasets import build, refused, rows_of
 from tests.support import labelled, open_for_writing, rattled, write_database
@@ -168,6 +170,90 @@ def test_contradicting_duplicates(db: Path, out: Path) -> None:
     assert "rows 4 and 11 hold the same structure" in text
     assert f"{energy:.6f}" in text
     assert build(db, out, duplicate_tolerance=0.05).counts.accepted == 11
+
+
+def test_contradictions_are_listed_with_what_tells_the_rows_apart(db: Path, out: Path) -> None:
+    """All of them are counted, ten are listed, and the differences of their rows are named."""
+    structures = rattled(20)
+    write_database(db, structures, xc="PBE")
+    for atoms in structures[:12]:
+        again = atoms.copy()
+        again.set_initial_magnetic_moments([1.0] * len(again))
+        twin = labelled(again, **atoms.calc.results)
+        twin.calc.results["free_energy"] += 0.5
+        twin.calc.name = "vasp"
+        twin.calc.parameters = {"encut": 400}
+        write_database(db, [twin], xc="RPBE")
+    text = refused(DataError, db, out)
+    assert "12 structures have rows with different energies" in text
+    assert "rows 1 and 21: " in text
+    assert "rows 10 and 30: " in text
+    assert "rows 11 and 31" not in text
+    assert "and 2 more" in text
+    for difference in (
+        "xc (PBE and RPBE)",
+        "calculator (unknown and vasp)",
+        "calculator_parameters.encut (none and 400)",
+        "initial magnetic moments (none and 4.00 in all, 4.00 in size)",
+    ):
+        assert difference in text
+
+
+def test_labels_under_other_names(db: Path, out: Path, tmp_path: Path) -> None:
+    """Keys and data that look like the labels of rows without are named, with the remedy."""
+    write_database(db, rattled(20))
+    with open_for_writing(db) as database:
+        for atoms in rattled(3, seed=5):
+            data = {"REF_forces": atoms.calc.results["forces"], "dft": {"energy": -1.2, "xc": "x"}}
+            atoms.calc = None
+            database.write(atoms, status="completed", REF_energy=-1.0, converged=1.0, data=data)
+    text = refused(DataError, db, out)
+    assert "no energy: 3 (rows 21, 22, 23)" in text
+    assert "in the key REF_energy, data['REF_forces'], data['dft']['energy'], which" in text
+    assert "SinglePointCalculator" in text
+    notes = build(db, tmp_path / "few", max_rejected_fraction=0.5).notes
+    assert any("the key REF_energy" in note for note in notes)
+
+
+def nested(depth: int) -> str:
+    """Return JSON of so many lists in each other."""
+    return "[" * depth + "]" * depth
+
+
+def test_json_nested_too_deep(db: Path, out: Path) -> None:
+    """A row whose keys Python's JSON reader gives up on is rejected, wherever it is read."""
+    write_database(db, rattled(20))
+    connection = sqlite3.connect(db)
+    keys = f'{{"status": "completed", "a": {nested(100_000)}}}'
+    connection.execute("UPDATE systems SET key_value_pairs = ? WHERE id = 2", (keys,))
+    settings = nested(100_000)
+    connection.execute("UPDATE systems SET calculator_parameters = ? WHERE id = 3", (settings,))
+    connection.commit()
+    connection.close()
+    record = build(db, out)
+    assert {reason[:24]: rows.rows for reason, rows in record.rejections.items()} == {
+        "values can't be decoded ": (2,)
+    }
+    with StructureDatabase(DatabaseConfig(url=str(db))) as database:
+        assert database.count_by_status() == {"(unreadable)": 1, "completed": 19}
+
+
+@pytest.mark.parametrize(
+    "select", ["uid=9007199254740993", "uid>-9007199254740993", "1<uid<9007199254740992", "uid=1e17"]
+)
+def test_whole_numbers_that_databases_round(db: Path, out: Path, select: str) -> None:
+    """Whole numbers from 2**53 are refused: other rows would be selected."""
+    write_database(db, rattled(2), uid=2**53)
+    text = refused(ConfigError, db, out, select=select)
+    assert "can't be selected exactly" in text
+    assert "uid" in text
+
+
+@pytest.mark.parametrize("select", ["uid=9007199254740991", "id<9007199254740993", "uid<1e20"])
+def test_numbers_that_databases_compare_exactly(db: Path, out: Path, select: str) -> None:
+    """Smaller ones, ids and floating-point limits are taken."""
+    write_database(db, rattled(10), uid=2**53 - 1)
+    assert build(db, out, select=select).counts.accepted == 10
 
 
 @pytest.mark.parametrize(

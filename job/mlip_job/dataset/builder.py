@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from mlip_job.config.training import ByGroup, EnergyBased
 from mlip_job.dataset import checks
 from mlip_job.dataset.connection import describe_url
+from mlip_job.dataset.contradictions import require_consistent_duplicates
 from mlip_job.dataset.entry import Spool
 from mlip_job.dataset.index import ParentDataset
 from mlip_job.dataset.intake import take_in
@@ -139,7 +140,7 @@ class DatasetBuilder:
                 Spool(scratch / "rows.spool") as spool,
             ):
                 intake = self._take_in(source, selected, spool)
-                record = self._write(DatasetFiles(scratch), spool, self._decide(intake))
+                record = self._write(DatasetFiles(scratch), spool, self._decide(source, intake))
                 _move(scratch, directory, record)
         return Built(record, rows, found=False)
 
@@ -168,12 +169,14 @@ class DatasetBuilder:
             progress=self.progress,
         )
 
-    def _decide(self, intake: Intake) -> Outcome:
+    def _decide(self, source: PagedDatabase, intake: Intake) -> Outcome:
         """Split, find the reference energies and weights, and refuse what can't be trained on."""
         entries = intake.entries
         checks.require_few_rejections(intake, self.dataset.max_rejected_fraction)
         elements = checks.require_configured_elements(entries, self.training.elements)
-        repeats = checks.require_consistent_duplicates(entries, self.dataset.duplicate_tolerance)
+        repeats = require_consistent_duplicates(
+            entries, self.dataset.duplicate_tolerance, source.describe_row
+        )
         checks.require_group_key(entries, self.dataset.group_by)
         split = self._split(entries)
         checks.require_elements_in_training(entries, split, elements)

@@ -35,9 +35,11 @@ def require_few_rejections(intake: Intake, max_fraction: float) -> None:
         for reason, rows in sorted(intake.rejected.items())
     )
     if intake.rejected_count > max_fraction * candidates:
+        elsewhere = note_labels_elsewhere(intake)
         raise DataError(
             f"{intake.rejected_count} of {candidates} rows can't be trained on, more than "
-            f"dataset.max_rejected_fraction ({max_fraction:g}) allows: {reasons}",
+            f"dataset.max_rejected_fraction ({max_fraction:g}) allows: {reasons}"
+            + (f"; {elsewhere}" if elsewhere else ""),
             hint="correct them, exclude them with database.select, "
             "or raise dataset.max_rejected_fraction",
         )
@@ -49,40 +51,15 @@ def require_few_rejections(intake: Intake, max_fraction: float) -> None:
         )
 
 
-def require_consistent_duplicates(entries: Entries, tolerance: float) -> int:
-    """Return how many rows repeat an earlier structure, in the same or another way to store it.
-
-    Raises
-    ------
-    DataError
-        If identical structures have energies more than `tolerance` eV/atom apart.
-    """
-    counts = np.bincount(entries.twins)
-    repeated = np.flatnonzero(counts[entries.twins] > 1)
-    extremes: dict[int, tuple[int, int]] = {}
-    for index in repeated.tolist():
-        structure = int(entries.twins[index])
-        low, high = extremes.get(structure, (index, index))
-        if entries.energies[index] < entries.energies[low]:
-            low = index
-        elif entries.energies[index] > entries.energies[high]:
-            high = index
-        extremes[structure] = low, high
-        _require_equal_energies(entries, low, high, tolerance)
-    return len(entries) - len(counts)
-
-
-def _require_equal_energies(entries: Entries, low: int, high: int, tolerance: float) -> None:
-    lower, higher = float(entries.energies[low]), float(entries.energies[high])
-    composition = entries.compositions[entries.composition_codes[low]]
-    if higher - lower > tolerance * sum(count for _, count in composition):
-        raise DataError(
-            f"rows {entries.row_ids[low]} and {entries.row_ids[high]} hold the same structure "
-            f"with different energies: {lower:.6f} and {higher:.6f} eV; lattice translations and "
-            "the order of atoms make no other structure",
-            hint="exclude one of them with database.select "
-            f"(dataset.duplicate_tolerance is {tolerance:g} eV/atom)",
-        )
+def note_labels_elsewhere(intake: Intake) -> str | None:
+    """Return a note where rows without energy or forces hold them under other names."""
+    if not intake.labels_elsewhere:
+        return None
+    return (
+        f"rows without energy or forces seem to hold them in {', '.join(intake.labels_elsewhere)}, "
+        "which are no labels to ASE: store them as results of a SinglePointCalculator "
+        "(docs/dataset.md, \"Labels under other names\", has the script)"
+    )
 
 
 def require_group_key(entries: Entries, group_by: str | None) -> None:

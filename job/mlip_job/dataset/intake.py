@@ -20,6 +20,7 @@ from mlip_job.dataset.fitness import (
     have_sound_geometry,
     largest_force,
 )
+from mlip_job.dataset.implausible import have_huge_forces, have_zeroed_forces
 from mlip_job.dataset.periodicity import is_partly_periodic, with_vacuum
 from mlip_job.dataset.proximity import ProximityFinder
 from mlip_job.dataset.reference_energies import compositions
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 
 _REPORT_EVERY = 10000
 """Rows between two lines of progress."""
+
+_LOOKED_AT = 10
+"""Rows without energy, and without forces, in which other names are looked for."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,11 @@ class Intake:
         Row ids of the slabs and wires among the accepted rows.
     dropped_stresses
         How many of these had a stress, which is left out.
+    zeroed_forces, huge_forces
+        Row ids of accepted rows that are noted, see `implausible`; huge forces only where no
+        limit is configured.
+    labels_elsewhere
+        Where rows without energy or forces may hold them under other names.
     rejected
         Row ids by reason.
     free_energies
@@ -86,6 +95,9 @@ class Intake:
     lost_stresses: tuple[int, ...]
     partly_periodic: tuple[int, ...]
     dropped_stresses: int
+    zeroed_forces: tuple[int, ...]
+    huge_forces: tuple[int, ...]
+    labels_elsewhere: tuple[str, ...]
     rejected: Mapping[Rejection, Sequence[int]]
     free_energies: int
     force_components: int
@@ -165,6 +177,8 @@ class _Taking:
         self._lost_stresses: list[int] = []
         self._partly_periodic: list[int] = []
         self._dropped_stresses = 0
+        self._zeroed_forces: list[int] = []
+        self._huge_forces: list[int] = []
         self._free_energies = 0
         self._force_components = 0
         self._max_force = 0.0
@@ -231,7 +245,8 @@ class _Taking:
     def _keep(self, structures: Structures, pairs: Sequence[Mapping[str, object]]) -> None:
         """Spool accepted structures; what they are known by is that of the rows as stored."""
         energies, is_free = choose_energies(structures, self._rules)
-        self._spool.append(with_vacuum(structures))
+        padded = with_vacuum(structures)
+        self._spool.append(padded)
         partly = is_partly_periodic(structures.pbc)
         self._partly_periodic += structures.ids[partly].tolist()
         self._dropped_stresses += int(np.count_nonzero(~np.isnan(structures.stresses[partly, 0])))
@@ -248,6 +263,10 @@ class _Taking:
         self._free_energies += int(np.count_nonzero(is_free))
         self._force_components += count_force_components(structures)
         self._max_force = max(self._max_force, largest_force(structures))
+        zeroed = have_zeroed_forces(padded, self._rules.cutoff)
+        self._zeroed_forces += structures.ids[zeroed].tolist()
+        if self._rules.max_force is None:
+            self._huge_forces += structures.ids[have_huge_forces(structures)].tolist()
 
     def result(self, source: PagedDatabase) -> Intake:
         """Return what was found in all."""
@@ -261,6 +280,9 @@ class _Taking:
             lost_stresses=tuple(self._lost_stresses),
             partly_periodic=tuple(self._partly_periodic),
             dropped_stresses=self._dropped_stresses,
+            zeroed_forces=tuple(self._zeroed_forces),
+            huge_forces=tuple(self._huge_forces),
+            labels_elsewhere=_labels_elsewhere(source, self._rejected),
             rejected={reason: sorted(rows) for reason, rows in self._rejected.items()},
             free_energies=self._free_energies,
             force_components=self._force_components,
@@ -268,6 +290,17 @@ class _Taking:
             min_distance=self._min_distance,
             slow_because=source.slow_because,
         )
+
+
+def _labels_elsewhere(
+    source: PagedDatabase, rejected: Mapping[Rejection, Sequence[int]]
+) -> tuple[str, ...]:
+    """Look at some rows without energy or forces; return the places in the order found."""
+    unlabelled = [
+        row for reason in (Rejection.NO_ENERGY, Rejection.NO_FORCES)
+        for row in sorted(rejected.get(reason, ()))[:_LOOKED_AT]
+    ]  # fmt: skip
+    return tuple(dict.fromkeys(place for row in unlabelled for place in source.labels_elsewhere(row)))
 
 
 def _text(pairs: Mapping[str, object], key: str | None) -> str | None:

@@ -143,6 +143,14 @@ class PagedDatabase:
         row = self._source.row(id_)
         return row.charge if isinstance(row, StructureRow) else 0.0
 
+    def describe_row(self, id_: int) -> dict[str, str]:
+        """See `StructureDatabase.describe_row`."""
+        return self._source.describe_row(id_)
+
+    def labels_elsewhere(self, id_: int) -> list[str]:
+        """See `StructureDatabase.labels_elsewhere`."""
+        return self._source.labels_elsewhere(id_)
+
     def count_by_status(self) -> dict[str, int]:
         """See `StructureDatabase.count_by_status`."""
         return self._source.count_by_status()

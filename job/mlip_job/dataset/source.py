@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from contextlib import suppress
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from ase.db.core import parse_selection
 
 from mlip_job.dataset.connection import OpenedDatabase, open_database
+from mlip_job.dataset.provenance import describe_row, labels_elsewhere
 from mlip_job.dataset.row import StructureRow, UnreadableRow, convert_row
 from mlip_job.errors import ConfigError
 
@@ -36,8 +38,14 @@ _NEEDED = (
     "energy", "free_energy", "forces", "key_value_pairs",
 )  # fmt: skip
 
-SELECTION_ERRORS = (ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError)
-"""What ASE raises for a selection that it can't parse, depending on where it notices."""
+SELECTION_ERRORS = (
+    ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError, RecursionError,
+)  # fmt: skip
+"""What ASE raises for a selection that it can't parse, depending on where it notices, and for rows
+that it can't decode: a RecursionError where JSON is nested too deep."""
+
+_EXACT = 2**53
+"""Double-precision numbers, as ASE compares them, tell whole numbers apart up to here."""
 
 
 class StructureDatabase:
@@ -139,11 +147,31 @@ class StructureDatabase:
         # Three float32 for each int32.
         return sizes is not None and sizes[0] > 0 and sizes[1] == 3 * sizes[0]
 
+    def describe_row(self, id_: int) -> dict[str, str]:
+        """Return how a row was computed, as texts by name, see `provenance.describe_row`."""
+        with suppress(*SELECTION_ERRORS):
+            for found in self._select([("id", "=", id_)]):
+                return describe_row(found)
+        return {}
+
+    def labels_elsewhere(self, id_: int) -> list[str]:
+        """Return where else a row may hold its labels, see `provenance.labels_elsewhere`."""
+        with suppress(*SELECTION_ERRORS):
+            for found in self._select([("id", "=", id_)], include_data=True):
+                return labels_elsewhere(found, found.data)
+        return []
+
     def count_by_status(self) -> dict[str, int]:
         """Count all rows of the database by their key ``status``; "(none)" where it is absent."""
 
         def statuses(selection: Selection) -> list[str]:
-            rows = self._select(selection, columns=["id", "key_value_pairs"])
+            try:
+                rows = self._select(selection, columns=["id", "key_value_pairs"])
+            except SELECTION_ERRORS:
+                ids = self._ids(selection)
+                if len(ids) == 1:
+                    return ["(unreadable)"]
+                return [status for id_ in ids for status in statuses([("id", "=", id_)])]
             return [str(row.key_value_pairs.get("status", "(none)")) for row in rows]
 
         counts: Counter[str] = Counter()
@@ -188,7 +216,8 @@ class StructureDatabase:
         opened = self.opened
         try:
             # Without sort, PostgreSQL returns updated rows last.
-            return list(opened.database.select(selection, sort="id", include_data=False, **options))
+            options = {"include_data": False, **options}
+            return list(opened.database.select(selection, sort="id", **options))
         except (opened.driver_error, OSError) as error:  # OSError: an unknown format version
             raise opened.failure(error) from None
 
@@ -204,7 +233,21 @@ def _parse_selection(select: str) -> Selection:
     for key in (*keys, *(key for key, _, _ in comparisons)):
         if isinstance(key, str) and not _KEY.fullmatch(key):
             raise bad_selection(select, ValueError(f"{key!r} is not a key"))
+    for key, operator, value in comparisons:
+        if key != "id" and _is_inexact(operator, value):
+            raise ConfigError(
+                f"database.select: {key}{operator}{value} can't be selected exactly: databases "
+                f"compare numbers in double precision, which is exact below 2**53 ({_EXACT})",
+                hint=f"select by id, or by a key whose values are texts, such as {key}=n{value}",
+            )
     return list(expressions)
+
+
+def _is_inexact(operator: str, value: object) -> bool:
+    """Tell whether a comparison may take other whole numbers for this one."""
+    if isinstance(value, float):  # a limit written as 1e20 is as exact as floats are
+        return operator in ("=", "!=") and _EXACT <= abs(value) < math.inf
+    return isinstance(value, int) and abs(value) >= _EXACT
 
 
 def bad_selection(select: str, error: Exception) -> ConfigError:

@@ -12,7 +12,8 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from mlip_job import __version__
-from mlip_job.dataset.checks import note_extreme_energies
+from mlip_job.dataset.checks import note_extreme_energies, note_labels_elsewhere
+from mlip_job.dataset.implausible import note_huge_forces, note_zeroed_forces
 from mlip_job.dataset.periodicity import VACUUM
 from mlip_job.dataset.record import (
     ConfigTypes,
@@ -173,6 +174,8 @@ def _notes(
         )
     if intake.rejected_count:
         yield f"rows that were rejected: {intake.rejected_count}, see rejections"
+    if elsewhere := note_labels_elsewhere(intake):
+        yield elsewhere
     if intake.lost_stresses:
         yield (
             f"stresses that can't be read ({name_rows(intake.lost_stresses)}), in single "
@@ -186,6 +189,10 @@ def _notes(
             f"{intake.dropped_stresses} stresses of such rows, which depend on the vacuum, were "
             "left out"
         )
+    if intake.zeroed_forces:
+        yield note_zeroed_forces(intake.zeroed_forces)
+    if intake.huge_forces:
+        yield note_huge_forces(intake.huge_forces, intake.max_force)
     if outcome.repeats:
         yield f"{outcome.repeats} rows repeat the structure of another row; they share its side"
     if dataset.split_key is not None:

@@ -117,7 +117,7 @@ def make_page(
         try:
             atoms = layout.count_atoms(row) if _is_energy(row[6]) and _is_energy(row[7]) else 0
             pair = decode(row[10])
-        except (TypeError, ValueError, AttributeError):
+        except (TypeError, ValueError, AttributeError, RecursionError):  # JSON nested too deep
             atoms, pair = 0, {}
         if atoms > 0:
             complete.append(row)

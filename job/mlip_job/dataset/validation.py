@@ -35,7 +35,7 @@ MAX_LENGTH = 1e9
 class Rejection(StrEnum):
     """Why a row is left out; the text is what the user reads."""
 
-    UNREADABLE = "values can't be decoded (an array of the wrong size)"
+    UNREADABLE = "values can't be decoded (an array of the wrong size, or JSON nested too deep)"
     SINGLE_PRECISION = "forces in single precision (float32): store them as float64"
     NO_ATOMS = "no atoms"
     UNKNOWN_ELEMENT = "atom of no known element"

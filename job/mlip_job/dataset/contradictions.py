@@ -1,0 +1,141 @@
+"""The same structure with different energies: all such rows, and what tells them apart."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mlip_job.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from mlip_job.dataset.entry import Entries
+
+    Describe = Callable[[int], Mapping[str, str]]
+
+_LISTED = 10
+"""Structures in the message."""
+
+_DIFFERENCES = 6
+"""Differences between their rows in it."""
+
+_LONGEST = 40
+"""Characters of a value."""
+
+
+@dataclass(frozen=True)
+class Contradiction:
+    """Rows of one structure whose energies differ.
+
+    Attributes
+    ----------
+    low, high
+        Row ids of the lowest and the highest energy.
+    energies
+        Of these, eV.
+    rows
+        How many rows hold the structure.
+    """
+
+    low: int
+    high: int
+    energies: tuple[float, float]
+    rows: int
+
+
+def count_repeats(entries: Entries) -> int:
+    """Return how many rows repeat an earlier structure, in the same or another way to store it."""
+    return len(entries) - len(np.unique(entries.twins))
+
+
+def find_contradictions(entries: Entries, tolerance: float) -> list[Contradiction]:
+    """Return the structures whose rows have energies more than `tolerance` eV/atom apart."""
+    counts = np.bincount(entries.twins)
+    repeated = np.flatnonzero(counts[entries.twins] > 1)
+    extremes: dict[int, tuple[int, int]] = {}
+    for index in repeated.tolist():
+        structure = int(entries.twins[index])
+        low, high = extremes.get(structure, (index, index))
+        if entries.energies[index] < entries.energies[low]:
+            low = index
+        elif entries.energies[index] > entries.energies[high]:
+            high = index
+        extremes[structure] = low, high
+    atoms = entries.atoms
+    return [
+        Contradiction(
+            low=int(entries.row_ids[low]),
+            high=int(entries.row_ids[high]),
+            energies=(float(entries.energies[low]), float(entries.energies[high])),
+            rows=int(counts[structure]),
+        )
+        for structure, (low, high) in extremes.items()
+        if entries.energies[high] - entries.energies[low] > tolerance * atoms[low]
+    ]
+
+
+def require_consistent_duplicates(entries: Entries, tolerance: float, describe: Describe) -> int:
+    """Return how many rows repeat an earlier structure.
+
+    Parameters
+    ----------
+    entries
+        The accepted rows.
+    tolerance
+        eV/atom.
+    describe
+        Says how a row was computed: names and values that may tell it from others.
+
+    Raises
+    ------
+    DataError
+        If identical structures have energies more than `tolerance` eV/atom apart.
+    """
+    found = find_contradictions(entries, tolerance)
+    if not found:
+        return count_repeats(entries)
+    raise DataError(
+        f"{_energies(found)}; {_differences(found[:_LISTED], describe)} (lattice translations and "
+        "the order of atoms make no other structure)",
+        hint="keep one kind of calculation with database.select, "
+        f"or exclude the wrong rows (dataset.duplicate_tolerance is {tolerance:g} eV/atom)",
+    )
+
+
+def _energies(found: Sequence[Contradiction]) -> str:
+    texts = []
+    for one in found[:_LISTED]:
+        low, high = one.energies
+        more = f", {one.rows} rows in all" if one.rows > 2 else ""  # noqa: PLR2004 - the two named
+        texts.append(f"rows {one.low} and {one.high}: {low:.6f} and {high:.6f} eV{more}")
+    if len(found) == 1:
+        return texts[0].replace(":", " hold the same structure with different energies:", 1)
+    rest = f"; and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
+    return f"{len(found)} structures have rows with different energies: {'; '.join(texts)}{rest}"
+
+
+def _differences(found: Sequence[Contradiction], describe: Describe) -> str:
+    """Return what tells the rows apart, first what does so in most of the pairs."""
+    counts: Counter[str] = Counter()
+    for one in found:
+        low, high = describe(one.low), describe(one.high)
+        for name in sorted({*low, *high}):
+            before, after = low.get(name, "none"), high.get(name, "none")
+            if before != after:
+                counts[f"{name} ({_short(before)} and {_short(after)})"] += 1
+    if not counts:
+        return "nothing else that is stored tells them apart"
+    texts = [
+        text if count == len(found) else f"{text} in {count} of {len(found)} pairs"
+        for text, count in counts.most_common(_DIFFERENCES)
+    ]
+    rest = f" and {len(counts) - len(texts)} more" if len(counts) > len(texts) else ""
+    return f"they differ in {', '.join(texts)}{rest}"
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= _LONGEST else f"{value[: _LONGEST - 1]}…"

@@ -1,0 +1,107 @@
+"""How a row was computed, and where else its labels may stand, as far as the row says."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_ENERGY = re.compile(r"energy|^e_?(tot|total|dft|ref)$|toten", re.IGNORECASE)
+_NO_ENERGY = re.compile(
+    r"hull|formation|cutoff|fermi|per_?atom|atomi[sz]ation|cohesive|zero|kinetic", re.IGNORECASE
+)
+_FORCES = re.compile(r"force|^f_?(tot|total|dft|ref)$|gradient", re.IGNORECASE)
+_DEPTH = 4
+"""Of dictionaries in the column ``data``."""
+
+_VECTOR = 3
+
+
+def describe_row(row: Any) -> dict[str, str]:
+    """Return what may tell a row of ASE's from another of the same structure, as texts by name."""
+    described = {key: str(value) for key, value in row.key_value_pairs.items()}
+    described["calculator"] = str(row.get("calculator", "none"))
+    for name, value in flat_parameters(row.get("calculator_parameters") or {}):
+        described[f"calculator_parameters.{name}"] = value
+    for name, label in (
+        ("initial_magmoms", "initial magnetic moments"),
+        ("magmoms", "magnetic moments"),
+        ("initial_charges", "initial charges"),
+    ):
+        values = row.get(name)
+        if values is not None:
+            described[label] = f"{np.sum(values):.2f} in all, {np.abs(values).sum():.2f} in size"
+    for name in ("magmom", "charge"):
+        if row.get(name) is not None:
+            described[f"total {name}"] = f"{float(row.get(name)):.3g}"
+    described["free energy"] = "none" if row.get("free_energy") is None else "stored"
+    described["user"] = str(row.get("user", "none"))
+    return described
+
+
+def flat_parameters(parameters: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the parameters of a calculator, those of nested dictionaries by dotted names."""
+    if not isinstance(parameters, dict):
+        yield prefix.rstrip(".") or "all", str(parameters)
+        return
+    for name, value in parameters.items():
+        if isinstance(value, dict) and prefix.count(".") < _DEPTH:
+            yield from flat_parameters(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", _as_text(value)
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    try:
+        return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    except (TypeError, ValueError):
+        return str(value)
+
+
+def labels_elsewhere(row: Any, data: Any) -> list[str]:
+    """Return names in a row of ASE's under which its energy or forces may stand.
+
+    Parameters
+    ----------
+    row
+        The row.
+    data
+        Its column ``data``, decoded.
+    """
+    found = [
+        f"the key {key}" for key, value in row.key_value_pairs.items() if _is_energy(key, value)
+    ]
+    return [*found, *_in_data(data, "data", len(row.numbers), _DEPTH)]
+
+
+def _in_data(data: Any, path: str, atoms: int, depth: int) -> Iterator[str]:
+    if not isinstance(data, dict) or depth == 0:
+        return
+    for name, value in data.items():
+        place = f"{path}[{name!r}]"
+        if isinstance(value, dict):
+            yield from _in_data(value, place, atoms, depth - 1)
+        elif _is_energy(str(name), value) or _are_forces(str(name), value, atoms):
+            yield place
+
+
+def _is_energy(name: str, value: Any) -> bool:
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    return number and bool(_ENERGY.search(name)) and not _NO_ENERGY.search(name)
+
+
+def _are_forces(name: str, value: Any, atoms: int) -> bool:
+    if not _FORCES.search(name):
+        return False
+    try:
+        return np.asarray(value, dtype=np.float64).size == _VECTOR * atoms
+    except (TypeError, ValueError):
+        return False
+

@@ -1,0 +1,114 @@
+"""Labels that can hardly be right are told from those that symmetry explains."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, fcc111, molecule
+from ase.calculators.morse import MorsePotential
+from ase.spacegroup import crystal
+
+from mlip_job.dataset.implausible import have_huge_forces, have_zeroed_forces
+from mlip_job.dataset.row import StructureRow
+from mlip_job.dataset.structures import Structures
+from tests.support import rattled, with_emt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def structures(*many: Atoms) -> Structures:
+    """Return labelled structures as the intake has them."""
+    nothing: dict[str, Any] = {
+        "unique_id": "", "energy": 0.0, "free_energy": None, "stress": None, "key_value_pairs": {},
+    }  # fmt: skip
+    return Structures.of_rows(
+        [
+            StructureRow(
+                id=index,
+                numbers=atoms.numbers.astype(np.int32),
+                positions=atoms.positions,
+                cell=atoms.cell.array,
+                pbc=atoms.pbc,
+                forces=atoms.calc.results["forces"],
+                **nothing,
+            )
+            for index, atoms in enumerate(many)
+        ]
+    )
+
+
+def fixed_slab() -> Atoms:
+    """Return a slab whose lower layers were stored with the constraint applied."""
+    slab = fcc111("Cu", (2, 2, 4), a=3.6, vacuum=8.0, periodic=True)
+    slab.positions[slab.get_tags() < 3] += np.random.default_rng(1).normal(scale=0.08, size=(8, 3))
+    slab = with_emt(slab)
+    slab.calc.results["forces"][slab.get_tags() >= 3] = 0.0
+    return slab
+
+
+def one_fixed_atom() -> Atoms:
+    """Return a crystal out of equilibrium with one zeroed force."""
+    (atoms,) = rattled(1)
+    atoms.calc.results["forces"][2] = 0.0
+    return atoms
+
+
+@pytest.mark.parametrize("make", [fixed_slab, one_fixed_atom])
+def test_zeroed_forces(make: Callable[[], Atoms]) -> None:
+    """Forces of exactly zero on fixed atoms are seen, and only in the row that has them."""
+    found = have_zeroed_forces(structures(*rattled(2, seed=3), make(), *rattled(1)), 5.0)
+    assert found.tolist() == [False, False, True, False]
+
+
+def displaced() -> Atoms:
+    """Return a large crystal with one displaced atom: those far away feel nothing of it."""
+    atoms = bulk("Cu", cubic=True) * (5, 5, 5)
+    atoms.positions[0] += 0.1
+    return with_emt(atoms)
+
+
+def rutile() -> Atoms:
+    """Return rutile out of equilibrium: by symmetry the forces on titanium vanish."""
+    atoms = crystal(
+        ["Ti", "O"], [(0, 0, 0), (0.32, 0.32, 0)], spacegroup=136, cellpar=[4.6, 4.6, 2.96, 90, 90, 90]
+    )
+    atoms.calc = MorsePotential(epsilon=0.5, r0=2.0, rho0=4.0, rcut1=3.5, rcut2=4.5)
+    forces = atoms.get_forces().round(8)
+    assert not forces[:2].any()
+    assert np.abs(forces[2:]).max() > 0.05
+    atoms.calc.results["forces"] = forces
+    return atoms
+
+
+def stretched_molecule() -> Atoms:
+    """Return carbon dioxide out of equilibrium: the force on carbon vanishes."""
+    atoms = molecule("CO2")
+    atoms.positions *= 1.1
+    atoms = with_emt(atoms)
+    atoms.calc.results["forces"] = atoms.calc.results["forces"].round(8)
+    assert not atoms.calc.results["forces"][0].any()
+    return atoms
+
+
+def strained() -> Atoms:
+    """Return a strained perfect crystal, all forces of which vanish."""
+    atoms = with_emt(bulk("Cu", a=3.7, cubic=True))
+    atoms.calc.results["forces"][:] = 0.0
+    return atoms
+
+
+@pytest.mark.parametrize("make", [displaced, rutile, stretched_molecule, strained])
+def test_forces_that_vanish_by_symmetry(make: Callable[[], Atoms]) -> None:
+    """Symmetry, and rounding, also give forces of exactly zero: nothing is wrong with them."""
+    assert not have_zeroed_forces(structures(make()), 5.0).any()
+
+
+def test_huge_forces() -> None:
+    """Forces of hundreds of eV/Å are seen."""
+    few = rattled(3)
+    few[1].calc.results["forces"][3] = (300.0, 0.0, 0.0)
+    assert have_huge_forces(structures(*few)).tolist() == [False, True, False]
