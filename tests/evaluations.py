@@ -63,6 +63,7 @@ def make_evaluation(
         ),
         gate=results.GateVerdict(
             accepted=accepted,
+            limits_set=True,
             reasons=()
             if accepted
             else (

@@ -83,6 +83,7 @@ def make_manifest(
             functions=15,
             accepted=not rejected_because,
             rejected_because=rejected_because,
+            limits_set=False,
         ),
         artefacts=artefacts or {},
     )

@@ -8,7 +8,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlip_job.errors import IntegrityError
 from mlip_job.evaluation.results import Evaluation, SetEvaluation
-from mlip_job.registry.manifest import AttemptPart, ErrorFigures, Headline, Parent
+from mlip_job.registry.manifest import (
+    AttemptPart,
+    ErrorFigures,
+    Headline,
+    Parent,
+    PredecessorChange,
+)
 from mlip_job.training.input_yaml import kappa
 from mlip_job.training.linear_task import LinearStart
 from mlip_job.training.loss_shares import share_warnings
@@ -21,6 +27,7 @@ if TYPE_CHECKING:
 
     from mlip_job.config import JobConfig, TrainingConfig
     from mlip_job.dataset.record import DatasetRecord
+    from mlip_job.evaluation.results import ParentComparison
     from mlip_job.registry import TrainingState
 
 
@@ -134,6 +141,8 @@ class TrainingReport(_Part):
             else None,
             warnings=self.warnings,
             best_iteration=self.fit.best.iteration if self.fit.best else None,
+            limits_set=evaluation.gate.limits_set if evaluation else None,
+            change=_change(evaluation.parent) if evaluation and evaluation.parent else None,
         )
 
     def _tested(self) -> Errors | None:
@@ -196,6 +205,15 @@ def make_report(
         timings_s=added(*(part.timings.stages_s for part in training.attempts)),
         phases_s=added(*(part.timings.phases_s for part in training.attempts)),
         warnings=tuple(_warnings(config.training, training.basis, summary, evaluation)),
+    )
+
+
+def _change(parent: ParentComparison) -> PredecessorChange:
+    return PredecessorChange(
+        generation=parent.generation,
+        structures=parent.structures,
+        energy=parent.energy_mev_per_atom.change,
+        force=parent.force_mev_per_angstrom.change,
     )
 
 

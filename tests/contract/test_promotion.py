@@ -67,7 +67,10 @@ def test_a_rejected_generation_is_published_but_not_the_latest(
     _publish(registry, tmp_path, 3, *REJECTED)
     assert registry.latest() == 2
     assert registry.get(3).headline.rejected_because == REJECTED
-    assert (_pointer(registry).reason, _pointer(registry).forced) == ("accepted by the gate", False)
+    assert (_pointer(registry).reason, _pointer(registry).forced) == (
+        "published, no gate set",
+        False,
+    )
 
 
 def test_a_rejected_generation_takes_force(registry: Registry, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mlip_job.config import GateConfig
+from mlip_job.config.evaluation import verdict_word
 from mlip_job.evaluation.gate import judge
 from mlip_job.evaluation.results import DynamicsCheck, ErrorPair, ParentComparison, Verdict
 from tests.plain_evaluations import make_side
@@ -46,7 +47,30 @@ def test_limits_without_a_test_set_reject() -> None:
 def test_without_limits_all_is_accepted() -> None:
     """Nothing to compare with, nothing asked."""
     verdict = judge(GateConfig(), TEST, None, [_dynamics("failed")])
-    assert (verdict.accepted, verdict.reasons) == (True, ())
+    assert (verdict.accepted, verdict.reasons, verdict.limits_set) == (True, (), False)
+
+
+@pytest.mark.parametrize(
+    ("gate", "word"),
+    [
+        (GateConfig(), "published, no gate set"),
+        (GateConfig(max_regression=0.1), "published, no gate set"),
+        (GateConfig(max_energy_rmse_mev=5.0), "accepted"),
+        (GateConfig(max_force_rmse_mev=50.0), "accepted"),
+        (GateConfig(require_physics=True), "accepted"),
+        (GateConfig(max_force_rmse_mev=49.0), "rejected"),
+    ],
+)
+def test_accepted_is_said_only_where_something_was_asked(gate: GateConfig, word: str) -> None:
+    """A comparison with the predecessor alone says nothing of how good a potential is."""
+    found = judge(gate, TEST, _parent(8.0, 90.0), ())
+    assert verdict_word(accepted=found.accepted, limits_set=found.limits_set) == word
+
+
+def test_a_verdict_of_an_older_version_is_not_made_better() -> None:
+    """It did not record whether there were limits."""
+    assert verdict_word(accepted=True, limits_set=None) == "published"
+    assert verdict_word(accepted=False, limits_set=None) == "rejected"
 
 
 @pytest.mark.parametrize(

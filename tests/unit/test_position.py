@@ -28,7 +28,7 @@ def test_positions_sort_from_beginning_to_end() -> None:
 
 
 def test_positions_are_said_in_words() -> None:
-    """Ladders count their steps from 0, as pacemaker does; single-shot fits have none."""
+    """Steps of a ladder count from 1, unlike pacemaker's; the first one goes without saying."""
     assert str(_at(0, 12)) == "iteration 12"
-    assert str(_at(3, 12, done=True)) == "ladder step 3, iteration 12"
+    assert str(_at(3, 12, done=True)) == "ladder step 4, iteration 12"
     assert str(_at(3, 12, done=True, finished=True)) == "the end of the fit"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
+from rich.console import Console
 
 from mlip_job.cli.options import Settings
-from mlip_job.cli.output import Reporter
+from mlip_job.cli.output import Reporter, live_line
 from mlip_job.training.process import Progress, _IterationClock
 from mlip_job.training.tables import MetricsRow
 
@@ -39,6 +42,20 @@ def test_clock_starts_anew_in_every_ladder_step() -> None:
     clock.add([_row(0, step=1)], 100.0)
     assert clock.seconds_per_iteration is None
     assert clock.last == _row(0, step=1)
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_the_live_line_keeps_its_elapsed_time(width: int) -> None:
+    """The description gives way, however long it is."""
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    line = live_line(console, total=100)
+    line.update(line.task_ids[0], description="fitting · iteration 20/100 · " + 30 * "long ")
+    with console.capture() as captured:
+        console.print(line.get_renderable())
+    (shown,) = captured.get().rstrip("\n").split("\n")
+    assert "-:--:--" in shown or "0:00:00" in shown
+    assert "fitting" in shown
+    assert len(shown) <= width
 
 
 def test_a_line_per_phase_and_interval(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ from mlip_job.reporting.numbers import count, duration, fixed, percent, signific
 from mlip_job.reporting.page import render_comparison, render_report
 from mlip_job.reporting.physics import physics_table
 from mlip_job.reporting.scales import linear_scale, log_scale, signed_log_scale
-from mlip_job.reporting.trend import change_since, gate_word, sparkline
+from mlip_job.reporting.trend import describe_change, gate_word
 from mlip_job.training.run_summary import CurvePoint, FitCycle
 from tests.evaluations import make_evaluation, make_physics
 from tests.reports import make_facts, make_report
@@ -240,6 +240,10 @@ def test_the_verdict_comes_first() -> None:
     assert (rejected.css, rejected.word) == ("failed", "Rejected")
     assert rejected.reasons[1] == "the dimer Au–Au is attractive below 1.1 Å"
     assert verdict(make_evaluation(3)).word == "Accepted"
+    found = make_evaluation(3)
+    free = found.model_copy(update={"gate": found.gate.model_copy(update={"limits_set": False})})
+    assert verdict(free).word == "Published, no gate set"
+    assert verdict(free).css == "skipped"
     assert verdict(None).word == "Not evaluated"
 
 
@@ -410,21 +414,30 @@ def test_pages_need_no_trainer() -> None:
 
 
 def test_trends_in_a_few_characters() -> None:
-    """Arrows for what changed, columns for many, dashes for what is not known."""
-    assert change_since(10.0, 5.0) == "↓ 50%"
-    assert change_since(10.0, 13.0) == "↑ 30%"
-    assert change_since(10.0, 10.2) == "="
-    assert change_since(None, 1.0) == change_since(1.0, None) == change_since(0.0, 1.0) == "–"
-    assert sparkline([8.0, 4.0, None, 0.0]) == "█▅ ▁"
-    assert sparkline([None, None]) == "  "
+    """Arrows for what changed, a dash for what is not known."""
+    changes = [-0.5, 0.3, 0.02, None]
+    assert [describe_change(change) for change in changes] == ["↓ 50%", "↑ 30%", "=", "–"]
 
 
-@pytest.mark.parametrize(("accepted", "word"), [(True, "✓ accepted"), (False, "✗ rejected")])
-def test_the_gate_has_a_word(accepted: bool, word: str) -> None:
-    """With a sign before it, for the eye that runs down a column."""
+@pytest.mark.parametrize(
+    ("accepted", "limits_set", "word"),
+    [
+        (True, True, "✓ accepted"),
+        (True, False, "no gate set"),
+        (True, None, "published"),
+        (False, False, "✗ rejected"),
+    ],
+)
+def test_the_gate_has_a_word(accepted: bool, limits_set: bool | None, word: str) -> None:
+    """With a sign before a verdict, for the eye that runs down a column."""
     unknown = ErrorFigures(rmse_energy_mev_per_atom=None, rmse_force_mev_per_angstrom=None)
     headline = Headline(
-        train=unknown, test=unknown, iterations=1, functions=None, accepted=accepted
+        train=unknown,
+        test=unknown,
+        iterations=1,
+        functions=None,
+        accepted=accepted,
+        limits_set=limits_set,
     )
     assert gate_word(headline) == word
 

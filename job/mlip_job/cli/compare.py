@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from mlip_job.cli.options import GenerationType, common_options, resolve_generation
-from mlip_job.cli.output import emit, print_table
+from mlip_job.cli.output import emit
 from mlip_job.cli.page import open_option, show_page, write_page
+from mlip_job.cli.text_table import print_table
 from mlip_job.errors import ConfigError
 from mlip_job.naming import generation_name
 

@@ -137,8 +137,8 @@ def resolve_generation(generation: int | str, registry: Registry) -> int:
     latest = registry.latest()
     if latest is None and registry.numbers():
         raise ConfigError(
-            f"no generation of {registry.family} is accepted yet",
-            hint="mlip-job list shows what is published",
+            f"all published generations of {registry.family} were rejected by their gates",
+            hint="mlip-job list shows them; mlip-job promote -g N --force takes one all the same",
         )
     if latest is None:
         raise ConfigError(f"no generation of {registry.family} is published yet")

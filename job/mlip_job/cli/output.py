@@ -14,8 +14,9 @@ from mlip_job.cli.transfer import TransferLine
 from mlip_job.secret_texts import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
+    from rich.console import Console
     from rich.progress import Progress as RichProgress
 
     from mlip_job.cli.options import Settings
@@ -32,33 +33,6 @@ def emit(settings: Settings, document: Any, text: Callable[[], None]) -> None:
         click.echo(json.dumps(document, indent=2, allow_nan=False))
     else:
         text()
-
-
-def print_table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool] | None = None
-) -> None:
-    """Print a table on stdout; numbers stand to the right.
-
-    `numeric` says which columns hold numbers where that can't be told from their cells.
-    """
-    lines = [list(columns), *map(list, rows)]
-    for index in range(len(columns)):
-        right = all(_is_number(row[index]) for row in rows) if numeric is None else numeric[index]
-        width = max(len(line[index]) for line in lines)
-        for line in lines:
-            line[index] = line[index].rjust(width) if right else line[index].ljust(width)
-    texts = [f" {'   '.join(line)}".rstrip() for line in lines]
-    rule = f" {'─' * (len('   '.join(lines[0])))}"
-    click.echo("\n".join((texts[0], rule, *texts[1:], "")))
-
-
-def figure(value: float | None, digits: int = 1) -> str:
-    """Return a number as text, and a dash for what is not known."""
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _is_number(text: str) -> bool:
-    return text.replace(".", "", 1).replace("-", "", 1).isdigit() or text == figure(None)
 
 
 class Reporter:
@@ -116,19 +90,9 @@ class Reporter:
 
     def _show_live(self, progress: Progress) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as RichProgress
 
         if self._live is None:
-            self._live = RichProgress(
-                SpinnerColumn(),
-                BarColumn(bar_width=20),
-                TextColumn("{task.description}"),
-                TimeElapsedColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self._live.add_task("", total=self._max_iter)
+            self._live = live_line(Console(stderr=True), self._max_iter)
             self._live.start()
         row = progress.row
         self._live.update(
@@ -146,12 +110,33 @@ class Reporter:
             click.echo(f"[{progress.elapsed_s:6.0f} s] {text}", err=True)
 
 
+def live_line(console: Console, total: int | None) -> RichProgress:
+    """Return a line of progress whose elapsed time stays however long the description is."""
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as RichProgress
+    from rich.table import Column
+
+    # The only column with a ratio takes what room the others leave, and is cut to it.
+    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    line = RichProgress(
+        SpinnerColumn(),
+        TimeElapsedColumn(),
+        BarColumn(bar_width=10),
+        TextColumn("{task.description}", table_column=rest),
+        console=console,
+        transient=True,
+        expand=True,
+    )
+    line.add_task("", total=total)
+    return line
+
+
 def _describe(progress: Progress, max_iter: int | None) -> str:
     row = progress.row
     parts = [progress.phase.replace("_", " ")]
     if row is not None and row.iter_num is not None:
         total = f"/{max_iter}" if max_iter else ""
-        step = f"ladder step {row.ladder_step}, " if row.ladder_step else ""
+        step = f"ladder step {row.ladder_step + 1}, " if row.ladder_step else ""
         parts.append(f"{step}iteration {row.iter_num}{total}")
         if row.loss is not None:
             parts.append(f"loss {row.loss:.3g}")

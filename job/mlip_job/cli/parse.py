@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from mlip_job.cli.options import common_options
-from mlip_job.cli.output import emit, figure, print_table
+from mlip_job.cli.output import emit
+from mlip_job.cli.text_table import figure, print_table
 
 if TYPE_CHECKING:
     from mlip_job.cli.options import Settings
@@ -59,7 +60,7 @@ def _show(summary: RunSummary) -> None:
     }
     if len(summary.cycles) > 1:
         lines["steps"] = "; ".join(
-            f"{cycle.ladder_step}.{cycle.cycle}: {figure(cycle.functions, 0)} functions, "
+            f"{cycle.ladder_step + 1}.{cycle.cycle + 1}: {figure(cycle.functions, 0)} functions, "
             f"{cycle.iterations} iterations, loss {cycle.final_loss or float('nan'):.4g}"
             for cycle in summary.cycles
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mlip_job.cli.options import common_options, generation_option, resolve_generation
-from mlip_job.cli.output import Reporter, emit, figure
+from mlip_job.cli.output import Reporter, emit
 from mlip_job.cli.termination import write_termination_message
 from mlip_job.errors import ConfigError
 from mlip_job.naming import generation_name
@@ -76,6 +76,7 @@ def command(
         {
             "created": outcome.created,
             "accepted": outcome.manifest.headline.accepted,
+            "limits_set": outcome.manifest.headline.limits_set,
             "members_missing": outcome.missing,
             "manifest": outcome.manifest.model_dump(mode="json"),
         },

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from mlip_job.cli.options import common_options, generation_option, resolve_generation
-from mlip_job.cli.output import Reporter, emit, figure, print_table
+from mlip_job.cli.output import Reporter, emit
+from mlip_job.cli.text_table import figure, print_table
 from mlip_job.errors import ConfigError
 from mlip_job.naming import generation_name
 

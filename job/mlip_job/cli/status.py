@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from mlip_job.cli.options import common_options, generation_option, scheduler_option
-from mlip_job.cli.output import emit, print_table
+from mlip_job.cli.output import emit
+from mlip_job.cli.text_table import print_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

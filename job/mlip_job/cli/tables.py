@@ -6,53 +6,37 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlip_job.cli.output import duration, figure, print_table
+from mlip_job.cli.output import duration
+from mlip_job.cli.text_table import figure, print_table
 from mlip_job.naming import generation_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.registry import (
-        ErrorFigures,
         GenerationSummary,
-        Headline,
         LatestPointer,
         Manifest,
+        PredecessorChange,
     )
     from mlip_job.registry.maintenance import Orphan
 
 
 _MODES = {"continue": "with the same basis", "extend": "growing its basis"}
-_FEWEST_FOR_TREND = 3  # generations
 
 
 def show_generations(
     family: str, generations: Sequence[GenerationSummary], latest: int | None
 ) -> None:
-    """Print a table of generations, one line each, and how the test errors went."""
+    """Print a table of generations, one line each."""
     from mlip_job.reporting.trend import gate_word
 
     if not generations:
         click.echo(f"no generation of {family} is published yet")
         return
-    headlines = {m.generation: m.headline for m in generations}
     print_table(
-        (
-            "generation",
-            "gate",
-            "from",
-            "train",
-            "test",
-            "E train",
-            "E test",
-            "F train",
-            "F test",
-            "E, F change",
-            "functions",
-            "iterations",
-            "published (UTC)",
-        ),
+        ("", "gate", "from", "train", "test", "E test", "F test", "E, F change"),
         [
             (
                 generation_name(m.generation) + (" *" if m.generation == latest else ""),
@@ -60,52 +44,26 @@ def show_generations(
                 generation_name(m.parent.generation) if m.parent else "nothing",
                 str(m.dataset.train),
                 str(m.dataset.test),
-                figure(m.headline.train.rmse_energy_mev_per_atom),
                 figure(m.headline.test.rmse_energy_mev_per_atom),
-                figure(m.headline.train.rmse_force_mev_per_angstrom),
                 figure(m.headline.test.rmse_force_mev_per_angstrom),
-                _change(m, headlines),
-                figure(m.headline.functions, 0),
-                str(m.headline.iterations),
-                f"{m.ended:%Y-%m-%d %H:%M}",
+                _change(m.headline.change),
             )
             for m in generations
         ],
     )
     click.echo(
-        "RMSE of E in meV/atom, of F in meV/Å per component, on each generation's own sets;\n"
-        "change: of the test errors since the generation it started from; * is the latest"
+        "RMSE of E in meV/atom, of F in meV/Å per component, on each generation's own\n"
+        "test set. Change: since the generation that was in use before, both measured on\n"
+        "the structures that are test for both. * is the latest. show has more"
     )
-    _show_trend([m.headline.test for m in generations])
 
 
-def _change(summary: GenerationSummary, headlines: Mapping[int, Headline]) -> str:
-    """Return how the test errors changed since the generation that the fit started from."""
-    from mlip_job.reporting.trend import change_since
+def _change(change: PredecessorChange | None) -> str:
+    from mlip_job.reporting.trend import describe_change
 
-    before = headlines.get(summary.parent.generation) if summary.parent is not None else None
-    if before is None:
+    if change is None:
         return figure(None)
-    old, new = before.test, summary.headline.test
-    energy = change_since(old.rmse_energy_mev_per_atom, new.rmse_energy_mev_per_atom)
-    force = change_since(old.rmse_force_mev_per_angstrom, new.rmse_force_mev_per_angstrom)
-    return f"{energy}, {force}"
-
-
-def _show_trend(tests: Sequence[ErrorFigures]) -> None:
-    """Print the test errors of all generations as small columns, where there are some."""
-    from mlip_job.reporting.trend import sparkline
-
-    if len(tests) < _FEWEST_FOR_TREND:
-        return
-    for name, unit, values in (
-        ("E", "meV/atom", [test.rmse_energy_mev_per_atom for test in tests]),
-        ("F", "meV/Å", [test.rmse_force_mev_per_angstrom for test in tests]),
-    ):
-        known = [value for value in values if value is not None]
-        if known:
-            ends = f"{figure(known[0])} → {figure(known[-1])} {unit}"
-            click.echo(f"{name} test  {sparkline(values)}  {ends}")
+    return f"{describe_change(change.energy)}, {describe_change(change.force)}"
 
 
 def show_orphans(orphans: Sequence[Orphan]) -> None:
@@ -144,6 +102,7 @@ def show_manifest(manifest: Manifest, latest: LatestPointer | None = None) -> No
             f"{figure(train.rmse_force_mev_per_angstrom)} train, "
             f"{figure(test.rmse_force_mev_per_angstrom)} test  meV/Å per component",
         ),
+        *_compared(manifest.headline.change),
         ("basis", f"{figure(manifest.headline.functions, 0)} functions"),
         ("fit", _fit(manifest)),
         *_loss(manifest),
@@ -166,9 +125,19 @@ def show_manifest(manifest: Manifest, latest: LatestPointer | None = None) -> No
 
 def _gate(manifest: Manifest) -> str:
     headline = manifest.headline
-    if headline.accepted:
-        return "accepted"
-    return "rejected: " + "; ".join(headline.rejected_because)
+    if not headline.rejected_because:
+        return headline.verdict
+    return f"{headline.verdict}: {'; '.join(headline.rejected_because)}"
+
+
+def _compared(change: PredecessorChange | None) -> Iterator[tuple[str, str]]:
+    """Yield how the test errors changed since another generation."""
+    if change is not None:
+        yield (
+            "E, F change",
+            f"{_change(change)} since {generation_name(change.generation)}, "
+            f"on {change.structures} common test structures",
+        )
 
 
 def _loss(manifest: Manifest) -> Iterator[tuple[str, str]]:

@@ -10,7 +10,10 @@ from mlip_job.config.base import NonNegative, Part, Positive
 
 
 class GateConfig(Part):
-    """What a generation must fulfil to be accepted; null asks nothing. See docs/evaluation.md."""
+    """What a generation must fulfil to be accepted; null asks nothing. See docs/evaluation.md.
+
+    Where no limit is set, it is published with the words "no gate set".
+    """
 
     max_energy_rmse_mev: Positive | None = Field(
         None, description="meV/atom, on the test set. A larger RMSE rejects the generation."
@@ -26,6 +29,30 @@ class GateConfig(Part):
     require_physics: bool = Field(
         False, description="Whether a failed physics check rejects the generation too."
     )
+
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether it asks something of the potential itself, not only of how it compares."""
+        limits = (self.max_energy_rmse_mev, self.max_force_rmse_mev)
+        return any(limit is not None for limit in limits) or self.require_physics is True
+
+
+def verdict_word(*, accepted: bool, limits_set: bool | None) -> str:
+    """Return what is said of a published generation.
+
+    Parameters
+    ----------
+    accepted
+        Whether the gate let it pass.
+    limits_set
+        See `GateConfig.has_limits`; None where an older version published it and that is not known.
+    """
+    if not accepted:
+        return "rejected"
+    if limits_set is None:
+        return "published"
+    return "accepted" if limits_set else "published, no gate set"
 
 
 class EvaluationConfig(Part):

@@ -35,7 +35,7 @@ def judge(
         *(_regressions(gate, parent) if parent is not None else ()),
         *(_failed_checks(physics) if gate.require_physics else ()),
     )
-    return GateVerdict(accepted=not reasons, reasons=reasons)
+    return GateVerdict(accepted=not reasons, reasons=reasons, limits_set=gate.has_limits)
 
 
 def _unmeasured(gate: GateConfig) -> Iterator[str]:

@@ -255,10 +255,14 @@ class Speed(_Part):
 
 
 class GateVerdict(_Part):
-    """Whether the generation is accepted; ``reasons`` are why not, one sentence each."""
+    """Whether the generation is accepted; ``reasons`` are why not, one sentence each.
+
+    ``limits_set`` says whether the gate had limits; null where an older version wrote it.
+    """
 
     accepted: bool
     reasons: tuple[str, ...]
+    limits_set: bool | None = None
 
 
 class Evaluation(_Part):

@@ -16,6 +16,7 @@ from mlip_job.registry.manifest import (
     Headline,
     Manifest,
     Parent,
+    PredecessorChange,
     Spread,
     Timings,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "Manifest",
     "MemberRegistry",
     "Parent",
+    "PredecessorChange",
     "Registry",
     "Spread",
     "Timings",

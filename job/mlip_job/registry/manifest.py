@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from mlip_job.config.evaluation import GateConfig, verdict_word
 from mlip_job.environment import RunEnvironment
 from mlip_job.store.keys import Sha256, StoredName, StoredPath, unreadable
 from mlip_job.training.linear_task import LinearStart
@@ -127,6 +128,25 @@ class ErrorFigures(_Part):
     rmse_force_mev_per_angstrom: float | None
 
 
+class PredecessorChange(_Part):
+    """How test errors changed since another generation, both measured on the same structures.
+
+    Attributes
+    ----------
+    generation
+        The other one.
+    structures
+        How many structures are test for both.
+    energy, force
+        New RMSE / old RMSE - 1; None where the old one is 0.
+    """
+
+    generation: int
+    structures: int
+    energy: float | None
+    force: float | None
+
+
 class Headline(_Part):
     """What a table of generations shows; the report has the rest.
 
@@ -148,6 +168,10 @@ class Headline(_Part):
         What a person should know before using the potential; those of the report.
     best_iteration
         The one whose potential was published, where that is not the last one.
+    limits_set
+        Whether the gate had limits; None where an older version published it.
+    change
+        Against the predecessor that it was compared with, if any.
     """
 
     train: ErrorFigures
@@ -160,6 +184,13 @@ class Headline(_Part):
     evaluator_us_per_atom: float | None = None
     warnings: tuple[str, ...] = ()
     best_iteration: int | None = None
+    limits_set: bool | None = None
+    change: PredecessorChange | None = None
+
+    @property
+    def verdict(self) -> str:
+        """What is said of it: accepted, rejected, or that no gate was set."""
+        return verdict_word(accepted=self.accepted, limits_set=self.limits_set)
 
 
 class CommitteeMember(_Part):
@@ -250,9 +281,22 @@ class Manifest(_Part):
             If it is none, naming `key`.
         """
         try:
-            return cls.model_validate_json(data)
+            return cls.model_validate_json(data)._with_limits()
         except ValidationError as error:
             raise unreadable(f"{key} is no manifest that this version reads", error) from None
+
+    def _with_limits(self) -> Manifest:
+        """Fill in what older versions did not record: whether the gate had limits."""
+        if self.headline.limits_set is not None:
+            return self
+        evaluation = self.config.get("evaluation")
+        gate = evaluation.get("gate") if isinstance(evaluation, dict) else None
+        try:
+            limits_set = GateConfig.model_validate(gate).has_limits
+        except ValidationError:
+            return self  # a gate with keys that this version does not know
+        headline = self.headline.model_copy(update={"limits_set": limits_set})
+        return self.model_copy(update={"headline": headline})
 
     def to_json(self) -> bytes:
         """Return the text that is stored."""

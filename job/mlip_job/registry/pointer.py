@@ -80,13 +80,13 @@ class Pointer:
         """
         return self._read()[0]
 
-    def advance(self, generation: int) -> bool:
+    def advance(self, generation: int, reason: str) -> bool:
         """Move it to an accepted generation unless it gives no way; return whether it moved."""
 
         def decide(current: LatestPointer | None) -> LatestPointer | None:
             if current is not None and not current.gives_way_to(generation):
                 return None
-            return _pointing(generation, "accepted by the gate", forced=False, passed_over=0)
+            return _pointing(generation, reason, forced=False, passed_over=0)
 
         return self._move(decide)
 

@@ -238,7 +238,7 @@ class Registry:
             if self.store.head(self.keys.potential(manifest.generation, suffix)) is None:
                 self.mend_copy(manifest, suffix)
         if manifest.headline.accepted:
-            self._advance_latest(manifest.generation)
+            self._advance_latest(manifest)
 
     def mend_copy(self, manifest: Manifest, suffix: str) -> bool:
         """Write the copy of a potential under ``potentials/`` unless it is there and whole.
@@ -267,10 +267,8 @@ class Registry:
         An unreadable one is removed first. What a person chose stays.
         """
         self._pointer.remove_unreadable()
-        accepted = (
-            number for number in reversed(self.numbers()) if self.get(number).headline.accepted
-        )
-        highest = next(accepted, None)
+        published = (self.get(number) for number in reversed(self.numbers()))
+        highest = next((found for found in published if found.headline.accepted), None)
         return highest is not None and self._advance_latest(highest)
 
     def promote(self, generation: int, reason: str, *, force: bool) -> None:
@@ -298,8 +296,10 @@ class Registry:
             highest=lambda: max(self.numbers()),
         )
 
-    def _advance_latest(self, generation: int) -> bool:
-        return self._pointer.advance(generation)
+    def _advance_latest(self, manifest: Manifest) -> bool:
+        verdict = manifest.headline.verdict
+        reason = "accepted by the gate" if verdict == "accepted" else verdict
+        return self._pointer.advance(manifest.generation, reason)
 
     # -- artefacts -------------------------------------------------------------------------------
 

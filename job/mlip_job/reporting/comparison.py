@@ -60,6 +60,7 @@ def figures_of(report: TrainingReport) -> dict[str, Any]:
         "generation": report.generation,
         "started_from": report.parent.generation if report.parent is not None else None,
         "accepted": evaluation.gate.accepted if evaluation is not None else None,
+        "limits_set": evaluation.gate.limits_set if evaluation is not None else None,
         **{quantity.key: quantity.of(report) for quantity in QUANTITIES},
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mlip_job.config.evaluation import verdict_word
 from mlip_job.naming import generation_name
 from mlip_job.reporting.error_tables import ENERGY, FORCE, STRESS
 from mlip_job.reporting.numbers import count, percent, significant
@@ -51,9 +52,10 @@ def verdict(evaluation: Evaluation | None) -> Verdict:
     """Return the gate's verdict in words."""
     if evaluation is None:
         return Verdict("skipped", "Not evaluated", ("The published potential was not evaluated.",))
-    if evaluation.gate.accepted:
-        return Verdict("passed", "Accepted", evaluation.gate.reasons)
-    return Verdict("failed", "Rejected", evaluation.gate.reasons)
+    gate = evaluation.gate
+    word = verdict_word(accepted=gate.accepted, limits_set=gate.limits_set).capitalize()
+    passed = "passed" if gate.limits_set else "skipped"
+    return Verdict(passed if gate.accepted else "failed", word, gate.reasons)
 
 
 def cards(report: TrainingReport, parent: TrainingReport | None) -> tuple[Card, ...]:

@@ -288,7 +288,7 @@ def _validation(fit: RunSummary) -> str:
 
 
 def _best(best: BestPotential) -> str:
-    step = f" of ladder step {best.ladder_step}" if best.ladder_step else ""
+    step = f" of ladder step {best.ladder_step + 1}" if best.ladder_step else ""
     last = "" if best.last_loss is None else f"; the last one has {best.last_loss:.4g}"
     return (
         f"{best.iteration}{step}, published: its loss on the validation part is {best.loss:.4g}, "

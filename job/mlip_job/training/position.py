@@ -35,8 +35,8 @@ class FitPosition(BaseModel):
         return self.finished, self.ladder_step, self.step_done, self.iteration
 
     def __str__(self) -> str:
-        """Say it in words."""
-        step = f"ladder step {self.ladder_step}, " if self.ladder_step else ""
+        """Say it in words, which count ladder steps from 1."""
+        step = f"ladder step {self.ladder_step + 1}, " if self.ladder_step else ""
         if self.finished:
             return "the end of the fit"
         return f"{step}iteration {self.iteration}" if step or self.iteration else "the linear fit"

@@ -216,7 +216,7 @@ class _Follower:
         for row in rows:
             if row.loss is None:
                 place = self._offset.shift(row)
-                where = f" of ladder step {place.ladder_step}" if place.ladder_step else ""
+                where = f" of ladder step {place.ladder_step + 1}" if place.ladder_step else ""
                 raise TrainingError(f"in iteration {place.iter_num}{where} {DIVERGED}")
 
     def _look_for_a_stall(self) -> None:
