@@ -462,7 +462,7 @@ def test_what_the_data_do_not_determine_is_named(tmp_path: Path) -> None:
     apart = _exported(tmp_path, section=_section(("Cu", "Pt")))
     made = linear_fit.fit_linear(lambda _: None, apart)
     assert set(made.undetermined) == {"Cu Pt", "Pt", "Pt Cu"}
-    assert "no structure has Pt Cu within the cutoff" in "".join(undetermined(made))
+    assert "an atom of Pt with Cu as neighbour within the cutoff" in "".join(undetermined(made))
 
     basis = linear_fit._basis(apart)
     blocks = linear_fit._blocks(basis)

@@ -44,7 +44,9 @@ def select(
     work.mkdir()
     monkeypatch.chdir(work)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return lambda *arguments: cli("select", "-c", family.config_path, "-g", 1, *arguments)
+    # Ten functions have large grades for what others would know well.
+    given = ("-c", family.config_path, "-g", 1, "--max-grade", "inf")
+    return lambda *arguments: cli("select", *given, *arguments)
 
 
 def outliers() -> list[Atoms]:
@@ -137,6 +139,25 @@ def test_nothing_left_out_extrapolates_once_the_choice_is_in(family: Family) -> 
         assert strange <= set(extension.places())
         grades = np.abs(atoms.projections @ np.linalg.pinv(extension._rows[0])).max(axis=1)
         assert grades.max() < tolerance
+
+
+def test_broken_structures_are_left_out_by_default(
+    cli: Callable[..., Ended], family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would be chosen first; how many there are is said, and how to take them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    broken = bulk("Cu", cubic=True, a=1.9)
+    broken.rattle(0.05, seed=1)
+    ase.io.write(tmp_path / "c.xyz", [broken, *rattled(3, seed=5)])
+    arguments = ("select", "-c", family.config_path, "-g", 1, tmp_path / "c.xyz")
+    ended = cli(*arguments, "--json")
+    found = json.loads(ended.out)
+    assert found["criteria"]["max_grade"] == 25
+    assert 0 not in {c["id"] for c in found["candidates"] if c["chosen"]}
+    assert "left out 1 with a grade above 25" in ended.err
+    every = json.loads(cli(*arguments, "--max-grade", "inf", "-o", "all.xyz", "--json").out)
+    assert 0 in {c["id"] for c in every["candidates"] if c["chosen"]}
 
 
 def test_the_same_structure_twice_is_chosen_once(select: Select, tmp_path: Path) -> None:

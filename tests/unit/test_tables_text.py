@@ -79,5 +79,5 @@ def test_a_list_compares_on_common_structures_only(capsys: pytest.CaptureFixture
 def test_a_comparison_fits(count: int, capsys: pytest.CaptureFixture[str]) -> None:
     """Of as many generations as can be compared."""
     reports = [make_report(n, evaluation=make_evaluation(n)) for n in range(1, count + 1)]
-    _show(reports, None)
+    _show(reports, None, None)
     assert max(map(len, _lines(capsys))) <= WIDTH

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from mlip_job.cli.options import Settings
     from mlip_job.report import TrainingReport
+    from mlip_job.reporting.table import Table
 
 
 @click.command("compare")
@@ -42,18 +43,24 @@ def command(
     from mlip_job.reporting.comparison import comparison_document
     from mlip_job.reporting.facts import read_report
     from mlip_job.reporting.page import render_comparison
+    from mlip_job.reporting.settings import settings_table
 
     registry = settings.registry()
     numbers = [resolve_generation(generation, registry) for generation in generations]
     _check(numbers)
-    reports = [read_report(registry, registry.get(number)) for number in numbers]
+    manifests = [registry.get(number) for number in numbers]
+    reports = [read_report(registry, manifest) for manifest in manifests]
+    settings_apart = settings_table(manifests)
     path = output
     if path is None and (open_it or not settings.as_json):
         path = Path(f"{registry.family}-{'-'.join(map(generation_name, numbers))}.html")
     if path is not None:
-        write_page(path, render_comparison(reports).encode())
-    document = comparison_document(reports) | {"file": str(path) if path else None}
-    emit(settings, document, lambda: _show(reports, path))
+        write_page(path, render_comparison(reports, manifests).encode())
+    document = comparison_document(reports) | {
+        "settings_that_differ": _by_key(settings_apart, numbers),
+        "file": str(path) if path else None,
+    }
+    emit(settings, document, lambda: _show(reports, settings_apart, path))
     if path is not None:
         show_page(path, open_it=open_it)
 
@@ -69,10 +76,19 @@ def _check(numbers: Sequence[int]) -> None:
         )
 
 
-def _show(reports: Sequence[TrainingReport], path: Path | None) -> None:
+def _by_key(table: Table | None, numbers: Sequence[int]) -> dict[str, dict[str, str]]:
+    """Return the settings that differ for ``--json``: of each key, the text per generation."""
+    rows = table.rows if table is not None else ()
+    names = [generation_name(number) for number in numbers]
+    return {str(key): dict(zip(names, map(str, values), strict=True)) for key, *values in rows}
+
+
+def _show(
+    reports: Sequence[TrainingReport], settings_apart: Table | None, path: Path | None
+) -> None:
     from mlip_job.reporting.comparison import figures_table, steps_table
 
-    for table in (steps_table(reports), figures_table(reports)):
+    for table in (steps_table(reports), figures_table(reports), settings_apart):
         if table is not None:
             click.echo(table.title)
             rows = [[str(cell) for cell in row] for row in table.rows]
@@ -82,4 +98,6 @@ def _show(reports: Sequence[TrainingReport], path: Path | None) -> None:
                 [column.numeric for column in table.columns],
             )
             click.echo(f"{table.note}\n")
+    if settings_apart is None:
+        click.echo("Their settings do not differ.\n")
     click.echo(path)

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 MOLECULES = 4.0
 """Å. A cutoff for structures of which none is periodic; docs/performance.md."""
 
+_ENERGY_LIMIT_MEV = 10.0
+"""meV/atom. Several times what is reached with settings by default; docs/performance.md."""
+
+_FORCE_LIMIT = 0.2
+"""Of the forces' root mean square. Predicting no forces at all is 1, good fits are below 0.1."""
+
+_LEAST_FORCE_LIMIT_MEV = 20.0
+
 
 @click.command("init")
 @click.argument("database")
@@ -42,7 +50,8 @@ def command(
     """Write a commented mlip-job.yaml for a database.
 
     DATABASE is an SQLite file, postgresql://user@host/name or mysql://user@host:port/name. Looks
-    into it for the elements and for the status that finished rows have.
+    into it for the elements, the status that finished rows have, and keys that name trajectories,
+    types of structures, or the sides of a split.
     """
     from mlip_job.config import TrainingConfig
     from mlip_job.config.load import validate_config
@@ -59,6 +68,8 @@ def command(
     family = family or "-".join(e.lower() for e in elements[:5])
     told: dict[str, dict[str, object]] = {
         "database": {"url": database, "select": found.selection},
+        "dataset": dict(found.keys.values),
+        "evaluation": {"gate": _limits(sample)},
         "storage": {"url": storage},
     }
     if elements and not sample.periodic:
@@ -68,6 +79,10 @@ def command(
         family=family,
         told=told,
         remarks={
+            **found.keys.remarks,
+            "max_energy_rmse_mev": "Proposed; null asks nothing.",
+            "max_force_rmse_mev": f"Proposed: {100 * _FORCE_LIMIT:g} % of the forces' RMS in the "
+            "data; null asks nothing.",
             "cutoff": _why_cutoff(sample),
             "functions_per_element": f"Here {size}" if size is not None else "",
         },
@@ -81,6 +96,7 @@ def command(
         "family": family,
         "select": found.selection,
         "elements": list(elements),
+        "dataset": dict(found.keys.values),
         "statuses": found.statuses,
     }
     statuses = ", ".join(f"{n} {status}" for status, n in found.statuses.items())
@@ -92,6 +108,15 @@ def command(
             f"wrote {output}; next: mlip-job -c {output} check"
         ),
     )
+
+
+def _limits(sample: Sample) -> dict[str, float]:
+    """Propose limits that a useful potential is well below, from the forces in the data."""
+    force = 1000 * _FORCE_LIMIT * sample.force_rms_ev
+    return {
+        "max_energy_rmse_mev": _ENERGY_LIMIT_MEV,
+        "max_force_rmse_mev": float(f"{max(force, _LEAST_FORCE_LIMIT_MEV):.2g}"),
+    }
 
 
 def _why_cutoff(sample: Sample) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 _DEFAULT_SELECT = "status=candidate"
 _SHOWN_BESIDES = 5
+_BROKEN = 25.0
+"""Grade above which a structure is rarely one that a simulation should have reached; runs of LAMMPS
+with ``pair_style pace/extrapolation`` are usually stopped there."""
 
 
 @click.command("select")
@@ -44,7 +48,13 @@ _SHOWN_BESIDES = 5
     show_default=True,
     help="Only candidates with a higher extrapolation grade.",
 )
-@click.option("--max-grade", type=float, help="Only candidates with a grade up to this.")
+@click.option(
+    "--max-grade",
+    type=float,
+    show_default=f"{_BROKEN:g}, where --min-grade is lower",
+    help="Leave out candidates with a higher grade, most of which are broken structures; inf "
+    "takes all.",
+)
 @click.option(
     "-o",
     "--output",
@@ -89,7 +99,9 @@ def command(
     from mlip_job.selection.results import Criteria
     from mlip_job.selection.select import CandidateSelector, open_grader
 
-    if max_grade is not None and max_grade <= min_grade:
+    if max_grade is None:
+        max_grade = _BROKEN if min_grade < _BROKEN else math.inf
+    if max_grade <= min_grade:
         raise ConfigError(f"--max-grade {max_grade:g} is not above --min-grade {min_grade:g}")
     pairs = parse_marks(marks)
     config = settings.config()
@@ -102,7 +114,11 @@ def command(
     require_free(path)
     selector = CandidateSelector(
         open_grader(registry, manifest, cache_directory()),
-        Criteria(count=count, min_grade=min_grade, max_grade=max_grade),
+        Criteria(
+            count=count,
+            min_grade=min_grade,
+            max_grade=max_grade if math.isfinite(max_grade) else None,
+        ),
         Reporter(settings).message,
     )
     selection, rows = selector.run(source, registry.family, manifest.generation)
@@ -158,6 +174,11 @@ def _show(selection: Selection, id_name: str) -> None:
 
 def _outcome(selection: Selection, path: Path, marks: tuple[str, ...]) -> str:
     lines = [f"skipped {len(ids)}: {reason}" for reason, ids in selection.skipped.items()]
+    if above := selection.above:
+        lines.append(
+            f"left out {above} with a grade above {selection.criteria.max_grade:g}: look at some "
+            "of them, most are broken structures; --max-grade inf takes all"
+        )
     graded, chosen = len(selection.candidates), len(selection.chosen)
     admitted = f"{selection.admitted} of {graded} candidates have a grade above "
     admitted += f"{selection.criteria.min_grade:g}"

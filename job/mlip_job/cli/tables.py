@@ -75,6 +75,8 @@ def show_orphans(orphans: Sequence[Orphan]) -> None:
 
 def show_manifest(manifest: Manifest, latest: LatestPointer | None = None) -> None:
     """Print what is known of one generation; `latest` is the pointer where it points there."""
+    from mlip_job.reporting.settings import fit_settings
+
     train, test = manifest.headline.train, manifest.headline.test
     parent = manifest.parent
     nothing = "a linear fit" if manifest.linear_start else "nothing"
@@ -103,6 +105,7 @@ def show_manifest(manifest: Manifest, latest: LatestPointer | None = None) -> No
             f"{figure(test.rmse_force_mev_per_angstrom)} test  meV/Å per component",
         ),
         *_compared(manifest.headline.change),
+        *((entry.name, entry.text) for entry in fit_settings(manifest)),
         ("basis", f"{figure(manifest.headline.functions, 0)} functions"),
         ("fit", _fit(manifest)),
         *_loss(manifest),
@@ -162,11 +165,12 @@ def _committee(manifest: Manifest) -> Iterator[tuple[str, str]]:
     """Yield what there is to say of an ensemble."""
     if manifest.ensemble is None:
         return
+    scale = _loss_scale(manifest)
     for member in manifest.ensemble.members:
         test = member.headline.test
         yield (
             f"member {member.number}",
-            f"seed {member.seed}, test loss {member.test_loss:.4g}, "
+            f"seed {member.seed}, test loss {member.test_loss / scale:.4g}, "
             f"RMSE {figure(test.rmse_energy_mev_per_atom)} meV/atom, "
             f"{figure(test.rmse_force_mev_per_angstrom)} meV/Å"
             + (" (the best)" if member.number == manifest.ensemble.best else ""),
@@ -179,6 +183,12 @@ def _committee(manifest: Manifest) -> Iterator[tuple[str, str]]:
             f"{figure(spread.mean_force_mev_per_angstrom)} meV/Å: mean standard deviation of the "
             "members' predictions on the test set",
         )
+
+
+def _loss_scale(manifest: Manifest) -> float:
+    """Return a + b: losses of curves have the weights 1-κ and κ, those of members a and b."""
+    training = manifest.config.get("training", {})
+    return sum(float(training.get(f"{name}_weight", 0)) for name in ("energy", "force")) or 1.0
 
 
 def _attempts(manifest: Manifest) -> str:

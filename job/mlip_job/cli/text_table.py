@@ -48,7 +48,7 @@ def _lines(
 ) -> Iterator[str]:
     widths, gap = _widths(columns, rows)
     if _total(widths, gap) > WIDTH and len(columns) > 2:  # noqa: PLR2004 - nothing to split
-        first, cut = slice(0, 1), (len(columns) + 1) // 2
+        first, cut = slice(0, 1), len(columns) // 2 + 1
         for part in (slice(1, cut), slice(cut, None)):
             yield from _lines(
                 [*columns[first], *columns[part]],
@@ -59,9 +59,7 @@ def _lines(
     heading = [textwrap.wrap(text, w) for text, w in zip(columns, widths, strict=True)]
     tallest = max(len(lines) for lines in heading)
     heading = [[""] * (tallest - len(lines)) + lines for lines in heading]
-    cells = [
-        [textwrap.wrap(text, w) for text, w in zip(row, widths, strict=True)] for row in rows
-    ]
+    cells = [[textwrap.wrap(text, w) for text, w in zip(row, widths, strict=True)] for row in rows]
     head, *body = (_row(row, widths, numeric, gap) for row in (heading, *cells))
     yield from head
     yield " " + "─" * (_total(widths, gap) - 1)

@@ -30,7 +30,6 @@ class GateConfig(Part):
         False, description="Whether a failed physics check rejects the generation too."
     )
 
-
     @property
     def has_limits(self) -> bool:
         """Whether it asks something of the potential itself, not only of how it compares."""

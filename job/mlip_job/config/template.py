@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING, TypeGuard
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import yaml
 
@@ -11,31 +12,45 @@ from mlip_job.config.base import Part
 from mlip_job.config.models import JobConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
-# What most users change; every other key is written as a comment with its default.
-_SHOWN = {
-    "scheduler",
-    "url",
-    "group_by",
-    "select",
-    "cutoff",
-    "test_fraction",
-    "functions_per_element",
-    "energy_weight",
-    "force_weight",
-    "max_iter",
-    "ladder_step",
-    "zbl",
-    "start_from",
-    "batch_size",
+_SHOWN: Mapping[str, Mapping[str, str]] = {
+    "database": {
+        "url": "SQLite file, postgresql:// or mysql://; the password comes from the environment.",
+        "select": "ASE selection of the finished rows; {generation} stands for the number.",
+    },
+    "dataset": {
+        "group_by": "Key that names a trajectory: none is on both sides of the split.",
+        "config_type": "Key that names the type of a structure, for error tables and weights.",
+        "split_key": "Key whose values train and test decide the split instead.",
+    },
+    "training": {
+        "cutoff": "Å.",
+        "functions_per_element": "Size of the basis; auto: what the data can determine.",
+        "test_fraction": "Of the structures, held out of the fit.",
+        "energy_weight": "a in a·MSE(E/atom) + b·mean|ΔF|².",
+        "force_weight": "b.",
+        "max_iter": "Iterations of pacemaker after the linear fit; 0 publishes the linear fit.",
+        "zbl": "A repulsive core where atoms are closer than in the data.",
+    },
+    "evaluation": {"gate": ""},
+    "gate": {
+        "max_energy_rmse_mev": "meV/atom on the test set; a larger RMSE rejects the generation.",
+        "max_force_rmse_mev": "meV/Å per component, likewise.",
+    },
+    "storage": {"url": "A directory, or s3://bucket/prefix."},
 }
+"""By section, the keys that most users look at or change, and what they are."""
+
+_COMMENT = 88  # characters
+_HEAD = """\
+# Settings of a potential. There are more, all with defaults that were measured:
+# mlip-job config schema lists them, docs/configuration.md explains them.
+"""
 
 
-def commented_config(
-    *, family: str, told: Mapping[str, Mapping[str, object]], remarks: Mapping[str, str]
-) -> str:
-    """Return a configuration with a comment on every key.
+def commented_config(*, family: str, told: Mapping[str, Any], remarks: Mapping[str, str]) -> str:
+    """Return a short configuration with a comment on every key.
 
     Parameters
     ----------
@@ -46,38 +61,31 @@ def commented_config(
     remarks
         More to say of a key.
     """
-    lines: list[str] = []
-    for key, field in JobConfig.model_fields.items():
-        model = field.annotation
-        if _is_part(model):
-            lines += ["", *_section(key, model, told.get(key, {}), remarks, "")]
-        else:
-            lines += [""] if lines else []
-            lines += _comment(field.description, "")
-            lines.append(_line(key, family if key == "family" else field.default))
-    return "\n".join(lines) + "\n"
+    lines = [*_comment(JobConfig.model_fields["family"].description, ""), _line("family", family)]
+    for name, field in JobConfig.model_fields.items():
+        if name in _SHOWN and _is_part(field.annotation):
+            lines += ["", *_section(name, field.annotation, told.get(name, {}), remarks, "")]
+    return _HEAD + "\n".join(lines) + "\n"
 
 
 def _section(
     name: str,
     model: type[Part],
-    values: Mapping[str, object],
+    values: Mapping[str, Any],
     remarks: Mapping[str, str],
     indent: str,
 ) -> Iterator[str]:
     defaults = model().model_dump(mode="json")
-    parts = {k: f.annotation for k, f in model.model_fields.items() if _is_part(f.annotation)}
-    shown = [key for key in defaults if key in values or key in _SHOWN or key in parts]
-    yield f"{indent}{name}:" if shown else f"{indent}{name}: {{}}"
+    yield f"{indent}{name}:"
     inner = f"{indent}  "
-    for key, default in defaults.items():
-        yield from _comment(model.model_fields[key].description, inner)
+    for key in (*_SHOWN[name], *(key for key in values if key not in _SHOWN[name])):
+        field = model.model_fields[key]
+        if _is_part(field.annotation):
+            yield from _section(key, field.annotation, values.get(key, {}), remarks, inner)
+            continue
+        yield from _comment(_SHOWN[name].get(key, field.description), inner)
         yield from _comment(remarks.get(key), inner)
-        if key in parts:
-            yield from _section(key, parts[key], {}, {}, inner)
-        else:
-            prefix = inner if key in shown else f"{inner}# "
-            yield prefix + _line(key, values.get(key, default))
+        yield inner + _line(key, values.get(key, defaults[key]))
 
 
 def _is_part(model: object) -> TypeGuard[type[Part]]:
@@ -90,5 +98,5 @@ def _line(key: str, value: object) -> str:
 
 
 def _comment(text: str | None, indent: str) -> Iterator[str]:
-    for line in textwrap.wrap(text or "", 88):
+    for line in textwrap.wrap(text or "", _COMMENT):
         yield f"{indent}# {line}"

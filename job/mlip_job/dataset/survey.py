@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -11,12 +11,15 @@ from pydantic import ValidationError
 
 from mlip_job.config.models import DatabaseConfig
 from mlip_job.dataset.fitness import count_force_components
+from mlip_job.dataset.keys import KeyProposal, propose_keys
 from mlip_job.dataset.pages import PAGE, PagedDatabase, Selected
 from mlip_job.dataset.row import StructureRow
 from mlip_job.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    from mlip_job.dataset.row import FloatArray
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,10 @@ class Sample:
         Sorted.
     periodic
         Whether any row is.
+    force_rms_ev
+        Root mean square of the force components, eV/Å; 0 where none is known.
+    pairs
+        The key_value_pairs of those that are complete.
     """
 
     selected: int
@@ -40,6 +47,8 @@ class Sample:
     force_components: int
     elements: tuple[str, ...]
     periodic: bool
+    force_rms_ev: float = 0.0
+    pairs: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)
@@ -54,11 +63,14 @@ class Survey:
         ASE selection string for the finished rows.
     sample
         What that selection holds.
+    keys
+        Which keys its rows are grouped, typed or split by.
     """
 
     statuses: Mapping[str, int]
     selection: str
     sample: Sample
+    keys: KeyProposal
 
 
 def survey(url: str) -> Survey:
@@ -78,12 +90,14 @@ def survey(url: str) -> Survey:
         statuses = dict(database.count_by_status())
     finished = [s for s in statuses if s.lower() in ("completed", "complete", "done", "finished")]
     selection = f"status={finished[0]}" if finished else ""
-    sample = look_at(config.model_copy(update={"select": selection}))
-    return Survey(statuses, selection, sample)
+    selected = config.model_copy(update={"select": selection})
+    sample = look_at(selected)
+    keys = propose_keys([look_at(selected, consecutive=True).pairs, sample.pairs])
+    return Survey(statuses, selection, sample, keys)
 
 
-def look_at(config: DatabaseConfig) -> Sample:
-    """Read a page of rows, taken evenly from all that are selected.
+def look_at(config: DatabaseConfig, *, consecutive: bool = False) -> Sample:
+    """Read a page of rows, taken evenly from all that are selected, or the first ones.
 
     Raises
     ------
@@ -92,7 +106,8 @@ def look_at(config: DatabaseConfig) -> Sample:
     """
     with PagedDatabase(config) as database:
         selected = database.select()
-        some = slice(None, None, -(-len(selected.ids) // PAGE) or 1)
+        step = 1 if consecutive else -(-len(selected.ids) // PAGE) or 1
+        some = slice(None, PAGE * step, step)
         pages = database.pages(Selected(selected.ids[some], selected.mtimes[some]))
         page = next(iter(pages), None)
     if page is None:
@@ -106,5 +121,12 @@ def look_at(config: DatabaseConfig) -> Sample:
         looked_at=looked_at,
         force_components=round(components * len(selected.ids) / max(1, looked_at)),
         elements=tuple(sorted(chemical_symbols[n] for n in set(numbers.tolist()))),
+        force_rms_ev=_root_mean_square(page.structures.forces),
+        pairs=page.pairs,
         periodic=bool(page.structures.pbc.any()) or any(row.pbc.any() for row in others),
     )
+
+
+def _root_mean_square(values: FloatArray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0

@@ -14,7 +14,7 @@ from mlip_job.dataset.rebuild import frames_from_texts
 from mlip_job.dataset.record import DatasetRecord, SideNames
 from mlip_job.disk import cant_write, reported
 from mlip_job.errors import IntegrityError
-from mlip_job.naming import DatasetFiles
+from mlip_job.naming import DatasetFiles, generation_name
 from mlip_job.registry import Registry
 from mlip_job.registry.queries import KnownQuery
 from mlip_job.retries import retrying
@@ -155,6 +155,23 @@ def find_or_build_dataset(
                 directory.rmdir()
             raise
     return Dataset(built.record, key, built.rows, stored[0] if built.found else None)
+
+
+def without_new_data(record: DatasetRecord, before: Manifest | None) -> str | None:
+    """Return a warning where a dataset has the very structures of an earlier generation's."""
+    counts, split = record.counts, record.split
+    if before is None or (split.inherited_train, split.inherited_test) != (
+        before.dataset.train,
+        before.dataset.test,
+    ):
+        return None
+    if (counts.train, counts.test) != (split.inherited_train, split.inherited_test):
+        return None
+    return (
+        f"warning: no new data since {generation_name(before.generation)}: the dataset has the "
+        f"same {counts.train} train and {counts.test} test structures. Stop the run now, unless "
+        "it is to repeat the fit with other settings, other labels or more iterations"
+    )
 
 
 def _fetch(

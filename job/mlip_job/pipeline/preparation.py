@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING
 from mlip_job.disk import make_private_directory
 from mlip_job.environment import job_of_this_start
 from mlip_job.naming import generation_name
-from mlip_job.pipeline.datasets import Dataset, find_or_build_dataset, make_frames
+from mlip_job.pipeline.datasets import (
+    Dataset,
+    find_or_build_dataset,
+    make_frames,
+    without_new_data,
+)
 from mlip_job.pipeline.fit_data import FitData, make_fit_data
 from mlip_job.pipeline.lineage import find_lineage, functions_of
 from mlip_job.pipeline.resume import fetch_checkpoint, start_over
@@ -109,6 +114,8 @@ class Preparation:
         with self._context.clock.stage("fetch" if agreed else "export"):
             dataset = agreed or self._find_or_build_dataset(lineage)
             record = self._record_of(dataset)
+        if (warning := without_new_data(record, lineage.dataset)) is not None:
+            self._context.observer.message(warning)
         size = self._choose_size(record, lineage)
         training = with_size(asked, size)
         with self._context.clock.stage("fetch"):

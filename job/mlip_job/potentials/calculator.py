@@ -9,7 +9,7 @@ from ase.calculators.calculator import all_changes
 from pyace import PyACECalculator
 
 from mlip_job.dataset.periodicity import atoms_with_vacuum
-from mlip_job.errors import DataError
+from mlip_job.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,6 +53,14 @@ class GenerationCalculator(PyACECalculator):  # type: ignore[misc] # pyace has n
         self._label = label
         if active_set is not None:
             self.set_active_set(str(active_set))
+        self._files = (potential, active_set)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Copy or pickle it as what it was loaded from: the library's objects can't be copied.
+
+        Results are not part of a copy: it calculates them anew.
+        """
+        return _load_again, (*self._files, self.reference_energies, self._label)
 
     def calculate(
         self,
@@ -93,3 +101,25 @@ class GenerationCalculator(PyACECalculator):  # type: ignore[misc] # pyace has n
                 f"{self._label} knows {', '.join(sorted(self._known))}; the structure has "
                 f"{', '.join(missing)} too"
             )
+
+
+def _load_again(
+    potential: Path,
+    active_set: Path | None,
+    reference_energies: Mapping[str, float],
+    label: str,
+) -> GenerationCalculator:
+    """Return a copy of a calculator, or the one that was pickled.
+
+    Raises
+    ------
+    ConfigError
+        If the files that it was loaded from are not on this machine.
+    """
+    for path in (potential, active_set):
+        if path is not None and not path.is_file():
+            raise ConfigError(
+                f"the copied calculator of {label} needs {path}, which is not on this machine",
+                hint="call load_potential where the calculator is used; it fetches the file",
+            )
+    return GenerationCalculator(potential, reference_energies, active_set=active_set, label=label)

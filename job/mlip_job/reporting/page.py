@@ -16,11 +16,13 @@ from mlip_job.reporting.facts import predecessor
 from mlip_job.reporting.figures import energy_figures, force_figures
 from mlip_job.reporting.learning import learning_caption, learning_figures
 from mlip_job.reporting.overlays import error_overlays, learning_overlays, physics_overlays
+from mlip_job.reporting.settings import fit_settings, settings_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mlip_job.evaluation.results import Evaluation
+    from mlip_job.registry import Manifest
     from mlip_job.report import TrainingReport
     from mlip_job.reporting.facts import Facts
     from mlip_job.reporting.table import Table
@@ -59,13 +61,13 @@ def render_report(facts: Facts, parent: TrainingReport | None) -> str:
         dataset=tuple(provenance.dataset_entries(facts.dataset, facts.manifest)),
         notes=report.dataset.notes,
         lineage=tuple(provenance.lineage_entries(facts)),
-        fit=tuple(provenance.fit_entries(report)),
+        fit=(*provenance.fit_entries(report), *fit_settings(facts.manifest)),
         timings=provenance.timings(report),
         environment=tuple(provenance.environment_entries(facts.manifest)),
     )
 
 
-def render_comparison(reports: Sequence[TrainingReport]) -> str:
+def render_comparison(reports: Sequence[TrainingReport], manifests: Sequence[Manifest] = ()) -> str:
     """Return the page that holds generations against each other, in the order given."""
     family = reports[0].family
     names = [generation_name(report.generation) for report in reports]
@@ -76,7 +78,7 @@ def render_comparison(reports: Sequence[TrainingReport]) -> str:
         names=names,
         verdicts=[headline.verdict(report.evaluation) for report in reports],
         summaries=[headline.summary(report) for report in reports],
-        tables=_known(steps_table(reports), figures_table(reports)),
+        tables=_known(steps_table(reports), figures_table(reports), settings_table(manifests)),
         learning=tuple(learning_overlays(reports)),
         errors=tuple(error_overlays(reports)),
         physics=tuple(physics_overlays(reports)),

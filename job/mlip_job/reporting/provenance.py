@@ -149,7 +149,7 @@ def fit_entries(report: TrainingReport) -> Iterator[Entry]:
     loss, fit = report.loss, report.fit
     yield Entry("minimised", loss.definition)
     yield Entry(
-        "weights",
+        "loss weights",
         f"energy {loss.energy_weight:g}, force {loss.force_weight:g} (κ = {loss.kappa:.6g}); "
         "no stress is fitted",
     )

@@ -80,6 +80,12 @@ class Selection(_Part):
         return sum(self.criteria.admit(c.extrapolation_grade) for c in self.candidates)
 
     @property
+    def above(self) -> int:
+        """Number of candidates whose grade is above the largest that is admitted."""
+        most = self.criteria.max_grade
+        return 0 if most is None else sum(c.extrapolation_grade > most for c in self.candidates)
+
+    @property
     def chosen(self) -> tuple[RankedCandidate, ...]:
         """Those that were chosen, the highest grade first."""
         return tuple(c for c in self.candidates if c.chosen)

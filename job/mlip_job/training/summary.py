@@ -102,9 +102,12 @@ def summarise_run(directory: Path, *, exit_code: int | None = None) -> RunSummar
 def undetermined(made: LinearStart) -> Iterator[str]:
     """Yield what the users of a linear fit should know of functions that it could not fit."""
     for block in made.undetermined:
+        centre, *others = block.split()
         yield (
-            f"no structure has {block} within the cutoff: the coefficients of these functions are "
-            "0, and the potential is of no use there"
+            f"no training structure has an atom of {centre} with {' and '.join(others or [centre])} "
+            "as neighbour within the cutoff, so the data determine none of the functions "
+            f"{block!r}: their coefficients are 0. Add such structures where the potential is to "
+            "describe them; nothing is to be done where they can't occur"
         )
 
 
