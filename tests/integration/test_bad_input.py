@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import yaml
 from ase.build import bulk, molecule
 
+from mlip_job.config import load_config
+from mlip_job.pipeline.preview import preview
 from tests.support import labelled, open_for_writing, rattled, write_database
 
 if TYPE_CHECKING:
@@ -417,25 +420,80 @@ def test_init_writes_what_check_accepts(
 ) -> None:
     """From a database to a configuration that works, whatever finished rows are called."""
     monkeypatch.chdir(tmp_path)
-    write_database(tmp_path / "s.db", rattled(4, symbols=("Cu", "Au")), status=status)
+    write_database(tmp_path / "s.db", rattled(20, symbols=("Cu", "Au")), status=status)
     write_database(tmp_path / "s.db", rattled(1, seed=4), status="failed")
     written = cli("init", "s.db")
     assert written.code == 0
-    assert f"4 {status}" in written.out
+    assert f"20 {status}" in written.out
     text = (tmp_path / "mlip-job.yaml").read_text()
     assert "family: au-cu\n" in text
     assert f"select: status={status}\n" in text
-    size = "5 functions per element, automatic: 4 energies and 43 force components of 2 elements"
-    assert "  # Here 5 functions per element, automatic: 4 energies and 43 force" in text
+    size = " functions per element, automatic: 18 energies and "
+    assert f"{size}21" in text.replace("\n  # ", " ")
+    assert len(text.splitlines()) <= 60
+    assert "group_by: null" in text
+    gate = yaml.safe_load(text)["evaluation"]["gate"]
+    assert gate["max_energy_rmse_mev"] == 10
+    assert 20 <= gate["max_force_rmse_mev"] < 2000
     assert "\n  functions_per_element: auto\n" in text
     assert "  # Here, for periodic structures.\n  cutoff: 5.5\n" in text
     checked = cli("check")
     assert checked.code == 0, checked.out
-    assert checked.out.count("ok  ") == 5
+    assert checked.out.count("ok  ") == 6
+    assert "gen_01 of 20 rows: 18 train, 2 test" in checked.out
     assert size in checked.out
     again = cli("init", "s.db")
     assert again.code == 64
     assert (tmp_path / "mlip-job.yaml").read_text() == text
+
+
+def test_init_proposes_the_keys_of_the_rows(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trajectories stay together, and check says so as run would do."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(10):
+        frames = rattled(4, seed=number)
+        write_database(tmp_path / "s.db", frames, traj=f"md{number}", kind="bulk")
+    assert cli("init", "s.db").code == 0
+    text = (tmp_path / "mlip-job.yaml").read_text()
+    assert "  group_by: traj\n" in text
+    assert "  config_type: kind\n" in text
+    checked = cli("check")
+    assert checked.code == 0, checked.out
+    assert "36 train, 4 test; grouped by traj" in checked.out
+
+
+@pytest.mark.parametrize(
+    ("dataset", "code", "text"),
+    [
+        ({"group_by": "trajektory"}, 65, "no row has the key_value_pair 'trajektory'"),
+        ({"split_key": "side"}, 65, "side"),
+        ({"max_force": 1e-6}, 65, "10 of 10 rows can't be trained on"),
+    ],
+)
+def test_check_finds_what_would_end_a_run(
+    cli: Cli, project: Project, dataset: dict[str, Any], code: int, text: str
+) -> None:
+    """It selects, validates and splits; it had looked at 500 rows for the basis alone."""
+    project.configure(dataset=dataset)
+    checked = cli("-c", project.config, "check")
+    assert checked.code == code
+    assert "FAIL  dataset" in checked.out
+    assert text in checked.out
+
+
+def test_check_looks_at_a_sample_of_many_rows(project: Project) -> None:
+    """The basis is that of all of them, estimated."""
+    write_database(project.database, rattled(30, seed=9))
+    project.configure(training={})
+    config = load_config(project.config, environment={})
+    whole, some = preview(config, None), preview(config, None, most=20)
+    assert (whole.selected, whole.record.counts.selected) == (40, 40)
+    assert (some.selected, some.record.counts.selected) == (40, 20)
+    assert "a sample of 20 of 40 rows" in str(some)
+    ratio = some.size.functions_per_element / whole.size.functions_per_element
+    assert 0.7 < ratio < 1.4
 
 
 def test_init_writes_a_short_cutoff_for_molecules(

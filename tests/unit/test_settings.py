@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import pytest
+from typing import TYPE_CHECKING, Any
 
 from mlip_job.cli.tables import show_manifest
 from mlip_job.config import JobConfig
@@ -14,6 +12,9 @@ from mlip_job.reporting.page import render_comparison, render_report
 from mlip_job.reporting.settings import settings_table
 from tests.manifests import make_manifest
 from tests.reports import make_facts, make_report
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def _manifest(generation: int, **training: Any) -> Manifest:

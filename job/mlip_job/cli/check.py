@@ -16,13 +16,17 @@ if TYPE_CHECKING:
     from mlip_job.cli.options import Settings
     from mlip_job.config import JobConfig
 
+Result = tuple[str, str, MlipJobError | None]
+"""Name of a check, what was found, and the error if there is one."""
+
 
 @click.command("check")
 @common_options
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """Check configuration, database, store and trainer.
+    """Check configuration, database, store and trainer, and what the next run would make of it.
 
+    Rows are selected, validated and split as by a run, or a sample of them if there are many.
     One line each, with the remedy where something is wrong; ends with the exit code of the first
     problem.
     """
@@ -38,9 +42,10 @@ def command(ctx: click.Context) -> None:
         probes["gpu"] = _gpu
     if config.tracking.mlflow_uri is not None:
         probes["tracking"] = lambda: _tracking(config)
-    results = [(name, *_try(probe)) for name, probe in probes.items()]
-    if all(error is None for name, _, error in results if name == "database"):
-        results.append(("basis", *_try(lambda: _basis(config))))
+    results: list[Result] = [(name, *_try(probe)) for name, probe in probes.items()]
+    sound = {name for name, _, error in results if error is None}
+    if "database" in sound:
+        results += _dataset(settings, config, store="store" in sound)
     document = [
         {
             "check": name,
@@ -81,16 +86,19 @@ def _database(config: JobConfig) -> str:
         return f"{database.describe()}: {rows}; select {config.database.select!r}"
 
 
-def _basis(config: JobConfig) -> str:
-    from mlip_job.dataset.survey import look_at
-    from mlip_job.pipeline.sizes import expected_size
+def _dataset(settings: Settings, config: JobConfig, *, store: bool) -> list[Result]:
+    """Return what a run would make of the rows; what it inherits is in the store."""
+    from mlip_job.pipeline.preview import preview
+    from mlip_job.registry import Registry
 
-    sample = look_at(config.database.for_generation(1))
-    size = expected_size(config.training, sample)
-    if size is None:
-        return "no rows to choose a size from"
-    estimate = "" if sample.looked_at == sample.selected else ", estimated"
-    return f"{size}{estimate}" if size.warning is None else f"{size}; warning: {size.warning}"
+    try:
+        registry = Registry(settings.store(config), config.family) if store else None
+        found = preview(config, registry)
+    except MlipJobError as error:
+        return [("dataset", str(error), error)]
+    estimate = "" if found.record.counts.selected == found.selected else ", estimated"
+    warning = f"; warning: {found.size.warning}" if found.size.warning is not None else ""
+    return [("dataset", str(found), None), ("basis", f"{found.size}{estimate}{warning}", None)]
 
 
 def _store(settings: Settings, config: JobConfig) -> str:

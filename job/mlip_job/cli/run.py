@@ -10,6 +10,7 @@ import click
 from mlip_job.cli.options import common_options, generation_option, resolve_generation
 from mlip_job.cli.output import Reporter, emit
 from mlip_job.cli.termination import write_termination_message
+from mlip_job.cli.text_table import figure
 from mlip_job.errors import ConfigError
 from mlip_job.naming import generation_name
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import yaml
@@ -12,7 +11,7 @@ from mlip_job.config.base import Part
 from mlip_job.config.models import JobConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 _SHOWN: Mapping[str, Mapping[str, str]] = {
     "database": {

@@ -16,9 +16,9 @@ from mlip_job.dataset.contradictions import require_consistent_duplicates
 from mlip_job.dataset.entry import Spool
 from mlip_job.dataset.index import ParentDataset
 from mlip_job.dataset.intake import take_in
-from mlip_job.dataset.pages import PagedDatabase
+from mlip_job.dataset.pages import PagedDatabase, Selected
 from mlip_job.dataset.query import query_key
-from mlip_job.dataset.record import dataset_id
+from mlip_job.dataset.record import SideNames, dataset_id
 from mlip_job.dataset.reference_energies import (
     ReferenceEnergies,
     automatic_references,
@@ -32,6 +32,7 @@ from mlip_job.dataset.summary import Outcome, summarise
 from mlip_job.dataset.weights import weigh_groups
 from mlip_job.dataset.writing import write_files
 from mlip_job.disk import cant_write
+from mlip_job.errors import ConfigError, DataError
 from mlip_job.naming import DatasetFiles
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from mlip_job.config import DatabaseConfig, DatasetConfig, TrainingConfig
     from mlip_job.dataset.entry import Entries
     from mlip_job.dataset.intake import Intake
-    from mlip_job.dataset.pages import Selected
     from mlip_job.dataset.query import SelectedRows
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.dataset.split import Split
@@ -143,6 +143,42 @@ class DatasetBuilder:
                 record = self._write(DatasetFiles(scratch), spool, self._decide(source, intake))
                 _move(scratch, directory, record)
         return Built(record, rows, found=False)
+
+    def preview(self, most: int) -> tuple[DatasetRecord, int]:
+        """Return what `build` would record, without files, and how many rows are selected.
+
+        Of more than `most` rows, a sample that is spread evenly over them is looked at.
+
+        Raises
+        ------
+        DatabaseError, DataError, ConfigError
+            As `build` does; the message says where only a sample was looked at.
+        """
+        with PagedDatabase(self.database) as source:
+            selected = source.select()
+            step = max(1, -(-len(selected.ids) // most))
+            some = Selected(selected.ids[::step], selected.mtimes[::step])
+            with (
+                tempfile.TemporaryDirectory(prefix="mlip-job-") as scratch,
+                Spool(Path(scratch) / "rows.spool") as spool,
+            ):
+                intake = self._take_in(source, some, spool)
+        try:
+            outcome = self._decide(intake)
+        except (DataError, ConfigError) as error:
+            if step > 1:
+                error.message += f" (in a sample of {len(some.ids)} of {len(selected.ids)} rows)"
+            raise
+        record = summarise(
+            outcome,
+            identity="preview",
+            database=self.database,
+            dataset=self.dataset,
+            training=self.training,
+            frames=SideNames(train=(), test=()),
+            files={},
+        )
+        return record, len(selected.ids)
 
     def query_key(self) -> str:
         """Return the hash of all that decides the dataset but the rows themselves."""

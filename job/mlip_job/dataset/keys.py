@@ -129,6 +129,6 @@ def _is_fraction(value: object) -> bool:
 
 
 def _some(values: Iterable[object], limit: int = 4) -> str:
-    texts = sorted(str(value) if str(value) else "(none)" for value in values)
+    texts = sorted(str(value) or "(none)" for value in values)
     more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
     return ", ".join(texts[:limit]) + more

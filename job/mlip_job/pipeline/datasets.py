@@ -131,7 +131,7 @@ def find_or_build_dataset(
             config.database.for_generation(generation),
             config.dataset,
             config.training,
-            parent=_fetch_parent_dataset(registry, parent, Path(temporary)),
+            parent=fetch_parent_dataset(registry, parent, Path(temporary)),
             progress=observer.message,
         )
         key = builder.query_key()
@@ -194,9 +194,10 @@ def _fetch(
     return fetched
 
 
-def _fetch_parent_dataset(
+def fetch_parent_dataset(
     registry: Registry, manifest: Manifest | None, directory: Path
 ) -> ParentDataset | None:
+    """Fetch what a dataset inherits from that of an earlier generation."""
     if manifest is None:
         return None
     record = registry.dataset_record(manifest.dataset)

@@ -281,26 +281,27 @@ class Manifest(_Part):
             If it is none, naming `key`.
         """
         try:
-            return cls.model_validate_json(data)._with_limits()
+            return _with_limits(cls.model_validate_json(data))
         except ValidationError as error:
             raise unreadable(f"{key} is no manifest that this version reads", error) from None
-
-    def _with_limits(self) -> Manifest:
-        """Fill in what older versions did not record: whether the gate had limits."""
-        if self.headline.limits_set is not None:
-            return self
-        evaluation = self.config.get("evaluation")
-        gate = evaluation.get("gate") if isinstance(evaluation, dict) else None
-        try:
-            limits_set = GateConfig.model_validate(gate).has_limits
-        except ValidationError:
-            return self  # a gate with keys that this version does not know
-        headline = self.headline.model_copy(update={"limits_set": limits_set})
-        return self.model_copy(update={"headline": headline})
 
     def to_json(self) -> bytes:
         """Return the text that is stored."""
         return (self.model_dump_json(indent=2) + "\n").encode()
+
+
+def _with_limits(manifest: Manifest) -> Manifest:
+    """Fill in what older versions did not record: whether the gate had limits."""
+    if manifest.headline.limits_set is not None:
+        return manifest
+    evaluation = manifest.config.get("evaluation")
+    gate = evaluation.get("gate") if isinstance(evaluation, dict) else None
+    try:
+        limits_set = GateConfig.model_validate(gate).has_limits
+    except ValidationError:
+        return manifest  # a gate with keys that this version does not know, or none
+    headline = manifest.headline.model_copy(update={"limits_set": limits_set})
+    return manifest.model_copy(update={"headline": headline})
 
 
 class GenerationSummary(_Part):

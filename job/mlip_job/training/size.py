@@ -70,6 +70,11 @@ class DataSize:
         elements = "1 element" if self.elements == 1 else f"{self.elements} elements"
         return f"{self.energies:,} energies and {self.forces:,} force components of {elements}"
 
+    def scaled(self, factor: float) -> DataSize:
+        """Return what there is in all where this is of a sample."""
+        energies, forces = round(factor * self.energies), round(factor * self.forces)
+        return DataSize(energies, forces, self.elements)
+
     @property
     def values(self) -> int:
         """Their number in all."""

@@ -103,11 +103,12 @@ def undetermined(made: LinearStart) -> Iterator[str]:
     """Yield what the users of a linear fit should know of functions that it could not fit."""
     for block in made.undetermined:
         centre, *others = block.split()
+        neighbours = " and ".join(others or [centre])
         yield (
-            f"no training structure has an atom of {centre} with {' and '.join(others or [centre])} "
-            "as neighbour within the cutoff, so the data determine none of the functions "
-            f"{block!r}: their coefficients are 0. Add such structures where the potential is to "
-            "describe them; nothing is to be done where they can't occur"
+            f"no training structure has an atom of {centre} with {neighbours} as neighbour within "
+            f"the cutoff, so the data determine none of the functions {block!r}: their "
+            "coefficients are 0. Add such structures where the potential is to describe them; "
+            "nothing is to be done where they can't occur"
         )
 
 
