@@ -589,7 +589,7 @@ def test_a_rejected_generation_is_published_and_can_be_promoted(
     assert "rejected: the energy RMSE on the test set is" in shown
     latest = cli(*options, "show", "-g", "latest")
     assert latest.code == 64
-    assert "no generation of cu is accepted yet" in latest.err
+    assert "all published generations of cu were rejected by their gates" in latest.err
     refused = cli(*options, "promote", "-g", "1", "--reason", "for a test")
     assert refused.code == 64
     assert "more than the 0.001" in refused.err

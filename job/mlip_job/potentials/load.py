@@ -86,5 +86,9 @@ def _latest(registry: Registry) -> int:
     latest = registry.latest()
     if latest is not None:
         return latest
-    what = "accepted" if registry.numbers() else "published"
-    raise ConfigError(f"no generation of {registry.family} is {what} in {registry.store.url}")
+    where = f"of {registry.family} in {registry.store.url}"
+    if registry.numbers():
+        raise ConfigError(
+            f"all generations {where} were rejected by their gates", hint="name the generation"
+        )
+    raise ConfigError(f"no generation {where} is published")
