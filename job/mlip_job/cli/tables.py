@@ -76,6 +76,9 @@ def show_generations(
         "RMSE of E in meV/atom, of F in meV/Å per component, on each generation's own sets;\n"
         "change: of the test errors since the generation it started from; * is the latest"
     )
+    for m in generations:
+        for failed in m.headline.failed_checks:
+            click.echo(f"{generation_name(m.generation)} failed a physics check: {failed}")
     _show_trend([m.headline.test for m in generations])
 
 
@@ -158,6 +161,7 @@ def show_manifest(manifest: Manifest, latest: LatestPointer | None = None) -> No
         *_times(manifest),
         *_committee(manifest),
         ("artefacts", ", ".join(sorted(manifest.artefacts))),
+        *(("failed check", failed) for failed in manifest.headline.failed_checks),
         *(("warning", warning) for warning in manifest.headline.warnings),
     ]
     for name, text in lines:

@@ -148,6 +148,8 @@ class Headline(_Part):
         What a person should know before using the potential; those of the report.
     best_iteration
         The one whose potential was published, where that is not the last one.
+    failed_checks
+        What its physics checks found wrong, one sentence each; not all of it rejects.
     """
 
     train: ErrorFigures
@@ -160,6 +162,7 @@ class Headline(_Part):
     evaluator_us_per_atom: float | None = None
     warnings: tuple[str, ...] = ()
     best_iteration: int | None = None
+    failed_checks: tuple[str, ...] = ()
 
 
 class CommitteeMember(_Part):
