@@ -267,6 +267,8 @@ def _warnings(
 
 def _generalisation(evaluation: Evaluation) -> Iterator[str]:
     """Yield whether the test errors are far above those on the training set."""
+    if evaluation.test is None:
+        return
     test = evaluation.test.force_mev_per_angstrom
     train = evaluation.train.force_mev_per_angstrom
     if test.count >= _FORCES_SAY and test.rmse > _FAR_WORSE * train.rmse:
