@@ -275,5 +275,5 @@ def _generalisation(evaluation: Evaluation) -> Iterator[str]:
         yield (
             f"the force RMSE on the test set ({test.rmse:.4g} meV/Å) is more than twice that on "
             f"the training set ({train.rmse:.4g}): the basis is too large for the data, or the "
-            "test set holds other kinds of structures"
+            "test set holds structures unlike them, see the worst ones in the report"
         )
