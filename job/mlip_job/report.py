@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+import math
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -15,6 +16,7 @@ from mlip_job.registry.manifest import (
     Parent,
     PredecessorChange,
 )
+from mlip_job.training.convergence import convergence_warnings
 from mlip_job.training.input_yaml import kappa
 from mlip_job.training.linear_task import LinearStart
 from mlip_job.training.loss_shares import share_warnings
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from mlip_job.registry import TrainingState
 
 
+_FORCES_SAY, _FAR_WORSE = 100, 2.0
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,9 +46,10 @@ class LossDefinition(_Part):
     Attributes
     ----------
     energy_weight, force_weight
-        The weights a and b that were asked for.
+        The weights a and b of the fit: those that were asked for, or of the same sum where an
+        override gave another κ.
     kappa
-        b / (a + b), as pacemaker was given it (an override included).
+        b / (a + b), as pacemaker read it in input.yaml, or chose it by ``kappa: auto``.
     definition
         What the weights mean, in words.
     stress_fitted
@@ -140,6 +146,11 @@ class TrainingReport(_Part):
             if evaluation and evaluation.speed
             else None,
             warnings=self.warnings,
+            failed_checks=tuple(
+                check.message for check in evaluation.physics if check.verdict == "failed"
+            )
+            if evaluation
+            else (),
             best_iteration=self.fit.best.iteration if self.fit.best else None,
             limits_set=evaluation.gate.limits_set if evaluation else None,
             change=_change(evaluation.parent) if evaluation and evaluation.parent else None,
@@ -179,6 +190,7 @@ def make_report(
     left_out: Mapping[str, tuple[int, ...]],
 ) -> TrainingReport:
     """Put together what the stages of a run found."""
+    loss = loss_definition(config.training, summary)
     return TrainingReport(
         family=config.family,
         generation=generation,
@@ -187,7 +199,7 @@ def make_report(
         basis=training.basis,
         linear_start=training.linear_start,
         attempts=training.attempts,
-        loss=_loss(config.training),
+        loss=loss,
         dataset=DatasetSummary(
             id=record.id,
             train=record.counts.train,
@@ -204,7 +216,7 @@ def make_report(
         energy_reference="E_DFT = E_potential + Σ n(element)·reference_energies_ev[element]",
         timings_s=added(*(part.timings.stages_s for part in training.attempts)),
         phases_s=added(*(part.timings.phases_s for part in training.attempts)),
-        warnings=tuple(_warnings(config.training, training.basis, summary, evaluation)),
+        warnings=tuple(_warnings(config.training, loss, training.basis, summary, evaluation)),
     )
 
 
@@ -231,29 +243,55 @@ def _fitted(errors: Errors | None) -> ErrorFigures:
     )
 
 
-def _loss(training: TrainingConfig) -> LossDefinition:
+def loss_definition(training: TrainingConfig, summary: RunSummary) -> LossDefinition:
+    """Return what was minimised, by the log: an override may have decided, or pacemaker itself."""
     asked = kappa(training.energy_weight, training.force_weight)
-    given = training.overrides.get("fit", {}).get("loss", {}).get("kappa", asked)
+    overridden: dict[str, Any] = training.overrides.get("fit") or {}
+    given = (overridden.get("loss") or {}).get("kappa", asked)
+    used = summary.kappa
+    if used is None:  # a linear fit has no log; it takes numbers only
+        used = float(given) if isinstance(given, int | float) else asked
+    total = training.energy_weight + training.force_weight
+    by_weights = math.isclose(used, asked, rel_tol=1e-9)
+    weighted = training.weighting != "uniform" or overridden.get("weighting") is not None
     return LossDefinition(
-        energy_weight=training.energy_weight,
-        force_weight=training.force_weight,
-        kappa=given if isinstance(given, float) else asked,
+        energy_weight=training.energy_weight if by_weights else (1 - used) * total,
+        force_weight=training.force_weight if by_weights else used * total,
+        kappa=used,
         definition="energy_weight·MSE(E/atom, eV) + force_weight·mean over atoms of |ΔF|² (eV/Å), "
-        + ("each mean weighted" if training.weighting != "uniform" else "uniform weights"),
+        + ("each mean weighted" if weighted else "uniform weights"),
     )
 
 
 def _warnings(
     training: TrainingConfig,
+    loss: LossDefinition,
     basis: BasisSize | None,
     summary: RunSummary,
     evaluation: Evaluation | None,
 ) -> Iterator[str]:
+    yield from evaluation.warnings if evaluation else ()
     if basis is not None and basis.warning is not None:
         yield basis.warning
     if summary.loss_shares is not None:
         measured = _measured(evaluation.train) if evaluation else _fitted(summary.train)
         error = measured.rmse_energy_mev_per_atom
-        yield from share_warnings(summary.loss_shares, training, _loss(training).kappa, error)
+        yield from share_warnings(summary.loss_shares, training, loss.kappa, error)
     yield from summary.warnings
+    yield from convergence_warnings(summary)
+    yield from _generalisation(evaluation) if evaluation else ()
     yield from evaluation.notes if evaluation else ()
+
+
+def _generalisation(evaluation: Evaluation) -> Iterator[str]:
+    """Yield whether the test errors are far above those on the training set."""
+    if evaluation.test is None:
+        return
+    test = evaluation.test.force_mev_per_angstrom
+    train = evaluation.train.force_mev_per_angstrom
+    if test.count >= _FORCES_SAY and test.rmse > _FAR_WORSE * train.rmse:
+        yield (
+            f"the force RMSE on the test set ({test.rmse:.4g} meV/Å) is more than twice that on "
+            f"the training set ({train.rmse:.4g}): the basis is too large for the data, or the "
+            "test set holds structures unlike them, see the worst ones in the report"
+        )

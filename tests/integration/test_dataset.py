@@ -369,6 +369,17 @@ def test_energy_falls_back_and_says_so(db: Path, out: Path) -> None:
     assert any("3 of 10 structures have no free energy" in note for note in record.notes)
 
 
+def test_no_free_energy_anywhere_is_a_line_of_the_record(db: Path, out: Path) -> None:
+    """Most calculators store none: the count says so, and nobody needs a warning."""
+    structures = rattled(10)
+    for atoms in structures:
+        del atoms.calc.results["free_energy"]
+    write_database(db, structures)
+    record = build(db, out)
+    assert (record.energy_from.free_energy, record.energy_from.energy) == (0, 10)
+    assert not any("free energy" in note for note in record.notes)
+
+
 def test_max_force_rejects_and_lists(db: Path, out: Path) -> None:
     """A row above max_force is left out, counted and listed; few such rows are no error."""
     strong = with_emt(bulk("Cu", cubic=True))

@@ -25,7 +25,7 @@ def _measured(
         energy_predicted=-3.0 + energy_error,
         forces_reference=np.zeros((2, 3)),
         forces_predicted=np.full((2, 3), force_error),
-        stress_error=None,
+        stress=None,
         shortest={("Cu", "Cu"): 2.4},
         conversion=None if difference is None else (difference, difference),
         grade=None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
 from mlip_job.config import GateConfig
@@ -23,9 +25,10 @@ def _parent(energy: float, force: float) -> ParentComparison:
     )
 
 
-def _dynamics(verdict: Verdict) -> DynamicsCheck:
+def _dynamics(verdict: Verdict, *, unstable: bool = False) -> DynamicsCheck:
     return DynamicsCheck(
         verdict=verdict,
+        unstable=unstable,
         message="it drifts",
         structure="row 1",
         atoms=32,
@@ -138,3 +141,20 @@ def test_what_reference_data_do_not_resolve_is_no_regression(
         force_mev_per_angstrom=ErrorPair(old=3.0, new=force, change=None),
     )
     assert judge(GateConfig(), TEST, parent, ()).accepted == accepted
+
+
+@pytest.mark.parametrize(
+    ("required", "of_drift", "of_collapse"),
+    [("stability", True, False), (True, False, False), (False, True, True)],
+)
+def test_what_collapses_is_rejected_by_default(
+    required: bool | Literal["stability"], *, of_drift: bool, of_collapse: bool
+) -> None:
+    """A failed check of stability is; others are where that is asked for."""
+    assert GateConfig().require_physics == "stability"
+    gate = GateConfig(require_physics=required)
+    assert judge(gate, TEST, None, [_dynamics("failed")]).accepted == of_drift
+    found = judge(gate, TEST, None, [_dynamics("failed", unstable=True)])
+    assert found.accepted == of_collapse
+    if required == "stability":
+        assert found.reasons == ("a physics check of stability failed: it drifts",)

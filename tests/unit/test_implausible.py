@@ -74,7 +74,10 @@ def displaced() -> Atoms:
 def rutile() -> Atoms:
     """Return rutile out of equilibrium: by symmetry the forces on titanium vanish."""
     atoms = crystal(
-        ["Ti", "O"], [(0, 0, 0), (0.32, 0.32, 0)], spacegroup=136, cellpar=[4.6, 4.6, 2.96, 90, 90, 90]
+        ["Ti", "O"],
+        [(0, 0, 0), (0.32, 0.32, 0)],
+        spacegroup=136,
+        cellpar=[4.6, 4.6, 2.96, 90, 90, 90],
     )
     atoms.calc = MorsePotential(epsilon=0.5, r0=2.0, rho0=4.0, rcut1=3.5, rcut2=4.5)
     forces = atoms.get_forces().round(8)

@@ -13,20 +13,31 @@ from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from ase.calculators.morse import MorsePotential
 from ase.eos import birchmurnaghan
+from ase.neighborlist import neighbor_list
 from ase.units import GPa
 
 from mlip_job.dataset.reading import Labelled
 from mlip_job.evaluation.cores import Core, clear_of_cores, cores_of
 from mlip_job.evaluation.dimers import check_dimers, check_smoothness
-from mlip_job.evaluation.dynamics import check_dynamics
-from mlip_job.evaluation.energy_volume import _VOLUMES, _fit, check_energy_volume
-from mlip_job.evaluation.lowest import LowestStructures, Stable, vacuum_width
+from mlip_job.evaluation.dynamics import check_dynamics, hotter_than
+from mlip_job.evaluation.energy_volume import (
+    check_energy_volume,
+    instability,
+    minimum_of,
+    minimum_of_data,
+)
+from mlip_job.evaluation.lowest import AtRest, LowestStructures, Stable, vacuum_width
 from mlip_job.evaluation.potential import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ase.calculators.calculator import Calculator
+
+    from mlip_job.dataset.row import FloatArray
+    from mlip_job.evaluation.results import EnergyVolumeCheck
+
+VOLUMES = np.linspace(0.76, 1.36, 31)
 
 
 @dataclass
@@ -53,13 +64,43 @@ class Leaking(EMT):
         self.results["forces"] = 1.02 * self.results["forces"] + 0.01 * self.atoms.get_velocities()
 
 
+class Hollow(EMT):
+    """EMT with a hole in which atoms fall together: a Gaussian well at a distance."""
+
+    def __init__(self, at: float = 2.3, width: float = 0.05) -> None:
+        super().__init__()
+        self.at, self.width = at, width
+
+    def calculate(self, *arguments: Any, **options: Any) -> None:
+        """Calculate, and add the wells; forces lack them."""
+        super().calculate(*arguments, **options)
+        distances = neighbor_list("d", self.atoms, 4.0)
+        wells = np.exp(-(((distances - self.at) / self.width) ** 2)).sum()
+        for name in ("energy", "free_energy"):
+            self.results[name] -= 0.3 * wells
+
+
 def _lowest(*structures: tuple[Atoms, float]) -> LowestStructures:
     """Collect structures with energies per atom; reference energies are zero."""
     lowest = LowestStructures()
     for number, (atoms, energy) in enumerate(structures, start=1):
         forces = np.zeros((len(atoms), 3))
-        lowest.offer(Labelled(number, None, atoms, energy * len(atoms), forces, None), 0.0)
+        labelled = Labelled(number, None, atoms, energy * len(atoms), forces, None)
+        lowest.offer(labelled, 0.0, _shortest(atoms))
     return lowest
+
+
+def _shortest(atoms: Atoms) -> float | None:
+    return min(neighbor_list("d", atoms, 5.0), default=None)
+
+
+def _curve(
+    potential: Known, lowest: LowestStructures, cores: dict[tuple[str, str], Core] | None = None
+) -> list[EnergyVolumeCheck]:
+    """Return the checks of curves; distances of the data end at 2.2 Å."""
+    references = dict.fromkeys(potential.elements, 0.0)
+    shortest = {("Cu", "Cu"): 2.2}
+    return list(check_energy_volume(potential, lowest, references, shortest, cores or {}))
 
 
 def _verdicts(checks: Sequence[Any]) -> list[str]:
@@ -93,15 +134,17 @@ def test_an_attractive_core_fails(core: Core | None) -> None:
     cores = {("Cu", "Cu"): core} if core else {}
     (check,) = check_dimers(potential, {}, cores)
     assert check.verdict == "failed"
+    assert check.unstable
     assert check.repulsive_below_angstrom is None
     assert "Cu-Cu is attractive at" in check.message
+    assert ("training.zbl: true" in check.message) == (core is None)
 
 
 def test_repulsion_has_to_reach_up_to_the_core() -> None:
     """With a minimum inside of it the core does not do what it is for."""
     potential = Known(LennardJones(sigma=1.6, epsilon=0.4, rc=20))
     (with_core,) = check_dimers(potential, {}, {("Cu", "Cu"): Core(2.1, 2.2)})
-    assert with_core.verdict == "failed"
+    assert (with_core.verdict, with_core.unstable) == ("failed", False)
     assert with_core.repulsive_below_angstrom == pytest.approx(1.6 * 2 ** (1 / 6), abs=0.06)
     (without,) = check_dimers(potential, {("Cu", "Cu"): 2.2}, {})
     assert without.verdict == "passed"
@@ -181,7 +224,7 @@ def test_copper_has_its_volume_and_bulk_modulus() -> None:
     energy = 1.25  # a reference energy is added to the curve
     for a in (3.50, 3.59, 3.70):
         lowest = _lowest((bulk("Cu", cubic=True, a=a), -3.0))
-        (check,) = check_energy_volume(Known(EMT()), lowest, {"Cu": energy})
+        (check,) = check_energy_volume(Known(EMT()), lowest, {"Cu": energy}, {}, {})
         assert check.verdict == "passed"
         assert check.minimum_angstrom3_per_atom == pytest.approx(3.59**3 / 4, rel=0.01)
         assert check.bulk_modulus_gpa == pytest.approx(134, rel=0.03)
@@ -190,24 +233,116 @@ def test_copper_has_its_volume_and_bulk_modulus() -> None:
 
 def test_fit_recovers_the_curve_that_it_was_given() -> None:
     """Birch-Murnaghan in, its parameters out."""
-    volumes = 12.0 * _VOLUMES
+    volumes = 12.0 * VOLUMES
     energies = birchmurnaghan(volumes, -3.5, 140 * GPa, 4.8, 11.8)
-    found = _fit(volumes, energies)
+    found = minimum_of(volumes, energies, 12.0)
     assert found is not None
-    assert found == pytest.approx((11.8, 140), rel=1e-6)
+    assert (found.volume, found.modulus) == pytest.approx((11.8, 140), rel=1e-6)
+    assert instability(volumes, energies, 12.0, 0.0) is None
 
 
-@pytest.mark.parametrize("slope", [-1.0, 1.0])
-def test_a_curve_without_minimum_fails(slope: float) -> None:
+@pytest.mark.parametrize(("slope", "said"), [(-1.0, "no minimum up to"), (1.0, "it collapses")])
+def test_a_curve_without_minimum_fails(slope: float, said: str) -> None:
     """It only falls, or only rises."""
-    assert _fit(12 * _VOLUMES, slope * _VOLUMES) is None
+    assert minimum_of(12 * VOLUMES, slope * VOLUMES, 12.0) is None
+    assert said in str(instability(12 * VOLUMES, slope * VOLUMES, 12.0, 0.0))
 
 
-def test_a_minimum_counts_although_the_curve_falls_far_away() -> None:
-    """A structure does not relax over a hill."""
-    energies = (_VOLUMES - 1) ** 2 - 40 * np.clip(_VOLUMES - 1.2, 0, None) ** 2
-    assert energies.argmin() == len(energies) - 1
-    assert _fit(12 * _VOLUMES, energies) is not None
+@pytest.mark.parametrize(
+    ("deeper", "said"),
+    [(np.clip(VOLUMES - 1.2, 0, None), "flies apart"), (np.clip(0.9 - VOLUMES, 0, None), "collap")],
+)
+def test_a_minimum_has_to_be_the_lowest_point(deeper: FloatArray, said: str) -> None:
+    """A small hill does not keep a crystal from what is far below it."""
+    energies = (VOLUMES - 1) ** 2 - 40 * deeper**2
+    assert minimum_of(12 * VOLUMES, energies, 12.0) is not None
+    assert said in str(instability(12 * VOLUMES, energies, 12.0, 0.0))
+
+
+def test_a_curve_has_to_rise_as_far_as_the_data_reach() -> None:
+    """A turn below them, or beyond a barrier that nothing passes, is none of theirs."""
+    turned = birchmurnaghan(12 * VOLUMES, -3.5, 140 * GPa, 4.8, 12.0)
+    turned = np.where(VOLUMES < 0.83, 2 * turned[4] - turned[::-1][26 - np.arange(31)], turned)
+    assert turned[:5].min() > turned.min()
+    assert "collapses under compression" in str(instability(12 * VOLUMES, turned, 12.0, 0.0))
+    assert instability(12 * VOLUMES, turned, 12.0, 12 * 0.84) is None
+    assert instability(12 * VOLUMES, 100 * turned, 12.0, 0.0) is None
+
+
+def test_a_crystal_that_collapses_fails_as_unstable() -> None:
+    """A hole in the pair potential at 2.2 Å: the volume at zero pressure is right all the same."""
+    crystal = (bulk("Cu", cubic=True, a=3.59), -3.5)
+    good, bad = Known(EMT()), Known(Hollow())
+    assert [(c.verdict, c.unstable) for c in _curve(good, _lowest(crystal))] == [("passed", False)]
+    (check,) = _curve(bad, _lowest(crystal))
+    assert check.minimum_angstrom3_per_atom == pytest.approx(3.59**3 / 4, rel=0.01)
+    assert (check.verdict, check.unstable) == ("failed", True)
+    assert "collapses" in check.message
+
+
+def test_with_a_core_the_curve_is_scanned_until_it_takes_over() -> None:
+    """A hole between the usual volumes and the core is found, and none where there is no core."""
+    crystal = (bulk("Cu", cubic=True, a=3.59), -3.5)
+    deep = Known(Hollow(at=2.1, width=0.04))
+    (without,) = _curve(deep, _lowest(crystal))
+    assert without.verdict == "passed"
+    (with_core,) = _curve(deep, _lowest(crystal), {("Cu", "Cu"): Core(1.9, 2.0)})
+    assert (with_core.verdict, with_core.unstable) == ("failed", True)
+    volumes = np.array(with_core.volumes_angstrom3_per_atom)
+    assert volumes[0] == pytest.approx((1.9 * 2**0.5) ** 3 / 4, rel=0.05)
+    assert np.all(np.diff(volumes) > 0)
+
+
+def _strained(energy_of: Calculator, scale: float = 1.0) -> list[tuple[Atoms, float]]:
+    """Return crystals from 88 to 112 % of EMT's volume, with energies."""
+    crystals = []
+    for relative in np.linspace(0.88, 1.12, 9):
+        atoms = bulk("Cu", cubic=True, a=3.59 * relative ** (1 / 3))
+        atoms.calc = energy_of
+        crystals.append((atoms, scale * atoms.get_potential_energy() / 4))
+        atoms.calc = None
+    return crystals
+
+
+def test_volume_and_modulus_are_held_against_the_data() -> None:
+    """The data's own curve, of primitive cells as well, says what is right."""
+    lowest = _lowest(*_strained(EMT()))
+    (check,) = _curve(Known(EMT()), lowest)
+    assert (check.verdict, check.unstable) == ("passed", False)
+    assert check.data_minimum_angstrom3_per_atom == pytest.approx(3.59**3 / 4, rel=0.005)
+    assert check.data_bulk_modulus_gpa == pytest.approx(134, rel=0.05)
+    (check,) = _curve(Known(EMT()), _lowest(*_strained(EMT(), scale=2.0)))
+    assert (check.verdict, check.unstable) == ("failed", False)
+    assert "bulk modulus differs by -50 % from the data's" in check.message
+    (check,) = _curve(Known(LennardJones(sigma=2.5, epsilon=0.4, rc=5)), lowest)
+    assert "the volume differs by" in check.message
+
+
+def test_the_data_need_a_curve_to_be_compared_with() -> None:
+    """Five volumes around a minimum, and no scatter."""
+    points = [AtRest(1.12, 12 * v, 4 * (v - 1) ** 2) for v in VOLUMES]
+    assert minimum_of_data(points) is not None
+    assert minimum_of_data(points[12:15]) is None
+    assert minimum_of_data(points[13:]) is None
+    scattered = [p._replace(energy=p.energy + 0.02 * (-1) ** i) for i, p in enumerate(points)]
+    assert minimum_of_data(scattered) is None
+    assert minimum_of_data([]) is None
+
+
+def test_a_second_structure_is_checked_too() -> None:
+    """Of one element what is packed otherwise; of several what has most elements."""
+    fcc, bcc = bulk("Cu", cubic=True, a=3.59), bulk("Cu", "bcc", a=2.87, cubic=True)
+    strained = bulk("Cu", cubic=True, a=3.65)
+    checks = _curve(Known(EMT()), _lowest((fcc, -3.5), (strained, -3.49), (bcc, -3.46)))
+    assert [check.structure for check in checks] == ["row 1 (Cu4)", "row 3 (Cu2)"]
+    alloy = bulk("Cu", cubic=True, a=3.8)
+    alloy.symbols[0] = "Au"
+    checks = _curve(Known(EMT(), ("Au", "Cu")), _lowest((fcc, -3.5), (bcc, -3.46), (alloy, -3.4)))
+    assert [(check.element, check.verdict) for check in checks] == [
+        ("Au", "skipped"),
+        ("Cu", "passed"),
+        ("Au-Cu", "passed"),
+    ]
 
 
 def test_elements_without_a_crystal_are_skipped() -> None:
@@ -219,9 +354,9 @@ def test_elements_without_a_crystal_are_skipped() -> None:
     dimer = Atoms("Ni2", positions=[[0, 0, 0], [0, 0, 2.2]])
     potential = Known(EMT(), ("Au", "Cu", "Ni"))
     lowest = _lowest((slab, -3.0), (alloy, -3.2), (dimer, -2.0))
-    checks = list(check_energy_volume(potential, lowest, dict.fromkeys(("Au", "Cu", "Ni"), 0.0)))
-    assert _verdicts(checks) == ["skipped"] * 3
-    assert [check.message for check in checks] == [
+    checks = _curve(potential, lowest)
+    assert _verdicts(checks) == ["skipped"] * 3 + ["passed"]
+    assert [check.message for check in checks[:3]] == [
         "the data holds no crystal of Au alone",
         "the most stable structure of Cu, row 1 (Cu3), has a vacuum",
         "the data holds no crystal of Ni alone",
@@ -256,7 +391,32 @@ def test_a_structure_that_flies_apart_is_found_at_once() -> None:
     potential = Known(LennardJones(sigma=2.3, epsilon=0.4, rc=5))
     check = check_dynamics(potential, Stable(1, close, 9.0), steps=100_000)
     assert (check.verdict, check.drift_mev_per_atom_per_ps) == ("failed", None)
+    assert check.unstable
     assert "flew apart" in check.message
+
+
+class Collapsing(EMT):
+    """EMT on which one atom falls without end."""
+
+    def calculate(self, *arguments: Any, **options: Any) -> None:
+        """Calculate, and pull."""
+        super().calculate(*arguments, **options)
+        self.results["forces"][0, 2] += 20.0
+
+
+def test_dynamics_begin_hotter_than_the_data() -> None:
+    """By what the data have above their lowest energy; what collapses is no drift."""
+    crystals = [(bulk("Cu", cubic=True), -3.5 + 0.0258 * (i % 10 + 1)) for i in range(40)]
+    lowest = _lowest((bulk("Cu", cubic=True), -3.5), *crystals)
+    start = lowest.for_dynamics()
+    assert start is not None
+    assert lowest.temperature_k(start) == pytest.approx(1800, rel=0.08)
+    assert [hotter_than(data) for data in (0.0, 800.0, 9e9)] == [1000, 2000, 3000]
+    check = check_dynamics(Known(EMT()), start, steps=60, temperature_k=2000.0)
+    assert (check.verdict, check.temperature_k, check.timestep_fs) == ("passed", 2000.0, 0.5)
+    assert "from 2000 K" in check.message
+    check = check_dynamics(Known(Collapsing()), start, steps=400)
+    assert (check.verdict, check.unstable) == ("failed", True)
 
 
 def test_a_molecule_is_run_as_it_is() -> None:

@@ -56,6 +56,9 @@ def show_generations(
         "test set. Change: since the generation that was in use before, both measured on\n"
         "the structures that are test for both. * is the latest. show has more"
     )
+    for m in generations:
+        for failed in m.headline.failed_checks:
+            click.echo(f"{generation_name(m.generation)} failed a physics check: {failed}")
 
 
 def _change(change: PredecessorChange | None) -> str:
@@ -120,6 +123,7 @@ def show_manifest(manifest: Manifest, latest: LatestPointer | None = None) -> No
         *_times(manifest),
         *_committee(manifest),
         ("artefacts", ", ".join(sorted(manifest.artefacts))),
+        *(("failed check", failed) for failed in manifest.headline.failed_checks),
         *(("warning", warning) for warning in manifest.headline.warnings),
     ]
     for name, text in lines:

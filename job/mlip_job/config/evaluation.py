@@ -26,8 +26,11 @@ class GateConfig(Part):
         description="How much larger than its predecessor's an RMSE on their common test set may "
         "be: 0.2 is 20 %.",
     )
-    require_physics: bool = Field(
-        False, description="Whether a failed physics check rejects the generation too."
+    require_physics: bool | Literal["stability"] = Field(
+        "stability",
+        description="Which failed physics checks reject the generation too: stability (a crystal "
+        "that collapses or flies apart, a dimer that attracts at short range), true (all), or "
+        "false (none).",
     )
 
     @property
@@ -64,7 +67,7 @@ class EvaluationConfig(Part):
         "linear, full (on all densities), or false.",
     )
     dynamics_steps: int = Field(
-        200, ge=0, description="Steps of the test run at constant energy; 0 leaves it out."
+        200, ge=0, description="Steps of each test run at constant energy; 0 leaves them out."
     )
 
     @property

@@ -104,4 +104,3 @@ def _are_forces(name: str, value: Any, atoms: int) -> bool:
         return np.asarray(value, dtype=np.float64).size == _VECTOR * atoms
     except (TypeError, ValueError):
         return False
-

@@ -167,10 +167,11 @@ def _notes(
     if intake.slow_because:
         yield f"ASE itself read the rows, which takes longer: {intake.slow_because}"
     without = total - intake.free_energies
-    if dataset.energy == "free_energy" and without:
+    if dataset.energy == "free_energy" and 0 < without < total:
         yield (
-            f"{without} of {total} structures have no free energy: their energy was taken, "
-            "which is consistent with the forces only where there is no electronic entropy"
+            f"{without} of {total} structures have no free energy, unlike the others: their energy "
+            "was taken, which is consistent with the forces and with the others' free energy only "
+            "where there is no electronic entropy"
         )
     if intake.rejected_count:
         yield f"rows that were rejected: {intake.rejected_count}, see rejections"

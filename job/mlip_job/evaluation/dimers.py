@@ -83,8 +83,11 @@ def _check_curve(
         else f"is attractive at {distances[0]:.2f} Å"
     )
     wanted = f"it has to be below {limit:.2f} Å" if core else "there is no ZBL core"
+    if not (passed or core):
+        wanted += ", which training.zbl: true gives it"
     return DimerCheck(
         verdict="passed" if passed else "failed",
+        unstable=not passed and (not falling or energies[0] < energies[_POINTS_BELOW - 1]),
         message=f"{name} {found}; {wanted}",
         elements=pair,
         distances_angstrom=tuple(distances.tolist()),

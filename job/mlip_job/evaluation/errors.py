@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from ase.units import GPa
 
+from mlip_job.evaluation.contradictions import Contradictions
 from mlip_job.evaluation.results import ConfigTypeErrors, SetEvaluation, WorstStructure
 from mlip_job.evaluation.tally import ErrorTally, PairSample, grade_statistics
 
@@ -66,6 +67,8 @@ class SetTally:
     conversion
         How many structures the artefact and what it was converted from were held against each other
         for, and how far they were apart at most (eV/atom, eV/Å).
+    contradictions
+        What tells labels that mean something else from errors.
     """
 
     def __init__(self, seed: int = 0, apart: Collection[int] = ()) -> None:
@@ -77,6 +80,7 @@ class SetTally:
         self.force = ErrorTally()
         self.shortest: dict[Pair, float] = {}
         self.conversion = (0, 0.0, 0.0)
+        self.contradictions = Contradictions()
         self._stress = ErrorTally()
         self._per_element: defaultdict[str, ErrorTally] = defaultdict(ErrorTally)
         self._per_type: defaultdict[str, PartTally] = defaultdict(PartTally)
@@ -99,8 +103,10 @@ class SetTally:
         force = 1000 * (measured.forces_predicted - measured.forces_reference)
         self.energy.add(energy)
         self.force.add(force)
-        if measured.stress_error is not None:
-            self._stress.add(measured.stress_error / GPa)
+        self.contradictions.add(measured)
+        if measured.stress is not None:
+            reference, predicted, _ = measured.stress
+            self._stress.add((predicted - reference) / GPa)
         for element in np.unique(measured.symbols):
             self._per_element[str(element)].add(force[measured.symbols == element])
         self._per_type[measured.config_type or ""].add(energy, force)

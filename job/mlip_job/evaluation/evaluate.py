@@ -157,8 +157,15 @@ def evaluate(
         gate=judge(config.gate, of_test, parent, physics),
         conversion=converted,
         speed=_speed(subject, potential),
+        warnings=_warnings(train, test),
         notes=tuple(notes),
     )
+
+
+def _warnings(train: SetTally, test: SetTally) -> tuple[str, ...]:
+    """Return where predictions contradict the data: on the test set, or else on what was fitted."""
+    found = tuple(test.contradictions.warnings("test"))
+    return found or tuple(train.contradictions.warnings("training"))
 
 
 def _agreements(subject: Subject, train: SetTally, test: SetTally) -> tuple[Agreement, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from mlip_job.evaluation.results import GateVerdict
 from mlip_job.naming import generation_name
@@ -33,7 +33,7 @@ def judge(
     reasons = (
         *(_too_large(gate, test) if test is not None else _unmeasured(gate)),
         *(_regressions(gate, parent) if parent is not None else ()),
-        *(_failed_checks(physics) if gate.require_physics else ()),
+        *_failed_checks(gate.require_physics, physics),
     )
     return GateVerdict(accepted=not reasons, reasons=reasons, limits_set=gate.has_limits)
 
@@ -71,7 +71,11 @@ def _regressions(gate: GateConfig, parent: ParentComparison) -> Iterator[str]:
             )
 
 
-def _failed_checks(physics: Sequence[PhysicsCheck]) -> Iterator[str]:
+def _failed_checks(
+    required: bool | Literal["stability"],
+    physics: Sequence[PhysicsCheck],
+) -> Iterator[str]:
     for check in physics:
-        if check.verdict == "failed":
-            yield f"a physics check failed: {check.message}"
+        if check.verdict == "failed" and (required is True or (required and check.unstable)):
+            what = "check of stability" if check.unstable else "check"
+            yield f"a physics {what} failed: {check.message}"

@@ -1,13 +1,17 @@
-"""The most stable structures of a dataset: what physics checks begin with."""
+"""The most stable structures of a dataset: what physics checks begin with, and compare with."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from ase.units import kB
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ase import Atoms
 
     from mlip_job.dataset.reading import Labelled
@@ -24,49 +28,158 @@ class Stable:
         Which one.
     energy
         eV/atom, less the reference energies.
+    packing
+        Its shortest distance over the cube root of its volume per atom; 0 where it has no volume.
     """
 
     row_id: int
     atoms: Atoms
     energy: float
+    packing: float = 0.0
 
     def __str__(self) -> str:
         """Say which one it is."""
         return f"row {self.row_id} ({self.atoms.get_chemical_formula('metal')})"
 
 
-Kind = tuple[tuple[str, ...], bool]
-"""Its elements, sorted, and whether it is periodic."""
+class Kind(NamedTuple):
+    """What structures are told apart by.
+
+    `packing` is the shortest distance over the cube root of the volume per atom, in steps of
+    0.02: 1.12 of fcc and hcp, 1.09 of bcc, 1 of a simple cube, 0.87 of diamond.
+    """
+
+    elements: tuple[str, ...]
+    periodic: bool
+    config_type: str
+    packing: int
+
+
+class AtRest(NamedTuple):
+    """A crystal without forces: a point of a curve of energy over volume, Å³ and eV per atom."""
+
+    packing: float
+    volume: float
+    energy: float
+
+
+_PACKING_STEP = 0.02
+_AT_REST_EV_PER_ANGSTROM = 0.05
+_SAME_PACKING = 0.01
+_ENERGY_STEP = 0.01  # eV/atom
 
 
 @dataclass
 class LowestStructures:
-    """The structure of lowest energy of each kind."""
+    """What a dataset says of stable structures.
+
+    Attributes
+    ----------
+    by_kind
+        The structure of lowest energy of each kind.
+    at_rest
+        Crystals without forces, by reduced formula.
+    energies
+        How many structures of some elements, periodic or not, have an energy, in steps of
+        10 meV/atom.
+    """
 
     by_kind: dict[Kind, Stable] = field(default_factory=dict)
+    at_rest: dict[str, list[AtRest]] = field(default_factory=dict)
+    energies: dict[tuple[tuple[str, ...], bool], Counter[int]] = field(default_factory=dict)
 
-    def offer(self, structure: Labelled, reference_energy: float) -> None:
-        """Take a structure where it is lower than the one that is there."""
+    def offer(
+        self, structure: Labelled, reference_energy: float, shortest: float | None = None
+    ) -> None:
+        """Take from a structure what is of interest; `shortest` is its shortest distance, Å."""
         atoms = structure.atoms
         energy = (structure.energy - reference_energy) / len(atoms)
-        kind = (tuple(sorted(set(atoms.symbols))), bool(atoms.pbc.all()))
+        elements, periodic = tuple(sorted(set(atoms.symbols))), bool(atoms.pbc.all())
+        volume = atoms.get_volume() / len(atoms) if periodic else 0.0
+        packing = shortest / volume ** (1 / 3) if periodic and shortest is not None else 0.0
+        kind = Kind(elements, periodic, structure.config_type or "", int(packing / _PACKING_STEP))
         if kind not in self.by_kind or energy < self.by_kind[kind].energy:
-            self.by_kind[kind] = Stable(structure.row_id, atoms, energy)
+            self.by_kind[kind] = Stable(structure.row_id, atoms, energy, packing)
+        if periodic and np.abs(structure.forces).max() < _AT_REST_EV_PER_ANGSTROM:
+            points = self.at_rest.setdefault(_composition(atoms), [])
+            points.append(AtRest(packing, volume, energy))
+        counts = self.energies.setdefault((elements, periodic), Counter())
+        counts[round(energy / _ENERGY_STEP)] += 1
 
     def join(self, other: LowestStructures) -> None:
-        """Take over what is lower elsewhere."""
+        """Take over what is lower elsewhere, and all that is counted."""
         for kind, stable in other.by_kind.items():
             if kind not in self.by_kind or stable.energy < self.by_kind[kind].energy:
                 self.by_kind[kind] = stable
+        for formula, points in other.at_rest.items():
+            self.at_rest.setdefault(formula, []).extend(points)
+        for key, counts in other.energies.items():
+            self.energies.setdefault(key, Counter()).update(counts)
 
     def pure(self, element: str) -> Stable | None:
         """Return the lowest periodic structure of one element."""
-        return self.by_kind.get(((element,), True))
+        return _lowest(s for k, s in self.by_kind.items() if k[:2] == ((element,), True))
 
     def for_dynamics(self) -> Stable | None:
         """Return the lowest structure of those with most elements, periodic ones preferred."""
-        kinds = sorted(self.by_kind, key=lambda kind: (kind[1], len(kind[0]), kind[0]))
-        return self.by_kind[kinds[-1]] if kinds else None
+        kinds = sorted(self.by_kind, key=lambda kind: (kind.periodic, len(kind[0]), kind[0]))
+        if not kinds:
+            return None
+        return _lowest(s for k, s in self.by_kind.items() if k[:2] == kinds[-1][:2])
+
+    def second(self, reach: float) -> Stable | None:
+        """Return a crystal other than the most stable one of each element.
+
+        It is the lowest of those with most elements. Of one element, it is the lowest that is
+        packed otherwise or of another config type.
+
+        Parameters
+        ----------
+        reach
+            Å; what has a vacuum wider than that is no crystal.
+        """
+        crystals = {
+            kind: stable
+            for kind, stable in self.by_kind.items()
+            if kind.periodic and vacuum_width(stable.atoms) <= reach
+        }
+        if not crystals:
+            return None
+        most = max(len(kind.elements) for kind in crystals)
+        if most > 1:
+            return _lowest(s for k, s in crystals.items() if len(k.elements) == most)
+        first_kind = min(crystals, key=lambda kind: (crystals[kind].energy, kind))
+        return _lowest(
+            stable
+            for kind, stable in crystals.items()
+            if abs(kind.packing - first_kind.packing) > 1
+            or kind.config_type != first_kind.config_type
+        )
+
+    def curve_of(self, crystal: Stable) -> tuple[AtRest, ...]:
+        """Return the points of the data's own curve of energy over volume of a crystal."""
+        points = self.at_rest.get(_composition(crystal.atoms), ())
+        return tuple(p for p in points if abs(p.packing - crystal.packing) < _SAME_PACKING)
+
+    def temperature_k(self, stable: Stable) -> float:
+        """Return about how hot the data of the same elements are.
+
+        By equipartition a harmonic crystal has 3/2·kT per atom above its lowest energy. Nine of
+        ten structures have less than that.
+        """
+        key = (tuple(sorted(set(stable.atoms.symbols))), bool(stable.atoms.pbc.all()))
+        counts = self.energies[key]
+        energies = np.repeat(list(counts.keys()), list(counts.values()))
+        highest = _ENERGY_STEP * float(np.percentile(energies, 90))
+        return max(0.0, highest - stable.energy) / (1.5 * kB)
+
+
+def _composition(atoms: Atoms) -> str:
+    return str(atoms.symbols.formula.reduce()[0].format("metal"))
+
+
+def _lowest(stables: Iterable[Stable]) -> Stable | None:
+    return min(stables, key=lambda stable: (stable.energy, stable.row_id), default=None)
 
 
 def vacuum_width(atoms: Atoms) -> float:

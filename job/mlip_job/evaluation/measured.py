@@ -54,14 +54,17 @@ class Measured:
         eV/atom, reference energies included.
     forces_reference, forces_predicted
         eV/Å.
-    stress_error
-        eV/Å³, where the structure is periodic and DFT gave its stress.
+    stress
+        The reference, the prediction (eV/Å³) and the volume (Å³), where the structure is periodic
+        and DFT gave its stress.
     shortest
         Shortest distance of each pair of elements, Å.
     conversion
         How far artefact and basis are apart: eV/atom, and the largest force component in eV/Å.
     grade
         Largest extrapolation grade of its atoms.
+    reference_energy
+        eV/atom, of its atoms; both energies hold it.
     """
 
     row_id: int
@@ -72,10 +75,11 @@ class Measured:
     energy_predicted: float
     forces_reference: FloatArray
     forces_predicted: FloatArray
-    stress_error: FloatArray | None
+    stress: tuple[FloatArray, FloatArray, float] | None
     shortest: dict[Pair, float]
     conversion: tuple[float, float] | None
     grade: float | None
+    reference_energy: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,8 @@ class Measurer:
             structure = parse(task.block)
             measured = self._measure(structure, doubly=task.doubly)
             batch.measured.append(measured)
-            batch.lowest.offer(structure, self._references(structure))
+            shortest = min(measured.shortest.values(), default=None)
+            batch.lowest.offer(structure, self._references(structure), shortest)
         return batch
 
     def _measure(self, structure: Labelled, *, doubly: bool) -> Measured:
@@ -141,19 +146,21 @@ class Measurer:
                 abs(answer.energy - other.energy) / count,
                 float(np.abs(answer.forces - other.forces).max()),
             )
-        stress_error = None
+        stress = None
         if answer.stress is not None and structure.stress is not None:
-            stress_error = answer.stress - structure.stress
+            stress = (structure.stress, answer.stress, float(structure.atoms.get_volume()))
+        references = self._references(structure)
         return Measured(
             row_id=structure.row_id,
             formula=structure.atoms.get_chemical_formula("metal"),
             config_type=structure.config_type,
             symbols=np.array(structure.atoms.symbols),
             energy_reference=structure.energy / count,
-            energy_predicted=(answer.energy + self._references(structure)) / count,
+            energy_predicted=(answer.energy + references) / count,
             forces_reference=structure.forces,
             forces_predicted=answer.forces,
-            stress_error=stress_error,
+            stress=stress,
+            reference_energy=references / count,
             shortest=shortest,
             conversion=conversion,
             grade=grade,

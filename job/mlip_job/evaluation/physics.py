@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from mlip_job.evaluation.cores import cores_of
 from mlip_job.evaluation.dimers import check_dimers, check_smoothness
-from mlip_job.evaluation.dynamics import check_dynamics
+from mlip_job.evaluation.dynamics import TEMPERATURE_K, check_dynamics, hotter_than
 from mlip_job.evaluation.energy_volume import check_energy_volume
 
 if TYPE_CHECKING:
@@ -41,12 +41,15 @@ def check_physics(
     reference_energies
         eV per atom.
     dynamics_steps
-        Of the run at constant energy.
+        Of each run at constant energy.
     """
     cores = cores_of(content)
+    start = lowest.for_dynamics()
+    hot = hotter_than(lowest.temperature_k(start)) if start is not None else TEMPERATURE_K
     return (
         *check_dimers(potential, shortest, cores),
         *check_smoothness(potential, cores),
-        *check_energy_volume(potential, lowest, reference_energies),
-        check_dynamics(potential, lowest.for_dynamics(), steps=dynamics_steps),
+        *check_energy_volume(potential, lowest, reference_energies, shortest, cores),
+        check_dynamics(potential, start, steps=dynamics_steps),
+        check_dynamics(potential, start, steps=dynamics_steps, temperature_k=hot),
     )

@@ -160,8 +160,11 @@ class ParentComparison(_Part):
 
 
 class _Check(_Part):
+    """`unstable` is true of a failure that makes a potential useless for any simulation."""
+
     verdict: Verdict
     message: str
+    unstable: bool = False
 
 
 class DimerCheck(_Check):
@@ -190,7 +193,8 @@ class DimerCheck(_Check):
 class EnergyVolumeCheck(_Check):
     """Energy over volume of a reference structure from the data, scaled isotropically.
 
-    ``minimum_angstrom3_per_atom`` and ``bulk_modulus_gpa`` are of a Birch-Murnaghan fit.
+    ``minimum_angstrom3_per_atom`` and ``bulk_modulus_gpa`` are of a Birch-Murnaghan fit; those that
+    begin with ``data_`` of one to the same crystal's energies in the data, where there are enough.
     """
 
     kind: Literal["energy_volume"] = "energy_volume"
@@ -200,6 +204,8 @@ class EnergyVolumeCheck(_Check):
     energies_ev_per_atom: tuple[float, ...]
     minimum_angstrom3_per_atom: float | None
     bulk_modulus_gpa: float | None
+    data_minimum_angstrom3_per_atom: float | None = None
+    data_bulk_modulus_gpa: float | None = None
 
 
 class DynamicsCheck(_Check):
@@ -269,7 +275,7 @@ class Evaluation(_Part):
     """All that was found out about a potential after its fit.
 
     ``test`` is None where nothing was held out. ``notes`` say what could not be found out, and why,
-    in sentences.
+    in sentences. ``warnings`` say where predictions contradict the data.
     """
 
     train: SetEvaluation
@@ -281,4 +287,5 @@ class Evaluation(_Part):
     gate: GateVerdict
     conversion: Conversion | None = None
     speed: Speed | None = None
+    warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

@@ -132,6 +132,11 @@ def evaluate_generation(
             cores=usable_cores(),
             look=_Look(context.observer, context.raise_if_lost),
         )
+    for warning in evaluation.warnings:
+        context.observer.message(f"warning: {warning}")
+    for check in evaluation.physics:
+        if check.verdict == "failed":
+            context.observer.message(f"warning: a physics check failed: {check.message}")
     for note in evaluation.notes:
         context.observer.message(f"note: {note}")
     return evaluation

@@ -172,6 +172,8 @@ class Headline(_Part):
         Whether the gate had limits; None where an older version published it.
     change
         Against the predecessor that it was compared with, if any.
+    failed_checks
+        What its physics checks found wrong, one sentence each; not all of it rejects.
     """
 
     train: ErrorFigures
@@ -186,6 +188,7 @@ class Headline(_Part):
     best_iteration: int | None = None
     limits_set: bool | None = None
     change: PredecessorChange | None = None
+    failed_checks: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:

@@ -205,6 +205,9 @@ _HANDLERS: Mapping[re.Pattern[str], Callable[[LogState, re.Match[str]], None]] =
         r"Fitting dataset size: (\d+) structures": _setter("fitted_train", int),
         r"Test dataset size: (\d+) structures": _setter("fitted_test", int),
         r"Total number of functions: (\d+) / number of parameters: (\d+)": _size,
+        r"Loss function specification: \w+\(kappa=(?:[\w.]+\()?([\d.e+-]+)": _setter(
+            "kappa", float
+        ),
         r"Target potential loaded from file '(.+)'": _setter("starting_potential", str),
         r"(Ladder)-scheme fitting is ON": _setter("ladder", bool),
         r"Iteration   #(\d+)": _iteration,

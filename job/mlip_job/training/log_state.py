@@ -69,6 +69,7 @@ class LogState:
     fitted_test: int | None = None
     functions: int | None = None
     parameters: int | None = None
+    kappa: float | None = None
     starting_potential: str | None = None
     ladder: bool = False
     iterations_seen: int = 0

@@ -104,6 +104,8 @@ class RunSummary(_Part):
         Errors of the result: of the last ladder step and its best cycle.
     loss_shares
         What makes up the training loss of the result.
+    kappa
+        The weight of the forces in the loss, as pacemaker read or chose it.
     second_set
         What pacemaker was given as its test set; `test`, `test_curve` and `structures` are of that.
     best
@@ -127,6 +129,7 @@ class RunSummary(_Part):
     train: Errors | None
     test: Errors | None
     loss_shares: LossShares | None = None
+    kappa: float | None = None
     second_set: Literal["test", "validation"] = "test"
     best: BestPotential | None = None
     iterations: int | None

@@ -81,6 +81,7 @@ def summarise_run(directory: Path, *, exit_code: int | None = None) -> RunSummar
         train=train,
         test=test,
         loss_shares=shares_of(row),
+        kappa=state.kappa,
         second_set="validation" if (directory / SETTINGS).is_file() else "test",
         best=best,
         iterations=sum(c.iterations for c in cycles) if train_rows else None,

@@ -1,0 +1,119 @@
+"""Labels that mean something else are told from a potential that is not good yet."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from ase.units import GPa
+
+from mlip_job.evaluation.contradictions import Contradictions
+from mlip_job.evaluation.measured import Measured
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mlip_job.dataset.row import FloatArray
+
+VOLUME = 47.0
+
+
+def _measured(
+    rng: np.random.Generator,
+    *,
+    force: float = 1.0,
+    energy: float = 1.0,
+    noise: float = 0.2,
+    stress: Callable[[FloatArray], FloatArray] | None = None,
+) -> Measured:
+    """Return four atoms: predictions are factors times the labels, and noise on both."""
+    forces = rng.normal(size=(4, 3))
+    label = float(rng.normal(scale=0.1))
+    true = rng.normal(scale=0.02, size=6)
+    predicted = true + 0.1 * noise * rng.normal(scale=0.02, size=6)
+    return Measured(
+        row_id=1,
+        formula="Cu4",
+        config_type=None,
+        symbols=np.array(["Cu"] * 4),
+        energy_reference=-3.0 + label,
+        energy_predicted=-3.0 + energy * label + noise * float(rng.normal(scale=0.1)),
+        forces_reference=forces,
+        forces_predicted=force * forces + noise * rng.normal(size=(4, 3)),
+        stress=None if stress is None else (stress(true), predicted, VOLUME),
+        shortest={},
+        conversion=None,
+        grade=None,
+        reference_energy=-3.0,
+    )
+
+
+def _warnings(count: int = 30, **options: object) -> list[str]:
+    rng, found = np.random.default_rng(1), Contradictions()
+    for _ in range(count):
+        found.add(_measured(rng, **options))  # type: ignore[arg-type]
+    return list(found.warnings("test"))
+
+
+def test_a_poor_potential_is_no_contradiction() -> None:
+    """Errors of half the forces, energies and stresses, and labels that are all zero."""
+    assert _warnings() == []
+    assert _warnings(force=0.5, energy=0.5) == []
+    assert _warnings(stress=lambda true: 0.6 * true) == []
+    found = Contradictions()
+    assert list(found.warnings("test")) == []
+
+
+def test_forces_that_are_gradients_are_told() -> None:
+    """They point the other way."""
+    (said,) = _warnings(force=-0.6)
+    assert said.startswith("PREDICTED FORCES POINT THE OTHER WAY")
+    assert "on the test set" in said
+    assert "gradients" in said
+
+
+def test_forces_worse_than_none_are_told() -> None:
+    """In the right direction on the whole, but with an error above their size."""
+    (said,) = _warnings(force=2.5)
+    assert said.startswith("PREDICTED FORCES ARE WORSE THAN ZERO")
+
+
+def test_energies_are_held_against_their_mean() -> None:
+    """Without the reference energies, which would hide it."""
+    (said,) = _warnings(energy=-0.7)
+    assert said.startswith("PREDICTED ENERGIES GO THE OTHER WAY")
+    (said,) = _warnings(energy=1.0, noise=1.5, force=4.0)[1:]
+    assert said.startswith("PREDICTED ENERGIES ARE WORSE THAN THEIR MEAN")
+
+
+def test_a_handful_of_structures_is_no_correlation() -> None:
+    """Chance makes one of few energies; of forces there are more."""
+    assert _warnings(4, energy=-0.7) == []
+    assert len(_warnings(4, force=-1.0)) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (lambda true: -true, "THE OPPOSITE SIGN"),
+        (lambda true: true / GPa, "the unit GPa"),
+        (lambda true: -true / (0.1 * GPa), "the opposite sign AND the unit kbar"),
+        (lambda true: true * VOLUME, "the unit eV, multiplied by the volume"),
+        (lambda true: -true * VOLUME, "the opposite sign AND the unit eV"),
+        (lambda true: true[[0, 1, 2, 5, 3, 4]], "the order xx, yy, zz, xy, yz, xz"),
+        (lambda true: true[[0, 1, 2, 5, 4, 3]], "the order xx, yy, zz, xy, xz, yz"),
+        (lambda true: true[[0, 5, 4, 1, 3, 2]], "the order xx, xy, xz, yy, yz, zz"),
+        (
+            lambda true: -10 * true[[0, 1, 2, 5, 3, 4]] / GPa,
+            "the opposite sign AND the unit kbar AND the order xx, yy, zz, xy, yz, xz",
+        ),
+    ],
+)
+def test_stresses_of_another_convention_are_told(
+    given: Callable[[FloatArray], FloatArray], meant: str
+) -> None:
+    """The sign, the unit and the order with which they fit far better."""
+    (said,) = _warnings(stress=given)
+    assert meant.lower() in said.lower()
+    assert "positive under tension" in said
