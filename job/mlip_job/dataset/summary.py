@@ -174,6 +174,8 @@ def _notes(
         )
     if intake.rejected_count:
         yield f"rows that were rejected: {intake.rejected_count}, see rejections"
+    if intake.method_note:
+        yield intake.method_note
     if elsewhere := note_labels_elsewhere(intake):
         yield elsewhere
     if intake.lost_stresses:
