@@ -239,7 +239,8 @@ def test_json_nested_too_deep(db: Path, out: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "select", ["uid=9007199254740993", "uid>-9007199254740993", "1<uid<9007199254740992", "uid=1e17"]
+    "select",
+    ["uid=9007199254740993", "uid>-9007199254740993", "1<uid<9007199254740992", "uid=1e17"],
 )
 def test_whole_numbers_that_databases_round(db: Path, out: Path, select: str) -> None:
     """Whole numbers from 2**53 are refused: other rows would be selected."""

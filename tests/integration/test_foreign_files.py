@@ -57,9 +57,7 @@ def run_hint(text: str) -> None:
         ("traj", "steps.db", ""),
     ],
 )
-def test_the_command_converts(
-    tmp_path: Path, out: Path, kind: str, name: str, select: str
-) -> None:
+def test_the_command_converts(tmp_path: Path, out: Path, kind: str, name: str, select: str) -> None:
     """The message names the format; after its command the database trains as any other."""
     path = tmp_path / name
     structures = rattled(12)

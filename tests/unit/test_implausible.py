@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from ase.calculators.morse import MorsePotential
 from ase.spacegroup import crystal
@@ -18,6 +17,8 @@ from tests.support import rattled, with_emt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from ase import Atoms
 
 
 def structures(*many: Atoms) -> Structures:
@@ -74,7 +75,10 @@ def displaced() -> Atoms:
 def rutile() -> Atoms:
     """Return rutile out of equilibrium: by symmetry the forces on titanium vanish."""
     atoms = crystal(
-        ["Ti", "O"], [(0, 0, 0), (0.32, 0.32, 0)], spacegroup=136, cellpar=[4.6, 4.6, 2.96, 90, 90, 90]
+        ["Ti", "O"],
+        [(0, 0, 0), (0.32, 0.32, 0)],
+        spacegroup=136,
+        cellpar=[4.6, 4.6, 2.96, 90, 90, 90],
     )
     atoms.calc = MorsePotential(epsilon=0.5, r0=2.0, rho0=4.0, rcut1=3.5, rcut2=4.5)
     forces = atoms.get_forces().round(8)

@@ -58,7 +58,7 @@ def note_labels_elsewhere(intake: Intake) -> str | None:
     return (
         f"rows without energy or forces seem to hold them in {', '.join(intake.labels_elsewhere)}, "
         "which are no labels to ASE: store them as results of a SinglePointCalculator "
-        "(docs/dataset.md, \"Labels under other names\", has the script)"
+        '(docs/dataset.md, "Labels under other names", has the script)'
     )
 
 

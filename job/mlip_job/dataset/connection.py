@@ -178,7 +178,7 @@ def _require_readable_file(path: Path) -> None:
                 hint = (
                     "convert its files to SQLite (with the Python package ase-db-backends), and "
                     "set database.url to the result: for part in "
-                    f"{shlex.quote(str(path))}/*.aselmdb; do ase db \"$part\" --insert-into "
+                    f'{shlex.quote(str(path))}/*.aselmdb; do ase db "$part" --insert-into '
                     "structures.db; done"
                 )
         elif not os.access(path, os.R_OK):

@@ -310,7 +310,9 @@ def _labels_elsewhere(
         row for reason in (Rejection.NO_ENERGY, Rejection.NO_FORCES)
         for row in sorted(rejected.get(reason, ()))[:_LOOKED_AT]
     ]  # fmt: skip
-    return tuple(dict.fromkeys(place for row in unlabelled for place in source.labels_elsewhere(row)))
+    return tuple(
+        dict.fromkeys(place for row in unlabelled for place in source.labels_elsewhere(row))
+    )
 
 
 def _text(pairs: Mapping[str, object], key: str | None) -> str | None:

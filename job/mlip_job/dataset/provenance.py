@@ -123,7 +123,6 @@ def _are_forces(name: str, value: Any, atoms: int) -> bool:
         return False
 
 
-
 def note_methods(
     groups: Iterable[tuple[str | None, Any, int]], keys: Mapping[str, Mapping[str, int]]
 ) -> str | None:
