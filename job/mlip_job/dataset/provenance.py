@@ -18,9 +18,12 @@ METHOD_KEYS = frozenset(
 """Keys that name a method, in lower case."""
 
 _OF_THE_STRUCTURE = frozenset(
-    """kpts kpoints gamma magmom initial_magmoms charge nupdown nbands nelect ncore npar kpar setups
-    label directory command txt restart prefix atoms profile parallel""".split()
-)
+    (
+        "kpts", "kpoints", "gamma", "magmom", "initial_magmoms", "charge", "nupdown", "nbands",
+        "nelect", "ncore", "npar", "kpar", "setups", "label", "directory", "command", "txt",
+        "restart", "prefix", "atoms", "profile", "parallel",
+    )
+)  # fmt: skip
 """Parameters that differ from structure to structure, or between machines, where the method is
 the same."""
 
