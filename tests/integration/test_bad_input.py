@@ -521,6 +521,16 @@ def test_check_warns_of_a_basis_that_the_data_can_not_determine(cli: Cli, projec
     assert "would fit" in checked.out
 
 
+def test_check_notes_rows_of_several_calculators(cli: Cli, project: Project) -> None:
+    """With how many rows each has, before a fit mixes them."""
+    (other,) = rattled(1, seed=9)
+    other.calc.name = "vasp"
+    _add(project, other)
+    checked = cli("-c", project.config, "check")
+    assert "the rows were not all computed in the same way" in checked.out
+    assert "vasp (1 rows)" in checked.out
+
+
 def test_a_stress_weight_is_refused(cli: Cli, project: Project) -> None:
     """Pacemaker fits no stress; a weight that does nothing would mislead."""
     ended = cli("-c", project.config, "check", "--set", "training.stress_weight=1")

@@ -751,3 +751,19 @@ def test_zeroed_and_huge_forces_are_noted(db: Path, tmp_path: Path) -> None:
     assert "dataset.max_force" in huge
     limited = build(db, tmp_path / "limited", max_force=300.0).notes
     assert not any("above 100 eV/Å" in note for note in limited)
+
+
+def test_rows_of_several_methods_are_noted(db: Path, tmp_path: Path) -> None:
+    """Calculators, their parameters, and keys that differ are noted with the number of rows."""
+    for number, atoms in enumerate(rattled(20)):
+        atoms.calc.name = "emt" if number < 4 else "vasp"
+        atoms.calc.parameters = {"xc": "pbe", "kpts": [number, 1, 1], "encut": 400 + (number > 17)}
+        write_database(db, [atoms], functional="r2SCAN" if number < 3 else "PBE")
+    (note,) = (n for n in build(db, tmp_path / "all").notes if "computed in the same way" in n)
+    assert "calculator: vasp (16 rows), emt (4 rows)" in note
+    assert "parameter encut of vasp: 400 (14 rows), 401 (2 rows)" in note
+    assert "key functional: PBE (17 rows), r2SCAN (3 rows)" in note
+    assert "kpts" not in note
+    assert "xc" not in note
+    one = build(db, tmp_path / "one", select="calculator=vasp,functional=PBE,id<17").notes
+    assert not any("computed in the same way" in n for n in one)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from ase.calculators.morse import MorsePotential
 from ase.spacegroup import crystal
@@ -18,6 +17,8 @@ from tests.support import rattled, with_emt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from ase import Atoms
 
 
 def structures(*many: Atoms) -> Structures:

@@ -78,12 +78,15 @@ def _configuration(settings: Settings, config: JobConfig) -> str:
 
 
 def _database(config: JobConfig) -> str:
-    from mlip_job.dataset.source import StructureDatabase
+    from mlip_job.dataset.pages import PagedDatabase
+    from mlip_job.dataset.provenance import note_methods
 
-    with StructureDatabase(config.database) as database:
+    with PagedDatabase(config.database.for_generation(1)) as database:
         counts = database.count_by_status()
         rows = ", ".join(f"{n} {status}" for status, n in counts.items()) or "no rows"
-        return f"{database.describe()}: {rows}; select {config.database.select!r}"
+        text = f"{database.describe()}: {rows}; select {config.database.select!r}"
+        note = note_methods(database.methods(), {})
+        return f"{text}; note: {note}" if note else text
 
 
 def _dataset(settings: Settings, config: JobConfig, *, store: bool) -> list[Result]:

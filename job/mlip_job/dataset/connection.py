@@ -7,6 +7,7 @@ never do that, so each database is looked at through its own driver before ASE g
 from __future__ import annotations
 
 import os
+import shlex
 import sqlite3
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import ase.db
 
+from mlip_job.dataset.foreign_files import refuse_foreign_file
 from mlip_job.environment import require_one_line
 from mlip_job.errors import ConfigError, DatabaseError
 from mlip_job.secret_texts import redact
@@ -115,6 +117,7 @@ def describe_url(url: str) -> str:
 def _open_sqlite(url: str) -> OpenedDatabase:
     path = Path(url).expanduser()
     _require_readable_file(path)
+    refuse_foreign_file(path)
     uri = sqlite_uri(path)
     try:
         with closing(sqlite3.connect(uri, uri=True)) as connection:
@@ -165,18 +168,26 @@ def _in_wal_mode(path: Path) -> bool:
 
 
 def _require_readable_file(path: Path) -> None:
+    hint = "check database.url"
     try:
         if not path.exists():
             problem = "does not exist"
         elif not path.is_file():
             problem = "is not a file"
+            if path.is_dir() and any(path.glob("*.aselmdb")):
+                hint = (
+                    "convert its files to SQLite (with the Python package ase-db-backends), and "
+                    "set database.url to the result: for part in "
+                    f'{shlex.quote(str(path))}/*.aselmdb; do ase db "$part" --insert-into '
+                    "structures.db; done"
+                )
         elif not os.access(path, os.R_OK):
             problem = "can't be read: permission denied"
         else:
             return
     except OSError as error:
         problem = f"can't be read: {error.strerror}"
-    raise DatabaseError(f"database {path} {problem}", hint="check database.url")
+    raise DatabaseError(f"database {path} {problem}", hint=hint)
 
 
 def _open_postgresql(url: str) -> OpenedDatabase:

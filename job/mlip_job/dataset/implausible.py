@@ -41,7 +41,7 @@ def have_zeroed_forces(structures: Structures, cutoff: float) -> BoolArray:
     cutoff
         Å, of the potential: forces don't reach further.
     """
-    zero = ~structures.forces.any(axis=1)
+    zero = (structures.forces == 0).all(axis=1)
     zeroed = np.zeros(len(structures), dtype=np.bool_)
     if not zero.any():
         return zeroed

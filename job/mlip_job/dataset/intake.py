@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from mlip_job.dataset.fitness import (
 )
 from mlip_job.dataset.implausible import have_huge_forces, have_zeroed_forces
 from mlip_job.dataset.periodicity import is_partly_periodic, with_vacuum
+from mlip_job.dataset.provenance import METHOD_KEYS, note_methods
 from mlip_job.dataset.proximity import ProximityFinder
 from mlip_job.dataset.reference_energies import compositions
 from mlip_job.dataset.row import StructureRow, UnreadableRow
@@ -73,6 +74,8 @@ class Intake:
         limit is configured.
     labels_elsewhere
         Where rows without energy or forces may hold them under other names.
+    method_note
+        What to know where the selected rows were computed in several ways.
     rejected
         Row ids by reason.
     free_energies
@@ -98,6 +101,7 @@ class Intake:
     zeroed_forces: tuple[int, ...]
     huge_forces: tuple[int, ...]
     labels_elsewhere: tuple[str, ...]
+    method_note: str | None
     rejected: Mapping[Rejection, Sequence[int]]
     free_energies: int
     force_components: int
@@ -177,6 +181,7 @@ class _Taking:
         self._lost_stresses: list[int] = []
         self._partly_periodic: list[int] = []
         self._dropped_stresses = 0
+        self._method_keys: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._zeroed_forces: list[int] = []
         self._huge_forces: list[int] = []
         self._free_energies = 0
@@ -263,6 +268,10 @@ class _Taking:
         self._free_energies += int(np.count_nonzero(is_free))
         self._force_components += count_force_components(structures)
         self._max_force = max(self._max_force, largest_force(structures))
+        for pair in pairs:
+            for key in pair:
+                if key.lower() in METHOD_KEYS:
+                    self._method_keys[key][str(pair[key])] += 1
         zeroed = have_zeroed_forces(padded, self._rules.cutoff)
         self._zeroed_forces += structures.ids[zeroed].tolist()
         if self._rules.max_force is None:
@@ -283,6 +292,7 @@ class _Taking:
             zeroed_forces=tuple(self._zeroed_forces),
             huge_forces=tuple(self._huge_forces),
             labels_elsewhere=_labels_elsewhere(source, self._rejected),
+            method_note=note_methods(source.methods(), self._method_keys),
             rejected={reason: sorted(rows) for reason, rows in self._rejected.items()},
             free_energies=self._free_energies,
             force_components=self._force_components,

@@ -7,6 +7,7 @@ can't be read so is read by `StructureDatabase`: ASE decides what it means.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from array import array
 from contextlib import contextmanager
@@ -143,6 +144,32 @@ class PagedDatabase:
         row = self._source.row(id_)
         return row.charge if isinstance(row, StructureRow) else 0.0
 
+    def methods(self) -> Iterator[tuple[str | None, Any, int]]:
+        """Yield the calculators of the selected rows, their parameters, and how many rows.
+
+        Raises
+        ------
+        DatabaseError
+            If the database fails.
+        """
+        database = self._source.opened.database
+        text = "::text" if database.type == "postgresql" else ""
+        columns = f"systems.calculator, systems.calculator_parameters{text}"
+        sql, values = self._unordered(f"{columns}, count(*)")
+        with self._failures():
+            for groups in self._ids(f"{sql}\nGROUP BY {columns}", values):
+                for calculator, parameters, rows in groups:
+                    yield calculator, self._decoded(parameters), rows
+
+    def _decoded(self, parameters: Any) -> Any:
+        """Return the parameters of a calculator; nothing where they can't be read."""
+        try:
+            if isinstance(parameters, str):
+                parameters = json.loads(parameters)
+            return self._source.opened.database.decode(json.dumps(parameters))
+        except SELECTION_ERRORS:
+            return None
+
     def describe_row(self, id_: int) -> dict[str, str]:
         """See `StructureDatabase.describe_row`."""
         return self._source.describe_row(id_)
@@ -207,6 +234,10 @@ class PagedDatabase:
 
     def _statement(self, what: str) -> tuple[str, Sequence[Any]]:
         """Return ASE's own SQL for the selection, in the order of the ids."""
+        sql, values = self._unordered(what)
+        return f"{sql}\nORDER BY systems.id", values
+
+    def _unordered(self, what: str) -> tuple[str, Sequence[Any]]:
         try:
             keys, comparisons = parse_selection(self._source.selection)
             sql, values = self._source.opened.database.create_select_statement(
@@ -214,9 +245,9 @@ class PagedDatabase:
             )
         except SELECTION_ERRORS as error:
             raise bad_selection(self._config.select, error) from None
-        return f"{sql}\nORDER BY systems.id", values
+        return sql, values
 
-    def _ids(self, sql: str, values: Sequence[Any]) -> Iterable[list[tuple[int, float]]]:
+    def _ids(self, sql: str, values: Sequence[Any]) -> Iterable[list[Any]]:
         if self._tables is not None:
             return self._tables.ids(sql, values)
         cursor = self._source.opened.database.connection.cursor()

@@ -4,12 +4,32 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
+
+METHOD_KEYS = frozenset(
+    ("xc", "functional", "dft_functional", "method", "theory", "level_of_theory", "code", "basis")
+)
+"""Keys that name a method, in lower case."""
+
+_OF_THE_STRUCTURE = frozenset(
+    (
+        "kpts", "kpoints", "gamma", "magmom", "initial_magmoms", "charge", "nupdown", "nbands",
+        "nelect", "ncore", "npar", "kpar", "setups", "label", "directory", "command", "txt",
+        "restart", "prefix", "atoms", "profile", "parallel",
+    )
+)  # fmt: skip
+"""Parameters that differ from structure to structure, or between machines, where the method is
+the same."""
+
+_LISTED = 6
+_VALUES = 4
+_LONGEST = 40
 
 _ENERGY = re.compile(r"energy|^e_?(tot|total|dft|ref)$|toten", re.IGNORECASE)
 _NO_ENERGY = re.compile(
@@ -104,3 +124,49 @@ def _are_forces(name: str, value: Any, atoms: int) -> bool:
         return np.asarray(value, dtype=np.float64).size == _VECTOR * atoms
     except (TypeError, ValueError):
         return False
+
+
+def note_methods(
+    groups: Iterable[tuple[str | None, Any, int]], keys: Mapping[str, Mapping[str, int]]
+) -> str | None:
+    """Return a note where rows come from several calculators, or were computed differently.
+
+    Parameters
+    ----------
+    groups
+        Calculator, its parameters as ASE's decoded JSON, and the number of rows.
+    keys
+        Number of rows by value, for each key that names a method.
+    """
+    calculators: Counter[str] = Counter()
+    parameters: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    for calculator, values, rows in groups:
+        name = calculator or "none"
+        calculators[name] += rows
+        for parameter, value in flat_parameters(values or {}):
+            if parameter.rpartition(".")[2].lower() not in _OF_THE_STRUCTURE:
+                parameters[name, parameter][value] += rows
+    for (name, _), counts in parameters.items():
+        if calculators[name] > counts.total():
+            counts["none"] += calculators[name] - counts.total()
+    varying = [("calculator", calculators)]
+    varying += [(f"parameter {p} of {name}", c) for (name, p), c in sorted(parameters.items())]
+    varying += [(f"key {key}", Counter(counts)) for key, counts in sorted(keys.items())]
+    texts = [f"{what}: {_counted(counts)}" for what, counts in varying if len(counts) > 1]
+    if not texts:
+        return None
+    more = f"; and {len(texts) - _LISTED} more" if len(texts) > _LISTED else ""
+    return (
+        f"the rows were not all computed in the same way ({'; '.join(texts[:_LISTED])}{more}): "
+        "energies of different methods can't be fitted together; select one of them, unless these "
+        "settings make no difference"
+    )
+
+
+def _counted(counts: Counter[str]) -> str:
+    shown = [f"{_short(value)} ({rows} rows)" for value, rows in counts.most_common(_VALUES)]
+    return ", ".join(shown) + (f", {len(counts) - _VALUES} more" if len(counts) > _VALUES else "")
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= _LONGEST else f"{value[: _LONGEST - 1]}…"

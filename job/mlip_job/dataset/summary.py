@@ -175,8 +175,7 @@ def _notes(
         )
     if intake.rejected_count:
         yield f"rows that were rejected: {intake.rejected_count}, see rejections"
-    if elsewhere := note_labels_elsewhere(intake):
-        yield elsewhere
+    yield from _label_notes(intake)
     if intake.lost_stresses:
         yield (
             f"stresses that can't be read ({name_rows(intake.lost_stresses)}), in single "
@@ -190,10 +189,6 @@ def _notes(
             f"{intake.dropped_stresses} stresses of such rows, which depend on the vacuum, were "
             "left out"
         )
-    if intake.zeroed_forces:
-        yield note_zeroed_forces(intake.zeroed_forces)
-    if intake.huge_forces:
-        yield note_huge_forces(intake.huge_forces, intake.max_force)
     if outcome.repeats:
         yield f"{outcome.repeats} rows repeat the structure of another row; they share its side"
     if dataset.split_key is not None:
@@ -211,6 +206,17 @@ def _notes(
             "weights per config type, scaled to a mean of 1: energies by "
             f"{outcome.weighting.energy_scale:.6g}, forces by {outcome.weighting.force_scale:.6g}"
         )
+
+
+def _label_notes(intake: Intake) -> Iterator[str]:
+    if intake.method_note:
+        yield intake.method_note
+    if elsewhere := note_labels_elsewhere(intake):
+        yield elsewhere
+    if intake.zeroed_forces:
+        yield note_zeroed_forces(intake.zeroed_forces)
+    if intake.huge_forces:
+        yield note_huge_forces(intake.huge_forces, intake.max_force)
 
 
 def _split_notes(
