@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlip_job.config.evaluation import verdict_word
 from mlip_job.errors import ConfigError, MlipJobError, UnavailableError
 from mlip_job.naming import FamilyKeys, generation_name
 from mlip_job.report import TrainingReport
@@ -209,7 +210,9 @@ def tags_of(manifest: Manifest, report: TrainingReport, store_url: str) -> dict[
     versions = manifest.environment.versions.items()
     tags |= {f"version.{name}": version for name, version in versions if version is not None}
     gate = report.evaluation.gate if report.evaluation is not None else None
-    tags |= {} if gate is None else {"accepted": str(gate.accepted).lower()}
+    if gate is not None:
+        word = verdict_word(accepted=gate.accepted, limits_set=gate.limits_set)
+        tags |= {"accepted": str(gate.accepted).lower(), "gate": word}
     return {f"mlip_job.{name}": value for name, value in tags.items()}
 
 

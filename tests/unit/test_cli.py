@@ -251,7 +251,7 @@ def test_parse_reports_on_any_work_directory(cli: Cli, request: pytest.FixtureRe
     ladder = cli("parse", data / "c_ladder")
     assert "succeeded\n" in ladder.out
     assert "179.42" in ladder.out
-    assert "2.0: 15 functions, 8 iterations" in ladder.out
+    assert "3.1: 15 functions, 8 iterations" in ladder.out
     document = json.loads(cli("parse", data / "g_huge_forces", "--json").out)
     assert document["status"] == "failed"
     assert document["exit_code"] == 0

@@ -167,7 +167,8 @@ def test_an_evaluation_is_logged_where_there_is_one() -> None:
     assert found["evaluation.test.extrapolation_grade.max"] == 5.5
     assert found["evaluation.parent.force_mev_per_angstrom.change"] == -0.5
     assert not any("stress" in name or "parity" in name for name in found)
-    assert tags_of(make_manifest(4), report, "store")["mlip_job.accepted"] == "false"
+    tags = tags_of(make_manifest(4), report, "store")
+    assert (tags["mlip_job.accepted"], tags["mlip_job.gate"]) == ("false", "rejected")
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ Result = tuple[str, str, MlipJobError | None]
 @common_options
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """Check configuration, database, store and trainer, and what the next run would make of it.
+    """Check configuration, database, store and trainer.
 
     Rows are selected, validated and split as by a run, or a sample of them if there are many.
     One line each, with the remedy where something is wrong; ends with the exit code of the first

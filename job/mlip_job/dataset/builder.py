@@ -18,7 +18,7 @@ from mlip_job.dataset.index import ParentDataset
 from mlip_job.dataset.intake import take_in
 from mlip_job.dataset.pages import PagedDatabase, Selected
 from mlip_job.dataset.query import query_key
-from mlip_job.dataset.record import SideNames, dataset_id
+from mlip_job.dataset.record import dataset_id
 from mlip_job.dataset.reference_energies import (
     ReferenceEnergies,
     automatic_references,
@@ -134,18 +134,13 @@ class DatasetBuilder:
             found = find(rows)
             if found is not None:
                 return Built(found, rows, found=True)
-            with (
-                _frozen_garbage(),
-                _scratch(directory) as scratch,
-                Spool(scratch / "rows.spool") as spool,
-            ):
-                intake = self._take_in(source, selected, spool)
-                record = self._write(DatasetFiles(scratch), spool, self._decide(source, intake))
+            with _frozen_garbage(), _scratch(directory) as scratch:
+                record = self._make(source, selected, scratch)
                 _move(scratch, directory, record)
         return Built(record, rows, found=False)
 
     def preview(self, most: int) -> tuple[DatasetRecord, int]:
-        """Return what `build` would record, without files, and how many rows are selected.
+        """Return what `build` would record, and how many rows are selected; nothing is kept.
 
         Of more than `most` rows, a sample that is spread evenly over them is looked at.
 
@@ -158,27 +153,21 @@ class DatasetBuilder:
             selected = source.select()
             step = max(1, -(-len(selected.ids) // most))
             some = Selected(selected.ids[::step], selected.mtimes[::step])
-            with (
-                tempfile.TemporaryDirectory(prefix="mlip-job-") as scratch,
-                Spool(Path(scratch) / "rows.spool") as spool,
-            ):
-                intake = self._take_in(source, some, spool)
-        try:
-            outcome = self._decide(intake)
-        except (DataError, ConfigError) as error:
-            if step > 1:
-                error.message += f" (in a sample of {len(some.ids)} of {len(selected.ids)} rows)"
-            raise
-        record = summarise(
-            outcome,
-            identity="preview",
-            database=self.database,
-            dataset=self.dataset,
-            training=self.training,
-            frames=SideNames(train=(), test=()),
-            files={},
-        )
+            with tempfile.TemporaryDirectory(prefix="mlip-job-") as scratch:
+                try:
+                    record = self._make(source, some, Path(scratch))
+                except (DataError, ConfigError) as error:
+                    if step > 1:
+                        of = f"{len(some.ids)} of {len(selected.ids)} rows"
+                        error.message += f" (in a sample of {of})"
+                    raise
         return record, len(selected.ids)
+
+    def _make(self, source: PagedDatabase, selected: Selected, scratch: Path) -> DatasetRecord:
+        """Write the files of a dataset, and a spool that is of no use later."""
+        with Spool(scratch / "rows.spool") as spool:
+            intake = self._take_in(source, selected, spool)
+            return self._write(DatasetFiles(scratch), spool, self._decide(source, intake))
 
     def query_key(self) -> str:
         """Return the hash of all that decides the dataset but the rows themselves."""

@@ -86,9 +86,10 @@ def _latest(registry: Registry) -> int:
     latest = registry.latest()
     if latest is not None:
         return latest
-    where = f"of {registry.family} in {registry.store.url}"
     if registry.numbers():
         raise ConfigError(
-            f"all generations {where} were rejected by their gates", hint="name the generation"
+            f"all generations of {registry.family} in {registry.store.url} were rejected by their "
+            "gates",
+            hint="name the generation",
         )
-    raise ConfigError(f"no generation {where} is published")
+    raise ConfigError(f"no generation of {registry.family} is published in {registry.store.url}")
