@@ -35,7 +35,7 @@ class GateConfig(Part):
 
     @property
     def has_limits(self) -> bool:
-        """Whether it asks how accurate a potential is, not only for stability and a comparison."""
+        """Whether it asks something of the potential itself, not only of how it compares."""
         limits = (self.max_energy_rmse_mev, self.max_force_rmse_mev)
         return any(limit is not None for limit in limits) or self.require_physics is True
 

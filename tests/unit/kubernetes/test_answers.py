@@ -11,9 +11,8 @@ from mlip_job.errors import ConfigError, ConflictError, UnavailableError
 from mlip_job.schedulers.base import JobState
 from mlip_job.schedulers.kubernetes.api_errors import api_error
 from mlip_job.schedulers.kubernetes.ending import ending_of
-from mlip_job.schedulers.kubernetes.layout import SPEC_HASH
-from mlip_job.schedulers.kubernetes.status import status_of
-from mlip_job.schedulers.kubernetes.submission import newest_submission, release_of
+from mlip_job.schedulers.kubernetes.status import newest_job, status_of
+from mlip_job.schedulers.kubernetes.submitter import release_of
 
 
 @pytest.mark.parametrize(
@@ -338,13 +337,15 @@ def test_a_job_tells_its_release(
 def test_what_has_not_ended_is_the_newest(ended_first: bool) -> None:
     """Where another one failed within the same second; Kubernetes keeps no more of the time."""
 
-    def of(submission: str, **status: Any) -> dict[str, Any]:
-        labelled = job(**status)
-        labelled["metadata"] |= {"name": submission, "annotations": {SPEC_HASH: submission}}
-        return labelled
+    def of(name: str, **status: Any) -> dict[str, Any]:
+        named = job(**status)
+        named["metadata"]["name"] = name
+        return named
 
     failed = of("a", conditions=[{"type": "Failed", "status": "True"}])
     jobs = [failed, of("b")] if ended_first else [of("b"), failed]
-    assert [one["metadata"]["name"] for one in newest_submission(jobs)] == ["b"]
-    assert newest_submission([failed]) == [failed]
-    assert newest_submission([]) == []
+    newest = newest_job(jobs)
+    assert newest is not None
+    assert newest["metadata"]["name"] == "b"
+    assert newest_job([failed]) == failed
+    assert newest_job([]) is None

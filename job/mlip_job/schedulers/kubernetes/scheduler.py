@@ -17,7 +17,7 @@ from mlip_job.schedulers.kubernetes.layout import (
 )
 from mlip_job.schedulers.kubernetes.logs import job_lines
 from mlip_job.schedulers.kubernetes.manifests import from_yaml, plan_job
-from mlip_job.schedulers.kubernetes.status import FORGOTTEN, has_ended, status_of
+from mlip_job.schedulers.kubernetes.status import FORGOTTEN, has_ended, newest_job, status_of
 from mlip_job.schedulers.kubernetes.submitter import Submitter, release_of
 
 if TYPE_CHECKING:
@@ -56,13 +56,9 @@ class KubernetesScheduler:
         return JobHandle(self.name, f"{cluster.namespace}/{plan.name}", plan.name, found=found)
 
     def find(self, family: str, generation: int) -> JobHandle | None:
-        """Return a generation's Job; see `Scheduler.find`.
-
-        Only one has not ended; it goes first, since two may be of one second.
-        """
-        jobs = self._cluster(None).jobs(identifying_labels(family, generation))
-        newest = [job for job in jobs if not has_ended(job)][-1:] or jobs[-1:]
-        return _handle(newest[0]) if newest else None
+        """Return a generation's newest Job; see `Scheduler.find`."""
+        job = newest_job(self._cluster(None).jobs(identifying_labels(family, generation)))
+        return _handle(job) if job is not None else None
 
     def active(self, family: str, generation: int) -> Sequence[JobHandle]:
         """Return the Jobs that have not ended, of submissions and releases; see `Scheduler.active`.

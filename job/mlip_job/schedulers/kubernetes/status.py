@@ -63,6 +63,20 @@ def has_ended(job: Manifest) -> bool:
     return any(_condition(job, kind) is not None for kind in ("Complete", "Failed"))
 
 
+def newest_job(jobs: Sequence[Manifest]) -> Manifest | None:
+    """Return the newest Job of a generation, or None.
+
+    Only one has not ended; it goes first, since two may be of one second.
+
+    Parameters
+    ----------
+    jobs
+        The oldest first.
+    """
+    newest = [job for job in jobs if not has_ended(job)][-1:] or jobs[-1:]
+    return newest[0] if newest else None
+
+
 def _succeeded(job: Manifest, pods: Sequence[Manifest]) -> JobStatus:
     done = [pod for pod in pods if _phase(pod) == "Succeeded"]
     ending = ending_of(done[-1]) if done else Ending("Completed", "done", exit_code=0)
