@@ -242,6 +242,17 @@ def test_a_linear_fit_that_only_has_to_be_published_is_not_made_again(tmp_path: 
     assert manifest.linear_start is not None
 
 
+def test_a_run_finds_the_dataset_that_was_exported_before(tmp_path: Path) -> None:
+    """An export may be a job of its own, without a GPU."""
+    write_database(tmp_path / "structures.db", rattled(10))
+    config = _config(tmp_path, TINY | {"max_iter": 0})
+    record = export_generation(config, 1, store=open_store(config.storage), observer=_Recorder())
+    manifest, messages = _run(config)
+    assert manifest.dataset.id == record.id
+    (found,) = (text for text in messages if text.startswith(f"dataset {record.id} of"))
+    assert "is in the store; no row was written since" in found
+
+
 def test_what_a_weighting_leaves_out_of_a_linear_fit_is_reported(tmp_path: Path) -> None:
     """As of a fit by pacemaker: an energy-based one drops the structures above DEup."""
     write_database(tmp_path / "structures.db", rattled(12))
