@@ -528,7 +528,7 @@ def test_check_notes_rows_of_several_calculators(cli: Cli, project: Project) -> 
     _add(project, other)
     checked = cli("-c", project.config, "check")
     assert "the rows were not all computed in the same way" in checked.out
-    assert "vasp (1 rows)" in checked.out
+    assert "vasp (1 row)" in checked.out
 
 
 def test_a_stress_weight_is_refused(cli: Cli, project: Project) -> None:

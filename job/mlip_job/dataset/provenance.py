@@ -164,7 +164,10 @@ def note_methods(
 
 
 def _counted(counts: Counter[str]) -> str:
-    shown = [f"{_short(value)} ({rows} rows)" for value, rows in counts.most_common(_VALUES)]
+    shown = [
+        f"{_short(value)} ({rows} row{'s'[: rows > 1]})"
+        for value, rows in counts.most_common(_VALUES)
+    ]
     return ", ".join(shown) + (f", {len(counts) - _VALUES} more" if len(counts) > _VALUES else "")
 
 
