@@ -31,6 +31,7 @@ _CONFIG = {
     "family": "cu",
     "database": {"url": "structures.db"},
     "storage": {"url": "store"},
+    "evaluation": {"gate": {"require_physics": False}},  # of ten functions
     # The pyace evaluator needs no TensorFlow: such a fit takes seconds.
     "training": {
         "linear_start": False,

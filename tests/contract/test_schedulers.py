@@ -141,7 +141,7 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
                 "max_iter": 3,
                 "stress_weight": 0,
             },
-            "evaluation": {"active_set": False},
+            "evaluation": {"active_set": False, "gate": {"require_physics": False}},
             "storage": {"url": str(tmp_path / "store")},
             "run": {"checkpoint_interval": 1, "heartbeat_interval": 0.5, "stop_timeout": 5},
             "work_dir": str(tmp_path / "work"),

@@ -82,7 +82,11 @@ def _config(directory: Path, **training: Any) -> JobConfig:
             "family": "cu",
             "database": {"url": str(directory / "structures.db")},
             "training": TRAINING | training,
-            "evaluation": {"active_set": False, "dynamics_steps": 10},
+            "evaluation": {
+                "active_set": False,
+                "dynamics_steps": 10,
+                "gate": {"require_physics": False},
+            },
             "storage": {"url": str(directory / "store")},
             "work_dir": str(directory / "work"),
         }

@@ -85,7 +85,7 @@ def half_trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
             "max_iter": 2,
             "stress_weight": 0,
         },
-        "evaluation": {"active_set": False},
+        "evaluation": {"active_set": False, "gate": {"require_physics": False}},
         "storage": {"url": "store"},
     }
     (directory / "mlip-job.yaml").write_text(yaml.safe_dump(values))

@@ -328,13 +328,15 @@ def test_physics_is_checked_with_the_core_that_pacemaker_put_on(trained: Project
         assert check.energies_ev[0] > 50
     assert len(physics["smoothness"]) == 6
     assert {c.verdict for c in physics["smoothness"]} == {"passed"}
-    gold, copper = physics["energy_volume"]
+    gold, copper, compound = physics["energy_volume"]
     assert gold.verdict == "skipped"
     assert copper.element == "Cu"
+    assert compound.verdict in ("passed", "failed")  # of a potential with eight functions
     assert len(copper.volumes_angstrom3_per_atom) == len(copper.energies_ev_per_atom) > 20
-    (dynamics,) = physics["dynamics"]
-    assert (dynamics.steps, dynamics.atoms) == (200, 32)
-    assert dynamics.verdict in ("passed", "failed")  # of a potential with eight functions
+    for dynamics in physics["dynamics"]:
+        assert (dynamics.steps, dynamics.atoms) == (200, 32)
+        assert dynamics.verdict in ("passed", "failed")
+    assert [dynamics.temperature_k >= 1000 for dynamics in physics["dynamics"]] == [False, True]
 
 
 def _shortest_distances(path: Path) -> dict[tuple[str, str], float]:
@@ -520,7 +522,8 @@ def _a_little_more(number: str) -> str:
 
 def test_a_spoilt_potential_is_caught(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """One coefficient, NaN, half a file: each is told, none is published, the fit is kept."""
-    project.write(rattled(12, symbols=("Cu", "Au")), {}, evaluation={"active_set": False})
+    settings = {"active_set": False, "gate": {"require_physics": False}}
+    project.write(rattled(12, symbols=("Cu", "Au")), {}, evaluation=settings)
     for change, message in (
         (
             lambda text: _with_first_coefficient(text, _a_little_more),
@@ -550,7 +553,8 @@ def test_a_potential_that_was_not_fitted_is_caught(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Changed before it was converted: only pacemaker's own figures tell."""
-    project.write(rattled(12), {}, evaluation={"active_set": False})
+    settings = {"active_set": False, "gate": {"require_physics": False}}
+    project.write(rattled(12), {}, evaluation=settings)
     convert = publication.convert_to_yace
 
     def changing(potential: Path, yace: Path) -> None:
@@ -624,8 +628,8 @@ def test_molecules_and_a_test_set_of_one(project: Project) -> None:
     assert only.rmse == only.mae == only.max == only.p50 == only.p99
     by_kind = {check.kind: check for check in evaluation.physics}
     assert by_kind["energy_volume"].verdict == "skipped"
-    dynamics = by_kind["dynamics"]
-    assert (dynamics.atoms, dynamics.timestep_fs) == (6, 0.5)
+    dynamics = [check for check in evaluation.physics if check.kind == "dynamics"]
+    assert [(run.atoms, run.timestep_fs) for run in dynamics] == [(6, 0.5), (6, 0.25)]
     assert len([c for c in evaluation.physics if c.kind == "dimer"]) == 6
 
 

@@ -72,7 +72,7 @@ def _config(tmp_path: Path, training: dict[str, Any], **sections: Any) -> JobCon
         "training": training,
         "storage": {"url": str(tmp_path / "store")},
         "work_dir": str(tmp_path / "work"),
-        "evaluation": {"active_set": False},
+        "evaluation": {"active_set": False, "gate": {"require_physics": False}},
     }
     return JobConfig.model_validate(values | sections)
 

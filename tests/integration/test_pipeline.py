@@ -68,6 +68,7 @@ def _config(tmp_path: Path, training: dict[str, Any], **sections: Any) -> JobCon
         "training": training,
         "storage": {"url": str(tmp_path / "store")},
         "work_dir": str(tmp_path / "work"),
+        "evaluation": {"gate": {"require_physics": False}},
     }
     return JobConfig.model_validate(values | sections)
 

@@ -45,7 +45,7 @@ def config(tmp_path: Path) -> Path:
                     "max_iter": 2,
                     "stress_weight": 0,
                 },
-                "evaluation": {"active_set": False},
+                "evaluation": {"active_set": False, "gate": {"require_physics": False}},
             }
         )
     )

@@ -75,7 +75,11 @@ def _run(directory: Path, training: dict[str, Any], observer: _Observer) -> Trai
             "family": "cu",
             "database": {"url": str(database)},
             "training": training,
-            "evaluation": {"active_set": False, "dynamics_steps": 10},
+            "evaluation": {
+                "active_set": False,
+                "dynamics_steps": 10,
+                "gate": {"require_physics": False},
+            },
             "storage": {"url": str(directory / f"store-{name}")},
             "work_dir": str(directory / f"work-{name}"),
         }

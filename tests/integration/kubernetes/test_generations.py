@@ -54,6 +54,7 @@ def values(
             "stress_weight": 0,
         },
         "storage": s3_bucket.model_dump(mode="json"),
+        "evaluation": {"gate": {"require_physics": False}},
         "submit": {
             "scheduler": "kubernetes",
             "kubernetes": {

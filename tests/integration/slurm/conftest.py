@@ -170,7 +170,7 @@ def make_family(directory: Path, cluster: SlurmCluster, cli: Callable[..., Ended
         "family": "cu",
         "database": {"url": "structures.db"},
         "training": dict(TINY),
-        "evaluation": {"active_set": False},
+        "evaluation": {"active_set": False, "gate": {"require_physics": False}},
         "storage": {"url": "store"},
         "run": {"checkpoint_interval": 1, "heartbeat_interval": 0.5, "stop_timeout": 5},
         "submit": {
