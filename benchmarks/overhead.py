@@ -27,6 +27,7 @@ from mlip_job.training.tables import read_table
 from tests.support import with_emt, write_database
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from ase import Atoms
@@ -139,8 +140,8 @@ def _median(columns: list[dict[str, float]], name: str) -> str:
     return _cell(column.get(name, 0.0) for column in columns)
 
 
-def _cell(values: object) -> str:
-    return f"{statistics.median(values):.2f}"  # type: ignore[call-overload]
+def _cell(values: Iterable[float]) -> str:
+    return f"{statistics.median(values):.2f}"
 
 
 def _configure(directory: Path, iterations: int) -> Path:

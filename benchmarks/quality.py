@@ -34,9 +34,10 @@ from mlip_job.evaluation.processes import Measurers
 from mlip_job.evaluation.speed import measure_speed
 from mlip_job.naming import DatasetFiles, WorkFiles
 from mlip_job.training.input_yaml import dump_input
-from mlip_job.training.newest import copy_newest
+from mlip_job.training.newest import copy_whole
 from mlip_job.training.potential_yaml import count_functions, read_potential
 from mlip_job.training.programs import convert_to_yace, find_program, trainer_environment
+from mlip_job.training.tables import read_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -286,8 +287,11 @@ def _cpu_seconds(pid: int) -> float:
 def _newest(files: WorkFiles, elements: Sequence[str], copy: Path) -> Path | None:
     """Return the potential of the newest iteration, whole."""
     for _ in range(20):  # it may be written just now
-        if copy_newest(files, elements, copy, lambda _: True) is not None:
-            return copy
+        rows = read_table(files.table("metrics")).rows
+        if rows and rows[-1].iter_num:
+            source = files.interim_potential(rows[-1].cycle_step or 0)
+            if copy_whole(source, elements, rows[-1].nfuncs, copy) is not None:
+                return copy
         time.sleep(0.1)
     return None
 
@@ -302,7 +306,12 @@ def _row(fit: Fit, dataset: DatasetFiles, record: DatasetRecord) -> tuple[str, .
     yace = fit.potential.with_suffix(".yace")
     convert_to_yace(fit.potential, yace)
     errors = _test_errors(yace, dataset, record)
-    speed = measure_speed(Potential(yace), record, read_blocks(dataset.xyz("test")))
+    speed = measure_speed(
+        Potential(yace),
+        read_blocks(dataset.xyz("test")),
+        structures=record.counts.test,
+        atoms=record.atoms.test,
+    )
     energy, force = errors.energy_mev_per_atom, errors.force_mev_per_angstrom
     return (
         *cost,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def labelled(atoms: Atoms, **results: Any) -> Atoms:
     """Return a copy with the results (energy in eV, forces in eV/Å, …) that it shall have."""
-    copy = atoms.copy()
+    copy: Atoms = atoms.copy()
     copy.calc = SinglePointCalculator(copy, **results)
     return copy
 
