@@ -104,7 +104,6 @@ def _first_loss(config: JobConfig, manifest: Manifest) -> float:
 @pytest.mark.parametrize(
     ("evaluator", "ndensity", "weighting"),
     [
-        ("tensorpot", 2, "uniform"),
         ("tensorpot", 5, "uniform"),
         ("pyace", 2, {"energy_based": {"DElow": 0.05, "DEup": 10.0, "wlow": 0.9}}),
         ("pyace", 2, {"by_group": {"even": {"energy": 5, "forces": 0.2}}}),

@@ -146,7 +146,7 @@ def test_what_is_not_there_is_named(family: Family) -> None:
     """Generations, families, active sets, elements."""
     with pytest.raises(ConfigError, match=r"gen_07 of cu is not published.*published: gen_01"):
         load_potential(family.store, generation=7)
-    with pytest.raises(ConfigError, match=r"no generation of ag in .* is published"):
+    with pytest.raises(ConfigError, match=r"no generation of ag is published in "):
         load_potential(family.store, family="ag")
     with pytest.raises(ConfigError, match="holds a secret"):
         load_potential("s3://key:secret@bucket/prefix")
