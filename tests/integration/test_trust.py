@@ -1,20 +1,25 @@
-"""A run executes nothing that another process put into the store."""
+"""A run executes nothing that another process put into the store, and passes on no secret."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
 from mlip_job.pipeline import export_generation
 from tests.datasets import poison_frames
 from tests.generations import Silent
+from tests.support import rattled, write_database
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from mlip_job.config import JobConfig
+    from tests.cli import Ended
     from tests.generations import Family
 
 pytestmark = pytest.mark.pacemaker
@@ -54,3 +59,62 @@ def test_frames_in_the_store_are_never_read(family: Family) -> None:
     assert second.linear_start is not None
     assert "potential.asi" in second.artefacts
     assert not mark.exists()
+
+
+PLANTED = "planted8f3a"
+VARIABLES = (
+    "MLIP_JOB_DATABASE_PASSWORD",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+)
+SLURM = ("submit.scheduler=slurm",)
+KUBERNETES = (
+    "submit.scheduler=kubernetes",
+    "submit.kubernetes.image=registry.example/mlip-job:1",
+    "database.url=postgresql://ase@db.example/ase",
+    "storage.url=s3://mlip/potentials",
+)
+
+
+def _set(settings: Iterable[str]) -> list[str]:
+    return [part for setting in settings for part in ("--set", setting)]
+
+
+def test_secrets_of_the_environment_stay_there(
+    tmp_path: Path, cli: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No file that a run writes holds one, no script, no manifest, and nothing that is printed."""
+    for name in VARIABLES:
+        monkeypatch.setenv(name, PLANTED)
+    write_database(tmp_path / "structures.db", rattled(8))
+    config = tmp_path / "mlip-job.yaml"
+    values = {
+        "family": "cu",
+        "database": {"url": str(tmp_path / "structures.db")},
+        "storage": {"url": str(tmp_path / "store")},
+        "training": {"max_iter": 0, "functions_per_element": 5},
+        "evaluation": {"gate": {"require_physics": False}},
+        "work_dir": str(tmp_path / "work"),
+    }
+    config.write_text(yaml.safe_dump(values))
+    options = ("-c", config)
+    commands = [
+        ("run", "-g", 1),
+        ("show", "-g", 1, "--json"),
+        ("config", "show"),
+        *((*_set(settings), "submit", "-g", 2, "--dry-run") for settings in (SLURM, KUBERNETES)),
+    ]
+    for command in commands:
+        ended = cli(*options, *command)
+        assert ended.code == 0, ended.err
+        assert PLANTED not in ended.out + ended.err
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(path.name == "report.html" for path in files)
+    for path in files:
+        content = path.read_bytes()
+        if path.suffix in (".gz", ".gzip"):
+            content = gzip.decompress(content)
+        assert PLANTED.encode() not in content, path
