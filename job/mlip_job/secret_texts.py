@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _WORDS = (
     "pass(?:word|wd|phrase|code)|secrets?|tokens?|credentials?|signature|authorization|"
     "(?:basic|http|proxy)[-_.]?auth|"
-    "(?:access|account|api|auth|master|private|secret|shared|signing|storage)[-_.]?key"
+    "jwt|(?:access|account|api|auth|master|private|secret|shared|signing|storage)[-_.]?key"
 )
 _SHORT = "pass|pwd|pw|key|sig"
 _END = "(?:[-_.]?(?:id|[0-9]+))?"
@@ -59,7 +59,7 @@ NOT_SECRET = ("GOOGLE_APPLICATION_CREDENTIALS",)
 
 TEXTS: Mapping[str, str] = {
     "password in a URL": (
-        rf"(?s:^\s*{_SCHEME}.*{_COLON}.+@{_HOST})"
+        rf"(?s:^\s*(?:{_SCHEME}|//).*{_COLON}.+@{_HOST})"
         rf"|{_SCHEME}{_IN_TEXT}*{_COLON}{_IN_TEXT}+@{_HOST}"
         r"|^[^\s:/@]+:[^\s@/][^\s@]*@[^\s@:/]+(?::[0-9]{1,5}(?:/|$)|/)"
     ),
@@ -95,7 +95,7 @@ _VARIABLE, _KEY = re.compile(VARIABLE), re.compile(KEY)
 _MASKED = tuple(
     (re.compile(pattern), kept)
     for pattern, kept in (
-        (rf"({_SCHEME}){_IN_TEXT}*{_COLON}{_IN_TEXT}+(?=@{_HOST})", r"\1***"),
+        (rf"({_SCHEME}|//){_IN_TEXT}*{_COLON}{_IN_TEXT}+(?=@{_HOST})", r"\1***"),
         (r"""((?i:https?|s3)://)[^\s/?#"'<>@]+(?=@)""", r"\1***"),
         (rf"([?&;#]{_PARAMETER}=)[^\s&;#\"'<>]+", r"\1***"),
         (rf"([?&;#]{_NAME}%[4-7][0-9A-Fa-f][^\s=&;#]*=)[^\s&;#\"'<>]+", r"\1***"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 
 from mlip_job.errors import ConfigError, DatabaseError
 from tests.datasets import build, refused
-from tests.support import rattled
+from tests.support import rattled, write_database
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -94,6 +95,25 @@ def test_labels_of_a_file_under_other_names(tmp_path: Path, out: Path) -> None:
     text = refused(ConfigError, path, out)
     assert "REF_energy, REF_forces are no energy and forces to ASE" in text
     assert "Labels under other names" in text
+
+
+def test_compressed_database(tmp_path: Path, out: Path) -> None:
+    """It is unpacked by the command that the message ends with."""
+    plain = tmp_path / "plain.db"
+    write_database(plain, rattled(12))
+    packed = tmp_path / "packed.db"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
+    run_hint(refused(ConfigError, packed, out))
+    (made,) = set(tmp_path.glob("*.db")) - {packed}
+    assert build(made, out, select="status=completed").counts.accepted == 12
+
+
+def test_json_of_another_kind(tmp_path: Path, out: Path) -> None:
+    """No command converts what is no database."""
+    path = tmp_path / "settings.json"
+    path.write_text('{"x": [1, 2]}')
+    assert "ase db" not in refused(DatabaseError, path, out)
 
 
 def test_empty_file(tmp_path: Path, out: Path) -> None:

@@ -159,6 +159,13 @@ def test_what_is_not_there_is_named(family: Family) -> None:
     boxed.pbc = True
     assert bulk_energy(calculator, dimer) == pytest.approx(bulk_energy(calculator, boxed), abs=1e-9)
 
+    left = Atoms("Cu", cell=[[0, 3.6, 0], [3.6, 0, 0], [0, 0, 3.6]], pbc=True)
+    left.calc = calculator
+    right = Atoms("Cu", cell=3.6 * np.eye(3), pbc=True)
+    right.calc = load_potential(family.store)
+    assert left.get_potential_energy() == pytest.approx(right.get_potential_energy(), abs=1e-9)
+    assert left.get_stress() == pytest.approx(right.get_stress(), abs=1e-9)
+
     path = family.store / family.registry.keys.manifest(1)
     path.write_text(path.read_text().replace('"potential.asi"', '"other.asi"'))
     with pytest.raises(ConfigError, match=r"published without potential\.asi"):

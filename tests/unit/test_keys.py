@@ -25,6 +25,12 @@ def test_trajectories_are_grouped(key: str) -> None:
     assert key in found.remarks["group_by"]
 
 
+def test_a_missing_number_is_no_trajectory() -> None:
+    """NaN, which pandas writes where there is none."""
+    rows = [{"traj": float("nan") if n == 7 else float(n // 4)} for n in range(40)]
+    assert propose_keys([rows]).values == {"group_by": "traj"}
+
+
 def test_one_trajectory_among_consecutive_rows() -> None:
     """The others are seen from afar."""
     assert propose_keys(_trajectories("traj", frames=100)).values == {"group_by": "traj"}

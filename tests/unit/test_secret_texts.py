@@ -34,6 +34,8 @@ FORMS = (
     "postgresql://u@h/d?password=hunter2",
     "postgresql://u@h/d?sslmode=require&sslpassword=hunter2",
     "postgresql://u@h/d?p%61ssword=hunter2",
+    "//u:hunter2@h/d",
+    "https://h/x?jwt=hunter2",
     "https://h/x?token=hunter2",
     "https://h/x#access_token=hunter2",
     "https://h/x?X-Amz-Signature=hunter2",

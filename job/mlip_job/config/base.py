@@ -23,12 +23,22 @@ def _require_symbol(text: str) -> str:
     return text
 
 
+def _refuse_query(url: str) -> str:
+    if "?" in url or "#" in url:
+        raise ValueError("takes an address without a query (?) and without a fragment (#)")
+    return url
+
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Element = Annotated[
     str, AfterValidator(_require_symbol), Field(json_schema_extra={"pattern": "^[A-Z][a-z]?$"})
 ]
+
+Address = Annotated[str, AfterValidator(_refuse_query)]
+"""URL of a server. What a query or a fragment would hold is a secret, by any name. The chart's
+schema has no pattern for it, since helm prints a value that does not match."""
 
 
 class Part(BaseModel):

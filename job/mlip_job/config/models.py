@@ -13,7 +13,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from mlip_job.config.base import Element, Finite, NonNegative, Part, Positive
+from mlip_job.config.base import Address, Element, Finite, NonNegative, Part, Positive
 from mlip_job.config.evaluation import EvaluationConfig
 from mlip_job.config.submit import SubmitConfig
 from mlip_job.config.tracking import TrackingConfig
@@ -100,7 +100,7 @@ class StorageConfig(Part):
     )
 
     url: str = Field("store", min_length=1, description="A directory, or s3://bucket/prefix.")
-    endpoint_url: str | None = Field(None, description="Endpoint of an S3-compatible store.")
+    endpoint_url: Address | None = Field(None, description="Endpoint of an S3-compatible store.")
     region: str | None = None
     addressing_style: Literal["auto", "path", "virtual"] = "auto"
     request_checksum_calculation: Literal["when_supported", "when_required"] = Field(

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from mlip_job.config.base import Part
+from mlip_job.config.base import Address, Part
 
 
 class TrackingConfig(Part):
@@ -18,7 +18,7 @@ class TrackingConfig(Part):
         "MLFLOW_TRACKING_TOKEN, instead"
     )
 
-    mlflow_uri: str | None = Field(
+    mlflow_uri: Address | None = Field(
         None,
         description="MLflow tracking server, as http://host:5000. Credentials come from "
         "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN.",

@@ -17,6 +17,7 @@ _SQLITE = b"SQLite format 3\0"
 _LMDB = b"\xde\xc0\xef\xbe"
 """Magic number of LMDB, behind the header of its first page (lmdb, mdb.c)."""
 _JSON = re.compile(rb'\s*\{\s*"(\d+|ids|nextid)"\s*:')
+_GZIP = b"\x1f\x8b"
 _PEEK = 4096
 
 _KEYS_OF_LABELS = re.compile(r"(?:^|[ :])(\w*_(?:energy|forces?)|(?:energy|forces?)_\w+)[=:]")
@@ -52,15 +53,25 @@ def refuse_foreign_file(path: Path) -> None:
 def _recognise(path: Path, head: bytes) -> MlipJobError | None:
     if _LMDB in head[:32] or path.suffix == ".aselmdb":
         return _another_back_end(path, "LMDB (.aselmdb)", ".aselmdb")
-    if _JSON.match(head) or (path.suffix == ".json" and head.lstrip().startswith(b"{")):
+    if _JSON.match(head):
         return _another_back_end(path, "JSON", ".json")
     try:
         kind = filetype(str(path), read=True)
     except (UnknownFileTypeError, OSError, ValueError):
-        return None
-    if kind == "db" or kind not in ioformats or not ioformats[kind].can_read:
-        return None
+        return _compressed(path, head)
+    if kind in ("db", "json") or kind not in ioformats or not ioformats[kind].can_read:
+        return _compressed(path, head)
     return _structures(path, kind, head)
+
+
+def _compressed(path: Path, head: bytes) -> ConfigError | None:
+    if not head.startswith(_GZIP):
+        return None
+    return ConfigError(
+        f"database.url: {path} is compressed (gzip)",
+        hint="unpack it, and set database.url to the result: "
+        f"gunzip -c {_quoted(path)} > {_quoted(_target(path.with_suffix('')))}",
+    )
 
 
 def _another_back_end(path: Path, name: str, suffix: str) -> ConfigError:

@@ -22,7 +22,7 @@ from mlip_job.dataset.fitness import (
 )
 from mlip_job.dataset.implausible import have_huge_forces, have_zeroed_forces
 from mlip_job.dataset.periodicity import is_partly_periodic, with_vacuum
-from mlip_job.dataset.provenance import METHOD_KEYS, note_methods
+from mlip_job.dataset.provenance import names_method, note_methods
 from mlip_job.dataset.proximity import ProximityFinder
 from mlip_job.dataset.reference_energies import compositions
 from mlip_job.dataset.row import StructureRow, UnreadableRow
@@ -270,7 +270,7 @@ class _Taking:
         self._max_force = max(self._max_force, largest_force(structures))
         for pair in pairs:
             for key in pair:
-                if key.lower() in METHOD_KEYS:
+                if names_method(key):
                     self._method_keys[key][str(pair[key])] += 1
         zeroed = have_zeroed_forces(padded, self._rules.cutoff)
         self._zeroed_forces += structures.ids[zeroed].tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -125,7 +126,7 @@ def _repeats(key: str, samples: Sequence[Sequence[Mapping[str, Any]]]) -> bool:
 
 
 def _is_fraction(value: object) -> bool:
-    return isinstance(value, float) and not value.is_integer()
+    return isinstance(value, float) and not (math.isnan(value) or value.is_integer())
 
 
 def _some(values: Iterable[object], limit: int = 4) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,10 +13,10 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-METHOD_KEYS = frozenset(
-    ("xc", "functional", "dft_functional", "method", "theory", "level_of_theory", "code", "basis")
+_METHOD = re.compile(
+    r"(.*_)?(xc|functional|theory)(_.*)?|(dft_)?(method|level|code|basis)", re.IGNORECASE
 )
-"""Keys that name a method, in lower case."""
+"""Keys that name a method."""
 
 _OF_THE_STRUCTURE = frozenset(
     (
@@ -40,6 +41,12 @@ _DEPTH = 4
 """Of dictionaries in the column ``data``."""
 
 _VECTOR = 3
+
+
+@cache
+def names_method(key: str) -> bool:
+    """Tell whether a key says how a row was computed, by its name."""
+    return _METHOD.fullmatch(key) is not None
 
 
 def describe_row(row: Any) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +22,10 @@ _SHOWN = 10
 """Row ids in a message."""
 
 
-CHARGE_KEYS = ("total_charge", "net_charge", "charge_state")
-"""Keys that name the charge of a whole structure; ASE reserves ``charge``."""
+CHARGE_KEYS = ("total_charge", "net_charge", "charge_state", "charge")
+"""Keys, in lower case, that name the charge of a structure; ASE reserves ``charge`` itself."""
+
+_CHARGE = re.compile(r"(?P<before>[+-]?)(?P<size>\d+(?:\.\d+)?)?(?P<after>[+-]?)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,10 +142,22 @@ def convert_row(row: Any) -> StructureRow:
 
 
 def _charge(row: Any) -> float:
-    given = [row.key_value_pairs.get(key, 0) for key in CHARGE_KEYS]
-    stated = [float(value) for value in given if isinstance(value, int | float) and value]
+    given = (value for key, value in row.key_value_pairs.items() if key.lower() in CHARGE_KEYS)
+    stated = [charge for charge in map(stated_charge, given) if charge]
     initial = row.get("initial_charges")
     return stated[0] if stated else 0.0 if initial is None else float(np.sum(initial))
+
+
+def stated_charge(value: object) -> float:
+    """Return the charge that the value of a key states: ``1``, ``'1+'`` or ``'-2'``; else 0."""
+    if isinstance(value, str):
+        match = _CHARGE.fullmatch(value.strip())
+        if match is None or not match[0]:
+            return 0.0
+        size = float(match["size"] or 1)
+        return -size if "-" in (match["before"], match["after"]) else size
+    known = isinstance(value, int | float) and math.isfinite(value)
+    return float(value) if known else 0.0  # type: ignore[arg-type]
 
 
 def _number(value: Any) -> float | None:

@@ -185,9 +185,13 @@ def _notes(
         yield (
             f"{len(intake.partly_periodic)} rows are periodic in one or two directions "
             f"({name_rows(intake.partly_periodic)}): {VACUUM:g} Å of vacuum in the others makes "
-            "them periodic in all, which changes no energy of the potential; "
-            f"{intake.dropped_stresses} stresses of such rows, which depend on the vacuum, were "
-            "left out"
+            "them periodic in all, which changes no energy of the potential"
+            + (
+                f"; {intake.dropped_stresses} stresses of such rows, which depend on the vacuum, "
+                "were left out"
+                if intake.dropped_stresses
+                else ""
+            )
         )
     if outcome.repeats:
         yield f"{outcome.repeats} rows repeat the structure of another row; they share its side"

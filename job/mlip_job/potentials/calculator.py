@@ -8,7 +8,7 @@ import numpy as np
 from ase.calculators.calculator import all_changes
 from pyace import PyACECalculator
 
-from mlip_job.dataset.periodicity import atoms_with_vacuum
+from mlip_job.dataset.periodicity import atoms_with_vacuum, right_handed
 from mlip_job.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -81,10 +81,12 @@ class GenerationCalculator(PyACECalculator):  # type: ignore[misc] # pyace has n
         if atoms is not None:
             self._require_describable(atoms)
         given = self.atoms if atoms is None else atoms
-        evaluated = atoms_with_vacuum(given)
+        padded = atoms_with_vacuum(given)
+        evaluated = right_handed(padded)
         super().calculate(evaluated, properties, system_changes)
         if evaluated is not given:
             self.atoms = given.copy()  # as it is asked for again
+        if padded is not given:
             del self.results["stress"]
         symbols = self.atoms.get_chemical_symbols()
         references = np.array([self.reference_energies[symbol] for symbol in symbols])

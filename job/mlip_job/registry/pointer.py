@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mlip_job.errors import (
     IntegrityError,
@@ -45,12 +45,18 @@ class LatestPointer(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
-    generation: int
+    generation: int = Field(ge=1)
     name: str
     reason: str
     forced: bool
     moved: datetime
-    passed_over: int
+    passed_over: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _names_the_generation(self) -> LatestPointer:
+        if self.name != generation_name(self.generation):
+            raise ValueError("the name is not that of the generation")
+        return self
 
     def gives_way_to(self, generation: int) -> bool:
         """Tell whether an accepted generation moves the pointer by itself."""
