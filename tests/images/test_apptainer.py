@@ -69,7 +69,10 @@ def test_a_batch_job_in_the_image(
     cli: Callable[..., Ended],
     tmp_path: Path,
 ) -> None:
-    """Under Slurm, with --nv: stopped as before a time limit, requeued, and published."""
+    """Under Slurm, with --nv: stopped as before a time limit, requeued, and published.
+
+    The signal may end the FUSE mount first, as docs/slurm.md says; it is requeued all the same.
+    """
     container = tmp_path / "apptainer"
     container.write_text(f'#!/bin/sh\nexec {shlex.join(apptainer.command)} "$@"\n')
     container.chmod(0o755)
@@ -80,11 +83,12 @@ def test_a_batch_job_in_the_image(
     job = family.submit()
     family.wait_for_checkpoint()
     slurm.run("scancel", "--signal=USR1", "--batch", job)
-    family.wait_for_log("stopped by SIGUSR1; the checkpoint of")
+    family.wait_for_log("it is requeued, and goes on from its checkpoint")
     slurm.wait_for(job, "PENDING")
     family.go_on_once_more(job)
     family.wait_for("published")
     log = family.log()
+    assert "stopped by SIGUSR1; the checkpoint of" in log or "Bus error" in log
     assert "Traceback" not in log
     manifest = require_complete(load_config(family.path, environment={}))
     assert len(manifest.attempts) == 2
