@@ -58,7 +58,24 @@ def one_fixed_atom() -> Atoms:
     return atoms
 
 
-@pytest.mark.parametrize("make", [fixed_slab, one_fixed_atom])
+def fixed_direction() -> Atoms:
+    """Return a crystal of which one atom was fixed along z only."""
+    (atoms,) = rattled(1)
+    atoms.calc.results["forces"][2, 2] = 0.0
+    return atoms
+
+
+def relaxed_with_fixed_atom() -> Atoms:
+    """Return a crystal with small forces, as after a relaxation, one of them zeroed."""
+    (atoms,) = rattled(1)
+    atoms.calc.results["forces"] *= 0.03 / np.abs(atoms.calc.results["forces"]).max()
+    atoms.calc.results["forces"][2] = 0.0
+    return atoms
+
+
+@pytest.mark.parametrize(
+    "make", [fixed_slab, one_fixed_atom, fixed_direction, relaxed_with_fixed_atom]
+)
 def test_zeroed_forces(make: Callable[[], Atoms]) -> None:
     """Forces of exactly zero on fixed atoms are seen, and only in the row that has them."""
     found = have_zeroed_forces(structures(*rattled(2, seed=3), make(), *rattled(1)), 5.0)
@@ -105,7 +122,16 @@ def strained() -> Atoms:
     return atoms
 
 
-@pytest.mark.parametrize("make", [displaced, rutile, stretched_molecule, strained])
+def rounded() -> Atoms:
+    """Return a crystal close to equilibrium whose forces have three digits."""
+    (atoms,) = rattled(1)
+    forces = atoms.calc.results["forces"]
+    atoms.calc.results["forces"] = (forces * 0.003 / np.abs(forces).max()).round(3)
+    assert not atoms.calc.results["forces"].all()
+    return atoms
+
+
+@pytest.mark.parametrize("make", [displaced, rutile, stretched_molecule, strained, rounded])
 def test_forces_that_vanish_by_symmetry(make: Callable[[], Atoms]) -> None:
     """Symmetry, and rounding, also give forces of exactly zero: nothing is wrong with them."""
     assert not have_zeroed_forces(structures(make()), 5.0).any()

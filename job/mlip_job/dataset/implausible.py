@@ -19,7 +19,10 @@ HUGE_FORCE = 100.0
 """eV/Å. Atoms on each other, or a calculation that did not converge, and no state of matter."""
 
 _NOT_RELAXED = 0.05
-"""eV/Å. Where all forces are smaller, those of some atoms may be rounded to zero."""
+"""eV/Å. Where all forces are smaller and rounded, those of some atoms may be zero by that."""
+
+_DIGIT = 1e-4
+"""eV/Å. The last digit of forces that are stored rounded."""
 
 _NEAR = 5.0
 """Å, within which the surroundings of an atom are looked at."""
@@ -29,10 +32,10 @@ _LOPSIDED = 0.002
 
 
 def have_zeroed_forces(structures: Structures, cutoff: float) -> BoolArray:
-    """Tell in which structures atoms have forces of exactly zero that symmetry does not explain.
+    """Tell in which structures forces are exactly zero where symmetry does not explain it.
 
-    ``Atoms.get_forces()`` returns them for fixed atoms. The force on an atom vanishes by symmetry
-    only where its neighbours are on all sides alike.
+    ``Atoms.get_forces()`` returns such for fixed atoms, or along fixed directions. The force on an
+    atom vanishes by symmetry only where its neighbours are on all sides alike.
 
     Parameters
     ----------
@@ -41,24 +44,35 @@ def have_zeroed_forces(structures: Structures, cutoff: float) -> BoolArray:
     cutoff
         Å, of the potential: forces don't reach further.
     """
-    zero = (structures.forces == 0).all(axis=1)
+    zero = structures.forces == 0
     zeroed = np.zeros(len(structures), dtype=np.bool_)
     if not zero.any():
         return zeroed
     starts = structures.starts[:-1]
     largest = np.maximum.reduceat(np.abs(structures.forces).max(axis=1), starts)
-    suspect = np.logical_or.reduceat(zero, starts) & (largest > _NOT_RELAXED)
+    suspect = np.logical_or.reduceat(zero.any(axis=1), starts) & (largest > 0)
     for index in np.flatnonzero(suspect).tolist():
         atoms = slice(structures.starts[index], structures.starts[index + 1])
-        lopsided = _lopsidedness(structures, index, min(cutoff, _NEAR)) > _LOPSIDED
-        zeroed[index] = bool((zero[atoms] & lopsided).any())
+        rounded = _are_rounded(structures.forces[atoms])
+        if rounded and largest[index] <= _NOT_RELAXED:
+            continue
+        lopsided = _lopsidedness(structures, index, min(cutoff, _NEAR))
+        whole = zero[atoms].all(axis=1) & (np.linalg.norm(lopsided, axis=1) > _LOPSIDED)
+        components = zero[atoms] & (np.abs(lopsided) > _LOPSIDED)
+        zeroed[index] = bool(whole.any() or (components.any() and not rounded))
     return zeroed
 
 
-def _lopsidedness(structures: Structures, index: int, reach: float) -> FloatArray:
-    """Return how far the neighbours of each atom are on one side, from 0 to 1.
+def _are_rounded(forces: FloatArray) -> bool:
+    """Tell whether forces have so few digits that small ones may be zero by rounding."""
+    scaled = forces / _DIGIT
+    return bool((np.abs(scaled - np.rint(scaled)) < 1e-6).all())  # noqa: PLR2004 - of a digit
 
-    It is the length of a weighted mean of the directions to them. The weight falls to zero at
+
+def _lopsidedness(structures: Structures, index: int, reach: float) -> FloatArray:
+    """Return to which side of each atom its neighbours are, as vectors of length 0 to 1.
+
+    It is a weighted mean of the directions to them, shape (atoms, 3). The weight falls to zero at
     `reach` and tells elements apart, so that the mean vanishes wherever the force has to.
     """
     row = structures.row(index)
@@ -70,7 +84,7 @@ def _lopsidedness(structures: Structures, index: int, reach: float) -> FloatArra
     total = np.bincount(first, weights, minlength=len(row.numbers))
     directions = vectors * (weights / distances)[:, None]
     sums = [np.bincount(first, part, minlength=len(row.numbers)) for part in directions.T]
-    lopsided: FloatArray = np.linalg.norm(sums, axis=0) / np.where(total > 0, total, 1.0)
+    lopsided: FloatArray = np.transpose(sums) / np.where(total > 0, total, 1.0)[:, None]
     return lopsided
 
 
