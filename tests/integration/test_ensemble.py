@@ -176,7 +176,7 @@ def test_everything_of_it_is_verified_listed_and_pulled(
     options = ("-c", complete.path)
     assert cli(*options, "verify", "-g", 1).out == "gen_01 is intact\n"
     listed = cli(*options, "list").out.splitlines()
-    assert sum(line.startswith("gen_01 *") for line in listed) == 1
+    assert sum(line.lstrip().startswith("gen_01 *") for line in listed) == 1
     shown = cli(*options, "show", "-g", 1).out
     assert shown.count("(the best)") == 1
     assert "member 2       seed 43, test loss " in shown
