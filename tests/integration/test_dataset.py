@@ -740,7 +740,7 @@ def test_zeroed_and_huge_forces_are_noted(db: Path, tmp_path: Path) -> None:
     for atoms in structures[:2]:
         atoms.set_constraint(FixAtoms([0, 1]))
         atoms.calc.results["forces"][:2] = 0.0
-    structures[5].calc.results["forces"][1] = (0.0, 250.0, 0.0)
+    structures[5].calc.results["forces"][1] = (1.0, 250.0, 2.0)
     write_database(db, structures)
     notes = build(db, tmp_path / "all").notes
     (zeroed,) = (note for note in notes if "exactly zero" in note)
