@@ -331,11 +331,12 @@ def test_physics_is_checked_with_the_core_that_pacemaker_put_on(trained: Project
     gold, copper, compound = physics["energy_volume"]
     assert gold.verdict == "skipped"
     assert copper.element == "Cu"
-    assert compound.verdict in ("passed", "failed")  # of a potential with eight functions
+    assert compound.verdict != "skipped"
+    assert "Au" in compound.structure
     assert len(copper.volumes_angstrom3_per_atom) == len(copper.energies_ev_per_atom) > 20
     for dynamics in physics["dynamics"]:
         assert (dynamics.steps, dynamics.atoms) == (200, 32)
-        assert dynamics.verdict in ("passed", "failed")
+        assert dynamics.verdict != "skipped"
     assert [dynamics.temperature_k >= 1000 for dynamics in physics["dynamics"]] == [False, True]
 
 

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mlip_job.dataset.extxyz import label, structures_text, write_structure
+from mlip_job.dataset.extxyz import label, structures_text
 from mlip_job.dataset.reading import read_batches
 from mlip_job.dataset.row import StructureRow
 from mlip_job.dataset.structures import Structures
 from tests import reference
+from tests.datasets import xyz_of_row
 
 FORCES = np.array([[0.25, -0.5, 0.125], [-0.25, 0.5, -0.125]])
 AWKWARD = st.text("=\"'\\\\ ,:;[]{}()_JSONTF01.-", max_size=6)
@@ -42,13 +43,7 @@ def _row() -> StructureRow:
 def _read_back(**names: str | None) -> ase.Atoms:
     file = io.StringIO()
     for _ in range(2):
-        write_structure(
-            file,
-            _row(),
-            energy=-7.5,
-            group=names.get("group"),
-            config_type=names.get("config_type"),
-        )
+        file.write(xyz_of_row(_row(), -7.5, names.get("group"), names.get("config_type")))
     file.seek(0)
     first, second = ase.io.read(file, ":", format="extxyz")
     assert first == second
@@ -163,12 +158,11 @@ def test_batches_come_back_to_the_last_bit(
 @given(rows(), AWKWARD)
 def test_lines_are_those_of_ase(row: StructureRow, name: str) -> None:
     """But for the digits of positions and forces, the text is what ASE itself writes."""
-    mine, theirs = io.StringIO(), io.StringIO()
-    write_structure(mine, row, energy=row.energy or 0.0, group=None, config_type=name)
+    mine, theirs = xyz_of_row(row, row.energy or 0.0, None, name), io.StringIO()
     plain = " ".join(name.split()).replace("\\", "\\\\")
-    names = {"config_type": plain} if "config_type" in mine.getvalue() else {}
+    names = {"config_type": plain} if "config_type" in mine else {}
     reference.write_structure(theirs, row, energy=row.energy or 0.0, **names)
-    ours, lines = mine.getvalue().splitlines(), theirs.getvalue().splitlines()
+    ours, lines = mine.splitlines(), theirs.getvalue().splitlines()
     assert len(ours) == len(lines)
     assert _as_numbers(ours[1]) == _as_numbers(lines[1])
     for own, their in zip(ours[2:], lines[2:], strict=True):

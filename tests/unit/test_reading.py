@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING
 
 import ase.io
@@ -10,10 +9,10 @@ import numpy as np
 import pytest
 from ase.build import molecule
 
-from mlip_job.dataset.extxyz import write_structure
 from mlip_job.dataset.reading import count_atoms, parse, read_blocks, row_id
 from mlip_job.dataset.row import StructureRow
 from mlip_job.errors import IntegrityError
+from tests.datasets import xyz_of_row
 from tests.support import rattled
 
 if TYPE_CHECKING:
@@ -40,11 +39,7 @@ def _row(number: int, atoms: Atoms) -> StructureRow:
 
 
 def _text(number: int, atoms: Atoms, config_type: str | None = None) -> str:
-    file = io.StringIO()
-    write_structure(
-        file, _row(number, atoms), energy=-1.5 * number, group=None, config_type=config_type
-    )
-    return file.getvalue()
+    return xyz_of_row(_row(number, atoms), -1.5 * number, None, config_type)
 
 
 def test_structures_come_back_one_by_one(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mlip_job.dataset.provenance import shortened
 from mlip_job.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,9 +23,6 @@ _LISTED = 10
 
 _DIFFERENCES = 6
 """Differences between their rows in it."""
-
-_LONGEST = 40
-"""Characters of a value."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ def _differences(found: Sequence[Contradiction], describe: Describe) -> str:
         for name in sorted({*low, *high}):
             before, after = low.get(name, "none"), high.get(name, "none")
             if before != after:
-                counts[f"{name} ({_short(before)} and {_short(after)})"] += 1
+                counts[f"{name} ({shortened(before)} and {shortened(after)})"] += 1
     if not counts:
         return "nothing else that is stored tells them apart"
     texts = [
@@ -135,7 +133,3 @@ def _differences(found: Sequence[Contradiction], describe: Describe) -> str:
     ]
     rest = f" and {len(counts) - len(texts)} more" if len(counts) > len(texts) else ""
     return f"they differ in {', '.join(texts)}{rest}"
-
-
-def _short(value: str) -> str:
-    return value if len(value) <= _LONGEST else f"{value[: _LONGEST - 1]}…"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from itertools import pairwise, product
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
@@ -16,13 +16,11 @@ from ase.data import chemical_symbols
 from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict
 from numpy.lib.stride_tricks import sliding_window_view
 
-from mlip_job.dataset.structures import Structures
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from mlip_job.dataset.row import FloatArray, StructureRow
-    from mlip_job.dataset.structures import IndexArray
+    from mlip_job.dataset.row import FloatArray
+    from mlip_job.dataset.structures import IndexArray, Structures
 
     CharacterArray = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -71,15 +69,6 @@ def structures_text(
         for start, end in pairwise([*places[some.starts[:-1]].tolist(), len(lines)]):
             text += (next(headers), lines[start:end], b"\n")
         yield b"".join(text)
-
-
-def write_structure(
-    file: TextIO, row: StructureRow, *, energy: float, group: str | None, config_type: str | None
-) -> None:
-    """Append one structure; see `structures_text`."""
-    structures = Structures.of_rows([row]).right_handed()
-    texts = structures_text(structures, np.array([energy]), [group], [config_type])
-    file.write(b"".join(texts).decode())
 
 
 @lru_cache(_REMEMBERED)

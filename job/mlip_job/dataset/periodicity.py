@@ -97,18 +97,6 @@ def atoms_with_vacuum(atoms: Atoms) -> Atoms:
     return padded
 
 
-def right_handed(atoms: Atoms) -> Atoms:
-    """Return a periodic structure with a left-handed cell in the right-handed one of its lattice.
-
-    Two vectors are swapped, as in `StructureRow.atoms`. Other structures are returned as they are.
-    """
-    if not atoms.pbc.all() or np.linalg.det(atoms.cell.array) >= 0:
-        return atoms
-    swapped: Atoms = atoms.copy()
-    swapped.set_cell(atoms.cell.array[[1, 0, 2]])
-    return swapped
-
-
 def _units(vectors: FloatArray) -> FloatArray:
     """Return vectors of length 1; those without length stay as they are."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -172,11 +172,12 @@ def note_methods(
 
 def _counted(counts: Counter[str]) -> str:
     shown = [
-        f"{_short(value)} ({rows} row{'s'[: rows > 1]})"
+        f"{shortened(value)} ({rows} row{'s'[: rows > 1]})"
         for value, rows in counts.most_common(_VALUES)
     ]
     return ", ".join(shown) + (f", {len(counts) - _VALUES} more" if len(counts) > _VALUES else "")
 
 
-def _short(value: str) -> str:
+def shortened(value: str) -> str:
+    """Return a value as a message shows it."""
     return value if len(value) <= _LONGEST else f"{value[: _LONGEST - 1]}…"

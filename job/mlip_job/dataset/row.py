@@ -78,16 +78,24 @@ class StructureRow:
     lost_stress: bool = False
 
     def atoms(self) -> Atoms:
-        """Return the structure without labels, in a right-handed cell.
+        """Return the structure without labels, in a right-handed cell."""
+        return right_handed(
+            Atoms(self.numbers, positions=self.positions, cell=self.cell, pbc=self.pbc)
+        )
 
-        Pacemaker stops with "Extreme shape of unit cell" at a left-handed one. The same lattice
-        with two of its vectors swapped is right-handed; positions, forces and stress are
-        Cartesian and stay.
-        """
-        swapped = np.linalg.det(self.cell) < 0
-        cell = self.cell[[1, 0, 2]] if swapped else self.cell
-        pbc = self.pbc[[1, 0, 2]] if swapped else self.pbc
-        return Atoms(self.numbers, positions=self.positions, cell=cell, pbc=pbc)
+
+def right_handed(atoms: Atoms) -> Atoms:
+    """Return a structure in a right-handed cell; one that has such a cell is returned as it is.
+
+    Pacemaker stops with "Extreme shape of unit cell" at a left-handed one. The same lattice with
+    two of its vectors swapped is right-handed; positions, forces and stress are Cartesian and stay.
+    """
+    if np.linalg.det(atoms.cell.array) >= 0:
+        return atoms
+    swapped: Atoms = atoms.copy()
+    swapped.set_cell(atoms.cell.array[[1, 0, 2]])
+    swapped.pbc = atoms.pbc[[1, 0, 2]]
+    return swapped
 
 
 @dataclass(frozen=True)
@@ -156,8 +164,9 @@ def stated_charge(value: object) -> float:
             return 0.0
         size = float(match["size"] or 1)
         return -size if "-" in (match["before"], match["after"]) else size
-    known = isinstance(value, int | float) and math.isfinite(value)
-    return float(value) if known else 0.0  # type: ignore[arg-type]
+    if isinstance(value, int | float) and math.isfinite(value):
+        return float(value)
+    return 0.0
 
 
 def _number(value: Any) -> float | None:

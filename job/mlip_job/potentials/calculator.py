@@ -8,7 +8,8 @@ import numpy as np
 from ase.calculators.calculator import all_changes
 from pyace import PyACECalculator
 
-from mlip_job.dataset.periodicity import atoms_with_vacuum, right_handed
+from mlip_job.dataset.periodicity import atoms_with_vacuum
+from mlip_job.dataset.row import right_handed
 from mlip_job.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
