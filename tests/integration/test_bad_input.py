@@ -523,12 +523,18 @@ def test_check_warns_of_a_basis_that_the_data_can_not_determine(cli: Cli, projec
 
 def test_check_notes_rows_of_several_calculators(cli: Cli, project: Project) -> None:
     """With how many rows each has, before a fit mixes them."""
-    (other,) = rattled(1, seed=9)
-    other.calc.name = "vasp"
+    one, other = rattled(2, seed=9)
+    one.calc.name = "vasp"
+    _add(project, one)
+    noted = "the rows were not all computed in the same way"
+    # The others were stored without a calculator, which tells nothing.
+    assert noted not in cli("-c", project.config, "check").out
+    other.calc.name = "aims"
     _add(project, other)
     checked = cli("-c", project.config, "check")
-    assert "the rows were not all computed in the same way" in checked.out
+    assert noted in checked.out
     assert "vasp (1 row)" in checked.out
+    assert "aims (1 row)" in checked.out
 
 
 def test_a_stress_weight_is_refused(cli: Cli, project: Project) -> None:

@@ -58,7 +58,16 @@ def test_the_settings_that_differ_are_listed() -> None:
     assert rows["training.cutoff"] == ("5.5", "6")
     assert rows["training.weighting.by_group.surface.energy"] == ("–", "2")
     assert "training.seed" not in rows
+    assert "A dash: " in table.note
     assert settings_table([_manifest(1), _manifest(2)]) is None
+
+
+def test_null_is_a_value_of_a_setting() -> None:
+    """A dash would say that there was no such setting."""
+    table = settings_table([_manifest(1, ladder_step=None), _manifest(2, ladder_step=5)])
+    assert table is not None
+    assert {row[0]: row[1:] for row in table.rows}["training.ladder_step"] == ("null", "5")
+    assert table.note == ""
 
 
 def test_pages_name_the_settings() -> None:

@@ -78,15 +78,12 @@ def _configuration(settings: Settings, config: JobConfig) -> str:
 
 
 def _database(config: JobConfig) -> str:
-    from mlip_job.dataset.pages import PagedDatabase
-    from mlip_job.dataset.provenance import note_methods
+    from mlip_job.dataset.source import StructureDatabase
 
-    with PagedDatabase(config.database.for_generation(1)) as database:
+    with StructureDatabase(config.database) as database:
         counts = database.count_by_status()
         rows = ", ".join(f"{n} {status}" for status, n in counts.items()) or "no rows"
-        text = f"{database.describe()}: {rows}; select {config.database.select!r}"
-        note = note_methods(database.methods(), {})
-        return f"{text}; note: {note}" if note else text
+        return f"{database.describe()}: {rows}; select {config.database.select!r}"
 
 
 def _dataset(settings: Settings, config: JobConfig, *, store: bool) -> list[Result]:

@@ -138,6 +138,8 @@ def note_methods(
 ) -> str | None:
     """Return a note where rows come from several calculators, or were computed differently.
 
+    Results that were stored without a calculator are ``unknown`` to ASE, and tell nothing.
+
     Parameters
     ----------
     groups
@@ -156,6 +158,7 @@ def note_methods(
     for (name, _), counts in parameters.items():
         if calculators[name] > counts.total():
             counts["none"] += calculators[name] - counts.total()
+    del calculators["unknown"]
     varying = [("calculator", calculators)]
     varying += [(f"parameter {p} of {name}", c) for (name, p), c in sorted(parameters.items())]
     varying += [(f"key {key}", Counter(counts)) for key, counts in sorted(keys.items())]

@@ -50,7 +50,7 @@ def settings_table(manifests: Sequence[Manifest]) -> Table | None:
     """Return the settings that differ between generations, or None where none does."""
     known = [
         {
-            f"{name}.{key}": _text(value)
+            f"{name}.{key}": "null" if value is None else _text(value)
             for name in _COMPARED
             for key, value in _flat(_section(manifest, name))
         }
@@ -61,12 +61,13 @@ def settings_table(manifests: Sequence[Manifest]) -> Table | None:
     differing = tuple(row for row in rows if len(set(row[1:])) > 1)
     if not differing:
         return None
+    dashes = any(UNKNOWN in row for row in differing)
     names = [generation_name(manifest.generation) for manifest in manifests]
     return Table(
         "Settings that differ",
         (Column("", numeric=False), *(Column(name) for name in names)),
         differing,
-        "A dash is a setting that the version which published the generation did not have.",
+        "A dash: the version that published the generation had no such setting." if dashes else "",
     )
 
 
