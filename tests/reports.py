@@ -12,8 +12,8 @@ import jsonschema
 from mlip_job.config import JobConfig
 from mlip_job.dataset import record as dataset_record
 from mlip_job.registry import AttemptPart, Parent, Timings
-from mlip_job.report import DatasetSummary, LossDefinition, TrainingReport
-from mlip_job.reporting.facts import Facts
+from mlip_job.report.facts import Facts
+from mlip_job.report.model import DatasetSummary, LossDefinition, TrainingReport
 from mlip_job.training.summary import summarise_run
 from tests.evaluations import CONFIG_TYPES, make_evaluation
 from tests.manifests import make_manifest

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mlip_job.evaluation.results import DimerCheck
-from mlip_job.reporting.overlays import MOST_GENERATIONS
-from mlip_job.reporting.page import render_comparison, render_report
+from mlip_job.report.overlays import MOST_GENERATIONS
+from mlip_job.report.page import render_comparison, render_report
 from tests.evaluations import make_evaluation, make_physics
 from tests.reports import make_facts, make_report
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mlip_job.report import TrainingReport
+    from mlip_job.report.model import TrainingReport
     from tests.servers.browser import Browser
 
 SECTIONS = ["headline", "learning", "accuracy", "physics", "worst", "dataset", "lineage"]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from mlip_job.evaluation.potential import import_pyace
 from mlip_job.naming import WorkFiles
 from mlip_job.registry import Manifest, Registry
-from mlip_job.report import TrainingReport
+from mlip_job.report.model import TrainingReport
 from mlip_job.store.open import open_store
 from mlip_job.training.tables import read_table
 from tests.reports import validate_report

@@ -13,7 +13,7 @@ from mlip_job.config import JobConfig
 from mlip_job.errors import InterruptedRunError
 from mlip_job.pipeline import run_generation
 from mlip_job.registry import Registry
-from mlip_job.report import TrainingReport
+from mlip_job.report.model import TrainingReport
 from mlip_job.store.open import open_store
 from mlip_job.training.best import read_kept
 from mlip_job.training.signals import StopRequest

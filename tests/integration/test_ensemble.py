@@ -15,7 +15,7 @@ from mlip_job.pipeline import Member, run_generation
 from mlip_job.pipeline.ensemble import publish_best
 from mlip_job.registry import MemberRegistry, Registry
 from mlip_job.registry.maintenance import collect_garbage, find_orphans, parse_age
-from mlip_job.report import TrainingReport
+from mlip_job.report.model import TrainingReport
 from mlip_job.store.open import open_store
 from mlip_job.training.signals import StopRequest
 from tests.generations import Silent

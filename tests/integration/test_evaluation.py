@@ -33,7 +33,7 @@ from mlip_job.evaluation.potential import Potential
 from mlip_job.evaluation.processes import Measurers
 from mlip_job.pipeline import publication, run_generation
 from mlip_job.registry import Manifest, Registry
-from mlip_job.report import TrainingReport
+from mlip_job.report.model import TrainingReport
 from mlip_job.store.open import open_store
 from mlip_job.training.potential_yaml import read_potential, write_potential
 from mlip_job.training.signals import StopRequest

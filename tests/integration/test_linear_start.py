@@ -22,7 +22,7 @@ from mlip_job.evaluation.cores import cores_of, shorter, shortest_distances
 from mlip_job.naming import WorkFiles
 from mlip_job.pipeline import export_generation, run_generation
 from mlip_job.registry import Registry
-from mlip_job.report import TrainingReport
+from mlip_job.report.model import TrainingReport
 from mlip_job.store.open import open_store
 from mlip_job.training import programs
 from mlip_job.training.basis import potential_section

@@ -20,7 +20,7 @@ from mlip_job.config import JobConfig
 from mlip_job.errors import ConflictError, TrainingError
 from mlip_job.pipeline import run_generation
 from mlip_job.registry import Manifest, Registry
-from mlip_job.report import TrainingReport
+from mlip_job.report.model import TrainingReport
 from mlip_job.store.open import open_store
 from mlip_job.training.signals import StopRequest
 from tests.reports import validate_report

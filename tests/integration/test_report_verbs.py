@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mlip_job.registry import Artefact, Manifest, Registry
-from mlip_job.reporting.page import render_report
+from mlip_job.report.page import render_report
 from mlip_job.store.directory import DirectoryStore
 from tests.evaluations import make_evaluation
 from tests.reports import make_facts, make_report
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from mlip_job.report import TrainingReport
+    from mlip_job.report.model import TrainingReport
     from tests.cli import Ended
 
     Cli = Callable[..., Ended]

@@ -9,7 +9,7 @@ import pytest
 from mlip_job.config import JobConfig
 from mlip_job.pipeline import run_generation
 from mlip_job.registry import Registry
-from mlip_job.report import TrainingReport
+from mlip_job.report.model import TrainingReport
 from mlip_job.store.open import open_store
 from mlip_job.training.signals import StopRequest
 from tests.support import rattled, write_database

@@ -13,7 +13,7 @@ import yaml
 from mlip_job.errors import GpuRequiredError, InterruptedRunError
 from mlip_job.pipeline import run_generation
 from mlip_job.pipeline.clock import StageClock
-from mlip_job.report import TrainingReport
+from mlip_job.report.model import TrainingReport
 from mlip_job.store.open import open_store
 from mlip_job.training import gpu
 from mlip_job.training.phases import added

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mlip_job.config import TrackingConfig
-from mlip_job.report import TrainingReport
+from mlip_job.report.model import TrainingReport
 from mlip_job.tracking import track_generation
 
 if TYPE_CHECKING:

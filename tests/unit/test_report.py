@@ -12,7 +12,7 @@ from mlip_job.cli.tables import show_generations, show_manifest
 from mlip_job.config import TrainingConfig
 from mlip_job.evaluation.results import DynamicsCheck
 from mlip_job.registry import GenerationSummary
-from mlip_job.report import loss_definition
+from mlip_job.report.model import loss_definition
 from mlip_job.training.summary import summarise_run
 from tests.evaluations import make_evaluation
 from tests.manifests import make_manifest

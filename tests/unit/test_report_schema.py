@@ -8,8 +8,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from mlip_job.report import TrainingReport
-from mlip_job.reporting.schema import report_schema, schema_file_name, schema_text
+from mlip_job.report.model import TrainingReport
+from mlip_job.report.schema import report_schema, schema_file_name, schema_text
 from tests.evaluations import make_evaluation
 from tests.reports import make_report, validate_report
 

@@ -15,24 +15,24 @@ from hypothesis import strategies as st
 
 from mlip_job.evaluation.results import EnergyVolumeCheck, ErrorPair
 from mlip_job.registry import AttemptPart, ErrorFigures, Headline
-from mlip_job.reporting import provenance
-from mlip_job.reporting.chart import Axis, Chart
-from mlip_job.reporting.comparison import comparison_document, figures_table, steps_table
-from mlip_job.reporting.error_tables import agreement_table, config_type_table, worst_table
-from mlip_job.reporting.facts import Facts, predecessor
-from mlip_job.reporting.headline import cards, summary, verdict
-from mlip_job.reporting.learning import curves, learning_caption
-from mlip_job.reporting.numbers import count, duration, fixed, percent, significant
-from mlip_job.reporting.page import render_comparison, render_report
-from mlip_job.reporting.physics import physics_table
-from mlip_job.reporting.scales import linear_scale, log_scale, signed_log_scale
-from mlip_job.reporting.trend import describe_change, gate_word
+from mlip_job.report import provenance
+from mlip_job.report.chart import Axis, Chart
+from mlip_job.report.comparison import comparison_document, figures_table, steps_table
+from mlip_job.report.error_tables import agreement_table, config_type_table, worst_table
+from mlip_job.report.facts import Facts, predecessor
+from mlip_job.report.headline import cards, summary, verdict
+from mlip_job.report.learning import curves, learning_caption
+from mlip_job.report.numbers import count, duration, fixed, percent, significant
+from mlip_job.report.page import render_comparison, render_report
+from mlip_job.report.physics import physics_table
+from mlip_job.report.scales import linear_scale, log_scale, signed_log_scale
+from mlip_job.report.trend import describe_change, gate_word
 from mlip_job.training.run_summary import CurvePoint, FitCycle
 from tests.evaluations import make_evaluation, make_physics
 from tests.reports import make_facts, make_report
 
 if TYPE_CHECKING:
-    from mlip_job.report import TrainingReport
+    from mlip_job.report.model import TrainingReport
 
 NUMBERS = st.floats(allow_nan=True, allow_infinity=True)
 
@@ -406,7 +406,7 @@ def test_pages_need_no_trainer() -> None:
         "for name in ('tensorflow', 'pyace', 'matplotlib', 'tensorpotential'):\n"
         "    sys.modules[name] = None\n"
         "from tests.reports import make_facts, make_report\n"
-        "from mlip_job.reporting.page import render_comparison, render_report\n"
+        "from mlip_job.report.page import render_comparison, render_report\n"
         "assert 'gen_02' in render_report(make_facts(make_report(2)), make_report(1))\n"
         "assert 'gen_02' in render_comparison([make_report(1), make_report(2)])\n"
     )

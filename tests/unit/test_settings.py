@@ -8,8 +8,8 @@ from mlip_job.cli.tables import show_manifest
 from mlip_job.config import JobConfig
 from mlip_job.registry import Committee, CommitteeMember, Manifest
 from mlip_job.registry.manifest import Artefact
-from mlip_job.reporting.page import render_comparison, render_report
-from mlip_job.reporting.settings import settings_table
+from mlip_job.report.page import render_comparison, render_report
+from mlip_job.report.settings import settings_table
 from tests.manifests import make_manifest
 from tests.reports import make_facts, make_report
 

@@ -21,7 +21,7 @@ from mlip_job.evaluation.results import (
     Parity,
     SetEvaluation,
 )
-from mlip_job.report import DatasetSummary, LossDefinition, TrainingReport
+from mlip_job.report.model import DatasetSummary, LossDefinition, TrainingReport
 from mlip_job.tracking import metrics_of, parameters_of, tags_of
 from mlip_job.training.summary import summarise_run
 from tests.manifests import make_manifest

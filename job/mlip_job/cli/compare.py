@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mlip_job.cli.options import Settings
-    from mlip_job.report import TrainingReport
-    from mlip_job.reporting.table import Table
+    from mlip_job.report.model import TrainingReport
+    from mlip_job.report.table import Table
 
 
 @click.command("compare")
@@ -40,10 +40,10 @@ def command(
     settings: Settings, generations: tuple[int | str, ...], output: Path | None, *, open_it: bool
 ) -> None:
     """Compare generations: a table here, and one HTML file."""
-    from mlip_job.reporting.comparison import comparison_document
-    from mlip_job.reporting.facts import read_report
-    from mlip_job.reporting.page import render_comparison
-    from mlip_job.reporting.settings import settings_table
+    from mlip_job.report.comparison import comparison_document
+    from mlip_job.report.facts import read_report
+    from mlip_job.report.page import render_comparison
+    from mlip_job.report.settings import settings_table
 
     registry = settings.registry()
     numbers = [resolve_generation(generation, registry) for generation in generations]
@@ -66,7 +66,7 @@ def command(
 
 
 def _check(numbers: Sequence[int]) -> None:
-    from mlip_job.reporting.overlays import MOST_GENERATIONS
+    from mlip_job.report.overlays import MOST_GENERATIONS
 
     if len(set(numbers)) < len(numbers):
         raise ConfigError("a generation is named twice")
@@ -86,7 +86,7 @@ def _by_key(table: Table | None, numbers: Sequence[int]) -> dict[str, dict[str, 
 def _show(
     reports: Sequence[TrainingReport], settings_apart: Table | None, path: Path | None
 ) -> None:
-    from mlip_job.reporting.comparison import figures_table, steps_table
+    from mlip_job.report.comparison import figures_table, steps_table
 
     for table in (steps_table(reports), figures_table(reports), settings_apart):
         if table is not None:

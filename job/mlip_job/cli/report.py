@@ -50,8 +50,8 @@ def command(
 
 def _page(registry: Registry, manifest: Manifest) -> bytes:
     """Return the page as it was published, or make it."""
-    from mlip_job.reporting.facts import read_facts, read_parent
-    from mlip_job.reporting.page import render_report
+    from mlip_job.report.facts import read_facts, read_parent
+    from mlip_job.report.page import render_report
 
     if _PAGE in manifest.artefacts:
         return registry.read(manifest, _PAGE)

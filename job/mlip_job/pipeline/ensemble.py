@@ -11,7 +11,7 @@ import numpy as np
 from mlip_job.errors import ConflictError, IntegrityError
 from mlip_job.naming import generation_name, member_folder
 from mlip_job.registry import Artefact, Committee, CommitteeMember, MemberRegistry, Spread
-from mlip_job.report import TrainingReport
+from mlip_job.report.model import TrainingReport
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

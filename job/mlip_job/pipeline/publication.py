@@ -11,9 +11,9 @@ from mlip_job.pipeline.evaluate import (
     fetch_structures,
 )
 from mlip_job.pipeline.stages import describe
-from mlip_job.report import make_report
-from mlip_job.reporting.facts import Facts, read_parent
-from mlip_job.reporting.page import render_report
+from mlip_job.report.facts import Facts, read_parent
+from mlip_job.report.model import make_report
+from mlip_job.report.page import render_report
 from mlip_job.training.programs import convert_to_yace
 
 if TYPE_CHECKING:

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 from mlip_job.config.evaluation import verdict_word
 from mlip_job.naming import generation_name
-from mlip_job.reporting.error_tables import ENERGY, FORCE, STRESS
-from mlip_job.reporting.numbers import count, percent, significant
-from mlip_job.reporting.physics import count_verdicts, subject
+from mlip_job.report.error_tables import ENERGY, FORCE, STRESS
+from mlip_job.report.numbers import count, percent, significant
+from mlip_job.report.physics import count_verdicts, subject
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from mlip_job.evaluation.results import ErrorPair, Evaluation, PhysicsCheck
-    from mlip_job.report import TrainingReport
+    from mlip_job.report.model import TrainingReport
 
 _SAME = 0.02  # a change of less than 2 % is called none
 

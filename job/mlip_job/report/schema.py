@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mlip_job.report import TrainingReport
+from mlip_job.report.model import TrainingReport
 
 
 def schema_file_name() -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mlip_job.reporting.numbers import NARROW_SPACE, UNKNOWN, count, fixed, percent, significant
-from mlip_job.reporting.table import Column, Table
+from mlip_job.report.numbers import NARROW_SPACE, UNKNOWN, count, fixed, percent, significant
+from mlip_job.report.table import Column, Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

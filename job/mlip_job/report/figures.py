@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from mlip_job.reporting.chart import Axis, Chart
-from mlip_job.reporting.error_tables import ENERGY, FORCE
-from mlip_job.reporting.numbers import count, fixed, significant
-from mlip_job.reporting.scales import linear_scale, signed_log_scale
+from mlip_job.report.chart import Axis, Chart
+from mlip_job.report.error_tables import ENERGY, FORCE
+from mlip_job.report.numbers import count, fixed, significant
+from mlip_job.report.scales import linear_scale, signed_log_scale
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         PhysicsCheck,
         SetEvaluation,
     )
-    from mlip_job.reporting.chart import Point
+    from mlip_job.report.chart import Point
 
 _SQUARE = 340
 _DIMER_LINEAR_WITHIN_EV = 0.3

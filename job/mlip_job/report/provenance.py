@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mlip_job.naming import generation_name
-from mlip_job.reporting.numbers import NARROW_SPACE, UNKNOWN, count, duration, fixed, significant
-from mlip_job.reporting.table import Column, Entry, Table
+from mlip_job.report.numbers import NARROW_SPACE, UNKNOWN, count, duration, fixed, significant
+from mlip_job.report.table import Column, Entry, Table
 from mlip_job.training.loss_shares import describe_shares
 
 if TYPE_CHECKING:
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.registry import Manifest
-    from mlip_job.report import TrainingReport
-    from mlip_job.reporting.facts import Facts
+    from mlip_job.report.facts import Facts
+    from mlip_job.report.model import TrainingReport
     from mlip_job.training.run_summary import BestPotential, RunSummary
 
 _MODES = {"continue": "with the same basis", "extend": "growing its basis"}

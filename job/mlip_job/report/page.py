@@ -10,22 +10,22 @@ from markupsafe import Markup
 
 from mlip_job import __version__
 from mlip_job.naming import generation_name
-from mlip_job.reporting import error_tables, headline, physics, provenance
-from mlip_job.reporting.comparison import figures_table, steps_table
-from mlip_job.reporting.facts import predecessor
-from mlip_job.reporting.figures import energy_figures, force_figures
-from mlip_job.reporting.learning import learning_caption, learning_figures
-from mlip_job.reporting.overlays import error_overlays, learning_overlays, physics_overlays
-from mlip_job.reporting.settings import fit_settings, settings_table
+from mlip_job.report import error_tables, headline, physics, provenance
+from mlip_job.report.comparison import figures_table, steps_table
+from mlip_job.report.facts import predecessor
+from mlip_job.report.figures import energy_figures, force_figures
+from mlip_job.report.learning import learning_caption, learning_figures
+from mlip_job.report.overlays import error_overlays, learning_overlays, physics_overlays
+from mlip_job.report.settings import fit_settings, settings_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mlip_job.evaluation.results import Evaluation
     from mlip_job.registry import Manifest
-    from mlip_job.report import TrainingReport
-    from mlip_job.reporting.facts import Facts
-    from mlip_job.reporting.table import Table
+    from mlip_job.report.facts import Facts
+    from mlip_job.report.model import TrainingReport
+    from mlip_job.report.table import Table
 
 
 def render_report(facts: Facts, parent: TrainingReport | None) -> str:
@@ -158,7 +158,7 @@ def _render(template: str, **content: object) -> str:
 
 @cache
 def _environment() -> Environment:
-    loader = PackageLoader("mlip_job.reporting")
+    loader = PackageLoader("mlip_job.report")
     environment = Environment(
         loader=loader,
         autoescape=True,

@@ -6,8 +6,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from mlip_job.naming import generation_name
-from mlip_job.reporting.numbers import UNKNOWN
-from mlip_job.reporting.table import Column, Entry, Table
+from mlip_job.report.numbers import UNKNOWN
+from mlip_job.report.table import Column, Entry, Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlip_job.errors import IntegrityError
-from mlip_job.report import TrainingReport
+from mlip_job.report.model import TrainingReport
 
 if TYPE_CHECKING:
     from mlip_job.dataset.record import DatasetRecord

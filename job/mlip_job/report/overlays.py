@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from mlip_job.evaluation.results import DimerCheck, EnergyVolumeCheck
 from mlip_job.naming import generation_name
-from mlip_job.reporting.chart import Axis, Chart
-from mlip_job.reporting.error_tables import ENERGY, FORCE
-from mlip_job.reporting.figures import (
+from mlip_job.report.chart import Axis, Chart
+from mlip_job.report.error_tables import ENERGY, FORCE
+from mlip_job.report.figures import (
     Figure,
     LegendEntry,
     dimer_chart,
@@ -16,14 +16,14 @@ from mlip_job.reporting.figures import (
     has_curve,
     histogram,
 )
-from mlip_job.reporting.learning import QUANTITIES, curves
-from mlip_job.reporting.scales import linear_scale, log_scale
+from mlip_job.report.learning import QUANTITIES, curves
+from mlip_job.report.scales import linear_scale, log_scale
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from mlip_job.evaluation.results import PhysicsCheck, SetEvaluation
-    from mlip_job.report import TrainingReport
+    from mlip_job.report.model import TrainingReport
 
 C = TypeVar("C", DimerCheck, EnergyVolumeCheck)
 

@@ -11,9 +11,9 @@ from mlip_job.evaluation.results import (
     EnergyVolumeCheck,
     SmoothnessCheck,
 )
-from mlip_job.reporting.figures import Figure, dimer_figure, energy_volume_figure, has_curve
-from mlip_job.reporting.numbers import UNKNOWN, fixed, significant
-from mlip_job.reporting.table import Cell, Column, Table
+from mlip_job.report.figures import Figure, dimer_figure, energy_volume_figure, has_curve
+from mlip_job.report.numbers import UNKNOWN, fixed, significant
+from mlip_job.report.table import Cell, Column, Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

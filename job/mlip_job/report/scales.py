@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from mlip_job.reporting.numbers import power_of_ten
+from mlip_job.report.numbers import power_of_ten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -6,17 +6,17 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlip_job.naming import generation_name
-from mlip_job.reporting.error_tables import ENERGY, FORCE, STRESS
-from mlip_job.reporting.headline import verdict
-from mlip_job.reporting.numbers import fixed, percent
-from mlip_job.reporting.physics import count_verdicts
-from mlip_job.reporting.table import Cell, Column, Table
+from mlip_job.report.error_tables import ENERGY, FORCE, STRESS
+from mlip_job.report.headline import verdict
+from mlip_job.report.numbers import fixed, percent
+from mlip_job.report.physics import count_verdicts
+from mlip_job.report.table import Cell, Column, Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mlip_job.evaluation.results import ErrorPair, Evaluation
-    from mlip_job.report import TrainingReport
+    from mlip_job.report.model import TrainingReport
 
 Number = float | int | None
 

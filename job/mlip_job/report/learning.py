@@ -5,16 +5,16 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from mlip_job.reporting.chart import Axis, Chart
-from mlip_job.reporting.figures import SIDES, Figure, LegendEntry
-from mlip_job.reporting.numbers import count
-from mlip_job.reporting.scales import linear_scale, log_scale
+from mlip_job.report.chart import Axis, Chart
+from mlip_job.report.figures import SIDES, Figure, LegendEntry
+from mlip_job.report.numbers import count
+from mlip_job.report.scales import linear_scale, log_scale
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from mlip_job.report import TrainingReport
-    from mlip_job.reporting.chart import Point
+    from mlip_job.report.chart import Point
+    from mlip_job.report.model import TrainingReport
     from mlip_job.training.run_summary import CurvePoint, FitCycle
 
 QUANTITIES = (

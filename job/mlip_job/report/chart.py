@@ -17,7 +17,7 @@ from markupsafe import Markup
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from mlip_job.reporting.scales import Scale
+    from mlip_job.report.scales import Scale
 
 Point = tuple[float, float]
 

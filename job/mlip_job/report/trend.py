@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mlip_job.reporting.numbers import UNKNOWN
+from mlip_job.report.numbers import UNKNOWN
 
 if TYPE_CHECKING:
     from mlip_job.registry import Headline
