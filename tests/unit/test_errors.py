@@ -6,7 +6,7 @@ import pytest
 
 from mlip_job import errors
 from mlip_job.errors import InterruptedRunError
-from mlip_job.schedulers.exit_codes import meaning_of
+from mlip_job.schedulers.base import meaning_of
 
 
 @pytest.mark.parametrize(
@@ -33,10 +33,10 @@ def test_exit_codes_are_the_documented_ones(name: str, code: int) -> None:
 def test_a_signal_is_named_and_what_was_interrupted_may_run_again() -> None:
     """By the shell's codes; what a crash ended may not."""
     assert meaning_of(143).reason == "it was interrupted by SIGTERM"
-    assert (meaning_of(143).again, meaning_of(143).error) == (True, InterruptedRunError)
-    assert (meaning_of(130).again, meaning_of(138).again) == (True, True)
+    assert (meaning_of(143).retry, meaning_of(143).error) == (True, InterruptedRunError)
+    assert (meaning_of(130).retry, meaning_of(138).retry) == (True, True)
     assert meaning_of(139).reason == "it was ended by SIGSEGV"
-    assert (meaning_of(139).again, meaning_of(137).again) == (False, False)
+    assert (meaning_of(139).retry, meaning_of(137).retry) == (False, False)
     assert meaning_of(3).reason == meaning_of(255).reason == "it failed without saying why"
 
 

@@ -9,8 +9,7 @@ from mlip_job.cli.job_view import GenerationView, State
 from mlip_job.cli.job_words import name_of
 from mlip_job.errors import InterruptedRunError, MlipJobError, TrainingError, UnavailableError
 from mlip_job.naming import generation_name
-from mlip_job.schedulers.base import JobState
-from mlip_job.schedulers.exit_codes import meaning_of
+from mlip_job.schedulers.base import JobState, meaning_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,45 +1,51 @@
-"""The contract that every scheduler fulfils.
+"""The contract of all schedulers.
 
-Planning and doing are apart: `Scheduler.plan` is a pure function of the request, and its text is
-what ``--dry-run`` prints; `Scheduler.submit` is the side effect.
+Planning and submitting are separate: `Scheduler.plan` is a pure function of the request, and its
+text is what ``--dry-run`` prints; `Scheduler.submit` has the side effects.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
+import shlex
+import signal
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from functools import cache
+from typing import TYPE_CHECKING, Protocol, Self
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from mlip_job.errors import (
+    ConfigError,
+    ConflictError,
+    DataError,
+    GpuRequiredError,
+    InterruptedRunError,
+    MlipJobError,
+    TrainingError,
+    UnavailableError,
+)
+from mlip_job.naming import FAMILY_PATTERN, generation_name, parse_generation_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from mlip_job.config import JobConfig
 
-
-FRESH = "--fresh"
+_FRESH = "--fresh"
 
 
 @dataclass(frozen=True)
 class JobRequest:
-    """What shall run: ``mlip-job run --generation N`` with a configuration.
+    """What to run: ``mlip-job run --generation N`` with a resolved configuration.
 
-    Attributes
-    ----------
-    config
-        The resolved configuration; it names no secret.
-    generation
-        What to train.
-    directory
-        Where relative paths of the configuration are taken from; absolute.
-    run_options
-        More options of ``run``, e.g. ``("--fresh",)``.
-    ensemble
-        Number of members to train with different seeds, or None.
-    after
-        Job of the same scheduler that has to succeed first: an id, or None.
-    again
-        Whether the same was submitted before and goes on: it does not start over once more.
+    `directory` is absolute: relative paths of the configuration start there. `after` is the id of a
+    job of the same scheduler that has to succeed first. `again` marks a submission that continues
+    an earlier one: it does not start over once more.
     """
 
     config: JobConfig
@@ -52,37 +58,27 @@ class JobRequest:
 
     @property
     def needs_gpu(self) -> bool:
-        """Whether the job has a use for a GPU: a linear fit has none."""
+        """Whether the job can use a GPU: a linear fit can't."""
         return not self.config.training.is_linear
 
     @property
     def starts_over(self) -> bool:
         """Whether the job removes what earlier runs left."""
-        return FRESH in self.run_options and not self.again
+        return _FRESH in self.run_options and not self.again
 
     @property
     def options(self) -> tuple[str, ...]:
-        """Options of ``run`` in this job, but for the member of an ensemble.
+        """Options of ``run`` in this job, without the member of an ensemble.
 
-        A job that is started again has them too: ``--fresh`` spares what it did before.
+        A restarted job has them too: ``--fresh`` keeps what the same job did before.
         """
-        given = (option for option in self.run_options if option != FRESH)
-        return (*given, *((FRESH,) if self.starts_over else ()))
+        given = (option for option in self.run_options if option != _FRESH)
+        return (*given, *((_FRESH,) if self.starts_over else ()))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A submission that is ready to be made.
-
-    Attributes
-    ----------
-    request
-        What it is of.
-    name
-        Of the job.
-    text
-        The script or the manifests, exactly as they are submitted.
-    """
+    """A submission: the job's name, and the script or manifests exactly as they are submitted."""
 
     request: JobRequest
     name: str
@@ -93,18 +89,8 @@ class Plan:
 class JobHandle:
     """A job that a scheduler knows, or knew.
 
-    Attributes
-    ----------
-    scheduler
-        ``slurm``, ``kubernetes`` or ``local``.
-    id
-        What the scheduler calls it: a job id; namespace and name.
-    name
-        Its name.
-    found
-        Whether `Scheduler.submit` found it, and made none.
-    release
-        Helm release that it belongs to, which stays when the job is cancelled; None for others.
+    `id` is the scheduler's: a job id; namespace and name. `found` tells that `Scheduler.submit`
+    found the job and created none. `release` is the Helm release that the job belongs to.
     """
 
     scheduler: str
@@ -117,8 +103,8 @@ class JobHandle:
 class JobState(StrEnum):
     """What a job is doing.
 
-    UNKNOWN is not failure: the scheduler could not be asked, or forgot. GONE is its answer that it
-    has no such job, as once a Kubernetes Job is deleted.
+    UNKNOWN is not failure: the scheduler was unavailable, or forgot. GONE is its answer that it has
+    no such job, as once a Kubernetes Job is deleted.
     """
 
     PENDING = "pending"
@@ -131,34 +117,18 @@ class JobState(StrEnum):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come of the job by itself."""
-        return self in (
-            JobState.SUCCEEDED,
-            JobState.FAILED,
-            JobState.CANCELLED,
-            JobState.GONE,
-        )
+        """Whether the job will not run again by itself."""
+        return self not in (JobState.PENDING, JobState.RUNNING, JobState.UNKNOWN)
 
 
 @dataclass(frozen=True)
 class JobStatus:
     """What a scheduler says of a job.
 
-    Attributes
-    ----------
-    state
-        In the terms of all schedulers.
-    native
-        In the scheduler's own: ``PREEMPTED``, ``OOMKilled``, …
-    reason
-        Why it waits or how it failed, in words; None where there is nothing to say.
-    hint
-        What to do about it.
-    exit_code
-        Of ``mlip-job run``, where it is known.
-    resubmit
-        Whether it ended by no fault of its own, and the scheduler does not start it again: the
-        same submission resumes from its checkpoint.
+    `native` is the scheduler's own word: ``PREEMPTED``, ``OOMKilled``, … `reason` says why the job
+    waits or failed, `hint` what to do. `exit_code` is that of ``mlip-job run``. `resubmit` marks a
+    job that ended through no fault of its own and that the scheduler does not restart: the same
+    submission resumes from its checkpoint.
     """
 
     state: JobState
@@ -172,8 +142,8 @@ class JobStatus:
 class Scheduler(Protocol):
     """One kind of scheduler.
 
-    All methods but `plan` raise `UnavailableError` where the scheduler can't be reached, and
-    `ConfigError` where it refuses what was asked.
+    All methods but `plan` raise `UnavailableError` where the scheduler is unavailable, and
+    `ConfigError` where it refuses the request.
     """
 
     name: str
@@ -190,19 +160,19 @@ class Scheduler(Protocol):
     def submit(self, plan: Plan) -> JobHandle:
         """Make the submission and return its job.
 
-        The same plan again, while its job waits or runs, returns that job.
+        The same plan again, while its job is pending or running, returns that job.
 
         Raises
         ------
         ConflictError
-            If a job of another submission for the same generation waits or runs.
+            If a job of another submission for the same generation is pending or running.
         """
 
     def find(self, family: str, generation: int) -> JobHandle | None:
         """Return the job of a generation's newest submission, or None."""
 
     def active(self, family: str, generation: int) -> Sequence[JobHandle]:
-        """Return all jobs of a generation that wait or run, whoever submitted them.
+        """Return all pending and running jobs of a generation, by any submitter.
 
         Several where two submissions were made at once.
         """
@@ -214,13 +184,183 @@ class Scheduler(Protocol):
         """Return what a job is doing; UNKNOWN or GONE once the scheduler has forgotten it."""
 
     def logs(self, handle: JobHandle, *, follow: bool) -> Iterator[str]:
-        """Yield the lines that a job printed; they may be gone soon after the job.
+        """Yield the lines that a job printed; with `follow`, until it has ended.
 
-        With `follow`, until it has ended.
+        The log may disappear soon after the job.
         """
 
     def cancel(self, handle: JobHandle) -> None:
-        """Have a job stop, leaving time for a checkpoint.
+        """Stop a job with time for a checkpoint, without waiting for its end.
 
-        It does not wait for their end, which `status` tells. Ended jobs are no error.
+        Ended jobs are no error.
         """
+
+
+# -- names of jobs ---------------------------------------------------------------------------------
+
+_NAME = re.compile(rf"mlip-({FAMILY_PATTERN})-(gen_\d+)-([0-9a-f]{{8}})-([0-9a-f]{{8}})")
+
+
+@dataclass(frozen=True)
+class JobName:
+    """The name of a job in a queue, ``mlip-cu-ni-gen_04-1a2b3c4d-5e6f7a8b``.
+
+    The hashes `store` and `submission` distinguish families of one name in several stores, and
+    submissions.
+    """
+
+    family: str
+    generation: int
+    store: str
+    submission: str
+
+    def __str__(self) -> str:
+        name = generation_name(self.generation)
+        return f"mlip-{self.family}-{name}-{self.store}-{self.submission}"
+
+    @classmethod
+    def of(cls, request: JobRequest) -> Self:
+        """Name the job of a request; a request of another submission has another name."""
+        config = request.config
+        content = {
+            "config": config.model_dump(mode="json"),
+            "generation": request.generation,
+            "directory": str(request.directory),
+            "run_options": request.run_options,
+            "ensemble": request.ensemble,
+            "after": request.after,
+        }
+        submission = _hash(json.dumps(content, sort_keys=True))
+        return cls(config.family, request.generation, _store_hash(config), submission)
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """Read a name; None for jobs of other programs."""
+        match = _NAME.fullmatch(text)
+        generation = parse_generation_name(match.group(2)) if match is not None else None
+        if match is None or generation is None:
+            return None
+        return cls(match.group(1), generation, match.group(3), match.group(4))
+
+    def is_of(self, config: JobConfig, family: str, generation: int) -> bool:
+        """Tell whether the job trains a generation for the configured store."""
+        expected = (family, generation, _store_hash(config))
+        return (self.family, self.generation, self.store) == expected
+
+
+def require_same(live: JobHandle, plan: Plan) -> None:
+    """Accept a pending or running job of a generation if a plan is of the same submission.
+
+    Raises
+    ------
+    ConflictError
+        If it is of another one.
+    """
+    if live.name == plan.name:
+        return
+    generation = plan.request.generation
+    raise ConflictError(
+        f"job {live.id} for {generation_name(generation)} is pending or running, with another "
+        "configuration or other options",
+        hint=f"mlip-job cancel -g {generation} ends it",
+    )
+
+
+def _store_hash(config: JobConfig) -> str:
+    return _hash(f"{config.storage.url}\n{config.storage.endpoint_url}")
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+# -- exit codes of a run ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ExitMeaning:
+    """How a run ended, and the kind of error that it ended with."""
+
+    reason: str
+    error: type[MlipJobError]
+
+    @property
+    def retry(self) -> bool:
+        """Whether the same run may succeed without a person's help."""
+        return self.error in (UnavailableError, InterruptedRunError)
+
+
+# 126, 127 and 137 are the shell's: no program, and ended by SIGKILL.
+_EXIT_CODES: Mapping[int, ExitMeaning] = {
+    64: ExitMeaning("the configuration or the command line is wrong", ConfigError),
+    65: ExitMeaning("the data can't be trained on, or an object is damaged", DataError),
+    69: ExitMeaning("the store or the database was unavailable", UnavailableError),
+    70: ExitMeaning("the training failed", TrainingError),
+    71: ExitMeaning("a GPU is required and TensorFlow saw none", GpuRequiredError),
+    73: ExitMeaning("the generation exists or is trained elsewhere", ConflictError),
+    75: ExitMeaning("it was stopped, its checkpoint is saved", InterruptedRunError),
+    126: ExitMeaning("the program to run can't be executed on the node", ConfigError),
+    127: ExitMeaning("the program to run was not found on the node", ConfigError),
+    137: ExitMeaning("it was killed, as for using too much memory", TrainingError),
+}
+# Signals with which a person or a scheduler stops a run.
+_INTERRUPTING = (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)
+
+
+def meaning_of(exit_code: int) -> ExitMeaning:
+    """Return what an exit code other than 0 means; above 128, a shell's code for a signal."""
+    if exit_code in _EXIT_CODES:
+        return _EXIT_CODES[exit_code]
+    try:
+        number = signal.Signals(exit_code - 128)
+    except ValueError:
+        return ExitMeaning("it failed without saying why", MlipJobError)
+    if number in _INTERRUPTING:
+        return ExitMeaning(f"it was interrupted by {number.name}", InterruptedRunError)
+    return ExitMeaning(f"it was ended by {number.name}", TrainingError)
+
+
+# -- texts from templates, in which no value can become code ---------------------------------------
+
+
+class Code(str):
+    """Text that is inserted unquoted: code that the user wrote, or a quoted value."""
+
+    __slots__ = ()
+
+
+def render(template: str, **values: object) -> str:
+    """Fill a template; every inserted value that is no `Code` is quoted: for the shell, or as JSON.
+
+    JSON is YAML, so that what ends with ``.yaml.j2`` stays readable as such.
+    """
+    quote = _quote_json if template.endswith(".yaml.j2") else _quote_shell
+    return _environment(quote).get_template(template).render(values)
+
+
+@cache
+def _environment(quote: Callable[[object], str]) -> Environment:
+    return Environment(  # noqa: S701 - quoted for a shell or as JSON, not for HTML
+        loader=PackageLoader("mlip_job.schedulers"),
+        finalize=quote,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def _quote_shell(value: object) -> str:
+    return value if isinstance(value, Code) else shlex.quote(str(value))
+
+
+def _quote_json(value: object) -> str:
+    if isinstance(value, Code):
+        return value
+    # A pair of surrogates, which JSON's own escapes need, is no character in YAML.
+    text = json.dumps(value, ensure_ascii=False)
+    return _SPECIAL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+# Line breaks and unprintable characters in YAML, though not in JSON.
+_SPECIAL = re.compile("[\x7f-\xa0\u2028\u2029\ufeff\ufffe\uffff]")

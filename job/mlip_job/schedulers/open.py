@@ -14,34 +14,25 @@ SCHEDULERS = ("kubernetes", "slurm", "local")
 
 
 def open_scheduler(config: JobConfig, name: str | None = None) -> Scheduler:
-    """Return a scheduler for a family.
-
-    Parameters
-    ----------
-    config
-        Of the family; ``submit`` has the scheduler's settings.
-    name
-        Which one, if not ``submit.scheduler``.
+    """Return the scheduler of a name, else of ``submit.scheduler``; only its module is imported.
 
     Raises
     ------
     ConfigError
         If there is none of this name.
     """
-    name = name or config.submit.scheduler
-    # Imported only when it is asked for: a client library takes its time.
-    if name == "kubernetes":
-        from mlip_job.schedulers.kubernetes.scheduler import (  # noqa: PLC0415
-            KubernetesScheduler,
-        )
+    match name or config.submit.scheduler:
+        case "kubernetes":
+            from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler  # noqa: PLC0415
 
-        return KubernetesScheduler(config.submit.kubernetes)
-    if name == "slurm":
-        from mlip_job.schedulers.slurm import SlurmScheduler  # noqa: PLC0415
+            return KubernetesScheduler(config.submit.kubernetes)
+        case "slurm":
+            from mlip_job.schedulers.slurm import SlurmScheduler  # noqa: PLC0415
 
-        return SlurmScheduler(config)
-    if name == "local":
-        from mlip_job.schedulers.local import LocalScheduler  # noqa: PLC0415
+            return SlurmScheduler(config)
+        case "local":
+            from mlip_job.schedulers.local import LocalScheduler  # noqa: PLC0415
 
-        return LocalScheduler(config)
-    raise ConfigError(f"there is no scheduler {name!r}; there are {', '.join(SCHEDULERS)}")
+            return LocalScheduler(config)
+        case unknown:
+            raise ConfigError(f"unknown scheduler {unknown!r}; choose {', '.join(SCHEDULERS)}")

@@ -1,4 +1,4 @@
-"""What a submission leaves in the work directory: files, and records that outlive the scheduler's.
+"""What a submission leaves in the work directory: files, logs, and records that outlive the queue.
 
 ::
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -28,24 +29,16 @@ from mlip_job.naming import generation_name, parse_generation_name
 from mlip_job.store.keys import StoredName, is_relative, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
     from mlip_job.config import JobConfig
 
+# It becomes part of file names, and of commands.
 _JobId = Annotated[str, StringConstraints(pattern=r"^[1-9][\w;.-]{0,127}$")]
-"""It becomes part of file names, and of commands."""
 
 
 class SubmittedJob(BaseModel):
-    """A job that a submission became.
-
-    Attributes
-    ----------
-    id, name
-        See `JobHandle`.
-    submitted
-        When.
-    process
-        Which process it is, where it is one of this machine's.
-    """
+    """A job that a submission became; `process` if it is one of this machine's."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -56,15 +49,7 @@ class SubmittedJob(BaseModel):
 
 
 class Submission(BaseModel):
-    """Content of ``submission.json``.
-
-    Attributes
-    ----------
-    scheduler
-        Where.
-    jobs
-        What it became: one job; of an earlier version, possibly several.
-    """
+    """Content of ``submission.json``: one job; of an earlier version, possibly several."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -78,14 +63,10 @@ class Submission(BaseModel):
 
 
 class Ended(BaseModel):
-    """How a job ended, in the words of its own script.
+    """How a job ended, as its own script recorded it.
 
-    Attributes
-    ----------
-    exit_code
-        Of the run.
-    resubmit
-        Whether it has to be submitted again to go on; None where the script could not tell.
+    `resubmit` tells whether it has to be submitted again to resume; None if the script could not
+    tell.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -103,12 +84,7 @@ class SubmitFiles:
     @classmethod
     def of(cls, config: JobConfig, generation: int) -> SubmitFiles:
         """Name those of a generation."""
-        return cls(cls.root(config) / generation_name(generation))
-
-    @staticmethod
-    def root(config: JobConfig) -> Path:
-        """Return where the directories of all generations are."""
-        return Path(config.work_dir)
+        return cls(Path(config.work_dir) / generation_name(generation))
 
     @property
     def config(self) -> Path:
@@ -116,11 +92,11 @@ class SubmitFiles:
         return self.directory / "mlip-job.yaml"
 
     def script(self, suffix: str) -> Path:
-        """Return the script, whose suffix tells the scheduler's kind."""
+        """Return the script, whose suffix tells the kind of scheduler."""
         return self.directory / f"submit.{suffix}"
 
     def log(self, scheduler: str, job_id: str) -> Path:
-        """Return what a job printed."""
+        """Return the log of a job."""
         return self._of_job(scheduler, job_id, "log")
 
     def ended(self, scheduler: str, job_id: str) -> Path:
@@ -128,11 +104,11 @@ class SubmitFiles:
         return self._of_job(scheduler, job_id, "ended")
 
     def cancelled(self, scheduler: str, job_id: str) -> Path:
-        """Return the mark of a job that was told to stop, where the scheduler keeps none."""
+        """Return the mark of a cancelled job, where the scheduler keeps none."""
         return self._of_job(scheduler, job_id, "cancelled")
 
     def write(self, script: Path, text: str, config: JobConfig) -> None:
-        """Write the script and the configuration beside it."""
+        """Write the script and the configuration."""
         values = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         try:
             make_private_directory(self.directory)
@@ -144,26 +120,26 @@ class SubmitFiles:
             ) from None
 
     def record(self, scheduler: str, job: SubmittedJob) -> None:
-        """Remember a job as the newest submission."""
+        """Record a job as the newest submission."""
         submission = Submission(scheduler=scheduler, jobs=(job,))
         write_whole(self._submission, submission.model_dump_json(indent=2) + "\n")
 
     def submission(self) -> Submission | None:
-        """Return the newest submission that is remembered."""
+        """Return the newest submission that is recorded."""
         try:
             return Submission.model_validate_json(self._submission.read_bytes())
         except (OSError, ValidationError):
             return None
 
     def how_it_ended(self, scheduler: str, job_id: str) -> Ended | None:
-        """Return how a job, or a task of it, says that it ended."""
+        """Return how a job, or a task of it, ended according to its script."""
         try:
             return Ended.model_validate_json(self.ended(scheduler, job_id).read_bytes())
         except (OSError, ValidationError):
             return None
 
     def _of_job(self, scheduler: str, job_id: str, suffix: str) -> Path:
-        """Return a file of a job, whose id a scheduler said or a record holds."""
+        """Return a file of a job, whose id comes from a scheduler or a record."""
         name = f"{scheduler}-{job_id}.{suffix}"
         if "/" in name or not is_relative(name):
             raise UnavailableError(f"{shown(job_id)} is no id of a job of {scheduler}")
@@ -175,16 +151,14 @@ class SubmitFiles:
 
 
 def recorded_generations(config: JobConfig, scheduler: str) -> set[int]:
-    """Return the generations whose newest submission was made to a scheduler, from here."""
-    directories = SubmitFiles.root(config).glob("gen_*")
-    found = ((parse_generation_name(path.name), SubmitFiles(path)) for path in directories)
-    return {
-        number
-        for number, files in found
-        if number is not None
-        and (record := files.submission()) is not None
-        and record.scheduler == scheduler
-    }
+    """Return the generations whose newest submission went to a scheduler, from this directory."""
+    found = set()
+    for path in Path(config.work_dir).glob("gen_*"):
+        record = SubmitFiles(path).submission()
+        number = parse_generation_name(path.name)
+        if number is not None and record is not None and record.scheduler == scheduler:
+            found.add(number)
+    return found
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -198,3 +172,80 @@ def write_whole(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+# -- logs ------------------------------------------------------------------------------------------
+
+_END_BYTES = 1 << 16
+_ERROR, _HINT = "error: ", "  hint: "
+_DETAILS = 5
+
+
+def error_in(log: str) -> tuple[str, str | None] | None:
+    """Return message and hint of the last error that a run printed, or None.
+
+    `mlip_job.cli.main` prints ``error: …``, indented details, ``hint: …``.
+    """
+    lines = log.splitlines()
+    starts = [number for number, line in enumerate(lines) if line.startswith(_ERROR)]
+    if not starts:
+        return None
+    first, *rest = lines[starts[-1] :]
+    details = []
+    for line in rest:
+        if not line.startswith("  ") or line.startswith(_HINT):
+            break
+        details.append(line.strip())
+    message = " ".join(filter(None, (first.removeprefix(_ERROR), "; ".join(details[:_DETAILS]))))
+    hints = (line.removeprefix(_HINT) for line in rest if line.startswith(_HINT))
+    return message, next(hints, None)
+
+
+def read_end(path: Path) -> str | None:
+    """Return the end of a log; None if there is no such file."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _END_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return None
+
+
+def lines_of(
+    logs: Callable[[], Mapping[Path, str]], ended: Callable[[], bool] | None, interval: float
+) -> Iterator[str]:
+    """Yield the lines of one or several logs as they grow.
+
+    `logs` returns the logs that exist, each with the prefix of its lines. They are followed until
+    `ended` is true, with a look every `interval` seconds; without `ended`, they are read once.
+    """
+    readers: dict[Path, _Reader] = {}
+    while True:
+        over = ended is None or ended()  # asked first: what is printed meanwhile is read below
+        for path, prefix in logs().items():
+            yield from readers.setdefault(path, _Reader(path, prefix)).more()
+        if over:
+            break
+        time.sleep(interval)
+    yield from (reader.prefix + reader.rest for reader in readers.values() if reader.rest)
+
+
+@dataclass
+class _Reader:
+    """Reads a growing file line by line; `rest` is the last line while its end is missing."""
+
+    path: Path
+    prefix: str
+    position: int = 0
+    rest: str = ""
+
+    def more(self) -> list[str]:
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.position)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        self.position += len(data)
+        *whole, self.rest = (self.rest + data.decode(errors="replace")).split("\n")
+        return [self.prefix + line for line in whole]

@@ -17,8 +17,7 @@ from pydantic import ValidationError
 from mlip_job.config import JobConfig
 from mlip_job.config.slurm import OWNED_OPTIONS, SlurmConfig
 from mlip_job.errors import ConfigError
-from mlip_job.schedulers.base import JobRequest
-from mlip_job.schedulers.job_names import JobName
+from mlip_job.schedulers.base import JobName, JobRequest
 from mlip_job.schedulers.slurm import SlurmScheduler
 from mlip_job.schedulers.slurm.image import image_record, record_image
 from mlip_job.schedulers.slurm.options import quote_directive

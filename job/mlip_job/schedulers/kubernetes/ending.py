@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mlip_job.schedulers.exit_codes import meaning_of
+from mlip_job.schedulers.base import meaning_of
 from mlip_job.schedulers.kubernetes.containers import (
     end_of_run,
     failed_init_container,

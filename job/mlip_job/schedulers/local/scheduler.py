@@ -16,12 +16,24 @@ from mlip_job.config.load import ENVIRONMENT_PREFIX
 from mlip_job.disk import private
 from mlip_job.environment import ProcessIdentity
 from mlip_job.errors import ConfigError, UnavailableError
-from mlip_job.schedulers.base import JobHandle, JobState, JobStatus, Plan
-from mlip_job.schedulers.exit_codes import meaning_of
-from mlip_job.schedulers.job_log import error_in, lines_of, read_end
-from mlip_job.schedulers.job_names import JobName, require_same
+from mlip_job.schedulers.base import (
+    JobHandle,
+    JobName,
+    JobState,
+    JobStatus,
+    Plan,
+    meaning_of,
+    require_same,
+)
 from mlip_job.schedulers.local.script import local_script
-from mlip_job.schedulers.records import SubmitFiles, SubmittedJob, recorded_generations
+from mlip_job.schedulers.records import (
+    SubmitFiles,
+    SubmittedJob,
+    error_in,
+    lines_of,
+    read_end,
+    recorded_generations,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -142,10 +154,10 @@ def _ended(ended: Ended, log: str | None, *, cancelled: bool) -> JobStatus:
     if code == 0:
         return JobStatus(JobState.SUCCEEDED, "exited", exit_code=0)
     meaning = meaning_of(code)
-    if cancelled and meaning.again:
+    if cancelled and meaning.retry:
         return JobStatus(JobState.CANCELLED, "exited", exit_code=code)
     message, hint = error_in(log or "") or (f"{meaning.reason} (exit code {code})", None)
-    return JobStatus(JobState.FAILED, "exited", message, hint, code, resubmit=meaning.again)
+    return JobStatus(JobState.FAILED, "exited", message, hint, code, resubmit=meaning.retry)
 
 
 def _start(script: Path, files: SubmitFiles) -> ProcessIdentity:

@@ -7,8 +7,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from mlip_job.naming import generation_name
+from mlip_job.schedulers.base import Code, render
 from mlip_job.schedulers.records import SubmitFiles
-from mlip_job.schedulers.shell import Code, render
 
 if TYPE_CHECKING:
     from mlip_job.schedulers.base import JobRequest

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlip_job.disk import sha256_of
-from mlip_job.schedulers.records import SubmitFiles, write_whole
+from mlip_job.schedulers.records import write_whole
 
 if TYPE_CHECKING:
     from mlip_job.config import JobConfig
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 def image_record(config: JobConfig) -> Path:
     """Return where the hash of the configured image is kept."""
     key = hashlib.sha256(str(config.submit.slurm.image).encode()).hexdigest()[:8]
-    return SubmitFiles.root(config) / f"image-{key}.sha256"
+    return Path(config.work_dir) / f"image-{key}.sha256"
 
 
 def record_image(config: JobConfig) -> None:

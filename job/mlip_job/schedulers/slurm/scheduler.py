@@ -7,10 +7,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from mlip_job.errors import UnavailableError
-from mlip_job.schedulers.base import JobHandle, JobState, JobStatus, Plan
-from mlip_job.schedulers.job_log import lines_of, read_end
-from mlip_job.schedulers.job_names import JobName, require_same
-from mlip_job.schedulers.records import SubmitFiles, SubmittedJob, recorded_generations
+from mlip_job.schedulers.base import JobHandle, JobName, JobState, JobStatus, Plan, require_same
+from mlip_job.schedulers.records import (
+    SubmitFiles,
+    SubmittedJob,
+    lines_of,
+    read_end,
+    recorded_generations,
+)
 from mlip_job.schedulers.slurm import commands
 from mlip_job.schedulers.slurm.image import record_image
 from mlip_job.schedulers.slurm.preflight import check_files

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from mlip_job.schedulers.base import JobState, JobStatus
-from mlip_job.schedulers.exit_codes import meaning_of
-from mlip_job.schedulers.job_log import error_in, last_line
+from mlip_job.schedulers.base import JobState, JobStatus, meaning_of
+from mlip_job.schedulers.records import error_in
 from mlip_job.schedulers.slurm.states import (
     SECTION,
     how_it_ended,
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from mlip_job.schedulers.records import Ended
     from mlip_job.schedulers.slurm.commands import Task
+
+# Lines that Slurm adds after the run has ended.
+_NOISE = re.compile(r"srun: |slurmstepd|mlip-job: ")
 
 # Of several tasks, the first of these that one of them is in is the state of all.
 _RANK = (
@@ -102,7 +105,7 @@ def _failed(task: Task, ended: Ended | None, log: str | None, section: str) -> J
             code,
         )
     if code is None:
-        return JobStatus(JobState.FAILED, task.state, last_line(log or ""), exit_code=code)
+        return JobStatus(JobState.FAILED, task.state, _last_line(log or ""), exit_code=code)
     return _by_exit_code(code, bool(ended and ended.resubmit), task.state, log)
 
 
@@ -110,8 +113,14 @@ def _by_exit_code(code: int, resubmit: bool, native: str, log: str | None) -> Jo
     meaning = meaning_of(code)
     message, hint = error_in(log or "") or (None, None)
     if message is None and code not in (69, 75):
-        said = last_line(log or "")
+        said = _last_line(log or "")
         message = f"{meaning.reason} (exit code {code})" + (f": {said}" if said else "")
     return JobStatus(
         JobState.FAILED, native, message or meaning.reason, hint, code, resubmit=resubmit
     )
+
+
+def _last_line(log: str) -> str | None:
+    """Return the last line that the run printed, not Slurm."""
+    said = [line.strip() for line in log.splitlines() if line.strip() and not _NOISE.match(line)]
+    return said[-1] if said else None
