@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import os
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,6 +25,9 @@ from tests.trainings import sized
 if TYPE_CHECKING:
     from mlip_job.config import TrainingConfig
 
+REVIEWED = Path(__file__).parents[1] / "data" / "pacemaker"
+ACCEPT = os.environ.get("MLIP_JOB_TEST_ACCEPT")
+
 DATA = TrainingData(
     elements=("Cu", "Ni"),
     train=("dataset/train.pckl.gzip",),
@@ -34,6 +41,64 @@ def _written(training: TrainingConfig, start: StartPotential | None = None) -> d
     content = yaml.safe_load(dump_input(build_input(training, DATA, start)))
     assert isinstance(content, dict)
     return content
+
+
+PARENT, GROWN = (StartPotential("parent_potential.yaml", same_basis=same) for same in (True, False))
+
+EVERYTHING = {
+    "functions_per_element": 700,
+    "seed": 3,
+    "cutoff": 6.0,
+    "energy_weight": 5.0,
+    "force_weight": 10.0,
+    "max_iter": 500,
+    "ladder_step": (100, 0.1),
+    "ladder_type": "power_order",
+    "zbl": True,
+    "batch_size": 17,
+    "display_step": 20,
+    "ndensity": 2,
+    "nradmax_by_orders": {"UNARY": (10, 5), "ALL": (8, 4)},
+    "lmax_by_orders": {"UNARY": (0, 3), "ALL": (0, 2)},
+    "l1_coeffs": 1e-8,
+    "l2_coeffs": 3e-7,
+    "w0_rad": 1e-9,
+    "w1_rad": 2e-9,
+    "w2_rad": 3e-9,
+    "weighting": {"energy_based": {"DEup": 5.0}},
+    "min_relative_train_loss_per_iter": 1e-5,
+    "early_stopping_patience": 50,
+    "overrides": {
+        "fit": {"optimizer": "L-BFGS-B", "loss": {"L1_coeffs": 0.5}, "callbacks": ["other.one"]},
+        "potential": {"deltaSplineBins": 0.01, "bonds": {"ALL": {"radbase": "ChebExpCos"}}},
+        "backend": {"gpu_config": {"gpu_ind": 1}},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "training", "start", "validation"),
+    [
+        ("minimal", {}, None, False),
+        ("validated", {}, StartPotential("linear_start.yaml", same_basis=True), True),
+        ("everything", EVERYTHING, None, True),
+        ("continued", {"start_noise": 0.1, "ladder_step": 0.2}, PARENT, False),
+        ("grown", {"start_noise": 0.1, "ladder_step": 50}, GROWN, False),
+    ],
+)
+def test_input_is_the_reviewed_one(
+    name: str, training: dict[str, object], start: StartPotential | None, validation: bool
+) -> None:
+    """A change shows as a difference here; MLIP_JOB_TEST_ACCEPT=1 accepts it."""
+    data = replace(DATA, keep_best=validation)
+    text = dump_input(build_input(sized(**training), data, start))
+    path = REVIEWED / f"input-{name}.yaml"
+    if ACCEPT:
+        path.write_text(text, encoding="utf-8")
+    reviewed = path.read_text(encoding="utf-8")
+    lines = difflib.unified_diff(reviewed.splitlines(), text.splitlines(), "reviewed", "now")
+    difference = "\n".join(lines)
+    assert not difference, f"{path} (MLIP_JOB_TEST_ACCEPT=1 accepts this):\n{difference}"
 
 
 def test_cutoff_is_written_where_every_version_of_pacemaker_looks() -> None:
