@@ -20,14 +20,14 @@ from mlip_job.pipeline.fit_data import FitData
 from mlip_job.pipeline.linear import fit_linearly
 from mlip_job.pipeline.stages import make_input
 from mlip_job.store.open import open_store
-from mlip_job.training.programs import find_program, trainer_environment
-from mlip_job.training.tables import TableFollower, read_table
+from mlip_job.training.pacemaker.programs import find_program, trainer_environment
+from mlip_job.training.pacemaker.tables import TableFollower, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mlip_job.dataset.record import DatasetRecord
-    from mlip_job.training.tables import MetricsRow
+    from mlip_job.training.pacemaker.tables import MetricsRow
 
 _ITERATIONS = 200
 _TRAINING: dict[str, Any] = {

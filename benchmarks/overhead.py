@@ -19,11 +19,9 @@ from benchmarks.tables import say, table
 from mlip_job.config import load_config
 from mlip_job.registry import Registry
 from mlip_job.store.open import open_store
-from mlip_job.training.lines import read_lines
-from mlip_job.training.log import LogParser
-from mlip_job.training.phases import phase_seconds
-from mlip_job.training.programs import find_program, trainer_environment
-from mlip_job.training.tables import read_table
+from mlip_job.training.pacemaker.log import LogParser, read_lines
+from mlip_job.training.pacemaker.programs import find_program, trainer_environment
+from mlip_job.training.pacemaker.tables import read_table
 from tests.support import with_emt, write_database
 
 if TYPE_CHECKING:
@@ -218,7 +216,7 @@ def _run_pacemaker(directory: Path) -> tuple[float, dict[str, float]]:
     parser = LogParser()
     for line in read_lines(output):
         parser.feed(line)
-    return wall, phase_seconds(parser.state, begun, ended)
+    return wall, parser.state.phase_seconds(begun, ended)
 
 
 def _require_same_losses(ours: Path, bare: Path) -> None:

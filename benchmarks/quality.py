@@ -26,18 +26,17 @@ from benchmarks.upstream import INPUTS, examples_for, upstream_input
 from mlip_job.dataset.reading import parse, read_blocks
 from mlip_job.dataset.record import DatasetRecord
 from mlip_job.demo import write_demo_database
-from mlip_job.environment import usable_cores
 from mlip_job.evaluation.errors import SetTally
 from mlip_job.evaluation.measured import Models, Task
 from mlip_job.evaluation.potential import Potential
 from mlip_job.evaluation.processes import Measurers
 from mlip_job.evaluation.speed import measure_speed
 from mlip_job.naming import DatasetFiles, WorkFiles
-from mlip_job.training.input_yaml import dump_input
-from mlip_job.training.newest import copy_whole
-from mlip_job.training.potential_yaml import count_functions, read_potential
-from mlip_job.training.programs import convert_to_yace, find_program, trainer_environment
-from mlip_job.training.tables import read_table
+from mlip_job.runtime.environment import usable_cores
+from mlip_job.training.pacemaker.input import dump_input
+from mlip_job.training.pacemaker.potential_file import copy_whole, count_functions, read_potential
+from mlip_job.training.pacemaker.programs import convert_to_yace, find_program, trainer_environment
+from mlip_job.training.pacemaker.tables import read_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -15,8 +15,8 @@ from mlip_job.errors import InterruptedRunError
 from mlip_job.pipeline import run_generation
 from mlip_job.pipeline.publication import Publication
 from mlip_job.registry import Registry
+from mlip_job.runtime.signals import StopRequest
 from mlip_job.store.open import open_store
-from mlip_job.training.signals import StopRequest
 from tests.support import rattled, write_database
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from mlip_job.config import JobConfig
     from mlip_job.registry import Manifest
-    from mlip_job.training.process import Progress
+    from mlip_job.training.trainer import Progress
 
 _CONFIG = {
     "family": "cu",

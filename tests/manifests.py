@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from mlip_job.config import JobConfig
 from mlip_job.dataset import record as dataset_record
 from mlip_job.dataset.record import DatasetRecord
-from mlip_job.environment import HostClass, RunEnvironment
 from mlip_job.registry import (
     Artefact,
     AttemptPart,
@@ -20,14 +19,15 @@ from mlip_job.registry import (
     Manifest,
     TrainingState,
 )
-from mlip_job.training.basis import potential_section
+from mlip_job.runtime.environment import HostClass, RunEnvironment
+from mlip_job.training.pacemaker.basis import potential_section
 from tests.trainings import sized
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from mlip_job.registry import Registry
-    from mlip_job.training.position import FitPosition
+    from mlip_job.training.checkpoint import FitPosition
 
 _STARTED = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from mlip_job.config import TrackingConfig
     from mlip_job.registry import Manifest, Registry
-    from mlip_job.training.run_summary import CurvePoint
+    from mlip_job.training.summary import CurvePoint
 
 ATTEMPT_TAG = "mlip_job.attempt"
 """Tells a generation's run from all others."""

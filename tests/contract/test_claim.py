@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mlip_job.environment import ProcessIdentity, _started
 from mlip_job.errors import ConflictError, StoreError
 from mlip_job.registry.claim import (
     Claim,
@@ -21,6 +20,7 @@ from mlip_job.registry.claim import (
     read_claim,
     take_claim,
 )
+from mlip_job.runtime.environment import ProcessIdentity, _started
 
 if TYPE_CHECKING:
     from mlip_job.store.base import ObjectStore

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mlip_job.registry import Artefact, Manifest, Registry
-from mlip_job.training.run_summary import LossShares
+from mlip_job.training.summary import LossShares
 from tests.manifests import make_manifest, put_dataset
 
 if TYPE_CHECKING:

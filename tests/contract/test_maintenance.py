@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mlip_job.environment import ProcessIdentity
 from mlip_job.errors import ConfigError, IntegrityError
 from mlip_job.registry import Artefact, DatasetReference, Manifest, Registry, maintenance
 from mlip_job.registry.maintenance import Orphan, collect_garbage, find_orphans, parse_age, repair
-from mlip_job.training.position import FitPosition
+from mlip_job.runtime.environment import ProcessIdentity
+from mlip_job.training.checkpoint import FitPosition
 from tests.manifests import make_checkpoint, make_manifest, put_dataset
 
 if TYPE_CHECKING:

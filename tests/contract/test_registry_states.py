@@ -23,11 +23,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from mlip_job.environment import ProcessIdentity
 from mlip_job.errors import ConfigError, ConflictError
 from mlip_job.registry import Artefact, Manifest, Registry, claim
 from mlip_job.registry.maintenance import collect_garbage, repair
 from mlip_job.registry.pull import pull_generation
+from mlip_job.runtime.environment import ProcessIdentity
 from tests.manifests import make_manifest, put_dataset
 
 if TYPE_CHECKING:

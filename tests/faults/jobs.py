@@ -20,14 +20,14 @@ from mlip_job.naming import WorkFiles
 from mlip_job.registry import Manifest, Registry
 from mlip_job.report.model import TrainingReport
 from mlip_job.store.open import open_store
-from mlip_job.training.tables import read_table
+from mlip_job.training.pacemaker.tables import read_table
 from tests.reports import validate_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mlip_job.config import JobConfig
-    from mlip_job.training.run_summary import CurvePoint
+    from mlip_job.training.summary import CurvePoint
 
 
 import_pyace()  # seconds that each forked job is spared

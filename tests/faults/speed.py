@@ -41,7 +41,7 @@ def stand_in_for_pacemaker(
 
     def at_speed() -> None:
         from mlip_job.pipeline import publication
-        from mlip_job.training import process, programs
+        from mlip_job.training.pacemaker import process, programs
         from tests.plain_evaluations import make_evaluation
 
         process._POLL_SECONDS = 0.02

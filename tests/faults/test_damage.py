@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mlip_job.training.potential_yaml import read_potential
+from mlip_job.training.pacemaker.potential_file import read_potential
 from tests.faults import jobs
 from tests.faults.speed import REPLAYED, REPLAYED_ITERATIONS, stand_in_for_pacemaker
 

@@ -12,7 +12,7 @@ import pytest
 
 from mlip_job.dataset import texts, writing
 from mlip_job.errors import TrainingError
-from mlip_job.processes import Beside
+from mlip_job.runtime.processes import Beside
 from tests.cli import run_cli
 from tests.datasets import build, read, refused
 from tests.support import rattled, write_database

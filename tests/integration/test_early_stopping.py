@@ -14,9 +14,9 @@ from mlip_job.errors import InterruptedRunError
 from mlip_job.pipeline import run_generation
 from mlip_job.registry import Registry
 from mlip_job.report.model import TrainingReport
+from mlip_job.runtime.signals import StopRequest
 from mlip_job.store.open import open_store
-from mlip_job.training.best import read_kept
-from mlip_job.training.signals import StopRequest
+from mlip_job.training.pacemaker.best import read_kept
 from tests.support import labelled, rattled, write_database
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from ase import Atoms
 
-    from mlip_job.training.process import Progress
+    from mlip_job.training.trainer import Progress
 
 pytestmark = pytest.mark.pacemaker
 

@@ -34,9 +34,9 @@ from mlip_job.evaluation.processes import Measurers
 from mlip_job.pipeline import publication, run_generation
 from mlip_job.registry import Manifest, Registry
 from mlip_job.report.model import TrainingReport
+from mlip_job.runtime.signals import StopRequest
 from mlip_job.store.open import open_store
-from mlip_job.training.potential_yaml import read_potential, write_potential
-from mlip_job.training.signals import StopRequest
+from mlip_job.training.pacemaker.potential_file import read_potential, write_potential
 from tests.datasets import FIVE, build, rows_of
 from tests.support import rattled, with_emt, write_database
 

@@ -23,21 +23,19 @@ from mlip_job.naming import WorkFiles
 from mlip_job.pipeline import export_generation, run_generation
 from mlip_job.registry import Registry
 from mlip_job.report.model import TrainingReport
+from mlip_job.runtime.signals import StopRequest
 from mlip_job.store.open import open_store
-from mlip_job.training import programs
-from mlip_job.training.basis import potential_section
-from mlip_job.training.linear_start import run_linear_fit
-from mlip_job.training.linear_task import LinearTask
-from mlip_job.training.potential_yaml import read_potential
-from mlip_job.training.signals import StopRequest
-from mlip_job.training.summary import undetermined
+from mlip_job.training.linear import LinearTask, run_linear_fit, undetermined
+from mlip_job.training.pacemaker import programs
+from mlip_job.training.pacemaker.basis import potential_section
+from mlip_job.training.pacemaker.potential_file import read_potential
 from tests.generations import stopped_before_publication
 from tests.support import rattled, with_emt, write_database
 
 if TYPE_CHECKING:
     from mlip_job.evaluation.potential import Pair
     from mlip_job.registry import Manifest
-    from mlip_job.training.process import Progress
+    from mlip_job.training.trainer import Progress
 
 pytestmark = pytest.mark.pacemaker
 
@@ -402,7 +400,7 @@ def test_it_is_pyaces_own_linear_fit(tmp_path: Path, shards: int) -> None:
     from pyace.linearacefit import LinearACEDataset, LinearACEFit
     from sklearn.linear_model import Ridge
 
-    from mlip_job.training import linear_fit
+    from mlip_job.training.pacemaker import linear_fit
 
     task = _exported(tmp_path, shards)
     assert len(task.train) == shards
@@ -422,7 +420,7 @@ def test_it_is_pyaces_own_linear_fit(tmp_path: Path, shards: int) -> None:
 
 def test_processes_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not one bit: what they find is summed in the order of the batches."""
-    from mlip_job.training import linear_fit
+    from mlip_job.training.pacemaker import linear_fit
 
     monkeypatch.setattr(linear_fit, "_BATCH_ATOMS", 16)
     task = _exported(tmp_path)
@@ -437,7 +435,7 @@ def test_processes_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("finished", [False, True])
 def test_held_out_structures_choose_the_ridge(tmp_path: Path, *, finished: bool) -> None:
     """The one with the smallest loss on them; a fit that is finished is made to them, too."""
-    from mlip_job.training import linear_fit
+    from mlip_job.training.pacemaker import linear_fit
 
     whole = _exported(tmp_path)
     # Those of the validation part are in the training set, or in files of their own.
@@ -467,7 +465,7 @@ def test_held_out_structures_choose_the_ridge(tmp_path: Path, *, finished: bool)
 
 def test_what_the_data_do_not_determine_is_named(tmp_path: Path) -> None:
     """A block without structures is 0, and said; equations of nothing have no solution."""
-    from mlip_job.training import linear_fit
+    from mlip_job.training.pacemaker import linear_fit
 
     apart = _exported(tmp_path, section=_section(("Cu", "Pt")))
     made = linear_fit.fit_linear(lambda _: None, apart)
@@ -489,7 +487,7 @@ def test_what_the_data_do_not_determine_is_named(tmp_path: Path) -> None:
 
 
 def _saved(tmp_path: Path, task: LinearTask) -> str:
-    from mlip_job.training import linear_fit
+    from mlip_job.training.pacemaker import linear_fit
 
     path = tmp_path / "basis.yaml"
     linear_fit._basis(task).to_BBasisConfiguration().save(str(path))
@@ -503,7 +501,7 @@ def _saved_blocks(tmp_path: Path) -> list[dict[str, Any]]:
 
 def test_members_of_an_ensemble_differ_by_their_seed(tmp_path: Path) -> None:
     """By the weights of the structures, where start_noise asks for that."""
-    from mlip_job.training import linear_fit
+    from mlip_job.training.pacemaker import linear_fit
 
     texts = []
     kinds: tuple[dict[str, Any], ...] = (

@@ -21,14 +21,14 @@ from mlip_job.errors import ConflictError, TrainingError
 from mlip_job.pipeline import run_generation
 from mlip_job.registry import Manifest, Registry
 from mlip_job.report.model import TrainingReport
+from mlip_job.runtime.signals import StopRequest
 from mlip_job.store.open import open_store
-from mlip_job.training.signals import StopRequest
 from tests.reports import validate_report
 from tests.support import rattled, with_emt, write_database
 
 if TYPE_CHECKING:
     from mlip_job.config import StorageConfig
-    from mlip_job.training.process import Progress
+    from mlip_job.training.trainer import Progress
     from tests.servers.databases import DatabaseServer
 
 # The pyace evaluator needs no TensorFlow: such a fit takes seconds.

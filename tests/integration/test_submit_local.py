@@ -12,9 +12,9 @@ import yaml
 
 from mlip_job.cli.outside import is_outside
 from mlip_job.config import load_config
-from mlip_job.environment import ProcessIdentity, SchedulerJob
 from mlip_job.registry import Registry
 from mlip_job.registry.training_now import TrainingNow
+from mlip_job.runtime.environment import ProcessIdentity, SchedulerJob
 from mlip_job.schedulers.base import JobHandle, JobState, JobStatus
 from mlip_job.store.open import open_store
 from tests.support import rattled, write_database

@@ -10,14 +10,14 @@ from mlip_job.config import JobConfig
 from mlip_job.pipeline import run_generation
 from mlip_job.registry import Registry
 from mlip_job.report.model import TrainingReport
+from mlip_job.runtime.signals import StopRequest
 from mlip_job.store.open import open_store
-from mlip_job.training.signals import StopRequest
 from tests.support import rattled, write_database
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mlip_job.training.process import Progress
+    from mlip_job.training.trainer import Progress
 
 pytestmark = pytest.mark.pacemaker
 

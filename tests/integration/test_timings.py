@@ -14,10 +14,10 @@ from mlip_job.errors import GpuRequiredError, InterruptedRunError
 from mlip_job.pipeline import run_generation
 from mlip_job.pipeline.clock import StageClock
 from mlip_job.report.model import TrainingReport
+from mlip_job.runtime.signals import StopRequest
 from mlip_job.store.open import open_store
-from mlip_job.training import gpu
-from mlip_job.training.phases import added
-from mlip_job.training.signals import StopRequest
+from mlip_job.training.pacemaker import programs
+from mlip_job.training.trainer import added
 from tests.generations import Family, Silent, family, stopped_before_publication, trained
 from tests.reports import validate_report
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mlip_job.registry import Manifest
-    from mlip_job.training.process import Progress
+    from mlip_job.training.trainer import Progress
     from tests.cli import Ended
 
 __all__ = ["family", "trained"]
@@ -122,7 +122,7 @@ def test_a_job_that_publishes_has_no_start_of_pacemaker(
 def device_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Make it look as if a GPU could be here: its device file, and no driver."""
     (tmp_path / "nvidia0").touch()
-    monkeypatch.setattr(gpu, "_DEVICES", tmp_path)
+    monkeypatch.setattr(programs, "_DEVICES", tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
@@ -144,11 +144,11 @@ def test_a_fit_runs_as_ever_where_the_device_is_there(
 ) -> None:
     """The one kind of device that is here stands for a GPU: the same potential, bit for bit."""
     _configure(family, require_gpu=True)
-    monkeypatch.setattr(gpu, "KIND", "CPU")
+    monkeypatch.setattr(programs, "KIND", "CPU")
     guarded = _run(family)
     losses = [point.loss for point in _report(family, guarded).fit.train_curve]
     _configure(family, require_gpu=False)
     (family.store / "cu" / "generations" / "gen_02" / "manifest.json").unlink()
-    monkeypatch.setattr(gpu, "KIND", "GPU")
+    monkeypatch.setattr(programs, "KIND", "GPU")
     alone = _run(family, fresh=True)
     assert losses == [point.loss for point in _report(family, alone).fit.train_curve]

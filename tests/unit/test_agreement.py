@@ -9,7 +9,7 @@ from mlip_job.errors import TrainingError
 from mlip_job.evaluation.agreement import agreement, conversion
 from mlip_job.evaluation.errors import SetTally
 from mlip_job.evaluation.measured import Measured
-from mlip_job.training.run_summary import Errors
+from mlip_job.training.summary import Errors
 
 
 def _measured(

@@ -8,7 +8,7 @@ import pytest
 
 from mlip_job.config import TrainingConfig
 from mlip_job.errors import ConfigError
-from mlip_job.training.basis import check_basis_budget, potential_section
+from mlip_job.training.pacemaker.basis import check_basis_budget, potential_section
 from tests.trainings import sized
 
 ELEMENTS = ("Al", "Cu", "Fe", "Ni", "Zn")

@@ -11,20 +11,23 @@ import pytest
 
 from mlip_job.errors import TrainingError
 from mlip_job.naming import WorkFiles
-from mlip_job.training.best import (
+from mlip_job.training.pacemaker.best import (
     EarlyStopping,
-    better_than_last,
     copy_kept,
     prepare,
     read_kept,
     take,
 )
-from mlip_job.training.curve import Offset
-from mlip_job.training.in_pacemaker.mlip_job_callbacks import keep_best, last_gain, numbered_losses
-from mlip_job.training.legs import Leg
-from mlip_job.training.log_state import LogState, OptimiserResult
-from mlip_job.training.potential_yaml import read_potential, write_potential
-from mlip_job.training.tables import read_table
+from mlip_job.training.pacemaker.callbacks.mlip_job_callbacks import (
+    keep_best,
+    last_gain,
+    numbered_losses,
+)
+from mlip_job.training.pacemaker.input import Leg
+from mlip_job.training.pacemaker.log import LogState, OptimiserResult
+from mlip_job.training.pacemaker.potential_file import read_potential, write_potential
+from mlip_job.training.pacemaker.results import better_than_last
+from mlip_job.training.pacemaker.tables import Offset, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,7 +12,7 @@ import pytest
 
 from mlip_job.pipeline.clock import StageClock
 from mlip_job.registry import AttemptPart, Timings
-from mlip_job.training.log import LogParser
+from mlip_job.training.pacemaker.log import LogParser
 
 
 def _fail_in(clock: StageClock) -> None:
@@ -40,7 +40,7 @@ def test_a_stage_that_goes_on_is_in_what_a_checkpoint_says() -> None:
     """The next attempt would know nothing of it if this one were killed now."""
     clock = StageClock(age_s=10.0)
     with clock.stage("fit"):
-        clock.phases.start(LogParser())
+        clock.phases.start(LogParser().phase_seconds)
         time.sleep(0.02)
         during = clock.timings()
         assert during.stages_s["fit"] >= 0.02
@@ -56,7 +56,7 @@ def test_imports_of_the_process_count() -> None:
     """The kernel says when a process was started; Python's own clocks begin later."""
     code = (
         "import time; begun = time.monotonic(); time.sleep(0.3)\n"
-        "from mlip_job.environment import process_age_s\n"
+        "from mlip_job.runtime.environment import process_age_s\n"
         "age = process_age_s(); print(age, time.monotonic() - begun)"
     )
     started = time.monotonic()

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from mlip_job.training.convergence import convergence_warnings
-from mlip_job.training.run_summary import BestPotential, CurvePoint, RunSummary
+from mlip_job.training.loss import convergence_warnings
+from mlip_job.training.summary import BestPotential, CurvePoint, RunSummary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlip_job.training.curve import Offset, join_tables
-from mlip_job.training.position import FitPosition
-from mlip_job.training.tables import MetricsRow
+from mlip_job.training.checkpoint import FitPosition
+from mlip_job.training.pacemaker.tables import MetricsRow, Offset, join_tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

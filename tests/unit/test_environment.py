@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mlip_job import environment
-from mlip_job.environment import (
+from mlip_job.runtime import environment
+from mlip_job.runtime.environment import (
     THREAD_VARIABLES,
     RunEnvironment,
     job_of_earlier_starts,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mlip_job.training.failure import DIVERGED, describe_exit, describe_failure
-from mlip_job.training.log import LogParser
-from mlip_job.training.log_state import LogState
+from mlip_job.training.pacemaker.log import LogParser, LogState
+from mlip_job.training.pacemaker.results import DIVERGED, describe_exit, describe_failure
 
 STAMP = "2026-11-23 22:45:00,000 - pyace.fitadapter - "
 

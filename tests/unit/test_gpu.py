@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mlip_job.errors import GpuRequiredError
-from mlip_job.training import gpu, on_device
-from mlip_job.training.gpu import pacemaker_on_gpu, require_gpu, require_gpu_device
+from mlip_job.training.pacemaker import programs
+from mlip_job.training.pacemaker.callbacks import on_device
+from mlip_job.training.pacemaker.programs import pacemaker_on_gpu, require_gpu, require_gpu_device
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 def devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Return a directory that is taken for /dev."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(gpu, "_DEVICES", tmp_path)
+    monkeypatch.setattr(programs, "_DEVICES", tmp_path)
     return tmp_path
 
 

@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlip_job.training.input_yaml import (
+from mlip_job.training.pacemaker.input import (
     StartPotential,
     TrainingData,
     build_input,

@@ -6,11 +6,16 @@ from typing import Any
 
 import pytest
 
-from mlip_job.training.basis import potential_section
-from mlip_job.training.curve import Offset
-from mlip_job.training.input_yaml import StartPotential, TrainingData, build_input
-from mlip_job.training.legs import Leg, legs_from
-from mlip_job.training.position import FitPosition
+from mlip_job.training.checkpoint import FitPosition
+from mlip_job.training.pacemaker.basis import potential_section
+from mlip_job.training.pacemaker.input import (
+    Leg,
+    StartPotential,
+    TrainingData,
+    build_input,
+    legs_from,
+)
+from mlip_job.training.pacemaker.tables import Offset
 from tests.trainings import sized
 
 DATA = TrainingData(("Cu",), ("train.gz",), ("test.gz",), {"Cu": -3.7})

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mlip_job.config import TrainingConfig
-from mlip_job.training.input_yaml import kappa
-from mlip_job.training.loss_shares import describe_shares, share_warnings, shares, shares_of
-from mlip_job.training.tables import MetricsRow
+from mlip_job.training.loss import describe_shares, share_warnings, shares, shares_of
+from mlip_job.training.pacemaker.input import kappa
+from mlip_job.training.pacemaker.tables import MetricsRow
 
 if TYPE_CHECKING:
-    from mlip_job.training.run_summary import LossShares
+    from mlip_job.training.summary import LossShares
 
 
 def found(energy: float, forces: float, **regularisers: float) -> LossShares:

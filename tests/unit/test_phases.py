@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mlip_job.training.lines import read_lines
-from mlip_job.training.log import LogParser
-from mlip_job.training.phases import PhaseClock, added, phase_seconds
+from mlip_job.training.pacemaker.log import LogParser, read_lines
+from mlip_job.training.trainer import PhaseClock, added
 
 DATA = Path(__file__).parent.parent / "data" / "pacemaker"
 
@@ -23,7 +22,7 @@ def _followed(case: str) -> LogParser:
 
 def test_graphs_of_all_ladder_steps_add_up() -> None:
     """Each of the three steps builds both anew; by hand from the stamps in the log."""
-    seconds = phase_seconds(_followed("c_ladder").state)
+    seconds = _followed("c_ladder").state.phase_seconds()
     assert seconds["building_graph"] == pytest.approx(21.153 + 15.639 + 19.769, abs=0.002)
     assert seconds["building_test_graph"] == pytest.approx(8.277 + 8.509 + 18.913, abs=0.002)
     assert seconds["fitting"] == pytest.approx(1.079 + 1.092 + 2.098, abs=0.002)
@@ -38,8 +37,8 @@ def test_a_process_starts_before_its_first_line_and_ends_after_its_last() -> Non
     state = _followed("c_ladder").state
     (_, first), last = state.phases[0], state.last_time
     assert last is not None
-    alone = phase_seconds(state)
-    whole = phase_seconds(state, first - timedelta(seconds=5), last + timedelta(seconds=2))
+    alone = state.phase_seconds()
+    whole = state.phase_seconds(first - timedelta(seconds=5), last + timedelta(seconds=2))
     assert whole["starting"] == pytest.approx(alone["starting"] + 5)
     assert whole["predicting"] == pytest.approx(alone["predicting"] + 2)
     assert sum(whole.values()) == pytest.approx((last - first).total_seconds() + 7)
@@ -49,8 +48,8 @@ def test_a_log_without_a_stamp_has_no_phases() -> None:
     """Unless it is known when its process was started."""
     now = datetime.now()  # noqa: DTZ005
     state = LogParser().state
-    assert phase_seconds(state) == {}
-    assert phase_seconds(state, now - timedelta(seconds=3), now) == {"starting": 3.0}
+    assert state.phase_seconds() == {}
+    assert state.phase_seconds(now - timedelta(seconds=3), now) == {"starting": 3.0}
 
 
 def _line(ago_s: float, message: str) -> str:
@@ -64,7 +63,7 @@ def test_starts_add_up_also_while_one_is_running() -> None:
     assert (clock.first_start, clock.seconds()) == (None, {})
     for start in (1, 2):
         log = LogParser()
-        clock.start(log)
+        clock.start(log.phase_seconds)
         if start == 1:
             first = clock.first_start
         log.feed(_line(60.0, "Start pacemaker"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from mlip_job.training.position import FitPosition
+from mlip_job.training.checkpoint import FitPosition
 
 
 def _at(step: int, iteration: int, *, done: bool = False, finished: bool = False) -> FitPosition:

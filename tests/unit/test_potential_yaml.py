@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mlip_job.errors import TrainingError
-from mlip_job.training.potential_yaml import (
+from mlip_job.training.pacemaker.potential_file import (
     as_start,
     elements_of,
     perturbed,

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from mlip_job.errors import TrainingError
-from mlip_job.processes import Beside, starting_workers
+from mlip_job.runtime.processes import Beside, starting_workers
 
 MUCH = bytes(8_000_000)
 """More than a pipe or a socket holds."""

@@ -8,13 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mlip_job.environment import THREAD_VARIABLES
 from mlip_job.errors import ConfigError, TrainingError
-from mlip_job.training.programs import (
-    convert_to_yace,
-    find_program,
-    trainer_environment,
-)
+from mlip_job.runtime.environment import THREAD_VARIABLES
+from mlip_job.training.pacemaker.programs import convert_to_yace, find_program, trainer_environment
 
 
 def test_secrets_do_not_reach_the_trainer() -> None:

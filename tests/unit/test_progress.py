@@ -9,8 +9,9 @@ from rich.console import Console
 
 from mlip_job.cli.options import Settings
 from mlip_job.cli.output import Reporter, live_line
-from mlip_job.training.process import Progress, _IterationClock
-from mlip_job.training.tables import MetricsRow
+from mlip_job.training.pacemaker.process import _IterationClock
+from mlip_job.training.pacemaker.tables import MetricsRow
+from mlip_job.training.trainer import Progress
 
 
 def _row(iteration: int, step: int = 0) -> MetricsRow:

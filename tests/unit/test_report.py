@@ -13,7 +13,7 @@ from mlip_job.config import TrainingConfig
 from mlip_job.evaluation.results import DynamicsCheck
 from mlip_job.registry import GenerationSummary
 from mlip_job.report.model import loss_definition
-from mlip_job.training.summary import summarise_run
+from mlip_job.training.pacemaker.results import summarise_run
 from tests.evaluations import make_evaluation
 from tests.manifests import make_manifest
 from tests.reports import make_report

@@ -27,7 +27,7 @@ from mlip_job.report.page import render_comparison, render_report
 from mlip_job.report.physics import physics_table
 from mlip_job.report.scales import linear_scale, log_scale, signed_log_scale
 from mlip_job.report.trend import describe_change, gate_word
-from mlip_job.training.run_summary import CurvePoint, FitCycle
+from mlip_job.training.summary import CurvePoint, FitCycle
 from tests.evaluations import make_evaluation, make_physics
 from tests.reports import make_facts, make_report
 

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlip_job.training.restarts import Place, count_on, count_on_like
-from mlip_job.training.tables import read_table
+from mlip_job.training.pacemaker.tables import Place, count_on, count_on_like, read_table
 
 DATA = Path(__file__).parents[1] / "data" / "pacemaker"
 

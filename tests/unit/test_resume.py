@@ -16,7 +16,7 @@ from mlip_job.pipeline.resume import fetch_checkpoint
 from mlip_job.pipeline.stages import refer_to
 from mlip_job.registry import Checkpoint, DatasetReference, Registry
 from mlip_job.store.directory import DirectoryStore
-from mlip_job.training.position import FitPosition
+from mlip_job.training.checkpoint import FitPosition
 from tests.datasets import build, poison_frames, read
 from tests.manifests import make_checkpoint, make_manifest
 from tests.support import rattled, write_database

@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from mlip_job.errors import InterruptedRunError
-from mlip_job.training.signals import STOP_SIGNALS, StopRequest
+from mlip_job.runtime.signals import STOP_SIGNALS, StopRequest
 
 
 def _send(number: signal.Signals) -> None:

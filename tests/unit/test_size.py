@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mlip_job.config import TrainingConfig
-from mlip_job.training.basis import check_basis_budget
+from mlip_job.training.pacemaker.basis import check_basis_budget
 from mlip_job.training.size import DataSize, choose_size, with_size
 
 AUTO = TrainingConfig()

@@ -15,12 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlip_job.naming import WorkFiles
-from mlip_job.training.curve import Offset
-from mlip_job.training.legs import Leg
-from mlip_job.training.position import FitPosition
-from mlip_job.training.potential_yaml import count_functions, read_potential
-from mlip_job.training.snapshot import POTENTIAL, Snapshot, take_snapshot
-from mlip_job.training.tables import read_table
+from mlip_job.training.checkpoint import POTENTIAL, FitPosition, Snapshot
+from mlip_job.training.pacemaker.input import Leg
+from mlip_job.training.pacemaker.potential_file import count_functions, read_potential
+from mlip_job.training.pacemaker.snapshot import take_snapshot
+from mlip_job.training.pacemaker.tables import Offset, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlip_job.errors import ConfigError
-from mlip_job.training.log import LogParser
-from mlip_job.training.log_state import Phase
-from mlip_job.training.summary import RunSummary, summarise_run
+from mlip_job.training.pacemaker.log import LogParser, Phase
+from mlip_job.training.pacemaker.results import summarise_run
+
+if TYPE_CHECKING:
+    from mlip_job.training.summary import RunSummary
 
 DATA = Path(__file__).parent.parent / "data" / "pacemaker"
 SAVED = b"Final potential is saved to output_potential.yaml"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlip_job.training.tables import TableFollower, read_table
+from mlip_job.training.pacemaker.tables import TableFollower, read_table
 
 DATA = Path(__file__).parent.parent / "data" / "pacemaker"
 LADDER = DATA / "c_ladder" / "metrics.txt"

@@ -23,7 +23,7 @@ from mlip_job.evaluation.results import (
 )
 from mlip_job.report.model import DatasetSummary, LossDefinition, TrainingReport
 from mlip_job.tracking import metrics_of, parameters_of, tags_of
-from mlip_job.training.summary import summarise_run
+from mlip_job.training.pacemaker.results import summarise_run
 from tests.manifests import make_manifest
 
 RUNS = Path(__file__).parents[1] / "data" / "pacemaker"

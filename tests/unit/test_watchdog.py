@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from mlip_job.training import watchdog
-from mlip_job.training.watchdog import Watchdog, session_cpu_seconds
+from mlip_job.training.pacemaker import process
+from mlip_job.training.pacemaker.process import Watchdog, session_cpu_seconds
 
 TIMEOUT = 600.0
 BURN = """
@@ -28,7 +28,7 @@ class _Cpu:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.used = 0.0
-        monkeypatch.setattr(watchdog, "session_cpu_seconds", lambda _session: self.used)
+        monkeypatch.setattr(process, "session_cpu_seconds", lambda _session: self.used)
 
 
 @pytest.fixture

@@ -111,8 +111,8 @@ def _store(settings: Settings, config: JobConfig) -> str:
 
 
 def _trainer() -> str:
-    from mlip_job.environment import installed_versions
-    from mlip_job.training.programs import find_program
+    from mlip_job.runtime.environment import installed_versions
+    from mlip_job.training.pacemaker.programs import find_program
 
     find_program("pacemaker")
     find_program("pace_yaml2yace")
@@ -122,7 +122,7 @@ def _trainer() -> str:
 
 
 def _gpu() -> str:
-    from mlip_job.training.gpu import require_gpu
+    from mlip_job.training.pacemaker.programs import require_gpu
 
     require_gpu()
     return "TensorFlow sees a GPU"

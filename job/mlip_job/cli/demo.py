@@ -40,7 +40,7 @@ def command(settings: Settings, output: Path, elements: str) -> None:
     from mlip_job.demo import FIRST_GENERATION
     from mlip_job.pipeline import run_generation
     from mlip_job.registry import Registry
-    from mlip_job.training.signals import StopRequest
+    from mlip_job.runtime.signals import StopRequest
 
     _write_inputs(output, [e.strip() for e in elements.split(",")])
     settings.config_path = output / DEFAULT_CONFIG

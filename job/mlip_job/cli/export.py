@@ -38,7 +38,7 @@ def command(
     from mlip_job.cli.tables import show_dataset
     from mlip_job.pipeline import export_generation
     from mlip_job.registry import Registry
-    from mlip_job.training.signals import StopRequest
+    from mlip_job.runtime.signals import StopRequest
 
     config = settings.config()
     reporter = Reporter(settings)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
     from mlip_job.cli.options import Settings
-    from mlip_job.training.process import Progress
-    from mlip_job.training.tables import MetricsRow
+    from mlip_job.training.pacemaker.tables import MetricsRow
+    from mlip_job.training.trainer import Progress
 
 _LINE_INTERVAL_SECONDS = 10.0
 _LONGEST_LINE = 500

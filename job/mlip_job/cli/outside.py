@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mlip_job.environment import ProcessIdentity
 from mlip_job.errors import ConflictError, UnavailableError
 from mlip_job.naming import generation_name
+from mlip_job.runtime.environment import ProcessIdentity
 
 if TYPE_CHECKING:
-    from mlip_job.environment import SchedulerJob
     from mlip_job.registry import Registry
     from mlip_job.registry.training_now import TrainingNow
+    from mlip_job.runtime.environment import SchedulerJob
     from mlip_job.schedulers.base import JobHandle, JobStatus, Scheduler
 
 

@@ -13,7 +13,7 @@ from mlip_job.cli.text_table import figure, print_table
 
 if TYPE_CHECKING:
     from mlip_job.cli.options import Settings
-    from mlip_job.training.run_summary import Errors, RunSummary
+    from mlip_job.training.summary import Errors, RunSummary
 
 
 @click.command("parse")
@@ -26,14 +26,14 @@ def command(settings: Settings, directory: Path) -> None:
     DIR may be of this tool's making or not. Ends with 0 whenever it can be read, whatever became of
     the fit in it.
     """
-    from mlip_job.training.summary import summarise_run
+    from mlip_job.training.pacemaker.results import summarise_run
 
     summary = summarise_run(directory)
     emit(settings, summary.model_dump(mode="json"), lambda: _show(summary))
 
 
 def _show(summary: RunSummary) -> None:
-    from mlip_job.training.loss_shares import describe_shares
+    from mlip_job.training.loss import describe_shares
 
     cause = f": {summary.cause}" if summary.cause else ""
     click.echo(f"{summary.status}{cause}")

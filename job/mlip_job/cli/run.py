@@ -53,7 +53,7 @@ def command(
     plus K - 1. The run that finds all members trained publishes the best as the generation. In a
     job array, --of alone takes the task's number.
     """
-    from mlip_job.environment import thread_counts
+    from mlip_job.runtime.environment import thread_counts
 
     os.environ.update(thread_counts())  # before any numerical library is loaded
     from mlip_job.cli.tables import show_manifest
@@ -96,7 +96,7 @@ def _run(
 ) -> Outcome:
     from mlip_job.pipeline import run_generation
     from mlip_job.pipeline.clock import StageClock
-    from mlip_job.training.signals import StopRequest
+    from mlip_job.runtime.signals import StopRequest
 
     clock = StageClock.of_process()
     with StopRequest() as stop:
@@ -113,8 +113,8 @@ def _run(
 
 
 def _member(number: int | None, of: int | None) -> Member | None:
-    from mlip_job.environment import current_array_index
     from mlip_job.pipeline import Member
+    from mlip_job.runtime.environment import current_array_index
 
     if of is None:
         if number is not None:

@@ -148,7 +148,7 @@ def _compared(change: PredecessorChange | None) -> Iterator[tuple[str, str]]:
 
 
 def _loss(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    from mlip_job.training.loss_shares import describe_shares
+    from mlip_job.training.loss import describe_shares
 
     if manifest.headline.loss_shares is not None:
         yield "final loss", describe_shares(manifest.headline.loss_shares)

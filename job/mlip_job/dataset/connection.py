@@ -19,8 +19,8 @@ from urllib.parse import unquote, urlsplit
 import ase.db
 
 from mlip_job.dataset.foreign_files import refuse_foreign_file
-from mlip_job.environment import require_one_line
 from mlip_job.errors import ConfigError, DatabaseError
+from mlip_job.runtime.environment import require_one_line
 from mlip_job.secret_texts import redact
 
 if TYPE_CHECKING:

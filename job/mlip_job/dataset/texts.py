@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Self
 
 from mlip_job.dataset.extxyz import structures_text
 from mlip_job.dataset.output import OutputFile
-from mlip_job.environment import usable_cores
 from mlip_job.errors import TrainingError
-from mlip_job.processes import Beside
+from mlip_job.runtime.environment import usable_cores
+from mlip_job.runtime.processes import Beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

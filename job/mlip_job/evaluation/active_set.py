@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from mlip_job.dataset.reading import parse, read_blocks
 from mlip_job.errors import TrainingError
 from mlip_job.evaluation.potential import Potential
-from mlip_job.training.programs import run_program
+from mlip_job.training.pacemaker.programs import run_program
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

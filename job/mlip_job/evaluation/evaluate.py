@@ -21,7 +21,7 @@ from mlip_job.evaluation.processes import Measurers
 from mlip_job.evaluation.results import Agreement, Evaluation, Speed
 from mlip_job.evaluation.speed import measure_speed
 from mlip_job.naming import generation_name
-from mlip_job.training.potential_yaml import read_potential
+from mlip_job.training.pacemaker.potential_file import read_potential
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.evaluation.comparison import Predecessor
     from mlip_job.naming import DatasetFiles
-    from mlip_job.training.run_summary import RunSummary
+    from mlip_job.training.summary import RunSummary
 
 _HELD_AGAINST_BASIS = 1000  # training structures, spread evenly over them
 

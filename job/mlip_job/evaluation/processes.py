@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 from mlip_job.dataset.reading import count_atoms
 from mlip_job.errors import TrainingError
 from mlip_job.evaluation.measured import Measurer
-from mlip_job.processes import die_with, in_order
+from mlip_job.runtime.processes import die_with, in_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

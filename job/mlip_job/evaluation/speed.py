@@ -9,8 +9,8 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from mlip_job.dataset.reading import parse
-from mlip_job.environment import cpu_model
 from mlip_job.evaluation.results import Speed
+from mlip_job.runtime.environment import cpu_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

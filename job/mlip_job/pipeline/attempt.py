@@ -20,11 +20,12 @@ from mlip_job.pipeline.publication import Publication
 from mlip_job.pipeline.shipping import Shipper
 from mlip_job.pipeline.stages import left_out_by_weighting
 from mlip_job.registry import AttemptPart
-from mlip_job.training.best import EarlyStopping
-from mlip_job.training.process import Monitor
-from mlip_job.training.runner import PacemakerWrapper
+from mlip_job.training.linear import summarise_linear_fit
+from mlip_job.training.pacemaker.best import EarlyStopping
+from mlip_job.training.pacemaker.results import summarise_run
+from mlip_job.training.pacemaker.wrapper import PacemakerWrapper
 from mlip_job.training.size import with_size
-from mlip_job.training.summary import summarise_linear_fit, summarise_run
+from mlip_job.training.trainer import Monitor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,10 +35,10 @@ if TYPE_CHECKING:
     from mlip_job.pipeline.preparation import Prepared
     from mlip_job.pipeline.stages import Observer
     from mlip_job.registry import Manifest, Registry
-    from mlip_job.training.linear_task import LinearStart
-    from mlip_job.training.process import Progress
-    from mlip_job.training.run_summary import RunSummary
-    from mlip_job.training.signals import StopRequest
+    from mlip_job.runtime.signals import StopRequest
+    from mlip_job.training.linear import LinearStart
+    from mlip_job.training.summary import RunSummary
+    from mlip_job.training.trainer import Progress
 
 SECONDS_WORTH_A_CHECKPOINT = 60.0
 """A linear fit that took less is made again where the fit after it was interrupted at once."""

@@ -6,9 +6,9 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from mlip_job.environment import process_age_s
 from mlip_job.registry import Timings
-from mlip_job.training.phases import PhaseClock, added
+from mlip_job.runtime.environment import process_age_s
+from mlip_job.training.trainer import PhaseClock, added
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

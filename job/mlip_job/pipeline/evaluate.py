@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal
 
 from mlip_job.dataset.index import common_test_rows
 from mlip_job.dataset.split import SIDES
-from mlip_job.environment import usable_cores
 from mlip_job.errors import IntegrityError, TrainingError
 from mlip_job.evaluation.active_set import make_active_set
 from mlip_job.evaluation.comparison import Predecessor
@@ -15,7 +14,8 @@ from mlip_job.evaluation.cores import clear_of_cores, cores_of, shorter, shortes
 from mlip_job.evaluation.evaluate import Subject, evaluate
 from mlip_job.evaluation.measured import Models
 from mlip_job.naming import DatasetFiles, WorkFiles, generation_name
-from mlip_job.training.potential_yaml import read_potential, write_potential
+from mlip_job.runtime.environment import usable_cores
+from mlip_job.training.pacemaker.potential_file import read_potential, write_potential
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mlip_job.pipeline.fit_data import FitData
     from mlip_job.pipeline.stages import Observer
     from mlip_job.registry import Manifest, Registry
-    from mlip_job.training.run_summary import RunSummary
+    from mlip_job.training.summary import RunSummary
 
 _LINE_INTERVAL_SECONDS = 30.0
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mlip_job.errors import ConfigError
 from mlip_job.naming import generation_name
-from mlip_job.training.basis import check_growth_budget, potential_section
+from mlip_job.training.pacemaker.basis import check_growth_budget, potential_section
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from mlip_job.environment import usable_cores
 from mlip_job.naming import WorkFiles
-from mlip_job.training.basis import potential_section
-from mlip_job.training.linear_start import run_linear_fit
-from mlip_job.training.linear_task import LinearProgress, LinearStart, LinearTask
-from mlip_job.training.summary import undetermined
+from mlip_job.runtime.environment import usable_cores
+from mlip_job.training.linear import (
+    LinearProgress,
+    LinearStart,
+    LinearTask,
+    run_linear_fit,
+    undetermined,
+)
+from mlip_job.training.pacemaker.basis import potential_section
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mlip_job.environment import job_of_earlier_starts
 from mlip_job.pipeline.lineage import find_lineage
-from mlip_job.training.gpu import require_gpu_device
-from mlip_job.training.programs import find_program
+from mlip_job.runtime.environment import job_of_earlier_starts
+from mlip_job.training.pacemaker.programs import find_program, require_gpu_device
 
 if TYPE_CHECKING:
     from mlip_job.config import JobConfig

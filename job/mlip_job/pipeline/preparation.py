@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlip_job.disk import make_private_directory
-from mlip_job.environment import job_of_this_start
 from mlip_job.naming import generation_name
 from mlip_job.pipeline.datasets import (
     Dataset,
@@ -21,8 +20,9 @@ from mlip_job.pipeline.resume import fetch_checkpoint, start_over
 from mlip_job.pipeline.sizes import data_size
 from mlip_job.pipeline.stages import fetch_parent, make_input, refer_to
 from mlip_job.registry import TrainingState
-from mlip_job.training.basis import potential_section
-from mlip_job.training.legs import Leg, legs_from
+from mlip_job.runtime.environment import job_of_this_start
+from mlip_job.training.pacemaker.basis import potential_section
+from mlip_job.training.pacemaker.input import Leg, legs_from
 from mlip_job.training.size import choose_size, with_size
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from mlip_job.pipeline.stages import describe
 from mlip_job.report.facts import Facts, read_parent
 from mlip_job.report.model import make_report
 from mlip_job.report.page import render_report
-from mlip_job.training.programs import convert_to_yace
+from mlip_job.training.pacemaker.programs import convert_to_yace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mlip_job.pipeline.preparation import Prepared
     from mlip_job.pipeline.shipping import Shipper
     from mlip_job.registry import Artefact, Manifest, TrainingState
-    from mlip_job.training.run_summary import RunSummary
+    from mlip_job.training.summary import RunSummary
 
 
 class Publication:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from mlip_job.environment import job_of_earlier_starts
 from mlip_job.errors import ConfigError, IntegrityError, TrainingError
 from mlip_job.naming import WorkFiles, generation_name
 from mlip_job.pipeline.confirm import differences
 from mlip_job.pipeline.datasets import make_frames
 from mlip_job.pipeline.shipping import TRAIN_LOG
-from mlip_job.training.potential_yaml import elements_of, read_potential
-from mlip_job.training.snapshot import POTENTIAL
+from mlip_job.runtime.environment import job_of_earlier_starts
+from mlip_job.training.checkpoint import POTENTIAL
+from mlip_job.training.pacemaker.potential_file import elements_of, read_potential
 
 if TYPE_CHECKING:
     from mlip_job.config import JobConfig

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.pipeline.stages import Observer
     from mlip_job.registry import Manifest
+    from mlip_job.runtime.signals import StopRequest
     from mlip_job.store.base import ObjectStore
-    from mlip_job.training.signals import StopRequest
 
 
 @dataclass(frozen=True)

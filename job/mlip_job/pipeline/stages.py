@@ -5,26 +5,26 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mlip_job.environment import RunEnvironment
 from mlip_job.naming import WorkFiles, generation_name
 from mlip_job.pipeline.lineage import start_mode
 from mlip_job.registry import DatasetReference, Manifest, Parent
-from mlip_job.training.basis import potential_section
-from mlip_job.training.input_yaml import (
+from mlip_job.runtime.environment import RunEnvironment
+from mlip_job.training.pacemaker.basis import potential_section
+from mlip_job.training.pacemaker.input import (
     StartPotential,
     TrainingData,
     build_input,
     dump_input,
     weighting_policy,
 )
-from mlip_job.training.potential_yaml import (
+from mlip_job.training.pacemaker.potential_file import (
     as_start,
     perturbed,
     read_potential,
     write_potential,
 )
+from mlip_job.training.pacemaker.weighting import FITTED, rows_beyond_policy, rows_left_out
 from mlip_job.training.size import with_size
-from mlip_job.training.weighting import FITTED, rows_beyond_policy, rows_left_out
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.pipeline.fit_data import FitData
     from mlip_job.registry import Artefact, Headline, Registry, TrainingState
-    from mlip_job.training.process import Progress
+    from mlip_job.training.trainer import Progress
 
 
 class Observer(Protocol):

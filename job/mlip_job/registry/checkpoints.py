@@ -20,8 +20,8 @@ from mlip_job.errors import IntegrityError, ObjectNotFoundError
 from mlip_job.registry.fetching import fetch_file
 from mlip_job.registry.manifest import AttemptPart, DatasetReference, Parent
 from mlip_job.store.keys import Sha256, StoredName, StoredPath, unreadable
-from mlip_job.training.linear_task import LinearStart
-from mlip_job.training.position import FitPosition
+from mlip_job.training.checkpoint import FitPosition
+from mlip_job.training.linear import LinearStart
 from mlip_job.training.size import BasisSize
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ class TrainingState(_Part):
     linear_start
         The linear fit that the fit started from, if it did.
     job
-        The scheduler's job that began it, see `mlip_job.environment.job_of_this_start`; whatever
-        went on from it since.
+        The scheduler's job that began it (`mlip_job.runtime.environment.job_of_this_start`); later
+        attempts keep it.
     """
 
     attempts: tuple[AttemptPart, ...]

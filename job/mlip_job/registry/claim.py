@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mlip_job.environment import ProcessIdentity, SchedulerJob, current_scheduler_job
 from mlip_job.errors import (
     ConflictError,
     ObjectChangedError,
@@ -25,6 +24,7 @@ from mlip_job.errors import (
 )
 from mlip_job.naming import generation_name
 from mlip_job.registry.swapping import swapped
+from mlip_job.runtime.environment import ProcessIdentity, SchedulerJob, current_scheduler_job
 from mlip_job.store.keys import StoredName
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlip_job.config.evaluation import GateConfig, verdict_word
-from mlip_job.environment import RunEnvironment
+from mlip_job.runtime.environment import RunEnvironment
 from mlip_job.store.keys import Sha256, StoredName, StoredPath, unreadable
-from mlip_job.training.linear_task import LinearStart
-from mlip_job.training.run_summary import LossShares
+from mlip_job.training.linear import LinearStart
+from mlip_job.training.summary import LossShares
 
 
 class _Part(BaseModel):

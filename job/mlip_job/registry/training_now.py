@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from mlip_job.environment import ProcessIdentity, SchedulerJob
     from mlip_job.registry.checkpoints import Checkpoint
     from mlip_job.registry.registry import Registry
+    from mlip_job.runtime.environment import ProcessIdentity, SchedulerJob
 
 
 @dataclass(frozen=True)

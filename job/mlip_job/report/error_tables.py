@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         SetEvaluation,
         WorstStructure,
     )
-    from mlip_job.training.run_summary import Errors, RunSummary
+    from mlip_job.training.summary import Errors, RunSummary
 
 ENERGY, FORCE, STRESS = "meV/atom", "meV/Å", "GPa"
 

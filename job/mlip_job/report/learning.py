@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from mlip_job.report.chart import Point
     from mlip_job.report.model import TrainingReport
-    from mlip_job.training.run_summary import CurvePoint, FitCycle
+    from mlip_job.training.summary import CurvePoint, FitCycle
 
 QUANTITIES = (
     ("loss", "Loss", "loss"),

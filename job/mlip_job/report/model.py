@@ -16,13 +16,12 @@ from mlip_job.registry.manifest import (
     Parent,
     PredecessorChange,
 )
-from mlip_job.training.convergence import convergence_warnings
-from mlip_job.training.input_yaml import kappa
-from mlip_job.training.linear_task import LinearStart
-from mlip_job.training.loss_shares import share_warnings
-from mlip_job.training.phases import added
-from mlip_job.training.run_summary import Errors, RunSummary
+from mlip_job.training.linear import LinearStart
+from mlip_job.training.loss import convergence_warnings, share_warnings
+from mlip_job.training.pacemaker.input import kappa
 from mlip_job.training.size import BasisSize
+from mlip_job.training.summary import Errors, RunSummary
+from mlip_job.training.trainer import added
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mlip_job.naming import generation_name
 from mlip_job.report.numbers import NARROW_SPACE, UNKNOWN, count, duration, fixed, significant
 from mlip_job.report.table import Column, Entry, Table
-from mlip_job.training.loss_shares import describe_shares
+from mlip_job.training.loss import describe_shares
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mlip_job.registry import Manifest
     from mlip_job.report.facts import Facts
     from mlip_job.report.model import TrainingReport
-    from mlip_job.training.run_summary import BestPotential, RunSummary
+    from mlip_job.training.summary import BestPotential, RunSummary
 
 _MODES = {"continue": "with the same basis", "extend": "growing its basis"}
 _LISTED_ROWS = 12

@@ -23,9 +23,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from mlip_job.disk import make_private_directory, private
-from mlip_job.environment import ProcessIdentity
 from mlip_job.errors import ConfigError, UnavailableError
 from mlip_job.naming import generation_name, parse_generation_name
+from mlip_job.runtime.environment import ProcessIdentity
 from mlip_job.store.keys import StoredName, is_relative, shown
 
 if TYPE_CHECKING:

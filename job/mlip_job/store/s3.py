@@ -15,13 +15,13 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
-from mlip_job.environment import require_one_line
 from mlip_job.errors import (
     ObjectChangedError,
     ObjectExistsError,
     ObjectNotFoundError,
     StoreError,
 )
+from mlip_job.runtime.environment import require_one_line
 from mlip_job.store.base import ObjectInfo, no_meter
 from mlip_job.store.download import save
 from mlip_job.store.keys import check_key

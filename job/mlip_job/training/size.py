@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from mlip_job.training.basis import smallest_budget
+from mlip_job.training.pacemaker.basis import smallest_budget
 
 if TYPE_CHECKING:
     from mlip_job.config import TrainingConfig

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from mlip_job.environment import CORES_VARIABLE
 from mlip_job.errors import ConfigError
+from mlip_job.runtime.environment import CORES_VARIABLE
 from mlip_job.schedulers.kubernetes.layout import (
     ARCHITECTURE_LABEL,
     CONFIG_DIR,

@@ -6,9 +6,9 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlip_job.environment import THREAD_VARIABLES
 from mlip_job.errors import ConfigError
 from mlip_job.naming import generation_name
+from mlip_job.runtime.environment import THREAD_VARIABLES
 from mlip_job.schedulers.base import Code, render
 from mlip_job.schedulers.records import SubmitFiles
 from mlip_job.schedulers.slurm.image import image_record

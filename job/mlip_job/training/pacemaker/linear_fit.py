@@ -28,26 +28,32 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mlip_job.environment import available_memory
 from mlip_job.errors import TrainingError
-from mlip_job.processes import die_with, in_order
-from mlip_job.training.linear_task import LinearProgress, LinearStart
-from mlip_job.training.loss_shares import shares
-from mlip_job.training.weighting import FITTED
+from mlip_job.runtime.environment import available_memory
+from mlip_job.runtime.processes import die_with, in_order
+from mlip_job.training.linear import LinearProgress, LinearStart
+from mlip_job.training.loss import shares
+from mlip_job.training.pacemaker.weighting import FITTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
-    from mlip_job.training.linear_task import LinearTask
+    from mlip_job.training.linear import LinearTask
 
     FloatArray = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
     Work = tuple[str, bool, Any]
     Blocks = Mapping[str, list[int]]
 
 _BATCH_ATOMS = 256  # at least; a second or so
+
+
 _ATOMS_WORTH_A_PROCESS = 1_000  # its start takes two seconds of imports
+
+
 _PROCESS_BYTES = 300 << 20  # of a process that has imported pyace
+
+
 _RIDGES = tuple(10.0**exponent for exponent in range(-14, -5))
 """Relative to the largest diagonal element; with the smallest one any equations can be solved."""
 

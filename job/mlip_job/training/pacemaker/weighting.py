@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from mlip_job.errors import TrainingError
-from mlip_job.processes import Beside
+from mlip_job.runtime.processes import Beside
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FITTED = {"train": "fitting_data_info.pckl.gzip", "test": "test_data_info.pckl.gzip"}
 """What pacemaker, or a linear fit, saves of each set after weighting, before the fit."""
+
 
 _ROW = re.compile(r"row-(\d+)")
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 ARITIES = ("UNARY", "BINARY", "TERNARY", "QUATERNARY", "QUINARY")
 
+
 # Those of pacemaker's own template (`pacemaker -t`, pyace/data/input_template.yaml), but for one
 # more angular momentum and radial function of single elements: better for semiconductors
 # (docs/performance.md).
@@ -24,6 +25,8 @@ DEFAULT_NRADMAX: Mapping[str, tuple[int, ...]] = {
     "TERNARY": (15, 3, 3, 2, 1),
     "ALL": (15, 3, 2, 1, 1),
 }
+
+
 DEFAULT_LMAX: Mapping[str, tuple[int, ...]] = {
     "UNARY": (0, 4, 4, 3, 2, 1),
     "BINARY": (0, 3, 2, 1, 1, 0),
@@ -35,6 +38,7 @@ DEFAULT_LMAX: Mapping[str, tuple[int, ...]] = {
 _POWERS = (1, 0.5, 0.75, 0.25, 0.125, 0.375, 0.875, 2)
 """Of the densities: pacemaker's template for one and two, then what published inputs for eight
 densities have."""
+
 
 _FUNCTIONS_UP_TO_THREE_BODIES = 4
 

@@ -1,8 +1,14 @@
-"""How far a fit is."""
+"""How far a fit is, and a copy of it that another fit can resume from."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class FitPosition(BaseModel):
@@ -40,3 +46,26 @@ class FitPosition(BaseModel):
         if self.finished:
             return "the end of the fit"
         return f"{step}iteration {self.iteration}" if step or self.iteration else "the linear fit"
+
+
+POTENTIAL = "potential.yaml"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A point that a fit had reached, copied into files of its own.
+
+    Attributes
+    ----------
+    position
+        Which point.
+    iterations
+        Length of the learning curve up to there, over all steps and attempts.
+    files
+        The potential and the tables up to there, by the names that a checkpoint gives them; the
+        best potential so far, which may be newer.
+    """
+
+    position: FitPosition
+    iterations: int
+    files: dict[str, Path]

@@ -9,27 +9,28 @@ from typing import TYPE_CHECKING
 
 from mlip_job.disk import full, is_full, reported
 from mlip_job.errors import MlipJobError, TrainingError
-from mlip_job.training.best import EarlyStopping, is_kept_by, prepare, read_kept, take
-from mlip_job.training.input_yaml import dump_input
-from mlip_job.training.potential_yaml import (
+from mlip_job.training.pacemaker.best import EarlyStopping, is_kept_by, prepare, read_kept, take
+from mlip_job.training.pacemaker.input import dump_input
+from mlip_job.training.pacemaker.potential_file import (
     as_start,
     count_functions,
     elements_of,
     read_potential,
     write_potential,
 )
-from mlip_job.training.process import Monitor, run_pacemaker
-from mlip_job.training.snapshot import Snapshot, take_snapshot, write_tables
-from mlip_job.training.summary import summarise_run
-from mlip_job.training.train_log import last_lines
+from mlip_job.training.pacemaker.process import last_lines, run_pacemaker
+from mlip_job.training.pacemaker.results import summarise_run
+from mlip_job.training.pacemaker.snapshot import take_snapshot, write_tables
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from mlip_job.naming import WorkFiles
-    from mlip_job.training.legs import Leg
-    from mlip_job.training.run_summary import RunSummary
+    from mlip_job.training.checkpoint import Snapshot
+    from mlip_job.training.pacemaker.input import Leg
+    from mlip_job.training.summary import RunSummary
+    from mlip_job.training.trainer import Monitor
 
 # What one leg leaves and the next must not find.
 _LEFT_BY_PACEMAKER = (

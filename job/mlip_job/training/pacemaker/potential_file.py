@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -12,7 +13,7 @@ from mlip_job.errors import TrainingError
 from mlip_job.yaml_text import YamlError, load_yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 
@@ -28,6 +29,7 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+$"),
     list("-+0123456789."),
 )
+
 
 # A species block without inner cutoff, as pacemaker writes it before `repulsion: auto`.
 _NO_INNER_CUTOFF: Mapping[str, Any] = {
@@ -143,3 +145,22 @@ def write_potential(content: Mapping[str, Any], path: Path) -> None:
     """Write a potential; floating-point numbers keep every bit."""
     text = yaml.dump(dict(content), Dumper=yaml.CSafeDumper, sort_keys=False, width=2**16)
     path.write_text(text, encoding="utf-8")
+
+
+def copy_whole(
+    source: Path, elements: Sequence[str], functions: int | None, copy: Path
+) -> dict[str, Any] | None:
+    """Copy a potential and return what it holds; None where it is not whole.
+
+    Cut short, it may still be valid YAML, with fewer functions.
+    """
+    try:
+        shutil.copyfile(source, copy)
+    except OSError:
+        return None
+    try:
+        content = read_potential(copy)
+    except TrainingError:
+        return None
+    whole = functions in (None, count_functions(content))
+    return content if whole and elements_of(content) == tuple(sorted(elements)) else None

@@ -8,32 +8,29 @@ step counts: those before it lack functions.
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlip_job.errors import TrainingError
-from mlip_job.training.final_errors import last_loss
-from mlip_job.training.in_pacemaker.mlip_job_callbacks import (
+from mlip_job.training.pacemaker.callbacks.mlip_job_callbacks import (
     CALLBACK,
     numbered_losses,
     read_rows,
 )
-from mlip_job.training.potential_yaml import read_potential, with_cores_of, write_potential
-from mlip_job.training.run_summary import BestPotential
-from mlip_job.training.tables import MetricsRow, row_of
+from mlip_job.training.pacemaker.potential_file import (
+    read_potential,
+    with_cores_of,
+    write_potential,
+)
+from mlip_job.training.pacemaker.tables import MetricsRow, row_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mlip_job.naming import WorkFiles
-    from mlip_job.training.legs import Leg
-    from mlip_job.training.log_state import LogState
-    from mlip_job.training.tables import MetricsTable
-
-_SAME = 1e-9  # relative: the last iteration is measured twice
+    from mlip_job.training.pacemaker.input import Leg
 
 
 @dataclass(frozen=True)
@@ -139,28 +136,6 @@ def copy_kept(files: WorkFiles, target: Path) -> dict[str, Path]:
             continue
         return {files.best.name: target / files.best.name, kept.potential.name: kept.potential}
     return {}
-
-
-def better_than_last(
-    kept: Kept | None, state: LogState, tables: Mapping[str, MetricsTable]
-) -> BestPotential | None:
-    """Return which potential is to be the result, where it is not the last one."""
-    rows = tables["metrics"].rows
-    if kept is None or not rows or kept.ladder_step != (rows[-1].ladder_step or 0):
-        return None
-    place = (rows[-1].cycle_step or 0, rows[-1].iter_num)
-    if (kept.cycle, kept.iteration) == place and len({row.cycle_step for row in rows}) == 1:
-        return None
-    last = last_loss(state, tables)
-    if last is not None and last <= kept.loss * (1 + _SAME):
-        return None
-    return BestPotential(
-        ladder_step=kept.ladder_step,
-        cycle=kept.cycle,
-        iteration=kept.iteration,
-        loss=kept.loss,
-        last_loss=last if last is not None and math.isfinite(last) else None,
-    )
 
 
 def take(kept: Kept, output: Path) -> None:

@@ -2,50 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mlip_job.naming import WorkFiles
-from mlip_job.training.best import copy_kept
-from mlip_job.training.curve import join_tables
-from mlip_job.training.newest import copy_whole, counted_on, stamps_of
-from mlip_job.training.position import FitPosition
-from mlip_job.training.potential_yaml import (
+from mlip_job.training.checkpoint import POTENTIAL, FitPosition, Snapshot
+from mlip_job.training.pacemaker.best import copy_kept
+from mlip_job.training.pacemaker.potential_file import (
     as_start,
+    copy_whole,
     count_functions,
     read_potential,
     write_potential,
 )
-from mlip_job.training.tables import read_table
+from mlip_job.training.pacemaker.tables import Place, count_on, join_tables, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from mlip_job.training.legs import Leg
-    from mlip_job.training.tables import MetricsRow
-
-POTENTIAL = "potential.yaml"
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A point that a fit had reached, copied into files of its own.
-
-    Attributes
-    ----------
-    position
-        Which point.
-    iterations
-        Length of the learning curve up to there, over all steps and attempts.
-    files
-        The potential and the tables up to there, by the names that a checkpoint gives them; the
-        best potential so far, which may be newer.
-    """
-
-    position: FitPosition
-    iterations: int
-    files: dict[str, Path]
+    from mlip_job.training.pacemaker.input import Leg
+    from mlip_job.training.pacemaker.tables import MetricsRow
 
 
 def take_snapshot(
@@ -174,3 +151,37 @@ def _is_last(files: WorkFiles, leg: Leg, functions: int) -> bool:
     if not leg.is_ladder:
         return not leg.partial
     return functions == count_functions(read_potential(files.target_potential))
+
+
+@dataclass(frozen=True)
+class Stamps:
+    """When the newest row and the newest potential were written, ns."""
+
+    row: int
+    potential: int
+
+    def iteration(self, row: MetricsRow) -> int:
+        """Return the iteration that the potential is of, given the newest row.
+
+        The row comes first, then (after an evaluation of the test set, now and then) the potential.
+        """
+        newest = row.iter_num or 0
+        return newest if self.potential >= self.row else newest - 1
+
+
+def stamps_of(files: WorkFiles, cycle: int = 0) -> Stamps | None:
+    """Return the stamps, None where there is no potential yet."""
+    try:
+        return Stamps(
+            files.table("metrics").stat().st_mtime_ns,
+            files.interim_potential(cycle).stat().st_mtime_ns,
+        )
+    except FileNotFoundError:
+        return None
+
+
+def counted_on(rows: Sequence[MetricsRow]) -> list[MetricsRow]:
+    """Return rows of ``metrics.txt`` with their iterations numbered on over restarts."""
+    places = (Place(r.ladder_step or 0, r.cycle_step or 0, r.iter_num or 0) for r in rows)
+    numbers = count_on(places)
+    return [replace(row, iter_num=number) for row, number in zip(rows, numbers, strict=True)]

@@ -11,7 +11,7 @@ from collections import deque
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from mlip_job.environment import thread_counts
+from mlip_job.runtime.environment import thread_counts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -22,10 +22,17 @@ if TYPE_CHECKING:
     from mlip_job.errors import MlipJobError
 
 Work = TypeVar("Work")
+
+
 Result = TypeVar("Result")
 
+
 _SECONDS_FOR_A_SIGNAL = 0.5
+
+
 _PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
+
+
 _LIBC = ctypes.CDLL(None)  # loaded here: it can't be between fork and exec
 
 

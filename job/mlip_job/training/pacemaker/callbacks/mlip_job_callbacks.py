@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 CALLBACK = "mlip_job_callbacks.keep_best"
 """As ``fit.callbacks`` names it."""
 
+
 SETTINGS = "early_stopping.json"
 """Written before pacemaker is started."""
 
+
 BEST = "best.json"
 """The best potential so far: where it is, of which iteration, and its rows of both tables."""
+
 
 Row = dict[str, str]
 

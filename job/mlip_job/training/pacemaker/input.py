@@ -1,21 +1,23 @@
-"""From a TrainingConfig to pacemaker's ``input.yaml``. Pure: values in, values out."""
+"""Pacemaker's ``input.yaml`` from a TrainingConfig, and the inputs that resume a fit."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from mlip_job.config.overrides import deep_merge
 from mlip_job.config.training import EnergyBased
-from mlip_job.training.basis import potential_section
-from mlip_job.training.in_pacemaker.mlip_job_callbacks import CALLBACK
+from mlip_job.training.pacemaker.basis import potential_section
+from mlip_job.training.pacemaker.callbacks.mlip_job_callbacks import CALLBACK
+from mlip_job.training.pacemaker.tables import Offset
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mlip_job.config import TrainingConfig
+    from mlip_job.training.checkpoint import FitPosition
 
 
 @dataclass(frozen=True)
@@ -193,3 +195,78 @@ def _plain_step(step: float | tuple[float, ...]) -> Any:
     if isinstance(step, tuple):
         return [_plain_step(part) for part in step]
     return int(step) if step >= 1 else step
+
+
+_LADDER = ("ladder_step", "ladder_type")
+
+
+@dataclass(frozen=True)
+class Leg:
+    """One start of pacemaker.
+
+    Attributes
+    ----------
+    content
+        Its input file.
+    offset
+        Where in the whole fit it begins.
+    partial
+        Whether it only finishes a step of a ladder that another leg will climb further.
+    """
+
+    content: Mapping[str, Any]
+    offset: Offset = field(default_factory=Offset)
+    partial: bool = False
+
+    @property
+    def is_ladder(self) -> bool:
+        """Whether pacemaker grows the basis step by step."""
+        potential = self.content["potential"]
+        grows = isinstance(potential, dict) and "initial_potential" in potential
+        return grows or "ladder_step" in self.content["fit"]
+
+    @property
+    def resumable(self) -> bool:
+        """Whether a later start can take up what this one left.
+
+        With several cycles pacemaker takes the best of them in the end, which a start of its own
+        could not know.
+        """
+        return int(self.content["fit"].get("fit_cycles", 1)) == 1
+
+
+def legs_from(
+    position: FitPosition, content: Mapping[str, Any], section: Mapping[str, Any], potential: str
+) -> tuple[Leg, ...]:
+    """Return the legs that are left of an interrupted fit.
+
+    Parameters
+    ----------
+    position
+        Where it was interrupted.
+    content
+        The input of the undisturbed fit.
+    section
+        The ``potential`` section of a basis built from nothing.
+    potential
+        Name of the file that each leg starts from: the checkpoint, then what the leg before made.
+    """
+    fit = content["fit"]
+    next_step = {
+        **content,
+        "potential": {**section, "initial_potential": potential},
+    }
+    climb = Leg(next_step, Offset(position.ladder_step + 1))
+    if position.step_done and not position.last_step:
+        return (climb,)
+    # With nothing left to do pacemaker still evaluates, and puts the ZBL core on.
+    left = 0 if position.step_done else max(0, int(fit["maxiter"]) - position.iteration)
+    kept = {key: value for key, value in fit.items() if key not in _LADDER}
+    if not position.last_step:
+        kept.pop("repulsion", None)
+    finish = Leg(
+        {**content, "potential": potential, "fit": {**kept, "maxiter": left}},
+        Offset(position.ladder_step, position.iteration),
+        partial=not position.last_step,
+    )
+    return (finish,) if position.last_step else (finish, climb)

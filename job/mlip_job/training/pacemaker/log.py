@@ -8,32 +8,136 @@ tracebacks span lines without a stamp.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from mlip_job.training.log_state import (
-    DatasetSizes,
-    LogState,
-    OptimiserResult,
-    Phase,
-    StatisticsBlock,
-)
+from mlip_job.training.trainer import added
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
 _LONGEST_LINE = 4096  # no message of pacemaker's is longer; garbage may be
+
 
 _STAMP = re.compile(
     r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) (?:[DIWEC] - |- [\w.]+ - [A-Z]+ - )(.*)", re.DOTALL
 )
+
+
 # Two decimals each, which tells them apart where wide ones have grown together.
 _NUMBER = re.compile(r"-?\d+\.\d\d|-?inf|nan")
+
+
 _TITLE = re.compile(
     r"-{44}(INIT STATS|FIT STATS|Cycle last iteration:"
     r"|INIT TEST STATS|TEST STATS|TEST Cycle last iteration:)-{44}"
 )
+
+
 _EXCEPTION = re.compile(r"((?:[A-Za-z_]\w*\.)*\w*(?:Error|Exception|Interrupt))(?::\s*(.*))?$")
+
+
+class Phase(StrEnum):
+    """What pacemaker is doing."""
+
+    STARTING = "starting"
+    LOADING_DATA = "loading_data"
+    BUILDING_GRAPH = "building_graph"
+    BUILDING_TEST_GRAPH = "building_test_graph"
+    FITTING = "fitting"
+    PREDICTING = "predicting"
+    FINISHED = "finished"
+
+
+@dataclass
+class StatisticsBlock:
+    """One block of statistics; the errors are in eV/atom and eV/Å.
+
+    Attributes
+    ----------
+    title
+        Pacemaker's, e.g. ``FIT STATS`` or ``TEST Cycle last iteration:``.
+    errors
+        By ``rmse``, ``mae`` and ``max``: of energies per atom, the same for low-energy structures,
+        of force components, the same for low-energy structures.
+    """
+
+    title: str
+    errors: dict[str, tuple[float, float, float, float]] = field(default_factory=dict)
+
+
+@dataclass
+class DatasetSizes:
+    """Structures of one set as it is loaded: in the files, and after neighbour lists were made."""
+
+    found: int | None = None
+    kept: int | None = None
+
+
+@dataclass(frozen=True)
+class OptimiserResult:
+    """How scipy's minimiser ended; status 1 (too many iterations) is the normal ending."""
+
+    success: bool
+    status: int
+    message: str
+    evaluations: int
+
+
+@dataclass
+class LogState:
+    """All that a log has said of one run so far."""
+
+    phases: list[tuple[Phase, datetime]] = field(default_factory=list)
+    last_time: datetime | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    datasets: list[DatasetSizes] = field(default_factory=list)
+    fitted_train: int | None = None
+    fitted_test: int | None = None
+    functions: int | None = None
+    parameters: int | None = None
+    kappa: float | None = None
+    starting_potential: str | None = None
+    ladder: bool = False
+    iterations_seen: int = 0
+    optimiser_results: list[OptimiserResult] = field(default_factory=list)
+    early_stopping: str | None = None
+    best_cycle: int = 0
+    batch_sizes: list[tuple[int, int]] = field(default_factory=list)
+    weighting: list[str] = field(default_factory=list)
+    extreme_energies: bool = False
+    potential_saved: bool = False
+    out_of_memory: bool = False
+    exception: str | None = None
+    blocks: list[StatisticsBlock] = field(default_factory=list)
+
+    def phase_seconds(
+        self, begun: datetime | None = None, until: datetime | None = None
+    ) -> dict[str, float]:
+        """Return the seconds in each phase, those of a ladder's steps added up.
+
+        Parameters
+        ----------
+        begun
+            When the process was started, where that is known: its first line comes after its
+            imports.
+        until
+            When it had ended, or now; else the last stamp is the end.
+        """
+        phases = list(self.phases)
+        if begun is not None:
+            phases = [(Phase.STARTING, begun), *phases]
+        end = until if until is not None else self.last_time
+        ends = [*(time for _, time in phases[1:]), *([end] if phases and end is not None else [])]
+        return added(
+            *(
+                {phase.value: (stop - start).total_seconds()}
+                for (phase, start), stop in zip(phases, ends, strict=False)
+            )
+        )
 
 
 class LogParser:
@@ -51,6 +155,10 @@ class LogParser:
     def phase(self) -> Phase:
         """What pacemaker is doing now."""
         return self.state.phases[-1][0] if self.state.phases else Phase.STARTING
+
+    def phase_seconds(self, begun: datetime, until: datetime) -> dict[str, float]:
+        """Return the seconds in each phase of the run that the log tells of now."""
+        return self.state.phase_seconds(begun, until)
 
     def feed(self, line: str) -> None:
         """Take one line, with or without its end."""
@@ -125,6 +233,7 @@ def is_out_of_memory(text: str) -> bool:
 
 _ERROR_KINDS: Mapping[str, str] = {"RMSE": "rmse", "MAE": "mae", "MAX_AE": "max"}
 
+
 _OUT_OF_MEMORY = (
     "ResourceExhaustedError",
     "RESOURCE_EXHAUSTED",
@@ -134,6 +243,7 @@ _OUT_OF_MEMORY = (
     "MemoryError",
     "No further batch size reduction",  # pacemaker, after TensorFlow ran out of memory
 )
+
 
 _PHASE_STARTS: Mapping[str, Phase] = {
     "Start pacemaker": Phase.STARTING,
@@ -220,3 +330,38 @@ _HANDLERS: Mapping[re.Pattern[str], Callable[[LogState, re.Match[str]], None]] =
         r"(Final potential is saved to) output_potential\.yaml": _setter("potential_saved", bool),
     }.items()
 }
+
+
+LONGEST_LINE_BYTES = 1 << 14
+"""What is kept of a line; no message of pacemaker's is longer."""
+
+
+_READ_BYTES = 1 << 20
+
+
+class LineReader:
+    """Cuts a growing file into lines, of each the first `LONGEST_LINE_BYTES`."""
+
+    def __init__(self) -> None:
+        self._line = bytearray()
+
+    def lines(self, block: bytes) -> Iterator[str]:
+        """Yield the lines that end in the next block of the file."""
+        *ends, rest = block.split(b"\n")
+        for end in ends:
+            self._add(end)
+            yield self._line.decode("utf-8", errors="replace")
+            self._line.clear()
+        self._add(rest)
+
+    def _add(self, piece: bytes) -> None:
+        self._line += piece[: LONGEST_LINE_BYTES - len(self._line)]
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a file, the last one also where it has no end."""
+    reader = LineReader()
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            yield from reader.lines(block)
+    yield from reader.lines(b"\n")

@@ -1,95 +1,44 @@
-"""One start of pacemaker: begun, followed, and ended where it has to be."""
+"""One run of pacemaker: started, followed, and ended where it has to be."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlip_job.disk import private
 from mlip_job.errors import TrainingError
-from mlip_job.processes import die_with_parent
-from mlip_job.training.failure import DIVERGED
-from mlip_job.training.gpu import pacemaker_on_gpu, unseen
-from mlip_job.training.lines import LineReader
-from mlip_job.training.log import LogParser
-from mlip_job.training.on_device import NO_DEVICE
-from mlip_job.training.phases import PhaseClock, phase_seconds
-from mlip_job.training.programs import IN_PACEMAKER, find_program, trainer_environment
-from mlip_job.training.tables import MetricsRow, TableFollower
-from mlip_job.training.train_log import hide_host
-from mlip_job.training.watchdog import Watchdog
+from mlip_job.runtime.processes import die_with_parent
+from mlip_job.training.pacemaker.callbacks.on_device import NO_DEVICE
+from mlip_job.training.pacemaker.log import LineReader, LogParser
+from mlip_job.training.pacemaker.programs import (
+    CALLBACKS,
+    find_program,
+    pacemaker_on_gpu,
+    trainer_environment,
+    unseen,
+)
+from mlip_job.training.pacemaker.results import DIVERGED
+from mlip_job.training.pacemaker.tables import MetricsRow, TableFollower
+from mlip_job.training.trainer import Monitor, Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Sequence
 
-    from mlip_job.errors import MlipJobError
     from mlip_job.naming import WorkFiles
-    from mlip_job.training.curve import Offset
+    from mlip_job.training.pacemaker.tables import Offset
 
 _POLL_SECONDS = 0.5
+
+
 _GRACE_SECONDS = 5.0  # pacemaker ends within a second of SIGTERM; a stuck one is killed
+
+
 _READ_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a fit is.
-
-    Attributes
-    ----------
-    phase
-        What pacemaker is doing, in words.
-    elapsed_s
-        Seconds since its start.
-    row
-        The newest row of the training metrics, if there is any yet.
-    seconds_per_iteration
-        Mean over the iterations seen in this ladder step, or None before the second.
-    test_row
-        The newest row of the second set, where one is measured.
-    timings_s
-        Seconds in each phase so far, up to pacemaker's last message.
-    second_set
-        What the second set is.
-    """
-
-    phase: str
-    elapsed_s: float
-    row: MetricsRow | None = None
-    seconds_per_iteration: float | None = None
-    test_row: MetricsRow | None = None
-    timings_s: Mapping[str, float] = field(default_factory=dict)
-    second_set: str = "test"
-
-
-@dataclass(frozen=True)
-class Monitor:
-    """Whoever watches a fit, and may end it.
-
-    Attributes
-    ----------
-    observe
-        Called with the progress about twice a second.
-    show_line
-        Called with every line that pacemaker prints.
-    interruption
-        Asked as often; the error that it returns is raised when pacemaker has been stopped.
-    stall_timeout
-        Seconds without iteration, output and CPU use after which pacemaker is ended.
-    phases
-        Told how long pacemaker's phases take.
-    """
-
-    observe: Callable[[Progress], None]
-    show_line: Callable[[str], None]
-    interruption: Callable[[], MlipJobError | None]
-    stall_timeout: float
-    phases: PhaseClock = field(default_factory=PhaseClock)
 
 
 def run_pacemaker(
@@ -134,7 +83,7 @@ def run_pacemaker(
         process = subprocess.Popen(  # noqa: S603 - a fixed program with a name of our own
             command,
             cwd=files.directory,
-            env=trainer_environment() | {"PYTHONPATH": str(IN_PACEMAKER)},
+            env=trainer_environment() | {"PYTHONPATH": str(CALLBACKS)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -170,7 +119,7 @@ class _Follower:
         self._monitor = monitor
         self._started = time.monotonic()
         self._log = LogParser()
-        monitor.phases.start(self._log)
+        monitor.phases.start(self._log.phase_seconds)
         self._log_bytes = 0
         self._metrics = TableFollower(files.table("metrics"))
         self._test_metrics = TableFollower(files.table("test_metrics"))
@@ -210,7 +159,7 @@ class _Follower:
                 row=self._offset.shift(self._clock.last) if self._clock.last else None,
                 seconds_per_iteration=self._clock.seconds_per_iteration,
                 test_row=self._test_row,
-                timings_s=phase_seconds(self._log.state),
+                timings_s=self._log.state.phase_seconds(),
             )
         )
         for row in rows:
@@ -268,3 +217,116 @@ def _stop_group(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+_IDLE_FRACTION = 0.01  # of one core; what a sleeping process uses at most
+
+
+_CHECKS_PER_TIMEOUT = 60
+
+
+_LONGEST_LOOK_SECONDS = 10.0  # between two looks; this process was suspended if it was longer
+
+
+class Watchdog:
+    """Looks at one session of processes.
+
+    Parameters
+    ----------
+    session
+        Its id.
+    timeout
+        Seconds without any sign of life that are too many.
+    now
+        The time, s.
+    """
+
+    def __init__(self, session: int, timeout: float, now: float) -> None:
+        self._session = session
+        self._timeout = timeout
+        self._looked = self._checked = now
+        self._idle = 0.0
+        self._cpu = 0.0
+        self._seen: object = None
+
+    def is_stalled(self, seen: object, now: float) -> bool:
+        """Tell whether nothing has happened for too long.
+
+        Parameters
+        ----------
+        seen
+            Whatever changes when something happens: rows, bytes of output.
+        now
+            The time, s.
+        """
+        # Whoever was suspended for hours, and pacemaker with it, has not hung for hours.
+        self._idle += min(now - self._looked, _LONGEST_LOOK_SECONDS)
+        self._looked = now
+        if seen != self._seen or self._uses_cpu(now):
+            self._seen, self._idle = seen, 0.0
+        return self._idle > self._timeout
+
+    def _uses_cpu(self, now: float) -> bool:
+        """Look now and then, since it costs a walk through all processes."""
+        elapsed = now - self._checked
+        if elapsed < self._timeout / _CHECKS_PER_TIMEOUT:
+            return False
+        before, self._cpu, self._checked = self._cpu, session_cpu_seconds(self._session), now
+        return self._cpu - before > _IDLE_FRACTION * elapsed
+
+
+def session_cpu_seconds(session: int) -> float:
+    """Return the CPU time that the living processes of a session have used (proc(5), stat)."""
+    ticks = 0
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            text = (directory / "stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        fields = text.rpartition(")")[2].split()
+        if int(fields[3]) == session:
+            ticks += sum(map(int, fields[11:15]))  # its own and its ended children's
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+_READ_BYTES = 1 << 20
+
+
+_TAIL_BYTES = 16384
+
+
+_TAIL_LINES = 15
+
+
+_LONGEST_LINE = 300
+
+
+_HOSTNAME = re.compile(rb"^([-0-9 :,a-zA-Z]{0,60} - Hostname: ).*")
+
+
+def copy_without_host(log: Path, target: Path) -> None:
+    """Copy a log, the host's name left out."""
+    with log.open("rb") as source, target.open("wb") as cleaned:
+        while piece := source.readline(_READ_BYTES):
+            cleaned.write(_HOSTNAME.sub(rb"\1(not published)", piece))
+
+
+def hide_host(log: Path) -> None:
+    """Take the host's name out of a log that nobody writes any more."""
+    cleaned = log.with_suffix(".cleaned")
+    copy_without_host(log, cleaned)
+    cleaned.replace(log)
+
+
+def last_lines(log: Path) -> str:
+    """Return the end of a log, indented, for an error message."""
+    with log.open("rb") as source:
+        source.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        text = source.read().decode("utf-8", errors="replace").expandtabs(4)
+    lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+    return "\n".join(f"  {_printable(line[:_LONGEST_LINE])}" for line in lines[-_TAIL_LINES:])
+
+
+def _printable(line: str) -> str:
+    """Replace what a terminal would obey."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in line)

@@ -1,0 +1,1 @@
+"""The machine that a run has: versions, cores, processes, signals."""

@@ -1,0 +1,200 @@
+"""The linear fit before the trainer: its task, its result, and the process that makes it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from mlip_job.errors import MlipJobError, TrainingError
+from mlip_job.runtime.processes import Beside
+from mlip_job.training.pacemaker.programs import find_program
+from mlip_job.training.summary import LossShares, RunSummary, SetSizes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+
+@dataclass(frozen=True)
+class LinearTask:
+    """What to fit by linear least squares, and to what.
+
+    Attributes
+    ----------
+    section
+        Pacemaker's ``potential`` section, which describes the basis.
+    kappa, l1, l2
+        Of pacemaker's loss: weights of the forces, of the absolute coefficients, which only count
+        in the shares of the loss, and, at least, of the squared coefficients.
+    weighting
+        Pacemaker's ``fit.weighting``, if there is one.
+    train, test
+        Files of pacemaker's data frames, as pacemaker is to find them.
+    held_out
+        Rows that choose the ridge, of the training set; where pacemaker continues, of ``test``.
+    directory
+        Where they are, and where the potential is to be written.
+    potential
+        Name of that file.
+    finished
+        Whether it is what will be published, instead of what pacemaker starts from.
+    repulsion
+        Whether it gets ZBL cores then, as pacemaker puts them on at the end of a fit.
+    reference_energies
+        eV per atom of each element: they are kept with it then, as pacemaker does.
+    seed
+        Of the resampling.
+    resampled
+        Whether structures get random weights, so that members of an ensemble start apart.
+    atoms
+        In the training set.
+    cores
+        Most processes.
+    """
+
+    section: Mapping[str, Any]
+    kappa: float
+    l1: float
+    l2: float
+    weighting: Mapping[str, Any] | None
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    held_out: frozenset[int]
+    directory: str
+    potential: str
+    finished: bool
+    repulsion: bool
+    reference_energies: Mapping[str, float]
+    seed: int
+    resampled: bool
+    atoms: int
+    cores: int
+
+
+class LinearProgress(NamedTuple):
+    """How much of the training set has been taken into account."""
+
+    structures: int
+    atoms: int
+
+
+class LinearStart(BaseModel):
+    """The linear fit that a fit of pacemaker's started from.
+
+    Attributes
+    ----------
+    structures, atoms
+        What it was made from: all of the training set, but for what a weighting leaves out.
+    functions
+        Coefficients that were solved for.
+    loss
+        Of the potential that it made, on these structures and without regularisation:
+        (1-κ)·MSE(E/atom, eV) + κ·mean|ΔF|² (eV/Å), weighted as in the fit.
+    ridge
+        What the squared coefficients were weighted with: ``l2_coeffs``, or what came out better on
+        structures that were held out.
+    undetermined
+        Blocks, as ``Al Li``, of which the data have no structure; their coefficients are 0.
+    loss_shares
+        What makes up the loss with regularisation.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    structures: int
+    atoms: int
+    functions: int
+    loss: float
+    ridge: float | None = None
+    undetermined: tuple[str, ...] = ()
+    loss_shares: LossShares | None = None
+
+
+def run_linear_fit(task: LinearTask, observe: Callable[[LinearProgress], None]) -> LinearStart:
+    """Make the potential that a task describes, in a process that ends with this call.
+
+    Its memory is free when pacemaker starts, and a stop signal, which raises here, ends it at once.
+
+    Parameters
+    ----------
+    task
+        What to fit, and to what.
+    observe
+        Called as it proceeds.
+
+    Raises
+    ------
+    ConfigError
+        If python-ace is not installed.
+    TrainingError
+        If the fit fails; a fit from nothing is no substitute that anybody asked for.
+    """
+    find_program("pacemaker")  # python-ace comes with it
+    died = TrainingError(
+        "the process of the linear start died, most likely out of memory",
+        hint="give the job more memory, or set training.linear_start: false",
+    )
+    with Beside(_fit, task, died=died, told=observe) as fit:
+        return fit.result()
+
+
+def _fit(tell: Callable[[LinearProgress], None], task: LinearTask) -> LinearStart:
+    # Standard output is for what the job itself says.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    try:
+        from mlip_job.training.pacemaker.linear_fit import fit_linear  # noqa: PLC0415 - numpy and pyace
+
+        return fit_linear(tell, task)
+    except MlipJobError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever pyace or numpy raise
+        raise _in_words(error) from None
+
+
+def _in_words(error: Exception) -> MlipJobError:
+    cause = f"{type(error).__name__}: {error}".rstrip(": ")
+    return TrainingError(
+        f"the linear start failed: {cause}", hint="set training.linear_start: false to do without"
+    )
+
+
+def undetermined(made: LinearStart) -> Iterator[str]:
+    """Yield what the users of a linear fit should know of functions that it could not fit."""
+    for block in made.undetermined:
+        centre, *others = block.split()
+        neighbours = " and ".join(others or [centre])
+        yield (
+            f"no training structure has an atom of {centre} with {neighbours} as neighbour within "
+            f"the cutoff, so the data determine none of the functions {block!r}: their "
+            "coefficients are 0. Add such structures where the potential is to describe them; "
+            "nothing is to be done where they can't occur"
+        )
+
+
+def summarise_linear_fit(made: LinearStart) -> RunSummary:
+    """Summarise a linear fit that pacemaker did not continue: it has no curve and no log."""
+    sizes = SetSizes(found=None, kept=None, fitted=made.structures)
+    return RunSummary(
+        status="succeeded",
+        cause=None,
+        exit_code=0,
+        train=None,
+        test=None,
+        loss_shares=made.loss_shares,
+        iterations=0,
+        functions=made.functions,
+        parameters=made.functions,
+        ladder=False,
+        cycles=(),
+        early_stopping=None,
+        optimiser_message=None,
+        structures={"train": sizes},
+        versions={},
+        timings_s={},
+        train_curve=(),
+        test_curve=(),
+        warnings=tuple(undetermined(made)),
+    )

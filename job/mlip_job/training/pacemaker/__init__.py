@@ -1,0 +1,1 @@
+"""Fits by pacemaker: ACE potentials in the B-basis."""

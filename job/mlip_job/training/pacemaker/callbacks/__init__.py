@@ -1,0 +1,1 @@
+"""Modules that run in pacemaker's process and import nothing of this package."""
