@@ -69,7 +69,6 @@ def show_growth(directory: Path, sizes: list[int], repeats: int) -> None:
                 f"{1e6 * costs['cpu_s'] / rows:.0f}",
                 f"{costs['wall_s']:.2f}",
                 f"{costs['peak_mib']:.0f}",
-                f"{costs['beside_mib']:.0f}" if costs["beside_mib"] else "",
             )
         )
     table(
@@ -80,7 +79,6 @@ def show_growth(directory: Path, sizes: list[int], repeats: int) -> None:
             "µs per structure",
             "wall s",
             "peak MiB above imports",
-            "peak MiB of the process beside",
         ),
         lines,
     )

@@ -23,8 +23,8 @@ from pydantic import BaseModel, ConfigDict
 
 from benchmarks.tables import say, table
 from benchmarks.upstream import INPUTS, examples_for, upstream_input
-from mlip_job.dataset.reading import parse, read_blocks
 from mlip_job.dataset.record import DatasetRecord
+from mlip_job.dataset.xyz import parse, read_blocks
 from mlip_job.demo import write_demo_database
 from mlip_job.evaluation.errors import SetTally
 from mlip_job.evaluation.measured import Models, Task

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -87,7 +86,6 @@ def measure(route: str, database: Path, output: Path) -> dict[str, Any]:
         "cpu_s": after - before,
         "wall_s": wall,
         "peak_mib": peak_mib() - memory,
-        "beside_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
         "written_mb": sum(path.stat().st_size for path in output.iterdir()) / 1e6,
     }
 

@@ -6,19 +6,19 @@ import gzip
 import hashlib
 import os
 import pickle
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import ase.io
-import numpy as np
 import pandas as pd
 import pytest
 from ase import Atoms
 
 from mlip_job.config import DatabaseConfig, DatasetConfig, TrainingConfig
 from mlip_job.dataset.builder import DatasetBuilder, ParentDataset
-from mlip_job.dataset.extxyz import structures_text
 from mlip_job.dataset.record import FileRecord
 from mlip_job.dataset.structures import Structures
+from mlip_job.dataset.xyz import structures_text
 from mlip_job.naming import DatasetFiles
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ FIVE = ("Cu", "Ag", "Au", "Ni", "Pt")
 
 def xyz_of_row(row: StructureRow, energy: float, group: str | None, config_type: str | None) -> str:
     """Return the extended XYZ of one row."""
-    structures = Structures.of_rows([row]).right_handed()
-    texts = structures_text(structures, np.array([energy]), [group], [config_type])
-    return b"".join(texts).decode()
+    names = {"group": group, "config_type": config_type}
+    labelled = replace(row, energy=energy, key_value_pairs=names)
+    return b"".join(structures_text(Structures.of_rows([labelled]).right_handed())).decode()
 
 
 def build(

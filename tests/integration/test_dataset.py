@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
+import resource
+import signal
 import zlib
 from itertools import product
 from typing import TYPE_CHECKING
@@ -16,12 +19,15 @@ from ase.build import add_adsorbate, bulk, fcc111, molecule
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.constraints import FixAtoms
 
+from mlip_job.dataset.files import OutputFile
 from mlip_job.dataset.record import DatasetRecord
 from mlip_job.errors import ConfigError, DataError, IntegrityError
+from tests.cli import run_cli
 from tests.datasets import FIVE, as_parent, build, frame, read, refused, rows_of
 from tests.support import labelled, open_for_writing, rattled, with_emt, write_database
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -167,10 +173,10 @@ def test_identity_is_that_of_the_content(
     first = build(db, tmp_path / "a")
     monkeypatch.setattr("mlip_job.dataset.pages.PAGE", 5)
     monkeypatch.setattr(
-        "mlip_job.dataset.output.isal_zlib.compressobj",
+        "mlip_job.dataset.files.isal_zlib.compressobj",
         lambda level, wbits: zlib.compressobj(level=level + 8, wbits=wbits),
     )
-    monkeypatch.setattr("mlip_job.dataset.extxyz.orjson.dumps", _dumps)
+    monkeypatch.setattr("mlip_job.dataset.xyz.orjson.dumps", _dumps)
     second = build(db, tmp_path / "b", frame_shard_size=4)
     assert first.id == second.id
     for name in ("train.xyz", "index.csv.gz", "train.pckl.gzip"):
@@ -208,6 +214,56 @@ def test_building_again_replaces_what_was_there(db: Path, out: Path) -> None:
         DatasetRecord.from_json((out / "dataset.json").read_bytes(), key="dataset.json") == second
     )
     assert not list(out.glob(".building*"))
+
+
+@pytest.fixture
+def file_size_limit() -> Iterator[None]:
+    """Restore the limit of the size of files."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("file_size_limit")
+def test_a_full_disk_leaves_nothing(db: Path, tmp_path: Path) -> None:
+    """The system's own error is raised."""
+    write_database(db, rattled(20))
+    size = build(db, tmp_path / "whole").files["train.xyz"].size
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, most))
+    with pytest.raises(OSError, match="File too large") as caught:
+        build(db, tmp_path / "out")
+    assert caught.value.errno == errno.EFBIG
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_is_stopped(
+    db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A signal ends it in one line; nothing of the dataset is left."""
+    write_database(db, rattled(20))
+    opened: list[Path] = []
+
+    class Stopping(OutputFile):
+        def write(self, data: bytes | memoryview) -> None:
+            super().write(data)
+            opened.append(self.path)
+            if self.path.name == "train.xyz":
+                signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("mlip_job.dataset.files.OutputFile", Stopping)
+    config, out = tmp_path / "mlip-job.yaml", tmp_path / "out"
+    config.write_text(
+        f"family: cu\ndatabase: {{url: {db}}}\nstorage: {{url: {tmp_path / 'store'}}}\n"
+    )
+    ended = run_cli(capsys, "export", "-c", config, "-g", 1, "-o", out)
+    assert ended.code == 75, ended.err
+    assert "stopped by SIGTERM" in ended.err.strip().splitlines()[-2]
+    assert "Traceback" not in ended.err
+    assert opened[-1].name == "train.xyz"
+    assert not opened[0].exists()
+    assert not out.exists()
+    assert not list((tmp_path / "store").rglob("dataset.json"))
 
 
 # Physics

@@ -24,7 +24,7 @@ from ase.calculators.fd import calculate_numerical_stress
 from ase.units import GPa
 
 from mlip_job.config import JobConfig
-from mlip_job.dataset.reading import parse, read_blocks
+from mlip_job.dataset.xyz import parse, read_blocks
 from mlip_job.errors import TrainingError
 from mlip_job.evaluation import processes
 from mlip_job.evaluation.cores import cores_of
@@ -437,7 +437,7 @@ import sys
 from pathlib import Path
 from mlip_job.evaluation.measured import Models, Task
 from mlip_job.evaluation.processes import Measurers
-from mlip_job.dataset.reading import read_blocks
+from mlip_job.dataset.xyz import read_blocks
 from mlip_job.training.signals import StopRequest
 from mlip_job.errors import MlipJobError
 

@@ -16,7 +16,7 @@ from ase.eos import birchmurnaghan
 from ase.neighborlist import neighbor_list
 from ase.units import GPa
 
-from mlip_job.dataset.reading import Labelled
+from mlip_job.dataset.xyz import Labelled
 from mlip_job.evaluation.cores import Core, clear_of_cores, cores_of
 from mlip_job.evaluation.dimers import check_dimers, check_smoothness
 from mlip_job.evaluation.dynamics import check_dynamics, hotter_than

@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlip_job.dataset.entry import Entries, Entry
-from mlip_job.dataset.index import common_test_rows, write_index
-from mlip_job.dataset.output import OutputFile
+from mlip_job.dataset.files import OutputFile, common_test_rows, write_index
 from mlip_job.dataset.split import SIDES, Inheritance, Side, Split, split_by_key, split_rows
 from mlip_job.errors import DataError
 

@@ -14,7 +14,7 @@ from mlip_job.dataset import checks
 from mlip_job.dataset.connection import describe_url
 from mlip_job.dataset.contradictions import require_consistent_duplicates
 from mlip_job.dataset.entry import Spool
-from mlip_job.dataset.index import ParentDataset
+from mlip_job.dataset.files import read_index, write_files
 from mlip_job.dataset.intake import take_in
 from mlip_job.dataset.pages import PagedDatabase, Selected
 from mlip_job.dataset.query import query_key
@@ -27,10 +27,9 @@ from mlip_job.dataset.reference_energies import (
     fit_references,
     require_references_of_parent,
 )
-from mlip_job.dataset.split import split_by_key, split_rows
+from mlip_job.dataset.split import Inheritance, split_by_key, split_rows
 from mlip_job.dataset.summary import Outcome, summarise
 from mlip_job.dataset.weights import weigh_groups
-from mlip_job.dataset.writing import write_files
 from mlip_job.disk import cant_write
 from mlip_job.errors import ConfigError, DataError
 from mlip_job.naming import DatasetFiles
@@ -43,13 +42,38 @@ if TYPE_CHECKING:
     from mlip_job.dataset.intake import Intake
     from mlip_job.dataset.query import SelectedRows
     from mlip_job.dataset.record import DatasetRecord
-    from mlip_job.dataset.split import Split
-
-__all__ = ["Built", "DatasetBuilder", "ParentDataset"]
+    from mlip_job.dataset.split import Side, Split
 
 
 def _silent(_: str) -> None:
     """Drop a line of progress."""
+
+
+@dataclass(frozen=True)
+class ParentDataset:
+    """The dataset of the generation that this one follows: its record, and a copy of its index."""
+
+    record: DatasetRecord
+    index: Path
+
+    def inheritance(self, group_by: str | None) -> Inheritance:
+        """Return the sides that are settled; those of groups only while `group_by` is the same.
+
+        Raises
+        ------
+        IntegrityError
+            If the index can't be read.
+        """
+        groups: dict[str, Side] = {}
+        same_groups = group_by is not None and group_by == self.record.split.group_by
+
+        def fingerprints() -> Iterator[tuple[str, Side]]:
+            for _, fingerprint, group, side in read_index(self.index, f"dataset {self.record.id}"):
+                if same_groups and group:
+                    groups[group] = side
+                yield fingerprint, side
+
+        return Inheritance.of(fingerprints(), groups)
 
 
 @dataclass(frozen=True)
@@ -277,9 +301,7 @@ class DatasetBuilder:
             dataset=self.dataset,
             training=self.training,
             parent=self.parent.record if self.parent else None,
-            force_components=written.force_components,
-            frames=written.frames,
-            files=written.files,
+            written=written,
         )
         files.record.write_text(record.to_json(), encoding="utf-8")
         return record

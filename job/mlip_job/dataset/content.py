@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from mlip_job.dataset.row import FloatArray
     from mlip_job.dataset.structures import Structures
 
 
@@ -24,10 +21,8 @@ class ContentHash:
     def __init__(self) -> None:
         self._columns: dict[str, Any] = {}
 
-    def update(
-        self, structures: Structures, energies: FloatArray, config_types: Sequence[str | None]
-    ) -> None:
-        """Add structures with the energies (eV) that are trained on."""
+    def update(self, structures: Structures) -> None:
+        """Add structures, whose energies are those that are trained on."""
         # Where there is no stress, any NaN is as good as another.
         stresses = np.where(np.isnan(structures.stresses), np.nan, structures.stresses)
         for name, values, dtype in (
@@ -39,10 +34,10 @@ class ContentHash:
             ("cell", structures.cells, "<f8"),
             ("pbc", structures.pbc, "u1"),
             ("stress", stresses, "<f8"),
-            ("energy", energies, "<f8"),
+            ("energy", structures.energies, "<f8"),
         ):
             self._column(name).update(np.ascontiguousarray(values, dtype))
-        texts = b"".join(map(_counted, config_types))
+        texts = b"".join(_counted(pairs.get("config_type")) for pairs in structures.pairs)
         self._column("config_type").update(texts)
 
     def hexdigest(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
@@ -251,7 +251,12 @@ class _Taking:
         """Spool accepted structures; what they are known by is that of the rows as stored."""
         energies, is_free = choose_energies(structures, self._rules)
         padded = with_vacuum(structures)
-        self._spool.append(padded)
+        names = [
+            {"group": _text(pair, self._dataset.group_by),
+             "config_type": _text(pair, self._dataset.config_type)}
+            for pair in pairs
+        ]  # fmt: skip
+        self._spool.append(replace(padded, energies=energies, pairs=np.array(names, np.object_)))
         partly = is_partly_periodic(structures.pbc)
         self._partly_periodic += structures.ids[partly].tolist()
         self._dropped_stresses += int(np.count_nonzero(~np.isnan(structures.stresses[partly, 0])))
@@ -260,9 +265,9 @@ class _Taking:
             fingerprints=fingerprints(structures),
             crystals=crystals(structures),
             energies=energies,
-            groups=[_text(pair, self._dataset.group_by) for pair in pairs],
+            groups=[name["group"] for name in names],
             compositions=compositions(structures),
-            config_types=[_text(pair, self._dataset.config_type) for pair in pairs],
+            config_types=[name["config_type"] for name in names],
             sides=[_text(pair, self._dataset.split_key) for pair in pairs],
         )
         self._free_energies += int(np.count_nonzero(is_free))

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 IndexArray = np.ndarray[Any, np.dtype[np.int64]]
+ObjectArray = np.ndarray[Any, np.dtype[np.object_]]
 
 VOIGT = 6
 """Components of a stress."""
@@ -46,6 +47,9 @@ class Structures:
         eV; they count only where `has_energy` and `has_free_energy` say so.
     stresses
         eV/Å³ in Voigt order, shape (structures, 6). NaN where there is none.
+    pairs
+        The key_value_pairs of each; of accepted structures, and in the files of a dataset, only
+        ``group`` and ``config_type``.
     """
 
     ids: IndexArray
@@ -60,6 +64,7 @@ class Structures:
     free_energies: FloatArray
     has_free_energy: BoolArray
     stresses: FloatArray
+    pairs: ObjectArray
 
     def __len__(self) -> int:
         """Return the number of structures."""
@@ -88,10 +93,11 @@ class Structures:
             free_energies=np.array(free_energies, dtype=np.float64),
             has_free_energy=present(free_energies),
             stresses=np.array(stresses, dtype=np.float64).reshape(-1, VOIGT),
+            pairs=np.array([row.key_value_pairs for row in rows], dtype=np.object_),
         )
 
     def row(self, index: int) -> StructureRow:
-        """Return one of them, without its unique id and its key_value_pairs."""
+        """Return one of them, without its unique id."""
         atoms = slice(self.starts[index], self.starts[index + 1])
         stress = self.stresses[index]
         return StructureRow(
@@ -105,7 +111,7 @@ class Structures:
             free_energy=float(self.free_energies[index]) if self.has_free_energy[index] else None,
             forces=self.forces[atoms],
             stress=None if np.isnan(stress).any() else stress,
-            key_value_pairs={},
+            key_value_pairs=self.pairs[index],
         )
 
     def take(self, chosen: BoolArray) -> Self:

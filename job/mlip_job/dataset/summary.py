@@ -21,11 +21,9 @@ from mlip_job.dataset.record import (
     DatasetRecord,
     ElementCounts,
     EnergyOrigin,
-    FileRecord,
     Ranges,
     RejectedRows,
     SideCounts,
-    SideNames,
     SplitRecord,
     Versions,
 )
@@ -35,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from mlip_job.config import DatabaseConfig, DatasetConfig, TrainingConfig
+    from mlip_job.dataset.files import Written
     from mlip_job.dataset.intake import Intake
     from mlip_job.dataset.reference_energies import ReferenceEnergies
     from mlip_job.dataset.split import Side, Split
@@ -87,9 +86,7 @@ def summarise(
     dataset: DatasetConfig,
     training: TrainingConfig,
     parent: DatasetRecord | None,
-    force_components: Mapping[Side, int],
-    frames: SideNames,
-    files: Mapping[str, FileRecord],
+    written: Written,
 ) -> DatasetRecord:
     """Return the record of a dataset whose other files are written."""
     intake, split = outcome.intake, outcome.split
@@ -143,10 +140,10 @@ def summarise(
         weights=dict(outcome.weighting.by_group) if outcome.weighting else None,
         notes=(
             *_notes(outcome, dataset, training, parent),
-            *_untested(outcome, force_components),
+            *_untested(outcome, written.force_components),
         ),
-        frames=frames,
-        files=dict(files),
+        frames=written.frames,
+        files=written.files,
         versions=Versions(
             mlip_job=__version__,
             ase=version("ase"),

@@ -126,14 +126,16 @@ def make_page(
         else:
             others.append(row[0])
     columns = list(zip(*complete, strict=True)) or [()] * len(COLUMNS)
-    return RawPage(_join(columns, counts, layout), columns[1], pairs, others)
+    return RawPage(_join(columns, counts, layout, pairs), columns[1], pairs, others)
 
 
 def _is_energy(value: Any) -> bool:
     return value is None or isinstance(value, float)
 
 
-def _join(columns: Sequence[Sequence[Any]], counts: Sequence[int], layout: Layout) -> Structures:
+def _join(
+    columns: Sequence[Sequence[Any]], counts: Sequence[int], layout: Layout, pairs: Sequence[Pairs]
+) -> Structures:
     ids, _, numbers, positions, cells, pbc, energies, free_energies, forces, stresses, _ = columns
     voigt = np.array(layout.join(stresses, "<f8")).reshape(-1, VOIGT)
     voigt[~np.isfinite(voigt).all(axis=1)] = np.nan
@@ -151,4 +153,5 @@ def _join(columns: Sequence[Sequence[Any]], counts: Sequence[int], layout: Layou
         free_energies=np.array(free_energies, dtype=np.float64),
         has_free_energy=present(free_energies),
         stresses=voigt,
+        pairs=np.array(pairs, dtype=np.object_),
     )

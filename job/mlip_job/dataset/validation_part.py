@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlip_job.dataset.entry import EntryCollector
+from mlip_job.dataset.files import read_index
 from mlip_job.dataset.fingerprint import crystals
-from mlip_job.dataset.index import read_index
-from mlip_job.dataset.reading import read_batches
 from mlip_job.dataset.reference_energies import compositions
 from mlip_job.dataset.split import Inheritance, divide
+from mlip_job.dataset.xyz import read_structures
 from mlip_job.errors import IntegrityError
 
 if TYPE_CHECKING:
@@ -84,8 +84,7 @@ def _training_entries(files: DatasetFiles, record: DatasetRecord) -> Entries:
     index = read_index(files.index, f"dataset {record.id}")
     rows = ((row, fingerprint, group) for row, fingerprint, group, side in index if side == "train")
     collector = EntryCollector(record.counts.train)
-    for batch in read_batches(files.xyz("train")):
-        structures = batch.structures
+    for structures in read_structures(files.xyz("train")):
         count = len(structures)
         indexed = list(islice(rows, count))  # the texts have the order of the index
         if [row for row, *_ in indexed] != structures.ids.tolist():

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlip_job.config.training import GroupWeights
-from mlip_job.dataset.extxyz import label
 from mlip_job.dataset.split import SIDES
+from mlip_job.dataset.xyz import label
 from mlip_job.errors import ConfigError, DataError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
-from mlip_job.dataset.reading import parse, read_blocks
+from mlip_job.dataset.xyz import parse, read_blocks
 from mlip_job.errors import TrainingError
 from mlip_job.evaluation.potential import Potential
 from mlip_job.training.pacemaker.programs import run_program

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mlip_job.dataset.reading import read_blocks, row_id
+from mlip_job.dataset.xyz import read_blocks, row_id
 from mlip_job.evaluation.errors import SetTally
 from mlip_job.evaluation.measured import Models, Task
 from mlip_job.evaluation.processes import Measurers

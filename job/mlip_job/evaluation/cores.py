@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ase.neighborlist import neighbor_list
 
-from mlip_job.dataset.reading import parse, read_blocks, row_id
+from mlip_job.dataset.xyz import parse, read_blocks, row_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from mlip_job.dataset.reading import read_blocks, row_id
+from mlip_job.dataset.xyz import read_blocks, row_id
 from mlip_job.errors import TrainingError
 from mlip_job.evaluation.agreement import agreement, conversion
 from mlip_job.evaluation.comparison import compare

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from ase import Atoms
 
-    from mlip_job.dataset.reading import Labelled
     from mlip_job.dataset.row import FloatArray
+    from mlip_job.dataset.xyz import Labelled
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlip_job.dataset.reading import parse
+from mlip_job.dataset.xyz import parse
 from mlip_job.evaluation.lowest import LowestStructures
 from mlip_job.evaluation.potential import Potential
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from mlip_job.dataset.reading import Labelled
     from mlip_job.dataset.row import FloatArray
+    from mlip_job.dataset.xyz import Labelled
     from mlip_job.evaluation.potential import Pair
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Self
 
-from mlip_job.dataset.reading import count_atoms
+from mlip_job.dataset.xyz import count_atoms
 from mlip_job.errors import TrainingError
 from mlip_job.evaluation.measured import Measurer
 from mlip_job.runtime.processes import die_with, in_order

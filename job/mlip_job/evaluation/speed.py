@@ -8,7 +8,7 @@ from itertools import islice
 from statistics import median
 from typing import TYPE_CHECKING
 
-from mlip_job.dataset.reading import parse
+from mlip_job.dataset.xyz import parse
 from mlip_job.evaluation.results import Speed
 from mlip_job.runtime.environment import cpu_model
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Literal
 
-from mlip_job.dataset.index import common_test_rows
+from mlip_job.dataset.files import common_test_rows
 from mlip_job.dataset.split import SIDES
 from mlip_job.errors import IntegrityError, TrainingError
 from mlip_job.evaluation.active_set import make_active_set

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mlip_job.dataset.rebuild import FramePart, frames_from_texts
+from mlip_job.dataset.files import FramePart, frames_from_texts
 from mlip_job.dataset.validation_part import part_training_set
 
 if TYPE_CHECKING:

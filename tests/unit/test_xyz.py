@@ -1,23 +1,38 @@
-"""ASE reads every number back as it was, and whatever a row is called, its labels."""
+"""Extended XYZ files: ASE and `xyz` read back every number and every label."""
 
 from __future__ import annotations
 
 import io
 import tempfile
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ase.io
 import numpy as np
 import pytest
+from ase.build import molecule
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mlip_job.dataset.extxyz import label, structures_text
-from mlip_job.dataset.reading import read_batches
 from mlip_job.dataset.row import StructureRow
 from mlip_job.dataset.structures import Structures
+from mlip_job.dataset.xyz import (
+    count_atoms,
+    label,
+    parse,
+    read_blocks,
+    read_structures,
+    row_id,
+    structures_text,
+)
+from mlip_job.errors import IntegrityError
 from tests import reference
 from tests.datasets import xyz_of_row
+from tests.support import rattled
+
+if TYPE_CHECKING:
+    from ase import Atoms
 
 FORCES = np.array([[0.25, -0.5, 0.125], [-0.25, 0.5, -0.125]])
 AWKWARD = st.text("=\"'\\\\ ,:;[]{}()_JSONTF01.-", max_size=6)
@@ -115,13 +130,18 @@ def rows(draw: st.DrawFn) -> StructureRow:
     )
 
 
+def _named(drawn: list[StructureRow], config_type: str | None, group: str | None) -> Structures:
+    names = {"config_type": config_type, "group": group}
+    named = [replace(row, key_value_pairs=names) for row in drawn]
+    return Structures.of_rows(named).right_handed()
+
+
 @settings(max_examples=200)
 @given(st.lists(rows(), min_size=1, max_size=4), st.none() | st.text(max_size=5))
 def test_numbers_come_back_to_the_last_bit(drawn: list[StructureRow], name: str | None) -> None:
     """Positions, forces, energy, stress, cell: denormals, huge ones, negative zeros."""
-    structures = Structures.of_rows(drawn).right_handed()
-    names = [name] * len(drawn)
-    text = b"".join(structures_text(structures, structures.energies, names, names)).decode()
+    structures = _named(drawn, name, name)
+    text = b"".join(structures_text(structures)).decode()
     for index, atoms in enumerate(ase.io.read(io.StringIO(text), ":", format="extxyz")):
         row = structures.row(index)
         assert atoms.info["row_id"] == row.id
@@ -144,15 +164,14 @@ def test_batches_come_back_to_the_last_bit(
     drawn: list[StructureRow], config_type: str, group: str
 ) -> None:
     """The same by this package's own reader, and labels as `label` says."""
-    structures = Structures.of_rows(drawn).right_handed()
-    labels = [config_type] * len(drawn), [group] * len(drawn)
+    structures = _named(drawn, config_type, group)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "train.xyz"
-        path.write_bytes(b"".join(structures_text(structures, structures.energies, *labels[::-1])))
-        (batch,) = read_batches(path)
-    assert list(batch.config_types) == [label(config_type)] * len(drawn)
+        path.write_bytes(b"".join(structures_text(structures)))
+        (found,) = read_structures(path)
+    assert [pairs["config_type"] for pairs in found.pairs] == [label(config_type)] * len(drawn)
     for name in ("ids", "starts", "numbers", "positions", "forces", "cells", "pbc", "energies"):
-        reference.require_same_array(getattr(batch.structures, name), getattr(structures, name))
+        reference.require_same_array(getattr(found, name), getattr(structures, name))
 
 
 @given(rows(), AWKWARD)
@@ -183,3 +202,92 @@ def _as_numbers(comment: str) -> list[object]:
             return word
 
     return [value(word) for word in comment.replace("=", " = ").replace('"', ' " ').split()]
+
+
+# Reading one by one
+
+
+def _row_of(number: int, atoms: Atoms) -> StructureRow:
+    results = atoms.calc.results if atoms.calc else {"forces": np.full((len(atoms), 3), 0.25)}
+    return StructureRow(
+        id=number,
+        unique_id="",
+        numbers=atoms.numbers,
+        positions=atoms.positions,
+        cell=np.array(atoms.cell),
+        pbc=atoms.pbc,
+        energy=None,
+        free_energy=None,
+        forces=results["forces"],
+        stress=results.get("stress"),
+        key_value_pairs={},
+    )
+
+
+def _text(number: int, atoms: Atoms, config_type: str | None = None) -> str:
+    return xyz_of_row(_row_of(number, atoms), -1.5 * number, None, config_type)
+
+
+def test_structures_come_back_one_by_one(tmp_path: Path) -> None:
+    """As ASE reads them all at once: crystals with stress, a molecule without cell."""
+    structures = [*rattled(3, symbols=("Cu", "Au")), molecule("CH4")]
+    path = tmp_path / "train.xyz"
+    path.write_text("".join(_text(n, atoms) for n, atoms in enumerate(structures, start=11)))
+    blocks = list(read_blocks(path))
+    assert "".join(blocks) == path.read_text()
+    assert [count_atoms(block) for block in blocks] == [4, 4, 4, 5]
+    for block, expected in zip(blocks, ase.io.read(path, ":"), strict=True):
+        found = parse(block)
+        assert found.row_id == row_id(block) == expected.info["row_id"]
+        assert found.energy == expected.get_potential_energy() == -1.5 * found.row_id
+        assert found.atoms == expected
+        assert found.atoms.calc is None
+        np.testing.assert_array_equal(found.forces, expected.get_forces())
+        if expected.pbc.all():
+            assert found.stress is not None
+            np.testing.assert_array_equal(found.stress, expected.get_stress())
+        else:
+            assert found.stress is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bulk",
+        "two words",
+        "001",
+        "1e5",
+        "T",
+        "1 2 3",
+        'so-called "bulk"',
+        "a\\b",
+        "größe",
+        "x_id=3",
+    ],
+)
+def test_config_types_come_back_as_they_were(name: str) -> None:
+    """ASE would read some of them as numbers, arrays or truth values."""
+    assert parse(_text(1, rattled(1)[0], config_type=name)).config_type == name
+
+
+def test_a_structure_may_have_no_config_type() -> None:
+    """Then it has none, also where another key ends alike."""
+    block = _text(1, rattled(1)[0]).replace("row_id=1", "row_id=1 my_config_type=x")
+    assert parse(block).config_type is None
+
+
+def test_a_truncated_file_is_damage(tmp_path: Path) -> None:
+    """Lines that are missing are noticed; the rest is not taken for another structure."""
+    lines = (_text(1, rattled(1)[0]) * 2).splitlines(keepends=True)
+    path = tmp_path / "test.xyz"
+    path.write_text("".join(lines[:-2]))
+    with pytest.raises(IntegrityError, match="is truncated"):
+        list(read_blocks(path))
+
+
+def test_what_is_no_structure_is_damage(tmp_path: Path) -> None:
+    """Such as a line too many."""
+    path = tmp_path / "test.xyz"
+    path.write_text(_text(1, rattled(1)[0]) + "something else\n")
+    with pytest.raises(IntegrityError, match="is no extended XYZ file: 'something else"):
+        list(read_blocks(path))

@@ -1,17 +1,31 @@
-"""Data frames made from the texts of a dataset are those that its export wrote."""
+"""Data frames hold what pacemaker reads; those made from texts are those of the export."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from ase import Atoms
+from ase.build import molecule
 
-from mlip_job.dataset.rebuild import FramePart, frames_from_texts
+from mlip_job.config.training import GroupWeights
+from mlip_job.dataset.files import FramePart, FrameWriter, frames_from_texts
+from mlip_job.dataset.reference_energies import ReferenceEnergies
+from mlip_job.dataset.row import StructureRow
+from mlip_job.dataset.structures import Structures
+from mlip_job.dataset.weights import GroupWeighting
 from mlip_job.errors import ConfigError, IntegrityError
+from mlip_job.naming import DatasetFiles
 from tests.datasets import build, frame, refused, rows_of
-from tests.reference import require_same_frame
+from tests.reference import (
+    make_frame,
+    require_same_array,
+    require_same_atoms,
+    require_same_frame,
+)
 from tests.support import rattled, with_emt, write_database
 
 if TYPE_CHECKING:
@@ -19,10 +33,117 @@ if TYPE_CHECKING:
 
     from mlip_job.dataset.record import DatasetRecord
 
+TYPES = ("bulk", "gas", None)
+WEIGHTING = GroupWeighting({"gas": GroupWeights(energy=3, forces=0.1)}, 0.9, 1.1)
+
+
+def labelled_rows(structures: list[Atoms]) -> list[StructureRow]:
+    """Return rows of labelled structures."""
+    return [
+        StructureRow(
+            id=10 * index + 3,
+            unique_id="",
+            numbers=np.array(atoms.numbers, dtype=np.int32),
+            positions=atoms.positions,
+            cell=atoms.cell.array,
+            pbc=atoms.pbc,
+            energy=atoms.calc.results["energy"],
+            free_energy=None,
+            forces=atoms.calc.results["forces"],
+            stress=None,
+            key_value_pairs={},
+        )
+        for index, atoms in enumerate(structures)
+    ]
+
+
+def write(
+    directory: Path, rows: list[StructureRow], pages: list[int], **settings: Any
+) -> list[pd.DataFrame]:
+    """Write rows that come in pages of these sizes; read the shards back."""
+    references = ReferenceEnergies({"Cu": 0.5, "H": -0.25, "O": 1.0}, {})
+    writer = FrameWriter(DatasetFiles(directory), "train", references=references, **settings)
+    first = 0
+    for size in pages:
+        named = [
+            replace(row, key_value_pairs={"config_type": TYPES[(first + index) % 3]})
+            for index, row in enumerate(rows[first : first + size])
+        ]
+        writer.add(Structures.of_rows(named).right_handed())
+        first += size
+    writer.flush()
+    assert [file.path.name for file in writer.written] == [
+        f"train{number}.pckl.gzip"
+        for number in ("", *(f"-{shard:04d}" for shard in range(1, len(writer.written))))
+    ]
+    return [pd.read_pickle(file.path, compression="gzip") for file in writer.written]  # noqa: S301 - ours
+
+
+def corrected(row: StructureRow) -> float:
+    """Return the energy of a row of copper, or of water, less the reference energies."""
+    return (row.energy or 0.0) - (2.0 if 29 in row.numbers else 0.5)
+
+
+def structures() -> list[Atoms]:
+    """Return crystals, one of them left-handed, and molecules."""
+    left_handed = rattled(1, seed=3)[0]
+    left_handed.cell = left_handed.cell[[1, 0, 2]]
+    return [*rattled(4), with_emt(molecule("H2O")), with_emt(left_handed), *rattled(3, seed=1)]
+
+
+@pytest.mark.parametrize("weighting", [None, WEIGHTING], ids=["uniform", "weighted"])
+@pytest.mark.parametrize("pages", [[9], [1, 5, 3], [4, 5]], ids=str)
+@pytest.mark.parametrize("shard_size", [1, 3, 4, 100])
+def test_shards_hold_what_they_would_hold(
+    tmp_path: Path, weighting: GroupWeighting | None, pages: list[int], shard_size: int
+) -> None:
+    """Every column, type and bit, in shards of the size asked for, whatever the pages."""
+    rows = labelled_rows(structures())
+    frames = write(tmp_path, rows, pages, shard_size=shard_size, weighting=weighting)
+    assert [len(shard) for shard in frames[:-1]] == [shard_size] * (len(frames) - 1)
+    first = 0
+    for shard in frames:
+        part = rows[first : first + len(shard)]
+        energies = {row.id: (row.energy or 0.0, corrected(row)) for row in part}
+        types = {row.id: TYPES[(first + index) % 3] for index, row in enumerate(part)}
+        require_same_frame(shard, make_frame(part, energies, types, weighting))
+        first += len(shard)
+    assert first == len(rows)
+
+
+def test_structures_of_many_atoms_make_smaller_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that memory is bounded by atoms too; the pages make no difference."""
+    monkeypatch.setattr("mlip_job.dataset.files._FRAME_ATOMS", 10)
+    rows = labelled_rows(rattled(8))
+    for number, pages in enumerate(([8], [1, 2, 5])):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        frames = write(directory, rows, pages, shard_size=100)
+        assert [len(shard) for shard in frames] == [3, 3, 2]
+
+
+def test_structures_are_independent_of_each_other(tmp_path: Path) -> None:
+    """Pacemaker moves atoms of molecules and changes their cells in place."""
+    rows = labelled_rows(rattled(3))
+    (shard,) = write(tmp_path, rows, [3], shard_size=100)
+    first, second = shard["ase_atoms"][:2]
+    first.positions += 1
+    first.pbc = False
+    first.set_cell(None)
+    forces = shard["forces"].iloc[0]
+    forces *= 2
+    require_same_atoms(second, rows[1].atoms())
+    require_same_array(shard["forces"][1], rows[1].forces)
+
+
+# From the texts
+
 WEIGHTS = {"gas": {"energy": 3, "forces": 0.1}, "a b": {"energy": 0.7, "forces": 1.3}}
 
 
-def _write(db: Path) -> None:
+def _fill(db: Path) -> None:
     """Write crystals, left-handed cells and molecules of several config types, and of none."""
     left_handed = rattled(3, seed=3)
     for atoms in left_handed:
@@ -52,8 +173,8 @@ def test_frames_are_those_of_the_export(
     at_once: int,
 ) -> None:
     """Names, shards, columns, types and every bit."""
-    monkeypatch.setattr("mlip_job.dataset.reading._STRUCTURES_AT_ONCE", at_once)
-    _write(tmp_path / "cu.db")
+    monkeypatch.setattr("mlip_job.dataset.xyz.STRUCTURES_AT_ONCE", at_once)
+    _fill(tmp_path / "cu.db")
     record = _build(tmp_path / "cu.db", tmp_path / "out", weights, frame_shard_size=shard_size)
     names = [*record.frames.train, *record.frames.test]
     exported = {name: _read(tmp_path / "out" / name) for name in names}
@@ -71,7 +192,7 @@ def _read(path: Path) -> pd.DataFrame:
 
 def test_parts_of_the_training_set(tmp_path: Path) -> None:
     """Any rows of a side, in their order, with the weights that they have in the whole."""
-    _write(tmp_path / "cu.db")
+    _fill(tmp_path / "cu.db")
     out = tmp_path / "out"
     record = _build(tmp_path / "cu.db", out, WEIGHTS)
     whole = frame(out, record, "train").set_index("name")
@@ -95,19 +216,19 @@ def test_parts_of_the_training_set(tmp_path: Path) -> None:
     [
         (
             lambda text: text.replace("energy=", "enerqy=", 1),
-            "not as an export writes it: 'energy'",
+            "was not written by an export: 'energy'",
         ),
-        (lambda text: text.replace("Cu ", "Qq ", 1), "not as an export writes it: 'Qq'"),
+        (lambda text: text.replace("Cu ", "Qq ", 1), "was not written by an export: 'Qq'"),
         (lambda text: text.replace("\nCu ", "\nCu 1 ", 1), "has no 7 columns for each of"),
         (lambda text: text.replace("row_id=", "row=", 1), "a structure without row id"),
         (lambda text: text.replace("species:", "velo:R:3:species:", 1), "Properties other than"),
         (
             lambda text: text.replace("energy=", "energy=nan e=", 1),
-            "it holds what is no finite number",
+            "it holds a value that is not a finite number",
         ),
         (lambda text: text[: text.index("\n4\n") + 1], "structures, its record says"),
         (lambda text: "-4" + text[1:], "is no extended XYZ file: '-4"),
-        (lambda text: text[: text.rindex("\nCu ")], "is cut short"),
+        (lambda text: text[: text.rindex("\nCu ")], "is truncated"),
     ],
 )
 def test_other_texts_are_refused(tmp_path: Path, change: Any, message: str) -> None:
