@@ -1,4 +1,4 @@
-"""Reading rows past ASE, beside ASE's own interface."""
+"""Reading rows directly, compared with ASE's own interface."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from benchmarks.tables import table
 from mlip_job.config import DatabaseConfig
 from mlip_job.dataset.connection import describe_url
-from mlip_job.dataset.pages import PagedDatabase
-from mlip_job.dataset.source import StructureDatabase
+from mlip_job.dataset.database import StructureDatabase
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,10 +47,10 @@ def _read_by_ase(config: DatabaseConfig) -> int:
 
 
 def _read_pages(config: DatabaseConfig) -> int:
-    with PagedDatabase(config) as database:
+    with StructureDatabase(config) as database:
         return sum(len(page.structures) for page in database.pages(database.select()))
 
 
 def _select(config: DatabaseConfig) -> int:
-    with PagedDatabase(config) as database:
+    with StructureDatabase(config) as database:
         return database.select().summary().count

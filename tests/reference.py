@@ -9,8 +9,8 @@ import pandas as pd
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.extxyz import write_xyz
 
+from mlip_job.dataset.database import StructureDatabase
 from mlip_job.dataset.row import StructureRow, UnreadableRow
-from mlip_job.dataset.source import StructureDatabase
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from mlip_job.config import DatabaseConfig
-    from mlip_job.dataset.pages import Page
+    from mlip_job.dataset.database import Page
     from mlip_job.dataset.weights import GroupWeighting
 
 
@@ -65,9 +65,7 @@ def rows_of_pages(pages: Iterable[Page]) -> list[StructureRow | UnreadableRow]:
     rows: list[StructureRow | UnreadableRow] = []
     for page in pages:
         rows += page.others
-        for index, pairs in enumerate(page.pairs):
-            row = page.structures.row(index)
-            rows.append(StructureRow(**{**vars(row), "key_value_pairs": dict(pairs)}))
+        rows += map(page.structures.row, range(len(page.structures)))
     return sorted(rows, key=lambda row: row.id)
 
 

@@ -32,7 +32,7 @@ def between(name: str, action: Callable[[], None]) -> Callable[[], None]:
         from mlip_job.dataset import pages
 
         pages.PAGE = 3
-        original = getattr(pages.PagedDatabase, name)
+        original = getattr(pages.StructureDatabase, name)
         calls = 0
 
         def wrapper(*arguments: Any) -> Any:
@@ -42,7 +42,7 @@ def between(name: str, action: Callable[[], None]) -> Callable[[], None]:
                 action()
             return original(*arguments)
 
-        setattr(pages.PagedDatabase, name, wrapper)
+        setattr(pages.StructureDatabase, name, wrapper)
 
     return install
 

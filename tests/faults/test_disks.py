@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mlip_job.config import DatabaseConfig
-from mlip_job.dataset.pages import PagedDatabase
-from mlip_job.dataset.source import StructureDatabase
+from mlip_job.dataset.database import StructureDatabase
 from mlip_job.errors import DatabaseError
 from tests.faults import jobs
 from tests.faults.speed import REPLAYED, REPLAYED_ITERATIONS, stand_in_for_pacemaker
@@ -113,7 +112,7 @@ def test_an_idle_database_in_wal_mode_is_read_from_a_read_only_disk(disk: Path) 
     config = DatabaseConfig(url=str(path), select="")
     with StructureDatabase(config) as database:
         assert len(list(database.rows())) == 4
-    with PagedDatabase(config) as pages:
+    with StructureDatabase(config) as pages:
         assert len(pages.select().ids) == 4
 
 

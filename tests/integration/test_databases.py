@@ -12,7 +12,8 @@ from ase.constraints import FixAtoms
 
 from mlip_job.config import DatabaseConfig, DatasetConfig, TrainingConfig
 from mlip_job.dataset.builder import DatasetBuilder
-from mlip_job.dataset.source import StructureDatabase, StructureRow
+from mlip_job.dataset.database import StructureDatabase
+from mlip_job.dataset.row import StructureRow
 from mlip_job.errors import ConfigError, DatabaseError, DataError
 from tests.support import labelled, open_for_writing, rattled, with_emt, write_database
 
@@ -94,7 +95,7 @@ def test_rows_come_in_the_order_of_ids_across_pages(
     server: DatabaseServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Paging yields each selected row once, in order, though updates moved some of them."""
-    monkeypatch.setattr("mlip_job.dataset.source.PAGE", 7)
+    monkeypatch.setattr("mlip_job.dataset.database.PAGE", 7)
     name = server.new_database()
     fill(server.url_with_password(name), structures(), list(range(37, -1, -1)))
     with StructureDatabase(DatabaseConfig(url=server.url(name), select="number!=20")) as database:
@@ -107,7 +108,7 @@ def test_rows_come_in_the_order_of_ids_across_pages(
 
 def test_gaps_between_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows far apart, after many were deleted or deselected, are all found."""
-    monkeypatch.setattr("mlip_job.dataset.source.PAGE", 2)
+    monkeypatch.setattr("mlip_job.dataset.database.PAGE", 2)
     path = tmp_path / "structures.db"
     ids = write_database(path, [labelled(Atoms("Cu"), energy=0.0)] * 30)
     kept = [ids[0], ids[9], ids[10], ids[29]]

@@ -171,7 +171,7 @@ def test_identity_is_that_of_the_content(
     """Not of pages, shards, compressor or the formatter of numbers; the last bit counts."""
     write_database(db, rattled(12), config_type="bulk")
     first = build(db, tmp_path / "a")
-    monkeypatch.setattr("mlip_job.dataset.pages.PAGE", 5)
+    monkeypatch.setattr("mlip_job.dataset.database.PAGE", 5)
     monkeypatch.setattr(
         "mlip_job.dataset.files.isal_zlib.compressobj",
         lambda level, wbits: zlib.compressobj(level=level + 8, wbits=wbits),

@@ -13,7 +13,7 @@ import pytest
 from ase import Atoms
 
 from mlip_job.config import DatabaseConfig
-from mlip_job.dataset.source import StructureDatabase
+from mlip_job.dataset.database import StructureDatabase
 from mlip_job.errors import ConfigError, DatabaseError, DataError
 from tests.datasets import build, refused, rows_of
 from tests.support import labelled, open_for_writing, rattled, write_database

@@ -11,10 +11,10 @@ from ase import Atoms
 from ase.build import bulk, fcc111
 
 from mlip_job.config import DatabaseConfig, DatasetConfig
+from mlip_job.dataset.database import StructureDatabase
 from mlip_job.dataset.entry import Spool
 from mlip_job.dataset.fingerprint import fingerprint
 from mlip_job.dataset.intake import Intake, take_in
-from mlip_job.dataset.pages import PagedDatabase
 from mlip_job.dataset.row import StructureRow
 from mlip_job.dataset.validation import Rejection, RowRules, examine
 from tests.reference import read_rows
@@ -60,7 +60,7 @@ def mixed(rng: np.random.Generator) -> list[Atoms]:
 
 def take(config: DatabaseConfig, dataset: DatasetConfig, path: Path) -> tuple[Intake, list[int]]:
     """Take a database in, and return also the ids of the structures that were spooled."""
-    with PagedDatabase(config) as source, Spool(path) as spool:
+    with StructureDatabase(config) as source, Spool(path) as spool:
         intake = take_in(
             source,
             source.select(),
@@ -84,7 +84,7 @@ def test_each_row_is_judged_as_if_it_were_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], page: int
 ) -> None:
     """Accepted, rejected with the reason, or a reference; energies, extremes, fingerprints."""
-    monkeypatch.setattr("mlip_job.dataset.pages.PAGE", page)
+    monkeypatch.setattr("mlip_job.dataset.database.PAGE", page)
     dataset = DatasetConfig(**settings)
     config = DatabaseConfig(url=str(tmp_path / "structures.db"))
     write_database(tmp_path / "structures.db", mixed(np.random.default_rng(page)))

@@ -14,7 +14,7 @@ from ase.build import fcc111, molecule
 from ase.constraints import FixAtoms
 
 from mlip_job.config import DatabaseConfig
-from mlip_job.dataset.pages import PagedDatabase
+from mlip_job.dataset.database import StructureDatabase
 from mlip_job.dataset.row import StructureRow
 from mlip_job.errors import DatabaseError
 from tests.reference import read_rows, require_same_row, rows_of_pages
@@ -103,10 +103,10 @@ def test_every_row_is_the_one_that_ase_reads(
     target: tuple[str, str], monkeypatch: pytest.MonkeyPatch, page: int
 ) -> None:
     """Good and bad ones, whatever the size of a page."""
-    monkeypatch.setattr("mlip_job.dataset.pages.PAGE", page)
+    monkeypatch.setattr("mlip_job.dataset.database.PAGE", page)
     fill(target[0])
     config = DatabaseConfig(url=target[1], select="")
-    with PagedDatabase(config) as database:
+    with StructureDatabase(config) as database:
         assert database.slow_because is None
         selected = database.select()
         pages = list(database.pages(selected))
@@ -160,7 +160,7 @@ def test_selections_mean_what_they_mean_to_ase(target: tuple[str, str]) -> None:
     for select in SELECTIONS:
         with open_for_writing(target[0]) as database:
             expected = sorted(row.id for row in database.select(select, columns=["id"]))
-        with PagedDatabase(DatabaseConfig(url=target[1], select=select)) as paged:
+        with StructureDatabase(DatabaseConfig(url=target[1], select=select)) as paged:
             selected = paged.select()
             found = [row.id for row in rows_of_pages(paged.pages(selected))]
         assert selected.ids.tolist() == found == expected, select
@@ -170,11 +170,11 @@ def test_selections_mean_what_they_mean_to_ase(target: tuple[str, str]) -> None:
 
 def test_rows_written_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the selection and its page a row may change, cease to fit, or go."""
-    monkeypatch.setattr("mlip_job.dataset.pages.PAGE", 2)
+    monkeypatch.setattr("mlip_job.dataset.database.PAGE", 2)
     path = tmp_path / "structures.db"
     structures = rattled(9)
     write_database(path, structures[:8])
-    with PagedDatabase(DatabaseConfig(url=str(path))) as paged:
+    with StructureDatabase(DatabaseConfig(url=str(path))) as paged:
         pages = paged.pages(paged.select())
         found = rows_of_pages([next(pages)])
         # Nobody who writes has to wait for the reader: the lock is tried once.
@@ -199,10 +199,10 @@ def test_a_snapshot_of_postgresql(
 ) -> None:
     """There the rows are those of the moment of selection, whatever happens meanwhile."""
     monkeypatch.setenv("MLIP_JOB_DATABASE_PASSWORD", postgresql.password)
-    monkeypatch.setattr("mlip_job.dataset.pages.PAGE", 2)
+    monkeypatch.setattr("mlip_job.dataset.database.PAGE", 2)
     name = postgresql.new_database()
     write_database(postgresql.url_with_password(name), rattled(8))
-    with PagedDatabase(DatabaseConfig(url=postgresql.url(name))) as paged:
+    with StructureDatabase(DatabaseConfig(url=postgresql.url(name))) as paged:
         selected = paged.select()
         with open_for_writing(postgresql.url_with_password(name)) as database:
             database.update(4, status="failed")
@@ -217,7 +217,7 @@ def test_the_state_of_rows_changes_with_every_write(target: tuple[str, str]) -> 
     ids = write_database(name, rattled(4))
 
     def state() -> str:
-        with PagedDatabase(DatabaseConfig(url=url)) as paged:
+        with StructureDatabase(DatabaseConfig(url=url)) as paged:
             return paged.select().summary().sha256
 
     states = [state()]
@@ -244,12 +244,12 @@ def test_a_row_of_a_slow_transaction_is_noticed(tmp_path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("UPDATE systems SET mtime = mtime + 1 WHERE id = 3")
         connection.commit()
-        with PagedDatabase(DatabaseConfig(url=str(path))) as paged:
+        with StructureDatabase(DatabaseConfig(url=str(path))) as paged:
             before = paged.select().summary()
         # As ASE writes it, with the time at which the transaction began.
         connection.execute("UPDATE systems SET mtime = mtime + 0.5, energy = 0 WHERE id = 1")
         connection.commit()
-    with PagedDatabase(DatabaseConfig(url=str(path))) as paged:
+    with StructureDatabase(DatabaseConfig(url=str(path))) as paged:
         after = paged.select().summary()
     assert (before.count, before.max_id, before.max_mtime) == (
         after.count, after.max_id, after.max_mtime,
@@ -264,7 +264,7 @@ def test_versions_of_the_tables(tmp_path: Path, version: int, fast: bool) -> Non
     write_database(path, rattled(3))
     _execute(path, f"UPDATE information SET value = '{version}' WHERE name = 'version'")  # noqa: S608
     config = DatabaseConfig(url=str(path))
-    with PagedDatabase(config) as paged:
+    with StructureDatabase(config) as paged:
         assert (paged.slow_because is None) == fast
         assert fast or f"version {version}" in str(paged.slow_because)
         found = rows_of_pages(paged.pages(paged.select()))
@@ -279,7 +279,7 @@ def test_later_versions_are_refused(tmp_path: Path) -> None:
     _execute(path, "UPDATE information SET value = '10' WHERE name = 'version'")
     with (
         pytest.raises(DatabaseError, match="version 10"),
-        PagedDatabase(DatabaseConfig(url=str(path))),
+        StructureDatabase(DatabaseConfig(url=str(path))),
     ):
         pass
 
@@ -292,7 +292,7 @@ def test_external_tables_change_nothing(tmp_path: Path) -> None:
             pairs = {"status": "completed", "external_tables": {"extra": {"a": 1.0}}}
             database.write(atoms, pairs)
     config = DatabaseConfig(url=str(path))
-    with PagedDatabase(config) as paged:
+    with StructureDatabase(config) as paged:
         found = rows_of_pages(paged.pages(paged.select()))
     for mine, reference in zip(found, read_rows(config), strict=True):
         require_same_row(mine, reference)
@@ -316,7 +316,7 @@ def test_values_of_a_wrong_kind(tmp_path: Path) -> None:
     ):
         _execute(path, f"UPDATE systems SET {change} WHERE id = {id_}")  # noqa: S608
     config = DatabaseConfig(url=str(path), select="")
-    with PagedDatabase(config) as paged:
+    with StructureDatabase(config) as paged:
         found = rows_of_pages(paged.pages(paged.select()))
     expected = read_rows(config)
     assert len(found) == len(expected) == 8

@@ -78,7 +78,7 @@ def _configuration(settings: Settings, config: JobConfig) -> str:
 
 
 def _database(config: JobConfig) -> str:
-    from mlip_job.dataset.source import StructureDatabase
+    from mlip_job.dataset.database import StructureDatabase
 
     with StructureDatabase(config.database) as database:
         counts = database.count_by_status()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import hashlib
+import json
 import tempfile
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -13,11 +15,10 @@ from mlip_job.config.training import ByGroup, EnergyBased
 from mlip_job.dataset import checks
 from mlip_job.dataset.connection import describe_url
 from mlip_job.dataset.contradictions import require_consistent_duplicates
+from mlip_job.dataset.database import Selected, StructureDatabase
 from mlip_job.dataset.entry import Spool
 from mlip_job.dataset.files import read_index, write_files
 from mlip_job.dataset.intake import take_in
-from mlip_job.dataset.pages import PagedDatabase, Selected
-from mlip_job.dataset.query import query_key
 from mlip_job.dataset.record import dataset_id
 from mlip_job.dataset.reference_energies import (
     ReferenceEnergies,
@@ -40,9 +41,16 @@ if TYPE_CHECKING:
     from mlip_job.config import DatabaseConfig, DatasetConfig, TrainingConfig
     from mlip_job.dataset.entry import Entries
     from mlip_job.dataset.intake import Intake
-    from mlip_job.dataset.query import SelectedRows
-    from mlip_job.dataset.record import DatasetRecord
+    from mlip_job.dataset.record import DatasetRecord, SelectedRows
     from mlip_job.dataset.split import Side, Split
+
+
+_QUERY_VERSION = 3
+"""Raise it when the same rows and settings shall give another dataset: datasets of earlier versions
+are not found then. A dataset whose content is the same keeps its id."""
+
+_DECISIVE = {"cutoff", "test_fraction", "elements", "weighting"}
+"""Settings of the training that decide a dataset."""
 
 
 def _silent(_: str) -> None:
@@ -152,7 +160,7 @@ class DatasetBuilder:
         find
             Returns the dataset that was made of these rows with these settings.
         """
-        with PagedDatabase(self.database) as source:
+        with StructureDatabase(self.database) as source:
             selected = source.select()
             rows = selected.summary()
             found = find(rows)
@@ -173,7 +181,7 @@ class DatasetBuilder:
         DatabaseError, DataError, ConfigError
             As `build` does; the message says where only a sample was looked at.
         """
-        with PagedDatabase(self.database) as source:
+        with StructureDatabase(self.database) as source:
             selected = source.select()
             step = max(1, -(-len(selected.ids) // most))
             some = Selected(selected.ids[::step], selected.mtimes[::step])
@@ -187,7 +195,7 @@ class DatasetBuilder:
                     raise
         return record, len(selected.ids)
 
-    def _make(self, source: PagedDatabase, selected: Selected, scratch: Path) -> DatasetRecord:
+    def _make(self, source: StructureDatabase, selected: Selected, scratch: Path) -> DatasetRecord:
         """Write the files of a dataset, and a spool that is of no use later."""
         with Spool(scratch / "rows.spool") as spool:
             intake = self._take_in(source, selected, spool)
@@ -195,15 +203,19 @@ class DatasetBuilder:
 
     def query_key(self) -> str:
         """Return the hash of all that decides the dataset but the rows themselves."""
-        return query_key(
-            describe_url(self.database.url),
-            self.database.select,
-            self.dataset,
-            self.training,
-            self.parent.record if self.parent else None,
-        )
+        parent = self.parent.record if self.parent else None
+        query = {
+            "format": _QUERY_VERSION,
+            "database": describe_url(self.database.url),
+            "select": self.database.select,
+            "dataset": self.dataset.model_dump(mode="json"),
+            "training": self.training.model_dump(mode="json", include=_DECISIVE),
+            "parent": [parent.id, parent.split.group_by] if parent else None,
+        }
+        text = json.dumps(query, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
-    def _take_in(self, source: PagedDatabase, selected: Selected, spool: Spool) -> Intake:
+    def _take_in(self, source: StructureDatabase, selected: Selected, spool: Spool) -> Intake:
         select = self.database.select
         self.progress(f"reading {source.describe()} where {select or 'anything'}")
         if source.slow_because:
@@ -218,7 +230,7 @@ class DatasetBuilder:
             progress=self.progress,
         )
 
-    def _decide(self, source: PagedDatabase, intake: Intake) -> Outcome:
+    def _decide(self, source: StructureDatabase, intake: Intake) -> Outcome:
         """Split, find the reference energies and weights, and refuse what can't be trained on."""
         entries = intake.entries
         checks.require_few_rejections(intake, self.dataset.max_rejected_fraction)

@@ -52,17 +52,7 @@ _POSTGRESQL_LASTING = (
 
 @dataclass(frozen=True)
 class OpenedDatabase:
-    """An ASE database and what is needed to report its failures.
-
-    Attributes
-    ----------
-    database
-        ASE's database object.
-    driver_error
-        Base class of all errors of the driver below it.
-    description
-        The URL without secrets.
-    """
+    """ASE's database object, the base class of its driver's errors, and its URL without secrets."""
 
     database: Any = field(repr=False)
     driver_error: type[Exception]
@@ -76,18 +66,16 @@ class OpenedDatabase:
 def open_database(config: DatabaseConfig) -> OpenedDatabase:
     """Open the configured database.
 
-    The password of a server is taken from ``MLIP_JOB_DATABASE_PASSWORD``, else PostgreSQL's
-    library looks for it where it always does (``PGPASSWORD``, ``~/.pgpass``), and MySQL's is
-    ``MYSQL_PWD``.
+    The password of a server is taken from ``MLIP_JOB_DATABASE_PASSWORD``, else from ``PGPASSWORD``
+    or ``~/.pgpass`` (PostgreSQL), or ``MYSQL_PWD`` (MySQL).
 
     Raises
     ------
     DatabaseError
-        If it is absent, out of reach, refuses the password, or is no ASE database.
+        If it is absent or unreachable, rejects the password, or is no ASE database.
     ConfigError
-        If the URL can't be understood.
+        If the URL is not valid.
     """
-    scheme = config.url.partition("://")[0] if "://" in config.url else ""
     openers: dict[str, Callable[[str], OpenedDatabase]] = {
         "": _open_sqlite,
         "postgresql": _open_postgresql,
@@ -95,6 +83,7 @@ def open_database(config: DatabaseConfig) -> OpenedDatabase:
         "mysql": _open_mysql,
         "mariadb": _open_mysql,
     }
+    scheme = config.url.partition("://")[0] if "://" in config.url else ""
     if scheme not in openers:
         raise ConfigError(
             f"database.url: {scheme}:// is not supported",
@@ -150,8 +139,8 @@ _WAL_BYTES = b"\x02\x02"
 def sqlite_uri(path: Path) -> str:
     """Return the URI that opens an SQLite file for reading.
 
-    A database in WAL mode needs two files beside it, also to be read. Where its directory can't be
-    written and nobody has it open (no ``-wal`` file), it can't change and is read without them.
+    In WAL mode, SQLite needs two more files in the same directory even to read. Where they can't be
+    made and nobody has the database open (no ``-wal`` file), it can't change: it is immutable.
     """
     path = path.resolve()
     idle = not path.with_name(f"{path.name}-wal").exists()

@@ -298,7 +298,7 @@ class FrameWriter:
         )
         for id_, numbers, positions, cell, pbc, energy, reference, forces, kind in rows:
             row = {
-                "ase_atoms": Atoms(numbers, positions=positions, cell=cell, pbc=pbc),
+                "ase_atoms": Atoms(numbers=numbers, positions=positions, cell=cell, pbc=pbc),
                 "energy": energy,
                 "energy_corrected": energy - reference,
                 "forces": forces,

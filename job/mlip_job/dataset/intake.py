@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from mlip_job.config.models import DatasetConfig
+    from mlip_job.dataset.database import Page, Selected, StructureDatabase
     from mlip_job.dataset.entry import Entries, Spool
-    from mlip_job.dataset.pages import Page, PagedDatabase, Selected
     from mlip_job.dataset.row import BoolArray
     from mlip_job.dataset.structures import Structures
     from mlip_job.dataset.validation import Finding
@@ -126,7 +126,7 @@ class Intake:
 
 
 def take_in(
-    source: PagedDatabase,
+    source: StructureDatabase,
     selected: Selected,
     dataset: DatasetConfig,
     *,
@@ -199,12 +199,11 @@ class _Taking:
                 reason = Rejection.SINGLE_PRECISION if single else Rejection.UNREADABLE
                 self._rejected[reason].append(row.id)
             else:
-                self._judge(row, row.key_value_pairs)
+                self._judge(row)
         self._lost_stresses += page.lost_stresses
         structures = page.structures.take(accepted)
         if len(structures):
-            pairs = [p for p, taken in zip(page.pairs, accepted, strict=True) if taken]
-            self._keep(structures, pairs)
+            self._keep(structures)
 
     def _accept(self, page: Page) -> BoolArray:
         """Return which complete structures are accepted.
@@ -219,12 +218,12 @@ class _Taking:
         for index in np.argsort(near.apart, kind="stable").tolist():
             if accepted[index] and near.apart[index] >= self._min_distance:
                 continue
-            finding = self._judge(page.structures.row(index), page.pairs[index])
+            finding = self._judge(page.structures.row(index))
             accepted[index] = finding.rejection is None and not finding.is_reference
             self._min_distance = min(self._min_distance, finding.min_distance)
         return accepted
 
-    def _judge(self, row: StructureRow, pairs: Mapping[str, object]) -> Finding:
+    def _judge(self, row: StructureRow) -> Finding:
         """Examine one row; note it where it is rejected or is a reference."""
         finding = examine(row, self._rules)
         if finding.rejection is not None:
@@ -239,22 +238,22 @@ class _Taking:
                 Entry(
                     row_id=row.id,
                     fingerprint=fingerprint(row),
-                    group=_text(pairs, self._dataset.group_by),
+                    group=_text(row.key_value_pairs, self._dataset.group_by),
                     composition=((int(row.numbers[0]), 1),),
                     energy=finding.energy,
-                    config_type=_text(pairs, self._dataset.config_type),
+                    config_type=_text(row.key_value_pairs, self._dataset.config_type),
                 )
             )
         return finding
 
-    def _keep(self, structures: Structures, pairs: Sequence[Mapping[str, object]]) -> None:
+    def _keep(self, structures: Structures) -> None:
         """Spool accepted structures; what they are known by is that of the rows as stored."""
         energies, is_free = choose_energies(structures, self._rules)
         padded = with_vacuum(structures)
         names = [
             {"group": _text(pair, self._dataset.group_by),
              "config_type": _text(pair, self._dataset.config_type)}
-            for pair in pairs
+            for pair in structures.pairs
         ]  # fmt: skip
         self._spool.append(replace(padded, energies=energies, pairs=np.array(names, np.object_)))
         partly = is_partly_periodic(structures.pbc)
@@ -268,12 +267,12 @@ class _Taking:
             groups=[name["group"] for name in names],
             compositions=compositions(structures),
             config_types=[name["config_type"] for name in names],
-            sides=[_text(pair, self._dataset.split_key) for pair in pairs],
+            sides=[_text(pair, self._dataset.split_key) for pair in structures.pairs],
         )
         self._free_energies += int(np.count_nonzero(is_free))
         self._force_components += count_force_components(structures)
         self._max_force = max(self._max_force, largest_force(structures))
-        for pair in pairs:
+        for pair in structures.pairs:
             for key in pair:
                 if names_method(key):
                     self._method_keys[key][str(pair[key])] += 1
@@ -282,7 +281,7 @@ class _Taking:
         if self._rules.max_force is None:
             self._huge_forces += structures.ids[have_huge_forces(structures)].tolist()
 
-    def result(self, source: PagedDatabase) -> Intake:
+    def result(self, source: StructureDatabase) -> Intake:
         """Return what was found in all."""
         references = tuple(sorted(self._references, key=lambda entry: entry.row_id))
         return Intake(
@@ -308,7 +307,7 @@ class _Taking:
 
 
 def _labels_elsewhere(
-    source: PagedDatabase, rejected: Mapping[Rejection, Sequence[int]]
+    source: StructureDatabase, rejected: Mapping[Rejection, Sequence[int]]
 ) -> tuple[str, ...]:
     """Look at some rows without energy or forces; return the places in the order found."""
     unlabelled = [
@@ -329,7 +328,7 @@ def _text(pairs: Mapping[str, object], key: str | None) -> str | None:
     return None if value is None or value == "" else str(value)
 
 
-def _nothing_selected(source: PagedDatabase, select: str) -> DataError:
+def _nothing_selected(source: StructureDatabase, select: str) -> DataError:
     statuses = source.count_by_status()
     found = ", ".join(f"{status}: {count}" for status, count in statuses.items())
     return DataError(

@@ -118,6 +118,24 @@ class Versions(_Part):
     pandas: str
 
 
+class SelectedRows(_Part):
+    """Which rows a query selected, and their state.
+
+    Attributes
+    ----------
+    count, max_id, max_mtime
+        For people: how many, the largest id, and when the newest was written (in ASE's unit, years
+        since 2000).
+    sha256
+        Of all ids and of when each row was written. ASE notes that time whenever it writes.
+    """
+
+    count: int
+    max_id: int
+    max_mtime: float
+    sha256: str
+
+
 class DatasetRecord(_Part):
     """The record of a dataset, written last: a dataset exists if its record does.
 

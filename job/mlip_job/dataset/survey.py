@@ -10,9 +10,9 @@ from ase.data import chemical_symbols
 from pydantic import ValidationError
 
 from mlip_job.config.models import DatabaseConfig
+from mlip_job.dataset.database import PAGE, Selected, StructureDatabase
 from mlip_job.dataset.fitness import count_force_components
 from mlip_job.dataset.keys import KeyProposal, propose_keys
-from mlip_job.dataset.pages import PAGE, PagedDatabase, Selected
 from mlip_job.dataset.row import StructureRow
 from mlip_job.errors import ConfigError
 
@@ -86,7 +86,7 @@ def survey(url: str) -> Survey:
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]["msg"]
         raise ConfigError(f"the database URL {problem.removeprefix('Value error, ')}") from None
-    with PagedDatabase(config) as database:
+    with StructureDatabase(config) as database:
         statuses = dict(database.count_by_status())
     finished = [s for s in statuses if s.lower() in ("completed", "complete", "done", "finished")]
     selection = f"status={finished[0]}" if finished else ""
@@ -104,7 +104,7 @@ def look_at(config: DatabaseConfig, *, consecutive: bool = False) -> Sample:
     ConfigError, DatabaseError
         If the database can't be read.
     """
-    with PagedDatabase(config) as database:
+    with StructureDatabase(config) as database:
         selected = database.select()
         step = 1 if consecutive else -(-len(selected.ids) // PAGE) or 1
         some = slice(None, PAGE * step, step)
@@ -122,7 +122,7 @@ def look_at(config: DatabaseConfig, *, consecutive: bool = False) -> Sample:
         force_components=round(components * len(selected.ids) / max(1, looked_at)),
         elements=tuple(sorted(chemical_symbols[n] for n in set(numbers.tolist()))),
         force_rms_ev=_root_mean_square(page.structures.forces),
-        pairs=page.pairs,
+        pairs=page.structures.pairs.tolist(),
         periodic=bool(page.structures.pbc.any()) or any(row.pbc.any() for row in others),
     )
 

@@ -21,7 +21,7 @@ from mlip_job.retries import retrying
 
 if TYPE_CHECKING:
     from mlip_job.config import JobConfig
-    from mlip_job.dataset.query import SelectedRows
+    from mlip_job.dataset.record import SelectedRows
     from mlip_job.pipeline.stages import Observer
     from mlip_job.registry import Manifest
 

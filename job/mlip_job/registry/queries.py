@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mlip_job.dataset.query import SelectedRows
-from mlip_job.dataset.record import DatasetRecord
+from mlip_job.dataset.record import DatasetRecord, SelectedRows
 from mlip_job.errors import IntegrityError, ObjectNotFoundError
 from mlip_job.naming import DatasetFiles
 from mlip_job.registry.fetching import fetch_bytes

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from ase.io import iread
 
+from mlip_job.dataset.database import StructureDatabase
 from mlip_job.dataset.row import StructureRow, UnreadableRow
-from mlip_job.dataset.source import StructureDatabase
 from mlip_job.errors import DataError
 
 if TYPE_CHECKING:

@@ -1,0 +1,385 @@
+"""The selected rows of an ASE database, streamed in the order of their ids.
+
+Where ASE's tables are known they are read directly (`tables`), which is what makes an export fast.
+Each row that can't be read so is read by ASE, which decides what it means.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from array import array
+from collections import Counter
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from ase.db.core import parse_selection
+
+from mlip_job.dataset.connection import OpenedDatabase, open_database
+from mlip_job.dataset.provenance import describe_row, labels_elsewhere
+from mlip_job.dataset.record import SelectedRows
+from mlip_job.dataset.row import StructureRow, UnreadableRow, convert_row
+from mlip_job.dataset.structures import Structures, is_complete
+from mlip_job.dataset.tables import open_tables
+from mlip_job.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from types import TracebackType
+
+    from mlip_job.config.models import DatabaseConfig
+    from mlip_job.dataset.row import FloatArray
+    from mlip_job.dataset.structures import IndexArray
+    from mlip_job.dataset.tables import TableRows, Tables
+
+PAGE = 500
+"""Rows in a page; ASE fetches the whole result of a query before it yields the first row."""
+
+Selection = list[str | tuple[str, str, int]]
+"""ASE's expressions, in the form that comparisons can be added to."""
+
+_GAPS = 20
+"""Ids for each row of a page, above which ASE reads the rows one by one."""
+
+_KEY = re.compile(r"-?[A-Za-z_][A-Za-z0-9_]*")
+_NEEDED = (
+    "id", "unique_id", "ctime", "mtime", "username", "numbers", "positions", "cell", "pbc",
+    "energy", "free_energy", "forces", "key_value_pairs",
+)  # fmt: skip
+
+_SELECTION_ERRORS = (
+    ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError, RecursionError,
+)  # fmt: skip
+"""ASE raises any of these for a selection that it can't parse and for a row that it can't decode
+(RecursionError: JSON nested too deep)."""
+
+_EXACT = 2**53
+"""Double precision, in which ASE compares numbers, distinguishes whole numbers below this."""
+
+
+@dataclass(frozen=True)
+class Selected:
+    """Ascending ids of the selected rows, and when each was written (years since 2000)."""
+
+    ids: IndexArray
+    mtimes: FloatArray
+
+    def summary(self) -> SelectedRows:
+        """Return what changes whenever a row is added, removed or written.
+
+        Count, largest id and newest time alone would not do: a row that a slow transaction wrote
+        has an older time than others that were seen before it.
+        """
+        digest = hashlib.sha256(self.ids.astype("<i8").tobytes())
+        digest.update(self.mtimes.astype("<f8").tobytes())
+        return SelectedRows(
+            count=len(self.ids),
+            max_id=int(self.ids.max(initial=0)),
+            max_mtime=float(self.mtimes.max(initial=0.0)),
+            sha256=digest.hexdigest(),
+        )
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some of the selected rows.
+
+    Attributes
+    ----------
+    structures
+        The complete ones.
+    others
+        The rows that are not complete.
+    lost_stresses
+        Ids of rows whose stress could not be read and is left out.
+    """
+
+    structures: Structures
+    others: Sequence[StructureRow | UnreadableRow] = ()
+    lost_stresses: Sequence[int] = ()
+
+
+class StructureDatabase:
+    """An ASE database, open for reading in a with block.
+
+    `slow_because` says why ASE itself has to read it; None where its tables are read directly.
+
+    Raises
+    ------
+    DatabaseError
+        On entering, if it can't be opened; on reading, if it fails.
+    ConfigError
+        On entering, if the selection or the URL is not valid.
+    """
+
+    slow_because: str | None = None
+
+    def __init__(self, config: DatabaseConfig) -> None:
+        self._config = config
+        self._selection: Selection = []
+        self._opened: OpenedDatabase | None = None
+        self._tables: Tables | None = None
+
+    def __enter__(self) -> Self:
+        self._selection = _parse_selection(self._config.select)
+        self._opened = open_database(self._config)
+        try:
+            with self._failures() as database:
+                # One connection for all queries: without it ASE opens one per query.
+                database.__enter__()
+                found = open_tables(database)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
+        if isinstance(found, str):
+            self.slow_because = found
+        else:
+            self._tables = found
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        opened, self._opened = self._open, None
+        if self._tables is not None:
+            self._tables.close()
+        if opened.database.connection is None:
+            return
+        try:
+            # Nothing was written; ASE would roll back on an error, which not every back end can.
+            opened.database.__exit__(None, None, None)
+        except opened.driver_error as closing_error:
+            if error is None:
+                raise opened.failure(closing_error) from None
+
+    def describe(self) -> str:
+        """Return the database's URL without secrets."""
+        return self._open.description
+
+    def select(self) -> Selected:
+        """Return which rows are selected."""
+        return self._select_ids(self._selection)
+
+    def pages(self, selected: Selected) -> Iterator[Page]:
+        """Yield rows in the order of their ids, without those that no longer fit the selection."""
+        for first in range(0, len(selected.ids), PAGE):
+            ids = selected.ids[first : first + PAGE].tolist()
+            if self._tables is None:
+                yield _merge(None, self._read_by_ase(ids))
+            else:
+                with self._failures():
+                    found = self._tables.read(ids)
+                yield self._checked(found, selected)
+
+    def rows(self) -> Iterator[StructureRow | UnreadableRow]:
+        """Yield the selected rows in the order of their ids, as ASE reads them."""
+        ids = self.select().ids
+        for first in range(0, len(ids), PAGE):
+            yield from self._read_by_ase(ids[first : first + PAGE].tolist())
+
+    def row(self, id_: int) -> StructureRow | UnreadableRow | None:
+        """Return one row, or None where it is not selected (any more)."""
+        try:
+            found = self._ase_rows([*self._selection, ("id", "=", id_)])
+            return convert_row(found[0]) if found else None
+        except _SELECTION_ERRORS:
+            return self._row_without_broken_columns(id_)
+
+    def charge(self, id_: int) -> float:
+        """Return the charge of a row, in elementary charges."""
+        row = self.row(id_)
+        return row.charge if isinstance(row, StructureRow) else 0.0
+
+    def describe_row(self, id_: int) -> dict[str, str]:
+        """Return how a row was computed, as texts by name, see `provenance.describe_row`."""
+        with suppress(*_SELECTION_ERRORS):
+            for found in self._ase_rows([("id", "=", id_)]):
+                return describe_row(found)
+        return {}
+
+    def labels_elsewhere(self, id_: int) -> list[str]:
+        """Return where else a row may hold its labels, see `provenance.labels_elsewhere`."""
+        with suppress(*_SELECTION_ERRORS):
+            for found in self._ase_rows([("id", "=", id_)], include_data=True):
+                return labels_elsewhere(found, found.data)
+        return []
+
+    def methods(self) -> Iterator[tuple[str | None, Any, int]]:
+        """Yield the calculators of the selected rows, their parameters, and how many rows."""
+        text = "::text" if self._open.database.type == "postgresql" else ""
+        columns = f"systems.calculator, systems.calculator_parameters{text}"
+        sql, values = self._statement(f"{columns}, count(*)", self._selection)
+        for calculator, parameters, rows in self._execute(f"{sql}\nGROUP BY {columns}", values):
+            yield calculator, self._decode(parameters), rows
+
+    def count_by_status(self) -> dict[str, int]:
+        """Count all rows of the database by their key ``status``; "(none)" where it is absent."""
+        counts: Counter[str] = Counter()
+        ids = self._select_ids([]).ids
+        for first in range(0, len(ids), PAGE):
+            page = ids[first : first + PAGE].tolist()
+            try:
+                counts.update(self._statuses(page[0], page[-1]))
+            except _SELECTION_ERRORS:
+                for id_ in page:
+                    try:
+                        counts.update(self._statuses(id_, id_))
+                    except _SELECTION_ERRORS:
+                        counts["(unreadable)"] += 1
+        return dict(sorted(counts.items()))
+
+    def _statuses(self, first: int, last: int) -> list[str]:
+        span: Selection = [("id", ">=", first), ("id", "<=", last)]
+        rows = self._ase_rows(span, columns=["id", "key_value_pairs"])
+        return [str(row.key_value_pairs.get("status", "(none)")) for row in rows]
+
+    def _checked(self, found: TableRows, selected: Selected) -> Page:
+        """Let ASE read what could not be read, and what was written since it was selected."""
+        known = np.searchsorted(selected.ids, found.structures.ids)
+        unchanged = selected.mtimes[known] == np.array(found.mtimes)
+        again = sorted([*found.others, *found.structures.ids[~unchanged].tolist()])
+        rows = [row for row in map(self.row, again) if row is not None]
+        return _merge(found.structures.take(unchanged), rows)
+
+    def _read_by_ase(self, ids: Sequence[int]) -> list[StructureRow | UnreadableRow]:
+        if ids[-1] - ids[0] <= _GAPS * len(ids):
+            span: Selection = [("id", ">=", ids[0]), ("id", "<=", ids[-1])]
+            with suppress(*_SELECTION_ERRORS):
+                wanted = set(ids)
+                found = self._ase_rows([*self._selection, *span])
+                return [convert_row(row) for row in found if row.id in wanted]
+        return [row for row in map(self.row, ids) if row is not None]
+
+    def _row_without_broken_columns(self, id_: int) -> StructureRow | UnreadableRow:
+        """Read a row of which some column can't be decoded: only the needed ones count."""
+        for columns in ((*_NEEDED, "stress"), _NEEDED):
+            with suppress(*_SELECTION_ERRORS):
+                (found,) = self._ase_rows([("id", "=", id_)], columns=columns)
+                return replace(convert_row(found), lost_stress="stress" not in columns)
+        return UnreadableRow(id_, single_precision=self._has_single_forces(id_))
+
+    def _has_single_forces(self, id_: int) -> bool:
+        """Tell whether the forces of a row in an SQLite file are stored as float32."""
+        database = self._open.database
+        if database.type != "db":
+            return False  # servers store numbers in arrays of their own type
+        sizes = database.connection.execute(
+            "SELECT length(numbers), length(forces) FROM systems WHERE id = ?", (id_,)
+        ).fetchone()
+        # Three float32 for each int32.
+        return sizes is not None and sizes[0] > 0 and sizes[1] == 3 * sizes[0]
+
+    def _select_ids(self, selection: Selection) -> Selected:
+        ids, mtimes = array("q"), array("d")
+        sql, values = self._statement("systems.id, systems.mtime", selection)
+        for id_, mtime in self._execute(f"{sql}\nORDER BY systems.id", values):
+            ids.append(id_)
+            mtimes.append(math.nan if mtime is None else mtime)
+        return Selected(np.frombuffer(ids, dtype=np.int64), np.frombuffer(mtimes, np.float64))
+
+    def _statement(self, what: str, selection: Selection) -> tuple[str, Sequence[Any]]:
+        """Return ASE's own SQL for a selection."""
+        try:
+            keys, comparisons = parse_selection(list(selection))
+            sql, values = self._open.database.create_select_statement(keys, comparisons, what=what)
+        except _SELECTION_ERRORS as error:
+            raise _bad_selection(self._config.select, error) from None
+        return sql, values
+
+    def _execute(self, sql: str, values: Sequence[Any]) -> Iterator[Any]:
+        with self._failures() as database:
+            if self._tables is not None:
+                for rows in self._tables.fetch(sql, values):
+                    yield from rows
+            else:
+                cursor = database.connection.cursor()
+                cursor.execute(sql, values)
+                yield from cursor.fetchall()
+
+    def _ase_rows(self, selection: Selection, **options: Any) -> list[Any]:
+        options = {"include_data": False, **options}
+        with self._failures() as database:
+            # Without sort, PostgreSQL returns updated rows last.
+            return list(database.select(selection, sort="id", **options))
+
+    def _decode(self, parameters: Any) -> Any:
+        """Return the parameters of a calculator; None where they can't be read."""
+        try:
+            if isinstance(parameters, str):
+                parameters = json.loads(parameters)
+            return self._open.database.decode(json.dumps(parameters))
+        except _SELECTION_ERRORS:
+            return None
+
+    @property
+    def _open(self) -> OpenedDatabase:
+        if self._opened is None:
+            raise RuntimeError("StructureDatabase is used outside of its with block")
+        return self._opened
+
+    @contextmanager
+    def _failures(self) -> Iterator[Any]:
+        opened = self._open
+        try:
+            yield opened.database
+        except (opened.driver_error, OSError) as error:  # OSError: an unknown format version
+            raise opened.failure(error) from None
+
+
+def _merge(structures: Structures | None, rows: Iterable[StructureRow | UnreadableRow]) -> Page:
+    """Add rows that ASE read to those that were read directly."""
+    complete: list[StructureRow] = []
+    others: list[StructureRow | UnreadableRow] = []
+    for row in rows:
+        if isinstance(row, StructureRow) and is_complete(row):
+            complete.append(row)
+        else:
+            others.append(row)
+    if structures is not None and not complete:
+        return Page(structures, others)
+    lost = [row.id for row in complete if row.lost_stress]
+    complete += map(structures.row, range(len(structures))) if structures is not None else ()
+    complete.sort(key=lambda row: row.id)
+    return Page(Structures.of_rows(complete), others, lost)
+
+
+def _parse_selection(select: str) -> Selection:
+    """Split a selection string into ASE's expressions."""
+    expressions = [part.strip() for part in select.split(",")] if select.strip() else []
+    try:
+        keys, comparisons = parse_selection(expressions)
+    except _SELECTION_ERRORS as error:
+        raise _bad_selection(select, error) from None
+    # Keys reach the SQL of some back ends unescaped.
+    for key in (*keys, *(key for key, _, _ in comparisons)):
+        if isinstance(key, str) and not _KEY.fullmatch(key):
+            raise _bad_selection(select, ValueError(f"{key!r} is not a key"))
+    for key, operator, value in comparisons:
+        if key != "id" and _is_inexact(operator, value):
+            raise ConfigError(
+                f"database.select: {key}{operator}{value} can't be selected exactly: databases "
+                f"compare numbers in double precision, which is exact below 2**53 ({_EXACT})",
+                hint=f"select by id, or by a key whose values are texts, such as {key}=n{value}",
+            )
+    return list(expressions)
+
+
+def _is_inexact(operator: str, value: object) -> bool:
+    """Tell whether a comparison may take other whole numbers for this one."""
+    if isinstance(value, float):  # a limit written as 1e20 is as exact as floats are
+        return operator in ("=", "!=") and _EXACT <= abs(value) < math.inf
+    return isinstance(value, int) and abs(value) >= _EXACT
+
+
+def _bad_selection(select: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"database.select: {select!r} is not an ASE selection: {' '.join(str(error).split())}",
+        hint="for example status=completed,natoms<100",
+    )
