@@ -1,25 +1,23 @@
-"""From an ASE database to the files of a dataset: the only place that knows the order of steps."""
+"""Build a dataset from an ASE database: read, validate, split, find reference energies, write."""
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import tempfile
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlip_job.config.training import ByGroup, EnergyBased
 from mlip_job.dataset import checks
+from mlip_job.dataset.collect import collect_rows
 from mlip_job.dataset.connection import describe_url
 from mlip_job.dataset.contradictions import require_consistent_duplicates
 from mlip_job.dataset.database import Selected, StructureDatabase
 from mlip_job.dataset.entry import Spool
 from mlip_job.dataset.files import read_index, write_files
-from mlip_job.dataset.intake import take_in
-from mlip_job.dataset.record import dataset_id
 from mlip_job.dataset.reference_energies import (
     ReferenceEnergies,
     automatic_references,
@@ -39,8 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from mlip_job.config import DatabaseConfig, DatasetConfig, TrainingConfig
+    from mlip_job.dataset.collect import Collected
     from mlip_job.dataset.entry import Entries
-    from mlip_job.dataset.intake import Intake
     from mlip_job.dataset.record import DatasetRecord, SelectedRows
     from mlip_job.dataset.split import Side, Split
 
@@ -51,10 +49,6 @@ are not found then. A dataset whose content is the same keeps its id."""
 
 _DECISIVE = {"cutoff", "test_fraction", "elements", "weighting"}
 """Settings of the training that decide a dataset."""
-
-
-def _silent(_: str) -> None:
-    """Drop a line of progress."""
 
 
 @dataclass(frozen=True)
@@ -86,17 +80,7 @@ class ParentDataset:
 
 @dataclass(frozen=True)
 class Built:
-    """A dataset, and the rows that it is made of.
-
-    Attributes
-    ----------
-    record
-        Its record.
-    rows
-        The rows as they were when it was made.
-    found
-        Whether it was there already.
-    """
+    """A dataset and the state of its rows; `found` where it existed already."""
 
     record: DatasetRecord
     rows: SelectedRows
@@ -107,26 +91,15 @@ class Built:
 class DatasetBuilder:
     """Makes the dataset of one generation.
 
-    Parameters
-    ----------
-    database
-        Where the structures are.
-    dataset
-        What becomes of them.
-    training
-        Cutoff, elements, test fraction and weighting.
-    parent
-        The dataset of the generation that this one follows: its split and its reference energies
-        are inherited.
-    progress
-        Called with lines that say how far it is.
+    Of `training`, cutoff, elements, test fraction and weighting count. Split and reference energies
+    of `parent` are inherited. `progress` is called with messages.
     """
 
     database: DatabaseConfig
     dataset: DatasetConfig
     training: TrainingConfig
     parent: ParentDataset | None = None
-    progress: Callable[[str], None] = _silent
+    progress: Callable[[str], None] = field(default=lambda _: None)
 
     def build(self, directory: Path) -> DatasetRecord:
         """Write the dataset's files into a directory, ``dataset.json`` last.
@@ -151,22 +124,14 @@ class DatasetBuilder:
     def find_or_build(
         self, directory: Path, find: Callable[[SelectedRows], DatasetRecord | None]
     ) -> Built:
-        """Build unless there is a dataset of the very rows that are selected; see `build`.
-
-        Parameters
-        ----------
-        directory
-            Where to write the files; nothing is written where a dataset is found.
-        find
-            Returns the dataset that was made of these rows with these settings.
-        """
+        """Build a dataset as `build` does, unless `find` returns one of the same rows."""
         with StructureDatabase(self.database) as source:
             selected = source.select()
             rows = selected.summary()
             found = find(rows)
             if found is not None:
                 return Built(found, rows, found=True)
-            with _frozen_garbage(), _scratch(directory) as scratch:
+            with _scratch(directory) as scratch:
                 record = self._make(source, selected, scratch)
                 _move(scratch, directory, record)
         return Built(record, rows, found=False)
@@ -174,12 +139,7 @@ class DatasetBuilder:
     def preview(self, most: int) -> tuple[DatasetRecord, int]:
         """Return what `build` would record, and how many rows are selected; nothing is kept.
 
-        Of more than `most` rows, a sample that is spread evenly over them is looked at.
-
-        Raises
-        ------
-        DatabaseError, DataError, ConfigError
-            As `build` does; the message says where only a sample was looked at.
+        Of more than `most` rows, an evenly spaced sample is read; error messages say so.
         """
         with StructureDatabase(self.database) as source:
             selected = source.select()
@@ -196,10 +156,9 @@ class DatasetBuilder:
         return record, len(selected.ids)
 
     def _make(self, source: StructureDatabase, selected: Selected, scratch: Path) -> DatasetRecord:
-        """Write the files of a dataset, and a spool that is of no use later."""
         with Spool(scratch / "rows.spool") as spool:
-            intake = self._take_in(source, selected, spool)
-            return self._write(DatasetFiles(scratch), spool, self._decide(source, intake))
+            collected = self._collect(source, selected, spool)
+            return self._write(DatasetFiles(scratch), spool, self._decide(source, collected))
 
     def query_key(self) -> str:
         """Return the hash of all that decides the dataset but the rows themselves."""
@@ -215,12 +174,12 @@ class DatasetBuilder:
         text = json.dumps(query, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
-    def _take_in(self, source: StructureDatabase, selected: Selected, spool: Spool) -> Intake:
+    def _collect(self, source: StructureDatabase, selected: Selected, spool: Spool) -> Collected:
         select = self.database.select
         self.progress(f"reading {source.describe()} where {select or 'anything'}")
         if source.slow_because:
             self.progress(f"ASE itself reads the rows, slower: {source.slow_because}")
-        return take_in(
+        return collect_rows(
             source,
             selected,
             self.dataset,
@@ -230,10 +189,10 @@ class DatasetBuilder:
             progress=self.progress,
         )
 
-    def _decide(self, source: StructureDatabase, intake: Intake) -> Outcome:
+    def _decide(self, source: StructureDatabase, collected: Collected) -> Outcome:
         """Split, find the reference energies and weights, and refuse what can't be trained on."""
-        entries = intake.entries
-        checks.require_few_rejections(intake, self.dataset.max_rejected_fraction)
+        entries = collected.entries
+        checks.require_few_rejections(collected, self.dataset.max_rejected_fraction)
         elements = checks.require_configured_elements(entries, self.training.elements)
         repeats = require_consistent_duplicates(
             entries, self.dataset.duplicate_tolerance, source.describe_row
@@ -241,12 +200,12 @@ class DatasetBuilder:
         checks.require_group_key(entries, self.dataset.group_by)
         split = self._split(entries)
         checks.require_elements_in_training(entries, split, elements)
-        references = self._references(intake, split, elements)
+        references = self._references(collected, split, elements)
         weighting = self.training.weighting
         if isinstance(weighting, EnergyBased) and weighting.energy_based.energy == "convex_hull":
             checks.require_convex_hull(entries, elements)
         return Outcome(
-            intake=intake,
+            collected=collected,
             elements=elements,
             repeats=repeats,
             split=split,
@@ -273,7 +232,7 @@ class DatasetBuilder:
         )
 
     def _references(
-        self, intake: Intake, split: Split, elements: Sequence[str]
+        self, collected: Collected, split: Split, elements: Sequence[str]
     ) -> ReferenceEnergies:
         setting = self.dataset.reference_energies
         parent = self.parent.record if self.parent else None
@@ -284,12 +243,12 @@ class DatasetBuilder:
             return references
         sources = parent.reference_energy_sources if parent else {}
         undetermined = [e for e, source in sources.items() if source == "undetermined"]
-        training = by_composition(intake.entries, split.on("train"))
+        training = by_composition(collected.entries, split.on("train"))
         references = automatic_references(
             elements,
             inherited=parent.reference_energies if parent else {},
             undetermined=undetermined,
-            isolated=intake.neutral_references,
+            isolated=collected.neutral_references,
             training=training,
             tolerance=self.dataset.duplicate_tolerance,
         )
@@ -297,7 +256,7 @@ class DatasetBuilder:
             known = {e: v for e, v in references.energies.items() if e not in undetermined}
             fitted, determined = fit_references(undetermined, known, training)
             checks.require_determined_references(
-                intake.entries, references, fitted if determined else {}
+                collected.entries, references, fitted if determined else {}
             )
         return references
 
@@ -305,10 +264,8 @@ class DatasetBuilder:
         split = outcome.split
         self.progress(f"writing {split.train} train and {split.test} test rows")
         written = write_files(files, spool.read(), outcome, self.dataset.frame_shard_size)
-        weights = outcome.weighting.by_group if outcome.weighting else None
         record = summarise(
             outcome,
-            identity=dataset_id(written.contents, outcome.references.energies, weights),
             database=self.database,
             dataset=self.dataset,
             training=self.training,
@@ -317,16 +274,6 @@ class DatasetBuilder:
         )
         files.record.write_text(record.to_json(), encoding="utf-8")
         return record
-
-
-@contextmanager
-def _frozen_garbage() -> Iterator[None]:
-    """Keep Python from looking for garbage in what is there already: a tenth of the time."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from mlip_job.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from mlip_job.dataset.collect import Collected
     from mlip_job.dataset.entry import Entries
-    from mlip_job.dataset.intake import Intake
     from mlip_job.dataset.reference_energies import ReferenceEnergies
     from mlip_job.dataset.row import FloatArray
     from mlip_job.dataset.split import Split
@@ -27,36 +27,37 @@ _ENERGY_RANGE = (-20.0, 250.0)
 (``pyace.preparedata.ACEDataset.process_dataset``)."""
 
 
-def require_few_rejections(intake: Intake, max_fraction: float) -> None:
+def require_few_rejections(collected: Collected, max_fraction: float) -> None:
     """Raise `DataError` if more than `max_fraction` of the rows are rejected, or all are."""
-    candidates = intake.selected - len(intake.references)
+    candidates = collected.selected - len(collected.references)
     reasons = "; ".join(
         f"{reason}: {len(rows)} ({name_rows(rows)})"
-        for reason, rows in sorted(intake.rejected.items())
+        for reason, rows in sorted(collected.rejected.items())
     )
-    if intake.rejected_count > max_fraction * candidates:
-        elsewhere = note_labels_elsewhere(intake)
+    if collected.rejected_count > max_fraction * candidates:
+        elsewhere = note_labels_elsewhere(collected)
         raise DataError(
-            f"{intake.rejected_count} of {candidates} rows can't be trained on, more than "
+            f"{collected.rejected_count} of {candidates} rows can't be trained on, more than "
             f"dataset.max_rejected_fraction ({max_fraction:g}) allows: {reasons}"
             + (f"; {elsewhere}" if elsewhere else ""),
             hint="correct them, exclude them with database.select, "
             "or raise dataset.max_rejected_fraction",
         )
-    if len(intake.entries) == 0:
+    if len(collected.entries) == 0:
         raise DataError(
-            f"nothing is left to train on: {len(intake.references)} isolated atoms"
+            f"nothing is left to train on: {len(collected.references)} isolated atoms"
             + (f"; {reasons}" if reasons else ""),
             hint="check database.select and training.cutoff",
         )
 
 
-def note_labels_elsewhere(intake: Intake) -> str | None:
+def note_labels_elsewhere(collected: Collected) -> str | None:
     """Return a note where rows without energy or forces hold them under other names."""
-    if not intake.labels_elsewhere:
+    if not collected.labels_elsewhere:
         return None
+    places = ", ".join(collected.labels_elsewhere)
     return (
-        f"rows without energy or forces seem to hold them in {', '.join(intake.labels_elsewhere)}, "
+        f"rows without energy or forces seem to hold them in {places}, "
         "which are no labels to ASE: store them as results of a SinglePointCalculator "
         '(docs/dataset.md, "Labels under other names", has the script)'
     )

@@ -94,7 +94,7 @@ def write_files(
     """Write all files but the record; `shard_size` limits the structures of a data frame."""
     split = outcome.split
     with OutputFile(files.index, compressed=True) as index:
-        contents = {"index": write_index(index, outcome.intake.entries, split)}
+        contents = {"index": write_index(index, outcome.collected.entries, split)}
     frames = {
         side: FrameWriter(files, side, shard_size, outcome.references, outcome.weighting)
         for side in SIDES

@@ -1,4 +1,4 @@
-"""``dataset.json``: what a dataset is made of, where it came from and what was left out."""
+"""``dataset.json``: content, origin and rejected rows of a dataset."""
 
 from __future__ import annotations
 
@@ -119,15 +119,9 @@ class Versions(_Part):
 
 
 class SelectedRows(_Part):
-    """Which rows a query selected, and their state.
+    """State of the rows that a query selected: a hash of all ids and times of writing.
 
-    Attributes
-    ----------
-    count, max_id, max_mtime
-        For people: how many, the largest id, and when the newest was written (in ASE's unit, years
-        since 2000).
-    sha256
-        Of all ids and of when each row was written. ASE notes that time whenever it writes.
+    Count, largest id and newest time (ASE's unit, years since 2000) are for people.
     """
 
     count: int
@@ -139,33 +133,23 @@ class SelectedRows(_Part):
 class DatasetRecord(_Part):
     """The record of a dataset, written last: a dataset exists if its record does.
 
+    Cutoff in Å, reference energies in eV per element (inherited ones stay even when no structure
+    holds the element). `database` has no secrets, `created` is UTC in ISO 8601.
+
     Attributes
     ----------
     id
         First 16 hex digits of the sha256 of all that training sees, see `dataset_id`.
-    created
-        UTC, ISO 8601.
-    database, selection
-        Where the rows came from, without secrets.
-    cutoff
-        Å, within which each atom has a neighbour.
     elements
         Sorted; those of the training side.
-    atoms
-        Atoms per side.
     force_components
-        Of both sides, those above 1 meV/Å in size; older versions did not count them.
+        Of both sides, those above 1 meV/Å in size; None in records of older versions.
     partly_periodic
-        Accepted rows that are periodic in one or two directions, which got vacuum in the others;
-        older versions rejected them.
+        Accepted rows that are periodic in one or two directions, which got vacuum in the others.
     rejections
         By reason.
-    reference_energies
-        eV per element; inherited ones stay even when no structure holds the element.
-    weights
-        The relative weights per config type, where the configuration gives some.
     notes
-        What a person should know, in sentences.
+        Sentences for the user.
     frames
         Names of pacemaker's data frames.
     files
@@ -223,15 +207,8 @@ def dataset_id(
 ) -> str:
     """Return the identity of a dataset: the same rows and settings give the same, anywhere.
 
-    Parameters
-    ----------
-    contents
-        Hashes of what the train and test side hold (see `content.ContentHash`), and of the
-        *uncompressed* index: no compressor or formatter of numbers has a part in them.
-    reference_energies
-        eV per element.
-    weights
-        Per config type, or None.
+    `contents` are hashes of the train and test side (`content.ContentHash`) and of the
+    *uncompressed* index: they don't depend on a compressor or a formatter of numbers.
     """
     identity: dict[str, object] = {
         "format": FORMAT_VERSION,

@@ -1,4 +1,4 @@
-"""The record of a dataset, from what the builder decided."""
+"""Summarise a dataset in its record: counts, settings, and notes for the user."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from mlip_job.dataset.record import (
     SideCounts,
     SplitRecord,
     Versions,
+    dataset_id,
 )
 from mlip_job.dataset.row import name_rows
 
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from mlip_job.config import DatabaseConfig, DatasetConfig, TrainingConfig
+    from mlip_job.dataset.collect import Collected
     from mlip_job.dataset.files import Written
-    from mlip_job.dataset.intake import Intake
     from mlip_job.dataset.reference_energies import ReferenceEnergies
     from mlip_job.dataset.split import Side, Split
     from mlip_job.dataset.weights import GroupWeighting
@@ -53,23 +54,15 @@ class Outcome:
 
     Attributes
     ----------
-    intake
-        What the database held.
     elements
-        Those of the data, sorted.
+        Of the data, sorted.
     repeats
-        Rows that repeat the structure of another.
-    split
-        The side of each entry of the intake.
-    references
-        Reference energies.
+        Number of rows that repeat the structure of another.
     energy_range
         Smallest and largest corrected energy, eV/atom.
-    weighting
-        Weights per config type, or None.
     """
 
-    intake: Intake
+    collected: Collected
     elements: tuple[str, ...]
     repeats: int
     split: Split
@@ -81,7 +74,6 @@ class Outcome:
 def summarise(
     outcome: Outcome,
     *,
-    identity: str,
     database: DatabaseConfig,
     dataset: DatasetConfig,
     training: TrainingConfig,
@@ -89,33 +81,35 @@ def summarise(
     written: Written,
 ) -> DatasetRecord:
     """Return the record of a dataset whose other files are written."""
-    intake, split = outcome.intake, outcome.split
+    collected, split, references = outcome.collected, outcome.split, outcome.references
     low, high = outcome.energy_range
+    weights = dict(outcome.weighting.by_group) if outcome.weighting else None
+    free_energies = collected.free_energies
     return DatasetRecord(
-        id=identity,
+        id=dataset_id(written.contents, references.energies, weights),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        database=intake.database,
+        database=collected.database,
         selection=database.select,
         cutoff=training.cutoff,
         elements=outcome.elements,
         counts=Counts(
-            selected=intake.selected,
-            accepted=len(intake.entries),
+            selected=collected.selected,
+            accepted=len(collected.entries),
             train=split.train,
             test=split.test,
-            rejected=intake.rejected_count,
-            reference_atoms=len(intake.references),
+            rejected=collected.rejected_count,
+            reference_atoms=len(collected.references),
         ),
         atoms=_atoms(outcome),
-        per_element=_per_element(intake),
+        per_element=_per_element(collected),
         ranges=Ranges(
             min_energy_corrected_ev_per_atom=low,
             max_energy_corrected_ev_per_atom=high,
-            max_force_ev_per_angstrom=intake.max_force,
-            min_distance_angstrom=intake.min_distance,
+            max_force_ev_per_angstrom=collected.max_force,
+            min_distance_angstrom=collected.min_distance,
         ),
-        force_components=intake.force_components,
-        partly_periodic=len(intake.partly_periodic),
+        force_components=collected.force_components,
+        partly_periodic=len(collected.partly_periodic),
         config_types=ConfigTypes(
             train=_config_types(outcome, "train"), test=_config_types(outcome, "test")
         ),
@@ -130,14 +124,14 @@ def summarise(
         ),
         rejections={
             str(reason): RejectedRows(count=len(rows), rows=tuple(rows))
-            for reason, rows in sorted(intake.rejected.items())
+            for reason, rows in sorted(collected.rejected.items())
         },
-        reference_energies=outcome.references.energies,
-        reference_energy_sources=outcome.references.sources,
+        reference_energies=references.energies,
+        reference_energy_sources=references.sources,
         energy_from=EnergyOrigin(
-            free_energy=intake.free_energies, energy=len(intake.entries) - intake.free_energies
+            free_energy=free_energies, energy=len(collected.entries) - free_energies
         ),
-        weights=dict(outcome.weighting.by_group) if outcome.weighting else None,
+        weights=weights,
         notes=(
             *_notes(outcome, dataset, training, parent),
             *_untested(outcome, written.force_components),
@@ -159,36 +153,35 @@ def _notes(
     training: TrainingConfig,
     parent: DatasetRecord | None,
 ) -> Iterator[str]:
-    intake, split = outcome.intake, outcome.split
-    total = len(intake.entries)
-    if intake.slow_because:
-        yield f"ASE itself read the rows, which takes longer: {intake.slow_because}"
-    without = total - intake.free_energies
+    collected, split = outcome.collected, outcome.split
+    total = len(collected.entries)
+    if collected.slow_because:
+        yield f"ASE itself read the rows, which takes longer: {collected.slow_because}"
+    without = total - collected.free_energies
     if dataset.energy == "free_energy" and 0 < without < total:
         yield (
             f"{without} of {total} structures have no free energy, unlike the others: their energy "
             "was taken, which is consistent with the forces and with the others' free energy only "
             "where there is no electronic entropy"
         )
-    if intake.rejected_count:
-        yield f"rows that were rejected: {intake.rejected_count}, see rejections"
-    yield from _label_notes(intake)
-    if intake.lost_stresses:
+    if collected.rejected_count:
+        yield f"rows that were rejected: {collected.rejected_count}, see rejections"
+    yield from _label_notes(collected)
+    if collected.lost_stresses:
         yield (
-            f"stresses that can't be read ({name_rows(intake.lost_stresses)}), in single "
+            f"stresses that can't be read ({name_rows(collected.lost_stresses)}), in single "
             "precision or of another size, were left out; nothing else of these rows was"
         )
-    if intake.partly_periodic:
+    if collected.partly_periodic:
+        dropped = collected.dropped_stresses
         yield (
-            f"{len(intake.partly_periodic)} rows are periodic in one or two directions "
-            f"({name_rows(intake.partly_periodic)}): {VACUUM:g} Å of vacuum in the others makes "
+            f"{len(collected.partly_periodic)} rows are periodic in one or two directions "
+            f"({name_rows(collected.partly_periodic)}): {VACUUM:g} Å of vacuum in the others makes "
             "them periodic in all, which changes no energy of the potential"
-            + (
-                f"; {intake.dropped_stresses} stresses of such rows, which depend on the vacuum, "
-                "were left out"
-                if intake.dropped_stresses
-                else ""
-            )
+        ) + (
+            f"; {dropped} stresses of such rows, which depend on the vacuum, were left out"
+            if dropped
+            else ""
         )
     if outcome.repeats:
         yield f"{outcome.repeats} rows repeat the structure of another row; they share its side"
@@ -197,7 +190,7 @@ def _notes(
             f"the key {dataset.split_key} decides the sides: {split.train} rows train, "
             f"{split.test} test; training.test_fraction and dataset.seed have no effect"
         )
-    ungrouped = int(np.count_nonzero(intake.entries.group_codes < 0))
+    ungrouped = int(np.count_nonzero(collected.entries.group_codes < 0))
     if dataset.group_by is not None and ungrouped:
         yield f"{ungrouped} rows have no key {dataset.group_by}: each is a group of its own"
     yield from _split_notes(outcome, dataset, training, parent)
@@ -209,15 +202,15 @@ def _notes(
         )
 
 
-def _label_notes(intake: Intake) -> Iterator[str]:
-    if intake.method_note:
-        yield intake.method_note
-    if elsewhere := note_labels_elsewhere(intake):
+def _label_notes(collected: Collected) -> Iterator[str]:
+    if collected.method_note:
+        yield collected.method_note
+    if elsewhere := note_labels_elsewhere(collected):
         yield elsewhere
-    if intake.zeroed_forces:
-        yield note_zeroed_forces(intake.zeroed_forces)
-    if intake.huge_forces:
-        yield note_huge_forces(intake.huge_forces, intake.max_force)
+    if collected.zeroed_forces:
+        yield note_zeroed_forces(collected.zeroed_forces)
+    if collected.huge_forces:
+        yield note_huge_forces(collected.huge_forces, collected.max_force)
 
 
 def _split_notes(
@@ -283,20 +276,20 @@ def _untested(outcome: Outcome, force_components: Mapping[Side, int]) -> Iterato
 
 
 def _reference_notes(outcome: Outcome) -> Iterator[str]:
-    intake = outcome.intake
-    if intake.ions:
+    collected = outcome.collected
+    if collected.ions:
         yield (
-            f"isolated ions give no reference energy ({name_rows(intake.ions)}): isolated atoms "
+            f"isolated ions give no reference energy ({name_rows(collected.ions)}): isolated atoms "
             "have to be neutral"
         )
-    unused = {chemical_symbols[e.composition[0][0]] for e in intake.references}
+    unused = {chemical_symbols[e.composition[0][0]] for e in collected.references}
     unused -= set(outcome.elements)
     if unused:
         yield f"isolated atoms of {', '.join(sorted(unused))} are in no structure to train on"
     yield from outcome.references.notes
     yield from _nearly_free_atoms(outcome)
-    corrected = outcome.references.corrected(intake.entries)
-    if note := note_extreme_energies(intake.entries, corrected):
+    corrected = outcome.references.corrected(collected.entries)
+    if note := note_extreme_energies(collected.entries, corrected):
         yield note
 
 
@@ -306,7 +299,7 @@ def _nearly_free_atoms(outcome: Outcome) -> Iterator[str]:
     A model of short range gives an atom without neighbours its reference energy. Structures on the
     way there can't be fitted if that is another, and spoil the fit of the others.
     """
-    references, apart = outcome.references, outcome.intake.apart
+    references, apart = outcome.references, outcome.collected.apart
     far = {
         element: (row, energy)
         for element, (row, energy) in apart.items()
@@ -325,23 +318,23 @@ def _nearly_free_atoms(outcome: Outcome) -> Iterator[str]:
 
 
 def _atoms(outcome: Outcome) -> SideCounts:
-    atoms, split = outcome.intake.entries.atoms, outcome.split
+    atoms, split = outcome.collected.entries.atoms, outcome.split
     return SideCounts(
         train=int(atoms[split.on("train")].sum()), test=int(atoms[split.on("test")].sum())
     )
 
 
 def _config_types(outcome: Outcome, side: Side) -> dict[str, int]:
-    entries = outcome.intake.entries
+    entries = outcome.collected.entries
     codes = entries.config_type_codes[outcome.split.on(side)]
     counts = np.bincount(codes[codes >= 0], minlength=len(entries.config_types)).tolist()
     return {name: n for name, n in sorted(zip(entries.config_types, counts, strict=True)) if n}
 
 
-def _per_element(intake: Intake) -> dict[str, ElementCounts]:
+def _per_element(collected: Collected) -> dict[str, ElementCounts]:
     structures: Counter[str] = Counter()
     atoms: Counter[str] = Counter()
-    for composition, rows in intake.entries.count_by_composition().items():
+    for composition, rows in collected.entries.count_by_composition().items():
         for number, count in composition:
             structures[chemical_symbols[number]] += rows
             atoms[chemical_symbols[number]] += rows * count

@@ -1,4 +1,4 @@
-"""A first look into a database: what a configuration for it would say."""
+"""Survey a database for `init`: statuses, elements, forces and keys of its rows."""
 
 from __future__ import annotations
 
@@ -19,53 +19,26 @@ from mlip_job.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mlip_job.dataset.row import FloatArray
-
 
 @dataclass(frozen=True)
 class Sample:
     """What some rows of a selection tell of all of them.
 
-    Attributes
-    ----------
-    selected, looked_at
-        Rows of the selection, and those that were looked at.
-    force_components
-        That do not vanish, of all rows: counted, or estimated from those looked at.
-    elements
-        Sorted.
-    periodic
-        Whether any row is.
-    force_rms_ev
-        Root mean square of the force components, eV/Å; 0 where none is known.
-    pairs
-        The key_value_pairs of those that are complete.
+    `force_components` are those of all rows that do not vanish, estimated from the sample;
+    `force_rms_ev` is in eV/Å; `pairs` are the key_value_pairs of complete rows.
     """
 
     selected: int
-    looked_at: int
-    force_components: int
-    elements: tuple[str, ...]
-    periodic: bool
+    force_components: int = 0
+    elements: tuple[str, ...] = ()
+    periodic: bool = False
     force_rms_ev: float = 0.0
     pairs: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found.
-
-    Attributes
-    ----------
-    statuses
-        Number of rows of each status.
-    selection
-        ASE selection string for the finished rows.
-    sample
-        What that selection holds.
-    keys
-        Which keys its rows are grouped, typed or split by.
-    """
+    """Rows by status, the ASE selection of the finished rows, a sample of them, and their keys."""
 
     statuses: Mapping[str, int]
     selection: str
@@ -74,7 +47,7 @@ class Survey:
 
 
 def survey(url: str) -> Survey:
-    """Look into the database at `url`.
+    """Read statuses, and a sample of the finished rows.
 
     Raises
     ------
@@ -91,42 +64,32 @@ def survey(url: str) -> Survey:
     finished = [s for s in statuses if s.lower() in ("completed", "complete", "done", "finished")]
     selection = f"status={finished[0]}" if finished else ""
     selected = config.model_copy(update={"select": selection})
-    sample = look_at(selected)
-    keys = propose_keys([look_at(selected, consecutive=True).pairs, sample.pairs])
+    sample = _sample(selected)
+    keys = propose_keys([_sample(selected, consecutive=True).pairs, sample.pairs])
     return Survey(statuses, selection, sample, keys)
 
 
-def look_at(config: DatabaseConfig, *, consecutive: bool = False) -> Sample:
-    """Read a page of rows, taken evenly from all that are selected, or the first ones.
-
-    Raises
-    ------
-    ConfigError, DatabaseError
-        If the database can't be read.
-    """
+def _sample(config: DatabaseConfig, *, consecutive: bool = False) -> Sample:
+    """Read a page of rows, evenly spaced over all that are selected, or the first ones."""
     with StructureDatabase(config) as database:
         selected = database.select()
         step = 1 if consecutive else -(-len(selected.ids) // PAGE) or 1
         some = slice(None, PAGE * step, step)
-        pages = database.pages(Selected(selected.ids[some], selected.mtimes[some]))
-        page = next(iter(pages), None)
+        page = next(database.pages(Selected(selected.ids[some], selected.mtimes[some])), None)
     if page is None:
-        return Sample(len(selected.ids), 0, 0, (), periodic=False)
+        return Sample(len(selected.ids))
+    structures = page.structures
     others = [row for row in page.others if isinstance(row, StructureRow)]
-    numbers = np.concatenate([page.structures.numbers, *(row.numbers for row in others)])
-    looked_at = len(page.structures) + len(page.others)
-    components = count_force_components(page.structures)
+    numbers = np.concatenate([structures.numbers, *(row.numbers for row in others)])
+    read = len(structures) + len(page.others)
+    finite = structures.forces[np.isfinite(structures.forces)]
     return Sample(
         selected=len(selected.ids),
-        looked_at=looked_at,
-        force_components=round(components * len(selected.ids) / max(1, looked_at)),
+        force_components=round(
+            count_force_components(structures) * len(selected.ids) / max(1, read)
+        ),
         elements=tuple(sorted(chemical_symbols[n] for n in set(numbers.tolist()))),
-        force_rms_ev=_root_mean_square(page.structures.forces),
-        pairs=page.structures.pairs.tolist(),
-        periodic=bool(page.structures.pbc.any()) or any(row.pbc.any() for row in others),
+        periodic=bool(structures.pbc.any()) or any(row.pbc.any() for row in others),
+        force_rms_ev=float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0,
+        pairs=structures.pairs.tolist(),
     )
-
-
-def _root_mean_square(values: FloatArray) -> float:
-    finite = values[np.isfinite(values)]
-    return float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0

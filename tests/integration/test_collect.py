@@ -11,10 +11,10 @@ from ase import Atoms
 from ase.build import bulk, fcc111
 
 from mlip_job.config import DatabaseConfig, DatasetConfig
+from mlip_job.dataset.collect import Collected, collect_rows
 from mlip_job.dataset.database import StructureDatabase
 from mlip_job.dataset.entry import Spool
 from mlip_job.dataset.fingerprint import fingerprint
-from mlip_job.dataset.intake import Intake, take_in
 from mlip_job.dataset.row import StructureRow
 from mlip_job.dataset.validation import Rejection, RowRules, examine
 from tests.reference import read_rows
@@ -58,10 +58,10 @@ def mixed(rng: np.random.Generator) -> list[Atoms]:
     return [structures[index] for index in rng.permutation(len(structures))]
 
 
-def take(config: DatabaseConfig, dataset: DatasetConfig, path: Path) -> tuple[Intake, list[int]]:
+def take(config: DatabaseConfig, dataset: DatasetConfig, path: Path) -> tuple[Collected, list[int]]:
     """Take a database in, and return also the ids of the structures that were spooled."""
     with StructureDatabase(config) as source, Spool(path) as spool:
-        intake = take_in(
+        collected = collect_rows(
             source,
             source.select(),
             dataset,
@@ -71,7 +71,7 @@ def take(config: DatabaseConfig, dataset: DatasetConfig, path: Path) -> tuple[In
             progress=lambda _: None,
         )
         pages = list(spool.read())
-        return intake, [id_ for structures, _ in pages for id_ in structures.ids.tolist()]
+        return collected, [id_ for structures, _ in pages for id_ in structures.ids.tolist()]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_each_row_is_judged_as_if_it_were_alone(
     dataset = DatasetConfig(**settings)
     config = DatabaseConfig(url=str(tmp_path / "structures.db"))
     write_database(tmp_path / "structures.db", mixed(np.random.default_rng(page)))
-    intake, spooled = take(config, dataset, tmp_path / "spool")
+    collected, spooled = take(config, dataset, tmp_path / "spool")
     rules = RowRules(
         cutoff=5.0,
         prefer_free_energy=dataset.energy == "free_energy",
@@ -107,23 +107,23 @@ def test_each_row_is_judged_as_if_it_were_alone(
             references.append(row.id)
         else:
             accepted.append((row, finding))
-    assert intake.rejected == rejected
+    assert collected.rejected == rejected
     assert len(rejected) >= 10
-    assert [entry.row_id for entry in intake.references] == references
+    assert [entry.row_id for entry in collected.references] == references
     assert len(references) == 2
-    assert spooled == intake.entries.row_ids.tolist() == [row.id for row, _ in accepted]
-    assert intake.entries.energies.tolist() == [finding.energy for _, finding in accepted]
-    assert intake.free_energies == sum(finding.is_free_energy for _, finding in accepted)
+    assert spooled == collected.entries.row_ids.tolist() == [row.id for row, _ in accepted]
+    assert collected.entries.energies.tolist() == [finding.energy for _, finding in accepted]
+    assert collected.free_energies == sum(finding.is_free_energy for _, finding in accepted)
     vanishing = [np.abs(row.forces) <= 1e-3 for row, _ in accepted if row.forces is not None]
-    assert intake.force_components == sum(int((~few).sum()) for few in vanishing)
-    assert intake.max_force == max(finding.max_force for _, finding in accepted)
-    assert intake.min_distance == min(finding.min_distance for _, finding in accepted)
+    assert collected.force_components == sum(int((~few).sum()) for few in vanishing)
+    assert collected.max_force == max(finding.max_force for _, finding in accepted)
+    assert collected.min_distance == min(finding.min_distance for _, finding in accepted)
     fingerprints = [fingerprint(row) for row, _ in accepted]
-    assert [entry.hex() for entry in intake.entries.fingerprints.tolist()] == fingerprints
-    for code, (row, _) in zip(intake.entries.composition_codes.tolist(), accepted, strict=True):
+    assert [entry.hex() for entry in collected.entries.fingerprints.tolist()] == fingerprints
+    for code, (row, _) in zip(collected.entries.composition_codes.tolist(), accepted, strict=True):
         numbers, counts = np.unique(row.numbers, return_counts=True)
         expected = tuple(zip(numbers.tolist(), counts.tolist(), strict=True))
-        assert intake.entries.compositions[code] == expected
+        assert collected.entries.compositions[code] == expected
 
 
 def test_few_rows_need_a_neighbour_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,9 +134,9 @@ def test_few_rows_need_a_neighbour_list(tmp_path: Path, monkeypatch: pytest.Monk
         calls.append(row.id)
         return examine(row, rules)
 
-    monkeypatch.setattr("mlip_job.dataset.intake.examine", counting)
+    monkeypatch.setattr("mlip_job.dataset.collect.examine", counting)
     write_database(tmp_path / "structures.db", rattled(300, symbols=("Cu", "Ni")))
     config = DatabaseConfig(url=str(tmp_path / "structures.db"))
-    intake, _ = take(config, DatasetConfig(), tmp_path / "spool")
-    assert len(intake.entries) == 300
+    collected, _ = take(config, DatasetConfig(), tmp_path / "spool")
+    assert len(collected.entries) == 300
     assert len(calls) < 10
