@@ -1,7 +1,7 @@
 """Open an ASE database for reading: SQLite files, PostgreSQL, MySQL and MariaDB.
 
-ASE creates what it does not find (the SQLite file, the tables on a server). A job that reads must
-never do that, so each database is looked at through its own driver before ASE gets it.
+ASE creates a missing SQLite file, or missing tables on a server. A job that reads must never do
+that, so each database is checked through its own driver before ASE opens it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import ase.db
 
-from mlip_job.dataset.foreign_files import refuse_foreign_file
+from mlip_job.dataset.foreign_files import require_sqlite_file
 from mlip_job.errors import ConfigError, DatabaseError
 from mlip_job.runtime.environment import require_one_line
 from mlip_job.secret_texts import redact
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 
 PASSWORD_VARIABLE = "MLIP_JOB_DATABASE_PASSWORD"  # noqa: S105 - the name, not the password
 CONNECT_TIMEOUT = 10
-"""Seconds until a server that does not answer counts as down."""
-
+"""Seconds until a server that does not answer is unavailable."""
 
 # Connection refused or lost, too many connections, lock wait, deadlock, shutdown (mysqld error
 # reference).
@@ -39,15 +38,13 @@ _MYSQL_TRANSIENT = {1040, 1053, 1205, 1213, 2002, 2003, 2006, 2013}
 # Classes of SQLSTATE: connection exception, transaction rollback, insufficient resources, operator
 # intervention (PostgreSQL documentation, appendix A).
 _POSTGRESQL_TRANSIENT = {"08", "40", "53", "57"}
-_POSTGRESQL_LASTING = (
-    "authentication",
-    "password",
-    "does not exist",
-    "no pg_hba",
-    "not known",
-    "ssl",
-    "invalid",
-)
+_POSTGRESQL_PERMANENT = (
+    "authentication", "password", "does not exist", "no pg_hba", "not known", "ssl", "invalid",
+)  # fmt: skip
+
+_IMMUTABLE = "&immutable=1"
+_WAL_BYTES = b"\x02\x02"
+"""File format write and read version of a database in WAL mode (SQLite's file format, 1.3.3)."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +103,7 @@ def describe_url(url: str) -> str:
 def _open_sqlite(url: str) -> OpenedDatabase:
     path = Path(url).expanduser()
     _require_readable_file(path)
-    refuse_foreign_file(path)
+    require_sqlite_file(path)
     uri = sqlite_uri(path)
     try:
         with closing(sqlite3.connect(uri, uri=True)) as connection:
@@ -129,11 +126,6 @@ def _open_sqlite(url: str) -> OpenedDatabase:
     if uri.endswith(_IMMUTABLE):
         database._connect = lambda: sqlite3.connect(uri, uri=True)  # noqa: SLF001 - ASE takes no URI
     return OpenedDatabase(database, sqlite3.Error, str(path))
-
-
-_IMMUTABLE = "&immutable=1"
-_WAL_BYTES = b"\x02\x02"
-"""File format write and read version of a database in WAL mode (SQLite's file format, 1.3.3)."""
 
 
 def sqlite_uri(path: Path) -> str:
@@ -180,12 +172,8 @@ def _require_readable_file(path: Path) -> None:
 
 
 def _open_postgresql(url: str) -> OpenedDatabase:
-    try:
-        psycopg2 = import_module("psycopg2")
-        extensions = import_module("psycopg2.extensions")
-    except ImportError as error:
-        raise _driver_missing("PostgreSQL", "postgresql", error) from None
-
+    psycopg2 = _driver("psycopg2", "PostgreSQL")
+    extensions = _driver("psycopg2.extensions", "PostgreSQL")
     description = describe_url(url)
     try:
         given = extensions.parse_dsn(url)
@@ -198,21 +186,16 @@ def _open_postgresql(url: str) -> OpenedDatabase:
     options = {"connect_timeout": CONNECT_TIMEOUT, "application_name": "mlip-job", **given}
     dsn = extensions.make_dsn(**options | ({"password": password} if password else {}))
     try:
-        with closing(psycopg2.connect(dsn)) as connection:
-            tables = _count_tables(connection, "ANY (current_schemas(false))")
+        found = _count_tables(psycopg2.connect(dsn), "ANY (current_schemas(false))")
     except psycopg2.Error as error:
         raise _failure(description, error) from None
-    _require_ase_tables(tables, description)
-    database = _connect_with_backend(dsn, "postgresql")
-    return OpenedDatabase(database, psycopg2.Error, description)
+    _require_ase_tables(found, description)
+    _driver("ase_db_backends", "PostgreSQL")
+    return OpenedDatabase(ase.db.connect(dsn, type="postgresql"), psycopg2.Error, description)
 
 
 def _open_mysql(url: str) -> OpenedDatabase:
-    try:
-        pymysql = import_module("pymysql")
-    except ImportError as error:
-        raise _driver_missing("MySQL", "mysql", error) from None
-
+    pymysql = _driver("pymysql", "MySQL")
     description = describe_url(url)
     try:
         parts = urlsplit(url)
@@ -225,33 +208,33 @@ def _open_mysql(url: str) -> OpenedDatabase:
             "database.url is not a valid MySQL URL", hint="mysql://user@host:port/name"
         )
     password = os.environ.get(PASSWORD_VARIABLE) or os.environ.get("MYSQL_PWD") or ""
+    login = {"host": host, "port": port, "user": user, "password": password, "database": name}
     try:
-        with closing(
-            pymysql.connect(
-                host=host, port=port, user=user, password=password, database=name,
-                connect_timeout=CONNECT_TIMEOUT,
-            )
-        ) as connection:  # fmt: skip
-            tables = _count_tables(connection, "database()")
+        connection = pymysql.connect(**login, connect_timeout=CONNECT_TIMEOUT)
+        found = _count_tables(connection, "database()")
     except (pymysql.Error, RuntimeError) as error:  # RuntimeError: an authentication plugin
         raise _failure(description, error) from None
-    _require_ase_tables(tables, description)
-    # The back end cuts its URL at every ':', '@' and '/', so the password goes around it.
-    database = _connect_with_backend(f"mysql://{user}:@{host}:{port}/{name}", "mysql")
+    _require_ase_tables(found, description)
+    _driver("ase_db_backends", "MySQL")
+    # The back end splits its URL at every ':', '@' and '/', so the password is set apart.
+    database = ase.db.connect(f"mysql://{user}:@{host}:{port}/{name}", type="mysql")
     database.passwd = password
     return OpenedDatabase(database, pymysql.Error, description)
 
 
-def _connect_with_backend(name: str, kind: str) -> Any:
+def _driver(module: str, server: str) -> Any:
     try:
-        return ase.db.connect(name, type=kind)
+        return import_module(module)
     except ImportError as error:
-        raise _driver_missing(kind, kind, error) from None
+        raise DatabaseError(
+            f"reading from {server} needs the Python package {error.name}",
+            hint=f"pip install 'mlip-job[{server.lower()}]'",
+        ) from None
 
 
 def _count_tables(connection: Any, schema: str) -> int:
     """Count how many of ASE's two central tables a server's database has."""
-    with closing(connection.cursor()) as cursor:
+    with closing(connection), closing(connection.cursor()) as cursor:
         cursor.execute(
             "SELECT count(DISTINCT table_name) FROM information_schema.tables"  # noqa: S608
             f" WHERE table_name IN ('systems', 'information') AND table_schema = {schema}"
@@ -265,13 +248,6 @@ def _require_ase_tables(found: int, description: str) -> None:
             f"{description} is not an ASE database: it lacks ASE's tables",
             hint="check database.url; ase.db.connect(…).write(atoms) makes one",
         )
-
-
-def _driver_missing(database: str, extra: str, error: ImportError) -> DatabaseError:
-    return DatabaseError(
-        f"reading from {database} needs the Python package {error.name}",
-        hint=f"pip install 'mlip-job[{extra}]'",
-    )
 
 
 def _failure(description: str, error: Exception, action: str = "read") -> DatabaseError:
@@ -288,7 +264,7 @@ def _failure(description: str, error: Exception, action: str = "read") -> Databa
 
 
 def _is_transient(error: Exception) -> bool:
-    """Tell a server that is away, or a file that is locked, from what will stay wrong."""
+    """Tell whether a retry may help: the server is unavailable, or the file locked."""
     kind, text = type(error).__module__.partition(".")[0], str(error).lower()
     if kind == "sqlite3":
         return isinstance(error, sqlite3.OperationalError) and "locked" in text
@@ -302,4 +278,4 @@ def _is_transient(error: Exception) -> bool:
     if state is not None:
         return state[:2] in _POSTGRESQL_TRANSIENT
     connection = type(error).__name__ in ("OperationalError", "InterfaceError", "DatabaseError")
-    return connection and not any(words in text for words in _POSTGRESQL_LASTING)
+    return connection and not any(words in text for words in _POSTGRESQL_PERMANENT)

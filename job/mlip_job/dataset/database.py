@@ -28,13 +28,13 @@ from mlip_job.dataset.tables import open_tables
 from mlip_job.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from mlip_job.config.models import DatabaseConfig
     from mlip_job.dataset.row import FloatArray
     from mlip_job.dataset.structures import IndexArray
-    from mlip_job.dataset.tables import TableRows, Tables
+    from mlip_job.dataset.tables import Tables
 
 PAGE = 500
 """Rows in a page; ASE fetches the whole result of a query before it yields the first row."""
@@ -172,11 +172,10 @@ class StructureDatabase:
         for first in range(0, len(selected.ids), PAGE):
             ids = selected.ids[first : first + PAGE].tolist()
             if self._tables is None:
-                yield _merge(None, self._read_by_ase(ids))
+                yield _page(self._read_by_ase(ids))
             else:
-                with self._failures():
-                    found = self._tables.read(ids)
-                yield self._checked(found, selected)
+                mtimes = dict(zip(ids, selected.mtimes[first : first + PAGE].tolist(), strict=True))
+                yield _page(self._read_directly(self._tables, mtimes))
 
     def rows(self) -> Iterator[StructureRow | UnreadableRow]:
         """Yield the selected rows in the order of their ids, as ASE reads them."""
@@ -240,13 +239,16 @@ class StructureDatabase:
         rows = self._ase_rows(span, columns=["id", "key_value_pairs"])
         return [str(row.key_value_pairs.get("status", "(none)")) for row in rows]
 
-    def _checked(self, found: TableRows, selected: Selected) -> Page:
-        """Let ASE read what could not be read, and what was written since it was selected."""
-        known = np.searchsorted(selected.ids, found.structures.ids)
-        unchanged = selected.mtimes[known] == np.array(found.mtimes)
-        again = sorted([*found.others, *found.structures.ids[~unchanged].tolist()])
-        rows = [row for row in map(self.row, again) if row is not None]
-        return _merge(found.structures.take(unchanged), rows)
+    def _read_directly(
+        self, tables: Tables, mtimes: Mapping[int, float]
+    ) -> Iterator[StructureRow | UnreadableRow]:
+        """Yield rows by id; ASE reads what is unusual, or was written since it was selected."""
+        with self._failures():
+            found = list(tables.read(list(mtimes)))
+        for id_, mtime, row in found:
+            read = row if row is not None and mtime == mtimes[id_] else self.row(id_)
+            if read is not None:
+                yield read
 
     def _read_by_ase(self, ids: Sequence[int]) -> list[StructureRow | UnreadableRow]:
         if ids[-1] - ids[0] <= _GAPS * len(ids):
@@ -296,8 +298,7 @@ class StructureDatabase:
     def _execute(self, sql: str, values: Sequence[Any]) -> Iterator[Any]:
         with self._failures() as database:
             if self._tables is not None:
-                for rows in self._tables.fetch(sql, values):
-                    yield from rows
+                yield from self._tables.fetch(sql, values)
             else:
                 cursor = database.connection.cursor()
                 cursor.execute(sql, values)
@@ -333,8 +334,7 @@ class StructureDatabase:
             raise opened.failure(error) from None
 
 
-def _merge(structures: Structures | None, rows: Iterable[StructureRow | UnreadableRow]) -> Page:
-    """Add rows that ASE read to those that were read directly."""
+def _page(rows: Iterable[StructureRow | UnreadableRow]) -> Page:
     complete: list[StructureRow] = []
     others: list[StructureRow | UnreadableRow] = []
     for row in rows:
@@ -342,11 +342,7 @@ def _merge(structures: Structures | None, rows: Iterable[StructureRow | Unreadab
             complete.append(row)
         else:
             others.append(row)
-    if structures is not None and not complete:
-        return Page(structures, others)
     lost = [row.id for row in complete if row.lost_stress]
-    complete += map(structures.row, range(len(structures))) if structures is not None else ()
-    complete.sort(key=lambda row: row.id)
     return Page(Structures.of_rows(complete), others, lost)
 
 

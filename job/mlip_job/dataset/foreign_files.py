@@ -1,4 +1,4 @@
-"""Files that are no SQLite database, and the command that makes one of them."""
+"""Reject files that are no SQLite database, with the command that converts them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _PEEK = 4096
 _KEYS_OF_LABELS = re.compile(r"(?:^|[ :])(\w*_(?:energy|forces?)|(?:energy|forces?)_\w+)[=:]")
 
 
-def refuse_foreign_file(path: Path) -> None:
+def require_sqlite_file(path: Path) -> None:
     """Raise unless a readable file may be an SQLite database.
 
-    Other back ends of ASE's, and files of structures, hold rows that have no stable ids, can't be
-    selected by SQL, or load all at once: one command converts them.
+    Rows of ASE's other back ends, and of files of structures, have no stable ids, can't be selected
+    by SQL, or are loaded all at once.
 
     Raises
     ------
@@ -42,15 +42,15 @@ def refuse_foreign_file(path: Path) -> None:
         return
     if not head:
         raise DatabaseError(
-            f"database {path} is an empty file: nothing was written into it yet",
+            f"database {path} is an empty file",
             hint="check database.url; ase.db.connect(…).write(atoms) writes rows",
         )
-    found = _recognise(path, head)
+    found = _foreign_format(path, head)
     if found is not None:
         raise found
 
 
-def _recognise(path: Path, head: bytes) -> MlipJobError | None:
+def _foreign_format(path: Path, head: bytes) -> MlipJobError | None:
     if _LMDB in head[:32] or path.suffix == ".aselmdb":
         return _another_back_end(path, "LMDB (.aselmdb)", ".aselmdb")
     if _JSON.match(head):
