@@ -41,10 +41,11 @@ def stand_in_for_pacemaker(
 
     def at_speed() -> None:
         from mlip_job.pipeline import publication
+        from mlip_job.training import process as child
         from mlip_job.training.pacemaker import process, programs
         from tests.plain_evaluations import make_evaluation
 
-        process._POLL_SECONDS = 0.02
+        child._POLL_SECONDS = 0.02
         find = process.find_program = lambda name: folder / name  # type: ignore[assignment]
         programs.find_program = find
         # What is replayed was fitted to other data.

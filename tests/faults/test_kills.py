@@ -14,7 +14,7 @@ import pytest
 from mlip_job.pipeline import preparation, publication
 from mlip_job.pipeline.shipping import Shipper
 from mlip_job.registry import Registry
-from mlip_job.training.pacemaker.wrapper import PacemakerWrapper
+from mlip_job.training.pacemaker.process import PacemakerWrapper
 from tests.faults import jobs
 from tests.faults.speed import REPLAYED, both, stand_in_for_pacemaker
 

@@ -57,7 +57,7 @@ class _Observer:
 
     def progress(self, progress: Progress) -> None:
         self.second_sets.add(progress.second_set)
-        done = (progress.row.iter_num or 0) if progress.row is not None else 0
+        done = progress.point.iteration if progress.point is not None else 0
         if self._stop_at is not None and done >= self._stop_at:
             self._stop_at = None
             os.kill(os.getpid(), signal.SIGTERM)

@@ -61,7 +61,7 @@ class _Observer:
         pass
 
     def progress(self, progress: Progress) -> None:
-        self.tested = self.tested or progress.test_row is not None
+        self.tested = self.tested or progress.test_point is not None
 
 
 def _run(directory: Path, training: dict[str, Any], observer: _Observer) -> TrainingReport:

@@ -16,7 +16,7 @@ from mlip_job.pipeline.clock import StageClock
 from mlip_job.report.model import TrainingReport
 from mlip_job.runtime.signals import StopRequest
 from mlip_job.store.open import open_store
-from mlip_job.training.pacemaker import programs
+from mlip_job.training.pacemaker import process, programs
 from mlip_job.training.trainer import added
 from tests.generations import Family, Silent, family, stopped_before_publication, trained
 from tests.reports import validate_report
@@ -37,7 +37,7 @@ class _StopsIt(Silent):
     """Sends this process the signal of a scheduler as soon as there is something to lose."""
 
     def progress(self, progress: Progress) -> None:
-        if progress.row is not None and (progress.row.iter_num or 0) > 1:
+        if progress.point is not None and progress.point.iteration > 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -144,11 +144,11 @@ def test_a_fit_runs_as_ever_where_the_device_is_there(
 ) -> None:
     """The one kind of device that is here stands for a GPU: the same potential, bit for bit."""
     _configure(family, require_gpu=True)
-    monkeypatch.setattr(programs, "KIND", "CPU")
+    monkeypatch.setattr(process, "GPU", "CPU")
     guarded = _run(family)
     losses = [point.loss for point in _report(family, guarded).fit.train_curve]
     _configure(family, require_gpu=False)
     (family.store / "cu" / "generations" / "gen_02" / "manifest.json").unlink()
-    monkeypatch.setattr(programs, "KIND", "GPU")
+    monkeypatch.setattr(process, "GPU", "GPU")
     alone = _run(family, fresh=True)
     assert losses == [point.loss for point in _report(family, alone).fit.train_curve]

@@ -40,7 +40,7 @@ def test_a_stage_that_goes_on_is_in_what_a_checkpoint_says() -> None:
     """The next attempt would know nothing of it if this one were killed now."""
     clock = StageClock(age_s=10.0)
     with clock.stage("fit"):
-        clock.phases.start(LogParser().phase_seconds)
+        clock.phases.start(LogParser().state.phase_seconds)
         time.sleep(0.02)
         during = clock.timings()
         assert during.stages_s["fit"] >= 0.02

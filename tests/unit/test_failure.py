@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from mlip_job.training.loss import DIVERGED
 from mlip_job.training.pacemaker.log import LogParser, LogState
-from mlip_job.training.pacemaker.results import DIVERGED, describe_exit, describe_failure
+from mlip_job.training.pacemaker.results import describe_exit, describe_failure
 
 STAMP = "2026-11-23 22:45:00,000 - pyace.fitadapter - "
 

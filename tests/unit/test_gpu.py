@@ -10,7 +10,7 @@ import pytest
 from mlip_job.errors import GpuRequiredError
 from mlip_job.training.pacemaker import programs
 from mlip_job.training.pacemaker.callbacks import on_device
-from mlip_job.training.pacemaker.programs import pacemaker_on_gpu, require_gpu, require_gpu_device
+from mlip_job.training.pacemaker.programs import require_gpu, require_gpu_device
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,4 +64,3 @@ def test_tensorflow_has_the_last_word(devices: Path) -> None:
 def test_the_exit_code_is_that_of_the_error() -> None:
     """The file that starts pacemaker imports nothing of this package."""
     assert GpuRequiredError.exit_code == on_device.NO_DEVICE
-    assert pacemaker_on_gpu()[1:3] == ["-P", on_device.__file__]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlip_job.training.pacemaker.log import LONGEST_LINE_BYTES, LineReader, read_lines
+from mlip_job.training.process import LONGEST_LINE_BYTES, LineReader, read_lines
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mlip_job.training.pacemaker.log import LogParser, read_lines
+from mlip_job.training.pacemaker.log import LogParser
+from mlip_job.training.process import read_lines
 from mlip_job.training.trainer import PhaseClock, added
 
 DATA = Path(__file__).parent.parent / "data" / "pacemaker"
@@ -63,7 +64,7 @@ def test_starts_add_up_also_while_one_is_running() -> None:
     assert (clock.first_start, clock.seconds()) == (None, {})
     for start in (1, 2):
         log = LogParser()
-        clock.start(log.phase_seconds)
+        clock.start(lambda *times, log=log: log.state.phase_seconds(*times))
         if start == 1:
             first = clock.first_start
         log.feed(_line(60.0, "Start pacemaker"))

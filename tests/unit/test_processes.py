@@ -8,14 +8,16 @@ import os
 import signal
 import time
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from multiprocessing.context import SpawnProcess
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from mlip_job.errors import TrainingError
-from mlip_job.runtime.processes import Beside, starting_workers
+from mlip_job.runtime.processes import run_in_process, starting_workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MUCH = bytes(8_000_000)
 """More than a pipe or a socket holds."""
@@ -24,29 +26,20 @@ DIED = TrainingError("it died", hint="try again")
 
 
 def test_it_returns_what_the_function_returns() -> None:
-    """From a process that is another, and is over with the block."""
-    with Beside(os.getpid, died=DIED) as beside:
-        process = beside.result()
+    """From another process, which has ended then; much data passes both ways."""
+    process = run_in_process(os.getpid, died=DIED)
     assert process != os.getpid()
     assert not _runs(process)
+    assert run_in_process(bytes.upper, MUCH + b"a", died=DIED) == MUCH + b"A"
 
 
-def test_much_is_passed_on() -> None:
-    """Both ways."""
-    with Beside(bytes.upper, MUCH + b"a", died=DIED) as beside:
-        assert beside.result() == MUCH + b"A"
-
-
-def test_an_error_is_raised_where_the_result_is_asked_for() -> None:
-    """With all that it says."""
-    with (
-        Beside(os.stat, "/absent", died=DIED) as beside,
-        pytest.raises(FileNotFoundError) as caught,
-    ):
-        beside.result()
+def test_an_error_of_the_function_is_raised_here() -> None:
+    """With its attributes."""
+    with pytest.raises(FileNotFoundError) as caught:
+        run_in_process(os.stat, "/absent", died=DIED)
     assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, "/absent")
-    with Beside(_refuse, died=DIED) as beside, pytest.raises(TrainingError, match="no") as refused:
-        beside.result()
+    with pytest.raises(TrainingError, match="no") as refused:
+        run_in_process(_refuse, died=DIED)
     assert refused.value.hint == "ask again"
 
 
@@ -57,8 +50,8 @@ def _threads() -> list[str]:
 
 def test_it_may_have_processes_too() -> None:
     """As a linear fit to many structures has."""
-    with Beside(_in_a_pool, died=DIED) as beside:
-        assert beside.result() not in (os.getpid(), beside._process.pid)
+    child, worker = run_in_process(_in_a_pool, died=DIED)
+    assert len({os.getpid(), child, worker}) == 3
 
 
 def test_workers_share_the_threads_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,16 +69,13 @@ def test_workers_share_the_threads_of_the_job(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_process_that_dies_is_an_error() -> None:
     """The one that the caller has for it."""
-    with (
-        Beside(signal.raise_signal, signal.SIGKILL, died=DIED) as beside,
-        pytest.raises(TrainingError) as caught,
-    ):
-        beside.result()
+    with pytest.raises(TrainingError) as caught:
+        run_in_process(signal.raise_signal, signal.SIGKILL, died=DIED)
     assert caught.value is DIED
 
 
 def test_a_process_that_dies_before_it_begins_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits for it to take what it is given."""
+    """Sending its arguments does not wait forever."""
     start = SpawnProcess.start
 
     def start_and_kill(process: SpawnProcess) -> None:
@@ -94,43 +84,39 @@ def test_a_process_that_dies_before_it_begins_is_an_error(monkeypatch: pytest.Mo
         process.join()
 
     monkeypatch.setattr(SpawnProcess, "start", start_and_kill)
-    with (
-        Beside(len, MUCH, died=DIED) as beside,
-        pytest.raises(TrainingError) as caught,
-    ):
-        beside.result()
+    with pytest.raises(TrainingError) as caught:
+        run_in_process(len, MUCH, died=DIED)
     assert caught.value is DIED
 
 
-def test_it_ends_with_the_block() -> None:
-    """However the block ends."""
+def test_it_is_killed_where_the_call_is_interrupted() -> None:
+    """A signal handler may raise at any time, here with the first message."""
     started = time.monotonic()
-    with suppress(TrainingError), Beside(time.sleep, 600, died=DIED) as beside:
-        process = beside._process.pid
+    told: list[int] = []
+
+    def refuse(process: int) -> None:
+        told.append(process)
         _refuse()
-    assert time.monotonic() - started < 300
-    assert process is not None
-    assert not _runs(process)
 
-
-def test_it_ends_where_the_block_is_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A signal may come while the process is given its work."""
-    beside = Beside(time.sleep, 600, died=DIED)
-    monkeypatch.setattr(beside._ours, "send", lambda _: _refuse())
     with pytest.raises(TrainingError, match="no"):
-        beside.__enter__()
-    assert beside._process.exitcode == -signal.SIGKILL
+        run_in_process(_tell_and_sleep, died=DIED, told=refuse)
+    assert time.monotonic() - started < 300
+    assert not _runs(told[0])
 
 
-def test_it_takes_no_notice_of_what_the_scheduler_sends() -> None:
+def test_it_ignores_the_signals_of_the_scheduler() -> None:
     """Ending the job is for the job itself."""
-    with Beside(_blocked_signals, died=DIED) as beside:
-        assert beside.result() >= {signal.SIGINT, signal.SIGUSR1}
+    assert run_in_process(_blocked_signals, died=DIED) >= {signal.SIGINT, signal.SIGUSR1}
 
 
-def _in_a_pool() -> int:
+def _tell_and_sleep(tell: Callable[[int], None]) -> None:
+    tell(os.getpid())
+    time.sleep(600)
+
+
+def _in_a_pool() -> tuple[int, int]:
     with ProcessPoolExecutor(1) as pool:
-        return pool.submit(os.getpid).result()
+        return os.getpid(), pool.submit(os.getpid).result()
 
 
 def _refuse() -> None:

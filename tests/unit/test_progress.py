@@ -9,25 +9,25 @@ from rich.console import Console
 
 from mlip_job.cli.options import Settings
 from mlip_job.cli.output import Reporter, live_line
-from mlip_job.training.pacemaker.process import _IterationClock
-from mlip_job.training.pacemaker.tables import MetricsRow
+from mlip_job.training.process import IterationClock
+from mlip_job.training.summary import CurvePoint
 from mlip_job.training.trainer import Progress
 
 
-def _row(iteration: int, step: int = 0) -> MetricsRow:
-    return MetricsRow(
+def _row(iteration: int, step: int = 0) -> CurvePoint:
+    return CurvePoint(
         ladder_step=step,
-        cycle_step=0,
-        iter_num=iteration,
+        cycle=0,
+        iteration=iteration,
         loss=0.5,
-        rmse_energy_ev_per_atom=0.0123,
-        rmse_force_ev_per_angstrom=0.0456,
+        rmse_energy_mev_per_atom=12.3,
+        rmse_force_mev_per_angstrom=45.6,
     )
 
 
 def test_clock_starts_after_the_graph_of_the_test_set() -> None:
     """Between the rows 0 and 1 lie minutes that say nothing about an iteration."""
-    clock = _IterationClock()
+    clock = IterationClock()
     clock.add([_row(0)], 0.0)
     clock.add([_row(1)], 300.0)
     assert clock.seconds_per_iteration is None
@@ -37,7 +37,7 @@ def test_clock_starts_after_the_graph_of_the_test_set() -> None:
 
 def test_clock_starts_anew_in_every_ladder_step() -> None:
     """Later steps have larger bases and slower iterations."""
-    clock = _IterationClock()
+    clock = IterationClock()
     clock.add([_row(0), _row(1)], 0.0)
     clock.add([_row(9)], 8.0)
     clock.add([_row(0, step=1)], 100.0)
@@ -74,7 +74,7 @@ def test_a_line_per_phase_and_interval(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_the_test_set_is_shown_where_it_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     """Whoever measures it."""
-    progress = Progress("fitting", 2.0, _row(20), test_row=_row(18))
+    progress = Progress("fitting", 2.0, _row(20), test_point=_row(18))
     Reporter(Settings()).progress(progress)
     assert " · test 12.3 meV/atom, 45.6 meV/Å\n" in capsys.readouterr().err
 

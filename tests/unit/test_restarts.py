@@ -22,7 +22,7 @@ def _places(*iterations: int, step: int = 0) -> list[Place]:
 def test_without_restarts_nothing_changes(case: str, table: str) -> None:
     """Ladders and cycles count from 0 of their own accord."""
     metrics, rows = (
-        [Place(r.ladder_step or 0, r.cycle_step or 0, r.iter_num or 0) for r in read.rows]
+        [r.place for r in read.rows]
         for read in (read_table(DATA / case / f"{name}.txt") for name in ("metrics", table))
     )
     assert count_on_like(metrics, rows) == [row.iteration for row in rows]
@@ -32,7 +32,7 @@ def test_without_restarts_nothing_changes(case: str, table: str) -> None:
 def test_a_fit_that_ran_out_of_memory_counts_on() -> None:
     """As pacemaker left it, in its sixth iteration; the test set was evaluated in every second."""
     metrics, test = (
-        [Place(r.ladder_step or 0, r.cycle_step or 0, r.iter_num or 0) for r in read.rows]
+        [r.place for r in read.rows]
         for read in (
             read_table(DATA / "oom_healed" / f"{name}.txt") for name in ("metrics", "test_metrics")
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mlip_job.training.pacemaker.process import copy_without_host, hide_host, last_lines
+from mlip_job.training.process import copy_without_host, hide_host, last_lines
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from mlip_job.training.pacemaker import process
-from mlip_job.training.pacemaker.process import Watchdog, session_cpu_seconds
+from mlip_job.training import process
+from mlip_job.training.process import Watchdog, session_cpu_seconds
 
 TIMEOUT = 600.0
 BURN = """

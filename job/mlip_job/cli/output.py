@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
     from mlip_job.cli.options import Settings
-    from mlip_job.training.pacemaker.tables import MetricsRow
+    from mlip_job.training.summary import CurvePoint
     from mlip_job.training.trainer import Progress
 
 _LINE_INTERVAL_SECONDS = 10.0
@@ -94,10 +94,10 @@ class Reporter:
         if self._live is None:
             self._live = live_line(Console(stderr=True), self._max_iter)
             self._live.start()
-        row = progress.row
+        point = progress.point
         self._live.update(
             self._live.task_ids[0],
-            completed=row.iter_num or 0 if row is not None else 0,
+            completed=point.iteration if point is not None else 0,
             description=_describe(progress, self._max_iter),
         )
 
@@ -132,27 +132,27 @@ def live_line(console: Console, total: int | None) -> RichProgress:
 
 
 def _describe(progress: Progress, max_iter: int | None) -> str:
-    row = progress.row
+    point = progress.point
     parts = [progress.phase.replace("_", " ")]
-    if row is not None and row.iter_num is not None:
+    if point is not None:
         total = f"/{max_iter}" if max_iter else ""
-        step = f"ladder step {row.ladder_step + 1}, " if row.ladder_step else ""
-        parts.append(f"{step}iteration {row.iter_num}{total}")
-        if row.loss is not None:
-            parts.append(f"loss {row.loss:.3g}")
-        parts.extend(_errors("RMSE", row))
-        if progress.test_row is not None:
-            parts.extend(_errors(progress.second_set, progress.test_row))
+        step = f"ladder step {point.ladder_step + 1}, " if point.ladder_step else ""
+        parts.append(f"{step}iteration {point.iteration}{total}")
+        if point.loss is not None:
+            parts.append(f"loss {point.loss:.3g}")
+        parts.extend(_errors("RMSE", point))
+        if progress.test_point is not None:
+            parts.extend(_errors(progress.second_set, progress.test_point))
         if max_iter and progress.seconds_per_iteration is not None:
-            seconds = (max_iter - row.iter_num) * progress.seconds_per_iteration
+            seconds = (max_iter - point.iteration) * progress.seconds_per_iteration
             parts.append(f"at most {duration(seconds)} left in this step")
     return " · ".join(parts)
 
 
-def _errors(name: str, row: MetricsRow) -> Iterator[str]:
-    energy, force = row.rmse_energy_ev_per_atom, row.rmse_force_ev_per_angstrom
+def _errors(name: str, point: CurvePoint) -> Iterator[str]:
+    energy, force = point.rmse_energy_mev_per_atom, point.rmse_force_mev_per_angstrom
     if energy is not None and force is not None:
-        yield f"{name} {1000 * energy:.1f} meV/atom, {1000 * force:.1f} meV/Å"
+        yield f"{name} {energy:.1f} meV/atom, {force:.1f} meV/Å"
 
 
 def duration(seconds: float) -> str:

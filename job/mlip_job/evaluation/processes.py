@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import time
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Self
 
 from mlip_job.dataset.xyz import count_atoms
 from mlip_job.errors import TrainingError
 from mlip_job.evaluation.measured import Measurer
-from mlip_job.runtime.processes import die_with, in_order
+from mlip_job.runtime.processes import in_order, worker_pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from concurrent.futures import ProcessPoolExecutor
     from types import TracebackType
 
     from mlip_job.evaluation.measured import Batch, Models, Task
@@ -50,13 +48,7 @@ class Measurers:
         self._own: Measurer | None = None
         self._pool: ProcessPoolExecutor | None = None
         if self.processes:
-            self._pool = ProcessPoolExecutor(
-                self.processes,
-                # A fork would copy locks that other threads hold: the heartbeat's, an S3 client's.
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=_initialise,
-                initargs=(models, os.getpid()),
-            )
+            self._pool = worker_pool(self.processes, _initialise, models)
 
     def __enter__(self) -> Self:
         return self
@@ -112,9 +104,8 @@ _models: Models | None = None
 _measurer: Measurer | None = None
 
 
-def _initialise(models: Models, parent: int) -> None:
+def _initialise(models: Models) -> None:
     global _models  # noqa: PLW0603 - a pool's processes have no other place for it
-    die_with(parent)
     _models = models
 
 

@@ -22,8 +22,8 @@ from mlip_job.pipeline.stages import left_out_by_weighting
 from mlip_job.registry import AttemptPart
 from mlip_job.training.linear import summarise_linear_fit
 from mlip_job.training.pacemaker.best import EarlyStopping
+from mlip_job.training.pacemaker.process import PacemakerWrapper
 from mlip_job.training.pacemaker.results import summarise_run
-from mlip_job.training.pacemaker.wrapper import PacemakerWrapper
 from mlip_job.training.size import with_size
 from mlip_job.training.trainer import Monitor
 

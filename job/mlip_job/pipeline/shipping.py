@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 from mlip_job.registry import AttemptPart, Checkpoint, TrainingState
 from mlip_job.training.checkpoint import POTENTIAL, FitPosition
-from mlip_job.training.pacemaker.process import copy_without_host
 from mlip_job.training.pacemaker.snapshot import count_iterations
 from mlip_job.training.pacemaker.tables import read_table
+from mlip_job.training.process import copy_without_host
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mlip_job.naming import WorkFiles
     from mlip_job.registry import Registry, Timings
-    from mlip_job.training.pacemaker.wrapper import PacemakerWrapper
+    from mlip_job.training.pacemaker.process import PacemakerWrapper
 
 TRAIN_LOG = "train.log"
 

@@ -1,4 +1,4 @@
-"""Processes of a job's own: they end with it, and leave the scheduler's signals to it."""
+"""Child processes: they die with this one, and leave the scheduler's signals to it."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import subprocess
 import time
 from collections import deque
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlip_job.runtime.environment import thread_counts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from concurrent.futures import Future, ProcessPoolExecutor
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from concurrent.futures import Future
     from multiprocessing.connection import Connection
-    from types import TracebackType
 
     from mlip_job.errors import MlipJobError
 
@@ -36,25 +37,84 @@ _PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 _LIBC = ctypes.CDLL(None)  # loaded here: it can't be between fork and exec
 
 
-def die_with_parent() -> None:
-    """Have the kernel end this process when its parent ends, however that happens.
+def start_program(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a program in a session of its own; it gets no input.
 
-    May be called between fork and exec, where only what can't block may be done.
+    If this process is killed the kernel ends the program, so that no GPU stays busy.
     """
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    return subprocess.Popen(  # noqa: S603 - callers pass fixed programs
+        command,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=_die_with_parent,  # noqa: PLW1509 - one call into libc, no lock taken
+        **options,
+    )
 
 
-def die_with(parent: int) -> None:
-    """Do so in a process that was spawned, also where its parent has ended meanwhile.
+def run_in_process(
+    function: Callable[..., Result],
+    *arguments: Any,
+    died: MlipJobError,
+    told: Callable[[Any], None] | None = None,
+) -> Result:
+    """Call a function in a process of its own, which is killed if this call is interrupted.
+
+    Its memory is free afterwards. Function and arguments are pickled.
 
     Parameters
     ----------
-    parent
-        Its process id, which it passed on.
+    died
+        Raised if the process dies.
+    told
+        Called with the messages of the function, which gets a callable to send them as its first
+        argument.
+
+    Raises
+    ------
+    Exception
+        The exception that the function raised, or `died`.
     """
-    die_with_parent()
-    if os.getppid() != parent:
-        os._exit(1)
+    # A fork would copy locks that other threads hold: the heartbeat's, an S3 client's.
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    # Not a daemon, which could not start processes itself.
+    process = context.Process(target=_work, args=(theirs, os.getpid()))
+    try:
+        with stop_signals_blocked():
+            process.start()
+        theirs.close()
+        # Not as arguments of the process: if it died early, start() would wait forever.
+        with suppress(ConnectionError):
+            ours.send((function, arguments, told is not None))
+        outcome, value = ours.recv()
+        while outcome == "told" and told is not None:
+            told(value)
+            outcome, value = ours.recv()
+    except (EOFError, ConnectionError):
+        # Perhaps a signal was sent to all processes of the job; then our own handler raises.
+        time.sleep(_SECONDS_FOR_A_SIGNAL)
+        raise died from None
+    finally:
+        if process.pid is not None:
+            process.kill()
+            process.join()
+        ours.close()
+    if outcome == "raised":
+        raise value
+    result: Result = value
+    return result
+
+
+def worker_pool(
+    count: int, initialise: Callable[..., None], *arguments: Any
+) -> ProcessPoolExecutor:
+    """Return a pool of processes, each of which calls `initialise` first."""
+    return ProcessPoolExecutor(
+        count,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(os.getpid(), initialise, arguments),
+    )
 
 
 @contextmanager
@@ -108,88 +168,8 @@ def in_order(
         yield waiting.popleft().result()
 
 
-class Beside(Generic[Result]):
-    """A function that runs in a process of its own, at most as long as a with block lasts.
-
-    Parameters
-    ----------
-    function, arguments
-        What is called there; both are pickled.
-    died
-        Raised where that process dies.
-    told
-        Called, while the result is waited for, with what the function tells: it gets a callable
-        to do so as its first argument then.
-    """
-
-    def __init__(
-        self,
-        function: Callable[..., Result],
-        *arguments: Any,
-        died: MlipJobError,
-        told: Callable[[Any], None] | None = None,
-    ) -> None:
-        # A fork would copy locks that other threads hold: the heartbeat's, an S3 client's.
-        context = multiprocessing.get_context("spawn")
-        self._task = function, arguments, told is not None
-        self._died = died
-        self._told = told
-        self._ours, self._theirs = context.Pipe()
-        # No daemon: that could not start processes itself.
-        self._process = context.Process(target=_work, args=(self._theirs, os.getpid()))
-
-    def __enter__(self) -> Self:
-        try:
-            with stop_signals_blocked():
-                self._process.start()
-            self._theirs.close()
-            # Not as arguments of the process: if it died early, start() would wait for ever.
-            with suppress(ConnectionError):
-                self._ours.send(self._task)
-        except BaseException:  # a stop signal, too, may raise here
-            self._end()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._end()
-
-    def _end(self) -> None:
-        if self._process.pid is not None:
-            self._process.kill()
-            self._process.join()
-        self._ours.close()
-
-    def result(self) -> Result:
-        """Wait for the function's result.
-
-        Raises
-        ------
-        Exception
-            What it raised, or `died`.
-        """
-        try:
-            outcome, value = self._ours.recv()
-            while outcome == "told" and self._told is not None:
-                self._told(value)
-                outcome, value = self._ours.recv()
-        except (EOFError, ConnectionError):
-            # Perhaps a signal was sent to all processes of the job; then our own handler raises.
-            time.sleep(_SECONDS_FOR_A_SIGNAL)
-            raise self._died from None
-        if outcome == "raised":
-            raise value
-        result: Result = value
-        return result
-
-
 def _work(connection: Connection, parent: int) -> None:
-    die_with(parent)
+    _die_with(parent)
     function, arguments, tells = connection.recv()
     if tells:
         arguments = (lambda value: connection.send(("told", value)), *arguments)
@@ -198,3 +178,20 @@ def _work(connection: Connection, parent: int) -> None:
     except Exception as error:  # noqa: BLE001 - it is raised where the result is asked for
         outcome = "raised", error
     connection.send(outcome)
+
+
+def _start_worker(parent: int, initialise: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    _die_with(parent)
+    initialise(*arguments)
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end this process when its parent ends; callable between fork and exec."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _die_with(parent: int) -> None:
+    """Do so in a spawned process, whose parent may have ended already."""
+    _die_with_parent()
+    if os.getppid() != parent:
+        os._exit(1)

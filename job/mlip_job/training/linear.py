@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from mlip_job.errors import MlipJobError, TrainingError
-from mlip_job.runtime.processes import Beside
+from mlip_job.runtime.processes import run_in_process
 from mlip_job.training.pacemaker.programs import find_program
 from mlip_job.training.summary import LossShares, RunSummary, SetSizes
 
@@ -137,8 +137,7 @@ def run_linear_fit(task: LinearTask, observe: Callable[[LinearProgress], None]) 
         "the process of the linear start died, most likely out of memory",
         hint="give the job more memory, or set training.linear_start: false",
     )
-    with Beside(_fit, task, died=died, told=observe) as fit:
-        return fit.result()
+    return run_in_process(_fit, task, died=died, told=observe)
 
 
 def _fit(tell: Callable[[LinearProgress], None], task: LinearTask) -> LinearStart:

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from mlip_job.training.pacemaker.tables import MetricsRow
     from mlip_job.training.summary import CurvePoint, RunSummary
 
+DIVERGED = (
+    "it diverged: the loss is not finite; look for structures with extreme forces "
+    "(dataset.max_force), reduce the basis or raise training.l2_coeffs, then run with --fresh"
+)
+
 _LEAST_ENERGY = 0.05
 
 

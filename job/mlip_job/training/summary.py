@@ -54,6 +54,11 @@ class CurvePoint(_Part):
     rmse_energy_mev_per_atom: float | None
     rmse_force_mev_per_angstrom: float | None
 
+    @property
+    def step(self) -> tuple[int, int]:
+        """Ladder step and cycle."""
+        return self.ladder_step, self.cycle
+
 
 class FitCycle(_Part):
     """One cycle of one ladder step."""

@@ -1,4 +1,4 @@
-"""How far a fit is, and who watches it."""
+"""The trainer of a fit: its progress, and the monitor that may stop it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,97 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mlip_job.errors import MlipJobError
-    from mlip_job.training.pacemaker.tables import MetricsRow
+    from mlip_job.training.summary import CurvePoint
+
+PhaseSeconds = Callable[[datetime, datetime], "Mapping[str, float]"]
+"""Seconds in each phase between two times, by the stamps of a trainer's log."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The progress of a fit.
+
+    Attributes
+    ----------
+    phase
+        The trainer's present phase, in words.
+    elapsed_s
+        Since the trainer was started.
+    point, test_point
+        The newest point of the training curve, and of that of the second set; None before the
+        first.
+    seconds_per_iteration
+        Mean over the iterations of this ladder step; None before the second.
+    timings_s
+        Seconds in each phase, up to the trainer's last message.
+    second_set
+        ``test`` or ``validation``.
+    """
+
+    phase: str
+    elapsed_s: float
+    point: CurvePoint | None = None
+    seconds_per_iteration: float | None = None
+    test_point: CurvePoint | None = None
+    timings_s: Mapping[str, float] = field(default_factory=dict)
+    second_set: str = "test"
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """The caller's side of a running fit.
+
+    Attributes
+    ----------
+    observe
+        Called with the progress about twice a second.
+    show_line
+        Called with every line that the trainer prints.
+    interruption
+        Called as often; an error that it returns stops the trainer and is raised.
+    stall_timeout
+        Seconds without iteration, output and CPU use after which the trainer is stopped.
+    phases
+        Measures the phases of the trainer.
+    """
+
+    observe: Callable[[Progress], None]
+    show_line: Callable[[str], None]
+    interruption: Callable[[], MlipJobError | None]
+    stall_timeout: float
+    phases: PhaseClock = field(default_factory=lambda: PhaseClock())  # noqa: PLW0108 - defined below
+
+
+class _Start(NamedTuple):
+    ended: dict[str, float]
+    phases: PhaseSeconds | None
+    begun: datetime
+
+
+class PhaseClock:
+    """Adds up the phases of all starts of the trainer; other threads may read it.
+
+    ``first_start`` is the time of the first one by `time.monotonic`, None before.
+    """
+
+    def __init__(self) -> None:
+        self.first_start: float | None = None
+        self._now = _Start({}, None, _local_time())
+
+    def start(self, phases: PhaseSeconds) -> None:
+        """Begin to measure a start of the trainer."""
+        if self.first_start is None:
+            self.first_start = time.monotonic()
+        self._now = _Start(self.seconds(), phases, _local_time())
+
+    def end(self) -> None:
+        """Stop measuring."""
+        self._now = _Start(self.seconds(), None, _local_time())
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds in each phase so far."""
+        ended, phases, begun = self._now
+        return ended if phases is None else added(ended, phases(begun, _local_time()))
 
 
 def added(*parts: Mapping[str, float]) -> dict[str, float]:
@@ -24,102 +114,5 @@ def added(*parts: Mapping[str, float]) -> dict[str, float]:
     return sums
 
 
-PhaseSeconds = Callable[[datetime, datetime], "Mapping[str, float]"]
-"""Seconds in each phase between two times, by the stamps of a trainer's log."""
-
-
-class _Start(NamedTuple):
-    ended: dict[str, float]
-    phases: PhaseSeconds | None
-    begun: datetime
-
-
-class PhaseClock:
-    """Adds up the phases of all starts of pacemaker; may be asked by another thread.
-
-    Attributes
-    ----------
-    first_start
-        When pacemaker was started first, by `time.monotonic`; None before.
-    """
-
-    def __init__(self) -> None:
-        self.first_start: float | None = None
-        self._now = _Start({}, None, _local_time())
-
-    def start(self, phases: PhaseSeconds) -> None:
-        """Note that the trainer is started."""
-        if self.first_start is None:
-            self.first_start = time.monotonic()
-        self._now = _Start(self.seconds(), phases, _local_time())
-
-    def end(self) -> None:
-        """Note that it has ended."""
-        self._now = _Start(self.seconds(), None, _local_time())
-
-    def seconds(self) -> dict[str, float]:
-        """Return the seconds in each phase so far."""
-        ended, phases, begun = self._now
-        if phases is None:
-            return ended
-        return added(ended, phases(begun, _local_time()))
-
-
 def _local_time() -> datetime:
     return datetime.now()  # noqa: DTZ005 - as trainers stamp their logs
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a fit is.
-
-    Attributes
-    ----------
-    phase
-        What pacemaker is doing, in words.
-    elapsed_s
-        Seconds since its start.
-    row
-        The newest row of the training metrics, if there is any yet.
-    seconds_per_iteration
-        Mean over the iterations seen in this ladder step, or None before the second.
-    test_row
-        The newest row of the second set, where one is measured.
-    timings_s
-        Seconds in each phase so far, up to pacemaker's last message.
-    second_set
-        What the second set is.
-    """
-
-    phase: str
-    elapsed_s: float
-    row: MetricsRow | None = None
-    seconds_per_iteration: float | None = None
-    test_row: MetricsRow | None = None
-    timings_s: Mapping[str, float] = field(default_factory=dict)
-    second_set: str = "test"
-
-
-@dataclass(frozen=True)
-class Monitor:
-    """Whoever watches a fit, and may end it.
-
-    Attributes
-    ----------
-    observe
-        Called with the progress about twice a second.
-    show_line
-        Called with every line that pacemaker prints.
-    interruption
-        Asked as often; the error that it returns is raised when pacemaker has been stopped.
-    stall_timeout
-        Seconds without iteration, output and CPU use after which pacemaker is ended.
-    phases
-        Told how long pacemaker's phases take.
-    """
-
-    observe: Callable[[Progress], None]
-    show_line: Callable[[str], None]
-    interruption: Callable[[], MlipJobError | None]
-    stall_timeout: float
-    phases: PhaseClock = field(default_factory=PhaseClock)

@@ -16,11 +16,8 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
-import os
 import tempfile
 import warnings
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from functools import cache
 from math import inf
@@ -30,13 +27,14 @@ import numpy as np
 
 from mlip_job.errors import TrainingError
 from mlip_job.runtime.environment import available_memory
-from mlip_job.runtime.processes import die_with, in_order
+from mlip_job.runtime.processes import in_order, worker_pool
 from mlip_job.training.linear import LinearProgress, LinearStart
 from mlip_job.training.loss import shares
 from mlip_job.training.pacemaker.weighting import FITTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from concurrent.futures import ProcessPoolExecutor
     from contextlib import AbstractContextManager
 
     from mlip_job.training.linear import LinearTask
@@ -461,20 +459,10 @@ def _processes(
     count = min(cores, atoms // _ATOMS_WORTH_A_PROCESS, available_memory() // 2 // needed)
     if count <= 1:
         return nullcontext(None)
-    return ProcessPoolExecutor(
-        count,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_initialise,
-        initargs=(os.getpid(),),
-    )
+    return worker_pool(count, _silence)
 
 
 def _silence() -> None:
     """Keep pyace's log and what its use of pandas warns of from the console."""
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
-
-
-def _initialise(parent: int) -> None:
-    _silence()
-    die_with(parent)

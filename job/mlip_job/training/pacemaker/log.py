@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 from mlip_job.training.trainer import added
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Mapping
 
 _LONGEST_LINE = 4096  # no message of pacemaker's is longer; garbage may be
 
@@ -155,10 +154,6 @@ class LogParser:
     def phase(self) -> Phase:
         """What pacemaker is doing now."""
         return self.state.phases[-1][0] if self.state.phases else Phase.STARTING
-
-    def phase_seconds(self, begun: datetime, until: datetime) -> dict[str, float]:
-        """Return the seconds in each phase of the run that the log tells of now."""
-        return self.state.phase_seconds(begun, until)
 
     def feed(self, line: str) -> None:
         """Take one line, with or without its end."""
@@ -330,38 +325,3 @@ _HANDLERS: Mapping[re.Pattern[str], Callable[[LogState, re.Match[str]], None]] =
         r"(Final potential is saved to) output_potential\.yaml": _setter("potential_saved", bool),
     }.items()
 }
-
-
-LONGEST_LINE_BYTES = 1 << 14
-"""What is kept of a line; no message of pacemaker's is longer."""
-
-
-_READ_BYTES = 1 << 20
-
-
-class LineReader:
-    """Cuts a growing file into lines, of each the first `LONGEST_LINE_BYTES`."""
-
-    def __init__(self) -> None:
-        self._line = bytearray()
-
-    def lines(self, block: bytes) -> Iterator[str]:
-        """Yield the lines that end in the next block of the file."""
-        *ends, rest = block.split(b"\n")
-        for end in ends:
-            self._add(end)
-            yield self._line.decode("utf-8", errors="replace")
-            self._line.clear()
-        self._add(rest)
-
-    def _add(self, piece: bytes) -> None:
-        self._line += piece[: LONGEST_LINE_BYTES - len(self._line)]
-
-
-def read_lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a file, the last one also where it has no end."""
-    reader = LineReader()
-    with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
-            yield from reader.lines(block)
-    yield from reader.lines(b"\n")

@@ -1,4 +1,4 @@
-"""A summary of any pacemaker work directory: tables first, the log for what only it has."""
+"""The result of a run of pacemaker, from its work directory: tables first, the log for the rest."""
 
 from __future__ import annotations
 
@@ -8,55 +8,45 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
 from mlip_job.errors import ConfigError
-from mlip_job.training.loss import shares_of
+from mlip_job.training.loss import DIVERGED, shares_of
 from mlip_job.training.pacemaker.best import Kept, read_kept
 from mlip_job.training.pacemaker.callbacks.mlip_job_callbacks import BEST, SETTINGS
-from mlip_job.training.pacemaker.log import LogParser, is_out_of_memory, read_lines
-from mlip_job.training.pacemaker.tables import MetricsRow, MetricsTable, read_table
-from mlip_job.training.summary import (
-    BestPotential,
-    CurvePoint,
-    Errors,
-    FitCycle,
-    RunSummary,
-    SetSizes,
-)
+from mlip_job.training.pacemaker.log import LogParser, is_out_of_memory
+from mlip_job.training.pacemaker.tables import MetricsRow, MetricsTable, milli, read_table
+from mlip_job.training.process import read_lines
+from mlip_job.training.summary import BestPotential, Errors, FitCycle, RunSummary, SetSizes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from mlip_job.training.pacemaker.log import LogState, StatisticsBlock
-    from mlip_job.training.pacemaker.tables import MetricsRow, MetricsTable
+
+    Tables = Mapping[str, MetricsTable]
 
 LOGS = ("train.log", "log.txt")
-"""What our runner kept of the console, and pacemaker's own log, which lacks tracebacks."""
-
+"""The console output that this package kept, and pacemaker's own log, which lacks tracebacks."""
 
 _KNOWN_FILES = (*LOGS, "metrics.txt", "input.yaml", "output_potential.yaml")
-
-
-_EXIT_CODE = "exit_code"
-
-
-_PRECISION_LOSS = 2  # of scipy's BFGS: its line search found no better point
-
-
 _NOTHING_TO_IMPROVE = (
     "pacemaker found nothing to improve: the potential is the one that the fit began with; a "
     "larger basis leaves more to fit"
 )
+_TRIAL_POINT = (
+    "the optimiser gave up within a line search: pacemaker's last figures of the test set are of a "
+    "trial point, not of the potential that it saved"
+)
+# Endings of scipy's minimiser.
+_PRECISION_LOSS = 2  # BFGS: its line search found no better point
+_ENDED_AT_ITERATION = (0, 1, 99)  # converged, too many iterations, ended by a callback
+_PRINT_PRECISION_MEV = 0.0051  # the log prints two decimals
+_SAME = 1e-9  # relative: the last iteration is measured twice
 
 
 def summarise_run(directory: Path, *, exit_code: int | None = None) -> RunSummary:
     """Summarise a work directory of pacemaker's.
 
-    Parameters
-    ----------
-    directory
-        Where it ran.
-    exit_code
-        Where the caller knows it; else a file ``exit_code`` is looked for.
+    Without an exit code a file ``exit_code`` in the directory is read, if there is one.
 
     Raises
     ------
@@ -69,22 +59,25 @@ def summarise_run(directory: Path, *, exit_code: int | None = None) -> RunSummar
             hint=f"it holds none of {', '.join(_KNOWN_FILES)}",
         )
     state = _read_log(directory)
-    folder = _tables_folder(directory)
+    # A run of ours joins the tables of all its attempts in a folder.
+    joined = directory / "metrics"
+    folder = joined if (joined / "metrics.txt").is_file() else directory
     tables = {
         name: read_table(folder / f"{name}.txt")
         for name in ("metrics", "test_metrics", "cycle_metrics", "test_cycle_metrics")
     }
     exit_code = _read_exit_code(directory) if exit_code is None else exit_code
     status, cause = _judge(state, tables["metrics"], exit_code)
-    train_rows = tables["metrics"].rows
-    train, test, warnings = final_errors(state, tables)
-    row = final_row(state, tables["cycle_metrics"])
+    rows = tables["metrics"].rows
+    last = rows[-1] if rows else MetricsRow()
+    train, test, warnings = _final_errors(state, tables)
+    row = _final_row(state, tables["cycle_metrics"])
     kept = read_kept(directory / BEST)
     best = better_than_last(kept, state, tables)
     if kept is not None and best is not None:
         row = kept.train
-        train, test, warnings = errors_of(kept.train), errors_of(kept.validation), []
-    cycles = tuple(_cycles(train_rows))
+        train, test, warnings = _errors(kept.train), _errors(kept.validation), []
+    cycles = tuple(_cycles(rows))
     return RunSummary(
         status=status,
         cause=cause,
@@ -95,33 +88,51 @@ def summarise_run(directory: Path, *, exit_code: int | None = None) -> RunSummar
         kappa=state.kappa,
         second_set="validation" if (directory / SETTINGS).is_file() else "test",
         best=best,
-        iterations=sum(c.iterations for c in cycles) if train_rows else None,
-        functions=_first_known(train_rows[-1].nfuncs if train_rows else None, state.functions),
-        parameters=_first_known(train_rows[-1].ncoefs if train_rows else None, state.parameters),
-        ladder=_is_ladder(state, train_rows) if state.phases else None,
+        iterations=sum(c.iterations for c in cycles) if rows else None,
+        functions=state.functions if last.nfuncs is None else last.nfuncs,
+        parameters=state.parameters if last.ncoefs is None else last.ncoefs,
+        # A fit that was interrupted in the last step of a ladder ends without one.
+        ladder=state.ladder or any(r.ladder_step for r in rows) if state.phases else None,
         cycles=cycles,
         early_stopping=state.early_stopping,
         optimiser_message=state.optimiser_results[-1].message if state.optimiser_results else None,
         structures=_structures(state),
         versions=dict(state.versions),
         timings_s=state.phase_seconds(),
-        train_curve=tuple(_curve(train_rows)),
-        test_curve=tuple(_curve(tables["test_metrics"].rows)),
+        train_curve=tuple(r.point for r in rows),
+        test_curve=tuple(r.point for r in tables["test_metrics"].rows),
         warnings=(*_warnings(state, tables), *warnings),
     )
 
 
-def _tables_folder(directory: Path) -> Path:
-    """Return where the tables are: a run of ours joins those of all its attempts in a folder."""
-    joined = directory / "metrics"
-    return joined if (joined / "metrics.txt").is_file() else directory
+def better_than_last(kept: Kept | None, state: LogState, tables: Tables) -> BestPotential | None:
+    """Return which potential is the result, if it is not the last one.
+
+    Only the last step of a ladder counts: earlier potentials lack functions.
+    """
+    rows = tables["metrics"].rows
+    if kept is None or not rows or kept.ladder_step != rows[-1].place.ladder_step:
+        return None
+    is_last = (kept.cycle, kept.iteration) == rows[-1].place[1:]
+    if is_last and len({row.cycle_step for row in rows}) == 1:
+        return None
+    last = _last_loss(state, tables)
+    if last is not None and last <= kept.loss * (1 + _SAME):
+        return None
+    return BestPotential(
+        ladder_step=kept.ladder_step,
+        cycle=kept.cycle,
+        iteration=kept.iteration,
+        loss=kept.loss,
+        last_loss=last if last is not None and math.isfinite(last) else None,
+    )
 
 
 def _read_log(directory: Path) -> LogState:
     parser = LogParser()
-    for name in LOGS:
-        if (directory / name).is_file():
-            for line in read_lines(directory / name):
+    for log in (directory / name for name in LOGS):
+        if log.is_file():
+            for line in read_lines(log):
                 parser.feed(line)
             break
     return parser.state
@@ -129,97 +140,20 @@ def _read_log(directory: Path) -> LogState:
 
 def _read_exit_code(directory: Path) -> int | None:
     try:
-        return int((directory / _EXIT_CODE).read_text(encoding="utf-8"))
+        return int((directory / "exit_code").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
 
-def _judge(
-    state: LogState, metrics: MetricsTable, exit_code: int | None
-) -> tuple[Literal["succeeded", "failed", "incomplete"], str | None]:
-    """Decide how the run ended; exit code 0 alone means nothing with pacemaker."""
-    cause = describe_failure(state, exit_code)
-    if cause is not None:
-        return "failed", cause
-    if exit_code not in (None, 0):
-        return "failed", f"exit code {exit_code} while {_phase_in_words(state)}"
-    if not state.potential_saved:
-        if exit_code == 0:
-            return "failed", "it ended without saving a potential"
-        return "incomplete", f"the log ends while {_phase_in_words(state)}"
-    problem = _loss_problem(state, metrics.rows)
-    return ("failed", problem) if problem else ("succeeded", None)
-
-
-def _loss_problem(state: LogState, rows: Sequence[MetricsRow]) -> str | None:
-    if _began_at_its_best(state, rows):
-        return None
-    if not any(row.iter_num for row in rows):
-        evaluated = bool(rows) and rows[0].loss is not None
-        said = state.optimiser_results[-1].message if state.optimiser_results else None
-        return (
-            "the optimiser did not make one iteration"
-            + (f" (initial loss {rows[0].loss:.4g})" if evaluated else "")
-            + (f": {said}" if said else "")
-        )
-    first, last = rows[0].loss, rows[-1].loss
-    if first is None or last is None or not math.isfinite(last):
-        return DIVERGED
-    best = min(row.loss for row in rows if row.loss is not None)
-    return None if best < first else f"the loss did not fall (from {first:.4g} to {last:.4g})"
-
-
-def _began_at_its_best(state: LogState, rows: Sequence[MetricsRow]) -> bool:
-    """Tell whether the fit began with a potential, and the optimiser found that it is a minimum.
-
-    From nothing it would be a minimum as well where nothing can be learnt. A linear fit is one but
-    for the radial functions, and a line search that finds no better point may end it too.
-    """
-    if state.starting_potential is None or not state.optimiser_results:
-        return False
-    ended, linear = state.optimiser_results[-1], "linear_start.yaml" in state.starting_potential
-    if not ended.success and not (linear and ended.status == _PRECISION_LOSS):
-        return False
-    losses = [math.nan if row.loss is None else row.loss for row in rows]
-    same = all(math.isclose(loss, losses[0]) for loss in losses)
-    return bool(losses) and math.isfinite(losses[0]) and same
-
-
-def _phase_in_words(state: LogState) -> str:
-    return state.phases[-1][0].value.replace("_", " ") if state.phases else "nothing had begun"
-
-
-def _is_ladder(state: LogState, rows: Sequence[MetricsRow]) -> bool:
-    # A fit that was interrupted in the last step of a ladder ends without one.
-    return state.ladder or any(row.ladder_step for row in rows)
-
-
-def _first_known(*values: int | None) -> int | None:
-    return next((value for value in values if value is not None), None)
-
-
 def _cycles(rows: Sequence[MetricsRow]) -> Iterator[FitCycle]:
-    by_cycle = groupby(rows, key=lambda row: (row.ladder_step or 0, row.cycle_step or 0))
-    for (ladder_step, cycle), group in by_cycle:
+    for (ladder_step, cycle), group in groupby(rows, key=lambda row: row.place[:2]):
         members = list(group)
         yield FitCycle(
             ladder_step=ladder_step,
             cycle=cycle,
             functions=members[-1].nfuncs,
-            iterations=max(row.iter_num or 0 for row in members),
+            iterations=max(row.place.iteration for row in members),
             final_loss=members[-1].loss,
-        )
-
-
-def _curve(rows: Sequence[MetricsRow]) -> Iterator[CurvePoint]:
-    for row in rows:
-        yield CurvePoint(
-            ladder_step=row.ladder_step or 0,
-            cycle=row.cycle_step or 0,
-            iteration=row.iter_num or 0,
-            loss=row.loss,
-            rmse_energy_mev_per_atom=milli(row.rmse_energy_ev_per_atom),
-            rmse_force_mev_per_angstrom=milli(row.rmse_force_ev_per_angstrom),
         )
 
 
@@ -234,7 +168,7 @@ def _structures(state: LogState) -> dict[Literal["train", "test"], SetSizes]:
     }
 
 
-def _warnings(state: LogState, tables: dict[str, MetricsTable]) -> Iterator[str]:
+def _warnings(state: LogState, tables: Tables) -> Iterator[str]:
     for side, sizes in _structures(state).items():
         if sizes.found is not None and sizes.kept is not None and sizes.kept != sizes.found:
             yield (
@@ -255,15 +189,62 @@ def _warnings(state: LogState, tables: dict[str, MetricsTable]) -> Iterator[str]
             yield f"{name}.txt: {table.dropped} unreadable lines left out"
 
 
-DIVERGED = (
-    "it diverged: the loss is not finite; look for structures with extreme forces "
-    "(dataset.max_force), reduce the basis or raise training.l2_coeffs, then run with --fresh"
-)
-"""What to say of a loss that is no number, with the next step to try."""
+# -- success or failure --------------------------------------------------------------------------
+
+
+def _judge(
+    state: LogState, metrics: MetricsTable, exit_code: int | None
+) -> tuple[Literal["succeeded", "failed", "incomplete"], str | None]:
+    """Decide how the run ended; exit code 0 alone means nothing with pacemaker."""
+    cause = describe_failure(state, exit_code)
+    if cause is not None:
+        return "failed", cause
+    phase = state.phases[-1][0].value.replace("_", " ") if state.phases else "nothing had begun"
+    if exit_code not in (None, 0):
+        return "failed", f"exit code {exit_code} while {phase}"
+    if not state.potential_saved:
+        if exit_code == 0:
+            return "failed", "it ended without saving a potential"
+        return "incomplete", f"the log ends while {phase}"
+    problem = _loss_problem(state, metrics.rows)
+    return ("failed", problem) if problem else ("succeeded", None)
+
+
+def _loss_problem(state: LogState, rows: Sequence[MetricsRow]) -> str | None:
+    if _began_at_its_best(state, rows):
+        return None
+    if not any(row.iter_num for row in rows):
+        evaluated = bool(rows) and rows[0].loss is not None
+        said = state.optimiser_results[-1].message if state.optimiser_results else None
+        return (
+            "the optimiser did not make one iteration"
+            + (f" (initial loss {rows[0].loss:.4g})" if evaluated else "")
+            + (f": {said}" if said else "")
+        )
+    first, last = rows[0].loss, rows[-1].loss
+    if first is None or last is None:
+        return DIVERGED
+    best = min(row.loss for row in rows if row.loss is not None)
+    return None if best < first else f"the loss did not fall (from {first:.4g} to {last:.4g})"
+
+
+def _began_at_its_best(state: LogState, rows: Sequence[MetricsRow]) -> bool:
+    """Tell whether the fit began with a potential that the optimiser found to be a minimum.
+
+    Zero coefficients are a minimum too where nothing can be learnt; that is no success. A linear
+    fit is a minimum but for the radial functions, so that a failed line search may end it as well.
+    """
+    if state.starting_potential is None or not state.optimiser_results:
+        return False
+    ended, linear = state.optimiser_results[-1], "linear_start.yaml" in state.starting_potential
+    if not ended.success and not (linear and ended.status == _PRECISION_LOSS):
+        return False
+    losses = [math.nan if row.loss is None else row.loss for row in rows]
+    same = all(math.isclose(loss, losses[0]) for loss in losses)
+    return bool(losses) and math.isfinite(losses[0]) and same
 
 
 _SHELL_SIGNAL_BASE = 128  # a shell reports death by signal n as 128 + n
-
 
 # What python-ace 0.4 says, and what it means.
 _MEANINGS: Mapping[str, str] = {
@@ -284,8 +265,22 @@ _MEANINGS: Mapping[str, str] = {
 }
 
 
+def describe_failure(state: LogState, exit_code: int | None) -> str | None:
+    """Return the cause of a failure as far as log and exit code tell; None if they show none."""
+    # TensorFlow logs memory that it asks for and can do without: the exception decides.
+    out_of_memory = is_out_of_memory(state.exception) if state.exception else state.out_of_memory
+    if out_of_memory and not state.potential_saved:
+        return _describe_memory(state)
+    if exit_code and (by_signal := describe_exit(exit_code)):
+        return by_signal
+    if state.exception is not None:
+        meaning = next((m for sign, m in _MEANINGS.items() if sign in state.exception), None)
+        return f"{meaning} ({state.exception})" if meaning else state.exception
+    return None
+
+
 def describe_exit(exit_code: int) -> str | None:
-    """Return what an exit code says by itself: which signal ended the process, if one did."""
+    """Return which signal ended a process, by its exit code."""
     number = -exit_code if exit_code < 0 else exit_code - _SHELL_SIGNAL_BASE
     try:
         name = signal.Signals(number).name
@@ -300,7 +295,7 @@ def describe_exit(exit_code: int) -> str | None:
 
 
 def _describe_memory(state: LogState) -> str:
-    """Name what is left to reduce; pacemaker reduces batches by itself where TensorFlow says so."""
+    """Name what is left to reduce; pacemaker has reduced the batches itself already."""
     smallest = min((size for sizes in state.batch_sizes for size in sizes if size), default=None)
     if smallest == 1:
         return (
@@ -314,63 +309,23 @@ def _describe_memory(state: LogState) -> str:
     )
 
 
-def describe_failure(state: LogState, exit_code: int | None) -> str | None:
-    """Return the cause of a failure as far as log and exit code tell, None where they show none.
-
-    Parameters
-    ----------
-    state
-        What the log says.
-    exit_code
-        Of pacemaker; None where it is not known.
-    """
-    # TensorFlow logs memory that it asks for and can do without: the exception decides.
-    out_of_memory = is_out_of_memory(state.exception) if state.exception else state.out_of_memory
-    if out_of_memory and not state.potential_saved:
-        return _describe_memory(state)
-    if exit_code not in (None, 0) and (by_signal := describe_exit(exit_code or 0)):
-        return by_signal
-    if state.exception is not None:
-        meaning = next((m for sign, m in _MEANINGS.items() if sign in state.exception), None)
-        return f"{meaning} ({state.exception})" if meaning else state.exception
-    return None
+# -- the errors of the result --------------------------------------------------------------------
 
 
-_SAME = 1e-9  # relative: the last iteration is measured twice
-_PRINT_PRECISION_MEV = 0.0051  # the log prints two decimals
-
-
-# Of scipy's minimiser: converged, too many iterations, ended by a callback.
-_ENDED_AT_ITERATION = (0, 1, 99)
-
-
-_TRIAL_POINT = (
-    "the optimiser gave up within a line search: pacemaker's last figures of the test set are of a "
-    "trial point, not of the potential that it saved"
-)
-
-
-def final_errors(
-    state: LogState, tables: Mapping[str, MetricsTable]
+def _final_errors(
+    state: LogState, tables: Tables
 ) -> tuple[Errors | None, Errors | None, list[str]]:
-    """Return the errors of the result on train and test, and what a person should know of them.
+    """Return the errors of the result on train and test, and warnings about them.
 
     They are those of the last ladder step, and of its best cycle. Pacemaker measures the test set
-    once more when the optimiser has ended, with the parameters of its last evaluation. Where that
-    was no iteration but a trial of a line search, its figures are left alone: those of the last
-    iteration are taken, where the test set was measured then, else none.
-
-    Parameters
-    ----------
-    state
-        What the log says.
-    tables
-        By name: ``metrics``, ``test_metrics``, ``cycle_metrics``, ``test_cycle_metrics``.
+    once more when the optimiser has ended, with the parameters of its last evaluation. If that was
+    no iteration but a trial of a line search, the test errors of the last iteration are returned
+    instead, if the test set was measured then.
     """
     warnings: list[str] = []
     train = _of_cycle(state, tables["cycle_metrics"], "Cycle last iteration:", warnings)
     test_cycles = tables["test_cycle_metrics"]
-    if not _reaches_last_step(test_cycles, tables["cycle_metrics"]):
+    if not _reaches_last_step(tables):
         return train, None, warnings  # an attempt without a test set finished the fit
     if test_cycles.rows and _gave_up(state, test_cycles):
         warnings.append(_TRIAL_POINT)
@@ -379,31 +334,24 @@ def final_errors(
     return train, test, warnings
 
 
-def final_row(state: LogState, table: MetricsTable) -> MetricsRow | None:
+def _final_row(state: LogState, table: MetricsTable) -> MetricsRow | None:
     """Return the row of the result in a table of cycles: of the last step and its best cycle."""
     index = _final_index(state, table)
     return None if index is None else table.rows[index]
 
 
-def errors_of(row: MetricsRow) -> Errors:
-    """Return the errors that a row of a table tells of."""
-    return _errors(row, None)
+def _final_index(state: LogState, table: MetricsTable) -> int | None:
+    in_step = _in_last_step(table.rows)
+    return in_step[state.best_cycle] if state.best_cycle < len(in_step) else None
 
 
-def last_loss(state: LogState, tables: Mapping[str, MetricsTable]) -> float | None:
-    """Return the loss on the test set, without regularisation, of what pacemaker ended with."""
+def _last_loss(state: LogState, tables: Tables) -> float | None:
+    """Return the test loss of the last potential, without regularisation."""
     cycles = tables["test_cycle_metrics"]
-    if not _reaches_last_step(cycles, tables["cycle_metrics"]) or _gave_up(state, cycles):
+    if not _reaches_last_step(tables) or _gave_up(state, cycles):
         return None
-    row = final_row(state, cycles)
-    if row is None or row.e_loss_contrib is None or row.f_loss_contrib is None:
-        return None
-    return row.e_loss_contrib + row.f_loss_contrib
-
-
-def milli(value: float | None) -> float | None:
-    """Return eV as meV; None for what is no finite number."""
-    return None if value is None or not math.isfinite(value) else 1000 * value
+    row = _final_row(state, cycles)
+    return None if row is None else row.error_loss
 
 
 def _of_cycle(
@@ -414,7 +362,7 @@ def _of_cycle(
         return None
     row = table.rows[index]
     blocks = [block for block in state.blocks if block.title == title]
-    # The log is that of pacemaker's last start, the table may hold the rows of earlier ones too.
+    # The log is that of pacemaker's last start, the table may have the rows of earlier ones too.
     in_log = index - len(table.rows) + len(blocks)
     block = blocks[in_log] if 0 <= in_log < len(blocks) else None
     if block is not None and (problem := _disagreement(row, block)):
@@ -422,19 +370,14 @@ def _of_cycle(
     return _errors(row, block)
 
 
-def _final_index(state: LogState, table: MetricsTable) -> int | None:
-    in_step = _in_last_step(table.rows)
-    return in_step[state.best_cycle] if state.best_cycle < len(in_step) else None
-
-
-def _reaches_last_step(test_cycles: MetricsTable, cycles: MetricsTable) -> bool:
+def _reaches_last_step(tables: Tables) -> bool:
     """Tell whether the test set was measured in the step that the fit ended with."""
-    test, train = test_cycles.rows[-1:], cycles.rows[-1:]
+    test, train = tables["test_cycle_metrics"].rows[-1:], tables["cycle_metrics"].rows[-1:]
     return [row.ladder_step for row in test] == [row.ladder_step for row in train]
 
 
 def _gave_up(state: LogState, cycles: MetricsTable) -> bool:
-    """Tell whether the optimiser ended elsewhere than at an iteration, in the best cycle."""
+    """Tell whether the optimiser of the best cycle ended within a line search."""
     in_step = _in_last_step(cycles.rows)
     index = state.best_cycle - len(in_step)
     if index >= 0 or -index > len(state.optimiser_results):
@@ -442,27 +385,23 @@ def _gave_up(state: LogState, cycles: MetricsTable) -> bool:
     return state.optimiser_results[index].status not in _ENDED_AT_ITERATION
 
 
-def _of_last_iteration(state: LogState, tables: Mapping[str, MetricsTable]) -> Errors | None:
+def _of_last_iteration(state: LogState, tables: Tables) -> Errors | None:
     train, test = tables["metrics"].rows, tables["test_metrics"].rows
     step = train[-1].ladder_step if train else None
-    of_cycle = [
-        row
+    places = [
+        row.place
         for row in train
-        if row.ladder_step == step and (row.cycle_step or 0) == state.best_cycle
+        if row.ladder_step == step and row.place.cycle == state.best_cycle
     ]
-    if not of_cycle:
-        return None
-    last = of_cycle[-1]
-    place = (last.ladder_step, last.cycle_step, last.iter_num)
-    found = [row for row in test if (row.ladder_step, row.cycle_step, row.iter_num) == place]
-    return _errors(found[0], None) if found else None
+    found = [row for row in test if row.place in places[-1:]]
+    return _errors(found[0]) if found else None
 
 
 def _in_last_step(rows: Sequence[MetricsRow]) -> list[int]:
     return [i for i, row in enumerate(rows) if row.ladder_step == rows[-1].ladder_step]
 
 
-def _errors(row: MetricsRow, block: StatisticsBlock | None) -> Errors:
+def _errors(row: MetricsRow, block: StatisticsBlock | None = None) -> Errors:
     return Errors(
         loss=row.loss,
         rmse_energy_mev_per_atom=milli(row.rmse_energy_ev_per_atom),
@@ -475,7 +414,7 @@ def _errors(row: MetricsRow, block: StatisticsBlock | None) -> Errors:
 
 
 def _disagreement(row: MetricsRow, block: StatisticsBlock) -> str | None:
-    """Hold the table against the log, within what the log prints."""
+    """Compare the table with the log, to the decimals that the log prints."""
     pairs = (
         ("energy", milli(row.rmse_energy_ev_per_atom), _from_block(block, "rmse", 0)),
         ("force", milli(row.rmse_force_ev_per_angstrom), _from_block(block, "rmse", 2)),
@@ -494,25 +433,3 @@ def _from_block(block: StatisticsBlock | None, kind: str, column: int) -> float 
     value = milli(block.errors[kind][column])
     # Back to the two decimals that were printed.
     return round(value, 2) if value is not None else None
-
-
-def better_than_last(
-    kept: Kept | None, state: LogState, tables: Mapping[str, MetricsTable]
-) -> BestPotential | None:
-    """Return which potential is to be the result, where it is not the last one."""
-    rows = tables["metrics"].rows
-    if kept is None or not rows or kept.ladder_step != (rows[-1].ladder_step or 0):
-        return None
-    place = (rows[-1].cycle_step or 0, rows[-1].iter_num)
-    if (kept.cycle, kept.iteration) == place and len({row.cycle_step for row in rows}) == 1:
-        return None
-    last = last_loss(state, tables)
-    if last is not None and last <= kept.loss * (1 + _SAME):
-        return None
-    return BestPotential(
-        ladder_step=kept.ladder_step,
-        cycle=kept.cycle,
-        iteration=kept.iteration,
-        loss=kept.loss,
-        last_loss=last if last is not None and math.isfinite(last) else None,
-    )

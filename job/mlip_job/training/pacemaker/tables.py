@@ -1,10 +1,22 @@
-"""Pacemaker's metrics tables, and one learning curve out of those of several runs."""
+"""Pacemaker's metrics tables: ``metrics.txt``, ``test_metrics.txt`` and their kin.
+
+White-space columns below one header line (`pyace.metrics_aggregator.MetricsAggregator.columns`);
+energies per atom in eV, force components in eV/Å. Every start of pacemaker overwrites them and
+counts from 0; `join_tables` makes one learning curve of those of several starts.
+
+Out of GPU memory, pacemaker continues by itself with smaller batches. It appends to the same tables
+then, but counts iterations from 0 again; `count_on` numbers them through.
+"""
 
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mlip_job.training.summary import CurvePoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,28 +24,44 @@ if TYPE_CHECKING:
 
     from mlip_job.training.checkpoint import FitPosition
 
+_STEP, _CYCLE, _ITERATION = "ladder_step", "cycle_step", "iter_num"
+_WHOLE = (_STEP, _CYCLE, _ITERATION, "nfuncs", "ncoefs")
+_RENAMED = {
+    "rmse_epa": "rmse_energy_ev_per_atom",
+    "rmse_f_comp": "rmse_force_ev_per_angstrom",
+    "mae_f_comp": "mae_force_ev_per_angstrom",
+}
+_REAL = _RENAMED | {
+    name: name
+    for name in (
+        "loss",
+        "e_loss_contrib",
+        "f_loss_contrib",
+        "l1_reg_contrib",
+        "l2_reg_contrib",
+        "smooth_orth",
+        "smooth_w1",
+        "smooth_w2",
+        "smooth_w3",
+    )
+}
+_WIDTH = 23  # of a column
+
+
+class Place(NamedTuple):
+    """Where in a start of pacemaker a row of a table is."""
+
+    ladder_step: int
+    cycle: int
+    iteration: int
+
 
 @dataclass(frozen=True)
 class MetricsRow:
-    """One row; None stands for a column that the table lacks and for what is no finite number.
+    """One row; None stands for a column that the table lacks and for a number that is not finite.
 
-    Attributes
-    ----------
-    ladder_step, cycle_step, iter_num
-        Where in the fit it is; each counts from 0, `iter_num` anew in every step and cycle.
-    loss, e_loss_contrib, f_loss_contrib, reg_loss
-        The loss and what energies, forces and regularisation contribute to it.
-    l1_reg_contrib, l2_reg_contrib, smooth_orth, smooth_w1, smooth_w2, smooth_w3
-        The parts of `reg_loss`; the last three are those of ``w0_rad``, ``w1_rad`` and ``w2_rad``.
-    rmse_energy_ev_per_atom, low_rmse_energy_ev_per_atom
-        Root mean square error of energies per atom; "low": of structures within 1 eV/atom of the
-        lowest.
-    rmse_force_ev_per_angstrom, low_rmse_force_ev_per_angstrom
-        Of force components.
-    mae_force_ev_per_angstrom, low_mae_force_ev_per_angstrom
-        Mean absolute errors of force components.
-    nfuncs, ncoefs
-        Numbers of basis functions and of parameters.
+    ``e_loss_contrib`` and the like are the terms of ``loss``; ``smooth_w1`` to ``smooth_w3`` are
+    those of ``w0_rad``, ``w1_rad`` and ``w2_rad``.
     """
 
     ladder_step: int | None = None
@@ -42,7 +70,6 @@ class MetricsRow:
     loss: float | None = None
     e_loss_contrib: float | None = None
     f_loss_contrib: float | None = None
-    reg_loss: float | None = None
     l1_reg_contrib: float | None = None
     l2_reg_contrib: float | None = None
     smooth_orth: float | None = None
@@ -51,73 +78,66 @@ class MetricsRow:
     smooth_w3: float | None = None
     rmse_energy_ev_per_atom: float | None = None
     rmse_force_ev_per_angstrom: float | None = None
-    low_rmse_energy_ev_per_atom: float | None = None
-    low_rmse_force_ev_per_angstrom: float | None = None
     mae_force_ev_per_angstrom: float | None = None
-    low_mae_force_ev_per_angstrom: float | None = None
     nfuncs: int | None = None
     ncoefs: int | None = None
+
+    @property
+    def place(self) -> Place:
+        """Its place; columns that the table lacks count as 0."""
+        return Place(self.ladder_step or 0, self.cycle_step or 0, self.iter_num or 0)
+
+    @property
+    def point(self) -> CurvePoint:
+        """The row as a point of a learning curve."""
+        return CurvePoint(
+            **self.place._asdict(),
+            loss=self.loss,
+            rmse_energy_mev_per_atom=milli(self.rmse_energy_ev_per_atom),
+            rmse_force_mev_per_angstrom=milli(self.rmse_force_ev_per_angstrom),
+        )
+
+    @property
+    def error_loss(self) -> float | None:
+        """The loss without regularisation."""
+        if self.e_loss_contrib is None or self.f_loss_contrib is None:
+            return None
+        return self.e_loss_contrib + self.f_loss_contrib
+
+
+def row_of(values: Mapping[str, str]) -> MetricsRow | None:
+    """Return the row of fields by column; None if one is not a number."""
+    try:
+        numbers: dict[str, Any] = {name: int(values[name]) for name in _WHOLE if name in values}
+        for theirs, ours in _REAL.items():
+            if theirs in values and math.isfinite(number := float(values[theirs])):
+                numbers[ours] = number
+    except ValueError:
+        return None
+    return MetricsRow(**numbers)
+
+
+def milli(value: float | None) -> float | None:
+    """Return eV as meV; None for a number that is not finite."""
+    return None if value is None or not math.isfinite(value) else 1000 * value
 
 
 @dataclass(frozen=True)
 class MetricsTable:
-    """A table as far as it can be read.
-
-    Attributes
-    ----------
-    rows
-        In the order of the file.
-    dropped
-        Lines whose fields do not match the header: cut short, merged or garbage.
-    """
+    """A table; `dropped` counts lines that are truncated, merged or garbage."""
 
     rows: tuple[MetricsRow, ...] = ()
     dropped: int = 0
 
 
-_WHOLE = ("ladder_step", "cycle_step", "iter_num", "nfuncs", "ncoefs")
-
-
-_REAL = {
-    "loss": "loss",
-    "e_loss_contrib": "e_loss_contrib",
-    "f_loss_contrib": "f_loss_contrib",
-    "reg_loss": "reg_loss",
-    "l1_reg_contrib": "l1_reg_contrib",
-    "l2_reg_contrib": "l2_reg_contrib",
-    "smooth_orth": "smooth_orth",
-    "smooth_w1": "smooth_w1",
-    "smooth_w2": "smooth_w2",
-    "smooth_w3": "smooth_w3",
-    "rmse_epa": "rmse_energy_ev_per_atom",
-    "rmse_f_comp": "rmse_force_ev_per_angstrom",
-    "low_rmse_epa": "low_rmse_energy_ev_per_atom",
-    "low_rmse_f_comp": "low_rmse_force_ev_per_angstrom",
-    "mae_f_comp": "mae_force_ev_per_angstrom",
-    "low_mae_f_comp": "low_mae_force_ev_per_angstrom",
-}
-
-
 def read_table(path: Path) -> MetricsTable:
     """Read a table; one that is absent or has no header yet has no rows."""
-    try:
-        text = path.read_bytes().decode("utf-8", errors="replace")
-    except FileNotFoundError:
-        return MetricsTable()
-    parser = _RowParser()
-    for line in text.splitlines(keepends=True):
-        parser.feed(line)
+    parser = _parse(path)
     return MetricsTable(tuple(parser.rows), parser.dropped)
 
 
 class TableFollower:
-    """Reads a table that is still being written.
-
-    Parameters
-    ----------
-    path
-        The file; it need not exist yet, and may be begun anew.
-    """
+    """Reads a table while it is written; it need not exist yet, and may be overwritten."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -136,81 +156,63 @@ class TableFollower:
         complete = added[: added.rfind(b"\n") + 1]
         self._offset += len(complete)
         seen = len(self._parser.rows)
-        for line in complete.decode("utf-8", errors="replace").splitlines(keepends=True):
-            self._parser.feed(line)
+        self._parser.feed(complete)
         return self._parser.rows[seen:]
 
     def _start_over(self) -> None:
         self._offset = 0
-        self._parser = _RowParser()
+        self._parser = _Parser()
 
 
-class _RowParser:
-    """Turns lines into rows; the first one names the columns."""
+class _Parser:
+    """Parses lines, of which the first names the columns; `texts` are the fields of `rows`."""
 
     def __init__(self) -> None:
+        self.columns: tuple[str, ...] = ()
         self.rows: list[MetricsRow] = []
+        self.texts: list[dict[str, str]] = []
         self.dropped = 0
-        self._columns: list[str] | None = None
 
-    def feed(self, line: str) -> None:
-        """Take one line; one without its line end was cut short."""
-        fields = line.split()
-        if not fields:
-            return
-        if self._columns is None:
-            if "loss" in fields:
-                self._columns = fields
-            else:
+    def feed(self, block: bytes) -> None:
+        for line in block.decode("utf-8", errors="replace").splitlines(keepends=True):
+            fields = tuple(line.split())
+            if not fields or fields == self.columns:
+                continue
+            if not self.columns and "loss" in fields:
+                self.columns = fields
+                continue
+            text = dict(zip(self.columns, fields, strict=False))
+            row = row_of(text)
+            # A line without its end was truncated, maybe within a number.
+            if row is None or len(fields) != len(self.columns) or not line.endswith("\n"):
                 self.dropped += 1
-            return
-        if fields == self._columns:
-            return
-        row = row_of(dict(zip(self._columns, fields, strict=False)))
-        if len(fields) != len(self._columns) or not line.endswith("\n") or row is None:
-            self.dropped += 1
-        else:
-            self.rows.append(row)
+            else:
+                self.rows.append(row)
+                self.texts.append(text)
 
 
-def row_of(values: Mapping[str, str]) -> MetricsRow | None:
-    """Return the row that fields by column say; None where they are no numbers."""
-    try:
-        numbers: dict[str, Any] = {name: int(values[name]) for name in _WHOLE if name in values}
-        for theirs, ours in _REAL.items():
-            if theirs in values and math.isfinite(number := float(values[theirs])):
-                numbers[ours] = number
-    except ValueError:
-        return None
-    return MetricsRow(**numbers)
+def _parse(path: Path) -> _Parser:
+    parser = _Parser()
+    with suppress(FileNotFoundError):
+        parser.feed(path.read_bytes())
+    return parser
 
 
-class Place(NamedTuple):
-    """Where in a start of pacemaker a row of a table is, as the table says it."""
-
-    ladder_step: int
-    cycle: int
-    iteration: int
+# -- restarts within a start of pacemaker --------------------------------------------------------
 
 
 def count_on(places: Iterable[Place]) -> list[int]:
-    """Return the iterations of ``metrics.txt`` numbered on over all restarts.
+    """Return the iterations of ``metrics.txt`` numbered through all restarts.
 
-    The first row after a restart gets the number of the last one before it, which it repeats.
+    The first row after a restart repeats the last one before it, and gets its number.
     """
     return [start + place.iteration for place, start in _with_starts(places)]
 
 
 def count_on_like(metrics: Iterable[Place], places: Sequence[Place]) -> list[int]:
-    """Return the iterations of another table numbered on.
+    """Return the iterations of another table numbered through all restarts.
 
-    Parameters
-    ----------
-    metrics
-        The rows of ``metrics.txt``, which tells where each start began: it has a row for every
-        iteration.
-    places
-        The rows of the other table.
+    Only ``metrics.txt`` has a row for every iteration, so that it shows when each restart was.
     """
     begun: dict[tuple[int, int], dict[int, None]] = {}
     for place, start in _with_starts(metrics):
@@ -222,27 +224,8 @@ def count_on_like(metrics: Iterable[Place], places: Sequence[Place]) -> list[int
     return [numbers.get(n, place.iteration) for n, place in enumerate(places)]
 
 
-def _fit_in(places: Sequence[Place], starts: Sequence[int]) -> Iterator[int]:
-    """Yield the numbers of one step's rows, given how many iterations came before each start.
-
-    A start that ran out of memory at once may or may not have left a row.
-    """
-    indices = _start_indices(places)
-    surplus = max(0, max(indices, default=0) + 1 - len(starts))
-    for place, index in zip(places, indices, strict=True):
-        yield starts[max(0, index - surplus)] + place.iteration
-
-
-def _start_indices(places: Sequence[Place]) -> list[int]:
-    indices: list[int] = []
-    for n, place in enumerate(places):
-        again = n > 0 and place.iteration <= places[n - 1].iteration
-        indices.append((indices[-1] if indices else 0) + again)
-    return indices
-
-
 def _with_starts(places: Iterable[Place]) -> Iterator[tuple[Place, int]]:
-    """Yield each row with the number of iterations before its start."""
+    """Yield each place with the number of iterations before its restart."""
     before: Place | None = None
     start = 0
     for place in places:
@@ -254,22 +237,27 @@ def _with_starts(places: Iterable[Place]) -> Iterator[tuple[Place, int]]:
         yield place, start
 
 
-_STEP, _CYCLE, _ITERATION = "ladder_step", "cycle_step", "iter_num"
+def _fit_in(places: Sequence[Place], starts: Sequence[int]) -> Iterator[int]:
+    """Yield the numbers of the rows of one step, given the iterations before each restart.
+
+    A start that ran out of memory at once may or may not have left a row.
+    """
+    restarts = [
+        n > 0 and place.iteration <= places[n - 1].iteration for n, place in enumerate(places)
+    ]
+    surplus = max(0, sum(restarts) + 1 - len(starts))
+    for place, count in zip(places, accumulate(restarts), strict=True):
+        yield starts[max(0, count - surplus)] + place.iteration
 
 
-_WIDTH = 23
+# -- one curve of several starts -----------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Offset:
-    """Where in the whole fit a start of pacemaker begins.
+    """The place in the whole fit at which a start of pacemaker begins.
 
-    Attributes
-    ----------
-    ladder_step
-        The step that it calls 0.
-    iteration
-        The iteration of that step that it calls 0.
+    ``iteration`` applies to its first ladder step only.
     """
 
     ladder_step: int = 0
@@ -278,12 +266,13 @@ class Offset:
     def shift(self, row: MetricsRow) -> MetricsRow:
         """Return a row with its place in the whole fit."""
         in_first = row.ladder_step in (0, None)
+        step, iteration = row.ladder_step, row.iter_num
         return replace(
             row,
-            ladder_step=None if row.ladder_step is None else row.ladder_step + self.ladder_step,
-            iter_num=row.iter_num + self.iteration
-            if row.iter_num is not None and in_first
-            else row.iter_num,
+            ladder_step=None if step is None else step + self.ladder_step,
+            iter_num=iteration + self.iteration
+            if iteration is not None and in_first
+            else iteration,
         )
 
 
@@ -295,111 +284,52 @@ def join_tables(
     upto: FitPosition | None = None,
     metrics: Path | None = None,
 ) -> str | None:
-    """Return the joined table as text.
+    """Return the table of all starts as text; None if neither table has a header yet.
+
+    A row that is in `earlier` stays: the first row of a start repeats the last one before it.
 
     Parameters
     ----------
     earlier, current
         The table of all starts before, and of the latest one; either may be absent.
     offset
-        Where the latest one began.
+        Where the latest start began.
     upto
-        Rows beyond it are left out.
+        Rows after it are left out.
     metrics
-        Pacemaker's ``metrics.txt`` of the latest start, where `current` is another table.
-
-    Returns
-    -------
-    str or None
-        None where neither table has a header yet.
+        ``metrics.txt`` of the latest start, if `current` is another table.
     """
-    old, new = _read(earlier), _read(current)
+    old, new = _parse(earlier), _parse(current)
     columns = old.columns or new.columns
     if not columns:
         return None
-    rows = {_place(row): row for row in old.rows}
-    for row in _counted_on(new.rows, metrics):
-        moved = _move(row, offset)
-        rows.setdefault(_place(moved), moved)
-    kept = (row for row in rows.values() if upto is None or _is_within(row, upto))
+    # By place; the text is kept, so that every digit is.
+    rows = dict(zip(map(_key, old.rows), old.texts, strict=True))
+    places = [row.place for row in new.rows]
+    starts = [row.place for row in _parse(metrics).rows] if metrics is not None else None
+    numbers = count_on(places) if starts is None else count_on_like(starts, places)
+    for row, number, text in zip(new.rows, numbers, new.texts, strict=True):
+        numbered = row if row.iter_num is None else replace(row, iter_num=number)
+        moved = offset.shift(numbered)
+        place = {_STEP: moved.ladder_step, _ITERATION: moved.iter_num}
+        known = {name: str(number) for name, number in place.items() if number is not None}
+        rows.setdefault(_key(moved), text | known)
+    kept = [text for key, text in rows.items() if upto is None or _is_within(key, upto)]
     return "".join(_line(columns, row) for row in ({c: c for c in columns}, *kept))
 
 
-@dataclass(frozen=True)
-class _Table:
-    columns: tuple[str, ...]
-    rows: tuple[dict[str, str], ...]
+_Key = tuple[int | None, int | None, int | None]
 
 
-def _read(path: Path) -> _Table:
-    try:
-        text = path.read_bytes().decode("utf-8", errors="replace")
-    except FileNotFoundError:
-        return _Table((), ())
-    header, *lines = text.splitlines(keepends=True) or [""]
-    columns = tuple(header.split())
-    return _Table(columns if _STEP in columns else (), tuple(_rows(columns, lines)))
+def _key(row: MetricsRow) -> _Key:
+    return row.ladder_step, row.cycle_step, row.iter_num
 
 
-def _rows(columns: tuple[str, ...], lines: list[str]) -> Iterator[dict[str, str]]:
-    for line in lines:
-        fields = line.split()
-        whole = line.endswith("\n") and len(fields) == len(columns)
-        row = dict(zip(columns, fields, strict=False))
-        places = (row.get(name, "0") for name in (_STEP, _CYCLE, _ITERATION))
-        if whole and all(place.isdecimal() for place in places) and _are_numbers(fields):
-            yield row
-
-
-def _are_numbers(fields: Sequence[str]) -> bool:
-    try:
-        for field in fields:
-            float(field)
-    except ValueError:
-        return False
-    return True
-
-
-def _counted_on(
-    rows: Sequence[Mapping[str, str]], metrics: Path | None
-) -> Iterator[dict[str, str]]:
-    """Yield the rows of one start, numbered on where pacemaker began anew in between."""
-    if not rows or _ITERATION not in rows[0]:
-        yield from map(dict, rows)
-        return
-    places = [_place_in_start(row) for row in rows]
-    if metrics is None:
-        numbers = count_on(places)
-    else:
-        numbers = count_on_like(map(_place_in_start, _read(metrics).rows), places)
-    for row, number in zip(rows, numbers, strict=True):
-        yield {**row, _ITERATION: str(number)}
-
-
-def _place_in_start(row: Mapping[str, str]) -> Place:
-    return Place(*(int(row.get(name, "0")) for name in (_STEP, _CYCLE, _ITERATION)))
-
-
-def _place(row: Mapping[str, str]) -> tuple[str | None, ...]:
-    return tuple(row.get(name) for name in (_STEP, _CYCLE, _ITERATION))
-
-
-def _move(row: Mapping[str, str], offset: Offset) -> dict[str, str]:
-    moved = dict(row)
-    if _STEP in row:
-        moved[_STEP] = str(int(row[_STEP]) + offset.ladder_step)
-    if _ITERATION in row and row.get(_STEP) == "0":
-        moved[_ITERATION] = str(int(row[_ITERATION]) + offset.iteration)
-    return moved
-
-
-def _is_within(row: Mapping[str, str], upto: FitPosition) -> bool:
-    step = int(row.get(_STEP, "0"))
-    if step != upto.ladder_step:
-        return step < upto.ladder_step
-    if upto.step_done:
-        return True
-    return _ITERATION in row and int(row[_ITERATION]) <= upto.iteration
+def _is_within(key: _Key, upto: FitPosition) -> bool:
+    step, _, iteration = key
+    if (step or 0) != upto.ladder_step:
+        return (step or 0) < upto.ladder_step
+    return upto.step_done or (iteration is not None and iteration <= upto.iteration)
 
 
 def _line(columns: tuple[str, ...], row: Mapping[str, str]) -> str:

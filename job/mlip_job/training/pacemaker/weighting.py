@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from mlip_job.errors import TrainingError
-from mlip_job.runtime.processes import Beside
+from mlip_job.runtime.processes import run_in_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -61,8 +61,7 @@ def rows_beyond_policy(
         "the process that weighs the test set died, most likely out of memory",
         hint="give the job more memory",
     )
-    with Beside(_beyond_policy, dict(policy), tuple(fitted), tuple(frames), died=died) as process:
-        return process.result()
+    return run_in_process(_beyond_policy, dict(policy), tuple(fitted), tuple(frames), died=died)
 
 
 def _beyond_policy(

@@ -1,0 +1,309 @@
+"""A trainer as a child process: started, followed, stopped; its log without names of hosts."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from mlip_job.disk import private
+from mlip_job.errors import TrainingError
+from mlip_job.runtime.processes import start_program
+from mlip_job.training.loss import DIVERGED
+from mlip_job.training.trainer import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from datetime import datetime
+
+    from mlip_job.training.summary import CurvePoint
+    from mlip_job.training.trainer import Monitor
+
+LONGEST_LINE_BYTES = 1 << 14
+"""What is kept of a line; no message of a trainer is longer, binary data of a library may be."""
+
+_POLL_SECONDS = 0.5
+_GRACE_SECONDS = 5.0  # trainers end within a second of SIGTERM; a stuck one is killed
+_READ_BYTES = 1 << 20
+
+_IDLE_FRACTION = 0.01  # of one core; a sleeping process uses less
+_CHECKS_PER_TIMEOUT = 60
+_LONGEST_LOOK_SECONDS = 10.0  # between two looks; this process was suspended if it was longer
+
+_TAIL_BYTES = 16384
+_TAIL_LINES = 15
+_LONGEST_SHOWN = 300
+_HOSTNAME = re.compile(rb"^([-0-9 :,a-zA-Z]{0,60} - Hostname: ).*")
+
+
+class Output(Protocol):
+    """The output of a trainer, parsed while it is written."""
+
+    @property
+    def phase(self) -> str:
+        """The present phase, such as ``building_graph``."""
+
+    def feed(self, line: str) -> None:
+        """Take a line of the log."""
+
+    def poll(self) -> Sequence[CurvePoint]:
+        """Return the points of the training curve that were written since the last call."""
+
+    @property
+    def test_point(self) -> CurvePoint | None:
+        """The newest point of the second set's curve."""
+
+    def phase_seconds(
+        self, begun: datetime | None = None, until: datetime | None = None
+    ) -> Mapping[str, float]:
+        """Return the seconds in each phase."""
+
+
+def run_trainer(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    log: Path,
+    output: Output,
+    monitor: Monitor,
+) -> int:
+    """Run a trainer in the directory of its log, to which it appends; return the exit code.
+
+    Raises
+    ------
+    MlipJobError
+        The error that `monitor.interruption` returned.
+    TrainingError
+        If the fit diverged or hung.
+    """
+    with open(log, "ab", buffering=0, opener=private) as file:
+        begin = file.tell()
+        process = start_program(
+            command,
+            cwd=log.parent,
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            umask=0o077,
+        )
+    try:
+        exit_code = _Follower(process, log, output, monitor).follow(begin)
+    finally:
+        _stop_group(process)
+        monitor.phases.end()
+    hide_host(log)
+    return exit_code
+
+
+class _Follower:
+    """Follows a trainer to its end."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], log: Path, output: Output, monitor: Monitor
+    ) -> None:
+        self._process = process
+        self._log = log
+        self._output = output
+        self._monitor = monitor
+        self._started = time.monotonic()
+        monitor.phases.start(output.phase_seconds)
+        self._log_bytes = 0
+        self._clock = IterationClock()
+        self._watchdog = Watchdog(process.pid, monitor.stall_timeout, self._started)
+
+    def follow(self, begin: int) -> int:
+        with self._log.open("rb") as log:
+            log.seek(begin)
+            reader = LineReader()
+            while True:
+                ended = self._process.poll()
+                while block := log.read(_READ_BYTES):
+                    self._log_bytes += len(block)
+                    for line in reader.lines(block):
+                        self._output.feed(line)
+                        self._monitor.show_line(line)
+                if ended is not None:
+                    return ended
+                self._report_progress()
+                self._require_life()
+                if (interruption := self._monitor.interruption()) is not None:
+                    raise interruption
+                time.sleep(_POLL_SECONDS)
+
+    def _report_progress(self) -> None:
+        points = self._output.poll()
+        now = time.monotonic()
+        self._clock.add(points, now)
+        self._monitor.observe(
+            Progress(
+                phase=self._output.phase,
+                elapsed_s=now - self._started,
+                point=self._clock.last,
+                seconds_per_iteration=self._clock.seconds_per_iteration,
+                test_point=self._output.test_point,
+                timings_s=self._output.phase_seconds(),
+            )
+        )
+        for point in points:
+            if point.loss is None:
+                step = f" of ladder step {point.ladder_step + 1}" if point.ladder_step else ""
+                raise TrainingError(f"in iteration {point.iteration}{step} {DIVERGED}")
+
+    def _require_life(self) -> None:
+        seen = (self._log_bytes, self._clock.last)
+        if self._watchdog.is_stalled(seen, time.monotonic()):
+            raise TrainingError(
+                f"the trainer hung while {self._output.phase.replace('_', ' ')}: no iteration, "
+                f"no output and no CPU use for {self._monitor.stall_timeout:.0f} s",
+                hint="check the GPU and its driver (nvidia-smi, dmesg), then run the same command "
+                "again; run.stall_timeout sets the limit",
+            )
+
+
+class IterationClock:
+    """Measures the seconds per iteration within the current ladder step and cycle."""
+
+    def __init__(self) -> None:
+        self.last: CurvePoint | None = None
+        self.seconds_per_iteration: float | None = None
+        self._first: tuple[int, float] | None = None
+
+    def add(self, points: Sequence[CurvePoint], now: float) -> None:
+        """Take the points that were written up to now."""
+        for point in points:
+            before, self.last = self.last, point
+            if before is None or before.step != point.step:
+                self._first, self.seconds_per_iteration = None, None
+            elif self._first is None:
+                # Between points 0 and 1 the graph of the test set is built: start after it.
+                self._first = (point.iteration, now)
+            elif point.iteration > self._first[0] and now > self._first[1]:
+                elapsed = now - self._first[1]
+                self.seconds_per_iteration = elapsed / (point.iteration - self._first[0])
+
+
+class Watchdog:
+    """Detects a session of processes that hangs: no output, no use of the CPU.
+
+    Parameters
+    ----------
+    session
+        Its id.
+    timeout
+        Longest time without any sign of life, s.
+    now
+        The time, s.
+    """
+
+    def __init__(self, session: int, timeout: float, now: float) -> None:
+        self._session = session
+        self._timeout = timeout
+        self._looked = self._checked = now
+        self._idle = 0.0
+        self._cpu = 0.0
+        self._seen: object = None
+
+    def is_stalled(self, seen: object, now: float) -> bool:
+        """Tell whether nothing has happened for too long; `seen` changes with every output."""
+        # A job that was suspended for hours has not hung for hours.
+        self._idle += min(now - self._looked, _LONGEST_LOOK_SECONDS)
+        self._looked = now
+        if seen != self._seen or self._uses_cpu(now):
+            self._seen, self._idle = seen, 0.0
+        return self._idle > self._timeout
+
+    def _uses_cpu(self, now: float) -> bool:
+        """Look only from time to time: it costs a walk through all processes."""
+        elapsed = now - self._checked
+        if elapsed < self._timeout / _CHECKS_PER_TIMEOUT:
+            return False
+        before, self._cpu, self._checked = self._cpu, session_cpu_seconds(self._session), now
+        return self._cpu - before > _IDLE_FRACTION * elapsed
+
+
+def session_cpu_seconds(session: int) -> float:
+    """Return the CPU time that the living processes of a session have used (proc(5), stat)."""
+    ticks = 0
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            text = (directory / "stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        fields = text.rpartition(")")[2].split()
+        if int(fields[3]) == session:
+            ticks += sum(map(int, fields[11:15]))  # of itself and of its children that ended
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _stop_group(process: subprocess.Popen[bytes]) -> None:
+    """Stop a trainer and all processes that it started."""
+    if process.poll() is not None:
+        return
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(_GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+# -- the log -------------------------------------------------------------------------------------
+
+
+class LineReader:
+    """Splits a growing file into lines, of each the first `LONGEST_LINE_BYTES`."""
+
+    def __init__(self) -> None:
+        self._line = bytearray()
+
+    def lines(self, block: bytes) -> Iterator[str]:
+        """Yield the lines that end in the next block of the file."""
+        *ends, rest = block.split(b"\n")
+        for end in ends:
+            self._add(end)
+            yield self._line.decode("utf-8", errors="replace")
+            self._line.clear()
+        self._add(rest)
+
+    def _add(self, piece: bytes) -> None:
+        self._line += piece[: LONGEST_LINE_BYTES - len(self._line)]
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a file, also a last one without its end."""
+    reader = LineReader()
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            yield from reader.lines(block)
+    yield from reader.lines(b"\n")
+
+
+def copy_without_host(log: Path, target: Path) -> None:
+    """Copy a log without the name of the host."""
+    with log.open("rb") as source, target.open("wb") as cleaned:
+        while piece := source.readline(_READ_BYTES):
+            cleaned.write(_HOSTNAME.sub(rb"\1(not published)", piece))
+
+
+def hide_host(log: Path) -> None:
+    """Remove the name of the host from a log that is not written any more."""
+    cleaned = log.with_suffix(".cleaned")
+    copy_without_host(log, cleaned)
+    cleaned.replace(log)
+
+
+def last_lines(log: Path) -> str:
+    """Return the end of a log, indented, for an error message."""
+    with log.open("rb") as source:
+        source.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        text = source.read().decode("utf-8", errors="replace").expandtabs(4)
+    lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+    return "\n".join(f"  {_printable(line[:_LONGEST_SHOWN])}" for line in lines[-_TAIL_LINES:])
+
+
+def _printable(line: str) -> str:
+    """Replace control characters, which a terminal would obey."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in line)
