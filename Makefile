@@ -38,7 +38,7 @@ types: $(VENV)/.dev
 
 # What docs/schemas holds is made from the models; a test says when it is out of date.
 schemas: $(VENV)/.dev
-	$(BIN)/python -m mlip_job.report.schema docs/schemas
+	$(BIN)/python -m mlip_job.report.model docs/schemas
 
 # What in charts/mlip-job follows from its values and from the models; likewise.
 chart: $(VENV)/.dev

@@ -12,8 +12,7 @@ import jsonschema
 from mlip_job.config import JobConfig
 from mlip_job.dataset import record as dataset_record
 from mlip_job.registry import AttemptPart, Parent, Timings
-from mlip_job.report.facts import Facts
-from mlip_job.report.model import DatasetSummary, LossDefinition, TrainingReport
+from mlip_job.report.model import DatasetSummary, Facts, LossDefinition, TrainingReport
 from mlip_job.training.pacemaker.results import summarise_run
 from tests.evaluations import CONFIG_TYPES, make_evaluation
 from tests.manifests import make_manifest

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mlip_job.evaluation.results import DimerCheck
-from mlip_job.report.overlays import MOST_GENERATIONS
+from mlip_job.report.figures import MAX_GENERATIONS
 from mlip_job.report.page import render_comparison, render_report
 from tests.evaluations import make_evaluation, make_physics
 from tests.reports import make_facts, make_report
@@ -28,7 +28,7 @@ UNBROKEN = "surface_" * 40
 # Elements that reach beyond the window, other than what a table's own frame scrolls.
 OVERFLOWING = """
 return [...document.querySelectorAll('body *')]
-    .filter(e => !e.closest('.table table') && !e.closest('svg svg'))
+    .filter(e => !e.closest('.table table') && !e.closest('svg [clip-path], svg defs'))
     .filter(e => e.getBoundingClientRect().right > innerWidth + 0.5)
     .map(e => e.tagName + '.' + (e.getAttribute('class') || '') + ' ' + e.textContent.slice(0, 40))
 """
@@ -64,7 +64,7 @@ return [...document.querySelectorAll('body *')]
 FIGURES = """
 return [...document.querySelectorAll('figure')].map(figure => {
     const box = figure.querySelector('svg').getBoundingClientRect();
-    const drawn = [...figure.querySelectorAll('.line, .dots, .bars')];
+    const drawn = [...figure.querySelectorAll('.line path, .dots path, .bars path')];
     return {
         title: figure.querySelector('h3').textContent,
         label: figure.querySelector('svg[role=img]').getAttribute('aria-label'),
@@ -94,7 +94,7 @@ def page(tmp_path: Path) -> Path:
 def comparison(tmp_path: Path) -> Path:
     """Return the page that compares as many generations as can be."""
     path = tmp_path / "comparison.html"
-    reports = [make_report(number) for number in range(1, MOST_GENERATIONS + 1)]
+    reports = [make_report(number) for number in range(1, MAX_GENERATIONS + 1)]
     path.write_text(render_comparison(reports), encoding="utf-8")
     return path
 
@@ -133,14 +133,14 @@ def test_a_comparison_can_be_read(
     assert browser.run(OVERFLOWING) == []
     figures = browser.run(FIGURES)
     assert len(figures) == 2 + 2 + 3 + 2
-    assert all(figure["drawn"] >= MOST_GENERATIONS for figure in figures)
+    assert all(figure["drawn"] >= MAX_GENERATIONS for figure in figures)
     ratio, text = browser.run(CONTRASTS)[0]
     assert ratio >= 4.5, text
     colours = browser.run(
         "return [...document.querySelector('.legend').children]"
         ".map(e => getComputedStyle(e.querySelector('.key')).borderTopColor)"
     )
-    assert len(set(colours)) == MOST_GENERATIONS
+    assert len(set(colours)) == MAX_GENERATIONS
     assert browser.console() == []
 
 
@@ -217,6 +217,6 @@ def test_what_was_not_evaluated_is_not_shown(browser: Browser, tmp_path: Path) -
     browser.open(page, width=390)
     assert browser.run("return document.querySelector('h1 .badge').textContent") == "Not evaluated"
     ids = browser.run("return [...document.querySelectorAll('section')].map(s => s.id)")
-    assert set(ids) == set(SECTIONS) - {"physics", "worst"} | {"environment"}
+    assert set(ids) == set(SECTIONS) - {"accuracy", "physics", "worst"} | {"environment"}
     assert browser.run("return document.documentElement.scrollWidth") <= 390
     assert len(browser.run(FIGURES)) == 3

@@ -1,24 +1,97 @@
-"""What the report says of a fit is what was fitted, and what went wrong is shown everywhere."""
+"""Reports of generations: what is in them, and what pages, figures and tables show of them."""
 
 from __future__ import annotations
 
+import math
+import os
+import re
 import shutil
+import subprocess
+import sys
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
 
+import numpy as np
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 from mlip_job.cli.tables import show_generations, show_manifest
-from mlip_job.config import TrainingConfig
-from mlip_job.evaluation.results import DynamicsCheck
-from mlip_job.registry import GenerationSummary
-from mlip_job.report.model import loss_definition
+from mlip_job.config import JobConfig, TrainingConfig
+from mlip_job.evaluation.results import DimerCheck, DynamicsCheck, EnergyVolumeCheck, ErrorPair
+from mlip_job.registry import (
+    Committee,
+    CommitteeMember,
+    ErrorFigures,
+    GenerationSummary,
+    Headline,
+    Manifest,
+)
+from mlip_job.registry.manifest import Artefact
+from mlip_job.report.comparison import (
+    comparison_document,
+    figures_table,
+    settings_table,
+    steps_table,
+    verdict,
+)
+from mlip_job.report.figures import QUANTITIES, learning_curves, learning_figures, physics_figures
+from mlip_job.report.model import Facts, TrainingReport, loss_definition
+from mlip_job.report.page import learning_caption, render_comparison, render_report, summary
+from mlip_job.report.tables import (
+    agreement_table,
+    attempts_table,
+    config_type_table,
+    physics_table,
+    time_table,
+    worst_tables,
+)
+from mlip_job.report.texts import (
+    count,
+    describe_change,
+    duration,
+    fixed,
+    gate_word,
+    percent,
+    significant,
+)
 from mlip_job.training.pacemaker.results import summarise_run
-from tests.evaluations import make_evaluation
+from mlip_job.training.summary import CurvePoint, FitCycle
+from tests.evaluations import make_evaluation, make_physics
 from tests.manifests import make_manifest
-from tests.reports import make_report
+from tests.reports import make_facts, make_report
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 DATA = Path(__file__).parent.parent / "data" / "pacemaker"
+CHECKS = make_physics(3, hole=True)
+NUMBERS = st.floats(allow_nan=True, allow_infinity=True)
+
+
+@cache
+def page_of(report: str) -> str:
+    """Return the page of a report, as text without tags; pages take a while to draw."""
+    page = render_report(make_facts(TrainingReport.from_json(report)), make_report(1))
+    return " ".join(
+        re.sub(r"<svg.*?</svg>|<style.*?</style>|<[^>]*>", " ", page, flags=re.DOTALL).split()
+    )
+
+
+def shown(report: TrainingReport) -> str:
+    """Return the texts on the page of a report."""
+    return page_of(report.to_json())
+
+
+def texts(svg: Markup, variable: str) -> list[str]:
+    """Return the texts of a colour in a figure."""
+    found = ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")  # noqa: S314 - ours
+    return [text.text or "" for text in found if f"var(--{variable})" in text.attrib["style"]]
+
+
+# -- report.json ---------------------------------------------------------------------------------
 
 
 def _definition(directory: Path, **training: Any) -> tuple[float, float, float]:
@@ -78,3 +151,568 @@ def test_failed_checks_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"failed check   {failed.message}" in capsys.readouterr().out
     show_generations("cu-ni", [GenerationSummary.of(manifest)], 2)
     assert f"gen_02 failed a physics check: {failed.message}" in capsys.readouterr().out
+
+
+def test_report_without_a_test_side_says_so() -> None:
+    """Errors of the training set alone, and that nothing was held out."""
+    report = make_report(1)
+    assert report.evaluation is not None
+    alone = report.model_copy(
+        update={
+            "evaluation": report.evaluation.model_copy(update={"test": None}),
+            "dataset": report.dataset.model_copy(update={"test": 0}),
+        }
+    )
+    assert alone.headline().test.rmse_energy_mev_per_atom is None
+    assert "nothing was held out" in summary(alone)
+    page = shown(alone)
+    assert "Energy RMSE, test – meV/atom train 6.09 nothing was held out" in page
+    assert "Worst train structures" in page
+    assert "Worst test structures" not in page
+    assert "gen_01" in render_comparison([alone, make_report(2)])
+
+
+# -- texts and tables ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (fixed(1234567.891, 1), "1\u202f234\u202f567.9"),
+        (fixed(-0.04, 1), "0.0"),
+        (fixed(-2.5, 0), "−2"),
+        (fixed(None), "–"),
+        (fixed(math.nan), "–"),
+        (fixed(-math.inf), "−∞"),
+        (significant(0.0706), "0.0706"),
+        (significant(7.4), "7.40"),
+        (significant(1234.5), "1\u202f230"),
+        (significant(-0.00042), "−4.20·10⁻⁴"),
+        (significant(0.0), "0"),
+        (percent(-0.494), "−49\u202f%"),
+        (percent(0.07), "+7\u202f%"),
+        (duration(4.24), "4.2 s"),
+        (duration(5321), "88.7 min"),
+        (duration(86400), "24.0 h"),
+        (count(1, "structure"), "1 structure"),
+        (count(None, "function"), "– functions"),
+    ],
+)
+def test_numbers_as_people_write_them(text: str, expected: str) -> None:
+    """With a true minus, without false digits, and a dash for what is not known."""
+    assert text == expected
+
+
+def test_trends_in_a_few_characters() -> None:
+    """Arrows for what changed, a dash for what is not known."""
+    changes = [-0.5, 0.3, 0.02, None]
+    assert [describe_change(change) for change in changes] == ["↓ 50%", "↑ 30%", "=", "–"]
+
+
+@pytest.mark.parametrize(
+    ("accepted", "limits_set", "word"),
+    [
+        (True, True, "✓ accepted"),
+        (True, False, "no gate set"),
+        (True, None, "published"),
+        (False, False, "✗ rejected"),
+    ],
+)
+def test_the_gate_has_a_word(accepted: bool, limits_set: bool | None, word: str) -> None:
+    """With a sign before a verdict, for the eye that runs down a column."""
+    unknown = ErrorFigures(rmse_energy_mev_per_atom=None, rmse_force_mev_per_angstrom=None)
+    headline = Headline(
+        train=unknown,
+        test=unknown,
+        iterations=1,
+        functions=None,
+        accepted=accepted,
+        limits_set=limits_set,
+    )
+    assert gate_word(headline) == word
+
+
+def test_the_verdict_comes_first() -> None:
+    """With the reasons, or that nobody judged."""
+    rejected = verdict(make_evaluation(3, accepted=False))
+    assert (rejected.css, rejected.word) == ("failed", "Rejected")
+    assert rejected.reasons[1] == "the dimer Au–Au is attractive below 1.1 Å"
+    assert verdict(make_evaluation(3)).word == "Accepted"
+    found = make_evaluation(3)
+    free = found.model_copy(update={"gate": found.gate.model_copy(update={"limits_set": False})})
+    assert verdict(free).word == "Published, no gate set"
+    assert verdict(free).css == "skipped"
+    assert verdict(None).word == "Not evaluated"
+
+
+def test_the_summary_names_what_was_fitted() -> None:
+    """In one sentence."""
+    assert summary(make_report(1)) == (
+        "15 basis functions for Au, Cu, fitted from nothing to 960 structures in 15 iterations; "
+        "tested on 96 structures that the fit did not see."
+    )
+
+
+def test_tables_have_units_and_all_groups() -> None:
+    """Config types of either side, a name for those without; worst structures by row id."""
+    evaluation = make_evaluation(2, config_types=("", "rattled"))
+    table = config_type_table(evaluation)
+    assert table is not None
+    assert [row[0] for row in table.rows] == ["(none)", "rattled"]
+    assert "E test (meV/atom)" in [column.heading for column in table.columns]
+    assert config_type_table(make_evaluation(2, config_types=("rattled",))) is None
+    (worst, _) = worst_tables(evaluation)
+    assert evaluation.test is not None
+    assert [row[0] for row in worst.rows] == [str(w.row_id) for w in evaluation.test.worst]
+    assert worst.columns[-1].name == "grade"
+
+
+def test_the_conversion_is_told_in_a_sentence() -> None:
+    """How far the published potential is from what it was made from; nothing if not known."""
+    evaluation = make_evaluation(2)
+    table = agreement_table(evaluation)
+    assert table is not None
+    assert table.note.endswith(
+        "On 956 structures potential.yace and potential.yaml differ by no more than "
+        "3.10·10⁻⁹ meV/atom and 0 meV/Å."
+    )
+    silent = agreement_table(evaluation.model_copy(update={"conversion": None}))
+    assert silent is not None
+    assert silent.note.endswith("in the trainer.")
+
+
+def test_every_check_has_its_number() -> None:
+    """What was looked at, the verdict, the number with its unit."""
+    rows = {str(row[0]): [str(cell) for cell in row] for row in physics_table(CHECKS).rows}
+    assert rows["dimer Au–Au"][1:3] == ["failed", "–"]
+    assert rows["dimer Cu–Cu"][2] == "repulsive below 2.30 Å"
+    assert rows["energy over volume, Au: Au fcc"][2] == "V₀ = 17.1 Å³/atom, B = 172 GPa"
+    assert rows["dimer Au–Au"][3] == "attractive below 1.1 Å"
+    assert rows["dimer Cu–Cu"][3] == ""
+    assert [c.name for c in physics_table(CHECKS[:1]).columns] == ["check", "verdict", "number"]
+    dynamics = "1.00 ps of dynamics at 600 K, Cu fcc, 108 atoms"
+    assert rows[dynamics][2] == "drift 0.0213 meV/atom/ps"
+    assert rows["smoothness at the cutoff, Cu–Cu"][2] == "jump 4.00·10⁻⁴ meV/Å at 5.00 Å"
+    assert rows["smoothness at the ZBL switch, Cu–Cu"][1:3] == ["skipped", "–"]
+
+
+def test_a_comparison_holds_what_is_known() -> None:
+    """A column for each, the comparisons on the same structures, numbers for programs."""
+    reports = [make_report(1, evaluation=None), make_report(2), make_report(3)]
+    table = figures_table(reports)
+    rows = {str(row[0]): [str(cell) for cell in row[1:]] for row in table.rows}
+    assert rows["verdict"] == ["not evaluated", "accepted", "accepted"]
+    assert rows["started from"] == ["nothing", "gen_01", "gen_02"]
+    assert rows["physics checks passed"] == ["–", "7", "7"]
+    assert rows["RMSE stress test (GPa)"][0] == "–"
+    steps = steps_table(reports)
+    assert steps is not None
+    assert [str(row[0]) for row in steps.rows] == ["gen_01 → gen_02", "gen_02 → gen_03"]
+    assert steps_table(reports[::2]) is None
+    document = comparison_document(reports)
+    first, second, _ = document["generations"]
+    assert first["accepted"] is None
+    assert reports[0].fit.test is not None
+    assert first["rmse_test_energy_mev_per_atom"] == reports[0].fit.test.rmse_energy_mev_per_atom
+    assert reports[1].evaluation is not None
+    assert (
+        second["max_test_force_mev_per_angstrom"]
+        == reports[1].evaluation.test.force_mev_per_angstrom.max
+    )
+    assert document["on_the_same_structures"][0]["energy_mev_per_atom"]["old"] == 6.8
+
+
+def test_building_graphs_is_a_stage_of_its_own() -> None:
+    """The fit is shown by what pacemaker did, and what is left of it was ours."""
+    report = make_report(
+        1,
+        timings_s={"export": 20.0, "fit": 170.0, "evaluate": 10.0},
+        phases_s={"building_graph": 60.0, "fitting": 100.0},
+    )
+    assert [[str(cell) for cell in row] for row in time_table(report).rows] == [
+        ["export", "20 s", "10\u202f%", "█" * 3],
+        ["fit: building graph", "60 s", "30\u202f%", "█" * 10],
+        ["fit: fitting", "1.7 min", "50\u202f%", "█" * 16],
+        ["fit: checkpoints and the rest", "10 s", "5\u202f%", "█" * 2],
+        ["evaluate", "10 s", "5\u202f%", "█" * 2],
+    ]
+    older = report.model_copy(update={"phases_s": {}})
+    assert [row[0] for row in time_table(older).rows] == ["export", "fit", "evaluate"]
+
+
+def test_attempts_show_how_long_pacemaker_had_to_wait() -> None:
+    """An attempt of before there were times has a dash."""
+    rows = attempts_table(make_report(1)).rows
+    assert [row[4:] for row in rows] == [("6.5 s", "20.2 min"), ("–", "–")]
+
+
+# -- figures -------------------------------------------------------------------------------------
+
+
+def _curve_report() -> TrainingReport:
+    """Return a report whose fit had two ladder steps of three iterations, in two attempts."""
+    report = make_report(2)
+    points = tuple(
+        CurvePoint(
+            ladder_step=step,
+            cycle=0,
+            iteration=iteration,
+            loss=10.0 - 4 * step - iteration,
+            rmse_energy_mev_per_atom=None if iteration == 1 else 5.0,
+            rmse_force_mev_per_angstrom=0.0,
+        )
+        for step in (0, 1)
+        for iteration in range(4)
+    )
+    cycles = tuple(
+        FitCycle(ladder_step=step, cycle=0, functions=5 * step + 5, iterations=3, final_loss=1.0)
+        for step in (0, 1)
+    )
+    last = points[-1].model_copy(update={"iteration": 4})
+    fit = report.fit.model_copy(
+        update={"train_curve": points, "test_curve": (last,), "cycles": cycles, "iterations": 6}
+    )
+    return report.model_copy(update={"fit": fit})
+
+
+def test_the_learning_curve_runs_through_all_steps() -> None:
+    """Iterations go on counting; what is not known or has no logarithm is left out."""
+    fit = _curve_report().fit
+    loss, energy, forces = (learning_curves(fit, value_of) for _, _, value_of in QUANTITIES)
+    assert [x for x, _ in loss[0]] == [0, 1, 2, 3, 3, 4, 5, 6]
+    assert loss[1] == [(6, 3.0)]
+    assert [x for x, _ in energy[0]] == [0, 2, 3, 3, 5, 6]
+    assert forces[0] == []
+
+
+def test_steps_and_attempts_are_marked() -> None:
+    """With the numbers of functions, and where an attempt took over."""
+    report = _curve_report()
+    loss, energy = learning_figures(report)  # forces of zero have no logarithm
+    assert loss.legend == {"train": "train", "test": "test"}
+    assert energy.title == "Energy"
+    assert texts(loss.svg, "attempt") == ["attempt 2"]
+    assert {"5", "10"} <= set(texts(loss.svg, "quiet"))
+    assert texts(loss.svg, "text") == ["iteration", "loss"]
+    assert learning_caption(report) == (
+        "2 ladder steps or cycles, started at the dotted lines, with their numbers of functions "
+        "above; 2 attempts, started at the dashed lines"
+    )
+    (part, _) = make_report(2).attempts
+    plain = make_report(1, attempts=(part,))
+    assert learning_caption(plain) == ""
+
+
+def _figure_of(check: DimerCheck, **changes: Any) -> Markup:
+    (figure,) = physics_figures((check.model_copy(update=changes),))
+    return figure.svg
+
+
+DIMER = next(check for check in CHECKS if isinstance(check, DimerCheck))
+
+
+@settings(max_examples=15, deadline=None, phases=(Phase.explicit, Phase.generate))
+@given(st.lists(NUMBERS, min_size=1, max_size=20))
+def test_a_figure_takes_any_numbers(values: list[float]) -> None:
+    """A potential may predict anything; what is no number is not drawn."""
+    places = tuple(float(place) for place in range(len(values)))
+    svg = _figure_of(DIMER, distances_angstrom=places, energies_ev=tuple(values))
+    assert not re.search("nan|inf", re.sub("aria-label=.*?>", "", svg))
+    assert texts(svg, "quiet")
+
+
+@settings(max_examples=15, deadline=None, phases=(Phase.explicit, Phase.generate))
+@given(st.lists(NUMBERS, min_size=1, max_size=20))
+def test_a_learning_curve_takes_any_numbers(values: list[float]) -> None:
+    """A fit may diverge, and a loss may be as small as numbers get."""
+    report = _curve_report()
+    (point, *_) = report.fit.train_curve
+    curve = tuple(
+        point.model_copy(update={"iteration": number, "loss": value})
+        for number, value in enumerate(values)
+    )
+    fit = report.fit.model_copy(update={"train_curve": curve, "test_curve": ()})
+    for figure in learning_figures(report.model_copy(update={"fit": fit})):
+        assert len(texts(figure.svg, "quiet")) < 20
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [
+        (1e-6, 1e3, ["10⁻⁶", "0.0001", "0.01", "1", "100"]),
+        (0.9, 1100.0, ["1", "10", "100", "1000"]),
+        (12.0, 55.0, ["20", "50"]),
+    ],
+)
+def test_logarithmic_labels_are_enough(low: float, high: float, labels: list[str]) -> None:
+    """Decades where there are some, else more of each."""
+    report = _curve_report()
+    curve = report.fit.train_curve
+    ends = (curve[0].model_copy(update={"loss": low}), curve[1].model_copy(update={"loss": high}))
+    fit = report.fit.model_copy(update={"train_curve": ends, "test_curve": (), "cycles": ()})
+    (loss, *_) = learning_figures(report.model_copy(update={"fit": fit}))
+    assert texts(loss.svg, "quiet")[-len(labels) :] == labels
+
+
+def test_a_long_curve_is_thinned_but_keeps_its_extremes() -> None:
+    """A fit of thousands of iterations makes no megabytes; a spike is still visible."""
+    places = np.linspace(1, 5, 50_000)
+    energies = np.where(np.arange(50_000) == 31_234, 100.0, np.arange(50_000) % 7)
+    svg = _figure_of(
+        DIMER, distances_angstrom=tuple(places.tolist()), energies_ev=tuple(energies.tolist())
+    )
+    assert len(svg) < 150_000
+    path = re.search(r'<g class="line">\s*<path d="([^"]+)"', svg)
+    assert path is not None
+    heights = [float(y) for y in re.findall(r"[ML] \S+ (\S+)", path[1])]
+    assert min(heights) < 40
+    assert sorted(heights)[1] > 60
+
+
+def test_labels_stay_within_the_figure() -> None:
+    """A label at the right end of the axis stands at the left of its line."""
+    svg = _figure_of(DIMER, shortest_in_data_angstrom=4.9)
+    (label,) = re.findall(r"<text[^>]*>shortest in the data", svg)
+    assert "text-anchor: end" in label
+
+
+def test_texts_in_figures_are_escaped() -> None:
+    """Whatever a structure is called."""
+    svg = _figure_of(DIMER, elements=('"><script>', "</svg>"))
+    assert "<script" not in svg
+    assert svg.count("</svg>") == 1
+    ET.fromstring(svg)  # noqa: S314 - ours
+
+
+def test_figures_depend_on_the_report_only(tmp_path: Path) -> None:
+    """Not on dates, on what was drawn before, or on the user's settings of matplotlib."""
+    (tmp_path / "matplotlibrc").write_text("text.usetex: true\naxes.linewidth: 7\n")
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from tests.reports import make_report\n"
+        "from mlip_job.report.figures import learning_figures\n"
+        "sys.stdout.write(''.join(figure.svg for figure in learning_figures(make_report(2))))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, Path(__file__).parents[2]],
+        env=os.environ | {"MATPLOTLIBRC": str(tmp_path)},
+        check=True,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+    here = "".join(figure.svg for figure in learning_figures(make_report(2)))
+    assert done.stdout == here
+    assert "date" not in here
+
+
+# -- pages ------------------------------------------------------------------------------------
+
+
+def test_figures_stand_beside_the_parents_on_the_same_structures() -> None:
+    """Better and worse in words, by how much, on how many."""
+    report = make_report(2)
+    assert report.evaluation is not None
+    assert report.evaluation.parent is not None
+    worse = report.evaluation.parent.model_copy(
+        update={
+            "energy_mev_per_atom": ErrorPair(old=10.0, new=12.5, change=0.25),
+            "force_mev_per_angstrom": ErrorPair(old=10.0, new=10.1, change=0.01),
+        }
+    )
+    report = report.model_copy(
+        update={"evaluation": report.evaluation.model_copy(update={"parent": worse})}
+    )
+    page = shown(report)
+    assert (
+        "gen_01 10.0 → 12.5 on the same 90 structures worse than gen_01 (+25 %) Force RMSE, test"
+    ) in page
+    assert "as good as gen_01 (+1 %)" in page
+    assert "Physics checks passed 7 of 7 1 skipped" in page
+    assert "of 96 test structures above 1" in page
+    failed = make_report(3, evaluation=make_evaluation(3, accepted=False))
+    assert "Physics checks passed 6 of 7 failed: dimer Au–Au 1 skipped" in shown(failed)
+
+
+def test_without_an_evaluation_pacemakers_figures_are_shown() -> None:
+    """And the parent's are said to be of its own test set."""
+    old = make_report(1)
+    report = make_report(2, evaluation=None)
+    assert report.fit.test is not None
+    assert report.fit.train is not None
+    test, train, own = (
+        significant(errors.rmse_energy_mev_per_atom)
+        for errors in (report.fit.test, report.fit.train, old.errors("test"))
+    )
+    page = shown(report)
+    assert (
+        f"Energy RMSE, test {test} meV/atom train {train} gen_01 {own}, on its own test set" in page
+    )
+    assert "Accuracy" not in page
+    validated = report.fit.model_copy(update={"second_set": "validation"})
+    unknown = report.model_copy(update={"fit": validated})
+    assert unknown.errors("test").rmse_energy_mev_per_atom is None
+
+
+def test_the_predecessor_is_the_one_compared_with() -> None:
+    """Else the one that the fit started from, else none."""
+    report = make_report(4)
+    assert report.evaluation is not None
+    assert report.predecessor() == 3
+    other = make_evaluation(3)
+    assert report.model_copy(update={"evaluation": other}).predecessor() == 2
+    assert make_report(4, evaluation=None).predecessor() == 3
+    assert make_report(1, evaluation=None).predecessor() is None
+
+
+def test_checks_without_curves_are_no_obstacle() -> None:
+    """A crystal that could not be made has no points; neither page minds."""
+    empty = EnergyVolumeCheck(
+        verdict="skipped",
+        message="no reference structure",
+        element="Cu",
+        structure="Cu",
+        volumes_angstrom3_per_atom=(),
+        energies_ev_per_atom=(),
+        minimum_angstrom3_per_atom=None,
+        bulk_modulus_gpa=None,
+    )
+    report = make_report(2, evaluation=make_evaluation(2, physics=(empty,)))
+    assert "no reference structure" in shown(report)
+    assert "Energy over volume" not in shown(report)
+    comparison = render_comparison([make_report(1), report])
+    assert comparison.count("Energy over volume, Cu") == 1
+    silent = make_report(2, evaluation=make_evaluation(2, physics=()))
+    assert "Physics" not in shown(silent)
+
+
+def test_pages_need_no_trainer() -> None:
+    """A reader of reports has neither TensorFlow nor pyace."""
+    program = (
+        "import sys\n"
+        "for name in ('tensorflow', 'pyace', 'tensorpotential'):\n"
+        "    sys.modules[name] = None\n"
+        "from tests.reports import make_facts, make_report\n"
+        "from mlip_job.report.page import render_report\n"
+        "assert 'gen_02' in render_report(make_facts(make_report(2)), make_report(1))\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_final_loss_is_shown_by_its_terms() -> None:
+    """On the page, and in the headline that the manifest keeps, with the warnings."""
+    report = make_report(2)
+    page = shown(report)
+    assert "energy 18.7 %, forces 81.3 %, l1_coeffs 3.6e-05 %" in page
+    headline = report.headline()
+    assert headline.loss_shares == report.fit.loss_shares is not None
+    assert headline.warnings == report.warnings != ()
+
+
+def test_the_cost_of_the_potential_is_shown() -> None:
+    """With the machine that it was measured on; an older report has none."""
+    report = make_report(2)
+    assert "84.2 µs per atom on one core, Example CPU" in shown(report)
+    assert report.evaluation is not None
+    older = report.model_copy(
+        update={"evaluation": report.evaluation.model_copy(update={"speed": None})}
+    )
+    assert "µs per atom" not in shown(older)
+    assert older.headline().evaluator_us_per_atom is None
+
+
+def test_the_key_of_a_split_is_shown() -> None:
+    """It was the key that decided, not the seed."""
+    report = make_report(2)
+    by_seed = make_facts(report)
+    assert "split by" not in shown(report)
+    assert "split 42" in shown(report)
+    split = by_seed.dataset.split.model_copy(update={"key": "side"})
+    by_key = Facts(
+        report.model_copy(
+            update={"dataset": report.dataset.model_copy(update={"split_key": "side"})}
+        ),
+        by_seed.manifest,
+        by_seed.dataset.model_copy(update={"split": split}),
+    )
+    page = render_report(by_key, None)
+    assert "the key side" in page
+    assert "split 42" not in page
+
+
+def _manifest(generation: int, **training: Any) -> Manifest:
+    config = JobConfig.model_validate({"family": "cu", "training": training})
+    return make_manifest(generation).model_copy(update={"config": config.model_dump(mode="json")})
+
+
+def test_show_names_the_settings_and_the_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    """Cutoff, basis, ladder, weights, regularisation and test fraction; nothing was asked."""
+    show_manifest(_manifest(1, cutoff=6.5, ladder_step=[100, 0.1], linear_start=False, max_iter=5))
+    lines = capsys.readouterr().out.splitlines()
+    shown = {line[:14].strip(): line[15:] for line in lines}
+    assert shown["gate"] == "published, no gate set"
+    assert shown["cutoff"] == "6.5 Å"
+    assert shown["basis size"] == "auto functions per element asked for, ndensity 2"
+    assert shown["ladder"] == "ladder_step [100.0, 0.1], ladder_type body_order"
+    assert shown["weights"] == "energy 10000, force 100, weighting uniform"
+    assert shown["regularisation"].startswith("l1_coeffs 1e-10, l2_coeffs 1e-10, w0_rad 1e-10")
+    assert shown["test fraction"] == "0.1"
+
+
+def test_a_manifest_of_an_older_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """What it did not record has a dash; its gate is that of its configuration."""
+    old = make_manifest(1)
+    headline = old.headline.model_copy(update={"limits_set": None})
+    gate = {"max_energy_rmse_mev": 5.0}
+    config = {"family": "cu", "training": {"cutoff": 5.0}, "evaluation": {"gate": gate}}
+    text = old.model_copy(update={"headline": headline, "config": config}).to_json()
+    show_manifest(Manifest.from_json(text, key="k"))
+    out = capsys.readouterr().out
+    assert "gate           accepted\n" in out
+    assert "test fraction  –\n" in out
+
+
+def test_the_settings_that_differ_are_listed() -> None:
+    """And no others; nested ones too."""
+    by_group = {"by_group": {"surface": {"energy": 2, "forces": 1}}}
+    table = settings_table([_manifest(1), _manifest(2, cutoff=6.0, weighting=by_group)])
+    assert table is not None
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["training.cutoff"] == ("5.5", "6")
+    assert rows["training.weighting.by_group.surface.energy"] == ("–", "2")
+    assert "training.seed" not in rows
+    assert "A dash: " in table.note
+    assert settings_table([_manifest(1), _manifest(2)]) is None
+
+
+def test_null_is_a_value_of_a_setting() -> None:
+    """A dash would say that there was no such setting."""
+    table = settings_table([_manifest(1, ladder_step=None), _manifest(2, ladder_step=5)])
+    assert table is not None
+    assert {row[0]: row[1:] for row in table.rows}["training.ladder_step"] == ("null", "5")
+    assert table.note == ""
+
+
+def test_pages_name_the_settings() -> None:
+    """The report all of them, the comparison those that differ."""
+    page = shown(make_report(2))
+    for name in ("cutoff", "basis size", "ladder", "regularisation", "test fraction"):
+        assert name in page
+    reports, manifests = [make_report(1), make_report(2)], [_manifest(1), _manifest(2, cutoff=6.0)]
+    assert "training.cutoff" in render_comparison(reports, manifests)
+
+
+def test_losses_of_members_are_on_the_scale_of_curves(capsys: pytest.CaptureFixture[str]) -> None:
+    """(1-κ)·MSE(E/atom) + κ·mean|ΔF|², not a·MSE(E/atom) + b·mean|ΔF|²."""
+    manifest = _manifest(1, energy_weight=300.0, force_weight=100.0)
+    member = CommitteeMember(
+        number=1,
+        seed=42,
+        attempt="a1",
+        manifest=Artefact(key="k", sha256="0" * 64, size=1),
+        test_loss=8.0,
+        headline=manifest.headline,
+    )
+    ensemble = Committee(members=(member,), best=1, spread=None)
+    show_manifest(manifest.model_copy(update={"ensemble": ensemble}))
+    assert "seed 42, test loss 0.02, RMSE" in capsys.readouterr().out

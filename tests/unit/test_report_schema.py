@@ -8,8 +8,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from mlip_job.report.model import TrainingReport
-from mlip_job.report.schema import report_schema, schema_file_name, schema_text
+from mlip_job.report.model import TrainingReport, schema_file_name, schema_text
 from tests.evaluations import make_evaluation
 from tests.reports import make_report, validate_report
 
@@ -19,7 +18,7 @@ _PUBLISHED = Path(__file__).parents[2] / "docs" / "schemas"
 def test_the_published_schema_is_that_of_the_models() -> None:
     """`make schemas` writes it anew."""
     assert (_PUBLISHED / schema_file_name()).read_text() == schema_text()
-    jsonschema.Draft202012Validator.check_schema(report_schema())
+    jsonschema.Draft202012Validator.check_schema(json.loads(schema_text()))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from mlip_job.cli.options import Settings
     from mlip_job.report.model import TrainingReport
-    from mlip_job.report.table import Table
+    from mlip_job.report.texts import Table
 
 
 @click.command("compare")
@@ -40,10 +40,9 @@ def command(
     settings: Settings, generations: tuple[int | str, ...], output: Path | None, *, open_it: bool
 ) -> None:
     """Compare generations: a table here, and one HTML file."""
-    from mlip_job.report.comparison import comparison_document
-    from mlip_job.report.facts import read_report
+    from mlip_job.report.comparison import comparison_document, settings_table
+    from mlip_job.report.model import read_report
     from mlip_job.report.page import render_comparison
-    from mlip_job.report.settings import settings_table
 
     registry = settings.registry()
     numbers = [resolve_generation(generation, registry) for generation in generations]
@@ -66,13 +65,13 @@ def command(
 
 
 def _check(numbers: Sequence[int]) -> None:
-    from mlip_job.report.overlays import MOST_GENERATIONS
+    from mlip_job.report.figures import MAX_GENERATIONS
 
     if len(set(numbers)) < len(numbers):
         raise ConfigError("a generation is named twice")
-    if not 1 < len(numbers) <= MOST_GENERATIONS:
+    if not 1 < len(numbers) <= MAX_GENERATIONS:
         raise ConfigError(
-            f"{len(numbers)} given: compare takes from 2 to {MOST_GENERATIONS} generations"
+            f"{len(numbers)} given: compare takes from 2 to {MAX_GENERATIONS} generations"
         )
 
 

@@ -50,10 +50,10 @@ def command(
 
 def _page(registry: Registry, manifest: Manifest) -> bytes:
     """Return the page as it was published, or make it."""
-    from mlip_job.report.facts import read_facts, read_parent
+    from mlip_job.report.model import read_facts, read_predecessor
     from mlip_job.report.page import render_report
 
     if _PAGE in manifest.artefacts:
         return registry.read(manifest, _PAGE)
     facts = read_facts(registry, manifest.generation)
-    return render_report(facts, read_parent(registry, facts.report)).encode()
+    return render_report(facts, read_predecessor(registry, facts.report)).encode()

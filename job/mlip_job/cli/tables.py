@@ -30,7 +30,7 @@ def show_generations(
     family: str, generations: Sequence[GenerationSummary], latest: int | None
 ) -> None:
     """Print a table of generations, one line each."""
-    from mlip_job.report.trend import gate_word
+    from mlip_job.report.texts import gate_word
 
     if not generations:
         click.echo(f"no generation of {family} is published yet")
@@ -62,7 +62,7 @@ def show_generations(
 
 
 def _change(change: PredecessorChange | None) -> str:
-    from mlip_job.report.trend import describe_change
+    from mlip_job.report.texts import describe_change
 
     if change is None:
         return figure(None)
@@ -78,7 +78,7 @@ def show_orphans(orphans: Sequence[Orphan]) -> None:
 
 def show_manifest(manifest: Manifest, latest: LatestPointer | None = None) -> None:
     """Print what is known of one generation; `latest` is the pointer where it points there."""
-    from mlip_job.report.settings import fit_settings
+    from mlip_job.report.comparison import fit_settings
 
     train, test = manifest.headline.train, manifest.headline.test
     parent = manifest.parent
@@ -108,7 +108,7 @@ def show_manifest(manifest: Manifest, latest: LatestPointer | None = None) -> No
             f"{figure(test.rmse_force_mev_per_angstrom)} test  meV/Å per component",
         ),
         *_compared(manifest.headline.change),
-        *((entry.name, entry.text) for entry in fit_settings(manifest)),
+        *fit_settings(manifest).items(),
         ("basis", f"{figure(manifest.headline.functions, 0)} functions"),
         ("fit", _fit(manifest)),
         *_loss(manifest),

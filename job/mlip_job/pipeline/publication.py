@@ -11,8 +11,7 @@ from mlip_job.pipeline.evaluate import (
     fetch_structures,
 )
 from mlip_job.pipeline.stages import describe
-from mlip_job.report.facts import Facts, read_parent
-from mlip_job.report.model import make_report
+from mlip_job.report.model import Facts, make_report, read_predecessor
 from mlip_job.report.page import render_report
 from mlip_job.training.pacemaker.programs import convert_to_yace
 
@@ -83,7 +82,7 @@ class Publication:
         with self._context.clock.stage("report"):
             self._context.files.report.write_text(report.to_json(), encoding="utf-8")
             facts = Facts(report, described({}), prepared.record)
-            page = render_report(facts, read_parent(self._context.registry, report))
+            page = render_report(facts, read_predecessor(self._context.registry, report))
             self._context.files.report_page.write_text(page, encoding="utf-8")
         self._context.raise_if_lost()
         with self._context.clock.stage("publish"):

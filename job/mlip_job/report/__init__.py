@@ -1,1 +1,1 @@
-"""Pages and tables about generations that people read: pure functions of their reports."""
+"""``report.json`` of a generation, and the pages and tables made from it: pure functions of it."""

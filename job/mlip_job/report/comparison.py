@@ -1,85 +1,115 @@
-"""Several generations held against each other: their figures, and those on the same structures."""
+"""Several generations compared: figures, settings, and errors on the same structures."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mlip_job.config.evaluation import verdict_word
 from mlip_job.naming import generation_name
-from mlip_job.report.error_tables import ENERGY, FORCE, STRESS
-from mlip_job.report.headline import verdict
-from mlip_job.report.numbers import fixed, percent
-from mlip_job.report.physics import count_verdicts
-from mlip_job.report.table import Cell, Column, Table
+from mlip_job.report.tables import count_verdicts
+from mlip_job.report.texts import (
+    ENERGY,
+    FORCE,
+    STRESS,
+    UNKNOWN,
+    Cell,
+    Column,
+    Table,
+    fixed,
+    percent,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from mlip_job.evaluation.results import ErrorPair, Evaluation
+    from mlip_job.evaluation.results import Evaluation, ParentComparison
+    from mlip_job.registry import Manifest
     from mlip_job.report.model import TrainingReport
 
-Number = float | int | None
+_COMPARED = ("dataset", "training", "evaluation")
+_REGULARISERS = ("l1_coeffs", "l2_coeffs", "w0_rad", "w1_rad", "w2_rad")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict of the gate in a word, its reasons, and the class that colours it."""
+
+    css: str
+    word: str
+    reasons: tuple[str, ...]
+
+
+def verdict(evaluation: Evaluation | None) -> Verdict:
+    """Return the gate's verdict in words."""
+    if evaluation is None:
+        return Verdict("skipped", "Not evaluated", ("The published potential was not evaluated.",))
+    gate = evaluation.gate
+    word = verdict_word(accepted=gate.accepted, limits_set=gate.limits_set).capitalize()
+    passed = "passed" if gate.limits_set else "skipped"
+    return Verdict(passed if gate.accepted else "failed", word, gate.reasons)
+
+
+# -- figures -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A figure that every generation has, or None where it is not known.
-
-    Attributes
-    ----------
-    key
-        Its name in JSON, with the unit.
-    label, unit, digits
-        How people see it.
-    of
-        Returns it.
-    """
+    """A figure of a generation: its key in JSON, its heading in tables, and its decimals there."""
 
     key: str
-    label: str
-    unit: str
+    heading: str
     digits: int
-    of: Callable[[TrainingReport], Number]
+    value: float | int | None
 
 
-@dataclass(frozen=True)
-class Step:
-    """Two of the generations on the same structures, both evaluated when the newer one was made."""
-
-    old: int
-    new: int
-    structures: int
-    energy_mev_per_atom: ErrorPair
-    force_mev_per_angstrom: ErrorPair
-
-
-def figures_of(report: TrainingReport) -> dict[str, Any]:
-    """Return all figures of a generation by their keys."""
-    evaluation = report.evaluation
-    return {
-        "generation": report.generation,
-        "started_from": report.parent.generation if report.parent is not None else None,
-        "accepted": evaluation.gate.accepted if evaluation is not None else None,
-        "limits_set": evaluation.gate.limits_set if evaluation is not None else None,
-        **{quantity.key: quantity.of(report) for quantity in QUANTITIES},
-    }
-
-
-def steps_between(reports: Sequence[TrainingReport]) -> tuple[Step, ...]:
-    """Return the comparisons on the same structures that the reports hold, among themselves."""
-    numbers = {report.generation for report in reports}
-    return tuple(
-        Step(
-            old=compared.generation,
-            new=report.generation,
-            structures=compared.structures,
-            energy_mev_per_atom=compared.energy_mev_per_atom,
-            force_mev_per_angstrom=compared.force_mev_per_angstrom,
-        )
-        for report in reports
-        if report.evaluation is not None
-        and (compared := report.evaluation.parent) is not None
-        and compared.generation in numbers
+def quantities(report: TrainingReport) -> tuple[Quantity, ...]:
+    """Return the figures to compare; the same ones, in the same order, for every report."""
+    train, test, found = report.errors("train"), report.errors("test"), report.evaluation
+    s_train = found.train.stress_gpa if found else None
+    s_test = found.test.stress_gpa if found and found.test else None
+    grade = found.test.extrapolation_grade if found and found.test else None
+    checks = count_verdicts(found.physics) if found and found.physics else None
+    speed = found.speed if found else None
+    energy, force = "energy_mev_per_atom", "force_mev_per_angstrom"
+    e_train, e_test = f"E train ({ENERGY})", f"E test ({ENERGY})"
+    f_train, f_test = f"F train ({FORCE})", f"F test ({FORCE})"
+    stress_train, stress_test = f"stress train ({STRESS})", f"stress test ({STRESS})"
+    q = Quantity
+    return (
+        q("train_structures", "train (structures)", 0, report.dataset.train),
+        q("test_structures", "test (structures)", 0, report.dataset.test),
+        q("functions", "basis functions", 0, report.fit.functions),
+        q("iterations", "iterations", 0, report.fit.iterations),
+        q(f"rmse_train_{energy}", f"RMSE {e_train}", 2, train.rmse_energy_mev_per_atom),
+        q(f"rmse_test_{energy}", f"RMSE {e_test}", 2, test.rmse_energy_mev_per_atom),
+        q(f"rmse_train_{force}", f"RMSE {f_train}", 1, train.rmse_force_mev_per_angstrom),
+        q(f"rmse_test_{force}", f"RMSE {f_test}", 1, test.rmse_force_mev_per_angstrom),
+        q("rmse_train_stress_gpa", f"RMSE {stress_train}", 3, s_train.rmse if s_train else None),
+        q("rmse_test_stress_gpa", f"RMSE {stress_test}", 3, s_test.rmse if s_test else None),
+        q(f"mae_train_{energy}", f"MAE {e_train}", 2, train.mae_energy_mev_per_atom),
+        q(f"mae_test_{energy}", f"MAE {e_test}", 2, test.mae_energy_mev_per_atom),
+        q(f"mae_train_{force}", f"MAE {f_train}", 1, train.mae_force_mev_per_angstrom),
+        q(f"mae_test_{force}", f"MAE {f_test}", 1, test.mae_force_mev_per_angstrom),
+        q("mae_train_stress_gpa", f"MAE {stress_train}", 3, s_train.mae if s_train else None),
+        q("mae_test_stress_gpa", f"MAE {stress_test}", 3, s_test.mae if s_test else None),
+        q(f"max_train_{energy}", f"largest {e_train}", 2, train.max_energy_mev_per_atom),
+        q(f"max_test_{energy}", f"largest {e_test}", 2, test.max_energy_mev_per_atom),
+        q(f"max_train_{force}", f"largest {f_train}", 1, train.max_force_mev_per_angstrom),
+        q(f"max_test_{force}", f"largest {f_test}", 1, test.max_force_mev_per_angstrom),
+        q("max_train_stress_gpa", f"largest {stress_train}", 3, s_train.max if s_train else None),
+        q("max_test_stress_gpa", f"largest {stress_test}", 3, s_test.max if s_test else None),
+        q("largest_test_grade", "largest grade, test", 2, grade.max if grade else None),
+        q("checks_passed", "physics checks passed", 0, checks["passed"] if checks else None),
+        q("checks_failed", "physics checks failed", 0, checks["failed"] if checks else None),
+        q(
+            "evaluator_us_per_atom",
+            "evaluator (µs/atom)",
+            1,
+            speed.evaluator_us_per_atom if speed else None,
+        ),
+        q("fit_seconds", "fit (s)", 0, report.timings_s.get("fit")),
     )
 
 
@@ -87,141 +117,173 @@ def comparison_document(reports: Sequence[TrainingReport]) -> dict[str, Any]:
     """Return the comparison as JSON."""
     return {
         "family": reports[0].family,
-        "generations": [figures_of(report) for report in reports],
-        "on_the_same_structures": [
-            asdict(step)
-            | {
-                key: getattr(step, key).model_dump()
-                for key in ("energy_mev_per_atom", "force_mev_per_angstrom")
+        "generations": [
+            {
+                "generation": report.generation,
+                "started_from": report.parent.generation if report.parent is not None else None,
+                "accepted": report.evaluation.gate.accepted if report.evaluation else None,
+                "limits_set": report.evaluation.gate.limits_set if report.evaluation else None,
+                **{quantity.key: quantity.value for quantity in quantities(report)},
             }
-            for step in steps_between(reports)
+            for report in reports
+        ],
+        "on_the_same_structures": [
+            {
+                "old": compared.generation,
+                "new": report.generation,
+                "structures": compared.structures,
+                "energy_mev_per_atom": compared.energy_mev_per_atom.model_dump(),
+                "force_mev_per_angstrom": compared.force_mev_per_angstrom.model_dump(),
+            }
+            for report, compared in _steps(reports)
         ],
     }
 
 
-def _start(report: TrainingReport) -> str:
-    if report.parent is not None:
-        return generation_name(report.parent.generation)
-    return "a linear fit" if report.linear_start is not None else "nothing"
-
-
 def figures_table(reports: Sequence[TrainingReport]) -> Table:
     """Return the figures, a column for each generation."""
-    names = [generation_name(report.generation) for report in reports]
     verdicts = [verdict(report.evaluation) for report in reports]
-    starts = [_start(report) for report in reports]
     rows: list[tuple[str | Cell, ...]] = [
-        ("verdict", *(Cell(v.word.lower(), v.css) for v in verdicts)),
-        ("started from", *starts),
+        ("verdict", *(Cell(found.word.lower(), found.css) for found in verdicts)),
+        ("started from", *(started_from(report) for report in reports)),
     ]
-    for quantity in QUANTITIES:
-        values = [quantity.of(report) for report in reports]
-        if any(value is not None for value in values):
-            heading = Column(quantity.label, quantity.unit).heading
-            rows.append((heading, *(fixed(value, quantity.digits) for value in values)))
+    for row in zip(*map(quantities, reports), strict=True):
+        if any(quantity.value is not None for quantity in row):
+            heading, digits = row[0].heading, row[0].digits
+            rows.append((heading, *(fixed(quantity.value, digits) for quantity in row)))
     return Table(
         "Figures",
-        (Column("", numeric=False), *(Column(name) for name in names)),
+        (Column("", numeric=False), *(Column(generation_name(r.generation)) for r in reports)),
         tuple(rows),
         "Errors are each on the generation's own sets; those of forces are per component.",
     )
 
 
+def started_from(report: TrainingReport) -> str:
+    """Return where a fit started: from a parent, a linear fit or nothing."""
+    if report.parent is not None:
+        return generation_name(report.parent.generation)
+    return "a linear fit" if report.linear_start is not None else "nothing"
+
+
+def _steps(
+    reports: Sequence[TrainingReport],
+) -> Iterator[tuple[TrainingReport, ParentComparison]]:
+    """Yield the comparisons on the same structures that the reports hold, among themselves."""
+    numbers = {report.generation for report in reports}
+    for report in reports:
+        compared = report.evaluation.parent if report.evaluation is not None else None
+        if compared is not None and compared.generation in numbers:
+            yield report, compared
+
+
 def steps_table(reports: Sequence[TrainingReport]) -> Table | None:
     """Return the comparisons on the same structures, or None where the reports hold none."""
-    steps = steps_between(reports)
-    if not steps:
+    rows = []
+    for report, compared in _steps(reports):
+        old, new = generation_name(compared.generation), generation_name(report.generation)
+        cells: list[str | Cell] = []
+        for pair, digits in (
+            (compared.energy_mev_per_atom, 2),
+            (compared.force_mev_per_angstrom, 1),
+        ):
+            css = "" if not pair.change else "worse" if pair.change > 0 else "better"
+            change = Cell(percent(pair.change), css)
+            cells += [fixed(pair.old, digits), fixed(pair.new, digits), change]
+        rows.append((f"{old} → {new}", str(compared.structures), *cells))
+    if not rows:
         return None
+    columns = (
+        column
+        for quantity, unit in (("E", ENERGY), ("F", FORCE))
+        for column in (
+            Column(f"RMSE {quantity} before", unit),
+            Column("after", unit),
+            Column("change"),
+        )
+    )
     return Table(
         "On the same structures",
-        (
-            Column("generations", numeric=False),
-            Column("structures"),
-            *(
-                Column(name, unit)
-                for quantity, unit in (("E", ENERGY), ("F", FORCE))
-                for name, unit in (
-                    (f"RMSE {quantity} before", unit),
-                    ("after", unit),
-                    ("change", ""),
-                )
-            ),
-        ),
-        tuple(_step_row(step) for step in steps),
-        "Structures that were in neither's training set.",
+        (Column("generations", numeric=False), Column("structures"), *columns),
+        tuple(rows),
+        "Structures that are in neither training set.",
     )
 
 
-def _step_row(step: Step) -> tuple[str | Cell, ...]:
-    cells: list[str | Cell] = []
-    for pair, digits in ((step.energy_mev_per_atom, 2), (step.force_mev_per_angstrom, 1)):
-        css = "" if not pair.change else "worse" if pair.change > 0 else "better"
-        cells += [fixed(pair.old, digits), fixed(pair.new, digits), Cell(percent(pair.change), css)]
-    names = f"{generation_name(step.old)} → {generation_name(step.new)}"
-    return (names, str(step.structures), *cells)
+# -- settings ------------------------------------------------------------------------------------
 
 
-def _error(side: str, quantity: str, statistic: str) -> Callable[[TrainingReport], Number]:
-    """Return a function that finds an error of the published potential, or else pacemaker's."""
+def fit_settings(manifest: Manifest) -> dict[str, str]:
+    """Return the settings of a fit; a dash stands for one that an older version did not record."""
+    training, dataset = _section(manifest, "training"), _section(manifest, "dataset")
 
-    def find(report: TrainingReport) -> Number:
-        if report.evaluation is not None:
-            found = getattr(getattr(report.evaluation, side), quantity, None)
-            value: float | None = getattr(found, statistic) if found is not None else None
-            return value
-        by_pacemaker: float | None = getattr(
-            getattr(report.fit, side), f"{statistic}_{quantity}", None
-        )
-        return by_pacemaker
+    def of(name: str) -> str:
+        return _text(training.get(name))
 
-    return find
+    key = dataset.get("split_key")
+    overrides = {"overrides": of("overrides")} if training.get("overrides") else {}
+    return {
+        "cutoff": f"{of('cutoff')} Å",
+        "basis size": f"{of('functions_per_element')} functions per element asked for, "
+        f"ndensity {of('ndensity')}",
+        "ladder": _ladder(training),
+        "weights": f"energy {of('energy_weight')}, force {of('force_weight')}, "
+        f"weighting {of('weighting')}",
+        "regularisation": ", ".join(f"{name} {of(name)}" for name in _REGULARISERS),
+        "test fraction": of("test_fraction") if key is None else f"decided by the key {key}",
+        **overrides,
+    }
 
 
-def _evaluated(find: Callable[[Evaluation], Number]) -> Callable[[TrainingReport], Number]:
-    return lambda report: find(report.evaluation) if report.evaluation is not None else None
+def _ladder(training: Mapping[str, Any]) -> str:
+    step = training.get("ladder_step")
+    if step is None:
+        return "none"
+    if training.get("linear_start"):
+        return f"none: a linear fit has the whole basis (ladder_step {_text(step)} has no effect)"
+    return f"ladder_step {_text(step)}, ladder_type {_text(training.get('ladder_type'))}"
 
 
-def _verdicts(verdict: str) -> Callable[[TrainingReport], Number]:
-    return _evaluated(
-        lambda evaluation: (
-            count_verdicts(evaluation.physics)[verdict] if evaluation.physics else None
-        )
+def settings_table(manifests: Sequence[Manifest]) -> Table | None:
+    """Return the settings that differ between generations, or None if none does."""
+    known = [
+        {
+            f"{name}.{key}": "null" if value is None else _text(value)
+            for name in _COMPARED
+            for key, value in _flat(_section(manifest, name))
+        }
+        for manifest in manifests
+    ]
+    keys = dict.fromkeys(key for settings in known for key in settings)
+    rows = [(key, *(settings.get(key, UNKNOWN) for settings in known)) for key in keys]
+    differing = tuple(row for row in rows if len(set(row[1:])) > 1)
+    if not differing:
+        return None
+    dashes = any(UNKNOWN in row for row in differing)
+    return Table(
+        "Settings that differ",
+        (Column("", numeric=False), *(Column(generation_name(m.generation)) for m in manifests)),
+        differing,
+        "A dash: the version that published the generation had no such setting." if dashes else "",
     )
 
 
-def _largest_grade(evaluation: Evaluation) -> Number:
-    grade = evaluation.test.extrapolation_grade if evaluation.test is not None else None
-    return grade.max if grade is not None else None
+def _section(manifest: Manifest, name: str) -> Mapping[str, Any]:
+    found = manifest.config.get(name)
+    return found if isinstance(found, dict) else {}
 
 
-def _evaluator_time(evaluation: Evaluation) -> Number:
-    return evaluation.speed.evaluator_us_per_atom if evaluation.speed is not None else None
+def _flat(section: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        if isinstance(value, dict) and value:
+            yield from ((f"{key}.{inner}", deep) for inner, deep in _flat(value))
+        else:
+            yield key, value
 
 
-QUANTITIES = (
-    Quantity("train_structures", "train", "structures", 0, lambda r: r.dataset.train),
-    Quantity("test_structures", "test", "structures", 0, lambda r: r.dataset.test),
-    Quantity("functions", "basis functions", "", 0, lambda r: r.fit.functions),
-    Quantity("iterations", "iterations", "", 0, lambda r: r.fit.iterations),
-    *(
-        Quantity(
-            f"{statistic}_{side}_{quantity}",
-            f"{word} {symbol} {side}",
-            unit,
-            digits,
-            _error(side, quantity, statistic),
-        )
-        for quantity, symbol, unit, digits in (
-            ("energy_mev_per_atom", "E", ENERGY, 2),
-            ("force_mev_per_angstrom", "F", FORCE, 1),
-            ("stress_gpa", "stress", STRESS, 3),
-        )
-        for statistic, word in (("rmse", "RMSE"), ("mae", "MAE"), ("max", "largest"))
-        for side in ("train", "test")
-    ),
-    Quantity("largest_test_grade", "largest grade, test", "", 2, _evaluated(_largest_grade)),
-    Quantity("checks_passed", "physics checks passed", "", 0, _verdicts("passed")),
-    Quantity("checks_failed", "physics checks failed", "", 0, _verdicts("failed")),
-    Quantity("evaluator_us_per_atom", "evaluator", "µs/atom", 1, _evaluated(_evaluator_time)),
-    Quantity("fit_seconds", "fit", "s", 0, lambda r: r.timings_s.get("fit")),
-)
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if value is None:
+        return UNKNOWN
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

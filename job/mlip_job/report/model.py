@@ -1,8 +1,12 @@
-"""The report of a training: what was fitted to what, and how well. ``report.json``."""
+"""``report.json``: what a training fitted to what, and how well; how it is made and read."""
 
 from __future__ import annotations
 
+import json
 import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -28,11 +32,11 @@ if TYPE_CHECKING:
 
     from mlip_job.config import JobConfig, TrainingConfig
     from mlip_job.dataset.record import DatasetRecord
-    from mlip_job.evaluation.results import ParentComparison
-    from mlip_job.registry import TrainingState
+    from mlip_job.registry import Manifest, Registry, TrainingState
 
+Side = Literal["train", "test"]
 
-_FORCES_SAY, _FAR_WORSE = 100, 2.0
+_ENOUGH_FORCES, _FAR_WORSE = 100, 2.0
 
 
 class _Part(BaseModel):
@@ -45,12 +49,9 @@ class LossDefinition(_Part):
     Attributes
     ----------
     energy_weight, force_weight
-        The weights a and b of the fit: those that were asked for, or of the same sum where an
-        override gave another κ.
+        The weights a and b of the configuration, or of the same sum if an override set another κ.
     kappa
         b / (a + b), as pacemaker read it in input.yaml, or chose it by ``kappa: auto``.
-    definition
-        What the weights mean, in words.
     stress_fitted
         Always false: pacemaker fits no stress.
     """
@@ -65,10 +66,7 @@ class LossDefinition(_Part):
 class DatasetSummary(_Part):
     """The dataset in short; its own record has the rest.
 
-    Attributes
-    ----------
-    split_key
-        The key_value_pair that decided the sides, or None.
+    `split_key` is the key_value_pair that decided between train and test, if any.
     """
 
     id: str
@@ -88,17 +86,13 @@ class TrainingReport(_Part):
     ----------
     parent
         The generation that the fit started from.
-    basis
-        How many functions per element were chosen, and why.
-    linear_start
-        The linear fit that it started from.
     attempts
-        All that the fit went through, and how much of the learning curve is each one's own.
+        All attempts of the fit, with their iterations.
     fit
-        What pacemaker's tables and log say, see `RunSummary`; its ``second_set`` says whether they
-        are of the test set or of the validation part.
+        From pacemaker's tables and log; its ``second_set`` says whether they are of the test set
+        or of the validation part.
     evaluation
-        What was found out about the published potential; docs/evaluation.md.
+        Of the published potential; docs/evaluation.md.
     left_out_by_weighting
         Row ids per side that an energy-based weighting kept out of the fit.
     energy_reference
@@ -106,10 +100,8 @@ class TrainingReport(_Part):
     timings_s
         Wall time of the stages before publishing, s; of all attempts together.
     phases_s
-        Likewise of pacemaker's phases within the stage ``fit``. Building its graphs, for the
+        Wall time of pacemaker's phases within the stage ``fit``, s. Building its graphs, for the
         training set and again for the test set, are phases of their own.
-    warnings
-        What a person should know before using the potential.
     """
 
     schema_version: Literal[1] = 1
@@ -130,33 +122,50 @@ class TrainingReport(_Part):
     phases_s: dict[str, float] = {}
     warnings: tuple[str, ...]
 
+    def errors(self, side: Side) -> Errors:
+        """Return the errors of the published potential, or pacemaker's if it was not evaluated."""
+        if self.evaluation is not None:
+            return _errors_of(self.evaluation.train if side == "train" else self.evaluation.test)
+        if side == "train":
+            return self.fit.train or _UNKNOWN
+        return (self.fit.test if self.fit.second_set == "test" else None) or _UNKNOWN
+
+    def predecessor(self) -> int | None:
+        """Return the generation to compare this one with: of the evaluation, or the parent."""
+        if self.evaluation is not None and self.evaluation.parent is not None:
+            return self.evaluation.parent.generation
+        return self.parent.generation if self.parent is not None else None
+
     def headline(self) -> Headline:
-        """Return what a table of generations shows; without an evaluation none is accepted."""
-        evaluation = self.evaluation
+        """Return the figures for a table of generations; none is accepted without evaluation."""
+        evaluation, parent = self.evaluation, None
+        if evaluation is not None and (compared := evaluation.parent) is not None:
+            parent = PredecessorChange(
+                generation=compared.generation,
+                structures=compared.structures,
+                energy=compared.energy_mev_per_atom.change,
+                force=compared.force_mev_per_angstrom.change,
+            )
+        speed = evaluation.speed if evaluation is not None else None
         return Headline(
-            train=_measured(evaluation.train) if evaluation else _fitted(self.fit.train),
-            test=_measured(evaluation.test) if evaluation else _fitted(self._tested()),
+            train=_figures(self.errors("train")),
+            test=_figures(self.errors("test")),
             iterations=self.fit.iterations or 0,
             functions=self.fit.functions,
             accepted=evaluation is not None and evaluation.gate.accepted,
             rejected_because=evaluation.gate.reasons if evaluation else (),
             loss_shares=self.fit.loss_shares,
-            evaluator_us_per_atom=evaluation.speed.evaluator_us_per_atom
-            if evaluation and evaluation.speed
-            else None,
+            evaluator_us_per_atom=speed.evaluator_us_per_atom if speed is not None else None,
             warnings=self.warnings,
             failed_checks=tuple(
-                check.message for check in evaluation.physics if check.verdict == "failed"
-            )
-            if evaluation
-            else (),
+                check.message
+                for check in (evaluation.physics if evaluation else ())
+                if check.verdict == "failed"
+            ),
             best_iteration=self.fit.best.iteration if self.fit.best else None,
             limits_set=evaluation.gate.limits_set if evaluation else None,
-            change=_change(evaluation.parent) if evaluation and evaluation.parent else None,
+            change=parent,
         )
-
-    def _tested(self) -> Errors | None:
-        return self.fit.test if self.fit.second_set == "test" else None
 
     def to_json(self) -> str:
         """Return the text of ``report.json``."""
@@ -179,6 +188,42 @@ class TrainingReport(_Part):
             ) from None
 
 
+_UNKNOWN = Errors(
+    loss=None,
+    rmse_energy_mev_per_atom=None,
+    rmse_force_mev_per_angstrom=None,
+    mae_energy_mev_per_atom=None,
+    mae_force_mev_per_angstrom=None,
+    max_energy_mev_per_atom=None,
+    max_force_mev_per_angstrom=None,
+)
+
+
+def _errors_of(measured: SetEvaluation | None) -> Errors:
+    if measured is None:
+        return _UNKNOWN
+    energy, force = measured.energy_mev_per_atom, measured.force_mev_per_angstrom
+    return Errors(
+        loss=None,
+        rmse_energy_mev_per_atom=energy.rmse,
+        rmse_force_mev_per_angstrom=force.rmse,
+        mae_energy_mev_per_atom=energy.mae,
+        mae_force_mev_per_angstrom=force.mae,
+        max_energy_mev_per_atom=energy.max,
+        max_force_mev_per_angstrom=force.max,
+    )
+
+
+def _figures(errors: Errors) -> ErrorFigures:
+    return ErrorFigures(
+        rmse_energy_mev_per_atom=errors.rmse_energy_mev_per_atom,
+        rmse_force_mev_per_angstrom=errors.rmse_force_mev_per_angstrom,
+    )
+
+
+# -- making a report -----------------------------------------------------------------------------
+
+
 def make_report(
     config: JobConfig,
     generation: int,
@@ -188,7 +233,7 @@ def make_report(
     evaluation: Evaluation | None,
     left_out: Mapping[str, tuple[int, ...]],
 ) -> TrainingReport:
-    """Put together what the stages of a run found."""
+    """Combine the results of a run's stages."""
     loss = loss_definition(config.training, summary)
     return TrainingReport(
         family=config.family,
@@ -219,31 +264,8 @@ def make_report(
     )
 
 
-def _change(parent: ParentComparison) -> PredecessorChange:
-    return PredecessorChange(
-        generation=parent.generation,
-        structures=parent.structures,
-        energy=parent.energy_mev_per_atom.change,
-        force=parent.force_mev_per_angstrom.change,
-    )
-
-
-def _measured(errors: SetEvaluation | None) -> ErrorFigures:
-    return ErrorFigures(
-        rmse_energy_mev_per_atom=errors.energy_mev_per_atom.rmse if errors else None,
-        rmse_force_mev_per_angstrom=errors.force_mev_per_angstrom.rmse if errors else None,
-    )
-
-
-def _fitted(errors: Errors | None) -> ErrorFigures:
-    return ErrorFigures(
-        rmse_energy_mev_per_atom=errors.rmse_energy_mev_per_atom if errors else None,
-        rmse_force_mev_per_angstrom=errors.rmse_force_mev_per_angstrom if errors else None,
-    )
-
-
 def loss_definition(training: TrainingConfig, summary: RunSummary) -> LossDefinition:
-    """Return what was minimised, by the log: an override may have decided, or pacemaker itself."""
+    """Return what was minimised, by the log: an override may set κ, or pacemaker choose it."""
     asked = kappa(training.energy_weight, training.force_weight)
     overridden: dict[str, Any] = training.overrides.get("fit") or {}
     given = (overridden.get("loss") or {}).get("kappa", asked)
@@ -273,8 +295,8 @@ def _warnings(
     if basis is not None and basis.warning is not None:
         yield basis.warning
     if summary.loss_shares is not None:
-        measured = _measured(evaluation.train) if evaluation else _fitted(summary.train)
-        error = measured.rmse_energy_mev_per_atom
+        train = _errors_of(evaluation.train) if evaluation else summary.train
+        error = train.rmse_energy_mev_per_atom if train else None
         yield from share_warnings(summary.loss_shares, training, loss.kappa, error)
     yield from summary.warnings
     yield from convergence_warnings(summary)
@@ -283,14 +305,97 @@ def _warnings(
 
 
 def _generalisation(evaluation: Evaluation) -> Iterator[str]:
-    """Yield whether the test errors are far above those on the training set."""
+    """Warn where the test errors are far above those on the training set."""
     if evaluation.test is None:
         return
     test = evaluation.test.force_mev_per_angstrom
     train = evaluation.train.force_mev_per_angstrom
-    if test.count >= _FORCES_SAY and test.rmse > _FAR_WORSE * train.rmse:
+    if test.count >= _ENOUGH_FORCES and test.rmse > _FAR_WORSE * train.rmse:
         yield (
             f"the force RMSE on the test set ({test.rmse:.4g} meV/Å) is more than twice that on "
             f"the training set ({train.rmse:.4g}): the basis is too large for the data, or the "
             "test set holds structures unlike them, see the worst ones in the report"
         )
+
+
+# -- reading reports -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything that the page of a generation shows.
+
+    The manifest of a generation that is being published has no artefacts yet.
+    """
+
+    report: TrainingReport
+    manifest: Manifest
+    dataset: DatasetRecord
+
+
+def read_facts(registry: Registry, generation: int) -> Facts:
+    """Read the report, manifest and dataset record of a published generation.
+
+    Raises
+    ------
+    ConfigError
+        If it is not published.
+    IntegrityError
+        If a part of it is missing, damaged, or of another version.
+    """
+    manifest = registry.get(generation)
+    return Facts(
+        report=read_report(registry, manifest),
+        manifest=manifest,
+        dataset=registry.dataset_record(manifest.dataset),
+    )
+
+
+def read_report(registry: Registry, manifest: Manifest) -> TrainingReport:
+    """Read a generation's report and check its hash."""
+    name = "report.json"
+    if name not in manifest.artefacts:
+        raise IntegrityError(f"generation {manifest.generation} was published without {name}")
+    try:
+        return TrainingReport.from_json(registry.read(manifest, name))
+    except IntegrityError as error:
+        raise IntegrityError(
+            f"{manifest.artefacts[name].key}: {error.message}",
+            hint="another version of mlip-job may have written it",
+        ) from None
+
+
+def read_predecessor(registry: Registry, report: TrainingReport) -> TrainingReport | None:
+    """Read the report of the generation to compare with; None if there is none.
+
+    One that can't be read is ignored: that must not prevent the publication of a new generation.
+    """
+    number = report.predecessor()
+    manifest = registry.find(number) if number is not None else None
+    if manifest is None:
+        return None
+    try:
+        return read_report(registry, manifest)
+    except IntegrityError:
+        return None
+
+
+# -- the published schema ------------------------------------------------------------------------
+
+
+def schema_file_name() -> str:
+    """Return the name of the schema's file: its version is the report's."""
+    return f"report-{TrainingReport.model_fields['schema_version'].default}.schema.json"
+
+
+def schema_text() -> str:
+    """Return the JSON Schema of ``report.json`` that the documentation publishes."""
+    schema = TrainingReport.model_json_schema(mode="serialization")
+    # A field with a default is not required, but readers look at the version first.
+    schema["required"] = ["schema_version", *schema["required"]]
+    document = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    (Path(sys.argv[1]) / schema_file_name()).write_text(schema_text(), encoding="utf-8")

@@ -1,0 +1,429 @@
+"""The tables of one generation's page: errors, physics checks, dataset, attempts and times."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, assert_never
+
+from mlip_job.evaluation.results import (
+    DimerCheck,
+    DynamicsCheck,
+    EnergyVolumeCheck,
+    SmoothnessCheck,
+)
+from mlip_job.naming import generation_name
+from mlip_job.report.texts import (
+    ENERGY,
+    FORCE,
+    NARROW_SPACE,
+    STRESS,
+    UNKNOWN,
+    Cell,
+    Column,
+    Table,
+    count,
+    duration,
+    fixed,
+    percent,
+    row_ids,
+    significant,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from mlip_job.dataset.record import DatasetRecord
+    from mlip_job.evaluation.results import (
+        ErrorPair,
+        ErrorStatistics,
+        Evaluation,
+        PhysicsCheck,
+        SetEvaluation,
+    )
+    from mlip_job.report.model import TrainingReport
+
+_PLACES = {"cutoff": "at the cutoff", "zbl_switch": "at the ZBL switch"}
+_BAR = 16  # characters of the longest bar
+_SIDES = ("train", "test")
+
+
+def _text(name: str) -> Column:
+    return Column(name, numeric=False)
+
+
+# -- errors --------------------------------------------------------------------------------------
+
+
+def energy_statistics(evaluation: Evaluation) -> Table:
+    """Return the statistics of the energy errors."""
+    test = evaluation.test.energy_mev_per_atom if evaluation.test else None
+    title = "Energy errors in numbers"
+    return _statistics(title, ENERGY, 2, evaluation.train.energy_mev_per_atom, test)
+
+
+def force_statistics(evaluation: Evaluation) -> Table:
+    """Return the statistics of the errors of force components."""
+    test = evaluation.test.force_mev_per_angstrom if evaluation.test else None
+    title = "Force errors per component"
+    return _statistics(title, FORCE, 1, evaluation.train.force_mev_per_angstrom, test)
+
+
+def error_tables(evaluation: Evaluation, name: str) -> tuple[Table, ...]:
+    """Return all other tables of the errors of a generation of this name."""
+    train = evaluation.train.stress_gpa
+    test = evaluation.test.stress_gpa if evaluation.test else None
+    stress = _statistics("Stress errors per component", STRESS, 3, train, test)
+    tables = (
+        _parent_table(evaluation, name),
+        stress if train or test else None,
+        config_type_table(evaluation),
+        _element_table(evaluation),
+        _grade_table(evaluation),
+        agreement_table(evaluation),
+    )
+    return tuple(table for table in tables if table is not None)
+
+
+def _statistics(
+    title: str, unit: str, digits: int, train: ErrorStatistics | None, test: ErrorStatistics | None
+) -> Table:
+    def column(found: ErrorStatistics | None) -> list[str]:
+        if found is None:
+            return [UNKNOWN] * 7
+        errors = (found.rmse, found.mae, found.p50, found.p90, found.p99, found.max)
+        return [*(fixed(error, digits) for error in errors), fixed(found.count, 0)]
+
+    labels = ("RMSE", "MAE", *(f"{n} % are below" for n in (50, 90, 99)), "largest", "values")
+    return Table(
+        title,
+        (_text(""), Column("train", unit), Column("test", unit)),
+        tuple(zip(labels, column(train), column(test), strict=True)),
+    )
+
+
+def config_type_table(evaluation: Evaluation) -> Table | None:
+    """Return the errors by config type, or None for a single one."""
+    train = evaluation.train.per_config_type
+    test = evaluation.test.per_config_type if evaluation.test else {}
+    names = sorted({*train, *test})
+    if len(names) <= 1:
+        return None
+    rows = []
+    for name in names:
+        both = (train.get(name), test.get(name))
+        rows.append(
+            (
+                name or "(none)",
+                *(fixed(found.structures if found else None, 0) for found in both),
+                *(fixed(found.energy_mev_per_atom.rmse if found else None, 2) for found in both),
+                *(fixed(found.force_mev_per_angstrom.rmse if found else None) for found in both),
+                fixed(both[1].force_mev_per_angstrom.max if both[1] else None),
+            )
+        )
+    columns = (
+        _text("config type"),
+        *(Column(side) for side in _SIDES),
+        *(Column(f"E {side}", ENERGY) for side in _SIDES),
+        *(Column(f"F {side}", FORCE) for side in _SIDES),
+        Column("largest F test", FORCE),
+    )
+    note = "RMSE; train and test: numbers of structures."
+    return Table("By config type", columns, tuple(rows), note)
+
+
+def _element_table(evaluation: Evaluation) -> Table | None:
+    train = evaluation.train.force_per_element_mev_per_angstrom
+    test = evaluation.test.force_per_element_mev_per_angstrom if evaluation.test else {}
+    elements = sorted({*train, *test})
+    if len(elements) <= 1:
+        return None
+    rows = []
+    for element in elements:
+        both = (train.get(element), test.get(element))
+        rows.append(
+            (
+                element,
+                *(fixed(found.rmse if found else None) for found in both),
+                *(fixed(found.mae if found else None) for found in both),
+                *(fixed(found.max if found else None) for found in both),
+            )
+        )
+    columns = (
+        Column(f"{name} {side}", FORCE) for name in ("RMSE", "MAE", "largest") for side in _SIDES
+    )
+    return Table("Force errors by element", (_text("element"), *columns), tuple(rows))
+
+
+def _grade_table(evaluation: Evaluation) -> Table | None:
+    """Return the extrapolation grades, or None without an active set."""
+    rows = tuple(
+        (
+            side,
+            *(fixed(v, 2) for v in (grade.p50, grade.p90, grade.p99, grade.max)),
+            f"{fixed(grade.above_one, 0)} of {fixed(grade.count, 0)}",
+        )
+        for side, found in (("train", evaluation.train), ("test", evaluation.test))
+        if found is not None and (grade := found.extrapolation_grade) is not None
+    )
+    if not rows:
+        return None
+    names = ("median", "90 %", "99 %", "largest", "above 1")
+    return Table(
+        "Extrapolation grades",
+        (_text("set"), *(Column(name) for name in names)),
+        rows,
+        "Of a structure the largest over its atoms; above 1 the potential extrapolates.",
+    )
+
+
+def agreement_table(evaluation: Evaluation) -> Table | None:
+    """Return the errors measured here and those that pacemaker reported."""
+    if not evaluation.agreement:
+        return None
+    note = "RMSE of the published potential, and of the model in the trainer."
+    if (found := evaluation.conversion) is not None:
+        note += (
+            f" On {count(found.structures, 'structure')} potential.yace and potential.yaml differ "
+            f"by no more than {significant(found.max_energy_difference_mev_per_atom)} {ENERGY} and "
+            f"{significant(found.max_force_difference_mev_per_angstrom)} {FORCE}."
+        )
+    columns = (
+        Column(f"{quantity} {source}", unit)
+        for quantity, unit in (("E", ENERGY), ("F", FORCE))
+        for source in ("here", "by pacemaker")
+    )
+    rows = (
+        (
+            agreement.side,
+            fixed(agreement.energy_mev_per_atom, 3),
+            fixed(agreement.energy_by_pacemaker_mev_per_atom, 3),
+            fixed(agreement.force_mev_per_angstrom, 3),
+            fixed(agreement.force_by_pacemaker_mev_per_angstrom, 3),
+            f"{100 * agreement.relative_tolerance:g}{NARROW_SPACE}%",
+        )
+        for agreement in evaluation.agreement
+    )
+    all_columns = (_text("set"), *columns, Column("tolerance"))
+    return Table("Agreement with pacemaker", all_columns, tuple(rows), note)
+
+
+def _parent_table(evaluation: Evaluation, name: str) -> Table | None:
+    comparison = evaluation.parent
+    if comparison is None:
+        return None
+    parent = generation_name(comparison.generation)
+
+    def row(quantity: str, pair: ErrorPair, digits: int) -> tuple[str, ...]:
+        return (quantity, fixed(pair.old, digits), fixed(pair.new, digits), percent(pair.change))
+
+    return Table(
+        f"{name} and {parent} on the same {count(comparison.structures, 'structure')}",
+        (_text("RMSE"), Column(parent), Column(name), Column("change")),
+        (
+            row(f"energy ({ENERGY})", comparison.energy_mev_per_atom, 2),
+            row(f"force component ({FORCE})", comparison.force_mev_per_angstrom, 1),
+        ),
+        "Structures that are in neither training set, evaluated with both potentials.",
+    )
+
+
+def worst_tables(evaluation: Evaluation | None) -> tuple[Table, ...]:
+    """Return the structures with the largest errors, of the test set first."""
+    if evaluation is None:
+        return ()
+    sides = (("test", evaluation.test), ("train", evaluation.train))
+    return tuple(
+        _worst_table(side, found) for side, found in sides if found is not None and found.worst
+    )
+
+
+def _worst_table(side: str, found: SetEvaluation) -> Table:
+    graded = any(worst.extrapolation_grade is not None for worst in found.worst)
+    columns = (
+        Column("row"),
+        _text("formula"),
+        _text("config type"),
+        Column("energy error", ENERGY),
+        Column("largest force error", FORCE),
+        *([Column("grade")] if graded else []),
+    )
+    rows = (
+        (
+            str(worst.row_id),
+            worst.formula,
+            worst.config_type or UNKNOWN,
+            fixed(worst.energy_error_mev_per_atom, 2),
+            fixed(worst.max_force_error_mev_per_angstrom),
+            *([fixed(worst.extrapolation_grade, 2)] if graded else []),
+        )
+        for worst in found.worst
+    )
+    return Table(f"Worst {side} structures", columns, tuple(rows), "row: id in the database.")
+
+
+# -- physics -------------------------------------------------------------------------------------
+
+
+def physics_table(checks: Sequence[PhysicsCheck]) -> Table:
+    """Return every check with its verdict and number, and the reason if it did not pass."""
+    explained = any(check.verdict != "passed" for check in checks)
+    names = ("check", "verdict", "number", *(["reason"] if explained else []))
+    rows = []
+    for check in checks:
+        reason = "" if check.verdict == "passed" else check.message
+        row = (subject(check), Cell(check.verdict, check.verdict), _number(check))
+        rows.append((*row, reason) if explained else row)
+    return Table("Physics checks", tuple(map(_text, names)), tuple(rows))
+
+
+def count_verdicts(checks: Iterable[PhysicsCheck]) -> Counter[str]:
+    """Count the checks of each verdict."""
+    return Counter(check.verdict for check in checks)
+
+
+def subject(check: PhysicsCheck) -> str:
+    """Return what a check is about."""
+    match check:
+        case DimerCheck():
+            return f"dimer {'–'.join(check.elements)}"
+        case EnergyVolumeCheck():
+            structure = f": {check.structure}" if check.structure else ""
+            return f"energy over volume, {check.element}{structure}"
+        case DynamicsCheck():
+            length = check.steps * check.timestep_fs / 1000
+            return (
+                f"{significant(length)} ps of dynamics at {fixed(check.temperature_k, 0)} K, "
+                f"{check.structure}, {fixed(check.atoms, 0)} atoms"
+            )
+        case SmoothnessCheck():
+            return f"smoothness {_PLACES[check.place]}, {'–'.join(check.elements)}"
+        case _:
+            assert_never(check)
+
+
+def _number(check: PhysicsCheck) -> str:
+    match check:
+        case DimerCheck():
+            return _quantity("repulsive below ", check.repulsive_below_angstrom, "Å")
+        case EnergyVolumeCheck():
+            parts = (
+                _quantity("V₀ = ", check.minimum_angstrom3_per_atom, "Å³/atom"),
+                _quantity("B = ", check.bulk_modulus_gpa, "GPa"),
+            )
+            return ", ".join(part for part in parts if part != UNKNOWN) or UNKNOWN
+        case DynamicsCheck():
+            return _quantity("drift ", check.drift_mev_per_atom_per_ps, "meV/atom/ps")
+        case SmoothnessCheck():
+            where = _quantity(" at ", check.distance_angstrom, "Å")
+            jump = _quantity("jump ", check.jump_mev_per_angstrom, "meV/Å")
+            return jump if UNKNOWN in (where, jump) else jump + where
+        case _:
+            assert_never(check)
+
+
+def _quantity(prefix: str, value: float | None, unit: str) -> str:
+    return UNKNOWN if value is None else f"{prefix}{significant(value)} {unit}"
+
+
+# -- dataset and times ---------------------------------------------------------------------------
+
+
+def dataset_tables(record: DatasetRecord, report: TrainingReport) -> tuple[Table, ...]:
+    """Return elements, config types and rejected rows, as far as there are any."""
+    energies = report.dataset.reference_energies_ev
+    sources = report.dataset.reference_energy_sources
+    elements = Table(
+        "Elements",
+        (
+            _text("element"),
+            Column("structures"),
+            Column("atoms"),
+            Column("reference energy", "eV/atom"),
+            _text("from"),
+        ),
+        tuple(
+            (
+                element,
+                fixed(counts.structures, 0),
+                fixed(counts.atoms, 0),
+                fixed(energies.get(element), 6),
+                sources.get(element, UNKNOWN).replace("_", " "),
+            )
+            for element, counts in record.per_element.items()
+        ),
+        report.energy_reference,
+    )
+    train, test = record.config_types.train, record.config_types.test
+    config_types = Table(
+        "Config types",
+        (_text("config type"), Column("train"), Column("test")),
+        tuple(
+            (name or "(none)", fixed(train.get(name, 0), 0), fixed(test.get(name, 0), 0))
+            for name in sorted({*train, *test})
+        ),
+    )
+    rejected = Table(
+        "Rejected rows",
+        (_text("reason"), Column("number"), _text("rows")),
+        tuple(
+            (reason.replace("_", " "), fixed(rows.count, 0), row_ids(rows.rows))
+            for reason, rows in record.rejections.items()
+        ),
+    )
+    shown = (elements, *([config_types] if any({*train, *test}) else []), rejected)
+    return tuple(table for table in shown if table.rows)
+
+
+def attempts_table(report: TrainingReport) -> Table:
+    """Return the attempts of the fit."""
+    return Table(
+        "Attempts",
+        (
+            Column(""),
+            _text("attempt"),
+            _text("started (UTC)"),
+            Column("iterations"),
+            Column("pacemaker after"),
+            Column("wall time"),
+        ),
+        tuple(
+            (
+                str(number),
+                part.attempt,
+                f"{part.started:%Y-%m-%d %H:%M}",
+                fixed(part.iterations, 0),
+                duration(part.timings.to_pacemaker_s),
+                duration(sum(part.timings.stages_s.values()) or None),
+            )
+            for number, part in enumerate(report.attempts, start=1)
+        ),
+        "pacemaker after: from the start of the job's process to pacemaker's; wall time up to this "
+        "report, or to an attempt's last checkpoint.",
+    )
+
+
+def time_table(report: TrainingReport) -> Table:
+    """Return the time of each stage, that of the fit by pacemaker's phases."""
+    seconds: dict[str, float] = {}
+    for stage, time in report.timings_s.items():
+        if stage == "fit" and report.phases_s:
+            seconds |= {f"fit: {name}": phase for name, phase in report.phases_s.items()}
+            rest = max(0.0, time - sum(report.phases_s.values()))
+            seconds["fit: checkpoints and the rest"] = rest
+        else:
+            seconds[stage] = time
+    total = sum(seconds.values()) or 1.0
+    longest = max(seconds.values(), default=0.0) or 1.0
+    return Table(
+        "Time by stage",
+        (_text("stage"), Column("time"), Column("share"), _text("")),
+        tuple(
+            (
+                stage.replace("_", " "),
+                duration(time),
+                f"{fixed(100 * time / total, 0)}{NARROW_SPACE}%",
+                "█" * round(_BAR * time / longest),
+            )
+            for stage, time in seconds.items()
+        ),
+    )
