@@ -15,7 +15,7 @@ from tests.faults.speed import REPLAYED, both, stand_in_for_pacemaker
 from tests.support import rattled, write_database
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from mlip_job.config import JobConfig
@@ -25,36 +25,27 @@ if TYPE_CHECKING:
 RUN = {"checkpoint_interval": 0.1, "heartbeat_interval": 0.3, "retry_timeout": 20}
 
 
-def between(name: str, action: Callable[[], None]) -> Callable[[], None]:
-    """Return a fault: something happens once, at the first call of a step of the reading."""
+def after_pages(count: int, action: Callable[[], None]) -> Callable[[], None]:
+    """Return a fault: something happens once, when so many pages of selected rows were read."""
 
     def install() -> None:
-        from mlip_job.dataset import pages
+        from mlip_job.dataset import database
 
-        pages.PAGE = 3
-        original = getattr(pages.StructureDatabase, name)
-        calls = 0
+        database.PAGE = 3
+        original = database.StructureDatabase.pages
+        pending = [action]
 
-        def wrapper(*arguments: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == 1:
-                action()
-            return original(*arguments)
+        def pages(*arguments: Any) -> Iterator[database.Page]:
+            found = original(*arguments)
+            for _ in range(count):
+                yield next(found)
+            while pending:
+                pending.pop()()
+            yield from found
 
-        setattr(pages.StructureDatabase, name, wrapper)
+        database.StructureDatabase.pages = pages  # type: ignore[method-assign]
 
     return install
-
-
-def after_the_first_page(action: Callable[[], None]) -> Callable[[], None]:
-    """Return a fault: something happens when some rows were read, and others not."""
-    return between("_checked", action)
-
-
-def after_the_selection(action: Callable[[], None]) -> Callable[[], None]:
-    """Return a fault: something happens when it is known which rows to read."""
-    return between("pages", action)
 
 
 @pytest.fixture
@@ -88,7 +79,7 @@ def test_a_lost_connection_is_made_again(
 ) -> None:
     """The export begins anew, and has every row once."""
     config = make_config(REPLAYED, run=RUN, database={"url": postgresql.url(database)})
-    cut = after_the_first_page(lambda: disconnect(postgresql, database))
+    cut = after_pages(1, lambda: disconnect(postgresql, database))
     job = jobs.run_job(config, tmp_path, fault=both(stand_in_for_pacemaker(tmp_path), cut))
     assert job.code == 0, job.text()
     assert "trying again in" in job.text()
@@ -113,7 +104,7 @@ def test_a_server_that_stays_away_is_given_up(
 
     fit = stand_in_for_pacemaker(tmp_path)
     started = time.monotonic()
-    job = jobs.run_job(config, tmp_path, fault=both(fit, after_the_first_page(shut)))
+    job = jobs.run_job(config, tmp_path, fault=both(fit, after_pages(1, shut)))
     assert time.monotonic() - started < 60
     require_nothing_written(job, config, tmp_path)
     assert postgresql.password not in job.text()
@@ -164,7 +155,7 @@ def test_a_file_that_is_cut_off_ends_the_export(
         path.write_bytes(bytes(len(whole) // 3))
 
     fit = stand_in_for_pacemaker(tmp_path)
-    job = jobs.run_job(config, tmp_path, fault=both(fit, after_the_selection(cut)))
+    job = jobs.run_job(config, tmp_path, fault=both(fit, after_pages(0, cut)))
     require_nothing_written(job, config, tmp_path)
     assert "structures.db can't be read" in job.text()
     path.write_bytes(whole)

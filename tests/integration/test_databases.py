@@ -12,7 +12,7 @@ from ase.constraints import FixAtoms
 
 from mlip_job.config import DatabaseConfig, DatasetConfig, TrainingConfig
 from mlip_job.dataset.builder import DatasetBuilder
-from mlip_job.dataset.database import StructureDatabase
+from mlip_job.dataset.database import Selected, StructureDatabase
 from mlip_job.dataset.row import StructureRow
 from mlip_job.errors import ConfigError, DatabaseError, DataError
 from tests.support import labelled, open_for_writing, rattled, with_emt, write_database
@@ -104,6 +104,22 @@ def test_rows_come_in_the_order_of_ids_across_pages(
         assert database.describe() == server.url(name)
         assert ids == sorted(ids)
         assert database.count_by_status() == {"completed": 38}
+
+
+@pytest.mark.parametrize("step", [3, 30])
+def test_only_the_rows_asked_for_are_read(server: DatabaseServer, step: int) -> None:
+    """A sample of the selected rows, also where ASE itself reads them."""
+    name = server.new_database()
+    rows = structures()
+    fill(server.url_with_password(name), rows, list(range(len(rows))))
+    with StructureDatabase(DatabaseConfig(url=server.url(name))) as database:
+        selected = database.select()
+        assert len(selected.ids) == len(rows)
+        some = Selected(selected.ids[::step], selected.mtimes[::step])
+        pages = list(database.pages(some))
+    found = [id_ for page in pages for id_ in page.structures.ids.tolist()]
+    found += [row.id for page in pages for row in page.others]
+    assert sorted(found) == some.ids.tolist()
 
 
 def test_gaps_between_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ PAGE = 500
 Selection = list[str | tuple[str, str, int]]
 """ASE's expressions, in the form that comparisons can be added to."""
 
-_GAPS = 20
+_GAPS = 10
 """Ids for each row of a page, above which ASE reads the rows one by one."""
 
 _KEY = re.compile(r"-?[A-Za-z_][A-Za-z0-9_]*")

@@ -170,7 +170,7 @@ def _notes(
     if collected.lost_stresses:
         yield (
             f"stresses that can't be read ({name_rows(collected.lost_stresses)}), in single "
-            "precision or of another size, were left out; nothing else of these rows was"
+            "precision, of another size or not finite, were left out; these rows are used otherwise"
         )
     if collected.partly_periodic:
         dropped = collected.dropped_stresses
