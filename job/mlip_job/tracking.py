@@ -211,7 +211,9 @@ def tags_of(manifest: Manifest, report: TrainingReport, store_url: str) -> dict[
     tags |= {f"version.{name}": version for name, version in versions if version is not None}
     gate = report.evaluation.gate if report.evaluation is not None else None
     if gate is not None:
-        word = verdict_word(accepted=gate.accepted, limits_set=gate.limits_set)
+        word = verdict_word(
+            accepted=gate.accepted, limits_set=gate.limits_set, unchecked=bool(gate.unchecked)
+        )
         tags |= {"accepted": str(gate.accepted).lower(), "gate": word}
     return {f"mlip_job.{name}": value for name, value in tags.items()}
 

@@ -67,13 +67,43 @@ def test_without_limits_all_is_accepted() -> None:
 def test_accepted_is_said_only_where_something_was_asked(gate: GateConfig, word: str) -> None:
     """A comparison with the predecessor alone says nothing of how good a potential is."""
     found = judge(gate, TEST, _parent(8.0, 90.0), ())
-    assert verdict_word(accepted=found.accepted, limits_set=found.limits_set) == word
+    said = verdict_word(accepted=found.accepted, limits_set=found.limits_set, unchecked=False)
+    assert said == word
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "word"),
+    [
+        (("skipped", "skipped"), "accepted, stability not checked"),
+        (("skipped", "passed"), "accepted"),
+        (("passed", "passed"), "accepted"),
+        (("skipped", "failed"), "accepted"),  # it drifts, which is said but not limited
+    ],
+)
+def test_a_check_that_was_not_possible_is_not_claimed(
+    verdicts: tuple[Verdict, ...], word: str
+) -> None:
+    """The word says so where no check of its kind was made; the reason is kept."""
+    found = judge(GateConfig(max_force_rmse_mev=50.0), TEST, None, list(map(_dynamics, verdicts)))
+    unchecked = verdicts == ("skipped", "skipped")
+    assert found.unchecked == (("it drifts",) if unchecked else ())
+    said = verdict_word(accepted=True, limits_set=True, unchecked=bool(found.unchecked))
+    assert said == word
+    assert verdict_word(accepted=True, limits_set=False, unchecked=True) == "published, no gate set"
+
+
+def test_errors_that_are_no_numbers_are_over_any_limit() -> None:
+    """NaN compares false with everything."""
+    side = make_side(float("nan"))
+    limits = GateConfig(max_energy_rmse_mev=5.0, max_force_rmse_mev=5.0)
+    found = judge(limits, side, _parent(float("nan"), float("nan")), ())
+    assert (found.accepted, len(found.reasons)) == (False, 4)
 
 
 def test_a_verdict_of_an_older_version_is_not_made_better() -> None:
     """It did not record whether there were limits."""
-    assert verdict_word(accepted=True, limits_set=None) == "published"
-    assert verdict_word(accepted=False, limits_set=None) == "rejected"
+    assert verdict_word(accepted=True, limits_set=None, unchecked=False) == "published"
+    assert verdict_word(accepted=False, limits_set=None, unchecked=False) == "rejected"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from mlip_job.config import TrainingConfig
 from mlip_job.training.loss import describe_shares, share_warnings, shares, shares_of
 from mlip_job.training.pacemaker.input import kappa
 from mlip_job.training.pacemaker.tables import MetricsRow
+from mlip_job.training.summary import Errors
 
 if TYPE_CHECKING:
     from mlip_job.training.summary import LossShares
@@ -27,6 +28,19 @@ def warned(result: LossShares, given: float | None = None, **settings: Any) -> l
     training = TrainingConfig(**settings)
     asked = kappa(training.energy_weight, training.force_weight)
     return list(share_warnings(result, training, asked if given is None else given))
+
+
+def errors(energy: float | None, force: float | None = None) -> Errors:
+    """Return RMSEs; nothing else is known."""
+    return Errors(
+        loss=None,
+        rmse_energy_mev_per_atom=energy,
+        rmse_force_mev_per_angstrom=force,
+        mae_energy_mev_per_atom=None,
+        mae_force_mev_per_angstrom=None,
+        max_energy_mev_per_atom=None,
+        max_force_mev_per_angstrom=None,
+    )
 
 
 def test_terms_are_named_with_the_largest_regulariser_first() -> None:
@@ -52,8 +66,19 @@ def test_a_balanced_loss_is_no_matter() -> None:
 def test_energies_that_are_fitted_well_are_no_matter() -> None:
     """Their share is small because their errors are; a larger weight would gain nothing."""
     training, result = TrainingConfig(), found(0.02, 0.98)
-    assert list(share_warnings(result, training, 0.0099, 0.3)) == []
-    assert len(list(share_warnings(result, training, 0.0099, 3.0))) == 1
+    assert list(share_warnings(result, training, 0.0099, errors(0.3))) == []
+    assert len(list(share_warnings(result, training, 0.0099, errors(3.0)))) == 1
+
+
+@pytest.mark.parametrize(
+    ("energy", "force", "warnings"), [(0.4, 1.5, 0), (0.4, 5.0, 1), (3.0, 1.5, 1), (None, None, 1)]
+)
+def test_regularisation_of_a_negligible_loss_is_no_matter(
+    energy: float | None, force: float | None, warnings: int
+) -> None:
+    """Its share is large because the errors are at round-off."""
+    training, result = TrainingConfig(), found(20, 49, l2_coeffs=31)
+    assert len(list(share_warnings(result, training, 0.0099, errors(energy, force)))) == warnings
 
 
 def test_weight_that_balances_the_loss_is_named() -> None:

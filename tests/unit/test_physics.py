@@ -82,7 +82,7 @@ class Hollow(EMT):
 
 def _lowest(*structures: tuple[Atoms, float]) -> LowestStructures:
     """Collect structures with energies per atom; reference energies are zero."""
-    lowest = LowestStructures()
+    lowest = LowestStructures(cutoff=5.0)
     for number, (atoms, energy) in enumerate(structures, start=1):
         forces = np.zeros((len(atoms), 3))
         labelled = Labelled(number, None, atoms, energy * len(atoms), forces, None)
@@ -148,6 +148,29 @@ def test_repulsion_has_to_reach_up_to_the_core() -> None:
     assert with_core.repulsive_below_angstrom == pytest.approx(1.6 * 2 ** (1 / 6), abs=0.06)
     (without,) = check_dimers(potential, {("Cu", "Cu"): 2.2}, {})
     assert without.verdict == "passed"
+
+
+class Holed(LennardJones):
+    """Lennard-Jones with a Gaussian hole inside of its repulsion."""
+
+    def __init__(self, depth: float, at: float, width: float) -> None:
+        super().__init__(sigma=2.0, epsilon=0.4, rc=20)
+        self.hole = depth, at, width
+
+    def calculate(self, *arguments: Any, **options: Any) -> None:
+        """Calculate, and add the hole."""
+        super().calculate(*arguments, **options)
+        depth, at, width = self.hole
+        for distance in np.unique(neighbor_list("d", self.atoms, 4.0)):
+            self.results["energy"] -= depth * np.exp(-(((distance - at) / width) ** 2))
+
+
+@pytest.mark.parametrize(("at", "width"), [(1.6, 0.1), (1.9, 0.4)])
+def test_a_hole_at_short_range_fails(at: float, width: float) -> None:
+    """Behind a hump or as deep as no bond, also where it is repulsive at the shortest distance."""
+    (check,) = check_dimers(Known(Holed(40.0, at, width)), {("Cu", "Cu"): 2.6}, {})
+    assert (check.verdict, check.unstable) == ("failed", True)
+    assert "has a hole at" in check.message
 
 
 def test_every_pair_of_five_elements_has_its_curve() -> None:
@@ -235,17 +258,17 @@ def test_fit_recovers_the_curve_that_it_was_given() -> None:
     """Birch-Murnaghan in, its parameters out."""
     volumes = 12.0 * VOLUMES
     energies = birchmurnaghan(volumes, -3.5, 140 * GPa, 4.8, 11.8)
-    found = minimum_of(volumes, energies, 12.0)
+    found = minimum_of(volumes, energies, 12)
     assert found is not None
     assert (found.volume, found.modulus) == pytest.approx((11.8, 140), rel=1e-6)
-    assert instability(volumes, energies, 12.0, 0.0) is None
+    assert instability(VOLUMES, energies) is None
 
 
 @pytest.mark.parametrize(("slope", "said"), [(-1.0, "no minimum up to"), (1.0, "it collapses")])
 def test_a_curve_without_minimum_fails(slope: float, said: str) -> None:
     """It only falls, or only rises."""
-    assert minimum_of(12 * VOLUMES, slope * VOLUMES, 12.0) is None
-    assert said in str(instability(12 * VOLUMES, slope * VOLUMES, 12.0, 0.0))
+    assert minimum_of(12 * VOLUMES, slope * VOLUMES, 12) is None
+    assert said in str(instability(VOLUMES, slope * VOLUMES))
 
 
 @pytest.mark.parametrize(
@@ -255,18 +278,20 @@ def test_a_curve_without_minimum_fails(slope: float, said: str) -> None:
 def test_a_minimum_has_to_be_the_lowest_point(deeper: FloatArray, said: str) -> None:
     """A small hill does not keep a crystal from what is far below it."""
     energies = (VOLUMES - 1) ** 2 - 40 * deeper**2
-    assert minimum_of(12 * VOLUMES, energies, 12.0) is not None
-    assert said in str(instability(12 * VOLUMES, energies, 12.0, 0.0))
+    assert minimum_of(12 * VOLUMES, energies, 12) is not None
+    assert said in str(instability(VOLUMES, energies))
 
 
-def test_a_curve_has_to_rise_as_far_as_the_data_reach() -> None:
-    """A turn below them, or beyond a barrier that nothing passes, is none of theirs."""
-    turned = birchmurnaghan(12 * VOLUMES, -3.5, 140 * GPa, 4.8, 12.0)
+@pytest.mark.parametrize("height", [1, 100])
+def test_a_curve_has_to_rise_however_high_the_barrier(height: float) -> None:
+    """A bad start comes over any barrier: it is named, and fails."""
+    turned = birchmurnaghan(12 * VOLUMES, 0.0, 140 * GPa, 4.8, 12.0)
     turned = np.where(VOLUMES < 0.83, 2 * turned[4] - turned[::-1][26 - np.arange(31)], turned)
     assert turned[:5].min() > turned.min()
-    assert "collapses under compression" in str(instability(12 * VOLUMES, turned, 12.0, 0.0))
-    assert instability(12 * VOLUMES, turned, 12.0, 12 * 0.84) is None
-    assert instability(12 * VOLUMES, 100 * turned, 12.0, 0.0) is None
+    said = str(instability(VOLUMES, height * turned))
+    assert "it collapses under compression: from " in said
+    peak = height * turned[:12].max()
+    assert f"behind a barrier of {peak:.2g} eV per atom" in said
 
 
 def test_a_crystal_that_collapses_fails_as_unstable() -> None:
@@ -345,22 +370,59 @@ def test_a_second_structure_is_checked_too() -> None:
     ]
 
 
-def test_elements_without_a_crystal_are_skipped() -> None:
-    """A molecule, a slab and an alloy are none; the reason is given."""
-    slab = fcc111("Cu", (1, 1, 3), vacuum=8)
-    slab.pbc = True
+def test_elements_without_bulk_are_skipped() -> None:
+    """A molecule, a slab and an alloy are none; the alloy is checked."""
     alloy = bulk("Cu", cubic=True)
     alloy.symbols[0] = "Au"
     dimer = Atoms("Ni2", positions=[[0, 0, 0], [0, 0, 2.2]])
     potential = Known(EMT(), ("Au", "Cu", "Ni"))
-    lowest = _lowest((slab, -3.0), (alloy, -3.2), (dimer, -2.0))
+    lowest = _lowest((_slab(), -3.0), (alloy, -3.2), (dimer, -2.0))
     checks = _curve(potential, lowest)
     assert _verdicts(checks) == ["skipped"] * 3 + ["passed"]
     assert [check.message for check in checks[:3]] == [
-        "the data holds no crystal of Au alone",
-        "the most stable structure of Cu, row 1 (Cu3), has a vacuum",
-        "the data holds no crystal of Ni alone",
+        f"energy over volume not possible: no bulk structure of {element} alone in the data"
+        for element in ("Au", "Cu", "Ni")
     ]
+
+
+def _slab() -> Atoms:
+    slab = fcc111("Cu", (1, 1, 3), vacuum=8)
+    slab.pbc = True
+    return slab
+
+
+WIRE = Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 2.4]], cell=[16, 16, 4.8], pbc=True)
+CLUSTER = Atoms("Cu4", positions=1.7 * np.array([[0, 0, 0], [1, 1, 0], [1, 0, 1], [0, 1, 1]]))
+
+
+@pytest.mark.parametrize("structure", [_slab(), WIRE, CLUSTER])
+def test_without_bulk_nothing_passes(structure: Atoms) -> None:
+    """A slab, wire or cluster is scaled: it shows a collapse, but no volume and no modulus."""
+    lowest = _lowest((structure, -3.0))
+    (check,) = _curve(Known(EMT()), lowest)
+    assert (check.verdict, check.bulk_modulus_gpa) == ("skipped", None)
+    assert check.message.startswith(
+        "energy over volume not possible: no bulk structure in the data, only row 1 (Cu"
+    )
+    shortest = _shortest(structure)
+    assert shortest is not None
+    (check,) = _curve(Known(Hollow(at=0.92 * shortest, width=0.02)), lowest)
+    assert check.verdict == "failed"
+    assert "scaled with its vacuum: it" in check.message
+
+
+def test_a_crystal_keeps_its_volume_without_a_curve_in_the_data() -> None:
+    """It slides into a well that is no collapse by itself, but not where the crystal was."""
+    potential = Known(Hollow(at=2.3, width=0.25))
+    (check,) = _curve(potential, _lowest((bulk("Cu", cubic=True, a=3.59), -3.5)))
+    assert (check.verdict, check.unstable) == ("failed", False)
+    assert "of the volume that it has in the data" in check.message
+
+
+def test_a_slab_of_lower_energy_does_not_hide_the_bulk() -> None:
+    """The strained crystal of a dataset of surfaces is checked all the same."""
+    (check,) = _curve(Known(EMT()), _lowest((_slab(), -3.6), (bulk("Cu", a=3.7), -3.5)))
+    assert (check.structure, check.verdict) == ("row 2 (Cu)", "passed")
 
 
 # -- dynamics ------------------------------------------------------------------------------------
@@ -442,13 +504,13 @@ def test_the_lowest_of_each_kind_is_kept() -> None:
     alloy.symbols[0] = "Au"
     pair = Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 2.2]])
     first = _lowest((cu, -3.4), (cu, -3.5), (alloy, -3.3), (pair, -9.0))
-    assert first.pure("Cu") is not None
-    assert first.pure("Cu").row_id == 2  # type: ignore[union-attr]
-    assert first.pure("Au") is None
+    assert first.bulk("Cu") is not None
+    assert first.bulk("Cu").row_id == 2  # type: ignore[union-attr]
+    assert first.bulk("Au") is None
     assert first.for_dynamics().row_id == 3  # type: ignore[union-attr]
     second = _lowest((cu, -3.6))
     second.join(first)
-    assert second.pure("Cu").energy == -3.6  # type: ignore[union-attr]
+    assert second.bulk("Cu").energy == -3.6  # type: ignore[union-attr]
     assert second.for_dynamics().row_id == 3  # type: ignore[union-attr]
     assert _lowest((pair, -9.0)).for_dynamics().row_id == 1  # type: ignore[union-attr]
 

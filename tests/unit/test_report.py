@@ -153,6 +153,25 @@ def test_failed_checks_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"gen_02 failed a physics check: {failed.message}" in capsys.readouterr().out
 
 
+def test_what_could_not_be_checked_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """By the word, `show`, `list` and the page; `accepted` alone would claim it."""
+    evaluation = make_evaluation(2)
+    reason = "energy over volume not possible: no bulk structure in the data"
+    gate = evaluation.gate.model_copy(update={"unchecked": (reason,), "limits_set": True})
+    report = make_report(2, evaluation=evaluation.model_copy(update={"gate": gate}))
+    manifest = make_manifest(2).model_copy(update={"headline": report.headline()})
+    assert report.headline().verdict == "accepted, stability not checked"
+    show_manifest(manifest)
+    assert f"not checked    {reason}" in capsys.readouterr().out
+    show_generations("cu-ni", [GenerationSummary.of(manifest)], 2)
+    shown = capsys.readouterr().out
+    assert f"gen_02 is not fully checked: {reason}" in shown
+    assert "~ accepted" in shown
+    found = verdict(report.evaluation)
+    assert (found.css, found.word) == ("skipped", "Accepted, stability not checked")
+    assert found.reasons == (f"Physics check {reason}",)
+
+
 def test_report_without_a_test_side_says_so() -> None:
     """Errors of the training set alone, and that nothing was held out."""
     report = make_report(1)
@@ -528,10 +547,10 @@ def test_figures_stand_beside_the_parents_on_the_same_structures() -> None:
         "gen_01 10.0 → 12.5 on the same 90 structures worse than gen_01 (+25 %) Force RMSE, test"
     ) in page
     assert "as good as gen_01 (+1 %)" in page
-    assert "Physics checks passed 7 of 7 1 skipped" in page
+    assert "Physics checks passed 7 of 7 1 not possible" in page
     assert "of 96 test structures above 1" in page
     failed = make_report(3, evaluation=make_evaluation(3, accepted=False))
-    assert "Physics checks passed 6 of 7 failed: dimer Au–Au 1 skipped" in shown(failed)
+    assert "Physics checks passed 6 of 7 failed: dimer Au–Au 1 not possible" in shown(failed)
 
 
 def test_without_an_evaluation_pacemakers_figures_are_shown() -> None:

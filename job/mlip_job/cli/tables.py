@@ -59,6 +59,8 @@ def show_generations(
     for m in generations:
         for failed in m.headline.failed_checks:
             click.echo(f"{generation_name(m.generation)} failed a physics check: {failed}")
+        for reason in m.headline.unchecked:
+            click.echo(f"{generation_name(m.generation)} is not fully checked: {reason}")
 
 
 def _change(change: PredecessorChange | None) -> str:
@@ -124,6 +126,7 @@ def show_manifest(manifest: Manifest, latest: LatestPointer | None = None) -> No
         *_committee(manifest),
         ("artefacts", ", ".join(sorted(manifest.artefacts))),
         *(("failed check", failed) for failed in manifest.headline.failed_checks),
+        *(("not checked", reason) for reason in manifest.headline.unchecked),
         *(("warning", warning) for warning in manifest.headline.warnings),
     ]
     for name, text in lines:

@@ -40,7 +40,7 @@ class GateConfig(Part):
         return any(limit is not None for limit in limits) or self.require_physics is True
 
 
-def verdict_word(*, accepted: bool, limits_set: bool | None) -> str:
+def verdict_word(*, accepted: bool, limits_set: bool | None, unchecked: bool) -> str:
     """Return what is said of a published generation.
 
     Parameters
@@ -49,12 +49,16 @@ def verdict_word(*, accepted: bool, limits_set: bool | None) -> str:
         Whether the gate let it pass.
     limits_set
         See `GateConfig.has_limits`; None where an older version published it and that is not known.
+    unchecked
+        Whether a check of stability was not possible.
     """
     if not accepted:
         return "rejected"
     if limits_set is None:
         return "published"
-    return "accepted" if limits_set else "published, no gate set"
+    if not limits_set:
+        return "published, no gate set"
+    return "accepted, stability not checked" if unchecked else "accepted"
 
 
 class EvaluationConfig(Part):

@@ -8,17 +8,23 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers, covalent_radii
+from scipy.signal import find_peaks
 
 from mlip_job.evaluation.results import DimerCheck, SmoothnessCheck
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from mlip_job.dataset.row import FloatArray
     from mlip_job.evaluation.cores import Core
     from mlip_job.evaluation.potential import Pair, Potential
 
 _NEAREST = 0.4  # times the distance below which the curve has to be repulsive
 _POINTS_BELOW, _POINTS_ABOVE = 40, 50
+
+_STRONGEST_BOND = 12.0
+"""eV; that of CO, 11.1 eV, is the strongest (CRC Handbook of Chemistry and Physics)."""
+_HUMP = 0.1  # eV
 
 _JUMP_ANGSTROM = 1e-4
 _MAX_JUMP_MEV_PER_ANGSTROM = 5.0
@@ -72,22 +78,22 @@ def _check_curve(
             break
         falling += 1
     repulsive_below = float(distances[falling]) if falling else None
-    if core:
-        passed = falling >= _POINTS_BELOW - 1
-    else:
-        passed = falling > 0 and energies[0] > energies[_POINTS_BELOW - 1]
+    hole = _hole(distances, energies)
     name = "-".join(pair)
-    found = (
-        f"is repulsive below {repulsive_below:.2f} Å"
-        if repulsive_below is not None
-        else f"is attractive at {distances[0]:.2f} Å"
-    )
+    if not falling:
+        found = f"is attractive at {distances[0]:.2f} Å"
+    elif hole is not None:
+        found = f"has a hole at {hole:.2f} Å, into which atoms fall"
+    else:
+        found = f"is repulsive below {repulsive_below:.2f} Å"
+    unstable = not falling or hole is not None or energies[0] < energies[_POINTS_BELOW - 1]
+    passed = falling >= _POINTS_BELOW - 1 if core else not unstable
     wanted = f"it has to be below {limit:.2f} Å" if core else "there is no ZBL core"
     if not (passed or core):
         wanted += ", which training.zbl: true gives it"
     return DimerCheck(
         verdict="passed" if passed else "failed",
-        unstable=not passed and (not falling or energies[0] < energies[_POINTS_BELOW - 1]),
+        unstable=not passed and unstable,
         message=f"{name} {found}; {wanted}",
         elements=pair,
         distances_angstrom=tuple(distances.tolist()),
@@ -95,6 +101,19 @@ def _check_curve(
         shortest_in_data_angstrom=known,
         repulsive_below_angstrom=repulsive_below,
     )
+
+
+def _hole(distances: FloatArray, energies: Sequence[float]) -> float | None:
+    """Return the distance (Å) of a minimum at short range that no bond explains, or None.
+
+    One is deeper than any bond, or lies behind a hump that atoms come over.
+    """
+    inner = np.array(energies[:_POINTS_BELOW])
+    deepest = int(inner.argmin())
+    if inner[deepest] < inner[-1] - _STRONGEST_BOND:
+        return float(distances[deepest])
+    humps, _ = find_peaks(inner, prominence=_HUMP)
+    return float(distances[inner[: humps[0]].argmin()]) if len(humps) else None
 
 
 def _check_jump(

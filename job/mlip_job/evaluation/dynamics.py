@@ -57,7 +57,8 @@ def check_dynamics(
         At the start. The drift may be the larger, the hotter it is.
     """
     if start is None or steps == 0:
-        message = "evaluation.dynamics_steps is 0" if steps == 0 else "the data holds no structure"
+        why = "evaluation.dynamics_steps is 0" if steps == 0 else "the data holds no structure"
+        message = f"dynamics from {temperature_k:.0f} K not run: {why}"
         return DynamicsCheck(
             verdict="skipped",
             message=message,

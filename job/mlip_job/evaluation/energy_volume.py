@@ -11,7 +11,6 @@ from ase.eos import EquationOfState
 from ase.neighborlist import neighbor_list
 from ase.units import GPa
 
-from mlip_job.evaluation.lowest import vacuum_width
 from mlip_job.evaluation.results import EnergyVolumeCheck
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from mlip_job.evaluation.cores import Core
     from mlip_job.evaluation.lowest import AtRest, LowestStructures, Stable
     from mlip_job.evaluation.potential import Pair, Potential
+    from mlip_job.evaluation.results import Verdict
 
 # Relative to the structure's own, which need not be relaxed; the fit takes 10 % around the minimum.
 _VOLUMES = np.linspace(0.76, 1.36, 31)
@@ -32,14 +32,15 @@ _FITTED = 0.101
 _EQUATION = "birchmurnaghan"
 """F. Birch, Phys. Rev. 71, 809 (1947), of third order, as `ase.eos` has it."""
 
+NOT_POSSIBLE = "energy over volume not possible: no bulk structure"
+
 _DIP = 0.005
-"""eV/atom; what falls by less is no way down."""
-_HIGH_BARRIER = 2.0
-"""eV/atom; no simulation passes a barrier of 20,000 K."""
+"""eV/atom; a smaller decrease is not a descent."""
 
 _FEWEST_POINTS = 5
 _FITTED_OF_DATA = 0.16
 _POOR_FIT = 0.005  # eV/atom
+_FAR = 0.15  # from the volume of the most stable structure, which is strained by less
 _VOLUME_TOLERANCE, _MODULUS_TOLERANCE = 0.03, 0.25
 
 
@@ -62,7 +63,10 @@ def check_energy_volume(
     shortest: Mapping[Pair, float],
     cores: Mapping[Pair, Core],
 ) -> Iterator[EnergyVolumeCheck]:
-    """Yield the curve of the most stable crystal of each element, and of a second structure.
+    """Yield the curve of the most stable bulk of each element, and of a second structure.
+
+    Without any bulk structure the most stable slab, wire or molecule is scaled instead, which can
+    fail but not pass: it has neither a volume nor a bulk modulus.
 
     Parameters
     ----------
@@ -73,23 +77,23 @@ def check_energy_volume(
     reference_energies
         eV per atom.
     shortest
-        Shortest distance of each pair in the data, Å: without ZBL, so far the curve has to rise.
+        Shortest distance of each pair in the data, Å: without ZBL the scan goes as far as that.
     cores
-        ZBL cores; with them it has to rise until they take over.
+        ZBL cores; with them the scan goes on until they take over.
     """
-    scan = _Scan(potential, lowest, reference_energies, shortest, cores)
+    scan = _Scan(potential, lowest, reference_energies, cores, shortest)
+    second = lowest.second_bulk()
+    if second is None and not any(map(lowest.bulk, potential.elements)):
+        yield scan.check_without_bulk("-".join(potential.elements))
+        return
     checked = []
     for element in potential.elements:
-        crystal = lowest.pure(element)
+        crystal = lowest.bulk(element)
         if crystal is None:
-            yield _skipped(element, f"the data holds no crystal of {element} alone")
-        elif vacuum_width(crystal.atoms) > potential.cutoff:
-            message = f"the most stable structure of {element}, {crystal}, has a vacuum"
-            yield _skipped(element, message)
+            yield _without_curve(element, f"{NOT_POSSIBLE} of {element} alone in the data")
         else:
             checked.append(crystal.row_id)
             yield scan.check(element, crystal)
-    second = lowest.second(potential.cutoff)
     if second is not None and second.row_id not in checked:
         yield scan.check("-".join(sorted(set(second.atoms.symbols))), second)
 
@@ -99,27 +103,27 @@ class _Scan:
     potential: Potential
     lowest: LowestStructures
     reference_energies: Mapping[str, float]
-    shortest: Mapping[Pair, float]
     cores: Mapping[Pair, Core]
+    shortest: Mapping[Pair, float]
 
     def check(self, name: str, crystal: Stable) -> EnergyVolumeCheck:
-        atoms = crystal.atoms
-        reach = _reach(atoms, self.cores, self.shortest)
-        beyond = _beyond(reach) if self.cores else np.empty(0)
-        relative = np.concatenate([beyond, _VOLUMES])
+        relative = self._relative_volumes(crystal.atoms)
         energies = self._energies(crystal, relative)
-        own_volume = atoms.get_volume() / len(atoms)
-        volumes = own_volume * relative
-        found = minimum_of(volumes, energies, own_volume)
-        demanded = relative if self.cores else relative[relative >= reach]
-        collapse = instability(volumes, energies, own_volume, own_volume * demanded[0])
+        volumes = crystal.atoms.get_volume() / len(crystal.atoms) * relative
+        found = minimum_of(volumes, energies, _at_own_volume(relative))
         wanted = minimum_of_data(self.lowest.curve_of(crystal))
+        collapse = instability(relative, energies)
         problems = [collapse] if collapse else []
         if found is None and not collapse:
             problems.append("no minimum that an equation of state describes")
-        problems += _differences(found, wanted) if found and wanted else []
+        if found and wanted:
+            problems += _differences(found, wanted)
+        elif shift := _far_from_own(relative, energies):
+            problems.append(shift)
         facts = [str(found)] if found else []
-        facts += [f"the data's own: {wanted}"] if wanted else []
+        facts.append(
+            f"the data's own: {wanted}" if wanted else "the data has no such curve to compare with"
+        )
         return EnergyVolumeCheck(
             verdict="failed" if problems else "passed",
             unstable=collapse is not None,
@@ -134,64 +138,91 @@ class _Scan:
             data_bulk_modulus_gpa=wanted.modulus if wanted else None,
         )
 
+    def check_without_bulk(self, name: str) -> EnergyVolumeCheck:
+        """Scale a structure with its vacuum: it can fail, but nothing else is decided."""
+        message = f"{NOT_POSSIBLE} in the data"
+        structure = self.lowest.largest_set(bulk=False)
+        if structure is None or structure.shortest is None:
+            return _without_curve(name, message)
+        relative = self._relative_volumes(structure.atoms)
+        energies = self._energies(structure, relative)
+        collapse = instability(relative, energies)
+        problem = collapse or _far_from_own(relative, energies)
+        if problem is None:
+            return _without_curve(name, f"{message}, only {structure}", structure=str(structure))
+        return _without_curve(
+            name,
+            f"{structure}, scaled with its vacuum: {problem}; {message}",
+            structure=str(structure),
+            verdict="failed",
+            unstable=collapse is not None,
+        )
+
+    def _relative_volumes(self, atoms: Atoms) -> FloatArray:
+        """Return what is scanned: the usual volumes, and on to where a core or the data ends."""
+        ends = {pair: core.inner for pair, core in self.cores.items()} or self.shortest
+        reached = _LEAST_VOLUME
+        pairs = neighbor_list("ijd", atoms, self.potential.cutoff)
+        for i, j, distance in zip(*pairs, strict=True):
+            one, other = sorted((atoms.symbols[i], atoms.symbols[j]))
+            reached = max(reached, (ends.get((one, other), 0.0) / distance) ** 3)
+        beyond = np.arange(_VOLUMES[0] - _STEP, reached - _STEP, -_STEP)[::-1]
+        return np.concatenate([beyond, _VOLUMES])
+
     def _energies(self, crystal: Stable, relative: FloatArray) -> FloatArray:
         atoms = crystal.atoms
         reference = sum(self.reference_energies[symbol] for symbol in atoms.symbols)
         energies = []
         for volume in relative:
             scaled = atoms.copy()
-            scaled.set_cell(atoms.cell * volume ** (1 / 3), scale_atoms=True)
+            scaled.set_cell(atoms.cell * volume ** (1 / 3))
+            scaled.positions *= volume ** (1 / 3)
             answer = self.potential.ask(scaled, f"{crystal} at {volume:.2f} of its volume")
             energies.append((answer.energy + reference) / len(atoms))
         return np.array(energies)
 
 
-def instability(
-    volumes: FloatArray, energies: FloatArray, start: float, reach: float
-) -> str | None:
-    """Return in words where a crystal would collapse or fly apart, or None.
+def instability(relative: FloatArray, energies: FloatArray) -> str | None:
+    """Return in words where a structure would collapse or fly apart, or None.
+
+    A barrier does not help, however high: a bad start, a cascade or a large time step passes it,
+    and then nothing brings the atoms back.
 
     Parameters
     ----------
-    volumes, energies
-        The curve, from the smallest volume.
-    start
-        The volume that the crystal begins with.
-    reach
-        Down to this volume the curve has to rise towards compression.
+    relative
+        Volumes relative to the structure's own, from the smallest.
+    energies
+        eV/atom at these volumes.
     """
-    bottom = _downhill(energies, int(np.abs(volumes - start).argmin()))
+    bottom = _downhill(energies, _at_own_volume(relative))
     if bottom == len(energies) - 1:
-        return f"it has no minimum up to {volumes[-1]:.1f} Å³ per atom"
+        return f"it has no minimum up to {relative[-1]:.0%} of its volume"
     if bottom == 0:
-        return f"it collapses: the energy falls down to {volumes[0]:.1f} Å³ per atom"
+        return f"it collapses: the energy falls down to {relative[0]:.0%} of its volume"
     lowest = int(energies.argmin())
     if energies[lowest] < energies[bottom] - _DIP:
         how = "collapses" if lowest < bottom else "flies apart"
         return (
-            f"it {how}: at {volumes[lowest]:.1f} Å³ per atom its energy is "
+            f"it {how}: at {relative[lowest]:.0%} of its volume its energy is "
             f"{energies[bottom] - energies[lowest]:.2g} eV per atom below that of its minimum"
         )
     peak = bottom
     for index in range(bottom - 1, -1, -1):
-        if volumes[index] < reach:
-            break
         if energies[index] > energies[peak]:
             peak = index
         elif energies[index] < energies[peak] - _DIP:
-            barrier = energies[peak] - energies[bottom]
-            if barrier > _HIGH_BARRIER:
-                break
             return (
-                f"it collapses under compression: from {volumes[peak]:.1f} Å³ per atom on, "
-                f"{barrier:.2g} eV per atom above its minimum, its energy falls"
+                f"it collapses under compression: from {relative[peak]:.0%} of its volume on, "
+                f"behind a barrier of {energies[peak] - energies[bottom]:.2g} eV per atom, its "
+                "energy falls"
             )
     return None
 
 
-def minimum_of(volumes: FloatArray, energies: FloatArray, start: float) -> Minimum | None:
-    """Return the minimum that a crystal would relax into, or None where there is none."""
-    bottom = _downhill(energies, int(np.abs(volumes - start).argmin()))
+def minimum_of(volumes: FloatArray, energies: FloatArray, start: int) -> Minimum | None:
+    """Return the minimum that a crystal at a point would relax into, or None without one."""
+    bottom = _downhill(energies, start)
     if bottom in (0, len(energies) - 1):
         return None
     near = np.abs(volumes / volumes[bottom] - 1) < _FITTED
@@ -222,27 +253,16 @@ def _differences(found: Minimum, wanted: Minimum) -> Iterator[str]:
         yield f"the bulk modulus differs by {100 * modulus:+.0f} % from the data's"
 
 
-def _reach(atoms: Atoms, cores: Mapping[Pair, Core], shortest: Mapping[Pair, float]) -> float:
-    """Return the relative volume where a core takes over, or else where the data end."""
-    ends = {pair: core.inner for pair, core in cores.items()} or shortest
-    reached = 0.0
-    first, second, distances = neighbor_list("ijd", atoms, 1.5 * _spacing(atoms))
-    for i, j, distance in zip(first, second, distances, strict=True):
-        one, other = sorted((atoms.symbols[i], atoms.symbols[j]))
-        reached = max(reached, (ends.get((one, other), 0.0) / distance) ** 3)
-    return reached
+def _far_from_own(relative: FloatArray, energies: FloatArray) -> str | None:
+    """Return in words whether the most stable structure of the data would leave its volume."""
+    minimum = relative[_downhill(energies, _at_own_volume(relative))]
+    if abs(minimum - 1) <= _FAR:
+        return None
+    return f"its minimum is at {minimum:.0%} of the volume that it has in the data"
 
 
-def _spacing(atoms: Atoms) -> float:
-    """Return the distance of nearest neighbours in a close packing of the same density, Å."""
-    return float((2**0.5 * atoms.get_volume() / len(atoms)) ** (1 / 3))
-
-
-def _beyond(reach: float) -> FloatArray:
-    """Return relative volumes below the usual ones, down to where a core takes over."""
-    least = max(reach, _LEAST_VOLUME)
-    volumes: FloatArray = np.arange(_VOLUMES[0] - _STEP, least - _STEP, -_STEP)[::-1]
-    return volumes
+def _at_own_volume(relative: FloatArray) -> int:
+    return int(np.abs(relative - 1).argmin())
 
 
 def _fit(volumes: FloatArray, energies: FloatArray) -> tuple[Minimum, float] | None:
@@ -271,12 +291,20 @@ def _downhill(energies: FloatArray, start: int) -> int:
         start = lower
 
 
-def _skipped(element: str, message: str) -> EnergyVolumeCheck:
+def _without_curve(
+    element: str,
+    message: str,
+    *,
+    structure: str = "",
+    verdict: Verdict = "skipped",
+    unstable: bool = False,
+) -> EnergyVolumeCheck:
     return EnergyVolumeCheck(
-        verdict="skipped",
+        verdict=verdict,
+        unstable=unstable,
         message=message,
         element=element,
-        structure="",
+        structure=structure,
         volumes_angstrom3_per_atom=(),
         energies_ev_per_atom=(),
         minimum_angstrom3_per_atom=None,

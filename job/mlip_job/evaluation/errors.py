@@ -90,6 +90,11 @@ class SetTally:
         self._worst_energies: list[tuple[float, int, WorstStructure]] = []
         self._worst_forces: list[tuple[float, int, WorstStructure]] = []
 
+    @property
+    def elements(self) -> frozenset[str]:
+        """Those whose forces were measured."""
+        return frozenset(self._per_element)
+
     def add_all(self, structures: Iterable[Measured]) -> None:
         """Add structures."""
         for measured in structures:

@@ -124,6 +124,11 @@ def evaluate(
             "nothing was held out: all errors are those of training structures, which say little "
             "about others"
         )
+    elif missing := sorted(train.elements - test.elements):
+        notes.append(
+            f"the test set holds no {' or '.join(missing)}: the errors on it say nothing about "
+            f"{'these elements' if len(missing) > 1 else 'this element'}"
+        )
     if subject.predecessor is not None:
         parent = compare(
             subject.predecessor,

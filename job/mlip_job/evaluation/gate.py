@@ -35,7 +35,20 @@ def judge(
         *(_regressions(gate, parent) if parent is not None else ()),
         *_failed_checks(gate.require_physics, physics),
     )
-    return GateVerdict(accepted=not reasons, reasons=reasons, limits_set=gate.has_limits)
+    return GateVerdict(
+        accepted=not reasons,
+        reasons=reasons,
+        limits_set=gate.has_limits,
+        unchecked=tuple(_unchecked(physics)),
+    )
+
+
+def _unchecked(physics: Sequence[PhysicsCheck]) -> Iterator[str]:
+    """Yield why nothing is known of compression or dynamics, where nothing is."""
+    for kind in ("energy_volume", "dynamics"):
+        checks = [check for check in physics if check.kind == kind]
+        if checks and all(check.verdict == "skipped" for check in checks):
+            yield from dict.fromkeys(check.message for check in checks)
 
 
 def _unmeasured(gate: GateConfig) -> Iterator[str]:
@@ -48,7 +61,7 @@ def _too_large(gate: GateConfig, test: SetEvaluation) -> Iterator[str]:
         ("energy", "meV/atom", test.energy_mev_per_atom.rmse, gate.max_energy_rmse_mev),
         ("force", "meV/Å", test.force_mev_per_angstrom.rmse, gate.max_force_rmse_mev),
     ):
-        if limit is not None and found > limit:
+        if limit is not None and not found <= limit:  # NaN is over any limit
             yield (
                 f"the {what} RMSE on the test set is {found:.4g} {unit}, "
                 f"more than the {limit:g} that the gate allows"
@@ -63,7 +76,7 @@ def _regressions(gate: GateConfig, parent: ParentComparison) -> Iterator[str]:
         ("force", "meV/Å", parent.force_mev_per_angstrom, _NEGLIGIBLE_MEV_PER_ANGSTROM),
     )
     for what, unit, pair, negligible in pairs:
-        if pair.new - pair.old > max(gate.max_regression * pair.old, negligible):
+        if not pair.new - pair.old <= max(gate.max_regression * pair.old, negligible):
             yield (
                 f"the {what} RMSE on the {parent.structures} test structures shared with "
                 f"{generation_name(parent.generation)} is {pair.new:.4g} {unit} after "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -30,12 +31,15 @@ class Stable:
         eV/atom, less the reference energies.
     packing
         Its shortest distance over the cube root of its volume per atom; 0 where it has no volume.
+    shortest
+        Shortest distance, Å; None where no atom has a neighbour.
     """
 
     row_id: int
     atoms: Atoms
     energy: float
     packing: float = 0.0
+    shortest: float | None = None
 
     def __str__(self) -> str:
         """Say which one it is."""
@@ -45,11 +49,13 @@ class Stable:
 class Kind(NamedTuple):
     """What structures are told apart by.
 
-    `packing` is the shortest distance over the cube root of the volume per atom, in steps of
-    0.02: 1.12 of fcc and hcp, 1.09 of bcc, 1 of a simple cube, 0.87 of diamond.
+    `bulk` tells a crystal or liquid from slabs, wires and molecules. `packing` is the shortest
+    distance over the cube root of the volume per atom, in steps of 0.02: 1.12 of fcc and hcp,
+    1.09 of bcc, 1 of a simple cube, 0.87 of diamond.
     """
 
     elements: tuple[str, ...]
+    bulk: bool
     periodic: bool
     config_type: str
     packing: int
@@ -75,6 +81,8 @@ class LowestStructures:
 
     Attributes
     ----------
+    cutoff
+        Å; a periodic structure with an empty slice wider than that is not bulk.
     by_kind
         The structure of lowest energy of each kind.
     at_rest
@@ -84,6 +92,7 @@ class LowestStructures:
         10 meV/atom.
     """
 
+    cutoff: float = math.inf
     by_kind: dict[Kind, Stable] = field(default_factory=dict)
     at_rest: dict[str, list[AtRest]] = field(default_factory=dict)
     energies: dict[tuple[tuple[str, ...], bool], Counter[int]] = field(default_factory=dict)
@@ -97,9 +106,15 @@ class LowestStructures:
         elements, periodic = tuple(sorted(set(atoms.symbols))), bool(atoms.pbc.all())
         volume = atoms.get_volume() / len(atoms) if periodic else 0.0
         packing = shortest / volume ** (1 / 3) if periodic and shortest is not None else 0.0
-        kind = Kind(elements, periodic, structure.config_type or "", int(packing / _PACKING_STEP))
+        kind = Kind(
+            elements,
+            periodic and vacuum_width(atoms) <= self.cutoff,
+            periodic,
+            structure.config_type or "",
+            int(packing / _PACKING_STEP),
+        )
         if kind not in self.by_kind or energy < self.by_kind[kind].energy:
-            self.by_kind[kind] = Stable(structure.row_id, atoms, energy, packing)
+            self.by_kind[kind] = Stable(structure.row_id, atoms, energy, packing, shortest)
         if periodic and np.abs(structure.forces).max() < _AT_REST_EV_PER_ANGSTROM:
             points = self.at_rest.setdefault(_composition(atoms), [])
             points.append(AtRest(packing, volume, energy))
@@ -108,6 +123,7 @@ class LowestStructures:
 
     def join(self, other: LowestStructures) -> None:
         """Take over what is lower elsewhere, and all that is counted."""
+        self.cutoff = min(self.cutoff, other.cutoff)
         for kind, stable in other.by_kind.items():
             if kind not in self.by_kind or stable.energy < self.by_kind[kind].energy:
                 self.by_kind[kind] = stable
@@ -116,33 +132,29 @@ class LowestStructures:
         for key, counts in other.energies.items():
             self.energies.setdefault(key, Counter()).update(counts)
 
-    def pure(self, element: str) -> Stable | None:
-        """Return the lowest periodic structure of one element."""
+    def bulk(self, element: str) -> Stable | None:
+        """Return the bulk structure of one element with the lowest energy."""
         return _lowest(s for k, s in self.by_kind.items() if k[:2] == ((element,), True))
 
-    def for_dynamics(self) -> Stable | None:
-        """Return the lowest structure of those with most elements, periodic ones preferred."""
-        kinds = sorted(self.by_kind, key=lambda kind: (kind.periodic, len(kind[0]), kind[0]))
+    def largest_set(self, *, bulk: bool) -> Stable | None:
+        """Return the lowest structure of those with the most elements, bulk or not."""
+        kinds = [kind for kind in self.by_kind if kind.bulk == bulk]
         if not kinds:
             return None
-        return _lowest(s for k, s in self.by_kind.items() if k[:2] == kinds[-1][:2])
+        first = max(kinds, key=lambda kind: (kind.periodic, len(kind.elements), kind.elements))
+        return _lowest(s for k, s in self.by_kind.items() if k[:3] == first[:3])
 
-    def second(self, reach: float) -> Stable | None:
-        """Return a crystal other than the most stable one of each element.
+    def for_dynamics(self) -> Stable | None:
+        """Return the lowest structure of those with most elements; bulk is preferred."""
+        return self.largest_set(bulk=True) or self.largest_set(bulk=False)
+
+    def second_bulk(self) -> Stable | None:
+        """Return a bulk structure other than the most stable one of each element.
 
         It is the lowest of those with most elements. Of one element, it is the lowest that is
         packed otherwise or of another config type.
-
-        Parameters
-        ----------
-        reach
-            Å; what has a vacuum wider than that is no crystal.
         """
-        crystals = {
-            kind: stable
-            for kind, stable in self.by_kind.items()
-            if kind.periodic and vacuum_width(stable.atoms) <= reach
-        }
+        crystals = {kind: stable for kind, stable in self.by_kind.items() if kind.bulk}
         if not crystals:
             return None
         most = max(len(kind.elements) for kind in crystals)

@@ -125,7 +125,7 @@ class Measurer:
         TrainingError
             If an answer holds NaN or infinity.
         """
-        batch = Batch()
+        batch = Batch(lowest=LowestStructures(self._artefact.cutoff))
         for task in tasks:
             structure = parse(task.block)
             measured = self._measure(structure, doubly=task.doubly)

@@ -264,11 +264,13 @@ class GateVerdict(_Part):
     """Whether the generation is accepted; ``reasons`` are why not, one sentence each.
 
     ``limits_set`` says whether the gate had limits; null where an older version wrote it.
+    ``unchecked`` says which checks of stability were not possible, and why, one sentence each.
     """
 
     accepted: bool
     reasons: tuple[str, ...]
     limits_set: bool | None = None
+    unchecked: tuple[str, ...] = ()
 
 
 class Evaluation(_Part):

@@ -137,6 +137,8 @@ def evaluate_generation(
     for check in evaluation.physics:
         if check.verdict == "failed":
             context.observer.message(f"warning: a physics check failed: {check.message}")
+    for reason in evaluation.gate.unchecked:
+        context.observer.message(f"warning: physics check {reason}")
     for note in evaluation.notes:
         context.observer.message(f"note: {note}")
     return evaluation

@@ -174,6 +174,8 @@ class Headline(_Part):
         Against the predecessor that it was compared with, if any.
     failed_checks
         What its physics checks found wrong, one sentence each; not all of it rejects.
+    unchecked
+        Which checks of stability were not possible, and why, one sentence each.
     """
 
     train: ErrorFigures
@@ -189,11 +191,14 @@ class Headline(_Part):
     limits_set: bool | None = None
     change: PredecessorChange | None = None
     failed_checks: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
         """What is said of it: accepted, rejected, or that no gate was set."""
-        return verdict_word(accepted=self.accepted, limits_set=self.limits_set)
+        return verdict_word(
+            accepted=self.accepted, limits_set=self.limits_set, unchecked=bool(self.unchecked)
+        )
 
 
 class CommitteeMember(_Part):

@@ -46,9 +46,12 @@ def verdict(evaluation: Evaluation | None) -> Verdict:
     if evaluation is None:
         return Verdict("skipped", "Not evaluated", ("The published potential was not evaluated.",))
     gate = evaluation.gate
-    word = verdict_word(accepted=gate.accepted, limits_set=gate.limits_set).capitalize()
-    passed = "passed" if gate.limits_set else "skipped"
-    return Verdict(passed if gate.accepted else "failed", word, gate.reasons)
+    word = verdict_word(
+        accepted=gate.accepted, limits_set=gate.limits_set, unchecked=bool(gate.unchecked)
+    ).capitalize()
+    passed = "passed" if gate.limits_set and not gate.unchecked else "skipped"
+    unchecked = (f"Physics check {reason}" for reason in gate.unchecked)
+    return Verdict(passed if gate.accepted else "failed", word, (*gate.reasons, *unchecked))
 
 
 # -- figures -------------------------------------------------------------------------------------

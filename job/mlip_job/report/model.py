@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 Side = Literal["train", "test"]
 
 _ENOUGH_FORCES, _FAR_WORSE = 100, 2.0
+_NEGLIGIBLE_FORCE = 2.0  # meV/Å, that reference data do not resolve
 
 
 class _Part(BaseModel):
@@ -164,6 +165,7 @@ class TrainingReport(_Part):
             ),
             best_iteration=self.fit.best.iteration if self.fit.best else None,
             limits_set=evaluation.gate.limits_set if evaluation else None,
+            unchecked=evaluation.gate.unchecked if evaluation else (),
             change=parent,
         )
 
@@ -296,8 +298,7 @@ def _warnings(
         yield basis.warning
     if summary.loss_shares is not None:
         train = _errors_of(evaluation.train) if evaluation else summary.train
-        error = train.rmse_energy_mev_per_atom if train else None
-        yield from share_warnings(summary.loss_shares, training, loss.kappa, error)
+        yield from share_warnings(summary.loss_shares, training, loss.kappa, train)
     yield from summary.warnings
     yield from convergence_warnings(summary)
     yield from _generalisation(evaluation) if evaluation else ()
@@ -310,7 +311,7 @@ def _generalisation(evaluation: Evaluation) -> Iterator[str]:
         return
     test = evaluation.test.force_mev_per_angstrom
     train = evaluation.train.force_mev_per_angstrom
-    if test.count >= _ENOUGH_FORCES and test.rmse > _FAR_WORSE * train.rmse:
+    if test.count >= _ENOUGH_FORCES and test.rmse > max(_FAR_WORSE * train.rmse, _NEGLIGIBLE_FORCE):
         yield (
             f"the force RMSE on the test set ({test.rmse:.4g} meV/Å) is more than twice that on "
             f"the training set ({train.rmse:.4g}): the basis is too large for the data, or the "

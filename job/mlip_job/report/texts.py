@@ -20,7 +20,12 @@ _TIME_UNITS = ((10, 1, "s", 1), (100, 1, "s", 0), (6000, 60, "min", 1), (math.in
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _LISTED_ROWS = 12
 _SAME_PERCENT = 2
-_SIGNS = {"accepted": "✓ ", "rejected": "✗ "}
+_GATE_WORDS = {
+    "accepted": "✓ accepted",
+    "accepted, stability not checked": "~ accepted",
+    "rejected": "✗ rejected",
+    "published, no gate set": "no gate set",
+}
 
 
 @dataclass(frozen=True)
@@ -116,8 +121,7 @@ def row_ids(rows: Sequence[int]) -> str:
 
 def gate_word(headline: Headline) -> str:
     """Return the verdict of the gate in one or two words."""
-    word = headline.verdict
-    return _SIGNS.get(word, "") + word.removeprefix("published, ")
+    return _GATE_WORDS.get(headline.verdict, headline.verdict)
 
 
 def describe_change(change: float | None) -> str:

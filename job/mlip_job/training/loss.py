@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from mlip_job.config import TrainingConfig
     from mlip_job.training.pacemaker.tables import MetricsRow
-    from mlip_job.training.summary import CurvePoint, RunSummary
+    from mlip_job.training.summary import CurvePoint, Errors, RunSummary
 
 DIVERGED = (
     "it diverged: the loss is not finite; look for structures with extreme forces "
@@ -21,7 +21,8 @@ DIVERGED = (
 _LEAST_ENERGY = 0.05
 
 
-_GOOD_ENERGY = 1.0  # meV/atom: there is nothing left to gain
+_GOOD_ENERGY, _GOOD_FORCE = 1.0, 2.0
+"""meV/atom and meV/Å: reference data resolve no less, so there is nothing left to gain."""
 
 
 _MOST_REGULARISATION = 0.3
@@ -75,9 +76,15 @@ def describe_shares(found: LossShares) -> str:
 
 
 def share_warnings(
-    found: LossShares, training: TrainingConfig, kappa: float, energy_error: float | None = None
+    found: LossShares,
+    training: TrainingConfig,
+    kappa: float,
+    errors: Errors | None = None,
 ) -> Iterator[str]:
     """Yield a sentence with a remedy where energies hardly count, or regularisation dominates.
+
+    A small energy error is why energies have a small share, and with a small force error as well
+    regularisation costs nothing.
 
     Parameters
     ----------
@@ -87,20 +94,30 @@ def share_warnings(
         Settings of the fit.
     kappa
         That it was given.
-    energy_error
-        RMSE on the training set, meV/atom. A small one is why energies have a small share.
+    errors
+        Of the training set.
     """
+    energy_error = errors.rmse_energy_mev_per_atom if errors is not None else None
     good = energy_error is not None and energy_error < _GOOD_ENERGY
     if 0 < found.energy < _LEAST_ENERGY and kappa < 1 and not good:
         yield (
             f"energies make up {_percent(found.energy)} of the final loss, so that the fit hardly "
             f"improves them: {_energy_remedy(found, training, kappa)}"
         )
-    if found.regularisation > _MOST_REGULARISATION:
+    if found.regularisation > _MOST_REGULARISATION and not _nothing_to_gain(errors):
         yield (
             f"regularisation makes up {_percent(found.regularisation)} of the final loss, at the "
             f"expense of the errors: lower {_regularisation_remedy(found, training)}"
         )
+
+
+def _nothing_to_gain(errors: Errors | None) -> bool:
+    """Return whether both errors are below what reference data resolve."""
+    if errors is None:
+        return False
+    energy, force = errors.rmse_energy_mev_per_atom, errors.rmse_force_mev_per_angstrom
+    good_energy = energy is not None and energy < _GOOD_ENERGY
+    return good_energy and force is not None and force < _GOOD_FORCE
 
 
 def _energy_remedy(found: LossShares, training: TrainingConfig, kappa: float) -> str:
@@ -162,6 +179,9 @@ def convergence_warnings(fit: RunSummary) -> Iterator[str]:
 
     Only the last ladder step and cycle count: what was published comes from there.
     """
+    measured = [errors for errors in (fit.train, fit.test) if errors is not None]
+    if measured and all(map(_nothing_to_gain, measured)):
+        return
     train, second = _last_part(fit.train_curve), _last_part(fit.test_curve)
     if not train or train[-1][0] < _FEWEST_ITERATIONS:
         return
