@@ -1,63 +1,28 @@
-"""The export as one would write it with ASE and pandas: slow, and what the fast one must equal."""
+"""Rows as ASE reads them, and comparisons to the last bit."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io.extxyz import write_xyz
 
 from mlip_job.dataset.database import StructureDatabase
 from mlip_job.dataset.row import StructureRow, UnreadableRow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from ase import Atoms
 
     from mlip_job.config import DatabaseConfig
     from mlip_job.dataset.database import Page
-    from mlip_job.dataset.weights import GroupWeighting
 
 
 def read_rows(config: DatabaseConfig) -> list[StructureRow | UnreadableRow]:
     """Read through ASE's public interface."""
     with StructureDatabase(config) as database:
         return list(database.rows())
-
-
-def write_structure(file: TextIO, row: StructureRow, *, energy: float, **names: str) -> None:
-    """Write with ASE, which rounds positions and forces to eight decimals."""
-    atoms = row.atoms()
-    atoms.info |= {"row_id": row.id, **names}
-    atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=row.forces, stress=row.stress)
-    write_xyz(file, [atoms])
-
-
-def make_frame(
-    rows: Iterable[StructureRow],
-    energies: Mapping[int, tuple[float, float]],
-    config_types: Mapping[int, str | None],
-    weighting: GroupWeighting | None,
-) -> pd.DataFrame:
-    """Make a data frame object by object; `energies` are as they are, and corrected."""
-    records: list[dict[str, Any]] = []
-    for row in rows:
-        energy, corrected = energies[row.id]
-        record = {
-            "ase_atoms": row.atoms(),
-            "energy": energy,
-            "energy_corrected": corrected,
-            "forces": row.forces,
-            "name": f"row-{row.id}",
-        }
-        if weighting is not None:
-            record["w_energy"] = weighting.energy(config_types[row.id])
-            record["w_forces"] = np.full(len(row.numbers), weighting.forces(config_types[row.id]))
-        records.append(record)
-    return pd.DataFrame(records)
 
 
 def rows_of_pages(pages: Iterable[Page]) -> list[StructureRow | UnreadableRow]:

@@ -151,6 +151,24 @@ def test_record_describes_the_files(db: Path, out: Path) -> None:
         DatasetRecord.from_json("{}", key="dataset.json")
 
 
+def test_identity_of_known_rows(db: Path, out: Path) -> None:
+    """It never changes for the same rows, nor do the bytes of the texts."""
+    structures = []
+    for number in range(10):
+        atoms = bulk("CuAu", "rocksalt", a=5 + number / 8, cubic=True)
+        forces = np.arange(24.0).reshape(8, 3) / 16 - number / 4
+        structures.append(
+            labelled(atoms, energy=-20.0 - number / 2, forces=forces, stress=np.arange(6) / 8)
+        )
+    write_database(db, structures[:5], config_type="a b", run="x")
+    write_database(db, structures[5:])
+    record = build(db, out, group_by="run", reference_energies={"Cu": -1.5, "Au": -2.25},
+                   training={"test_fraction": 0.5})  # fmt: skip
+    assert record.id == "d29cda3c6ab68395"
+    assert record.files["train.xyz"].sha256.startswith("34c0ef96d0213b81")
+    assert record.files["test.xyz"].sha256.startswith("f6eb82381400b81b")
+
+
 def test_same_rows_same_bytes(db: Path, tmp_path: Path) -> None:
     """Building twice gives equal bytes; a remark on a row changes nothing, a label does."""
     write_database(db, rattled(12), config_type="bulk")
@@ -414,26 +432,17 @@ def test_energies_far_from_cohesive_energies_are_noted(db: Path, out: Path) -> N
     assert any(f"beyond ±10 eV/atom (row {row})" in note for note in record.notes)
 
 
-def test_energy_falls_back_and_says_so(db: Path, out: Path) -> None:
-    """Rows without a free energy give their energy, are counted and noted."""
+@pytest.mark.parametrize(("without", "noted"), [(3, True), (10, False)])
+def test_rows_without_free_energy(db: Path, out: Path, without: int, noted: bool) -> None:
+    """They give their energy and are counted; a note only where others have a free energy."""
     structures = rattled(10)
-    for atoms in structures[:3]:
+    for atoms in structures[:without]:
         del atoms.calc.results["free_energy"]
     write_database(db, structures)
     record = build(db, out)
-    assert (record.energy_from.free_energy, record.energy_from.energy) == (7, 3)
-    assert any("3 of 10 structures have no free energy" in note for note in record.notes)
-
-
-def test_no_free_energy_anywhere_is_a_line_of_the_record(db: Path, out: Path) -> None:
-    """Most calculators store none: the count says so, and nobody needs a warning."""
-    structures = rattled(10)
-    for atoms in structures:
-        del atoms.calc.results["free_energy"]
-    write_database(db, structures)
-    record = build(db, out)
-    assert (record.energy_from.free_energy, record.energy_from.energy) == (0, 10)
-    assert not any("free energy" in note for note in record.notes)
+    assert (record.energy_from.free_energy, record.energy_from.energy) == (10 - without, without)
+    note = f"{without} of 10 structures have no free energy"
+    assert any(note in text for text in record.notes) == noted
 
 
 def test_max_force_rejects_and_lists(db: Path, out: Path) -> None:

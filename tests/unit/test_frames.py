@@ -21,7 +21,6 @@ from mlip_job.errors import ConfigError, IntegrityError
 from mlip_job.naming import DatasetFiles
 from tests.datasets import build, frame, refused, rows_of
 from tests.reference import (
-    make_frame,
     require_same_array,
     require_same_atoms,
     require_same_frame,
@@ -101,14 +100,20 @@ def test_shards_hold_what_they_would_hold(
     rows = labelled_rows(structures())
     frames = write(tmp_path, rows, pages, shard_size=shard_size, weighting=weighting)
     assert [len(shard) for shard in frames[:-1]] == [shard_size] * (len(frames) - 1)
-    first = 0
-    for shard in frames:
-        part = rows[first : first + len(shard)]
-        energies = {row.id: (row.energy or 0.0, corrected(row)) for row in part}
-        types = {row.id: TYPES[(first + index) % 3] for index, row in enumerate(part)}
-        require_same_frame(shard, make_frame(part, energies, types, weighting))
-        first += len(shard)
-    assert first == len(rows)
+    columns = ["ase_atoms", "energy", "energy_corrected", "forces", "name"]
+    weights = [] if weighting is None else ["w_energy", "w_forces"]
+    found = pd.concat(frames)
+    assert list(found.columns) == columns + weights
+    for index, (row, (_, written)) in enumerate(zip(rows, found.iterrows(), strict=True)):
+        require_same_atoms(written["ase_atoms"], row.atoms())
+        require_same_array(written["forces"], row.forces)
+        assert written["energy"] == row.energy
+        assert written["energy_corrected"] == corrected(row)
+        assert written["name"] == f"row-{row.id}"
+        if weighting is not None:
+            gas = TYPES[index % 3] == "gas"
+            assert written["w_energy"] == (0.9 * 3 if gas else 0.9)
+            assert written["w_forces"].tolist() == [1.1 * 0.1 if gas else 1.1] * len(row.numbers)
 
 
 def test_structures_of_many_atoms_make_smaller_shards(

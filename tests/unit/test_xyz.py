@@ -12,6 +12,8 @@ import ase.io
 import numpy as np
 import pytest
 from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io.extxyz import write_xyz
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -180,7 +182,11 @@ def test_lines_are_those_of_ase(row: StructureRow, name: str) -> None:
     mine, theirs = xyz_of_row(row, row.energy or 0.0, None, name), io.StringIO()
     plain = " ".join(name.split()).replace("\\", "\\\\")
     names = {"config_type": plain} if "config_type" in mine else {}
-    reference.write_structure(theirs, row, energy=row.energy or 0.0, **names)
+    atoms = row.atoms()
+    atoms.info |= {"row_id": row.id, **names}
+    labels = {"energy": row.energy, "forces": row.forces, "stress": row.stress}
+    atoms.calc = SinglePointCalculator(atoms, **labels)
+    write_xyz(theirs, [atoms])
     ours, lines = mine.splitlines(), theirs.getvalue().splitlines()
     assert len(ours) == len(lines)
     assert _as_numbers(ours[1]) == _as_numbers(lines[1])
