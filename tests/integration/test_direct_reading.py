@@ -113,8 +113,8 @@ def test_every_row_is_the_one_that_ase_reads(
         return original(database, id_)
 
     original = StructureDatabase.row
-    monkeypatch.setattr(StructureDatabase, "row", row)
-    with StructureDatabase(config) as database:
+    with StructureDatabase(config) as database, monkeypatch.context() as patch:
+        patch.setattr(StructureDatabase, "row", row)
         assert database.slow_because is None
         selected = database.select()
         pages = list(database.pages(selected))

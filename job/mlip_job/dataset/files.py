@@ -7,13 +7,14 @@ frames that it wrote itself, and makes those of a dataset in the store again fro
 from __future__ import annotations
 
 import csv
+import gc
 import gzip
 import hashlib
 import io
 import pickle
 import zlib
 from collections import defaultdict
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -296,29 +297,30 @@ class FrameWriter:
             [pairs.get("config_type") for pairs in structures.pairs],
             strict=False,  # np.split gives one empty part where there is no structure
         )
-        for id_, numbers, positions, cell, pbc, energy, reference, forces, kind in rows:
-            row = {
-                "ase_atoms": Atoms(numbers=numbers, positions=positions, cell=cell, pbc=pbc),
-                "energy": energy,
-                "energy_corrected": energy - reference,
-                "forces": forces,
-                # Pacemaker lowers the weights of names that start with "augmented".
-                "name": f"row-{id_}",
-            }
-            if self.weighting is not None:
-                row["w_energy"] = self.weighting.energy(kind)
-                row["w_forces"] = np.full(len(numbers), self.weighting.forces(kind))
-            self._rows.append(row)
-            self._atoms += len(numbers)
-            if len(self._rows) == self.shard_size or self._atoms >= _FRAME_ATOMS:
-                self.flush()
+        with _collector_paused():
+            for id_, numbers, positions, cell, pbc, energy, reference, forces, kind in rows:
+                row = {
+                    "ase_atoms": Atoms(numbers=numbers, positions=positions, cell=cell, pbc=pbc),
+                    "energy": energy,
+                    "energy_corrected": energy - reference,
+                    "forces": forces,
+                    # Pacemaker lowers the weights of names that start with "augmented".
+                    "name": f"row-{id_}",
+                }
+                if self.weighting is not None:
+                    row["w_energy"] = self.weighting.energy(kind)
+                    row["w_forces"] = np.full(len(numbers), self.weighting.forces(kind))
+                self._rows.append(row)
+                self._atoms += len(numbers)
+                if len(self._rows) == self.shard_size or self._atoms >= _FRAME_ATOMS:
+                    self.flush()
 
     def flush(self) -> None:
         """Write the structures added since the last file; call it once at the end."""
         if not self._rows:
             return
         path = self.files.frame(self.name, len(self.written))
-        with OutputFile(path, compressed=True) as file:
+        with OutputFile(path, compressed=True) as file, _collector_paused():
             pickle.dump(pd.DataFrame(self._rows), file, protocol=_PICKLE_PROTOCOL)
         self.written.append(file)
         self._rows.clear()
@@ -327,6 +329,18 @@ class FrameWriter:
     def names(self) -> tuple[str, ...]:
         """Return the names of the files written."""
         return tuple(file.path.name for file in self.written)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Pause Python's garbage collector: it would traverse all atoms of a frame again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _chosen(structures: Structures, rows: Collection[int] | None) -> Structures:
