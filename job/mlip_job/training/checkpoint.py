@@ -1,4 +1,4 @@
-"""How far a fit is, and a copy of it that another fit can resume from."""
+"""Positions of a fit, and copies of its state that a later attempt can resume from."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from pydantic import BaseModel, ConfigDict
 if TYPE_CHECKING:
     from pathlib import Path
 
+POTENTIAL = "potential.yaml"
+"""Name of the potential in a checkpoint."""
+
 
 class FitPosition(BaseModel):
-    """A point of a fit that it can go on from.
+    """A point of a fit that it can resume from.
 
     Attributes
     ----------
     ladder_step
-        Step of the ladder, from 0; 0 without a ladder.
+        From 0; 0 without a ladder.
     iteration
         Iterations done in this step.
     step_done
@@ -25,7 +28,7 @@ class FitPosition(BaseModel):
     last_step
         Whether the potential has all its functions: no step of a ladder follows.
     finished
-        Whether pacemaker has ended, and only publishing is left.
+        Whether the trainer has ended, and only publishing is left.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,32 +40,29 @@ class FitPosition(BaseModel):
     finished: bool = False
 
     def order(self) -> tuple[bool, int, bool, int]:
-        """Return what sorts positions from the beginning of a fit to its end."""
+        """Return a key that sorts positions from the beginning of a fit to its end."""
         return self.finished, self.ladder_step, self.step_done, self.iteration
 
     def __str__(self) -> str:
-        """Say it in words, which count ladder steps from 1."""
+        """Name the position; ladder steps count from 1 here."""
         step = f"ladder step {self.ladder_step + 1}, " if self.ladder_step else ""
         if self.finished:
             return "the end of the fit"
         return f"{step}iteration {self.iteration}" if step or self.iteration else "the linear fit"
 
 
-POTENTIAL = "potential.yaml"
-
-
 @dataclass(frozen=True)
 class Snapshot:
-    """A point that a fit had reached, copied into files of its own.
+    """A copy of the state of a fit.
 
     Attributes
     ----------
     position
-        Which point.
+        Of the potential.
     iterations
         Length of the learning curve up to there, over all steps and attempts.
     files
-        The potential and the tables up to there, by the names that a checkpoint gives them; the
+        By the names that a checkpoint gives them: the potential, the tables up to there, and the
         best potential so far, which may be newer.
     """
 

@@ -50,7 +50,7 @@ def shares(energy: float, forces: float, regularisers: Mapping[str, float]) -> L
 
 
 def shares_of(row: MetricsRow | None) -> LossShares | None:
-    """Return what makes up the loss of a row; None where the table does not say."""
+    """Return the terms of a row's loss as fractions; None if the table lacks them."""
     if row is None or row.e_loss_contrib is None or row.f_loss_contrib is None:
         return None
     terms = {
@@ -81,21 +81,10 @@ def share_warnings(
     kappa: float,
     errors: Errors | None = None,
 ) -> Iterator[str]:
-    """Yield a sentence with a remedy where energies hardly count, or regularisation dominates.
+    """Yield a warning with a remedy if energies hardly count, or regularisation dominates.
 
-    A small energy error is why energies have a small share, and with a small force error as well
-    regularisation costs nothing.
-
-    Parameters
-    ----------
-    found
-        Of the final loss.
-    training
-        Settings of the fit.
-    kappa
-        That it was given.
-    errors
-        Of the training set.
+    Small errors on the training set explain a small share of the energies, and excuse
+    regularisation.
     """
     energy_error = errors.rmse_energy_mev_per_atom if errors is not None else None
     good = energy_error is not None and energy_error < _GOOD_ENERGY
@@ -175,9 +164,9 @@ _STILL_FALLING = 0.05
 
 
 def convergence_warnings(fit: RunSummary) -> Iterator[str]:
-    """Yield whether a fit overfitted, or else would have gone on to improve.
+    """Yield a warning if a fit overfitted, or stopped while the loss still fell.
 
-    Only the last ladder step and cycle count: what was published comes from there.
+    Only the last ladder step and cycle count: the published potential comes from there.
     """
     measured = [errors for errors in (fit.train, fit.test) if errors is not None]
     if measured and all(map(_nothing_to_gain, measured)):
@@ -212,8 +201,8 @@ def _overfitting(fit: RunSummary, curve: Sequence[tuple[int, float]]) -> str | N
     remedy = (
         f"the potential of iteration {fit.best.iteration} is published"
         if fit.best is not None
-        else "what is published overfits: lower training.max_iter, fit fewer functions, or set "
-        "training.validation_fraction"
+        else "the published potential overfits: lower training.max_iter, fit fewer functions, or "
+        "set training.validation_fraction"
     )
     return (
         f"overfitting: the loss on the {measured} was at its best in iteration {best} of {last}, "

@@ -1,4 +1,4 @@
-"""The size of the basis: what was asked for, and what the data can determine."""
+"""The size of the basis: configured, inherited, or chosen from the amount of data."""
 
 from __future__ import annotations
 
@@ -23,18 +23,9 @@ _WORTH_GROWING = 1.5
 
 
 class BasisSize(BaseModel):
-    """How many functions per element a fit has.
+    """The number of functions per element, and the reason for it.
 
-    Attributes
-    ----------
-    functions_per_element
-        As pacemaker is told.
-    chosen
-        By the configuration, from the data, or taken over from the parent.
-    because
-        In words.
-    warning
-        Where the data can't determine so many.
+    The warning says that the data can't determine so many.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,46 +36,38 @@ class BasisSize(BaseModel):
     warning: str | None = None
 
     def __str__(self) -> str:
-        """Say what was chosen, and why."""
+        """Return number and reason."""
         return f"{self.functions_per_element} functions per element, {self.chosen}: {self.because}"
 
 
 @dataclass(frozen=True)
 class DataSize:
-    """What a fit is determined by.
-
-    Attributes
-    ----------
-    energies, forces
-        Numbers of energies, and of force components that do not vanish, of the training set.
-    elements
-        Their number.
-    """
+    """The amount of training data: energies, force components that do not vanish, elements."""
 
     energies: int
     forces: int
     elements: int
 
     def __str__(self) -> str:
-        """Say what there is."""
+        """Return the numbers in words."""
         elements = "1 element" if self.elements == 1 else f"{self.elements} elements"
         return f"{self.energies:,} energies and {self.forces:,} force components of {elements}"
 
     def scaled(self, factor: float) -> DataSize:
-        """Return what there is in all where this is of a sample."""
+        """Return the size of the whole of which this is a sample."""
         energies, forces = round(factor * self.energies), round(factor * self.forces)
         return DataSize(energies, forces, self.elements)
 
     @property
     def values(self) -> int:
-        """Their number in all."""
+        """Number of energies and force components."""
         return self.energies + self.forces
 
     def functions_per_element(self, training: TrainingConfig) -> int:
-        """Return what the data can determine and what is worth its cost.
+        """Return how many functions the data can determine, as far as they are worth their cost.
 
         With few values the best basis has a function for every four or five of them; with many
-        it grows more slowly, until more functions cost more than they gain.
+        values it grows more slowly.
         """
         wanted = min(
             self.values // (_VALUES_PER_FUNCTION * self.elements),
@@ -101,17 +84,10 @@ class DataSize:
 
 
 def choose_size(training: TrainingConfig, data: DataSize, parent: int | None) -> BasisSize:
-    """Decide how many functions per element a fit has.
+    """Choose the number of functions per element.
 
-    Parameters
-    ----------
-    training
-        What is asked for.
-    data
-        What it is fitted to.
-    parent
-        Functions per element of the potential that the fit starts from; kept until the data
-        determine clearly more.
+    That of the parent, the potential that the fit starts from, is kept until the data determine
+    clearly more.
     """
     if training.functions_per_element != "auto":
         return BasisSize(
@@ -131,14 +107,14 @@ def choose_size(training: TrainingConfig, data: DataSize, parent: int | None) ->
 
 
 def with_size(training: TrainingConfig, size: BasisSize | None) -> TrainingConfig:
-    """Return the configuration with the number of functions in place of ``auto``."""
+    """Return the configuration with a number in place of ``auto``."""
     if size is None:
         return training
     return training.model_copy(update={"functions_per_element": size.functions_per_element})
 
 
 def too_large(training: TrainingConfig, data: DataSize) -> str | None:
-    """Return a warning where more functions are asked for than the data can determine."""
+    """Return a warning if the data can't determine the configured number of functions."""
     asked = training.functions_per_element
     if asked == "auto" or data.can_determine(asked):
         return None

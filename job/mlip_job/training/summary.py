@@ -24,14 +24,9 @@ class Errors(_Part):
 
 
 class LossShares(_Part):
-    """What makes up a loss, as fractions of it.
+    """The terms of a loss as fractions of it.
 
-    Attributes
-    ----------
-    energy, forces
-        The errors, weighted as in the loss.
-    regularisers
-        By the name of their coefficient (``l2_coeffs``, ``w0_rad``, …); none that is zero.
+    Regularisers are named by their coefficient (``l2_coeffs``, ``w0_rad``, …); none is zero.
     """
 
     energy: float
@@ -71,10 +66,10 @@ class FitCycle(_Part):
 
 
 class BestPotential(_Part):
-    """The iteration whose potential is the result, where that is not the last one.
+    """The iteration whose potential is the result, if that is not the last one.
 
-    Its loss on the second set that pacemaker was given is the smallest. Losses are without
-    regularisation; `last_loss` is None where that of the last potential was not measured.
+    Losses are on the second set and without regularisation; `last_loss` is None if it was not
+    measured.
     """
 
     ladder_step: int
@@ -93,7 +88,7 @@ class SetSizes(_Part):
 
 
 class RunSummary(_Part):
-    """What a pacemaker work directory tells. None is not known, never invented.
+    """The result of a fit; None is unknown.
 
     Attributes
     ----------

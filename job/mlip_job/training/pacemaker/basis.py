@@ -35,18 +35,15 @@ DEFAULT_LMAX: Mapping[str, tuple[int, ...]] = {
 }
 
 
+# Of the densities: pacemaker's template for one and two, published inputs for eight.
 _POWERS = (1, 0.5, 0.75, 0.25, 0.125, 0.375, 0.875, 2)
-"""Of the densities: pacemaker's template for one and two, then what published inputs for eight
-densities have."""
 
 
 _FUNCTIONS_UP_TO_THREE_BODIES = 4
 
 
 def potential_section(training: TrainingConfig, elements: Sequence[str]) -> dict[str, Any]:
-    """Return the ``potential`` section of input.yaml for a basis built from nothing.
-
-    ``training.overrides.potential`` is merged in.
+    """Return the ``potential`` section of input.yaml for a fit from nothing, with overrides.
 
     Raises
     ------
@@ -68,7 +65,7 @@ def potential_section(training: TrainingConfig, elements: Sequence[str]) -> dict
             }
         },
         "functions": {
-            "number_of_functions_per_element": _decided(training),
+            "number_of_functions_per_element": _functions(training),
             **_orders(training, len(elements)),
         },
     }
@@ -76,7 +73,7 @@ def potential_section(training: TrainingConfig, elements: Sequence[str]) -> dict
 
 
 def check_basis_budget(training: TrainingConfig, n_elements: int) -> None:
-    """Refuse a basis in which some combination of elements would get no function.
+    """Reject a basis in which some combination of elements would get no function.
 
     Pacemaker gives each of the B blocks (one per central atom and set of neighbour elements)
     ``functions_per_element * n_elements // B`` functions
@@ -84,7 +81,7 @@ def check_basis_budget(training: TrainingConfig, n_elements: int) -> None:
     deep in the fit.
     """
     smallest = smallest_budget(training, n_elements)
-    if (functions := _decided(training)) < smallest:
+    if (functions := _functions(training)) < smallest:
         blocks = _number_of_blocks(training, n_elements)
         raise ConfigError(
             f"training.functions_per_element is {functions}: too small for "
@@ -99,18 +96,15 @@ def smallest_budget(training: TrainingConfig, n_elements: int) -> int:
 
 
 def check_growth_budget(training: TrainingConfig, n_elements: int) -> None:
-    """Refuse to grow a potential into new elements with too few functions for them.
+    """Reject too few functions to grow a potential into new elements.
 
-    The TensorFlow evaluator needs a function of three bodies for every element if there is one for
-    any. Elements that were there before have one; in the order in which pacemaker fills a block
-    (``power_order``) it is the fourth.
+    The TensorFlow evaluator needs a function of three bodies for every element if any has one. The
+    elements of the parent do; in the order in which pacemaker fills a block (``power_order``) it is
+    the fourth function.
     """
-    functions = _decided(training)
-    per_block = functions * n_elements // _number_of_blocks(training, n_elements)
-    if per_block < _FUNCTIONS_UP_TO_THREE_BODIES:
-        smallest = -(
-            -_FUNCTIONS_UP_TO_THREE_BODIES * _number_of_blocks(training, n_elements) // n_elements
-        )
+    functions, blocks = _functions(training), _number_of_blocks(training, n_elements)
+    if functions * n_elements // blocks < _FUNCTIONS_UP_TO_THREE_BODIES:
+        smallest = -(-_FUNCTIONS_UP_TO_THREE_BODIES * blocks // n_elements)
         raise ConfigError(
             f"training.functions_per_element is {functions}: too small to "
             f"grow the potential to {n_elements} elements",
@@ -118,14 +112,14 @@ def check_growth_budget(training: TrainingConfig, n_elements: int) -> None:
         )
 
 
-def _decided(training: TrainingConfig) -> int:
+def _functions(training: TrainingConfig) -> int:
     if training.functions_per_element == "auto":
-        raise ValueError("functions_per_element is not decided yet: see training.size")
+        raise ValueError("functions_per_element is still auto: see training.size")
     return training.functions_per_element
 
 
 def _embedding(ndensity: int) -> dict[str, Any]:
-    """Return the embedding: a sum over the densities, each to a power of its own."""
+    """Return the embedding: a sum over the densities, each with its power."""
     return {
         "npot": "FinnisSinclairShiftedScaled",
         # Pairs of prefactor and exponent.

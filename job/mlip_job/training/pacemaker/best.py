@@ -1,8 +1,7 @@
-"""The best potential of a fit: that with the smallest loss on the validation part.
+"""The best potential of a fit: the one with the smallest loss on the validation part.
 
-Pacemaker's process keeps it (`in_pacemaker.mlip_job_callbacks`). Here it is told how, and what it
-kept becomes the result where it is better than the last potential. With a ladder that of the last
-step counts: those before it lack functions.
+Pacemaker's process keeps it (`callbacks.mlip_job_callbacks`). Here the callback gets its settings,
+and the kept potential becomes the result.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """When a fit ends for want of a better potential on the validation part.
+    """When a fit ends for lack of a better potential on the validation part.
 
     Attributes
     ----------
     patience
         Iterations without one.
     least_fall
-        Relative fall of the validation loss per iteration; a slower one counts as none.
+        Relative fall of the validation loss per iteration; a slower one does not count.
     """
 
     patience: int = 200
@@ -51,18 +50,9 @@ class EarlyStopping:
 
 @dataclass(frozen=True)
 class Kept:
-    """The best potential that a fit has kept.
+    """The best potential that a fit has kept, with its place in the whole fit.
 
-    Attributes
-    ----------
-    potential
-        Its file.
-    ladder_step, cycle, iteration
-        Of the whole fit.
-    loss
-        On the validation part, without regularisation.
-    train, validation
-        The rows of pacemaker's tables.
+    The loss is on the validation part, without regularisation; the rows are of pacemaker's tables.
     """
 
     potential: Path
@@ -75,7 +65,7 @@ class Kept:
 
 
 def prepare(files: WorkFiles, leg: Leg, stopping: EarlyStopping) -> None:
-    """Write what the callback needs, before pacemaker is started."""
+    """Write the settings of the callback, before pacemaker is started."""
     history = files.history / "test_metrics.txt"
     step = (leg.offset.ladder_step, 0)
     earlier = numbered_losses(read_rows(history, step), 0) if history.is_file() else []
@@ -85,19 +75,19 @@ def prepare(files: WorkFiles, leg: Leg, stopping: EarlyStopping) -> None:
         "ladder_step": leg.offset.ladder_step,
         "iteration": leg.offset.iteration,
         "start": _start(leg.content["potential"]),
-        # The rows of a potential that no checkpoint holds are left out of the history, too.
+        # Rows of a potential that no checkpoint holds are left out of the history, too.
         "earlier": earlier,
     }
     files.early_stopping.write_text(json.dumps(settings), encoding="utf-8")
 
 
 def is_kept_by(content: Mapping[str, Any]) -> bool:
-    """Tell whether an input file has the best potential kept."""
+    """Tell whether an input file has pacemaker keep the best potential."""
     return CALLBACK in content["fit"].get("callbacks", ())
 
 
 def _start(potential: object) -> str | None:
-    """Return the file with the coefficients that pacemaker begins with; None where all are zero."""
+    """Return the file with the first coefficients of a fit; None if all are zero."""
     if isinstance(potential, str):
         return potential
     grown = isinstance(potential, dict) and "initial_potential" in potential
@@ -105,7 +95,13 @@ def _start(potential: object) -> str | None:
 
 
 def read_kept(record: Path) -> Kept | None:
-    """Return what ``best.json`` names; None where there is none."""
+    """Read ``best.json``; return None if there is none.
+
+    Raises
+    ------
+    TrainingError
+        If it is damaged.
+    """
     try:
         content = json.loads(record.read_text(encoding="utf-8"))
         return Kept(
@@ -124,8 +120,8 @@ def read_kept(record: Path) -> Kept | None:
 
 
 def copy_kept(files: WorkFiles, target: Path) -> dict[str, Path]:
-    """Copy the best potential of a fit that may be running, with its record, into a directory."""
-    for _ in range(2):  # it may be replaced meanwhile; twice within this moment it is not
+    """Copy the best potential of a fit that may be running, and its record, into a directory."""
+    for _ in range(2):  # it may be replaced meanwhile, but not twice within this moment
         try:
             shutil.copyfile(files.best, target / files.best.name)
             kept = read_kept(target / files.best.name)
@@ -139,7 +135,7 @@ def copy_kept(files: WorkFiles, target: Path) -> dict[str, Path]:
 
 
 def take(kept: Kept, output: Path) -> None:
-    """Make the best potential what pacemaker ended with."""
+    """Replace pacemaker's final potential by the best one."""
     taken = with_cores_of(read_potential(output), read_potential(kept.potential))
     taken["metadata"] = {**taken.get("metadata", {}), "_loss": kept.train.loss}
     write_potential(taken, output)

@@ -1,15 +1,13 @@
 """A linear least-squares fit of an ACE potential, from pyace's design matrix and weights.
 
-With fixed radial functions the first density of the embedding is linear in its coefficients. What
-pacemaker minimises step by step, the weighted squares of the errors plus ``L2_coeffs`` times the
-squared coefficients, is a matter of the normal equations then. They are summed over batches of
-structures, so that memory does not grow with their number. Structures that are held out choose the
-ridge, at no cost: the equations are there. ``L1_coeffs`` is left out, which changed no error.
+With fixed radial functions the first density of the embedding is linear in its coefficients, so
+that the minimum of pacemaker's loss, the weighted squares of the errors plus ``L2_coeffs`` times
+the squared coefficients, follows from normal equations. They are summed over batches of structures,
+so that memory does not grow with their number. Structures that are held out choose the ridge, at no
+extra cost. ``L1_coeffs`` is left out, which changed no error.
 
-The other densities begin with zero, as all do in a fit from nothing. Where the first one is at its
-optimum the gradient for a second nearly vanishes, but the fit leaves that point: a second density
-that began with 0.1 of the linear solution, the first one fitted again to what it leaves, came out
-better for copper, worse for copper-gold (docs/performance.md), and was not worth it.
+The other densities begin with zero. A start with 0.1 of the linear solution in the second one was
+better for copper and worse for copper-gold (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ from mlip_job.runtime.environment import available_memory
 from mlip_job.runtime.processes import in_order, worker_pool
 from mlip_job.training.linear import LinearProgress, LinearStart
 from mlip_job.training.loss import shares
-from mlip_job.training.pacemaker.weighting import FITTED
+from mlip_job.training.pacemaker.weighting import FITTED, weighted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -57,15 +55,7 @@ _RIDGES = tuple(10.0**exponent for exponent in range(-14, -5))
 
 
 def fit_linear(tell: Callable[[LinearProgress], None], task: LinearTask) -> LinearStart:
-    """Fit a potential by linear least squares, and write it.
-
-    Parameters
-    ----------
-    tell
-        Called after each batch of structures.
-    task
-        What to fit, and to what.
-    """
+    """Fit a potential by linear least squares, and write it; `tell` is called after each batch."""
     _silence()
     basis = _basis(task)
     functions = _count_functions(basis)
@@ -137,11 +127,11 @@ def _batches(task: LinearTask, atoms: int) -> Iterator[tuple[bool, Any]]:
     import pandas as pd  # noqa: PLC0415
 
     random = np.random.default_rng(task.seed)
-    weighted = _weighting(task)
+    with_weights = _weighting(task)
     held_out = {f"row-{row}" for row in task.held_out}
     apart = task.test if held_out and not task.finished else ()
     for name in (*task.train, *apart):
-        frame = weighted(_read(task, name))
+        frame = with_weights(_read(task, name))
         if task.resampled:
             # The Bayesian bootstrap: D. B. Rubin, Ann. Statist. 9, 130 (1981).
             factors = random.exponential(size=len(frame))
@@ -165,18 +155,14 @@ def _read(task: LinearTask, name: str) -> Any:
 
 
 def _weighting(task: LinearTask) -> Callable[[Any], Any]:
-    """Return what gives structures the weights that pacemaker gives them (`pyace.preparedata`).
+    """Return a function that adds pacemaker's weights to structures (`pyace.preparedata`).
 
     They need not be normalised: each sum of equations knows the sum of its weights.
     """
     if not task.weighting:
         return _with_weights
     weights = _weights_by_policy(task)
-
-    def weighted(frame: Any) -> Any:
-        return frame.join(weights, on="name", how="inner").reset_index(drop=True)
-
-    return weighted
+    return lambda frame: frame.join(weights, on="name", how="inner").reset_index(drop=True)
 
 
 def _with_weights(frame: Any) -> Any:
@@ -190,22 +176,15 @@ def _with_weights(frame: Any) -> Any:
 def _weights_by_policy(task: LinearTask) -> Any:
     """Return the weights of an energy-based policy by structure; some are left out.
 
-    It looks at all structures, training and test set (`ACEDataset.prepare_datasets`), at once.
+    Writes which structures are left, as pacemaker does.
     """
-    import pandas as pd  # noqa: PLC0415
-    from pyace.preparedata import apply_weights  # noqa: PLC0415
-
     sides = [
         _read(task, name).assign(train=side == "train")
         for side in ("train", "test")
         for name in getattr(task, side)
     ]
-    frame = pd.concat(sides, ignore_index=True)
-    frame["pbc"] = frame["ase_atoms"].map(lambda atoms: bool(atoms.pbc.all()))
-    frame["energy_corrected_per_atom"] = frame["energy_corrected"] / frame["NUMBER_OF_ATOMS"]
-    frame = apply_weights(frame, dict(task.weighting or {}))
+    frame = weighted(sides, task.weighting or {})
     for side, fitted in (("train", frame["train"]), ("test", ~frame["train"])):
-        # As pacemaker does.
         frame.loc[fitted, ["name"]].to_pickle(f"{task.directory}/{FITTED[side]}", "gzip")
     return frame.set_index("name")[["w_energy", "w_forces"]]
 
@@ -363,7 +342,7 @@ def _equations(work: Work) -> tuple[bool, Sums]:
 def _design(basis: Any, structures: Sequence[Any]) -> tuple[FloatArray, FloatArray, Distances]:
     """Return the rows of energies per atom and of forces, and the shortest distances.
 
-    What `pyace.linearacefit.LinearACEDataset` does, which leaves the distances to be found again.
+    `pyace.linearacefit.LinearACEDataset` does the same, but without the distances.
     """
     from pyace import ACEBEvaluator, ACECalculator  # noqa: PLC0415
     from pyace.atomicenvironment import aseatoms_to_atomicenvironment  # noqa: PLC0415

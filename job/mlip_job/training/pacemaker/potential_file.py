@@ -85,9 +85,9 @@ def count_functions(content: Mapping[str, Any]) -> int:
 def as_start(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return a finished potential in the form that a further fit can start from.
 
-    Two things are taken off. ``_fit_cycles`` in the metadata makes pacemaker believe that the fit
-    is done already. The ZBL core is put on after a fit at the shortest distance of *its* data; new
-    data may come closer, and the next fit puts on its own.
+    Without ``_fit_cycles`` in the metadata, which makes pacemaker believe that the fit is done; and
+    without ZBL cores, which begin at the shortest distance of *these* data: the next fit adds its
+    own.
     """
     metadata = {k: v for k, v in content.get("metadata", {}).items() if k != "_fit_cycles"}
     species = [
@@ -98,16 +98,9 @@ def as_start(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_cores_of(finished: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a potential of an iteration with what pacemaker adds to the last one when it ends.
+    """Return a potential of any iteration with the ZBL cores and metadata of the finished one.
 
-    The ZBL cores follow from the training data alone, and so are the same for every iteration.
-
-    Parameters
-    ----------
-    finished
-        The last one.
-    content
-        Another of the same fit and the same basis.
+    The cores follow from the training data alone, so they are the same for every iteration.
     """
     cores = {
         block["speciesblock"]: {k: v for k, v in block.items() if k in _NO_INNER_CUTOFF}
@@ -118,17 +111,7 @@ def with_cores_of(finished: Mapping[str, Any], content: Mapping[str, Any]) -> di
 
 
 def perturbed(content: Mapping[str, Any], noise: float, seed: int) -> dict[str, Any]:
-    """Return a potential whose functions' coefficients have changed a little.
-
-    Parameters
-    ----------
-    content
-        The potential.
-    noise
-        Standard deviation of the change of a coefficient, relative to it.
-    seed
-        Of the changes.
-    """
+    """Return a potential with noise on its coefficients: a relative standard deviation."""
     normal = random.Random(seed)  # noqa: S311 - nothing secret depends on it
 
     def changed(function: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,13 @@
-"""Copy out of a running fit what another one can go on from."""
+"""Copy the state of a running fit that another attempt can resume from.
+
+Pacemaker rewrites ``interim_potential_0.yaml`` after every iteration, in place. A copy counts only
+if the file did not change meanwhile, can be parsed, and has all its functions.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from mlip_job.naming import WorkFiles
 from mlip_job.training.checkpoint import POTENTIAL, FitPosition, Snapshot
@@ -15,7 +19,7 @@ from mlip_job.training.pacemaker.potential_file import (
     read_potential,
     write_potential,
 )
-from mlip_job.training.pacemaker.tables import Place, count_on, join_tables, read_table
+from mlip_job.training.pacemaker.tables import count_on, join_tables, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,42 +32,32 @@ if TYPE_CHECKING:
 def take_snapshot(
     files: WorkFiles, leg: Leg, elements: Sequence[str], target: Path
 ) -> Snapshot | None:
-    """Copy the newest potential of a fit that may be running.
-
-    Parameters
-    ----------
-    files
-        Where pacemaker runs.
-    leg
-        What it was started with.
-    elements
-        What the potential has to describe.
-    target
-        An empty directory for the copies.
+    """Copy the newest potential of a fit that may be running into an empty directory.
 
     Returns
     -------
     Snapshot or None
-        None where there is nothing yet that could be gone on from.
+        None if there is no state yet that could be resumed from.
     """
     if not leg.resumable:
         return None
-    stamps = stamps_of(files)
-    rows = counted_on(read_table(files.table("metrics")).rows)
+    stamps = _stamps(files)
+    rows = read_table(files.table("metrics")).rows
     if stamps is None or not rows:
         return None
-    found = _within_step(files, leg, elements, rows[-1], target)
-    if found is not None and stamps_of(files) != stamps:
-        found = None  # pacemaker went on meanwhile: which iteration it was can't be told
+    numbers = count_on(row.place for row in rows)
+    counted = [replace(row, iter_num=n) for row, n in zip(rows, numbers, strict=True)]
+    found = _within_step(files, leg, elements, counted[-1], target)
+    if found is not None and _stamps(files) != stamps:
+        found = None  # a new iteration was written meanwhile: which one the copy is, is unknown
     if found is None and leg.is_ladder:
-        found = _between_steps(files, leg, elements, rows, target)
+        found = _between_steps(files, leg, elements, counted, target)
     if found is None:
         return None
     tables = write_tables(files, leg, target / "metrics", upto=found)
-    points = read_table(target / "metrics" / "metrics.txt").rows
     return Snapshot(
         position=found,
-        iterations=count_iterations(points),
+        iterations=count_iterations(read_table(target / "metrics" / "metrics.txt").rows),
         files={
             POTENTIAL: target / POTENTIAL,
             **copy_kept(files, target),
@@ -73,7 +67,7 @@ def take_snapshot(
 
 
 def count_iterations(rows: Sequence[MetricsRow]) -> int:
-    """Return the length of a learning curve: rows that are no starting points."""
+    """Return the length of a learning curve: the rows that are no starting points."""
     return sum(1 for row in rows if row.iter_num)
 
 
@@ -93,23 +87,40 @@ def write_tables(
     return written
 
 
+class _Stamps(NamedTuple):
+    """When the newest row and the newest potential were written, ns."""
+
+    row: int
+    potential: int
+
+
+def _stamps(files: WorkFiles) -> _Stamps | None:
+    try:
+        return _Stamps(
+            files.table("metrics").stat().st_mtime_ns, files.interim_potential().stat().st_mtime_ns
+        )
+    except FileNotFoundError:
+        return None
+
+
 def _within_step(
     files: WorkFiles, leg: Leg, elements: Sequence[str], row: MetricsRow, target: Path
 ) -> FitPosition | None:
-    """Take what pacemaker writes after every iteration, if it has done one in this step."""
-    stamps = stamps_of(files)
+    """Copy the potential of the last iteration, if there was one in this step."""
+    stamps = _stamps(files)
     if stamps is None or not row.iter_num or row.loss is None:
         return None
-    if leg.is_ladder and files.ladder_potential(row.ladder_step or 0).is_file():
+    if leg.is_ladder and files.ladder_potential(row.place.ladder_step).is_file():
         return None
+    # The row comes first, then the potential; the test set may be evaluated in between.
+    lag = 0 if stamps.potential >= stamps.row else 1
     functions = _copy(files.interim_potential(), elements, row.nfuncs, target)
-    done = stamps.iteration(row)
-    if functions is None or done == 0:
+    if functions is None or row.iter_num == lag:
         return None
-    shifted = leg.offset.shift(row)
+    place = leg.offset.shift(row).place
     return FitPosition(
-        ladder_step=shifted.ladder_step or 0,
-        iteration=(shifted.iter_num or 0) - row.iter_num + done,
+        ladder_step=place.ladder_step,
+        iteration=place.iteration - lag,
         step_done=False,
         last_step=_is_last(files, leg, functions),
     )
@@ -118,8 +129,8 @@ def _within_step(
 def _between_steps(
     files: WorkFiles, leg: Leg, elements: Sequence[str], rows: Sequence[MetricsRow], target: Path
 ) -> FitPosition | None:
-    """Take what pacemaker writes after every step of a ladder."""
-    step = rows[-1].ladder_step or 0
+    """Copy the potential of the last complete step of a ladder."""
+    step = rows[-1].place.ladder_step
     if not files.ladder_potential(step).is_file():
         step -= 1
     of_step = [row for row in rows if row.ladder_step == step]
@@ -130,14 +141,14 @@ def _between_steps(
         return None
     return FitPosition(
         ladder_step=step + leg.offset.ladder_step,
-        iteration=max(row.iter_num or 0 for row in of_step),
+        iteration=max(row.place.iteration for row in of_step),
         step_done=True,
         last_step=_is_last(files, leg, functions),
     )
 
 
 def _copy(source: Path, elements: Sequence[str], functions: int | None, target: Path) -> int | None:
-    """Copy a potential in the form that a fit can start from; return how many functions it has."""
+    """Copy a potential in the form that a fit can start from; return the number of functions."""
     copy = target / POTENTIAL
     content = copy_whole(source, elements, functions, copy)
     if content is None:
@@ -151,37 +162,3 @@ def _is_last(files: WorkFiles, leg: Leg, functions: int) -> bool:
     if not leg.is_ladder:
         return not leg.partial
     return functions == count_functions(read_potential(files.target_potential))
-
-
-@dataclass(frozen=True)
-class Stamps:
-    """When the newest row and the newest potential were written, ns."""
-
-    row: int
-    potential: int
-
-    def iteration(self, row: MetricsRow) -> int:
-        """Return the iteration that the potential is of, given the newest row.
-
-        The row comes first, then (after an evaluation of the test set, now and then) the potential.
-        """
-        newest = row.iter_num or 0
-        return newest if self.potential >= self.row else newest - 1
-
-
-def stamps_of(files: WorkFiles, cycle: int = 0) -> Stamps | None:
-    """Return the stamps, None where there is no potential yet."""
-    try:
-        return Stamps(
-            files.table("metrics").stat().st_mtime_ns,
-            files.interim_potential(cycle).stat().st_mtime_ns,
-        )
-    except FileNotFoundError:
-        return None
-
-
-def counted_on(rows: Sequence[MetricsRow]) -> list[MetricsRow]:
-    """Return rows of ``metrics.txt`` with their iterations numbered on over restarts."""
-    places = (Place(r.ladder_step or 0, r.cycle_step or 0, r.iter_num or 0) for r in rows)
-    numbers = count_on(places)
-    return [replace(row, iter_num=number) for row, number in zip(rows, numbers, strict=True)]

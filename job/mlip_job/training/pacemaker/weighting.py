@@ -1,4 +1,4 @@
-"""Which structures an energy-based weighting left out of a fit."""
+"""The energy-based weighting: weights of structures, and the structures that it leaves out."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FITTED = {"train": "fitting_data_info.pckl.gzip", "test": "test_data_info.pckl.gzip"}
-"""What pacemaker, or a linear fit, saves of each set after weighting, before the fit."""
-
+"""Written by pacemaker, or by a linear fit, for each set after weighting, before the fit."""
 
 _ROW = re.compile(r"row-(\d+)")
 
@@ -28,14 +27,7 @@ _ROW = re.compile(r"row-(\d+)")
 def rows_left_out(fitted: Path, frames: Sequence[Path]) -> tuple[int, ...]:
     """Return the row ids that are in the data frames but not in the fit.
 
-    Reads only frames that this job wrote and what the pacemaker it started made of them.
-
-    Parameters
-    ----------
-    fitted
-        What pacemaker made of them.
-    frames
-        Of the training set, or of the second set; there may be none.
+    Reads only frames that this job wrote, and the file of `FITTED` that was made of them.
     """
     given = {row for frame in frames for row in _row_ids(frame)}
     return tuple(sorted(given - _row_ids(fitted))) if frames else ()
@@ -44,24 +36,30 @@ def rows_left_out(fitted: Path, frames: Sequence[Path]) -> tuple[int, ...]:
 def rows_beyond_policy(
     policy: Mapping[str, Any], fitted: Sequence[Path], frames: Sequence[Path]
 ) -> tuple[int, ...]:
-    """Return the row ids of a set that a weighting would leave out, had pacemaker been given it.
+    """Return the row ids of `frames` that a weighting would leave out of a fit to both.
 
     The weighting looks at all structures at once, so a process of its own holds them.
-
-    Parameters
-    ----------
-    policy
-        Pacemaker's ``fit.weighting``.
-    fitted
-        Data frames that pacemaker was given.
-    frames
-        Of the other set.
     """
     died = TrainingError(
         "the process that weighs the test set died, most likely out of memory",
         hint="give the job more memory",
     )
     return run_in_process(_beyond_policy, dict(policy), tuple(fitted), tuple(frames), died=died)
+
+
+def weighted(parts: Sequence[pd.DataFrame], policy: Mapping[str, Any]) -> pd.DataFrame:
+    """Return one frame of all structures that a weighting keeps, with their weights.
+
+    Pacemaker gives the weighting the training and the test set together
+    (`ACEDataset.prepare_datasets`).
+    """
+    from pyace.preparedata import apply_weights  # noqa: PLC0415 - seconds
+
+    frame = pd.concat(parts, ignore_index=True)
+    frame["NUMBER_OF_ATOMS"] = frame["ase_atoms"].map(len)
+    frame["pbc"] = frame["ase_atoms"].map(lambda atoms: bool(atoms.pbc.all()))
+    frame["energy_corrected_per_atom"] = frame["energy_corrected"] / frame["NUMBER_OF_ATOMS"]
+    return apply_weights(frame, dict(policy))
 
 
 def _beyond_policy(
@@ -71,17 +69,11 @@ def _beyond_policy(
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     try:
-        from pyace.preparedata import apply_weights  # noqa: PLC0415 - seconds
-
         parts = [pd.read_pickle(path, compression="gzip") for path in (*fitted, *frames)]  # noqa: S301
-        frame = pd.concat(parts, ignore_index=True)
-        frame["NUMBER_OF_ATOMS"] = frame["ase_atoms"].map(len)
-        frame["pbc"] = frame["ase_atoms"].map(lambda atoms: bool(atoms.pbc.all()))
-        frame["energy_corrected_per_atom"] = frame["energy_corrected"] / frame["NUMBER_OF_ATOMS"]
-        kept = _rows_in(apply_weights(frame, dict(policy))["name"])
+        kept = _rows_in(weighted(parts, policy)["name"])
     except Exception as error:  # noqa: BLE001 - whatever pyace or pandas raise
         raise TrainingError(f"the test set can't be weighed: {error!r}") from None
-    given = {row for frame_ in frames for row in _row_ids(frame_)}
+    given = {row for frame in frames for row in _row_ids(frame)}
     return tuple(sorted(given - kept))
 
 
