@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from mlip_job.config import JobConfig
 from mlip_job.dataset import record as dataset_record
 from mlip_job.dataset.record import DatasetRecord
+from mlip_job.models import Errors
 from mlip_job.registry import (
     Artefact,
     AttemptPart,
     Checkpoint,
     DatasetReference,
-    ErrorFigures,
     Headline,
     Manifest,
     TrainingState,
@@ -44,7 +44,7 @@ def make_manifest(
 ) -> Manifest:
     """Return a complete manifest; what a test cares about is given, the rest is made up."""
     config = JobConfig(family=family)
-    errors = ErrorFigures(rmse_energy_mev_per_atom=7.5, rmse_force_mev_per_angstrom=31.25)
+    errors = Errors(rmse_energy_mev_per_atom=7.5, rmse_force_mev_per_angstrom=31.25)
     return Manifest(
         family=family,
         generation=generation,

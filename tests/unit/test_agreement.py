@@ -9,7 +9,7 @@ from mlip_job.errors import TrainingError
 from mlip_job.evaluation.agreement import agreement, conversion
 from mlip_job.evaluation.errors import SetTally
 from mlip_job.evaluation.measured import Measured
-from mlip_job.training.summary import Errors
+from mlip_job.models import Errors
 
 
 def _measured(
@@ -34,13 +34,8 @@ def _measured(
 
 def _pacemaker(energy_mev: float | None, force_mev: float | None) -> Errors:
     return Errors(
-        loss=1.0,
         rmse_energy_mev_per_atom=energy_mev,
         rmse_force_mev_per_angstrom=force_mev,
-        mae_energy_mev_per_atom=None,
-        mae_force_mev_per_angstrom=None,
-        max_energy_mev_per_atom=None,
-        max_force_mev_per_angstrom=None,
     )
 
 

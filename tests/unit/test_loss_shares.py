@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mlip_job.config import TrainingConfig
+from mlip_job.models import Errors
 from mlip_job.training.loss import describe_shares, share_warnings, shares, shares_of
 from mlip_job.training.pacemaker.input import kappa
 from mlip_job.training.pacemaker.tables import MetricsRow
-from mlip_job.training.summary import Errors
 
 if TYPE_CHECKING:
     from mlip_job.training.summary import LossShares
@@ -33,13 +33,8 @@ def warned(result: LossShares, given: float | None = None, **settings: Any) -> l
 def errors(energy: float | None, force: float | None = None) -> Errors:
     """Return RMSEs; nothing else is known."""
     return Errors(
-        loss=None,
         rmse_energy_mev_per_atom=energy,
         rmse_force_mev_per_angstrom=force,
-        mae_energy_mev_per_atom=None,
-        mae_force_mev_per_angstrom=None,
-        max_energy_mev_per_atom=None,
-        max_force_mev_per_angstrom=None,
     )
 
 

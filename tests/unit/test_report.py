@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from mlip_job.cli.tables import show_generations, show_manifest
 from mlip_job.config import JobConfig, TrainingConfig
 from mlip_job.evaluation.results import DimerCheck, DynamicsCheck, EnergyVolumeCheck, ErrorPair
+from mlip_job.models import Errors
 from mlip_job.registry import (
     Committee,
     CommitteeMember,
-    ErrorFigures,
     GenerationSummary,
     Headline,
     Manifest,
@@ -239,7 +239,7 @@ def test_trends_in_a_few_characters() -> None:
 )
 def test_the_gate_has_a_word(accepted: bool, limits_set: bool | None, word: str) -> None:
     """With a sign before a verdict, for the eye that runs down a column."""
-    unknown = ErrorFigures(rmse_energy_mev_per_atom=None, rmse_force_mev_per_angstrom=None)
+    unknown = Errors()
     headline = Headline(
         train=unknown,
         test=unknown,

@@ -13,7 +13,8 @@ from mlip_job.cli.text_table import figure, print_table
 
 if TYPE_CHECKING:
     from mlip_job.cli.options import Settings
-    from mlip_job.training.summary import Errors, RunSummary
+    from mlip_job.models import FullErrors
+    from mlip_job.training.summary import RunSummary
 
 
 @click.command("parse")
@@ -71,7 +72,7 @@ def _show(summary: RunSummary) -> None:
         click.echo(f"{'warning':<11} {warning}")
 
 
-def _figures(errors: Errors) -> tuple[str, ...]:
+def _figures(errors: FullErrors) -> tuple[str, ...]:
     return tuple(
         figure(value, 2)
         for value in (

@@ -6,9 +6,10 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from mlip_job.config.training import GroupWeights
+from mlip_job.models import Frozen
 from mlip_job.store.keys import Sha256, StoredName, unreadable
 
 if TYPE_CHECKING:
@@ -24,11 +25,7 @@ FORMAT_VERSION = 2
 """Part of every dataset's identity; raise it when the same content shall have another one."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Counts(_Part):
+class Counts(Frozen):
     """Numbers of rows; selected = train + test + rejected + reference_atoms."""
 
     selected: int
@@ -39,21 +36,21 @@ class Counts(_Part):
     reference_atoms: int
 
 
-class SideCounts(_Part):
+class SideCounts(Frozen):
     """One number for each side."""
 
     train: int
     test: int
 
 
-class ElementCounts(_Part):
+class ElementCounts(Frozen):
     """How many structures hold an element, and how many atoms of it there are."""
 
     structures: int
     atoms: int
 
 
-class Ranges(_Part):
+class Ranges(Frozen):
     """Extremes over both sides."""
 
     min_energy_corrected_ev_per_atom: float
@@ -62,7 +59,7 @@ class Ranges(_Part):
     min_distance_angstrom: float
 
 
-class SplitRecord(_Part):
+class SplitRecord(Frozen):
     """How the sides were chosen: by `key`, or else by `seed`, `test_fraction` and `group_by`."""
 
     seed: int
@@ -74,42 +71,42 @@ class SplitRecord(_Part):
     key: str | None = None
 
 
-class RejectedRows(_Part):
+class RejectedRows(Frozen):
     """The rows that one reason kept out."""
 
     count: int
     rows: tuple[int, ...]
 
 
-class EnergyOrigin(_Part):
+class EnergyOrigin(Frozen):
     """How many accepted rows gave which of their energies."""
 
     free_energy: int
     energy: int
 
 
-class SideNames(_Part):
+class SideNames(Frozen):
     """Names of the data frame files of each side, in order."""
 
     train: tuple[StoredName, ...]
     test: tuple[StoredName, ...]
 
 
-class ConfigTypes(_Part):
+class ConfigTypes(Frozen):
     """Number of structures of each config type, per side."""
 
     train: dict[str, int]
     test: dict[str, int]
 
 
-class FileRecord(_Part):
+class FileRecord(Frozen):
     """Hash and size (bytes) of a file."""
 
     sha256: Sha256
     size: int
 
 
-class Versions(_Part):
+class Versions(Frozen):
     """Versions of the packages that wrote the files."""
 
     mlip_job: str
@@ -118,7 +115,7 @@ class Versions(_Part):
     pandas: str
 
 
-class SelectedRows(_Part):
+class SelectedRows(Frozen):
     """State of the rows that a query selected: a hash of all ids and times of writing.
 
     Count, largest id and newest time (ASE's unit, years since 2000) are for people.
@@ -130,7 +127,7 @@ class SelectedRows(_Part):
     sha256: str
 
 
-class DatasetRecord(_Part):
+class DatasetRecord(Frozen):
     """The record of a dataset, written last: a dataset exists if its record does.
 
     Cutoff in Å, reference energies in eV per element (inherited ones stay even when no structure

@@ -15,7 +15,7 @@ from mlip_job.evaluation.results import Agreement, Conversion
 
 if TYPE_CHECKING:
     from mlip_job.evaluation.errors import PartTally, SetTally
-    from mlip_job.training.summary import Errors
+    from mlip_job.models import Errors
 
 RELATIVE_TOLERANCE = 1e-3
 _FLOOR_MEV = 0.01  # where a fit is all but exact, relative differences mean nothing

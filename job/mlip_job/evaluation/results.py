@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from mlip_job.models import Frozen, FullErrors
 
 Verdict = Literal["passed", "failed", "skipped"]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ErrorStatistics(_Part):
+class ErrorStatistics(Frozen):
     """Errors of one quantity, in the unit that the key of the statistics names.
 
     Attributes
@@ -39,14 +37,14 @@ class ErrorStatistics(_Part):
     p99: float
 
 
-class Histogram(_Part):
+class Histogram(Frozen):
     """Counts between edges, of which there is one more; the outer bins hold what lies beyond."""
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
 
 
-class Parity(_Part):
+class Parity(Frozen):
     """Pairs of values for a plot: all of them, or a sample that the seed decides."""
 
     reference: tuple[float, ...]
@@ -54,7 +52,7 @@ class Parity(_Part):
     sampled_from: int
 
 
-class ConfigTypeErrors(_Part):
+class ConfigTypeErrors(Frozen):
     """Errors of the structures of one config type (``""`` for those without)."""
 
     structures: int
@@ -62,7 +60,7 @@ class ConfigTypeErrors(_Part):
     force_mev_per_angstrom: ErrorStatistics
 
 
-class WorstStructure(_Part):
+class WorstStructure(Frozen):
     """A structure that the potential describes worst."""
 
     row_id: int
@@ -73,7 +71,7 @@ class WorstStructure(_Part):
     extrapolation_grade: float | None = None
 
 
-class GradeStatistics(_Part):
+class GradeStatistics(Frozen):
     """Extrapolation grades of structures (largest over their atoms); above 1 is extrapolation.
 
     ``above_one`` counts those above 1.01, the tolerance with which an active set is made. On the
@@ -90,7 +88,7 @@ class GradeStatistics(_Part):
     above_one: int
 
 
-class SetEvaluation(_Part):
+class SetEvaluation(Frozen):
     """Errors of the published potential on one side of the dataset."""
 
     structures: int
@@ -107,8 +105,21 @@ class SetEvaluation(_Part):
     worst: tuple[WorstStructure, ...]
     extrapolation_grade: GradeStatistics | None = None
 
+    @property
+    def errors(self) -> FullErrors:
+        """Of energies and forces."""
+        energy, force = self.energy_mev_per_atom, self.force_mev_per_angstrom
+        return FullErrors(
+            rmse_energy_mev_per_atom=energy.rmse,
+            rmse_force_mev_per_angstrom=force.rmse,
+            mae_energy_mev_per_atom=energy.mae,
+            mae_force_mev_per_angstrom=force.mae,
+            max_energy_mev_per_atom=energy.max,
+            max_force_mev_per_angstrom=force.max,
+        )
 
-class Agreement(_Part):
+
+class Agreement(Frozen):
     """The artefact's errors held against pacemaker's own, RMSE; the job fails where they differ.
 
     ``train`` is without the validation part, where there is one.
@@ -122,7 +133,7 @@ class Agreement(_Part):
     relative_tolerance: float
 
 
-class Conversion(_Part):
+class Conversion(Frozen):
     """Largest differences between ``potential.yace`` and the ``potential.yaml`` it was made from.
 
     ``structures`` is for how many they were looked for: all of the test set, and up to a thousand
@@ -134,7 +145,7 @@ class Conversion(_Part):
     max_force_difference_mev_per_angstrom: float
 
 
-class ErrorPair(_Part):
+class ErrorPair(Frozen):
     """RMSE of two generations on the same structures; ``change`` is new/old - 1."""
 
     old: float
@@ -142,7 +153,7 @@ class ErrorPair(_Part):
     change: float | None
 
 
-class ParentComparison(_Part):
+class ParentComparison(Frozen):
     """A generation and its predecessor on the same structures, both evaluated now.
 
     Attributes
@@ -159,7 +170,7 @@ class ParentComparison(_Part):
     force_mev_per_angstrom: ErrorPair
 
 
-class _Check(_Part):
+class _Check(Frozen):
     """`unstable` is true of a failure that makes a potential useless for any simulation."""
 
     verdict: Verdict
@@ -238,7 +249,7 @@ PhysicsCheck = Annotated[
 ]
 
 
-class Speed(_Part):
+class Speed(Frozen):
     """What energies and forces of the published potential cost on one core: a measurement, no gate.
 
     Attributes
@@ -260,7 +271,7 @@ class Speed(_Part):
     cpu: str
 
 
-class GateVerdict(_Part):
+class GateVerdict(Frozen):
     """Whether the generation is accepted; ``reasons`` are why not, one sentence each.
 
     ``limits_set`` says whether the gate had limits; null where an older version wrote it.
@@ -273,7 +284,7 @@ class GateVerdict(_Part):
     unchecked: tuple[str, ...] = ()
 
 
-class Evaluation(_Part):
+class Evaluation(Frozen):
     """All that was found out about a potential after its fit.
 
     ``test`` is None where nothing was held out. ``notes`` say what could not be found out, and why,

@@ -13,10 +13,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from mlip_job.disk import sha256_of
 from mlip_job.errors import IntegrityError, ObjectNotFoundError
+from mlip_job.models import Frozen
 from mlip_job.registry.fetching import fetch_file
 from mlip_job.registry.manifest import AttemptPart, DatasetReference, Parent
 from mlip_job.store.keys import Sha256, StoredName, StoredPath, unreadable
@@ -35,11 +36,7 @@ _STATE = "state.json"
 _KEPT = 2
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TrainingState(_Part):
+class TrainingState(Frozen):
     """What an attempt is doing, and from what; the next attempt does the same.
 
     Attributes
@@ -80,7 +77,7 @@ class TrainingState(_Part):
         return job is not None and self.job == job
 
 
-class Checkpoint(_Part):
+class Checkpoint(Frozen):
     """Content of a checkpoint's ``state.json``.
 
     ``files`` are the sha256 of the other files by name; ``iterations`` is the length of the

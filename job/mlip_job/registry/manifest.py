@@ -5,20 +5,17 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
 from mlip_job.config.evaluation import GateConfig, verdict_word
+from mlip_job.models import Errors, Frozen
 from mlip_job.runtime.environment import RunEnvironment
 from mlip_job.store.keys import Sha256, StoredName, StoredPath, unreadable
 from mlip_job.training.linear import LinearStart
 from mlip_job.training.summary import LossShares
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Artefact(_Part):
+class Artefact(Frozen):
     """One published file.
 
     Attributes
@@ -36,7 +33,7 @@ class Artefact(_Part):
     size: int
 
 
-class Parent(_Part):
+class Parent(Frozen):
     """The generation that the fit started from.
 
     Attributes
@@ -54,7 +51,7 @@ class Parent(_Part):
     potential_sha256: str
 
 
-class DatasetReference(_Part):
+class DatasetReference(Frozen):
     """The dataset that the generation was trained on.
 
     Attributes
@@ -82,7 +79,7 @@ class DatasetReference(_Part):
     inherited_from: int | None
 
 
-class Timings(_Part):
+class Timings(Frozen):
     """Where the time of one attempt went, s of wall time; docs/report.md names the stages.
 
     Attributes
@@ -96,11 +93,11 @@ class Timings(_Part):
     """
 
     to_pacemaker_s: float | None = None
-    stages_s: dict[str, float] = {}
-    phases_s: dict[str, float] = {}
+    stages_s: dict[str, float] = Field(default_factory=dict)
+    phases_s: dict[str, float] = Field(default_factory=dict)
 
 
-class AttemptPart(_Part):
+class AttemptPart(Frozen):
     """What one attempt contributed to a fit.
 
     Attributes
@@ -121,14 +118,7 @@ class AttemptPart(_Part):
     timings: Timings = Timings()
 
 
-class ErrorFigures(_Part):
-    """Errors of the potential on one set of structures; None is not known."""
-
-    rmse_energy_mev_per_atom: float | None
-    rmse_force_mev_per_angstrom: float | None
-
-
-class PredecessorChange(_Part):
+class PredecessorChange(Frozen):
     """How test errors changed since another generation, both measured on the same structures.
 
     Attributes
@@ -147,7 +137,7 @@ class PredecessorChange(_Part):
     force: float | None
 
 
-class Headline(_Part):
+class Headline(Frozen):
     """What a table of generations shows; the report has the rest.
 
     Attributes
@@ -178,8 +168,8 @@ class Headline(_Part):
         Which checks of stability were not possible, and why, one sentence each.
     """
 
-    train: ErrorFigures
-    test: ErrorFigures
+    train: Errors
+    test: Errors
     iterations: int
     functions: int | None
     accepted: bool
@@ -201,7 +191,7 @@ class Headline(_Part):
         )
 
 
-class CommitteeMember(_Part):
+class CommitteeMember(Frozen):
     """One member of an ensemble.
 
     Attributes
@@ -224,7 +214,7 @@ class CommitteeMember(_Part):
     headline: Headline
 
 
-class Spread(_Part):
+class Spread(Frozen):
     """How far the members' predictions for the test set are apart: standard deviations.
 
     Of ``energies`` energies and ``forces`` force components, the mean and the largest one.
@@ -238,7 +228,7 @@ class Spread(_Part):
     max_force_mev_per_angstrom: float
 
 
-class Committee(_Part):
+class Committee(Frozen):
     """The members of an ensemble; the generation's potential is that of the ``best``."""
 
     members: tuple[CommitteeMember, ...]
@@ -246,7 +236,7 @@ class Committee(_Part):
     spread: Spread | None
 
 
-class Manifest(_Part):
+class Manifest(Frozen):
     """All that is known of a published generation.
 
     ``config`` is the configuration in full and ``config_sha256`` the hash of its decisive part
@@ -312,7 +302,7 @@ def _with_limits(manifest: Manifest) -> Manifest:
     return manifest.model_copy(update={"headline": headline})
 
 
-class GenerationSummary(_Part):
+class GenerationSummary(Frozen):
     """What a list says of a generation; the fields are those of its `Manifest`.
 
     ``yace_sha256`` is the hash of the potential that LAMMPS reads, where there is one.

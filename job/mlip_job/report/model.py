@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
 from mlip_job.errors import IntegrityError
-from mlip_job.evaluation.results import Evaluation, SetEvaluation
+from mlip_job.evaluation.results import Evaluation
+from mlip_job.models import Frozen, FullErrors
 from mlip_job.registry.manifest import (
     AttemptPart,
-    ErrorFigures,
     Headline,
     Parent,
     PredecessorChange,
@@ -24,7 +24,7 @@ from mlip_job.training.linear import LinearStart
 from mlip_job.training.loss import convergence_warnings, share_warnings
 from mlip_job.training.pacemaker.input import kappa
 from mlip_job.training.size import BasisSize
-from mlip_job.training.summary import Errors, RunSummary
+from mlip_job.training.summary import RunSummary
 from mlip_job.training.trainer import added
 
 if TYPE_CHECKING:
@@ -40,11 +40,7 @@ _ENOUGH_FORCES, _FAR_WORSE = 100, 2.0
 _NEGLIGIBLE_FORCE = 2.0  # meV/Å, that reference data do not resolve
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class LossDefinition(_Part):
+class LossDefinition(Frozen):
     """What was minimised: (1-κ)·MSE(E/atom) + κ·mean|ΔF|² plus regularisation.
 
     Attributes
@@ -64,7 +60,7 @@ class LossDefinition(_Part):
     stress_fitted: Literal[False] = False
 
 
-class DatasetSummary(_Part):
+class DatasetSummary(Frozen):
     """The dataset in short; its own record has the rest.
 
     `split_key` is the key_value_pair that decided between train and test, if any.
@@ -80,7 +76,7 @@ class DatasetSummary(_Part):
     notes: tuple[str, ...]
 
 
-class TrainingReport(_Part):
+class TrainingReport(Frozen):
     """The report of one training.
 
     Attributes
@@ -120,16 +116,17 @@ class TrainingReport(_Part):
     left_out_by_weighting: dict[str, tuple[int, ...]]
     energy_reference: str
     timings_s: dict[str, float]
-    phases_s: dict[str, float] = {}
+    phases_s: dict[str, float] = Field(default_factory=dict)
     warnings: tuple[str, ...]
 
-    def errors(self, side: Side) -> Errors:
+    def errors(self, side: Side) -> FullErrors:
         """Return the errors of the published potential, or pacemaker's if it was not evaluated."""
         if self.evaluation is not None:
-            return _errors_of(self.evaluation.train if side == "train" else self.evaluation.test)
+            measured = self.evaluation.train if side == "train" else self.evaluation.test
+            return measured.errors if measured is not None else FullErrors()
         if side == "train":
-            return self.fit.train or _UNKNOWN
-        return (self.fit.test if self.fit.second_set == "test" else None) or _UNKNOWN
+            return self.fit.train or FullErrors()
+        return (self.fit.test if self.fit.second_set == "test" else None) or FullErrors()
 
     def predecessor(self) -> int | None:
         """Return the generation to compare this one with: of the evaluation, or the parent."""
@@ -149,8 +146,8 @@ class TrainingReport(_Part):
             )
         speed = evaluation.speed if evaluation is not None else None
         return Headline(
-            train=_figures(self.errors("train")),
-            test=_figures(self.errors("test")),
+            train=self.errors("train"),
+            test=self.errors("test"),
             iterations=self.fit.iterations or 0,
             functions=self.fit.functions,
             accepted=evaluation is not None and evaluation.gate.accepted,
@@ -188,39 +185,6 @@ class TrainingReport(_Part):
             raise IntegrityError(
                 f"a report can't be read: {error.error_count()} wrong fields"
             ) from None
-
-
-_UNKNOWN = Errors(
-    loss=None,
-    rmse_energy_mev_per_atom=None,
-    rmse_force_mev_per_angstrom=None,
-    mae_energy_mev_per_atom=None,
-    mae_force_mev_per_angstrom=None,
-    max_energy_mev_per_atom=None,
-    max_force_mev_per_angstrom=None,
-)
-
-
-def _errors_of(measured: SetEvaluation | None) -> Errors:
-    if measured is None:
-        return _UNKNOWN
-    energy, force = measured.energy_mev_per_atom, measured.force_mev_per_angstrom
-    return Errors(
-        loss=None,
-        rmse_energy_mev_per_atom=energy.rmse,
-        rmse_force_mev_per_angstrom=force.rmse,
-        mae_energy_mev_per_atom=energy.mae,
-        mae_force_mev_per_angstrom=force.mae,
-        max_energy_mev_per_atom=energy.max,
-        max_force_mev_per_angstrom=force.max,
-    )
-
-
-def _figures(errors: Errors) -> ErrorFigures:
-    return ErrorFigures(
-        rmse_energy_mev_per_atom=errors.rmse_energy_mev_per_atom,
-        rmse_force_mev_per_angstrom=errors.rmse_force_mev_per_angstrom,
-    )
 
 
 # -- making a report -----------------------------------------------------------------------------
@@ -297,7 +261,7 @@ def _warnings(
     if basis is not None and basis.warning is not None:
         yield basis.warning
     if summary.loss_shares is not None:
-        train = _errors_of(evaluation.train) if evaluation else summary.train
+        train = evaluation.train.errors if evaluation else summary.train
         yield from share_warnings(summary.loss_shares, training, loss.kappa, train)
     yield from summary.warnings
     yield from convergence_warnings(summary)

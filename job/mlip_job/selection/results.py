@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from mlip_job.models import Frozen
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Criteria(_Part):
+class Criteria(Frozen):
     """What is asked of candidates.
 
     Attributes
@@ -31,7 +27,7 @@ class Criteria(_Part):
         return grade > self.min_grade and (self.max_grade is None or grade <= self.max_grade)
 
 
-class RankedCandidate(_Part):
+class RankedCandidate(Frozen):
     """One candidate.
 
     Attributes
@@ -54,7 +50,7 @@ class RankedCandidate(_Part):
     chosen: bool = False
 
 
-class Selection(_Part):
+class Selection(Frozen):
     """The outcome.
 
     Attributes

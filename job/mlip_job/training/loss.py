@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from mlip_job.config import TrainingConfig
+    from mlip_job.models import Errors
     from mlip_job.training.pacemaker.tables import MetricsRow
-    from mlip_job.training.summary import CurvePoint, Errors, RunSummary
+    from mlip_job.training.summary import CurvePoint, RunSummary
 
 DIVERGED = (
     "it diverged: the loss is not finite; look for structures with extreme forces "

@@ -4,26 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
+
+from mlip_job.models import Errors, Frozen, FullErrors
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Errors(_Part):
-    """Errors of one set; None is not known. Forces are per component; "max" is the largest."""
-
-    loss: float | None
-    rmse_energy_mev_per_atom: float | None
-    rmse_force_mev_per_angstrom: float | None
-    mae_energy_mev_per_atom: float | None
-    mae_force_mev_per_angstrom: float | None
-    max_energy_mev_per_atom: float | None
-    max_force_mev_per_angstrom: float | None
-
-
-class LossShares(_Part):
+class LossShares(Frozen):
     """The terms of a loss as fractions of it.
 
     Regularisers are named by their coefficient (``l2_coeffs``, ``w0_rad``, …); none is zero.
@@ -31,7 +17,7 @@ class LossShares(_Part):
 
     energy: float
     forces: float
-    regularisers: dict[str, float] = {}
+    regularisers: dict[str, float] = Field(default_factory=dict)
 
     @property
     def regularisation(self) -> float:
@@ -39,15 +25,13 @@ class LossShares(_Part):
         return sum(self.regularisers.values())
 
 
-class CurvePoint(_Part):
+class CurvePoint(Errors):
     """One iteration; it counts from 0 in every ladder step and cycle."""
 
     ladder_step: int
     cycle: int
     iteration: int
     loss: float | None
-    rmse_energy_mev_per_atom: float | None
-    rmse_force_mev_per_angstrom: float | None
 
     @property
     def step(self) -> tuple[int, int]:
@@ -55,7 +39,7 @@ class CurvePoint(_Part):
         return self.ladder_step, self.cycle
 
 
-class FitCycle(_Part):
+class FitCycle(Frozen):
     """One cycle of one ladder step."""
 
     ladder_step: int
@@ -65,7 +49,7 @@ class FitCycle(_Part):
     final_loss: float | None
 
 
-class BestPotential(_Part):
+class BestPotential(Frozen):
     """The iteration whose potential is the result, if that is not the last one.
 
     Losses are on the second set and without regularisation; `last_loss` is None if it was not
@@ -79,7 +63,7 @@ class BestPotential(_Part):
     last_loss: float | None
 
 
-class SetSizes(_Part):
+class SetSizes(Frozen):
     """Structures of one set: in the files, with neighbours, and after weighting."""
 
     found: int | None
@@ -87,7 +71,7 @@ class SetSizes(_Part):
     fitted: int | None
 
 
-class RunSummary(_Part):
+class RunSummary(Frozen):
     """The result of a fit; None is unknown.
 
     Attributes
@@ -126,8 +110,8 @@ class RunSummary(_Part):
     status: Literal["succeeded", "failed", "incomplete"]
     cause: str | None
     exit_code: int | None
-    train: Errors | None
-    test: Errors | None
+    train: FullErrors | None
+    test: FullErrors | None
     loss_shares: LossShares | None = None
     kappa: float | None = None
     second_set: Literal["test", "validation"] = "test"

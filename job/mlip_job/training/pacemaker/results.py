@@ -8,13 +8,14 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
 from mlip_job.errors import ConfigError
+from mlip_job.models import FullErrors
 from mlip_job.training.loss import DIVERGED, shares_of
 from mlip_job.training.pacemaker.best import Kept, read_kept
 from mlip_job.training.pacemaker.callbacks.mlip_job_callbacks import BEST, SETTINGS
 from mlip_job.training.pacemaker.log import LogParser, is_out_of_memory
 from mlip_job.training.pacemaker.tables import MetricsRow, MetricsTable, milli, read_table
 from mlip_job.training.process import read_lines
-from mlip_job.training.summary import BestPotential, Errors, FitCycle, RunSummary, SetSizes
+from mlip_job.training.summary import BestPotential, FitCycle, RunSummary, SetSizes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -314,7 +315,7 @@ def _describe_memory(state: LogState) -> str:
 
 def _final_errors(
     state: LogState, tables: Tables
-) -> tuple[Errors | None, Errors | None, list[str]]:
+) -> tuple[FullErrors | None, FullErrors | None, list[str]]:
     """Return the errors of the result on train and test, and warnings about them.
 
     They are those of the last ladder step, and of its best cycle. Pacemaker measures the test set
@@ -356,7 +357,7 @@ def _last_loss(state: LogState, tables: Tables) -> float | None:
 
 def _of_cycle(
     state: LogState, table: MetricsTable, title: str, warnings: list[str]
-) -> Errors | None:
+) -> FullErrors | None:
     index = _final_index(state, table)
     if index is None:
         return None
@@ -385,7 +386,7 @@ def _gave_up(state: LogState, cycles: MetricsTable) -> bool:
     return state.optimiser_results[index].status not in _ENDED_AT_ITERATION
 
 
-def _of_last_iteration(state: LogState, tables: Tables) -> Errors | None:
+def _of_last_iteration(state: LogState, tables: Tables) -> FullErrors | None:
     train, test = tables["metrics"].rows, tables["test_metrics"].rows
     step = train[-1].ladder_step if train else None
     places = [
@@ -401,8 +402,8 @@ def _in_last_step(rows: Sequence[MetricsRow]) -> list[int]:
     return [i for i, row in enumerate(rows) if row.ladder_step == rows[-1].ladder_step]
 
 
-def _errors(row: MetricsRow, block: StatisticsBlock | None = None) -> Errors:
-    return Errors(
+def _errors(row: MetricsRow, block: StatisticsBlock | None = None) -> FullErrors:
+    return FullErrors(
         loss=row.loss,
         rmse_energy_mev_per_atom=milli(row.rmse_energy_ev_per_atom),
         rmse_force_mev_per_angstrom=milli(row.rmse_force_ev_per_angstrom),

@@ -1,0 +1,31 @@
+"""The base of models that cross a boundary, and the models of a metric."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Frozen(BaseModel):
+    """A model that does not change and has no other fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Errors(Frozen):
+    """Errors of predictions for a set of structures; forces are per component. None is not known.
+
+    Of pacemaker's tables, a learning curve, an evaluation, a manifest or a page alike.
+    """
+
+    rmse_energy_mev_per_atom: float | None = None
+    rmse_force_mev_per_angstrom: float | None = None
+
+
+class FullErrors(Errors):
+    """Errors with mean absolute and largest ones; the loss is the trainer's."""
+
+    loss: float | None = None
+    mae_energy_mev_per_atom: float | None = None
+    mae_force_mev_per_angstrom: float | None = None
+    max_energy_mev_per_atom: float | None = None
+    max_force_mev_per_angstrom: float | None = None
