@@ -134,7 +134,7 @@ def copy_kept(files: WorkFiles, target: Path) -> dict[str, Path]:
     return {}
 
 
-def take(kept: Kept, output: Path) -> None:
+def make_final(kept: Kept, output: Path) -> None:
     """Replace pacemaker's final potential by the best one."""
     taken = with_cores_of(read_potential(output), read_potential(kept.potential))
     taken["metadata"] = {**taken.get("metadata", {}), "_loss": kept.train.loss}

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 
 from mlip_job.disk import full, is_full, reported
 from mlip_job.errors import MlipJobError, TrainingError
-from mlip_job.training.pacemaker.best import EarlyStopping, is_kept_by, prepare, read_kept, take
+from mlip_job.training.pacemaker.best import (
+    EarlyStopping,
+    is_kept_by,
+    make_final,
+    prepare,
+    read_kept,
+)
 from mlip_job.training.pacemaker.callbacks import on_device
 from mlip_job.training.pacemaker.input import dump_input
 from mlip_job.training.pacemaker.log import LogParser
@@ -115,7 +121,7 @@ class PacemakerWrapper:
                 self._require_usable(summary, exit_code)
             kept = read_kept(self._files.best)
             if kept is not None and summary.best is not None:
-                take(kept, self._files.output_potential)
+                make_final(kept, self._files.output_potential)
         return summary
 
     def snapshot(self, directory: Path) -> Snapshot | None:

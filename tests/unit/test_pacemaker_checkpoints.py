@@ -1,0 +1,611 @@
+"""States of a running fit are copied whole or not at all; the best potential is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlip_job.errors import TrainingError
+from mlip_job.naming import WorkFiles
+from mlip_job.training.checkpoint import POTENTIAL, FitPosition, Snapshot
+from mlip_job.training.pacemaker.best import (
+    EarlyStopping,
+    copy_kept,
+    make_final,
+    prepare,
+    read_kept,
+)
+from mlip_job.training.pacemaker.callbacks.mlip_job_callbacks import (
+    keep_best,
+    last_gain,
+    numbered_losses,
+)
+from mlip_job.training.pacemaker.input import Leg
+from mlip_job.training.pacemaker.log import LogState, OptimiserResult
+from mlip_job.training.pacemaker.potential_file import (
+    count_functions,
+    read_potential,
+    write_potential,
+)
+from mlip_job.training.pacemaker.results import better_than_last
+from mlip_job.training.pacemaker.snapshot import take_snapshot
+from mlip_job.training.pacemaker.tables import Offset, read_table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+def _at(step: int, iteration: int, *, done: bool = False, finished: bool = False) -> FitPosition:
+    return FitPosition(
+        ladder_step=step, iteration=iteration, step_done=done, last_step=False, finished=finished
+    )
+
+
+def test_positions_sort_from_beginning_to_end() -> None:
+    """The end of a step is behind all its iterations: it may have been stopped early."""
+    expected = [
+        _at(0, 1),
+        _at(0, 9),
+        _at(0, 7, done=True),
+        _at(1, 2),
+        _at(1, 2, done=True),
+        _at(0, 8, done=True, finished=True),
+    ]
+    shuffled = random.Random(3).sample(expected, len(expected))
+    assert sorted(shuffled, key=FitPosition.order) == expected
+
+
+def test_positions_are_said_in_words() -> None:
+    """Steps of a ladder count from 1, unlike pacemaker's; the first one goes without saying."""
+    assert str(_at(0, 12)) == "iteration 12"
+    assert str(_at(3, 12, done=True)) == "ladder step 4, iteration 12"
+    assert str(_at(3, 12, done=True, finished=True)) == "the end of the fit"
+
+
+RUN = Path(__file__).parents[1] / "data" / "pacemaker" / "c_ladder"
+
+
+SINGLE = Leg({"potential": {}, "fit": {"maxiter": 8}})
+
+
+LADDER = Leg({"potential": {}, "fit": {"maxiter": 8, "ladder_step": [5]}})
+
+
+HALF = Leg({"potential": "start.yaml", "fit": {"maxiter": 8}}, Offset(1, 3), partial=True)
+
+
+def _potential(step: int) -> bytes:
+    return (RUN / f"interim_potential_ladder_step_{step}.yaml").read_bytes()
+
+
+def _fit_until(directory: Path, step: int, iteration: int, *, steps_done: int = 0) -> WorkFiles:
+    """Lay out what pacemaker has written up to a row of its table, and the potential after it."""
+    files = WorkFiles(directory)
+    header, *rows = (RUN / "metrics.txt").read_text().splitlines(keepends=True)
+    upto = [row for row in rows if [int(n) for n in row.split()[:3]] <= [step, 0, iteration]]
+    files.table("metrics").write_text(header + "".join(upto))
+    files.interim_potential().write_bytes(_potential(step))
+    for done in range(steps_done):
+        files.ladder_potential(done).write_bytes(_potential(done))
+    files.target_potential.write_bytes(_potential(2))
+    _write_order(files.table("metrics"), files.interim_potential())
+    return files
+
+
+def _write_order(*paths: Path) -> None:
+    for number, path in enumerate(paths):
+        os.utime(path, ns=(10**18, 10**18 + number * 10**6))
+
+
+@pytest.fixture
+def take(tmp_path: Path) -> Callable[..., Snapshot | None]:
+    """Return a function that takes a snapshot of a work directory into a new one."""
+
+    def take(files: WorkFiles, leg: Leg) -> Snapshot | None:
+        target = Path(tempfile.mkdtemp(dir=tmp_path))
+        return take_snapshot(files, leg, ("Cu",), target)
+
+    return take
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """Return an empty work directory."""
+    (tmp_path / "work").mkdir()
+    return tmp_path / "work"
+
+
+def test_a_single_shot_fit_is_copied_at_its_last_iteration(work: Path, take: Any) -> None:
+    """The potential, and the rows that led to it."""
+    files = _fit_until(work, 0, 5)
+    snapshot = take(files, SINGLE)
+    assert snapshot.position == FitPosition(
+        ladder_step=0, iteration=5, step_done=False, last_step=True
+    )
+    assert snapshot.iterations == 5
+    rows = read_table(snapshot.files["metrics/metrics.txt"]).rows
+    assert rows == read_table(files.table("metrics")).rows
+    assert count_functions(read_potential(snapshot.files[POTENTIAL])) == 5
+
+
+def test_a_row_that_is_newer_than_the_potential_is_left_out(work: Path, take: Any) -> None:
+    """Pacemaker writes the row first: the potential may still be that of the iteration before."""
+    files = _fit_until(work, 0, 5)
+    _write_order(files.interim_potential(), files.table("metrics"))
+    snapshot = take(files, SINGLE)
+    assert snapshot.position.iteration == 4
+    assert snapshot.iterations == 4
+    assert read_table(snapshot.files["metrics/metrics.txt"]).rows[-1].iter_num == 4
+
+
+@pytest.mark.parametrize("newer", ["row", "potential"])
+def test_the_beginning_is_nothing_to_go_on_from(work: Path, take: Any, newer: str) -> None:
+    """Neither before the first iteration nor while it may not be complete."""
+    assert take(WorkFiles(work), SINGLE) is None
+    files = _fit_until(work, 0, 0)
+    assert take(files, SINGLE) is None
+    files = _fit_until(work, 0, 1)
+    if newer == "row":
+        _write_order(files.interim_potential(), files.table("metrics"))
+        assert take(files, SINGLE) is None
+    else:
+        assert take(files, SINGLE).position.iteration == 1
+
+
+def test_several_cycles_are_not_gone_on_from(work: Path, take: Any) -> None:
+    """Pacemaker takes the best of them, which a start of its own could not know."""
+    cycles = Leg({"potential": {}, "fit": {"maxiter": 8, "fit_cycles": 2}})
+    assert take(_fit_until(work, 0, 5), cycles) is None
+
+
+def test_within_a_step_of_a_ladder(work: Path, take: Any) -> None:
+    """The step is not done; it is the last one where all functions are there."""
+    snapshot = take(_fit_until(work, 1, 4, steps_done=1), LADDER)
+    assert snapshot.position == FitPosition(
+        ladder_step=1, iteration=4, step_done=False, last_step=False
+    )
+    assert snapshot.iterations == 12
+    snapshot = take(_fit_until(work, 2, 2, steps_done=2), LADDER)
+    assert snapshot.position == FitPosition(
+        ladder_step=2, iteration=2, step_done=False, last_step=True
+    )
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_between_two_steps_of_a_ladder(work: Path, take: Any, begun: bool) -> None:
+    """What the last step ended with, also while the graph of the next is built."""
+    files = _fit_until(work, 1 if begun else 0, 0 if begun else 8, steps_done=1)
+    files.interim_potential().write_bytes(_potential(0))
+    snapshot = take(files, LADDER)
+    assert snapshot.position == FitPosition(
+        ladder_step=0, iteration=8, step_done=True, last_step=False
+    )
+    assert snapshot.iterations == 8
+    assert {row.ladder_step for row in _rows(snapshot)} == {0}
+
+
+def test_a_leg_continues_the_numbers_of_the_fit(work: Path, take: Any) -> None:
+    """Started in iteration 3 of step 1, its iteration 2 is the fifth; earlier rows come first."""
+    files = _fit_until(work, 0, 2)
+    files.history.mkdir()
+    header, *rows = (RUN / "metrics.txt").read_text().splitlines(keepends=True)
+    (files.history / "metrics.txt").write_text(header + "".join(rows[:13]))
+    snapshot = take(files, HALF)
+    assert snapshot.position == FitPosition(
+        ladder_step=1, iteration=5, step_done=False, last_step=False
+    )
+    places = [(row.ladder_step, row.iter_num) for row in _rows(snapshot)]
+    assert places == [(0, n) for n in range(9)] + [(1, n) for n in range(6)]
+    assert snapshot.iterations == 13
+
+
+def _rows(snapshot: Snapshot) -> Any:
+    return read_table(snapshot.files["metrics/metrics.txt"]).rows
+
+
+@pytest.mark.parametrize("touched", ["metrics", "potential"])
+def test_what_changes_while_it_is_copied_does_not_count(
+    work: Path, take: Any, monkeypatch: pytest.MonkeyPatch, touched: str
+) -> None:
+    """Pacemaker does not wait."""
+    files = _fit_until(work, 0, 5)
+    copyfile = shutil.copyfile
+
+    def copy_slowly(source: Path, target: Path) -> None:
+        copyfile(source, target)
+        path = files.table("metrics") if touched == "metrics" else files.interim_potential()
+        path.write_bytes(path.read_bytes())
+
+    monkeypatch.setattr(shutil, "copyfile", copy_slowly)
+    assert take(files, SINGLE) is None
+
+
+def test_a_potential_of_another_size_does_not_count(work: Path, take: Any) -> None:
+    """It is of another step than the row, or was cut short between two functions."""
+    files = _fit_until(work, 0, 5)
+    files.interim_potential().write_bytes(_potential(1))
+    _write_order(files.table("metrics"), files.interim_potential())
+    assert take(files, SINGLE) is None
+    files.interim_potential().write_bytes(_potential(0).rpartition(b"      - {")[0])
+    assert take(files, SINGLE) is None
+
+
+def test_a_diverged_fit_is_not_saved(work: Path, take: Any) -> None:
+    """The last good checkpoint stays the last."""
+    files = _fit_until(work, 0, 5)
+    lines = files.table("metrics").read_text().splitlines()
+    fields = lines[-1].split()
+    fields[3] = "nan"
+    files.table("metrics").write_text("\n".join([*lines[:-1], " ".join(fields)]) + "\n")
+    _write_order(files.table("metrics"), files.interim_potential())
+    assert take(files, SINGLE) is None
+
+
+_WHOLE = _potential(0)
+
+
+def _snapshot_of(potential: bytes, metrics: bytes | None = None) -> Snapshot | None:
+    """Take a snapshot of a damaged work directory; check that what is taken is whole."""
+    with tempfile.TemporaryDirectory() as directory:
+        (work := Path(directory, "work")).mkdir()
+        (target := Path(directory, "target")).mkdir()
+        files = _fit_until(work, 0, 5)
+        files.interim_potential().write_bytes(potential)
+        if metrics is not None:
+            files.table("metrics").write_bytes(metrics)
+        _write_order(files.table("metrics"), files.interim_potential())
+        snapshot = take_snapshot(files, SINGLE, ("Cu",), target)
+        if snapshot is not None:
+            content = read_potential(snapshot.files[POTENTIAL])
+            assert count_functions(content) == 5
+            assert all(block["speciesblock"] == "Cu" for block in content["species"])
+            rows = _rows(snapshot)
+            assert len(rows) <= snapshot.position.iteration + 1
+        return snapshot
+
+
+@given(st.integers(0, len(_WHOLE)))
+def test_a_potential_cut_anywhere_is_whole_or_not_taken(length: int) -> None:
+    """A kill, or a copy while it is rewritten, may find any part of it."""
+    snapshot = _snapshot_of(_WHOLE[:length])
+    assert (snapshot is not None) == (length >= len(_WHOLE.rstrip()))
+
+
+@given(st.data())
+def test_a_damaged_potential_is_no_crash(data: Any) -> None:
+    """Garbage within it, lines lost or doubled."""
+    lines = _WHOLE.splitlines(keepends=True)
+    change = data.draw(st.sampled_from(["bytes", "drop", "double"]))
+    place = data.draw(st.integers(0, len(lines) - 1))
+    if change == "bytes":
+        at = data.draw(st.integers(0, len(_WHOLE)))
+        lines = [_WHOLE[:at], data.draw(st.binary(min_size=1, max_size=8)), _WHOLE[at:]]
+    elif change == "drop":
+        del lines[place : place + data.draw(st.integers(1, 9))]
+    else:
+        lines.insert(place, lines[place])
+    _snapshot_of(b"".join(lines))
+
+
+@pytest.mark.parametrize("value", [None, 3, "text", [1], {"a": 1}, [[]], [None], ""], ids=repr)
+@pytest.mark.parametrize("key", ["metadata", "global", "species", "speciesblock", "nbody"])
+def test_a_potential_of_another_shape_is_no_crash(key: str, value: object) -> None:
+    """Valid YAML need not be a potential."""
+    content = yaml.safe_load(_WHOLE)
+    for part in (content, content["species"][0]):
+        if key in part:
+            part[key] = value
+            break
+    _snapshot_of(yaml.safe_dump(content).encode())
+
+
+_METRICS = b"".join((RUN / "metrics.txt").read_bytes().splitlines(keepends=True)[:7])
+
+
+@given(st.integers(0, len(_METRICS)), st.binary(max_size=12))
+def test_a_damaged_table_is_no_crash(length: int, garbage: bytes) -> None:
+    """Cut anywhere, with garbage in the place of what is missing."""
+    _snapshot_of(_WHOLE, _METRICS[:length] + garbage)
+
+
+def test_the_best_potential_so_far_is_copied_too(work: Path, take: Any) -> None:
+    """With its record, which names it; the next attempt may find no better one."""
+    files = _fit_until(work, 0, 5)
+    row = {"iter_num": "4", "loss": "1.0"}
+    kept = {"potential": "best_potential_0_0_4.yaml", "ladder_step": 0, "cycle": 0}
+    kept |= {"iteration": 4, "loss": 1.0, "train": row, "validation": row}
+    files.best.write_text(json.dumps(kept))
+    (work / "best_potential_0_0_4.yaml").write_bytes(_potential(0))
+    snapshot = take(files, SINGLE)
+    assert {"best.json", "best_potential_0_0_4.yaml"} <= set(snapshot.files)
+    assert snapshot.files["best_potential_0_0_4.yaml"].read_bytes() == _potential(0)
+    assert json.loads(snapshot.files["best.json"].read_text()) == kept
+
+
+COLUMNS = (
+    "ladder_step", "cycle_step", "iter_num", "loss", "e_loss_contrib", "f_loss_contrib",
+    "rmse_epa", "rmse_f_comp",
+)  # fmt: skip
+
+
+class _Potential:
+    """A potential as pacemaker hands it to a callback."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def save(self, name: str) -> None:
+        with open(name, "w", encoding="utf-8") as file:  # noqa: PTH123 - as pacemaker does
+            file.write(self._text)
+
+
+@dataclass
+class _Fit:
+    """Does what pacemaker does around a callback; the directory at hand is its work directory."""
+
+    files: WorkFiles
+    display_step: int = 2
+
+    def start(self, leg: Leg, stopping: EarlyStopping) -> None:
+        for name in WorkFiles.TABLES:
+            self.files.table(name).write_text(" ".join(COLUMNS) + "\n")
+        prepare(self.files, leg, stopping)
+
+    def measure(self, table: str, place: Sequence[int], loss: float) -> None:
+        # Regularisation is 1: only without it do the losses tell anything.
+        figures = (*place, loss + 1, loss, 0.0, loss, loss)
+        with self.files.table(table).open("a") as file:
+            file.write(" ".join(map(str, figures)) + "\n")
+
+    def run(self, losses: Sequence[float], step: int = 0, restart_at: int | None = None) -> int:
+        """Run through validation losses, the first of them of the start; return the last one's."""
+        began = 0
+        for iteration, loss in enumerate(losses):
+            if iteration == restart_at:
+                began = iteration - 1
+                self.measure("metrics", (step, 0, 0), losses[began])
+                self.measure("test_metrics", (step, 0, 0), losses[began])
+            number = iteration - began
+            self.measure("metrics", (step, 0, number), loss / 2)
+            if number % self.display_step == 0:
+                self.measure("test_metrics", (step, 0, number), loss)
+            if iteration == 0:
+                continue
+            try:
+                keep_best(
+                    basis_config=_Potential(f"iteration {iteration} of step {step}"),
+                    current_fit_iteration=iteration - 1,
+                    current_fit_cycle=0,
+                    current_ladder_step=step,
+                )
+            except StopIteration:
+                return iteration
+        return len(losses) - 1
+
+
+@pytest.fixture
+def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Fit:
+    """Return a fit in the directory at hand."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "start.yaml").write_text("the start")
+    (tmp_path / "current_extended_potential.yaml").write_text("the step's start")
+    return _Fit(WorkFiles(tmp_path))
+
+
+FROM_FILE = Leg({"potential": "start.yaml", "fit": {}})
+
+
+FROM_NOTHING = Leg({"potential": {"functions": {}}, "fit": {}})
+
+
+NEVER = EarlyStopping(patience=1000, least_fall=0.0)
+
+
+def _best(files: WorkFiles) -> tuple[int, str]:
+    kept = read_kept(files.best)
+    assert kept is not None
+    assert len(list(files.directory.glob("best_potential_*"))) == 1
+    return kept.iteration, kept.potential.read_text()
+
+
+def test_the_smallest_loss_is_kept(fit: _Fit) -> None:
+    """Of the iterations at which it was measured; neither the training loss nor the last counts."""
+    fit.start(FROM_FILE, NEVER)
+    fit.run([9, 8, 7, 1, 4, 3, 5, 6, 8])
+    assert _best(fit.files) == (4, "iteration 4 of step 0")
+
+
+def test_the_start_may_be_the_best(fit: _Fit) -> None:
+    """A linear fit, or a parent: iterations can only improve on it."""
+    fit.start(FROM_FILE, NEVER)
+    fit.run([1, 2, 3, 2, 2])
+    assert _best(fit.files) == (0, "the start")
+
+
+def test_a_start_from_nothing_is_none(fit: _Fit) -> None:
+    """All its coefficients are zero."""
+    fit.start(FROM_NOTHING, NEVER)
+    fit.run([1, 2, 3, 2, 2])
+    assert _best(fit.files) == (4, "iteration 4 of step 0")
+
+
+def test_each_step_of_a_ladder_has_its_own(fit: _Fit) -> None:
+    """The one before lacks functions, however small its loss."""
+    fit.start(FROM_NOTHING, NEVER)
+    fit.run([9, 8, 1, 1, 2])
+    fit.run([5, 5, 6, 6, 7], step=1)
+    assert _best(fit.files) == (0, "the step's start")
+    fit.run([5, 5, 6, 6, 4], step=2)
+    assert _best(fit.files) == (4, "iteration 4 of step 2")
+
+
+def test_it_ends_where_nothing_better_comes(fit: _Fit, caplog: pytest.LogCaptureFixture) -> None:
+    """The patience counts from the best iteration; it says so as pacemaker would."""
+    fit.start(FROM_FILE, EarlyStopping(patience=4, least_fall=0.0))
+    with caplog.at_level("INFO"):
+        assert fit.run([9, 8, 7, 6, 5, 6, 6, 6, 6, 6, 6, 6]) == 8
+    assert "EARLY STOPPING: " in caplog.text
+    assert "since iteration 4" in caplog.text
+
+
+def test_a_slow_fall_counts_as_none() -> None:
+    """Relative, and per iteration since the fall before."""
+    losses = [(0, 1.0), (10, 0.5), (20, 0.499), (30, 0.498), (40, 0.3)]
+    assert last_gain(losses, 0.0) == 40
+    assert last_gain(losses[:-1], 0.0) == 30
+    assert last_gain(losses[:-1], 1e-3) == 10
+    assert last_gain(losses, 1e-3) == 40
+    assert last_gain([(0, float("nan")), (10, 3.0), (20, float("nan"))], 0.0) == 10
+
+
+def test_a_resumed_fit_goes_on_as_if_it_had_not_stopped(fit: _Fit) -> None:
+    """The best potential, its iteration and the patience survive."""
+    fit.start(FROM_FILE, EarlyStopping(patience=6, least_fall=0.0))
+    fit.run([9, 8, 3, 4, 5])
+    history = fit.files.history
+    history.mkdir()
+    for name in ("metrics", "test_metrics"):
+        fit.files.table(name).rename(history / f"{name}.txt")
+    fit.start(
+        Leg({"potential": "start.yaml", "fit": {}}, Offset(0, 4)),
+        EarlyStopping(patience=6, least_fall=0.0),
+    )
+    assert fit.run([5, 5, 6, 6, 7, 7, 8]) == 4
+    assert _best(fit.files) == (2, "iteration 2 of step 0")
+
+
+def test_iterations_count_on_where_pacemaker_starts_a_step_again(fit: _Fit) -> None:
+    """Out of GPU memory it counts from 0 once more."""
+    fit.start(FROM_FILE, NEVER)
+    fit.run([9, 8, 7, 6, 5, 4, 3], restart_at=5)
+    assert _best(fit.files) == (6, "iteration 6 of step 0")
+    rows = [{"iter_num": n, "e_loss_contrib": "1", "f_loss_contrib": "0"} for n in "02402"]
+    assert [n for n, _ in numbered_losses(rows, 10)] == [10, 12, 14, 14, 16]
+
+
+def test_a_line_cut_short_does_no_harm(fit: _Fit) -> None:
+    """It is left out, as everywhere."""
+    fit.start(FROM_FILE, NEVER)
+    fit.run([9, 8, 7])
+    with fit.files.table("test_metrics").open("a") as file:
+        file.write("0 0")
+    fit.measure("metrics", (0, 0, 3), 1.0)
+    keep_best(
+        basis_config=_Potential("3"),
+        current_fit_iteration=2,
+        current_fit_cycle=0,
+        current_ladder_step=0,
+    )
+    assert _best(fit.files)[0] == 2
+
+
+# -- what becomes the result -----------------------------------------------------------------------
+
+
+def _chosen(fit: _Fit, last: float, status: int = 1) -> Any:
+    for name in ("cycle_metrics", "test_cycle_metrics"):
+        fit.measure(name, (0, 0, 0), last)
+    state = LogState(optimiser_results=[OptimiserResult(status == 0, status, "", 9)])
+    tables = {name: read_table(fit.files.table(name)) for name in WorkFiles.TABLES}
+    return better_than_last(read_kept(fit.files.best), state, tables)
+
+
+@pytest.mark.parametrize(
+    ("last", "status", "chosen"),
+    [(5.0, 1, True), (2.0, 1, False), (5.0, 2, True), (2.0, 2, True), (5.0, 99, True)],
+)
+def test_the_last_potential_competes(fit: _Fit, last: float, status: int, chosen: bool) -> None:
+    """Unless the optimiser gave up, so that what was measured last is another one."""
+    fit.start(FROM_FILE, NEVER)
+    fit.run([9, 8, 3, 4, 5, 5])
+    best = _chosen(fit, last, status)
+    assert (best is not None) == chosen
+    if best is not None:
+        assert (best.iteration, best.loss) == (2, 3.0)
+        assert best.last_loss == (None if status == 2 else last)
+
+
+def test_the_last_iteration_needs_no_choice(fit: _Fit) -> None:
+    """It is the best one itself."""
+    fit.start(FROM_FILE, NEVER)
+    fit.run([9, 8, 7, 6, 5])
+    assert _chosen(fit, 5.0) is None
+    assert _chosen(fit, 5.0, status=2) is None
+
+
+def test_an_earlier_step_is_no_choice(fit: _Fit) -> None:
+    """A ladder that ended in a step without iterations has its last potential."""
+    fit.start(FROM_FILE, NEVER)
+    fit.run([9, 8, 3, 6, 5])
+    fit.measure("metrics", (1, 0, 0), 5.0)
+    assert _chosen(fit, 5.0) is None
+
+
+def _write(path: Path, coefficient: float, **core: Any) -> None:
+    block = {"speciesblock": "Cu", "r_in": 0, "delta_in": 0, "inner_cutoff_type": "distance"}
+    functions = [{"type": "B", "c": [coefficient]}]
+    content = {"metadata": {"kept": "x"}, "species": [{**block, **core, "nbody": functions}]}
+    write_potential(content, path)
+
+
+def test_it_gets_the_cores_of_the_last_one(fit: _Fit) -> None:
+    """Pacemaker puts them on what it ends with only."""
+    fit.start(FROM_FILE, NEVER)
+    fit.run([9, 8, 3, 4, 5])
+    kept = read_kept(fit.files.best)
+    assert kept is not None
+    _write(kept.potential, 1.5)
+    _write(fit.files.output_potential, 2.5, r_in=2.1, delta_in=0.1, inner_cutoff_type="zbl")
+    make_final(kept, fit.files.output_potential)
+    (block,) = read_potential(fit.files.output_potential)["species"]
+    assert block["nbody"][0]["c"] == [1.5]
+    assert (block["r_in"], block["delta_in"], block["inner_cutoff_type"]) == (2.1, 0.1, "zbl")
+    metadata = read_potential(fit.files.output_potential)["metadata"]
+    assert metadata == {"kept": "x", "_loss": 2.5}
+
+
+def test_a_copy_is_of_one_piece(fit: _Fit, tmp_path: Path) -> None:
+    """The record and the potential that it names."""
+    (tmp_path / "copy").mkdir()
+    assert copy_kept(fit.files, tmp_path / "copy") == {}
+    fit.start(FROM_FILE, NEVER)
+    fit.run([9, 8, 3])
+    names = {"best.json", "best_potential_0_0_2.yaml"}
+    assert set(copy_kept(fit.files, tmp_path / "copy")) == names
+    kept = read_kept(tmp_path / "copy" / "best.json")
+    assert kept is not None
+    assert kept.potential.read_text() == "iteration 2 of step 0"
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"potential": 3}'])
+def test_a_damaged_record_is_said(tmp_path: Path, text: str) -> None:
+    """It would decide what is published."""
+    with suppress(FileNotFoundError):
+        assert read_kept(tmp_path / "best.json") is None
+    (tmp_path / "best.json").write_text(text)
+    with pytest.raises(TrainingError, match=r"best\.json can't be read"):
+        read_kept(tmp_path / "best.json")
+
+
+def test_a_record_names_no_file_elsewhere(fit: _Fit) -> None:
+    """It comes from the store."""
+    fit.start(FROM_FILE, NEVER)
+    fit.run([9, 8, 3])
+    content = json.loads(fit.files.best.read_text())
+    content["potential"] = "../../elsewhere/potential.yaml"
+    fit.files.best.write_text(json.dumps(content))
+    kept = read_kept(fit.files.best)
+    assert kept is not None
+    assert kept.potential == fit.files.directory / "potential.yaml"

@@ -1,0 +1,386 @@
+"""A trainer is followed: lines of its log, progress, phases, stalls, the end of its log."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import time
+import tracemalloc
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from mlip_job.cli.options import Settings
+from mlip_job.cli.output import Reporter, live_line
+from mlip_job.training import process
+from mlip_job.training.pacemaker.log import LogParser
+from mlip_job.training.process import (
+    LONGEST_LINE_BYTES,
+    IterationClock,
+    LineReader,
+    Watchdog,
+    copy_without_host,
+    hide_host,
+    last_lines,
+    read_lines,
+    session_cpu_seconds,
+)
+from mlip_job.training.summary import CurvePoint
+from mlip_job.training.trainer import PhaseClock, Progress, added
+
+
+@given(st.lists(st.binary(max_size=20), max_size=20))
+def test_lines_come_whole_however_they_arrive(blocks: list[bytes]) -> None:
+    """A line that is read in pieces is one line; what has no end yet waits."""
+    reader = LineReader()
+    lines = [line for block in blocks for line in reader.lines(block)]
+    whole = b"".join(blocks)
+    expected = [line.decode("utf-8", errors="replace") for line in whole.split(b"\n")[:-1]]
+    assert lines == expected
+
+
+@pytest.mark.parametrize("pieces", [1, 7, 1000])
+def test_of_a_long_line_the_beginning_is_kept(pieces: int) -> None:
+    """The rest is dropped, up to its end; the next line is itself again."""
+    data = (
+        b"begin" + b"x" * (2 * LONGEST_LINE_BYTES) + b"2026-11-23 22:42:37,630 I - no line\nnext\n"
+    )
+    size = len(data) // pieces + 1
+    reader = LineReader()
+    long, after = (
+        line
+        for start in range(0, len(data), size)
+        for line in reader.lines(data[start : start + size])
+    )
+    assert long == "begin" + "x" * (LONGEST_LINE_BYTES - 5)
+    assert after == "next"
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_the_last_line_of_a_file_needs_no_end(tmp_path: Path, end: str) -> None:
+    """A process that was killed may have left it open."""
+    path = tmp_path / "log"
+    path.write_bytes(b"one\n\n\xff\0two" + end.encode())
+    assert [line for line in read_lines(path) if line] == ["one", "\ufffd\0two"]
+
+
+def test_a_line_of_100_mb_takes_no_memory(tmp_path: Path) -> None:
+    """Some library printed a binary."""
+    path = tmp_path / "log"
+    with path.open("wb") as file:
+        for _ in range(100):
+            file.write(bytes(range(11, 256)) * 4280)
+        file.write(b"\nnext\n")
+    assert path.stat().st_size > 100e6
+    tracemalloc.start()
+    try:
+        lines = [line for line in read_lines(path) if line]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert lines[1:] == ["next"]
+    assert peak < 8e6
+
+
+def test_host_is_taken_out_of_the_log(tmp_path: Path) -> None:
+    """In both of pacemaker's formats, and nothing else is."""
+    log = tmp_path / "train.log"
+    log.write_bytes(
+        b"2026-11-23 22:42:37,630 I - Hostname: secret-node\n"
+        b"2026-11-23 22:42:37,630 - root - INFO - Hostname: secret-node\n"
+        b"2026-11-23 22:42:37,630 I - Iteration   #1 \xff\n"
+    )
+    hide_host(log)
+    assert log.read_bytes() == (
+        b"2026-11-23 22:42:37,630 I - Hostname: (not published)\n"
+        b"2026-11-23 22:42:37,630 - root - INFO - Hostname: (not published)\n"
+        b"2026-11-23 22:42:37,630 I - Iteration   #1 \xff\n"
+    )
+    assert list(tmp_path.iterdir()) == [log]
+
+
+def test_a_copy_leaves_the_log_as_it_is(tmp_path: Path) -> None:
+    """Pacemaker may still write to it."""
+    log, copy = tmp_path / "train.log", tmp_path / "copy"
+    text = b"2026-11-23 22:42:37,630 I - Hostname: secret-node\nlast line without e"
+    log.write_bytes(text)
+    copy_without_host(log, copy)
+    assert log.read_bytes() == text
+    assert b"secret-node" not in copy.read_bytes()
+    assert copy.read_bytes().endswith(b"\nlast line without e")
+
+
+def test_garbage_is_copied_as_it_is(tmp_path: Path) -> None:
+    """Whatever a library printed, in bounded memory."""
+    log, copy = tmp_path / "train.log", tmp_path / "copy"
+    log.write_bytes(bytes(range(11, 256)) * 40_000 + bytes(range(256)) * 400 + b"\n" * 9000)
+    tracemalloc.start()
+    try:
+        copy_without_host(log, copy)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert copy.read_bytes() == log.read_bytes()
+    assert peak < 6e6
+
+
+def test_an_error_shows_the_last_lines(tmp_path: Path) -> None:
+    """Indented, a screen of them, each cut to a readable length."""
+    log = tmp_path / "train.log"
+    log.write_text("".join(f"line {n}\n" for n in range(5000)) + "x" * 5000)
+    lines = last_lines(log).split("\n")
+    assert lines == [*(f"  line {n}" for n in range(4986, 5000)), "  " + "x" * 300]
+
+
+def test_what_a_terminal_would_obey_is_not_shown(tmp_path: Path) -> None:
+    """Binary data in a log does not clear the screen of whoever reads the error."""
+    log = tmp_path / "train.log"
+    log.write_bytes(b"good \xc3\xa9\n\x1b[2J\x00\x07bad\xff\r\n\ttab\n")
+    assert last_lines(log) == "  good \u00e9\n  \ufffd[2J\ufffd\ufffdbad\ufffd\n      tab"
+
+
+def _row(iteration: int, step: int = 0) -> CurvePoint:
+    return CurvePoint(
+        ladder_step=step,
+        cycle=0,
+        iteration=iteration,
+        loss=0.5,
+        rmse_energy_mev_per_atom=12.3,
+        rmse_force_mev_per_angstrom=45.6,
+    )
+
+
+def test_clock_starts_after_the_graph_of_the_test_set() -> None:
+    """Between the rows 0 and 1 lie minutes that say nothing about an iteration."""
+    clock = IterationClock()
+    clock.add([_row(0)], 0.0)
+    clock.add([_row(1)], 300.0)
+    assert clock.seconds_per_iteration is None
+    clock.add([_row(2), _row(3)], 304.0)
+    assert clock.seconds_per_iteration == pytest.approx(2.0)
+
+
+def test_clock_starts_anew_in_every_ladder_step() -> None:
+    """Later steps have larger bases and slower iterations."""
+    clock = IterationClock()
+    clock.add([_row(0), _row(1)], 0.0)
+    clock.add([_row(9)], 8.0)
+    clock.add([_row(0, step=1)], 100.0)
+    assert clock.seconds_per_iteration is None
+    assert clock.last == _row(0, step=1)
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_the_live_line_keeps_its_elapsed_time(width: int) -> None:
+    """The description gives way, however long it is."""
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    line = live_line(console, total=100)
+    line.update(line.task_ids[0], description="fitting · iteration 20/100 · " + 30 * "long ")
+    with console.capture() as captured:
+        console.print(line.get_renderable())
+    (shown,) = captured.get().rstrip("\n").split("\n")
+    assert "-:--:--" in shown or "0:00:00" in shown
+    assert "fitting" in shown
+    assert len(shown) <= width
+
+
+def test_a_line_per_phase_and_interval(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a terminal, as in a batch job: not a line for every look at the tables."""
+    reporter = Reporter(Settings(), max_iter=100)
+    reporter.progress(Progress("building_graph", 1.0))
+    for _ in range(50):
+        reporter.progress(Progress("fitting", 2.0, _row(20), 0.5))
+    assert capsys.readouterr().err == (
+        "[     1 s] building graph\n"
+        "[     2 s] fitting · iteration 20/100 · loss 0.5 · RMSE 12.3 meV/atom, 45.6 meV/Å · "
+        "at most 0:40 left in this step\n"
+    )
+
+
+def test_the_test_set_is_shown_where_it_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever measures it."""
+    progress = Progress("fitting", 2.0, _row(20), test_point=_row(18))
+    Reporter(Settings()).progress(progress)
+    assert " · test 12.3 meV/atom, 45.6 meV/Å\n" in capsys.readouterr().err
+
+
+def test_quiet_and_verbose(capsys: pytest.CaptureFixture[str]) -> None:
+    """-q says nothing; -v shows what pacemaker prints."""
+    quiet = Reporter(Settings(quiet=True))
+    quiet.message("hello")
+    quiet.progress(Progress("fitting", 2.0))
+    quiet.trainer_line("a line")
+    assert capsys.readouterr() == ("", "")
+    Reporter(Settings(verbose=True)).trainer_line("a line")
+    assert capsys.readouterr() == ("", "  | a line\n")
+
+
+DATA = Path(__file__).parent.parent / "data" / "pacemaker"
+
+
+def _followed(case: str) -> LogParser:
+    parser = LogParser()
+    for line in read_lines(DATA / case / "train.log"):
+        parser.feed(line)
+    return parser
+
+
+def test_graphs_of_all_ladder_steps_add_up() -> None:
+    """Each of the three steps builds both anew; by hand from the stamps in the log."""
+    seconds = _followed("c_ladder").state.phase_seconds()
+    assert seconds["building_graph"] == pytest.approx(21.153 + 15.639 + 19.769, abs=0.002)
+    assert seconds["building_test_graph"] == pytest.approx(8.277 + 8.509 + 18.913, abs=0.002)
+    assert seconds["fitting"] == pytest.approx(1.079 + 1.092 + 2.098, abs=0.002)
+    assert list(seconds) == [
+        "starting", "loading_data", "building_graph", "building_test_graph", "fitting", "finished",
+        "predicting",
+    ]  # fmt: skip
+
+
+def test_a_process_starts_before_its_first_line_and_ends_after_its_last() -> None:
+    """Its imports take seconds."""
+    state = _followed("c_ladder").state
+    (_, first), last = state.phases[0], state.last_time
+    assert last is not None
+    alone = state.phase_seconds()
+    whole = state.phase_seconds(first - timedelta(seconds=5), last + timedelta(seconds=2))
+    assert whole["starting"] == pytest.approx(alone["starting"] + 5)
+    assert whole["predicting"] == pytest.approx(alone["predicting"] + 2)
+    assert sum(whole.values()) == pytest.approx((last - first).total_seconds() + 7)
+
+
+def test_a_log_without_a_stamp_has_no_phases() -> None:
+    """Unless it is known when its process was started."""
+    now = datetime.now()  # noqa: DTZ005
+    state = LogParser().state
+    assert state.phase_seconds() == {}
+    assert state.phase_seconds(now - timedelta(seconds=3), now) == {"starting": 3.0}
+
+
+def _line(ago_s: float, message: str) -> str:
+    stamp = datetime.now() - timedelta(seconds=ago_s)  # noqa: DTZ005
+    return f"{stamp:%Y-%m-%d %H:%M:%S},{stamp.microsecond // 1000:03d} I - {message}"
+
+
+def test_starts_add_up_also_while_one_is_running() -> None:
+    """A fit that goes on from within a ladder's step has two of them in one attempt."""
+    clock = PhaseClock()
+    assert (clock.first_start, clock.seconds()) == (None, {})
+    for start in (1, 2):
+        log = LogParser()
+        clock.start(lambda *times, log=log: log.state.phase_seconds(*times))
+        if start == 1:
+            first = clock.first_start
+        log.feed(_line(60.0, "Start pacemaker"))
+        log.feed(_line(50.0, "Running fit backend"))
+        running = clock.seconds()["building_graph"]
+        assert running == pytest.approx(50.0 * start, abs=5.0)
+        clock.end()
+    ended = clock.seconds()
+    assert ended["building_graph"] == pytest.approx(100.0, abs=5.0)
+    assert clock.first_start == first is not None
+    assert clock.seconds() == ended
+
+
+def test_sums_keep_the_order_of_what_came_first() -> None:
+    """Stages are shown in the order in which they ran."""
+    assert list(added({"b": 1.0, "a": 2.0}, {"c": 1.0, "a": 0.5}).items()) == [
+        ("b", 1.0),
+        ("a", 2.5),
+        ("c", 1.0),
+    ]
+
+
+TIMEOUT = 600.0
+
+
+BURN = """
+import os, time
+if os.fork() == 0:
+    while time.process_time() < 0.3: pass
+    os._exit(0)
+os.wait()
+print(flush=True)
+input()
+"""
+
+
+class _Cpu:
+    """CPU time of a made-up session."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.used = 0.0
+        monkeypatch.setattr(process, "session_cpu_seconds", lambda _session: self.used)
+
+
+@pytest.fixture
+def cpu(monkeypatch: pytest.MonkeyPatch) -> _Cpu:
+    """Replace the look at the processes."""
+    return _Cpu(monkeypatch)
+
+
+def _stalled_after(dog: Watchdog, cpu: _Cpu, seconds: int, *, load: float, seen: object) -> int:
+    """Look once a second; return when it was found stalled first, 0 for never."""
+    for now in range(1, seconds + 1):
+        cpu.used += load
+        if dog.is_stalled(seen, now):
+            return now
+    return 0
+
+
+def test_nothing_for_too_long_is_a_stall(cpu: _Cpu) -> None:
+    """Not a moment sooner."""
+    found = _stalled_after(Watchdog(1, TIMEOUT, 0.0), cpu, 2000, load=0.0, seen="row 3")
+    assert TIMEOUT < found <= TIMEOUT + 2
+
+
+def test_a_sleeping_process_is_no_sign_of_life(cpu: _Cpu) -> None:
+    """Threads that wake up to look around use a little CPU time."""
+    assert _stalled_after(Watchdog(1, TIMEOUT, 0.0), cpu, 2000, load=0.002, seen="row 3")
+
+
+def test_building_a_graph_in_silence_is_no_stall(cpu: _Cpu) -> None:
+    """It takes minutes without a line, on one core or on a part of one."""
+    assert not _stalled_after(Watchdog(1, TIMEOUT, 0.0), cpu, 5000, load=0.05, seen="row 3")
+
+
+def test_each_row_and_line_starts_the_clock_anew(cpu: _Cpu) -> None:
+    """Whoever waits for a slow GPU uses no CPU, but gets on."""
+    dog = Watchdog(1, TIMEOUT, 0.0)
+    assert not any(dog.is_stalled(now // 500, now) for now in range(5000))
+    assert any(dog.is_stalled("last", now) for now in range(5000, 5700))
+
+
+def test_time_in_suspension_does_not_count(cpu: _Cpu) -> None:
+    """Slurm suspends a job and all its processes: after hours it goes on as if nothing had been."""
+    dog = Watchdog(1, TIMEOUT, 0.0)
+    assert not dog.is_stalled("row 3", 1.0)
+    assert not any(dog.is_stalled("row 3", 20_000.0 + second) for second in range(500))
+    assert any(dog.is_stalled("row 3", 20_500.0 + second) for second in range(200))
+
+
+def test_cpu_time_is_that_of_the_whole_session() -> None:
+    """Also of children that have ended; others' is not counted."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", BURN],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    with process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        before = session_cpu_seconds(process.pid)
+        started = time.process_time()
+        while time.process_time() - started < 0.2:
+            pass
+        after = session_cpu_seconds(process.pid)
+        process.kill()
+    assert before >= 0.25  # of 0.3: times in proc(5) are whole ticks, rounded down
+    assert after - before < 0.15
+    assert session_cpu_seconds(process.pid) == 0
