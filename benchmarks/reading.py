@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.tables import table
 from mlip_job.config import DatabaseConfig
-from mlip_job.dataset.connection import describe_url
+from mlip_job.dataset.connection import describe_url, open_database
 from mlip_job.dataset.database import StructureDatabase
 
 if TYPE_CHECKING:
@@ -42,13 +42,14 @@ def compare_readers(urls: list[str], repeats: int) -> None:
 
 
 def _read_by_ase(config: DatabaseConfig) -> int:
-    with StructureDatabase(config) as database:
-        return sum(1 for _ in database.rows())
+    database = open_database(config).database
+    with database:
+        return sum(1 for row in database.select(config.select, include_data=False) if row.toatoms())
 
 
 def _read_pages(config: DatabaseConfig) -> int:
     with StructureDatabase(config) as database:
-        return sum(len(page.structures) for page in database.pages(database.select()))
+        return sum(1 for _ in database.rows())
 
 
 def _select(config: DatabaseConfig) -> int:

@@ -8,35 +8,22 @@ import numpy as np
 import pandas as pd
 
 from mlip_job.dataset.database import StructureDatabase
-from mlip_job.dataset.row import StructureRow, UnreadableRow
+from mlip_job.dataset.row import Row, UnreadableRow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from ase import Atoms
 
     from mlip_job.config import DatabaseConfig
-    from mlip_job.dataset.database import Page
 
 
-def read_rows(config: DatabaseConfig) -> list[StructureRow | UnreadableRow]:
-    """Read through ASE's public interface."""
+def read_rows(config: DatabaseConfig) -> list[Row]:
+    """Read through ASE's public interface, one by one."""
     with StructureDatabase(config) as database:
-        return list(database.rows())
+        rows = map(database.row, database.select().ids.tolist())
+        return [row for row in rows if row is not None]
 
 
-def rows_of_pages(pages: Iterable[Page]) -> list[StructureRow | UnreadableRow]:
-    """Take pages apart again."""
-    rows: list[StructureRow | UnreadableRow] = []
-    for page in pages:
-        rows += page.others
-        rows += map(page.structures.row, range(len(page.structures)))
-    return sorted(rows, key=lambda row: row.id)
-
-
-def require_same_row(
-    found: StructureRow | UnreadableRow, expected: StructureRow | UnreadableRow
-) -> None:
+def require_same_row(found: Row, expected: Row) -> None:
     """Compare two rows to the last bit; pages don't keep ASE's unique id."""
     assert type(found) is type(expected)
     if isinstance(found, UnreadableRow) or isinstance(expected, UnreadableRow):

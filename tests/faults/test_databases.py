@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mlip_job.config import JobConfig
+    from mlip_job.dataset.row import Row
     from tests.faults.jobs import Job
     from tests.servers.databases import DatabaseServer
 
@@ -35,7 +36,7 @@ def after_pages(count: int, action: Callable[[], None]) -> Callable[[], None]:
         original = database.StructureDatabase.pages
         pending = [action]
 
-        def pages(*arguments: Any) -> Iterator[database.Page]:
+        def pages(*arguments: Any) -> Iterator[list[Row]]:
             found = original(*arguments)
             for _ in range(count):
                 yield next(found)

@@ -116,10 +116,8 @@ def test_only_the_rows_asked_for_are_read(server: DatabaseServer, step: int) -> 
         selected = database.select()
         assert len(selected.ids) == len(rows)
         some = Selected(selected.ids[::step], selected.mtimes[::step])
-        pages = list(database.pages(some))
-    found = [id_ for page in pages for id_ in page.structures.ids.tolist()]
-    found += [row.id for page in pages for row in page.others]
-    assert sorted(found) == some.ids.tolist()
+        found = [row.id for page in database.pages(some) for row in page]
+    assert found == some.ids.tolist()
 
 
 def test_gaps_between_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

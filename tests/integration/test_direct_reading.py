@@ -15,9 +15,9 @@ from ase.constraints import FixAtoms
 
 from mlip_job.config import DatabaseConfig
 from mlip_job.dataset.database import StructureDatabase
-from mlip_job.dataset.row import StructureRow, UnreadableRow
+from mlip_job.dataset.row import Row, StructureRow
 from mlip_job.errors import DatabaseError
-from tests.reference import read_rows, require_same_row, rows_of_pages
+from tests.reference import read_rows, require_same_row
 from tests.support import labelled, open_for_writing, rattled, with_emt, write_database
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def test_every_row_is_the_one_that_ase_reads(
     config = DatabaseConfig(url=target[1], select="")
     by_ase: list[int] = []
 
-    def row(database: StructureDatabase, id_: int) -> StructureRow | UnreadableRow | None:
+    def row(database: StructureDatabase, id_: int) -> Row | None:
         by_ase.append(id_)
         return original(database, id_)
 
@@ -117,8 +117,8 @@ def test_every_row_is_the_one_that_ase_reads(
         patch.setattr(StructureDatabase, "row", row)
         assert database.slow_because is None
         selected = database.select()
-        pages = list(database.pages(selected))
-    found, expected = rows_of_pages(pages), read_rows(config)
+        found = [row for page in database.pages(selected) for row in page]
+    expected = read_rows(config)
     assert [row.id for row in found] == [row.id for row in expected] == selected.ids.tolist()
     assert len(found) == len(odd_structures())
     for mine, reference in zip(found, expected, strict=True):
@@ -169,7 +169,7 @@ def test_selections_mean_what_they_mean_to_ase(target: tuple[str, str]) -> None:
             expected = sorted(row.id for row in database.select(select, columns=["id"]))
         with StructureDatabase(DatabaseConfig(url=target[1], select=select)) as paged:
             selected = paged.select()
-            found = [row.id for row in rows_of_pages(paged.pages(selected))]
+            found = [row.id for row in paged.rows()]
         assert selected.ids.tolist() == found == expected, select
         partial += 0 < len(found) < len(odd_structures())
     assert partial > len(SELECTIONS) * 2 // 3
@@ -183,7 +183,7 @@ def test_rows_written_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     write_database(path, structures[:8])
     with StructureDatabase(DatabaseConfig(url=str(path))) as paged:
         pages = paged.pages(paged.select())
-        found = rows_of_pages([next(pages)])
+        found = next(pages)
         # Nobody who writes has to wait for the reader: the lock is tried once.
         with closing(sqlite3.connect(path, timeout=0)) as connection:
             connection.execute("UPDATE information SET value = value")
@@ -194,7 +194,7 @@ def test_rows_written_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             database.update(6, remark="looked at")
             database.delete([7])
             database.write(structures[8], status="completed")
-        found += rows_of_pages(pages)
+        found += [row for page in pages for row in page]
     assert [row.id for row in found] == [1, 2, 3, 5, 6, 8]
     changed = found[3]
     assert isinstance(changed, StructureRow)
@@ -214,7 +214,7 @@ def test_a_snapshot_of_postgresql(
         with open_for_writing(postgresql.url_with_password(name)) as database:
             database.update(4, status="failed")
             database.delete([7])
-        found = rows_of_pages(paged.pages(selected))
+        found = [row for page in paged.pages(selected) for row in page]
     assert [row.id for row in found] == list(range(1, 9))
 
 
@@ -274,7 +274,7 @@ def test_versions_of_the_tables(tmp_path: Path, version: int, fast: bool) -> Non
     with StructureDatabase(config) as paged:
         assert (paged.slow_because is None) == fast
         assert fast or f"version {version}" in str(paged.slow_because)
-        found = rows_of_pages(paged.pages(paged.select()))
+        found = list(paged.rows())
     for mine, reference in zip(found, read_rows(config), strict=True):
         require_same_row(mine, reference)
 
@@ -300,7 +300,7 @@ def test_external_tables_change_nothing(tmp_path: Path) -> None:
             database.write(atoms, pairs)
     config = DatabaseConfig(url=str(path))
     with StructureDatabase(config) as paged:
-        found = rows_of_pages(paged.pages(paged.select()))
+        found = list(paged.rows())
     for mine, reference in zip(found, read_rows(config), strict=True):
         require_same_row(mine, reference)
 
@@ -324,7 +324,7 @@ def test_values_of_a_wrong_kind(tmp_path: Path) -> None:
         _execute(path, f"UPDATE systems SET {change} WHERE id = {id_}")  # noqa: S608
     config = DatabaseConfig(url=str(path), select="")
     with StructureDatabase(config) as paged:
-        found = rows_of_pages(paged.pages(paged.select()))
+        found = list(paged.rows())
     expected = read_rows(config)
     assert len(found) == len(expected) == 8
     for mine, reference in zip(found, expected, strict=True):

@@ -41,7 +41,6 @@ def labelled_rows(structures: list[Atoms]) -> list[StructureRow]:
     return [
         StructureRow(
             id=10 * index + 3,
-            unique_id="",
             numbers=np.array(atoms.numbers, dtype=np.int32),
             positions=atoms.positions,
             cell=atoms.cell.array,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def structures(*many: Atoms) -> Structures:
     """Return labelled structures as the collected has them."""
     nothing: dict[str, Any] = {
-        "unique_id": "", "energy": 0.0, "free_energy": None, "stress": None, "key_value_pairs": {},
+        "energy": 0.0, "free_energy": None, "stress": None, "key_value_pairs": {},
     }  # fmt: skip
     return Structures.of_rows(
         [

@@ -23,7 +23,6 @@ def structures_of(*atoms: Atoms) -> Structures:
         [
             StructureRow(
                 id=index,
-                unique_id="",
                 numbers=np.array(each.numbers, dtype=np.int32),
                 positions=each.positions,
                 cell=each.cell.array,

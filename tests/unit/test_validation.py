@@ -20,7 +20,6 @@ def dimer(**changes: Any) -> StructureRow:
     """Return a copper dimer, 2.2 Å long, with all its labels."""
     row = StructureRow(
         id=7,
-        unique_id="u",
         numbers=np.array([29, 29], dtype=np.int32),
         positions=np.array([[0.0, 0.0, 0.0], [2.2, 0.0, 0.0]]),
         cell=np.zeros((3, 3)),

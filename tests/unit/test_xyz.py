@@ -44,7 +44,6 @@ STRESS = np.array([0.5, 0.25, 0.125, 0.0, -0.25, -0.5])
 def _row() -> StructureRow:
     return StructureRow(
         id=17,
-        unique_id="0123",
         numbers=np.array([29, 28], dtype=np.int32),
         positions=np.array([[0.0, 0.0, 0.0], [1.75, 1.75, 0.0]]),
         cell=np.diag([3.5, 3.5, 3.5]),
@@ -119,7 +118,6 @@ def rows(draw: st.DrawFn) -> StructureRow:
     cell = draw(CELLS)
     return StructureRow(
         id=draw(st.integers(1, 2**40)),
-        unique_id="",
         numbers=np.array(numbers, dtype=np.int32),
         positions=positions,
         cell=cell,
@@ -217,7 +215,6 @@ def _row_of(number: int, atoms: Atoms) -> StructureRow:
     results = atoms.calc.results if atoms.calc else {"forces": np.full((len(atoms), 3), 0.25)}
     return StructureRow(
         id=number,
-        unique_id="",
         numbers=atoms.numbers,
         positions=atoms.positions,
         cell=np.array(atoms.cell),

@@ -25,18 +25,18 @@ from mlip_job.dataset.periodicity import is_partly_periodic, with_vacuum
 from mlip_job.dataset.provenance import names_method, note_methods
 from mlip_job.dataset.proximity import ProximityFinder
 from mlip_job.dataset.reference_energies import compositions
-from mlip_job.dataset.row import StructureRow, UnreadableRow
+from mlip_job.dataset.row import UnreadableRow
+from mlip_job.dataset.structures import Structures, is_complete
 from mlip_job.dataset.validation import Rejection, RowRules, examine
 from mlip_job.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from mlip_job.config.models import DatasetConfig
-    from mlip_job.dataset.database import Page, Selected, StructureDatabase
+    from mlip_job.dataset.database import Selected, StructureDatabase
     from mlip_job.dataset.entry import Entries, Spool
-    from mlip_job.dataset.row import BoolArray
-    from mlip_job.dataset.structures import Structures
+    from mlip_job.dataset.row import BoolArray, Row, StructureRow
     from mlip_job.dataset.validation import Finding
 
 _REPORT_EVERY = 10000
@@ -148,7 +148,7 @@ def collect_rows(
     collector = _Collector(found, dataset, spool, cutoff, most=len(selected.ids))
     read = 0
     for page in source.pages(selected):
-        before, read = read, read + len(page.structures) + len(page.others)
+        before, read = read, read + len(page)
         collector.add(page)
         if read // _REPORT_EVERY > before // _REPORT_EVERY:
             progress(f"read {read} of {len(selected.ids)} rows")
@@ -180,20 +180,21 @@ class _Collector:
         self._entries = EntryCollector(most)
         self._method_keys: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
-    def add(self, page: Page) -> None:
-        """Accept or reject the rows of a page."""
-        accepted = self._accept(page)
-        for row in page.others:
+    def add(self, rows: Sequence[Row]) -> None:
+        """Accept or reject rows."""
+        complete = list(filter(is_complete, rows))
+        self._found.lost_stresses += [row.id for row in complete if row.lost_stress]
+        structures = Structures.of_rows(complete)
+        accepted = structures.take(self._accept(structures))
+        if len(accepted):
+            self._keep(accepted)
+        for row in rows:
             if isinstance(row, UnreadableRow):
                 single = row.single_precision
                 reason = Rejection.SINGLE_PRECISION if single else Rejection.UNREADABLE
                 self._found.rejected[reason].append(row.id)
-            else:
+            elif not is_complete(row):
                 self._examine(row)
-        self._found.lost_stresses += page.lost_stresses
-        structures = page.structures.take(accepted)
-        if len(structures):
-            self._keep(structures)
 
     def finish(self, source: StructureDatabase) -> None:
         """Add what is known only after all rows, or takes another look at some of them."""
@@ -212,20 +213,20 @@ class _Collector:
         found.labels_elsewhere = list(dict.fromkeys(places))
         found.method_note = note_methods(source.methods(), self._method_keys)
 
-    def _accept(self, page: Page) -> BoolArray:
+    def _accept(self, stored: Structures) -> BoolArray:
         """Return which complete structures are accepted.
 
         Those that are certainly fit are examined all the same if their atoms might be nearer to
         each other than any before: the smallest distance is recorded.
         """
-        found, structures = self._found, with_vacuum(page.structures)
+        found, structures = self._found, with_vacuum(stored)
         fit = have_sound_geometry(structures) & have_labels(structures, self._rules)
         near = self._proximity.find(structures, fit)
         accepted: BoolArray = near.bonded.copy()
         for index in np.argsort(near.apart, kind="stable").tolist():
             if accepted[index] and near.apart[index] >= found.min_distance:
                 continue
-            finding = self._examine(page.structures.row(index))
+            finding = self._examine(stored.row(index))
             accepted[index] = finding.rejection is None and not finding.is_reference
             found.min_distance = min(found.min_distance, finding.min_distance)
         return accepted

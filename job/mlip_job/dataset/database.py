@@ -22,13 +22,12 @@ from ase.db.core import parse_selection
 from mlip_job.dataset.connection import OpenedDatabase, open_database
 from mlip_job.dataset.provenance import describe_row, labels_elsewhere
 from mlip_job.dataset.record import SelectedRows
-from mlip_job.dataset.row import StructureRow, UnreadableRow, convert_row
-from mlip_job.dataset.structures import Structures, is_complete
+from mlip_job.dataset.row import Row, StructureRow, UnreadableRow, convert_row
 from mlip_job.dataset.tables import open_tables
 from mlip_job.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
     from mlip_job.config.models import DatabaseConfig
@@ -82,25 +81,6 @@ class Selected:
             max_mtime=float(self.mtimes.max(initial=0.0)),
             sha256=digest.hexdigest(),
         )
-
-
-@dataclass(frozen=True)
-class Page:
-    """Some of the selected rows.
-
-    Attributes
-    ----------
-    structures
-        The complete ones.
-    others
-        The rows that are not complete.
-    lost_stresses
-        Ids of rows whose stress could not be read and is left out.
-    """
-
-    structures: Structures
-    others: Sequence[StructureRow | UnreadableRow] = ()
-    lost_stresses: Sequence[int] = ()
 
 
 class StructureDatabase:
@@ -167,23 +147,22 @@ class StructureDatabase:
         """Return which rows are selected."""
         return self._select_ids(self._selection)
 
-    def pages(self, selected: Selected) -> Iterator[Page]:
+    def pages(self, selected: Selected) -> Iterator[list[Row]]:
         """Yield rows in the order of their ids, without those that no longer fit the selection."""
         for first in range(0, len(selected.ids), PAGE):
             ids = selected.ids[first : first + PAGE].tolist()
             if self._tables is None:
-                yield _page(self._read_by_ase(ids))
+                yield self._read_by_ase(ids)
             else:
                 mtimes = dict(zip(ids, selected.mtimes[first : first + PAGE].tolist(), strict=True))
-                yield _page(self._read_directly(self._tables, mtimes))
+                yield self._read_directly(self._tables, mtimes)
 
-    def rows(self) -> Iterator[StructureRow | UnreadableRow]:
-        """Yield the selected rows in the order of their ids, as ASE reads them."""
-        ids = self.select().ids
-        for first in range(0, len(ids), PAGE):
-            yield from self._read_by_ase(ids[first : first + PAGE].tolist())
+    def rows(self) -> Iterator[Row]:
+        """Yield the selected rows in the order of their ids."""
+        for page in self.pages(self.select()):
+            yield from page
 
-    def row(self, id_: int) -> StructureRow | UnreadableRow | None:
+    def row(self, id_: int) -> Row | None:
         """Return one row, or None where it is not selected (any more)."""
         try:
             found = self._ase_rows([*self._selection, ("id", "=", id_)])
@@ -239,18 +218,17 @@ class StructureDatabase:
         rows = self._ase_rows(span, columns=["id", "key_value_pairs"])
         return [str(row.key_value_pairs.get("status", "(none)")) for row in rows]
 
-    def _read_directly(
-        self, tables: Tables, mtimes: Mapping[int, float]
-    ) -> Iterator[StructureRow | UnreadableRow]:
-        """Yield rows by id; ASE reads what is unusual, or was written since it was selected."""
+    def _read_directly(self, tables: Tables, mtimes: Mapping[int, float]) -> list[Row]:
+        """Read rows by id; ASE reads what is unusual, or was written since it was selected."""
         with self._failures():
             found = list(tables.read(list(mtimes)))
-        for id_, mtime, row in found:
-            read = row if row is not None and mtime == mtimes[id_] else self.row(id_)
-            if read is not None:
-                yield read
+        rows = (
+            row if row is not None and mtime == mtimes[id_] else self.row(id_)
+            for id_, mtime, row in found
+        )
+        return [row for row in rows if row is not None]
 
-    def _read_by_ase(self, ids: Sequence[int]) -> list[StructureRow | UnreadableRow]:
+    def _read_by_ase(self, ids: Sequence[int]) -> list[Row]:
         if ids[-1] - ids[0] <= _GAPS * len(ids):
             span: Selection = [("id", ">=", ids[0]), ("id", "<=", ids[-1])]
             with suppress(*_SELECTION_ERRORS):
@@ -259,7 +237,7 @@ class StructureDatabase:
                 return [convert_row(row) for row in found if row.id in wanted]
         return [row for row in map(self.row, ids) if row is not None]
 
-    def _row_without_broken_columns(self, id_: int) -> StructureRow | UnreadableRow:
+    def _row_without_broken_columns(self, id_: int) -> Row:
         """Read a row of which some column can't be decoded: only the needed ones count."""
         for columns in ((*_NEEDED, "stress"), _NEEDED):
             with suppress(*_SELECTION_ERRORS):
@@ -332,18 +310,6 @@ class StructureDatabase:
             yield opened.database
         except (opened.driver_error, OSError) as error:  # OSError: an unknown format version
             raise opened.failure(error) from None
-
-
-def _page(rows: Iterable[StructureRow | UnreadableRow]) -> Page:
-    complete: list[StructureRow] = []
-    others: list[StructureRow | UnreadableRow] = []
-    for row in rows:
-        if isinstance(row, StructureRow) and is_complete(row):
-            complete.append(row)
-        else:
-            others.append(row)
-    lost = [row.id for row in complete if row.lost_stress]
-    return Page(Structures.of_rows(complete), others, lost)
 
 
 def _parse_selection(select: str) -> Selection:

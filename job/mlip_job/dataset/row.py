@@ -36,8 +36,6 @@ class StructureRow:
     ----------
     id
         Row id in the database.
-    unique_id
-        ASE's random id of the row.
     numbers
         Atomic numbers, shape (n,).
     positions
@@ -64,7 +62,6 @@ class StructureRow:
     """
 
     id: int
-    unique_id: str
     numbers: IntArray
     positions: FloatArray
     cell: FloatArray
@@ -114,6 +111,9 @@ class UnreadableRow:
     single_precision: bool = False
 
 
+Row = StructureRow | UnreadableRow
+
+
 def name_rows(ids: Sequence[int]) -> str:
     """Return "row 3", or "rows 3, 4 and 7 more" where there are many."""
     shown = ", ".join(str(id_) for id_ in ids[:_SHOWN])
@@ -134,7 +134,6 @@ def convert_row(row: Any) -> StructureRow:
     stress = _voigt(row.get("stress"))
     return StructureRow(
         id=int(row.id),
-        unique_id=str(row.unique_id),
         numbers=numbers,
         positions=np.array(row.positions, dtype=np.float64).reshape(-1, 3),
         cell=np.array(row.cell, dtype=np.float64).reshape(3, 3),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeGuard
 
 import numpy as np
 
-from mlip_job.dataset.row import BoolArray, FloatArray, IntArray, StructureRow
+from mlip_job.dataset.row import BoolArray, FloatArray, IntArray, Row, StructureRow, UnreadableRow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -97,12 +97,11 @@ class Structures:
         )
 
     def row(self, index: int) -> StructureRow:
-        """Return one of them, without its unique id."""
+        """Return one of them."""
         atoms = slice(self.starts[index], self.starts[index + 1])
         stress = self.stresses[index]
         return StructureRow(
             id=int(self.ids[index]),
-            unique_id="",
             numbers=self.numbers[atoms],
             positions=self.positions[atoms],
             cell=self.cells[index],
@@ -166,8 +165,10 @@ class Structures:
         return type(self)(**columns)
 
 
-def is_complete(row: StructureRow) -> bool:
+def is_complete(row: Row) -> TypeGuard[StructureRow]:
     """Tell whether a row has atoms, and all its arrays their shape."""
+    if isinstance(row, UnreadableRow):
+        return False
     atoms = len(row.numbers)
     return (
         atoms > 0

@@ -14,6 +14,7 @@ from mlip_job.dataset.database import PAGE, Selected, StructureDatabase
 from mlip_job.dataset.fitness import count_force_components
 from mlip_job.dataset.keys import KeyProposal, propose_keys
 from mlip_job.dataset.row import StructureRow
+from mlip_job.dataset.structures import Structures, is_complete
 from mlip_job.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -76,20 +77,16 @@ def _sample(config: DatabaseConfig, *, consecutive: bool = False) -> Sample:
         step = 1 if consecutive else -(-len(selected.ids) // PAGE) or 1
         some = slice(None, PAGE * step, step)
         page = next(database.pages(Selected(selected.ids[some], selected.mtimes[some])), None)
-    if page is None:
+    if not page:
         return Sample(len(selected.ids))
-    structures = page.structures
-    others = [row for row in page.others if isinstance(row, StructureRow)]
-    numbers = np.concatenate([structures.numbers, *(row.numbers for row in others)])
-    read = len(structures) + len(page.others)
+    rows = [row for row in page if isinstance(row, StructureRow)]
+    structures = Structures.of_rows(list(filter(is_complete, rows)))
     finite = structures.forces[np.isfinite(structures.forces)]
     return Sample(
         selected=len(selected.ids),
-        force_components=round(
-            count_force_components(structures) * len(selected.ids) / max(1, read)
-        ),
-        elements=tuple(sorted(chemical_symbols[n] for n in set(numbers.tolist()))),
-        periodic=bool(structures.pbc.any()) or any(row.pbc.any() for row in others),
+        force_components=round(count_force_components(structures) * len(selected.ids) / len(page)),
+        elements=tuple(sorted({chemical_symbols[n] for row in rows for n in row.numbers})),
+        periodic=any(row.pbc.any() for row in rows),
         force_rms_ev=float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0,
         pairs=structures.pairs.tolist(),
     )

@@ -20,7 +20,7 @@ import numpy as np
 
 from mlip_job.dataset.connection import sqlite_uri
 from mlip_job.dataset.row import StructureRow
-from mlip_job.dataset.structures import VOIGT, is_complete
+from mlip_job.dataset.structures import VOIGT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -105,22 +105,26 @@ class Tables(ABC):
         try:
             found = StructureRow(
                 id=id_,
-                unique_id="",
                 numbers=self.array(numbers, "<i4", -1),
                 positions=self.array(positions, "<f8", -1, 3),
                 cell=self.array(cell, "<f8", 3, 3),
                 pbc=np.array([pbc & 1, pbc & 2, pbc & 4], dtype=np.bool_),
                 energy=energy,
                 free_energy=free_energy,
-                forces=self.array(forces, "<f8", -1, 3),
+                forces=None if forces is None else self.array(forces, "<f8", -1, 3),
                 stress=None if stress is None else self.array(stress, "<f8", VOIGT),
                 key_value_pairs=self._decode(pairs),
             )
         except (TypeError, ValueError, AttributeError, RecursionError):  # JSON nested too deep
             return None
-        known_energies = all(e is None or isinstance(e, float) for e in (energy, free_energy))
-        usual_stress = found.stress is None or bool(np.isfinite(found.stress).all())
-        return found if known_energies and usual_stress and is_complete(found) else None
+        atoms = len(found.numbers)
+        usual = (
+            all(e is None or isinstance(e, float) for e in (energy, free_energy))
+            and (found.stress is None or bool(np.isfinite(found.stress).all()))
+            and len(found.positions) == atoms > 0
+            and (found.forces is None or len(found.forces) == atoms)
+        )
+        return found if usual else None
 
 
 class _SqliteTables(Tables):

@@ -8,7 +8,7 @@ import numpy as np
 from ase.io import iread
 
 from mlip_job.dataset.database import StructureDatabase
-from mlip_job.dataset.row import StructureRow, UnreadableRow
+from mlip_job.dataset.row import Row, StructureRow
 from mlip_job.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class CandidateSource(Protocol):
     def describe(self) -> str:
         """Return where they come from, without secrets."""
 
-    def rows(self) -> Iterator[StructureRow | UnreadableRow]:
+    def rows(self) -> Iterator[Row]:
         """Yield them; their labels, if any, don't matter."""
 
 
@@ -53,7 +53,7 @@ class DatabaseCandidates:
         with StructureDatabase(self.config) as database:
             return f"{database.describe()}, {self.config.select!r}"
 
-    def rows(self) -> Iterator[StructureRow | UnreadableRow]:
+    def rows(self) -> Iterator[Row]:
         """See `CandidateSource.rows`."""
         with StructureDatabase(self.config) as database:
             yield from database.rows()
@@ -78,7 +78,7 @@ class FileCandidates:
         """See `CandidateSource.describe`."""
         return str(self.path)
 
-    def rows(self) -> Iterator[StructureRow | UnreadableRow]:
+    def rows(self) -> Iterator[Row]:
         """See `CandidateSource.rows`.
 
         Raises
@@ -112,7 +112,6 @@ class FileCandidates:
 def _row(index: int, atoms: Atoms) -> StructureRow:
     return StructureRow(
         id=index,
-        unique_id="",
         numbers=np.array(atoms.numbers, dtype=np.int32),
         positions=np.array(atoms.positions, dtype=np.float64),
         cell=np.array(atoms.cell.array, dtype=np.float64),

@@ -12,7 +12,7 @@ from ase.data import chemical_symbols
 from ase.formula import Formula
 
 from mlip_job.dataset.periodicity import atoms_with_vacuum
-from mlip_job.dataset.row import UnreadableRow
+from mlip_job.dataset.row import Row, UnreadableRow
 from mlip_job.dataset.validation import Rejection, examine_geometry
 from mlip_job.errors import ConfigError, DataError
 from mlip_job.naming import generation_name
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from mlip_job.dataset.row import StructureRow
+    from mlip_job.dataset.row import Row, StructureRow
     from mlip_job.registry import Manifest, Registry
     from mlip_job.selection.candidates import CandidateSource
     from mlip_job.selection.results import Criteria
@@ -113,7 +113,7 @@ class CandidateSelector:
         )
         return selection, [self._pool[candidate.id] for candidate in selection.chosen]
 
-    def _gradable(self, rows: Iterator[StructureRow | UnreadableRow]) -> Iterator[StructureRow]:
+    def _gradable(self, rows: Iterator[Row]) -> Iterator[StructureRow]:
         for row in rows:
             reason = self._obstacle(row)
             if reason is None and not isinstance(row, UnreadableRow):
@@ -121,7 +121,7 @@ class CandidateSelector:
             elif reason is not None:
                 self._skipped[reason].append(row.id)
 
-    def _obstacle(self, row: StructureRow | UnreadableRow) -> str | None:
+    def _obstacle(self, row: Row) -> str | None:
         if isinstance(row, UnreadableRow):
             return Rejection.UNREADABLE.value
         rejection = examine_geometry(row, self._grader.cutoff)
