@@ -27,7 +27,7 @@ def open_scheduler(config: JobConfig, name: str | None = None) -> Scheduler:
 
             return KubernetesScheduler(config.submit.kubernetes)
         case "slurm":
-            from mlip_job.schedulers.slurm import SlurmScheduler  # noqa: PLC0415
+            from mlip_job.schedulers.slurm.scheduler import SlurmScheduler  # noqa: PLC0415
 
             return SlurmScheduler(config)
         case "local":

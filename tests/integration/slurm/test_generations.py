@@ -49,7 +49,7 @@ def test_a_chain_of_generations_is_published(family: Family) -> None:
     first, second = jobs[0]["id"], jobs[1]["id"]
     dependency = family.cluster.run("squeue", "-h", "-j", second, "-o", "%E").strip()
     assert dependency.startswith(f"afterok:{first}")
-    _wait_for_reason(family, 2, "the job before it has not succeeded yet")
+    _wait_for_reason(family, 2, "Dependency")
     family.wait_for("published", generation=2)
     registry = family.registry()
     assert registry.numbers() == [1, 2]

@@ -18,9 +18,8 @@ from mlip_job.config import JobConfig
 from mlip_job.config.slurm import OWNED_OPTIONS, SlurmConfig
 from mlip_job.errors import ConfigError
 from mlip_job.schedulers.base import JobName, JobRequest
-from mlip_job.schedulers.slurm import SlurmScheduler
-from mlip_job.schedulers.slurm.image import image_record, record_image
-from mlip_job.schedulers.slurm.options import quote_directive
+from mlip_job.schedulers.slurm.scheduler import SlurmScheduler
+from mlip_job.schedulers.slurm.script import image_record, quote_directive, record_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -245,7 +244,7 @@ def test_a_work_directory_of_any_name(
     """Command, configuration and records are found in it; Slurm can't log to a backslash."""
     work = tmp_path / value / "work"
     if "\\" in value:
-        with pytest.raises(ConfigError, match="work_dir: Slurm takes no backslash"):
+        with pytest.raises(ConfigError, match="work_dir: Slurm accepts no backslash"):
             script({}, str(work))
         return
     (work / "gen_04").mkdir(parents=True)
@@ -511,7 +510,7 @@ def test_relative_paths_are_refused(path: str) -> None:
 def test_paths_that_no_container_can_show(path: str) -> None:
     """Apptainer splits there, and has no escape."""
     script({}, path)
-    with pytest.raises(ConfigError, match="work_dir: a container can't show"):
+    with pytest.raises(ConfigError, match="work_dir: a container can't bind"):
         script({"image": "/x.sif"}, path)
 
 

@@ -16,11 +16,14 @@ from mlip_job.schedulers.records import (
     recorded_generations,
 )
 from mlip_job.schedulers.slurm import commands
-from mlip_job.schedulers.slurm.image import record_image
-from mlip_job.schedulers.slurm.preflight import check_files
-from mlip_job.schedulers.slurm.script import batch_script
-from mlip_job.schedulers.slurm.states import SECTION, is_live
-from mlip_job.schedulers.slurm.status import combined, status_by_record, status_of
+from mlip_job.schedulers.slurm.script import batch_script, check_files, record_image
+from mlip_job.schedulers.slurm.states import (
+    SECTION,
+    combined,
+    is_live,
+    status_by_record,
+    status_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 
     from mlip_job.config import JobConfig
     from mlip_job.schedulers.base import JobRequest
-    from mlip_job.schedulers.slurm.commands import Task
+    from mlip_job.schedulers.slurm.states import Task
 
 _ACTIVE = (JobState.PENDING, JobState.RUNNING)
 
@@ -36,16 +39,15 @@ _ACTIVE = (JobState.PENDING, JobState.RUNNING)
 class SlurmScheduler:
     """Submits to the Slurm cluster whose commands are on PATH.
 
-    Parameters
-    ----------
-    config
-        Of the family; jobs are found by its work directory too.
+    Jobs are found by their names in the queue, and by the records of the work directory.
     """
 
     name = "slurm"
 
     def __init__(self, config: JobConfig) -> None:
         self._config = config
+        # The part of the configuration with the settings of the job, for messages.
+        self._section = f"{SECTION}.cpu" if config.training.is_linear else SECTION
 
     def plan(self, request: JobRequest) -> Plan:
         """See `Scheduler.plan`; the text is the batch script."""
@@ -65,13 +67,13 @@ class SlurmScheduler:
         script = files.script("sbatch")
         files.write(script, plan.text, request.config)
         record_image(request.config)
-        job_id = commands.submit(script, plan.name, section=_section(request.config))
+        job_id = commands.submit(script, plan.name, section=self._section)
         submitted = datetime.now(UTC)
         files.record(self.name, SubmittedJob(id=job_id, name=plan.name, submitted=submitted))
         return JobHandle(self.name, job_id, plan.name)
 
     def find(self, family: str, generation: int) -> JobHandle | None:
-        """See `Scheduler.find`; it may have been submitted from another work directory."""
+        """See `Scheduler.find`; also a job submitted from another work directory."""
         known = self._known(family, generation)
         return known[max(known)] if known else None
 
@@ -85,25 +87,21 @@ class SlurmScheduler:
         """See `Scheduler.generations`."""
         recorded = recorded_generations(self._config, self.name)
         found = {number for number in recorded if self._recorded(family, number)}
-        try:
-            tasks = commands.my_jobs(patience=0) if found else commands.my_jobs()
-        except UnavailableError:
-            if not found:
-                raise
-            return found
-        names = [name for task in tasks if (name := JobName.parse(task.name)) is not None]
+        names = [JobName.parse(task.name) for task in self._my_jobs(recorded=bool(found))]
         return found | {
-            name.generation for name in names if name.is_of(self._config, family, name.generation)
+            name.generation
+            for name in names
+            if name is not None and name.is_of(self._config, family, name.generation)
         }
 
     def status(self, handle: JobHandle) -> JobStatus:
         """See `Scheduler.status`.
 
-        The queue is asked first for what waits and runs, since the accounting lags behind a
-        requeue; then the accounting, the controller, and what the script noted at its end.
+        Pending and running jobs are those of the queue: the accounting lags behind a requeue.
+        Then come the accounting, the controller, and the record that the script left at its end.
         """
         tasks = commands.queued(handle.id)
-        if not any(is_live(task.state) for task in tasks):
+        if not any(map(is_live, tasks)):
             tasks = commands.accounted(handle.id) or commands.controlled(handle.id) or tasks
         files = self._files(handle)
         if not tasks:
@@ -123,38 +121,37 @@ class SlurmScheduler:
         """See `Scheduler.cancel`; a running job has the site's KillWait for its checkpoint."""
         commands.cancel(handle.id)
 
-    # -- what is there ---------------------------------------------------------------------------
+    # -- jobs by the queue and by the records ----------------------------------------------------
+
+    def _my_jobs(self, *, recorded: bool) -> list[Task]:
+        """Return the caller's jobs; without Slurm, none if there are records to go by."""
+        if not recorded:
+            return commands.my_jobs()
+        try:
+            return commands.my_jobs(0)
+        except UnavailableError:
+            return []
 
     def _live(self, request: JobRequest) -> list[JobHandle]:
-        """Return the jobs of a generation that wait or run."""
+        """Return the pending and running jobs of a generation."""
         family, generation = request.config.family, request.generation
-        tasks = commands.my_jobs(commands.PATIENCE_SECONDS)
-        named = self._named(tasks, family, generation)
-        found = dict.fromkeys(job for job, task in named if is_live(task.state))
+        tasks = filter(is_live, commands.my_jobs(commands.SUBMIT_RETRY_SECONDS))
+        found = dict.fromkeys(self._named(tasks, family, generation))
         recorded = {_number(job): job for job in self._recorded(family, generation)}
-        # What is recorded may name the cluster.
+        # A recorded job may name its cluster.
         return [recorded.get(_number(job), job) for job in found]
 
     def _known(self, family: str, generation: int) -> dict[int, JobHandle]:
         """Return the jobs of a generation that are queued, or recorded here, by their numbers."""
         recorded = self._recorded(family, generation)
-        known: dict[int, JobHandle] = {}
-        try:
-            jobs = commands.my_jobs(patience=0) if recorded else commands.my_jobs()
-            known = {_number(job): job for job, _ in self._named(jobs, family, generation)}
-        except UnavailableError:
-            if not recorded:
-                raise
-        return known | {_number(job): job for job in recorded}
+        queued = self._named(self._my_jobs(recorded=bool(recorded)), family, generation)
+        return {_number(job): job for job in (*queued, *recorded)}
 
-    def _named(
-        self, tasks: Iterable[Task], family: str, generation: int
-    ) -> Iterator[tuple[JobHandle, Task]]:
+    def _named(self, tasks: Iterable[Task], family: str, generation: int) -> Iterator[JobHandle]:
         for task in tasks:
             name = JobName.parse(task.name)
             if name is not None and name.is_of(self._config, family, generation):
-                number = task.id.partition("_")[0]
-                yield JobHandle(self.name, number, task.name), task
+                yield JobHandle(self.name, task.id.partition("_")[0], task.name)
 
     def _recorded(self, family: str, generation: int) -> list[JobHandle]:
         record = SubmitFiles.of(self._config, generation).submission()
@@ -186,13 +183,12 @@ class SlurmScheduler:
         if log is None and (submission is None or submission.job(handle.id) is None):
             log = ""  # submitted from another work directory, which has the log
         ended = files.how_it_ended(self.name, task.id)
-        return status_of(task, ended, log, _section(self._config))
+        return status_of(task, ended, log, self._section)
 
     def _status_by_records(self, handle: JobHandle, files: SubmitFiles) -> JobStatus:
         number = str(_number(handle))
-        pattern = files.ended(self.name, f"{number}*").name
         found = []
-        for path in sorted(files.directory.glob(pattern)):
+        for path in sorted(files.directory.glob(files.ended(self.name, f"{number}*").name)):
             task_id = path.stem.partition("-")[2]
             ended = files.how_it_ended(self.name, task_id)
             if ended is not None and task_id.partition("_")[0] == number:
@@ -202,8 +198,3 @@ class SlurmScheduler:
 
 def _number(handle: JobHandle) -> int:
     return int(handle.id.partition(";")[0])
-
-
-def _section(config: JobConfig) -> str:
-    """Return the part of the configuration that holds what a job asks for."""
-    return SECTION if not config.training.is_linear else f"{SECTION}.cpu"

@@ -1,21 +1,27 @@
-"""Slurm's states and reasons, in the terms of all schedulers and in words.
+"""Slurm's states, endings and refusals, in the terms of all schedulers.
 
-The names are those of ``squeue(1)`` and ``sacct(1)``. One that is not listed here is unknown, which
-is not failure.
+The names are those of ``squeue(1)`` and ``sacct(1)``. A state that is not listed is unknown, which
+is not failure. A reason is Slurm's own word: https://slurm.schedmd.com/job_reason_codes.html
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mlip_job.schedulers.base import JobState
-from mlip_job.schedulers.slurm.limits import limit_named
+from mlip_job.errors import ConfigError, UnavailableError
+from mlip_job.schedulers.base import JobState, JobStatus, meaning_of
+from mlip_job.schedulers.records import error_in
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    from mlip_job.schedulers.records import Ended
 
 SECTION = "submit.slurm"
-"""Where the settings are that the tables below name."""
+"""The part of the configuration with the settings of a job that uses a GPU."""
 
 _STATES: Mapping[JobState, str] = {
     JobState.PENDING: "PENDING CONFIGURING REQUEUED REQUEUE_FED REQUEUE_HOLD SPECIAL_EXIT "
@@ -26,119 +32,191 @@ _STATES: Mapping[JobState, str] = {
     JobState.CANCELLED: "CANCELLED",
     JobState.UNKNOWN: "REVOKED",
 }
-STATES: Mapping[str, JobState] = {
-    native: state for state, natives in _STATES.items() for native in natives.split()
-}
+_BY_NAME = {native: state for state, natives in _STATES.items() for native in natives.split()}
 
-ENDINGS: Mapping[str, tuple[str, bool]] = {
+# How a job ended that Slurm ended, and whether the same submission may succeed.
+_ENDINGS: Mapping[str, tuple[str, bool]] = {
     "BOOT_FAIL": ("the node did not start", True),
-    "DEADLINE": ("its deadline passed before it could end", False),
+    "DEADLINE": ("its deadline passed", False),
     "NODE_FAIL": ("the node failed", True),
-    "OUT_OF_MEMORY": ("it used more memory than it had asked for (submit.slurm.mem)", False),
-    "PREEMPTED": ("another job took its place, and this site does not requeue", True),
+    "OUT_OF_MEMORY": ("it used more memory than {section}.mem", False),
+    "PREEMPTED": ("it was preempted, and this site does not requeue", True),
     "TIMEOUT": ("the time limit came before its checkpoint was saved", True),
 }
-"""How a job ended that did not end by itself, and whether to submit it again helps."""
 
-REASONS: Mapping[str, str] = {
-    "BadConstraints": "no node can ever have what it asks for",
-    "BeginTime": "it starts again after the delay that follows a requeue",
-    "Dependency": "the job before it has not succeeded yet",
-    "DependencyNeverSatisfied": "the job that it had to wait for failed",
-    "InvalidAccount": "the account may not be used (submit.slurm.account)",
-    "InvalidQOS": "the QOS may not be used (submit.slurm.qos)",
-    "JobArrayTaskLimit": "as many members run as may at a time",
-    "JobHeldAdmin": "an administrator holds it back",
-    "JobHeldUser": "it is held back; scontrol release lets it go",
-    "JobHoldMaxRequeue": "it was requeued too often for this site; scontrol release lets it go",
-    "Licenses": "it waits for a licence",
-    "MaxMemPerLimit": "it asks for more memory than the site allows (submit.slurm.mem)",
-    "NodeDown": "a node that it needs is down",
-    "PartitionConfig": "no node of the partition can ever have what it asks for",
-    "PartitionDown": "the partition is down",
-    "PartitionInactive": "the partition takes no jobs",
-    "PartitionNodeLimit": "it asks for more than the partition allows",
-    "PartitionTimeLimit": "it asks for more time than the partition allows (submit.slurm.time)",
-    "Priority": "other jobs come first",
-    "QOSNotAllowed": "the partition does not take this QOS (submit.slurm.qos)",
-    "QOSUsageThreshold": "the account has used more than the QOS takes (submit.slurm.qos)",
-    "ReqNodeNotAvail": "nodes that it needs are not available, as for maintenance",
-    "Reservation": "it waits for its reservation",
-    "Resources": "no node is free yet",
-    "launch failed requeued held": "its node could not start it; scontrol release tries again",
+# Reasons for which a job stays pending forever, with the setting to change.
+_FINAL: Mapping[str, str] = {
+    "BadConstraints": "constraint",
+    "InvalidAccount": "account",
+    "InvalidQOS": "qos",
+    "MaxMemPerLimit": "mem",
+    "PartitionConfig": "partition",
+    "PartitionNodeLimit": "partition",
+    "PartitionTimeLimit": "time",
+    "QOSNotAllowed": "qos",
 }
-"""Why a job waits, where that is not a limit of an account or QOS; see `limit_named` for those."""
+# Limits on the size of one job, which a QOS or an account has: QOSMaxCpuPerJobLimit, QOSMinGRES.
+_TOO_LARGE = re.compile(r"(QOS|Assoc)(Min\w+|Max\w+Per(Job|Node)\w*)")
+_HELD = re.compile(r"JobHeld|JobHoldMaxRequeue|requeued held")
+_SUBMITTED_JOBS = re.compile(r"(QOS|Assoc)(Grp|Max)SubmitJob\w*")
 
-_NEVER = frozenset(
-    {
-        "BadConstraints",
-        "DependencyNeverSatisfied",
-        "InvalidAccount",
-        "InvalidQOS",
-        "MaxMemPerLimit",
-        "PartitionConfig",
-        "PartitionNodeLimit",
-        "PartitionTimeLimit",
-        "QOSNotAllowed",
-    }
+_LIMITS = "sacctmgr show associations user=$USER and sacctmgr show qos list the limits"
+_NODES = "sinfo -o '%P %c %m %G %f' lists CPUs, memory (MB), generic resources and features"
+# What sbatch prints, the settings to check, and a command that lists the right values.
+_REFUSALS: Sequence[tuple[str, str, str]] = (
+    ("accounting/QOS policy", "cpus, gres, mem, time and the number of your jobs", _LIMITS),
+    ("invalid partition", "partition", "sinfo lists the partitions"),
+    ("invalid account", "account", "sacctmgr show associations user=$USER lists yours"),
+    ("invalid qos", "qos", "sacctmgr show associations user=$USER format=qos lists yours"),
+    ("reservation", "reservation", "scontrol show reservation lists them"),
+    ("time limit|--time", "time", "sinfo -o '%P %l' lists the longest times"),
+    ("generic resource|gres", "gres", _NODES),
+    ("invalid feature", "constraint", _NODES),
+    ("memory", "mem", _NODES),
+    ("cpu count", "cpus", _NODES),
+    ("node configuration|node count|node name", "gres, mem, cpus and exclude", _NODES),
+    ("mail", "mail_type", "e.g. END,FAIL"),
+    ("unrecognized option|invalid option|requires an argument", "extra", "see man sbatch"),
 )
-_CHANGE_IT = "cancel it, change that and submit it again"
+# Lines that Slurm adds after the run has ended.
+_NOISE = re.compile(r"srun: |slurmstepd|mlip-job: ")
+# The state of an array is the first of these that a task is in.
+_RANK = (
+    JobState.RUNNING,
+    JobState.PENDING,
+    JobState.UNKNOWN,
+    JobState.FAILED,
+    JobState.CANCELLED,
+    JobState.SUCCEEDED,
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job, or a task of an array, as one of Slurm's commands reports it.
+
+    `id` is ``4711``, ``4711_2``, or ``4711_[3-4]`` for tasks that are pending together. `exit_code`
+    is None if the command does not tell, or a signal ended the script.
+    """
+
+    id: str
+    state: str
+    reason: str | None = None
+    exit_code: int | None = None
+    name: str = ""
 
 
 def state_of(native: str) -> JobState:
-    """Return what a state of Slurm's means; UNKNOWN for one that is not listed."""
-    return STATES.get(native.rstrip("+"), JobState.UNKNOWN)
+    """Return the meaning of a state of Slurm; UNKNOWN for one that is not listed."""
+    return _BY_NAME.get(native.rstrip("+"), JobState.UNKNOWN)
 
 
-def is_live(native: str) -> bool:
-    """Tell whether a job in this state waits or runs."""
-    return state_of(native) in (JobState.PENDING, JobState.RUNNING)
+def is_live(task: Task) -> bool:
+    """Tell whether a task is pending or running."""
+    return state_of(task.state) in (JobState.PENDING, JobState.RUNNING)
 
 
-def why(reason: str, section: str = SECTION) -> str:
-    """Return a reason in words, with Slurm's own.
+def status_of(
+    task: Task, ended: Ended | None, log: str | None, section: str = SECTION
+) -> JobStatus:
+    """Return the status of one task.
 
     Parameters
     ----------
-    reason
-        Slurm's.
+    ended
+        The exit code that the script recorded at its end.
+    log
+        The end of the task's log; None if there is no log.
     section
-        Part of the configuration that the job's settings are in.
+        The part of the configuration with the job's settings, for messages.
     """
-    word = _word(reason)
-    limit = limit_named(word)
-    words = limit.reason if limit is not None else REASONS.get(word)
-    return f"{_naming(words, section)} ({reason})" if words is not None else reason
+    state = state_of(task.state)
+    if state is JobState.PENDING:
+        hint = _hint(task.reason, section) if task.reason else None
+        return JobStatus(state, task.state, task.reason, hint)
+    if state is JobState.CANCELLED and task.reason == "DependencyNeverSatisfied":
+        return JobStatus(state, task.state, task.reason, "the job of --after failed")
+    if state is JobState.FAILED:
+        return _failed_task(task, ended, log, section)
+    return JobStatus(state, task.state, exit_code=0 if state is JobState.SUCCEEDED else None)
 
 
-def what_to_do(reason: str, section: str = SECTION) -> str | None:
-    """Return what to do about a job that waits for a reason, where something has to be done."""
-    if (limit := limit_named(_word(reason))) is not None:
-        return _naming(limit.hint, section)
-    return _CHANGE_IT if is_final(reason) else None
+def _failed_task(task: Task, ended: Ended | None, log: str | None, section: str) -> JobStatus:
+    state = JobState.FAILED
+    if task.state in _ENDINGS:
+        reason, again = _ENDINGS[task.state]
+        return JobStatus(state, task.state, reason.format(section=section), resubmit=again)
+    if task.reason is not None and (hint := _hint(task.reason, section)) is not None:
+        return JobStatus(state, task.state, task.reason, hint)
+    code = ended.exit_code if ended is not None else task.exit_code
+    if log is None and ended is None:
+        reason = "it left no log: work_dir can't be written on the node"
+        hint = "set work_dir to a directory that login node and compute nodes share"
+        return JobStatus(state, task.state, reason, hint, code)
+    if code is None:
+        return JobStatus(state, task.state, _last_line(log or ""))
+    return _failed(code, bool(ended and ended.resubmit), task.state, log)
 
 
-def is_final(reason: str) -> bool:
-    """Tell whether no waiting removes a reason."""
-    limit = limit_named(_word(reason))
-    return limit.never if limit is not None else _word(reason) in _NEVER
+def status_by_record(ended: Ended, log: str | None) -> JobStatus:
+    """Return the status of a job that Slurm has forgotten, by the record of its script."""
+    if ended.exit_code == 0:
+        return JobStatus(JobState.SUCCEEDED, "", exit_code=0)
+    return _failed(ended.exit_code, bool(ended.resubmit), "", log)
 
 
-def how_it_ended(native: str, section: str = SECTION) -> tuple[str, bool] | None:
-    """Return how a job in this state ended, and whether to submit it again helps; or None.
+def combined(statuses: Sequence[JobStatus]) -> JobStatus:
+    """Return the status of an array of tasks."""
+    first = min(statuses, key=lambda status: _RANK.index(status.state))
+    if len(statuses) == 1:
+        return first
+    counts = Counter(status.state for status in statuses)
+    members = ", ".join(f"{counts[state]} {state}" for state in _RANK if counts[state])
+    reason = f"members: {members}" + (f"; {first.reason}" if first.reason else "")
+    again = any(status.resubmit for status in statuses)
+    return JobStatus(first.state, first.native, reason, first.hint, first.exit_code, resubmit=again)
 
-    None stands for a job that ended by itself.
+
+def refusal(said: str, section: str) -> ConfigError | UnavailableError:
+    """Return the error for a job that sbatch refused, with the settings to check.
+
+    A limit on the number of jobs is temporary, and so an `UnavailableError`.
     """
-    if native not in ENDINGS:
-        return None
-    words, again = ENDINGS[native]
-    return _naming(words, section), again
+    text = re.sub(r"sbatch: (error: )?(Batch job submission failed: )?", "", said)
+    message = f"Slurm refuses the job: {text}"
+    if _SUBMITTED_JOBS.search(text):
+        hint = f"submit again when some of your jobs have ended; {_LIMITS}"
+        return UnavailableError(message, hint=hint)
+    if "dependency" in text.lower():
+        return ConfigError(message, hint="check --after; squeue --me lists your jobs")
+    for pattern, settings, command in _REFUSALS:
+        if re.search(pattern, text, re.IGNORECASE):
+            return ConfigError(message, hint=f"check {section}.{settings}; {command}")
+    return ConfigError(message)
 
 
-def _word(reason: str) -> str:
-    return reason.partition(",")[0].strip("()")
+def _hint(reason: str, section: str) -> str | None:
+    """Return what to do about a reason that does not pass by itself."""
+    word = reason.partition(",")[0].strip("()")
+    if _HELD.search(word):
+        return "scontrol release starts it"
+    if word in _FINAL or _TOO_LARGE.fullmatch(word):
+        setting = f".{_FINAL[word]}" if word in _FINAL else ""
+        return f"it never starts: cancel it, change {section}{setting} and submit it again"
+    return None
 
 
-def _naming(words: str, section: str) -> str:
-    """Name the settings in the section that the job has them from."""
-    return words.replace(f"({SECTION}.", f"({section}.")
+def _failed(code: int, resubmit: bool, native: str, log: str | None) -> JobStatus:
+    meaning = meaning_of(code)
+    message, hint = error_in(log or "") or (None, None)
+    if message is None and not meaning.retry:
+        said = _last_line(log or "")
+        message = f"{meaning.reason} (exit code {code})" + (f": {said}" if said else "")
+    reason = message or meaning.reason
+    return JobStatus(JobState.FAILED, native, reason, hint, code, resubmit=resubmit)
+
+
+def _last_line(log: str) -> str | None:
+    """Return the last line that the run printed, not Slurm."""
+    said = [line.strip() for line in log.splitlines() if line.strip() and not _NOISE.match(line)]
+    return said[-1] if said else None

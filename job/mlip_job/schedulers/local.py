@@ -1,12 +1,14 @@
-"""`LocalScheduler`: the same request as a process that outlives its terminal."""
+"""`LocalScheduler`: a job as a process of this machine that outlives its terminal."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import re
+import shlex
 import signal
 import subprocess
+import sys
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,17 +17,19 @@ from typing import TYPE_CHECKING
 from mlip_job.config.load import ENVIRONMENT_PREFIX
 from mlip_job.disk import private
 from mlip_job.errors import ConfigError, UnavailableError
+from mlip_job.naming import generation_name
 from mlip_job.runtime.environment import ProcessIdentity
 from mlip_job.schedulers.base import (
+    Code,
     JobHandle,
     JobName,
     JobState,
     JobStatus,
     Plan,
     meaning_of,
+    render,
     require_same,
 )
-from mlip_job.schedulers.local.script import local_script
 from mlip_job.schedulers.records import (
     SubmitFiles,
     SubmittedJob,
@@ -48,14 +52,10 @@ _JOB_ID = re.compile(r"\d+-\d+")
 
 
 class LocalScheduler:
-    """Starts jobs on this machine at once; nothing starts them again.
+    """Starts jobs on this machine at once; nothing restarts them.
 
-    A job's id is that of its process and the moment that it started, in clock ticks since boot.
-
-    Parameters
-    ----------
-    config
-        Of the family; jobs are found by its work directory.
+    A job's id is its process id and its start, in clock ticks since boot. Jobs are found by the
+    records of the work directory.
     """
 
     name = "local"
@@ -67,23 +67,22 @@ class LocalScheduler:
         """See `Scheduler.plan`; the text is a shell script."""
         if request.after is not None and _JOB_ID.fullmatch(request.after) is None:
             raise ConfigError(f"--after: {request.after!r} is no job of this machine")
-        return Plan(request, str(JobName.of(request)), local_script(request))
+        return Plan(request, str(JobName.of(request)), _script(request))
 
     def submit(self, plan: Plan) -> JobHandle:
         """See `Scheduler.submit`."""
         config, generation = plan.request.config, plan.request.generation
-        before = self.find(config.family, generation)
-        if before is not None and not self.status(before).state.ended:
-            require_same(before, plan)
-            return replace(before, found=True)
+        for job in self.active(config.family, generation):
+            require_same(job, plan)
+            return replace(job, found=True)
         files = SubmitFiles.of(config, generation)
         script = files.script("sh")
         files.write(script, plan.text, config)
         process = _start(script, files)
         job_id = f"{process.pid}-{process.started}"
         submitted = datetime.now(UTC)
-        job = SubmittedJob(id=job_id, name=plan.name, submitted=submitted, process=process)
-        files.record(self.name, job)
+        record = SubmittedJob(id=job_id, name=plan.name, submitted=submitted, process=process)
+        files.record(self.name, record)
         return JobHandle(self.name, job_id, plan.name)
 
     def find(self, family: str, generation: int) -> JobHandle | None:
@@ -98,7 +97,7 @@ class LocalScheduler:
         return JobHandle(self.name, job.id, job.name)
 
     def active(self, family: str, generation: int) -> Sequence[JobHandle]:
-        """See `Scheduler.active`; a process of another machine may run there."""
+        """See `Scheduler.active`; a job of another machine counts until it has ended."""
         job = self.find(family, generation)
         return [job] if job is not None and not self.status(job).state.ended else []
 
@@ -108,7 +107,7 @@ class LocalScheduler:
         return {number for number in recorded if self.find(family, number) is not None}
 
     def status(self, handle: JobHandle) -> JobStatus:
-        """See `Scheduler.status`; a process of another machine is unknown until it has ended."""
+        """See `Scheduler.status`; a job of another machine is unknown until it has ended."""
         files, me = self._files(handle), ProcessIdentity.current()
         record = files.submission()
         job = record.job(handle.id) if record is not None else None
@@ -120,7 +119,7 @@ class LocalScheduler:
             cancelled = files.cancelled(self.name, handle.id).exists()
             return _ended(ended, log, cancelled=cancelled)
         if process is not None and process.is_gone(me):
-            reason = "its process is gone and left no word: it was killed, or the machine went down"
+            reason = "its process is gone without a record: it was killed, or the machine went down"
             return JobStatus(JobState.FAILED, "killed", reason, resubmit=True)
         return JobStatus(JobState.UNKNOWN, "", "it is no process of this machine")
 
@@ -149,6 +148,26 @@ class LocalScheduler:
         return SubmitFiles.of(self._config, name.generation if name is not None else 1)
 
 
+def _script(request: JobRequest) -> str:
+    files = SubmitFiles.of(request.config, request.generation)
+    words = [
+        *(sys.executable, "-m", "mlip_job", "run", "--generation", str(request.generation)),
+        *("--config", str(files.config), *request.options),
+    ]
+    members = range(1, (request.ensemble or 0) + 1)
+    return render(
+        "local.sh.j2",
+        generation_name=generation_name(request.generation),
+        family=request.config.family,
+        directory=files.directory,
+        work_dir=request.config.work_dir,
+        after=request.after,
+        ensemble=request.ensemble,
+        members=Code("".join(f" {member}" for member in members)),
+        program=Code(shlex.join(words)),
+    )
+
+
 def _ended(ended: Ended, log: str | None, *, cancelled: bool) -> JobStatus:
     code = ended.exit_code
     if code == 0:
@@ -161,10 +180,10 @@ def _ended(ended: Ended, log: str | None, *, cancelled: bool) -> JobStatus:
 
 
 def _start(script: Path, files: SubmitFiles) -> ProcessIdentity:
-    """Start a script in a session of its own, as no child of this process.
+    """Start a script in its own session, as no child of this process.
 
-    The lock on its log is handed on to it, and lasts as long as it, or what it started, lives: that
-    is how a job waits for another.
+    It inherits a lock on its log, which lasts as long as the script or a process that it started:
+    that is how a job waits for another.
     """
     log = files.directory / ".local.log"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(ENVIRONMENT_PREFIX)}
