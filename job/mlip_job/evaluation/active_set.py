@@ -12,14 +12,11 @@ from typing import TYPE_CHECKING, Literal
 from mlip_job.dataset.xyz import parse, read_blocks
 from mlip_job.errors import TrainingError
 from mlip_job.evaluation.potential import Potential
-from mlip_job.training.pacemaker.programs import run_program
+from mlip_job.training.pacemaker.programs import write_active_set
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-
-# What the program writes beside "potential.yaml".
-_WRITTEN = {"linear": ".asi", "full": ".asi.nonlinear"}
 
 # Training structures have grades up to 1.01 by construction, somewhat more where the data was taken
 # in batches. A set from a singular matrix gives 1e15, as python-ace 0.4.0rc1 makes with --full.
@@ -54,17 +51,7 @@ def make_active_set(
     TrainingError
         If the program fails, or what it made is of no use.
     """
-    # All atoms, not only those whose forces are described well: then a grade above 1 means outside
-    # of the training data, and data that has to be taken in batches needs it anyway.
-    arguments = ["--all-atoms", "-V"]
-    if kind == "full":
-        arguments.append("--full")
-    for frame in frames:
-        arguments += ["-d", frame]
-    run_program("pace_activeset", [*arguments, potential.name], potential.parent)
-    written = potential.with_suffix(_WRITTEN[kind])
-    if not written.is_file():
-        raise TrainingError(f"pace_activeset left no {written}")
+    written = write_active_set(potential, frames, kind)
     _require_useful(potential, written, structures)
     written.replace(target)
 

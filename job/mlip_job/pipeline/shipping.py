@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from mlip_job.naming import WorkFiles
     from mlip_job.registry import Registry, Timings
-    from mlip_job.training.pacemaker.process import PacemakerWrapper
+    from mlip_job.training.trainer import Trainer
 
 TRAIN_LOG = "train.log"
 
@@ -69,10 +69,10 @@ class Shipper:
         with self._one_at_a_time:
             self._save(start, 0, {POTENTIAL: self._files.linear_start})
 
-    def ship_progress(self, wrapper: PacemakerWrapper) -> None:
+    def ship_progress(self, trainer: Trainer) -> None:
         """Store a checkpoint where the fit has gone on since the last one; log and tables too."""
         with self._one_at_a_time, tempfile.TemporaryDirectory(prefix="mlip-job-") as temporary:
-            snapshot = wrapper.snapshot(Path(temporary))
+            snapshot = trainer.snapshot(Path(temporary))
             if snapshot is not None and (
                 self.saved is None or snapshot.position.order() > self.saved.order()
             ):

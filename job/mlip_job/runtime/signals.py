@@ -1,4 +1,4 @@
-"""What the signals that schedulers send do to a run."""
+"""Stop a run by the signals that schedulers send."""
 
 from __future__ import annotations
 
@@ -17,12 +17,9 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopRequest:
-    """Context manager in which the stop signals raise `InterruptedRunError`, once.
+    """Context manager in which the first stop signal raises `InterruptedRunError`.
 
-    Attributes
-    ----------
-    received
-        The first signal that came, or None.
+    ``received`` is that signal, or None.
     """
 
     def __init__(self) -> None:
@@ -46,7 +43,7 @@ class StopRequest:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within it a signal only sets `received`; who defers must look at that, and often."""
+        """Within it a signal only sets `received`, which the block has to check often."""
         before, self._deferred = self._deferred, True
         try:
             yield
@@ -54,7 +51,7 @@ class StopRequest:
             self._deferred = before
 
     def error(self) -> InterruptedRunError | None:
-        """Return the error to end with, where a signal has come."""
+        """Return the error to end with, if a signal has come."""
         if self.received is None:
             return None
         return InterruptedRunError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
+from mlip_job.models import Frozen
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,7 +14,7 @@ POTENTIAL = "potential.yaml"
 """Name of the potential in a checkpoint."""
 
 
-class FitPosition(BaseModel):
+class FitPosition(Frozen):
     """A point of a fit that it can resume from.
 
     Attributes
@@ -30,8 +30,6 @@ class FitPosition(BaseModel):
     finished
         Whether the trainer has ended, and only publishing is left.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     ladder_step: int
     iteration: int

@@ -7,9 +7,8 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
-
 from mlip_job.errors import MlipJobError, TrainingError
+from mlip_job.models import Frozen
 from mlip_job.runtime.processes import run_in_process
 from mlip_job.training.pacemaker.programs import find_program
 from mlip_job.training.summary import LossShares, RunSummary, SetSizes
@@ -20,39 +19,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LinearTask:
-    """What to fit by linear least squares, and to what.
+    """The input of a linear least-squares fit.
 
     Attributes
     ----------
     section
         Pacemaker's ``potential`` section, which describes the basis.
     kappa, l1, l2
-        Of pacemaker's loss: weights of the forces, of the absolute coefficients, which only count
-        in the shares of the loss, and, at least, of the squared coefficients.
+        Of pacemaker's loss: the weight of the forces, and of the absolute and squared coefficients.
+        The absolute ones only count in the shares of the loss; l2 is the smallest ridge.
     weighting
         Pacemaker's ``fit.weighting``, if there is one.
     train, test
-        Files of pacemaker's data frames, as pacemaker is to find them.
+        Pacemaker's data frames, relative to `directory`.
     held_out
-        Rows that choose the ridge, of the training set; where pacemaker continues, of ``test``.
-    directory
-        Where they are, and where the potential is to be written.
+        Rows that choose the ridge: of `train` if the fit is published, else of `test`.
     potential
-        Name of that file.
+        Name of the file that is written in `directory`.
     finished
-        Whether it is what will be published, instead of what pacemaker starts from.
-    repulsion
-        Whether it gets ZBL cores then, as pacemaker puts them on at the end of a fit.
-    reference_energies
-        eV per atom of each element: they are kept with it then, as pacemaker does.
-    seed
-        Of the resampling.
-    resampled
-        Whether structures get random weights, so that members of an ensemble start apart.
+        Whether the fit is published. It gets ZBL cores then (`repulsion`) and keeps the reference
+        energies (eV per atom), as pacemaker's fits do.
+    seed, resampled
+        Whether structures get random weights, so that the members of an ensemble differ.
     atoms
         In the training set.
     cores
-        Most processes.
+        Largest number of processes.
     """
 
     section: Mapping[str, Any]
@@ -75,34 +67,30 @@ class LinearTask:
 
 
 class LinearProgress(NamedTuple):
-    """How much of the training set has been taken into account."""
+    """The part of the training set that has been summed up."""
 
     structures: int
     atoms: int
 
 
-class LinearStart(BaseModel):
-    """The linear fit that a fit of pacemaker's started from.
+class LinearStart(Frozen):
+    """The linear fit that a fit started from, as checkpoints and manifests keep it.
 
     Attributes
     ----------
     structures, atoms
-        What it was made from: all of the training set, but for what a weighting leaves out.
+        Of the training set, without what a weighting leaves out.
     functions
-        Coefficients that were solved for.
+        Number of coefficients.
     loss
-        Of the potential that it made, on these structures and without regularisation:
-        (1-κ)·MSE(E/atom, eV) + κ·mean|ΔF|² (eV/Å), weighted as in the fit.
+        On these structures, without regularisation: (1-κ)·MSE(E/atom, eV) + κ·mean|ΔF|² (eV/Å),
+        weighted as in the fit.
     ridge
-        What the squared coefficients were weighted with: ``l2_coeffs``, or what came out better on
+        Weight of the squared coefficients: ``l2_coeffs``, or a larger one that was better on
         structures that were held out.
     undetermined
         Blocks, as ``Al Li``, of which the data have no structure; their coefficients are 0.
-    loss_shares
-        What makes up the loss with regularisation.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     structures: int
     atoms: int
@@ -114,23 +102,14 @@ class LinearStart(BaseModel):
 
 
 def run_linear_fit(task: LinearTask, observe: Callable[[LinearProgress], None]) -> LinearStart:
-    """Make the potential that a task describes, in a process that ends with this call.
-
-    Its memory is free when pacemaker starts, and a stop signal, which raises here, ends it at once.
-
-    Parameters
-    ----------
-    task
-        What to fit, and to what.
-    observe
-        Called as it proceeds.
+    """Make the potential of a task in a process of its own, whose memory is free afterwards.
 
     Raises
     ------
     ConfigError
         If python-ace is not installed.
     TrainingError
-        If the fit fails; a fit from nothing is no substitute that anybody asked for.
+        If the fit fails.
     """
     find_program("pacemaker")  # python-ace comes with it
     died = TrainingError(

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict
-
+from mlip_job.models import Frozen
 from mlip_job.training.pacemaker.basis import smallest_budget
 
 if TYPE_CHECKING:
@@ -22,13 +21,11 @@ _FEWEST_VALUES_PER_FUNCTION = 2
 _WORTH_GROWING = 1.5
 
 
-class BasisSize(BaseModel):
+class BasisSize(Frozen):
     """The number of functions per element, and the reason for it.
 
     The warning says that the data can't determine so many.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     functions_per_element: int
     chosen: Literal["configured", "automatic", "inherited"]

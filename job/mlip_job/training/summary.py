@@ -83,7 +83,7 @@ class RunSummary(Frozen):
     cause
         Why it failed or what is missing, in words.
     exit_code
-        From a file ``exit_code`` beside the log, where there is one.
+        From a file ``exit_code`` in the directory, if there is one.
     train, test
         Errors of the result: of the last ladder step and its best cycle.
     loss_shares

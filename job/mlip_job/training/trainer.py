@@ -1,4 +1,4 @@
-"""The trainer of a fit: its progress, and the monitor that may stop it."""
+"""The contract of a trainer: a fit, its progress, and the monitor that may stop it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from mlip_job.errors import MlipJobError
-    from mlip_job.training.summary import CurvePoint
+    from mlip_job.training.checkpoint import Snapshot
+    from mlip_job.training.summary import CurvePoint, RunSummary
 
 PhaseSeconds = Callable[[datetime, datetime], "Mapping[str, float]"]
 """Seconds in each phase between two times, by the stamps of a trainer's log."""
@@ -71,6 +73,28 @@ class Monitor:
     interruption: Callable[[], MlipJobError | None]
     stall_timeout: float
     phases: PhaseClock = field(default_factory=lambda: PhaseClock())  # noqa: PLW0108 - defined below
+
+
+class Trainer(Protocol):
+    """A fit in the work directory of one attempt, by `PacemakerWrapper` or another program.
+
+    A trainer's folder also has its input file, its programs, the parser of its output
+    (`process.Output`) and its export.
+    """
+
+    def fit(self, legs: Mapping[Path, Any]) -> RunSummary:
+        """Run the trainer to its end on the inputs that are left, by file.
+
+        Raises
+        ------
+        TrainingError
+            If it failed or left no usable potential.
+        MlipJobError
+            The error that the monitor stopped it with.
+        """
+
+    def snapshot(self, directory: Path) -> Snapshot | None:
+        """Copy a state to resume from into an empty directory; other threads may call it."""
 
 
 class _Start(NamedTuple):

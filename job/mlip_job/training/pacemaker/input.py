@@ -22,14 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StartPotential:
-    """The potential that a fit starts from.
+    """The potential that a fit starts from: its name in the work directory.
 
-    Attributes
-    ----------
-    file
-        Its name in the work directory.
-    same_basis
-        Whether it has the very basis that is to be fitted, or a part of it.
+    Its basis is the one that is fitted, or a part of it.
     """
 
     file: str
@@ -38,19 +33,18 @@ class StartPotential:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What the fit needs to know of its dataset.
+    """The dataset of a fit.
 
     Attributes
     ----------
     elements
-        All that occur in it.
+        Of all structures.
     train, test
-        Files of pacemaker's data frames, as pacemaker is to find them; of the second set only where
-        it is to measure one.
+        Pacemaker's data frames, relative to the work directory; `test` may be empty.
     reference_energies
         eV per atom of each element; pacemaker subtracts them and keeps them with the potential.
     keep_best
-        Whether the second set decides which iteration's potential is the result.
+        Whether the loss on `test` decides which iteration's potential is the result.
     """
 
     elements: tuple[str, ...]
@@ -112,7 +106,7 @@ def build_input(
 
 
 def weighting_policy(training: TrainingConfig) -> dict[str, Any] | None:
-    """Return pacemaker's ``fit.weighting``; None where the weights are in the data frames."""
+    """Return pacemaker's ``fit.weighting``; None if the weights are in the data frames."""
     if not isinstance(training.weighting, EnergyBased):
         return None
     return {
@@ -144,8 +138,8 @@ def _potential(
     if start is None:
         return section
     if start.same_basis:
-        # With the same basis an `initial_potential` adds no function, and pacemaker would stop
-        # before the first iteration: the potential itself has to be the thing that is fitted.
+        # As `initial_potential` it would add no function, and pacemaker would stop before the
+        # first iteration.
         return start.file
     return {**section, "initial_potential": start.file}
 
@@ -175,11 +169,11 @@ def _fit(training: TrainingConfig, start: StartPotential | None) -> dict[str, An
 
 
 def _early_stopping(training: TrainingConfig) -> dict[str, Any]:
-    """Return what makes pacemaker stop by the training loss.
+    """Return the keys that stop a fit by its training loss.
 
-    By the test loss it would raise where that has not fallen in its very last evaluation, after the
-    minimiser has ended (`tensorpotential.compat.pace.fit`), and the fit would be lost: the callback
-    looks at that.
+    The callback stops it by the validation loss: pacemaker would raise, and lose the fit, if that
+    has not fallen in its last evaluation, after the end of the minimiser
+    (`tensorpotential.compat.pace.fit`).
     """
     limit = training.min_relative_train_loss_per_iter
     if limit is None:
@@ -191,7 +185,7 @@ def _early_stopping(training: TrainingConfig) -> dict[str, Any]:
 
 
 def _plain_step(step: float | tuple[float, ...]) -> Any:
-    """Return whole numbers as int: pacemaker takes 100.0 for neither a count nor a fraction."""
+    """Return whole numbers as int: pacemaker takes 100.0 neither as a count nor as a fraction."""
     if isinstance(step, tuple):
         return [_plain_step(part) for part in step]
     return int(step) if step >= 1 else step
@@ -202,16 +196,11 @@ _LADDER = ("ladder_step", "ladder_type")
 
 @dataclass(frozen=True)
 class Leg:
-    """One start of pacemaker.
+    """One start of pacemaker: the content of its input, and its place in the whole fit.
 
-    Attributes
-    ----------
-    content
-        Its input file.
-    offset
-        Where in the whole fit it begins.
-    partial
-        Whether it only finishes a step of a ladder that another leg will climb further.
+    An undisturbed fit has one. A fit that resumes within a step of a ladder has two, since
+    pacemaker starts a ladder only between steps: the first, `partial` one finishes the step, the
+    second continues the ladder.
     """
 
     content: Mapping[str, Any]
@@ -227,10 +216,9 @@ class Leg:
 
     @property
     def resumable(self) -> bool:
-        """Whether a later start can take up what this one left.
+        """Whether a later start can continue this one.
 
-        With several cycles pacemaker takes the best of them in the end, which a start of its own
-        could not know.
+        Of several cycles pacemaker takes the best in the end, which a later start can't know.
         """
         return int(self.content["fit"].get("fit_cycles", 1)) == 1
 
@@ -238,18 +226,17 @@ class Leg:
 def legs_from(
     position: FitPosition, content: Mapping[str, Any], section: Mapping[str, Any], potential: str
 ) -> tuple[Leg, ...]:
-    """Return the legs that are left of an interrupted fit.
+    """Return the legs that are left of a fit that was interrupted at a position.
 
     Parameters
     ----------
-    position
-        Where it was interrupted.
     content
         The input of the undisturbed fit.
     section
-        The ``potential`` section of a basis built from nothing.
+        The ``potential`` section of a fit from nothing.
     potential
-        Name of the file that each leg starts from: the checkpoint, then what the leg before made.
+        Name of the file that each leg starts from: the checkpoint, then the result of the leg
+        before.
     """
     fit = content["fit"]
     next_step = {

@@ -88,7 +88,7 @@ class OptimiserResult:
 
 @dataclass
 class LogState:
-    """All that a log has said of one run so far."""
+    """The content of a log of one run so far."""
 
     phases: list[tuple[Phase, datetime]] = field(default_factory=list)
     last_time: datetime | None = None

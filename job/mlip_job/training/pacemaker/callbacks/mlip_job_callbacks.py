@@ -1,8 +1,8 @@
 """Keep the potential with the smallest validation loss, and end a fit that finds no better one.
 
 Pacemaker calls `keep_best` after every iteration (``fit.callbacks``). It runs in pacemaker's
-process, which may be of another environment, and imports nothing of this package. All that it knows
-is in files of the work directory: what a resumed fit needs is copied with its checkpoint.
+process, maybe of another environment, and imports nothing of this package. Its state is in files of
+the work directory, which checkpoints contain.
 """
 
 from __future__ import annotations
