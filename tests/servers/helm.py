@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from mlip_job.schedulers.kubernetes.manifests import to_yaml
 from tests.servers.kubernetes import find_programs
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Helm:
         options = ["--values", "-"] if values is not None else []
         return subprocess.run(
             [self.program, *map(str, arguments), *options],
-            input=to_yaml(dict(values)) if values is not None else "",
+            input=_as_yaml(values) if values is not None else "",
             env={"PATH": os.environ["PATH"], "HOME": str(self.home), **environment},
             capture_output=True,
             text=True,
@@ -76,3 +77,11 @@ def one_of_kind(documents: list[dict[str, Any]], kind: str) -> dict[str, Any]:
     """Return the only document of a kind."""
     (found,) = (one for one in documents if one["kind"] == kind)
     return found
+
+
+def _as_yaml(values: Mapping[str, Any]) -> str:
+    """Write JSON, which is YAML but for surrogates and for line breaks of Unicode."""
+    text = json.dumps(values, ensure_ascii=False)
+    return re.sub(
+        "[\x7f-\xa0\u2028\u2029\ufeff\ufffe\uffff]", lambda m: f"\\u{ord(m[0]):04x}", text
+    )

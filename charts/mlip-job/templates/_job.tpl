@@ -1,5 +1,5 @@
 {{/*
-The Job of mlip_job.schedulers.kubernetes.manifests, field by field; a test compares them.
+The Job of schedulers/templates/job.yaml.j2, field by field; a test compares them.
 */}}
 {{- define "mlip-job.job" -}}
 {{- if .Values.ensemble -}}

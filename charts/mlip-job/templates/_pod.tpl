@@ -1,5 +1,5 @@
 {{/*
-The pod of mlip_job.schedulers.kubernetes.pod, field by field; a test compares them.
+The pod of schedulers/templates/job.yaml.j2, field by field; a test compares them.
 root: the release; component: its label; args: of mlip-job.
 */}}
 {{- define "mlip-job.pod" -}}

@@ -9,9 +9,6 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from mlip_job.schedulers.kubernetes.cluster import Cluster
-from mlip_job.schedulers.kubernetes.connection import connect
-from mlip_job.schedulers.kubernetes.logs import job_lines
 from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
 from tests.servers.kubernetes import SUBMITTER
 from tests.servers.node import wait_for
@@ -21,7 +18,6 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from mlip_job.config import JobConfig
     from mlip_job.schedulers.base import JobHandle, JobRequest
     from tests.servers.kubernetes import ControlPlane
     from tests.servers.node import Node
@@ -175,11 +171,12 @@ def test_following_outlives_a_cluster_that_is_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And a silence that is longer than a connection is trusted."""
-    monkeypatch.setattr("mlip_job.schedulers.kubernetes.cluster._SILENT_SECONDS", 0.5)
     request, link = request_for(), Link(control_plane)
     kubeconfig = control_plane.kubeconfig(SUBMITTER, namespace=namespace, server=link.url)
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
-    scheduler = KubernetesScheduler(request.config.submit.kubernetes, poll_seconds=0.1)
+    scheduler = KubernetesScheduler(
+        request.config.submit.kubernetes, poll_seconds=0.1, silent_seconds=0.5
+    )
     handle = scheduler.submit(scheduler.plan(request))
     pod = node.pod(namespace, handle.name)
     log = node.log(pod)
@@ -224,7 +221,6 @@ def test_following_ends_when_the_job_is_gone(
 def test_members_are_told_apart(
     scheduler: KubernetesScheduler,
     request_for: Callable[..., JobRequest],
-    configure: Callable[..., JobConfig],
     node: Node,
     namespace: str,
 ) -> None:
@@ -235,6 +231,5 @@ def test_members_are_told_apart(
         index = pod.metadata.annotations["batch.kubernetes.io/job-completion-index"]
         node.log(pod).say(f"I am {index}")
         node.end(pod, 0)
-    cluster = Cluster(connect(configure().submit.kubernetes))
-    lines = sorted(job_lines(cluster, handle.name, follow=False))
+    lines = sorted(scheduler.logs(handle, follow=False))
     assert lines == ["[0] I am 0", "[1] I am 1"]

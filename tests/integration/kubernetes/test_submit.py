@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
 from mlip_job.errors import ConfigError, ConflictError, UnavailableError
 from mlip_job.schedulers.base import JobState
-from mlip_job.schedulers.kubernetes.manifests import from_yaml, to_yaml
+from mlip_job.schedulers.kubernetes.manifest import from_yaml
 from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
 from tests.servers.node import wait_for
 
@@ -145,7 +146,7 @@ def test_the_restricted_level_is_enforced(
     volume = {"name": "host", "hostPath": {"path": "/"}}
     handle = scheduler.submit(scheduler.plan(request_for(volumes=[volume])))
     status = wait_for(
-        lambda: (s := scheduler.status(handle)).native == "PodSecurity" and s, "a refused pod"
+        lambda: (s := scheduler.status(handle)).native == "FailedCreate" and s, "a refused pod"
     )
     assert status.state is JobState.PENDING
     assert "hostPath" in status.reason
@@ -243,7 +244,7 @@ def test_a_job_without_its_configuration_is_taken_back(
     manifests = from_yaml(plan.text)
     manifests["ConfigMap"]["data"] = {"not a key": ""}
     with pytest.raises(ConfigError, match="ConfigMap"):
-        scheduler.submit(replace(plan, text=to_yaml(*manifests.values())))
+        scheduler.submit(replace(plan, text=yaml.safe_dump_all(manifests.values())))
     jobs = node.batch.list_namespaced_job(namespace).items
     assert all(job.metadata.deletion_timestamp for job in jobs)
 

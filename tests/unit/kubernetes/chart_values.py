@@ -6,7 +6,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 from mlip_job.config.kubernetes import KubernetesConfig
-from mlip_job.schedulers.kubernetes.layout import SPEC_HASH
+from mlip_job.schedulers.kubernetes.manifest import SPEC_HASH
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,7 +21,7 @@ from mlip_job.config.kubernetes import KubernetesConfig
 from mlip_job.config.load import load_config, validate_config
 from mlip_job.errors import ConfigError
 from mlip_job.schedulers.base import JobRequest
-from mlip_job.schedulers.kubernetes.manifests import from_yaml, plan_job
+from mlip_job.schedulers.kubernetes.manifest import from_yaml, plan_job
 from tests.servers.helm import CHART, VALUES, one_of_kind
 from tests.unit.kubernetes.chart_values import plain_values, same_job, values_for
 from tests.unit.kubernetes.conftest import EVERYTHING

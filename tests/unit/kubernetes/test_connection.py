@@ -9,8 +9,8 @@ import yaml
 
 from mlip_job.config.kubernetes import KubernetesConfig
 from mlip_job.errors import ConfigError
-from mlip_job.schedulers.kubernetes import connection
-from mlip_job.schedulers.kubernetes.connection import connect
+from mlip_job.schedulers.kubernetes import client
+from mlip_job.schedulers.kubernetes.client import connect
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,7 +109,7 @@ def test_a_pod_reaches_its_own_cluster(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(ConfigError, match="mount its token"):
         raise_without_token(monkeypatch, tmp_path)
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
-    monkeypatch.setattr(connection, "SERVICE_ACCOUNT", tmp_path)
+    monkeypatch.setattr(client, "SERVICE_ACCOUNT", tmp_path)
     monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
     monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
     reached = connect(KubernetesConfig())
@@ -121,7 +121,7 @@ def test_a_pod_reaches_its_own_cluster(tmp_path: Path, monkeypatch: pytest.Monke
 
 def raise_without_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Connect as a pod whose service account's token is not mounted."""
-    monkeypatch.setattr(connection, "SERVICE_ACCOUNT", tmp_path / "absent")
+    monkeypatch.setattr(client, "SERVICE_ACCOUNT", tmp_path / "absent")
     connect(KubernetesConfig())
 
 

@@ -21,8 +21,7 @@ from mlip_job.config.kubernetes import KubernetesConfig
 from mlip_job.config.load import load_config
 from mlip_job.errors import ConfigError
 from mlip_job.naming import kubernetes_job_name
-from mlip_job.schedulers.kubernetes.layout import SPEC_HASH
-from mlip_job.schedulers.kubernetes.manifests import from_yaml, plan_job
+from mlip_job.schedulers.kubernetes.manifest import SPEC_HASH, from_yaml, plan_job
 from tests.unit.kubernetes.conftest import EVERYTHING
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def reviewed(plan: Plan, name: str) -> None:
     digest = job["metadata"]["annotations"][SPEC_HASH]
     # The configuration is the subject of other tests, and so is what changes with each release.
     text = plan.text.replace(digest, "DIGEST").replace(digest[:8], "DIGEST")
-    text = text.replace(f"version: {__version__}", "version: VERSION")
+    text = text.replace(f'version: "{__version__}"', 'version: "VERSION"')
     text = re.sub(r"(  mlip-job\.yaml: \|\n)(    .*\n)+", r"\1    CONFIGURATION\n", text)
     path = GOLDEN / f"{name}.yaml"
     if ACCEPT:
@@ -136,7 +135,7 @@ def test_a_newer_submitter_makes_the_same_job(
 ) -> None:
     """Its version is a label, and no part of the name."""
     name = plan_job(request_for()).name
-    monkeypatch.setattr("mlip_job.schedulers.kubernetes.layout.__version__", "99.0.0")
+    monkeypatch.setattr("mlip_job.schedulers.kubernetes.manifest.__version__", "99.0.0")
     assert plan_job(request_for()).name == name
 
 
