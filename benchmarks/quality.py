@@ -26,11 +26,9 @@ from benchmarks.upstream import INPUTS, examples_for, upstream_input
 from mlip_job.dataset.record import DatasetRecord
 from mlip_job.dataset.xyz import parse, read_blocks
 from mlip_job.demo import write_demo_database
-from mlip_job.evaluation.errors import SetTally
-from mlip_job.evaluation.measured import Models, Task
-from mlip_job.evaluation.potential import Potential
-from mlip_job.evaluation.processes import Measurers
-from mlip_job.evaluation.speed import measure_speed
+from mlip_job.evaluation.measure import Measurers, Models, Task
+from mlip_job.evaluation.potential import Potential, measure_speed
+from mlip_job.evaluation.statistics import SetTally
 from mlip_job.naming import DatasetFiles, WorkFiles
 from mlip_job.runtime.environment import usable_cores
 from mlip_job.training.pacemaker.input import dump_input

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlip_job.potentials.load import load_potential
+    from mlip_job.potentials import load_potential
 
 __all__ = ["__version__", "load_potential"]
 
@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """Import `load_potential` when it is asked for: the command line starts without it."""
     if name == "load_potential":
-        from mlip_job.potentials.load import load_potential  # noqa: PLC0415
+        from mlip_job.potentials import load_potential  # noqa: PLC0415
 
         return load_potential
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -26,11 +26,10 @@ from ase.units import GPa
 from mlip_job.config import JobConfig
 from mlip_job.dataset.xyz import parse, read_blocks
 from mlip_job.errors import TrainingError
-from mlip_job.evaluation import processes
+from mlip_job.evaluation import measure
 from mlip_job.evaluation.cores import cores_of
-from mlip_job.evaluation.measured import Models, Task
+from mlip_job.evaluation.measure import Measurers, Models, Task
 from mlip_job.evaluation.potential import Potential
-from mlip_job.evaluation.processes import Measurers
 from mlip_job.pipeline import publication, run_generation
 from mlip_job.registry import Manifest, Registry
 from mlip_job.report.model import TrainingReport
@@ -409,7 +408,7 @@ def test_many_processes_find_the_same_in_the_same_order(
     with Measurers(models, atoms=1000, cores=64) as alone:
         assert alone.processes == 0
         expected = [m for batch in alone.measure(tasks) for m in batch.measured]
-    monkeypatch.setattr(processes, "_BATCH_ATOMS", 20)
+    monkeypatch.setattr(measure, "_BATCH_ATOMS", 20)
     with Measurers(models, atoms=1_000_000, cores=2) as beside:
         assert beside.processes == 2
         found = [m for batch in beside.measure(tasks) for m in batch.measured]
@@ -435,8 +434,8 @@ def test_what_a_process_finds_wrong_is_told_by_the_job(trained: Project, models:
 _MEASURE = """
 import sys
 from pathlib import Path
-from mlip_job.evaluation.measured import Models, Task
-from mlip_job.evaluation.processes import Measurers
+from mlip_job.evaluation.measure import Models, Task
+from mlip_job.evaluation.measure import Measurers
 from mlip_job.dataset.xyz import read_blocks
 from mlip_job.training.signals import StopRequest
 from mlip_job.errors import MlipJobError

@@ -243,6 +243,6 @@ def test_the_package_stays_light() -> None:
 
 def test_without_python_ace(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error says what to install."""
-    monkeypatch.setattr("mlip_job.potentials.library.find_spec", lambda _name: None)
+    monkeypatch.setattr("mlip_job.potentials.find_spec", lambda _name: None)
     with pytest.raises(ConfigError, match="python-ace is not installed"):
         load_potential(family.store)

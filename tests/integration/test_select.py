@@ -122,8 +122,7 @@ def test_choice_is_better_than_chance(select: Select, tmp_path: Path, family: Fa
 
 def test_nothing_left_out_extrapolates_once_the_choice_is_in(family: Family) -> None:
     """That is what D-optimality means, whether candidates compete at once or batch by batch."""
-    from mlip_job.selection.grading import Grader
-    from mlip_job.selection.optimal import ActiveSetExtension
+    from mlip_job.selection.select import ActiveSetExtension, Grader
 
     grader = Grader(family.artefact("potential.yaml"), family.artefact("potential.asi"))
     structures, strange = candidates()
@@ -386,7 +385,7 @@ def test_wrong_usage_is_refused_before_anything_is_read(
 
 def test_active_sets_of_another_kind_are_refused(family: Family, tmp_path: Path) -> None:
     """Of other elements, or over all densities of the embedding."""
-    from mlip_job.selection.grading import Grader
+    from mlip_job.selection.select import Grader
 
     potential = family.artefact("potential.yaml")
     for matrices, error, text in (

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from mlip_job.errors import TrainingError
-from mlip_job.evaluation.agreement import agreement, conversion
-from mlip_job.evaluation.errors import SetTally
-from mlip_job.evaluation.measured import Measured
+from mlip_job.evaluation.evaluate import agreement, conversion
+from mlip_job.evaluation.measure import Measured
+from mlip_job.evaluation.statistics import SetTally
 from mlip_job.models import Errors
 
 

@@ -9,7 +9,7 @@ import pytest
 from ase.units import GPa
 
 from mlip_job.evaluation.contradictions import Contradictions
-from mlip_job.evaluation.measured import Measured
+from mlip_job.evaluation.measure import Measured
 
 if TYPE_CHECKING:
     from collections.abc import Callable

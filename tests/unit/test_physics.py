@@ -18,16 +18,20 @@ from ase.units import GPa
 
 from mlip_job.dataset.xyz import Labelled
 from mlip_job.evaluation.cores import Core, clear_of_cores, cores_of
-from mlip_job.evaluation.dimers import check_dimers, check_smoothness
-from mlip_job.evaluation.dynamics import check_dynamics, hotter_than
 from mlip_job.evaluation.energy_volume import (
     check_energy_volume,
     instability,
     minimum_of,
     minimum_of_data,
 )
-from mlip_job.evaluation.lowest import AtRest, LowestStructures, Stable, vacuum_width
+from mlip_job.evaluation.physics import check_dimers, check_dynamics, check_smoothness, hotter_than
 from mlip_job.evaluation.potential import Answer
+from mlip_job.evaluation.reference_structures import (
+    AtRest,
+    ReferenceStructures,
+    Stable,
+    vacuum_width,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,9 +84,9 @@ class Hollow(EMT):
             self.results[name] -= 0.3 * wells
 
 
-def _lowest(*structures: tuple[Atoms, float]) -> LowestStructures:
+def _lowest(*structures: tuple[Atoms, float]) -> ReferenceStructures:
     """Collect structures with energies per atom; reference energies are zero."""
-    lowest = LowestStructures(cutoff=5.0)
+    lowest = ReferenceStructures(cutoff=5.0)
     for number, (atoms, energy) in enumerate(structures, start=1):
         forces = np.zeros((len(atoms), 3))
         labelled = Labelled(number, None, atoms, energy * len(atoms), forces, None)
@@ -95,7 +99,7 @@ def _shortest(atoms: Atoms) -> float | None:
 
 
 def _curve(
-    potential: Known, lowest: LowestStructures, cores: dict[tuple[str, str], Core] | None = None
+    potential: Known, lowest: ReferenceStructures, cores: dict[tuple[str, str], Core] | None = None
 ) -> list[EnergyVolumeCheck]:
     """Return the checks of curves; distances of the data end at 2.2 Å."""
     references = dict.fromkeys(potential.elements, 0.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlip_job.selection.results import Criteria, RankedCandidate, Selection
+from mlip_job.selection.candidates import Criteria, RankedCandidate, Selection
 
 
 def test_candidates_above_the_largest_grade_are_counted() -> None:

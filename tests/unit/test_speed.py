@@ -9,7 +9,7 @@ import pytest
 from ase.build import molecule
 from ase.io import write
 
-from mlip_job.evaluation.speed import measure_speed
+from mlip_job.evaluation.potential import measure_speed
 
 if TYPE_CHECKING:
     from ase import Atoms

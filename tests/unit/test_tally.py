@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlip_job.evaluation import tally
-from mlip_job.evaluation.tally import EXACT_UP_TO, ErrorTally, PairSample, grade_statistics
+from mlip_job.evaluation import statistics
+from mlip_job.evaluation.statistics import EXACT_UP_TO, ErrorTally, PairSample, grade_statistics
 
 SIZES = (1, 2, 10, 997, EXACT_UP_TO, EXACT_UP_TO + 1, 200_000)
 
@@ -135,4 +135,6 @@ def test_grades_are_counted_above_the_tolerance_of_their_making() -> None:
 def test_bins_lie_where_they_should() -> None:
     """A value's bin stands for something within 0.1 % of it, with its sign."""
     values = np.array([*np.geomspace(1e-8, 1e11, 997), *-np.geomspace(1e-8, 1e11, 997)])
-    np.testing.assert_allclose(tally._middles(tally._bin_numbers(values)), values, rtol=1.001e-3)
+    np.testing.assert_allclose(
+        statistics._middles(statistics._bin_numbers(values)), values, rtol=1.001e-3
+    )

@@ -18,8 +18,7 @@ from mlip_job.naming import generation_name
 if TYPE_CHECKING:
     from mlip_job.cli.options import Settings
     from mlip_job.config import JobConfig
-    from mlip_job.selection.candidates import CandidateSource
-    from mlip_job.selection.results import Selection
+    from mlip_job.selection.candidates import CandidateSource, Selection
 
 _DEFAULT_SELECT = "status=candidate"
 _SHOWN_BESIDES = 5
@@ -89,14 +88,11 @@ def command(
     active set. They need no labels.
     """
     from mlip_job.dataset.marking import mark_rows, parse_marks
-    from mlip_job.potentials.cache import cache_directory
-    from mlip_job.potentials.library import require_pyace
+    from mlip_job.potentials import cache_directory, require_pyace
 
     require_pyace()
     from mlip_job.registry import Registry
-    from mlip_job.selection.candidates import DatabaseCandidates
-    from mlip_job.selection.output import require_free, written
-    from mlip_job.selection.results import Criteria
+    from mlip_job.selection.candidates import Criteria, DatabaseCandidates, require_free, written
     from mlip_job.selection.select import CandidateSelector, open_grader
 
     if max_grade is None:

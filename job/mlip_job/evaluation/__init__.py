@@ -1,10 +1,10 @@
-"""What is found out about a potential after its fit: docs/evaluation.md says what and how.
+"""The evaluation of a potential after its fit; docs/evaluation.md says what is measured and how.
 
 ::
 
-    structures ─▶ measured ─▶ processes ─▶ errors, tally ─▶ agreement, comparison ─▶ gate
-                      ▲                        │
-                  potential ─────────▶ physics: dimers, energy_volume, dynamics
+    structures ─▶ measure ─▶ statistics, contradictions ─▶ evaluate ─▶ gate
+                     ▲                                        ▲
+                 potential ─▶ physics, energy_volume ─────────┘
 
-`evaluate` puts it all together; `results` are the models of what comes out.
+`results` are the models of what comes out.
 """

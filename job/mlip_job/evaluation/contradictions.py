@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from mlip_job.dataset.row import FloatArray
-    from mlip_job.evaluation.measured import Measured
+    from mlip_job.evaluation.measure import Measured
 
 _SMALL_FORCES = 0.01  # eV/Å, RMS: noise that nothing can be said of
 _FEWEST_ENERGIES, _SMALL_ENERGIES = 5, 0.001  # eV/atom, standard deviation

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from mlip_job.dataset.row import FloatArray
     from mlip_job.evaluation.cores import Core
-    from mlip_job.evaluation.lowest import AtRest, LowestStructures, Stable
     from mlip_job.evaluation.potential import Pair, Potential
+    from mlip_job.evaluation.reference_structures import AtRest, ReferenceStructures, Stable
     from mlip_job.evaluation.results import Verdict
 
 # Relative to the structure's own, which need not be relaxed; the fit takes 10 % around the minimum.
@@ -58,7 +58,7 @@ class Minimum:
 
 def check_energy_volume(
     potential: Potential,
-    lowest: LowestStructures,
+    lowest: ReferenceStructures,
     reference_energies: Mapping[str, float],
     shortest: Mapping[Pair, float],
     cores: Mapping[Pair, Core],
@@ -101,7 +101,7 @@ def check_energy_volume(
 @dataclass(frozen=True)
 class _Scan:
     potential: Potential
-    lowest: LowestStructures
+    lowest: ReferenceStructures
     reference_energies: Mapping[str, float]
     cores: Mapping[Pair, Core]
     shortest: Mapping[Pair, float]

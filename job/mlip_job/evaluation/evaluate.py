@@ -1,4 +1,4 @@
-"""All that is found out about a potential after its fit."""
+"""Measure, compare, check and judge a potential after its fit."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING, Literal
 
 from mlip_job.dataset.xyz import read_blocks, row_id
 from mlip_job.errors import TrainingError
-from mlip_job.evaluation.agreement import agreement, conversion
-from mlip_job.evaluation.comparison import compare
 from mlip_job.evaluation.cores import shorter
-from mlip_job.evaluation.errors import SetTally
 from mlip_job.evaluation.gate import judge
-from mlip_job.evaluation.lowest import LowestStructures
-from mlip_job.evaluation.measured import Models, Task
+from mlip_job.evaluation.measure import Measurers, Models, Task
 from mlip_job.evaluation.physics import check_physics
-from mlip_job.evaluation.potential import Potential
-from mlip_job.evaluation.processes import Measurers
-from mlip_job.evaluation.results import Agreement, Evaluation, Speed
-from mlip_job.evaluation.speed import measure_speed
+from mlip_job.evaluation.potential import Potential, measure_speed
+from mlip_job.evaluation.reference_structures import ReferenceStructures
+from mlip_job.evaluation.results import (
+    Agreement,
+    Conversion,
+    ErrorPair,
+    Evaluation,
+    ParentComparison,
+    Speed,
+)
+from mlip_job.evaluation.statistics import SetTally
 from mlip_job.naming import generation_name
 from mlip_job.training.pacemaker.potential_file import read_potential
 
@@ -29,7 +32,8 @@ if TYPE_CHECKING:
 
     from mlip_job.config import EvaluationConfig
     from mlip_job.dataset.record import DatasetRecord
-    from mlip_job.evaluation.comparison import Predecessor
+    from mlip_job.evaluation.statistics import ErrorTally, PartTally
+    from mlip_job.models import Errors
     from mlip_job.naming import DatasetFiles
     from mlip_job.training.summary import RunSummary
 
@@ -101,7 +105,7 @@ def evaluate(
         If the potential can't be loaded, yields NaN, or is not the one that pacemaker fitted.
     """
     record, models, structures = subject.record, subject.models, subject.dataset.xyz
-    train, test, lowest = SetTally(seed, subject.validation), SetTally(seed), LowestStructures()
+    train, test, lowest = SetTally(seed, subject.validation), SetTally(seed), ReferenceStructures()
     atoms = record.atoms.train + record.atoms.test
     tested_out = subject.left_out.get("test", ())
     with Measurers(models, atoms=atoms, cores=cores) as measurers:
@@ -215,3 +219,150 @@ def _tasks(structures: Path, left_out: Collection[int], every: int) -> Iterator[
     for number, block in enumerate(read_blocks(structures)):
         if not (out and row_id(block) in out):
             yield Task(block, doubly=number % every == 0)
+
+
+RELATIVE_TOLERANCE = 1e-3
+_FLOOR_MEV = 0.01  # where a fit is all but exact, relative differences mean nothing
+
+CONVERSION_TOLERANCE_MEV = 1e-3
+"""meV/atom and meV/Å."""
+
+_HINT = (
+    "the fit is kept, the file is not published: run again to convert and measure once more; "
+    "if it stays, the trainer's environment is at fault (mlip-job check)"
+)
+
+
+def agreement(
+    side: Literal["train", "test", "validation"], ours: SetTally | PartTally, theirs: Errors | None
+) -> Agreement | None:
+    """Hold the errors of the artefact against pacemaker's; None where pacemaker gave none.
+
+    Raises
+    ------
+    TrainingError
+        If they differ; it names both figures.
+    """
+    if theirs is None:
+        return None
+    energy, force = theirs.rmse_energy_mev_per_atom, theirs.rmse_force_mev_per_angstrom
+    if energy is None or force is None:
+        return None
+    found = Agreement(
+        side=side,
+        energy_mev_per_atom=ours.energy.rmse,
+        energy_by_pacemaker_mev_per_atom=energy,
+        force_mev_per_angstrom=ours.force.rmse,
+        force_by_pacemaker_mev_per_angstrom=force,
+        relative_tolerance=RELATIVE_TOLERANCE,
+    )
+    for what, unit, own, given in (
+        ("energy", "meV/atom", found.energy_mev_per_atom, energy),
+        ("force", "meV/Å", found.force_mev_per_angstrom, force),
+    ):
+        if abs(own - given) > RELATIVE_TOLERANCE * given + _FLOOR_MEV:
+            raise TrainingError(
+                f"the potential is not the one that was fitted: its {what} RMSE on the {side} "
+                f"{'part' if side == 'validation' else 'set'} "
+                f"is {own:.4f} {unit}, pacemaker says {given:.4f} {unit}",
+                hint=_HINT,
+            )
+    return found
+
+
+def conversion(train: SetTally, test: SetTally) -> Conversion:
+    """Hold the artefact against the potential that it was converted from.
+
+    Raises
+    ------
+    TrainingError
+        If they differ.
+    """
+    structures = train.conversion[0] + test.conversion[0]
+    energy = 1000 * max(train.conversion[1], test.conversion[1])
+    force = 1000 * max(train.conversion[2], test.conversion[2])
+    if max(energy, force) > CONVERSION_TOLERANCE_MEV:
+        raise TrainingError(
+            f"potential.yace is not what potential.yaml is: on {structures} structures they differ "
+            f"by up to {energy:.4g} meV/atom and {force:.4g} meV/Å",
+            hint=_HINT,
+        )
+    return Conversion(
+        structures=structures,
+        max_energy_difference_mev_per_atom=energy,
+        max_force_difference_mev_per_angstrom=force,
+    )
+
+
+@dataclass(frozen=True)
+class Predecessor:
+    """The generation that a new one is compared with.
+
+    Attributes
+    ----------
+    generation
+        Its number.
+    potential
+        Its published ``.yace``.
+    reference_energies
+        eV per atom, that its energies lack.
+    common_test_rows
+        Rows that are test rows for both generations.
+    """
+
+    generation: int
+    potential: Path
+    reference_energies: Mapping[str, float]
+    common_test_rows: frozenset[int]
+
+
+def compare(
+    predecessor: Predecessor,
+    models: Models,
+    structures: Path,
+    *,
+    left_out: Collection[int],
+    atoms: int,
+    cores: int,
+    look: Callable[[int], None],
+) -> ParentComparison | None:
+    """Evaluate both potentials on the structures that are test for both; None if there are none.
+
+    What is in the predecessor's test set is made of elements that it knows.
+
+    Parameters
+    ----------
+    predecessor
+        The older one.
+    models
+        The newer one.
+    structures, left_out, atoms
+        The newer one's test set, the rows of it that don't count, and how many atoms it has.
+    cores
+        Most processes.
+    look
+        Called with the number of structures measured since the last call.
+    """
+    rows = predecessor.common_test_rows.difference(left_out)
+    old, new = SetTally(), SetTally()
+    older = Models(predecessor.potential, predecessor.reference_energies)
+    newer = Models(models.artefact, models.reference_energies)
+    for which, tally in ((older, old), (newer, new)):
+        with Measurers(which, atoms=atoms, cores=cores) as measurers:
+            tasks = (Task(b, doubly=False) for b in read_blocks(structures) if row_id(b) in rows)
+            for batch in measurers.measure(tasks):
+                tally.add_all(batch.measured)
+                look(len(batch.measured))
+    if new.structures == 0:
+        return None
+    return ParentComparison(
+        generation=predecessor.generation,
+        structures=new.structures,
+        energy_mev_per_atom=_pair(old.energy, new.energy),
+        force_mev_per_angstrom=_pair(old.force, new.force),
+    )
+
+
+def _pair(old: ErrorTally, new: ErrorTally) -> ErrorPair:
+    change = new.rmse / old.rmse - 1 if old.rmse > 0 else None
+    return ErrorPair(old=old.rmse, new=new.rmse, change=change)

@@ -1,19 +1,26 @@
-"""A potential file as something that can be asked for energies and forces."""
+"""A potential file that can be evaluated: its energies, forces, grades, active set and speed."""
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from statistics import median
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from mlip_job.dataset.xyz import parse, read_blocks
 from mlip_job.errors import ConfigError, TrainingError
+from mlip_job.evaluation.results import Speed
+from mlip_job.runtime.environment import cpu_model
+from mlip_job.training.pacemaker.programs import write_active_set
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from ase import Atoms
@@ -161,3 +168,94 @@ def _logging_as_it_was() -> Iterator[None]:
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
+
+
+# Training structures have grades up to 1.01 by construction, somewhat more where the data was taken
+# in batches. A set from a singular matrix gives 1e15, as python-ace 0.4.0rc1 makes with --full.
+_USELESS_GRADE = 1e3
+_LOOKED_AT = 20
+
+
+def make_active_set(
+    potential: Path,
+    frames: Sequence[str],
+    structures: Path,
+    kind: Literal["linear", "full"],
+    target: Path,
+) -> None:
+    """Make the active set of a potential from its training data.
+
+    Parameters
+    ----------
+    potential
+        In B-basis; the program works in its directory.
+    frames
+        Pacemaker's data frames of the training data, relative to that directory.
+    structures
+        The same data as extended XYZ, to try the active set on.
+    kind
+        ``linear``, or ``full`` for one over all densities.
+    target
+        File that is written.
+
+    Raises
+    ------
+    TrainingError
+        If the program fails, or what it made is of no use.
+    """
+    written = write_active_set(potential, frames, kind)
+    _require_useful(potential, written, structures)
+    written.replace(target)
+
+
+def _require_useful(potential: Path, active_set: Path, structures: Path) -> None:
+    graded = Potential(potential, active_set)
+    for block in islice(read_blocks(structures), _LOOKED_AT):
+        structure = parse(block)
+        grade = graded.ask(structure.atoms, f"row {structure.row_id}").grade
+        if grade is None or not grade < _USELESS_GRADE:
+            raise TrainingError(
+                f"pace_activeset made a singular active set: row {structure.row_id}, which it is "
+                f"made from, gets the extrapolation grade {grade:.3g}"
+            )
+
+
+_STRUCTURES = 20  # at most, spread evenly over the set
+_ATOMS = 500  # about
+_REPEATS = 5
+_SECONDS = 1.0  # after which no further repeat begins
+
+
+def measure_speed(
+    potential: Potential, texts: Iterable[str], *, structures: int, atoms: int
+) -> Speed:
+    """Evaluate some structures of a set again and again; return the median of what that takes.
+
+    CPU time of this thread is counted, so that other work on the machine hardly matters. Structures
+    of the dataset have the density, and so the neighbours per atom, of what is simulated.
+
+    Parameters
+    ----------
+    potential
+        To be measured.
+    texts
+        Of the structures of the set.
+    structures, atoms
+        How many there are.
+    """
+    wanted = max(1, min(_STRUCTURES, int(_ATOMS * structures / atoms)))
+    step = math.ceil(structures / wanted)
+    evaluated = [parse(block).atoms for block in islice(texts, 0, None, step)]
+    seconds: list[float] = []
+    started = time.monotonic()
+    potential.evaluator_seconds(evaluated[0])  # the first call of all allocates memory
+    while not seconds or (len(seconds) < _REPEATS and time.monotonic() - started < _SECONDS):
+        seconds.append(sum(map(potential.evaluator_seconds, evaluated)))
+    counted = sum(map(len, evaluated))
+    return Speed(
+        evaluator_us_per_atom=1e6 * median(seconds) / counted,
+        structures=len(evaluated),
+        atoms=counted,
+        repeats=len(seconds),
+        cpu=cpu_model(),
+    )

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Literal
 from mlip_job.dataset.files import common_test_rows
 from mlip_job.dataset.split import SIDES
 from mlip_job.errors import IntegrityError, TrainingError
-from mlip_job.evaluation.active_set import make_active_set
-from mlip_job.evaluation.comparison import Predecessor
 from mlip_job.evaluation.cores import clear_of_cores, cores_of, shorter, shortest_distances
-from mlip_job.evaluation.evaluate import Subject, evaluate
-from mlip_job.evaluation.measured import Models
+from mlip_job.evaluation.evaluate import Predecessor, Subject, evaluate
+from mlip_job.evaluation.measure import Models
+from mlip_job.evaluation.potential import make_active_set
 from mlip_job.naming import DatasetFiles, WorkFiles, generation_name
 from mlip_job.runtime.environment import usable_cores
 from mlip_job.training.pacemaker.potential_file import read_potential, write_potential

@@ -1,18 +1,23 @@
-"""Candidate structures, streamed from a file or from a database."""
+"""Candidates for the next generation: where they come from, how they are ranked and written."""
 
 from __future__ import annotations
 
+import secrets
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from ase.io import iread
+from ase.io.extxyz import write_xyz
 
 from mlip_job.dataset.database import StructureDatabase
 from mlip_job.dataset.row import Row, StructureRow
-from mlip_job.errors import DataError
+from mlip_job.errors import ConfigError, DataError
+from mlip_job.models import Frozen
+from mlip_job.naming import generation_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from ase import Atoms
@@ -122,3 +127,131 @@ def _row(index: int, atoms: Atoms) -> StructureRow:
         stress=None,
         key_value_pairs={},
     )
+
+
+class Criteria(Frozen):
+    """What is asked of candidates.
+
+    Attributes
+    ----------
+    count
+        At most so many are chosen; None is no limit.
+    min_grade
+        Only candidates with a higher extrapolation grade.
+    max_grade
+        Only candidates with a grade up to this: beyond a few tens a structure may be broken.
+    """
+
+    count: int | None = None
+    min_grade: float = 1.0
+    max_grade: float | None = None
+
+    def admit(self, grade: float) -> bool:
+        """Tell whether a candidate of this grade may be chosen."""
+        return grade > self.min_grade and (self.max_grade is None or grade <= self.max_grade)
+
+
+class RankedCandidate(Frozen):
+    """One candidate.
+
+    Attributes
+    ----------
+    id
+        Row id in the database, or position in the file, counted from 0.
+    extrapolation_grade
+        Largest grade of its atoms.
+    new_environments
+        So many of its atoms would enter the active set.
+    chosen
+        Whether it is among the chosen ones.
+    """
+
+    id: int
+    formula: str
+    atoms: int
+    extrapolation_grade: float
+    new_environments: int = 0
+    chosen: bool = False
+
+
+class Selection(Frozen):
+    """The outcome.
+
+    Attributes
+    ----------
+    source
+        Where the candidates came from, without secrets.
+    skipped
+        Ids of those that can't be graded or trained on, by reason.
+    candidates
+        All others, the highest grade first.
+    """
+
+    family: str
+    generation: int
+    source: str
+    criteria: Criteria
+    skipped: dict[str, tuple[int, ...]]
+    candidates: tuple[RankedCandidate, ...]
+
+    @property
+    def admitted(self) -> int:
+        """Number of candidates whose grade the criteria admit."""
+        return sum(self.criteria.admit(c.extrapolation_grade) for c in self.candidates)
+
+    @property
+    def above(self) -> int:
+        """Number of candidates whose grade is above the largest that is admitted."""
+        most = self.criteria.max_grade
+        return 0 if most is None else sum(c.extrapolation_grade > most for c in self.candidates)
+
+    @property
+    def chosen(self) -> tuple[RankedCandidate, ...]:
+        """Those that were chosen, the highest grade first."""
+        return tuple(c for c in self.candidates if c.chosen)
+
+
+def require_free(path: Path) -> None:
+    """Refuse a file that is there already.
+
+    Raises
+    ------
+    ConfigError
+        If it is.
+    """
+    if path.exists():
+        raise ConfigError(f"{path} exists", hint="remove it, or choose another -o FILE")
+
+
+@contextmanager
+def written(
+    path: Path, selection: Selection, rows: Sequence[StructureRow], id_name: str
+) -> Iterator[None]:
+    """Write the structures as extended XYZ; the file takes its place when the block ends well.
+
+    Each structure carries its ``extrapolation_grade``, the ``generation`` that it was graded by,
+    and its id under `id_name`.
+
+    Raises
+    ------
+    ConfigError
+        If the file can't be written, or appeared meanwhile.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            for candidate, row in zip(selection.chosen, rows, strict=True):
+                atoms = row.atoms()
+                atoms.info[id_name] = candidate.id
+                atoms.info["extrapolation_grade"] = round(candidate.extrapolation_grade, 6)
+                atoms.info["generation"] = generation_name(selection.generation)
+                write_xyz(file, [atoms])
+        yield
+        require_free(path)
+        temporary.replace(path)
+    except OSError as error:
+        raise ConfigError(
+            f"can't write {path}: {error.strerror or error}", hint="choose another -o FILE"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)

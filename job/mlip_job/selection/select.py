@@ -1,34 +1,42 @@
-"""From candidates to the few that are worth labelling."""
+"""Select the few candidates that are worth labelling, by extrapolation grade."""
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections import defaultdict
-from typing import TYPE_CHECKING
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase.data import chemical_symbols
 from ase.formula import Formula
+from pyace import ACEBBasisSet
+from pyace.activelearning import (
+    compute_A_active_inverse,
+    compute_active_set,
+    compute_B_projections,
+    compute_extrapolation_grade,
+    compute_number_of_functions,
+)
 
 from mlip_job.dataset.periodicity import atoms_with_vacuum
 from mlip_job.dataset.row import Row, UnreadableRow
 from mlip_job.dataset.validation import Rejection, examine_geometry
-from mlip_job.errors import ConfigError, DataError
+from mlip_job.errors import ConfigError, DataError, IntegrityError
 from mlip_job.naming import generation_name
-from mlip_job.potentials.cache import fetch_cached
-from mlip_job.selection.grading import Grader
-from mlip_job.selection.optimal import ActiveSetExtension
-from mlip_job.selection.results import RankedCandidate, Selection
+from mlip_job.potentials import fetch_cached
+from mlip_job.selection.candidates import RankedCandidate, Selection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from mlip_job.dataset.row import Row, StructureRow
+    from ase import Atoms
+
+    from mlip_job.dataset.row import FloatArray, StructureRow
     from mlip_job.registry import Manifest, Registry
-    from mlip_job.selection.candidates import CandidateSource
-    from mlip_job.selection.results import Criteria
+    from mlip_job.selection.candidates import CandidateSource, Criteria
 
 _BATCH = 64
 _REPORT_SECONDS = 10.0
@@ -187,3 +195,171 @@ def _candidate(row: StructureRow, grade: float) -> RankedCandidate:
         atoms=len(symbols),
         extrapolation_grade=grade,
     )
+
+
+IndexArray = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, eq=False)
+class AtomGrades:
+    """Grades of the atoms of one element in a batch of structures.
+
+    Attributes
+    ----------
+    owners
+        Position of each atom's structure in the batch.
+    grades
+        One per atom.
+    projections
+        Values of the basis functions, one row per atom.
+    """
+
+    owners: IndexArray
+    grades: FloatArray
+    projections: FloatArray
+
+
+class Grader:
+    """Grades structures by a potential and its active set.
+
+    Parameters
+    ----------
+    potential
+        B-basis potential, ``.yaml``.
+    active_set
+        Its linear active set as ``pace_activeset`` writes it, ``.asi``. Full ones don't work in
+        python-ace 0.4.0rc1, which leaves the derivatives that they are made of at zero.
+
+    Attributes
+    ----------
+    elements
+        Of the potential.
+    cutoff
+        Å.
+    inverse
+        Inverted active set of each element's number in the potential.
+
+    Raises
+    ------
+    IntegrityError
+        If the two do not belong together.
+    ConfigError
+        If the active set is a full one.
+    """
+
+    def __init__(self, potential: Path, active_set: Path) -> None:
+        self._basis = ACEBBasisSet(str(potential))
+        self.elements: tuple[str, ...] = tuple(self._basis.elements_name)
+        self.cutoff = float(self._basis.cutoffmax)
+        numbers: Mapping[str, int] = self._basis.elements_to_index_map
+        functions = compute_number_of_functions(self._basis)
+        with np.load(active_set) as stored:
+            if set(stored) != set(self.elements):
+                raise IntegrityError(
+                    f"the active set is one of {', '.join(sorted(stored))}, the potential one of "
+                    f"{', '.join(sorted(self.elements))}"
+                )
+            self.inverse = {numbers[element]: stored[element] for element in self.elements}
+        if any(len(matrix) != functions[number] for number, matrix in self.inverse.items()):
+            raise ConfigError(
+                "candidates are graded by linear active sets; this one is full",
+                hint="select with a generation that has evaluation.active_set: linear",
+            )
+
+    def grade(self, structures: Sequence[Atoms]) -> dict[int, AtomGrades]:
+        """Return the grades of all atoms by the number of their element in the potential."""
+        projections, owners = compute_B_projections(
+            self._basis, list(structures), return_structure_ind_dict=True
+        )
+        grades = compute_extrapolation_grade(projections, self.inverse)
+        return {
+            number: AtomGrades(owners[number], grades[number], projections[number])
+            for number in self.inverse
+        }
+
+
+_TRAINED_ON = -1
+"""Owner of the rows that the active set had before."""
+
+_TOLERANCE = 1.01  # as pace_activeset and pace_select have it
+_MAX_SWAPS = 10_000
+_BUFFER_BYTES = 256 * 2**20
+
+
+class ActiveSetExtension:
+    """An active set that candidates may enter.
+
+    Rows of candidates are collected up to a limit of memory, and then the active set is chosen
+    anew from its own rows and those; what got no place is forgotten. Below the limit that is one
+    choice, beyond it the one that is made batch by batch.
+
+    Parameters
+    ----------
+    inverse
+        Inverted active set of each element.
+    buffer_bytes
+        How much is collected.
+    """
+
+    def __init__(
+        self, inverse: Mapping[int, FloatArray], *, buffer_bytes: int = _BUFFER_BYTES
+    ) -> None:
+        self._rows: dict[int, FloatArray] = compute_A_active_inverse(dict(inverse))
+        self._owners = {n: np.full(len(rows), _TRAINED_ON) for n, rows in self._rows.items()}
+        self._waiting: dict[int, list[FloatArray]] = {n: [] for n in self._rows}
+        self._waiting_owners: dict[int, list[IndexArray]] = {n: [] for n in self._rows}
+        self._waiting_bytes = 0
+        self._limit = buffer_bytes
+
+    def add(self, element: int, projections: FloatArray, owners: IndexArray) -> None:
+        """Let atoms of one element compete; `owners` are the numbers of their structures."""
+        if len(projections):
+            self._waiting[element].append(projections)
+            self._waiting_owners[element].append(owners)
+            self._waiting_bytes += projections.nbytes
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so much is collected that it is time to `settle`."""
+        return self._waiting_bytes > self._limit
+
+    def settle(self) -> None:
+        """Choose the active set anew; the collected rows that got no place are forgotten.
+
+        Raises
+        ------
+        DataError
+            If the active set is singular, so that nothing can be compared with it.
+        """
+        for element, waiting in self._waiting.items():
+            if waiting:
+                self._settle(element, np.vstack(waiting))
+                waiting.clear()
+                self._waiting_owners[element].clear()
+        self._waiting_bytes = 0
+
+    def _settle(self, element: int, projections: FloatArray) -> None:
+        owners = np.hstack(self._waiting_owners[element])
+        try:
+            rows, chosen = compute_active_set(
+                {element: projections},
+                {element: owners},
+                tol=_TOLERANCE,
+                max_iters=_MAX_SWAPS,
+                extra_A0_projections_dict={element: self._rows[element]},
+                extra_structure_ind_dict={element: self._owners[element]},
+            )
+        except ValueError as error:
+            raise DataError(
+                f"candidates can't be compared with the active set: {error}",
+                hint="it may come from too few structures for so many functions",
+            ) from None
+        self._rows[element], self._owners[element] = rows[element], chosen[element]
+
+    def places(self) -> Counter[int]:
+        """Count, by structure, how many of its atoms have a place, where any has."""
+        counts: Counter[int] = Counter()
+        for owners in self._owners.values():
+            counts.update(int(owner) for owner in owners)
+        counts.pop(_TRAINED_ON, None)
+        return counts

@@ -1,26 +1,209 @@
-"""How far a potential is from DFT on one side of a dataset."""
+"""Statistics of a stream of errors, in memory that does not grow with it."""
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 from itertools import chain, zip_longest
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase.units import GPa
 
 from mlip_job.evaluation.contradictions import Contradictions
-from mlip_job.evaluation.results import ConfigTypeErrors, SetEvaluation, WorstStructure
-from mlip_job.evaluation.tally import ErrorTally, PairSample, grade_statistics
+from mlip_job.evaluation.results import (
+    ConfigTypeErrors,
+    ErrorStatistics,
+    GradeStatistics,
+    Histogram,
+    Parity,
+    SetEvaluation,
+    WorstStructure,
+)
 
 if TYPE_CHECKING:
+    from mlip_job.dataset.row import FloatArray
+
+    Counts = np.ndarray[Any, np.dtype[np.int64]]
     from collections.abc import Collection, Iterable
 
-    from mlip_job.dataset.row import FloatArray
-    from mlip_job.evaluation.measured import Measured
+    from mlip_job.evaluation.measure import Measured
     from mlip_job.evaluation.potential import Pair
+
+EXACT_UP_TO = 10_000
+"""So many values are kept as they are; more are counted in bins."""
+
+# Bins of equal relative width: a percentile taken from them is within half of that.
+_RATIO = 1.002
+_SMALLEST, _DECADES = 1e-9, 21
+_BINS = math.ceil(_DECADES * math.log(10) / math.log(_RATIO))
+
+_GRADE_TOLERANCE = 1.01
+"""With which an active set is made: its own structures come as near to 1."""
+
+_HISTOGRAM_BINS = 41  # odd: the middle one is around zero
+_HISTOGRAM_REACH = 0.99  # the fraction of errors that its inner part shows
+
+
+class ErrorTally:
+    """Errors that were added one batch after the other.
+
+    Number, RMSE, MAE and maximum are exact. Percentiles (nearest rank) are exact up to
+    `EXACT_UP_TO` values, and within 0.1 % beyond.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._squares = 0.0
+        self._absolute = 0.0
+        self._largest = 0.0
+        self._kept: list[FloatArray] = []
+        self._bins: Counts | None = None  # from the most negative to the most positive
+
+    def add(self, errors: FloatArray) -> None:
+        """Add errors of any shape."""
+        errors = errors.ravel()
+        if errors.size == 0:
+            return
+        absolute = np.abs(errors)
+        self._count += errors.size
+        self._squares += float(np.square(errors).sum())
+        self._absolute += float(absolute.sum())
+        self._largest = max(self._largest, float(absolute.max()))
+        if self._bins is None and self._count <= EXACT_UP_TO:
+            self._kept.append(errors)
+            return
+        if self._bins is None:
+            self._bins = np.zeros(2 * _BINS, dtype=np.int64)
+        for values in (*self._kept, errors):
+            self._bins += np.bincount(_bin_numbers(values), minlength=2 * _BINS)
+        self._kept.clear()
+
+    @property
+    def count(self) -> int:
+        """Number of errors."""
+        return self._count
+
+    @property
+    def rmse(self) -> float:
+        """Root of their mean square."""
+        return math.sqrt(self._squares / self._count)
+
+    def statistics(self) -> ErrorStatistics:
+        """Return the figures; there has to be a value."""
+        values, counts = self._weighted()
+        p50, p90, p99 = _percentiles(np.abs(values), counts, (0.5, 0.9, 0.99))
+        return ErrorStatistics(
+            count=self._count,
+            rmse=self.rmse,
+            mae=self._absolute / self._count,
+            max=self._largest,
+            p50=min(p50, self._largest),
+            p90=min(p90, self._largest),
+            p99=min(p99, self._largest),
+        )
+
+    def histogram(self) -> Histogram:
+        """Return counts in bins of equal width around zero; the outermost hold all beyond."""
+        values, counts = self._weighted()
+        (reach,) = _percentiles(np.abs(values), counts, (_HISTOGRAM_REACH,))
+        reach = reach or self._largest or 1.0
+        edges = np.linspace(-reach, reach, _HISTOGRAM_BINS + 1)
+        shown, _ = np.histogram(np.clip(values, -reach, reach), bins=edges, weights=counts)
+        return Histogram(edges=tuple(edges.tolist()), counts=tuple(map(int, shown.tolist())))
+
+    def _weighted(self) -> tuple[FloatArray, Counts]:
+        """Return values and how often each occurs."""
+        if self._bins is None:
+            values = np.concatenate(self._kept)
+            return values, np.ones(values.size, dtype=np.int64)
+        (filled,) = np.nonzero(self._bins)
+        return _middles(filled), self._bins[filled]
+
+
+def grade_statistics(grades: FloatArray) -> GradeStatistics:
+    """Return the figures of extrapolation grades, one per structure."""
+    ones = np.ones(grades.size, dtype=np.int64)
+    p50, p90, p99 = _percentiles(grades, ones, (0.5, 0.9, 0.99))
+    return GradeStatistics(
+        count=grades.size,
+        max=float(grades.max()),
+        p50=p50,
+        p90=p90,
+        p99=p99,
+        above_one=int((grades > _GRADE_TOLERANCE).sum()),
+    )
+
+
+class PairSample:
+    """A random sample of pairs of values, all of them while they are few.
+
+    Which ones it takes depends on the seed and on the order of the pairs, not on the batches that
+    they come in.
+
+    Parameters
+    ----------
+    size
+        Most pairs that are kept.
+    seed
+        Decides which.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self._size = size
+        self._random = np.random.default_rng(seed)
+        self._seen = 0
+        self._rows: FloatArray = np.empty((0, 4))  # a random key, the position, the pair
+
+    def add(self, reference: FloatArray, predicted: FloatArray) -> None:
+        """Add pairs."""
+        count = reference.size
+        keys = self._random.random(count)
+        positions = np.arange(self._seen, self._seen + count, dtype=np.float64)
+        self._seen += count
+        new = np.column_stack([keys, positions, reference.ravel(), predicted.ravel()])
+        rows = np.concatenate([self._rows, new])
+        if len(rows) > self._size:
+            rows = rows[np.argpartition(rows[:, 0], self._size)[: self._size]]
+        self._rows = rows
+
+    def parity(self) -> Parity:
+        """Return the sample, in the order in which its pairs came."""
+        rows = self._rows[np.argsort(self._rows[:, 1])]
+        return Parity(
+            reference=tuple(rows[:, 2].tolist()),
+            predicted=tuple(rows[:, 3].tolist()),
+            sampled_from=self._seen,
+        )
+
+
+def _bin_numbers(values: FloatArray) -> Counts:
+    with np.errstate(divide="ignore"):
+        powers = np.log(np.abs(values) / _SMALLEST) / math.log(_RATIO)
+    from_zero = np.clip(powers, 0, _BINS - 1).astype(np.int64)
+    return np.where(values < 0, _BINS - 1 - from_zero, _BINS + from_zero)
+
+
+def _middles(bins: Counts) -> FloatArray:
+    negative = bins < _BINS
+    from_zero = np.where(negative, _BINS - 1 - bins, bins - _BINS)
+    sizes = _SMALLEST * _RATIO ** (from_zero + 0.5)
+    sizes = np.where(from_zero == 0, 0.0, sizes)
+    middles: FloatArray = np.where(negative, -sizes, sizes)
+    return middles
+
+
+def _percentiles(
+    values: FloatArray, counts: Counts, fractions: tuple[float, ...]
+) -> tuple[float, ...]:
+    """Return the smallest values that at least these fractions do not exceed (nearest rank)."""
+    order = np.argsort(values)
+    cumulative = np.cumsum(counts[order])
+    ranks = [math.ceil(fraction * cumulative[-1]) for fraction in fractions]
+    return tuple(float(values[order][np.searchsorted(cumulative, rank)]) for rank in ranks)
+
 
 SAMPLE_SIZE = 1000
 """Pairs of values in a parity plot."""

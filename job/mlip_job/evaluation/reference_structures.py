@@ -1,4 +1,4 @@
-"""The most stable structures of a dataset: what physics checks begin with, and compare with."""
+"""The most stable structures of a dataset: what physics checks start from and compare with."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ _ENERGY_STEP = 0.01  # eV/atom
 
 
 @dataclass
-class LowestStructures:
+class ReferenceStructures:
     """What a dataset says of stable structures.
 
     Attributes
@@ -121,7 +121,7 @@ class LowestStructures:
         counts = self.energies.setdefault((elements, periodic), Counter())
         counts[round(energy / _ENERGY_STEP)] += 1
 
-    def join(self, other: LowestStructures) -> None:
+    def join(self, other: ReferenceStructures) -> None:
         """Take over what is lower elsewhere, and all that is counted."""
         self.cutoff = min(self.cutoff, other.cutoff)
         for kind, stable in other.by_kind.items():

@@ -1,1 +1,0 @@
-"""Published potentials, ready for use in Python: found, fetched, checked, cached, loaded."""
