@@ -77,7 +77,7 @@ class StructureRow:
     def atoms(self) -> Atoms:
         """Return the structure without labels, in a right-handed cell."""
         return right_handed(
-            Atoms(self.numbers, positions=self.positions, cell=self.cell, pbc=self.pbc)
+            Atoms(numbers=self.numbers, positions=self.positions, cell=self.cell, pbc=self.pbc)
         )
 
 

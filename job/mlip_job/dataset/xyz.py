@@ -6,17 +6,16 @@ takes to read back the same double.
 
 from __future__ import annotations
 
-import io
 import re
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice, pairwise, product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import orjson
 from ase.data import atomic_numbers, chemical_symbols
-from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict, read_xyz
+from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict
 
 from mlip_job.dataset.structures import VOIGT, Structures, starts_of
 from mlip_job.errors import IntegrityError
@@ -35,6 +34,8 @@ _SYMBOLS = [f"{symbol:<6}".encode() for symbol in chemical_symbols]
 _PERIODICITIES = [b" ".join(flags) for flags in product((b"F", b"T"), repeat=3)]
 _TENSOR = [0, 5, 4, 5, 1, 3, 4, 3, 2]
 """Voigt indices of the nine components of a stress."""
+_VOIGT = [0, 4, 8, 5, 2, 1]
+"""The other way round."""
 
 _COUNT = re.compile(r"\s*\d{1,18}\s*")
 _PAIR = re.compile(r'(?:^| )(\w+)=(?:"((?:[^"\\]|\\.)*)"|(\S*))')
@@ -68,7 +69,7 @@ def structures_text(structures: Structures) -> Iterator[bytes]:
 
 
 def read_structures(path: Path) -> Iterator[Structures]:
-    """Yield the structures of a file without stresses, many at a time, each number to the last bit.
+    """Yield the structures of a file, many at a time, each number to the last bit.
 
     Raises
     ------
@@ -133,18 +134,22 @@ def read_blocks(path: Path) -> Iterator[str]:
 
 
 def parse(block: str) -> Labelled:
-    """Read a structure from its text."""
-    (atoms,) = read_xyz(io.StringIO(block), slice(None))
-    labels: dict[str, Any] = atoms.calc.results
-    atoms.calc = None
-    stress = labels.get("stress")
+    """Read a structure from its text.
+
+    Raises
+    ------
+    IntegrityError
+        If it is not as `structures_text` writes it.
+    """
+    structures = _read_together("a structure", [block])
+    row = structures.row(0)
     return Labelled(
-        row_id=row_id(block),
+        row_id=row.id,
         config_type=config_type(block),
-        atoms=atoms,
-        energy=float(labels["energy"]),
-        forces=np.array(labels["forces"], dtype=np.float64),
-        stress=None if stress is None else np.array(stress, dtype=np.float64),
+        atoms=row.atoms(),
+        energy=float(structures.energies[0]),
+        forces=structures.forces,
+        stress=row.stress,
     )
 
 
@@ -236,12 +241,12 @@ def _is_readable(name: str, text: str) -> bool:
 # Reading
 
 
-def _read_together(path: Path, blocks: Sequence[str]) -> Structures:
+def _read_together(source: Path | str, blocks: Sequence[str]) -> Structures:
     headers = [_header_pairs(block) for block in blocks]
     try:
         return _join(blocks, headers)
     except (KeyError, ValueError) as error:
-        raise IntegrityError(f"{path} was not written by an export: {error}") from None
+        raise IntegrityError(f"{source} was not written by an export: {error}") from None
 
 
 def _join(blocks: Sequence[str], headers: Sequence[Mapping[str, str]]) -> Structures:
@@ -259,6 +264,10 @@ def _join(blocks: Sequence[str], headers: Sequence[Mapping[str, str]]) -> Struct
     del words[::_COLUMNS]
     values = _finite(words).reshape(-1, _COLUMNS - 1)
     cells = [header.get("Lattice", "0 " * 9).split() for header in headers]
+    stresses = [header.get("stress", "").split() for header in headers]
+    voigt = np.full((len(headers), VOIGT), np.nan)
+    stressed = [index for index, stress in enumerate(stresses) if stress]
+    voigt[stressed] = _finite([x for stress in stresses for x in stress]).reshape(-1, 9)[:, _VOIGT]
     flags = [[{"T": True, "F": False}[f] for f in header["pbc"].split()] for header in headers]
     return Structures(
         ids=np.array(ids, dtype=np.int64),
@@ -272,7 +281,7 @@ def _join(blocks: Sequence[str], headers: Sequence[Mapping[str, str]]) -> Struct
         has_energy=np.ones(len(headers), dtype=np.bool_),
         free_energies=np.zeros(len(headers)),
         has_free_energy=np.zeros(len(headers), dtype=np.bool_),
-        stresses=np.full((len(headers), VOIGT), np.nan),
+        stresses=voigt,
         pairs=np.array([{"config_type": _config_type(h)} for h in headers], dtype=np.object_),
     )
 
