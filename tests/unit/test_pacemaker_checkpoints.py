@@ -75,14 +75,8 @@ def test_positions_are_said_in_words() -> None:
 
 
 RUN = Path(__file__).parents[1] / "data" / "pacemaker" / "c_ladder"
-
-
 SINGLE = Leg({"potential": {}, "fit": {"maxiter": 8}})
-
-
 LADDER = Leg({"potential": {}, "fit": {"maxiter": 8, "ladder_step": [5]}})
-
-
 HALF = Leg({"potential": "start.yaml", "fit": {"maxiter": 8}}, Offset(1, 3), partial=True)
 
 
@@ -405,11 +399,7 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Fit:
 
 
 FROM_FILE = Leg({"potential": "start.yaml", "fit": {}})
-
-
 FROM_NOTHING = Leg({"potential": {"functions": {}}, "fit": {}})
-
-
 NEVER = EarlyStopping(patience=1000, least_fall=0.0)
 
 
@@ -517,7 +507,7 @@ def test_a_line_cut_short_does_no_harm(fit: _Fit) -> None:
 def _chosen(fit: _Fit, last: float, status: int = 1) -> Any:
     for name in ("cycle_metrics", "test_cycle_metrics"):
         fit.measure(name, (0, 0, 0), last)
-    state = LogState(optimiser_results=[OptimiserResult(status == 0, status, "", 9)])
+    state = LogState(optimiser_results=[OptimiserResult(status == 0, status, "")])
     tables = {name: read_table(fit.files.table(name)) for name in WorkFiles.TABLES}
     return better_than_last(read_kept(fit.files.best), state, tables)
 

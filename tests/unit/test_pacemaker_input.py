@@ -32,8 +32,6 @@ from mlip_job.training.size import DataSize, choose_size, with_size
 from tests.trainings import sized
 
 ELEMENTS = ("Al", "Cu", "Fe", "Ni", "Zn")
-
-
 SMALLEST = {1: 1, 2: 2, 3: 4, 4: 8, 5: 16}
 
 
@@ -97,8 +95,6 @@ def test_overrides_of_the_potential_are_part_of_the_basis() -> None:
 
 
 AUTO = TrainingConfig()
-
-
 MANY = DataSize(energies=10_000, forces=1_000_000, elements=1)
 
 
@@ -170,10 +166,7 @@ def test_the_configuration_is_used_with_the_number() -> None:
 
 
 REVIEWED = Path(__file__).parents[1] / "data" / "pacemaker"
-
-
 ACCEPT = os.environ.get("MLIP_JOB_TEST_ACCEPT")
-
 
 DATA = TrainingData(
     elements=("Cu", "Ni"),
@@ -191,7 +184,6 @@ def _written(training: TrainingConfig, start: StartPotential | None = None) -> d
 
 
 PARENT, GROWN = (StartPotential("parent_potential.yaml", same_basis=same) for same in (True, False))
-
 
 CONTINUED = {
     "start_noise": 0.1,
@@ -311,8 +303,6 @@ def test_elements_that_look_like_yaml_words_stay_elements() -> None:
 
 
 DATA_LEGS = TrainingData(("Cu",), ("train.gz",), ("test.gz",), {"Cu": -3.7})
-
-
 SECTION = potential_section(sized(), ["Cu"])
 
 

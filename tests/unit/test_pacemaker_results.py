@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from mlip_job.training.summary import RunSummary
 
 DATA = Path(__file__).parent.parent / "data" / "pacemaker"
-
-
 SAVED = b"Final potential is saved to output_potential.yaml"
 
 

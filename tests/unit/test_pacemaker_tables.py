@@ -25,11 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 DATA = Path(__file__).parent.parent / "data" / "pacemaker"
-
-
 LADDER = DATA / "c_ladder" / "metrics.txt"
-
-
 HEADER = "ladder_step cycle_step iter_num loss rmse_epa rmse_f_comp nfuncs\n"
 
 
@@ -214,8 +210,6 @@ def test_damaged_tables_are_no_crash(metrics: list[Place], rows: list[Place]) ->
 
 
 HEADER_CURVE = "ladder_step cycle_step iter_num loss nfuncs"
-
-
 Rows = list[tuple[int, int, float]]
 """Ladder step, iteration and loss."""
 

@@ -298,7 +298,6 @@ def test_sums_keep_the_order_of_what_came_first() -> None:
 
 TIMEOUT = 600.0
 
-
 BURN = """
 import os, time
 if os.fork() == 0:

@@ -20,11 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2, as a container sees its own
-
-
 _MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
-
-
 LOCAL_JOB_VARIABLE = "MLIP_JOB_LOCAL_JOB"
 """The id of a job of `LocalScheduler`; its script sets it."""
 
@@ -35,11 +31,7 @@ CORES_VARIABLE = "MLIP_JOB_CORES"
 
 # OpenBLAS and MKL take OMP_NUM_THREADS where they have no variable of their own.
 _BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-
-
 _OWN_VARIABLES = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
-
-
 THREAD_VARIABLES = (*_OWN_VARIABLES, *_BLAS_VARIABLES)
 """How many threads the numerical libraries of a process start: OpenMP, TensorFlow, BLAS."""
 

@@ -23,17 +23,9 @@ if TYPE_CHECKING:
     from mlip_job.errors import MlipJobError
 
 Work = TypeVar("Work")
-
-
 Result = TypeVar("Result")
-
-
 _SECONDS_FOR_A_SIGNAL = 0.5
-
-
 _PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
-
-
 _LIBC = ctypes.CDLL(None)  # loaded here: it can't be between fork and exec
 
 

@@ -20,21 +20,13 @@ DIVERGED = (
 )
 
 _LEAST_ENERGY = 0.05
-
-
 _GOOD_ENERGY, _GOOD_FORCE = 1.0, 2.0
 """meV/atom and meV/Å: reference data resolve no less, so there is nothing left to gain."""
 
 
 _MOST_REGULARISATION = 0.3
-
-
 _BALANCED_ENERGY = 0.2  # of energies and forces together: what the advice aims at
-
-
 _BALANCED_REGULARISATION = 0.1
-
-
 _WORTH_LOWERING = 0.05  # a regulariser's share
 
 
@@ -150,17 +142,9 @@ def _percent(share: float) -> str:
 
 
 _FEWEST_ITERATIONS = 20
-
-
 _LONG_BEFORE = 0.7  # of the iterations
-
-
 _WORSE = 0.05
-
-
 _LAST_PART = 0.1
-
-
 _STILL_FALLING = 0.05
 
 

@@ -26,7 +26,6 @@ DEFAULT_NRADMAX: Mapping[str, tuple[int, ...]] = {
     "ALL": (15, 3, 2, 1, 1),
 }
 
-
 DEFAULT_LMAX: Mapping[str, tuple[int, ...]] = {
     "UNARY": (0, 4, 4, 3, 2, 1),
     "BINARY": (0, 3, 2, 1, 1, 0),
@@ -37,8 +36,6 @@ DEFAULT_LMAX: Mapping[str, tuple[int, ...]] = {
 
 # Of the densities: pacemaker's template for one and two, published inputs for eight.
 _POWERS = (1, 0.5, 0.75, 0.25, 0.125, 0.375, 0.875, 2)
-
-
 _FUNCTIONS_UP_TO_THREE_BODIES = 4
 
 

@@ -42,14 +42,8 @@ if TYPE_CHECKING:
     Blocks = Mapping[str, list[int]]
 
 _BATCH_ATOMS = 256  # at least; a second or so
-
-
 _ATOMS_WORTH_A_PROCESS = 1_000  # its start takes two seconds of imports
-
-
 _PROCESS_BYTES = 300 << 20  # of a process that has imported pyace
-
-
 _RIDGES = tuple(10.0**exponent for exponent in range(-14, -5))
 """Relative to the largest diagonal element; with the smallest one any equations can be solved."""
 

@@ -1,4 +1,4 @@
-"""Pacemaker's log: what only it says, followed line by line while it is written.
+"""Pacemaker's log, parsed line by line while it is written.
 
 The same messages come in two forms, ``2026-11-23 22:42:37,630 I - message`` in ``log.txt`` and
 ``2026-11-23 22:42:37,630 - logger - INFO - message`` on the console; blocks of statistics and
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 _LONGEST_LINE = 4096  # no message of pacemaker's is longer; garbage may be
 
-
 _STAMP = re.compile(
     r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) (?:[DIWEC] - |- [\w.]+ - [A-Z]+ - )(.*)", re.DOTALL
 )
@@ -29,18 +28,16 @@ _STAMP = re.compile(
 # Two decimals each, which tells them apart where wide ones have grown together.
 _NUMBER = re.compile(r"-?\d+\.\d\d|-?inf|nan")
 
-
 _TITLE = re.compile(
     r"-{44}(INIT STATS|FIT STATS|Cycle last iteration:"
     r"|INIT TEST STATS|TEST STATS|TEST Cycle last iteration:)-{44}"
 )
 
-
 _EXCEPTION = re.compile(r"((?:[A-Za-z_]\w*\.)*\w*(?:Error|Exception|Interrupt))(?::\s*(.*))?$")
 
 
 class Phase(StrEnum):
-    """What pacemaker is doing."""
+    """A phase of pacemaker."""
 
     STARTING = "starting"
     LOADING_DATA = "loading_data"
@@ -53,15 +50,10 @@ class Phase(StrEnum):
 
 @dataclass
 class StatisticsBlock:
-    """One block of statistics; the errors are in eV/atom and eV/Å.
+    """One block of statistics with pacemaker's title, such as ``FIT STATS``.
 
-    Attributes
-    ----------
-    title
-        Pacemaker's, e.g. ``FIT STATS`` or ``TEST Cycle last iteration:``.
-    errors
-        By ``rmse``, ``mae`` and ``max``: of energies per atom, the same for low-energy structures,
-        of force components, the same for low-energy structures.
+    Errors are by ``rmse``, ``mae`` and ``max``: of energies (eV/atom), those of low-energy
+    structures, of force components (eV/Å), those of low-energy structures.
     """
 
     title: str
@@ -78,12 +70,11 @@ class DatasetSizes:
 
 @dataclass(frozen=True)
 class OptimiserResult:
-    """How scipy's minimiser ended; status 1 (too many iterations) is the normal ending."""
+    """The end of scipy's minimiser; status 1 (too many iterations) is the normal one."""
 
     success: bool
     status: int
     message: str
-    evaluations: int
 
 
 @dataclass
@@ -101,12 +92,10 @@ class LogState:
     kappa: float | None = None
     starting_potential: str | None = None
     ladder: bool = False
-    iterations_seen: int = 0
     optimiser_results: list[OptimiserResult] = field(default_factory=list)
     early_stopping: str | None = None
     best_cycle: int = 0
     batch_sizes: list[tuple[int, int]] = field(default_factory=list)
-    weighting: list[str] = field(default_factory=list)
     extreme_energies: bool = False
     potential_saved: bool = False
     out_of_memory: bool = False
@@ -118,13 +107,8 @@ class LogState:
     ) -> dict[str, float]:
         """Return the seconds in each phase, those of a ladder's steps added up.
 
-        Parameters
-        ----------
-        begun
-            When the process was started, where that is known: its first line comes after its
-            imports.
-        until
-            When it had ended, or now; else the last stamp is the end.
+        Without `begun`, the start of the process, its imports are missing, which come before the
+        first line; without `until` the last stamp is the end.
         """
         phases = list(self.phases)
         if begun is not None:
@@ -140,10 +124,7 @@ class LogState:
 
 
 class LogParser:
-    """Follows a log; `state` is what it knows.
-
-    A log to which several runs were appended is forgotten at the start of each.
-    """
+    """Parses a log line by line; `state` begins anew with each run that the log has."""
 
     def __init__(self) -> None:
         self.state = LogState()
@@ -152,7 +133,7 @@ class LogParser:
 
     @property
     def phase(self) -> Phase:
-        """What pacemaker is doing now."""
+        """The present phase."""
         return self.state.phases[-1][0] if self.state.phases else Phase.STARTING
 
     def feed(self, line: str) -> None:
@@ -228,7 +209,6 @@ def is_out_of_memory(text: str) -> bool:
 
 _ERROR_KINDS: Mapping[str, str] = {"RMSE": "rmse", "MAE": "mae", "MAX_AE": "max"}
 
-
 _OUT_OF_MEMORY = (
     "ResourceExhaustedError",
     "RESOURCE_EXHAUSTED",
@@ -238,7 +218,6 @@ _OUT_OF_MEMORY = (
     "MemoryError",
     "No further batch size reduction",  # pacemaker, after TensorFlow ran out of memory
 )
-
 
 _PHASE_STARTS: Mapping[str, Phase] = {
     "Start pacemaker": Phase.STARTING,
@@ -278,15 +257,9 @@ def _size(state: LogState, match: re.Match[str]) -> None:
     state.functions, state.parameters = int(match.group(1)), int(match.group(2))
 
 
-def _iteration(state: LogState, match: re.Match[str]) -> None:
-    state.iterations_seen = max(state.iterations_seen, int(match.group(1)))
-
-
 def _optimised(state: LogState, match: re.Match[str]) -> None:
-    success, status, message, evaluations = match.groups()
-    state.optimiser_results.append(
-        OptimiserResult(success == "True", int(status), message, int(evaluations))
-    )
+    success, status, message = match.groups()
+    state.optimiser_results.append(OptimiserResult(success == "True", int(status), message))
 
 
 def _batch(state: LogState, match: re.Match[str]) -> None:
@@ -315,13 +288,10 @@ _HANDLERS: Mapping[re.Pattern[str], Callable[[LogState, re.Match[str]], None]] =
         ),
         r"Target potential loaded from file '(.+)'": _setter("starting_potential", str),
         r"(Ladder)-scheme fitting is ON": _setter("ladder", bool),
-        r"Iteration   #(\d+)": _iteration,
-        r"Optimization result\(success=(\w+), status=(\d+), message=(.*), nfev=(\d+)": _optimised,
+        r"Optimization result\(success=(\w+), status=(\d+), message=(.*), nfev=\d+": _optimised,
         r"(EARLY STOPPING: .*)": _setter("early_stopping", str),
         r"Best fitting attempt is #(\d+)": _setter("best_cycle", lambda text: int(text) - 1),
         r"Decrease batch size \(by factor [\d.]+\): (\d+) -> (\d+)": _batch,
-        r"(\d+ structures (?:with higher than dFup forces are removed|were selected|below DElow"
-        r"|between DElow).*)": lambda state, match: state.weighting.append(match.group(1)),
         r"(Final potential is saved to) output_potential\.yaml": _setter("potential_saved", bool),
     }.items()
 }
