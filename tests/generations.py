@@ -39,7 +39,6 @@ _CONFIG = {
         "functions_per_element": 10,
         "ladder_step": None,
         "max_iter": 3,
-        "stress_weight": 0,
     },
 }
 

@@ -139,7 +139,6 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
                 "functions_per_element": 3,
                 "ladder_step": None,
                 "max_iter": 3,
-                "stress_weight": 0,
             },
             "evaluation": {"active_set": False, "gate": {"require_physics": False}},
             "storage": {"url": str(tmp_path / "store")},

@@ -21,7 +21,6 @@ TINY = {
     "functions_per_element": 3,
     "ladder_step": None,
     "max_iter": 3,
-    "stress_weight": 0,
 }
 # What these tests look at does not depend on them, and there are some hundred jobs.
 EVALUATION = {

@@ -159,7 +159,9 @@ def test_killed_at_random_moments_of_a_fit(
 ) -> None:
     """Twice, with either signal, single-shot or in a ladder: one curve comes out in the end."""
     rng = random.Random(seed)
-    ladder = {"ladder_step": 3, "ladder_type": "power_order"} if seed % 2 else {}
+    ladder = (
+        {"ladder_step": 3, "overrides": {"fit": {"ladder_type": "power_order"}}} if seed % 2 else {}
+    )
     config = make_config({"functions_per_element": 8, "max_iter": 25, **ladder})
     killed = []
     for _ in range(2):

@@ -35,7 +35,6 @@ TINY = {
     "functions_per_element": 3,
     "ladder_step": None,
     "max_iter": 2,
-    "stress_weight": 0,
 }
 
 
@@ -535,14 +534,6 @@ def test_check_notes_rows_of_several_calculators(cli: Cli, project: Project) -> 
     assert noted in checked.out
     assert "vasp (1 row)" in checked.out
     assert "aims (1 row)" in checked.out
-
-
-def test_a_stress_weight_is_refused(cli: Cli, project: Project) -> None:
-    """Pacemaker fits no stress; a weight that does nothing would mislead."""
-    ended = cli("-c", project.config, "check", "--set", "training.stress_weight=1")
-    assert ended.code == 64
-    assert "training.stress_weight" in ended.err
-    assert "pacemaker fits no stress" in ended.err
 
 
 def test_init_keeps_passwords_out(

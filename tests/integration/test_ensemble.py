@@ -83,7 +83,6 @@ def half_trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
             "functions_per_element": 3,
             "ladder_step": None,
             "max_iter": 2,
-            "stress_weight": 0,
         },
         "evaluation": {"active_set": False, "gate": {"require_physics": False}},
         "storage": {"url": "store"},

@@ -54,7 +54,6 @@ TINY = {
     "functions_per_element": 4,
     "ladder_step": None,
     "max_iter": 3,
-    "stress_weight": 0,
     "test_fraction": 0.25,
 }
 

@@ -45,7 +45,6 @@ TINY = {
     "functions_per_element": 6,
     "max_iter": 2,
     "test_fraction": 0.2,
-    "stress_weight": 0,
 }
 
 

@@ -38,7 +38,6 @@ TINY = {
     "functions_per_element": 3,
     "ladder_step": None,
     "max_iter": 3,
-    "stress_weight": 0,
 }
 
 

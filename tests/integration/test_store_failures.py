@@ -131,14 +131,15 @@ def test_line_ends_in_credentials_are_named(
 
 @pytest.mark.parametrize(("setting", "sent"), [("when_supported", True), ("when_required", False)])
 def test_checksums_can_be_left_out(
-    careless_server: ThreadingHTTPServer, s3_credentials: None, setting: str, sent: bool
+    careless_server: ThreadingHTTPServer,
+    s3_credentials: None,
+    monkeypatch: pytest.MonkeyPatch,
+    setting: str,
+    sent: bool,
 ) -> None:
     """Some S3-compatible stores fail on the checksum headers that boto3 sends by default."""
-    config = StorageConfig(
-        url="s3://bucket",
-        endpoint_url=_endpoint(careless_server),
-        request_checksum_calculation=setting,
-    )
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", setting)
+    config = StorageConfig(url="s3://bucket", endpoint_url=_endpoint(careless_server))
     open_store(config).put("key", b"data")
     (headers,) = careless_server.written_headers  # type: ignore[attr-defined]
     names = {name.lower() for name in headers}

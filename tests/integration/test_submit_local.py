@@ -43,7 +43,6 @@ def config(tmp_path: Path) -> Path:
                     "functions_per_element": 3,
                     "ladder_step": None,
                     "max_iter": 2,
-                    "stress_weight": 0,
                 },
                 "evaluation": {"active_set": False, "gate": {"require_physics": False}},
             }

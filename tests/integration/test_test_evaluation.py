@@ -27,13 +27,12 @@ TRAINING = {
     "functions_per_element": 8,
     "linear_start": False,
     "ladder_step": 4,
-    "ladder_type": "power_order",
+    "overrides": {"fit": {"ladder_type": "power_order"}},
     "max_iter": 60,
     "display_step": 1,
     "test_fraction": 0.25,
     "validation_fraction": 0,
     "force_weight": 4,
-    "stress_weight": 0,
     "weighting": WEIGHTING,
 }
 TINY = {

@@ -112,11 +112,10 @@ def test_energies_that_nobody_wanted_are_no_matter() -> None:
 def test_regularisers_that_dominate_are_named() -> None:
     """With the coefficients that are named, and the same potential, they make up a tenth."""
     result = found(20, 19, l2_coeffs=55, w2_rad=5.5, w0_rad=0.5)
-    (text,) = warned(result, l2_coeffs=2e-8, w2_rad=1e-8)
+    (text,) = warned(result, overrides={"fit": {"loss": {"L2_coeffs": 2e-8, "w2_rad": 1e-8}}})
     assert "regularisation makes up 61 % of the final loss" in text
-    assert "lower training.l2_coeffs from 2e-08 to 1e-09, training.w2_rad from 1e-08 to 7e-10" in (
-        text
-    )
+    assert "lower fit.loss.L2_coeffs in training.overrides from 2e-08 to 1e-09" in text
+    assert "fit.loss.w2_rad in training.overrides from 1e-08 to 7e-10" in text
     assert "w0_rad" not in text
 
 

@@ -574,7 +574,7 @@ def test_unknown_errors_are_told_as_they_are() -> None:
 
 def test_divergence_names_the_next_step() -> None:
     """The checkpoint of a fit that diverged would diverge again."""
-    for step in ("dataset.max_force", "training.l2_coeffs", "--fresh"):
+    for step in ("dataset.max_force", "fit.loss.L2_coeffs", "--fresh"):
         assert step in DIVERGED
 
 

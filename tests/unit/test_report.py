@@ -674,7 +674,7 @@ def test_show_names_the_settings_and_the_verdict(capsys: pytest.CaptureFixture[s
     assert shown["basis size"] == "auto functions per element asked for, ndensity 2"
     assert shown["ladder"] == "ladder_step [100.0, 0.1], ladder_type body_order"
     assert shown["weights"] == "energy 10000, force 100, weighting uniform"
-    assert shown["regularisation"].startswith("l1_coeffs 1e-10, l2_coeffs 1e-10, w0_rad 1e-10")
+    assert shown["regularisation"].startswith("L1_coeffs 1e-10, L2_coeffs 1e-10, w0_rad 1e-10")
     assert shown["test fraction"] == "0.1"
 
 

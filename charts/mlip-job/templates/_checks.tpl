@@ -15,7 +15,7 @@
 {{- else if eq $visibility "read-only" -}}
 {{- fail (printf "config.storage.url %s lies on a volume that is mounted read-only" $store) -}}
 {{- end -}}
-{{- range $limit, $request := dict "cpuLimit" "cpu" "memoryLimit" "memory" "ephemeralStorageLimit" "workSize" -}}
+{{- range $limit, $request := dict "cpuLimit" "cpu" "ephemeralStorageLimit" "workSize" -}}
 {{- $most := index $.Values $limit -}}
 {{- if $most -}}
 {{- $least := index $.Values $request -}}
@@ -77,13 +77,5 @@ server
 {{/* s. The last checkpoint and the release of the claim may each take run.stop_timeout. */}}
 {{- define "mlip-job.gracePeriodSeconds" -}}
 {{- $stop := dig "run" "stop_timeout" 20 .Values.config | float64 -}}
-{{- if kindIs "invalid" .Values.gracePeriodSeconds -}}
 {{- add (mulf 2 $stop | ceil | int) 20 -}}
-{{- else -}}
-{{- $least := add (ceil $stop | int) 5 -}}
-{{- if lt (.Values.gracePeriodSeconds | int64) $least -}}
-{{- fail (printf "gracePeriodSeconds is %d, but storing a checkpoint may take %d s" (.Values.gracePeriodSeconds | int) (int $least)) -}}
-{{- end -}}
-{{- .Values.gracePeriodSeconds | int -}}
-{{- end -}}
 {{- end }}

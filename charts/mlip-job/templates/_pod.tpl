@@ -21,7 +21,7 @@ securityContext:
 containers:
   - name: mlip-job
     image: {{ include "mlip-job.image" .root | quote }}
-    imagePullPolicy: {{ $values.image.pullPolicy }}
+    imagePullPolicy: IfNotPresent
     args:
       {{- range .args }}
       - {{ quote . }}
@@ -42,7 +42,7 @@ containers:
         {{- with $values.cpuLimit }}
         cpu: {{ toString . | quote }}
         {{- end }}
-        memory: {{ $values.memoryLimit | default $values.memory }}
+        memory: {{ $values.memory }}
         {{- with $values.ephemeralStorageLimit }}
         ephemeral-storage: {{ . }}
         {{- end }}
@@ -85,10 +85,6 @@ affinity:
 {{- end }}
 {{- with include "mlip-job.tolerations" .root | fromYamlArray }}
 tolerations:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- with $values.topologySpreadConstraints }}
-topologySpreadConstraints:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
@@ -182,11 +178,11 @@ topologySpreadConstraints:
     sizeLimit: {{ .Values.workSize }}
 - name: tmp
   emptyDir:
-    sizeLimit: {{ .Values.tmpSize }}
+    sizeLimit: 1Gi
 - name: shm
   emptyDir:
     medium: Memory
-    sizeLimit: {{ .Values.shmSize }}
+    sizeLimit: 1Gi
 {{- range $position, $name := include "mlip-job.claimNames" . | fromYamlArray }}
 - name: claim-{{ $position }}
   persistentVolumeClaim:
@@ -213,9 +209,6 @@ topologySpreadConstraints:
 {{- if eq $name $mount.claim }}
 - name: claim-{{ $position }}
   mountPath: {{ trimSuffix "/" $mount.mountPath | quote }}
-  {{- with $mount.subPath }}
-  subPath: {{ quote . }}
-  {{- end }}
   {{- if $mount.readOnly }}
   readOnly: true
   {{- end }}

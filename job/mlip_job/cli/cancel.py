@@ -117,8 +117,7 @@ def _show_ended(
 
 def _patience(config: JobConfig) -> float:
     """Return for how many seconds a job may take to end: its last checkpoint, and a margin."""
-    grace = config.submit.kubernetes.grace_period_seconds
-    return _MARGIN_SECONDS + max(2 * config.run.stop_timeout, grace or 0)
+    return _MARGIN_SECONDS + 2 * config.run.stop_timeout
 
 
 def _wait_for_end(

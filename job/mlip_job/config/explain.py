@@ -61,13 +61,12 @@ def _lines(error: ValidationError) -> Iterator[tuple[Location, str]]:
         by_key.setdefault(key, []).append(detail)
     for key, details in by_key.items():
         if key in ALTERNATIVES:
-            location = details[0]["loc"][:2]
-            yield from ((location, line) for line in _explain_alternatives(key, details))
+            yield from _explain_alternatives(key, details)
         else:
             yield from ((detail["loc"], _line(detail["loc"], detail)) for detail in details)
 
 
-def _explain_alternatives(key: str, details: Sequence[Any]) -> Iterator[str]:
+def _explain_alternatives(key: str, details: Sequence[Any]) -> Iterator[tuple[Location, str]]:
     """Tell what is wrong inside the one kind of value that was meant, else name all kinds."""
     depth = max(len(detail["loc"]) for detail in details)
     deepest = [detail for detail in details if len(detail["loc"]) == depth]
@@ -76,11 +75,12 @@ def _explain_alternatives(key: str, details: Sequence[Any]) -> Iterator[str]:
     if len(kinds) > 1 or depth <= len(("section", "key", "kind")):
         own = [d for d in details if d["type"] == "value_error"]
         message = _message(own[0]) if own else f"takes {ALTERNATIVES[key]}"
-        yield f"{key}: {message}"
+        yield details[0]["loc"][:2], f"{key}: {message}"
         return
     for detail in deepest:
         section, name, _kind, *inside = detail["loc"]
-        yield _line((section, name, *(part for part in inside if part != "[key]")), detail)
+        location = (section, name, *(part for part in inside if part != "[key]"))
+        yield location, _line(location, detail)
 
 
 def _line(location: Location, detail: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
@@ -41,7 +41,6 @@ OWNED_VARIABLES = (
 
 LIMITS = {
     "cpu_limit": "cpu",
-    "memory_limit": "memory",
     "ephemeral_storage_limit": "work_size",
 }
 """The setting of each limit, and that of what is reserved."""
@@ -110,15 +109,7 @@ class ClaimMount(Part):
 
     claim: ObjectName = Field(description="Name of the PersistentVolumeClaim.")
     mount_path: MountPath = Field(description="Where the container sees it, e.g. /data.")
-    sub_path: str | None = Field(None, min_length=1, description="Folder of it, else all of it.")
     read_only: bool = False
-
-    @field_validator("sub_path")
-    @classmethod
-    def _relative(cls, path: str | None) -> str | None:
-        if path is not None and (path.startswith("/") or ".." in path.split("/")):
-            raise ValueError("takes a path within the volume")
-        return path
 
 
 class WithoutGpuConfig(Part):
@@ -133,9 +124,6 @@ class WithoutGpuConfig(Part):
     node_selector: dict[str, str] | None = Field(
         None, description="Labels that the node must have; by default none."
     )
-    affinity: Manifest | None = Field(None, description="Affinity; by default none.")
-    tolerations: tuple[Manifest, ...] | None = Field(None, description="Other tolerations.")
-    priority_class: ObjectName | None = Field(None, description="PriorityClass.")
     queue: LabelName | None = Field(None, description="Kueue's LocalQueue.")
 
 
@@ -153,7 +141,6 @@ class KubernetesConfig(Part):
         None, description="Namespace, else that of the context, as with kubectl."
     )
     image: Image | None = Field(None, description="Image of mlip-job; by digest, best.")
-    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     image_pull_secrets: tuple[ObjectName, ...] = Field(
         (), description="Secrets with the registry's credentials."
     )
@@ -161,9 +148,8 @@ class KubernetesConfig(Part):
     cpu_limit: Quantity | None = Field(
         None, description="Processors at most. Not given, no limit: a fit may use idle ones."
     )
-    memory: Quantity = Field("16Gi", description="Memory that is reserved; with shm_size.")
-    memory_limit: Quantity | None = Field(
-        None, description="Memory at most. Not given, what is reserved."
+    memory: Quantity = Field(
+        "16Gi", description="Memory, reserved and at most; /dev/shm is part of it."
     )
     gpus: int = Field(1, ge=0, description="GPUs; 0 trains on processors.")
     gpu_resource: ResourceName = Field(
@@ -178,10 +164,8 @@ class KubernetesConfig(Part):
     work_size: Quantity = Field("20Gi", description="Disk for the dataset and the fit.")
     ephemeral_storage_limit: Quantity | None = Field(
         None,
-        description="Disk at most: work_size, tmp_size, the log. Not given, no limit on the sum.",
+        description="Disk at most: work_size, 1Gi of /tmp, the log. Not given, no limit.",
     )
-    tmp_size: Quantity = Field("1Gi", description="Disk for /tmp.")
-    shm_size: Quantity = Field("1Gi", description="Shared memory; counts as memory.")
     secrets: tuple[ObjectName, ...] = Field(
         (),
         description="Secrets whose keys are environment variables of the run, e.g. "
@@ -206,7 +190,6 @@ class KubernetesConfig(Part):
     node_selector: dict[str, str] = Field({}, description="Labels that the node must have.")
     tolerations: tuple[Manifest, ...] = Field((), description="More tolerations than the GPU's.")
     affinity: Manifest = Field({}, description="Affinity, as in a pod's manifest.")
-    topology_spread_constraints: tuple[Manifest, ...] = ()
     labels: dict[str, str] = Field({}, description="More labels of Job and pods.")
     annotations: dict[str, str] = Field({}, description="Annotations of Job and pods.")
     backoff_limit: int = Field(
@@ -214,12 +197,6 @@ class KubernetesConfig(Part):
         ge=0,
         description="How often a run that failed for a reason that may pass is started again. "
         "Pre-emption and drained nodes don't count.",
-    )
-    grace_period_seconds: int | None = Field(
-        None,
-        ge=1,
-        description="s. What a pod gets to store its checkpoint when it is stopped; by default "
-        "what run.stop_timeout needs.",
     )
     active_deadline_seconds: int | None = Field(
         None, ge=1, description="s. The Job is ended after so long, waiting included."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from mlip_job.config.base import Part
 
@@ -17,22 +17,16 @@ OWNED_OPTIONS: Mapping[str, str] = {
     "account": "submit.slurm.account",
     "array": "mlip-job submit --ensemble",
     "chdir": "work_dir",
-    "constraint": "submit.slurm.constraint",
     "cpus-per-task": "submit.slurm.cpus",
     "dependency": "mlip-job submit --after",
     "error": "work_dir, where the log is",
-    "exclude": "submit.slurm.exclude",
     "export": "submit.slurm.env_file",
     "export-file": "submit.slurm.env_file",
     "get-user-env": "submit.slurm.setup",
-    "gpus": "submit.slurm.gpus_per_node",
-    "gpus-per-node": "submit.slurm.gpus_per_node",
     "gres": "submit.slurm.gres",
     "input": "nothing: a run reads no input",
     "job-name": "nothing: mlip-job finds its jobs by name",
     "kill-on-invalid-dep": "mlip-job submit --after",
-    "mail-type": "submit.slurm.mail_type",
-    "mail-user": "submit.slurm.mail_user",
     "mem": "submit.slurm.mem",
     "no-requeue": "submit.slurm.max_requeues",
     "nodes": "nothing: a run uses one node",
@@ -44,7 +38,6 @@ OWNED_OPTIONS: Mapping[str, str] = {
     "qos": "submit.slurm.qos",
     "quiet": "nothing: mlip-job reads what sbatch prints",
     "requeue": "submit.slurm.max_requeues",
-    "reservation": "submit.slurm.reservation",
     "signal": "submit.slurm.warning",
     "test-only": "mlip-job submit --dry-run",
     "time": "submit.slurm.time",
@@ -79,10 +72,11 @@ def _is_gpu(resource: str) -> bool:
     return resource.removeprefix("gres:").partition(":")[0].lower() in _GPU_RESOURCES
 
 
-def _without_gpu(resources: str) -> str:
-    if any(_is_gpu(resource) for resource in resources.split(",")):
-        raise ValueError("asks for a GPU, which these jobs have no use for")
-    return resources
+def _chooses_gpu_nodes(option: str) -> bool:
+    """Tell whether an option of sbatch asks for GPUs, or for the nodes that have them."""
+    name = option.removeprefix("--").partition("=")[0]
+    of_nodes = any(known.startswith(name) for known in ("constraint", "reservation"))
+    return of_nodes or "gpu" in option.lower()
 
 
 def _text_of_time(value: object) -> object:
@@ -119,25 +113,17 @@ class SlurmCpuConfig(Part):
     What is not given here is as for the fit, but for what its GPU, or the node of it, takes.
     """
 
-    account: Line | None = None
     partition: Line | None = Field(
         None, description="Partition without GPUs; with one, the fit's QOS is not asked for."
     )
     qos: Line | None = None
-    gres: Annotated[Line, AfterValidator(_without_gpu)] | None = Field(
-        None, description="Generic resources. Not given, those of the fit that are no GPUs."
-    )
     time: Time | None = Field(None, description="Time limit, in quotes: '02:00:00'.")
     mem: Memory | None = Field(None, description="Memory of the node, e.g. 16G.")
     cpus: int | None = Field(None, ge=1, description="CPUs.")
-    constraint: Line | None = Field(
-        None, description="Features of the node; those that the fit needs are not asked for."
-    )
-    exclude: Line | None = Field(None, description="Nodes not to use.")
-    reservation: Line | None = Field(None, description="Not given, none, whatever the fit has.")
     extra: tuple[Extra, ...] | None = Field(
         None,
-        description="More options of sbatch. Not given, those of the fit that do not name a GPU.",
+        description="More options of sbatch. Not given, those of the fit without --constraint, "
+        "--reservation and any that names a GPU.",
     )
 
 
@@ -150,21 +136,14 @@ class SlurmConfig(Part):
     partition: Line | None = None
     qos: Line | None = None
     gres: Line | None = Field(None, description="Generic resources, e.g. gpu:a100:1.")
-    gpus_per_node: Annotated[int, Field(ge=1)] | Line | None = Field(
-        None, description="GPUs, where the site counts them so: 1, or a100:1. Not with gres."
-    )
     time: Time | None = Field(
         None, description="Time limit, in quotes: '24:00:00'. A longer fit goes on after a requeue."
     )
     mem: Memory | None = Field(None, description="Memory of the node, e.g. 32G.")
     cpus: int | None = Field(None, ge=1, description="CPUs.")
-    constraint: Line | None = Field(None, description="Features of the node.")
-    exclude: Line | None = Field(None, description="Nodes not to use.")
-    reservation: Line | None = None
-    mail_user: Line | None = None
-    mail_type: Line | None = Field(None, description="When to send mail, e.g. END,FAIL.")
     extra: tuple[Extra, ...] = Field(
-        (), description="More options of sbatch, e.g. ['--licenses=scratch:1']."
+        (),
+        description="More options of sbatch, e.g. ['--constraint=a100', '--mail-type=END,FAIL'].",
     )
     cpu: SlurmCpuConfig = SlurmCpuConfig()
     warning: int = Field(
@@ -205,21 +184,12 @@ class SlurmConfig(Part):
         "mlip-job", description="Program to run without an image, e.g. /sw/venv/bin/mlip-job."
     )
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.gres is not None and self.gpus_per_node is not None:
-            raise ValueError("gres and gpus_per_node ask for the same: give one of them")
-        return self
-
     def without_gpu(self) -> Self:
         """Return the settings of a job that needs no GPU."""
         resources = [item for item in (self.gres or "").split(",") if item and not _is_gpu(item)]
         left = {
             "gres": ",".join(resources) or None,
-            "gpus_per_node": None,
-            "constraint": None,
-            "reservation": None,
-            "extra": tuple(option for option in self.extra if "gpu" not in option.lower()),
+            "extra": tuple(option for option in self.extra if not _chooses_gpu_nodes(option)),
             "container_options": tuple(
                 option for option in self.container_options if option not in _GPU_CONTAINER_OPTIONS
             ),
@@ -232,4 +202,4 @@ class SlurmConfig(Part):
     @property
     def asks_for_gpu(self) -> bool:
         """Whether the job is to have a GPU."""
-        return self.gpus_per_node is not None or "gpu" in (self.gres or "")
+        return "gpu" in (self.gres or "") or any(o.startswith("--gpus") for o in self.extra)

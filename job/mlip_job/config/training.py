@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping  # noqa: TC003 - pydantic reads annotations
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -15,21 +17,21 @@ Orders = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, 
 Arity = Literal["UNARY", "BINARY", "TERNARY", "QUATERNARY", "QUINARY", "ALL"]
 
 
+REGULARISATION: Mapping[str, float] = MappingProxyType(
+    dict.fromkeys(("L1_coeffs", "L2_coeffs", "w0_rad", "w1_rad", "w2_rad"), 1e-10)
+)
+"""Defaults of ``fit.loss``: of the coefficients, and of the smoothness of the radial functions."""
+
+
 class EnergyBasedWeighting(Part):
     """Pacemaker's EnergyBasedWeightingPolicy: low-energy structures weigh more.
 
-    It drops structures above `DEup` (and, with `DFup`, those with larger forces) from the fit;
-    the report says which.
+    It drops structures above `DEup` from the fit; the report says which. `training.overrides`
+    sets the other parameters, under ``fit.weighting``.
     """
 
     DElow: Positive = Field(1.0, description="eV/atom. Structures below it form the low tier.")
     DEup: Positive = Field(10.0, description="eV/atom. Structures above it are dropped.")
-    DFup: Positive | None = Field(None, description="eV/Å. Larger forces drop the structure.")
-    DE: Positive = Field(1.0, description="eV/atom. Offset in the energy weights.")
-    DF: Positive = Field(1.0, description="(eV/Å)². Offset in the force weights.")
-    wlow: float | None = Field(0.75, ge=0, le=1, description="Total weight of the low tier.")
-    reftype: Literal["all", "bulk", "cluster"] = "all"
-    energy: Literal["convex_hull", "cohesive"] = "convex_hull"
 
 
 class GroupWeights(Part):
@@ -94,9 +96,6 @@ class TrainingConfig(Part):
     )
     energy_weight: NonNegative = Field(10_000.0, description="a in a·MSE(E/atom) + b·mean|ΔF|².")
     force_weight: NonNegative = Field(100.0, description="b in a·MSE(E/atom) + b·mean|ΔF|².")
-    stress_weight: NonNegative = Field(
-        0.0, description="0: pacemaker fits no stress; its errors are measured and reported."
-    )
     max_iter: int = Field(
         0,
         ge=0,
@@ -108,7 +107,6 @@ class TrainingConfig(Part):
         description="Functions added per ladder step: [n, fraction] is max(n, fraction·current). "
         "null fits the whole basis at once.",
     )
-    ladder_type: Literal["body_order", "power_order"] = "body_order"
     zbl: bool = Field(
         True, description="Delta learning at short range: V = V_ZBL + V_ACE, ZBL inside the data."
     )
@@ -133,15 +131,6 @@ class TrainingConfig(Part):
         description="Who measures the test set during the fit: nobody, before the end; or, without "
         "a validation part, pacemaker, which builds a graph of its own for it in every ladder "
         "step.",
-    )
-    l1_coeffs: NonNegative = Field(1e-10, description="L1 regularisation of the coefficients.")
-    l2_coeffs: NonNegative = Field(1e-10, description="L2 regularisation of the coefficients.")
-    w0_rad: NonNegative = Field(1e-10, description="Smoothness of the radial functions.")
-    w1_rad: NonNegative = Field(1e-10, description="Smoothness of their first derivatives.")
-    w2_rad: NonNegative = Field(1e-10, description="Smoothness of their second derivatives.")
-    min_relative_train_loss_per_iter: Positive | None = Field(
-        1e-5,
-        description="Early stopping: slowest relative fall of the training loss. null: none.",
     )
     min_relative_test_loss_per_iter: Positive | None = Field(
         None,
@@ -184,16 +173,6 @@ class TrainingConfig(Part):
             )
         return step
 
-    @field_validator("stress_weight")
-    @classmethod
-    def _stress_weight(cls, weight: float) -> float:
-        if weight > 0:
-            raise ValueError(
-                "pacemaker fits no stress: set it to 0 or remove it; the errors of the stress are "
-                "measured and reported in any case"
-            )
-        return weight
-
     @field_validator("overrides")
     @classmethod
     def _overrides(cls, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -216,6 +195,15 @@ class TrainingConfig(Part):
         if self.is_linear:
             self._check_linear_fit()
         return self
+
+    def override(self, *keys: str, default: Any = None) -> Any:
+        """Return what the overrides set of a key of ``fit``, else `default`."""
+        found: Any = self.overrides.get("fit")
+        for key in keys:
+            if not isinstance(found, dict) or key not in found:
+                return default
+            found = found[key]
+        return found
 
     @property
     def is_linear(self) -> bool:

@@ -202,7 +202,8 @@ class DatasetBuilder:
         checks.require_elements_in_training(entries, split, elements)
         references = self._references(collected, split, elements)
         weighting = self.training.weighting
-        if isinstance(weighting, EnergyBased) and weighting.energy_based.energy == "convex_hull":
+        above = self.training.override("weighting", "energy", default="convex_hull")
+        if isinstance(weighting, EnergyBased) and above == "convex_hull":
             checks.require_convex_hull(entries, elements)
         return Outcome(
             collected=collected,

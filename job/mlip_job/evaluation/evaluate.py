@@ -209,7 +209,7 @@ def _require_some(train: SetTally, test: SetTally | None) -> None:
             raise TrainingError(
                 f"the weighting left every structure of the {side} set out of the fit: there is "
                 "nothing to measure",
-                hint="raise training.weighting.energy_based.DEup (and DFup), then run with --fresh",
+                hint="raise training.weighting.energy_based.DEup, then run with --fresh",
             )
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlip_job.errors import ConflictError
 from mlip_job.naming import generation_name
+from mlip_job.removed import without_defaults
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -54,6 +55,7 @@ def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], prefix: str
 ) -> Iterator[tuple[str, Any, Any]]:
     """Yield key, old and new value of each setting that differs between two configurations."""
+    old = without_defaults(old, prefix)
     for key in sorted({*old, *new}):
         before, after = old.get(key), new.get(key)
         if before != after and key != "require_gpu":

@@ -27,7 +27,6 @@ _FREE = {
     "early_stopping_patience",
     "max_iter",
     "min_relative_test_loss_per_iter",
-    "min_relative_train_loss_per_iter",
     "require_gpu",
     "test_evaluation",
 }

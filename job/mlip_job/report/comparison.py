@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlip_job.config.evaluation import verdict_word
+from mlip_job.config.training import REGULARISATION
 from mlip_job.naming import generation_name
 from mlip_job.report.tables import count_verdicts
 from mlip_job.report.texts import (
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from mlip_job.report.model import TrainingReport
 
 _COMPARED = ("dataset", "training", "evaluation")
-_REGULARISERS = ("l1_coeffs", "l2_coeffs", "w0_rad", "w1_rad", "w2_rad")
 
 
 @dataclass(frozen=True)
@@ -232,10 +232,19 @@ def fit_settings(manifest: Manifest) -> dict[str, str]:
         "ladder": _ladder(training),
         "weights": f"energy {of('energy_weight')}, force {of('force_weight')}, "
         f"weighting {of('weighting')}",
-        "regularisation": ", ".join(f"{name} {of(name)}" for name in _REGULARISERS),
+        "regularisation": _regularisation(training),
         "test fraction": of("test_fraction") if key is None else f"decided by the key {key}",
         **overrides,
     }
+
+
+def _regularisation(training: Mapping[str, Any]) -> str:
+    """Return the weights in the loss; earlier versions had settings for them."""
+    loss = ((training.get("overrides") or {}).get("fit") or {}).get("loss") or {}
+    return ", ".join(
+        f"{name} {_text(loss.get(name, training.get(name.lower(), default)))}"
+        for name, default in REGULARISATION.items()
+    )
 
 
 def _ladder(training: Mapping[str, Any]) -> str:
@@ -244,7 +253,9 @@ def _ladder(training: Mapping[str, Any]) -> str:
         return "none"
     if training.get("linear_start"):
         return f"none: a linear fit has the whole basis (ladder_step {_text(step)} has no effect)"
-    return f"ladder_step {_text(step)}, ladder_type {_text(training.get('ladder_type'))}"
+    fit = (training.get("overrides") or {}).get("fit") or {}
+    kind = fit.get("ladder_type", training.get("ladder_type", "body_order"))
+    return f"ladder_step {_text(step)}, ladder_type {_text(kind)}"
 
 
 def settings_table(manifests: Sequence[Manifest]) -> Table | None:

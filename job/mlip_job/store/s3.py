@@ -215,8 +215,6 @@ class S3Store:
                 retries={"mode": "standard", "total_max_attempts": 3},
                 connect_timeout=_CONNECT_TIMEOUT_SECONDS,
                 read_timeout=_READ_TIMEOUT_SECONDS,
-                request_checksum_calculation=config.request_checksum_calculation,
-                response_checksum_validation=config.request_checksum_calculation,
                 s3={"addressing_style": style},
             ),
         )

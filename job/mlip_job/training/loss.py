@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mlip_job.config.training import REGULARISATION
 from mlip_job.training.summary import LossShares
 
 if TYPE_CHECKING:
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 
 DIVERGED = (
     "it diverged: the loss is not finite; look for structures with extreme forces "
-    "(dataset.max_force), reduce the basis or raise training.l2_coeffs, then run with --fresh"
+    "(dataset.max_force), reduce the basis or raise fit.loss.L2_coeffs in training.overrides, then "
+    "run with --fresh"
 )
 
 _LEAST_ENERGY = 0.05
@@ -107,7 +109,7 @@ def _energy_remedy(found: LossShares, training: TrainingConfig, kappa: float) ->
     wanted = _BALANCED_ENERGY / (1 - _BALANCED_ENERGY)
     ratio = (1 - kappa) / kappa * wanted * found.forces / found.energy
     aim = f"{_percent(_BALANCED_ENERGY)} with these errors, regularisation apart"
-    if "kappa" in _overridden(training):
+    if "kappa" in training.override("loss", default={}):
         return f"lower fit.loss.kappa in training.overrides to {1 / (1 + ratio):.2g} ({aim})"
     weight = float(f"{training.force_weight * ratio:.2g}")
     return f"raise training.energy_weight from {training.energy_weight:g} to {weight:g} ({aim})"
@@ -125,15 +127,10 @@ def _regularisation_remedy(found: LossShares, training: TrainingConfig) -> str:
 
 def _lower(name: str, factor: float, training: TrainingConfig) -> str:
     key = {"l1_coeffs": "L1_coeffs", "l2_coeffs": "L2_coeffs"}.get(name, name)
-    if key in _overridden(training):
+    value = training.override("loss", key, default=REGULARISATION.get(key))
+    if not isinstance(value, float):
         return f"fit.loss.{key} in training.overrides to {factor:.1g} of it"
-    value: float = getattr(training, name)
-    return f"training.{name} from {value:g} to {value * factor:.1g}"
-
-
-def _overridden(training: TrainingConfig) -> Mapping[str, object]:
-    overridden: Mapping[str, object] = (training.overrides.get("fit") or {}).get("loss") or {}
-    return overridden
+    return f"fit.loss.{key} in training.overrides from {value:g} to {value * factor:.1g}"
 
 
 def _percent(share: float) -> str:

@@ -51,7 +51,6 @@ def values(
             "functions_per_element": 3,
             "ladder_step": None,
             "max_iter": 3,
-            "stress_weight": 0,
         },
         "storage": s3_bucket.model_dump(mode="json"),
         "evaluation": {"gate": {"require_physics": False}},

@@ -166,9 +166,7 @@ def test_a_pod_with_everything_passes_it(
                 image_pull_secrets=["registry"],
                 secrets=["database", "s3"],
                 env={"TF_CPP_MIN_LOG_LEVEL": "2", "NOT_EXPANDED": "$(HOME)"},
-                claims=[
-                    {"claim": "data", "mount_path": "/data", "sub_path": "a", "read_only": True}
-                ],
+                claims=[{"claim": "data", "mount_path": "/data", "read_only": True}],
                 volumes=[{"name": "more", "emptyDir": {}}],
                 volume_mounts=[{"name": "more", "mountPath": "/more"}],
                 service_account="trainer",

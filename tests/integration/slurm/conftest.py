@@ -36,7 +36,6 @@ TINY = {
     "functions_per_element": 3,
     "ladder_step": None,
     "max_iter": 3,
-    "stress_weight": 0,
 }
 LONG = {"functions_per_element": 8, "max_iter": 100_000}
 

@@ -44,10 +44,18 @@ def test_the_dry_run_prints_the_script_that_is_submitted(family: Family, stand_i
         ),
         ({"gres": "gpu:99"}, "node configuration is not available", "sinfo -o"),
         ({"gres": "fpga:1"}, "generic resource", "submit.slurm.gres"),
-        ({"constraint": "nosuch"}, "Invalid feature specification", "submit.slurm.constraint"),
+        (
+            {"extra": ["--constraint=nosuch"]},
+            "Invalid feature specification",
+            "submit.slurm.extra",
+        ),
         ({"mem": "9999G"}, "Memory specification", "submit.slurm.mem"),
-        ({"reservation": "nosuch"}, "reservation is invalid", "submit.slurm.reservation"),
-        ({"exclude": "node1"}, "node configuration", "sinfo -o"),
+        (
+            {"extra": ["--reservation=nosuch"]},
+            "reservation is invalid",
+            "submit.slurm.extra",
+        ),
+        ({"extra": ["--exclude=node1"]}, "node configuration", "sinfo -o"),
         ({"extra": ["--nosuch=1"]}, "unrecognized option", "submit.slurm.extra"),
     ],
 )

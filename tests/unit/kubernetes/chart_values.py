@@ -54,7 +54,6 @@ def _secrets(names: list[str]) -> dict[str, Any]:
 
 _TRANSLATIONS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "image": _image,
-    "image_pull_policy": lambda value: {"image": {"pullPolicy": value}},
     "image_pull_secrets": lambda value: {"image": {"pullSecrets": value}},
     "secrets": _secrets,
     "service_account": lambda value: {"serviceAccount": {"name": value}},

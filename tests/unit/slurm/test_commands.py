@@ -102,10 +102,10 @@ def test_a_controller_that_stays_away(install: Install, tmp_path: Path) -> None:
         ("Invalid partition name specified", "check submit.slurm.partition; sinfo"),
         ("Invalid account or account/partition combination specified", "submit.slurm.account"),
         ("Invalid qos specification", "submit.slurm.qos"),
-        ("Requested reservation is invalid", "submit.slurm.reservation"),
+        ("Requested reservation is invalid", "submit.slurm.extra: --reservation"),
         ("Requested time limit is invalid (missing or exceeds some limit)", "submit.slurm.time"),
         ("Invalid generic resource (gres) specification", "submit.slurm.gres"),
-        ("Invalid feature specification", "submit.slurm.constraint"),
+        ("Invalid feature specification", "submit.slurm.extra: --constraint"),
         ("Memory specification can not be satisfied", "submit.slurm.mem"),
         ("Requested node configuration is not available", "submit.slurm.gres, mem, cpus"),
         ("Job dependency problem", "--after"),
@@ -336,7 +336,7 @@ def test_a_rejected_job_in_the_queue() -> None:
     """It never ran, so that it has no log."""
     status = status_of(Task("1", "FAILED", "BadConstraints"), None, None)
     assert status.reason == "BadConstraints"
-    assert "submit.slurm.constraint" in (status.hint or "")
+    assert "submit.slurm.extra (--constraint)" in (status.hint or "")
 
 
 def test_members_together() -> None:

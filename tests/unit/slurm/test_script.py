@@ -32,10 +32,13 @@ ON_GPUS = {
     "time": "24:00:00",
     "mem": "32G",
     "cpus": 8,
-    "constraint": "nvlink",
-    "reservation": "course",
-    "exclude": "node7",
-    "extra": ["--mem-per-gpu=40G", "--nice=5"],
+    "extra": [
+        "--constraint=nvlink",
+        "--reservation=course",
+        "--exclude=node7",
+        "--mem-per-gpu=40G",
+        "--nice=5",
+    ],
     "image": "/sw/images/mlip-job.sif",
 }
 GOLDEN = Path(__file__).parents[2] / "data" / "slurm"
@@ -46,13 +49,15 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {
             "account": "alloys",
             "partition": "gpu",
-            "gpus_per_node": "a100:1",
             "time": "24:00:00",
             "mem": "32G",
             "cpus": 8,
-            "mail_user": "me@example.org",
-            "mail_type": "END,FAIL",
-            "extra": ["--licenses=scratch:1"],
+            "extra": [
+                "--gpus-per-node=a100:1",
+                "--mail-user=me@example.org",
+                "--mail-type=END,FAIL",
+                "--licenses=scratch:1",
+            ],
             "env_file": "/home/me/mlip.env",
             "image": "/sw/images/mlip-job.sif",
             "binds": ["/data:/data:ro"],
@@ -205,8 +210,8 @@ def test_no_setting_becomes_code(
     tmp_path: Path, run_script: Callable[..., list[str]], value: str
 ) -> None:
     """Each reaches the program whole, as one word, through a real shell."""
-    options = ("account", "partition", "qos", "gres", "constraint", "exclude", "reservation")
-    slurm = dict.fromkeys((*options, "mail_user", "mail_type"), value)
+    options = ("account", "partition", "qos", "gres")
+    slurm = dict.fromkeys(options, value)
     slurm |= {"image": value, "env_file": None, "extra": [f"--comment={value}"]}
     slurm |= {"container": "apptainer", "container_options": [value], "binds": [value]}
     slurm["modules"] = [value]
@@ -228,7 +233,7 @@ def test_no_setting_of_jobs_without_a_gpu_becomes_code(
     tmp_path: Path, run_script: Callable[..., list[str]], value: str
 ) -> None:
     """Each stands in its directive, and nowhere else."""
-    options = ("account", "partition", "qos", "constraint", "exclude", "reservation")
+    options = ("partition", "qos")
     cpu = dict.fromkeys(options, value) | {"extra": [f"--comment={value}"]}
     text = script(ON_GPUS | {"cpu": cpu}, str(tmp_path / "work"), {"max_iter": 0})
     for option in (*options, "comment"):
@@ -362,7 +367,7 @@ def test_a_requeued_job_is_told_to_start_over_and_that_it_is_requeued(
 def test_a_gpu_that_was_asked_for_is_required() -> None:
     """Unless the configuration says otherwise."""
     assert "--require-gpu" in script({"gres": "gpu:a100:1"})
-    assert "--require-gpu" in script({"gpus_per_node": 1})
+    assert "--require-gpu" in script({"extra": ["--gpus-per-node=1"]})
     assert "--require-gpu" not in script({})
     assert "--require-gpu" not in script({"gres": "gpu:1", "require_gpu": False})
 
@@ -381,17 +386,19 @@ def test_a_linear_fit_asks_for_no_gpu() -> None:
 
 def test_settings_of_jobs_without_a_gpu() -> None:
     """What is given stands in place of the fit's; a QOS goes with its partition."""
-    cpu = {"partition": "cpu", "time": "30", "mem": "4G", "cpus": 2, "constraint": "skylake"}
-    cpu |= {"gres": "lscratch:5", "extra": ["--exclusive"]}
+    cpu = {"partition": "cpu", "time": "30", "mem": "4G", "cpus": 2}
+    cpu |= {"extra": ["--constraint=skylake"]}
     text = script(ON_GPUS | {"cpu": cpu}, training={"max_iter": 0})
     asked = {
         line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH ")
     }
     assert {
         *("--partition=cpu", "--time=30", "--mem=4G", "--cpus-per-task=2", "--account=alloys"),
-        *("--constraint=skylake", "--gres=lscratch:5", "--exclusive", "--exclude=node7"),
+        *("--constraint=skylake", "--gres=lscratch:100"),
     } <= asked
-    assert not any(option.startswith(("--qos", "--nice", "--reservation")) for option in asked)
+    assert not any(
+        option.startswith(("--qos", "--nice", "--reservation", "--exclude")) for option in asked
+    )
     assert " --cpus-per-task=2 " in text
     assert (
         SlurmConfig.model_validate(ON_GPUS | {"cpu": cpu | {"qos": "q"}}).without_gpu().qos == "q"
@@ -441,8 +448,6 @@ def test_a_job_that_is_submitted_again_goes_on() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"cpu": {"gres": "lscratch:1,gpu:1"}}, "asks for a GPU"),
-        ({"cpu": {"gres": "shard:1"}}, "asks for a GPU"),
         ({"cpu": {"time": 30}}, "needs quotes"),
         ({"cpu": {"partition": "cpu\n#SBATCH --wrap=x"}}, "one line of printable characters"),
         ({"cpu": {"extra": ["--job-name=x"]}}, "sets --job-name"),
@@ -457,7 +462,6 @@ def test_a_job_that_is_submitted_again_goes_on() -> None:
         ({"account": ""}, "one line of printable characters"),
         ({"setup": ["a\nb"]}, "one line of printable characters"),
         ({"modules": ["\0"]}, "one line of printable characters"),
-        ({"gres": "gpu:1", "gpus_per_node": 1}, "gres and gpus_per_node ask for the same"),
         ({"extra": ["-J name"]}, "is no option in the form --name or --name=value"),
         ({"extra": ["--comment=x\n#SBATCH --wrap=y"]}, "one line of printable characters"),
         ({"extra": ["--job-name=x"]}, "sets --job-name"),

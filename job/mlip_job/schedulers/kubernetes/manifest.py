@@ -157,18 +157,7 @@ def _grace_period_seconds(request: JobRequest) -> int:
 
     The last checkpoint and the release of the claim may each take ``run.stop_timeout``.
     """
-    stop = request.config.run.stop_timeout
-    chosen = request.config.submit.kubernetes.grace_period_seconds
-    if chosen is None:
-        return math.ceil(2 * stop) + _GRACE_MARGIN_SECONDS
-    least = math.ceil(stop) + 5
-    if chosen < least:
-        raise ConfigError(
-            f"submit.kubernetes.grace_period_seconds is {chosen}, but with run.stop_timeout at "
-            f"{stop:g} s storing a checkpoint may take {least} s",
-            hint="raise it, leave it out, or lower run.stop_timeout",
-        )
-    return chosen
+    return math.ceil(2 * request.config.run.stop_timeout) + _GRACE_MARGIN_SECONDS
 
 
 def _require_visible(config: JobConfig) -> None:

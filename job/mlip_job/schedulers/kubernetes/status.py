@@ -33,14 +33,14 @@ _HINTS: Mapping[str, str] = {
     "node_selector",
     "ErrImagePull": "check submit.kubernetes.image, and image_pull_secrets for a private registry",
     "InvalidImageName": "check submit.kubernetes.image",
-    "ErrImageNeverPull": "set submit.kubernetes.image_pull_policy to IfNotPresent",
+    "ErrImageNeverPull": "check submit.kubernetes.image and the admission webhooks",
     "CreateContainerConfigError": "create the Secret that it names, or correct "
     "submit.kubernetes.secrets",
     "RunContainerError": "check the image: its entry point has to be mlip-job",
     "FailedMount": "create what it names; the same submission again restores a lost ConfigMap",
     "DeadlineExceeded": "raise submit.kubernetes.active_deadline_seconds",
     "OOMKilled": "raise submit.kubernetes.memory, or lower training.batch_size",
-    "Evicted": "raise submit.kubernetes.work_size, tmp_size or memory, whichever it names",
+    "Evicted": "raise submit.kubernetes.work_size or memory, whichever it names",
     "DisruptionTarget": "nothing: Kubernetes starts another pod, which resumes from the checkpoint",
 }
 _SAME = {

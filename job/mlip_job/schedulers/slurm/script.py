@@ -109,15 +109,9 @@ def _sbatch_options(request: JobRequest, name: str) -> Iterator[str]:
         "partition": slurm.partition,
         "qos": slurm.qos,
         "gres": slurm.gres,
-        "gpus-per-node": slurm.gpus_per_node,
         "time": slurm.time,
         "mem": slurm.mem,
         "cpus-per-task": slurm.cpus,
-        "constraint": slurm.constraint,
-        "exclude": slurm.exclude,
-        "reservation": slurm.reservation,
-        "mail-user": slurm.mail_user,
-        "mail-type": slurm.mail_type,
     }
     yield from (f"--{option}={value}" for option, value in settings.items() if value is not None)
     if request.ensemble is not None:

@@ -68,14 +68,14 @@ _REFUSALS: Sequence[tuple[str, str, str]] = (
     ("invalid partition", "partition", "sinfo lists the partitions"),
     ("invalid account", "account", "sacctmgr show associations user=$USER lists yours"),
     ("invalid qos", "qos", "sacctmgr show associations user=$USER format=qos lists yours"),
-    ("reservation", "reservation", "scontrol show reservation lists them"),
+    ("reservation", "extra: --reservation", "scontrol show reservation lists them"),
     ("time limit|--time", "time", "sinfo -o '%P %l' lists the longest times"),
     ("generic resource|gres", "gres", _NODES),
-    ("invalid feature", "constraint", _NODES),
+    ("invalid feature", "extra: --constraint", _NODES),
     ("memory", "mem", _NODES),
     ("cpu count", "cpus", _NODES),
-    ("node configuration|node count|node name", "gres, mem, cpus and exclude", _NODES),
-    ("mail", "mail_type", "e.g. END,FAIL"),
+    ("node configuration|node count|node name", "gres, mem, cpus and extra", _NODES),
+    ("mail", "extra: --mail-type", "e.g. END,FAIL"),
     ("unrecognized option|invalid option|requires an argument", "extra", "see man sbatch"),
 )
 # Lines that Slurm adds after the run has ended.

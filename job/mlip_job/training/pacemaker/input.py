@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from mlip_job.config.overrides import deep_merge
-from mlip_job.config.training import EnergyBased
+from mlip_job.config.training import REGULARISATION, EnergyBased
 from mlip_job.training.pacemaker.basis import potential_section
 from mlip_job.training.pacemaker.callbacks.mlip_job_callbacks import CALLBACK
 from mlip_job.training.pacemaker.tables import Offset
@@ -100,20 +100,35 @@ def build_input(
     }
     # The potential section has its overrides already, or is taken whole from the start potential.
     merged = deep_merge(content, {k: v for k, v in training.overrides.items() if k != "potential"})
+    if merged["fit"].get(_TRAIN_LIMIT) is None:
+        merged["fit"].pop(_TRAIN_LIMIT, None)  # pacemaker takes no null for "none"
     if data.keep_best:
         merged["fit"]["callbacks"] = [*merged["fit"].get("callbacks", ()), CALLBACK]
     return merged
+
+
+_WEIGHTING = {
+    "DFup": None,  # eV/Å: no structure is dropped for its forces
+    "DE": 1.0,  # eV/atom, offset in the energy weights
+    "DF": 1.0,  # (eV/Å)², offset in the force weights
+    "wlow": 0.75,  # total weight of the low tier
+    "reftype": "all",
+    "energy": "convex_hull",
+}
+"""The other parameters of the policy."""
 
 
 def weighting_policy(training: TrainingConfig) -> dict[str, Any] | None:
     """Return pacemaker's ``fit.weighting``; None if the weights are in the data frames."""
     if not isinstance(training.weighting, EnergyBased):
         return None
-    return {
+    policy = {
         "type": "EnergyBasedWeightingPolicy",
         "seed": training.seed,
         **training.weighting.energy_based.model_dump(),
+        **_WEIGHTING,
     }
+    return deep_merge(policy, training.override("weighting", default={}))
 
 
 def dump_input(content: Mapping[str, Any]) -> str:
@@ -148,11 +163,7 @@ def _fit(training: TrainingConfig, start: StartPotential | None) -> dict[str, An
     fit: dict[str, Any] = {
         "loss": {
             "kappa": kappa(training.energy_weight, training.force_weight),
-            "L1_coeffs": training.l1_coeffs,
-            "L2_coeffs": training.l2_coeffs,
-            "w0_rad": training.w0_rad,
-            "w1_rad": training.w1_rad,
-            "w2_rad": training.w2_rad,
+            **REGULARISATION,
         },
         "optimizer": "BFGS",
         "maxiter": training.max_iter,
@@ -160,12 +171,15 @@ def _fit(training: TrainingConfig, start: StartPotential | None) -> dict[str, An
     # A ladder on top of a potential of the same basis would begin again from an empty one.
     if training.ladder_step is not None and not (start is not None and start.same_basis):
         fit["ladder_step"] = _plain_step(training.ladder_step)
-        fit["ladder_type"] = training.ladder_type
+        fit["ladder_type"] = "body_order"
     if training.zbl:
         fit["repulsion"] = "auto"
     if (policy := weighting_policy(training)) is not None:
         fit["weighting"] = policy
     return fit | _early_stopping(training)
+
+
+_TRAIN_LIMIT = "min_relative_train_loss_per_iter"
 
 
 def _early_stopping(training: TrainingConfig) -> dict[str, Any]:
@@ -175,13 +189,10 @@ def _early_stopping(training: TrainingConfig) -> dict[str, Any]:
     has not fallen in its last evaluation, after the end of the minimiser
     (`tensorpotential.compat.pace.fit`).
     """
-    limit = training.min_relative_train_loss_per_iter
+    limit = training.override(_TRAIN_LIMIT, default=1e-5)
     if limit is None:
         return {}
-    return {
-        "min_relative_train_loss_per_iter": limit,
-        "early_stopping_patience": training.early_stopping_patience,
-    }
+    return {_TRAIN_LIMIT: limit, "early_stopping_patience": training.early_stopping_patience}
 
 
 def _plain_step(step: float | tuple[float, ...]) -> Any:
