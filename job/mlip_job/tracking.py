@@ -1,6 +1,6 @@
 """Log a published generation to an MLflow server, if one is configured.
 
-Whatever goes wrong here is a warning: the generation is safe.
+A failure is a warning: the generation is published already.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from mlip_job.config.evaluation import verdict_word
 from mlip_job.errors import ConfigError, MlipJobError, UnavailableError
 from mlip_job.naming import FamilyKeys, generation_name
+from mlip_job.report.figures import QUANTITIES, learning_curves
 from mlip_job.report.model import TrainingReport
 from mlip_job.secret_texts import redact
 
@@ -27,28 +28,27 @@ if TYPE_CHECKING:
 
     from mlip_job.config import TrackingConfig
     from mlip_job.registry import Manifest, Registry
-    from mlip_job.training.summary import CurvePoint
 
 ATTEMPT_TAG = "mlip_job.attempt"
-"""Tells a generation's run from all others."""
+"""Identifies the run of a generation."""
 
 _log = logging.getLogger(__name__)
 
 _ARTEFACTS = ("report.json", "report.html", "potential.yace")
 _ERRORS = {"energy_mev_per_atom", "force_mev_per_angstrom", "stress_gpa", "extrapolation_grade"}
 _FIGURES = {"train", "test", "iterations", "functions", "parameters", "loss_shares"}
+_CURVES = ("loss", "rmse_energy_mev_per_atom", "rmse_force_mev_per_angstrom")
 _MAX_POINTS = 500  # of a learning curve; report.json has all
-_MAX_PARAMETER = 6000  # characters; these three are MLflow's limits
-_METRICS_PER_REQUEST = 1000
-_ENTRIES_PER_REQUEST = 100
+# Limits of MLflow: characters of a parameter, entries of a request.
+_MAX_PARAMETER, _MAX_METRICS, _MAX_ENTRIES = 6000, 1000, 100
 _TIMEOUT_SECONDS = 60.0
 _SETTINGS = {
-    # One more try, and no waiting for minutes: this is no part of the job's result.
+    # One retry, and no waiting for minutes: the result of the job does not depend on it.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "GIT_PYTHON_REFRESH": "quiet",  # it looks for a git program, which a container has not
+    "GIT_PYTHON_REFRESH": "quiet",  # a container has no git program
 }
 
 
@@ -59,31 +59,22 @@ def track_generation(
     say: Callable[[str], None],
     cancelled: Callable[[], bool],
 ) -> None:
-    """Log a published generation, unless the server has it; never raise for what is wrong with it.
+    """Log a published generation, unless the server has it; failures are warnings.
 
-    Parameters
-    ----------
-    config
-        Which server; nothing is done where none is configured.
-    registry, manifest
-        What to log.
-    say
-        Told that it was logged.
-    cancelled
-        Asked before each request; where it says so, logging is given up.
+    `cancelled` is asked before each request, and ends the logging.
     """
     if config.mlflow_uri is None:
         return
     name = generation_name(manifest.generation)
+    experiment = config.experiment or manifest.family
     try:
         with tempfile.TemporaryDirectory(prefix="mlip-job-") as temporary:
             files = [Path(temporary) / one for one in _ARTEFACTS if one in manifest.artefacts]
             for path in files:
                 registry.fetch(manifest, path.name, path)
             report = TrainingReport.from_json((Path(temporary) / "report.json").read_bytes())
-            server = _Server(config.mlflow_uri, cancelled)
-            experiment = config.experiment or manifest.family
-            created = server.log(experiment, manifest, report, registry.store.url, files)
+            call = _connect(config.mlflow_uri, cancelled)
+            created = _log_run(call, experiment, manifest, report, registry.store.url, files)
     except MlipJobError as error:
         _log.warning("%s is published, but not logged to %s: %s", name, config.mlflow_uri, error)
         return
@@ -101,87 +92,36 @@ def check_server(config: TrackingConfig) -> str:
     UnavailableError
         If it does not.
     """
-    _Server(f"{config.mlflow_uri}", lambda: False).call("search_experiments", max_results=1)
+    _connect(f"{config.mlflow_uri}", lambda: False)("search_experiments", max_results=1)
     return f"{config.mlflow_uri} answers"
 
 
-class _Server:
-    """MLflow's client, whose errors are ours, and which gives up in time."""
+def _connect(uri: str, cancelled: Callable[[], bool]) -> Callable[..., Any]:
+    """Return a function that calls a method of MLflow's client, with our errors and in time."""
+    if find_spec("mlflow") is None:
+        raise ConfigError(
+            "the Python package mlflow-skinny is not installed",
+            hint="pip install 'mlip-job[mlflow]', or set tracking.mlflow_uri to null",
+        )
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)  # read when MLflow is imported
+    from mlflow import MlflowClient  # noqa: PLC0415 - takes a second, and is an extra
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
 
-    def __init__(self, uri: str, cancelled: Callable[[], bool]) -> None:
-        if find_spec("mlflow") is None:
-            raise ConfigError(
-                "the Python package mlflow-skinny is not installed",
-                hint="pip install 'mlip-job[mlflow]', or set tracking.mlflow_uri to null",
-            )
-        for name, value in _SETTINGS.items():
-            os.environ.setdefault(name, value)  # read when MLflow is imported
-        from mlflow import MlflowClient  # noqa: PLC0415 - takes a second, and is an extra
+    client, end = MlflowClient(tracking_uri=uri), time.monotonic() + _TIMEOUT_SECONDS
 
-        self._client = MlflowClient(tracking_uri=uri)
-        self._cancelled = cancelled
-        self._end = time.monotonic() + _TIMEOUT_SECONDS
-
-    def call(self, method: str, *arguments: Any, **options: Any) -> Any:
-        """Make one request."""
-        from mlflow.exceptions import MlflowException  # noqa: PLC0415 - see above
-
-        if self._cancelled():
-            raise UnavailableError("a signal came")
-        if time.monotonic() > self._end:
-            raise UnavailableError(f"no end within {_TIMEOUT_SECONDS:.0f} s")
+    def call(method: str, *arguments: Any, **options: Any) -> Any:
+        if cancelled():
+            raise UnavailableError("interrupted by a signal")
+        if time.monotonic() > end:
+            raise UnavailableError(f"not finished within {_TIMEOUT_SECONDS:.0f} s")
         try:
-            return getattr(self._client, method)(*arguments, **options)
+            return getattr(client, method)(*arguments, **options)
         except (MlflowException, OSError) as error:
             text = _without_secrets(" ".join(str(error).split()))
             raise UnavailableError(text, hint="check tracking.mlflow_uri") from None
 
-    def log(
-        self,
-        experiment: str,
-        manifest: Manifest,
-        report: TrainingReport,
-        store_url: str,
-        files: list[Path],
-    ) -> bool:
-        """Log a generation unless that was done; return whether it had to be.
-
-        A run that an earlier call left unfinished is completed.
-        """
-        from mlflow.entities import Metric, Param, RunTag  # noqa: PLC0415 - see above
-
-        begun, ended = (int(t.timestamp() * 1000) for t in (manifest.started, manifest.ended))
-        own = {ATTEMPT_TAG: manifest.attempt}
-        where, run = self._find(experiment, manifest.attempt)
-        if run is not None and run.info.status == "FINISHED":
-            return False
-        if run is None:
-            name = generation_name(manifest.generation)
-            run = self.call("create_run", where, start_time=begun, run_name=name, tags=own)
-        run_id = run.info.run_id
-        tags = [RunTag(*tag) for tag in (own | tags_of(manifest, report, store_url)).items()]
-        parameters = [Param(*parameter) for parameter in parameters_of(manifest)]
-        # The same stamp each time: MLflow takes the same value at the same time for one value.
-        metrics = [Metric(name, value, ended, step) for name, value, step in metrics_of(report)]
-        for start in range(0, max(len(parameters), len(tags)), _ENTRIES_PER_REQUEST):
-            part = slice(start, start + _ENTRIES_PER_REQUEST)
-            self.call("log_batch", run_id, params=parameters[part], tags=tags[part])
-        for start in range(0, len(metrics), _METRICS_PER_REQUEST):
-            self.call("log_batch", run_id, metrics=metrics[start : start + _METRICS_PER_REQUEST])
-        for path in files:
-            self.call("log_artifact", run_id, str(path))
-        self.call("set_terminated", run_id, end_time=ended)
-        return True
-
-    def _find(self, experiment: str, attempt: str) -> tuple[str, Any]:
-        """Return the experiment's id, and the attempt's run in it or None."""
-        found = self.call("get_experiment_by_name", experiment)
-        if found is None:
-            return str(self.call("create_experiment", experiment)), None
-        condition = f"tags.`{ATTEMPT_TAG}` = '{attempt}'"
-        where = str(found.experiment_id)
-        runs = self.call("search_runs", [where], filter_string=condition, max_results=1)
-        return where, runs[0] if runs else None
+    return call
 
 
 def _without_secrets(text: str) -> str:
@@ -190,11 +130,53 @@ def _without_secrets(text: str) -> str:
     return redact(text, password, as_http_sends_it, os.environ.get("MLFLOW_TRACKING_TOKEN"))
 
 
+def _log_run(
+    call: Callable[..., Any],
+    experiment: str,
+    manifest: Manifest,
+    report: TrainingReport,
+    store_url: str,
+    files: list[Path],
+) -> bool:
+    """Log a generation, completing a run that is unfinished; return False if it was logged."""
+    from mlflow.entities import Metric, Param, RunTag  # noqa: PLC0415 - see _connect
+
+    started, ended = (int(t.timestamp() * 1000) for t in (manifest.started, manifest.ended))
+    found = call("get_experiment_by_name", experiment)
+    where = str(found.experiment_id if found else call("create_experiment", experiment))
+    condition = f"tags.`{ATTEMPT_TAG}` = '{manifest.attempt}'"
+    run = next(iter(call("search_runs", [where], filter_string=condition, max_results=1)), None)
+    if run is not None and run.info.status == "FINISHED":
+        return False
+    tags = {ATTEMPT_TAG: manifest.attempt}
+    if run is None:
+        name = generation_name(manifest.generation)
+        run = call("create_run", where, start_time=started, run_name=name, tags=tags)
+    run_id = run.info.run_id
+    tags |= tags_of(manifest, report, store_url)
+    # The same time in each attempt: MLflow stores equal values at equal times once.
+    metrics = [Metric(name, value, ended, step) for name, value, step in metrics_of(report)]
+    for batch in _batches([RunTag(*tag) for tag in tags.items()], _MAX_ENTRIES):
+        call("log_batch", run_id, tags=batch)
+    for batch in _batches([Param(*one) for one in parameters_of(manifest)], _MAX_ENTRIES):
+        call("log_batch", run_id, params=batch)
+    for batch in _batches(metrics, _MAX_METRICS):
+        call("log_batch", run_id, metrics=batch)
+    for path in files:
+        call("log_artifact", run_id, str(path))
+    call("set_terminated", run_id, end_time=ended)
+    return True
+
+
+def _batches(entries: list[Any], size: int) -> Iterator[list[Any]]:
+    return (entries[start : start + size] for start in range(0, len(entries), size))
+
+
 # -- what is logged --------------------------------------------------------------------------------
 
 
 def tags_of(manifest: Manifest, report: TrainingReport, store_url: str) -> dict[str, str]:
-    """Return what a generation is and where it lies."""
+    """Return identity, lineage and place of a generation."""
     parent = manifest.parent
     tags = {
         "family": manifest.family,
@@ -202,13 +184,9 @@ def tags_of(manifest: Manifest, report: TrainingReport, store_url: str) -> dict[
         "elements": ", ".join(manifest.elements),
         "parent": generation_name(parent.generation) if parent is not None else "none",
         "dataset": manifest.dataset.id,
-        "dataset_sha256": manifest.dataset.record_sha256,
-        "config_sha256": manifest.config_sha256,
         "store": store_url,
         "manifest": FamilyKeys(manifest.family).manifest(manifest.generation),
     }
-    versions = manifest.environment.versions.items()
-    tags |= {f"version.{name}": version for name, version in versions if version is not None}
     gate = report.evaluation.gate if report.evaluation is not None else None
     if gate is not None:
         word = verdict_word(
@@ -219,7 +197,7 @@ def tags_of(manifest: Manifest, report: TrainingReport, store_url: str) -> dict[
 
 
 def parameters_of(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """Yield how a generation was made."""
+    """Yield the settings of a generation."""
     for section in ("dataset", "training"):
         for key, value in manifest.config.get(section, {}).items():
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -240,26 +218,18 @@ def metrics_of(report: TrainingReport) -> Iterator[tuple[str, float, int]]:
         shown["speed"] = {"evaluator_us_per_atom"}
         found["evaluation"] = report.evaluation.model_dump(include=shown)
     yield from ((name, value, 0) for name, value in _leaves(found))
-    # Steps count all iterations; a ladder step's last point of the test set is measured again.
-    train, test = report.fit.train_curve, report.fit.test_curve
-    step_of = {_place(point): step for step, point in enumerate(train)}
-    last_of = {_place(point)[:2]: step for step, point in enumerate(train)}
-    tested = {step_of.get(_place(p), last_of.get(_place(p)[:2], 0)): p for p in test}
-    for side, curve in (("train_curve", dict(enumerate(train))), ("test_curve", tested)):
-        stride = max(1, math.ceil(len(curve) / _MAX_POINTS))
-        for step, point in [*curve.items()][::-1][::stride][::-1]:  # the last point is kept
-            values = point.model_dump(exclude={"ladder_step", "cycle", "iteration"})
-            yield from ((n, v, step) for n, v in _leaves({"fit": {side: values}}))
+    for key, (_, _, value_of) in zip(_CURVES, QUANTITIES, strict=True):
+        curves = learning_curves(report.fit, value_of)
+        for side, points in zip(("train_curve", "test_curve"), curves, strict=True):
+            stride = max(1, math.ceil(len(points) / _MAX_POINTS))
+            for iteration, value in points[::-1][::stride][::-1]:  # the last point is kept
+                yield f"fit.{side}.{key}", value, iteration
 
 
 def _leaves(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
-    """Yield every finite number below `value`; what is not known is left out."""
+    """Yield every finite number below `value`; unknown values are omitted."""
     for key, inner in value.items():
         if isinstance(inner, dict):
             yield from _leaves(inner, f"{path}{key}.")
         elif isinstance(inner, int | float) and math.isfinite(inner):
             yield f"{path}{key}", float(inner)
-
-
-def _place(point: CurvePoint) -> tuple[int, int, int]:
-    return point.ladder_step, point.cycle, point.iteration
