@@ -223,7 +223,7 @@ def metrics_of(report: TrainingReport) -> Iterator[tuple[str, float, int]]:
         for side, points in zip(("train_curve", "test_curve"), curves, strict=True):
             stride = max(1, math.ceil(len(points) / _MAX_POINTS))
             for iteration, value in points[::-1][::stride][::-1]:  # the last point is kept
-                yield f"fit.{side}.{key}", value, iteration
+                yield f"fit.{side}.{key}", value, int(iteration)
 
 
 def _leaves(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
