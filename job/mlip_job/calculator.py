@@ -26,16 +26,7 @@ class GenerationCalculator(PyACECalculator):  # type: ignore[misc] # pyace has n
 
     ``results["gamma"]`` holds the extrapolation grade of each atom where an active set is given.
 
-    Parameters
-    ----------
-    potential
-        ``.yace``, or with an active set the ``.yaml`` that it belongs to.
-    reference_energies
-        eV per atom of each element of the potential.
-    active_set
-        ``.asi``.
-    label
-        What it is, for messages: ``cu-ni gen_04``.
+    `potential` is a ``.yace``, or with an active set the ``.yaml`` that it belongs to.
     """
 
     atoms: Any  # set by ASE's calculator

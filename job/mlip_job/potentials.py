@@ -117,17 +117,8 @@ def locate_family(
 ) -> Registry:
     """Return the registry that a URL means.
 
-    Parameters
-    ----------
-    url
-        A store (a directory or ``s3://bucket/prefix``), or the folder of a family in one.
-    family
-        Which family of the store. Without it the URL has to name the family, or the store to
-        hold a single one.
-    endpoint_url
-        Endpoint of an S3-compatible store; taken from the environment where it is not given.
-    environment
-        Defaults to the process's.
+    The URL is a store, or the folder of a family in one. Without `family` it has to name the
+    family, or the store to hold a single one.
 
     Raises
     ------
@@ -192,7 +183,7 @@ def cache_directory(environment: Mapping[str, str] | None = None) -> Path:
 def fetch_cached(registry: Registry, manifest: Manifest, name: str, directory: Path) -> Path:
     """Return a local copy of an artefact whose hash was checked now.
 
-    A copy that is there already is read and hashed; where it is damaged it is fetched again.
+    An existing copy is hashed, and fetched again if it is damaged.
 
     Raises
     ------
@@ -211,7 +202,7 @@ def fetch_cached(registry: Registry, manifest: Manifest, name: str, directory: P
         with tempfile.TemporaryDirectory(dir=directory, prefix=".fetch-") as temporary:
             fetched = Path(temporary) / path.name
             registry.fetch(manifest, name, fetched)
-            # Others may do the same at the same time: whoever comes last replaces like with like.
+            # Concurrent processes replace the file with the same content.
             fetched.replace(path)
     except OSError as error:
         raise ConfigError(

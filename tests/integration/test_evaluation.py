@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import yaml
 from ase import Atoms
-from ase.build import molecule
+from ase.build import fcc111, molecule
 from ase.calculators.fd import calculate_numerical_stress
 from ase.units import GPa
 
@@ -625,11 +625,36 @@ def test_molecules_and_a_test_set_of_one(project: Project) -> None:
     only = evaluation.test.energy_mev_per_atom
     assert only.count == 1
     assert only.rmse == only.mae == only.max == only.p50 == only.p99
-    by_kind = {check.kind: check for check in evaluation.physics}
-    assert by_kind["energy_volume"].verdict == "skipped"
+    (curve,) = (check for check in evaluation.physics if check.kind == "energy_volume")
+    assert curve.verdict != "passed"
+    assert curve.bulk_modulus_gpa is None
+    assert "energy over volume not possible: no bulk structure in the data" in curve.message
     dynamics = [check for check in evaluation.physics if check.kind == "dynamics"]
     assert [(run.atoms, run.timestep_fs) for run in dynamics] == [(6, 0.5), (6, 0.25)]
     assert len([c for c in evaluation.physics if c.kind == "dimer"]) == 6
+
+
+def test_without_bulk_the_verdict_says_what_is_not_checked(
+    project: Project, cli: Callable[..., Ended]
+) -> None:
+    """Slabs alone: `run`, `show`, `list` and the report give the reason, the word is weaker."""
+    rng = np.random.default_rng(3)
+    structures = []
+    for _ in range(10):
+        slab = fcc111("Cu", (1, 1, 3), vacuum=6)
+        slab.positions += rng.normal(scale=0.05, size=slab.positions.shape)
+        structures.append(with_emt(slab))
+    gate = {"max_energy_rmse_mev": 1e9, "max_force_rmse_mev": 1e9, "require_physics": False}
+    project.write(structures, {}, evaluation={"gate": gate, "active_set": False})
+    manifest, listener = project.run(1)
+    (curve,) = (c for c in project.evaluation(1).physics if c.kind == "energy_volume")
+    assert curve.verdict == "skipped"
+    assert "not possible: no bulk structure in the data, only row" in curve.message
+    assert manifest.headline.verdict == "accepted, stability not checked"
+    assert manifest.headline.unchecked == (curve.message,)
+    assert f"warning: physics check {curve.message}" in listener.messages
+    for verb in (["show", "-g", "1"], ["list"]):
+        assert curve.message in cli("-c", project.config_path, *verb).out
 
 
 def test_five_elements_too_few_for_an_active_set(project: Project) -> None:

@@ -1,7 +1,4 @@
-"""Predictions that contradict the labels: signs, units and orders that are not what they should be.
-
-Errors alone do not tell a potential that is not good yet from labels that mean something else.
-"""
+"""Predictions that contradict the labels, which may have other signs, units or orders."""
 
 from __future__ import annotations
 

@@ -46,17 +46,7 @@ def cores_of(content: Mapping[str, Any]) -> dict[Pair, Core]:
 def shortest_distances(
     structures: Path, reach: float, counts: Callable[[int], bool] = lambda _: True
 ) -> dict[Pair, float]:
-    """Return the shortest distance (Å) of each pair that comes closer than `reach`.
-
-    Parameters
-    ----------
-    structures
-        Extended XYZ file.
-    reach
-        Å.
-    counts
-        Tells whether a row counts.
-    """
+    """Return the shortest distance (Å) of each pair that comes closer than `reach`."""
     shortest: dict[Pair, float] = {}
     for block in read_blocks(structures):
         if not counts(row_id(block)):

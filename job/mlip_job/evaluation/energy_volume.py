@@ -52,7 +52,7 @@ class Minimum:
     modulus: float
 
     def __str__(self) -> str:
-        """Say both."""
+        """Name both."""
         return f"{self.volume:.2f} Å³ per atom, bulk modulus {self.modulus:.0f} GPa"
 
 
@@ -68,18 +68,8 @@ def check_energy_volume(
     Without any bulk structure the most stable slab, wire or molecule is scaled instead, which can
     fail but not pass: it has neither a volume nor a bulk modulus.
 
-    Parameters
-    ----------
-    potential
-        To be checked.
-    lowest
-        The most stable structures of the data, and the data's own curves.
-    reference_energies
-        eV per atom.
-    shortest
-        Shortest distance of each pair in the data, Å: without ZBL the scan goes as far as that.
-    cores
-        ZBL cores; with them the scan goes on until they take over.
+    With ZBL cores the scan goes on until they take over, else to the shortest distances of the
+    data (Å).
     """
     scan = _Scan(potential, lowest, reference_energies, cores, shortest)
     second = lowest.second_bulk()
@@ -188,12 +178,7 @@ def instability(relative: FloatArray, energies: FloatArray) -> str | None:
     A barrier does not help, however high: a bad start, a cascade or a large time step passes it,
     and then nothing brings the atoms back.
 
-    Parameters
-    ----------
-    relative
-        Volumes relative to the structure's own, from the smallest.
-    energies
-        eV/atom at these volumes.
+    Volumes are relative to the structure's own, from the smallest; energies are per atom.
     """
     bottom = _downhill(energies, _at_own_volume(relative))
     if bottom == len(energies) - 1:
@@ -237,7 +222,8 @@ def minimum_of_data(points: Sequence[AtRest]) -> Minimum | None:
         return None
     middle = min(points, key=lambda point: point.energy).volume
     near = [point for point in points if abs(point.volume / middle - 1) < _FITTED_OF_DATA]
-    volumes, energies = (np.array([getattr(p, n) for p in near]) for n in ("volume", "energy"))
+    volumes = np.array([point.volume for point in near])
+    energies = np.array([point.energy for point in near])
     if len(set(volumes.round(2))) < _FEWEST_POINTS:
         return None
     found = _fit(volumes, energies)

@@ -28,18 +28,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Models:
-    """What a structure is put to.
+    """The potentials to evaluate.
 
-    Attributes
-    ----------
-    artefact
-        The potential to be measured.
-    reference_energies
-        eV per atom of each element, that its energies lack.
-    basis
-        The potential that the artefact was converted from, to hold against it.
-    active_set
-        Of `basis`, for extrapolation grades.
+    `artefact` is measured, and compared with the `basis` that it was converted from, whose active
+    set gives extrapolation grades. Energies lack the reference energies (eV per atom).
     """
 
     artefact: Path
@@ -50,27 +42,24 @@ class Models:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A structure, what DFT says of it, and what the potential does.
+    """A structure with its labels and predictions.
 
     Attributes
     ----------
-    row_id, formula, config_type, symbols
-        Which structure, and the element of each atom.
     energy_reference, energy_predicted
         eV/atom, reference energies included.
     forces_reference, forces_predicted
         eV/Å.
     stress
-        The reference, the prediction (eV/Å³) and the volume (Å³), where the structure is periodic
-        and DFT gave its stress.
+        Reference and prediction (eV/Å³), and volume (Å³), of a periodic structure with a label.
     shortest
         Shortest distance of each pair of elements, Å.
     conversion
-        How far artefact and basis are apart: eV/atom, and the largest force component in eV/Å.
+        Differences of artefact and basis: eV/atom, and the largest force component in eV/Å.
     grade
         Largest extrapolation grade of its atoms.
     reference_energy
-        eV/atom, of its atoms; both energies hold it.
+        eV/atom; part of both energies.
     """
 
     row_id: int
@@ -98,25 +87,14 @@ class Task:
 
 @dataclass
 class Batch:
-    """What became of some tasks, in their order."""
+    """The results of some tasks, in their order."""
 
     measured: list[Measured] = field(default_factory=list)
     lowest: ReferenceStructures = field(default_factory=ReferenceStructures)
 
 
 class Measurer:
-    """Puts structures to models that are loaded once.
-
-    Parameters
-    ----------
-    models
-        What to load.
-
-    Raises
-    ------
-    TrainingError
-        If one of them can't be loaded.
-    """
+    """Evaluates structures with models that are loaded once."""
 
     def __init__(self, models: Models) -> None:
         self._models = models
@@ -182,22 +160,7 @@ _SECONDS_FOR_A_SIGNAL = 0.5
 
 
 class Measurers:
-    """Context manager: as many processes as are worth their start, or this one alone.
-
-    Parameters
-    ----------
-    models
-        What each of them loads.
-    atoms
-        How many there are to measure.
-    cores
-        Most processes.
-
-    Attributes
-    ----------
-    processes
-        How many there are beside this one.
-    """
+    """Context manager: as many worker `processes` as are worth their start, or this one alone."""
 
     def __init__(self, models: Models, *, atoms: int, cores: int) -> None:
         processes = min(cores, atoms // _ATOMS_WORTH_A_PROCESS)
@@ -256,8 +219,8 @@ def _in_batches(tasks: Iterable[Task]) -> Iterator[list[Task]]:
         yield batch
 
 
-# Of a process that was started to measure. What can't be loaded is found with the first batch: an
-# error of the initialiser would only break the pool.
+# State of a worker process. Models are loaded with the first batch: an error of the initialiser
+# would only break the pool.
 _models: Models | None = None
 _measurer: Measurer | None = None
 

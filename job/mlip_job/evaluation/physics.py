@@ -35,23 +35,7 @@ def check_physics(
     reference_energies: Mapping[str, float],
     dynamics_steps: int,
 ) -> tuple[PhysicsCheck, ...]:
-    """Return all checks, with their verdicts.
-
-    Parameters
-    ----------
-    potential
-        To be checked.
-    content
-        The same as parsed YAML, which tells where its ZBL cores are.
-    shortest
-        Shortest distance of each pair of elements in the data, Å.
-    lowest
-        The most stable structures of the training data.
-    reference_energies
-        eV per atom.
-    dynamics_steps
-        Of each run at constant energy.
-    """
+    """Return all checks, with their verdicts."""
     cores = cores_of(content)
     start = lowest.for_dynamics()
     hot = hotter_than(lowest.temperature_k(start)) if start is not None else TEMPERATURE_K
@@ -79,17 +63,7 @@ _MAX_JUMP_MEV_PER_ANGSTROM = 5.0
 def check_dimers(
     potential: Potential, shortest: Mapping[Pair, float], cores: Mapping[Pair, Core]
 ) -> Iterator[DimerCheck]:
-    """Yield the curve of every pair of elements.
-
-    Parameters
-    ----------
-    potential
-        To be checked.
-    shortest
-        Shortest distance of each pair in the data, Å.
-    cores
-        ZBL cores; with one, the curve has to be monotonic below it.
-    """
+    """Yield the curve of every pair of elements."""
     for pair in combinations_with_replacement(potential.elements, 2):
         known = shortest.get(pair)
         core = cores.get(pair)
@@ -235,16 +209,8 @@ def check_dynamics(
 ) -> DynamicsCheck:
     """Run a structure at constant energy and return how far its total energy drifts.
 
-    Parameters
-    ----------
-    potential
-        To be checked.
-    start
-        The structure; a crystal is repeated.
-    steps
-        Of the run; 0 leaves it out.
-    temperature_k
-        At the start. The drift may be the larger, the hotter it is.
+    A crystal is repeated. With 0 `steps` there is no run. The hotter it is, the larger the drift
+    may be.
     """
     if start is None or steps == 0:
         why = "evaluation.dynamics_steps is 0" if steps == 0 else "the data holds no structure"

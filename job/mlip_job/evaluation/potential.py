@@ -33,7 +33,7 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a potential says of a structure.
+    """The prediction of a potential for a structure.
 
     Attributes
     ----------
@@ -56,12 +56,8 @@ class Answer:
 class Potential:
     """A potential that was loaded by the library that LAMMPS uses too.
 
-    Parameters
-    ----------
-    path
-        A ``.yace``, or a ``.yaml`` in pacemaker's B-basis.
-    active_set
-        A ``.asi`` for extrapolation grades; only a ``.yaml`` takes one.
+    `path` is a ``.yace``, or a ``.yaml`` in pacemaker's B-basis, which alone takes an active set
+    (``.asi``) for extrapolation grades.
 
     Attributes
     ----------
@@ -148,7 +144,7 @@ def import_pyace() -> Any:
         If it is not installed.
     """
     try:
-        with _logging_as_it_was():
+        with _unchanged_logging():
             import pyace  # noqa: PLC0415
     except ImportError:
         raise ConfigError(
@@ -159,7 +155,7 @@ def import_pyace() -> Any:
 
 
 @contextmanager
-def _logging_as_it_was() -> Iterator[None]:
+def _unchanged_logging() -> Iterator[None]:
     """Undo what importing pyace does to the root logger: a handler, and the level INFO."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
@@ -173,7 +169,7 @@ def _logging_as_it_was() -> Iterator[None]:
 # Training structures have grades up to 1.01 by construction, somewhat more where the data was taken
 # in batches. A set from a singular matrix gives 1e15, as python-ace 0.4.0rc1 makes with --full.
 _USELESS_GRADE = 1e3
-_LOOKED_AT = 20
+_TRIED_STRUCTURES = 20
 
 
 def make_active_set(
@@ -185,18 +181,11 @@ def make_active_set(
 ) -> None:
     """Make the active set of a potential from its training data.
 
-    Parameters
-    ----------
-    potential
-        In B-basis; the program works in its directory.
-    frames
-        Pacemaker's data frames of the training data, relative to that directory.
-    structures
-        The same data as extended XYZ, to try the active set on.
-    kind
-        ``linear``, or ``full`` for one over all densities.
-    target
-        File that is written.
+    It spans the local environments of the data; one with a grade above 1 lies outside
+    (Y. Lysogorskiy et al., Phys. Rev. Materials 7, 043801 (2023)).
+
+    The program works in the directory of `potential`, which is in B-basis; `frames` are relative
+    to it. `structures` are the same data as extended XYZ, to try the active set on.
 
     Raises
     ------
@@ -210,7 +199,7 @@ def make_active_set(
 
 def _require_useful(potential: Path, active_set: Path, structures: Path) -> None:
     graded = Potential(potential, active_set)
-    for block in islice(read_blocks(structures), _LOOKED_AT):
+    for block in islice(read_blocks(structures), _TRIED_STRUCTURES):
         structure = parse(block)
         grade = graded.ask(structure.atoms, f"row {structure.row_id}").grade
         if grade is None or not grade < _USELESS_GRADE:
@@ -229,19 +218,10 @@ _SECONDS = 1.0  # after which no further repeat begins
 def measure_speed(
     potential: Potential, texts: Iterable[str], *, structures: int, atoms: int
 ) -> Speed:
-    """Evaluate some structures of a set again and again; return the median of what that takes.
+    """Evaluate some structures of a set repeatedly; return the median time per atom.
 
     CPU time of this thread is counted, so that other work on the machine hardly matters. Structures
     of the dataset have the density, and so the neighbours per atom, of what is simulated.
-
-    Parameters
-    ----------
-    potential
-        To be measured.
-    texts
-        Of the structures of the set.
-    structures, atoms
-        How many there are.
     """
     wanted = max(1, min(_STRUCTURES, int(_ATOMS * structures / atoms)))
     step = math.ceil(structures / wanted)

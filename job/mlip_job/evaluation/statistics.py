@@ -142,13 +142,6 @@ class PairSample:
 
     Which ones it takes depends on the seed and on the order of the pairs, not on the batches that
     they come in.
-
-    Parameters
-    ----------
-    size
-        Most pairs that are kept.
-    seed
-        Decides which.
     """
 
     def __init__(self, size: int, seed: int) -> None:
@@ -230,28 +223,17 @@ class PartTally:
 class SetTally:
     """Collects what was measured on one side, in meV/atom, meV/Å and GPa.
 
-    Parameters
-    ----------
-    seed
-        Of the samples for parity plots.
-    apart
-        Rows whose errors are told apart from the rest.
+    `seed` decides the samples for parity plots; rows of `apart` have errors of their own as well.
 
     Attributes
     ----------
-    structures, atoms
-        Numbers.
-    energy, force
-        Errors of all.
     apart, rest
-        Errors of the rows that are told apart, and of the others; empty where there are none.
+        Errors of those rows, and of the others; empty without such rows.
     shortest
         Shortest distance of each pair of elements, Å.
     conversion
-        How many structures the artefact and what it was converted from were held against each other
-        for, and how far they were apart at most (eV/atom, eV/Å).
-    contradictions
-        What tells labels that mean something else from errors.
+        Number of structures for which artefact and basis were compared, and their largest
+        differences (eV/atom, eV/Å).
     """
 
     def __init__(self, seed: int = 0, apart: Collection[int] = ()) -> None:

@@ -40,13 +40,7 @@ class CandidateSource(Protocol):
 
 
 class DatabaseCandidates:
-    """The rows that a selection of an ASE database gives.
-
-    Parameters
-    ----------
-    config
-        The database, and in ``select`` the selection.
-    """
+    """The rows that a selection of an ASE database gives."""
 
     id_name = "row_id"
 
@@ -54,12 +48,12 @@ class DatabaseCandidates:
         self.config = config
 
     def describe(self) -> str:
-        """See `CandidateSource.describe`."""
+        """Return the source, without secrets."""
         with StructureDatabase(self.config) as database:
             return f"{database.describe()}, {self.config.select!r}"
 
     def rows(self) -> Iterator[Row]:
-        """See `CandidateSource.rows`."""
+        """Yield the candidates."""
         with StructureDatabase(self.config) as database:
             yield from database.rows()
 
@@ -67,11 +61,7 @@ class DatabaseCandidates:
 class FileCandidates:
     """The structures of a file that ASE reads; their ids count from 0, as ASE's indices do.
 
-    Parameters
-    ----------
-    path
-        Extended XYZ, or anything else that ASE reads. Only some formats are read as a stream,
-        extended XYZ among them.
+    Only some formats are read as a stream, extended XYZ among them.
     """
 
     id_name = "candidate"
@@ -80,11 +70,11 @@ class FileCandidates:
         self.path = path
 
     def describe(self) -> str:
-        """See `CandidateSource.describe`."""
+        """Return the source, without secrets."""
         return str(self.path)
 
     def rows(self) -> Iterator[Row]:
-        """See `CandidateSource.rows`.
+        """Yield the candidates.
 
         Raises
         ------
@@ -130,16 +120,9 @@ def _row(index: int, atoms: Atoms) -> StructureRow:
 
 
 class Criteria(Frozen):
-    """What is asked of candidates.
+    """Limits on candidates: number, and extrapolation grade.
 
-    Attributes
-    ----------
-    count
-        At most so many are chosen; None is no limit.
-    min_grade
-        Only candidates with a higher extrapolation grade.
-    max_grade
-        Only candidates with a grade up to this: beyond a few tens a structure may be broken.
+    Beyond a `max_grade` of a few tens a structure may be broken.
     """
 
     count: int | None = None
@@ -154,16 +137,8 @@ class Criteria(Frozen):
 class RankedCandidate(Frozen):
     """One candidate.
 
-    Attributes
-    ----------
-    id
-        Row id in the database, or position in the file, counted from 0.
-    extrapolation_grade
-        Largest grade of its atoms.
-    new_environments
-        So many of its atoms would enter the active set.
-    chosen
-        Whether it is among the chosen ones.
+    Its `id` is a row id, or the position in the file from 0; its grade is the largest of its
+    atoms, of which `new_environments` would enter the active set.
     """
 
     id: int
@@ -175,16 +150,9 @@ class RankedCandidate(Frozen):
 
 
 class Selection(Frozen):
-    """The outcome.
+    """The outcome of a selection, the highest grade first.
 
-    Attributes
-    ----------
-    source
-        Where the candidates came from, without secrets.
-    skipped
-        Ids of those that can't be graded or trained on, by reason.
-    candidates
-        All others, the highest grade first.
+    `skipped` are ids of candidates that can't be graded or trained on, by reason.
     """
 
     family: str
@@ -212,13 +180,7 @@ class Selection(Frozen):
 
 
 def require_free(path: Path) -> None:
-    """Refuse a file that is there already.
-
-    Raises
-    ------
-    ConfigError
-        If it is.
-    """
+    """Raise a ConfigError if a file exists."""
     if path.exists():
         raise ConfigError(f"{path} exists", hint="remove it, or choose another -o FILE")
 

@@ -1,4 +1,13 @@
-"""Select the few candidates that are worth labelling, by extrapolation grade."""
+"""Select the few candidates that are worth labelling, by extrapolation grade and D-optimality.
+
+The grade of an atom is the largest coefficient of its vector of basis functions in terms of the
+active set's; above 1 the potential extrapolates. A structure's is the largest of its atoms.
+Y. Lysogorskiy et al., Phys. Rev. Materials 7, 043801 (2023).
+
+The active set is a square matrix, one row of basis functions per atom, with the largest determinant
+that the data allow. Candidates that enter it, when it is chosen again from its own rows and theirs,
+are what the data lack. ``pace_select`` does the same; here candidates come as a stream.
+"""
 
 from __future__ import annotations
 
@@ -69,15 +78,6 @@ class CandidateSelector:
 
     Memory holds a few numbers for each candidate, and the structures and basis functions of those
     that compete for a place in the active set.
-
-    Parameters
-    ----------
-    grader
-        Of the generation to extend.
-    criteria
-        What is asked of them.
-    say
-        Told now and then how far it is.
     """
 
     def __init__(self, grader: Grader, criteria: Criteria, say: Callable[[str], None]) -> None:
@@ -222,13 +222,8 @@ class AtomGrades:
 class Grader:
     """Grades structures by a potential and its active set.
 
-    Parameters
-    ----------
-    potential
-        B-basis potential, ``.yaml``.
-    active_set
-        Its linear active set as ``pace_activeset`` writes it, ``.asi``. Full ones don't work in
-        python-ace 0.4.0rc1, which leaves the derivatives that they are made of at zero.
+    The active set is linear, as ``pace_activeset`` writes it. Full ones don't work in python-ace
+    0.4.0rc1, which leaves the derivatives that they are made of at zero.
 
     Attributes
     ----------
@@ -289,16 +284,9 @@ _BUFFER_BYTES = 256 * 2**20
 class ActiveSetExtension:
     """An active set that candidates may enter.
 
-    Rows of candidates are collected up to a limit of memory, and then the active set is chosen
-    anew from its own rows and those; what got no place is forgotten. Below the limit that is one
-    choice, beyond it the one that is made batch by batch.
-
-    Parameters
-    ----------
-    inverse
-        Inverted active set of each element.
-    buffer_bytes
-        How much is collected.
+    Rows of candidates are collected up to `buffer_bytes`; then the active set is chosen again from
+    its own rows and those, and the others are dropped. `inverse` is the inverted active set of each
+    element's number.
     """
 
     def __init__(
@@ -312,7 +300,7 @@ class ActiveSetExtension:
         self._limit = buffer_bytes
 
     def add(self, element: int, projections: FloatArray, owners: IndexArray) -> None:
-        """Let atoms of one element compete; `owners` are the numbers of their structures."""
+        """Collect atoms of one element; `owners` are the ids of their structures."""
         if len(projections):
             self._waiting[element].append(projections)
             self._waiting_owners[element].append(owners)
@@ -324,7 +312,7 @@ class ActiveSetExtension:
         return self._waiting_bytes > self._limit
 
     def settle(self) -> None:
-        """Choose the active set anew; the collected rows that got no place are forgotten.
+        """Choose the active set again; drop the collected rows that did not enter it.
 
         Raises
         ------
