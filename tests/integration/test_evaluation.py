@@ -433,10 +433,9 @@ def test_what_a_process_finds_wrong_is_told_by_the_job(trained: Project, models:
 _MEASURE = """
 import sys
 from pathlib import Path
-from mlip_job.evaluation.measure import Models, Task
-from mlip_job.evaluation.measure import Measurers
+from mlip_job.evaluation.measure import Measurers, Models, Task
 from mlip_job.dataset.xyz import read_blocks
-from mlip_job.training.signals import StopRequest
+from mlip_job.runtime.signals import StopRequest
 from mlip_job.errors import MlipJobError
 
 if __name__ == "__main__":
