@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from benchmarks.tables import say, table
 from mlip_job.config import JobConfig
 from mlip_job.demo import write_demo_database
+from mlip_job.generation import export_generation
+from mlip_job.generation.data import FitData
+from mlip_job.generation.fit import fit_linearly
+from mlip_job.generation.prepare import make_input
 from mlip_job.naming import WorkFiles
-from mlip_job.pipeline import export_generation
-from mlip_job.pipeline.fit_data import FitData
-from mlip_job.pipeline.linear import fit_linearly
-from mlip_job.pipeline.stages import make_input
 from mlip_job.store.open import open_store
 from mlip_job.training.pacemaker.programs import find_program, trainer_environment
 from mlip_job.training.pacemaker.tables import TableFollower, read_table

@@ -12,8 +12,7 @@ import yaml
 
 from mlip_job.config import load_config
 from mlip_job.errors import InterruptedRunError
-from mlip_job.pipeline import run_generation
-from mlip_job.pipeline.publication import Publication
+from mlip_job.generation import run, run_generation
 from mlip_job.registry import Registry
 from mlip_job.runtime.signals import StopRequest
 from mlip_job.store.open import open_store
@@ -68,7 +67,7 @@ def stopped_before_publication() -> Iterator[None]:
         raise InterruptedRunError("stopped")
 
     with pytest.MonkeyPatch.context() as patch, suppress(InterruptedRunError):
-        patch.setattr(Publication, "run", stop)
+        patch.setattr(run, "publish", stop)
         yield
         raise AssertionError("the run did not stop")
 

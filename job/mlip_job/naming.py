@@ -224,11 +224,11 @@ class WorkFiles:
 
     @property
     def checkpoint_potential(self) -> Path:
-        """The potential that an interrupted fit goes on from."""
+        """The potential that an interrupted fit resumes from."""
         return self.directory / "checkpoint_potential.yaml"
 
     def leg_input(self, number: int) -> Path:
-        """Return the input file of the n-th leg of a fit that goes on from a checkpoint."""
+        """Return the input file of the n-th leg of a fit that resumes from a checkpoint."""
         return self.directory / f"resume-{number}.yaml"
 
     def leg_inputs(self) -> list[Path]:

@@ -200,7 +200,7 @@ def test_what_was_never_submitted(site: Site) -> None:
 
 @pytest.mark.pacemaker
 def test_a_job_from_its_submission_to_its_cancellation(site: Site) -> None:
-    """Submitted once, found, followed, stopped with time for a checkpoint, and gone on with."""
+    """Submitted once, found, followed, stopped with time for a checkpoint, and resumed."""
     request = site.request(training=_FOR_EVER)
     handle = site.submit(request)
     assert handle.scheduler == site.scheduler.name

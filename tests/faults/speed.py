@@ -40,7 +40,7 @@ def stand_in_for_pacemaker(
         program.chmod(0o755)
 
     def at_speed() -> None:
-        from mlip_job.pipeline import publication
+        from mlip_job.generation import publish
         from mlip_job.training import process as child
         from mlip_job.training.pacemaker import process, programs
         from tests.plain_evaluations import make_evaluation
@@ -49,7 +49,7 @@ def stand_in_for_pacemaker(
         find = process.find_program = lambda name: folder / name  # type: ignore[assignment]
         programs.find_program = find
         # What is replayed was fitted to other data.
-        publication.evaluate_generation = lambda *_: make_evaluation()
+        publish.evaluate_generation = lambda *_: make_evaluation()
 
     return at_speed
 

@@ -96,7 +96,7 @@ def test_a_store_turns_read_only_in_the_fit(
     jobs.require_whole_or_nothing(config)
     again = jobs.run_job(config, tmp_path, fault=fault)
     assert again.code == 0, again.text()
-    assert "going on from" in again.text()
+    assert "resuming from" in again.text()
     manifest = jobs.require_complete(config)
     tally.count_end([job.text(), again.text()], manifest.headline.iterations)
 

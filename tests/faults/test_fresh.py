@@ -83,7 +83,7 @@ def test_only_what_the_same_job_did_is_kept(
     job, attempts = _ended(config, tmp_path, second)
     assert (attempts[0] == own) is goes_on
     assert len(attempts) == 1 + goes_on
-    assert ("going on from" in job.text()) is goes_on
+    assert ("resuming from" in job.text()) is goes_on
 
 
 @pytest.mark.parametrize(("first", "second"), [(POD, POD), (SLURM, REQUEUED)])
@@ -101,4 +101,4 @@ def test_a_job_that_died_before_it_started_over_still_does(
     assert killed.code == -signal.SIGKILL, killed.text()
     job, attempts = _ended(config, tmp_path, second)
     assert len(attempts) == 1
-    assert "going on from" not in job.text()
+    assert "resuming from" not in job.text()

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mlip_job.pipeline import preparation, publication
-from mlip_job.pipeline.shipping import Shipper
+from mlip_job.generation import prepare, publish
+from mlip_job.generation.fit import CheckpointWriter
 from mlip_job.registry import Registry
 from mlip_job.training.pacemaker.process import PacemakerWrapper
 from tests.faults import jobs
@@ -32,13 +32,13 @@ _SLACK = timedelta(seconds=30)  # for storing a checkpoint on a busy machine
 
 STAGES = {
     "claim": (Registry, "claim"),
-    "export": (preparation, "find_or_build_dataset"),
+    "export": (prepare, "find_or_build_dataset"),
     "publish dataset": (Registry, "publish_dataset"),
     "fit": (PacemakerWrapper, "fit"),
-    "ship the end": (Shipper, "ship_end"),
-    "convert": (publication, "convert_to_yace"),
-    "evaluate": (publication, "evaluate_generation"),
-    "report": (publication, "make_report"),
+    "ship the end": (CheckpointWriter, "save_end"),
+    "convert": (publish, "convert_to_yace"),
+    "evaluate": (publish, "evaluate_generation"),
+    "report": (publish, "make_report"),
     "publish": (Registry, "publish"),
     "roll forward": (Registry, "roll_forward"),
     "move the pointer": (Registry, "_advance_latest"),

@@ -92,7 +92,7 @@ def test_a_frozen_job_loses_its_claim_and_ends(
     assert second.code == 0, second.text()
     assert "taking over from attempt" in second.text()
     assert "which gave no sign of life for" in second.text()
-    assert "going on from iteration" in second.text()
+    assert "resuming from iteration" in second.text()
     os.kill(first.pid, signal.SIGCONT)
     assert first.wait() == 73, first.text()
     manifest = jobs.require_complete(config)

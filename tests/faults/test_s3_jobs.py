@@ -138,7 +138,7 @@ def test_credentials_that_expire_in_the_end_publish_nothing(
     s3_proxy.cancel()
     again = run()
     assert again.code == 0, again.text()
-    assert "going on from the end of the fit" in again.text()
+    assert "resuming from the end of the fit" in again.text()
     manifest = jobs.require_complete(seen)
     tally.count_end([job.text(), again.text()], manifest.headline.iterations)
 
@@ -165,7 +165,7 @@ def test_a_store_that_stays_away_is_given_up_and_come_back_to(
     s3_proxy.cancel()
     again = jobs.run_job(config, tmp_path, fault=fault)
     assert again.code == 0, again.text()
-    assert "going on from " in again.text()
+    assert "resuming from " in again.text()
     jobs.require_complete(seen)
 
 

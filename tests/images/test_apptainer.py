@@ -83,7 +83,7 @@ def test_a_batch_job_in_the_image(
     job = family.submit()
     family.wait_for_checkpoint()
     slurm.run("scancel", "--signal=USR1", "--batch", job)
-    family.wait_for_log("it is requeued, and goes on from its checkpoint")
+    family.wait_for_log("it is requeued, and resumes from its checkpoint")
     slurm.wait_for(job, "PENDING")
     family.go_on_once_more(job)
     family.wait_for("published")

@@ -14,7 +14,7 @@ import yaml
 from ase.build import bulk, molecule
 
 from mlip_job.config import load_config
-from mlip_job.pipeline.preview import preview
+from mlip_job.generation.data import preview
 from tests.support import labelled, open_for_writing, rattled, write_database
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pytest
 
 from mlip_job.config import JobConfig
 from mlip_job.errors import InterruptedRunError
-from mlip_job.pipeline import run_generation
+from mlip_job.generation import run_generation
 from mlip_job.registry import Registry
 from mlip_job.report.model import TrainingReport
 from mlip_job.runtime.signals import StopRequest

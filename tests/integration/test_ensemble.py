@@ -11,8 +11,8 @@ import yaml
 
 from mlip_job.config import load_config
 from mlip_job.errors import ConflictError
-from mlip_job.pipeline import Member, run_generation
-from mlip_job.pipeline.ensemble import publish_best
+from mlip_job.generation import Member, run_generation
+from mlip_job.generation.ensemble import publish_best
 from mlip_job.registry import MemberRegistry, Registry
 from mlip_job.registry.maintenance import collect_garbage, find_orphans, parse_age
 from mlip_job.report.model import TrainingReport
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mlip_job.config import JobConfig
-    from mlip_job.pipeline import Outcome
+    from mlip_job.generation import Outcome
     from tests.cli import Ended
 
 pytestmark = pytest.mark.pacemaker

@@ -30,7 +30,7 @@ from mlip_job.evaluation import measure
 from mlip_job.evaluation.cores import cores_of
 from mlip_job.evaluation.measure import Measurers, Models, Task
 from mlip_job.evaluation.potential import Potential
-from mlip_job.pipeline import publication, run_generation
+from mlip_job.generation import publish, run_generation
 from mlip_job.registry import Manifest, Registry
 from mlip_job.report.model import TrainingReport
 from mlip_job.runtime.signals import StopRequest
@@ -500,7 +500,7 @@ def _children(parent: int) -> list[int]:
 
 def _spoil(change: Callable[[str], str]) -> Callable[..., None]:
     """Return a converter whose result is changed by someone else right after it."""
-    convert = publication.convert_to_yace
+    convert = publish.convert_to_yace
 
     def spoiling(potential: Path, yace: Path) -> None:
         convert(potential, yace)
@@ -534,7 +534,7 @@ def test_a_spoilt_potential_is_caught(project: Project, monkeypatch: pytest.Monk
         ),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(publication, "convert_to_yace", _spoil(change))
+            patch.setattr(publish, "convert_to_yace", _spoil(change))
             with pytest.raises(TrainingError, match=message) as caught:
                 project.run(1)
         assert caught.value.exit_code == 70
@@ -542,7 +542,7 @@ def test_a_spoilt_potential_is_caught(project: Project, monkeypatch: pytest.Monk
         assert project.registry.numbers() == []
         assert project.registry.latest() is None
     _, listener = project.run(1)
-    assert any("going on from the end of the fit" in message for message in listener.messages)
+    assert any("resuming from the end of the fit" in message for message in listener.messages)
     assert project.registry.latest() == 1
     assert len(list((project.root / "work" / "gen_01").glob("*/metrics.txt"))) == 1
 
@@ -553,7 +553,7 @@ def test_a_potential_that_was_not_fitted_is_caught(
     """Changed before it was converted: only pacemaker's own figures tell."""
     settings = {"active_set": False, "gate": {"require_physics": False}}
     project.write(rattled(12), {}, evaluation=settings)
-    convert = publication.convert_to_yace
+    convert = publish.convert_to_yace
 
     def changing(potential: Path, yace: Path) -> None:
         content = yaml.safe_load(potential.read_text())
@@ -563,7 +563,7 @@ def test_a_potential_that_was_not_fitted_is_caught(
         potential.write_text(yaml.safe_dump(content))
         convert(potential, yace)
 
-    monkeypatch.setattr(publication, "convert_to_yace", changing)
+    monkeypatch.setattr(publish, "convert_to_yace", changing)
     with pytest.raises(TrainingError, match=r"RMSE on the train set is .*, pacemaker says") as e:
         project.run(1)
     assert "is not the one that was fitted" in e.value.message

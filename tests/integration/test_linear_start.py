@@ -19,8 +19,8 @@ import yaml
 from mlip_job.config import JobConfig, TrainingConfig
 from mlip_job.errors import ConfigError, TrainingError
 from mlip_job.evaluation.cores import cores_of, shorter, shortest_distances
+from mlip_job.generation import export_generation, run_generation
 from mlip_job.naming import WorkFiles
-from mlip_job.pipeline import export_generation, run_generation
 from mlip_job.registry import Registry
 from mlip_job.report.model import TrainingReport
 from mlip_job.runtime.signals import StopRequest
@@ -347,17 +347,17 @@ def test_a_linear_fit_that_took_long_is_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pacemaker fails before its first iteration; the next attempt begins where it began."""
-    from mlip_job.pipeline import attempt
+    from mlip_job.generation import fit
 
-    monkeypatch.setattr(attempt, "SECONDS_WORTH_A_CHECKPOINT", 0.0)
+    monkeypatch.setattr(fit, "SECONDS_WORTH_A_CHECKPOINT", 0.0)
     write_database(tmp_path / "structures.db", rattled(10))
     config = _config(tmp_path, TINY)
     with monkeypatch.context() as context:
-        context.setattr(attempt.PacemakerWrapper, "fit", _fail)
+        context.setattr(fit.PacemakerWrapper, "fit", _fail)
         with pytest.raises(TrainingError, match="the checkpoint of the linear fit is in"):
             _run(config)
     manifest, messages = _run(config)
-    assert any("going on from the linear fit" in message for message in messages)
+    assert any("resuming from the linear fit" in message for message in messages)
     assert not any(message.startswith("linear fit") for message in messages)
     assert len(manifest.attempts) == 2
     made = manifest.linear_start

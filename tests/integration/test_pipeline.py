@@ -18,7 +18,7 @@ import yaml
 
 from mlip_job.config import JobConfig
 from mlip_job.errors import ConflictError, TrainingError
-from mlip_job.pipeline import run_generation
+from mlip_job.generation import run_generation
 from mlip_job.registry import Manifest, Registry
 from mlip_job.report.model import TrainingReport
 from mlip_job.runtime.signals import StopRequest

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mlip_job.config import JobConfig, StorageConfig
-from mlip_job.pipeline import export_generation
+from mlip_job.generation import export_generation
 from mlip_job.registry import Registry
 from mlip_job.registry.maintenance import collect_garbage, find_orphans
 from mlip_job.store.open import open_store

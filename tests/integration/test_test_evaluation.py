@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mlip_job.config import JobConfig
-from mlip_job.pipeline import run_generation
+from mlip_job.generation import run_generation
 from mlip_job.registry import Registry
 from mlip_job.report.model import TrainingReport
 from mlip_job.runtime.signals import StopRequest

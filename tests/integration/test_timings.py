@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from mlip_job.errors import GpuRequiredError, InterruptedRunError
-from mlip_job.pipeline import run_generation
-from mlip_job.pipeline.clock import StageClock
+from mlip_job.generation import run_generation
+from mlip_job.generation.context import StageClock
 from mlip_job.report.model import TrainingReport
 from mlip_job.runtime.signals import StopRequest
 from mlip_job.store.open import open_store

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from mlip_job.pipeline import export_generation
+from mlip_job.generation import export_generation
 from tests.datasets import poison_frames
 from tests.generations import Silent
 from tests.support import rattled, write_database

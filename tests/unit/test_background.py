@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mlip_job.errors import StoreError
-from mlip_job.pipeline.background import every, within
+from mlip_job.generation.context import every, within
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlip_job.pipeline.clock import StageClock
+from mlip_job.generation.context import StageClock
 from mlip_job.registry import AttemptPart, Timings
 from mlip_job.training.pacemaker.log import LogParser
 

@@ -8,7 +8,7 @@ import pytest
 
 from mlip_job.config import TrainingConfig
 from mlip_job.errors import ConfigError
-from mlip_job.pipeline.lineage import find_lineage, start_mode
+from mlip_job.generation.lineage import find_lineage, start_mode
 from mlip_job.training.pacemaker.basis import potential_section
 from tests.manifests import make_manifest
 from tests.trainings import sized

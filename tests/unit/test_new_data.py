@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlip_job.pipeline.datasets import without_new_data
+from mlip_job.generation.data import without_new_data
 from tests.manifests import make_manifest
 from tests.reports import make_facts, make_report
 

@@ -1,4 +1,4 @@
-"""What an attempt goes on from: the furthest checkpoint that is intact and of the same fit."""
+"""What an attempt resumes from: the furthest checkpoint that is intact and of the same fit."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 
 from mlip_job.config import JobConfig
 from mlip_job.errors import ConfigError, ConflictError, IntegrityError
+from mlip_job.generation.data import refer_to
+from mlip_job.generation.lineage import confirm_config
+from mlip_job.generation.resume import fetch_checkpoint
 from mlip_job.naming import WorkFiles
-from mlip_job.pipeline.confirm import confirm_config
-from mlip_job.pipeline.resume import fetch_checkpoint
-from mlip_job.pipeline.stages import refer_to
 from mlip_job.registry import Checkpoint, DatasetReference, Registry
 from mlip_job.store.directory import DirectoryStore
 from mlip_job.training.checkpoint import FitPosition
@@ -141,7 +141,7 @@ def test_the_furthest_is_laid_out_for_pacemaker(fetch: Any, save: Any) -> None:
     save(7)
     found, files, messages = fetch()
     assert found.position.iteration == 7
-    assert messages == ["going on from iteration 7 (checkpoint 7 of attempt a1)"]
+    assert messages == ["resuming from iteration 7 (checkpoint 7 of attempt a1)"]
     assert sorted(p.relative_to(files.directory).as_posix() for p in _files(files)) == [
         "checkpoint_potential.yaml",
         "dataset/test.pckl.gzip",
@@ -166,7 +166,7 @@ def test_a_finished_fit_is_laid_out_for_publishing(fetch: Any, save: Any) -> Non
     save(8, finished=True)
     found, files, messages = fetch()
     assert found.position.finished
-    assert messages == ["going on from the end of the fit (checkpoint 8 of attempt a1)"]
+    assert messages == ["resuming from the end of the fit (checkpoint 8 of attempt a1)"]
     published = [files.output_potential, files.train_log, files.curves / "metrics.txt"]
     assert all(path.is_file() for path in published)
     assert files.leg_inputs() == [files.leg_input(1)]
@@ -183,7 +183,7 @@ def test_a_finished_fit_without_its_log_is_none(fetch: Any, save: Any) -> None:
     assert found.number == 7
     assert messages[0] == (
         "warning: checkpoint 8 of attempt a1 has no left_out_by_weighting.json, train.log; "
-        "this checkpoint is passed over"
+        "this checkpoint is skipped"
     )
 
 
@@ -281,8 +281,8 @@ def test_a_damaged_one_is_passed_over_and_said(
     assert found.position.iteration == 3
     warning, found_message = messages
     assert warning.startswith(f"warning: {expected}")
-    assert warning.endswith("; this checkpoint is passed over")
-    assert found_message == "going on from iteration 3 (checkpoint 3 of attempt a1)"
+    assert warning.endswith("; this checkpoint is skipped")
+    assert found_message == "resuming from iteration 3 (checkpoint 3 of attempt a1)"
     assert not (files.directory / "checkpoint").exists()
 
 
@@ -293,7 +293,7 @@ def test_a_potential_of_other_elements_is_passed_over(fetch: Any, save: Any) -> 
     assert found is None
     assert list(files.directory.iterdir()) == []
     assert messages == [
-        "warning: checkpoint 3 of attempt a1 describes Cu; this checkpoint is passed over",
+        "warning: checkpoint 3 of attempt a1 describes Cu; this checkpoint is skipped",
         "no checkpoint can be used: starting over",
     ]
 
@@ -305,7 +305,7 @@ def test_a_dataset_that_is_damaged_ends_the_run(
     save(3)
     key = registry.keys.dataset(dataset.id, "train.xyz")
     registry.store.put(key, b"damaged")
-    with pytest.raises(IntegrityError, match=f"can't go on from checkpoint 3 .*{key}") as caught:
+    with pytest.raises(IntegrityError, match=f"can't resume from checkpoint 3 .*{key}") as caught:
         fetch()
     assert caught.value.exit_code == 65
     assert "--fresh" in str(caught.value.hint)

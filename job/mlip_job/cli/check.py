@@ -88,7 +88,7 @@ def _database(config: JobConfig) -> str:
 
 def _dataset(settings: Settings, config: JobConfig, *, store: bool) -> list[Result]:
     """Return what a run would make of the rows; what it inherits is in the store."""
-    from mlip_job.pipeline.preview import preview
+    from mlip_job.generation.data import preview
     from mlip_job.registry import Registry
 
     try:

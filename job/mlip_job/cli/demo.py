@@ -38,7 +38,7 @@ def command(settings: Settings, output: Path, elements: str) -> None:
     """
     from mlip_job.cli.tables import show_generations
     from mlip_job.demo import FIRST_GENERATION
-    from mlip_job.pipeline import run_generation
+    from mlip_job.generation import run_generation
     from mlip_job.registry import Registry
     from mlip_job.runtime.signals import StopRequest
 

@@ -36,7 +36,7 @@ def command(
     same query, and ASE wrote none of its rows since, there is nothing to do.
     """
     from mlip_job.cli.tables import show_dataset
-    from mlip_job.pipeline import export_generation
+    from mlip_job.generation import export_generation
     from mlip_job.registry import Registry
     from mlip_job.runtime.signals import StopRequest
 

@@ -57,7 +57,7 @@ def command(
     from mlip_job.config.load import validate_config
     from mlip_job.config.template import commented_config
     from mlip_job.dataset.survey import survey
-    from mlip_job.pipeline.sizes import expected_size
+    from mlip_job.generation.lineage import expected_size
 
     if output.exists():
         raise ConfigError(f"{output} exists", hint="remove it, or choose another -o FILE")

@@ -155,7 +155,7 @@ class GenerationView:
         if self.state not in _HALTED:
             return hint
         saved = self.training is not None and self.training.checkpoint is not None
-        command = f"mlip-job submit -g {self.generation}" + (" goes on from there" if saved else "")
+        command = f"mlip-job submit -g {self.generation}" + (" resumes from there" if saved else "")
         return f"{hint}; then {command}" if hint is not None else command
 
     def document(self) -> dict[str, Any]:

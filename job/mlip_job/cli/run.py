@@ -17,8 +17,8 @@ from mlip_job.naming import generation_name
 if TYPE_CHECKING:
     from mlip_job.cli.options import Settings
     from mlip_job.config import JobConfig
-    from mlip_job.pipeline import Member
-    from mlip_job.pipeline.run import Outcome
+    from mlip_job.generation import Member
+    from mlip_job.generation.run import Outcome
     from mlip_job.store.base import ObjectStore
 
 
@@ -41,7 +41,7 @@ def command(
 ) -> None:
     """Train a generation and publish it.
 
-    A run that was stopped or killed is gone on with from its last checkpoint, on any machine.
+    A run that was stopped or killed resumes from its last checkpoint, on any machine.
 
     Running a published generation again changes nothing: with the same configuration and data it
     says so and ends with 0, with others it names the difference and ends with 73.
@@ -94,8 +94,8 @@ def _run(
     fresh: bool,
     member: Member | None,
 ) -> Outcome:
-    from mlip_job.pipeline import run_generation
-    from mlip_job.pipeline.clock import StageClock
+    from mlip_job.generation import run_generation
+    from mlip_job.generation.context import StageClock
     from mlip_job.runtime.signals import StopRequest
 
     clock = StageClock.of_process()
@@ -113,7 +113,7 @@ def _run(
 
 
 def _member(number: int | None, of: int | None) -> Member | None:
-    from mlip_job.pipeline import Member
+    from mlip_job.generation import Member
     from mlip_job.runtime.environment import current_array_index
 
     if of is None:

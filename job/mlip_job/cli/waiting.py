@@ -102,7 +102,7 @@ def _submit_again(
     except UnavailableError as error:
         tell(f"{name}: can't be submitted again for now: {error.message}")
         return 0
-    tell(f"{name}: submitted again as {job}, to go on from its checkpoint")
+    tell(f"{name}: submitted again as {job}, to resume from its checkpoint")
     return 1
 
 

@@ -70,7 +70,7 @@ def _explain_alternatives(key: str, details: Sequence[Any]) -> Iterator[tuple[Lo
     """Tell what is wrong inside the one kind of value that was meant, else name all kinds."""
     depth = max(len(detail["loc"]) for detail in details)
     deepest = [detail for detail in details if len(detail["loc"]) == depth]
-    # The third part of a location is pydantic's name of the kind; a value goes on from there.
+    # The third part of a location is pydantic's name of the kind; a value resumes from there.
     kinds = {detail["loc"][2:3] for detail in deepest}
     if len(kinds) > 1 or depth <= len(("section", "key", "kind")):
         own = [d for d in details if d["type"] == "value_error"]

@@ -127,7 +127,7 @@ class HeldClaim:
         return ConflictError(
             f"attempt {self.lost_to} took this generation over: this attempt "
             f"({self._claim.attempt}) gave no sign of life for {self._claim.stale_after_s:.0f} s",
-            hint="that attempt goes on from the last checkpoint; there is nothing to do",
+            hint="that attempt resumes from the last checkpoint; there is nothing to do",
         )
 
     def _write(self, *, released: bool) -> None:

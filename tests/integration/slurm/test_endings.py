@@ -68,7 +68,7 @@ def test_preempted_where_slurm_only_cancels(family: Family, stand_in: StandIn) -
     job = family.submit()
     family.wait_for_log("started 0")
     family.preempt()
-    family.wait_for_log("it is requeued, and goes on from its checkpoint")
+    family.wait_for_log("it is requeued, and resumes from its checkpoint")
     assert family.cluster.wait_for(job, "COMPLETED") == "COMPLETED"
     assert family.log().count("started") == 2
     assert json.loads((family.work() / f"slurm-{job}.ended").read_text())["exit_code"] == 0
@@ -84,7 +84,7 @@ def test_time_is_up_before_the_warning(family: Family, stand_in: StandIn) -> Non
     family.wait_for_log("started 0")
     for one in (job, deaf):
         family.cluster.run("scontrol", "update", f"jobid={one}", "endtime=now")
-    family.wait_for_log("it is requeued, and goes on from its checkpoint")
+    family.wait_for_log("it is requeued, and resumes from its checkpoint")
     family.cluster.wait_for(job, "COMPLETED")
 
     family.cluster.wait_for(deaf, "COMPLETING", "TIMEOUT")

@@ -79,7 +79,7 @@ def test_a_requeue_and_a_time_limit_in_the_middle_of_the_fit(family: Family) -> 
     assert family.run("submit", "-g", 1).err == f"gen_01 waits or runs already as slurm job {job}\n"
 
     family.wait_for_log("stopped by SIGUSR1; the checkpoint of", timeout=600)
-    family.wait_for_log("it is requeued, and goes on from its checkpoint")
+    family.wait_for_log("it is requeued, and resumes from its checkpoint")
     assert family.status()["iterations"] >= saved
     family.cluster.wait_for(job, "PENDING")
     family.go_on_once_more(job)
@@ -92,7 +92,7 @@ def test_a_requeue_and_a_time_limit_in_the_middle_of_the_fit(family: Family) -> 
 
 
 def test_a_requeued_job_does_not_start_over_once_more(family: Family) -> None:
-    """With ``--fresh`` it removes what another job left, and goes on from what it stored itself."""
+    """With ``--fresh`` it removes what another job left, and resumes from what it stored itself."""
     family.configure(training=LONG)
     family.submit()
     family.wait_for_checkpoint()
@@ -178,7 +178,7 @@ def test_a_node_fails_in_the_middle_of_the_fit(family: Family) -> None:
 
 
 def test_cancelled_and_submitted_again(family: Family) -> None:
-    """A cancelled run saves its checkpoint, is not requeued, and can be gone on with."""
+    """A cancelled run saves its checkpoint, is not requeued, and can be resumed."""
     family.configure(training=LONG)
     job = family.submit()
     family.wait_for_checkpoint()
@@ -189,7 +189,7 @@ def test_cancelled_and_submitted_again(family: Family) -> None:
     found = family.status()
     assert (found["state"], found["native_state"]) == ("cancelled", "CANCELLED")
     assert found["iterations"] > 0
-    assert found["remedy"] == "mlip-job submit -g 1 goes on from there"
+    assert found["remedy"] == "mlip-job submit -g 1 resumes from there"
     assert "had ended: cancelled" in family.run("cancel", "-g", 1).out
 
     family.configure(training={"max_iter": found["iterations"] + 2})
@@ -206,7 +206,7 @@ def test_wait_submits_again_what_slurm_does_not_requeue(family: Family) -> None:
     first = family.status()["job"]["id"]
     family.cluster.run("scontrol", "update", f"jobid={first}", "requeue=0")
     family.preempt()
-    family.wait_for_log("Slurm does not requeue it; this goes on from its checkpoint:")
+    family.wait_for_log("Slurm does not requeue it; this resumes from its checkpoint:")
     assert f"-c {family.work() / 'mlip-job.yaml'} submit -g 1" in family.log()
     assert family.cluster.wait_for(first, "PREEMPTED")
     record = json.loads((family.work() / f"slurm-{first}.ended").read_text())
@@ -218,7 +218,7 @@ def test_wait_submits_again_what_slurm_does_not_requeue(family: Family) -> None:
     family.go_on_once_more(second)
     out, err = waiting.communicate(timeout=300)
     assert waiting.returncode == 0, err
-    assert f"gen_01: submitted again as slurm job {second}, to go on from its checkpoint" in err
+    assert f"gen_01: submitted again as slurm job {second}, to resume from its checkpoint" in err
     assert err.splitlines()[-1].startswith("gen_01: published, ")
     assert "generation     gen_01 of cu" in out
     _require_published(family)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,21 +11,20 @@ from typing import TYPE_CHECKING
 
 from mlip_job.disk import cant_write, make_private_directory, reported
 from mlip_job.errors import ConfigError
-from mlip_job.naming import DatasetFiles, WorkFiles, generation_name
-from mlip_job.pipeline.attempt import Attempt
-from mlip_job.pipeline.clock import StageClock
-from mlip_job.pipeline.confirm import confirm_config, confirm_dataset
-from mlip_job.pipeline.datasets import all_files, find_or_build_dataset, no_files
-from mlip_job.pipeline.ensemble import (
+from mlip_job.generation.context import StageClock, claimed
+from mlip_job.generation.data import all_files, find_or_build_dataset, no_files
+from mlip_job.generation.ensemble import (
     Member,
     config_of,
     publish_best,
     registry_of,
     require_ensemble,
 )
-from mlip_job.pipeline.evaluate import describe_rejection
-from mlip_job.pipeline.lineage import find_lineage
-from mlip_job.pipeline.preflight import check_before_fit
+from mlip_job.generation.fit import fit
+from mlip_job.generation.lineage import confirm_config, confirm_dataset, find_lineage
+from mlip_job.generation.prepare import check_before_claim, prepare
+from mlip_job.generation.publish import describe_rejection, publish
+from mlip_job.naming import DatasetFiles, WorkFiles, generation_name
 from mlip_job.registry import Registry
 from mlip_job.registry.members import discard_single_fit, require_one_kind
 from mlip_job.tracking import track_generation
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from mlip_job.config import JobConfig
     from mlip_job.dataset.record import DatasetRecord
-    from mlip_job.pipeline.stages import Observer
+    from mlip_job.generation.context import Observer
     from mlip_job.registry import Manifest
     from mlip_job.runtime.signals import StopRequest
     from mlip_job.store.base import ObjectStore
@@ -42,22 +42,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run ended with.
+    """The result of a run.
 
     Attributes
     ----------
     manifest
-        Of the generation as it is published.
+        Of the published generation; of the member if members are missing.
     created
-        False where it was published before and nothing had to be done.
+        False if it was published before and nothing had to be done.
     missing
-        Members of the ensemble that are not trained yet. Then there is no generation, and the
-        manifest is of the member.
+        Members of the ensemble that are not trained yet; then there is no generation yet.
     """
 
     manifest: Manifest
     created: bool
     missing: tuple[int, ...] = ()
+
+
+Attempt = Callable[["JobConfig", Registry], "tuple[Manifest, bool]"]
+"""Trains and publishes with a configuration, into a registry."""
 
 
 def run_generation(
@@ -71,17 +74,17 @@ def run_generation(
     member: Member | None = None,
     clock: StageClock | None = None,
 ) -> Outcome:
-    """Export, train and publish a generation, or confirm that it is published already; log it.
+    """Export, train and publish a generation, or confirm that it is published; then track it.
 
-    An attempt that was interrupted is gone on with: its dataset, its potential, its learning curve.
-    With `fresh` it is forgotten, unless an earlier start of the same scheduler's job began it. With
-    `member` one member of an ensemble is trained; the run that finds all of them trained publishes
-    the generation. Where a `clock` is given, it says when the job began.
+    An interrupted attempt is resumed: its dataset, its potential, its learning curve. With `fresh`
+    it is discarded, unless an earlier start of the same scheduler's job began it. With `member`,
+    one member of an ensemble is trained; the run that finds all members trained publishes the
+    generation. `clock` gives the start of the job.
 
     Raises
     ------
     MlipJobError
-        Of the kind that says what went wrong; see `mlip_job.errors`. Nothing is published then.
+        Of the kind that says what failed, see `mlip_job.errors`; nothing is published then.
     """
     clock = clock or StageClock()
     registry = Registry(store, config.family)
@@ -91,14 +94,18 @@ def run_generation(
         require_ensemble(published, size)
     if published is None:
         require_one_kind(registry, generation, size, fresh=fresh)
+
+    def attempt(config: JobConfig, registry: Registry) -> tuple[Manifest, bool]:
+        return _attempt(config, generation, registry, observer, stop, clock, fresh=fresh)
+
     if published is not None:
         outcome = _confirm(config, registry, published, observer)
     elif member is not None:
-        outcome = _train_member(
-            config, generation, registry, member, observer, stop, clock, fresh=fresh
-        )
+        if fresh:
+            discard_single_fit(registry, generation)
+        outcome = _train_member(config, generation, registry, member, observer, attempt)
     else:
-        outcome = _train(config, generation, registry, observer, stop, clock, fresh=fresh)
+        outcome = _train(config, registry, observer, attempt)
     if outcome.missing:
         return outcome
     with stop.deferred():
@@ -112,20 +119,11 @@ def run_generation(
     return outcome
 
 
-def _train(
-    config: JobConfig,
-    generation: int,
-    registry: Registry,
-    observer: Observer,
-    stop: StopRequest,
-    clock: StageClock,
-    *,
-    fresh: bool,
-) -> Outcome:
-    manifest, created = _attempt(config, generation, registry, observer, stop, clock, fresh=fresh)
+def _train(config: JobConfig, registry: Registry, observer: Observer, attempt: Attempt) -> Outcome:
+    manifest, created = attempt(config, registry)
     if not created:
         return _confirm(config, registry, manifest, observer)
-    observer.message(f"published {generation_name(generation)} in {registry.store.url}")
+    observer.message(f"published {generation_name(manifest.generation)} in {registry.store.url}")
     if not manifest.headline.accepted:
         observer.message(describe_rejection(manifest))
     return Outcome(manifest, created=True)
@@ -137,20 +135,13 @@ def _train_member(
     registry: Registry,
     member: Member,
     observer: Observer,
-    stop: StopRequest,
-    clock: StageClock,
-    *,
-    fresh: bool,
+    attempt: Attempt,
 ) -> Outcome:
-    """Train a member unless it is; publish the generation if it was the last one missing."""
+    """Train a member unless it is trained; publish the generation if it was the last one."""
     own_config, own = config_of(config, member.number), registry_of(registry, config, member)
     manifest, created = own.find_own(generation), False
-    if fresh:
-        discard_single_fit(registry, generation)
     if manifest is None:
-        manifest, created = _attempt(
-            own_config, generation, own, observer, stop, clock, fresh=fresh
-        )
+        manifest, created = attempt(own_config, own)
     confirm_config(manifest, own_config)
     name = f"member {member.number} of {member.of} of {generation_name(generation)}"
     observer.message(f"{name} is trained")
@@ -173,16 +164,16 @@ def _attempt(
     *,
     fresh: bool,
 ) -> tuple[Manifest, bool]:
-    """Return what an attempt published; or, and False, what another one has meanwhile."""
+    """Return the published manifest, and whether this attempt published it."""
     with clock.stage("checks"):
-        check_before_fit(config, generation, registry, fresh=fresh)
-    attempt = Attempt(config, generation, registry, observer, stop, clock)
-    with attempt.claim():
+        check_before_claim(config, generation, registry, fresh=fresh)
+    with claimed(config, generation, registry, observer, stop, clock) as run:
         published = registry.find_own(generation)
         if published is not None:
             return published, False
         with reported(Path(config.work_dir)):
-            return attempt.run(fresh=fresh), True
+            prepared = prepare(run, fresh=fresh)
+            return publish(run, prepared, fit(run, prepared)), True
 
 
 def export_generation(

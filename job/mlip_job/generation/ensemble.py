@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mlip_job.config import JobConfig, TrainingConfig
     from mlip_job.dataset.row import FloatArray
     from mlip_job.evaluation.results import Parity
-    from mlip_job.pipeline.stages import Observer
+    from mlip_job.generation.context import Observer
     from mlip_job.registry import Headline, Manifest, Registry
 
 _KEPT = ("potential.yace", "potential.yaml", "potential.asi", "report.json")

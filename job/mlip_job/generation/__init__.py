@@ -1,0 +1,11 @@
+"""Make a generation: prepare, fit and publish, in this order."""
+
+from mlip_job.generation.ensemble import Member
+from mlip_job.generation.run import Outcome, export_generation, run_generation
+
+__all__ = [
+    "Member",
+    "Outcome",
+    "export_generation",
+    "run_generation",
+]

@@ -1,0 +1,211 @@
+"""What all stages of a run share: the configuration, the store, the claim, the clock."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Protocol
+
+from mlip_job.errors import MlipJobError
+from mlip_job.naming import WorkFiles
+from mlip_job.registry import AttemptPart, Timings
+from mlip_job.runtime.environment import process_age_s
+from mlip_job.training.trainer import PhaseClock, added
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from mlip_job.config import JobConfig
+    from mlip_job.registry import Registry
+    from mlip_job.registry.claim import HeldClaim
+    from mlip_job.runtime.signals import StopRequest
+    from mlip_job.training.trainer import Progress
+
+_START_UP = "start_up"
+_MISSED_HEARTBEATS = 10  # in a row; then an attempt counts as dead
+
+_log = logging.getLogger(__name__)
+
+
+class Observer(Protocol):
+    """Receives messages and progress of a run."""
+
+    def message(self, text: str) -> None:
+        """Receive a message for the log."""
+
+    def progress(self, progress: Progress) -> None:
+        """Receive the progress of the trainer."""
+
+    def trainer_line(self, line: str) -> None:
+        """Receive a line that the trainer printed."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One attempt at a generation: the argument of all its stages.
+
+    ``attempt`` is what later attempts learn of this one; ``files`` is its work directory.
+    """
+
+    config: JobConfig
+    generation: int
+    registry: Registry
+    attempt: AttemptPart
+    files: WorkFiles
+    claim: HeldClaim
+    observer: Observer
+    stop: StopRequest
+    clock: StageClock
+
+    def interruption(self) -> MlipJobError | None:
+        """Return the reason to stop: a signal, or a claim that another attempt took over."""
+        return self.stop.error() or self.claim.loss()
+
+    def raise_if_lost(self) -> None:
+        """Raise a ConflictError if another attempt took the claim over."""
+        if (lost := self.claim.loss()) is not None:
+            raise lost
+
+
+@contextmanager
+def claimed(
+    config: JobConfig,
+    generation: int,
+    registry: Registry,
+    observer: Observer,
+    stop: StopRequest,
+    clock: StageClock,
+) -> Iterator[Run]:
+    """Hold the claim on a generation with a heartbeat, for one attempt.
+
+    Raises
+    ------
+    ConflictError
+        If another attempt holds it.
+    """
+    started = datetime.now(UTC)
+    name = f"{started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    claim = registry.claim(
+        generation, name, stale_after_s=_MISSED_HEARTBEATS * config.run.heartbeat_interval
+    )
+    if claim.takeover is not None:
+        observer.message(
+            f"taking over from attempt {claim.takeover.attempt}, {claim.takeover.reason}"
+        )
+    try:
+        with every(config.run.heartbeat_interval, claim.beat, "heartbeat"):
+            yield Run(
+                config,
+                generation,
+                registry,
+                AttemptPart(attempt=name, started=started, iterations=0),
+                WorkFiles(Path(config.work_dir) / registry.own.folder(generation) / name),
+                claim,
+                observer,
+                stop,
+                clock,
+            )
+    finally:
+        within(config.run.stop_timeout, claim.release, "releasing the claim")
+
+
+class StageClock:
+    """Measures the wall time of a run's stages; other threads may read it.
+
+    Parameters
+    ----------
+    age_s
+        Seconds since the job started.
+    """
+
+    def __init__(self, age_s: float = 0.0) -> None:
+        self.phases = PhaseClock()
+        self._begun = time.monotonic() - age_s
+        self._seconds: dict[str, float] = {}
+        self._stage: tuple[str, float] | None = None
+
+    @classmethod
+    def of_process(cls) -> StageClock:
+        """Return a clock that started with this process, so that its imports count."""
+        return cls(process_age_s())
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measure a stage; times of the same name are added up."""
+        started = time.monotonic()
+        if not self._seconds:
+            self._seconds = {_START_UP: round(started - self._begun, 3)}
+        self._stage = (name, started)
+        try:
+            yield
+        finally:
+            self._seconds, self._stage = self._so_far(), None
+
+    def timings(self) -> Timings:
+        """Return the times until now, with the part of a stage that has not ended."""
+        first = self.phases.first_start
+        return Timings(
+            to_pacemaker_s=None if first is None else round(first - self._begun, 3),
+            stages_s=self._so_far(),
+            phases_s=self.phases.seconds(),
+        )
+
+    def _so_far(self) -> dict[str, float]:
+        if self._stage is None:
+            return self._seconds
+        name, started = self._stage
+        return added(self._seconds, {name: time.monotonic() - started})
+
+
+@contextmanager
+def every(interval: float, action: Callable[[], None], what: str) -> Iterator[None]:
+    """Call `action` in a thread, every `interval` seconds.
+
+    An error is logged under the name `what`, and the next call tries again.
+    """
+    done = Event()
+
+    def loop() -> None:
+        while not done.wait(interval):
+            _try(action, what)
+
+    Thread(target=loop, name=what, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def within(timeout: float, action: Callable[[], None], what: str) -> bool:
+    """Call `action` and wait at most `timeout` seconds; return whether it succeeded in time.
+
+    A scheduler that has sent its signal kills soon: the end of a run must not hang.
+    """
+    succeeded: list[bool] = []
+    thread = Thread(target=lambda: succeeded.append(_try(action, what)), name=what, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if thread.is_alive():
+        _log.warning("%s did not end within %.0f s", what, timeout)
+    return succeeded == [True]
+
+
+def _try(action: Callable[[], None], what: str) -> bool:
+    try:
+        action()
+    except MlipJobError as error:
+        _log.warning("%s failed: %s", what, error.message)
+    except OSError as error:
+        _log.warning("%s failed: %s", what, error)
+    except Exception:  # noqa: BLE001 - logged in full
+        # A bug of ours must not cost the run its heartbeat and all further checkpoints.
+        _log.exception("%s failed", what)
+    else:
+        return True
+    return False

@@ -1,0 +1,379 @@
+"""The data of a generation: its dataset, found or built; the parts given to the fit; a preview."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlip_job.dataset.builder import DatasetBuilder, ParentDataset
+from mlip_job.dataset.files import FramePart, frames_from_texts
+from mlip_job.dataset.record import DatasetRecord, SideNames
+from mlip_job.dataset.validation_part import part_training_set
+from mlip_job.disk import cant_write, reported
+from mlip_job.errors import IntegrityError
+from mlip_job.generation.lineage import Lineage, data_size, find_lineage
+from mlip_job.naming import DatasetFiles, WorkFiles, generation_name
+from mlip_job.registry import DatasetReference, Registry
+from mlip_job.registry.queries import KnownQuery
+from mlip_job.retries import retrying
+from mlip_job.training.size import choose_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mlip_job.config import JobConfig
+    from mlip_job.dataset.record import SelectedRows
+    from mlip_job.generation.context import Observer
+    from mlip_job.registry import Manifest
+    from mlip_job.training.size import BasisSize
+
+MOST_PREVIEW_ROWS = 20_000
+"""Rows that a preview reads; of more rows it takes a sample, spread evenly."""
+_LISTED = 5
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A generation's dataset, in the store or in a directory.
+
+    Attributes
+    ----------
+    record
+        Its record.
+    query, rows
+        The query that selected it, and the rows that it was made of.
+    stored_sha256
+        Of the record in the store; None if it was built and is only in a directory.
+    """
+
+    record: DatasetRecord
+    query: str
+    rows: SelectedRows
+    stored_sha256: str | None
+
+    def publish(self, registry: Registry, directory: Path) -> str:
+        """Put it into the store unless it is there; return the sha256 of its record."""
+        if self.stored_sha256 is not None:
+            return self.stored_sha256
+        sha256 = registry.publish_dataset(directory, self.record)
+        self.remember(registry, sha256)
+        return sha256
+
+    def remember(self, registry: Registry, record_sha256: str) -> None:
+        """Let later runs find the stored dataset by its query."""
+        registry.queries.remember(
+            self.query,
+            KnownQuery(rows=self.rows, dataset=self.record.id, record_sha256=record_sha256),
+        )
+
+
+def refer_to(
+    record: DatasetRecord, record_sha256: str, parent: Manifest | None
+) -> DatasetReference:
+    """Return the reference by which manifests and checkpoints name a dataset."""
+    return DatasetReference(
+        id=record.id,
+        record_sha256=record_sha256,
+        train=record.counts.train,
+        test=record.counts.test,
+        database=record.database,
+        selection=record.selection,
+        inherited_from=parent.generation if parent is not None else None,
+    )
+
+
+# -- what is fetched from a stored dataset -------------------------------------------------------
+
+Fetch = Callable[[Registry, DatasetRecord, Path], DatasetRecord]
+"""Fetches files of a dataset into a directory; returns the record of what is in the directory."""
+
+
+def make_frames(shard_size: int) -> Fetch:
+    """Make the frames for the trainer, of at most so many structures, from the xyz files.
+
+    Frames from the store are not used: they are pickles, and run what their writer put in.
+    """
+
+    def fetch(registry: Registry, record: DatasetRecord, directory: Path) -> DatasetRecord:
+        files = DatasetFiles(directory)
+        fetch_missing(registry, record, files.xyz("train"), files.xyz("test"))
+        names = frames_from_texts(record, directory, shard_size)
+        return record.model_copy(update={"frames": SideNames(**names)})
+
+    return fetch
+
+
+def all_files(registry: Registry, record: DatasetRecord, directory: Path) -> DatasetRecord:
+    """Fetch all files but the record."""
+    for name in record.files:
+        registry.fetch_dataset_file(record, name, directory / name)
+    return record
+
+
+def no_files(_registry: Registry, record: DatasetRecord, _directory: Path) -> DatasetRecord:
+    """Fetch nothing."""
+    return record
+
+
+def fetch_missing(registry: Registry, record: DatasetRecord, *paths: Path) -> None:
+    """Fetch the files of a dataset that are not in the work directory yet."""
+    for path in paths:
+        if not path.exists():
+            registry.fetch_dataset_file(record, path.name, path)
+
+
+# -- find or build -------------------------------------------------------------------------------
+
+
+def find_or_build_dataset(
+    config: JobConfig,
+    generation: int,
+    registry: Registry,
+    parent: Manifest | None,
+    directory: Path,
+    observer: Observer,
+    *,
+    fetch: Fetch,
+    rebuild: bool = False,
+) -> Dataset:
+    """Find a generation's dataset in the store, or build it in `directory`.
+
+    After an error the directory is as before.
+
+    Parameters
+    ----------
+    parent
+        The generation whose split is inherited.
+    fetch
+        Applied to a dataset that is found.
+    rebuild
+        Build it even if no row was written since it was last built.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cant_write(directory, error, hint="set work_dir, or choose -o DIR") from None
+    with reported(directory), _builder(config, generation, registry, parent, observer) as builder:
+        key = builder.query_key()
+        stored: list[str] = []
+
+        def find(rows: SelectedRows) -> DatasetRecord | None:
+            found = None if rebuild else registry.queries.find(key, rows)
+            if found is None:
+                return None
+            try:
+                record = fetch(registry, found[0], directory)
+            except IntegrityError as error:
+                observer.message(f"warning: {error.message}; rebuilding the dataset")
+                return None
+            stored.append(found[1])
+            observer.message(
+                f"dataset {record.id} of {record.counts.train} train and {record.counts.test} test "
+                "rows is in the store; no row was written since it was made"
+            )
+            return record
+
+        try:
+            built = retrying(
+                lambda: builder.find_or_build(directory, find), config.run.retry_timeout
+            )
+        except BaseException:
+            with suppress(OSError):
+                directory.rmdir()
+            raise
+    return Dataset(built.record, key, built.rows, stored[0] if built.found else None)
+
+
+@contextmanager
+def _builder(
+    config: JobConfig,
+    generation: int,
+    registry: Registry | None,
+    parent: Manifest | None,
+    observer: Observer | None = None,
+) -> Iterator[DatasetBuilder]:
+    """Make a builder that inherits the split and the references of `parent`."""
+    with tempfile.TemporaryDirectory(prefix="mlip-job-") as temporary:
+        inherited = None
+        if parent is not None and registry is not None:
+            record = registry.dataset_record(parent.dataset)
+            index = Path(temporary) / DatasetFiles.INDEX
+            registry.fetch_dataset_file(record, DatasetFiles.INDEX, index)
+            inherited = ParentDataset(record, index)
+        yield DatasetBuilder(
+            config.database.for_generation(generation),
+            config.dataset,
+            config.training,
+            parent=inherited,
+            progress=observer.message if observer is not None else lambda _: None,
+        )
+
+
+def without_new_data(record: DatasetRecord, before: Manifest | None) -> str | None:
+    """Return a warning if a dataset has the same structures as an earlier generation's."""
+    counts, split = record.counts, record.split
+    if before is None or (split.inherited_train, split.inherited_test) != (
+        before.dataset.train,
+        before.dataset.test,
+    ):
+        return None
+    if (counts.train, counts.test) != (split.inherited_train, split.inherited_test):
+        return None
+    return (
+        f"warning: no new data since {generation_name(before.generation)}: the dataset has the "
+        f"same {counts.train} train and {counts.test} test structures. Stop the run now, unless "
+        "it is to repeat the fit with other settings, other labels or more iterations"
+    )
+
+
+# -- what the fit is given -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FitData:
+    """The parts of a dataset that a fit is given.
+
+    Attributes
+    ----------
+    train
+        Names of the frames that it is fitted to.
+    second
+        Names of the frames that pacemaker measures during the fit: of the validation part, or of
+        the test set.
+    validation
+        Rows of the validation part.
+    held_out
+        Rows that choose the ridge of a linear fit. A linear fit that is published is fitted to
+        them as well in the end.
+    notes
+        For the users of the potential.
+    """
+
+    train: tuple[str, ...]
+    second: tuple[str, ...]
+    validation: frozenset[int] = frozenset()
+    held_out: frozenset[int] = frozenset()
+    notes: tuple[str, ...] = ()
+
+
+def make_fit_data(
+    config: JobConfig, record: DatasetRecord, registry: Registry, files: WorkFiles
+) -> FitData:
+    """Split the training set into what is fitted and what validates; write the frames of both.
+
+    The frames of the whole dataset are in the work directory already.
+    """
+    training = config.training
+    if training.validation_fraction == 0 and training.is_linear:
+        return FitData(record.frames.train, record.frames.test)
+    if training.validation_fraction == 0:
+        measured = record.frames.test if training.test_evaluation == "pacemaker" else ()
+        return FitData(record.frames.train, measured)
+    if training.evaluator == "pyace" and not training.is_linear:
+        return _whole(record, "evaluator pyace measures no second set")
+    fetch_missing(registry, record, files.dataset.index, files.dataset.xyz("train"))
+    parts = part_training_set(files.dataset, record, training.validation_fraction)
+    if training.is_linear:
+        return FitData(record.frames.train, record.frames.test, held_out=parts.validation)
+    if parts.why_whole is not None:
+        return _whole(record, parts.why_whole)
+    frames = frames_from_texts(
+        record,
+        files.dataset.directory,
+        config.dataset.frame_shard_size,
+        [FramePart("fit", "train", parts.fit), FramePart("validation", "train", parts.validation)],
+    )
+    return FitData(frames["fit"], frames["validation"], parts.validation, parts.validation)
+
+
+def _whole(record: DatasetRecord, why: str) -> FitData:
+    note = (
+        f"the fit had no validation part: {why}; its last iteration is the result, and it may have "
+        "overfitted"
+    )
+    return FitData(record.frames.train, (), notes=(note,))
+
+
+# -- preview -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What the next generation would be made of.
+
+    Attributes
+    ----------
+    generation
+        Its number.
+    selected
+        Rows of the selection; more than the record counts if a sample was taken.
+    record
+        Of the dataset, without files.
+    size
+        Of the basis.
+    warning
+        Says that there are no new data.
+    """
+
+    generation: int
+    selected: int
+    record: DatasetRecord
+    size: BasisSize
+    warning: str | None
+
+    def __str__(self) -> str:
+        """Say which rows would be trained on, and which would not."""
+        return "; ".join(self._parts())
+
+    def _parts(self) -> Iterator[str]:
+        counts, split = self.record.counts, self.record.split
+        rows = f"{self.selected} rows"
+        if counts.selected < self.selected:
+            rows = f"a sample of {counts.selected} of {self.selected} rows"
+        name = generation_name(self.generation)
+        yield f"{name} of {rows}: {counts.train} train, {counts.test} test"
+        if counts.reference_atoms:
+            yield f"{counts.reference_atoms} isolated atoms"
+        if split.key is not None:
+            yield f"split by the key {split.key}"
+        if split.group_by is not None:
+            yield f"grouped by {split.group_by}"
+        for reason, rejected in self.record.rejections.items():
+            some = ", ".join(map(str, rejected.rows[:_LISTED]))
+            more = " …" if rejected.count > _LISTED else ""
+            yield f"{rejected.count} rejected, {reason.replace('_', ' ')} (rows {some}{more})"
+        for note in self.record.notes:
+            yield f"note: {note}"
+        if self.warning is not None:
+            yield self.warning
+
+
+def preview(config: JobConfig, registry: Registry | None, most: int = MOST_PREVIEW_ROWS) -> Preview:
+    """Select, validate and split as a run would, and write nothing.
+
+    Without a registry it is generation 1 that is previewed.
+
+    Raises
+    ------
+    MlipJobError
+        The same as a run would raise.
+    """
+    generation, lineage = 1, Lineage(None, None)
+    if registry is not None:
+        generation = max(registry.numbers(), default=0) + 1
+        lineage = find_lineage(registry, config.training, generation)
+    with _builder(config, generation, registry, lineage.dataset) as builder:
+        record, selected = builder.preview(most)
+    counts = record.counts
+    data = data_size(record).scaled(selected / counts.selected)
+    return Preview(
+        generation,
+        selected,
+        record,
+        choose_size(config.training, data, lineage.functions),
+        without_new_data(record, lineage.dataset) if counts.selected == selected else None,
+    )

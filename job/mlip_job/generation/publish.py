@@ -1,0 +1,307 @@
+"""From a finished fit to a published generation: convert, evaluate, report, publish."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Literal
+
+from mlip_job.dataset.files import common_test_rows
+from mlip_job.dataset.split import SIDES
+from mlip_job.errors import IntegrityError, InterruptedRunError, TrainingError
+from mlip_job.evaluation.cores import clear_of_cores, cores_of, shorter, shortest_distances
+from mlip_job.evaluation.evaluate import Predecessor, Subject, evaluate
+from mlip_job.evaluation.measure import Models
+from mlip_job.evaluation.potential import make_active_set
+from mlip_job.generation.data import fetch_missing
+from mlip_job.generation.fit import contributions, with_checkpoint
+from mlip_job.naming import DatasetFiles, WorkFiles, generation_name
+from mlip_job.registry import Manifest
+from mlip_job.report.model import Facts, make_report, read_predecessor
+from mlip_job.report.page import render_report
+from mlip_job.runtime.environment import RunEnvironment, usable_cores
+from mlip_job.training.pacemaker.basis import potential_section
+from mlip_job.training.pacemaker.potential_file import read_potential, write_potential
+from mlip_job.training.pacemaker.programs import convert_to_yace
+from mlip_job.training.size import with_size
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from mlip_job.dataset.record import DatasetRecord
+    from mlip_job.evaluation.results import Evaluation
+    from mlip_job.generation.context import Run
+    from mlip_job.generation.fit import Fitted
+    from mlip_job.generation.prepare import Prepared
+    from mlip_job.registry import Artefact, Headline, TrainingState
+
+_LINE_INTERVAL_SECONDS = 30.0
+
+
+def publish(run: Run, prepared: Prepared, fitted: Fitted) -> Manifest:
+    """Publish a finished fit; the claim has to be held.
+
+    Raises
+    ------
+    TrainingError
+        If the potential is unusable, or not the one that was fitted.
+    InterruptedRunError
+        If a stop signal came; the message says which checkpoint is in the store.
+    """
+    try:
+        return _publish(run, prepared, fitted)
+    except InterruptedRunError as error:
+        raise with_checkpoint(error, fitted.saved, run) from None
+
+
+def _publish(run: Run, prepared: Prepared, fitted: Fitted) -> Manifest:
+    files, record = run.files, prepared.record
+    evaluation = _convert_and_evaluate(run, prepared, fitted)
+
+    def state() -> TrainingState:
+        """Return the state with the times until now."""
+        attempts = contributions(run, fitted.state, fitted.summary.iterations or 0)
+        return fitted.state.model_copy(update={"attempts": attempts})
+
+    report = make_report(
+        run.config,
+        run.generation,
+        record,
+        state(),
+        fitted.summary,
+        evaluation,
+        fitted.left_out,
+    )
+
+    def described(artefacts: Mapping[str, Artefact]) -> Manifest:
+        return _describe(run, record, state(), report.headline(), artefacts)
+
+    with run.clock.stage("report"):
+        files.report.write_text(report.to_json(), encoding="utf-8")
+        facts = Facts(report, described({}), record)
+        page = render_report(facts, read_predecessor(run.registry, report))
+        files.report_page.write_text(page, encoding="utf-8")
+    run.raise_if_lost()
+    with run.clock.stage("publish"):
+        return run.registry.publish(
+            run.generation, run.attempt.attempt, files.artefacts(), described
+        )
+
+
+def _describe(
+    run: Run,
+    record: DatasetRecord,
+    state: TrainingState,
+    headline: Headline,
+    artefacts: Mapping[str, Artefact],
+) -> Manifest:
+    config = run.config
+    return Manifest(
+        family=config.family,
+        generation=run.generation,
+        attempt=run.attempt.attempt,
+        attempts=state.attempts,
+        started=state.started,
+        ended=datetime.now(UTC),
+        config=config.model_dump(mode="json"),
+        config_sha256=config.fingerprint(),
+        elements=record.elements,
+        basis=potential_section(with_size(config.training, state.basis), record.elements),
+        parent=state.parent,
+        linear_start=state.linear_start,
+        dataset=state.dataset,
+        reference_energies=record.reference_energies,
+        split_seed=config.dataset.seed,
+        fit_seed=config.training.seed,
+        environment=RunEnvironment.current(),
+        headline=headline,
+        artefacts=dict(artefacts),
+    )
+
+
+def describe_rejection(manifest: Manifest) -> str:
+    """Say why a generation was rejected, and what can be done."""
+    reasons = "\n".join(f"  {reason}" for reason in manifest.headline.rejected_because)
+    return (
+        f"warning: {generation_name(manifest.generation)} is published, but rejected: it does not "
+        f"become the latest\n{reasons}\n"
+        f"  mlip-job promote -g {manifest.generation} --force --reason TEXT makes it the latest"
+    )
+
+
+# -- convert and evaluate ------------------------------------------------------------------------
+
+
+def _convert_and_evaluate(run: Run, prepared: Prepared, fitted: Fitted) -> Evaluation:
+    files, dataset = run.files, run.files.dataset
+    with run.clock.stage("fetch"):
+        fetch_missing(
+            run.registry,
+            prepared.record,
+            dataset.xyz("train"),
+            dataset.xyz("test"),
+            dataset.index,
+        )
+    with run.clock.stage("convert"):
+        core_notes = _clear_cores(files, fitted.left_out, prepared.given.validation)
+        convert_to_yace(files.output_potential, files.yace)
+    evaluation = evaluate_generation(run, prepared, fitted, (*core_notes, *prepared.given.notes))
+    for warning in evaluation.warnings:
+        run.observer.message(f"warning: {warning}")
+    for check in evaluation.physics:
+        if check.verdict == "failed":
+            run.observer.message(f"warning: a physics check failed: {check.message}")
+    for reason in evaluation.gate.unchecked:
+        run.observer.message(f"warning: physics check {reason}")
+    for note in evaluation.notes:
+        run.observer.message(f"note: {note}")
+    return evaluation
+
+
+def _clear_cores(
+    files: WorkFiles, left_out: Mapping[str, Collection[int]], validation: Collection[int]
+) -> tuple[str, ...]:
+    """Move the ZBL cores of a fitted potential below the distances in the data.
+
+    Pacemaker considers the structures of the fit only, not the validation part nor the test set.
+
+    Parameters
+    ----------
+    left_out
+        Rows of each side that don't count.
+    validation
+        Rows of the validation part.
+
+    Returns
+    -------
+    tuple of str
+        A note for each core that was moved.
+    """
+    potential = read_potential(files.output_potential)
+    cores = cores_of(potential)
+    if not cores:
+        return ()
+    reach = max(core.outer for core in cores.values())
+    structures, out = files.dataset.xyz, {side: frozenset(left_out.get(side, ())) for side in SIDES}
+    shortest = shortest_distances(structures("test"), reach, lambda row: row not in out["test"])
+    if validation:
+        counts = frozenset(validation) - out["train"]
+        validated = shortest_distances(structures("train"), reach, lambda row: row in counts)
+        shortest = shorter(shortest, validated)
+    cleared, notes = clear_of_cores(potential, shortest)
+    if notes:
+        write_potential(cleared, files.output_potential)
+    return notes
+
+
+def evaluate_generation(
+    run: Run, prepared: Prepared, fitted: Fitted, notes: tuple[str, ...]
+) -> Evaluation:
+    """Measure a converted potential for its report.
+
+    Parameters
+    ----------
+    notes
+        For the users of the potential, from earlier stages.
+
+    Raises
+    ------
+    TrainingError
+        If the potential is unusable, or not the one that pacemaker fitted.
+    """
+    files, record = run.files, prepared.record
+    run.observer.message(
+        f"evaluating {files.yace.name} on {record.counts.train} train and {record.counts.test} "
+        "test structures"
+    )
+    with run.clock.stage("active_set"):
+        active_set, active_set_notes = _make_active_set(run, record)
+    with run.clock.stage("fetch"):
+        predecessor, comparison_notes = _find_predecessor(run)
+    subject = Subject(
+        models=Models(
+            artefact=files.yace,
+            reference_energies=record.reference_energies,
+            basis=files.output_potential,
+            active_set=files.active_set if active_set else None,
+        ),
+        dataset=files.dataset,
+        record=record,
+        fitted=fitted.summary,
+        left_out=fitted.left_out,
+        validation=prepared.given.validation,
+        predecessor=predecessor,
+        active_set=active_set,
+        notes=(*notes, *active_set_notes, *comparison_notes),
+    )
+    with run.clock.stage("evaluate"):
+        return evaluate(
+            subject,
+            run.config.evaluation,
+            seed=run.config.dataset.seed,
+            cores=usable_cores(),
+            look=_Counter(run),
+        )
+
+
+class _Counter:
+    """Counts and reports the measured structures; ends the evaluation if the claim is lost."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._measured = 0
+        self._last_line = time.monotonic()
+
+    def __call__(self, measured: int) -> None:
+        self._run.raise_if_lost()
+        self._measured += measured
+        now = time.monotonic()
+        if now - self._last_line >= _LINE_INTERVAL_SECONDS:
+            self._last_line = now
+            self._run.observer.message(f"measured {self._measured} structures")
+
+
+def _make_active_set(
+    run: Run, record: DatasetRecord
+) -> tuple[Literal["linear", "full"] | None, tuple[str, ...]]:
+    """Make the active set if one is configured; without it there are no extrapolation grades."""
+    kind, files = run.config.evaluation.active_set_kind, run.files
+    if kind is None:
+        return None, ()
+    try:
+        make_active_set(
+            files.output_potential,
+            [f"{WorkFiles.DATASET}/{name}" for name in record.frames.train],
+            files.dataset.xyz("train"),
+            kind,
+            files.active_set,
+        )
+    except TrainingError as error:
+        return None, (f"no active set, so no extrapolation grades: {error.message}",)
+    return kind, ()
+
+
+def _find_predecessor(run: Run) -> tuple[Predecessor | None, tuple[str, ...]]:
+    """Fetch the latest potential, or else that of the generation before; or note why not."""
+    registry, files = run.registry, run.files
+    earlier = [number for number in registry.numbers() if number < run.generation]
+    if not earlier:
+        return None, ()
+    try:
+        latest = registry.latest()
+    except IntegrityError:
+        latest = None
+    number = latest if latest in earlier else earlier[-1]
+    try:
+        manifest = registry.get(number)
+        registry.fetch(manifest, "potential.yace", files.predecessor)
+        record = registry.dataset_record(manifest.dataset)
+        registry.fetch_dataset_file(record, DatasetFiles.INDEX, files.predecessor_index)
+    except IntegrityError as error:
+        return None, (f"not compared with {generation_name(number)}: {error.message}",)
+    return Predecessor(
+        generation=number,
+        potential=files.predecessor,
+        reference_energies=manifest.reference_energies,
+        common_test_rows=common_test_rows(files.dataset.index, files.predecessor_index),
+    ), ()
