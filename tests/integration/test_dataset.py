@@ -818,6 +818,97 @@ def test_zeroed_and_huge_forces_are_noted(db: Path, tmp_path: Path) -> None:
     assert not any("above 100 eV/Å" in note for note in limited)
 
 
+def test_missing_and_unbalanced_forces_are_noted(db: Path, tmp_path: Path) -> None:
+    """With count, ids and remedy; another weight of the energies is none."""
+    structures = rattled(12)
+    structures[3].calc.results["forces"][:] = 0.0
+    for atoms in structures[6:8]:
+        atoms.calc.results["forces"] += (0.02, 0.0, 0.0)
+    write_database(db, structures)
+    notes = build(db, tmp_path / "all").notes
+    (missing,) = (note for note in notes if "on all atoms" in note)
+    assert "(1: row 4)" in missing
+    (net,) = (note for note in notes if "add up" in note)
+    assert "(2: rows 7, 8)" in net
+    assert "training.energy_weight" in net
+
+
+@pytest.mark.parametrize("how", ["initial charges", "key"])
+def test_charged_cells_among_neutral_ones_are_noted(db: Path, tmp_path: Path, how: str) -> None:
+    """The energy of the background is no part of a potential; one charge for all is no mixture."""
+    structures = rattled(12)
+    for number, atoms in enumerate(structures):
+        charged = number < 2
+        if how == "initial charges" and charged:
+            atoms.set_initial_charges([0.25] * len(atoms))
+            atoms.calc.atoms = atoms.copy()
+        pairs = {"total_charge": 1 if charged else 0} if how == "key" else {}
+        write_database(db, [atoms], **pairs)
+    (note,) = (n for n in build(db, tmp_path / "all").notes if "charged periodic" in n)
+    assert "(2: rows 1, 2) together with 10 neutral ones" in note
+    neutral = build(db, tmp_path / "neutral", select="id>2").notes
+    assert not any("charged periodic" in n for n in neutral)
+
+
+def test_other_descriptions_of_a_crystal_share_a_side(db: Path, tmp_path: Path) -> None:
+    """Noise at the edges of any grid, supercells and other vectors hide no copy."""
+    structures = rattled(20)
+    copies = []
+    for number, atoms in enumerate(structures):
+        copy = atoms.copy()
+        if number % 2:
+            copy.positions += np.random.default_rng(number).normal(scale=1e-5, size=(len(copy), 3))
+        else:
+            copy = with_emt(copy.repeat((2, 1, 1)))
+        copies.append(
+            labelled(copy, energy=atoms.get_potential_energy(), forces=atoms.get_forces())
+            if number % 2
+            else copy
+        )
+    first = write_database(db, structures)
+    second = write_database(db, copies)
+    record = build(db, tmp_path / "all", training={"test_fraction": 0.3})
+    tested = rows_of(tmp_path / "all", "test")
+    assert [id_ in tested for id_ in first] == [id_ in tested for id_ in second]
+    assert record.counts.test == 12
+    assert any("20 rows repeat" in note for note in record.notes)
+
+
+def test_methods_in_the_data_column_are_noted(db: Path, tmp_path: Path) -> None:
+    """Functional and calculator stand there where the labels come from a workflow."""
+    for number, atoms in enumerate(rattled(12)):
+        functional = "PBE" if number < 9 else "r2SCAN"
+        with open_for_writing(db) as database:
+            database.write(
+                atoms,
+                status="completed",
+                data={"run": {"functional": functional, "kpts": [number]}, "note": str(number)},
+            )
+    (note,) = (n for n in build(db, tmp_path / "all").notes if "computed in the same way" in n)
+    assert "data['run']['functional']: PBE (9 rows), r2SCAN (3 rows)" in note
+    assert "note" not in note
+    one = build(db, tmp_path / "one", select="id<=9").notes
+    assert not any("computed in the same way" in n for n in one)
+
+
+def test_references_of_a_fit_from_nothing(db: Path, tmp_path: Path) -> None:
+    """Configured ones need not be the parent's, and isolated atoms are taken when they arrive."""
+    write_database(db, rattled(20))
+    parent = as_parent(build(db, tmp_path / "a"), tmp_path / "a")
+    zero = build(db, tmp_path / "b", parent=parent, reference_energies=0)
+    assert zero.reference_energies == {"Cu": 0.0}
+    start = {"max_iter": 10}
+    text = refused(
+        ConfigError, db, tmp_path / "c", parent=parent, reference_energies=0, training=start
+    )
+    assert "the fit starts from" in text
+    write_database(db, [labelled(Atoms("Cu"), energy=-0.2)])
+    anew = build(db, tmp_path / "d", parent=parent)
+    assert anew.reference_energy_sources == {"Cu": "isolated_atom"}
+    kept = build(db, tmp_path / "e", parent=parent, training=start)
+    assert kept.reference_energies == parent.record.reference_energies
+
+
 def test_rows_of_several_methods_are_noted(db: Path, tmp_path: Path) -> None:
     """Calculators, their parameters, and keys that differ are noted with the number of rows."""
     for number, atoms in enumerate(rattled(20)):

@@ -35,7 +35,6 @@ def test_rows_that_did_not_come_leave_no_gap() -> None:
         collector.add(
             row_ids=[row_id],
             fingerprints=bytes.fromhex(fingerprint(row_id)),
-            crystals=bytes.fromhex(fingerprint(row_id)[:32]),
             energies=[-1.5 * row_id],
             groups=[group],
             compositions=[((29, row_id),)],

@@ -89,6 +89,17 @@ def test_an_isolated_atom_that_arrives_later_is_named() -> None:
     assert agreeing.notes == ()
 
 
+def test_isolated_atoms_replace_inherited_energies_of_no_potential() -> None:
+    """Nothing was fitted to the inherited ones, which stay where no isolated atom arrives."""
+    references = automatic(
+        inherited={"Cu": -3.0, "Ni": -4.0}, isolated=[row(8, -6.66, Cu=1)], isolated_first=True
+    )
+    assert references.energies == {"Cu": -6.66, "Ni": -4.0}
+    assert references.sources == {"Cu": "isolated_atom", "Ni": "inherited"}
+    (note,) = references.notes
+    assert "-6.6600 eV, and no longer -3.0000 eV" in note
+
+
 def test_what_fitted_energies_mean_is_noted() -> None:
     """Energies relative to the training structures are no cohesive energies."""
     assert "not to isolated atoms" in automatic().notes[0]

@@ -69,11 +69,21 @@ def test_workers_share_the_threads_of_the_job(monkeypatch: pytest.MonkeyPatch) -
         assert started.result() == ["2", "2", "1"]
 
 
-def test_a_process_that_dies_is_an_error() -> None:
-    """The one that the caller has for it."""
+@pytest.mark.parametrize(
+    ("function", "argument", "message", "hint"),
+    [
+        (signal.raise_signal, signal.SIGKILL, "it died, most likely out of memory", "try again"),
+        (signal.raise_signal, signal.SIGSEGV, "it died of SIGSEGV", None),
+        (os._exit, 3, "it died with exit status 3", None),
+    ],
+)
+def test_a_process_that_dies_is_an_error(
+    function: Callable[[int], None], argument: int, message: str, hint: str | None
+) -> None:
+    """The caller's, with the cause of death; only a kill is blamed on the memory."""
     with pytest.raises(TrainingError) as caught:
-        run_in_process(signal.raise_signal, signal.SIGKILL, died=DIED)
-    assert caught.value is DIED
+        run_in_process(function, argument, died=TrainingError("it died", hint="try again"))
+    assert (caught.value.message, caught.value.hint) == (message, hint)
 
 
 def test_a_process_that_dies_before_it_begins_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

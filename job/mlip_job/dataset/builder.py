@@ -163,7 +163,7 @@ class DatasetBuilder:
     def query_key(self) -> str:
         """Return the hash of all that decides the dataset but the rows themselves."""
         parent = self.parent.record if self.parent else None
-        query = {
+        query: dict[str, object] = {
             "format": _QUERY_VERSION,
             "database": describe_url(self.database.url),
             "select": self.database.select,
@@ -171,6 +171,8 @@ class DatasetBuilder:
             "training": self.training.model_dump(mode="json", include=_DECISIVE),
             "parent": [parent.id, parent.split.group_by] if parent else None,
         }
+        if parent and self._starts_from_nothing:
+            query["isolated_first"] = True
         text = json.dumps(query, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -239,7 +241,7 @@ class DatasetBuilder:
         parent = self.parent.record if self.parent else None
         if setting != "auto":
             references = configured_references(setting, elements)
-            if parent and self.training.start_from != "none":
+            if parent and not self._starts_from_nothing:
                 require_references_of_parent(references, parent.reference_energies)
             return references
         sources = parent.reference_energy_sources if parent else {}
@@ -250,6 +252,7 @@ class DatasetBuilder:
             inherited=parent.reference_energies if parent else {},
             undetermined=undetermined,
             isolated=collected.neutral_references,
+            isolated_first=self._starts_from_nothing,
             training=training,
             tolerance=self.dataset.duplicate_tolerance,
         )
@@ -260,6 +263,11 @@ class DatasetBuilder:
                 collected.entries, references, fitted if determined else {}
             )
         return references
+
+    @property
+    def _starts_from_nothing(self) -> bool:
+        """Whether no potential is the start, to which the reference energies had to be equal."""
+        return self.training.is_linear or self.training.start_from == "none"
 
     def _write(self, files: DatasetFiles, spool: Spool, outcome: Outcome) -> DatasetRecord:
         split = outcome.split

@@ -12,7 +12,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from mlip_job.dataset.entry import Entry, EntryCollector
-from mlip_job.dataset.fingerprint import crystals, fingerprint, fingerprints
+from mlip_job.dataset.fingerprint import fingerprint, fingerprints
 from mlip_job.dataset.fitness import (
     choose_energies,
     count_force_components,
@@ -20,13 +20,19 @@ from mlip_job.dataset.fitness import (
     have_sound_geometry,
     largest_force,
 )
-from mlip_job.dataset.implausible import have_huge_forces, have_zeroed_forces
+from mlip_job.dataset.notes import (
+    have_huge_forces,
+    have_net_forces,
+    have_zeroed_forces,
+    note_charged_cells,
+)
 from mlip_job.dataset.periodicity import is_partly_periodic, with_vacuum
 from mlip_job.dataset.provenance import names_method, note_methods
 from mlip_job.dataset.proximity import ProximityFinder
 from mlip_job.dataset.reference_energies import compositions
-from mlip_job.dataset.row import UnreadableRow
+from mlip_job.dataset.row import CHARGE_KEYS, UnreadableRow, stated_charge
 from mlip_job.dataset.structures import Structures, is_complete
+from mlip_job.dataset.twins import TwinFinder
 from mlip_job.dataset.validation import Rejection, RowRules, examine
 from mlip_job.errors import DataError
 
@@ -100,7 +106,10 @@ class Collected:
     partly_periodic: list[int] = field(default_factory=list)
     dropped_stresses: int = 0
     zeroed_forces: list[int] = field(default_factory=list)
+    missing_forces: list[int] = field(default_factory=list)
+    net_forces: list[int] = field(default_factory=list)
     huge_forces: list[int] = field(default_factory=list)
+    charge_note: str | None = None
     labels_elsewhere: list[str] = field(default_factory=list)
     method_note: str | None = None
     rejected: defaultdict[Rejection, list[int]] = field(default_factory=lambda: defaultdict(list))
@@ -178,6 +187,9 @@ class _Collector:
         self._spool = spool
         self._proximity = ProximityFinder(cutoff)
         self._entries = EntryCollector(most)
+        self._twins = TwinFinder()
+        self._periodic: list[BoolArray] = []
+        self._charges: dict[int, float] = {}
         self._method_keys: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
     def add(self, rows: Sequence[Row]) -> None:
@@ -199,7 +211,8 @@ class _Collector:
     def finish(self, source: StructureDatabase) -> None:
         """Add what is known only after all rows, or takes another look at some of them."""
         found = self._found
-        found.entries = self._entries.entries()
+        pages = (structures for structures, _ in self._spool.read())
+        found.entries = self._twins.join(self._entries.entries(), pages)
         found.references.sort(key=lambda entry: entry.row_id)
         found.ions = [e.row_id for e in found.references if source.charge(e.row_id)]
         for rows in found.rejected.values():
@@ -211,7 +224,16 @@ class _Collector:
         ]
         places = (place for row in unlabelled for place in source.labels_elsewhere(row))
         found.labels_elsewhere = list(dict.fromkeys(places))
+        for name, counts in source.data_values(names_method):
+            self._method_keys[name] += counts
         found.method_note = note_methods(source.methods(), self._method_keys)
+        if len(found.entries):
+            periodic = found.entries.row_ids[np.concatenate(self._periodic)]
+            charges = {**dict(source.charges()), **self._charges}
+            charged = np.intersect1d(periodic, np.array(list(charges), dtype=np.int64))
+            found.charge_note = note_charged_cells(
+                {id_: charges[id_] for id_ in charged.tolist()}, len(periodic)
+            )
 
     def _accept(self, stored: Structures) -> BoolArray:
         """Return which complete structures are accepted.
@@ -270,7 +292,6 @@ class _Collector:
         self._entries.add(
             row_ids=structures.ids,
             fingerprints=fingerprints(structures),
-            crystals=crystals(structures),
             energies=energies,
             groups=[name["group"] for name in names],
             compositions=compositions(structures),
@@ -283,13 +304,20 @@ class _Collector:
         found.free_energies += int(np.count_nonzero(is_free))
         found.force_components += count_force_components(structures)
         found.max_force = max(found.max_force, largest_force(structures))
-        zeroed = have_zeroed_forces(padded, self._rules.cutoff)
+        self._twins.add(replace(structures, energies=energies))
+        zeroed, missing = have_zeroed_forces(padded, self._rules.cutoff)
         found.zeroed_forces += structures.ids[zeroed].tolist()
+        found.missing_forces += structures.ids[missing].tolist()
+        found.net_forces += structures.ids[have_net_forces(structures)].tolist()
         if self._rules.max_force is None:
             found.huge_forces += structures.ids[have_huge_forces(structures)].tolist()
-        for pairs in structures.pairs:
-            for key in filter(names_method, pairs):
-                self._method_keys[key][str(pairs[key])] += 1
+        self._periodic.append(np.any(structures.pbc, axis=1))
+        for id_, pairs in zip(structures.ids.tolist(), structures.pairs, strict=True):
+            for key in pairs:
+                if names_method(key):
+                    self._method_keys[f"key {key}"][str(pairs[key])] += 1
+                elif key.lower() in CHARGE_KEYS and (charge := stated_charge(pairs[key])):
+                    self._charges[id_] = charge
 
 
 def _text(pairs: Mapping[str, object], key: str | None) -> str | None:

@@ -34,15 +34,18 @@ class Contradiction:
     low, high
         Row ids of the lowest and the highest energy.
     energies
-        Of these, eV.
+        Of these, eV, or eV/atom where they have different numbers of atoms.
     rows
         How many rows hold the structure.
+    per_atom
+        Whether the energies are per atom.
     """
 
     low: int
     high: int
     energies: tuple[float, float]
     rows: int
+    per_atom: bool = False
 
 
 def count_repeats(entries: Entries) -> int:
@@ -53,27 +56,32 @@ def count_repeats(entries: Entries) -> int:
 def find_contradictions(entries: Entries, tolerance: float) -> list[Contradiction]:
     """Return the structures whose rows have energies more than `tolerance` eV/atom apart."""
     counts = np.bincount(entries.twins)
+    atoms = entries.atoms
+    per_atom = entries.energies / atoms
     repeated = np.flatnonzero(counts[entries.twins] > 1)
     extremes: dict[int, tuple[int, int]] = {}
     for index in repeated.tolist():
         structure = int(entries.twins[index])
         low, high = extremes.get(structure, (index, index))
-        if entries.energies[index] < entries.energies[low]:
+        if per_atom[index] < per_atom[low]:
             low = index
-        elif entries.energies[index] > entries.energies[high]:
+        elif per_atom[index] > per_atom[high]:
             high = index
         extremes[structure] = low, high
-    atoms = entries.atoms
-    return [
-        Contradiction(
-            low=int(entries.row_ids[low]),
-            high=int(entries.row_ids[high]),
-            energies=(float(entries.energies[low]), float(entries.energies[high])),
-            rows=int(counts[structure]),
-        )
-        for structure, (low, high) in extremes.items()
-        if entries.energies[high] - entries.energies[low] > tolerance * atoms[low]
-    ]
+    found = []
+    for structure, (low, high) in extremes.items():
+        if per_atom[high] - per_atom[low] > tolerance:
+            shown = entries.energies if atoms[low] == atoms[high] else per_atom
+            found.append(
+                Contradiction(
+                    low=int(entries.row_ids[low]),
+                    high=int(entries.row_ids[high]),
+                    energies=(float(shown[low]), float(shown[high])),
+                    rows=int(counts[structure]),
+                    per_atom=shown is per_atom,
+                )
+            )
+    return found
 
 
 def require_consistent_duplicates(entries: Entries, tolerance: float, describe: Describe) -> int:
@@ -97,8 +105,8 @@ def require_consistent_duplicates(entries: Entries, tolerance: float, describe: 
     if not found:
         return count_repeats(entries)
     raise DataError(
-        f"{_energies(found)}; {_differences(found[:_LISTED], describe)} (lattice translations and "
-        "the order of atoms make no other structure)",
+        f"{_energies(found)}; {_differences(found[:_LISTED], describe)} (rigid motions, the "
+        "choice of the cell and the order of atoms make no other structure)",
         hint="keep one kind of calculation with database.select, "
         f"or exclude the wrong rows (dataset.duplicate_tolerance is {tolerance:g} eV/atom)",
     )
@@ -108,8 +116,9 @@ def _energies(found: Sequence[Contradiction]) -> str:
     texts = []
     for one in found[:_LISTED]:
         low, high = one.energies
+        unit = "eV/atom" if one.per_atom else "eV"
         more = f", {one.rows} rows in all" if one.rows > 2 else ""  # noqa: PLR2004 - the two named
-        texts.append(f"rows {one.low} and {one.high}: {low:.6f} and {high:.6f} eV{more}")
+        texts.append(f"rows {one.low} and {one.high}: {low:.6f} and {high:.6f} {unit}{more}")
     if len(found) == 1:
         return texts[0].replace(":", " hold the same structure with different energies:", 1)
     rest = f"; and {len(found) - _LISTED} more" if len(found) > _LISTED else ""

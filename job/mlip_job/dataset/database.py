@@ -11,23 +11,25 @@ import json
 import math
 import re
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from ase.db.core import parse_selection
+from ase.data import chemical_symbols
+from ase.db.core import bytes_to_object, parse_selection
 
 from mlip_job.dataset.connection import OpenedDatabase, open_database
-from mlip_job.dataset.provenance import describe_row, labels_elsewhere
+from mlip_job.dataset.provenance import describe_row, labels_elsewhere, values_in
 from mlip_job.dataset.record import SelectedRows
 from mlip_job.dataset.row import Row, StructureRow, UnreadableRow, convert_row
 from mlip_job.dataset.tables import open_tables
 from mlip_job.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from mlip_job.config.models import DatabaseConfig
@@ -197,6 +199,31 @@ class StructureDatabase:
         for calculator, parameters, rows in self._execute(f"{sql}\nGROUP BY {columns}", values):
             yield calculator, self._decode(parameters), rows
 
+    def charges(self) -> Iterator[tuple[int, float]]:
+        """Yield id and sum of ASE's initial charges of the selected rows that are charged."""
+        sql, values = self._statement("systems.id, systems.charge", self._selection)
+        charged = f"SELECT * FROM ({sql}) AS found WHERE abs(charge) > 1e-3"  # noqa: S608 - ASE's
+        yield from self._execute(charged, values)
+
+    def data_values(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Counter[str]]]:
+        """Yield places in the column ``data`` with wanted names, and how many rows have a value.
+
+        Data of more than 64 kB, which are arrays, are not read.
+        """
+        text = "::text" if self._open.database.type == "postgresql" else ""
+        sql, values = self._statement(f"systems.data{text} AS data", self._selection)
+        small = f"SELECT data FROM ({sql}) AS found WHERE length(data) BETWEEN 3 AND 65536"  # noqa: S608 - ASE's
+        found: defaultdict[str, Counter[str]] = defaultdict(Counter)
+
+        @lru_cache(256)
+        def places(stored: str | bytes) -> list[tuple[str, str]]:
+            return list(values_in(self._decode(stored), wanted))
+
+        for (stored,) in self._execute(small, values):
+            for place, value in places(stored):
+                found[place][value] += 1
+        yield from found.items()
+
     def count_by_status(self) -> dict[str, int]:
         """Count all rows of the database by their key ``status``; "(none)" where it is absent."""
         counts: Counter[str] = Counter()
@@ -289,8 +316,10 @@ class StructureDatabase:
             return list(database.select(selection, sort="id", **options))
 
     def _decode(self, parameters: Any) -> Any:
-        """Return the parameters of a calculator; None where they can't be read."""
+        """Return a value that ASE stored as JSON or bytes; None where it can't be read."""
         try:
+            if isinstance(parameters, bytes):
+                return bytes_to_object(parameters)
             if isinstance(parameters, str):
                 parameters = json.loads(parameters)
             return self._open.database.decode(json.dumps(parameters))
@@ -325,10 +354,11 @@ def _parse_selection(select: str) -> Selection:
             raise _bad_selection(select, ValueError(f"{key!r} is not a key"))
     for key, operator, value in comparisons:
         if key != "id" and _is_inexact(operator, value):
+            name = chemical_symbols[key] if isinstance(key, int) else key
             raise ConfigError(
-                f"database.select: {key}{operator}{value} can't be selected exactly: databases "
+                f"database.select: {name}{operator}{value} can't be selected exactly: databases "
                 f"compare numbers in double precision, which is exact below 2**53 ({_EXACT})",
-                hint=f"select by id, or by a key whose values are texts, such as {key}=n{value}",
+                hint=_exact_alternative(key, operator, value),
             )
     return list(expressions)
 
@@ -338,6 +368,17 @@ def _is_inexact(operator: str, value: object) -> bool:
     if isinstance(value, float):  # a limit written as 1e20 is as exact as floats are
         return operator in ("=", "!=") and _EXACT <= abs(value) < math.inf
     return isinstance(value, int) and abs(value) >= _EXACT
+
+
+def _exact_alternative(key: str | int, operator: str, value: float) -> str:
+    if not isinstance(key, str) or key == "natoms":  # ASE's key of a count is an atomic number
+        return "no structure has so many atoms: take a smaller number"
+    if operator not in ("=", "!="):
+        return (
+            "write the limit as a floating-point number, which is as exact as the comparison: "
+            f"{key}{operator}{float(value)!r}; or select by id"
+        )
+    return f"select by id, or by a key whose values are texts, such as {key}{operator}n{value}"
 
 
 def _bad_selection(select: str, error: Exception) -> ConfigError:

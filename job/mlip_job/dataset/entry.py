@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from mlip_job.dataset.structures import IndexArray, Structures
 
     FingerprintArray = np.ndarray[Any, np.dtype[np.void]]
-
-CRYSTAL = np.dtype("V16")
-"""What `fingerprint.crystals` gives."""
 
 FINGERPRINT = np.dtype("V32")
 """A sha256; arrays of them sort as their hex digits do."""
@@ -53,8 +51,7 @@ class Entry:
     side
         Value of the key that decides its side of the split, or None.
     crystal
-        Equal for all ways to store one structure (`fingerprint.crystals`), 32 hex digits; by
-        default that of no other fingerprint.
+        Equal for twins (see `twins`); by default that of no other fingerprint.
     """
 
     row_id: int
@@ -75,17 +72,18 @@ class Entries:
     ----------
     row_ids, energies
         See `Entry`.
-    fingerprints, crystals
+    fingerprints
         As bytes.
     groups, compositions, config_types, sides
         What there is of each.
     group_codes, composition_codes, config_type_codes, side_codes
         Which of these an entry has; -1 for none.
+    crystal_codes
+        Equal for twins; None where equal fingerprints are the only ones.
     """
 
     row_ids: IndexArray
     fingerprints: FingerprintArray
-    crystals: FingerprintArray
     energies: FloatArray
     groups: tuple[str, ...]
     group_codes: IntArray
@@ -95,6 +93,7 @@ class Entries:
     config_type_codes: IntArray
     sides: tuple[str, ...]
     side_codes: IntArray
+    crystal_codes: IndexArray | None = None
 
     def __len__(self) -> int:
         """Return the number of entries."""
@@ -108,14 +107,15 @@ class Entries:
             collector.add(
                 row_ids=[entry.row_id],
                 fingerprints=bytes.fromhex(entry.fingerprint),
-                crystals=bytes.fromhex(entry.crystal or entry.fingerprint[: 2 * CRYSTAL.itemsize]),
                 energies=[entry.energy],
                 groups=[entry.group],
                 compositions=[entry.composition],
                 config_types=[entry.config_type],
                 sides=[entry.side],
             )
-        return collector.entries()
+        crystals = [entry.crystal or entry.fingerprint for entry in entries]
+        codes = np.unique(np.array(crystals, dtype=np.str_), return_inverse=True)[1]
+        return replace(collector.entries(), crystal_codes=codes)
 
     @property
     def atoms(self) -> IndexArray:
@@ -130,17 +130,27 @@ class Entries:
 
     @cached_property
     def twins(self) -> IndexArray:
-        """Number of the crystal of each: one for all ways to store one structure.
-
-        Equal fingerprints are one crystal also where rounding made them two.
-        """
-        structures, crystals = self.structures, _numbered(self.crystals)
+        """Number of the crystal of each; equal fingerprints share it."""
+        structures, crystals = self.structures, self.crystal_codes
+        if crystals is None:
+            return structures
         first = int(structures.max(initial=-1)) + 1
         nodes = first + int(crystals.max(initial=-1)) + 1
         ties = (np.ones(len(self), dtype=np.bool_), (structures, first + crystals))
         _, numbers = connected_components(coo_array(ties, shape=(nodes, nodes)), directed=False)
         twins: IndexArray = numbers[structures].astype(np.int64)
         return twins
+
+    @property
+    def reduced_codes(self) -> IndexArray:
+        """Number of the reduced composition of each: the same for a supercell."""
+        numbers: dict[Composition, int] = {}
+        codes = []
+        for composition in self.compositions:
+            common = math.gcd(*(count for _, count in composition))
+            reduced = tuple((z, count // common) for z, count in composition)
+            codes.append(numbers.setdefault(reduced, len(numbers)))
+        return np.array(codes, dtype=np.int64)[self.composition_codes]
 
     def holding(self, element: str) -> BoolArray:
         """Tell which entries hold an element."""
@@ -203,7 +213,6 @@ class EntryCollector:
         self._count = 0
         self._row_ids = np.empty(most, dtype=np.int64)
         self._fingerprints = np.empty(most, dtype=FINGERPRINT)
-        self._crystals = np.empty(most, dtype=CRYSTAL)
         self._energies = np.empty(most, dtype=np.float64)
         self._groups, self._compositions = _Codes(most), _Codes(most)
         self._config_types, self._sides = _Codes(most), _Codes(most)
@@ -213,19 +222,17 @@ class EntryCollector:
         *,
         row_ids: Sequence[int] | IndexArray,
         fingerprints: bytes,
-        crystals: bytes,
         energies: Sequence[float] | FloatArray,
         groups: Sequence[str | None],
         compositions: Sequence[Composition],
         config_types: Sequence[str | None],
         sides: Sequence[str | None],
     ) -> None:
-        """Add a page of them; `fingerprints` follow each other, as `crystals` do."""
+        """Add a page of them; `fingerprints` follow each other."""
         place = slice(self._count, self._count + len(row_ids))
         self._count = place.stop
         self._row_ids[place] = row_ids
         self._fingerprints[place] = np.frombuffer(fingerprints, FINGERPRINT)
-        self._crystals[place] = np.frombuffer(crystals, CRYSTAL)
         self._energies[place] = energies
         self._groups.put(place, groups)
         self._compositions.put(place, compositions)
@@ -241,7 +248,6 @@ class EntryCollector:
         return Entries(
             row_ids=self._row_ids[: self._count],
             fingerprints=self._fingerprints[: self._count],
-            crystals=self._crystals[: self._count],
             energies=self._energies[: self._count],
             groups=groups,
             group_codes=group_codes,

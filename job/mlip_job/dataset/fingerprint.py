@@ -1,10 +1,6 @@
-"""Fingerprints of structures: equal for the same atoms in the same places.
+"""Fingerprints of structures: equal for the same atoms in the same places, as they are stored.
 
-There are two. `fingerprint` takes the atoms as they are stored: it orders the split and is what an
-index remembers, so it must never change. `crystals` is the same for all ways to store one crystal
-that differ by lattice translations of atoms or by their order: structures that share it never lie
-on both sides of the split. A rigid translation, a rotation or another choice of the cell gives
-another structure for both.
+They order the split and are what an index remembers, so they must never change.
 """
 
 from __future__ import annotations
@@ -15,18 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlip_job.dataset.periodicity import complete_cells
-
 if TYPE_CHECKING:
     from mlip_job.dataset.row import FloatArray, StructureRow
     from mlip_job.dataset.structures import Structures
-
-CRYSTAL_BYTES = 16
-
-_STEP = 1e-4
-"""Å. Coarse against the rounding of stored positions, which could put twins on different steps."""
-
-_DIVISIBLE = 5040
 
 _DECIMALS = 8
 """Lengths are compared to 1e-8 Å."""
@@ -63,38 +50,6 @@ def fingerprints(structures: Structures) -> bytes:
             positions[24 * start : 24 * end],
         )
         digests.append(hashlib.sha256(b"".join(parts)).digest())
-    return b"".join(digests)
-
-
-def crystals(structures: Structures) -> bytes:
-    """Return 16 bytes for each structure, which the order and the images of its atoms don't change.
-
-    Fractional coordinates are counted in steps of about 1e-4 Å modulo the cell, and atoms sorted
-    by number and place. A cell has a multiple of 5040 steps, so that halves, thirds, … tenths of
-    it, where atoms of ideal crystals are, lie on a step and not between two.
-    """
-    owners = np.repeat(np.arange(len(structures)), structures.counts)
-    periodic = structures.pbc[:, :, None]
-    cells = complete_cells(structures.cells, structures.pbc)
-    lengths = np.linalg.norm(cells, axis=2)
-    whole = _DIVISIBLE * np.maximum(1, np.rint(lengths / (_STEP * _DIVISIBLE)))
-    steps = np.where(structures.pbc, whole, 1 / _STEP)
-    places = np.einsum("ij,ijk->ik", structures.positions, np.linalg.inv(cells)[owners])
-    counts = np.rint(places * steps[owners])
-    counts = np.where(structures.pbc[owners], np.mod(counts, steps[owners]), counts)
-    counts = counts.astype("<i8")
-    order = np.lexsort((*counts.T[::-1], structures.numbers, owners))
-    numbers = memoryview(structures.numbers[order].astype("<i4").tobytes())
-    atoms = memoryview(counts[order].tobytes())
-    frames = memoryview(np.rint(np.where(periodic, cells / _STEP, 0.0)).astype("<i8").tobytes())
-    pbc = structures.pbc.astype("u1").tobytes()
-    digests = []
-    for index, (start, end) in enumerate(pairwise(structures.starts.tolist())):
-        digest = hashlib.blake2b(pbc[3 * index : 3 * index + 3], digest_size=CRYSTAL_BYTES)
-        digest.update(frames[72 * index : 72 * index + 72])
-        digest.update(numbers[4 * start : 4 * end])
-        digest.update(atoms[24 * start : 24 * end])
-        digests.append(digest.digest())
     return b"".join(digests)
 
 

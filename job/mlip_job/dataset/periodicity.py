@@ -8,15 +8,17 @@ potential whose cutoff is shorter than the vacuum.
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from mlip_job.dataset.row import BoolArray, FloatArray
-    from mlip_job.dataset.structures import Structures
+    from mlip_job.dataset.row import BoolArray, FloatArray, StructureRow
+    from mlip_job.dataset.structures import IndexArray, Structures
 
 VACUUM = 20.0
 """Å between the images of a slab or a wire: the largest cutoff that a configuration may ask for.
@@ -95,6 +97,30 @@ def atoms_with_vacuum(atoms: Atoms) -> Atoms:
     padded.set_cell(cell)
     padded.pbc = True
     return padded
+
+
+def neighbours(row: StructureRow, reach: float) -> tuple[IndexArray, IndexArray, FloatArray]:
+    """Return pairs of atoms within `reach` (Å), and the vectors from the first to the second."""
+    (cell,) = complete_cells(row.cell[None], row.pbc[None])
+    inverse = np.linalg.inv(cell)
+    fractions = row.positions @ inverse
+    fractions[:, row.pbc] %= 1.0
+    margins = reach * np.linalg.norm(inverse, axis=0)
+    images = np.where(row.pbc, np.ceil(margins), 0).astype(np.int64)
+    shifts = np.array(list(product(*(range(-n, n + 1) for n in images.tolist()))), np.float64)
+    places = (fractions[None] + shifts[:, None]).reshape(-1, 3)
+    atoms = np.tile(np.arange(len(fractions)), len(shifts))
+    margins = np.where(row.pbc, margins + 1e-9, np.inf)
+    near = ((places > -margins) & (places < 1 + margins)).all(axis=1)
+    places, atoms = places[near] @ cell, atoms[near]
+    centres = fractions @ cell
+    found = cKDTree(centres).sparse_distance_matrix(
+        cKDTree(places), reach, output_type="coo_matrix"
+    )
+    first, second = found.row, found.col
+    vectors = places[second] - centres[first]
+    apart = np.square(vectors).sum(axis=1) > 1e-12  # noqa: PLR2004 - an atom is not its neighbour
+    return first[apart].astype(np.int64), atoms[second[apart]], vectors[apart]
 
 
 def _units(vectors: FloatArray) -> FloatArray:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 _METHOD = re.compile(
-    r"(.*_)?(xc|functional|theory)(_.*)?|(dft_)?(method|level|code|basis)", re.IGNORECASE
+    r"(.*_)?(xc|functional|theory)(_.*)?|(dft_)?(method|level|code|basis|calculator)",
+    re.IGNORECASE,
 )
 """Keys that name a method."""
 
@@ -108,6 +109,20 @@ def labels_elsewhere(row: Any, data: Any) -> list[str]:
     return [*found, *_in_data(data, "data", len(row.numbers), _DEPTH)]
 
 
+def values_in(
+    data: Any, wanted: Callable[[str], bool], path: str = "data"
+) -> Iterator[tuple[str, str]]:
+    """Yield place and value of the numbers and texts in ``data`` whose names are wanted."""
+    if not isinstance(data, dict) or path.count("[") >= _DEPTH:
+        return
+    for name, value in data.items():
+        place = f"{path}[{name!r}]"
+        if isinstance(value, dict):
+            yield from values_in(value, wanted, place)
+        elif isinstance(value, str | int | float) and wanted(str(name)):
+            yield place, str(value)
+
+
 def _in_data(data: Any, path: str, atoms: int, depth: int) -> Iterator[str]:
     if not isinstance(data, dict) or depth == 0:
         return
@@ -145,7 +160,7 @@ def note_methods(
     groups
         Calculator, its parameters as ASE's decoded JSON, and the number of rows.
     keys
-        Number of rows by value, for each key that names a method.
+        Number of rows by value, for each key and each place in ``data`` that names a method.
     """
     calculators: Counter[str] = Counter()
     parameters: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
@@ -161,7 +176,7 @@ def note_methods(
     del calculators["unknown"]
     varying = [("calculator", calculators)]
     varying += [(f"parameter {p} of {name}", c) for (name, p), c in sorted(parameters.items())]
-    varying += [(f"key {key}", Counter(counts)) for key, counts in sorted(keys.items())]
+    varying += [(name, Counter(counts)) for name, counts in sorted(keys.items())]
     texts = [f"{what}: {_counted(counts)}" for what, counts in varying if len(counts) > 1]
     if not texts:
         return None

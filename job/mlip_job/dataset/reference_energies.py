@@ -120,6 +120,7 @@ def automatic_references(
     inherited: Mapping[str, float],
     undetermined: Iterable[str] = (),
     isolated: Iterable[Entry],
+    isolated_first: bool = False,
     training: Mapping[Composition, Energies],
     tolerance: float,
 ) -> ReferenceEnergies:
@@ -136,6 +137,8 @@ def automatic_references(
         Elements whose inherited energies no composition of the parent's data could tell apart.
     isolated
         Single atoms with their energies.
+    isolated_first
+        Whether isolated atoms replace inherited energies: the fit starts from no potential.
     training
         The training rows by composition. E/n - Σ known = Σ x·e is solved over them for the
         elements that are left, x being atomic fractions; the solution of smallest norm where there
@@ -153,8 +156,14 @@ def automatic_references(
     sources |= dict.fromkeys(undetermined, "undetermined")
     notes = []
     for element, energy in _mean_of_isolated(isolated, set(elements), tolerance):
-        if element not in inherited:
+        if element not in inherited or isolated_first:
             energies[element], sources[element] = energy, "isolated_atom"
+            if abs(energy - inherited.get(element, energy)) > tolerance:
+                notes.append(
+                    f"the reference energy of {element} is that of its isolated atoms, "
+                    f"{energy:.4f} eV, and no longer {inherited[element]:.4f} eV as in the "
+                    "generation before: this fit starts from no potential"
+                )
         elif abs(energy - inherited[element]) > tolerance:
             notes.append(
                 f"isolated {element} atoms have {energy:.4f} eV, but the reference energy of the "

@@ -13,7 +13,12 @@ from ase.data import chemical_symbols
 
 from mlip_job import __version__
 from mlip_job.dataset.checks import note_extreme_energies, note_labels_elsewhere
-from mlip_job.dataset.implausible import note_huge_forces, note_zeroed_forces
+from mlip_job.dataset.notes import (
+    note_huge_forces,
+    note_missing_forces,
+    note_net_forces,
+    note_zeroed_forces,
+)
 from mlip_job.dataset.periodicity import VACUUM
 from mlip_job.dataset.record import (
     ConfigTypes,
@@ -209,6 +214,12 @@ def _label_notes(collected: Collected) -> Iterator[str]:
         yield elsewhere
     if collected.zeroed_forces:
         yield note_zeroed_forces(collected.zeroed_forces)
+    if collected.missing_forces:
+        yield note_missing_forces(collected.missing_forces)
+    if collected.net_forces:
+        yield note_net_forces(collected.net_forces)
+    if collected.charge_note:
+        yield collected.charge_note
     if collected.huge_forces:
         yield note_huge_forces(collected.huge_forces, collected.max_force)
 

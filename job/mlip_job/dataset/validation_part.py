@@ -16,9 +16,9 @@ import numpy as np
 
 from mlip_job.dataset.entry import EntryCollector
 from mlip_job.dataset.files import read_index
-from mlip_job.dataset.fingerprint import crystals
 from mlip_job.dataset.reference_energies import compositions
 from mlip_job.dataset.split import Inheritance, divide
+from mlip_job.dataset.twins import TwinFinder
 from mlip_job.dataset.xyz import read_structures
 from mlip_job.errors import IntegrityError
 
@@ -83,7 +83,7 @@ def _training_entries(files: DatasetFiles, record: DatasetRecord) -> Entries:
     """Return what the split looks at, for the training set alone."""
     index = read_index(files.index, f"dataset {record.id}")
     rows = ((row, fingerprint, group) for row, fingerprint, group, side in index if side == "train")
-    collector = EntryCollector(record.counts.train)
+    collector, twins = EntryCollector(record.counts.train), TwinFinder()
     for structures in read_structures(files.xyz("train")):
         count = len(structures)
         indexed = list(islice(rows, count))  # the texts have the order of the index
@@ -92,14 +92,14 @@ def _training_entries(files: DatasetFiles, record: DatasetRecord) -> Entries:
         collector.add(
             row_ids=structures.ids,
             fingerprints=b"".join(bytes.fromhex(fingerprint) for _, fingerprint, _ in indexed),
-            crystals=crystals(structures),
             energies=[0.0] * count,
             groups=[group or None for *_, group in indexed],
             compositions=compositions(structures),
             config_types=[None] * count,
             sides=[None] * count,
         )
-    return collector.entries()
+        twins.add(structures)
+    return twins.join(collector.entries(), read_structures(files.xyz("train")))
 
 
 def _choose(entries: Entries, fraction: float, seed: int, stays: BoolArray) -> BoolArray:

@@ -56,7 +56,8 @@ def run_in_process(
     Parameters
     ----------
     died
-        Raised if the process dies.
+        Raised if the process dies; the signal or exit status is added to its message, and its hint
+        is for a process that was killed, most likely for its memory.
     told
         Called with the messages of the function, which gets a callable to send them as its first
         argument.
@@ -85,6 +86,10 @@ def run_in_process(
     except (EOFError, ConnectionError):
         # Perhaps a signal was sent to all processes of the job; then our own handler raises.
         time.sleep(_SECONDS_FOR_A_SIGNAL)
+        process.join(_SECONDS_FOR_A_SIGNAL)
+        died.message += _cause_of_death(process.exitcode)
+        if process.exitcode != -signal.SIGKILL:
+            died.hint = None
         raise died from None
     finally:
         if process.pid is not None:
@@ -95,6 +100,14 @@ def run_in_process(
         raise value
     result: Result = value
     return result
+
+
+def _cause_of_death(code: int | None) -> str:
+    if code == -signal.SIGKILL:
+        return ", most likely out of memory"
+    if code is not None and code < 0:
+        return f" of {signal.Signals(-code).name}"
+    return f" with exit status {code}"
 
 
 def worker_pool(

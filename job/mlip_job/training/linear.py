@@ -113,7 +113,7 @@ def run_linear_fit(task: LinearTask, observe: Callable[[LinearProgress], None]) 
     """
     find_program("pacemaker")  # python-ace comes with it
     died = TrainingError(
-        "the process of the linear start died, most likely out of memory",
+        "the process of the linear start died",
         hint="give the job more memory, or set training.linear_start: false",
     )
     return run_in_process(_fit, task, died=died, told=observe)

@@ -41,7 +41,7 @@ def rows_beyond_policy(
     The weighting looks at all structures at once, so a process of its own holds them.
     """
     died = TrainingError(
-        "the process that weighs the test set died, most likely out of memory",
+        "the process that weighs the test set died",
         hint="give the job more memory",
     )
     return run_in_process(_beyond_policy, dict(policy), tuple(fitted), tuple(frames), died=died)

@@ -1,22 +1,25 @@
-"""Labels that are accepted, and can hardly be right: zeroed and huge forces."""
+"""Accepted but suspicious labels: zeroed, huge and unbalanced forces, charged cells."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import numpy as np
-from ase.neighborlist import primitive_neighbor_list
 
+from mlip_job.dataset.periodicity import neighbours
 from mlip_job.dataset.row import name_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from mlip_job.dataset.row import BoolArray, FloatArray
     from mlip_job.dataset.structures import Structures
 
 HUGE_FORCE = 100.0
-"""eV/Å. Atoms on each other, or a calculation that did not converge, and no state of matter."""
+"""eV/Å. Coinciding atoms or an unconverged calculation, and no state of matter."""
+
+NET_FORCE = 0.01
+"""eV/Å per atom. DFT leaves at most a few meV/Å."""
 
 _NOT_RELAXED = 0.05
 """eV/Å. Where all forces are smaller and rounded, those of some atoms may be zero by that."""
@@ -31,11 +34,12 @@ _LOPSIDED = 0.002
 """Of the most that the surroundings of an atom can lie on one side; positions are rounded."""
 
 
-def have_zeroed_forces(structures: Structures, cutoff: float) -> BoolArray:
-    """Tell in which structures forces are exactly zero where symmetry does not explain it.
+def have_zeroed_forces(structures: Structures, cutoff: float) -> tuple[BoolArray, BoolArray]:
+    """Tell in which structures some, and in which all, forces are zero without symmetry.
 
-    ``Atoms.get_forces()`` returns such for fixed atoms, or along fixed directions. The force on an
-    atom vanishes by symmetry only where its neighbours are on all sides alike.
+    ``Atoms.get_forces()`` returns such for fixed atoms, or along fixed directions; zeros for all
+    atoms stand for missing forces. The force on an atom vanishes by symmetry only where its
+    neighbours are on all sides alike.
 
     Parameters
     ----------
@@ -45,22 +49,31 @@ def have_zeroed_forces(structures: Structures, cutoff: float) -> BoolArray:
         Å, of the potential: forces don't reach further.
     """
     zero = structures.forces == 0
-    zeroed = np.zeros(len(structures), dtype=np.bool_)
+    some, every = (np.zeros(len(structures), dtype=np.bool_) for _ in range(2))
     if not zero.any():
-        return zeroed
+        return some, every
     starts = structures.starts[:-1]
     largest = np.maximum.reduceat(np.abs(structures.forces).max(axis=1), starts)
-    suspect = np.logical_or.reduceat(zero.any(axis=1), starts) & (largest > 0)
+    suspect = np.logical_or.reduceat(zero.any(axis=1), starts) & (structures.counts > 1)
     for index in np.flatnonzero(suspect).tolist():
         atoms = slice(structures.starts[index], structures.starts[index + 1])
         rounded = _are_rounded(structures.forces[atoms])
-        if rounded and largest[index] <= _NOT_RELAXED:
+        if 0 < largest[index] <= _NOT_RELAXED and rounded:
             continue
         lopsided = _lopsidedness(structures, index, min(cutoff, _NEAR))
         whole = zero[atoms].all(axis=1) & (np.linalg.norm(lopsided, axis=1) > _LOPSIDED)
         components = zero[atoms] & (np.abs(lopsided) > _LOPSIDED)
-        zeroed[index] = bool(whole.any() or (components.any() and not rounded))
-    return zeroed
+        (every if largest[index] == 0 else some)[index] = bool(
+            whole.any() or (components.any() and not rounded)
+        )
+    return some, every
+
+
+def have_net_forces(structures: Structures) -> BoolArray:
+    """Tell in which structures the forces add up to more than `NET_FORCE` per atom."""
+    sums = np.add.reduceat(structures.forces, structures.starts[:-1])
+    net: BoolArray = np.linalg.norm(sums, axis=1) > NET_FORCE * structures.counts
+    return net
 
 
 def _are_rounded(forces: FloatArray) -> bool:
@@ -76,10 +89,8 @@ def _lopsidedness(structures: Structures, index: int, reach: float) -> FloatArra
     `reach` and tells elements apart, so that the mean vanishes wherever the force has to.
     """
     row = structures.row(index)
-    cell = row.cell if row.pbc.all() else np.eye(3)
-    first, second, distances, vectors = primitive_neighbor_list(
-        "ijdD", row.pbc, cell, row.positions, reach
-    )
+    first, second, vectors = neighbours(row, reach)
+    distances = np.linalg.norm(vectors, axis=1)
     weights = (1 - distances / reach) ** 2 * row.numbers[second]
     total = np.bincount(first, weights, minlength=len(row.numbers))
     directions = vectors * (weights / distances)[:, None]
@@ -102,6 +113,43 @@ def note_zeroed_forces(rows: Sequence[int]) -> str:
         f"{name_rows(rows)}): those of fixed atoms (FixAtoms)? Energies and forces contradict each "
         "other there; store the forces of atoms.get_forces(apply_constraint=False) in a "
         "SinglePointCalculator, or deselect the rows"
+    )
+
+
+def note_missing_forces(rows: Sequence[int]) -> str:
+    """Return the note on rows whose forces are all zero."""
+    return (
+        f"forces of exactly zero on all atoms, which symmetry does not explain ({len(rows)}: "
+        f"{name_rows(rows)}): missing forces stored as zeros? The fit takes these structures for "
+        "equilibria; store the calculated forces in a SinglePointCalculator, or deselect the rows"
+    )
+
+
+def note_net_forces(rows: Sequence[int]) -> str:
+    """Return the note on rows whose forces don't add up to zero."""
+    return (
+        f"forces that add up to more than {NET_FORCE:g} eV/Å per atom ({len(rows)}: "
+        f"{name_rows(rows)}), which no potential can give: forces of fixed atoms set to zero, a "
+        "drift that was not removed, an external field, or forces of another structure? Correct "
+        "or deselect the rows; another training.energy_weight or force_weight is no remedy"
+    )
+
+
+def note_charged_cells(charges: Mapping[int, float], periodic: int) -> str | None:
+    """Return a note where periodic cells of different charge are mixed.
+
+    `charges` has the charge (e) of each charged row among the `periodic` ones.
+    """
+    kinds = {round(charge, 3) for charge in charges.values()}
+    neutral = periodic - len(charges)
+    if not charges or (neutral == 0 and len(kinds) == 1):
+        return None
+    rows = sorted(charges)
+    others = f"together with {neutral} neutral ones" if neutral else "of different charges"
+    return (
+        f"charged periodic cells ({len(rows)}: {name_rows(rows)}) {others}: their energies hold "
+        "that of a compensating background and depend on the size of the cell, which a potential "
+        "of short range can't fit; correct the energies, or select rows of one charge"
     )
 
 

@@ -10,7 +10,7 @@ from ase.build import bulk, fcc111, molecule
 from ase.calculators.morse import MorsePotential
 from ase.spacegroup import crystal
 
-from mlip_job.dataset.implausible import have_huge_forces, have_zeroed_forces
+from mlip_job.dataset.notes import have_huge_forces, have_net_forces, have_zeroed_forces
 from mlip_job.dataset.row import StructureRow
 from mlip_job.dataset.structures import Structures
 from tests.support import rattled, with_emt
@@ -78,8 +78,9 @@ def relaxed_with_fixed_atom() -> Atoms:
 )
 def test_zeroed_forces(make: Callable[[], Atoms]) -> None:
     """Forces of exactly zero on fixed atoms are seen, and only in the row that has them."""
-    found = have_zeroed_forces(structures(*rattled(2, seed=3), make(), *rattled(1)), 5.0)
+    found, missing = have_zeroed_forces(structures(*rattled(2, seed=3), make(), *rattled(1)), 5.0)
     assert found.tolist() == [False, False, True, False]
+    assert not missing.any()
 
 
 def displaced() -> Atoms:
@@ -134,7 +135,34 @@ def rounded() -> Atoms:
 @pytest.mark.parametrize("make", [displaced, rutile, stretched_molecule, strained, rounded])
 def test_forces_that_vanish_by_symmetry(make: Callable[[], Atoms]) -> None:
     """Symmetry, and rounding, also give forces of exactly zero: nothing is wrong with them."""
-    assert not have_zeroed_forces(structures(make()), 5.0).any()
+    some, every = have_zeroed_forces(structures(make()), 5.0)
+    assert not some.any()
+    assert not every.any()
+
+
+def test_missing_forces() -> None:
+    """Zeros for all atoms are seen, but for perfect crystals, whose forces vanish."""
+    (atoms,) = rattled(1)
+    atoms.calc.results["forces"][:] = 0.0
+    some, every = have_zeroed_forces(structures(strained(), atoms, bulk_atom()), 5.0)
+    assert not some.any()
+    assert every.tolist() == [False, True, False]
+
+
+def bulk_atom() -> Atoms:
+    """Return a cell of one atom, on which no force can act."""
+    atoms = with_emt(bulk("Cu", a=3.7))
+    atoms.calc.results["forces"][:] = 0.0
+    return atoms
+
+
+def test_net_forces() -> None:
+    """Noise of DFT is no net force; a zeroed atom or a drift of 0.02 eV/Å leaves one."""
+    few = rattled(4)
+    few[0].calc.results["forces"] += 0.005
+    few[1].calc.results["forces"] += (0.02, 0.0, 0.0)
+    few[2].calc.results["forces"][0] = 0.0
+    assert have_net_forces(structures(*few)).tolist() == [False, True, True, False]
 
 
 def test_huge_forces() -> None:

@@ -1,0 +1,197 @@
+"""Find twins: structures that describe the same crystal or molecule, however they are stored.
+
+Twins never lie on both sides of the split. They may differ by noise of 1e-5 Å, by lattice
+translations and the order of atoms, by rigid motions, and by the choice of the cell: other vectors,
+swapped axes, a left-handed cell, a supercell.
+
+Cheap numbers give candidates: in the same cell its lengths and angles and sums over the atoms, in
+other cells labels that don't depend on the cell (volume and energy per atom, statistics of the
+forces). Of the few candidates the surroundings of all atoms are compared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
+
+from mlip_job.dataset.periodicity import complete_cells, neighbours
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mlip_job.dataset.entry import Entries
+    from mlip_job.dataset.row import FloatArray, IntArray, StructureRow
+    from mlip_job.dataset.structures import IndexArray, Structures
+
+_LABELS, _COLUMNS = 6, 20
+"""Of a signature: labels that don't depend on the cell; with cell and sums over atoms."""
+
+_LENGTH = 2e-4
+"""Å. Candidates in the same cell differ by less."""
+
+_ENERGY = 1e-3
+"""eV/atom. Candidates in other cells differ by less, as with other k-points."""
+
+_VOLUME = 1e-4
+"""Relative, likewise."""
+
+_FORCE = 3e-3
+_RELATIVE_FORCE = 5e-3
+"""eV/Å and relative, likewise."""
+
+_WAVES = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 2, 3))
+"""Phases of atoms are summed for these multiples of the reciprocal vectors."""
+
+_FREE = 37.0
+"""Å. Period of the phases along directions without periodicity; any other would do."""
+
+_REACH = 5.0
+"""Å. Surroundings of atoms that are compared; further where the nearest neighbours are far."""
+
+_SHELLS = 1.3
+"""Of the distance to the furthest nearest neighbour: the least reach."""
+
+_SAME = 3e-5
+"""Of the numbers that describe surroundings: ten times what noise of 1e-5 Å makes. An atom that
+moves by 0.001 Å changes them by more."""
+
+_NEAREST = 9
+
+
+class TwinFinder:
+    """Finds twins among structures that come page by page."""
+
+    def __init__(self) -> None:
+        self._tables: list[FloatArray] = [np.zeros((0, _COLUMNS))]
+        self._directions: list[IndexArray] = [np.zeros(0, dtype=np.int64)]
+
+    def add(self, structures: Structures) -> None:
+        """Add accepted structures, as they are stored; their energies are those to train on."""
+        self._tables.append(_signatures(structures))
+        self._directions.append(structures.pbc.sum(axis=1))
+
+    def join(self, entries: Entries, pages: Iterable[Structures]) -> Entries:
+        """Return the entries of all structures with `crystal_codes`.
+
+        The pages hold all structures again; those of slabs may have vacuum now.
+        """
+        _, first, numbers = np.unique(entries.structures, return_index=True, return_inverse=True)
+        kinds = 4 * entries.reduced_codes + np.concatenate(self._directions)
+        pairs = _candidates(np.concatenate(self._tables)[first], kinds[first])
+        chosen = np.unique(first[pairs])
+        described: dict[int, FloatArray] = {}
+        start = 0
+        for page in pages if len(chosen) else ():
+            low, high = np.searchsorted(chosen, (start, start + len(page)))
+            for index in chosen[low:high].tolist():
+                described[index] = _describe(page.row(index - start))
+            start += len(page)
+        near = [
+            bool(np.abs(described[a] - described[b]).max() < _SAME)
+            for a, b in first[pairs].tolist()
+        ]
+        ties = pairs[np.array(near, dtype=np.bool_)]
+        graph = coo_array((np.ones(len(ties)), ties.T), shape=(len(first), len(first)))
+        _, labels = connected_components(graph, directed=False)
+        return replace(entries, crystal_codes=labels.astype(np.int64)[numbers])
+
+
+def _signatures(structures: Structures) -> FloatArray:
+    """Return the numbers by which candidates are found, shape (structures, `_LABELS` + places).
+
+    Those of two candidates differ by less than 1, in all labels or in all places.
+    """
+    counts, starts = structures.counts, structures.starts[:-1]
+    owners = np.repeat(np.arange(len(structures)), counts)
+    periodic = structures.pbc
+    cells = complete_cells(structures.cells, periodic)
+    volumes = np.abs(np.linalg.det(cells)) / counts
+    lengths = np.linalg.norm(structures.forces, axis=1)
+    forces = [
+        np.maximum.reduceat(lengths, starts),
+        np.minimum.reduceat(lengths, starts),
+        np.add.reduceat(lengths, starts) / counts,
+        np.sqrt(np.add.reduceat(np.square(lengths), starts) / counts),
+    ]
+    ratio = _RELATIVE_FORCE / _FORCE
+    labels = [
+        np.log(volumes) / _VOLUME,
+        structures.energies / counts / _ENERGY,
+        *(np.log1p(force * ratio) / _RELATIVE_FORCE for force in forces),
+    ]
+    frames = cells * np.where(periodic, 1.0, _FREE)[:, :, None]
+    edges = np.linalg.norm(frames, axis=2)
+    angles = [np.einsum("ij,ij->i", frames[:, k], frames[:, k - 1]) / edges[:, k] for k in range(3)]
+    fractions = np.einsum("ij,ijk->ik", structures.positions, np.linalg.inv(frames)[owners])
+    weights = _weights(structures.numbers)
+    sums = []
+    for wave in _WAVES:
+        phases = 2 * np.pi * (fractions @ np.array(wave))
+        size = edges.min(axis=1) / (2 * np.pi * sum(wave) * np.sqrt(counts)) / _LENGTH
+        sums += [np.add.reduceat(weights * f(phases), starts) * size for f in (np.cos, np.sin)]
+    places = [*(edges.T / _LENGTH), *(angle / _LENGTH for angle in angles), *sums]
+    return np.stack([*labels, *places], axis=1)
+
+
+def _candidates(table: FloatArray, kinds: IndexArray) -> IndexArray:
+    """Return pairs of places in the table, shape (pairs, 2)."""
+    found = [np.zeros((0, 2), dtype=np.int64)]
+    if len(table) < 2:  # noqa: PLR2004 - a pair
+        return found[0]
+    for columns in (table[:, :_LABELS], table[:, _LABELS:]):
+        points = np.column_stack([2.0 * kinds, columns])
+        count = min(_NEAREST, len(points))
+        _, near = cKDTree(points).query(
+            points, k=range(1, count + 1), p=np.inf, distance_upper_bound=1.0
+        )
+        pairs = np.column_stack([np.repeat(np.arange(len(points)), count), near.reshape(-1)])
+        found.append(pairs[pairs[:, 0] < pairs[:, 1]])
+    pairs = np.concatenate(found)
+    return np.unique(pairs[pairs[:, 1] < len(table)], axis=0)
+
+
+def _describe(row: StructureRow) -> FloatArray:
+    """Return numbers that only the surroundings of the atoms decide.
+
+    Each atom gets a weight for its element. Sums over neighbours are repeated, so that they tell
+    arrangements of elements apart that have the same pairs.
+    """
+    reach = _REACH
+    first, second, vectors = neighbours(row, reach)
+    nearest = np.full(len(row.numbers), 2 * reach)
+    distances = np.linalg.norm(vectors, axis=1)
+    np.minimum.at(nearest, first, distances)
+    if _SHELLS * nearest.max() > reach:
+        reach = _SHELLS * float(nearest.max())
+        first, second, vectors = neighbours(row, reach)
+        distances = np.linalg.norm(vectors, axis=1)
+    own, shares = _weights(row.numbers), (1 - distances / reach) ** 2
+
+    def over_neighbours(values: FloatArray) -> FloatArray:
+        sums: FloatArray = np.bincount(first, shares * values, minlength=len(own)).astype(float)
+        return sums
+
+    once = over_neighbours(own[second])
+    mean = float(once.mean()) or 1.0
+    twice = over_neighbours((own * once)[second]) / mean
+    thrice = over_neighbours((own * twice)[second]) / mean
+    sides = [over_neighbours(own[second] * d / distances) for d in vectors.T]
+    numbers = [own * each / mean for each in (once, twice, thrice, np.linalg.norm(sides, axis=0))]
+    return np.array(
+        [f(each) for each in numbers for f in (np.min, np.max, np.mean, _root_mean_square)]
+    )
+
+
+def _root_mean_square(values: FloatArray) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))
+
+
+def _weights(numbers: IntArray) -> FloatArray:
+    """Return numbers from 0.5 to 1.5 that tell elements apart."""
+    weights: FloatArray = 0.5 + np.mod(numbers * 0.6180339887498949, 1.0)
+    return weights
