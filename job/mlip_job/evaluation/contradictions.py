@@ -90,7 +90,7 @@ class PairMoments:
 
 
 class Contradictions:
-    """Collects what tells labels that mean something else from a potential that is poor."""
+    """Collects sums that tell wrong labels from a poor potential."""
 
     def __init__(self) -> None:
         self._energies = PairMoments()
@@ -123,7 +123,7 @@ class Contradictions:
             self._squares[sign, unit, order] += float(error @ error)
 
     def warnings(self, side: str) -> Iterator[str]:
-        """Yield what a person must know of a side's labels and predictions."""
+        """Yield a warning for each contradiction between labels and predictions."""
         yield from self._of_forces(side)
         yield from self._of_energies(side)
         yield from self._of_stresses(side)

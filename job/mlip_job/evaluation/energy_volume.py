@@ -1,4 +1,4 @@
-"""Energy over volume, which has to have one minimum, and that of the data."""
+"""Energy over volume: one minimum, at the volume and with the bulk modulus of the data."""
 
 from __future__ import annotations
 
@@ -63,13 +63,11 @@ def check_energy_volume(
     shortest: Mapping[Pair, float],
     cores: Mapping[Pair, Core],
 ) -> Iterator[EnergyVolumeCheck]:
-    """Yield the curve of the most stable bulk of each element, and of a second structure.
+    """Check the most stable bulk of each element, and a second structure.
 
     Without any bulk structure the most stable slab, wire or molecule is scaled instead, which can
-    fail but not pass: it has neither a volume nor a bulk modulus.
-
-    With ZBL cores the scan goes on until they take over, else to the shortest distances of the
-    data (Å).
+    fail but not pass: it has neither a volume nor a bulk modulus. With ZBL cores the scan goes on
+    until they take over, else to the shortest distances of the data (Å).
     """
     scan = _Scan(potential, lowest, reference_energies, cores, shortest)
     second = lowest.second_bulk()
@@ -108,7 +106,7 @@ class _Scan:
             problems.append("no minimum that an equation of state describes")
         if found and wanted:
             problems += _differences(found, wanted)
-        elif shift := _far_from_own(relative, energies):
+        elif not collapse and (shift := _far_from_own(relative, energies)):
             problems.append(shift)
         facts = [str(found)] if found else []
         facts.append(

@@ -29,7 +29,7 @@ def judge(
     parent: ParentComparison | None,
     physics: Sequence[PhysicsCheck],
 ) -> GateVerdict:
-    """Return the verdict; limits on a test set that there is none of reject."""
+    """Return the verdict; limits on test errors reject a potential without a test set."""
     reasons = (
         *(_too_large(gate, test) if test is not None else _unmeasured(gate)),
         *(_regressions(gate, parent) if parent is not None else ()),
@@ -44,7 +44,7 @@ def judge(
 
 
 def _unchecked(physics: Sequence[PhysicsCheck]) -> Iterator[str]:
-    """Yield why nothing is known of compression or dynamics, where nothing is."""
+    """Yield the reason if no check of compression, or none of dynamics, was possible."""
     for kind in ("energy_volume", "dynamics"):
         checks = [check for check in physics if check.kind == kind]
         if checks and all(check.verdict == "skipped" for check in checks):

@@ -25,8 +25,6 @@ class Stable:
 
     Attributes
     ----------
-    row_id, atoms
-        Which one.
     energy
         eV/atom, less the reference energies.
     packing
@@ -42,12 +40,12 @@ class Stable:
     shortest: float | None = None
 
     def __str__(self) -> str:
-        """Say which one it is."""
+        """Name row and formula."""
         return f"row {self.row_id} ({self.atoms.get_chemical_formula('metal')})"
 
 
 class Kind(NamedTuple):
-    """What structures are told apart by.
+    """The kind of a structure.
 
     `bulk` tells a crystal or liquid from slabs, wires and molecules. `packing` is the shortest
     distance over the cube root of the volume per atom, in steps of 0.02: 1.12 of fcc and hcp,
@@ -77,7 +75,7 @@ _ENERGY_STEP = 0.01  # eV/atom
 
 @dataclass
 class ReferenceStructures:
-    """What a dataset says of stable structures.
+    """The stable structures of a dataset, collected one by one.
 
     Attributes
     ----------
@@ -100,7 +98,7 @@ class ReferenceStructures:
     def offer(
         self, structure: Labelled, reference_energy: float, shortest: float | None = None
     ) -> None:
-        """Take from a structure what is of interest; `shortest` is its shortest distance, Å."""
+        """Add a structure; `shortest` is its shortest distance, Å."""
         atoms = structure.atoms
         energy = (structure.energy - reference_energy) / len(atoms)
         elements, periodic = tuple(sorted(set(atoms.symbols))), bool(atoms.pbc.all())
@@ -122,7 +120,7 @@ class ReferenceStructures:
         counts[round(energy / _ENERGY_STEP)] += 1
 
     def join(self, other: ReferenceStructures) -> None:
-        """Take over what is lower elsewhere, and all that is counted."""
+        """Add the structures of another batch."""
         self.cutoff = min(self.cutoff, other.cutoff)
         for kind, stable in other.by_kind.items():
             if kind not in self.by_kind or stable.energy < self.by_kind[kind].energy:
