@@ -1,9 +1,14 @@
 {{/*
-The pod of schedulers/templates/job.yaml.j2, field by field; a test compares them.
-root: the release; component: its label; args: of mlip-job.
+The pod of schedulers/templates/job.yaml.j2, in the same order; a test compares them.
+root: the release; args: verb and options of mlip-job.
 */}}
 {{- define "mlip-job.pod" -}}
 {{- $values := .root.Values -}}
+{{- $gpus := include "mlip-job.gpus" .root -}}
+{{- $claims := list -}}
+{{- range $values.claims -}}
+{{- $claims = append $claims .claim | uniq -}}
+{{- end -}}
 restartPolicy: Never
 terminationGracePeriodSeconds: {{ include "mlip-job.gracePeriodSeconds" .root }}
 automountServiceAccountToken: false
@@ -23,15 +28,52 @@ containers:
     image: {{ include "mlip-job.image" .root | quote }}
     imagePullPolicy: IfNotPresent
     args:
+      - --config
+      - /etc/mlip-job/mlip-job.yaml
       {{- range .args }}
       - {{ quote . }}
       {{- end }}
     workingDir: /work
     env:
-      {{- include "mlip-job.env" .root | nindent 6 }}
-    {{- with include "mlip-job.envFrom" .root | fromYamlArray }}
-    envFrom:
+      - name: HOME
+        value: /tmp
+      - name: MLIP_JOB_IMAGE
+        value: {{ include "mlip-job.literal" (include "mlip-job.image" .root) | quote }}
+      - name: MLIP_JOB_KUBERNETES_NAMESPACE
+        valueFrom:
+          fieldRef:
+            fieldPath: metadata.namespace
+      - name: MLIP_JOB_KUBERNETES_JOB
+        valueFrom:
+          fieldRef:
+            fieldPath: metadata.labels['batch.kubernetes.io/job-name']
+      - name: MLIP_JOB_KUBERNETES_JOB_UID
+        valueFrom:
+          fieldRef:
+            fieldPath: metadata.labels['batch.kubernetes.io/controller-uid']
+      - name: MLIP_JOB_CORES # rounded up
+        valueFrom:
+          resourceFieldRef:
+            resource: requests.cpu
+            divisor: "1"
+      - name: MLIP_JOB_TERMINATION_MESSAGE
+        value: /dev/termination-log
+      {{- range $name, $value := $values.env }}
+      - name: {{ $name }}
+        value: {{ include "mlip-job.literal" $value | quote }}
+      {{- end }}
+      {{- with $values.extraEnv }}
       {{- toYaml . | nindent 6 }}
+      {{- end }}
+    {{- if or $values.existingSecret $values.extraEnvFrom }}
+    envFrom:
+      {{- with $values.existingSecret }}
+      - secretRef:
+          name: {{ . }}
+      {{- end }}
+      {{- with $values.extraEnvFrom }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
     {{- end }}
     resources:
       requests:
@@ -46,7 +88,7 @@ containers:
         {{- with $values.ephemeralStorageLimit }}
         ephemeral-storage: {{ . }}
         {{- end }}
-        {{- with include "mlip-job.gpus" .root }}
+        {{- with $gpus }}
         {{ $values.gpuResource }}: {{ . | quote }}
         {{- end }}
     securityContext:
@@ -57,9 +99,51 @@ containers:
     terminationMessagePath: /dev/termination-log
     terminationMessagePolicy: FallbackToLogsOnError
     volumeMounts:
-      {{- include "mlip-job.volumeMounts" .root | nindent 6 }}
+      - name: config
+        mountPath: /etc/mlip-job
+        readOnly: true
+      - name: work
+        mountPath: /work
+      - name: tmp
+        mountPath: /tmp
+      - name: shm
+        mountPath: /dev/shm
+      {{- range $mount := $values.claims }}
+      {{- range $position, $claim := $claims }}
+      {{- if eq $claim $mount.claim }}
+      - name: claim-{{ $position }}
+        mountPath: {{ trimSuffix "/" $mount.mountPath | quote }}
+        {{- if $mount.readOnly }}
+        readOnly: true
+        {{- end }}
+      {{- end }}
+      {{- end }}
+      {{- end }}
+      {{- with $values.volumeMounts }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
 volumes:
-  {{- include "mlip-job.volumes" .root | nindent 2 }}
+  - name: config
+    configMap:
+      name: {{ include "mlip-job.configMap" .root }}
+  - name: work
+    emptyDir:
+      sizeLimit: {{ $values.workSize }}
+  - name: tmp
+    emptyDir:
+      sizeLimit: 1Gi
+  - name: shm
+    emptyDir:
+      medium: Memory
+      sizeLimit: 1Gi
+  {{- range $position, $claim := $claims }}
+  - name: claim-{{ $position }} # the claim's own name may be too long
+    persistentVolumeClaim:
+      claimName: {{ $claim }}
+  {{- end }}
+  {{- with $values.volumes }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 {{- with include "mlip-job.serviceAccount" .root }}
 serviceAccountName: {{ . }}
 {{- end }}
@@ -75,7 +159,11 @@ imagePullSecrets:
   - name: {{ . }}
   {{- end }}
 {{- end }}
-{{- with include "mlip-job.nodeSelector" .root | fromYaml }}
+{{- $selector := deepCopy $values.nodeSelector -}}
+{{- with $values.architecture -}}
+{{- $selector = merge $selector (dict "kubernetes.io/arch" .) -}}
+{{- end }}
+{{- with $selector }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -83,9 +171,16 @@ nodeSelector:
 affinity:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with include "mlip-job.tolerations" .root | fromYamlArray }}
+{{- if or $gpus $values.tolerations }}
 tolerations:
+  {{- if $gpus }}
+  - key: {{ $values.gpuResource }}
+    operator: Exists
+    effect: NoSchedule
+  {{- end }}
+  {{- with $values.tolerations }}
   {{- toYaml . | nindent 2 }}
+  {{- end }}
 {{- end }}
 {{- end }}
 
@@ -94,128 +189,10 @@ tolerations:
 {{- toString . | replace "$" "$$" -}}
 {{- end }}
 
-{{- define "mlip-job.env" -}}
-- name: HOME
-  value: /tmp
-- name: MLIP_JOB_IMAGE
-  value: {{ include "mlip-job.literal" (include "mlip-job.image" .) | quote }}
-- name: MLIP_JOB_KUBERNETES_NAMESPACE
-  valueFrom:
-    fieldRef:
-      fieldPath: metadata.namespace
-- name: MLIP_JOB_KUBERNETES_JOB
-  valueFrom:
-    fieldRef:
-      fieldPath: metadata.labels['batch.kubernetes.io/job-name']
-- name: MLIP_JOB_KUBERNETES_JOB_UID
-  valueFrom:
-    fieldRef:
-      fieldPath: metadata.labels['batch.kubernetes.io/controller-uid']
-- name: MLIP_JOB_CORES # rounded up
-  valueFrom:
-    resourceFieldRef:
-      resource: requests.cpu
-      divisor: "1"
-- name: MLIP_JOB_TERMINATION_MESSAGE
-  value: /dev/termination-log
-{{- range $name, $value := .Values.env }}
-- name: {{ $name }}
-  value: {{ include "mlip-job.literal" $value | quote }}
-{{- end }}
-{{- with .Values.extraEnv }}
-{{ toYaml . }}
-{{- end }}
-{{- end }}
-
-{{- define "mlip-job.envFrom" -}}
-{{- $sources := .Values.extraEnvFrom -}}
-{{- with .Values.existingSecret -}}
-{{- $sources = prepend $sources (dict "secretRef" (dict "name" .)) -}}
-{{- end -}}
-{{- toYaml $sources -}}
-{{- end }}
-
-{{/* Labels of a node that can run the image. */}}
-{{- define "mlip-job.nodeSelector" -}}
-{{- $selector := deepCopy .Values.nodeSelector -}}
-{{- with .Values.architecture -}}
-{{- $selector = merge $selector (dict "kubernetes.io/arch" .) -}}
-{{- end -}}
-{{- toYaml $selector -}}
-{{- end }}
-
 {{/* Nothing where no GPU is asked for: a linear fit (max_iter: 0) has no use for one. */}}
 {{- define "mlip-job.gpus" -}}
 {{- $iterations := dig "training" "max_iter" 0 .Values.config | int -}}
 {{- if and .Values.gpus (gt $iterations 0) -}}
 {{- int64 .Values.gpus -}}
 {{- end -}}
-{{- end }}
-
-{{- define "mlip-job.tolerations" -}}
-{{- $tolerations := .Values.tolerations -}}
-{{- if include "mlip-job.gpus" . -}}
-{{- $tolerations = prepend $tolerations (dict "key" .Values.gpuResource "operator" "Exists" "effect" "NoSchedule") -}}
-{{- end -}}
-{{- toYaml $tolerations -}}
-{{- end }}
-
-{{/* A claim is one volume however often it is mounted; its own name may be too long for one. */}}
-{{- define "mlip-job.claimNames" -}}
-{{- $names := list -}}
-{{- range .Values.claims -}}
-{{- $names = append $names .claim -}}
-{{- end -}}
-{{- uniq $names | toYaml -}}
-{{- end }}
-
-{{- define "mlip-job.volumes" -}}
-- name: config
-  configMap:
-    name: {{ include "mlip-job.configMap" . }}
-- name: work
-  emptyDir:
-    sizeLimit: {{ .Values.workSize }}
-- name: tmp
-  emptyDir:
-    sizeLimit: 1Gi
-- name: shm
-  emptyDir:
-    medium: Memory
-    sizeLimit: 1Gi
-{{- range $position, $name := include "mlip-job.claimNames" . | fromYamlArray }}
-- name: claim-{{ $position }}
-  persistentVolumeClaim:
-    claimName: {{ $name }}
-{{- end }}
-{{- with .Values.volumes }}
-{{ toYaml . }}
-{{- end }}
-{{- end }}
-
-{{- define "mlip-job.volumeMounts" -}}
-{{- $names := include "mlip-job.claimNames" . | fromYamlArray -}}
-- name: config
-  mountPath: /etc/mlip-job
-  readOnly: true
-- name: work
-  mountPath: /work
-- name: tmp
-  mountPath: /tmp
-- name: shm
-  mountPath: /dev/shm
-{{- range $mount := .Values.claims }}
-{{- range $position, $name := $names }}
-{{- if eq $name $mount.claim }}
-- name: claim-{{ $position }}
-  mountPath: {{ trimSuffix "/" $mount.mountPath | quote }}
-  {{- if $mount.readOnly }}
-  readOnly: true
-  {{- end }}
-{{- end }}
-{{- end }}
-{{- end }}
-{{- with .Values.volumeMounts }}
-{{ toYaml . }}
-{{- end }}
 {{- end }}
