@@ -65,6 +65,50 @@ def test_why_no_pod_is_created_is_the_job_controllers_message(
     assert (hint is None and status.hint is None) or str(hint) in str(status.hint)
 
 
+@pytest.mark.parametrize(
+    ("reason", "message", "hint"),
+    [
+        ("ContainerCreating", "", None),
+        ("ImagePullBackOff", "back-off", "submit.kubernetes.image, and image_pull_secrets"),
+        ("InvalidImageName", "", "submit.kubernetes.image"),
+        ("ErrImageNeverPull", "", "submit.kubernetes.image"),
+        ("CreateContainerConfigError", 'secret "s3" not found', "create the Secret"),
+        ("CreateContainerError", "no such runtime", None),
+        ("SomethingNew", "of later versions", None),
+    ],
+)
+def test_the_kubelet_says_why_a_container_waits(
+    reason: str, message: str, hint: str | None
+) -> None:
+    """Its reason and message are shown unchanged."""
+    waiting = of_state("Pending", {"state": {"waiting": {"reason": reason, "message": message}}})
+    status = status_of(job(), [waiting], lambda _uid: ())
+    assert (status.state, status.native) == (JobState.PENDING, reason)
+    assert status.reason == (f"{reason}: {message}" if message else reason)
+    assert (hint is None and status.hint is None) or str(hint) in str(status.hint)
+
+
+@pytest.mark.parametrize(
+    ("terminated", "reason"),
+    [
+        ({"exitCode": 137}, "exit code 137: it was killed, as for using too much memory"),
+        (
+            {"exitCode": 1, "message": "Traceback: boom"},
+            "exit code 1: it failed without saying why: Traceback: boom",
+        ),
+    ],
+)
+def test_a_failed_job_tells_how_its_last_pod_ended(terminated: dict[str, Any], reason: str) -> None:
+    """After the Job's own message."""
+    failed = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"}
+    ended = of_state("Failed", {"state": {"terminated": terminated}})
+    seen = job(conditions=[failed | {"message": "Job has reached the specified backoff limit"}])
+    status = status_of(seen, [ended], lambda _uid: ())
+    assert (status.state, status.native) == (JobState.FAILED, "BackoffLimitExceeded")
+    assert status.exit_code == terminated["exitCode"]
+    assert status.reason == f"Job has reached the specified backoff limit; last, {reason}"
+
+
 def pod(phase: str, *, name: str = "a", **status: Any) -> dict[str, Any]:
     """Return a pod as the API server has it."""
     return {

@@ -198,6 +198,12 @@ def test_yaml_does_not_change_texts(request_for: Callable[..., JobRequest], valu
     assert job["spec"]["template"]["metadata"]["annotations"]["example.com/note"] == value
 
 
+def test_what_yaml_can_not_hold_is_an_error(request_for: Callable[..., JobRequest]) -> None:
+    """The text is read back as data before it is shown or submitted."""
+    with pytest.raises(ConfigError, match=r"submit\.kubernetes can't be written as YAML"):
+        plan_job(request_for(labels={"x" * 2000: "a"}))
+
+
 def test_own_labels_and_annotations_win(request_for: Callable[..., JobRequest]) -> None:
     """By them jobs are found and compared."""
     labels = {"mlip-job/family": "other", "team": "alloys"}
