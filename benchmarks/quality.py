@@ -34,6 +34,7 @@ from mlip_job.runtime.environment import usable_cores
 from mlip_job.training.pacemaker.input import dump_input
 from mlip_job.training.pacemaker.potential_file import copy_whole, count_functions, read_potential
 from mlip_job.training.pacemaker.programs import convert_to_yace, find_program, trainer_environment
+from mlip_job.training.pacemaker.snapshot import interim_potential
 from mlip_job.training.pacemaker.tables import read_table
 
 if TYPE_CHECKING:
@@ -286,7 +287,7 @@ def _newest(files: WorkFiles, elements: Sequence[str], copy: Path) -> Path | Non
     for _ in range(20):  # it may be written just now
         rows = read_table(files.table("metrics")).rows
         if rows and rows[-1].iter_num:
-            source = files.interim_potential(rows[-1].cycle_step or 0)
+            source = interim_potential(files, rows[-1].cycle_step or 0)
             if copy_whole(source, elements, rows[-1].nfuncs, copy) is not None:
                 return copy
         time.sleep(0.1)

@@ -227,36 +227,27 @@ class WorkFiles:
         """The potential that an interrupted fit resumes from."""
         return self.directory / "checkpoint_potential.yaml"
 
-    def leg_input(self, number: int) -> Path:
-        """Return the input file of the n-th leg of a fit that resumes from a checkpoint."""
+    def segment_input(self, number: int) -> Path:
+        """Return the input file of the n-th segment of a fit that resumes from a checkpoint."""
         return self.directory / f"resume-{number}.yaml"
 
-    def leg_inputs(self) -> list[Path]:
+    def segment_inputs(self) -> list[Path]:
         """Return those input files that are there."""
         return sorted(self.directory.glob("resume-*.yaml"))
 
     def of_fit(self) -> list[Path]:
         """Return the files that tell about a fit, besides its potential, log and tables."""
         named = (path for path in (self.left_out, self.early_stopping, self.best) if path.exists())
-        return [*named, *self.leg_inputs(), *sorted(self.directory.glob("best_potential_*.yaml"))]
+        return [
+            *named,
+            *self.segment_inputs(),
+            *sorted(self.directory.glob("best_potential_*.yaml")),
+        ]
 
     @property
     def train_log(self) -> Path:
         """All that pacemaker printed, in order."""
         return self.directory / "train.log"
-
-    def interim_potential(self, cycle: int = 0) -> Path:
-        """Return what pacemaker rewrites after every iteration."""
-        return self.directory / f"interim_potential_{cycle}.yaml"
-
-    def ladder_potential(self, step: int) -> Path:
-        """Return what pacemaker writes after a step of a ladder."""
-        return self.directory / f"interim_potential_ladder_step_{step}.yaml"
-
-    @property
-    def target_potential(self) -> Path:
-        """The potential with all functions that the fit will have in the end."""
-        return self.directory / "target_potential.yaml"
 
     @property
     def output_potential(self) -> Path:
@@ -320,7 +311,7 @@ class WorkFiles:
         }
         if self.active_set.exists():
             published[self.active_set.name] = self.active_set
-        return published | {path.name: path for path in self.leg_inputs()} | self.tables()
+        return published | {path.name: path for path in self.segment_inputs()} | self.tables()
 
     def tables(self) -> dict[str, Path]:
         """Return the metrics tables of the whole fit, by the name that they are published under."""

@@ -32,7 +32,7 @@ from mlip_job.training.pacemaker.callbacks.mlip_job_callbacks import (
     last_gain,
     numbered_losses,
 )
-from mlip_job.training.pacemaker.input import Leg
+from mlip_job.training.pacemaker.input import Segment
 from mlip_job.training.pacemaker.log import LogState, OptimiserResult
 from mlip_job.training.pacemaker.potential_file import (
     count_functions,
@@ -40,7 +40,7 @@ from mlip_job.training.pacemaker.potential_file import (
     write_potential,
 )
 from mlip_job.training.pacemaker.results import better_than_last
-from mlip_job.training.pacemaker.snapshot import take_snapshot
+from mlip_job.training.pacemaker.snapshot import interim_potential, ladder_potential, take_snapshot
 from mlip_job.training.pacemaker.tables import Offset, read_table
 
 if TYPE_CHECKING:
@@ -75,9 +75,9 @@ def test_positions_are_said_in_words() -> None:
 
 
 RUN = Path(__file__).parents[1] / "data" / "pacemaker" / "c_ladder"
-SINGLE = Leg({"potential": {}, "fit": {"maxiter": 8}})
-LADDER = Leg({"potential": {}, "fit": {"maxiter": 8, "ladder_step": [5]}})
-HALF = Leg({"potential": "start.yaml", "fit": {"maxiter": 8}}, Offset(1, 3), partial=True)
+SINGLE = Segment({"potential": {}, "fit": {"maxiter": 8}})
+LADDER = Segment({"potential": {}, "fit": {"maxiter": 8, "ladder_step": [5]}})
+HALF = Segment({"potential": "start.yaml", "fit": {"maxiter": 8}}, Offset(1, 3), partial=True)
 
 
 def _potential(step: int) -> bytes:
@@ -90,11 +90,11 @@ def _fit_until(directory: Path, step: int, iteration: int, *, steps_done: int = 
     header, *rows = (RUN / "metrics.txt").read_text().splitlines(keepends=True)
     upto = [row for row in rows if [int(n) for n in row.split()[:3]] <= [step, 0, iteration]]
     files.table("metrics").write_text(header + "".join(upto))
-    files.interim_potential().write_bytes(_potential(step))
+    interim_potential(files).write_bytes(_potential(step))
     for done in range(steps_done):
-        files.ladder_potential(done).write_bytes(_potential(done))
-    files.target_potential.write_bytes(_potential(2))
-    _write_order(files.table("metrics"), files.interim_potential())
+        ladder_potential(files, done).write_bytes(_potential(done))
+    (files.directory / "target_potential.yaml").write_bytes(_potential(2))
+    _write_order(files.table("metrics"), interim_potential(files))
     return files
 
 
@@ -107,9 +107,9 @@ def _write_order(*paths: Path) -> None:
 def take(tmp_path: Path) -> Callable[..., Snapshot | None]:
     """Return a function that takes a snapshot of a work directory into a new one."""
 
-    def take(files: WorkFiles, leg: Leg) -> Snapshot | None:
+    def take(files: WorkFiles, segment: Segment) -> Snapshot | None:
         target = Path(tempfile.mkdtemp(dir=tmp_path))
-        return take_snapshot(files, leg, ("Cu",), target)
+        return take_snapshot(files, segment, ("Cu",), target)
 
     return take
 
@@ -137,7 +137,7 @@ def test_a_single_shot_fit_is_copied_at_its_last_iteration(work: Path, take: Any
 def test_a_row_that_is_newer_than_the_potential_is_left_out(work: Path, take: Any) -> None:
     """Pacemaker writes the row first: the potential may still be that of the iteration before."""
     files = _fit_until(work, 0, 5)
-    _write_order(files.interim_potential(), files.table("metrics"))
+    _write_order(interim_potential(files), files.table("metrics"))
     snapshot = take(files, SINGLE)
     assert snapshot.position.iteration == 4
     assert snapshot.iterations == 4
@@ -152,7 +152,7 @@ def test_the_beginning_is_nothing_to_go_on_from(work: Path, take: Any, newer: st
     assert take(files, SINGLE) is None
     files = _fit_until(work, 0, 1)
     if newer == "row":
-        _write_order(files.interim_potential(), files.table("metrics"))
+        _write_order(interim_potential(files), files.table("metrics"))
         assert take(files, SINGLE) is None
     else:
         assert take(files, SINGLE).position.iteration == 1
@@ -160,7 +160,7 @@ def test_the_beginning_is_nothing_to_go_on_from(work: Path, take: Any, newer: st
 
 def test_several_cycles_are_not_gone_on_from(work: Path, take: Any) -> None:
     """Pacemaker takes the best of them, which a start of its own could not know."""
-    cycles = Leg({"potential": {}, "fit": {"maxiter": 8, "fit_cycles": 2}})
+    cycles = Segment({"potential": {}, "fit": {"maxiter": 8, "fit_cycles": 2}})
     assert take(_fit_until(work, 0, 5), cycles) is None
 
 
@@ -181,7 +181,7 @@ def test_within_a_step_of_a_ladder(work: Path, take: Any) -> None:
 def test_between_two_steps_of_a_ladder(work: Path, take: Any, begun: bool) -> None:
     """What the last step ended with, also while the graph of the next is built."""
     files = _fit_until(work, 1 if begun else 0, 0 if begun else 8, steps_done=1)
-    files.interim_potential().write_bytes(_potential(0))
+    interim_potential(files).write_bytes(_potential(0))
     snapshot = take(files, LADDER)
     assert snapshot.position == FitPosition(
         ladder_step=0, iteration=8, step_done=True, last_step=False
@@ -190,7 +190,7 @@ def test_between_two_steps_of_a_ladder(work: Path, take: Any, begun: bool) -> No
     assert {row.ladder_step for row in _rows(snapshot)} == {0}
 
 
-def test_a_leg_continues_the_numbers_of_the_fit(work: Path, take: Any) -> None:
+def test_a_segment_continues_the_numbers_of_the_fit(work: Path, take: Any) -> None:
     """Started in iteration 3 of step 1, its iteration 2 is the fifth; earlier rows come first."""
     files = _fit_until(work, 0, 2)
     files.history.mkdir()
@@ -219,7 +219,7 @@ def test_what_changes_while_it_is_copied_does_not_count(
 
     def copy_slowly(source: Path, target: Path) -> None:
         copyfile(source, target)
-        path = files.table("metrics") if touched == "metrics" else files.interim_potential()
+        path = files.table("metrics") if touched == "metrics" else interim_potential(files)
         path.write_bytes(path.read_bytes())
 
     monkeypatch.setattr(shutil, "copyfile", copy_slowly)
@@ -229,10 +229,10 @@ def test_what_changes_while_it_is_copied_does_not_count(
 def test_a_potential_of_another_size_does_not_count(work: Path, take: Any) -> None:
     """It is of another step than the row, or was cut short between two functions."""
     files = _fit_until(work, 0, 5)
-    files.interim_potential().write_bytes(_potential(1))
-    _write_order(files.table("metrics"), files.interim_potential())
+    interim_potential(files).write_bytes(_potential(1))
+    _write_order(files.table("metrics"), interim_potential(files))
     assert take(files, SINGLE) is None
-    files.interim_potential().write_bytes(_potential(0).rpartition(b"      - {")[0])
+    interim_potential(files).write_bytes(_potential(0).rpartition(b"      - {")[0])
     assert take(files, SINGLE) is None
 
 
@@ -243,7 +243,7 @@ def test_a_diverged_fit_is_not_saved(work: Path, take: Any) -> None:
     fields = lines[-1].split()
     fields[3] = "nan"
     files.table("metrics").write_text("\n".join([*lines[:-1], " ".join(fields)]) + "\n")
-    _write_order(files.table("metrics"), files.interim_potential())
+    _write_order(files.table("metrics"), interim_potential(files))
     assert take(files, SINGLE) is None
 
 
@@ -256,10 +256,10 @@ def _snapshot_of(potential: bytes, metrics: bytes | None = None) -> Snapshot | N
         (work := Path(directory, "work")).mkdir()
         (target := Path(directory, "target")).mkdir()
         files = _fit_until(work, 0, 5)
-        files.interim_potential().write_bytes(potential)
+        interim_potential(files).write_bytes(potential)
         if metrics is not None:
             files.table("metrics").write_bytes(metrics)
-        _write_order(files.table("metrics"), files.interim_potential())
+        _write_order(files.table("metrics"), interim_potential(files))
         snapshot = take_snapshot(files, SINGLE, ("Cu",), target)
         if snapshot is not None:
             content = read_potential(snapshot.files[POTENTIAL])
@@ -352,10 +352,10 @@ class _Fit:
     files: WorkFiles
     display_step: int = 2
 
-    def start(self, leg: Leg, stopping: EarlyStopping) -> None:
+    def start(self, segment: Segment, stopping: EarlyStopping) -> None:
         for name in WorkFiles.TABLES:
             self.files.table(name).write_text(" ".join(COLUMNS) + "\n")
-        prepare(self.files, leg, stopping)
+        prepare(self.files, segment, stopping)
 
     def measure(self, table: str, place: Sequence[int], loss: float) -> None:
         # Regularisation is 1: only without it do the losses tell anything.
@@ -398,8 +398,8 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Fit:
     return _Fit(WorkFiles(tmp_path))
 
 
-FROM_FILE = Leg({"potential": "start.yaml", "fit": {}})
-FROM_NOTHING = Leg({"potential": {"functions": {}}, "fit": {}})
+FROM_FILE = Segment({"potential": "start.yaml", "fit": {}})
+FROM_NOTHING = Segment({"potential": {"functions": {}}, "fit": {}})
 NEVER = EarlyStopping(patience=1000, least_fall=0.0)
 
 
@@ -469,7 +469,7 @@ def test_a_resumed_fit_goes_on_as_if_it_had_not_stopped(fit: _Fit) -> None:
     for name in ("metrics", "test_metrics"):
         fit.files.table(name).rename(history / f"{name}.txt")
     fit.start(
-        Leg({"potential": "start.yaml", "fit": {}}, Offset(0, 4)),
+        Segment({"potential": "start.yaml", "fit": {}}, Offset(0, 4)),
         EarlyStopping(patience=6, least_fall=0.0),
     )
     assert fit.run([5, 5, 6, 6, 7, 7, 8]) == 4

@@ -136,7 +136,7 @@ def test_without_a_checkpoint_nothing_is_said(fetch: Any, dataset: DatasetRefere
 
 
 def test_the_furthest_is_laid_out_for_pacemaker(fetch: Any, save: Any) -> None:
-    """Potential, tables of before, data frames: all that the next legs need."""
+    """Potential, tables of before, data frames: all that the next segments need."""
     save(3)
     save(7)
     found, files, messages = fetch()
@@ -169,7 +169,7 @@ def test_a_finished_fit_is_laid_out_for_publishing(fetch: Any, save: Any) -> Non
     assert messages == ["resuming from the end of the fit (checkpoint 8 of attempt a1)"]
     published = [files.output_potential, files.train_log, files.curves / "metrics.txt"]
     assert all(path.is_file() for path in published)
-    assert files.leg_inputs() == [files.leg_input(1)]
+    assert files.segment_inputs() == [files.segment_input(1)]
     assert files.left_out.is_file()
     assert not (files.directory / "numpy.py").exists()
     assert files.dataset.frame("train").read_bytes() != b"{}"

@@ -100,7 +100,7 @@ def fit(run: Run, prepared: Prepared) -> Fitted:
     with run.clock.stage("fit"):
         if run.config.training.is_linear:
             summary = _end_linear_fit(run, prepared, checkpoints)
-        elif prepared.legs:
+        elif prepared.segments:
             summary = _fit_with_pacemaker(run, prepared, checkpoints)
         else:  # an earlier attempt has finished it
             summary = summarise_run(run.files.directory, exit_code=0)
@@ -162,7 +162,7 @@ def _fit_with_pacemaker(run: Run, prepared: Prepared, checkpoints: CheckpointWri
     with run.stop.deferred():
         try:
             with every(run.config.run.checkpoint_interval, save, "storing a checkpoint"):
-                summary = wrapper.fit(prepared.legs)
+                summary = wrapper.fit(prepared.segments)
         except ConflictError:
             raise  # another attempt has resumed the fit already
         except MlipJobError as error:
@@ -209,12 +209,12 @@ def _paths(files: WorkFiles, names: Iterable[str]) -> list[Path]:
 
 def _begins_linearly(run: Run, prepared: Prepared) -> bool:
     """Tell whether input.yaml starts from the potential of a linear fit, which is to be made."""
-    leg = prepared.legs.get(run.files.input_yaml)
-    return leg is not None and leg.content["potential"] == run.files.linear_start.name
+    segment = prepared.segments.get(run.files.input_yaml)
+    return segment is not None and segment.content["potential"] == run.files.linear_start.name
 
 
 def _fit_linearly(run: Run, prepared: Prepared) -> LinearStart:
-    content = prepared.legs[run.files.input_yaml].content
+    content = prepared.segments[run.files.input_yaml].content
     training = with_size(run.config.training, prepared.state.basis)
     with run.clock.stage(_LINEAR):
         return fit_linearly(
@@ -226,7 +226,7 @@ def _end_linear_fit(run: Run, prepared: Prepared, checkpoints: CheckpointWriter)
     """Store a linear fit that is published, and summarise it."""
     made = prepared.state.linear_start
     assert made is not None  # noqa: S101 - made now or by an earlier attempt
-    if prepared.legs:
+    if prepared.segments:
         _write_left_out(run, prepared)
         checkpoints.save_end([run.files.left_out])
     return summarise_linear_fit(made)
@@ -363,7 +363,7 @@ class CheckpointWriter:
         content = {
             POTENTIAL: files.output_potential,
             TRAIN_LOG: files.train_log,
-            **{path.name: path for path in (*files.leg_inputs(), *notes)},
+            **{path.name: path for path in (*files.segment_inputs(), *notes)},
             **files.tables(),
         }
         with self._one_at_a_time:

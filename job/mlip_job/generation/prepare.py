@@ -22,12 +22,12 @@ from mlip_job.registry import Parent, TrainingState
 from mlip_job.runtime.environment import job_of_earlier_starts, job_of_this_start
 from mlip_job.training.pacemaker.basis import potential_section
 from mlip_job.training.pacemaker.input import (
-    Leg,
+    Segment,
     StartPotential,
     TrainingData,
     build_input,
     dump_input,
-    legs_from,
+    remaining_segments,
 )
 from mlip_job.training.pacemaker.potential_file import (
     as_start,
@@ -62,14 +62,14 @@ class Prepared:
         The parts of it that the fit is given.
     state
         What checkpoints say of the fit; this attempt is the last of its ``attempts``.
-    legs
+    segments
         What is left to fit, by input file; empty if only publishing is left.
     """
 
     record: DatasetRecord
     given: FitData
     state: TrainingState
-    legs: dict[Path, Leg]
+    segments: dict[Path, Segment]
 
 
 def check_before_claim(
@@ -160,7 +160,7 @@ def _begin(run: Run) -> Prepared:
         basis=size,
         job=job_of_this_start(),
     )
-    return Prepared(record, given, state, {run.files.input_yaml: Leg(content)})
+    return Prepared(record, given, state, {run.files.input_yaml: Segment(content)})
 
 
 def _resume(run: Run, checkpoint: Checkpoint, record: DatasetRecord) -> Prepared:
@@ -169,9 +169,9 @@ def _resume(run: Run, checkpoint: Checkpoint, record: DatasetRecord) -> Prepared
     training = with_size(run.config.training, before.basis)
     given = _give(run, record)
     content = make_input(training, run.files, record, given, before.parent)
-    legs: tuple[Leg, ...] = ()
+    segments: tuple[Segment, ...] = ()
     if not checkpoint.position.finished:
-        legs = legs_from(
+        segments = remaining_segments(
             checkpoint.position,
             content,
             potential_section(training, record.elements),
@@ -183,7 +183,7 @@ def _resume(run: Run, checkpoint: Checkpoint, record: DatasetRecord) -> Prepared
             "config": run.config.model_dump(mode="json"),
         }
     )
-    inputs = {run.files.leg_input(n): leg for n, leg in enumerate(legs, start=1)}
+    inputs = {run.files.segment_input(n): segment for n, segment in enumerate(segments, start=1)}
     return Prepared(record, given, state, inputs)
 
 

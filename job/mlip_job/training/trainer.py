@@ -82,7 +82,7 @@ class Trainer(Protocol):
     (`process.Output`) and its export.
     """
 
-    def fit(self, legs: Mapping[Path, Any]) -> RunSummary:
+    def fit(self, segments: Mapping[Path, Any]) -> RunSummary:
         """Run the trainer to its end on the inputs that are left, by file.
 
         Raises

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mlip_job.naming import WorkFiles
-    from mlip_job.training.pacemaker.input import Leg
+    from mlip_job.training.pacemaker.input import Segment
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,17 @@ class Kept:
     validation: MetricsRow
 
 
-def prepare(files: WorkFiles, leg: Leg, stopping: EarlyStopping) -> None:
+def prepare(files: WorkFiles, segment: Segment, stopping: EarlyStopping) -> None:
     """Write the settings of the callback, before pacemaker is started."""
     history = files.history / "test_metrics.txt"
-    step = (leg.offset.ladder_step, 0)
+    step = (segment.offset.ladder_step, 0)
     earlier = numbered_losses(read_rows(history, step), 0) if history.is_file() else []
     settings = {
         "patience": stopping.patience,
         "least_fall": stopping.least_fall,
-        "ladder_step": leg.offset.ladder_step,
-        "iteration": leg.offset.iteration,
-        "start": _start(leg.content["potential"]),
+        "ladder_step": segment.offset.ladder_step,
+        "iteration": segment.offset.iteration,
+        "start": _start(segment.content["potential"]),
         # Rows of a potential that no checkpoint holds are left out of the history, too.
         "earlier": earlier,
     }

@@ -206,7 +206,7 @@ _LADDER = ("ladder_step", "ladder_type")
 
 
 @dataclass(frozen=True)
-class Leg:
+class Segment:
     """One start of pacemaker: the content of its input, and its place in the whole fit.
 
     An undisturbed fit has one. A fit that resumes within a step of a ladder has two, since
@@ -234,10 +234,10 @@ class Leg:
         return int(self.content["fit"].get("fit_cycles", 1)) == 1
 
 
-def legs_from(
+def remaining_segments(
     position: FitPosition, content: Mapping[str, Any], section: Mapping[str, Any], potential: str
-) -> tuple[Leg, ...]:
-    """Return the legs that are left of a fit that was interrupted at a position.
+) -> tuple[Segment, ...]:
+    """Return the segments that are left of a fit that was interrupted at a position.
 
     Parameters
     ----------
@@ -246,15 +246,15 @@ def legs_from(
     section
         The ``potential`` section of a fit from nothing.
     potential
-        Name of the file that each leg starts from: the checkpoint, then the result of the leg
-        before.
+        Name of the file that each segment starts from: the checkpoint, then the result of the
+        segment before.
     """
     fit = content["fit"]
     next_step = {
         **content,
         "potential": {**section, "initial_potential": potential},
     }
-    climb = Leg(next_step, Offset(position.ladder_step + 1))
+    climb = Segment(next_step, Offset(position.ladder_step + 1))
     if position.step_done and not position.last_step:
         return (climb,)
     # With nothing left to do pacemaker still evaluates, and puts the ZBL core on.
@@ -262,7 +262,7 @@ def legs_from(
     kept = {key: value for key, value in fit.items() if key not in _LADDER}
     if not position.last_step:
         kept.pop("repulsion", None)
-    finish = Leg(
+    finish = Segment(
         {**content, "potential": potential, "fit": {**kept, "maxiter": left}},
         Offset(position.ladder_step, position.iteration),
         partial=not position.last_step,

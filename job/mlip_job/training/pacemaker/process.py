@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from mlip_job.naming import WorkFiles
     from mlip_job.training.checkpoint import Snapshot
-    from mlip_job.training.pacemaker.input import Leg
+    from mlip_job.training.pacemaker.input import Segment
     from mlip_job.training.pacemaker.tables import Offset
     from mlip_job.training.summary import CurvePoint, RunSummary
     from mlip_job.training.trainer import Monitor
@@ -87,15 +87,15 @@ class PacemakerWrapper:
         self._elements = tuple(sorted(elements))
         self._monitor = monitor
         self._require_gpu = require_gpu
-        self._leg: Leg | None = None
+        self._segment: Segment | None = None
         self._changing = Lock()
 
-    def fit(self, legs: Mapping[Path, Leg]) -> RunSummary:
+    def fit(self, segments: Mapping[Path, Segment]) -> RunSummary:
         """Run pacemaker to its end and return the result of the whole fit.
 
         Parameters
         ----------
-        legs
+        segments
             The segments by input file, which are written here.
 
         Raises
@@ -113,10 +113,10 @@ class PacemakerWrapper:
             last lines of the log.
         """
         with reported(self._files.directory):
-            for number, (input_file, leg) in enumerate(legs.items()):
+            for number, (input_file, segment) in enumerate(segments.items()):
                 if number > 0:
                     self._prepare_next()
-                exit_code = self._run(input_file, leg)
+                exit_code = self._run(input_file, segment)
                 summary = summarise_run(self._files.directory, exit_code=exit_code)
                 self._require_usable(summary, exit_code)
             kept = read_kept(self._files.best)
@@ -127,39 +127,39 @@ class PacemakerWrapper:
     def snapshot(self, directory: Path) -> Snapshot | None:
         """Copy a state to resume from into an empty directory; other threads may call it."""
         with self._changing:
-            if self._leg is None:
+            if self._segment is None:
                 return None
-            return take_snapshot(self._files, self._leg, self._elements, directory)
+            return take_snapshot(self._files, self._segment, self._elements, directory)
 
-    def _run(self, input_file: Path, leg: Leg) -> int:
-        input_file.write_text(dump_input(leg.content), encoding="utf-8")
-        if is_kept_by(leg.content):
-            prepare(self._files, leg, self._stopping)
+    def _run(self, input_file: Path, segment: Segment) -> int:
+        input_file.write_text(dump_input(segment.content), encoding="utf-8")
+        if is_kept_by(segment.content):
+            prepare(self._files, segment, self._stopping)
         with self._changing:
-            self._leg = leg
+            self._segment = segment
         try:
             exit_code = run_trainer(
                 # Its predictions and plots of the training data would cost two more graphs.
                 [*_program(self._require_gpu), "--no-predict", input_file.name],
                 trainer_environment() | {"PYTHONPATH": str(Path(on_device.__file__).parent)},
                 self._files.train_log,
-                PacemakerOutput(self._files, leg.offset),
+                PacemakerOutput(self._files, segment.offset),
                 self._monitor,
             )
         except MlipJobError:
             with suppress(OSError):  # the curve is only for people to see
-                write_tables(self._files, leg, self._files.curves)
+                write_tables(self._files, segment, self._files.curves)
             raise
         if self._require_gpu and exit_code == on_device.NO_DEVICE:
             raise gpu_unseen()
-        write_tables(self._files, leg, self._files.curves)
+        write_tables(self._files, segment, self._files.curves)
         return exit_code
 
     def _prepare_next(self) -> None:
         """Make the result of a segment the start of the next one."""
         files = self._files
         with self._changing:
-            self._leg = None
+            self._segment = None
             start = as_start(read_potential(files.output_potential))
             write_potential(start, files.checkpoint_potential)
             shutil.rmtree(files.history, ignore_errors=True)

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from mlip_job.training.pacemaker.input import Leg
+    from mlip_job.training.pacemaker.input import Segment
     from mlip_job.training.pacemaker.tables import MetricsRow
 
 
 def take_snapshot(
-    files: WorkFiles, leg: Leg, elements: Sequence[str], target: Path
+    files: WorkFiles, segment: Segment, elements: Sequence[str], target: Path
 ) -> Snapshot | None:
     """Copy the newest potential of a fit that may be running into an empty directory.
 
@@ -39,7 +39,7 @@ def take_snapshot(
     Snapshot or None
         None if there is no state yet that could be resumed from.
     """
-    if not leg.resumable:
+    if not segment.resumable:
         return None
     stamps = _stamps(files)
     rows = read_table(files.table("metrics")).rows
@@ -47,14 +47,14 @@ def take_snapshot(
         return None
     numbers = count_on(row.place for row in rows)
     counted = [replace(row, iter_num=n) for row, n in zip(rows, numbers, strict=True)]
-    found = _within_step(files, leg, elements, counted[-1], target)
+    found = _within_step(files, segment, elements, counted[-1], target)
     if found is not None and _stamps(files) != stamps:
         found = None  # a new iteration was written meanwhile: which one the copy is, is unknown
-    if found is None and leg.is_ladder:
-        found = _between_steps(files, leg, elements, counted, target)
+    if found is None and segment.is_ladder:
+        found = _between_steps(files, segment, elements, counted, target)
     if found is None:
         return None
-    tables = write_tables(files, leg, target / "metrics", upto=found)
+    tables = write_tables(files, segment, target / "metrics", upto=found)
     return Snapshot(
         position=found,
         iterations=count_iterations(read_table(target / "metrics" / "metrics.txt").rows),
@@ -72,7 +72,7 @@ def count_iterations(rows: Sequence[MetricsRow]) -> int:
 
 
 def write_tables(
-    files: WorkFiles, leg: Leg, target: Path, upto: FitPosition | None = None
+    files: WorkFiles, segment: Segment, target: Path, upto: FitPosition | None = None
 ) -> list[Path]:
     """Write the tables of the whole fit so far into a directory; return their paths."""
     target.mkdir(parents=True, exist_ok=True)
@@ -80,11 +80,21 @@ def write_tables(
     for name in WorkFiles.TABLES:
         earlier = files.history / f"{name}.txt"
         metrics = None if name == "metrics" else files.table("metrics")
-        text = join_tables(earlier, files.table(name), leg.offset, upto=upto, metrics=metrics)
+        text = join_tables(earlier, files.table(name), segment.offset, upto=upto, metrics=metrics)
         if text is not None:
             written.append(target / f"{name}.txt")
             written[-1].write_text(text, encoding="utf-8")
     return written
+
+
+def interim_potential(files: WorkFiles, cycle: int = 0) -> Path:
+    """Return the file that pacemaker rewrites after every iteration."""
+    return files.directory / f"interim_potential_{cycle}.yaml"
+
+
+def ladder_potential(files: WorkFiles, step: int) -> Path:
+    """Return the file that pacemaker writes after a step of a ladder."""
+    return files.directory / f"interim_potential_ladder_step_{step}.yaml"
 
 
 class _Stamps(NamedTuple):
@@ -97,53 +107,57 @@ class _Stamps(NamedTuple):
 def _stamps(files: WorkFiles) -> _Stamps | None:
     try:
         return _Stamps(
-            files.table("metrics").stat().st_mtime_ns, files.interim_potential().stat().st_mtime_ns
+            files.table("metrics").stat().st_mtime_ns, interim_potential(files).stat().st_mtime_ns
         )
     except FileNotFoundError:
         return None
 
 
 def _within_step(
-    files: WorkFiles, leg: Leg, elements: Sequence[str], row: MetricsRow, target: Path
+    files: WorkFiles, segment: Segment, elements: Sequence[str], row: MetricsRow, target: Path
 ) -> FitPosition | None:
     """Copy the potential of the last iteration, if there was one in this step."""
     stamps = _stamps(files)
     if stamps is None or not row.iter_num or row.loss is None:
         return None
-    if leg.is_ladder and files.ladder_potential(row.place.ladder_step).is_file():
+    if segment.is_ladder and ladder_potential(files, row.place.ladder_step).is_file():
         return None
     # The row comes first, then the potential; the test set may be evaluated in between.
     lag = 0 if stamps.potential >= stamps.row else 1
-    functions = _copy(files.interim_potential(), elements, row.nfuncs, target)
+    functions = _copy(interim_potential(files), elements, row.nfuncs, target)
     if functions is None or row.iter_num == lag:
         return None
-    place = leg.offset.shift(row).place
+    place = segment.offset.shift(row).place
     return FitPosition(
         ladder_step=place.ladder_step,
         iteration=place.iteration - lag,
         step_done=False,
-        last_step=_is_last(files, leg, functions),
+        last_step=_is_last(files, segment, functions),
     )
 
 
 def _between_steps(
-    files: WorkFiles, leg: Leg, elements: Sequence[str], rows: Sequence[MetricsRow], target: Path
+    files: WorkFiles,
+    segment: Segment,
+    elements: Sequence[str],
+    rows: Sequence[MetricsRow],
+    target: Path,
 ) -> FitPosition | None:
     """Copy the potential of the last complete step of a ladder."""
     step = rows[-1].place.ladder_step
-    if not files.ladder_potential(step).is_file():
+    if not ladder_potential(files, step).is_file():
         step -= 1
     of_step = [row for row in rows if row.ladder_step == step]
     if not of_step:
         return None
-    functions = _copy(files.ladder_potential(step), elements, of_step[-1].nfuncs, target)
+    functions = _copy(ladder_potential(files, step), elements, of_step[-1].nfuncs, target)
     if functions is None:
         return None
     return FitPosition(
-        ladder_step=step + leg.offset.ladder_step,
+        ladder_step=step + segment.offset.ladder_step,
         iteration=max(row.place.iteration for row in of_step),
         step_done=True,
-        last_step=_is_last(files, leg, functions),
+        last_step=_is_last(files, segment, functions),
     )
 
 
@@ -157,8 +171,8 @@ def _copy(source: Path, elements: Sequence[str], functions: int | None, target: 
     return count_functions(content)
 
 
-def _is_last(files: WorkFiles, leg: Leg, functions: int) -> bool:
+def _is_last(files: WorkFiles, segment: Segment, functions: int) -> bool:
     """Tell whether a potential has all functions that the fit will have in the end."""
-    if not leg.is_ladder:
-        return not leg.partial
-    return functions == count_functions(read_potential(files.target_potential))
+    if not segment.is_ladder:
+        return not segment.partial
+    return functions == count_functions(read_potential(files.directory / "target_potential.yaml"))
