@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationError
 
-from mlip_job.config.models import StorageConfig
+from mlip_job.config.job import StorageConfig
 from mlip_job.disk import sha256_of
 from mlip_job.errors import ConfigError
 from mlip_job.naming import FamilyKeys, generation_name, parse_generation_name

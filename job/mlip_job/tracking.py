@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlip_job.config.evaluation import verdict_word
+from mlip_job.config.job import verdict_word
 from mlip_job.errors import ConfigError, MlipJobError, UnavailableError
 from mlip_job.naming import FamilyKeys, generation_name
 from mlip_job.report.figures import QUANTITIES, learning_curves

@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from mlip_job.config import JobConfig, TrainingConfig, load_config
-from mlip_job.config.explain import ALTERNATIVES
+from mlip_job.config.load import ALTERNATIVES
 from mlip_job.config.template import commented_config
 from mlip_job.errors import ConfigError
 from mlip_job.removed import KEYS, VALUES, without_defaults

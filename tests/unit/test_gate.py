@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from mlip_job.config import GateConfig
-from mlip_job.config.evaluation import verdict_word
+from mlip_job.config.job import verdict_word
 from mlip_job.evaluation.gate import judge
 from mlip_job.evaluation.results import DynamicsCheck, ErrorPair, ParentComparison, Verdict
 from tests.plain_evaluations import make_side

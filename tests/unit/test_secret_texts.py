@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mlip_job.config import JobConfig, load_config
-from mlip_job.config.base import Part
+from mlip_job.config.fields import Part
 from mlip_job.config.load import validate_config
 from mlip_job.errors import ConfigError
 from mlip_job.schedulers.records import SubmitFiles

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mlip_job.cli.job_view import Observatory
-    from mlip_job.config.submit import SubmitConfig
+    from mlip_job.config.schedulers import SubmitConfig
     from mlip_job.registry import Manifest
     from mlip_job.schedulers.base import JobHandle, JobStatus
 

@@ -1,15 +1,16 @@
 """The configuration of a job: validated models, and how they are loaded."""
 
-from mlip_job.config.evaluation import EvaluationConfig, GateConfig
-from mlip_job.config.load import load_config
-from mlip_job.config.models import (
+from mlip_job.config.job import (
     DatabaseConfig,
     DatasetConfig,
+    EvaluationConfig,
+    GateConfig,
     JobConfig,
     RunConfig,
     StorageConfig,
+    TrackingConfig,
 )
-from mlip_job.config.tracking import TrackingConfig
+from mlip_job.config.load import load_config
 from mlip_job.config.training import EnergyBasedWeighting, GroupWeights, TrainingConfig
 
 __all__ = [

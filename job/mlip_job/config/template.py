@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import yaml
 
-from mlip_job.config.base import Part
-from mlip_job.config.models import JobConfig
+from mlip_job.config.fields import Part
+from mlip_job.config.job import JobConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -39,7 +39,7 @@ from mlip_job.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from mlip_job.config.models import DatasetConfig
+    from mlip_job.config.job import DatasetConfig
     from mlip_job.dataset.database import Selected, StructureDatabase
     from mlip_job.dataset.entry import Entries, Spool
     from mlip_job.dataset.row import BoolArray, Row, StructureRow

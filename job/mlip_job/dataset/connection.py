@@ -26,7 +26,7 @@ from mlip_job.secret_texts import redact
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mlip_job.config.models import DatabaseConfig
+    from mlip_job.config.job import DatabaseConfig
 
 PASSWORD_VARIABLE = "MLIP_JOB_DATABASE_PASSWORD"  # noqa: S105 - the name, not the password
 CONNECT_TIMEOUT = 10

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
 
-    from mlip_job.config.models import DatabaseConfig
+    from mlip_job.config.job import DatabaseConfig
     from mlip_job.dataset.row import FloatArray
     from mlip_job.dataset.structures import IndexArray
     from mlip_job.dataset.tables import Tables

@@ -14,7 +14,7 @@ from mlip_job.errors import ConfigError, ConflictError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from mlip_job.config.models import DatabaseConfig
+    from mlip_job.config.job import DatabaseConfig
 
     Value = str | int | float | bool
 

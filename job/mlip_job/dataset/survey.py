@@ -9,7 +9,7 @@ import numpy as np
 from ase.data import chemical_symbols
 from pydantic import ValidationError
 
-from mlip_job.config.models import DatabaseConfig
+from mlip_job.config.job import DatabaseConfig
 from mlip_job.dataset.database import PAGE, Selected, StructureDatabase
 from mlip_job.dataset.fitness import count_force_components
 from mlip_job.dataset.keys import KeyProposal, propose_keys

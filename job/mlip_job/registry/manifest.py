@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from mlip_job.config.evaluation import GateConfig, verdict_word
+from mlip_job.config.job import GateConfig, verdict_word
 from mlip_job.models import Errors, Frozen
 from mlip_job.runtime.environment import RunEnvironment
 from mlip_job.store.keys import Sha256, StoredName, StoredPath, unreadable

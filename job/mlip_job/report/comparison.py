@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mlip_job.config.evaluation import verdict_word
+from mlip_job.config.job import verdict_word
 from mlip_job.config.training import REGULARISATION
 from mlip_job.naming import generation_name
 from mlip_job.report.tables import count_verdicts

@@ -11,7 +11,7 @@ from mlip_job.store.directory import DirectoryStore
 from mlip_job.store.patient import PatientStore
 
 if TYPE_CHECKING:
-    from mlip_job.config.models import StorageConfig
+    from mlip_job.config.job import StorageConfig
     from mlip_job.store.base import Meter, ObjectStore
 
 

@@ -22,7 +22,7 @@ from urllib3.exceptions import HTTPError
 from mlip_job.errors import StoreError
 
 if TYPE_CHECKING:
-    from mlip_job.config.models import StorageConfig
+    from mlip_job.config.job import StorageConfig
 
 # What S3 and its kin answer for now only, besides every 5xx.
 _TRANSIENT = {

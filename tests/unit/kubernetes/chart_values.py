@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-from mlip_job.config.kubernetes import KubernetesConfig
+from mlip_job.config.schedulers import KubernetesConfig
 from mlip_job.schedulers.kubernetes.manifest import SPEC_HASH
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from mlip_job import __version__
-from mlip_job.config.kubernetes import KubernetesConfig
 from mlip_job.config.load import load_config, validate_config
+from mlip_job.config.schedulers import KubernetesConfig
 from mlip_job.errors import ConfigError
 from mlip_job.schedulers.base import JobRequest
 from mlip_job.schedulers.kubernetes.manifest import from_yaml, plan_job

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from mlip_job.config.kubernetes import KubernetesConfig
+from mlip_job.config.schedulers import KubernetesConfig
 from mlip_job.errors import ConfigError
 from mlip_job.schedulers.kubernetes import client
 from mlip_job.schedulers.kubernetes.client import connect

@@ -15,7 +15,7 @@ import pytest
 from pydantic import ValidationError
 
 from mlip_job.config import JobConfig
-from mlip_job.config.slurm import OWNED_OPTIONS, SlurmConfig
+from mlip_job.config.schedulers import OWNED_OPTIONS, SlurmConfig
 from mlip_job.errors import ConfigError
 from mlip_job.schedulers.base import JobName, JobRequest
 from mlip_job.schedulers.slurm.scheduler import SlurmScheduler

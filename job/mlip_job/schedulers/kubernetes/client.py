@@ -19,7 +19,7 @@ from mlip_job.schedulers.kubernetes.manifest import CONTAINER
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from mlip_job.config.kubernetes import KubernetesConfig
+    from mlip_job.config.schedulers import KubernetesConfig
     from mlip_job.errors import MlipJobError
     from mlip_job.schedulers.kubernetes.manifest import Manifest
 

@@ -16,7 +16,7 @@ from mlip_job.schedulers.base import Code, Plan, render
 
 if TYPE_CHECKING:
     from mlip_job.config import JobConfig
-    from mlip_job.config.kubernetes import KubernetesConfig
+    from mlip_job.config.schedulers import KubernetesConfig
     from mlip_job.schedulers.base import JobRequest
 
 Manifest = dict[str, Any]

@@ -33,7 +33,7 @@ from mlip_job.schedulers.kubernetes.status import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from mlip_job.config.kubernetes import KubernetesConfig
+    from mlip_job.config.schedulers import KubernetesConfig
     from mlip_job.schedulers.base import JobRequest
     from mlip_job.schedulers.kubernetes.manifest import Manifest
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mlip_job.config import JobConfig
-    from mlip_job.config.slurm import SlurmConfig
+    from mlip_job.config.schedulers import SlurmConfig
     from mlip_job.schedulers.base import JobRequest
 
 _JOB = re.compile(r"\d+(_\d+)?")

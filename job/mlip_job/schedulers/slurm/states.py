@@ -46,7 +46,7 @@ _ENDINGS: Mapping[str, tuple[str, bool]] = {
 
 # Reasons for which a job stays pending forever, with the setting to change.
 _FINAL: Mapping[str, str] = {
-    "BadConstraints": "constraint",
+    "BadConstraints": "extra (--constraint)",
     "InvalidAccount": "account",
     "InvalidQOS": "qos",
     "MaxMemPerLimit": "mem",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import comb
 from typing import TYPE_CHECKING, Any
 
-from mlip_job.config.overrides import deep_merge
+from mlip_job.config.training import deep_merge
 from mlip_job.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from mlip_job.config.overrides import deep_merge
-from mlip_job.config.training import REGULARISATION, EnergyBased
+from mlip_job.config.training import REGULARISATION, EnergyBased, deep_merge
 from mlip_job.training.pacemaker.basis import potential_section
 from mlip_job.training.pacemaker.callbacks.mlip_job_callbacks import CALLBACK
 from mlip_job.training.pacemaker.tables import Offset

@@ -1,4 +1,4 @@
-"""What every part of the configuration is built from."""
+"""Types and the base class of every part of the configuration."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""JobConfig and its parts: frozen, with no key that means nothing.
+"""JobConfig and its sections: frozen; unknown keys are rejected. Units: eV, Å, eV/Å.
 
-Units: eV, Å, eV/Å. A field's description is what ``mlip-job config schema`` and the comments of
+The description of a field is what ``mlip-job config schema`` and the comments of
 ``mlip-job init`` show.
 """
 
@@ -10,15 +10,118 @@ import hashlib
 import json
 import re
 from typing import ClassVar, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from mlip_job.config.base import Address, Element, Finite, NonNegative, Part, Positive
-from mlip_job.config.evaluation import EvaluationConfig
-from mlip_job.config.submit import SubmitConfig
-from mlip_job.config.tracking import TrackingConfig
+from mlip_job.config.fields import Address, Element, Finite, NonNegative, Part, Positive
+from mlip_job.config.schedulers import SubmitConfig
 from mlip_job.config.training import TrainingConfig
 from mlip_job.naming import FAMILY_PATTERN
+
+
+class GateConfig(Part):
+    """What a generation must fulfil to be accepted; null asks nothing. See docs/evaluation.md.
+
+    Where no limit is set, it is published with the words "no gate set".
+    """
+
+    max_energy_rmse_mev: Positive | None = Field(
+        None, description="meV/atom, on the test set. A larger RMSE rejects the generation."
+    )
+    max_force_rmse_mev: Positive | None = Field(
+        None, description="meV/Å per component, on the test set."
+    )
+    max_regression: NonNegative | None = Field(
+        0.2,
+        description="How much larger than its predecessor's an RMSE on their common test set may "
+        "be: 0.2 is 20 %.",
+    )
+    require_physics: bool | Literal["stability"] = Field(
+        "stability",
+        description="Which failed physics checks reject the generation too: stability (a crystal "
+        "that collapses or flies apart, a dimer that attracts at short range), true (all), or "
+        "false (none).",
+    )
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether it asks something of the potential itself, not only of how it compares."""
+        limits = (self.max_energy_rmse_mev, self.max_force_rmse_mev)
+        return any(limit is not None for limit in limits) or self.require_physics is True
+
+
+def verdict_word(*, accepted: bool, limits_set: bool | None, unchecked: bool) -> str:
+    """Return what is said of a published generation.
+
+    Parameters
+    ----------
+    accepted
+        Whether the gate let it pass.
+    limits_set
+        See `GateConfig.has_limits`; None where an older version published it and that is not known.
+    unchecked
+        Whether a check of stability was not possible.
+    """
+    if not accepted:
+        return "rejected"
+    if limits_set is None:
+        return "published"
+    if not limits_set:
+        return "published, no gate set"
+    return "accepted, stability not checked" if unchecked else "accepted"
+
+
+class EvaluationConfig(Part):
+    """What is found out about a potential after its fit."""
+
+    gate: GateConfig = GateConfig()
+    active_set: bool | Literal["linear", "full"] = Field(
+        True,
+        description="Active set for extrapolation grades, published as potential.asi: true or "
+        "linear, full (on all densities), or false.",
+    )
+    dynamics_steps: int = Field(
+        200, ge=0, description="Steps of each test run at constant energy; 0 leaves them out."
+    )
+
+    @property
+    def active_set_kind(self) -> Literal["linear", "full"] | None:
+        """Which active set is to be made, or None."""
+        if isinstance(self.active_set, bool):
+            return "linear" if self.active_set else None
+        return self.active_set
+
+
+class TrackingConfig(Part):
+    """A server that shows the runs of many projects side by side."""
+
+    secrets_belong: ClassVar[str] = (
+        "take it out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+        "MLFLOW_TRACKING_TOKEN, instead"
+    )
+
+    mlflow_uri: Address | None = Field(
+        None,
+        description="MLflow tracking server, as http://host:5000. Credentials come from "
+        "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN.",
+    )
+    experiment: str | None = Field(
+        None, min_length=1, description="Name of the experiment. null: the family's name."
+    )
+
+    @field_validator("mlflow_uri")
+    @classmethod
+    def _server(cls, uri: str | None) -> str | None:
+        if uri is None:
+            return None
+        try:
+            parts = urlsplit(uri)
+        except ValueError:
+            raise ValueError("is no URL") from None  # its own text repeats a part of it
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("takes the address of a server, as http://host:5000")
+        return uri
 
 
 class DatabaseConfig(Part):
