@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
 import pytest
 import yaml
 
 from mlip_job import __version__
 from mlip_job.cli.main import VERBS
+from mlip_job.cli.main import cli as group
 from mlip_job.removed import OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.cli import Ended
 
@@ -42,8 +43,9 @@ def config(tmp_path: Path) -> Path:
 def test_overview_says_what_each_verb_says_of_itself() -> None:
     """The overview is written by hand so that it loads no verb; it must not drift."""
     for verb, text in VERBS.items():
-        command = importlib.import_module(f"mlip_job.cli.{verb}").command
-        assert command.help.split("\n")[0] == text
+        command = group.get_command(click.Context(group), verb)
+        assert command is not None
+        assert (command.help or "").split("\n")[0] == text
         assert command.name == verb
 
 
@@ -53,7 +55,7 @@ def test_every_verb_has_help(cli: Cli, verb: str) -> None:
     ended = cli(verb, "--help")
     assert ended.code == 0
     assert ended.out.startswith(f"Usage: mlip-job {verb}")
-    if verb != "config":
+    if verb not in ("config", "completion"):
         assert "--set KEY=VALUE" in ended.out
 
 
@@ -65,6 +67,25 @@ def test_overview_names_verbs_and_exit_codes(cli: Cli) -> None:
         assert f"  {verb} " in ended.out
     assert "73 generation exists" in " ".join(ended.out.split())
     assert cli("--version").out == f"mlip-job, version {__version__}\n"
+
+
+def test_completion_is_installed_by_one_command(tmp_path: Path) -> None:
+    """Bash completes verbs, options and their values with the file that it finds."""
+    program = Path(sys.executable).with_name("mlip-job")
+    environment = {"HOME": str(tmp_path), "PATH": f"{program.parent}:{os.environ['PATH']}"}
+    subprocess.run([program, "completion"], env=environment, check=True, capture_output=True)
+    script = tmp_path / ".local/share/bash-completion/completions/mlip-job"
+
+    def completed(*words: str) -> list[str]:
+        code = f"source {script}; COMP_WORDS=(mlip-job {' '.join(words)}); "
+        code += f"COMP_CWORD={len(words)}; _mlip_job_completion mlip-job; echo ${{COMPREPLY[@]}}"
+        command = ["bash", "--norc", "-c", code]
+        found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return found.stdout.split()
+
+    assert completed("st") == ["status"]
+    assert "--generation" in completed("submit", "--gen")
+    assert completed("submit", "--scheduler", "sl") == ["slurm"]
 
 
 def modules_loaded_by(*arguments: object) -> set[str]:

@@ -6,9 +6,8 @@ from datetime import timedelta
 
 import pytest
 
-from mlip_job.cli.compare import _show
-from mlip_job.cli.tables import show_generations
-from mlip_job.cli.text_table import WIDTH, print_table
+from mlip_job.cli.generations import show_comparison
+from mlip_job.cli.tables import WIDTH, print_table, show_generations
 from mlip_job.registry import GenerationSummary, PredecessorChange
 from tests.evaluations import make_evaluation
 from tests.manifests import make_manifest
@@ -79,5 +78,5 @@ def test_a_list_compares_on_common_structures_only(capsys: pytest.CaptureFixture
 def test_a_comparison_fits(count: int, capsys: pytest.CaptureFixture[str]) -> None:
     """Of as many generations as can be compared."""
     reports = [make_report(n, evaluation=make_evaluation(n)) for n in range(1, count + 1)]
-    _show(reports, None, None)
+    show_comparison(reports, None, None)
     assert max(map(len, _lines(capsys))) <= WIDTH

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mlip_job.cli.termination import VARIABLE, write_termination_message
+from mlip_job.cli.main import VARIABLE, write_termination_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable

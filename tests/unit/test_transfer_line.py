@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from mlip_job.cli.transfer import TransferLine
+from mlip_job.cli.output import TransferLine
 
 
 @pytest.fixture
 def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Give a clock that the test turns."""
     now = [0.0]
-    monkeypatch.setattr("mlip_job.cli.transfer.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("mlip_job.cli.output.time.monotonic", lambda: now[0])
     return now
 
 

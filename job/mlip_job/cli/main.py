@@ -4,23 +4,53 @@ from __future__ import annotations
 
 import importlib
 import io
+import json
 import logging
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from mlip_job import __version__
 from mlip_job.cli.options import common_options
-from mlip_job.cli.termination import write_termination_message
 from mlip_job.disk import says_full
 from mlip_job.errors import ConfigError, DiskError, MlipJobError
 from mlip_job.removed import replacement_of_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+VARIABLE = "MLIP_JOB_TERMINATION_MESSAGE"
+"""Names the file: Kubernetes' ``terminationMessagePath``."""
+
+_LONGEST_BYTES = 3000
+"""Kubernetes keeps 4096 bytes, and cuts without regard to what it cuts."""
+
+
+def write_termination_message(exit_code: int, message: str, hint: str | None = None) -> None:
+    """Write exit code, message and hint as JSON, if anybody asked for it.
+
+    A file that can't be written changes nothing: how the run ended counts more.
+    """
+    target = os.environ.get(VARIABLE)
+    if not target:
+        return
+    end = {"exit_code": exit_code, "message": _short(message), "hint": hint}
+    try:
+        Path(target).write_text(json.dumps(end), encoding="utf-8")
+    except OSError:
+        return
+
+
+def _short(text: str) -> str:
+    """Keep the beginning, which names the cause, and what of the rest has room as JSON."""
+    while len(json.dumps(text)) > _LONGEST_BYTES:
+        text = text[: len(text) * 9 // 10] + "…"
+    return text
+
 
 # Help texts stand here so that `--help` loads no verb; a test holds them against the verbs' own.
 VERBS = {
@@ -45,6 +75,17 @@ VERBS = {
     "repair": "Mend what a crash left half done; report orphans.",
     "gc": "Remove what no manifest names.",
     "parse": "Report on any pacemaker work directory.",
+    "completion": "Install the completion of verbs and options in a shell.",
+}
+
+
+# The module of each verb that has none of its own name.
+_MODULES = {
+    **dict.fromkeys(("init", "check", "demo", "config", "completion"), "setup"),
+    "export": "dataset",
+    **dict.fromkeys(("submit", "status", "logs", "cancel"), "jobs"),
+    **dict.fromkeys(("list", "show", "report", "compare", "promote"), "generations"),
+    **dict.fromkeys(("pull", "verify", "repair", "gc"), "files"),
 }
 
 
@@ -57,7 +98,8 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        command: click.Command = importlib.import_module(f"mlip_job.cli.{cmd_name}").command
+        module = importlib.import_module(f"mlip_job.cli.{_MODULES.get(cmd_name, cmd_name)}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

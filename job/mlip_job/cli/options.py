@@ -58,7 +58,7 @@ class Settings:
 
         On a terminal, large transfers are shown there, or by `meter`.
         """
-        from mlip_job.cli.transfer import TransferLine
+        from mlip_job.cli.output import TransferLine
         from mlip_job.store.open import open_store
 
         return open_store(

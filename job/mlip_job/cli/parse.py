@@ -9,7 +9,7 @@ import click
 
 from mlip_job.cli.options import common_options
 from mlip_job.cli.output import emit
-from mlip_job.cli.text_table import figure, print_table
+from mlip_job.cli.tables import figure, print_table
 
 if TYPE_CHECKING:
     from mlip_job.cli.options import Settings
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @common_options
 @click.pass_obj
-def command(settings: Settings, directory: Path) -> None:
+def parse_command(settings: Settings, directory: Path) -> None:
     """Report on any pacemaker work directory.
 
     DIR may be of this tool's making or not. Ends with 0 whenever it can be read, whatever became of

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mlip_job.cli.main import write_termination_message
 from mlip_job.cli.options import common_options, generation_option, resolve_generation
 from mlip_job.cli.output import Reporter, emit
-from mlip_job.cli.termination import write_termination_message
-from mlip_job.cli.text_table import figure
+from mlip_job.cli.tables import figure
 from mlip_job.errors import ConfigError
 from mlip_job.naming import generation_name
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--fresh", is_flag=True, help="Start over; remove checkpoints of earlier runs.")
 @common_options
 @click.pass_obj
-def command(
+def run_command(
     settings: Settings,
     generation: int | str,
     member: int | None,

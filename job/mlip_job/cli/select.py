@@ -11,7 +11,7 @@ import click
 
 from mlip_job.cli.options import common_options, generation_option, resolve_generation
 from mlip_job.cli.output import Reporter, emit
-from mlip_job.cli.text_table import figure, print_table
+from mlip_job.cli.tables import figure, print_table
 from mlip_job.errors import ConfigError
 from mlip_job.naming import generation_name
 
@@ -70,7 +70,7 @@ with ``pair_style pace/extrapolation`` are usually stopped there."""
 )
 @common_options
 @click.pass_obj
-def command(
+def select_command(
     settings: Settings,
     candidates: Path | None,
     generation: int | str,

@@ -1,4 +1,4 @@
-"""``mlip-job export``: the dataset stage alone."""
+"""``mlip-job export``: the dataset of a generation, without training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--rebuild", is_flag=True, help="Read all rows even if none was written since.")
 @common_options
 @click.pass_obj
-def command(
+def export_command(
     settings: Settings, generation: int | str, output: Path | None, *, rebuild: bool
 ) -> None:
     """Build the dataset of a generation and publish it.

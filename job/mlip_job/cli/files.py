@@ -1,0 +1,152 @@
+"""``mlip-job pull``, ``verify``, ``repair`` and ``gc``: the files of generations in the store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mlip_job.cli.options import common_options, generation_option, resolve_generation
+from mlip_job.cli.output import emit
+from mlip_job.errors import IntegrityError
+from mlip_job.naming import generation_name
+
+if TYPE_CHECKING:
+    from mlip_job.cli.options import Settings
+
+
+@click.command("pull")
+@generation_option("latest")
+@click.option(
+    "-o",
+    "--output",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where to put them. [default: the generation's name]",
+)
+@click.option("--dataset", "with_dataset", is_flag=True, help="The dataset too.")
+@common_options
+@click.pass_obj
+def pull_command(
+    settings: Settings,
+    generation: int | str,
+    output: Path | None,
+    *,
+    with_dataset: bool,
+) -> None:
+    """Download a generation's artefacts and check them.
+
+    Every file is checked against the manifest before it takes its place; files that are there
+    already are replaced only by themselves, anything else ends with 73.
+    """
+    from mlip_job.registry.pull import pull_generation
+
+    registry = settings.registry()
+    manifest = registry.get(resolve_generation(generation, registry))
+    directory = output or Path(generation_name(manifest.generation))
+    files = pull_generation(registry, manifest, directory, with_dataset=with_dataset)
+    emit(
+        settings,
+        {"generation": manifest.generation, "files": [str(file) for file in files]},
+        lambda: click.echo("\n".join(str(file) for file in files)),
+    )
+
+
+@click.command("verify")
+@generation_option("latest")
+@common_options
+@click.pass_obj
+def verify_command(settings: Settings, generation: int | str) -> None:
+    """Read back a generation and check every hash.
+
+    Covers every artefact, the copies under potentials/ and the dataset. Ends with 65 where
+    anything is missing or differs.
+    """
+    registry = settings.registry()
+    manifest = registry.get(resolve_generation(generation, registry))
+    name = generation_name(manifest.generation)
+    problems = registry.verify(manifest)
+    emit(
+        settings,
+        {"generation": manifest.generation, "intact": not problems, "problems": problems},
+        lambda: None if problems else click.echo(f"{name} is intact"),
+    )
+    if problems:
+        details = "\n".join(f"  {problem}" for problem in problems)
+        raise IntegrityError(f"{name} is damaged:\n{details}", hint="restore it from a backup")
+
+
+@click.command("repair")
+@common_options
+@click.pass_obj
+def repair_command(settings: Settings) -> None:
+    """Mend what a crash left half done; report orphans.
+
+    Writes missing or damaged copies under potentials/ and latest.json anew from the manifests.
+    Attempts and datasets that no manifest names are listed; gc removes them.
+    """
+    from mlip_job.cli.tables import show_orphans
+    from mlip_job.errors import IntegrityError
+    from mlip_job.registry.maintenance import repair
+
+    repairs = repair(settings.registry())
+
+    def show() -> None:
+        for line in repairs.mended:
+            click.echo(line)
+        if not repairs.mended:
+            click.echo("nothing had to be mended" if not repairs.damaged else "nothing was mended")
+        if repairs.orphans:
+            click.echo("\nnamed by no manifest (mlip-job gc removes them):")
+            show_orphans(repairs.orphans)
+
+    document = {
+        "mended": repairs.mended,
+        "damaged": repairs.damaged,
+        "orphans": [{"prefix": o.prefix, "what": o.what, "bytes": o.size} for o in repairs.orphans],
+    }
+    emit(settings, document, show)
+    if repairs.damaged:
+        raise IntegrityError(
+            "can't be mended from what is in the store:\n  " + "\n  ".join(repairs.damaged),
+            hint="restore it from a backup; mlip-job verify -g N reads all of a generation",
+        )
+
+
+@click.command("gc")
+@click.option(
+    "--keep",
+    metavar="AGE",
+    default="7d",
+    show_default=True,
+    help="Keep what was written within this time, e.g. 12h, 30d.",
+)
+@click.option("--delete", is_flag=True, help="Remove it; without this, only say what would go.")
+@common_options
+@click.pass_obj
+def gc_command(settings: Settings, keep: str, *, delete: bool) -> None:
+    """Remove what no manifest names.
+
+    That is attempts, checkpoints and datasets which belong to no published generation and to none
+    that is being trained. Published generations are never touched.
+    """
+    from mlip_job.cli.tables import show_orphans
+    from mlip_job.registry.maintenance import collect_garbage, find_orphans, parse_age
+
+    age = parse_age(keep)
+    registry = settings.registry()
+    orphans = collect_garbage(registry, age) if delete else list(find_orphans(registry, age))
+
+    def show() -> None:
+        show_orphans(orphans)
+        if not orphans:
+            click.echo(f"nothing to remove that is older than {keep}")
+        elif not delete:
+            click.echo("nothing was removed: --delete does it")
+
+    document = {
+        "deleted": delete,
+        "orphans": [{"prefix": o.prefix, "what": o.what, "bytes": o.size} for o in orphans],
+    }
+    emit(settings, document, show)

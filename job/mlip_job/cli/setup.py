@@ -1,0 +1,407 @@
+"""``mlip-job init``, ``check``, ``config`` and ``demo``: before the first generation."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mlip_job.cli.options import DEFAULT_CONFIG, common_options
+from mlip_job.cli.output import Reporter, emit
+from mlip_job.errors import ConfigError, MlipJobError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mlip_job.cli.options import Settings
+    from mlip_job.config import JobConfig
+    from mlip_job.dataset.survey import Sample
+
+MOLECULES = 4.0
+"""Å. A cutoff for structures of which none is periodic; docs/performance.md."""
+
+_ENERGY_LIMIT_MEV = 10.0
+"""meV/atom. Several times what is reached with settings by default; docs/performance.md."""
+
+_FORCE_LIMIT = 0.2
+"""Of the forces' root mean square. Predicting no forces at all is 1, good fits are below 0.1."""
+
+_LEAST_FORCE_LIMIT_MEV = 20.0
+
+
+@click.command("init")
+@click.argument("database")
+@click.option("--family", help="Name of the potential. [default: from the elements]")
+@click.option(
+    "--storage", default="store", show_default=True, help="A directory, or s3://bucket/prefix."
+)
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    default=Path(DEFAULT_CONFIG),
+    show_default=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The file to write.",
+)
+@common_options
+@click.pass_obj
+def init_command(
+    settings: Settings, database: str, family: str | None, storage: str, output: Path
+) -> None:
+    """Write a commented mlip-job.yaml for a database.
+
+    DATABASE is an SQLite file, postgresql://user@host/name or mysql://user@host:port/name. Looks
+    into it for the elements, the status that finished rows have, and keys that name trajectories,
+    types of structures, or the sides of a split.
+    """
+    from mlip_job.config import TrainingConfig
+    from mlip_job.config.load import validate_config
+    from mlip_job.config.template import commented_config
+    from mlip_job.dataset.survey import survey
+    from mlip_job.generation.lineage import expected_size
+
+    if output.exists():
+        raise ConfigError(f"{output} exists", hint="remove it, or choose another -o FILE")
+    storage_only = {"family": "any", "storage": {"url": storage}}
+    validate_config(storage_only, source="--storage")
+    found = survey(database)
+    elements, sample = found.sample.elements, found.sample
+    family = family or "-".join(e.lower() for e in elements[:5])
+    told: dict[str, dict[str, object]] = {
+        "database": {"url": database, "select": found.selection},
+        "dataset": dict(found.keys.values),
+        "evaluation": {"gate": _limits(sample)},
+        "storage": {"url": storage},
+    }
+    if elements and not sample.periodic:
+        told["training"] = {"cutoff": MOLECULES}
+    size = expected_size(TrainingConfig(), sample)
+    text = commented_config(
+        family=family,
+        told=told,
+        remarks={
+            **found.keys.remarks,
+            "max_energy_rmse_mev": "Proposed; null asks nothing.",
+            "max_force_rmse_mev": f"Proposed: {100 * _FORCE_LIMIT:g} % of the forces' RMS in the "
+            "data; null asks nothing.",
+            "cutoff": _why_cutoff(sample),
+            "functions_per_element": f"Here {size}" if size is not None else "",
+        },
+    )
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"can't write {output}: {error.strerror}") from None
+    document = {
+        "file": str(output),
+        "family": family,
+        "select": found.selection,
+        "elements": list(elements),
+        "dataset": dict(found.keys.values),
+        "statuses": found.statuses,
+    }
+    statuses = ", ".join(f"{n} {status}" for status, n in found.statuses.items())
+    emit(
+        settings,
+        document,
+        lambda: click.echo(
+            f"{database}: {statuses or 'no rows'}; elements {', '.join(elements) or 'none'}\n"
+            f"wrote {output}; next: mlip-job -c {output} check"
+        ),
+    )
+
+
+def _limits(sample: Sample) -> dict[str, float]:
+    """Propose limits that a useful potential is well below, from the forces in the data."""
+    force = 1000 * _FORCE_LIMIT * sample.force_rms_ev
+    return {
+        "max_energy_rmse_mev": _ENERGY_LIMIT_MEV,
+        "max_force_rmse_mev": float(f"{max(force, _LEAST_FORCE_LIMIT_MEV):.2g}"),
+    }
+
+
+def _why_cutoff(sample: Sample) -> str:
+    if not sample.elements:
+        return ""
+    if sample.periodic:
+        return "Here, for periodic structures."
+    return "Here, for molecules: no structure is periodic."
+
+
+Result = tuple[str, str, MlipJobError | None]
+"""Name of a check, what was found, and the error if there is one."""
+
+
+@click.command("check")
+@common_options
+@click.pass_context
+def check_command(ctx: click.Context) -> None:
+    """Check configuration, database, store and trainer.
+
+    Rows are selected, validated and split as by a run, or a sample of them if there are many.
+    One line each, with the remedy where something is wrong; ends with the exit code of the first
+    problem.
+    """
+    settings: Settings = ctx.find_root().obj
+    config = settings.config()
+    probes: dict[str, Callable[[], str]] = {
+        "configuration": lambda: _configuration(settings, config),
+        "database": lambda: _database(config),
+        "store": lambda: _store(settings, config),
+        "trainer": _trainer,
+    }
+    if config.training.require_gpu and not config.training.is_linear:
+        probes["gpu"] = _gpu
+    if config.tracking.mlflow_uri is not None:
+        probes["tracking"] = lambda: _tracking(config)
+    results: list[Result] = [(name, *_try(probe)) for name, probe in probes.items()]
+    sound = {name for name, _, error in results if error is None}
+    if "database" in sound:
+        results += _dataset(settings, config, store="store" in sound)
+    document = [
+        {
+            "check": name,
+            "ok": error is None,
+            "message": text if error is None else error.message,
+            "remedy": error.hint if error is not None else None,
+        }
+        for name, text, error in results
+    ]
+
+    def show() -> None:
+        for name, text, error in results:
+            click.echo(f"{'ok  ' if error is None else 'FAIL'}  {name:<13} {text}")
+
+    emit(settings, document, show)
+    failures = [error for _, _, error in results if error is not None]
+    if failures:
+        ctx.exit(failures[0].exit_code)
+
+
+def _try(probe: Callable[[], str]) -> tuple[str, MlipJobError | None]:
+    try:
+        return probe(), None
+    except MlipJobError as error:
+        return str(error), error
+
+
+def _configuration(settings: Settings, config: JobConfig) -> str:
+    return f"{settings.config_path} is valid (family {config.family})"
+
+
+def _database(config: JobConfig) -> str:
+    from mlip_job.dataset.database import StructureDatabase
+
+    with StructureDatabase(config.database) as database:
+        counts = database.count_by_status()
+        rows = ", ".join(f"{n} {status}" for status, n in counts.items()) or "no rows"
+        return f"{database.describe()}: {rows}; select {config.database.select!r}"
+
+
+def _dataset(settings: Settings, config: JobConfig, *, store: bool) -> list[Result]:
+    """Return what a run would make of the rows; what it inherits is in the store."""
+    from mlip_job.generation.data import preview
+    from mlip_job.registry import Registry
+
+    try:
+        registry = Registry(settings.store(config), config.family) if store else None
+        found = preview(config, registry)
+    except MlipJobError as error:
+        return [("dataset", str(error), error)]
+    estimate = "" if found.record.counts.selected == found.selected else ", estimated"
+    warning = f"; warning: {found.size.warning}" if found.size.warning is not None else ""
+    return [("dataset", str(found), None), ("basis", f"{found.size}{estimate}{warning}", None)]
+
+
+def _store(settings: Settings, config: JobConfig) -> str:
+    from mlip_job.registry import Registry
+
+    store = settings.store(config)
+    store.check()
+    published = len(Registry(store, config.family).numbers())
+    return f"{store.url}: conditional writes work; {published} generations published"
+
+
+def _trainer() -> str:
+    from mlip_job.runtime.environment import installed_versions
+    from mlip_job.training.pacemaker.programs import find_program
+
+    find_program("pacemaker")
+    find_program("pace_yaml2yace")
+    versions = installed_versions()
+    shown = ("python-ace", "tensorpotential", "tensorflow", "numpy")
+    return ", ".join(f"{name} {versions[name] or 'absent'}" for name in shown)
+
+
+def _gpu() -> str:
+    from mlip_job.training.pacemaker.programs import require_gpu
+
+    require_gpu()
+    return "TensorFlow sees a GPU"
+
+
+def _tracking(config: JobConfig) -> str:
+    from mlip_job.tracking import check_server
+
+    return check_server(config.tracking)
+
+
+@click.group("config")
+def config_command() -> None:
+    """Show the resolved configuration or its JSON Schema."""
+
+
+@config_command.command("show")
+@common_options
+@click.pass_obj
+def show(settings: Settings) -> None:
+    """Print the configuration after file, environment and --set, in that order.
+
+    It holds no secrets: those stay in the environment.
+    """
+    import yaml
+
+    values = settings.config().model_dump(mode="json")
+    if settings.as_json:
+        click.echo(json.dumps(values, indent=2))
+    else:
+        click.echo(yaml.safe_dump(values, sort_keys=False), nl=False)
+
+
+@config_command.command("schema")
+@common_options
+def schema() -> None:
+    """Print the JSON Schema of mlip-job.yaml, for editors."""
+    from mlip_job.config import JobConfig
+
+    click.echo(json.dumps(JobConfig.model_json_schema(), indent=2))
+
+
+@click.command("demo")
+@click.option(
+    "-o",
+    "--output",
+    metavar="DIR",
+    default=Path("mlip-demo"),
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where to write database, configuration and store.",
+)
+@click.option("--elements", default="Cu", show_default=True, help="Metals, e.g. Cu,Au.")
+@common_options
+@click.pass_obj
+def demo_command(settings: Settings, output: Path, elements: str) -> None:
+    """Train two generations on made-up copper data.
+
+    Writes a database of structures labelled with ASE's EMT potential and a configuration, then
+    runs generation 1, a linear fit, and generation 2, by pacemaker from the first one, on this
+    machine. A demo that was stopped is resumed; one that is finished confirms what is there.
+    """
+    from mlip_job.cli.tables import show_generations
+    from mlip_job.demo import FIRST_GENERATION
+    from mlip_job.generation import run_generation
+    from mlip_job.registry import Registry
+    from mlip_job.runtime.signals import StopRequest
+
+    _write_inputs(output, [e.strip() for e in elements.split(",")])
+    settings.config_path = output / DEFAULT_CONFIG
+    config = settings.config()
+    reporter = Reporter(settings, config.training.max_iter)
+    store = settings.store(config, patient=True, meter=reporter.transfer)
+    command_line = f"mlip-job -c {settings.config_path} run"
+    settings.assignments.append(FIRST_GENERATION)
+    generations = (
+        (1, settings.config(), f"{command_line} -g 1 --set {FIRST_GENERATION}"),
+        (2, config, f"{command_line} -g 2"),
+    )
+    try:
+        for number, own, same in generations:
+            reporter.message(f"\n== {same}")
+            with StopRequest() as stop:
+                run_generation(own, number, store=store, observer=reporter, stop=stop)
+    finally:
+        reporter.close()
+    registry = Registry(store, config.family)
+    summaries = registry.summaries()
+
+    def show() -> None:
+        show_generations(registry.family, summaries, registry.latest())
+        click.echo(_next_commands(output))
+
+    document = {"directory": str(output), "generations": [g.generation for g in summaries]}
+    emit(settings, document, show)
+
+
+def _write_inputs(output: Path, elements: list[str]) -> None:
+    """Write database and configuration; a directory that holds both is taken as it is."""
+    from mlip_job.demo import demo_config, write_demo_database
+
+    config, database = output / DEFAULT_CONFIG, output / "structures.db"
+    text = demo_config(elements)
+    if config.exists() and database.exists():
+        if config.read_text(encoding="utf-8").splitlines()[0] != text.splitlines()[0]:
+            raise ConfigError(f"{output} holds a demo of other elements", hint="choose -o DIR")
+        return
+    try:
+        write_demo_database(database, elements)
+        config.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"can't write to {output}: {error.strerror or error}", hint="choose another -o DIR"
+        ) from None
+
+
+def _next_commands(output: Path) -> str:
+    where = shlex.quote(str(output))
+    return "\n".join(
+        (
+            "",
+            "Try next:",
+            f"  cd {where}",
+            "  mlip-job list",
+            "  mlip-job show -g 2",
+            "  mlip-job report -g 2 --open                   # how good it is, as a page",
+            "  mlip-job run -g 2                             # nothing to do: it is published",
+            "  mlip-job run -g 2 --set training.cutoff=6.0   # refused: it differs",
+            "  mlip-job verify -g 2",
+            "  mlip-job pull -g 2                            # gen_02/gen_02.yace for LAMMPS",
+        )
+    )
+
+
+_COMPLETIONS = {
+    "bash": ".local/share/bash-completion/completions/mlip-job",
+    "fish": ".config/fish/completions/mlip-job.fish",
+    "zsh": ".zsh/completions/_mlip-job",
+}
+"""Where each shell looks for it, below the home directory."""
+
+
+@click.command("completion")
+@click.argument("shell", type=click.Choice(tuple(_COMPLETIONS)), default="bash")
+@click.option("--print", "only_print", is_flag=True, help="Print the script; write no file.")
+def completion_command(shell: str, *, only_print: bool) -> None:
+    """Install the completion of verbs and options in a shell.
+
+    It is active in the next shell. bash needs the package bash-completion; zsh finds the file if
+    ~/.zsh/completions is in fpath before compinit.
+    """
+    from click.shell_completion import get_completion_class
+
+    from mlip_job.cli.main import cli
+
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise ConfigError(f"no completion for {shell}")
+    script = kind(cli, {}, "mlip-job", "_MLIP_JOB_COMPLETE").source()
+    if only_print:
+        click.echo(script)
+        return
+    path = Path.home() / _COMPLETIONS[shell]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(script, encoding="utf-8")
+    click.echo(f"{path} (active in the next {shell})")
