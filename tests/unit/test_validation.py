@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlip_job.dataset.fingerprint import fingerprint
 from mlip_job.dataset.row import StructureRow
+from mlip_job.dataset.twins import fingerprint
 from mlip_job.dataset.validation import Rejection, RowRules, examine
 
 RULES = RowRules(cutoff=5.0, prefer_free_energy=True, max_force=None)

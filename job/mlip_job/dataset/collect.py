@@ -12,14 +12,6 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from mlip_job.dataset.entry import Entry, EntryCollector
-from mlip_job.dataset.fingerprint import fingerprint, fingerprints
-from mlip_job.dataset.fitness import (
-    choose_energies,
-    count_force_components,
-    have_labels,
-    have_sound_geometry,
-    largest_force,
-)
 from mlip_job.dataset.notes import (
     have_huge_forces,
     have_net_forces,
@@ -32,8 +24,17 @@ from mlip_job.dataset.proximity import ProximityFinder
 from mlip_job.dataset.reference_energies import compositions
 from mlip_job.dataset.row import CHARGE_KEYS, UnreadableRow, stated_charge
 from mlip_job.dataset.structures import Structures, is_complete
-from mlip_job.dataset.twins import TwinFinder
-from mlip_job.dataset.validation import Rejection, RowRules, examine
+from mlip_job.dataset.twins import TwinFinder, fingerprint, fingerprints
+from mlip_job.dataset.validation import (
+    Rejection,
+    RowRules,
+    choose_energies,
+    count_force_components,
+    examine,
+    have_labels,
+    have_sound_geometry,
+    largest_force,
+)
 from mlip_job.errors import DataError
 
 if TYPE_CHECKING:

@@ -25,10 +25,10 @@ from isal import isal_zlib
 
 from mlip_job.dataset.content import ContentHash
 from mlip_job.dataset.entry import FINGERPRINT
-from mlip_job.dataset.fitness import count_force_components
 from mlip_job.dataset.record import FileRecord, SideNames
 from mlip_job.dataset.reference_energies import ReferenceEnergies, compositions
 from mlip_job.dataset.split import SIDES, Side
+from mlip_job.dataset.validation import count_force_components
 from mlip_job.dataset.weights import GroupSize, scaled
 from mlip_job.dataset.xyz import (
     config_type,

@@ -4,9 +4,6 @@
 rest of an export. Here the distances of all pairs are found for many structures of one size at
 once, in single precision and for the nearest images only. That proves nearly every structure fit;
 the others are left to `examine`.
-
-Positions are counted along the vectors of the cell in `_STEPS` steps. These are integers of 16
-bits, whose differences wrap around as a periodic cell does: each is that of the nearest image.
 """
 
 from __future__ import annotations
@@ -26,13 +23,12 @@ if TYPE_CHECKING:
     from mlip_job.dataset.structures import IndexArray, Structures
 
     SingleArray = np.ndarray[Any, np.dtype[np.float32]]
-    StepArray = np.ndarray[Any, np.dtype[np.int16]]
-
-_STEPS = 2**16
-"""In the length of a vector of the cell."""
 
 _MARGIN = 1e-3
 """Å. Far above the error of single precision over `_LARGEST` Å."""
+
+_EPSILON = 1e-6
+"""Of the lengths of the cell: several times the rounding of a fraction in single precision."""
 
 _LARGEST = 1000.0
 """Å. Nothing is said of structures that reach further."""
@@ -90,8 +86,8 @@ class ProximityFinder:
         nearest, loneliest = (np.full(len(structures), np.inf) for _ in range(2))
         for members, atoms, images in _batches(structures, sound & lattices.small, lattices.images):
             places = structures.starts[members][:, None] + np.arange(atoms)
-            points = lattices.steps(structures.positions.take(places, axis=0), members)
-            squares = _squares(points, lattices.cells[members] / _STEPS, images, self._work)
+            points = lattices.fractions(structures.positions.take(places, axis=0), members)
+            squares = _squares(points, lattices.cells[members], images, self._work)
             nearest[members] = squares.min(axis=1)
             loneliest[members] = squares.max(axis=1)
         reach = (lattices.images + 0.5) * lattices.heights
@@ -146,18 +142,16 @@ class _Lattices:
             heights=heights,
             images=(periodic & (heights < _LOW_CELL)).astype(np.int64),
             small=lengths.max(axis=1, initial=0.0) <= _LARGEST,
-            # Two positions are each rounded to half a step along each vector.
-            margins=_MARGIN + lengths.sum(axis=1) / _STEPS,
+            margins=_MARGIN + lengths.sum(axis=1) * _EPSILON,
         )
 
-    def steps(self, positions: FloatArray, members: IndexArray) -> StepArray:
-        """Return positions in steps along the vectors of their cells.
+    def fractions(self, positions: FloatArray, members: IndexArray) -> SingleArray:
+        """Return fractional coordinates from 0 to 1, shape (structures, 3, atoms).
 
-        The shape of the positions (Å) is (structures, atoms, 3), that of the steps is (structures,
-        3, atoms).
+        The shape of the positions (Å) is (structures, atoms, 3).
         """
-        steps = np.rint(positions @ (self.inverses[members] * _STEPS))
-        return np.ascontiguousarray(steps.transpose(0, 2, 1).astype(np.int64), np.int16)
+        fractions = np.mod(positions @ self.inverses[members], 1.0)
+        return np.ascontiguousarray(fractions.transpose(0, 2, 1), np.float32)
 
 
 def _box_edges(structures: Structures) -> FloatArray:
@@ -191,14 +185,14 @@ class _Work:
     def __init__(self) -> None:
         self._memory: dict[str, np.ndarray[Any, Any]] = {}
 
-    def array(self, name: str, *shape: int, dtype: type = np.float32) -> np.ndarray[Any, Any]:
+    def array(self, name: str, *shape: int) -> np.ndarray[Any, Any]:
         size = math.prod(shape)
         if name not in self._memory or len(self._memory[name]) < size:
-            self._memory[name] = np.empty(size, dtype=dtype)
+            self._memory[name] = np.empty(size, dtype=np.float32)
         return self._memory[name][:size].reshape(shape)
 
 
-def _squares(points: StepArray, cells: FloatArray, images: int, work: _Work) -> SingleArray:
+def _squares(points: SingleArray, cells: FloatArray, images: int, work: _Work) -> SingleArray:
     """Return the squares of small distances in structures of one size.
 
     The nearest image of each pair is that whose components along the cell's vectors are at most a
@@ -208,9 +202,9 @@ def _squares(points: StepArray, cells: FloatArray, images: int, work: _Work) -> 
     Parameters
     ----------
     points
-        Steps along the cell's vectors, shape (structures, 3, atoms).
+        Fractional coordinates, shape (structures, 3, atoms).
     cells
-        Å per step.
+        Å.
     images
         How many images to look at in each direction, besides the nearest.
 
@@ -229,14 +223,13 @@ def _squares(points: StepArray, cells: FloatArray, images: int, work: _Work) -> 
     shape = (structures, 3, last - first, atoms)
     twice = np.concatenate([points, points], axis=2)
     others = as_strided(twice[:, :, first:], shape, (*twice.strides, twice.strides[-1]))
-    steps = work.array("steps", *shape, dtype=np.int16)
-    np.subtract(others, points[:, :, None, :], out=steps)
     nearest = work.array("nearest", structures, 3, shape[2] * atoms)
-    nearest.reshape(shape)[...] = steps
+    np.subtract(others, points[:, :, None, :], out=nearest.reshape(shape))
     vectors = work.array("vectors", *nearest.shape)
+    nearest -= np.rint(nearest, out=vectors)
     squares = work.array("squares", structures, last - first, atoms)
     to_lengths = cells.transpose(0, 2, 1).astype(np.float32)
-    for offset in product(range(-images * _STEPS, images * _STEPS + 1, _STEPS), repeat=3):
+    for offset in product(range(-images, images + 1), repeat=3):
         moved = nearest + np.array(offset, dtype=np.float32)[:, None] if any(offset) else nearest
         np.matmul(to_lengths, moved, out=vectors)
         np.einsum("ijk,ijk->ik", vectors, vectors, out=squares.reshape(structures, -1))

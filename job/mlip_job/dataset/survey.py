@@ -11,10 +11,10 @@ from pydantic import ValidationError
 
 from mlip_job.config.job import DatabaseConfig
 from mlip_job.dataset.database import PAGE, Selected, StructureDatabase
-from mlip_job.dataset.fitness import count_force_components
 from mlip_job.dataset.keys import KeyProposal, propose_keys
 from mlip_job.dataset.row import StructureRow
 from mlip_job.dataset.structures import Structures, is_complete
+from mlip_job.dataset.validation import count_force_components
 from mlip_job.errors import ConfigError
 
 if TYPE_CHECKING:
