@@ -19,8 +19,7 @@ from mlip_job.errors import (
 )
 from mlip_job.registry import Artefact, Manifest, Registry
 from mlip_job.store import s3
-from mlip_job.store.open import open_store
-from mlip_job.store.patient import PatientStore
+from mlip_job.store.open import RetryingStore, open_store
 from tests.manifests import make_manifest, put_dataset
 from tests.servers.s3_faults import ERRORS, PASSING
 
@@ -287,7 +286,7 @@ def test_patience_is_bounded_and_logged(
     s3_proxy.order("SlowDown", times=float("inf"))
     started = time.monotonic()
     store = open_store(s3_behind_proxy, patience=1)
-    assert isinstance(store, PatientStore)
+    assert isinstance(store, RetryingStore)
     with pytest.raises(StoreError, match=r"can't read a in s3://.*SlowDown from GetObject"):
         store.get("a")
     lines = [record.getMessage() for record in caplog.records]

@@ -560,7 +560,7 @@ def test_check_names_every_problem_with_its_remedy(
     assert ended.code == 69
     assert ended.out.count("FAIL") == 2
     assert "absent.db" in ended.out
-    assert "hint: make it, or mend storage.url" in ended.out
+    assert "hint: create it, or correct storage.url" in ended.out
     document = json.loads(cli("-c", project.config, "check", "--json").out)
     assert [entry["ok"] for entry in document] == [True, False, False, True]
 

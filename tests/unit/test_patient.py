@@ -12,8 +12,7 @@ from mlip_job.config import StorageConfig
 from mlip_job.errors import ObjectExistsError, StoreError
 from mlip_job.store.base import ObjectStore
 from mlip_job.store.directory import DirectoryStore
-from mlip_job.store.open import open_store
-from mlip_job.store.patient import PatientStore
+from mlip_job.store.open import RetryingStore, open_store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,7 +67,7 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_call_is_repeated(tmp_path: Path, *, after: bool) -> None:
     """Whether the call was lost or its answer: conditional writes know their own content."""
     flaky = _Flaky(tmp_path / "store", after=after)
-    store: ObjectStore = PatientStore(flaky, 60)
+    store: ObjectStore = RetryingStore(flaky, 60)
     store.check()
     store.put("a/1", b"one")
     store.put_if_absent("a/2", b"two")
@@ -106,7 +105,7 @@ def test_lasting_errors_are_not_repeated(tmp_path: Path) -> None:
     """A store that refuses a call refuses it the second time too."""
     flaky = _Flaky(tmp_path / "store", after=False, transient=False)
     with pytest.raises(StoreError, match="put failed"):
-        PatientStore(flaky, 60).put("a", b"x")
+        RetryingStore(flaky, 60).put("a", b"x")
     assert flaky.failures == {"put": 1}
 
 
@@ -114,4 +113,4 @@ def test_only_runs_are_patient(tmp_path: Path) -> None:
     """Whoever asks from a terminal gets the error itself."""
     config = StorageConfig(url=str(tmp_path))
     assert isinstance(open_store(config), DirectoryStore)
-    assert isinstance(open_store(config, patience=5), PatientStore)
+    assert isinstance(open_store(config, patience=5), RetryingStore)

@@ -5,6 +5,7 @@ docs/store.md is the specification.
 
 from mlip_job.registry.checkpoints import Checkpoint, Checkpoints, TrainingState
 from mlip_job.registry.claim import Claim, HeldClaim
+from mlip_job.registry.latest import LatestPointer
 from mlip_job.registry.manifest import (
     Artefact,
     AttemptPart,
@@ -20,7 +21,6 @@ from mlip_job.registry.manifest import (
     Timings,
 )
 from mlip_job.registry.members import MemberRegistry, members_of
-from mlip_job.registry.pointer import LatestPointer
 from mlip_job.registry.registry import Registry
 
 __all__ = [

@@ -18,8 +18,8 @@ from pydantic import ValidationError
 from mlip_job.disk import sha256_of
 from mlip_job.errors import IntegrityError, ObjectNotFoundError
 from mlip_job.models import Frozen
-from mlip_job.registry.fetching import fetch_file
 from mlip_job.registry.manifest import AttemptPart, DatasetReference, Parent
+from mlip_job.registry.objects import fetch_file
 from mlip_job.store.keys import Sha256, StoredName, StoredPath, unreadable
 from mlip_job.training.checkpoint import FitPosition
 from mlip_job.training.linear import LinearStart

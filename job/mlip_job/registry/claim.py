@@ -23,7 +23,7 @@ from mlip_job.errors import (
     StoreError,
 )
 from mlip_job.naming import generation_name
-from mlip_job.registry.swapping import swapped
+from mlip_job.registry.objects import swapped
 from mlip_job.runtime.environment import ProcessIdentity, SchedulerJob, current_scheduler_job
 from mlip_job.store.keys import StoredName
 

@@ -20,20 +20,20 @@ from mlip_job.errors import (
 from mlip_job.naming import DatasetFiles, FamilyKeys, generation_name, parse_generation_name
 from mlip_job.registry.checkpoints import Checkpoints
 from mlip_job.registry.claim import HeldClaim, take_claim
-from mlip_job.registry.fetching import damaged, fetch_bytes, fetch_file
+from mlip_job.registry.latest import Pointer
 from mlip_job.registry.manifest import (
     Artefact,
     DatasetReference,
     GenerationSummary,
     Manifest,
 )
-from mlip_job.registry.pointer import Pointer
+from mlip_job.registry.objects import damaged, fetch_bytes, fetch_file
 from mlip_job.registry.queries import Queries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from mlip_job.registry.pointer import LatestPointer
+    from mlip_job.registry.latest import LatestPointer
     from mlip_job.store.base import ObjectStore
 
 _READS_AT_ONCE = 8

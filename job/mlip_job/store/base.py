@@ -1,20 +1,31 @@
-"""The contract that every object store fulfils."""
+"""The contract of every object store, and what all of them share."""
 
 from __future__ import annotations
 
+import hashlib
+import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+from mlip_job.disk import cant_write
+from mlip_job.errors import ObjectChangedError, ObjectExistsError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     Meter = Callable[[str, int, int], None]
-    """Is told key, bytes done and bytes in all while an object moves; equal at the end."""
+    """Receives the key, the bytes transferred and the total; equal at the end."""
+
+_PROBE_FOLDER = ".mlip-job-probe"
+_CONDITIONS_HINT = (
+    "use a store that honours conditional writes (AWS S3, a recent MinIO, Ceph, a directory)"
+)
 
 
 def no_meter(_key: str, _done: int, _total: int) -> None:
-    """Let nobody know."""
+    """Show no progress."""
 
 
 @dataclass(frozen=True)
@@ -120,3 +131,94 @@ class ObjectStore(Protocol):
 
         Writes and removes a probe object of a random name under ``.mlip-job-probe/``.
         """
+
+
+def save(blocks: Iterator[bytes], path: Path) -> str:
+    """Write blocks into a file, whole or not at all, and return their sha256.
+
+    Raises
+    ------
+    DiskError
+        If the disk is full.
+    ConfigError
+        If the file can't be written otherwise.
+    """
+    digest = hashlib.sha256()
+    temporary = path.with_name(f".tmp-{secrets.token_hex(8)}")
+    try:
+        with temporary.open("xb") as target:
+            for block in blocks:
+                digest.update(block)
+                target.write(block)
+        temporary.replace(path)
+    except OSError as error:
+        raise cant_write(path.parent, error, hint="choose another directory") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    return digest.hexdigest()
+
+
+def check_conditions(store: ObjectStore) -> None:
+    """Write a probe object, overwrite it in allowed and forbidden ways, and remove it.
+
+    Raises
+    ------
+    StoreError
+        If the store can't be written to, ignores a condition, or refuses one that is met.
+    """
+    folder = f"{_PROBE_FOLDER}/{secrets.token_hex(8)}"
+    key, absent = f"{folder}/object", f"{folder}/absent"
+    store.put_if_absent(key, b"first")
+    try:
+        _require_refusal(
+            store,
+            "If-None-Match (create only)",
+            ObjectExistsError,
+            lambda: store.put_if_absent(key, b"second"),
+        )
+        _require_refusal(
+            store,
+            "If-Match (compare and swap)",
+            ObjectChangedError,
+            lambda: store.put_if_match(key, b"third", '"0123456789abcdef0123456789abcdef"'),
+        )
+        _, version = store.get_versioned(key)
+        _require_acceptance(store, version, lambda: store.put_if_match(key, b"fourth", version))
+        _require_refusal(
+            store,
+            "If-Match on an object that does not exist",
+            ObjectChangedError,
+            lambda: store.put_if_match(absent, b"fifth", version),
+        )
+    finally:
+        store.delete(key)
+        store.delete(absent)
+
+
+def _require_acceptance(store: ObjectStore, version: str, write: Callable[[], None]) -> None:
+    try:
+        write()
+    except ObjectChangedError:
+        weak = version.startswith("W/")
+        raise StoreError(
+            f"{store.url} refuses If-Match (compare and swap) with the current version of an "
+            "object: heartbeats and the latest generation could not be written",
+            hint="its ETags are weak: switch off compression in the proxy before the store"
+            if weak
+            else _CONDITIONS_HINT,
+        ) from None
+
+
+def _require_refusal(
+    store: ObjectStore, condition: str, refusal: type[StoreError], write: Callable[[], None]
+) -> None:
+    try:
+        write()
+    except refusal:
+        return
+    raise StoreError(
+        f"{store.url} ignores the condition {condition} on writes: two jobs could overwrite each "
+        "other's generation",
+        hint=_CONDITIONS_HINT,
+    )

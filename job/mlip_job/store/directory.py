@@ -19,10 +19,8 @@ from mlip_job.errors import (
     ObjectNotFoundError,
     StoreError,
 )
-from mlip_job.store.base import ObjectInfo
-from mlip_job.store.download import save
+from mlip_job.store.base import ObjectInfo, check_conditions, save
 from mlip_job.store.keys import check_key, check_prefix
-from mlip_job.store.probe import check_conditions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

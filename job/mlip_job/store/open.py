@@ -1,14 +1,15 @@
-"""From a StorageConfig to a store."""
+"""Open the store of a StorageConfig, with retries if asked for."""
 
 from __future__ import annotations
 
+from inspect import isgenerator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from mlip_job.errors import ConfigError
-from mlip_job.store.base import no_meter
+from mlip_job.retries import retrying
+from mlip_job.store.base import check_conditions, no_meter
 from mlip_job.store.directory import DirectoryStore
-from mlip_job.store.patient import PatientStore
 
 if TYPE_CHECKING:
     from mlip_job.config.job import StorageConfig
@@ -25,9 +26,9 @@ def open_store(
     config
         Where it is.
     patience
-        Seconds for which a call that fails for now is repeated. A person at a terminal has none.
+        Seconds for which a call that fails with a transient error is retried.
     meter
-        Is told how far uploads to S3 and downloads from there are.
+        Receives the progress of uploads to S3 and downloads from there.
 
     Raises
     ------
@@ -35,7 +36,7 @@ def open_store(
         If the URL is of another kind.
     """
     store = _open(config, meter)
-    return PatientStore(store, patience) if patience > 0 else store
+    return cast("ObjectStore", RetryingStore(store, patience)) if patience > 0 else store
 
 
 def _open(config: StorageConfig, meter: Meter) -> ObjectStore:
@@ -51,3 +52,33 @@ def _open(config: StorageConfig, meter: Meter) -> ObjectStore:
     raise ConfigError(
         f"storage.url {config.url!r} is no store", hint="give a directory or s3://bucket/prefix"
     )
+
+
+class RetryingStore:
+    """Another store, each of whose calls is retried while it fails with a transient error.
+
+    Every call of a store is safe to repeat: see `ObjectStore` for conditional writes. A listing
+    is complete before its first item is returned.
+    """
+
+    def __init__(self, store: ObjectStore, timeout: float) -> None:
+        self._store = store
+        self._timeout = timeout
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the store, wrapped where it is a method."""
+        member = getattr(self._store, name)
+        if not callable(member):
+            return member
+
+        def once(arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+            result = member(*arguments, **options)
+            return iter([*result]) if isgenerator(result) else result
+
+        return lambda *arguments, **options: retrying(
+            lambda: once(arguments, options), self._timeout
+        )
+
+    def check(self) -> None:
+        """See `ObjectStore.check`; retry each of its calls, not the whole."""
+        check_conditions(cast("ObjectStore", self))

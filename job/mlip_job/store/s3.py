@@ -22,11 +22,9 @@ from mlip_job.errors import (
     StoreError,
 )
 from mlip_job.runtime.environment import require_one_line
-from mlip_job.store.base import ObjectInfo, no_meter
-from mlip_job.store.download import save
+from mlip_job.store.base import ObjectInfo, check_conditions, no_meter, save
 from mlip_job.store.keys import check_key
 from mlip_job.store.parts import part_size, several_at_once
-from mlip_job.store.probe import check_conditions
 from mlip_job.store.s3_errors import explain
 
 if TYPE_CHECKING:

@@ -80,10 +80,13 @@ def explain(
             transient=True,
         )
     if isinstance(error, IncompleteReadError | FlexibleChecksumError):
-        return StoreError(f"{tried}: the answer was damaged on its way", transient=True)
+        return StoreError(f"{tried}: damaged in transit", transient=True)
     if isinstance(error, ParamValidationError):
-        return StoreError(f"{tried}: {bucket!r} is no name of a bucket", hint="mend storage.url")
-    return StoreError(f"{tried}: {where} answers as no S3 store does ({type(error).__name__})")
+        return StoreError(f"{tried}: {bucket!r} is not a bucket name", hint="correct storage.url")
+    return StoreError(
+        f"{tried}: unexpected response from {where} ({type(error).__name__}); "
+        "is this an S3 endpoint?"
+    )
 
 
 def _explain_answer(error: ClientError, tried: str, bucket: str, region: str) -> StoreError:
@@ -91,7 +94,7 @@ def _explain_answer(error: ClientError, tried: str, bucket: str, region: str) ->
     if code == "NoSuchBucket":
         return StoreError(
             f"{tried}: the bucket {bucket} does not exist",
-            hint="make it, or mend storage.url",
+            hint="create it, or correct storage.url",
         )
     if code in _WRONG_CREDENTIALS:
         return StoreError(

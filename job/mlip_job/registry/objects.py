@@ -1,4 +1,4 @@
-"""Read objects whose hash is known: the right content, or an error."""
+"""Read objects whose hash is known, and replace objects by compare-and-swap."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import hashlib
 import secrets
 from typing import TYPE_CHECKING
 
-from mlip_job.errors import IntegrityError, ObjectNotFoundError
+from mlip_job.errors import (
+    IntegrityError,
+    ObjectChangedError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,7 +19,7 @@ if TYPE_CHECKING:
 
     from mlip_job.store.base import ObjectStore
 
-_TRIES = 2  # what was damaged on its way comes whole the second time
+_TRIES = 2  # a transfer that was damaged is repeated once
 
 
 def fetch_bytes(store: ObjectStore, key: str, sha256: str) -> bytes:
@@ -70,3 +75,23 @@ def damaged(key: str, expected: str, found: str) -> IntegrityError:
         f"{key} has the sha256 {found[:16]}… instead of {expected[:16]}…",
         hint="it was changed or damaged after it was written; restore it from a backup",
     )
+
+
+def swapped(store: ObjectStore, key: str, data: bytes, version: str | None) -> bool:
+    """Write an object unless a concurrent writer was faster; return whether it was written.
+
+    Parameters
+    ----------
+    store, key, data
+        Where, and what.
+    version
+        As it was read; nothing where there was no object.
+    """
+    try:
+        if version:
+            store.put_if_match(key, data, version)
+        else:
+            store.put_if_absent(key, data)
+    except (ObjectExistsError, ObjectChangedError):
+        return False
+    return True

@@ -13,7 +13,7 @@ from mlip_job.errors import (
     StoreError,
 )
 from mlip_job.naming import generation_name
-from mlip_job.registry.swapping import swapped
+from mlip_job.registry.objects import swapped
 from mlip_job.store.keys import unreadable
 
 if TYPE_CHECKING:
