@@ -71,8 +71,7 @@ def test_a_batch_job_in_the_image(
 ) -> None:
     """Under Slurm, with --nv: stopped as before a time limit, requeued, and published.
 
-    Slurm signals every process of the step, also squashfuse: the mount may end first, as
-    docs/slurm.md says. The job is requeued all the same.
+    The signal may end the FUSE mount first, as docs/slurm.md says; it is requeued all the same.
     """
     container = tmp_path / "apptainer"
     container.write_text(f'#!/bin/sh\nexec {shlex.join(apptainer.command)} "$@"\n')
