@@ -12,13 +12,17 @@ COMPILE_TOOL := $(BIN)/uv pip compile --quiet --no-header --no-annotate \
 COMPILE := $(COMPILE_TOOL) pyproject.toml \
 	--extra postgresql --extra mysql --extra mlflow
 
-.PHONY: demo test bench lint types schemas chart faults-long servers image locks clean
+.PHONY: demo test test-fast bench lint types schemas chart faults-long servers image locks clean
 
 demo: $(VENV)/.trainer
 	$(BIN)/mlip-job demo
 
 test: $(VENV)/.dev lint types
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+# The daily loop: unit tests and those of the contracts on a directory, without fits; a minute or two.
+test-fast: $(VENV)/.dev
+	$(BIN)/pytest -n 2 -q -m 'not pacemaker' tests/unit
 
 # A thousand kills of a stand-in that replays a real fit; half an hour or so.
 faults-long: $(VENV)/.dev
