@@ -26,17 +26,18 @@ class Timed:
 
     def evaluator_seconds(self, atoms: Atoms) -> float:
         """Return what it would have taken."""
-        self.asked.append(int(atoms.info["number"]))
+        self.asked.append(round(atoms.positions[:, 0].min()))
         slow = 100 if len(self.asked) <= self._outliers else 1
         return slow * 50e-6 * len(atoms)
 
 
 def blocks(count: int) -> list[str]:
-    """Return the texts of molecules of three atoms, numbered."""
+    """Return the texts of molecules of three atoms; the first coordinate is their number."""
     texts = []
     for number in range(count):
         atoms = molecule("H2O")
-        atoms.info = {"number": number, "row_id": number, "energy": -1.0}
+        atoms.positions[:, 0] += number - atoms.positions[:, 0].min()
+        atoms.info = {"row_id": number, "energy": -1.0}
         atoms.arrays["forces"] = atoms.positions * 0
         text = io.StringIO()
         write(text, atoms, format="extxyz")
