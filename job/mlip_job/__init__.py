@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Import `load_potential` when it is asked for: the command line starts without it."""
+    """Import `load_potential` lazily, so that the command line starts fast."""
     if name == "load_potential":
         from mlip_job.potentials import load_potential  # noqa: PLC0415
 

@@ -48,9 +48,9 @@ class GenerationCalculator(PyACECalculator):  # type: ignore[misc] # pyace has n
         self._files = (potential, active_set)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Copy or pickle it as what it was loaded from: the library's objects can't be copied.
+        """Copy or pickle it by its source files: the library's objects can't be copied.
 
-        Results are not part of a copy: it calculates them anew.
+        A copy has no results; it recalculates them.
         """
         return _load_again, (*self._files, self.reference_energies, self._label)
 
@@ -77,7 +77,7 @@ class GenerationCalculator(PyACECalculator):  # type: ignore[misc] # pyace has n
         evaluated = right_handed(padded)
         super().calculate(evaluated, properties, system_changes)
         if evaluated is not given:
-            self.atoms = given.copy()  # as it is asked for again
+            self.atoms = given.copy()  # ASE compares it with the next request
         if padded is not given:
             del self.results["stress"]
         symbols = self.atoms.get_chemical_symbols()
@@ -103,7 +103,7 @@ def _load_again(
     reference_energies: Mapping[str, float],
     label: str,
 ) -> GenerationCalculator:
-    """Return a copy of a calculator, or the one that was pickled.
+    """Rebuild a copied or pickled calculator.
 
     Raises
     ------

@@ -1,6 +1,6 @@
 """A small ASE database of labelled structures, made with ASE's EMT potential.
 
-It holds what a real one holds: several kinds of structures, and rows that can't be trained on.
+Like a real one, it has several kinds of structures, and rows that can't be trained on.
 EMT (K. W. Jacobsen, P. Stoltze, J. K. Nørskov, Surf. Sci. 366, 394 (1996)) describes the fcc
 metals Al, Cu, Ag, Au, Ni, Pd and Pt.
 """
@@ -37,8 +37,8 @@ _STRAINED, _RATTLED, _DEFECTIVE, _SURFACES = 24, 24, 8, 8
 def write_demo_database(path: Path, elements: Sequence[str], *, seed: int = 42) -> None:
     """Write an SQLite database with the structures of two generations.
 
-    Every row has ``status``, ``config_type`` and ``generation``: the loop's iteration that asked
-    for it, so that ``generation<=1`` always selects what the first generation was trained on.
+    Every row has ``status``, ``config_type`` and ``generation``: the loop's iteration that
+    requested it, so that ``generation<=1`` always selects what the first generation was trained on.
 
     Raises
     ------
@@ -117,7 +117,7 @@ def _structures(
 
 
 def _write_unusable(database: object, elements: Sequence[str], rng: np.random.Generator) -> None:
-    """Add rows that a run has to leave out: failed calculations, and one without forces."""
+    """Add rows that a run must reject: failed calculations, and one without forces."""
     for _ in range(3):
         atoms = _rattled(_crystal(elements, 1, rng), 0.3, rng)
         database.write(atoms, status="failed", config_type="rattled", generation=1)  # type: ignore[attr-defined]

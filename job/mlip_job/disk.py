@@ -1,4 +1,4 @@
-"""Local files: made for this user only, hashed, and in words what goes wrong with them."""
+"""Local files: private to this user, hashed, with readable error messages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NO_SPACE_BYTES = 64 << 10  # a program that fails to write leaves a few blocks 
 def make_private_directory(path: Path) -> None:
     """Make a directory, and those above it that are absent, for this user only.
 
-    What is there already stays as it is.
+    Existing directories are not changed.
     """
     absent = [directory for directory in path.parents if not directory.exists()]
     for directory in (*reversed(absent), path):
@@ -38,16 +38,16 @@ def private(path: str, flags: int) -> int:
 
 
 def cant_write(path: Path, error: OSError, *, hint: str) -> MlipJobError:
-    """Return the error for a place that a user chose and that can't be written.
+    """Return the error for a user-chosen path that can't be written.
 
     Parameters
     ----------
     path
         The place.
     error
-        What the file system answered.
+        The error of the file system.
     hint
-        What to do if another place would be better; a full disk has a hint of its own.
+        What to do if another place would be better; a full disk has its own hint.
     """
     text = f"can't write to {path}: {error.strerror or error}"
     if says_full(error):
@@ -57,7 +57,7 @@ def cant_write(path: Path, error: OSError, *, hint: str) -> MlipJobError:
 
 @contextmanager
 def reported(directory: Path) -> Iterator[None]:
-    """Within it, a disk that fills up, turns read-only or fails raises a `DiskError`.
+    """Raise a `DiskError` in this context if a disk is full, read-only or failing.
 
     Parameters
     ----------
@@ -75,12 +75,12 @@ def reported(directory: Path) -> Iterator[None]:
 
 
 def says_full(error: OSError) -> bool:
-    """Tell whether an error means that there is no room left."""
+    """Return whether an error means that the disk is full."""
     return error.errno in _FULL
 
 
 def is_full(directory: Path, text: str) -> bool:
-    """Tell whether a program that worked in `directory` and said `text` failed for lack of room."""
+    """Return whether a program with output `text` failed because `directory` is full."""
     said = any(os.strerror(number) in text for number in _FULL)
     return said or shutil.disk_usage(directory).free < _NO_SPACE_BYTES
 

@@ -1,4 +1,4 @@
-"""Every error this package raises on purpose, and the exit code each one ends with.
+"""The errors of this package and their exit codes.
 
 ::
 
@@ -26,7 +26,7 @@ A caller who wants all of them::
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
 
-The numbers are those of BSD's ``sysexits.h`` where one fits, so that a scheduler can tell
+The numbers are those of BSD's ``sysexits.h`` where one fits, so that a scheduler can distinguish
 "try again" (69, 75) from "a person must look" (64, 65, 70, 71, 73).
 """
 
@@ -36,14 +36,14 @@ from typing import ClassVar
 
 
 class MlipJobError(Exception):
-    """Base of every error that is meant for the user's eyes: one readable message.
+    """Base of every error shown to the user as one readable message.
 
     Parameters
     ----------
     message
         What is wrong, and where (row id, file, key).
     hint
-        What to do about it. Shown on a line of its own.
+        What to do about it. Shown on a separate line.
     """
 
     exit_code: ClassVar[int] = 1
@@ -70,7 +70,7 @@ class DataError(MlipJobError):
 
 
 class IntegrityError(DataError):
-    """A stored object is not what its record says: wrong hash, wrong size or missing."""
+    """A stored object differs from its record: wrong hash, wrong size or missing."""
 
 
 class UnavailableError(MlipJobError):
@@ -112,11 +112,11 @@ class ObjectExistsError(StoreError):
 
 
 class ObjectChangedError(StoreError):
-    """A compare-and-swap write found another version than the one it was told to replace."""
+    """A compare-and-swap write found a version other than the expected one."""
 
 
 class TrainingError(MlipJobError):
-    """Pacemaker failed, or what it made is no usable potential."""
+    """Pacemaker failed, or produced no usable potential."""
 
     exit_code = 70
 

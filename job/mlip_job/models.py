@@ -1,4 +1,4 @@
-"""The base of models that cross a boundary, and the models of a metric."""
+"""Base class of models that cross a boundary, and models of metrics."""
 
 from __future__ import annotations
 

@@ -103,11 +103,11 @@ class FamilyKeys:
 
     @property
     def queries(self) -> str:
-        """Prefix under which it is noted which dataset a query gave."""
+        """Prefix of the records that map a query to its dataset."""
         return f"{self.family}/queries/"
 
     def query(self, key: str) -> str:
-        """Key of what is noted of one query."""
+        """Key of the record of one query."""
         return f"{self.queries}{key}.json"
 
     def generation(self, generation: int, file: str = "") -> str:
@@ -124,7 +124,7 @@ class FamilyKeys:
         return self.generation(generation, self.MANIFEST)
 
     def claim(self, generation: int) -> str:
-        """Key of the record of who is training the generation now."""
+        """Key of the claim: which attempt is training the generation now."""
         return self.generation(generation, "claim.json")
 
     def attempt(self, generation: int, attempt: str, file: str = "") -> str:
@@ -236,7 +236,7 @@ class WorkFiles:
         return sorted(self.directory.glob("resume-*.yaml"))
 
     def of_fit(self) -> list[Path]:
-        """Return the files that tell about a fit, besides its potential, log and tables."""
+        """Return the files that describe a fit, apart from its potential, log and tables."""
         named = (path for path in (self.left_out, self.early_stopping, self.best) if path.exists())
         return [
             *named,
@@ -246,17 +246,17 @@ class WorkFiles:
 
     @property
     def train_log(self) -> Path:
-        """All that pacemaker printed, in order."""
+        """Output of pacemaker, in order."""
         return self.directory / "train.log"
 
     @property
     def output_potential(self) -> Path:
-        """What pacemaker writes when the fit has ended."""
+        """The potential that pacemaker writes at the end of the fit."""
         return self.directory / "output_potential.yaml"
 
     @property
     def early_stopping(self) -> Path:
-        """What the callback within pacemaker needs to know."""
+        """Settings of the early-stopping callback within pacemaker."""
         return self.directory / "early_stopping.json"
 
     @property
@@ -266,7 +266,7 @@ class WorkFiles:
 
     @property
     def left_out(self) -> Path:
-        """The rows that the weighting kept out of the fit; only its end can tell."""
+        """The rows that the weighting excluded from the fit; known once it has ended."""
         return self.directory / "left_out_by_weighting.json"
 
     @property

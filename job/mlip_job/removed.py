@@ -1,4 +1,4 @@
-"""Options and keys of earlier versions, and what replaces each."""
+"""Options and keys of earlier versions, and their replacements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Repeat what failed only for now: bounded, with back-off, and said in the log."""
+"""Retry transient failures: bounded, with back-off, and logged."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _log = logging.getLogger(__name__)
 
 
 def retrying(call: Callable[[], Result], timeout: float) -> Result:
-    """Return what `call` returns; call it again while it fails for reasons that may pass.
+    """Return what `call` returns; retry it while it fails with a transient error.
 
     Parameters
     ----------
     call
         Must be safe to repeat.
     timeout
-        Seconds after the first failure in which further tries are begun; 0 is one try.
+        Seconds after the first failure in which retries are started; 0 means no retry.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def retrying(call: Callable[[], Result], timeout: float) -> Result:
 
 
 class _StopAfterFailing:
-    """Stops a time after the first failure: an export that ran for an hour is tried again too."""
+    """Stop some time after the first failure: an export that ran for an hour is retried too."""
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout

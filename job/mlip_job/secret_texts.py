@@ -1,6 +1,6 @@
-r"""What is a secret in a text, a URL or an environment variable.
+r"""Detect secrets in a text, a URL or an environment variable.
 
-Settings with one are refused, and messages are printed without. The chart's values.schema.json has
+Settings with a secret are rejected, and messages are redacted. The chart's values.schema.json has
 the same patterns (``make chart``), so they are kept to what Python's and Go's regular expressions
 have in common: no look-around, no back references.
 
@@ -66,7 +66,7 @@ TEXTS: Mapping[str, str] = {
     "token in a URL": r"""(?i:https?|s3)://[^\s/?#"'<>@]+@""",
     "secret parameter of a URL": (
         rf"{_SCHEME}\S*[?&;#]{_PARAMETER}=[^\s&;#]"
-        # Nobody escapes the letters of a name but to hide them.
+        # The letters of a name are only escaped to hide them.
         rf"|{_SCHEME}\S*[?&;#]{_NAME}%[4-7][0-9A-Fa-f][^\s=&;#]*=[^\s&;#]"
     ),
     "password, token or key": (
@@ -91,7 +91,7 @@ CONTROL_CHARACTERS = r"[\x00-\x1f\x7f-\x9f\x{2028}\x{2029}]"
 _TEXTS = {kind: re.compile(pattern) for kind, pattern in TEXTS.items()}
 _VARIABLE, _KEY = re.compile(VARIABLE), re.compile(KEY)
 
-# What is taken out of messages: the groups stay. Here look-around is no harm.
+# Redacted in messages, except the groups. Look-around is allowed here.
 _MASKED = tuple(
     (re.compile(pattern), kept)
     for pattern, kept in (
@@ -117,7 +117,7 @@ _MASKED = tuple(
         (r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]*", "***"),
     )
 )
-_SHORTEST = 4  # a shorter value of a variable is in too many words
+_SHORTEST = 4  # a shorter value would match in too many words
 
 
 def secret_in(text: str) -> str | None:
@@ -139,7 +139,7 @@ def control_character_in(text: str) -> str | None:
 
 
 def problem_in(value: object) -> str | None:
-    """Return what forbids a value of a setting, in words that do not repeat it; or None.
+    """Return why a value of a setting is invalid, without repeating it; or None.
 
     All texts in lists and mappings are looked at, keys included.
     """
@@ -156,7 +156,7 @@ def problem_in(value: object) -> str | None:
 
 
 def redact(text: str, *more: str | None, environment: Mapping[str, str] | None = None) -> str:
-    """Return a message with ``***`` for what is secret in it.
+    """Return a message with its secrets replaced by ``***``.
 
     Parameters
     ----------

@@ -61,7 +61,7 @@ def track_generation(
 ) -> None:
     """Log a published generation, unless the server has it; failures are warnings.
 
-    `cancelled` is asked before each request, and ends the logging.
+    `cancelled` is called before each request; True ends the logging.
     """
     if config.mlflow_uri is None:
         return

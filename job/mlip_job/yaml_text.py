@@ -1,4 +1,4 @@
-"""Read YAML that was written elsewhere: bounded in depth and size, and errors without its text."""
+"""Read untrusted YAML: bounded in depth and size, with errors that do not repeat its text."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Path = tuple[str, ...]
 
 
 class YamlError(ValueError):
-    """A text that is no usable YAML. The message has line and column and no part of the text."""
+    """Invalid YAML. The message has line and column and no part of the text."""
 
 
 class UniqueKeyLoader(yaml.CSafeLoader):
-    """SafeLoader that refuses a key given twice, where PyYAML takes the last silently."""
+    """SafeLoader that rejects a duplicate key, where PyYAML silently takes the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Make a dict of a mapping."""

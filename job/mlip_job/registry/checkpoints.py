@@ -1,11 +1,11 @@
-"""Checkpoints of a generation that is being trained: written while it runs, read by the next run.
+"""Checkpoints of a generation in training: written during a run, resumed from by the next.
 
 ::
 
     attempts/<attempt>/checkpoints/000007/   potential.yaml  metrics/*.txt  state.json
 
-A checkpoint is never written over; its ``state.json`` comes last and names the hashes of the rest,
-so that one which was cut short is seen as such, and the one before it is still there.
+A checkpoint is never overwritten; its ``state.json`` comes last and names the hashes of the rest,
+so that an incomplete one is recognised, and the previous one is still there.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _KEPT = 2
 
 
 class TrainingState(Frozen):
-    """What an attempt is doing, and from what; the next attempt does the same.
+    """The inputs and settings of an attempt; the next attempt resumes with the same.
 
     Attributes
     ----------
     attempts
-        All that contributed so far, the writing one last.
+        All attempts so far, the current one last.
     started
         When the first of them began.
     config
@@ -73,7 +73,7 @@ class TrainingState(Frozen):
     job: str | None = None
 
     def was_begun_by(self, job: str | None) -> bool:
-        """Tell whether a job of a scheduler began it; None is no job."""
+        """Return whether a scheduler's job started it; None is no job."""
         return job is not None and self.job == job
 
 
@@ -94,7 +94,7 @@ class Checkpoint(Frozen):
     files: dict[StoredPath, Sha256]
 
     def __str__(self) -> str:
-        """Say which one it is."""
+        """Return a name for messages."""
         return f"checkpoint {self.number} of attempt {self.attempt}"
 
 
@@ -115,7 +115,7 @@ class Checkpoints:
     def save(
         self, files: Mapping[str, Path], describe: Callable[[dict[str, str]], Checkpoint]
     ) -> None:
-        """Store a checkpoint, its state last; remove those that it makes superfluous.
+        """Store a checkpoint, its state last; remove obsolete ones.
 
         Parameters
         ----------
@@ -133,7 +133,7 @@ class Checkpoints:
         self._remove_before(checkpoint)
 
     def found(self) -> list[Checkpoint]:
-        """Return all that can be read, the furthest first."""
+        """Return all readable checkpoints, the furthest first."""
         return sorted(
             (state for state in self._states().values() if isinstance(state, Checkpoint)),
             key=lambda state: (*state.position.order(), state.saved, state.number),
@@ -141,7 +141,7 @@ class Checkpoints:
         )
 
     def unreadable(self) -> list[str]:
-        """Say which states are damaged, or of another version of this program, and why."""
+        """Return which states are damaged or incompatible, and why."""
         return [state.message for state in self._states().values() if isinstance(state, Exception)]
 
     def fetch(self, checkpoint: Checkpoint, directory: Path) -> None:
@@ -166,7 +166,7 @@ class Checkpoints:
         Parameters
         ----------
         but_of
-            A scheduler's job; what it began stays.
+            A scheduler's job, whose checkpoints are kept.
         """
         kept = tuple(
             key.removesuffix(_STATE)
@@ -178,7 +178,7 @@ class Checkpoints:
             self._store.delete(key)
 
     def _remove_before(self, checkpoint: Checkpoint) -> None:
-        """Keep this one and the one before; one that was cut short is none."""
+        """Keep this one and the previous complete one."""
         prefix = self._keys.attempt(self._generation, checkpoint.attempt, "checkpoints/")
         keys = [info.key for info in self._store.list(prefix)]
         complete = [key.removesuffix(_STATE) for key in keys if key.endswith(f"/{_STATE}")]

@@ -1,4 +1,4 @@
-"""Who is training a generation now: ``claim.json``, kept alive by a heartbeat.
+"""The claim on a generation in training: ``claim.json``, kept alive by a heartbeat.
 
 A claim saves work, it does not guard the result: a generation is published by creating its
 manifest, which only one attempt can do. So a claim that is taken over wrongly costs GPU hours and
@@ -43,7 +43,7 @@ class Claim(BaseModel):
         Whose claim it is.
     scheduler, process
         What runs the attempt: the next attempt of the same job, or one that can see that the
-        process is gone, need not wait.
+        process has ended, need not wait.
     taken
         When the attempt took it, by its own clock. For people; nothing is decided by it.
     beat
@@ -72,7 +72,7 @@ class Claim(BaseModel):
 
 @dataclass(frozen=True)
 class Takeover:
-    """Whose claim was taken over, and why."""
+    """The attempt whose claim was taken over, and why."""
 
     attempt: str
     reason: str
@@ -107,7 +107,7 @@ class HeldClaim:
         self._writing = Lock()
 
     def beat(self) -> None:
-        """Show that the attempt lives; notice where the claim was lost.
+        """Write a heartbeat; detect a lost claim.
 
         Raises
         ------
@@ -117,7 +117,7 @@ class HeldClaim:
         self._write(released=False)
 
     def release(self) -> None:
-        """Let the next attempt begin without waiting."""
+        """Release the claim, so that the next attempt starts at once."""
         self._write(released=True)
 
     def loss(self) -> ConflictError | None:
@@ -166,7 +166,7 @@ def take_claim(
     Raises
     ------
     ConflictError
-        If an attempt that lives holds it.
+        If a live attempt holds it.
     """
     mine = Claim(
         attempt=attempt,
@@ -185,7 +185,7 @@ def take_claim(
         if version:
             takeover = _require_abandoned(store, key, generation, found, mine)
         if not swapped(store, key, data, version):
-            continue  # someone was faster: look again
+            continue  # a concurrent writer was faster: read again
         held, version = store.get_versioned(key)
         if held == data:
             return HeldClaim(store, key, mine, version, takeover=takeover)
@@ -201,7 +201,7 @@ def read_claim(store: ObjectStore, key: str) -> Claim | None:
 
 
 def is_live(store: ObjectStore, key: str, claim: Claim) -> bool:
-    """Tell whether the attempt that holds a claim may still be at work."""
+    """Return whether the attempt that holds a claim may still be running."""
     if claim.released or claim.process.is_gone(ProcessIdentity.current()):
         return False
     age = age_by_store(store, key)
@@ -246,7 +246,7 @@ def _require_abandoned(
 
 
 def age_by_store(store: ObjectStore, key: str) -> float | None:
-    """Return how long ago an object was written, in seconds; None where it is gone.
+    """Return the age of an object, in seconds; None if it was removed.
 
     Both moments are by the store's clock, the second being that of an object written now: the
     clocks of the machines that train may differ.

@@ -59,7 +59,7 @@ class LatestPointer(BaseModel):
         return self
 
     def gives_way_to(self, generation: int) -> bool:
-        """Tell whether an accepted generation moves the pointer by itself."""
+        """Return whether an accepted generation moves the pointer automatically."""
         return generation > max(self.generation, self.passed_over)
 
 
@@ -77,7 +77,7 @@ class Pointer:
         self._key = key
 
     def read(self) -> LatestPointer | None:
-        """Return what it says, or None where there is none.
+        """Return the pointer, or None if there is none.
 
         Raises
         ------
@@ -87,7 +87,7 @@ class Pointer:
         return self._read()[0]
 
     def advance(self, generation: int, reason: str) -> bool:
-        """Move it to an accepted generation unless it gives no way; return whether it moved."""
+        """Move it to an accepted generation if allowed; return whether it moved."""
 
         def decide(current: LatestPointer | None) -> LatestPointer | None:
             if current is not None and not current.gives_way_to(generation):
@@ -99,10 +99,10 @@ class Pointer:
     def choose(
         self, generation: int, reason: str, *, forced: bool, highest: Callable[[], int]
     ) -> None:
-        """Move it where a person wants it; generations up to `highest` are passed over."""
+        """Move it to a chosen generation; generations up to `highest` are skipped."""
 
-        # Asked after the pointer was read: a generation that is published in between moves it, and
-        # then this is tried again.
+        # Evaluated after the pointer was read: a generation published in between moves it, and then
+        # this is retried.
         def decide(_: LatestPointer | None) -> LatestPointer:
             return _pointing(generation, reason, forced=forced, passed_over=highest())
 

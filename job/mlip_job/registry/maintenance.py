@@ -1,4 +1,4 @@
-"""Mend what a crash left half done, and find what nobody needs any more."""
+"""Repair incomplete writes after a crash, and find unreferenced objects."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Orphan:
     prefix
         What their keys start with.
     what
-        What they are, in words.
+        Readable description.
     keys
         All of them.
     size
@@ -50,16 +50,16 @@ class Orphan:
 
 @dataclass(frozen=True)
 class Repairs:
-    """What `repair` did and found.
+    """Result of `repair`.
 
     Attributes
     ----------
     mended
-        One line for each thing that was put right.
+        One line for each repair.
     damaged
-        One line for each generation that can't be mended from what is in the store.
+        One line for each generation that can't be repaired from the store.
     orphans
-        What no manifest names; left as it is.
+        Objects that no manifest names; not changed.
     """
 
     mended: tuple[str, ...]
@@ -84,7 +84,7 @@ def parse_age(text: str) -> timedelta:
 def repair(registry: Registry) -> Repairs:
     """Roll every published generation forward; report what belongs to none.
 
-    Copies under ``potentials/`` that are missing or differ from their manifest are made anew, and
+    Copies under ``potentials/`` that are missing or differ from their manifest are rewritten, and
     so is ``latest.json`` where it is missing, unreadable or behind.
     """
     mended: list[str] = []
@@ -107,7 +107,7 @@ def repair(registry: Registry) -> Repairs:
 
 @contextmanager
 def _noting(damaged: list[str]) -> Iterator[None]:
-    """Go on after damage: the rest can be mended all the same."""
+    """Record damage and continue with the rest."""
     try:
         yield
     except IntegrityError as error:

@@ -1,4 +1,4 @@
-"""The members of an ensemble: each trained for itself under its generation.
+"""The members of an ensemble: each trained separately under its generation.
 
 ::
 
@@ -190,7 +190,7 @@ def _is_single_fit(single: Registry, generation: int) -> bool:
 def _require_idle(other: Registry, generation: int) -> None:
     key = other.own.claim(generation)
     claim = read_claim(other.store, key)
-    with suppress(StoreError):  # who may not write there can't tell; the run will
+    with suppress(StoreError):  # without write access this is unknown; the run will check
         if claim is not None and is_live(other.store, key, claim):
             raise ConflictError(
                 f"{other.own.folder(generation)} is being trained by attempt {claim.attempt}",

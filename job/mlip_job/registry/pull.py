@@ -32,7 +32,7 @@ def pull_generation(
 
     The potential is named after the generation (``gen_04.yace``), as LAMMPS input files will
     refer to it; the other files keep their names. Nothing appears in `directory` before all of it
-    was downloaded and checked, and what is there already stays as it is.
+    was downloaded and checked; existing files are not changed.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def pull_generation(
 def _download(
     registry: Registry, manifest: Manifest, staging: Path, *, with_dataset: bool
 ) -> list[str]:
-    """Download into a directory of this command's own; return the files' paths in it."""
+    """Download into a private directory; return the files' paths in it."""
     name = generation_name(manifest.generation)
     artefacts = [(file.replace("potential.", f"{name}.", 1), file) for file in manifest.artefacts]
     record = registry.dataset_record(manifest.dataset) if with_dataset else None

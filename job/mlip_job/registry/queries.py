@@ -1,4 +1,4 @@
-"""Which dataset a query gave when it was last made: ``queries/<key>.json``.
+"""Cache of the dataset last built for a query: ``queries/<key>.json``.
 
 A hint that saves an export, nothing more: any of these objects may be removed, or written anew. A
 dataset is what its record says, and is found only if that has the hash that was noted.
@@ -68,13 +68,13 @@ class Queries:
             return None
 
     def read(self, key: str) -> KnownQuery | None:
-        """Return what is known of a query."""
+        """Return the record of a query."""
         try:
             return KnownQuery.model_validate_json(self._store.get(self._keys.query(key)))
         except (ObjectNotFoundError, ValidationError):
             return None
 
     def remember(self, key: str, known: KnownQuery) -> None:
-        """Note what a query gave; whatever was noted before is forgotten."""
+        """Record the result of a query, replacing the previous record."""
         data = (known.model_dump_json(indent=2) + "\n").encode()
         self._store.put(self._keys.query(key), data)

@@ -144,7 +144,7 @@ class Registry:
     def publish_dataset(self, directory: Path, record: DatasetRecord) -> str:
         """Put a dataset into the store, its record last; return the sha256 of that record.
 
-        A dataset is named by its content: one that is there already is left as it is.
+        A dataset is named by its content: an existing one is not changed.
         """
         record_key = self.keys.dataset(record.id, DatasetFiles.RECORD)
         if self.store.head(record_key) is None:
@@ -230,9 +230,9 @@ class Registry:
         return manifest
 
     def roll_forward(self, manifest: Manifest) -> None:
-        """Bring what is derived from a manifest up to date; a crash may have come between.
+        """Roll forward what is derived from a manifest, after a possible crash.
 
-        ``latest.json`` follows accepted generations only, and never leads back.
+        ``latest.json`` follows accepted generations only, and never moves back.
         """
         for suffix in DERIVED_SUFFIXES:
             if self.store.head(self.keys.potential(manifest.generation, suffix)) is None:
@@ -326,7 +326,7 @@ class Registry:
         return fetch_bytes(self.store, artefact.key, artefact.sha256)
 
     def verify(self, manifest: Manifest) -> list[str]:
-        """Read back everything a generation consists of; return what is wrong, empty if nothing."""
+        """Read back all files of a generation; return the problems found."""
         problems: list[str] = []
         expected = {a.key: a.sha256 for a in manifest.artefacts.values()}
         for suffix in DERIVED_SUFFIXES:

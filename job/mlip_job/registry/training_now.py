@@ -1,4 +1,4 @@
-"""How far the training of a generation is, by what it leaves in the store while it runs."""
+"""Progress of a generation in training, read from the store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingNow:
-    """What the store says of a generation that is not published.
+    """State in the store of a generation that is not published.
 
     Attributes
     ----------
@@ -28,14 +28,14 @@ class TrainingNow:
     live
         Whether it may still be at work.
     certain
-        Whether that is known. A reader who may not write into the store can't tell how old a sign
-        of life is.
+        Whether that is known. Without write access, a reader can't determine the age of a
+        heartbeat.
     scheduler
         The job that it belongs to.
     process
         Which process it is.
     checkpoint
-        The furthest one, from which the next attempt would go on.
+        The furthest one, from which the next attempt would resume.
     seconds_per_iteration
         Mean between the two newest checkpoints of one ladder step, where there are two.
     """
@@ -61,7 +61,7 @@ class TrainingNow:
 
 
 def look_at_training(registry: Registry, generation: int) -> TrainingNow | None:
-    """Return how far a generation is; None where no attempt has claimed it yet."""
+    """Return the progress of a generation; None if no attempt has claimed it."""
     key = registry.own.claim(generation)
     claim = read_claim(registry.store, key)
     if claim is None:

@@ -1,1 +1,1 @@
-"""The machine that a run has: versions, cores, processes, signals."""
+"""Runtime of a run: versions, cores, processes, signals."""

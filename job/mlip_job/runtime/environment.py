@@ -1,4 +1,4 @@
-"""What a run ran on: versions, GPU, class of host, scheduler. No names of hosts or users."""
+"""Environment of a run: versions, GPU, class of host, scheduler. No host or user names."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CORES_VARIABLE = "MLIP_JOB_CORES"
 """The CPU request of a pod, in whole cores; the manifest sets it."""
 
 
-# OpenBLAS and MKL take OMP_NUM_THREADS where they have no variable of their own.
+# OpenBLAS and MKL take OMP_NUM_THREADS unless their own variable is set.
 _BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _OWN_VARIABLES = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
 THREAD_VARIABLES = (*_OWN_VARIABLES, *_BLAS_VARIABLES)
@@ -50,7 +50,7 @@ _DISTRIBUTIONS = {
 def require_one_line(*names: str) -> None:
     """Require that environment variables hold no line end or other control character.
 
-    A Secret made with ``echo … | base64``, or an env file with CRLF, leaves one behind a password.
+    A Secret made with ``echo … | base64``, or an env file with CRLF, appends one to a password.
 
     Raises
     ------
@@ -177,7 +177,7 @@ def installed_versions() -> dict[str, str | None]:
 def usable_cores(environment: Mapping[str, str] | None = None) -> int:
     """Return how many cores this job may use.
 
-    That is what it asked its scheduler for: a pod's CPU request, or Slurm's CPUs per task. Without
+    The request to its scheduler: a pod's CPU request, or Slurm's CPUs per task. Without
     that, and at most, it is what the process may run on, within the CPU quota of its container.
     """
     source = os.environ if environment is None else environment

@@ -30,7 +30,7 @@ _LIBC = ctypes.CDLL(None)  # loaded here: it can't be between fork and exec
 
 
 def start_program(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
-    """Start a program in a session of its own; it gets no input.
+    """Start a program in a new session, without input.
 
     If this process is killed the kernel ends the program, so that no GPU stays busy.
     """
@@ -49,7 +49,7 @@ def run_in_process(
     died: MlipJobError,
     told: Callable[[Any], None] | None = None,
 ) -> Result:
-    """Call a function in a process of its own, which is killed if this call is interrupted.
+    """Call a function in a new process, which is killed if this call is interrupted.
 
     Its memory is free afterwards. Function and arguments are pickled.
 
@@ -180,7 +180,7 @@ def _work(connection: Connection, parent: int) -> None:
         arguments = (lambda value: connection.send(("told", value)), *arguments)
     try:
         outcome = "returned", function(*arguments)
-    except Exception as error:  # noqa: BLE001 - it is raised where the result is asked for
+    except Exception as error:  # noqa: BLE001 - re-raised in the caller
         outcome = "raised", error
     connection.send(outcome)
 

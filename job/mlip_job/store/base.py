@@ -30,7 +30,7 @@ def no_meter(_key: str, _done: int, _total: int) -> None:
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """What a store says of an object without reading it.
+    """Metadata of an object.
 
     Attributes
     ----------
@@ -60,8 +60,8 @@ class ObjectStore(Protocol):
 
     Every call may be repeated. Where the answer to a conditional write was lost, the store refuses
     the repetition, since it holds the first copy; so a refused write whose content is there already
-    has succeeded. Callers write something of their own (an attempt's random id, a count) into
-    whatever they write on a condition: there "the same content" means "ours".
+    has succeeded. Callers include something unique (an attempt's random id, a count) in each
+    conditional write, so that "the same content" means "ours".
     """
 
     @property
@@ -118,13 +118,13 @@ class ObjectStore(Protocol):
         """
 
     def delete(self, key: str) -> None:
-        """Remove an object; none there is no error."""
+        """Remove an object; a missing one is no error."""
 
     def leftovers(self, older_than_s: float) -> Iterator[str]:
-        """Yield names of what killed writers left: no objects, but they take up room."""
+        """Yield names of partial writes of killed writers: no objects, but they use space."""
 
     def remove_leftover(self, name: str) -> None:
-        """Remove one of them."""
+        """Remove one partial write."""
 
     def check(self) -> None:
         """Raise a `StoreError` with the remedy unless conditional writes work here.

@@ -38,7 +38,7 @@ _TRANSIENT = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUS
 class DirectoryStore:
     """Objects are files below a root directory.
 
-    An object is written to a temporary file beside its place, synced, and then linked (create
+    An object is written to a temporary file in its directory, synced, and then linked (create
     only) or renamed (replace) into place, so that a reader or a crash sees all of it or nothing.
     Replacements are serialised by a lock file in the root, which makes compare-and-swap exact.
 
@@ -231,7 +231,7 @@ class DirectoryStore:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        """Hold the lock of replacements; who is frozen with it blocks nobody for ever."""
+        """Hold the lock of replacements; a frozen holder does not block others for ever."""
         path = self._root / _LOCK
         with path.open("ab") as lock:
             patience = time.monotonic() + _LOCK_SECONDS

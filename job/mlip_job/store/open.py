@@ -1,4 +1,4 @@
-"""Open the store of a StorageConfig, with retries if asked for."""
+"""Open the store of a StorageConfig, with optional retries."""
 
 from __future__ import annotations
 

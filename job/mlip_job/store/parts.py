@@ -1,4 +1,4 @@
-"""Large objects move in parts, several at a time."""
+"""Transfer large objects in parts, concurrently."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _LARGEST = 16 * _MIB
 """Bytes of a part, as a rule: a few of them are held in memory."""
 
 _MOST = 10_000
-"""Parts of one object that S3 takes."""
+"""Maximum number of parts of an S3 object."""
 
 AT_ONCE = 4
-"""Parts that move at the same time."""
+"""Number of concurrent transfers."""
 
 
 def part_size(total: int, threshold: int) -> int:

@@ -1,4 +1,4 @@
-"""A store in an S3 bucket, or in anything that speaks S3 and honours conditional writes."""
+"""A store in an S3 bucket, or an S3-compatible store with conditional writes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class S3Store:
         Bucket, endpoint, checksums. Credentials come from the environment, a profile or the
         instance, as boto3 finds them.
     meter
-        Is told how far uploads and downloads are.
+        Receives the progress of uploads and downloads.
     """
 
     def __init__(self, config: StorageConfig, meter: Meter = no_meter) -> None:
@@ -236,7 +236,7 @@ class S3Store:
         )
 
     def _conditionally(self, key: str, write: Callable[[], object]) -> None:
-        """Send a conditional write; again where the store asks for it (409)."""
+        """Send a conditional write; retry it on a conflict (409)."""
         for attempt in range(_CONFLICT_TRIES):
             try:
                 with self._errors("write", key):

@@ -1,4 +1,4 @@
-"""What boto3's errors mean to a user."""
+"""Explain boto3's errors to the user."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mlip_job.errors import StoreError
 if TYPE_CHECKING:
     from mlip_job.config.job import StorageConfig
 
-# What S3 and its kin answer for now only, besides every 5xx.
+# Transient errors of S3-compatible stores, in addition to every 5xx.
 _TRANSIENT = {
     "BadDigest",
     "IncompleteBody",
