@@ -37,8 +37,8 @@ def pull_command(
 ) -> None:
     """Download a generation's artefacts and check them.
 
-    Every file is checked against the manifest before it takes its place; files that are there
-    already are replaced only by themselves, anything else ends with 73.
+    Every file is checked against the manifest before it takes its place; an existing
+    file with other content is a conflict (73).
     """
     from mlip_job.registry.pull import pull_generation
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def is_outside(
     training: TrainingNow, job: JobHandle | None, status: JobStatus | None, *, member: bool = False
 ) -> bool:
-    """Tell whether a run is alive that is not the scheduler's newest job of its generation.
+    """Return whether a live run is not the scheduler's newest job of its generation.
 
     Parameters
     ----------
@@ -35,8 +35,8 @@ def is_outside(
     job, status
         That job, if there is one.
     member
-        Whether it trains a member of an ensemble. Slurm gives each task of an array a number of
-        its own, so that it can't be told from another array's.
+        Whether it trains a member of an ensemble. Slurm gives each task of an array its own
+        number, so that it can't be distinguished from another array's.
     """
     if not training.live:
         return False
@@ -71,7 +71,7 @@ def find_outside(registry: Registry, generation: int, scheduler: Scheduler) -> T
 
 
 def require_no_run_outside(registry: Registry, generation: int, scheduler: Scheduler) -> None:
-    """Refuse a submission that would find a live run, and fail.
+    """Reject a submission that would conflict with a live run.
 
     Raises
     ------
@@ -104,7 +104,7 @@ def note_on_outside(registry: Registry, generation: int, scheduler: Scheduler) -
 
 
 def description(run: TrainingNow) -> str:
-    """Say what a run is: started by whom, where, which attempt."""
+    """Describe a run: started by whom, where, which attempt."""
     by = f"{run.scheduler.kind} job {run.scheduler.id}" if run.scheduler else "started by hand"
     return f"attempt {run.attempt}, {by}, process {run.process.pid} of {_machine(run)}"
 
@@ -144,7 +144,7 @@ class State(StrEnum):
     """What a generation is.
 
     ENDED is a job that ended with 0 while no manifest is seen: there is none, or the store can't be
-    read. ABSENT takes that both were asked, store and scheduler; else it is UNKNOWN.
+    read. ABSENT requires that both store and scheduler were read; else it is UNKNOWN.
     """
 
     PUBLISHED = "published"
@@ -176,7 +176,7 @@ _HALTED = (State.FAILED, State.CANCELLED, State.STOPPED)
 
 @dataclass(frozen=True)
 class GenerationView:
-    """A generation as it is seen from outside.
+    """State of a generation, from the store and the scheduler.
 
     Attributes
     ----------
@@ -185,7 +185,7 @@ class GenerationView:
     manifest
         Where it is published.
     job, status
-        Its newest job, where the scheduler knows one. Of what is published, only one that goes on.
+        Its newest job, where the scheduler knows one. For a published one, only an active job.
     others
         More jobs of other submissions that wait or run.
     training
@@ -214,7 +214,7 @@ class GenerationView:
     outside: TrainingNow | None = None
 
     def progress(self) -> str | None:
-        """Return how far the fit is, or each member's, in words."""
+        """Return the progress of the fit, or of each member's, as text."""
         if self.members:
             return ", ".join(
                 f"member {number} "
@@ -236,7 +236,7 @@ class GenerationView:
         return text
 
     def words(self) -> str:
-        """Return all that is worth saying beside the state."""
+        """Return the details of the state as text."""
         parts = [] if self.manifest is None else [f"{self.manifest.ended:%Y-%m-%d %H:%M} UTC"]
         if self.state is State.ENDED:
             parts.append(self._without_manifest())
@@ -257,7 +257,7 @@ class GenerationView:
         return "its job has ended with exit code 0, but the store has no manifest of it"
 
     def remedy(self) -> str | None:
-        """Return what to do, where something has to be done."""
+        """Return the remedy, if action is needed."""
         hint = self.status.hint if self.status is not None else None
         if self.outside is not None:
             return f"wait for it, or {way_to_end(self.outside)}"
@@ -411,7 +411,7 @@ class Observatory:
     def _ask(
         self, generation: int
     ) -> tuple[JobHandle | None, JobStatus | None, tuple[JobHandle, ...]]:
-        """Return the job that matters, its status, and other submissions' jobs that go on."""
+        """Return the job that matters, its status, and other submissions' active jobs."""
         family = self._config.family
         job = self._scheduler.find(family, generation)
         if job is None:
@@ -423,7 +423,7 @@ class Observatory:
         return job, status, tuple(other for other in active if other != job)
 
     def _still_active(self, generation: int) -> tuple[JobHandle | None, JobStatus | None]:
-        """Return the job of a published generation that has not ended, where that can be asked."""
+        """Return the active job of a published generation, if the scheduler is available."""
         try:
             jobs = self._scheduler.active(self._config.family, generation)
             return (jobs[0], self._scheduler.status(jobs[0])) if jobs else (None, None)

@@ -40,7 +40,7 @@ def document_of(job: JobHandle) -> dict[str, str]:
 
 
 def name_of(job: JobHandle) -> str:
-    """Return what a job is called in messages."""
+    """Return the name of a job in messages."""
     word = {"local": "process", "kubernetes": "Job"}.get(job.scheduler, f"{job.scheduler} job")
     return f"{word} {job.id}"
 
@@ -101,8 +101,8 @@ def submit_command(
     """Submit a generation to Slurm, Kubernetes or this machine.
 
     The same submission again, while its job waits or runs, returns that job. A generation that
-    exists is refused (73). With --wait, a job that is lost through no fault of its own is submitted
-    again, and the exit code is that of the run.
+    exists is rejected (73). With --wait, a job that was lost (preempted, evicted) is resubmitted,
+    and the exit code is that of the run.
     """
     from mlip_job.registry import Registry
     from mlip_job.schedulers.base import JobRequest
@@ -152,7 +152,7 @@ class _Submitter:
         self._reporter = reporter
 
     def submit(self, first: JobRequest, numbers: list[int], *, wait: bool) -> list[dict[str, Any]]:
-        """Submit all; with `wait`, each when the one before is published.
+        """Submit all; with `wait`, each after the previous one is published.
 
         Else each waits for the job of the one before, which the scheduler sees to.
         """
@@ -236,9 +236,9 @@ class _Submitter:
 def status_command(settings: Settings, generation: int | None, scheduler: str | None) -> None:
     """Show what becomes of one generation, or of all.
 
-    Published, running and how far, pending and why, failed with the cause and what to do. Ends
-    with 0 whatever it is, also where the store or the scheduler can't be read: the other one tells
-    what it knows.
+    Published, running with its progress, pending with the reason, failed with the cause and what to
+    do. Ends with 0 in every state, also if the store or the scheduler is unavailable: the other one
+    is shown.
     """
     from mlip_job.cli.job_view import Observatory
     from mlip_job.registry import Registry
@@ -328,8 +328,8 @@ def logs_command(
 ) -> None:
     """Print what the job of a generation printed.
 
-    Where the scheduler has nothing any more, the log of the fit from the store. Of a job that has
-    printed nothing yet, what it is doing.
+    If the scheduler no longer has it, print the log of the fit from the store. For a job without
+    output, print its state.
     """
     if settings.as_json and follow:
         raise ConfigError("--json prints one document, and --follow has no end: choose one")
@@ -378,9 +378,9 @@ class _Job:
         return self.state is not None and not self.state.ended
 
     def lines(self, *, follow: bool) -> Iterator[str]:
-        """Yield what it printed; where that is nothing, a note says what it is doing.
+        """Yield its output; without output, a note gives its state.
 
-        A note says as well where the scheduler can't be asked.
+        A note also says if the scheduler is unavailable.
         """
         from mlip_job.schedulers.open import open_scheduler
 
@@ -462,7 +462,8 @@ def cancel_command(
     """Stop all jobs of a generation; each saves a checkpoint first.
 
     Waits for their end. Submitting the generation again resumes from the checkpoint. A job that has
-    ended is left as it is. A run that was started by hand is no job: it is named, and what ends it.
+    ended is not changed. A run that was started by hand is no job: it is named, with the command
+    that stops it.
     """
     from mlip_job.cli.job_view import note_on_outside
     from mlip_job.registry import Registry

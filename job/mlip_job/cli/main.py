@@ -31,7 +31,7 @@ _LONGEST_BYTES = 3000
 
 
 def write_termination_message(exit_code: int, message: str, hint: str | None = None) -> None:
-    """Write exit code, message and hint as JSON, if anybody asked for it.
+    """Write exit code, message and hint as JSON, if the environment names a file.
 
     A file that can't be written changes nothing: how the run ended counts more.
     """
@@ -79,7 +79,7 @@ VERBS = {
 }
 
 
-# The module of each verb that has none of its own name.
+# The module of each verb that is not named after it.
 _MODULES = {
     **dict.fromkeys(("init", "check", "demo", "config", "completion"), "setup"),
     "export": "dataset",
@@ -120,7 +120,7 @@ def cli() -> None:
 
 
 class _Redacted(logging.Formatter):
-    """Takes secrets out of what is logged."""
+    """Redact secrets in log records."""
 
     def format(self, record: logging.LogRecord) -> str:
         return _redact(super().format(record))
@@ -133,7 +133,7 @@ def _redact(text: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit. What goes wrong is printed without secrets."""
+    """Run the command line and exit. Errors are printed without secrets."""
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_Redacted())
     try:
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo("aborted", err=True)
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of our output has gone; that is its right. Keep Python from complaining again.
+        # The reader closed the pipe, which is no error. Keep Python from reporting it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:

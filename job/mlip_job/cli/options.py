@@ -54,7 +54,7 @@ class Settings:
     def store(
         self, config: JobConfig, *, patient: bool = False, meter: Meter | None = None
     ) -> ObjectStore:
-        """Open the store of a configuration; a patient one waits for a store that is away.
+        """Open the store of a configuration; a patient one retries while it is unavailable.
 
         On a terminal, large transfers are shown there, or by `meter`.
         """
@@ -159,7 +159,7 @@ class GenerationType(click.ParamType):  # type: ignore[type-arg]
         param: click.Parameter | None,
         ctx: click.Context | None,
     ) -> int | str:
-        """Return the number, or the word as it is."""
+        """Return the number, or the word unchanged."""
         if isinstance(value, str) and value in self._words:
             return value
         try:

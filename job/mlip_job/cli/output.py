@@ -1,4 +1,4 @@
-"""What verbs print: documents on stdout, messages and progress on stderr."""
+"""Output of verbs: documents on stdout, messages and progress on stderr."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TransferLine:
         self._width = 0
 
     def __call__(self, key: str, done: int, total: int) -> None:
-        """Hear that so many bytes of an object have moved."""
+        """Receive the number of bytes transferred."""
         if not self._enabled:
             return
         now = time.monotonic()
@@ -73,7 +73,7 @@ _LONGEST_LINE = 500
 
 
 def emit(settings: Settings, document: Any, text: Callable[[], None]) -> None:
-    """Print `document` as JSON where that was asked for, else call `text`."""
+    """Print `document` as JSON with --json, else call `text`."""
     if settings.as_json:
         click.echo(json.dumps(document, indent=2, allow_nan=False))
     else:
@@ -81,7 +81,7 @@ def emit(settings: Settings, document: Any, text: Callable[[], None]) -> None:
 
 
 class Reporter:
-    """Tells the user on stderr how a run goes; a live line on a terminal, else one per interval.
+    """Report the progress of a run on stderr; a live line on a terminal, else one per interval.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ class Reporter:
         self._last_line = 0.0
 
     def message(self, text: str) -> None:
-        """Say one thing."""
+        """Print a message."""
         self.close()
         if not self._quiet:
             click.echo(redact(text), err=True)
@@ -116,19 +116,19 @@ class Reporter:
             self._show_line(progress)
 
     def transfer(self, key: str, done: int, total: int) -> None:
-        """Show how far an upload or a download is, unless it goes on beside the fit."""
+        """Show the progress of a transfer, unless it is concurrent with the fit."""
         if current_thread() is main_thread():
             self.close()
             self._transfers(key, done, total)
 
     def trainer_line(self, line: str) -> None:
-        """Show a line of pacemaker's where the user asked for them."""
+        """Show a line of pacemaker's output with --verbose."""
         if self._verbose:
             self.close()
             click.echo(f"  | {line[:_LONGEST_LINE]}", err=True)
 
     def close(self) -> None:
-        """Take the live line away."""
+        """Remove the live line."""
         if self._live is not None:
             self._live.stop()
             self._live = None

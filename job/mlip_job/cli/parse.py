@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 def parse_command(settings: Settings, directory: Path) -> None:
     """Report on any pacemaker work directory.
 
-    DIR may be of this tool's making or not. Ends with 0 whenever it can be read, whatever became of
-    the fit in it.
+    DIR need not come from this tool. Ends with 0 if it can be read, also if the fit in it failed.
     """
     from mlip_job.training.pacemaker.results import summarise_run
 

@@ -41,12 +41,12 @@ def run_command(
 ) -> None:
     """Train a generation and publish it.
 
-    A run that was stopped or killed resumes from its last checkpoint, on any machine.
+    An interrupted run resumes from its last checkpoint, on any machine.
 
     Running a published generation again changes nothing: with the same configuration and data it
     says so and ends with 0, with others it names the difference and ends with 73.
 
-    A generation that its gate rejects is published all the same, with 0; it does not become the
+    A generation rejected by its gate is still published (exit code 0), but does not become the
     latest.
 
     With --member K --of M, one member of an ensemble: its fit has the seed of the configuration

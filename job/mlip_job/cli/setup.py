@@ -299,7 +299,7 @@ def demo_command(settings: Settings, output: Path, elements: str) -> None:
 
     Writes a database of structures labelled with ASE's EMT potential and a configuration, then
     runs generation 1, a linear fit, and generation 2, by pacemaker from the first one, on this
-    machine. A demo that was stopped is resumed; one that is finished confirms what is there.
+    machine. An interrupted demo is resumed; a finished one is confirmed.
     """
     from mlip_job.cli.tables import show_generations
     from mlip_job.demo import FIRST_GENERATION
@@ -337,7 +337,7 @@ def demo_command(settings: Settings, output: Path, elements: str) -> None:
 
 
 def _write_inputs(output: Path, elements: list[str]) -> None:
-    """Write database and configuration; a directory that holds both is taken as it is."""
+    """Write database and configuration; existing ones are reused."""
     from mlip_job.demo import demo_config, write_demo_database
 
     config, database = output / DEFAULT_CONFIG, output / "structures.db"

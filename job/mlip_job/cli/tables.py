@@ -44,7 +44,7 @@ def print_table(
     One that is too wide gets its headings, then its texts on several lines; where that is not
     enough it is continued below itself, with its first column again.
 
-    `numeric` says which columns hold numbers where that can't be told from their cells.
+    `numeric` says which columns hold numbers where their cells don't show it.
     """
     if numeric is None:
         numeric = [all(_is_number(row[index]) for row in rows) for index in range(len(columns))]
@@ -161,7 +161,7 @@ def _change(change: PredecessorChange | None) -> str:
 
 
 def show_orphans(orphans: Sequence[Orphan]) -> None:
-    """Print what no manifest names, one line each, and its size."""
+    """Print orphans, one line each with its size."""
     for orphan in orphans:
         size = f"{orphan.size / 1e6:.1f} MB"
         click.echo(f"  {orphan.prefix}  {len(orphan.keys)} objects, {size}: {orphan.what}")

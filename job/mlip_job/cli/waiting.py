@@ -30,7 +30,7 @@ def wait_until_published(
     settings: SubmitConfig,
     tell: Callable[[str], None],
 ) -> Manifest:
-    """Wait for a generation; submit it again where its job ended by no fault of its own.
+    """Wait for a generation; resubmit it if its job was lost (preempted, evicted).
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ def wait_until_published(
     settings
         How often to look, and how often to submit again.
     tell
-        Hears what changes.
+        Receives a message at each change.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def wait_until_published(
 
 def _look(observatory: Observatory, generation: int) -> tuple[GenerationView, str]:
     view = observatory.look(generation)
-    job_failed = view.state in (State.FAILED, State.CANCELLED)  # of which the store knows no more
+    job_failed = view.state in (State.FAILED, State.CANCELLED)  # without more in the store
     for error in observatory.unread.values():
         if view.manifest is None and not job_failed and not _is_final(view, error):
             raise UnavailableError(error.message)
@@ -107,7 +107,7 @@ def _submit_again(
 
 
 def _is_final(view: GenerationView, error: MlipJobError) -> bool:
-    """Tell whether a job has ended, and the store that would tell more can't be read for long."""
+    """Return whether a job has ended while the store remains unavailable."""
     transient = isinstance(error, UnavailableError) and error.transient
     return view.state is State.ENDED and not transient
 

@@ -42,7 +42,7 @@ schema has no pattern for it, since helm prints a value that does not match."""
 
 
 class Part(BaseModel):
-    """Base of every part: frozen, unknown keys refused, values kept out of error texts.
+    """Base of every part: frozen, unknown keys rejected, values omitted from error texts.
 
     No text in it holds a secret or a control character: it may become a line of a script, of a log
     or of a published manifest.
@@ -56,7 +56,7 @@ class Part(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _texts_are_plain(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse what no text may hold; a part inside this one looks at its own texts."""
+        """Reject secrets and control characters; a nested part checks its own texts."""
         annotation = cls.model_fields[f"{info.field_name}"].annotation
         if not (isinstance(annotation, type) and issubclass(annotation, Part)):
             problem = problem_in(value)

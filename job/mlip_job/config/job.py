@@ -23,7 +23,7 @@ from mlip_job.naming import FAMILY_PATTERN
 class GateConfig(Part):
     """What a generation must fulfil to be accepted; null asks nothing. See docs/evaluation.md.
 
-    Where no limit is set, it is published with the words "no gate set".
+    Without limits, a generation is published with the verdict "no gate set".
     """
 
     max_energy_rmse_mev: Positive | None = Field(
@@ -46,13 +46,13 @@ class GateConfig(Part):
 
     @property
     def has_limits(self) -> bool:
-        """Whether it asks something of the potential itself, not only of how it compares."""
+        """Whether it limits the potential itself, not only its change."""
         limits = (self.max_energy_rmse_mev, self.max_force_rmse_mev)
         return any(limit is not None for limit in limits) or self.require_physics is True
 
 
 def verdict_word(*, accepted: bool, limits_set: bool | None, unchecked: bool) -> str:
-    """Return what is said of a published generation.
+    """Return the verdict on a published generation.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def verdict_word(*, accepted: bool, limits_set: bool | None, unchecked: bool) ->
 
 
 class EvaluationConfig(Part):
-    """What is found out about a potential after its fit."""
+    """Evaluation of a potential after its fit."""
 
     gate: GateConfig = GateConfig()
     active_set: bool | Literal["linear", "full"] = Field(
@@ -94,7 +94,7 @@ class EvaluationConfig(Part):
 
 
 class TrackingConfig(Part):
-    """A server that shows the runs of many projects side by side."""
+    """A tracking server for the runs of many projects."""
 
     secrets_belong: ClassVar[str] = (
         "take it out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
@@ -125,7 +125,7 @@ class TrackingConfig(Part):
 
 
 class DatabaseConfig(Part):
-    """Where the labelled structures are."""
+    """Database of the labelled structures."""
 
     secrets_belong: ClassVar[str] = "take it out and set MLIP_JOB_DATABASE_PASSWORD instead"
 
@@ -142,13 +142,13 @@ class DatabaseConfig(Part):
     )
 
     def for_generation(self, generation: int) -> Self:
-        """Return a copy whose selection names the generation where it said ``{generation}``."""
+        """Return a copy with ``{generation}`` replaced in its selection."""
         select = self.select.replace("{generation}", str(generation))
         return self.model_copy(update={"select": select})
 
 
 class DatasetConfig(Part):
-    """What becomes of the selected rows."""
+    """Validation and split of the selected rows."""
 
     seed: int = Field(
         42, description="Seed of the train/test split; no effect with dataset.split_key."
@@ -196,7 +196,7 @@ class DatasetConfig(Part):
 
 
 class StorageConfig(Part):
-    """Where datasets and generations are published."""
+    """Store of datasets and generations."""
 
     secrets_belong: ClassVar[str] = (
         "take it out and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
@@ -212,7 +212,7 @@ class StorageConfig(Part):
 
 
 class RunConfig(Part):
-    """How a run behaves on its machine; nothing here changes the potential."""
+    """Behaviour of a run on its machine; it does not change the potential."""
 
     checkpoint_interval: Positive = Field(
         300.0, description="s. Time between checkpoints; at most this much training is lost."
@@ -263,7 +263,7 @@ class JobConfig(Part):
 
     @model_validator(mode="after")
     def _measurable(self) -> Self:
-        """Refuse limits on errors that nothing is held out for."""
+        """Reject limits on errors without a test set."""
         gate = self.evaluation.gate
         limits = [
             f"evaluation.gate.{name}"
@@ -278,7 +278,7 @@ class JobConfig(Part):
         return self
 
     def fingerprint(self) -> str:
-        """Return the sha256 of what decides the potential: dataset and training settings.
+        """Return the sha256 of the dataset and training settings, which decide the potential.
 
         Where the database, the store or the work directory lie does not change it, nor does
         `require_gpu` or how the potential is judged.

@@ -36,7 +36,7 @@ ALTERNATIVES: Mapping[str, str] = {
 def explain(
     error: ValidationError, places: Mapping[tuple[str, ...], str] | None = None
 ) -> Iterator[str]:
-    """Yield a line for everything that is wrong.
+    """Yield a line for each error.
 
     Parameters
     ----------
@@ -70,10 +70,10 @@ def _lines(error: ValidationError) -> Iterator[tuple[Location, str]]:
 
 
 def _explain_alternatives(key: str, details: Sequence[Any]) -> Iterator[tuple[Location, str]]:
-    """Tell what is wrong inside the one kind of value that was meant, else name all kinds."""
+    """Explain the error in the kind of value that was meant, else name all kinds."""
     depth = max(len(detail["loc"]) for detail in details)
     deepest = [detail for detail in details if len(detail["loc"]) == depth]
-    # The third part of a location is pydantic's name of the kind; a value goes on from there.
+    # The third part of a location is pydantic's name of the kind; a value may be nested below it.
     kinds = {detail["loc"][2:3] for detail in deepest}
     if len(kinds) > 1 or depth <= len(("section", "key", "kind")):
         own = [d for d in details if d["type"] == "value_error"]

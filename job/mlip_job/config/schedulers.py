@@ -70,12 +70,12 @@ def _extra(option: str) -> str:
 
 
 def _is_gpu(resource: str) -> bool:
-    """Tell whether one of generic resources, ``gpu:a100:1``, is a GPU or a part of one."""
+    """Return whether a generic resource, ``gpu:a100:1``, is a GPU or a part of one."""
     return resource.removeprefix("gres:").partition(":")[0].lower() in _GPU_RESOURCES
 
 
 def _chooses_gpu_nodes(option: str) -> bool:
-    """Tell whether an option of sbatch asks for GPUs, or for the nodes that have them."""
+    """Return whether an option of sbatch requests GPUs or nodes with GPUs."""
     name = option.removeprefix("--").partition("=")[0]
     of_nodes = any(known.startswith(name) for known in ("constraint", "reservation"))
     return of_nodes or "gpu" in option.lower()
@@ -110,9 +110,9 @@ Memory = Annotated[str, AfterValidator(_memory)]
 
 
 class SlurmCpuConfig(Part):
-    """What jobs of linear fits ask of Slurm, which need no GPU.
+    """Slurm resources of linear fits, which need no GPU.
 
-    What is not given here is as for the fit, but for what its GPU, or the node of it, takes.
+    Unset keys are as for the fit, except those for its GPU or GPU node.
     """
 
     partition: Line | None = Field(
@@ -130,7 +130,7 @@ class SlurmCpuConfig(Part):
 
 
 class SlurmConfig(Part):
-    """What the batch script asks of Slurm, and what it runs on the node."""
+    """Resources of the batch script, and its commands on the node."""
 
     secrets_belong: ClassVar[str] = "put it into the file that submit.slurm.env_file names"
 
@@ -301,7 +301,7 @@ Manifest = dict[str, Any]
 
 
 class ClaimMount(Part):
-    """A PersistentVolumeClaim that the pod sees, e.g. with the database file or the store."""
+    """A PersistentVolumeClaim mounted in the pod, e.g. with the database file or the store."""
 
     claim: ObjectName = Field(description="Name of the PersistentVolumeClaim.")
     mount_path: MountPath = Field(description="Where the container sees it, e.g. /data.")
@@ -309,7 +309,7 @@ class ClaimMount(Part):
 
 
 class WithoutGpuConfig(Part):
-    """What Jobs of linear fits ask, which need no GPU.
+    """Resources of Jobs of linear fits, which need no GPU.
 
     What is not set is as for the fit. Only its GPUs, its RuntimeClass, its node_selector and its
     affinity, which choose nodes with GPUs, are not taken over.
@@ -324,7 +324,7 @@ class WithoutGpuConfig(Part):
 
 
 class KubernetesConfig(Part):
-    """What the Job asks of Kubernetes."""
+    """Settings of the Kubernetes Job."""
 
     secrets_belong: ClassVar[str] = (
         "put it into a Secret and name that in submit.kubernetes.secrets"
@@ -440,7 +440,7 @@ class KubernetesConfig(Part):
 
 
 class SubmitConfig(Part):
-    """Where ``mlip-job submit`` sends a run."""
+    """Scheduler for ``mlip-job submit``."""
 
     scheduler: Literal["kubernetes", "slurm", "local"] = Field(
         "local", description="kubernetes, slurm or local (a process of this machine)."

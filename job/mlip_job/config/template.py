@@ -1,4 +1,4 @@
-"""The commented configuration that ``mlip-job init`` writes, made from the models themselves."""
+"""The commented configuration of ``mlip-job init``, generated from the models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TrainingConfig: what the trainer is told, and the overrides of its input. Units: eV, Å, eV/Å."""
+"""TrainingConfig: settings of the trainer, and overrides of its input. Units: eV, Å, eV/Å."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mlip_job.removed import refuse_removed
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-# What the job itself guarantees; an override would break the guarantee behind its back.
+# What the job itself guarantees; an override would break the guarantee.
 OWNED_KEYS: Mapping[str, str] = {
     "cutoff": "training.cutoff",
     "potential.elements": "training.elements",
@@ -37,7 +37,7 @@ NOT_LINEAR = ("potential.embeddings", "fit.trainable_parameters")
 
 
 def check_overrides(overrides: Mapping[str, Any]) -> None:
-    """Refuse overrides of keys that follow from other settings.
+    """Reject overrides of keys that follow from other settings.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def check_overrides(overrides: Mapping[str, Any]) -> None:
 
 
 def check_linear(overrides: Mapping[str, Any]) -> None:
-    """Refuse overrides with which the loss is not what a linear start minimises.
+    """Reject overrides that change the loss minimised by a linear start.
 
     Raises
     ------
@@ -130,7 +130,7 @@ class ByGroup(Part):
 
 
 class TrainingConfig(Part):
-    """What pacemaker is asked to do; see docs/configuration.md for the mapping."""
+    """Settings of the fit by pacemaker; see docs/configuration.md for the mapping."""
 
     cutoff: Positive = Field(
         5.5, le=20, description="Å. Outer cutoff of the potential; 4 is better for molecules."

@@ -76,7 +76,7 @@ class SchedulerJob(BaseModel):
 
 
 class ProcessIdentity(BaseModel):
-    """Tells one process from all others, without naming its host.
+    """Identity of a process, without its host's name.
 
     Attributes
     ----------
@@ -114,12 +114,12 @@ class ProcessIdentity(BaseModel):
         )
 
     def is_gone(self, seen_by: ProcessIdentity) -> bool:
-        """Tell whether `seen_by`, the asking process, can see that this one has ended."""
+        """Return whether `seen_by`, the calling process, can see that this one has ended."""
         return self.host == seen_by.host and _started(self.pid) != self.started
 
 
 class HostClass(BaseModel):
-    """What kind of machine it was, without saying which.
+    """Class of the machine, without its name.
 
     Attributes
     ----------
@@ -142,7 +142,7 @@ class HostClass(BaseModel):
 
 
 class RunEnvironment(BaseModel):
-    """What a run ran on."""
+    """Environment of a run."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -1,4 +1,4 @@
-"""Child processes: they die with this one, and leave the scheduler's signals to it."""
+"""Child processes: they end with this one, which alone handles the scheduler's signals."""
 
 from __future__ import annotations
 
