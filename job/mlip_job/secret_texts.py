@@ -126,7 +126,7 @@ def secret_in(text: str) -> str | None:
 
 
 def is_secret_variable(name: str) -> bool:
-    """Tell whether the value of an environment variable is secret by its name."""
+    """Return whether the name of an environment variable marks its value as secret."""
     return _VARIABLE.match(name) is not None and name not in NOT_SECRET
 
 

@@ -133,7 +133,7 @@ def _too_much(event: yaml.Event, problem: str) -> YamlError:
 
 
 def _describe(error: yaml.MarkedYAMLError) -> str:
-    """Say what is wrong and where, without names of aliases and tags: they may be passwords."""
+    """Describe an error and its place, without names of aliases and tags: they may be passwords."""
     words = (text.partition(": ")[0] for text in (error.context, error.problem) if text)
     problem = re.sub(r"\s*'[^'<>]{2,}'", "", ", ".join(words))
     mark = error.problem_mark or error.context_mark

@@ -132,7 +132,7 @@ def _is_here(run: TrainingNow) -> bool:
 
 
 def _is_same(claimed: SchedulerJob, job: JobHandle) -> bool:
-    """Tell whether a claim was taken by a job, or by a pod of its Job."""
+    """Return whether a claim belongs to a job, or to a pod of its Job."""
     job_id = job.id.partition(";")[0]
     return claimed.id == job_id or claimed.id.startswith(f"{job_id}/")
 

@@ -96,7 +96,7 @@ def _look(observatory: Observatory, generation: int) -> tuple[GenerationView, st
 def _submit_again(
     name: str, submit_again: Callable[[], JobHandle], tell: Callable[[str], None]
 ) -> int:
-    """Submit again; return how often: not at all where the scheduler takes no job for now."""
+    """Resubmit; return how often: 0 while the scheduler rejects jobs."""
     try:
         job = name_of(submit_again())
     except UnavailableError as error:

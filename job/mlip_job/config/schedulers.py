@@ -62,7 +62,7 @@ def _extra(option: str) -> str:
     match = _OPTION.fullmatch(option)
     if match is None:
         raise ValueError(f"{option!r} is no option in the form --name or --name=value")
-    # sbatch takes any beginning of an option that is no other's, so that one is refused too.
+    # sbatch accepts any unambiguous prefix of an option, so prefixes are rejected too.
     for owned, setting in OWNED_OPTIONS.items():
         if owned.startswith(match.group(1)):
             raise ValueError(f"sets --{owned}, which follows from {setting}")

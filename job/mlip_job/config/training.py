@@ -298,7 +298,7 @@ class TrainingConfig(Part):
             raise ValueError("max_iter is 0, but overrides.fit.maxiter asks for iterations")
 
     def _check_second_set(self) -> None:
-        """Refuse a second set besides the validation part, and what needs one where none is."""
+        """Reject a second set besides the validation part, and keys that need a missing one."""
         if self.validation_fraction > 0 and self.test_evaluation != "end":
             raise ValueError(
                 f"test_evaluation: {self.test_evaluation} measures the test set during the fit, "

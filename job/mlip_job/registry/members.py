@@ -143,7 +143,7 @@ def read_agreement(registry: Registry, generation: int) -> Agreement | None:
 def require_one_kind(
     registry: Registry, generation: int, members: int | None, *, fresh: bool
 ) -> None:
-    """Refuse a single fit where an ensemble is half trained, and the other way round.
+    """Reject a single fit if an ensemble is partly trained, and vice versa.
 
     Parameters
     ----------

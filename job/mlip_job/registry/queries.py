@@ -1,6 +1,6 @@
 """Cache of the dataset last built for a query: ``queries/<key>.json``.
 
-A hint that saves an export, nothing more: any of these objects may be removed, or written anew. A
+A hint that saves an export, nothing more: any of these objects may be removed or rewritten. A
 dataset is what its record says, and is found only if that has the hash that was noted.
 """
 

@@ -287,7 +287,7 @@ def current_array_index() -> int | None:
 def job_of_this_start() -> str | None:
     """Return what names a scheduler's job in all its starts, and no other job; None by hand.
 
-    Unlike `SchedulerJob`, which a Job of the same name that is made anew shares.
+    Unlike `SchedulerJob`, it differs for a re-created Job of the same name.
     """
     if job_id := os.environ.get("SLURM_JOB_ID"):
         return f"slurm/{job_id}"
