@@ -101,8 +101,8 @@ def submit_command(
     """Submit a generation to Slurm, Kubernetes or this machine.
 
     The same submission again, while its job waits or runs, returns that job. A generation that
-    exists is rejected (73). With --wait, a job that was lost (preempted, evicted) is resubmitted,
-    and the exit code is that of the run.
+    exists is rejected (73). With --wait, a job that ended for an external reason, e.g. preemption,
+    is resubmitted, and the exit code is that of the run.
     """
     from mlip_job.registry import Registry
     from mlip_job.schedulers.base import JobRequest

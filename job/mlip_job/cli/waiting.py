@@ -30,7 +30,7 @@ def wait_until_published(
     settings: SubmitConfig,
     tell: Callable[[str], None],
 ) -> Manifest:
-    """Wait for a generation; resubmit it if its job was lost (preempted, evicted).
+    """Wait for a generation; resubmit it if its job ended for an external reason, e.g. preemption.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def wait_until_published(
 
 def _look(observatory: Observatory, generation: int) -> tuple[GenerationView, str]:
     view = observatory.look(generation)
-    job_failed = view.state in (State.FAILED, State.CANCELLED)  # without more in the store
+    job_failed = view.state in (State.FAILED, State.CANCELLED)  # final: the store adds nothing
     for error in observatory.unread.values():
         if view.manifest is None and not job_failed and not _is_final(view, error):
             raise UnavailableError(error.message)

@@ -21,7 +21,7 @@ from mlip_job.naming import FAMILY_PATTERN
 
 
 class GateConfig(Part):
-    """What a generation must fulfil to be accepted; null asks nothing. See docs/evaluation.md.
+    """Limits for accepting a generation; null sets none. See docs/evaluation.md.
 
     Without limits, a generation is published with the verdict "no gate set".
     """

@@ -47,7 +47,7 @@ def check_prefix(prefix: str) -> str:
 
 
 def is_relative(name: str) -> bool:
-    """Return whether a name is printable, of bounded length, and a path without escape."""
+    """Return whether a name is printable, of bounded length, and stays below its folder."""
     if not name.isprintable() or "\\" in name or len(name.encode()) > _LONGEST:
         return False
     return not any(
