@@ -1,4 +1,4 @@
-"""The evaluation of a potential after its fit; docs/evaluation.md says what is measured and how.
+"""Evaluate a potential after its fit; docs/evaluation.md describes each measurement.
 
 ::
 
@@ -6,5 +6,5 @@
                      ▲                                        ▲
                  potential ─▶ physics, energy_volume ─────────┘
 
-`results` are the models of what comes out.
+`results` defines the models of the result.
 """

@@ -1,4 +1,4 @@
-"""Predictions that contradict the labels, which may have other signs, units or orders."""
+"""Detect labels with a wrong sign, unit or component order from the predictions."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from mlip_job.dataset.row import FloatArray
     from mlip_job.evaluation.measure import Measured
 
-_SMALL_FORCES = 0.01  # eV/Å, RMS: noise that nothing can be said of
+_SMALL_FORCES = 0.01  # eV/Å, RMS: smaller forces are noise
 _FEWEST_ENERGIES, _SMALL_ENERGIES = 5, 0.001  # eV/atom, standard deviation
-_FAR_BETTER = 0.25  # of the squared error: half of the error
+_FAR_BETTER = 0.25  # of the squared error, i.e. half of the error
 _OPPOSITE, _CHANCE = 0.2, 3.0
-"""A correlation below -0.2 is no chance, if it is also 3/√n away from zero."""
+"""A correlation below -0.2 is significant if it is also 3/√n away from zero."""
 
 _ORDERS: Mapping[str, tuple[int, ...]] = {
     "xx, yy, zz, yz, xz, xy": (0, 1, 2, 3, 4, 5),
@@ -27,7 +27,7 @@ _ORDERS: Mapping[str, tuple[int, ...]] = {
     "xx, yy, zz, xy, xz, yz": (0, 1, 2, 5, 4, 3),
     "xx, xy, xz, yy, yz, zz": (0, 3, 5, 4, 2, 1),
 }
-"""Of the six numbers of a label: where each of ASE's (the first order) is found in it."""
+"""Positions of ASE's six stress components (the first order) in a label of another order."""
 
 _VOIGT = next(iter(_ORDERS))
 _SIGNS = {1.0: "", -1.0: "the opposite sign"}
@@ -37,7 +37,7 @@ _VIRIAL = "eV, multiplied by the volume"
 
 @dataclass
 class PairMoments:
-    """Sums over pairs of values: a label, and what was predicted."""
+    """Sums over pairs of a label and its prediction."""
 
     count: int = 0
     sums: FloatArray = field(default_factory=lambda: np.zeros(2))
@@ -63,24 +63,24 @@ class PairMoments:
 
     @property
     def spread(self) -> float:
-        """Their standard deviation: the error of predicting their mean."""
+        """Standard deviation of the labels: the error of predicting their mean."""
         return math.sqrt(max(0.0, self._covariance()[0, 0]))
 
     @property
     def cosine(self) -> float:
-        """How far they point in the same direction: from -1 to 1, as a correlation about zero."""
+        """Cosine similarity of labels and predictions: a correlation about zero, from -1 to 1."""
         size = math.sqrt(self.products[0, 0] * self.products[1, 1])
         return float(self.products[0, 1] / size) if size else 0.0
 
     @property
     def correlation(self) -> float:
-        """Pearson's."""
+        """Pearson correlation."""
         covariance = self._covariance()
         size = math.sqrt(covariance[0, 0] * covariance[1, 1])
         return float(covariance[0, 1] / size) if size else 0.0
 
     def is_opposite(self, correlation: float) -> bool:
-        """Tell whether a correlation of so many pairs is negative, and not by chance."""
+        """Tell whether the correlation of `count` pairs is significantly negative."""
         return correlation < -max(_OPPOSITE, _CHANCE / math.sqrt(self.count))
 
     def _covariance(self) -> FloatArray:
@@ -90,7 +90,7 @@ class PairMoments:
 
 
 class Contradictions:
-    """Collects sums that tell wrong labels from a poor potential."""
+    """Collects sums that distinguish wrong labels from a poor potential."""
 
     def __init__(self) -> None:
         self._energies = PairMoments()

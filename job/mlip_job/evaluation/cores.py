@@ -1,10 +1,10 @@
-"""The ZBL cores that pacemaker puts on a potential after its fit.
+"""The ZBL cores that pacemaker adds to a potential after its fit.
 
-It puts them at the shortest distance of each pair in what was fitted, within 0.1 Å of it. Where
-other data come only a little closer, which for many pairs they do by chance, the published
-potential would be tens of eV off from what was fitted. So each core begins below the shortest
-distance of *all* data: where there is data the potential is the one that was fitted, and the test
-set measures how good it is there; where there is none, it is repulsive.
+Pacemaker places each core within 0.1 Å of the shortest distance of its pair in the fitted data.
+Other data often come slightly closer by chance; there the published potential would differ from
+the fitted one by tens of eV. Each core is therefore moved below the shortest distance of *all*
+data: within the data the potential is the fitted one, and the test set measures its error; below
+all data it is repulsive.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
     from mlip_job.evaluation.potential import Pair
 
-_MARGIN = 1e-6  # Å: distances between positions that were written to 1e-8 Å
+_MARGIN = 1e-6  # Å: rounding error of distances, as positions are written to 1e-8 Å
 
 
 @dataclass(frozen=True)
 class Core:
-    """Where the ZBL core of a pair acts, Å: alone below `inner`, not at all above `outer`."""
+    """Range of the ZBL core of a pair, Å: only the core below `inner`, no core above `outer`."""
 
     inner: float
     outer: float
 
 
 def cores_of(content: Mapping[str, Any]) -> dict[Pair, Core]:
-    """Return the ZBL cores in a potential's YAML; empty where it has none."""
+    """Return the ZBL cores in a potential's YAML; empty without any."""
     return {
         pair: Core(float(block["r_in"]) - float(block["delta_in"]), float(block["r_in"]))
         for block in content["species"]
@@ -46,7 +46,7 @@ def cores_of(content: Mapping[str, Any]) -> dict[Pair, Core]:
 def shortest_distances(
     structures: Path, reach: float, counts: Callable[[int], bool] = lambda _: True
 ) -> dict[Pair, float]:
-    """Return the shortest distance (Å) of each pair that comes closer than `reach`."""
+    """Return the shortest distance (Å) of each pair within `reach`."""
     shortest: dict[Pair, float] = {}
     for block in read_blocks(structures):
         if not counts(row_id(block)):
@@ -60,7 +60,7 @@ def shortest_distances(
 
 
 def shorter(one: Mapping[Pair, float], other: Mapping[Pair, float]) -> dict[Pair, float]:
-    """Return the shorter distance of each pair that either knows."""
+    """Merge two mappings; return the shorter distance of each pair."""
     pairs = {*one, *other}
     return {p: min(one.get(p, math.inf), other.get(p, math.inf)) for p in pairs}
 
@@ -68,7 +68,7 @@ def shorter(one: Mapping[Pair, float], other: Mapping[Pair, float]) -> dict[Pair
 def clear_of_cores(
     content: Mapping[str, Any], shortest: Mapping[Pair, float]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return a potential whose cores begin below these distances, and a note for each moved one."""
+    """Move a potential's cores below these distances; return it with a note for each moved core."""
     species: list[Mapping[str, Any]] = []
     notes = {}
     for block in content["species"]:

@@ -1,4 +1,4 @@
-"""Energy over volume: one minimum, at the volume and with the bulk modulus of the data."""
+"""Check the energy-volume curve: a single minimum, with the data's volume and bulk modulus."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
     from mlip_job.evaluation.reference_structures import AtRest, ReferenceStructures, Stable
     from mlip_job.evaluation.results import Verdict
 
-# Relative to the structure's own, which need not be relaxed; the fit takes 10 % around the minimum.
+# Relative to the structure's volume, which may be unrelaxed; the fit uses 10 % around the minimum.
 _VOLUMES = np.linspace(0.76, 1.36, 31)
 _STEP = 0.02
-_LEAST_VOLUME = 0.4  # there a crystal is under more than 1000 GPa, also where no core begins before
+_LEAST_VOLUME = 0.4  # a crystal is above 1000 GPa here, with or without a core
 _FITTED = 0.101
 _EQUATION = "birchmurnaghan"
-"""F. Birch, Phys. Rev. 71, 809 (1947), of third order, as `ase.eos` has it."""
+"""Third order, F. Birch, Phys. Rev. 71, 809 (1947), as in `ase.eos`."""
 
 NOT_POSSIBLE = "energy over volume not possible: no bulk structure"
 
 _DIP = 0.005
-"""eV/atom; a smaller decrease is not a descent."""
+"""eV/atom; smaller decreases are ignored."""
 
 _FEWEST_POINTS = 5
 _FITTED_OF_DATA = 0.16
 _POOR_FIT = 0.005  # eV/atom
-_FAR = 0.15  # from the volume of the most stable structure, which is strained by less
+_FAR = 0.15  # relative to the most stable structure, whose strain is smaller
 _VOLUME_TOLERANCE, _MODULUS_TOLERANCE = 0.03, 0.25
 
 
@@ -52,7 +52,7 @@ class Minimum:
     modulus: float
 
     def __str__(self) -> str:
-        """Name both."""
+        """Format volume and bulk modulus."""
         return f"{self.volume:.2f} Å³ per atom, bulk modulus {self.modulus:.0f} GPa"
 
 
@@ -65,9 +65,9 @@ def check_energy_volume(
 ) -> Iterator[EnergyVolumeCheck]:
     """Check the most stable bulk of each element, and a second structure.
 
-    Without any bulk structure the most stable slab, wire or molecule is scaled instead, which can
-    fail but not pass: it has neither a volume nor a bulk modulus. With ZBL cores the scan goes on
-    until they take over, else to the shortest distances of the data (Å).
+    Without any bulk structure the most stable slab, wire or molecule is scaled instead. It has
+    neither a volume nor a bulk modulus, so this check can fail but not pass. The scan extends to
+    the ZBL cores, or without any to the shortest distances of the data (Å).
     """
     scan = _Scan(potential, lowest, reference_energies, cores, shortest)
     second = lowest.second_bulk()
@@ -127,7 +127,7 @@ class _Scan:
         )
 
     def check_without_bulk(self, name: str) -> EnergyVolumeCheck:
-        """Scale a structure with its vacuum: it can fail, but nothing else is decided."""
+        """Scale a structure with its vacuum; the check can fail but not pass."""
         message = f"{NOT_POSSIBLE} in the data"
         structure = self.lowest.largest_set(bulk=False)
         if structure is None or structure.shortest is None:
@@ -147,7 +147,7 @@ class _Scan:
         )
 
     def _relative_volumes(self, atoms: Atoms) -> FloatArray:
-        """Return what is scanned: the usual volumes, and on to where a core or the data ends."""
+        """Return the volumes to scan, extended to the ZBL core or the end of the data."""
         ends = {pair: core.inner for pair, core in self.cores.items()} or self.shortest
         reached = _LEAST_VOLUME
         pairs = neighbor_list("ijd", atoms, self.potential.cutoff)
@@ -171,12 +171,12 @@ class _Scan:
 
 
 def instability(relative: FloatArray, energies: FloatArray) -> str | None:
-    """Return in words where a structure would collapse or fly apart, or None.
+    """Describe where a structure would collapse or fly apart; None if it is stable.
 
-    A barrier does not help, however high: a bad start, a cascade or a large time step passes it,
-    and then nothing brings the atoms back.
+    Even a high barrier does not make it stable: a bad initial structure, a collision cascade or a
+    large time step can cross it, and no force restores the structure.
 
-    Volumes are relative to the structure's own, from the smallest; energies are per atom.
+    Volumes are relative to the structure's volume, in ascending order; energies are per atom.
     """
     bottom = _downhill(energies, _at_own_volume(relative))
     if bottom == len(energies) - 1:
@@ -204,7 +204,7 @@ def instability(relative: FloatArray, energies: FloatArray) -> str | None:
 
 
 def minimum_of(volumes: FloatArray, energies: FloatArray, start: int) -> Minimum | None:
-    """Return the minimum that a crystal at a point would relax into, or None without one."""
+    """Return the minimum that a crystal relaxes into from a point; None without one."""
     bottom = _downhill(energies, start)
     if bottom in (0, len(energies) - 1):
         return None
@@ -214,7 +214,7 @@ def minimum_of(volumes: FloatArray, energies: FloatArray, start: int) -> Minimum
 
 
 def minimum_of_data(points: Sequence[AtRest]) -> Minimum | None:
-    """Return the minimum of the data's own curve; None where its points determine none."""
+    """Return the minimum of the curve in the data; None if its points do not determine one."""
     points = sorted(points, key=lambda point: point.volume)
     if not points:
         return None
@@ -238,7 +238,7 @@ def _differences(found: Minimum, wanted: Minimum) -> Iterator[str]:
 
 
 def _far_from_own(relative: FloatArray, energies: FloatArray) -> str | None:
-    """Return in words whether the most stable structure of the data would leave its volume."""
+    """Describe how far the most stable structure relaxes from its volume, if too far."""
     minimum = relative[_downhill(energies, _at_own_volume(relative))]
     if abs(minimum - 1) <= _FAR:
         return None
@@ -253,11 +253,11 @@ def _fit(volumes: FloatArray, energies: FloatArray) -> tuple[Minimum, float] | N
     """Return the minimum of an equation of state, and its error (eV/atom); None without one."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a poor fit shows in what is checked below
+            warnings.simplefilter("ignore")  # the checks below detect a poor fit
             equation = EquationOfState(volumes, energies, eos=_EQUATION)
             volume, _, modulus = equation.fit(warn=False)
             fitted = equation.func(volumes, *equation.eos_parameters)
-    except (RuntimeError, TypeError, ValueError):  # scipy finds no parameters
+    except (RuntimeError, TypeError, ValueError):  # scipy did not converge
         return None
     if not (volumes[0] < volume < volumes[-1] and modulus > 0):
         return None
@@ -266,7 +266,7 @@ def _fit(volumes: FloatArray, energies: FloatArray) -> tuple[Minimum, float] | N
 
 
 def _downhill(energies: FloatArray, start: int) -> int:
-    """Return the local minimum that a structure would relax into."""
+    """Return the local minimum that a structure relaxes into."""
     while True:
         neighbours = range(max(0, start - 1), min(len(energies), start + 2))
         lower = min(neighbours, key=lambda index: energies[index])

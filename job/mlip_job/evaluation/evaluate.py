@@ -1,4 +1,4 @@
-"""Measure, compare, check and judge a potential after its fit."""
+"""Evaluate a potential after its fit: errors, comparison, physics checks and gate."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ if TYPE_CHECKING:
     from mlip_job.naming import DatasetFiles
     from mlip_job.training.summary import RunSummary
 
-_CHECKED_AGAINST_BASIS = 1000  # training structures, spread evenly over them
+_CHECKED_AGAINST_BASIS = 1000  # training structures, evenly spaced over the set
 
 RELATIVE_TOLERANCE = 1e-3
-"""Pacemaker's RMSEs are not weighted, whatever its loss is, and cover the structures that it fitted
-(`pyace.metrics_aggregator.FitMetrics.compute_metrics`). Measured, those of the artefact agree to a
-relative 3e-7: its splines, and positions to 1e-8 Å."""
-_FLOOR_MEV = 0.01  # in an almost exact fit relative differences mean nothing
+"""Relative tolerance. Pacemaker's RMSEs are unweighted for any loss, over the fitted structures
+(`pyace.metrics_aggregator.FitMetrics.compute_metrics`). Splines and positions rounded to 1e-8 Å
+cause a measured difference of 3e-7."""
+_FLOOR_MEV = 0.01  # relative differences are meaningless for an almost exact fit
 
 CONVERSION_TOLERANCE_MEV = 1e-3
-"""meV/atom and meV/Å; measured, artefact and B-basis agree to 1e-15 eV."""
+"""meV/atom and meV/Å; the measured difference of artefact and B-basis is 1e-15 eV."""
 
 _HINT = (
     "the fit is kept, the file is not published: run again to convert and measure once more; "
@@ -57,9 +57,9 @@ _HINT = (
 
 @dataclass(frozen=True)
 class Predecessor:
-    """The generation that a new one is compared with, by its published ``.yace``.
+    """The generation that a new one is compared with, evaluated by its published ``.yace``.
 
-    `common_test_rows` are test rows for both generations, of elements that it knows.
+    `common_test_rows` are test rows of both generations whose elements the predecessor covers.
     """
 
     generation: int
@@ -75,14 +75,14 @@ class Subject:
     Attributes
     ----------
     fitted
-        Pacemaker's own figures.
+        Figures reported by pacemaker.
     left_out
-        Rows per side that the weighting kept out of the fit. They are not measured: nothing asked
-        the potential to describe them, and pacemaker's figures lack them too.
+        Rows per side that the weighting excluded from the fit. They are not measured, because the
+        potential was not fitted to them and pacemaker's figures exclude them too.
     validation
-        Training rows that were kept out of the fit to choose its best iteration.
+        Training rows that choose the best iteration; not fitted.
     notes
-        What earlier stages could not do.
+        Failures of earlier stages.
     """
 
     models: Models
@@ -96,7 +96,7 @@ class Subject:
     notes: tuple[str, ...] = ()
 
     def tasks(self, side: Side, every: int = 1) -> Iterator[Task]:
-        """Yield the fitted structures of a side, every n-th for the basis as well."""
+        """Yield tasks for the fitted structures of a side; every n-th includes the basis."""
         out = frozenset(self.left_out.get(side, ()))
         for number, block in enumerate(read_blocks(self.dataset.xyz(side))):
             if not (out and row_id(block) in out):
@@ -111,9 +111,9 @@ def evaluate(
     cores: int,
     look: Callable[[int], None],
 ) -> Evaluation:
-    """Measure, compare, check and judge a potential.
+    """Evaluate a potential.
 
-    `look` gets the number of structures measured since the last call; it may raise.
+    `look` receives the number of structures measured since its last call; it may raise.
 
     Raises
     ------
@@ -166,12 +166,12 @@ def evaluate(
 def agreement(
     side: Literal["train", "test", "validation"], ours: SetTally | PartTally, theirs: Errors | None
 ) -> Agreement | None:
-    """Compare the errors of the artefact with pacemaker's; None if pacemaker gave none.
+    """Compare the errors of the artefact with pacemaker's; None if pacemaker reported none.
 
     Raises
     ------
     TrainingError
-        If they differ; it names both figures.
+        If they differ; the message names both figures.
     """
     if theirs is None:
         return None
@@ -224,7 +224,7 @@ def conversion(train: SetTally, test: SetTally) -> Conversion:
 
 
 def _agreements(subject: Subject, train: SetTally, test: SetTally) -> tuple[Agreement, ...]:
-    """Compare each set that pacemaker was given; its second one is the validation part or test."""
+    """Compare each set given to pacemaker; the second is the validation part or the test set."""
     fitted = subject.fitted
     if subject.validation:
         found = (
@@ -239,7 +239,7 @@ def _agreements(subject: Subject, train: SetTally, test: SetTally) -> tuple[Agre
 def _compare(
     subject: Subject, *, cores: int, look: Callable[[int], None]
 ) -> ParentComparison | None:
-    """Evaluate both potentials on the structures that are test for both; None if there are none."""
+    """Evaluate both potentials on their common test structures; None without any."""
     predecessor, models = subject.predecessor, subject.models
     if predecessor is None:
         return None
@@ -290,7 +290,7 @@ def _notes(
 
 
 def _speed(subject: Subject, potential: Potential) -> Speed:
-    """Measure on the test set, or on the training set if nothing is held out."""
+    """Measure the speed on the test set, or on the training set if nothing is held out."""
     counts, atoms = subject.record.counts, subject.record.atoms
     return measure_speed(
         potential,

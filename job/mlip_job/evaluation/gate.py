@@ -1,4 +1,4 @@
-"""Whether a generation is accepted."""
+"""The gate, which accepts or rejects a generation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 _NEGLIGIBLE_MEV_PER_ATOM, _NEGLIGIBLE_MEV_PER_ANGSTROM = 0.5, 2.0
-"""Differences that reference data do not resolve: no regression, however large relatively."""
+"""Differences below the accuracy of reference data; never a regression."""
 
 
 def judge(
@@ -44,7 +44,7 @@ def judge(
 
 
 def _unchecked(physics: Sequence[PhysicsCheck]) -> Iterator[str]:
-    """Yield the reason if no check of compression, or none of dynamics, was possible."""
+    """Yield a reason for each kind of check (compression, dynamics) that was not possible."""
     for kind in ("energy_volume", "dynamics"):
         checks = [check for check in physics if check.kind == kind]
         if checks and all(check.verdict == "skipped" for check in checks):
@@ -61,7 +61,7 @@ def _too_large(gate: GateConfig, test: SetEvaluation) -> Iterator[str]:
         ("energy", "meV/atom", test.energy_mev_per_atom.rmse, gate.max_energy_rmse_mev),
         ("force", "meV/Å", test.force_mev_per_angstrom.rmse, gate.max_force_rmse_mev),
     ):
-        if limit is not None and not found <= limit:  # NaN is over any limit
+        if limit is not None and not found <= limit:  # NaN exceeds any limit
             yield (
                 f"the {what} RMSE on the test set is {found:.4g} {unit}, "
                 f"more than the {limit:g} that the gate allows"

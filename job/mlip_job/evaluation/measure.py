@@ -1,4 +1,4 @@
-"""Measure structures with the models, in batches over all cores; memory stays flat."""
+"""Evaluate structures in batches on all cores, with constant memory."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 class Models:
     """The potentials to evaluate.
 
-    `artefact` is measured, and compared with the `basis` that it was converted from, whose active
-    set gives extrapolation grades. Energies lack the reference energies (eV per atom).
+    `artefact` is measured and compared with `basis`, the potential it was converted from. The
+    active set of `basis` gives extrapolation grades. Energies exclude the reference energies
+    (eV per atom).
     """
 
     artefact: Path
@@ -51,15 +52,15 @@ class Measured:
     forces_reference, forces_predicted
         eV/Å.
     stress
-        Reference and prediction (eV/Å³), and volume (Å³), of a periodic structure with a label.
+        Reference and prediction (eV/Å³) and volume (Å³); only of labelled periodic structures.
     shortest
         Shortest distance of each pair of elements, Å.
     conversion
-        Differences of artefact and basis: eV/atom, and the largest force component in eV/Å.
+        Differences between artefact and basis: energy in eV/atom, largest force component in eV/Å.
     grade
         Largest extrapolation grade of its atoms.
     reference_energy
-        eV/atom; part of both energies.
+        eV/atom; included in both energies.
     """
 
     row_id: int
@@ -79,7 +80,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Task:
-    """One structure to measure; `doubly` with the basis too."""
+    """One structure to measure; with `doubly`, also by the basis."""
 
     block: str
     doubly: bool
@@ -87,7 +88,7 @@ class Task:
 
 @dataclass
 class Batch:
-    """The results of some tasks, in their order."""
+    """The results of some tasks, in task order."""
 
     measured: list[Measured] = field(default_factory=list)
     lowest: ReferenceStructures = field(default_factory=ReferenceStructures)
@@ -107,7 +108,7 @@ class Measurer:
         Raises
         ------
         TrainingError
-            If an answer holds NaN or infinity.
+            If a prediction contains NaN or infinity.
         """
         batch = Batch(lowest=ReferenceStructures(self._artefact.cutoff))
         for task in tasks:
@@ -154,13 +155,13 @@ class Measurer:
         return sum(self._models.reference_energies[symbol] for symbol in structure.atoms.symbols)
 
 
-_BATCH_ATOMS = 1000  # takes a second or so, also with a large basis
-_ATOMS_WORTH_A_PROCESS = 20_000  # its start takes seconds of imports
+_BATCH_ATOMS = 1000  # about a second, even for a large basis
+_ATOMS_WORTH_A_PROCESS = 20_000  # its imports take seconds
 _SECONDS_FOR_A_SIGNAL = 0.5
 
 
 class Measurers:
-    """Context manager: as many worker `processes` as are worth their start, or this one alone."""
+    """Context manager of worker `processes`; small sets are measured in this process."""
 
     def __init__(self, models: Models, *, atoms: int, cores: int) -> None:
         processes = min(cores, atoms // _ATOMS_WORTH_A_PROCESS)
@@ -189,7 +190,7 @@ class Measurers:
         Raises
         ------
         TrainingError
-            If a potential can't be loaded or answers with NaN, or a process dies.
+            If a potential can't be loaded or predicts NaN, or a process dies.
         """
         if self._pool is None:
             self._own = self._own or Measurer(self._models)
@@ -198,7 +199,7 @@ class Measurers:
         try:
             yield from in_order(self._pool, _measure, _in_batches(tasks), self.processes)
         except BrokenProcessPool:
-            # Perhaps a signal was sent to all processes of the job; then our own handler raises.
+            # If a signal was sent to all processes of the job, our handler raises here.
             time.sleep(_SECONDS_FOR_A_SIGNAL)
             raise TrainingError(
                 "a process that evaluated the potential died, most likely out of memory",

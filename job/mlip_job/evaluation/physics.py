@@ -1,4 +1,4 @@
-"""Physics checks where no data says what is right: dimers, smoothness and dynamics."""
+"""Physics checks that need no reference data: dimers, smoothness and dynamics."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check_physics(
     reference_energies: Mapping[str, float],
     dynamics_steps: int,
 ) -> tuple[PhysicsCheck, ...]:
-    """Return all checks, with their verdicts."""
+    """Return all checks with their verdicts."""
     cores = cores_of(content)
     start = lowest.for_dynamics()
     hot = hotter_than(lowest.temperature_k(start)) if start is not None else TEMPERATURE_K
@@ -48,16 +48,16 @@ def check_physics(
     )
 
 
-_NEAREST = 0.4  # times the distance below which the curve has to be repulsive
+_NEAREST = 0.4  # times the distance below which the curve must be repulsive
 _POINTS_BELOW, _POINTS_ABOVE = 40, 50
 
 _STRONGEST_BOND = 12.0
-"""eV; that of CO, 11.1 eV, is the strongest (CRC Handbook of Chemistry and Physics)."""
+"""eV; CO has the strongest bond, 11.1 eV (CRC Handbook of Chemistry and Physics)."""
 _HUMP = 0.1  # eV
 
 _JUMP_ANGSTROM = 1e-4
 _MAX_JUMP_MEV_PER_ANGSTROM = 5.0
-"""What is left of the curvature of a steep ZBL core between points so close is below 1."""
+"""meV/Å; at this step the residual curvature of a steep ZBL core is below 1."""
 
 
 def check_dimers(
@@ -71,7 +71,7 @@ def check_dimers(
 
 
 def check_smoothness(potential: Potential, cores: Mapping[Pair, Core]) -> Iterator[SmoothnessCheck]:
-    """Yield how large a jump the force of every pair makes where something is switched off."""
+    """Yield the largest jump of each pair's force where the cutoff or the ZBL core switches off."""
     for pair in combinations_with_replacement(potential.elements, 2):
         yield _check_jump(potential, pair, "cutoff", [potential.cutoff])
         if core := cores.get(pair):
@@ -123,9 +123,9 @@ def _check_curve(
 
 
 def _hole(distances: FloatArray, energies: Sequence[float]) -> float | None:
-    """Return the distance (Å) of a minimum at short range that no bond explains, or None.
+    """Return the distance (Å) of an unphysical short-range minimum, or None.
 
-    One is deeper than any bond, or lies behind a hump that atoms come over.
+    Such a minimum is deeper than any bond, or lies behind a barrier that atoms can cross.
     """
     inner = np.array(energies[:_POINTS_BELOW])
     deepest = int(inner.argmin())
@@ -158,8 +158,8 @@ def _check_jump(
 def _jump(potential: Potential, pair: Pair, distance: float) -> float:
     """Return the jump of the force at a distance, eV/Å.
 
-    A smooth force changes by F'·h over a step h, a jump stays as h shrinks: twice the change over
-    half the step, less that over the whole one, leaves the jump.
+    A smooth force changes by F'·h over a step h, while a jump is independent of h. Twice the
+    change over half the step minus the change over the whole step is therefore the jump.
     """
 
     def change(step: float) -> float:
@@ -187,15 +187,15 @@ _MIN_ATOMS = 32  # of a supercell
 _LIGHT_U = 10.0  # lighter atoms vibrate faster: half the time step
 _MAX_DRIFT_MEV_PER_ATOM_PER_PS = 2.0
 _MAX_HEATING_K = 3000.0
-"""The structure begins as the most stable one: what is 0.4 eV/atom below it is a collapse."""
+"""The initial structure is the most stable one: 0.4 eV/atom below it is a collapse."""
 _BEYOND = 1.25
 _LEAST_HOT_K, _MOST_HOT_K = 1000.0, 3000.0
 
 
 def hotter_than(data_k: float) -> float:
-    """Return a temperature beyond that of the data, within limits that any crystal is used at.
+    """Return a temperature above that of the data, within limits common for crystals.
 
-    A run begins without potential energy, and ends with half of its kinetic energy.
+    A run starts at the minimum of the potential energy and loses half of its kinetic energy.
     """
     return round(min(max(2 * _BEYOND * data_k, _LEAST_HOT_K), _MOST_HOT_K), -1)
 
@@ -207,10 +207,10 @@ def check_dynamics(
     steps: int,
     temperature_k: float = TEMPERATURE_K,
 ) -> DynamicsCheck:
-    """Run a structure at constant energy and return how far its total energy drifts.
+    """Run NVE dynamics of a structure and return the drift of its total energy.
 
-    A crystal is repeated. With 0 `steps` there is no run. The hotter it is, the larger the drift
-    may be.
+    A crystal is repeated to a supercell. With 0 `steps` there is no run. The permitted drift grows
+    with the temperature.
     """
     if start is None or steps == 0:
         why = "evaluation.dynamics_steps is 0" if steps == 0 else "the data holds no structure"
@@ -230,7 +230,7 @@ def check_dynamics(
     if temperature_k > TEMPERATURE_K:
         timestep_fs /= 2
     run = _run(potential, atoms, steps, timestep_fs, temperature_k)
-    # The energy of a Verlet run swings about a constant: what counts is the slope of a line.
+    # The energy of a Verlet run oscillates about a constant; its drift is the slope of a line.
     drift = None if run is None else 1000 * float(np.polyfit(*run, 1)[0])
     most = _MAX_DRIFT_MEV_PER_ATOM_PER_PS * temperature_k / TEMPERATURE_K
     passed = drift is not None and abs(drift) <= most
@@ -253,7 +253,7 @@ def check_dynamics(
 
 
 def _supercell(atoms: Atoms) -> Atoms:
-    """Repeat a crystal along its shortest vector until it is large enough; leave a molecule."""
+    """Repeat a crystal along its shortest vector until it is large enough; keep a molecule."""
     cell: Atoms = atoms.copy()
     while cell.pbc.all() and len(cell) < _MIN_ATOMS:
         repeats = [1, 1, 1]
@@ -265,7 +265,7 @@ def _supercell(atoms: Atoms) -> Atoms:
 def _run(
     potential: Potential, atoms: Atoms, steps: int, timestep_fs: float, temperature_k: float
 ) -> tuple[FloatArray, FloatArray] | None:
-    """Return times (ps) and total energies (eV/atom), or None where the structure does not last."""
+    """Return times (ps) and total energies (eV/atom); None if the structure disintegrates."""
     rng = np.random.default_rng(0)
     spread = np.sqrt(atoms.get_masses() * units.kB * temperature_k)
     atoms.set_momenta(rng.normal(size=(len(atoms), 3)) * spread[:, None])
@@ -274,7 +274,7 @@ def _run(
     dynamics = VelocityVerlet(atoms, timestep_fs * units.fs)
     energies = []
     for _ in dynamics.irun(steps):
-        if not atoms.get_temperature() < temperature_k + _MAX_HEATING_K:  # NaN is not either
+        if not atoms.get_temperature() < temperature_k + _MAX_HEATING_K:  # also rejects NaN
             return None
         energies.append(atoms.get_total_energy() / len(atoms))
     times: FloatArray = np.arange(len(energies), dtype=np.float64)

@@ -1,4 +1,4 @@
-"""A potential file that can be evaluated: its energies, forces, grades, active set and speed."""
+"""Evaluate a potential file: energies, forces, grades, active set and speed."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Answer:
     Attributes
     ----------
     energy
-        eV, without reference energies.
+        eV; excludes the reference energies.
     forces
         eV/Å, shape (n, 3).
     stress
-        eV/Å³ in Voigt order, or None where the structure is not periodic.
+        eV/Å³ in Voigt order; None if the structure is not periodic.
     grade
         Largest extrapolation grade of its atoms, or None without an active set.
     """
@@ -54,24 +54,24 @@ class Answer:
 
 
 class Potential:
-    """A potential that was loaded by the library that LAMMPS uses too.
+    """A potential, loaded by the library that LAMMPS uses too.
 
-    `path` is a ``.yace``, or a ``.yaml`` in pacemaker's B-basis, which alone takes an active set
-    (``.asi``) for extrapolation grades.
+    `path` is a ``.yace``, or a ``.yaml`` in pacemaker's B-basis. Only the B-basis accepts an active
+    set (``.asi``) for extrapolation grades.
 
     Attributes
     ----------
     calculator
         An ASE calculator.
     name
-        Of the file, for messages.
+        File name, for messages.
 
     Raises
     ------
     ConfigError
         If python-ace is not installed.
     TrainingError
-        If the file is no potential.
+        If the file is not a potential.
     """
 
     def __init__(self, path: Path, active_set: Path | None = None) -> None:
@@ -79,7 +79,7 @@ class Potential:
         pyace = import_pyace()
         try:
             self.calculator = pyace.PyACECalculator(str(path))
-            # Projections are for grades only, and cost as much as the rest.
+            # Projections are needed for grades only and double the cost.
             self.calculator.compute_projections = active_set is not None
             if active_set is not None:
                 self.calculator.set_active_set(str(active_set))
@@ -100,7 +100,7 @@ class Potential:
         Raises
         ------
         TrainingError
-            If the answer holds NaN or infinity.
+            If the prediction contains NaN or infinity.
         """
         self.calculator.calculate(atoms)
         results = self.calculator.results
@@ -118,14 +118,14 @@ class Potential:
         )
 
     def evaluator_seconds(self, atoms: Atoms) -> float:
-        """Return the CPU time (s) of energies and forces alone, without the neighbour list."""
+        """Return the CPU time (s) of energies and forces, without the neighbour list."""
         environment = self.calculator.get_atomic_env(atoms)
         started = time.thread_time()
         self.calculator.ace.compute(environment, compute_projections=False)
         return time.thread_time() - started
 
     def shortest_distances(self) -> dict[Pair, float]:
-        """Return the shortest distance (Å) of each pair in the structure that was asked last."""
+        """Return the shortest distance (Å) of each pair in the structure evaluated last."""
         shortest: dict[Pair, float] = {}
         found = self.calculator.ae.get_minimal_nn_distance_per_bond()
         for indices, distance in found.items():
@@ -136,7 +136,7 @@ class Potential:
 
 
 def import_pyace() -> Any:
-    """Import python-ace, which takes seconds, and return it.
+    """Import and return python-ace; this takes seconds.
 
     Raises
     ------
@@ -156,7 +156,7 @@ def import_pyace() -> Any:
 
 @contextmanager
 def _unchanged_logging() -> Iterator[None]:
-    """Undo what importing pyace does to the root logger: a handler, and the level INFO."""
+    """Restore the root logger: importing pyace adds a handler and sets the level INFO."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     try:
@@ -166,8 +166,8 @@ def _unchanged_logging() -> Iterator[None]:
         root.setLevel(level)
 
 
-# Training structures have grades up to 1.01 by construction, somewhat more where the data was taken
-# in batches. A set from a singular matrix gives 1e15, as python-ace 0.4.0rc1 makes with --full.
+# Training structures have grades up to 1.01 by construction, slightly more if the data was
+# processed in batches. A singular matrix (python-ace 0.4.0rc1 with --full) gives grades of 1e15.
 _USELESS_GRADE = 1e3
 _TRIED_STRUCTURES = 20
 
@@ -181,16 +181,16 @@ def make_active_set(
 ) -> None:
     """Make the active set of a potential from its training data.
 
-    It spans the local environments of the data; one with a grade above 1 lies outside
+    It spans the local environments of the data; an environment with a grade above 1 lies outside
     (Y. Lysogorskiy et al., Phys. Rev. Materials 7, 043801 (2023)).
 
-    The program works in the directory of `potential`, which is in B-basis; `frames` are relative
-    to it. `structures` are the same data as extended XYZ, to try the active set on.
+    The program runs in the directory of `potential`, which is in B-basis; `frames` are relative
+    to it. `structures` are the same data as extended XYZ, to verify the active set.
 
     Raises
     ------
     TrainingError
-        If the program fails, or what it made is of no use.
+        If the program fails or its active set is unusable.
     """
     written = write_active_set(potential, frames, kind)
     _require_useful(potential, written, structures)
@@ -209,10 +209,10 @@ def _require_useful(potential: Path, active_set: Path, structures: Path) -> None
             )
 
 
-_STRUCTURES = 20  # at most, spread evenly over the set
+_STRUCTURES = 20  # at most, evenly spaced over the set
 _ATOMS = 500  # about
 _REPEATS = 5
-_SECONDS = 1.0  # after which no further repeat begins
+_SECONDS = 1.0  # no further repeat starts after this time
 
 
 def measure_speed(
@@ -220,15 +220,15 @@ def measure_speed(
 ) -> Speed:
     """Evaluate some structures of a set repeatedly; return the median time per atom.
 
-    CPU time of this thread is counted, so that other work on the machine hardly matters. Structures
-    of the dataset have the density, and so the neighbours per atom, of what is simulated.
+    The CPU time of this thread hardly depends on the load of the machine. Structures of the dataset
+    have the density, and thus the neighbours per atom, of typical simulations.
     """
     wanted = max(1, min(_STRUCTURES, int(_ATOMS * structures / atoms)))
     step = math.ceil(structures / wanted)
     evaluated = [parse(block).atoms for block in islice(texts, 0, None, step)]
     seconds: list[float] = []
     started = time.monotonic()
-    potential.evaluator_seconds(evaluated[0])  # the first call of all allocates memory
+    potential.evaluator_seconds(evaluated[0])  # the first call allocates memory
     while not seconds or (len(seconds) < _REPEATS and time.monotonic() - started < _SECONDS):
         seconds.append(sum(map(potential.evaluator_seconds, evaluated)))
     counted = sum(map(len, evaluated))

@@ -1,4 +1,4 @@
-"""The most stable structures of a dataset: what physics checks start from and compare with."""
+"""The most stable structures of a dataset, the references of the physics checks."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Stable:
     Attributes
     ----------
     energy
-        eV/atom, less the reference energies.
+        eV/atom; excludes the reference energies.
     packing
-        Its shortest distance over the cube root of its volume per atom; 0 where it has no volume.
+        Shortest distance over the cube root of the volume per atom; 0 without a volume.
     shortest
-        Shortest distance, Å; None where no atom has a neighbour.
+        Shortest distance, Å; None if no atom has a neighbour.
     """
 
     row_id: int
@@ -47,9 +47,9 @@ class Stable:
 class Kind(NamedTuple):
     """The kind of a structure.
 
-    `bulk` tells a crystal or liquid from slabs, wires and molecules. `packing` is the shortest
-    distance over the cube root of the volume per atom, in steps of 0.02: 1.12 of fcc and hcp,
-    1.09 of bcc, 1 of a simple cube, 0.87 of diamond.
+    `bulk` distinguishes a crystal or liquid from slabs, wires and molecules. `packing` is the
+    shortest distance over the cube root of the volume per atom, in steps of 0.02: 1.12 for fcc and
+    hcp, 1.09 for bcc, 1 for simple cubic, 0.87 for diamond.
     """
 
     elements: tuple[str, ...]
@@ -60,7 +60,7 @@ class Kind(NamedTuple):
 
 
 class AtRest(NamedTuple):
-    """A crystal without forces: a point of a curve of energy over volume, Å³ and eV per atom."""
+    """A crystal with zero forces: a point of the energy-volume curve, Å³ and eV per atom."""
 
     packing: float
     volume: float
@@ -80,14 +80,13 @@ class ReferenceStructures:
     Attributes
     ----------
     cutoff
-        Å; a periodic structure with an empty slice wider than that is not bulk.
+        Å; a periodic structure with a wider empty slice is not bulk.
     by_kind
         The structure of lowest energy of each kind.
     at_rest
-        Crystals without forces, by reduced formula.
+        Crystals with zero forces, by reduced formula.
     energies
-        How many structures of some elements, periodic or not, have an energy, in steps of
-        10 meV/atom.
+        Histogram of the energies in steps of 10 meV/atom, by elements and periodicity.
     """
 
     cutoff: float = math.inf
@@ -135,7 +134,7 @@ class ReferenceStructures:
         return _lowest(s for k, s in self.by_kind.items() if k[:2] == ((element,), True))
 
     def largest_set(self, *, bulk: bool) -> Stable | None:
-        """Return the lowest structure of those with the most elements, bulk or not."""
+        """Return the lowest-energy structure with the most elements, bulk or not."""
         kinds = [kind for kind in self.by_kind if kind.bulk == bulk]
         if not kinds:
             return None
@@ -143,14 +142,14 @@ class ReferenceStructures:
         return _lowest(s for k, s in self.by_kind.items() if k[:3] == first[:3])
 
     def for_dynamics(self) -> Stable | None:
-        """Return the lowest structure of those with most elements; bulk is preferred."""
+        """Return the lowest-energy structure with the most elements; bulk is preferred."""
         return self.largest_set(bulk=True) or self.largest_set(bulk=False)
 
     def second_bulk(self) -> Stable | None:
         """Return a bulk structure other than the most stable one of each element.
 
-        It is the lowest of those with most elements. Of one element, it is the lowest that is
-        packed otherwise or of another config type.
+        It has the lowest energy of those with the most elements. For a single element, it has the
+        lowest energy of those with another packing or config type.
         """
         crystals = {kind: stable for kind, stable in self.by_kind.items() if kind.bulk}
         if not crystals:
@@ -167,15 +166,15 @@ class ReferenceStructures:
         )
 
     def curve_of(self, crystal: Stable) -> tuple[AtRest, ...]:
-        """Return the points of the data's own curve of energy over volume of a crystal."""
+        """Return the points of a crystal's energy-volume curve in the data."""
         points = self.at_rest.get(_composition(crystal.atoms), ())
         return tuple(p for p in points if abs(p.packing - crystal.packing) < _SAME_PACKING)
 
     def temperature_k(self, stable: Stable) -> float:
-        """Return about how hot the data of the same elements are.
+        """Estimate the temperature of the data of the same elements.
 
-        By equipartition a harmonic crystal has 3/2·kT per atom above its lowest energy. Nine of
-        ten structures have less than that.
+        By equipartition a harmonic crystal has 3/2·kT per atom above its lowest energy; the
+        estimate uses the 90th percentile of the energies.
         """
         key = (tuple(sorted(set(stable.atoms.symbols))), bool(stable.atoms.pbc.all()))
         counts = self.energies[key]

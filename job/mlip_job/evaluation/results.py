@@ -1,7 +1,7 @@
-"""What an evaluation found: the models of its part of ``report.json``.
+"""The result of an evaluation: models of its part of ``report.json``.
 
-Energies are those of the potential with the reference energies added back, so they compare with
-DFT's. Forces are single components. Errors are predicted minus reference. None is not known.
+Energies include the reference energies and are comparable with DFT. Forces are single components.
+Errors are predicted minus reference. None means unknown.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Verdict = Literal["passed", "failed", "skipped"]
 
 
 class ErrorStatistics(Frozen):
-    """Errors of one quantity, in the unit that the key of the statistics names.
+    """Errors of one quantity, in the unit named by the key of the statistics.
 
     Attributes
     ----------
@@ -38,14 +38,14 @@ class ErrorStatistics(Frozen):
 
 
 class Histogram(Frozen):
-    """Counts between edges, of which there is one more; the outer bins hold what lies beyond."""
+    """Counts between n+1 edges; the outer bins include all values beyond them."""
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
 
 
 class Parity(Frozen):
-    """Pairs of values for a plot: all of them, or a sample that the seed decides."""
+    """Pairs of values for a plot: all of them, or a sample determined by the seed."""
 
     reference: tuple[float, ...]
     predicted: tuple[float, ...]
@@ -53,7 +53,7 @@ class Parity(Frozen):
 
 
 class ConfigTypeErrors(Frozen):
-    """Errors of the structures of one config type (``""`` for those without)."""
+    """Errors of the structures of one config type (``""`` if they have none)."""
 
     structures: int
     energy_mev_per_atom: ErrorStatistics
@@ -61,7 +61,7 @@ class ConfigTypeErrors(Frozen):
 
 
 class WorstStructure(Frozen):
-    """A structure that the potential describes worst."""
+    """One of the structures with the largest errors."""
 
     row_id: int
     formula: str
@@ -74,8 +74,8 @@ class WorstStructure(Frozen):
 class GradeStatistics(Frozen):
     """Extrapolation grades of structures (largest over their atoms); above 1 is extrapolation.
 
-    ``above_one`` counts those above 1.01, the tolerance with which an active set is made. On the
-    training set they are of the structures that `Conversion` speaks of.
+    ``above_one`` counts grades above 1.01, the tolerance of the active set. On the training set
+    the grades are those of the structures counted by `Conversion`.
 
     Source: Y. Lysogorskiy et al., Phys. Rev. Materials 7, 043801 (2023).
     """
@@ -107,7 +107,7 @@ class SetEvaluation(Frozen):
 
     @property
     def errors(self) -> FullErrors:
-        """Of energies and forces."""
+        """Return the errors of energies and forces."""
         energy, force = self.energy_mev_per_atom, self.force_mev_per_angstrom
         return FullErrors(
             rmse_energy_mev_per_atom=energy.rmse,
@@ -120,9 +120,9 @@ class SetEvaluation(Frozen):
 
 
 class Agreement(Frozen):
-    """The artefact's errors held against pacemaker's own, RMSE; the job fails where they differ.
+    """RMSE of the artefact and as reported by pacemaker; the job fails if they differ.
 
-    ``train`` is without the validation part, where there is one.
+    ``train`` excludes the validation part, if there is one.
     """
 
     side: Literal["train", "test", "validation"]
@@ -136,8 +136,8 @@ class Agreement(Frozen):
 class Conversion(Frozen):
     """Largest differences between ``potential.yace`` and the ``potential.yaml`` it was made from.
 
-    ``structures`` is for how many they were looked for: all of the test set, and up to a thousand
-    of the training set. The job fails where there are any beyond rounding.
+    ``structures`` is the number of compared structures: all of the test set, and up to a thousand
+    of the training set. The job fails if a difference exceeds rounding errors.
     """
 
     structures: int
@@ -154,14 +154,14 @@ class ErrorPair(Frozen):
 
 
 class ParentComparison(Frozen):
-    """A generation and its predecessor on the same structures, both evaluated now.
+    """A generation and its predecessor, both evaluated on the same structures by this run.
 
     Attributes
     ----------
     generation
         The predecessor.
     structures
-        Test structures that are test for both and whose elements both know.
+        Number of common test structures whose elements both potentials cover.
     """
 
     generation: int
@@ -171,7 +171,7 @@ class ParentComparison(Frozen):
 
 
 class _Check(Frozen):
-    """`unstable` is true of a failure that makes a potential useless for any simulation."""
+    """Verdict of a check; `unstable` marks a failure that makes the potential useless."""
 
     verdict: Verdict
     message: str
@@ -179,18 +179,18 @@ class _Check(Frozen):
 
 
 class DimerCheck(_Check):
-    """Energy of two atoms over their distance, which has to be repulsive at short range.
+    """Energy of two atoms over their distance; it must be repulsive at short range.
 
     Attributes
     ----------
     elements
         The pair.
     distances_angstrom, energies_ev
-        The curve; energies less those of the two free atoms.
+        The curve; energies are relative to two free atoms.
     shortest_in_data_angstrom
-        Shortest distance of the pair in the data, train and test, where it occurs.
+        Shortest distance of the pair in the data, train and test; None if it does not occur.
     repulsive_below_angstrom
-        Below it the curve rises monotonically towards shorter distances.
+        Distance below which the energy rises monotonically as the distance decreases.
     """
 
     kind: Literal["dimer"] = "dimer"
@@ -204,8 +204,8 @@ class DimerCheck(_Check):
 class EnergyVolumeCheck(_Check):
     """Energy over volume of a reference structure from the data, scaled isotropically.
 
-    ``minimum_angstrom3_per_atom`` and ``bulk_modulus_gpa`` are of a Birch-Murnaghan fit; those that
-    begin with ``data_`` of one to the same crystal's energies in the data, where there are enough.
+    ``minimum_angstrom3_per_atom`` and ``bulk_modulus_gpa`` result from a Birch-Murnaghan fit; those
+    with the prefix ``data_`` from a fit to the crystal's energies in the data, if they suffice.
     """
 
     kind: Literal["energy_volume"] = "energy_volume"
@@ -220,7 +220,7 @@ class EnergyVolumeCheck(_Check):
 
 
 class DynamicsCheck(_Check):
-    """A short run at constant energy (NVE, velocity Verlet), whose total energy may not drift."""
+    """A short NVE run (velocity Verlet); its total energy must not drift."""
 
     kind: Literal["dynamics"] = "dynamics"
     structure: str
@@ -232,9 +232,9 @@ class DynamicsCheck(_Check):
 
 
 class SmoothnessCheck(_Check):
-    """Largest jump of the dimer's force where the cutoff or the ZBL core switches something off.
+    """Largest jump of the dimer's force where the cutoff or the ZBL core switches off.
 
-    ``place`` says which; the jump is what is left of it between two points 1e-4 Å apart.
+    ``place`` names which of them; the jump is measured between two points 1e-4 Å apart.
     """
 
     kind: Literal["smoothness"] = "smoothness"
@@ -250,16 +250,16 @@ PhysicsCheck = Annotated[
 
 
 class Speed(Frozen):
-    """What energies and forces of the published potential cost on one core: a measurement, no gate.
+    """Cost of energies and forces of the published potential on one core; not part of the gate.
 
     Attributes
     ----------
     evaluator_us_per_atom
         CPU time of the C++ evaluator, µs, without neighbour lists; median of the repeats.
     structures, atoms
-        Of the test set, which were evaluated in each repeat.
+        Number of each in the test set that a repeat evaluates.
     repeats
-        How many there were.
+        Number of repeats.
     cpu
         Model name of the processor.
     """
@@ -272,10 +272,10 @@ class Speed(Frozen):
 
 
 class GateVerdict(Frozen):
-    """Whether the generation is accepted; ``reasons`` are why not, one sentence each.
+    """Whether the generation is accepted; ``reasons`` for a rejection are one sentence each.
 
-    ``limits_set`` says whether the gate had limits; null where an older version wrote it.
-    ``unchecked`` says which checks of stability were not possible, and why, one sentence each.
+    ``limits_set`` tells whether the gate had limits; null in reports of older versions.
+    ``unchecked`` names each stability check that was not possible and why, one sentence each.
     """
 
     accepted: bool
@@ -285,10 +285,10 @@ class GateVerdict(Frozen):
 
 
 class Evaluation(Frozen):
-    """All that was found out about a potential after its fit.
+    """The evaluation of a potential after its fit.
 
-    ``test`` is None where nothing was held out. ``notes`` say what could not be found out, and why,
-    in sentences. ``warnings`` say where predictions contradict the data.
+    ``test`` is None if nothing was held out. ``notes`` name each measurement that was not possible
+    and why. ``warnings`` describe contradictions between predictions and data.
     """
 
     train: SetEvaluation

@@ -1,4 +1,4 @@
-"""Statistics of a stream of errors, in memory that does not grow with it."""
+"""Statistics of a stream of errors in constant memory."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ if TYPE_CHECKING:
     from mlip_job.evaluation.potential import Pair
 
 EXACT_UP_TO = 10_000
-"""So many values are kept as they are; more are counted in bins."""
+"""Up to this number values are stored exactly; more are counted in bins."""
 
-# Bins of equal relative width: a percentile taken from them is within half of that.
+# Bins of equal relative width; percentiles are accurate to half of it.
 _RATIO = 1.002
 _SMALLEST, _DECADES = 1e-9, 21
 _BINS = math.ceil(_DECADES * math.log(10) / math.log(_RATIO))
 
 _GRADE_TOLERANCE = 1.01
-"""With which an active set is made: its own structures come as near to 1."""
+"""Tolerance of the active set: grades of its structures are up to 1.01."""
 
-_HISTOGRAM_BINS = 41  # odd: the middle one is around zero
-_HISTOGRAM_REACH = 0.99  # the fraction of errors that its inner part shows
+_HISTOGRAM_BINS = 41  # odd, so that the middle bin is centred at zero
+_HISTOGRAM_REACH = 0.99  # fraction of the errors between the outermost edges
 
 
 class ErrorTally:
-    """Errors that were added one batch after the other.
+    """Errors, added in batches.
 
     Number, RMSE, MAE and maximum are exact. Percentiles (nearest rank) are exact up to
-    `EXACT_UP_TO` values, and within 0.1 % beyond.
+    `EXACT_UP_TO` values, and accurate to 0.1 % beyond.
     """
 
     def __init__(self) -> None:
@@ -88,11 +88,11 @@ class ErrorTally:
 
     @property
     def rmse(self) -> float:
-        """Root of their mean square."""
+        """Root mean square of the errors."""
         return math.sqrt(self._squares / self._count)
 
     def statistics(self) -> ErrorStatistics:
-        """Return the figures; there has to be a value."""
+        """Return the statistics; requires at least one value."""
         values, counts = self._weighted()
         p50, p90, p99 = _percentiles(np.abs(values), counts, (0.5, 0.9, 0.99))
         return ErrorStatistics(
@@ -106,7 +106,7 @@ class ErrorTally:
         )
 
     def histogram(self) -> Histogram:
-        """Return counts in bins of equal width around zero; the outermost hold all beyond."""
+        """Return counts in equal bins around zero; the outermost include all values beyond."""
         values, counts = self._weighted()
         (reach,) = _percentiles(np.abs(values), counts, (_HISTOGRAM_REACH,))
         reach = reach or self._largest or 1.0
@@ -115,7 +115,7 @@ class ErrorTally:
         return Histogram(edges=tuple(edges.tolist()), counts=tuple(map(int, shown.tolist())))
 
     def _weighted(self) -> tuple[FloatArray, Counts]:
-        """Return values and how often each occurs."""
+        """Return values and their counts."""
         if self._bins is None:
             values = np.concatenate(self._kept)
             return values, np.ones(values.size, dtype=np.int64)
@@ -124,7 +124,7 @@ class ErrorTally:
 
 
 def grade_statistics(grades: FloatArray) -> GradeStatistics:
-    """Return the figures of extrapolation grades, one per structure."""
+    """Return the statistics of extrapolation grades, one per structure."""
     ones = np.ones(grades.size, dtype=np.int64)
     p50, p90, p99 = _percentiles(grades, ones, (0.5, 0.9, 0.99))
     return GradeStatistics(
@@ -138,10 +138,9 @@ def grade_statistics(grades: FloatArray) -> GradeStatistics:
 
 
 class PairSample:
-    """A random sample of pairs of values, all of them while they are few.
+    """A random sample of pairs of values; all pairs if they are few.
 
-    Which ones it takes depends on the seed and on the order of the pairs, not on the batches that
-    they come in.
+    The sample depends on the seed and the order of the pairs, not on the batches.
     """
 
     def __init__(self, size: int, seed: int) -> None:
@@ -163,7 +162,7 @@ class PairSample:
         self._rows = rows
 
     def parity(self) -> Parity:
-        """Return the sample, in the order in which its pairs came."""
+        """Return the sample in the order in which its pairs were added."""
         rows = self._rows[np.argsort(self._rows[:, 1])]
         return Parity(
             reference=tuple(rows[:, 2].tolist()),
@@ -191,7 +190,7 @@ def _middles(bins: Counts) -> FloatArray:
 def _percentiles(
     values: FloatArray, counts: Counts, fractions: tuple[float, ...]
 ) -> tuple[float, ...]:
-    """Return the smallest values that at least these fractions do not exceed (nearest rank)."""
+    """Return the percentiles by nearest rank."""
     order = np.argsort(values)
     cumulative = np.cumsum(counts[order])
     ranks = [math.ceil(fraction * cumulative[-1]) for fraction in fractions]
@@ -199,15 +198,15 @@ def _percentiles(
 
 
 SAMPLE_SIZE = 1000
-"""Pairs of values in a parity plot."""
+"""Number of pairs in a parity plot."""
 
 WORST = 10
-"""Structures that are named."""
+"""Number of worst structures to list."""
 
 
 @dataclass
 class PartTally:
-    """Errors of some of the structures of a side, in meV/atom and meV/Å."""
+    """Errors of a subset of one side, in meV/atom and meV/Å."""
 
     structures: int = 0
     energy: ErrorTally = field(default_factory=ErrorTally)
@@ -221,19 +220,19 @@ class PartTally:
 
 
 class SetTally:
-    """Collects what was measured on one side, in meV/atom, meV/Å and GPa.
+    """Collects the measurements of one side, in meV/atom, meV/Å and GPa.
 
-    `seed` decides the samples for parity plots; rows of `apart` have errors of their own as well.
+    `seed` determines the samples for parity plots; rows of `apart` are also counted separately.
 
     Attributes
     ----------
     apart, rest
-        Errors of those rows, and of the others; empty without such rows.
+        Errors of those rows and of all others; empty without such rows.
     shortest
         Shortest distance of each pair of elements, Å.
     conversion
-        Number of structures for which artefact and basis were compared, and their largest
-        differences (eV/atom, eV/Å).
+        Number of structures compared between artefact and basis, and the largest differences
+        (eV/atom, eV/Å).
     """
 
     def __init__(self, seed: int = 0, apart: Collection[int] = ()) -> None:
@@ -257,7 +256,7 @@ class SetTally:
 
     @property
     def elements(self) -> frozenset[str]:
-        """Those whose forces were measured."""
+        """Elements whose forces were measured."""
         return frozenset(self._per_element)
 
     def add_all(self, structures: Iterable[Measured]) -> None:
@@ -309,7 +308,7 @@ class SetTally:
             max_force_error_mev_per_angstrom=force_error,
             extrapolation_grade=measured.grade,
         )
-        # Of equal errors the one with the lower row id counts as worse, whatever the order.
+        # Ties are resolved by the lower row id, so that the order of structures does not matter.
         _keep(self._worst_energies, (abs(energy_error), -measured.row_id, structure))
         _keep(self._worst_forces, (force_error, -measured.row_id, structure))
 
@@ -341,7 +340,7 @@ class SetTally:
         )
 
     def _worst(self) -> Iterable[WorstStructure]:
-        """Return the worst by energy and by force in turns, each structure once."""
+        """Return the worst structures, alternating between energy and force, without duplicates."""
         by_energy = (s for *_, s in sorted(self._worst_energies, key=lambda w: w[:2], reverse=True))
         by_force = (s for *_, s in sorted(self._worst_forces, key=lambda w: w[:2], reverse=True))
         in_turns = chain.from_iterable(zip_longest(by_energy, by_force))
