@@ -1,4 +1,4 @@
-"""What all stages of a run share: the configuration, the store, the claim, the clock."""
+"""Shared state of a run's stages: the configuration, the store, the claim, the clock."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Observer(Protocol):
 class Run:
     """One attempt at a generation: the argument of all its stages.
 
-    ``attempt`` is what later attempts learn of this one; ``files`` is its work directory.
+    ``attempt`` is the record of this attempt for later ones; ``files`` is its work directory.
     """
 
     config: JobConfig
@@ -116,7 +116,7 @@ def claimed(
 
 
 class StageClock:
-    """Measures the wall time of a run's stages; other threads may read it.
+    """Measures the wall time of a run's stages; thread-safe for readers.
 
     Parameters
     ----------
@@ -132,12 +132,12 @@ class StageClock:
 
     @classmethod
     def of_process(cls) -> StageClock:
-        """Return a clock that started with this process, so that its imports count."""
+        """Return a clock that started with this process, to include the time of imports."""
         return cls(process_age_s())
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Measure a stage; times of the same name are added up."""
+        """Measure a stage; repeated stages are summed."""
         started = time.monotonic()
         if not self._seconds:
             self._seconds = {_START_UP: round(started - self._begun, 3)}
@@ -148,7 +148,7 @@ class StageClock:
             self._seconds, self._stage = self._so_far(), None
 
     def timings(self) -> Timings:
-        """Return the times until now, with the part of a stage that has not ended."""
+        """Return the times until now, including the current stage."""
         first = self.phases.first_start
         return Timings(
             to_pacemaker_s=None if first is None else round(first - self._begun, 3),
@@ -167,7 +167,7 @@ class StageClock:
 def every(interval: float, action: Callable[[], None], what: str) -> Iterator[None]:
     """Call `action` in a thread, every `interval` seconds.
 
-    An error is logged under the name `what`, and the next call tries again.
+    An error is logged under the name `what`, and the next call retries.
     """
     done = Event()
 
@@ -185,7 +185,7 @@ def every(interval: float, action: Callable[[], None], what: str) -> Iterator[No
 def within(timeout: float, action: Callable[[], None], what: str) -> bool:
     """Call `action` and wait at most `timeout` seconds; return whether it succeeded in time.
 
-    A scheduler that has sent its signal kills soon: the end of a run must not hang.
+    A scheduler kills a job soon after its signal, so the end of a run must not hang.
     """
     succeeded: list[bool] = []
     thread = Thread(target=lambda: succeeded.append(_try(action, what)), name=what, daemon=True)
@@ -204,7 +204,7 @@ def _try(action: Callable[[], None], what: str) -> bool:
     except OSError as error:
         _log.warning("%s failed: %s", what, error)
     except Exception:  # noqa: BLE001 - logged in full
-        # A bug of ours must not cost the run its heartbeat and all further checkpoints.
+        # An unexpected error must not end the heartbeat and all further checkpoints.
         _log.exception("%s failed", what)
     else:
         return True

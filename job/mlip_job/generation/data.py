@@ -1,4 +1,4 @@
-"""The data of a generation: its dataset, found or built; the parts given to the fit; a preview."""
+"""The data of a generation: find or build its dataset, split it for the fit, preview it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mlip_job.training.size import BasisSize
 
 MOST_PREVIEW_ROWS = 20_000
-"""Rows that a preview reads; of more rows it takes a sample, spread evenly."""
+"""Maximum number of rows that a preview reads; larger selections are sampled evenly."""
 _LISTED = 5
 
 
@@ -43,11 +43,11 @@ class Dataset:
     Attributes
     ----------
     record
-        Its record.
+        The record (``dataset.json``).
     query, rows
-        The query that selected it, and the rows that it was made of.
+        The query that selected the rows, and the rows.
     stored_sha256
-        Of the record in the store; None if it was built and is only in a directory.
+        Hash of the record in the store; None if the dataset is only in a local directory.
     """
 
     record: DatasetRecord
@@ -56,7 +56,7 @@ class Dataset:
     stored_sha256: str | None
 
     def publish(self, registry: Registry, directory: Path) -> str:
-        """Put it into the store unless it is there; return the sha256 of its record."""
+        """Upload the dataset unless the store has it; return the sha256 of its record."""
         if self.stored_sha256 is not None:
             return self.stored_sha256
         sha256 = registry.publish_dataset(directory, self.record)
@@ -86,16 +86,16 @@ def refer_to(
     )
 
 
-# -- what is fetched from a stored dataset -------------------------------------------------------
+# -- fetch from a stored dataset -----------------------------------------------------------------
 
 Fetch = Callable[[Registry, DatasetRecord, Path], DatasetRecord]
-"""Fetches files of a dataset into a directory; returns the record of what is in the directory."""
+"""Fetches files of a dataset into a directory; returns the record of the files there."""
 
 
 def make_frames(shard_size: int) -> Fetch:
-    """Make the frames for the trainer, of at most so many structures, from the xyz files.
+    """Make the frames for the trainer from the xyz files; return a fetch function.
 
-    Frames from the store are not used: they are pickles, and run what their writer put in.
+    Frames from the store are not used, because they are pickles and unpickling can run any code.
     """
 
     def fetch(registry: Registry, record: DatasetRecord, directory: Path) -> DatasetRecord:
@@ -142,16 +142,16 @@ def find_or_build_dataset(
 ) -> Dataset:
     """Find a generation's dataset in the store, or build it in `directory`.
 
-    After an error the directory is as before.
+    An error leaves the directory unchanged.
 
     Parameters
     ----------
     parent
         The generation whose split is inherited.
     fetch
-        Applied to a dataset that is found.
+        Called for a dataset that is found.
     rebuild
-        Build it even if no row was written since it was last built.
+        Build it even if no row has changed since it was last built.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -196,7 +196,7 @@ def _builder(
     parent: Manifest | None,
     observer: Observer | None = None,
 ) -> Iterator[DatasetBuilder]:
-    """Make a builder that inherits the split and the references of `parent`."""
+    """Make a builder that inherits the split and the reference energies of `parent`."""
     with tempfile.TemporaryDirectory(prefix="mlip-job-") as temporary:
         inherited = None
         if parent is not None and registry is not None:
@@ -214,7 +214,7 @@ def _builder(
 
 
 def without_new_data(record: DatasetRecord, before: Manifest | None) -> str | None:
-    """Return a warning if a dataset has the same structures as an earlier generation's."""
+    """Return a warning if an earlier generation's dataset has the same structures."""
     counts, split = record.counts, record.split
     if before is None or (split.inherited_train, split.inherited_test) != (
         before.dataset.train,
@@ -230,27 +230,27 @@ def without_new_data(record: DatasetRecord, before: Manifest | None) -> str | No
     )
 
 
-# -- what the fit is given -----------------------------------------------------------------------
+# -- data of the fit -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class FitData:
-    """The parts of a dataset that a fit is given.
+    """The parts of a dataset that a fit uses.
 
     Attributes
     ----------
     train
-        Names of the frames that it is fitted to.
+        Names of the frames to fit.
     second
-        Names of the frames that pacemaker measures during the fit: of the validation part, or of
-        the test set.
+        Names of the frames that pacemaker evaluates during the fit: the validation part or the
+        test set.
     validation
         Rows of the validation part.
     held_out
-        Rows that choose the ridge of a linear fit. A linear fit that is published is fitted to
-        them as well in the end.
+        Rows that choose the ridge of a linear fit. The final fit of a published linear potential
+        includes them.
     notes
-        For the users of the potential.
+        Notes for the users of the potential.
     """
 
     train: tuple[str, ...]
@@ -263,9 +263,9 @@ class FitData:
 def make_fit_data(
     config: JobConfig, record: DatasetRecord, registry: Registry, files: WorkFiles
 ) -> FitData:
-    """Split the training set into what is fitted and what validates; write the frames of both.
+    """Split the training set into a fitted and a validation part; write the frames of both.
 
-    The frames of the whole dataset are in the work directory already.
+    The work directory must hold the frames of the whole dataset.
     """
     training = config.training
     if training.validation_fraction == 0 and training.is_linear:
@@ -303,20 +303,18 @@ def _whole(record: DatasetRecord, why: str) -> FitData:
 
 @dataclass(frozen=True)
 class Preview:
-    """What the next generation would be made of.
+    """Dataset and basis of the next generation.
 
     Attributes
     ----------
-    generation
-        Its number.
     selected
-        Rows of the selection; more than the record counts if a sample was taken.
+        Number of selected rows; larger than in the record if a sample was taken.
     record
-        Of the dataset, without files.
+        Record of the dataset, without files.
     size
-        Of the basis.
+        Size of the basis.
     warning
-        Says that there are no new data.
+        Warning if there are no new data.
     """
 
     generation: int
@@ -326,7 +324,7 @@ class Preview:
     warning: str | None
 
     def __str__(self) -> str:
-        """Say which rows would be trained on, and which would not."""
+        """List the rows that would be used and rejected."""
         return "; ".join(self._parts())
 
     def _parts(self) -> Iterator[str]:
@@ -353,14 +351,14 @@ class Preview:
 
 
 def preview(config: JobConfig, registry: Registry | None, most: int = MOST_PREVIEW_ROWS) -> Preview:
-    """Select, validate and split as a run would, and write nothing.
+    """Select, validate and split like a run, without writing anything.
 
-    Without a registry it is generation 1 that is previewed.
+    Without a registry, generation 1 is previewed.
 
     Raises
     ------
     MlipJobError
-        The same as a run would raise.
+        The error that a run would raise.
     """
     generation, lineage = 1, Lineage(None, None)
     if registry is not None:

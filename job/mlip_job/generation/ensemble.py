@@ -1,4 +1,4 @@
-"""An ensemble: members that differ in the seed of their fit, of which the best is published."""
+"""An ensemble: members differ in the seed of their fit, and the best one is published."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from mlip_job.registry import Headline, Manifest, Registry
 
 _KEPT = ("potential.yace", "potential.yaml", "potential.asi", "report.json")
-"""What the generation has of every member."""
+"""Files of each member that the generation includes."""
 _START_NOISE = 0.1
-"""Relative noise on the coefficients that all members but the first start from."""
+"""Relative noise on the initial coefficients of all members but the first."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """Which member of an ensemble a run trains: ``number`` from 1, ``of`` how many."""
+    """The member of an ensemble that a run trains: ``number`` (from 1) of ``of``."""
 
     number: int
     of: int
@@ -39,9 +39,9 @@ class Member:
 def config_of(config: JobConfig, number: int) -> JobConfig:
     """Return the configuration of a member.
 
-    The first is the fit that would be made without an ensemble. The others differ in where they
-    start: the seed alone decides nothing in a fit of pacemaker's, whose coefficients begin with
-    zero or with those of the parent.
+    The first one is the fit without an ensemble. The others start from other coefficients: the
+    seed alone does not change a fit of pacemaker, whose coefficients start at zero or from the
+    parent.
     """
     if number == 1:
         return config
@@ -54,7 +54,7 @@ def config_of(config: JobConfig, number: int) -> JobConfig:
 
 
 def registry_of(registry: Registry, config: JobConfig, member: Member) -> MemberRegistry:
-    """Return where a member is trained."""
+    """Return the registry that a member is published to."""
     return MemberRegistry(
         registry.store,
         registry.family,
@@ -65,7 +65,7 @@ def registry_of(registry: Registry, config: JobConfig, member: Member) -> Member
 
 
 def require_ensemble(published: Manifest, of: int) -> None:
-    """Raise a ConflictError where a generation is no ensemble of this size."""
+    """Raise a ConflictError if a generation is not an ensemble of this size."""
     found = len(published.ensemble.members) if published.ensemble is not None else 1
     if found != of:
         name = generation_name(published.generation)
@@ -78,14 +78,14 @@ def require_ensemble(published: Manifest, of: int) -> None:
 def publish_best(
     config: JobConfig, generation: int, registry: Registry, of: int, observer: Observer
 ) -> tuple[Manifest | None, tuple[int, ...]]:
-    """Publish the generation if all members are there; whichever run finds that first does it.
+    """Publish the generation once all members are published; any run may do so.
 
     Returns
     -------
     Manifest or None
-        Of the generation.
+        The manifest of the generation; None if members are missing.
     tuple of int
-        Members that are missing; then there is no generation yet.
+        The missing members.
     """
     found = {
         number: MemberRegistry(registry.store, registry.family, number).find_own(generation)
@@ -101,7 +101,7 @@ def publish_best(
     try:
         registry.commit(manifest)
     except ConflictError:
-        # Two members that ended at the same moment make the same of what they find.
+        # Two members that end concurrently compute the same result.
         published = registry.get(generation)
         if published.ensemble != manifest.ensemble:
             raise
@@ -124,7 +124,7 @@ def _committee(config: JobConfig, registry: Registry, members: Mapping[int, Mani
 
 
 def _best_of(config: JobConfig, committee: Committee, members: Mapping[int, Manifest]) -> Manifest:
-    """Make the generation's manifest of its best member's."""
+    """Make the generation's manifest from its best member's."""
     best = members[committee.best]
     artefacts = dict(best.artefacts)
     for member in committee.members:
@@ -160,16 +160,16 @@ def _member(
 
 
 def _test_loss(headline: Headline, training: TrainingConfig) -> float:
-    """Return the loss that the fit minimises, without regularisation, on the test set.
+    """Return the loss on the test set, without regularisation.
 
-    Where nothing is held out, on the training set.
+    If nothing is held out, the training set is used.
     """
     tested = headline.test.rmse_energy_mev_per_atom is not None
     errors = headline.test if tested else headline.train
     energy, force = errors.rmse_energy_mev_per_atom, errors.rmse_force_mev_per_angstrom
     if energy is None or force is None:
         raise IntegrityError("a member has no errors")
-    components = 3  # mean|ΔF|² is of the vector, the RMSE of its components
+    components = 3  # mean|ΔF|² refers to force vectors, the RMSE to components
     return (
         training.energy_weight * (energy / 1000) ** 2
         + training.force_weight * components * (force / 1000) ** 2
@@ -177,7 +177,7 @@ def _test_loss(headline: Headline, training: TrainingConfig) -> float:
 
 
 def _spread(reports: Sequence[TrainingReport]) -> Spread | None:
-    """Return how far the predictions are apart, by the samples that the reports hold for plots."""
+    """Return the spread of the predictions, from the parity samples of the reports."""
     evaluations = (report.evaluation for report in reports)
     tests = [each.test for each in evaluations if each is not None and each.test is not None]
     if len(tests) < len(reports):
@@ -199,7 +199,7 @@ def _spread(reports: Sequence[TrainingReport]) -> Spread | None:
 def _deviations(samples: Sequence[Parity]) -> FloatArray | None:
     """Return the standard deviation over the members of each predicted value, in meV.
 
-    The samples are of the same values: same dataset, same seed of the sample.
+    The samples hold the same values, because dataset and sampling seed are the same.
     """
     if len({sample.reference for sample in samples}) > 1:
         return None

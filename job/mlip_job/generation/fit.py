@@ -1,4 +1,4 @@
-"""The fit: linear, by the trainer, or both; checkpoints go into the store while it runs."""
+"""The fit: linear, by the trainer, or both; checkpoints are stored while it runs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from mlip_job.training.trainer import Progress, Trainer
 
 SECONDS_WORTH_A_CHECKPOINT = 60.0
-"""A faster linear fit is repeated if the fit after it is interrupted before its first iteration."""
+"""Shortest linear fit worth a checkpoint; a faster one is repeated by the next attempt."""
 _LINEAR = "linear_start"
 _LINE_INTERVAL_SECONDS = 10.0
 
@@ -65,9 +65,9 @@ class Fitted:
     summary
         Errors, curves and warnings, from the trainer's files.
     left_out
-        Rows that the weighting left out of the fit, by side.
+        Rows that the weighting excluded from the fit, by side.
     state
-        What checkpoints say of the fit.
+        State of the fit, as stored in checkpoints.
     saved
         Position of the newest checkpoint of this attempt; None if it wrote none.
     """
@@ -79,16 +79,16 @@ class Fitted:
 
 
 def fit(run: Run, prepared: Prepared) -> Fitted:
-    """Fit what is left to fit; the claim has to be held.
+    """Run the remaining segments of the fit; requires the claim.
 
     Raises
     ------
     TrainingError
-        If the fit fails; the message says which checkpoint is in the store.
+        If the fit fails; the message names the stored checkpoint.
     InterruptedRunError
-        If a stop signal came; likewise.
+        If a stop signal was received; likewise.
     ConflictError
-        If another attempt took the claim over.
+        If another attempt took over the claim.
     """
     made = None
     if _begins_linearly(run, prepared):
@@ -102,21 +102,21 @@ def fit(run: Run, prepared: Prepared) -> Fitted:
             summary = _end_linear_fit(run, prepared, checkpoints)
         elif prepared.segments:
             summary = _fit_with_pacemaker(run, prepared, checkpoints)
-        else:  # an earlier attempt has finished it
+        else:  # an earlier attempt finished the fit
             summary = summarise_run(run.files.directory, exit_code=0)
     left_out = json.loads(run.files.left_out.read_text(encoding="utf-8"))
     return Fitted(summary, left_out, prepared.state, checkpoints.saved)
 
 
 def contributions(run: Run, state: TrainingState, iterations: int) -> tuple[AttemptPart, ...]:
-    """Return the iterations of each attempt, of so many in all, and the times of this one."""
+    """Split the total of iterations by attempts, and add the times of this one."""
     *before, mine = state.attempts
     own = iterations - sum(part.iterations for part in before)
     return (*before, mine.model_copy(update={"iterations": own, "timings": run.clock.timings()}))
 
 
 def with_checkpoint(error: MlipJobError, saved: FitPosition | None, run: Run) -> MlipJobError:
-    """Add to an error which checkpoint of the fit is in the store."""
+    """Add the stored checkpoint of the fit to an error."""
     if saved is None:
         return error
     stored = f"the checkpoint of {saved} is in {run.registry.store.url}"
@@ -167,7 +167,7 @@ def _fit_with_pacemaker(run: Run, prepared: Prepared, checkpoints: CheckpointWri
             raise  # another attempt has resumed the fit already
         except MlipJobError as error:
             within(run.config.run.stop_timeout, save, "storing the last checkpoint")
-            # Slurm signals pacemaker too, which may end before it is told to.
+            # Slurm signals pacemaker too, which may end before we stop it.
             cause = run.stop.error() or error
             raise with_checkpoint(cause, checkpoints.saved, run) from None
         _write_left_out(run, prepared)
@@ -180,9 +180,9 @@ def _fit_with_pacemaker(run: Run, prepared: Prepared, checkpoints: CheckpointWri
 
 
 def _write_left_out(run: Run, prepared: Prepared) -> None:
-    """Record the rows that an energy-based weighting left out; only the end of a fit shows them.
+    """Record the rows that energy-based weighting excluded; known only at the end of a fit.
 
-    Test rows that the policy would leave out don't count in the errors either.
+    Test rows that the weighting would exclude do not count in the errors either.
     """
     left_out: dict[str, tuple[int, ...]] = {}
     policy = weighting_policy(run.config.training)
@@ -208,7 +208,7 @@ def _paths(files: WorkFiles, names: Iterable[str]) -> list[Path]:
 
 
 def _begins_linearly(run: Run, prepared: Prepared) -> bool:
-    """Tell whether input.yaml starts from the potential of a linear fit, which is to be made."""
+    """Tell whether input.yaml starts from a linear fit that is still to be made."""
     segment = prepared.segments.get(run.files.input_yaml)
     return segment is not None and segment.content["potential"] == run.files.linear_start.name
 
@@ -223,9 +223,9 @@ def _fit_linearly(run: Run, prepared: Prepared) -> LinearStart:
 
 
 def _end_linear_fit(run: Run, prepared: Prepared, checkpoints: CheckpointWriter) -> RunSummary:
-    """Store a linear fit that is published, and summarise it."""
+    """Store and summarise a linear fit that is to be published."""
     made = prepared.state.linear_start
-    assert made is not None  # noqa: S101 - made now or by an earlier attempt
+    assert made is not None  # noqa: S101 - this or an earlier attempt made it
     if prepared.segments:
         _write_left_out(run, prepared)
         checkpoints.save_end([run.files.left_out])
@@ -240,14 +240,14 @@ def fit_linearly(
     content: Mapping[str, Any],
     observer: Observer,
 ) -> LinearStart:
-    """Make the potential that input.yaml starts from, or the one that is published.
+    """Make the linear potential that input.yaml starts from, or that is published.
 
     Parameters
     ----------
     training
-        With the size of the basis decided.
+        Settings with a fixed size of the basis.
     content
-        Of input.yaml.
+        Content of input.yaml.
     """
     finished = training.is_linear
     potential = files.output_potential if finished else files.linear_start
@@ -289,7 +289,7 @@ def fit_linearly(
 
 
 class _Forecast:
-    """Reports the progress of a linear fit and the time left, every few seconds."""
+    """Reports progress and remaining time of a linear fit every few seconds."""
 
     def __init__(self, structures: int, atoms: int, observer: Observer) -> None:
         self._structures = structures
@@ -321,7 +321,7 @@ class CheckpointWriter:
     run
         The attempt.
     state
-        What checkpoints say of the fit; this attempt is the last of its ``attempts``.
+        State of the fit for checkpoints; this attempt is the last of its ``attempts``.
     """
 
     def __init__(self, run: Run, state: TrainingState) -> None:
@@ -332,7 +332,7 @@ class CheckpointWriter:
         self._one_at_a_time = Lock()
 
     def save_linear_fit(self) -> None:
-        """Store a linear fit that took long, so that no later attempt has to repeat it."""
+        """Store a slow linear fit, so that no later attempt has to repeat it."""
         if self._run.clock.timings().stages_s[_LINEAR] < SECONDS_WORTH_A_CHECKPOINT:
             return
         start = FitPosition(ladder_step=0, iteration=0, step_done=False, last_step=True)
@@ -350,7 +350,7 @@ class CheckpointWriter:
                 self._upload_log(snapshot.files, Path(temporary))
 
     def save_end(self, notes: Sequence[Path]) -> None:
-        """Store the finished fit and `notes`: only publishing is left to do."""
+        """Store the finished fit and `notes`, so that a later attempt only has to publish it."""
         files = self._run.files
         rows = read_table(files.curves / "metrics.txt").rows
         position = FitPosition(

@@ -1,4 +1,4 @@
-"""What a generation inherits, and how a configuration differs from that of an earlier one."""
+"""Lineage of a generation, and differences between its configuration and an earlier one."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _HINT = "train it as a new generation (--generation next)"
 
 @dataclass(frozen=True)
 class Lineage:
-    """The published generations that a new one builds upon.
+    """The published generations that a new one builds on.
 
     Attributes
     ----------
     dataset
         The nearest earlier generation. Its split and reference energies are inherited, so that
-        test structures stay test structures even where the fit starts from nothing.
+        test structures stay in the test set even if the fit starts from scratch.
     potential
-        The generation that the fit starts from; None for a linear fit.
+        The parent, whose potential the fit starts from; None for a linear fit.
     """
 
     dataset: Manifest | None
@@ -41,19 +41,19 @@ class Lineage:
 
     @property
     def functions(self) -> int | None:
-        """Functions per element of the potential that the fit starts from."""
+        """Functions per element of the parent's potential."""
         if self.potential is None:
             return None
         return int(self.potential.basis["functions"]["number_of_functions_per_element"])
 
 
 def find_lineage(registry: Registry, training: TrainingConfig, generation: int) -> Lineage:
-    """Return what `generation` builds upon.
+    """Return the lineage of `generation`.
 
     Raises
     ------
     ConfigError
-        If the generation to start from is not published, or does not come before.
+        If the parent is not published or not an earlier generation.
     """
     earlier = [n for n in registry.numbers() if n < generation]
     start = None if training.is_linear else _start_number(training.start_from, generation)
@@ -83,7 +83,7 @@ def start_mode(
     Raises
     ------
     ConfigError
-        If the parent's basis is no part of the new one; each difference is named.
+        If the parent's basis is not a subset of the new one; the message names each difference.
     """
     basis = potential_section(training, elements)
     if basis == parent.basis:
@@ -107,7 +107,7 @@ def _start_number(start_from: str | int, generation: int) -> int | None:
 
 
 def _obstacles(basis: Mapping[str, Any], parent: Mapping[str, Any]) -> Iterator[str]:
-    """Name what prevents a basis from extending its parent's."""
+    """Name the settings that prevent a basis from extending its parent's."""
     if lost := sorted(set(parent["elements"]) - set(basis["elements"])):
         yield f"the data no longer has {', '.join(lost)}"
     old, new = (b["bonds"]["ALL"]["rcut"] for b in (parent, basis))
@@ -136,7 +136,7 @@ def data_size(record: DatasetRecord) -> DataSize:
 
 
 def expected_size(training: TrainingConfig, sample: Sample) -> BasisSize | None:
-    """Estimate the basis of a fit from nothing to all rows; None if there are no rows."""
+    """Estimate the basis of a fit from scratch to all rows; None without rows."""
     if not sample.elements:
         return None
     share = 1 - training.test_fraction
@@ -165,7 +165,7 @@ def differences(
 def confirm_config(published: Manifest, config: JobConfig) -> None:
     """Raise a ConflictError naming each setting that differs from the published generation's.
 
-    Comparing hashes is not enough: an earlier version lacks settings that were added since.
+    Comparing hashes is not enough, because later versions of the program add settings.
     """
     asked = config.model_dump(mode="json")
     found = [
@@ -182,7 +182,7 @@ def confirm_config(published: Manifest, config: JobConfig) -> None:
 
 
 def confirm_dataset(published: Manifest, record: DatasetRecord) -> None:
-    """Raise a ConflictError if the database now yields another dataset."""
+    """Raise a ConflictError if the database now gives another dataset."""
     then, now = published.dataset, record.counts
     if then.id != record.id:
         raise ConflictError(

@@ -1,4 +1,4 @@
-"""Before the fit: the dataset, the parent, the input file; or what an earlier attempt left."""
+"""Prepare the fit: dataset, parent and input file, or the checkpoint of an earlier attempt."""
 
 from __future__ import annotations
 
@@ -52,18 +52,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a fit begins with.
+    """The starting point of a fit.
 
     Attributes
     ----------
     record
-        Of the dataset, whose frames are in the work directory.
+        Record of the dataset, whose frames are in the work directory.
     given
-        The parts of it that the fit is given.
+        The parts of the dataset that the fit uses.
     state
-        What checkpoints say of the fit; this attempt is the last of its ``attempts``.
+        State of the fit for checkpoints; this attempt is the last of its ``attempts``.
     segments
-        What is left to fit, by input file; empty if only publishing is left.
+        The remaining segments by input file; empty if the fit only has to be published.
     """
 
     record: DatasetRecord
@@ -77,7 +77,7 @@ def check_before_claim(
 ) -> None:
     """Raise an error if the generation could not be trained and published.
 
-    Nothing expensive is done before. A finished fit that only has to be published needs no GPU.
+    Runs before anything expensive. A finished fit that only has to be published needs no GPU.
     """
     registry.agreed_dataset(generation)
     find_lineage(registry, config.training, generation)
@@ -98,13 +98,13 @@ def check_before_claim(
 
 
 def prepare(run: Run, *, fresh: bool) -> Prepared:
-    """Put everything that the fit needs into the work directory.
+    """Put all input of the fit into the work directory.
 
     Parameters
     ----------
     fresh
-        Remove the checkpoints of other jobs first, and start over. Checkpoints that an earlier
-        start of the same job wrote stay: that start has removed the others already.
+        Discard the checkpoints of other jobs and start over. Checkpoints of an earlier start of
+        the same job are kept, because that start has already discarded the others.
     """
     if fresh:
         checkpoints = run.registry.checkpoints(run.generation)
@@ -118,13 +118,13 @@ def prepare(run: Run, *, fresh: bool) -> Prepared:
             )
         return _begin(run) if found is None else _resume(run, *found)
     except BaseException:
-        # Nothing was trained yet: the work directory has nothing worth keeping.
+        # Nothing has been trained yet, so the work directory can be discarded.
         shutil.rmtree(run.files.directory, ignore_errors=True)
         raise
 
 
 def _begin(run: Run) -> Prepared:
-    """Export the dataset; start from the parent or from nothing."""
+    """Export the dataset; start from the parent or from scratch."""
     lineage = find_lineage(run.registry, run.config.training, run.generation)
     _explain_linear_start(run, lineage)
     agreed = run.registry.agreed_dataset(run.generation)
@@ -164,7 +164,7 @@ def _begin(run: Run) -> Prepared:
 
 
 def _resume(run: Run, checkpoint: Checkpoint, record: DatasetRecord) -> Prepared:
-    """Continue an earlier attempt with its dataset, its parent and its potential."""
+    """Resume an earlier attempt with its dataset, parent and potential."""
     before = checkpoint.training
     training = with_size(run.config.training, before.basis)
     given = _give(run, record)
@@ -200,7 +200,7 @@ def _explain_linear_start(run: Run, lineage: Lineage) -> None:
 
 
 def _record_of(run: Run, dataset: Dataset | DatasetReference) -> DatasetRecord:
-    """Return the record of a dataset whose frames are in the work directory then."""
+    """Put the frames of a dataset into the work directory; return its record."""
     if isinstance(dataset, Dataset):
         return dataset.record
     directory = run.files.dataset.directory
@@ -210,7 +210,7 @@ def _record_of(run: Run, dataset: Dataset | DatasetReference) -> DatasetRecord:
 
 
 def _agree_on(run: Run, dataset: Dataset | DatasetReference, lineage: Lineage) -> DatasetReference:
-    """Publish the dataset, and agree on it with the other members of an ensemble."""
+    """Publish the dataset; all members of an ensemble use the first one published."""
     if isinstance(dataset, Dataset):
         sha256 = dataset.publish(run.registry, run.files.dataset.directory)
         dataset = refer_to(dataset.record, sha256, lineage.dataset)
@@ -231,7 +231,7 @@ def _give(run: Run, record: DatasetRecord) -> FitData:
     return given
 
 
-# -- what the fit starts from --------------------------------------------------------------------
+# -- parent and input ----------------------------------------------------------------------------
 
 
 def _choose_size(run: Run, record: DatasetRecord, lineage: Lineage) -> BasisSize:
@@ -246,7 +246,7 @@ def _choose_size(run: Run, record: DatasetRecord, lineage: Lineage) -> BasisSize
 def _fetch_parent(
     run: Run, training: TrainingConfig, record: DatasetRecord, start_from: Manifest | None
 ) -> Parent | None:
-    """Fetch the potential that the fit starts from, without its ZBL core."""
+    """Fetch the parent's potential, without its ZBL cores."""
     if start_from is None:
         return None
     mode = start_mode(training, record.elements, start_from)

@@ -1,4 +1,4 @@
-"""From a finished fit to a published generation: convert, evaluate, report, publish."""
+"""Publish a finished fit: convert, evaluate, report, publish."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ _LINE_INTERVAL_SECONDS = 30.0
 
 
 def publish(run: Run, prepared: Prepared, fitted: Fitted) -> Manifest:
-    """Publish a finished fit; the claim has to be held.
+    """Publish a finished fit; requires the claim.
 
     Raises
     ------
     TrainingError
         If the potential is unusable, or not the one that was fitted.
     InterruptedRunError
-        If a stop signal came; the message says which checkpoint is in the store.
+        If a stop signal was received; the message names the stored checkpoint.
     """
     try:
         return _publish(run, prepared, fitted)
@@ -59,7 +59,7 @@ def _publish(run: Run, prepared: Prepared, fitted: Fitted) -> Manifest:
     evaluation = _convert_and_evaluate(run, prepared, fitted)
 
     def state() -> TrainingState:
-        """Return the state with the times until now."""
+        """Return the state, including the times until now."""
         attempts = contributions(run, fitted.state, fitted.summary.iterations or 0)
         return fitted.state.model_copy(update={"attempts": attempts})
 
@@ -120,7 +120,7 @@ def _describe(
 
 
 def describe_rejection(manifest: Manifest) -> str:
-    """Say why a generation was rejected, and what can be done."""
+    """Describe why a generation was rejected and how to proceed."""
     reasons = "\n".join(f"  {reason}" for reason in manifest.headline.rejected_because)
     return (
         f"warning: {generation_name(manifest.generation)} is published, but rejected: it does not "
@@ -163,19 +163,13 @@ def _clear_cores(
 ) -> tuple[str, ...]:
     """Move the ZBL cores of a fitted potential below the distances in the data.
 
-    Pacemaker considers the structures of the fit only, not the validation part nor the test set.
-
-    Parameters
-    ----------
-    left_out
-        Rows of each side that don't count.
-    validation
-        Rows of the validation part.
+    Pacemaker considers the fitted structures only, not the validation part or the test set. Rows
+    of `left_out` are ignored.
 
     Returns
     -------
     tuple of str
-        A note for each core that was moved.
+        A note for each moved core.
     """
     potential = read_potential(files.output_potential)
     cores = cores_of(potential)
@@ -197,12 +191,12 @@ def _clear_cores(
 def evaluate_generation(
     run: Run, prepared: Prepared, fitted: Fitted, notes: tuple[str, ...]
 ) -> Evaluation:
-    """Measure a converted potential for its report.
+    """Evaluate a converted potential for its report.
 
     Parameters
     ----------
     notes
-        For the users of the potential, from earlier stages.
+        Notes of earlier stages for the users of the potential.
 
     Raises
     ------
@@ -245,7 +239,7 @@ def evaluate_generation(
 
 
 class _Counter:
-    """Counts and reports the measured structures; ends the evaluation if the claim is lost."""
+    """Reports the number of measured structures; stops the evaluation if the claim is lost."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -264,7 +258,7 @@ class _Counter:
 def _make_active_set(
     run: Run, record: DatasetRecord
 ) -> tuple[Literal["linear", "full"] | None, tuple[str, ...]]:
-    """Make the active set if one is configured; without it there are no extrapolation grades."""
+    """Make the active set, if configured; extrapolation grades need it."""
     kind, files = run.config.evaluation.active_set_kind, run.files
     if kind is None:
         return None, ()
@@ -282,7 +276,7 @@ def _make_active_set(
 
 
 def _find_predecessor(run: Run) -> tuple[Predecessor | None, tuple[str, ...]]:
-    """Fetch the latest potential, or else that of the generation before; or note why not."""
+    """Fetch the latest potential, else the previous generation's; or note why there is none."""
     registry, files = run.registry, run.files
     earlier = [number for number in registry.numbers() if number < run.generation]
     if not earlier:

@@ -1,4 +1,4 @@
-"""Resume what an earlier attempt left in the store: the newest checkpoint that can be used."""
+"""Resume an earlier attempt from its newest usable checkpoint."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 TRAIN_LOG = "train.log"
 
-# Settings that may change between attempts: they decide how long, not what, is fitted.
+# Settings that may change between attempts: they limit the duration of the same fit.
 _FREE = {
     "batch_size",
     "display_step",
@@ -53,7 +53,7 @@ def fetch_checkpoint(
     Raises
     ------
     ConfigError
-        If it is of another configuration; each difference is named.
+        If its configuration differs; the message names each difference.
     """
     checkpoints = registry.checkpoints(generation)
     unusable = checkpoints.unreadable()
@@ -94,11 +94,11 @@ def _require_same(checkpoint: Checkpoint, config: JobConfig, generation: int) ->
 
 
 def _changes(checkpoint: Checkpoint, config: JobConfig, generation: int) -> Iterator[str]:
-    """Describe the settings that decide what is fitted, and have changed."""
+    """Describe the changed settings that affect the fit."""
     asked, then = config.model_dump(mode="json"), checkpoint.training.config
     for section in ("dataset", "training"):
         for key, old, new in differences(then.get(section, {}), asked[section], section):
-            # A max_iter of 0 publishes the linear fit: another potential.
+            # With max_iter 0 the linear fit is published, which is another potential.
             becomes_linear = key == "training.max_iter" and 0 in (old, new)
             if key.removeprefix("training.") not in _FREE or becomes_linear:
                 yield f"  {key}: {old!r} there, {new!r} asked"
@@ -118,7 +118,7 @@ def _require_complete(checkpoint: Checkpoint, files: WorkFiles, potential: Path)
 
 
 def _arrange(checkpoint: Checkpoint, files: WorkFiles, staging: Path) -> None:
-    """Give a checkpoint's files the names that they have in a work directory."""
+    """Rename the files of a checkpoint as in a work directory."""
     finished = checkpoint.position.finished
     if (staging / "metrics").is_dir():
         (staging / "metrics").rename(files.curves if finished else files.history)
@@ -127,7 +127,7 @@ def _arrange(checkpoint: Checkpoint, files: WorkFiles, staging: Path) -> None:
         (staging / TRAIN_LOG).rename(files.train_log)
     else:
         (staging / POTENTIAL).rename(files.checkpoint_potential)
-    # No other file: a program of the fit might take it for its own.
+    # Skip all other files: a program of the fit might read them.
     for path in WorkFiles(staging).of_fit():
         path.rename(files.directory / path.name)
     shutil.rmtree(staging)

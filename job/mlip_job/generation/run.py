@@ -1,4 +1,4 @@
-"""From (configuration, database, store, N) to a published generation: the order of the stages."""
+"""Run a generation: the order of its stages, from the configuration to publishing."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class Outcome:
     Attributes
     ----------
     manifest
-        Of the published generation; of the member if members are missing.
+        Manifest of the generation; of the member if other members are missing.
     created
-        False if it was published before and nothing had to be done.
+        False if it was already published.
     missing
-        Members of the ensemble that are not trained yet; then there is no generation yet.
+        Members of the ensemble that are not trained yet; the generation is unpublished.
     """
 
     manifest: Manifest
@@ -74,17 +74,17 @@ def run_generation(
     member: Member | None = None,
     clock: StageClock | None = None,
 ) -> Outcome:
-    """Export, train and publish a generation, or confirm that it is published; then track it.
+    """Export, train, publish and track a generation, or confirm that it is published.
 
-    An interrupted attempt is resumed: its dataset, its potential, its learning curve. With `fresh`
-    it is discarded, unless an earlier start of the same scheduler's job began it. With `member`,
-    one member of an ensemble is trained; the run that finds all members trained publishes the
-    generation. `clock` gives the start of the job.
+    An interrupted attempt is resumed with its dataset, potential and learning curve. With `fresh`
+    it is discarded, unless the same job of the scheduler started it. With `member`, one member of
+    an ensemble is trained; the run that completes the ensemble publishes the generation. `clock`
+    gives the start of the job.
 
     Raises
     ------
     MlipJobError
-        Of the kind that says what failed, see `mlip_job.errors`; nothing is published then.
+        If a stage fails, see `mlip_job.errors`; nothing is published.
     """
     clock = clock or StageClock()
     registry = Registry(store, config.family)
@@ -137,7 +137,7 @@ def _train_member(
     observer: Observer,
     attempt: Attempt,
 ) -> Outcome:
-    """Train a member unless it is trained; publish the generation if it was the last one."""
+    """Train a member if needed; publish the generation once all members are trained."""
     own_config, own = config_of(config, member.number), registry_of(registry, config, member)
     manifest, created = own.find_own(generation), False
     if manifest is None:
@@ -185,9 +185,9 @@ def export_generation(
     output: Path | None = None,
     rebuild: bool = False,
 ) -> DatasetRecord:
-    """Publish a generation's dataset; keep a copy in `output` if that is given.
+    """Publish a generation's dataset; keep a copy in `output`, if given.
 
-    It is built only if it is not in the store, or if `rebuild` says so.
+    It is built only if the store lacks it, or with `rebuild`.
     """
     if output is not None and output.exists() and any(output.iterdir()):
         raise ConfigError(f"{output} is not empty", hint="choose another -o DIR")
@@ -215,7 +215,7 @@ def export_generation(
 def _confirm(
     config: JobConfig, registry: Registry, published: Manifest, observer: Observer
 ) -> Outcome:
-    """Compare a published generation with what this run would make of it."""
+    """Compare a published generation with the configuration and data of this run."""
     confirm_config(published, config)
     _confirm_dataset(config, registry, published, observer)
     registry.roll_forward(published)
@@ -250,7 +250,7 @@ def _confirm_dataset(
 
 @contextmanager
 def _scratch(config: JobConfig) -> Iterator[WorkFiles]:
-    """Make a directory for a dataset that is not kept; in the work directory, which has room."""
+    """Make a temporary directory for a dataset; in the work directory, which has enough space."""
     work = Path(config.work_dir)
     try:
         make_private_directory(work)
