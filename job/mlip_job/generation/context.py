@@ -116,7 +116,7 @@ def claimed(
 
 
 class StageClock:
-    """Measures the wall time of a run's stages; thread-safe for readers.
+    """Measures the wall time of a run's stages; other threads may read it.
 
     Parameters
     ----------

@@ -37,7 +37,7 @@ Legend = dict[str, str]
 """Labels by their colours: variables of the style sheet."""
 
 MAX_GENERATIONS = 6
-"""As many colours can be told apart."""
+"""Maximum number of distinguishable colours."""
 MAX_LABELLED_STEPS = 10
 
 _WIDTH, _HEIGHT, _SQUARE = 380, 270, 340  # CSS pixels

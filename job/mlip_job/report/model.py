@@ -1,4 +1,4 @@
-"""``report.json``: what a training fitted to what, and how well; how it is made and read."""
+"""``report.json``: the models of a training report; make and read reports."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _NEGLIGIBLE_FORCE = 2.0  # meV/Å, that reference data do not resolve
 
 
 class LossDefinition(Frozen):
-    """What was minimised: (1-κ)·MSE(E/atom) + κ·mean|ΔF|² plus regularisation.
+    """The loss of the fit: (1-κ)·MSE(E/atom) + κ·mean|ΔF|² plus regularisation.
 
     Attributes
     ----------
@@ -86,14 +86,14 @@ class TrainingReport(Frozen):
     attempts
         All attempts of the fit, with their iterations.
     fit
-        From pacemaker's tables and log; its ``second_set`` says whether they are of the test set
-        or of the validation part.
+        Results from pacemaker's tables and log; ``second_set`` is the test set or the validation
+        part.
     evaluation
-        Of the published potential; docs/evaluation.md.
+        Evaluation of the published potential, see docs/evaluation.md.
     left_out_by_weighting
-        Row ids per side that an energy-based weighting kept out of the fit.
+        Row ids per side that energy-based weighting excluded from the fit.
     energy_reference
-        How a DFT energy is recovered from the potential's.
+        Conversion of the potential's energy to a DFT energy.
     timings_s
         Wall time of the stages before publishing, s; of all attempts together.
     phases_s
@@ -231,7 +231,7 @@ def make_report(
 
 
 def loss_definition(training: TrainingConfig, summary: RunSummary) -> LossDefinition:
-    """Return what was minimised, by the log: an override may set κ, or pacemaker choose it."""
+    """Return the loss from the log, since an override or pacemaker may choose κ."""
     asked = kappa(training.energy_weight, training.force_weight)
     overridden: dict[str, Any] = training.overrides.get("fit") or {}
     given = (overridden.get("loss") or {}).get("kappa", asked)

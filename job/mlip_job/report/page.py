@@ -1,4 +1,4 @@
-"""Pages about generations: one HTML file each, which loads nothing."""
+"""Pages about generations: self-contained HTML files."""
 
 from __future__ import annotations
 

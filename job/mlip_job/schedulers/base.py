@@ -43,9 +43,9 @@ _FRESH = "--fresh"
 class JobRequest:
     """What to run: ``mlip-job run --generation N`` with a resolved configuration.
 
-    `directory` is absolute: relative paths of the configuration start there. `after` is the id of a
-    job of the same scheduler that has to succeed first. `again` marks a submission that continues
-    an earlier one: it does not start over once more.
+    `directory` is absolute and resolves relative paths of the configuration. `after` is the id of a
+    job of the same scheduler that must succeed first. `again` marks the resubmission of an earlier
+    submission, which does not start over again.
     """
 
     config: JobConfig
@@ -63,14 +63,14 @@ class JobRequest:
 
     @property
     def starts_over(self) -> bool:
-        """Whether the job removes what earlier runs left."""
+        """Whether the job discards the checkpoints of earlier runs."""
         return _FRESH in self.run_options and not self.again
 
     @property
     def options(self) -> tuple[str, ...]:
         """Options of ``run`` in this job, without the member of an ensemble.
 
-        A restarted job has them too: ``--fresh`` keeps what the same job did before.
+        A restarted job has the same options: ``--fresh`` keeps the checkpoints of the same job.
         """
         given = (option for option in self.run_options if option != _FRESH)
         return (*given, *((_FRESH,) if self.starts_over else ()))
@@ -87,10 +87,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class JobHandle:
-    """A job that a scheduler knows, or knew.
+    """A job of a scheduler.
 
-    `id` is the scheduler's: a job id; namespace and name. `found` tells that `Scheduler.submit`
-    found the job and created none. `release` is the Helm release that the job belongs to.
+    `id` is the scheduler's: a job id, or namespace and name. `found` marks an existing job that
+    `Scheduler.submit` returned instead of a new one. `release` is the Helm release of the job.
     """
 
     scheduler: str
@@ -101,10 +101,10 @@ class JobHandle:
 
 
 class JobState(StrEnum):
-    """What a job is doing.
+    """The state of a job.
 
-    UNKNOWN is not failure: the scheduler was unavailable, or forgot. GONE is its answer that it has
-    no such job, as once a Kubernetes Job is deleted.
+    UNKNOWN is not a failure: the scheduler is unavailable or no longer knows the job. GONE means
+    that the scheduler has no such job, e.g. after a Kubernetes Job was deleted.
     """
 
     PENDING = "pending"
@@ -123,12 +123,12 @@ class JobState(StrEnum):
 
 @dataclass(frozen=True)
 class JobStatus:
-    """What a scheduler says of a job.
+    """The status of a job, as reported by its scheduler.
 
-    `native` is the scheduler's own word: ``PREEMPTED``, ``OOMKilled``, … `reason` says why the job
-    waits or failed, `hint` what to do. `exit_code` is that of ``mlip-job run``. `resubmit` marks a
-    job that ended through no fault of its own and that the scheduler does not restart: the same
-    submission resumes from its checkpoint.
+    `native` is the scheduler's own term: ``PREEMPTED``, ``OOMKilled``, … `reason` explains why the
+    job is pending or failed, `hint` suggests what to do. `exit_code` is that of ``mlip-job run``.
+    `resubmit` marks an interrupted job that the scheduler does not requeue: the same submission
+    resumes from its checkpoint.
     """
 
     state: JobState
@@ -142,8 +142,8 @@ class JobStatus:
 class Scheduler(Protocol):
     """One kind of scheduler.
 
-    All methods but `plan` raise `UnavailableError` where the scheduler is unavailable, and
-    `ConfigError` where it refuses the request.
+    All methods but `plan` raise `UnavailableError` if the scheduler is unavailable, and
+    `ConfigError` if it rejects the request.
     """
 
     name: str
@@ -158,9 +158,9 @@ class Scheduler(Protocol):
         """
 
     def submit(self, plan: Plan) -> JobHandle:
-        """Make the submission and return its job.
+        """Submit a plan and return its job.
 
-        The same plan again, while its job is pending or running, returns that job.
+        While a job of the same plan is pending or running, that job is returned.
 
         Raises
         ------
@@ -174,14 +174,14 @@ class Scheduler(Protocol):
     def active(self, family: str, generation: int) -> Sequence[JobHandle]:
         """Return all pending and running jobs of a generation, by any submitter.
 
-        Several where two submissions were made at once.
+        Concurrent submissions may result in several.
         """
 
     def generations(self, family: str) -> set[int]:
         """Return the generations of a family that the scheduler knows jobs of."""
 
     def status(self, handle: JobHandle) -> JobStatus:
-        """Return what a job is doing; UNKNOWN or GONE once the scheduler has forgotten it."""
+        """Return the status of a job; UNKNOWN or GONE if the scheduler no longer knows it."""
 
     def logs(self, handle: JobHandle, *, follow: bool) -> Iterator[str]:
         """Yield the lines that a job printed; with `follow`, until it has ended.
@@ -190,9 +190,9 @@ class Scheduler(Protocol):
         """
 
     def cancel(self, handle: JobHandle) -> None:
-        """Stop a job with time for a checkpoint, without waiting for its end.
+        """Stop a job, leaving it time for a checkpoint; do not wait for its end.
 
-        Ended jobs are no error.
+        Cancelling an ended job is not an error.
         """
 
 

@@ -1,11 +1,11 @@
-"""What a submission leaves in the work directory: files, logs, and records that outlive the queue.
+"""The files of a submission in the work directory: script, configuration, logs and records.
 
 ::
 
     <work>/gen_04/submit.sbatch          the script, as it was submitted
     <work>/gen_04/mlip-job.yaml          the resolved configuration that the run reads
-    <work>/gen_04/submission.json        which jobs it became
-    <work>/gen_04/slurm-4711.log         what the job printed
+    <work>/gen_04/submission.json        the submitted jobs
+    <work>/gen_04/slurm-4711.log         the output of the job
     <work>/gen_04/slurm-4711.ended       its exit code, written by the script itself
 """
 
@@ -38,7 +38,7 @@ _JobId = Annotated[str, StringConstraints(pattern=r"^[1-9][\w;.-]{0,127}$")]
 
 
 class SubmittedJob(BaseModel):
-    """A job that a submission became; `process` if it is one of this machine's."""
+    """A submitted job; `process` is set for a job on this machine."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

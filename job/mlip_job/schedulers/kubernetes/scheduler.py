@@ -114,7 +114,7 @@ class KubernetesScheduler:
         return {number for name in names if (number := parse_generation_name(name)) is not None}
 
     def status(self, handle: JobHandle) -> JobStatus:
-        """Return what a Job is doing; see `Scheduler.status`."""
+        """Return the status of a Job; see `Scheduler.status`."""
         cluster = self._cluster_of(handle)
         job = cluster.job(handle.name)
         if job is None:

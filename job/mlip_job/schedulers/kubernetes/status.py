@@ -88,7 +88,7 @@ _PREPARING = ("ContainerCreating", "PodInitializing")
 
 
 def status_of(job: Manifest, pods: Sequence[Manifest], events_of: EventsOf) -> JobStatus:
-    """Return what a Job is doing; `pods` the oldest first.
+    """Return the status of a Job; `pods` are ordered from the oldest.
 
     `events_of` is called only where events may explain why nothing runs.
     """
@@ -158,7 +158,7 @@ def ending_of(pod: Manifest) -> JobStatus:
     said, hint = _termination_message(terminated)
     if code == 0:
         return JobStatus(JobState.SUCCEEDED, native or "Completed", said or "done", None, 0)
-    # What a program says that can't be executed is an error of its node, and no word of the run's.
+    # A program that can't be executed is an error of the node; its message is not the run's.
     reason = f"exit code {code}: {meaning_of(code).reason}{': ' + said if said else ''}"
     return _ended(native or "Error", reason, code, hint)
 
@@ -188,7 +188,7 @@ def _failed(condition: Mapping[str, Any], pods: Sequence[Manifest]) -> JobStatus
 
 
 def _of_newest(job: Manifest, pods: Sequence[Manifest], events_of: EventsOf) -> JobStatus:
-    """Return what a Job with one pod at a time is doing."""
+    """Return the status of a Job with one pod at a time."""
     if not pods or phase_of(pods[-1]) in ("Succeeded", "Failed"):
         return _between(job, pods, events_of)
     newest, before = pods[-1], _before(pods[:-1])

@@ -37,7 +37,7 @@ _KEPT_VARIABLES = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
 
 
 class SlurmError(UnavailableError):
-    """A failed command of Slurm; `said` is what it printed."""
+    """A failed command of Slurm; `said` is its output."""
 
     def __init__(self, program: str, said: str, *, transient: bool) -> None:
         self.said = said
