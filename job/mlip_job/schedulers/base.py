@@ -249,12 +249,12 @@ class JobName:
 
 
 def require_same(live: JobHandle, plan: Plan) -> None:
-    """Accept a pending or running job of a generation if a plan is of the same submission.
+    """Require that a pending or running job belongs to the same submission as a plan.
 
     Raises
     ------
     ConflictError
-        If it is of another one.
+        If it belongs to another submission.
     """
     if live.name == plan.name:
         return
@@ -286,7 +286,7 @@ class ExitMeaning:
 
     @property
     def retry(self) -> bool:
-        """Whether the same run may succeed without a person's help."""
+        """Whether a retry of the same run may succeed."""
         return self.error in (UnavailableError, InterruptedRunError)
 
 
@@ -332,7 +332,7 @@ class Code(str):
 def render(template: str, **values: object) -> str:
     """Fill a template; every inserted value that is no `Code` is quoted: for the shell, or as JSON.
 
-    JSON is YAML, so that what ends with ``.yaml.j2`` stays readable as such.
+    JSON is a subset of YAML, so templates named ``.yaml.j2`` give valid YAML.
     """
     quote = _quote_json if template.endswith(".yaml.j2") else _quote_shell
     return _environment(quote).get_template(template).render(values)

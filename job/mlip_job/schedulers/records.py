@@ -162,7 +162,7 @@ def recorded_generations(config: JobConfig, scheduler: str) -> set[int]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader finds the old or the new one, and never a part."""
+    """Write a file atomically: a reader finds the old or the new content."""
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
         with open(temporary, "w", encoding="utf-8", opener=private) as file:
@@ -182,7 +182,7 @@ _DETAILS = 5
 
 
 def error_in(log: str) -> tuple[str, str | None] | None:
-    """Return message and hint of the last error that a run printed, or None.
+    """Return message and hint of the last error in a run's output, or None.
 
     `mlip_job.cli.main` prints ``error: …``, indented details, ``hint: …``.
     """

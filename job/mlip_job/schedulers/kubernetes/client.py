@@ -241,9 +241,9 @@ _NO_NAMESPACE = re.compile(r'namespaces "(?P<namespace>[^"]+)" not found')
 
 
 def api_error(status: int, body: str | bytes | None, action: str) -> MlipJobError:
-    """Return the error for a refused request, with the API server's own message.
+    """Return the error for a rejected request, with the API server's own message.
 
-    `body` is Kubernetes' ``Status`` object, or what a proxy sent; `action` says what was tried.
+    `body` is Kubernetes' ``Status`` object, or the response of a proxy; `action` names the request.
     """
     text = _message(body)
     if status == HTTPStatus.FORBIDDEN:

@@ -1,4 +1,4 @@
-"""Slurm's commands: run, retried while the controller is busy, and read."""
+"""Run Slurm's commands, retry while the controller is busy, and parse their output."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ class SlurmError(UnavailableError):
 def submit(script: Path, name: str, *, section: str = SECTION) -> str:
     """Submit a script and return the job's id, ``id;cluster`` on a cluster among several.
 
-    If the answer to a submission is lost, the job is found by its name. `section` is the part of
+    If the response to a submission is lost, the job is found by its name. `section` is the part of
     the configuration with the job's settings, for messages.
 
     Raises
     ------
     ConfigError
-        If Slurm refuses the job.
+        If Slurm rejects the job.
     UnavailableError
-        If Slurm does not answer, or accepts no more jobs for now.
+        If Slurm does not respond, or a limit on the number of jobs is reached.
     """
 
     def attempt() -> str:

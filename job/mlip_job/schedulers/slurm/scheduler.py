@@ -1,4 +1,4 @@
-"""`SlurmScheduler`: the contract of all schedulers, fulfilled by Slurm's commands."""
+"""`SlurmScheduler`: the scheduler contract, implemented with Slurm's commands."""
 
 from __future__ import annotations
 

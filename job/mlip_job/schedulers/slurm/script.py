@@ -201,7 +201,7 @@ def check_files(config: JobConfig) -> None:
 
 
 def _check_env_file(path: Path) -> None:
-    """Reject a file that others can read, or with lines that are not what they seem.
+    """Reject a file that others can read, or with ambiguous lines.
 
     No value is ever printed.
     """

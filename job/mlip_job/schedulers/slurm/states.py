@@ -1,4 +1,4 @@
-"""Slurm's states, endings and refusals, in the terms of all schedulers.
+"""Translate Slurm's states, exit codes and rejections to the terms of all schedulers.
 
 The names are those of ``squeue(1)`` and ``sacct(1)``. A state that is not listed is unknown, which
 is not failure. A reason is Slurm's own word: https://slurm.schedmd.com/job_reason_codes.html
@@ -178,7 +178,7 @@ def combined(statuses: Sequence[JobStatus]) -> JobStatus:
 
 
 def refusal(said: str, section: str) -> ConfigError | UnavailableError:
-    """Return the error for a job that sbatch refused, with the settings to check.
+    """Return the error for a job that sbatch rejected, with the settings to check.
 
     A limit on the number of jobs is temporary, and so an `UnavailableError`.
     """
