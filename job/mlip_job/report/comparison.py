@@ -34,7 +34,7 @@ _COMPARED = ("dataset", "training", "evaluation")
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict of the gate in a word, its reasons, and the class that colours it."""
+    """The verdict of the gate as text, its reasons, and its CSS class."""
 
     css: str
     word: str
@@ -42,7 +42,7 @@ class Verdict:
 
 
 def verdict(evaluation: Evaluation | None) -> Verdict:
-    """Return the gate's verdict in words."""
+    """Return the gate's verdict as text."""
     if evaluation is None:
         return Verdict("skipped", "Not evaluated", ("The published potential was not evaluated.",))
     gate = evaluation.gate
@@ -68,7 +68,7 @@ class Quantity:
 
 
 def quantities(report: TrainingReport) -> tuple[Quantity, ...]:
-    """Return the figures to compare; the same ones, in the same order, for every report."""
+    """Return the figures to compare, in a fixed order for all reports."""
     train, test, found = report.errors("train"), report.errors("test"), report.evaluation
     s_train = found.train.stress_gpa if found else None
     s_test = found.test.stress_gpa if found and found.test else None
@@ -163,7 +163,7 @@ def figures_table(reports: Sequence[TrainingReport]) -> Table:
 
 
 def started_from(report: TrainingReport) -> str:
-    """Return where a fit started: from a parent, a linear fit or nothing."""
+    """Describe the start of a fit: a parent, a linear fit or scratch."""
     if report.parent is not None:
         return generation_name(report.parent.generation)
     return "a linear fit" if report.linear_start is not None else "nothing"
@@ -172,7 +172,7 @@ def started_from(report: TrainingReport) -> str:
 def _steps(
     reports: Sequence[TrainingReport],
 ) -> Iterator[tuple[TrainingReport, ParentComparison]]:
-    """Yield the comparisons on the same structures that the reports hold, among themselves."""
+    """Yield the comparisons among these generations on the same structures."""
     numbers = {report.generation for report in reports}
     for report in reports:
         compared = report.evaluation.parent if report.evaluation is not None else None
@@ -181,7 +181,7 @@ def _steps(
 
 
 def steps_table(reports: Sequence[TrainingReport]) -> Table | None:
-    """Return the comparisons on the same structures, or None where the reports hold none."""
+    """Return the comparisons on the same structures, or None without any."""
     rows = []
     for report, compared in _steps(reports):
         old, new = generation_name(compared.generation), generation_name(report.generation)
@@ -259,7 +259,7 @@ def _ladder(training: Mapping[str, Any]) -> str:
 
 
 def settings_table(manifests: Sequence[Manifest]) -> Table | None:
-    """Return the settings that differ between generations, or None if none does."""
+    """Return the settings that differ between generations, or None without any."""
     known = [
         {
             f"{name}.{key}": "null" if value is None else _text(value)

@@ -85,7 +85,7 @@ _STYLE = {
 }
 _CLEANED = (
     (r"<metadata>.*?</metadata>|<!--.*?-->", ""),
-    (r"<style.*?</style>", ""),  # it would apply to the whole page
+    (r"<style.*?</style>", ""),  # a style would apply to the whole page
     (r'(<svg [^>]*?) width="[^"]*"', r"\1"),
     (r' height="[^"]*pt"', ""),
     (r'<g id="(line|dots|bars)">', r'<g class="\1">'),
@@ -373,7 +373,7 @@ def _names(reports: Sequence[TrainingReport]) -> Legend:
 
 
 def _axes(x: str, y: str, height: int = _HEIGHT) -> Axes:
-    """Return empty axes; the label of y stands above them, to be read without turning the head."""
+    """Return empty axes; the label of y is above them, as horizontal text."""
     from matplotlib import figure  # noqa: PLC0415 - see _style
 
     canvas = figure.Figure(figsize=(_WIDTH / 72, height / 72), dpi=72)
@@ -388,7 +388,7 @@ def _axes(x: str, y: str, height: int = _HEIGHT) -> Axes:
 
 
 def _known(points: Iterable[Point]) -> np.ndarray:
-    """Return the points that can be drawn: a potential may predict anything."""
+    """Return the points that can be drawn; predictions may be out of range."""
     found = np.array(list(points), dtype=float).reshape(-1, 2)
     drawable: np.ndarray = found[(np.abs(found) <= _LARGEST).all(axis=1)]
     return drawable

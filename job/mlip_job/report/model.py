@@ -177,7 +177,7 @@ class TrainingReport(Frozen):
         Raises
         ------
         IntegrityError
-            If it is no report that this version reads.
+            If it is not a report that this version can read.
         """
         try:
             return cls.model_validate_json(text)
@@ -288,7 +288,7 @@ def _generalisation(evaluation: Evaluation) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything that the page of a generation shows.
+    """The data of a generation's page.
 
     The manifest of a generation that is being published has no artefacts yet.
     """
@@ -333,7 +333,7 @@ def read_report(registry: Registry, manifest: Manifest) -> TrainingReport:
 def read_predecessor(registry: Registry, report: TrainingReport) -> TrainingReport | None:
     """Read the report of the generation to compare with; None if there is none.
 
-    One that can't be read is ignored: that must not prevent the publication of a new generation.
+    An unreadable report is ignored, as it must not prevent publishing a new generation.
     """
     number = report.predecessor()
     manifest = registry.find(number) if number is not None else None

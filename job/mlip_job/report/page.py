@@ -110,7 +110,7 @@ def _environment() -> Environment:
 
 
 def summary(report: TrainingReport) -> str:
-    """Return in a sentence what was fitted to what."""
+    """Summarise model and data of the fit in a sentence."""
     tested = "nothing was held out to test it."
     if report.dataset.test:
         tested = f"tested on {count(report.dataset.test, 'structure')} that the fit did not see."
@@ -122,7 +122,7 @@ def summary(report: TrainingReport) -> str:
 
 
 def learning_caption(report: TrainingReport) -> str:
-    """Return what the marks in the learning curve mean, empty if there are none."""
+    """Explain the marks in the learning curve; empty without marks."""
     parts = []
     if (steps := len(report.fit.cycles)) > 1:
         parts.append(f"{steps} ladder steps or cycles, started at the dotted lines")

@@ -329,7 +329,7 @@ def _quantity(prefix: str, value: float | None, unit: str) -> str:
 
 
 def dataset_tables(record: DatasetRecord, report: TrainingReport) -> tuple[Table, ...]:
-    """Return elements, config types and rejected rows, as far as there are any."""
+    """Return the tables of elements, config types and rejected rows that are not empty."""
     energies = report.dataset.reference_energies_ev
     sources = report.dataset.reference_energy_sources
     elements = Table(

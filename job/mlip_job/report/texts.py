@@ -1,4 +1,4 @@
-"""Numbers, tables and lists as a page and a terminal show them. An unknown value is a dash."""
+"""Format numbers, tables and lists for a page or a terminal; unknown values are dashes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 UNKNOWN = "–"
 NARROW_SPACE = "\u202f"
-"""Sets thousands and units apart; no line breaks there."""
+"""Separates thousands and units without a line break."""
 ENERGY, FORCE, STRESS = "meV/atom", "meV/Å", "GPa"
 
 _TIME_UNITS = ((10, 1, "s", 1), (100, 1, "s", 0), (6000, 60, "min", 1), (math.inf, 3600, "h", 1))
@@ -44,7 +44,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A text with the class of the style sheet that colours it."""
+    """A text with its CSS class."""
 
     text: str
     css: str = ""
@@ -64,7 +64,7 @@ class Table:
 
 
 def fixed(value: float | None, digits: int = 1) -> str:
-    """Return a number with so many decimals and its thousands set apart."""
+    """Return a number with fixed decimals and separated thousands."""
     if value is None or math.isnan(value):
         return UNKNOWN
     if math.isinf(value):
@@ -74,7 +74,7 @@ def fixed(value: float | None, digits: int = 1) -> str:
 
 
 def significant(value: float | None, digits: int = 3) -> str:
-    """Return a number rounded to so many digits."""
+    """Return a number rounded to significant digits."""
     if value is None or not math.isfinite(value):
         return fixed(value)
     if value == 0:

@@ -134,7 +134,7 @@ class LocalScheduler:
         return lines_of(lambda: {log: ""}, ended if follow else None, interval)
 
     def cancel(self, handle: JobHandle) -> None:
-        """See `Scheduler.cancel`; there is no limit to the time for the checkpoint."""
+        """See `Scheduler.cancel`; the time for the checkpoint is unlimited."""
         status = self.status(handle)
         if status.state is JobState.UNKNOWN:
             raise UnavailableError(f"{handle.id} is no process of this machine: cancel it there")
@@ -180,10 +180,10 @@ def _ended(ended: Ended, log: str | None, *, cancelled: bool) -> JobStatus:
 
 
 def _start(script: Path, files: SubmitFiles) -> ProcessIdentity:
-    """Start a script in its own session, as no child of this process.
+    """Start a script in a new session, detached from this process.
 
-    It inherits a lock on its log, which lasts as long as the script or a process that it started:
-    that is how a job waits for another.
+    It inherits a lock on its log, held until the script and its children end; other jobs wait for
+    this lock.
     """
     log = files.directory / ".local.log"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(ENVIRONMENT_PREFIX)}
