@@ -282,7 +282,7 @@ def count_verdicts(checks: Iterable[PhysicsCheck]) -> Counter[str]:
 
 
 def subject(check: PhysicsCheck) -> str:
-    """Return what a check is about."""
+    """Return the subject of a check."""
     match check:
         case DimerCheck():
             return f"dimer {'–'.join(check.elements)}"

@@ -34,7 +34,7 @@ class Cluster:
     """One namespace of a cluster; `client` is the official client's ``ApiClient``.
 
     All methods raise `UnavailableError` if the API server is unavailable, and `ConfigError` if it
-    refuses the request.
+    rejects the request.
     """
 
     client: Any
@@ -161,7 +161,7 @@ class Cluster:
         except ApiException as error:
             if error.status in none_for:
                 return None
-            if not error.status:  # how the client reports all that TLS rejects
+            if not error.status:  # how the client reports TLS errors
                 _raise_unreachable(action, error.reason)
             raise api_error(error.status, error.body, action) from None
         except _http_errors() as error:

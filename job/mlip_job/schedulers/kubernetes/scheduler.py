@@ -247,10 +247,10 @@ def _create(cluster: Cluster, job: Manifest, poll_seconds: float) -> Manifest:
                 hint=f"kubectl delete job {name}, if nobody needs it",
             )
         if not has_ended(other):
-            return other  # somebody made the same submission at the same time
+            return other  # a concurrent submission created it
         cluster.delete_job(other)
         _wait_until_gone(cluster, other, poll_seconds)
-        cluster.delete_config_map(name)  # the garbage collector may take its time
+        cluster.delete_config_map(name)  # garbage collection may be delayed
     raise UnavailableError(f"Job {name} is created and deleted by others at the same time")
 
 

@@ -50,7 +50,7 @@ _SAME = {
     "StartError": "RunContainerError",  # containerd's reason for an ended container
     "ContainerCannotRun": "RunContainerError",  # Docker's
 }
-# By what a message says; the first that fits.
+# By the text of a message; the first match counts.
 _HINTS_BY_MESSAGE: Sequence[tuple[re.Pattern[str], str]] = (
     (
         # Messages of the kernel by runc, of containerd and of Docker.
@@ -82,7 +82,7 @@ _HINTS_BY_CODE: Mapping[int, str] = {
     126: _HINTS["RunContainerError"],
     127: _HINTS["RunContainerError"],
 }
-# Events that say more than the state of the pod or Job that they belong to.
+# Events that explain more than the state of their pod or Job.
 _TELLING = ("FailedCreate", "FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")
 _PREPARING = ("ContainerCreating", "PodInitializing")
 
@@ -207,7 +207,7 @@ def _of_newest(job: Manifest, pods: Sequence[Manifest], events_of: EventsOf) -> 
 
 
 def _between(job: Manifest, pods: Sequence[Manifest], events_of: EventsOf) -> JobStatus:
-    """Return why no pod is alive, though the Job has not ended."""
+    """Return why a Job that has not ended has no pod."""
     if pods and not job["spec"].get("suspend"):
         ending = ending_of(pods[-1])
         if ending.exit_code == 0:
@@ -219,7 +219,7 @@ def _between(job: Manifest, pods: Sequence[Manifest], events_of: EventsOf) -> Jo
 
 
 def _of_members(job: Manifest, pods: Sequence[Manifest], events_of: EventsOf) -> JobStatus:
-    """Return what the members of an ensemble are doing: how many of each, and why one waits."""
+    """Return the status of an ensemble: the members by state, and why one is pending."""
     pending = [pod for pod in pods if phase_of(pod) == "Pending"]
     started = [pod for pod in pods if phase_of(pod) == "Running"]
     running = [pod for pod in started if not _end_of_run(pod)]
@@ -290,7 +290,7 @@ def _wait_of_job(job: Manifest, events: Sequence[Manifest]) -> JobStatus:
 
 
 def _wait_of_pod(pod: Manifest, events: Sequence[Manifest]) -> JobStatus:
-    """Return why a pod does not run."""
+    """Return why a pod is pending."""
     for condition in pod.get("status", {}).get("conditions") or ():
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
             return _pending(str(condition.get("reason")), str(condition.get("message", "")))

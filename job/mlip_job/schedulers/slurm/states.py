@@ -196,7 +196,7 @@ def refusal(said: str, section: str) -> ConfigError | UnavailableError:
 
 
 def _hint(reason: str, section: str) -> str | None:
-    """Return what to do about a reason that does not pass by itself."""
+    """Return a hint for a permanent reason."""
     word = reason.partition(",")[0].strip("()")
     if _HELD.search(word):
         return "scontrol release starts it"
