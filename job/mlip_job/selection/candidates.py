@@ -1,4 +1,4 @@
-"""Candidates for the next generation: where they come from, how they are ranked and written."""
+"""Candidates for the next generation: sources, ranking and output."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 
 
 class CandidateSource(Protocol):
-    """Where candidates come from."""
+    """A source of candidates."""
 
     @property
     def id_name(self) -> str:
-        """What the id of a candidate is called in files: ``row_id`` or ``candidate``."""
+        """Name of a candidate's id in files: ``row_id`` or ``candidate``."""
 
     def describe(self) -> str:
-        """Return where they come from, without secrets."""
+        """Return a description without secrets."""
 
     def rows(self) -> Iterator[Row]:
-        """Yield them; their labels, if any, don't matter."""
+        """Yield the candidates; labels are ignored."""
 
 
 class DatabaseCandidates:
-    """The rows that a selection of an ASE database gives."""
+    """Candidates from the selected rows of an ASE database."""
 
     id_name = "row_id"
 
@@ -59,7 +59,7 @@ class DatabaseCandidates:
 
 
 class FileCandidates:
-    """The structures of a file that ASE reads; their ids count from 0, as ASE's indices do.
+    """Candidates from a file that ASE reads; ids count from 0, like ASE's indices.
 
     Only some formats are read as a stream, extended XYZ among them.
     """
@@ -79,7 +79,7 @@ class FileCandidates:
         Raises
         ------
         DataError
-            Where ASE can't read on; the message says after how many structures.
+            If ASE can't read a structure; the message has the number of those before it.
         """
         if not self.path.is_file():
             raise DataError(f"{self.path} is no file of candidates")
@@ -130,7 +130,7 @@ class Criteria(Frozen):
     max_grade: float | None = None
 
     def admit(self, grade: float) -> bool:
-        """Tell whether a candidate of this grade may be chosen."""
+        """Return whether a candidate of this grade may be selected."""
         return grade > self.min_grade and (self.max_grade is None or grade <= self.max_grade)
 
 
@@ -150,7 +150,7 @@ class RankedCandidate(Frozen):
 
 
 class Selection(Frozen):
-    """The outcome of a selection, the highest grade first.
+    """Result of a selection, sorted by descending grade.
 
     `skipped` are ids of candidates that can't be graded or trained on, by reason.
     """
@@ -175,7 +175,7 @@ class Selection(Frozen):
 
     @property
     def chosen(self) -> tuple[RankedCandidate, ...]:
-        """Those that were chosen, the highest grade first."""
+        """Selected candidates by descending grade."""
         return tuple(c for c in self.candidates if c.chosen)
 
 
@@ -189,7 +189,7 @@ def require_free(path: Path) -> None:
 def written(
     path: Path, selection: Selection, rows: Sequence[StructureRow], id_name: str
 ) -> Iterator[None]:
-    """Write the structures as extended XYZ; the file takes its place when the block ends well.
+    """Write the structures as extended XYZ; the file is moved into place if the block succeeds.
 
     Each structure carries its ``extrapolation_grade``, the ``generation`` that it was graded by,
     and its id under `id_name`.
@@ -197,7 +197,7 @@ def written(
     Raises
     ------
     ConfigError
-        If the file can't be written, or appeared meanwhile.
+        If the file can't be written, or was created concurrently.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:

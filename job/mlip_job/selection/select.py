@@ -1,4 +1,4 @@
-"""Select the few candidates that are worth labelling, by extrapolation grade and D-optimality.
+"""Select candidates for labelling by extrapolation grade and D-optimality.
 
 The grade of an atom is the largest coefficient of its vector of basis functions in terms of the
 active set's; above 1 the potential extrapolates. A structure's is the largest of its atoms.
@@ -53,7 +53,7 @@ _NOT_FINITE = "extrapolation grade not finite"
 
 
 def open_grader(registry: Registry, manifest: Manifest, cache: Path) -> Grader:
-    """Return a grader by a generation's potential and active set.
+    """Return a grader for a generation's potential and active set.
 
     Raises
     ------
@@ -74,7 +74,7 @@ def open_grader(registry: Registry, manifest: Manifest, cache: Path) -> Grader:
 
 
 class CandidateSelector:
-    """Grades candidates as they come, and keeps those that may still be chosen.
+    """Grade a stream of candidates, and keep those that may still be selected.
 
     Memory holds a few numbers for each candidate, and the structures and basis functions of those
     that compete for a place in the active set.
@@ -92,7 +92,7 @@ class CandidateSelector:
     def run(
         self, source: CandidateSource, family: str, generation: int
     ) -> tuple[Selection, list[StructureRow]]:
-        """Return the selection and the structures that were chosen, the highest grade first.
+        """Return the selection and its structures by descending grade.
 
         Raises
         ------
@@ -220,10 +220,10 @@ class AtomGrades:
 
 
 class Grader:
-    """Grades structures by a potential and its active set.
+    """Compute extrapolation grades with a potential and its active set.
 
-    The active set is linear, as ``pace_activeset`` writes it. Full ones don't work in python-ace
-    0.4.0rc1, which leaves the derivatives that they are made of at zero.
+    The active set is linear, as written by ``pace_activeset``. Full active sets don't work in
+    python-ace 0.4.0rc1, which leaves the required derivatives at zero.
 
     Attributes
     ----------
@@ -274,15 +274,15 @@ class Grader:
 
 
 _TRAINED_ON = -1
-"""Owner of the rows that the active set had before."""
+"""Owner of the rows of the initial active set."""
 
-_TOLERANCE = 1.01  # as pace_activeset and pace_select have it
+_TOLERANCE = 1.01  # same value as in pace_activeset and pace_select
 _MAX_SWAPS = 10_000
 _BUFFER_BYTES = 256 * 2**20
 
 
 class ActiveSetExtension:
-    """An active set that candidates may enter.
+    """An active set that is extended by candidates.
 
     Rows of candidates are collected up to `buffer_bytes`; then the active set is chosen again from
     its own rows and those, and the others are dropped. `inverse` is the inverted active set of each
@@ -308,16 +308,16 @@ class ActiveSetExtension:
 
     @property
     def is_full(self) -> bool:
-        """Whether so much is collected that it is time to `settle`."""
+        """Whether the buffer is full, so that `settle` is due."""
         return self._waiting_bytes > self._limit
 
     def settle(self) -> None:
-        """Choose the active set again; drop the collected rows that did not enter it.
+        """Recompute the active set; drop the collected rows that are not in it.
 
         Raises
         ------
         DataError
-            If the active set is singular, so that nothing can be compared with it.
+            If the active set is singular.
         """
         for element, waiting in self._waiting.items():
             if waiting:
@@ -345,7 +345,7 @@ class ActiveSetExtension:
         self._rows[element], self._owners[element] = rows[element], chosen[element]
 
     def places(self) -> Counter[int]:
-        """Count, by structure, how many of its atoms have a place, where any has."""
+        """Count the atoms in the active set by structure, without zeros."""
         counts: Counter[int] = Counter()
         for owners in self._owners.values():
             counts.update(int(owner) for owner in owners)

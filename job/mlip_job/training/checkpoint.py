@@ -15,7 +15,7 @@ POTENTIAL = "potential.yaml"
 
 
 class FitPosition(Frozen):
-    """A point of a fit that it can resume from.
+    """A position from which a fit can resume.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class FitPosition(Frozen):
     finished: bool = False
 
     def order(self) -> tuple[bool, int, bool, int]:
-        """Return a key that sorts positions from the beginning of a fit to its end."""
+        """Return a sort key: earlier positions of a fit come first."""
         return self.finished, self.ladder_step, self.step_done, self.iteration
 
     def __str__(self) -> str:
@@ -60,8 +60,8 @@ class Snapshot:
     iterations
         Length of the learning curve up to there, over all steps and attempts.
     files
-        By the names that a checkpoint gives them: the potential, the tables up to there, and the
-        best potential so far, which may be newer.
+        By their names in the checkpoint: the potential, the tables up to there, and the best
+        potential so far, which may be newer.
     """
 
     position: FitPosition

@@ -1,4 +1,4 @@
-"""The linear fit before the trainer: its task, its result, and the process that makes it."""
+"""The linear fit before the trainer: task, result and process."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class LinearTask:
     train, test
         Pacemaker's data frames, relative to `directory`.
     held_out
-        Rows that choose the ridge: of `train` if the fit is published, else of `test`.
+        Held-out rows for the choice of the ridge: of `train` if the fit is published, else of
+        `test`.
     potential
         Name of the file that is written in `directory`.
     finished
@@ -44,7 +45,7 @@ class LinearTask:
     atoms
         In the training set.
     cores
-        Largest number of processes.
+        Maximum number of processes.
     """
 
     section: Mapping[str, Any]
@@ -67,14 +68,14 @@ class LinearTask:
 
 
 class LinearProgress(NamedTuple):
-    """The part of the training set that has been summed up."""
+    """The processed part of the training set."""
 
     structures: int
     atoms: int
 
 
 class LinearStart(Frozen):
-    """The linear fit that a fit started from, as checkpoints and manifests keep it.
+    """The linear fit that a fit started from, as stored in checkpoints and manifests.
 
     Attributes
     ----------
@@ -102,7 +103,7 @@ class LinearStart(Frozen):
 
 
 def run_linear_fit(task: LinearTask, observe: Callable[[LinearProgress], None]) -> LinearStart:
-    """Make the potential of a task in a process of its own, whose memory is free afterwards.
+    """Run a linear fit in a separate process, which releases its memory at the end.
 
     Raises
     ------
@@ -120,7 +121,7 @@ def run_linear_fit(task: LinearTask, observe: Callable[[LinearProgress], None]) 
 
 
 def _fit(tell: Callable[[LinearProgress], None], task: LinearTask) -> LinearStart:
-    # Standard output is for what the job itself says.
+    # Standard output is reserved for the job's own output.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     try:
         from mlip_job.training.pacemaker.linear_fit import fit_linear  # noqa: PLC0415 - numpy and pyace
@@ -140,7 +141,7 @@ def _in_words(error: Exception) -> MlipJobError:
 
 
 def undetermined(made: LinearStart) -> Iterator[str]:
-    """Yield what the users of a linear fit should know of functions that it could not fit."""
+    """Yield warnings about functions that the data do not determine."""
     for block in made.undetermined:
         centre, *others = block.split()
         neighbours = " and ".join(others or [centre])

@@ -1,4 +1,4 @@
-"""Terms and course of the loss of a fit, with warnings that name a remedy."""
+"""Terms and convergence of a fit's loss, with warnings that suggest a remedy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DIVERGED = (
 
 _LEAST_ENERGY = 0.05
 _GOOD_ENERGY, _GOOD_FORCE = 1.0, 2.0
-"""meV/atom and meV/Å: reference data resolve no less, so there is nothing left to gain."""
+"""meV/atom and meV/Å: resolution of the reference data; smaller errors are no improvement."""
 
 
 _MOST_REGULARISATION = 0.3
@@ -76,7 +76,7 @@ def share_warnings(
     kappa: float,
     errors: Errors | None = None,
 ) -> Iterator[str]:
-    """Yield a warning with a remedy if energies hardly count, or regularisation dominates.
+    """Yield a warning with a remedy if the energy term is negligible, or regularisation dominates.
 
     Small errors on the training set explain a small share of the energies, and excuse
     regularisation.
@@ -96,7 +96,7 @@ def share_warnings(
 
 
 def _nothing_to_gain(errors: Errors | None) -> bool:
-    """Return whether both errors are below what reference data resolve."""
+    """Return whether both errors are below the resolution of the reference data."""
     if errors is None:
         return False
     energy, force = errors.rmse_energy_mev_per_atom, errors.rmse_force_mev_per_angstrom
@@ -105,7 +105,7 @@ def _nothing_to_gain(errors: Errors | None) -> bool:
 
 
 def _energy_remedy(found: LossShares, training: TrainingConfig, kappa: float) -> str:
-    # With the errors as they are, the shares of energies and forces go as (1-κ) and κ.
+    # For constant errors, the shares of energies and forces go as (1-κ) and κ.
     wanted = _BALANCED_ENERGY / (1 - _BALANCED_ENERGY)
     ratio = (1 - kappa) / kappa * wanted * found.forces / found.energy
     aim = f"{_percent(_BALANCED_ENERGY)} with these errors, regularisation apart"

@@ -1,4 +1,4 @@
-"""A trainer as a child process: started, followed, stopped; its log without names of hosts."""
+"""Run a trainer as a child process: start, follow, stop; log without host names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mlip_job.training.trainer import Monitor
 
 LONGEST_LINE_BYTES = 1 << 14
-"""What is kept of a line; no message of a trainer is longer, binary data of a library may be."""
+"""Longer lines are truncated: no message of a trainer, but maybe binary data of a library."""
 
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 5.0  # trainers end within a second of SIGTERM; a stuck one is killed
@@ -207,7 +207,7 @@ class Watchdog:
         self._seen: object = None
 
     def is_stalled(self, seen: object, now: float) -> bool:
-        """Tell whether nothing has happened for too long; `seen` changes with every output."""
+        """Return whether the trainer has stalled; `seen` changes with every output."""
         # A job that was suspended for hours has not hung for hours.
         self._idle += min(now - self._looked, _LONGEST_LOOK_SECONDS)
         self._looked = now
@@ -216,7 +216,7 @@ class Watchdog:
         return self._idle > self._timeout
 
     def _uses_cpu(self, now: float) -> bool:
-        """Look only from time to time: it costs a walk through all processes."""
+        """Return whether the session uses the CPU; checked rarely, as it scans all processes."""
         elapsed = now - self._checked
         if elapsed < self._timeout / _CHECKS_PER_TIMEOUT:
             return False

@@ -46,7 +46,7 @@ class DataSize:
     elements: int
 
     def __str__(self) -> str:
-        """Return the numbers in words."""
+        """Return the numbers as text."""
         elements = "1 element" if self.elements == 1 else f"{self.elements} elements"
         return f"{self.energies:,} energies and {self.forces:,} force components of {elements}"
 
@@ -61,7 +61,7 @@ class DataSize:
         return self.energies + self.forces
 
     def functions_per_element(self, training: TrainingConfig) -> int:
-        """Return how many functions the data can determine, as far as they are worth their cost.
+        """Return the number of functions that the data determine at a reasonable cost.
 
         With few values the best basis has a function for every four or five of them; with many
         values it grows more slowly.
@@ -75,7 +75,7 @@ class DataSize:
         return max(wanted, smallest_budget(training, self.elements))
 
     def can_determine(self, functions_per_element: int) -> bool:
-        """Tell whether there are enough values for a basis."""
+        """Return whether there are enough values for a basis."""
         functions = functions_per_element * self.elements
         return functions * _FEWEST_VALUES_PER_FUNCTION <= self.values
 

@@ -1,4 +1,4 @@
-"""The result of a fit: its errors, its learning curve and what a person should know."""
+"""The result of a fit: errors, learning curve and warnings."""
 
 from __future__ import annotations
 
@@ -81,13 +81,13 @@ class RunSummary(Frozen):
         potential to begin with that was at a minimum already.
         ``failed``: it ended otherwise. ``incomplete``: its log just stops.
     cause
-        Why it failed or what is missing, in words.
+        Why it failed or what is missing.
     exit_code
         From a file ``exit_code`` in the directory, if there is one.
     train, test
         Errors of the result: of the last ladder step and its best cycle.
     loss_shares
-        What makes up the training loss of the result.
+        Terms of the training loss of the result.
     kappa
         The weight of the forces in the loss, as pacemaker read or chose it.
     second_set
@@ -103,7 +103,7 @@ class RunSummary(Frozen):
     timings_s
         Seconds in each phase, by the log's stamps.
     warnings
-        What a person should know.
+        Warnings for the user.
     """
 
     schema_version: Literal[1] = 1

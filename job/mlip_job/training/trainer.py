@@ -27,7 +27,7 @@ class Progress:
     Attributes
     ----------
     phase
-        The trainer's present phase, in words.
+        The trainer's current phase.
     elapsed_s
         Since the trainer was started.
     point, test_point
@@ -83,7 +83,7 @@ class Trainer(Protocol):
     """
 
     def fit(self, segments: Mapping[Path, Any]) -> RunSummary:
-        """Run the trainer to its end on the inputs that are left, by file.
+        """Run the trainer on the remaining inputs, by file.
 
         Raises
         ------
@@ -94,7 +94,7 @@ class Trainer(Protocol):
         """
 
     def snapshot(self, directory: Path) -> Snapshot | None:
-        """Copy a state to resume from into an empty directory; other threads may call it."""
+        """Copy a resumable state into an empty directory; thread-safe."""
 
 
 class _Start(NamedTuple):
@@ -104,7 +104,7 @@ class _Start(NamedTuple):
 
 
 class PhaseClock:
-    """Adds up the phases of all starts of the trainer; other threads may read it.
+    """Sum of the phases over all starts of the trainer; thread-safe to read.
 
     ``first_start`` is the time of the first one by `time.monotonic`, None before.
     """

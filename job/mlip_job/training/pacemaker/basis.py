@@ -1,4 +1,4 @@
-"""The ACE basis that a TrainingConfig asks for: pacemaker's ``potential`` section."""
+"""The ACE basis of a TrainingConfig: pacemaker's ``potential`` section."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _FUNCTIONS_UP_TO_THREE_BODIES = 4
 
 
 def potential_section(training: TrainingConfig, elements: Sequence[str]) -> dict[str, Any]:
-    """Return the ``potential`` section of input.yaml for a fit from nothing, with overrides.
+    """Return the ``potential`` section of input.yaml for a fit from scratch, with overrides.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def potential_section(training: TrainingConfig, elements: Sequence[str]) -> dict
 
 
 def check_basis_budget(training: TrainingConfig, n_elements: int) -> None:
-    """Reject a basis in which some combination of elements would get no function.
+    """Reject a basis without functions for some combination of elements.
 
     Pacemaker gives each of the B blocks (one per central atom and set of neighbour elements)
     ``functions_per_element * n_elements // B`` functions
@@ -88,7 +88,7 @@ def check_basis_budget(training: TrainingConfig, n_elements: int) -> None:
 
 
 def smallest_budget(training: TrainingConfig, n_elements: int) -> int:
-    """Return the fewest functions per element that leave no block without one."""
+    """Return the smallest number of functions per element that gives every block one."""
     return -(-_number_of_blocks(training, n_elements) // n_elements)
 
 
@@ -126,7 +126,7 @@ def _embedding(ndensity: int) -> dict[str, Any]:
 
 
 def _orders(training: TrainingConfig, n_elements: int) -> dict[str, dict[str, list[int]]]:
-    """Return radial and angular limits for the numbers of elements that can occur."""
+    """Return radial and angular limits by number of elements in a block."""
     nradmax: Mapping[str, tuple[int, ...]] = training.nradmax_by_orders or DEFAULT_NRADMAX  # type: ignore[assignment]
     lmax: Mapping[str, tuple[int, ...]] = training.lmax_by_orders or DEFAULT_LMAX  # type: ignore[assignment]
     possible = set(ARITIES[:n_elements])

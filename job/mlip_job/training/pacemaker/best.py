@@ -1,7 +1,7 @@
 """The best potential of a fit: the one with the smallest loss on the validation part.
 
-Pacemaker's process keeps it (`callbacks.mlip_job_callbacks`). Here the callback gets its settings,
-and the kept potential becomes the result.
+Pacemaker's process stores it (`callbacks.mlip_job_callbacks`). This module writes the settings of
+the callback and makes the stored potential the result.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """When a fit ends for lack of a better potential on the validation part.
+    """Criterion to stop a fit whose validation loss no longer improves.
 
     Attributes
     ----------
     patience
-        Iterations without one.
+        Iterations without an improvement.
     least_fall
         Relative fall of the validation loss per iteration; a slower one does not count.
     """
@@ -50,7 +50,7 @@ class EarlyStopping:
 
 @dataclass(frozen=True)
 class Kept:
-    """The best potential that a fit has kept, with its place in the whole fit.
+    """The best potential so far, with its position in the whole fit.
 
     The loss is on the validation part, without regularisation; the rows are of pacemaker's tables.
     """
@@ -65,7 +65,7 @@ class Kept:
 
 
 def prepare(files: WorkFiles, segment: Segment, stopping: EarlyStopping) -> None:
-    """Write the settings of the callback, before pacemaker is started."""
+    """Write the settings of the callback before pacemaker starts."""
     history = files.history / "test_metrics.txt"
     step = (segment.offset.ladder_step, 0)
     earlier = numbered_losses(read_rows(history, step), 0) if history.is_file() else []
@@ -75,14 +75,14 @@ def prepare(files: WorkFiles, segment: Segment, stopping: EarlyStopping) -> None
         "ladder_step": segment.offset.ladder_step,
         "iteration": segment.offset.iteration,
         "start": _start(segment.content["potential"]),
-        # Rows of a potential that no checkpoint holds are left out of the history, too.
+        # Exclude rows of a potential that is in no checkpoint.
         "earlier": earlier,
     }
     files.early_stopping.write_text(json.dumps(settings), encoding="utf-8")
 
 
 def is_kept_by(content: Mapping[str, Any]) -> bool:
-    """Tell whether an input file has pacemaker keep the best potential."""
+    """Return whether an input file makes pacemaker store the best potential."""
     return CALLBACK in content["fit"].get("callbacks", ())
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StartPotential:
-    """The potential that a fit starts from: its name in the work directory.
+    """Name of the start potential in the work directory.
 
     Its basis is the one that is fitted, or a part of it.
     """
@@ -80,7 +80,7 @@ def build_input(
         If the basis is too small for the number of elements.
     """
     content: dict[str, Any] = {
-        # Ignored by pacemaker 0.4, which deduces it from the bonds; older versions use it.
+        # Pacemaker 0.4 ignores it and derives it from the bonds; older versions use it.
         "cutoff": training.cutoff,
         "seed": training.seed,
         "metadata": {"origin": "mlip-job"},
@@ -97,7 +97,7 @@ def build_input(
             "display_step": training.display_step,
         },
     }
-    # The potential section has its overrides already, or is taken whole from the start potential.
+    # The potential section already has its overrides, or comes from the start potential.
     merged = deep_merge(content, {k: v for k, v in training.overrides.items() if k != "potential"})
     if merged["fit"].get(_TRAIN_LIMIT) is None:
         merged["fit"].pop(_TRAIN_LIMIT, None)  # pacemaker takes no null for "none"
@@ -182,7 +182,7 @@ _TRAIN_LIMIT = "min_relative_train_loss_per_iter"
 
 
 def _early_stopping(training: TrainingConfig) -> dict[str, Any]:
-    """Return the keys that stop a fit by its training loss.
+    """Return the settings for early stopping by training loss.
 
     The callback stops it by the validation loss: pacemaker would raise, and lose the fit, if that
     has not fallen in its last evaluation, after the end of the minimiser
@@ -195,7 +195,7 @@ def _early_stopping(training: TrainingConfig) -> dict[str, Any]:
 
 
 def _plain_step(step: float | tuple[float, ...]) -> Any:
-    """Return whole numbers as int: pacemaker takes 100.0 neither as a count nor as a fraction."""
+    """Return whole numbers as int: pacemaker rejects 100.0 both as a count and as a fraction."""
     if isinstance(step, tuple):
         return [_plain_step(part) for part in step]
     return int(step) if step >= 1 else step
@@ -206,9 +206,9 @@ _LADDER = ("ladder_step", "ladder_type")
 
 @dataclass(frozen=True)
 class Segment:
-    """One start of pacemaker: the content of its input, and its place in the whole fit.
+    """One start of pacemaker: its input, and its position in the whole fit.
 
-    An undisturbed fit has one. A fit that resumes within a step of a ladder has two, since
+    An uninterrupted fit has one. A fit that resumes within a step of a ladder has two, since
     pacemaker starts a ladder only between steps: the first, `partial` one finishes the step, the
     second continues the ladder.
     """
@@ -226,7 +226,7 @@ class Segment:
 
     @property
     def resumable(self) -> bool:
-        """Whether a later start can continue this one.
+        """Whether a later start can resume this one.
 
         Of several cycles pacemaker takes the best in the end, which a later start can't know.
         """
@@ -236,14 +236,14 @@ class Segment:
 def remaining_segments(
     position: FitPosition, content: Mapping[str, Any], section: Mapping[str, Any], potential: str
 ) -> tuple[Segment, ...]:
-    """Return the segments that are left of a fit that was interrupted at a position.
+    """Return the remaining segments of a fit that was interrupted at a position.
 
     Parameters
     ----------
     content
-        The input of the undisturbed fit.
+        The input of the uninterrupted fit.
     section
-        The ``potential`` section of a fit from nothing.
+        The ``potential`` section of a fit from scratch.
     potential
         Name of the file that each segment starts from: the checkpoint, then the result of the
         segment before.
@@ -256,7 +256,7 @@ def remaining_segments(
     climb = Segment(next_step, Offset(position.ladder_step + 1))
     if position.step_done and not position.last_step:
         return (climb,)
-    # With nothing left to do pacemaker still evaluates, and puts the ZBL core on.
+    # Even a complete fit is evaluated by pacemaker, which then adds the ZBL core.
     left = 0 if position.step_done else max(0, int(fit["maxiter"]) - position.iteration)
     kept = {key: value for key, value in fit.items() if key not in _LADDER}
     if not position.last_step:

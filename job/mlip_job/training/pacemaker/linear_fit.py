@@ -110,11 +110,11 @@ def _write(basis: Any, coefficients: FloatArray, shortest: Distances, task: Line
     potential.save(f"{task.directory}/{task.potential}")
 
 
-# -- what is fitted to -----------------------------------------------------------------------------
+# -- training data ---------------------------------------------------------------------------------
 
 
 def _batches(task: LinearTask, atoms: int) -> Iterator[tuple[bool, Any]]:
-    """Yield structures in batches of so many atoms, or a few more, as the files have them.
+    """Yield structures in file order, in batches of about the given number of atoms.
 
     With each, whether its structures are held out.
     """
@@ -160,7 +160,7 @@ def _weighting(task: LinearTask) -> Callable[[Any], Any]:
 
 
 def _with_weights(frame: Any) -> Any:
-    """Weight all structures and atoms alike, unless they have weights by their group."""
+    """Use uniform weights, unless structures have weights by group."""
     if "w_energy" in frame:
         return frame
     ones = [np.ones(atoms) for atoms in frame["NUMBER_OF_ATOMS"]]
@@ -217,7 +217,7 @@ class Equations(NamedTuple):
         )
 
     def squared_error(self, coefficients: FloatArray) -> float:
-        """Return the weighted squares of the errors that are left."""
+        """Return the weighted sum of squared residuals."""
         left = self.square - 2 * coefficients @ self.right
         return float(left + coefficients @ self.matrix @ coefficients)
 
@@ -251,7 +251,7 @@ class Sums(NamedTuple):
         )
 
     def errors(self, coefficients: FloatArray, kappa: float) -> tuple[float, float]:
-        """Return what energies and forces contribute to pacemaker's loss."""
+        """Return the contributions of energies and forces to pacemaker's loss."""
         energies = (1 - kappa) / self.energies.weight * self.energies.squared_error(coefficients)
         forces = 3 * kappa / self.forces.weight * self.forces.squared_error(coefficients)
         return max(0.0, energies), max(0.0, forces)  # a perfect fit is left with rounding errors
@@ -265,7 +265,7 @@ class Sums(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """The sums over what is fitted to, and over what is held out."""
+    """Sums over the fitted and the held-out structures."""
 
     fitted: Sums | None = None
     held_out: Sums | None = None
@@ -277,7 +277,7 @@ class Parts(NamedTuple):
         return self._replace(held_out=more) if held_out else self._replace(fitted=more)
 
     def seen(self, task: LinearTask) -> Sums:
-        """Return what the coefficients are solved for: pacemaker's validation part stays unseen."""
+        """Return the sums to solve for the coefficients, without pacemaker's validation part."""
         assert self.fitted is not None  # noqa: S101 - no training set is empty
         if self.held_out is None or not task.finished:
             return self.fitted
@@ -370,7 +370,7 @@ def _loaded(basis: str) -> Any:
 
 
 def solve(equations: Equations, ridge: float) -> FloatArray:
-    """Minimise the weighted squares of the errors plus the ridge times Σc² over c."""
+    """Minimise the weighted sum of squared residuals plus ridge · Σc² over c."""
     matrix = equations.matrix + ridge * np.eye(len(equations.right))
     return np.asarray(np.linalg.solve(matrix, equations.right), dtype=np.float64)
 
@@ -401,7 +401,7 @@ def _zero_blocks(equations: Equations, blocks: Blocks) -> Iterator[str]:
 
 
 def _require_solvable(equations: Equations, blocks: Blocks) -> None:
-    """Refuse equations that no ridge makes solvable; name the blocks that they fail for."""
+    """Reject equations that no ridge makes solvable; name the affected blocks."""
     matrix = equations.matrix
     if np.isfinite(matrix).all() and np.isfinite(equations.right).all() and matrix.any():
         return
@@ -426,7 +426,7 @@ def _require_solvable(equations: Equations, blocks: Blocks) -> None:
 def _processes(
     cores: int, functions: int, atoms: int
 ) -> AbstractContextManager[ProcessPoolExecutor | None]:
-    """Return as many processes as are worth their start and have the memory, or none."""
+    """Return a pool sized by work, cores and memory, or None for a single process."""
     # The rows of a batch, two matrices, their copies on the way here, pyace's lists.
     needed = _PROCESS_BYTES + 8 * 8 * max(functions, _BATCH_ATOMS) * functions
     count = min(cores, atoms // _ATOMS_WORTH_A_PROCESS, available_memory() // 2 // needed)
@@ -436,6 +436,6 @@ def _processes(
 
 
 def _silence() -> None:
-    """Keep pyace's log and what its use of pandas warns of from the console."""
+    """Suppress pyace's log and its pandas warnings on the console."""
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Pacemaker's log, parsed line by line while it is written.
+"""Incremental parser of pacemaker's log.
 
 The same messages come in two forms, ``2026-11-23 22:42:37,630 I - message`` in ``log.txt`` and
 ``2026-11-23 22:42:37,630 - logger - INFO - message`` on the console; blocks of statistics and
@@ -18,7 +18,7 @@ from mlip_job.training.trainer import added
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-_LONGEST_LINE = 4096  # no message of pacemaker's is longer; garbage may be
+_LONGEST_LINE = 4096  # longer than any message of pacemaker
 
 _STAMP = re.compile(
     r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) (?:[DIWEC] - |- [\w.]+ - [A-Z]+ - )(.*)", re.DOTALL
@@ -124,7 +124,7 @@ class LogState:
 
 
 class LogParser:
-    """Parses a log line by line; `state` begins anew with each run that the log has."""
+    """Parse a log line by line; `state` is reset for each run in the log."""
 
     def __init__(self) -> None:
         self.state = LogState()
@@ -137,7 +137,7 @@ class LogParser:
         return self.state.phases[-1][0] if self.state.phases else Phase.STARTING
 
     def feed(self, line: str) -> None:
-        """Take one line, with or without its end."""
+        """Parse one line, with or without its line break."""
         line = line[:_LONGEST_LINE].rstrip("\r\n")
         stamped = _STAMP.match(line)
         if stamped is None:
@@ -203,7 +203,7 @@ class LogParser:
 
 
 def is_out_of_memory(text: str) -> bool:
-    """Return whether a line of the log or an exception names a lack of memory."""
+    """Return whether a log line or an exception reports out of memory."""
     return any(sign in text for sign in _OUT_OF_MEMORY)
 
 

@@ -1,4 +1,4 @@
-"""Pacemaker's potentials in YAML (B-basis): what can be read and changed without pacemaker."""
+"""Pacemaker's potentials in YAML (B-basis): reading and editing without pacemaker."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class _Loader(yaml.CSafeLoader):
-    """SafeLoader that takes 1e-05 for the number it is.
+    """SafeLoader that parses 1e-05 as a number.
 
     PyYAML follows YAML 1.1, where a float needs a dot; pacemaker writes YAML 1.2.
     """
@@ -48,7 +48,7 @@ def read_potential(path: Path) -> dict[str, Any]:
     Raises
     ------
     TrainingError
-        If the file is absent, cut short or no potential.
+        If the file is missing, truncated or not a potential.
     """
     try:
         content = load_yaml(path.read_text(encoding="utf-8"), loader=_Loader)
@@ -66,7 +66,7 @@ def _is_block(block: object) -> bool:
     if not isinstance(block, dict) or "speciesblock" not in block:
         return False
     functions = block.get("nbody", [])
-    # A file that was cut behind a dash ends with a function that is none.
+    # A file truncated after a dash ends with an invalid function.
     return isinstance(functions, list) and all(isinstance(f, dict) for f in functions)
 
 
@@ -83,7 +83,7 @@ def count_functions(content: Mapping[str, Any]) -> int:
 
 
 def as_start(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a finished potential in the form that a further fit can start from.
+    """Return a finished potential in a form that a new fit can start from.
 
     Without ``_fit_cycles`` in the metadata, which makes pacemaker believe that the fit is done; and
     without ZBL cores, which begin at the shortest distance of *these* data: the next fit adds its
@@ -133,9 +133,9 @@ def write_potential(content: Mapping[str, Any], path: Path) -> None:
 def copy_whole(
     source: Path, elements: Sequence[str], functions: int | None, copy: Path
 ) -> dict[str, Any] | None:
-    """Copy a potential and return what it holds; None where it is not whole.
+    """Copy and parse a potential; return None if it is incomplete.
 
-    Cut short, it may still be valid YAML, with fewer functions.
+    A truncated file may still be valid YAML, with fewer functions.
     """
     try:
         shutil.copyfile(source, copy)

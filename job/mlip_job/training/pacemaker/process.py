@@ -1,4 +1,4 @@
-"""A fit by pacemaker: its segments run one after the other, and the result is judged."""
+"""Run a fit by pacemaker segment by segment, and check the result."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from mlip_job.training.summary import CurvePoint, RunSummary
     from mlip_job.training.trainer import Monitor
 
-# Left by one segment; the next must not find them.
+# Files of one segment that the next one must not read.
 _LEFT_BY_PACEMAKER = (
     "*metrics.txt",
     "interim_potential_*.yaml",
@@ -109,8 +109,8 @@ class PacemakerWrapper:
         DiskError
             If the disk is full or fails.
         TrainingError
-            If it failed or left no usable potential; the message has the cause in words and the
-            last lines of the log.
+            If it failed or left no usable potential; the message has the cause and the last lines
+            of the log.
         """
         with reported(self._files.directory):
             for number, (input_file, segment) in enumerate(segments.items()):
@@ -125,7 +125,7 @@ class PacemakerWrapper:
         return summary
 
     def snapshot(self, directory: Path) -> Snapshot | None:
-        """Copy a state to resume from into an empty directory; other threads may call it."""
+        """Copy a resumable state into an empty directory; thread-safe."""
         with self._changing:
             if self._segment is None:
                 return None
@@ -147,7 +147,7 @@ class PacemakerWrapper:
                 self._monitor,
             )
         except MlipJobError:
-            with suppress(OSError):  # the curve is only for people to see
+            with suppress(OSError):  # the curve is for display only
                 write_tables(self._files, segment, self._files.curves)
             raise
         if self._require_gpu and exit_code == on_device.NO_DEVICE:
@@ -180,7 +180,7 @@ class PacemakerWrapper:
             )
 
     def _unusable(self, summary: RunSummary) -> str | None:
-        """Return why the result of a successful fit is of no use; pacemaker does not say so."""
+        """Return why the result of a successful exit is unusable; pacemaker does not report it."""
         for side, sizes in summary.structures.items():
             if sizes.kept != sizes.found:
                 return f"only {sizes.kept} of {sizes.found} {side} structures were taken"
@@ -198,7 +198,7 @@ class PacemakerWrapper:
 
 
 class PacemakerOutput:
-    """Pacemaker's log and tables while they are written, with places in the whole fit."""
+    """Pacemaker's log and tables during a run, with positions in the whole fit."""
 
     def __init__(self, files: WorkFiles, offset: Offset) -> None:
         self._log = LogParser()

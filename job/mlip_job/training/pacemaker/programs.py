@@ -1,4 +1,4 @@
-"""The programs of the trainer environment: where they are, what they may see, their GPU."""
+"""Programs of the trainer: paths, environment variables and GPU."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def run_program(name: str, arguments: Sequence[str], directory: Path) -> None:
     ConfigError
         If it is not installed.
     TrainingError
-        If it fails; with the last line that it printed.
+        If it fails; the message has its last line of output.
     """
     process = start_program(
         [str(find_program(name)), *arguments],
@@ -146,7 +146,7 @@ def write_active_set(
 
 
 def require_gpu_device() -> None:
-    """Require signs of a GPU, at no cost; whether TensorFlow can use it shows when it starts.
+    """Require a GPU device file: a cheap check, without TensorFlow.
 
     Raises
     ------
@@ -161,7 +161,7 @@ def require_gpu_device() -> None:
 
 
 def require_gpu() -> None:
-    """Require that TensorFlow sees a GPU, which takes seconds.
+    """Require that TensorFlow finds a GPU; takes seconds.
 
     Raises
     ------

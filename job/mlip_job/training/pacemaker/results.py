@@ -52,7 +52,7 @@ def summarise_run(directory: Path, *, exit_code: int | None = None) -> RunSummar
     Raises
     ------
     ConfigError
-        If it is no such directory.
+        If it is not a work directory of pacemaker.
     """
     if not any((directory / name).is_file() for name in _KNOWN_FILES):
         raise ConfigError(
@@ -196,7 +196,7 @@ def _warnings(state: LogState, tables: Tables) -> Iterator[str]:
 def _judge(
     state: LogState, metrics: MetricsTable, exit_code: int | None
 ) -> tuple[Literal["succeeded", "failed", "incomplete"], str | None]:
-    """Decide how the run ended; exit code 0 alone means nothing with pacemaker."""
+    """Determine the status of a run; pacemaker may exit with 0 after a failure."""
     cause = describe_failure(state, exit_code)
     if cause is not None:
         return "failed", cause
@@ -247,7 +247,7 @@ def _began_at_its_best(state: LogState, rows: Sequence[MetricsRow]) -> bool:
 
 _SHELL_SIGNAL_BASE = 128  # a shell reports death by signal n as 128 + n
 
-# What python-ace 0.4 says, and what it means.
+# Messages of python-ace 0.4 and their causes.
 _MEANINGS: Mapping[str, str] = {
     "energy_corrected contains NaNs": "an energy in the dataset is NaN",
     "column contains NaN": "forces in the dataset hold NaN",
@@ -267,7 +267,7 @@ _MEANINGS: Mapping[str, str] = {
 
 
 def describe_failure(state: LogState, exit_code: int | None) -> str | None:
-    """Return the cause of a failure as far as log and exit code tell; None if they show none."""
+    """Return the cause of a failure from log and exit code; None if unknown."""
     # TensorFlow logs memory that it asks for and can do without: the exception decides.
     out_of_memory = is_out_of_memory(state.exception) if state.exception else state.out_of_memory
     if out_of_memory and not state.potential_saved:
@@ -296,7 +296,7 @@ def describe_exit(exit_code: int) -> str | None:
 
 
 def _describe_memory(state: LogState) -> str:
-    """Name what is left to reduce; pacemaker has reduced the batches itself already."""
+    """Suggest what to reduce; pacemaker already reduced the batch size."""
     smallest = min((size for sizes in state.batch_sizes for size in sizes if size), default=None)
     if smallest == 1:
         return (

@@ -37,7 +37,7 @@ def take_snapshot(
     Returns
     -------
     Snapshot or None
-        None if there is no state yet that could be resumed from.
+        None if there is no resumable state yet.
     """
     if not segment.resumable:
         return None
@@ -49,7 +49,7 @@ def take_snapshot(
     counted = [replace(row, iter_num=n) for row, n in zip(rows, numbers, strict=True)]
     found = _within_step(files, segment, elements, counted[-1], target)
     if found is not None and _stamps(files) != stamps:
-        found = None  # a new iteration was written meanwhile: which one the copy is, is unknown
+        found = None  # written concurrently: the iteration of the copy is unknown
     if found is None and segment.is_ladder:
         found = _between_steps(files, segment, elements, counted, target)
     if found is None:

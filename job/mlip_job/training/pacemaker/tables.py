@@ -1,4 +1,4 @@
-"""Pacemaker's metrics tables: ``metrics.txt``, ``test_metrics.txt`` and their kin.
+"""Pacemaker's metrics tables: ``metrics.txt``, ``test_metrics.txt`` and similar.
 
 White-space columns below one header line (`pyace.metrics_aggregator.MetricsAggregator.columns`);
 energies per atom in eV, force components in eV/Å. Every start of pacemaker overwrites them and
@@ -137,7 +137,7 @@ def read_table(path: Path) -> MetricsTable:
 
 
 class TableFollower:
-    """Reads a table while it is written; it need not exist yet, and may be overwritten."""
+    """Follow a table during a run; it may not exist yet, or be overwritten."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,4 +1,4 @@
-"""The energy-based weighting: weights of structures, and the structures that it leaves out."""
+"""Energy-based weighting: weights of structures, and excluded structures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keep the potential with the smallest validation loss, and end a fit that finds no better one.
+"""Store the potential with the smallest validation loss, and stop a fit that does not improve.
 
 Pacemaker calls `keep_best` after every iteration (``fit.callbacks``). It runs in pacemaker's
 process, maybe of another environment, and imports nothing of this package. Its state is in files of
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 CALLBACK = "mlip_job_callbacks.keep_best"
-"""As ``fit.callbacks`` names it."""
+"""Name in ``fit.callbacks``."""
 
 
 SETTINGS = "early_stopping.json"
-"""Written before pacemaker is started."""
+"""Settings, written before pacemaker starts."""
 
 
 BEST = "best.json"
-"""The best potential so far: where it is, of which iteration, and its rows of both tables."""
+"""The best potential so far: path, iteration, and its rows of both tables."""
 
 
 Row = dict[str, str]
@@ -39,14 +39,14 @@ def keep_best(
     current_fit_cycle: int,
     current_ladder_step: int,
 ) -> None:
-    """Look at the validation loss, if pacemaker has measured it in this iteration.
+    """Check the validation loss, if pacemaker evaluated it in this iteration.
 
     Pacemaker adds the rows of an iteration to its tables before it calls this.
 
     Raises
     ------
     StopIteration
-        Which ends the minimiser, and so this step and cycle, in the usual way.
+        To end the minimiser, and so this step and cycle, normally.
     """
     settings = json.loads(Path(SETTINGS).read_text(encoding="utf-8"))
     step = (current_ladder_step, current_fit_cycle)
@@ -76,9 +76,9 @@ def validation_loss(row: Mapping[str, str]) -> float:
 
 
 def numbered_losses(rows: Sequence[Row], begun: int) -> list[tuple[int, float]]:
-    """Return iteration and validation loss of each row, numbered on from `begun`.
+    """Return iteration and validation loss of each row, numbered from `begun`.
 
-    Out of GPU memory pacemaker starts the step again with smaller batches, and counts from 0.
+    After running out of GPU memory, pacemaker restarts the step with smaller batches from 0.
     """
     found: list[tuple[int, float]] = []
     before = -1
@@ -109,7 +109,7 @@ def last_gain(losses: Sequence[tuple[int, float]], least_fall: float) -> int:
 
 
 def _consider_start(settings: dict[str, Any], begun: int, train: Row, validation: Row) -> None:
-    """Take the potential that the step began with as the best one so far, if it is."""
+    """Store the start potential of the step if it is the best so far."""
     in_first = train["ladder_step"] == "0"
     start = settings["start"] if in_first else "current_extended_potential.yaml"
     if start is not None and train["cycle_step"] == "0":
@@ -117,7 +117,7 @@ def _consider_start(settings: dict[str, Any], begun: int, train: Row, validation
 
 
 def _keep(save: Any, settings: dict[str, Any], iteration: int, train: Row, validation: Row) -> None:
-    """Keep a potential if it is better than the best so far; a ladder step begins anew."""
+    """Store a potential if it is the best so far; each ladder step starts over."""
     step = settings["ladder_step"] + int(train["ladder_step"])
     loss = validation_loss(validation)
     best = _read_best()

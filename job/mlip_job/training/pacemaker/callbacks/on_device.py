@@ -1,10 +1,10 @@
-"""Run a Python program in this process, but only where TensorFlow sees a device of a kind.
+"""Run a Python program in this process if TensorFlow finds a device of the given type.
 
 ::
 
     python -P on_device.py GPU /path/to/pacemaker --no-predict input.yaml
 
-It is run as a file by the trainer's Python, and imports nothing of this package.
+The trainer's Python runs it as a file; it imports nothing from this package.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import runpy
 import sys
 
 NO_DEVICE = 71
-"""The exit code where there is none: that of `GpuRequiredError`."""
+"""Exit code without a device: that of `GpuRequiredError`."""
 
 
 def main() -> None:
-    """Look for the device, then become the program."""
+    """Check for the device, then run the program."""
     kind, program, *arguments = sys.argv[1:]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # as pacemaker sets it before its own import
     import tensorflow as tf  # noqa: PLC0415
