@@ -44,22 +44,22 @@ if TYPE_CHECKING:
 
 
 _QUERY_VERSION = 3
-"""Raise it when the same rows and settings shall give another dataset: datasets of earlier versions
-are not found then. A dataset whose content is the same keeps its id."""
+"""Increase it when the same rows and settings produce a different dataset, so that datasets of
+earlier versions are not reused. A dataset with unchanged content keeps its id."""
 
 _DECISIVE = {"cutoff", "test_fraction", "elements", "weighting"}
-"""Settings of the training that decide a dataset."""
+"""Training settings that affect a dataset."""
 
 
 @dataclass(frozen=True)
 class ParentDataset:
-    """The dataset of the generation that this one follows: its record, and a copy of its index."""
+    """Dataset of the parent generation: its record, and a copy of its index."""
 
     record: DatasetRecord
     index: Path
 
     def inheritance(self, group_by: str | None) -> Inheritance:
-        """Return the sides that are settled; those of groups only while `group_by` is the same.
+        """Return the inherited sides; those of groups only if `group_by` is unchanged.
 
         Raises
         ------
@@ -80,7 +80,7 @@ class ParentDataset:
 
 @dataclass(frozen=True)
 class Built:
-    """A dataset and the state of its rows; `found` where it existed already."""
+    """A dataset and the state of its rows; `found` if it already existed."""
 
     record: DatasetRecord
     rows: SelectedRows
@@ -89,10 +89,10 @@ class Built:
 
 @dataclass(frozen=True)
 class DatasetBuilder:
-    """Makes the dataset of one generation.
+    """Build the dataset of one generation.
 
-    Of `training`, cutoff, elements, test fraction and weighting count. Split and reference energies
-    of `parent` are inherited. `progress` is called with messages.
+    Only cutoff, elements, test fraction and weighting of `training` are used. Split and reference
+    energies of `parent` are inherited. `progress` is called with messages.
     """
 
     database: DatabaseConfig
@@ -104,8 +104,8 @@ class DatasetBuilder:
     def build(self, directory: Path) -> DatasetRecord:
         """Write the dataset's files into a directory, ``dataset.json`` last.
 
-        On an error nothing is left there. While it works, the directory holds a copy of the
-        selected structures.
+        On an error the directory is left empty. During the build it holds a copy of the selected
+        structures.
 
         Raises
         ------
@@ -117,7 +117,7 @@ class DatasetBuilder:
             If selection, reference energies or weights don't fit the data, or the directory can't
             be made.
         OSError
-            If its disk fills up.
+            If the disk is full.
         """
         return self.find_or_build(directory, lambda _: None).record
 
@@ -137,9 +137,9 @@ class DatasetBuilder:
         return Built(record, rows, found=False)
 
     def preview(self, most: int) -> tuple[DatasetRecord, int]:
-        """Return what `build` would record, and how many rows are selected; nothing is kept.
+        """Return the record that `build` would write, and the number of selected rows.
 
-        Of more than `most` rows, an evenly spaced sample is read; error messages say so.
+        Above `most` rows, read an evenly spaced sample; error messages say so.
         """
         with StructureDatabase(self.database) as source:
             selected = source.select()
@@ -161,7 +161,7 @@ class DatasetBuilder:
             return self._write(DatasetFiles(scratch), spool, self._decide(source, collected))
 
     def query_key(self) -> str:
-        """Return the hash of all that decides the dataset but the rows themselves."""
+        """Return the hash of everything but the rows that determines the dataset."""
         parent = self.parent.record if self.parent else None
         query: dict[str, object] = {
             "format": _QUERY_VERSION,
@@ -192,7 +192,7 @@ class DatasetBuilder:
         )
 
     def _decide(self, source: StructureDatabase, collected: Collected) -> Outcome:
-        """Split, find the reference energies and weights, and refuse what can't be trained on."""
+        """Split, determine reference energies and weights, and reject unusable data."""
         entries = collected.entries
         checks.require_few_rejections(collected, self.dataset.max_rejected_fraction)
         elements = checks.require_configured_elements(entries, self.training.elements)
@@ -266,7 +266,7 @@ class DatasetBuilder:
 
     @property
     def _starts_from_nothing(self) -> bool:
-        """Whether no potential is the start, to which the reference energies had to be equal."""
+        """Whether the fit starts from scratch, so that no reference energies are prescribed."""
         return self.training.is_linear or self.training.start_from == "none"
 
     def _write(self, files: DatasetFiles, spool: Spool, outcome: Outcome) -> DatasetRecord:
@@ -287,7 +287,7 @@ class DatasetBuilder:
 
 @contextmanager
 def _scratch(directory: Path) -> Iterator[Path]:
-    """Make a scratch directory inside `directory`, which vanishes on an error if it is new."""
+    """Make a scratch directory inside `directory`, which is removed on an error if it is new."""
     existed = directory.is_dir()
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -305,7 +305,7 @@ def _scratch(directory: Path) -> Iterator[Path]:
 
 
 def _move(scratch: Path, directory: Path, record: DatasetRecord) -> None:
-    """Move the finished files into place; a record that describes other files goes first."""
+    """Move the finished files into place; first remove a record of other files."""
     target = DatasetFiles(directory).record
     target.unlink(missing_ok=True)
     for name in (*record.files, target.name):

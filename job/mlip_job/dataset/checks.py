@@ -1,4 +1,4 @@
-"""Refuse data that pacemaker would train on wrongly, or not at all without a word."""
+"""Reject data that pacemaker would mishandle or silently drop."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from mlip_job.dataset.split import Split
 
 _SUSPICIOUS = 10.0
-"""eV/atom. Energies less right reference energies are cohesive energies, which are smaller."""
+"""eV/atom. Energies minus correct reference energies are cohesive energies, which are smaller."""
 
 _ENERGY_RANGE = (-20.0, 250.0)
-"""eV/atom. Outside of it pacemaker refits the reference energies by itself, after a warning
+"""eV/atom. Outside this range pacemaker refits the reference energies after a warning
 (``pyace.preparedata.ACEDataset.process_dataset``)."""
 
 
@@ -52,7 +52,7 @@ def require_few_rejections(collected: Collected, max_fraction: float) -> None:
 
 
 def note_labels_elsewhere(collected: Collected) -> str | None:
-    """Return a note where rows without energy or forces hold them under other names."""
+    """Return a note if rows without energy or forces have them under other names."""
     if not collected.labels_elsewhere:
         return None
     places = ", ".join(collected.labels_elsewhere)
@@ -64,7 +64,7 @@ def note_labels_elsewhere(collected: Collected) -> str | None:
 
 
 def require_group_key(entries: Entries, group_by: str | None) -> None:
-    """Raise `DataError` if no row has the key that groups them: it is misspelt."""
+    """Raise `DataError` if no row has the grouping key, which is probably misspelt."""
     if group_by is not None and not entries.groups:
         raise DataError(
             f"no row has the key_value_pair {group_by!r} that dataset.group_by names",
@@ -105,7 +105,7 @@ def require_configured_elements(
 
 
 def note_extreme_energies(entries: Entries, corrected: FloatArray) -> str | None:
-    """Return a note where energies less the reference energies are far from cohesive energies."""
+    """Return a note if energies minus reference energies are far from cohesive energies."""
     values = corrected / entries.atoms
     rows = entries.row_ids[np.abs(values) > _SUSPICIOUS].tolist()
     if not rows:
@@ -117,7 +117,7 @@ def note_extreme_energies(entries: Entries, corrected: FloatArray) -> str | None
 
 
 def require_elements_in_training(entries: Entries, split: Split, elements: Iterable[str]) -> None:
-    """Raise `DataError` if an element is only in test rows: there is nothing to learn it from."""
+    """Raise `DataError` if an element occurs in test rows only."""
     trained = entries.elements(split.on("train"))
     for element in elements:
         if element not in trained:
@@ -132,7 +132,7 @@ def require_elements_in_training(entries: Entries, split: Split, elements: Itera
 def require_determined_references(
     entries: Entries, references: ReferenceEnergies, fitted: Mapping[str, float]
 ) -> None:
-    """Raise `DataError` if inherited reference energies that were undetermined are wrong now.
+    """Raise `DataError` if inherited, undetermined reference energies contradict the data.
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ def require_fitting_energies(
     Parameters
     ----------
     entries, corrected
-        The rows and their energies less the reference energies, eV.
+        The rows and their energies minus the reference energies, eV.
     automatic
         Whether these were found in the data; for the hint.
 
@@ -198,7 +198,7 @@ def _rows_with(entries: Entries, element: str) -> list[int]:
 
 
 def require_convex_hull(entries: Entries, elements: Sequence[str]) -> None:
-    """Raise `ConfigError` if the compositions span no convex hull, as pacemaker needs one.
+    """Raise `ConfigError` if the compositions don't span the convex hull that pacemaker needs.
 
     Compositions on one line or plane, as those of a pseudo-binary oxide, make a flat simplex, on
     which its hull (``pyace.process_df.compute_convexhull_dist``) fails. A single composition needs

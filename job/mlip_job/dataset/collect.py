@@ -1,4 +1,4 @@
-"""Read, validate and spool the selected rows in one pass, and note what later steps need."""
+"""Read, validate and spool the selected rows in one pass, with statistics for later steps."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from mlip_job.dataset.validation import Finding
 
 _REPORT_EVERY = 10000
-"""Rows between two lines of progress."""
+"""Rows between progress messages."""
 
 _UNLABELLED_READ = 10
 """Rows without energy, and without forces, in which labels under other names are looked for."""
@@ -55,14 +55,14 @@ _UNLABELLED_READ = 10
 
 @dataclass
 class Collected:
-    """What one pass over the database found; rows are given by their ids.
+    """Result of one pass over the database; rows are given by their ids.
 
     Attributes
     ----------
     database
         URL without secrets.
     slow_because
-        Why ASE itself had to read the rows, if it had to.
+        Why the rows were read through ASE, if they were.
     entries
         One per accepted row, in the order of the ids and of the spool.
     references
@@ -82,7 +82,7 @@ class Collected:
         Accepted rows that are noted, see `implausible`; huge forces only without a configured
         limit.
     labels_elsewhere
-        Where rows without energy or forces may hold them under other names.
+        Other names under which rows without energy or forces may have them.
     method_note
         Note on rows that were computed in several ways.
     rejected
@@ -210,7 +210,7 @@ class _Collector:
                 self._examine(row)
 
     def finish(self, source: StructureDatabase) -> None:
-        """Add what is known only after all rows, or takes another look at some of them."""
+        """Add results that need all rows, or some of them again."""
         found = self._found
         pages = (structures for structures, _ in self._spool.read())
         found.entries = self._twins.join(self._entries.entries(), pages)
@@ -237,7 +237,7 @@ class _Collector:
             )
 
     def _accept(self, stored: Structures) -> BoolArray:
-        """Return which complete structures are accepted.
+        """Return a mask of the accepted structures.
 
         Those that are certainly fit are examined all the same if their atoms might be nearer to
         each other than any before: the smallest distance is recorded.
@@ -255,7 +255,7 @@ class _Collector:
         return accepted
 
     def _examine(self, row: StructureRow) -> Finding:
-        """Examine one row; note it where it is rejected or is a reference."""
+        """Examine one row; record it if it is rejected or a reference."""
         found, finding = self._found, examine(row, self._rules)
         if finding.rejection is not None:
             found.rejected[finding.rejection].append(row.id)

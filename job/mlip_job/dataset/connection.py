@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 PASSWORD_VARIABLE = "MLIP_JOB_DATABASE_PASSWORD"  # noqa: S105 - the name, not the password
 CONNECT_TIMEOUT = 10
-"""Seconds until a server that does not answer is unavailable."""
+"""Connection timeout of a server, s."""
 
 # Connection refused or lost, too many connections, lock wait, deadlock, shutdown (mysqld error
 # reference).
@@ -49,14 +49,14 @@ _WAL_BYTES = b"\x02\x02"
 
 @dataclass(frozen=True)
 class OpenedDatabase:
-    """ASE's database object, the base class of its driver's errors, and its URL without secrets."""
+    """ASE's database object, the base class of driver errors, and the URL without secrets."""
 
     database: Any = field(repr=False)
     driver_error: type[Exception]
     description: str
 
     def failure(self, error: Exception, action: str = "read") -> DatabaseError:
-        """Return the error to raise where the driver raised `error`."""
+        """Convert a driver's error."""
         return _failure(self.description, error, action)
 
 
@@ -69,7 +69,7 @@ def open_database(config: DatabaseConfig) -> OpenedDatabase:
     Raises
     ------
     DatabaseError
-        If it is absent or unreachable, rejects the password, or is no ASE database.
+        If it is missing or unavailable, rejects the password, or is not an ASE database.
     ConfigError
         If the URL is not valid.
     """
@@ -121,7 +121,7 @@ def _open_sqlite(url: str) -> OpenedDatabase:
             hint="make the directory writable, or where it is: sqlite3 FILE "
             "'PRAGMA journal_mode=DELETE'",
         ) from None
-    # create_indices and the lock file are for writers.
+    # Only writers need create_indices and the lock file.
     database = ase.db.connect(str(path), type="db", create_indices=False, use_lock_file=False)
     if uri.endswith(_IMMUTABLE):
         database._connect = lambda: sqlite3.connect(uri, uri=True)  # noqa: SLF001 - ASE takes no URI
@@ -131,8 +131,8 @@ def _open_sqlite(url: str) -> OpenedDatabase:
 def sqlite_uri(path: Path) -> str:
     """Return the URI that opens an SQLite file for reading.
 
-    In WAL mode, SQLite needs two more files in the same directory even to read. Where they can't be
-    made and nobody has the database open (no ``-wal`` file), it can't change: it is immutable.
+    In WAL mode, SQLite needs two more files in the same directory even to read. If they can't be
+    created and no process has the database open (no ``-wal`` file), it is opened as immutable.
     """
     path = path.resolve()
     idle = not path.with_name(f"{path.name}-wal").exists()
@@ -177,7 +177,7 @@ def _open_postgresql(url: str) -> OpenedDatabase:
     description = describe_url(url)
     try:
         given = extensions.parse_dsn(url)
-    except psycopg2.Error:  # its text repeats the URL
+    except psycopg2.Error:  # its message contains the URL
         raise ConfigError(
             "database.url is not a valid PostgreSQL URL",
             hint="postgresql://user@host:port/name; write special characters as %XX",
@@ -216,7 +216,7 @@ def _open_mysql(url: str) -> OpenedDatabase:
         raise _failure(description, error) from None
     _require_ase_tables(found, description)
     _driver("ase_db_backends", "MySQL")
-    # The back end splits its URL at every ':', '@' and '/', so the password is set apart.
+    # The back end splits its URL at every ':', '@' and '/', so the password is set separately.
     database = ase.db.connect(f"mysql://{user}:@{host}:{port}/{name}", type="mysql")
     database.passwd = password
     return OpenedDatabase(database, pymysql.Error, description)
@@ -264,7 +264,7 @@ def _failure(description: str, error: Exception, action: str = "read") -> Databa
 
 
 def _is_transient(error: Exception) -> bool:
-    """Tell whether a retry may help: the server is unavailable, or the file locked."""
+    """Return whether a retry may help: the server is unavailable, or the file locked."""
     kind, text = type(error).__module__.partition(".")[0], str(error).lower()
     if kind == "sqlite3":
         return isinstance(error, sqlite3.OperationalError) and "locked" in text

@@ -1,4 +1,4 @@
-"""The hash of what one side of a dataset holds, whatever its files look like."""
+"""Hash of the content of one side of a dataset, independent of file formats."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class ContentHash:
-    """Hashes structures as they come; how many come at once makes no difference.
+    """Hash a stream of structures, independent of how it is divided into blocks.
 
     Every column has a hash of its own, of the numbers as they are in memory and of texts behind
     their lengths. The hash of the whole is that of these.
@@ -22,8 +22,8 @@ class ContentHash:
         self._columns: dict[str, Any] = {}
 
     def update(self, structures: Structures) -> None:
-        """Add structures, whose energies are those that are trained on."""
-        # Where there is no stress, any NaN is as good as another.
+        """Add structures with the energies to train on."""
+        # Any NaN means no stress; use one bit pattern.
         stresses = np.where(np.isnan(structures.stresses), np.nan, structures.stresses)
         for name, values, dtype in (
             ("row_id", structures.ids, "<i8"),
@@ -41,7 +41,7 @@ class ContentHash:
         self._column("config_type").update(texts)
 
     def hexdigest(self) -> str:
-        """Return the hash of what has been added."""
+        """Return the hash of the structures added."""
         digest = hashlib.sha256()
         for name, column in sorted(self._columns.items()):
             digest.update(f"{name} {column.hexdigest()}\n".encode())

@@ -1,4 +1,4 @@
-"""The same structure with different energies: all such rows, and what tells them apart."""
+"""Find rows of the same structure with different energies, and how they differ."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     Describe = Callable[[int], Mapping[str, str]]
 
 _LISTED = 10
-"""Structures in the message."""
+"""Number of structures in the message."""
 
 _DIFFERENCES = 6
-"""Differences between their rows in it."""
+"""Number of differences between rows in the message."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Contradiction:
     energies
         Of these, eV, or eV/atom where they have different numbers of atoms.
     rows
-        How many rows hold the structure.
+        Number of rows with the structure.
     per_atom
         Whether the energies are per atom.
     """
@@ -49,7 +49,7 @@ class Contradiction:
 
 
 def count_repeats(entries: Entries) -> int:
-    """Return how many rows repeat an earlier structure, in the same or another way to store it."""
+    """Return how many rows repeat an earlier structure, stored in the same form or another."""
     return len(entries) - len(np.unique(entries.twins))
 
 
@@ -94,7 +94,7 @@ def require_consistent_duplicates(entries: Entries, tolerance: float, describe: 
     tolerance
         eV/atom.
     describe
-        Says how a row was computed: names and values that may tell it from others.
+        Returns how a row was computed: names and values that may distinguish it.
 
     Raises
     ------
@@ -126,7 +126,7 @@ def _energies(found: Sequence[Contradiction]) -> str:
 
 
 def _differences(found: Sequence[Contradiction], describe: Describe) -> str:
-    """Return what tells the rows apart, first what does so in most of the pairs."""
+    """Return the differences between the rows, the most frequent first."""
     counts: Counter[str] = Counter()
     for one in found:
         low, high = describe(one.low), describe(one.high)

@@ -1,7 +1,7 @@
 """The selected rows of an ASE database, streamed in the order of their ids.
 
-Where ASE's tables are known they are read directly (`tables`), which is what makes an export fast.
-Each row that can't be read so is read by ASE, which decides what it means.
+Known versions of ASE's tables are read directly (`tables`), which makes an export fast. Other rows
+are read through ASE.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PAGE = 500
 """Rows in a page; ASE fetches the whole result of a query before it yields the first row."""
 
 Selection = list[str | tuple[str, str, int]]
-"""ASE's expressions, in the form that comparisons can be added to."""
+"""ASE's parsed expressions, in a form to which comparisons can be added."""
 
 _GAPS = 10
 """Ids for each row of a page, above which ASE reads the rows one by one."""
@@ -70,9 +70,9 @@ class Selected:
     mtimes: FloatArray
 
     def summary(self) -> SelectedRows:
-        """Return what changes whenever a row is added, removed or written.
+        """Return a state that changes whenever a row is added, removed or written.
 
-        Count, largest id and newest time alone would not do: a row that a slow transaction wrote
+        Count, largest id and newest time are not sufficient: a row that a slow transaction wrote
         has an older time than others that were seen before it.
         """
         digest = hashlib.sha256(self.ids.astype("<i8").tobytes())
@@ -88,7 +88,7 @@ class Selected:
 class StructureDatabase:
     """An ASE database, open for reading in a with block.
 
-    `slow_because` says why ASE itself has to read it; None where its tables are read directly.
+    `slow_because` says why it is read through ASE; None if its tables are read directly.
 
     Raises
     ------
@@ -135,7 +135,7 @@ class StructureDatabase:
         if opened.database.connection is None:
             return
         try:
-            # Nothing was written; ASE would roll back on an error, which not every back end can.
+            # Nothing was written; on an error ASE would roll back, which some back ends lack.
             opened.database.__exit__(None, None, None)
         except opened.driver_error as closing_error:
             if error is None:
@@ -150,7 +150,7 @@ class StructureDatabase:
         return self._select_ids(self._selection)
 
     def pages(self, selected: Selected) -> Iterator[list[Row]]:
-        """Yield rows in the order of their ids, without those that no longer fit the selection."""
+        """Yield rows in the order of their ids, except those no longer selected."""
         for first in range(0, len(selected.ids), PAGE):
             ids = selected.ids[first : first + PAGE].tolist()
             if self._tables is None:
@@ -165,7 +165,7 @@ class StructureDatabase:
             yield from page
 
     def row(self, id_: int) -> Row | None:
-        """Return one row, or None where it is not selected (any more)."""
+        """Return one row, or None if it is not selected (any more)."""
         try:
             found = self._ase_rows([*self._selection, ("id", "=", id_)])
             return convert_row(found[0]) if found else None
@@ -185,7 +185,7 @@ class StructureDatabase:
         return {}
 
     def labels_elsewhere(self, id_: int) -> list[str]:
-        """Return where else a row may hold its labels, see `provenance.labels_elsewhere`."""
+        """Return other places of a row's labels, see `provenance.labels_elsewhere`."""
         with suppress(*_SELECTION_ERRORS):
             for found in self._ase_rows([("id", "=", id_)], include_data=True):
                 return labels_elsewhere(found, found.data)
@@ -225,7 +225,7 @@ class StructureDatabase:
         yield from found.items()
 
     def count_by_status(self) -> dict[str, int]:
-        """Count all rows of the database by their key ``status``; "(none)" where it is absent."""
+        """Count all rows of the database by their key ``status``; "(none)" if it is missing."""
         counts: Counter[str] = Counter()
         ids = self._select_ids([]).ids
         for first in range(0, len(ids), PAGE):
@@ -265,7 +265,7 @@ class StructureDatabase:
         return [row for row in map(self.row, ids) if row is not None]
 
     def _row_without_broken_columns(self, id_: int) -> Row:
-        """Read a row of which some column can't be decoded: only the needed ones count."""
+        """Read a row with a broken column, if the required columns can be decoded."""
         for columns in ((*_NEEDED, "stress"), _NEEDED):
             with suppress(*_SELECTION_ERRORS):
                 (found,) = self._ase_rows([("id", "=", id_)], columns=columns)
@@ -273,7 +273,7 @@ class StructureDatabase:
         return UnreadableRow(id_, single_precision=self._has_single_forces(id_))
 
     def _has_single_forces(self, id_: int) -> bool:
-        """Tell whether the forces of a row in an SQLite file are stored as float32."""
+        """Return whether the forces of a row in an SQLite file are stored as float32."""
         database = self._open.database
         if database.type != "db":
             return False  # servers store numbers in arrays of their own type
@@ -316,7 +316,7 @@ class StructureDatabase:
             return list(database.select(selection, sort="id", **options))
 
     def _decode(self, parameters: Any) -> Any:
-        """Return a value that ASE stored as JSON or bytes; None where it can't be read."""
+        """Return a value that ASE stored as JSON or bytes; None if it can't be decoded."""
         try:
             if isinstance(parameters, bytes):
                 return bytes_to_object(parameters)
@@ -364,7 +364,7 @@ def _parse_selection(select: str) -> Selection:
 
 
 def _is_inexact(operator: str, value: object) -> bool:
-    """Tell whether a comparison may take other whole numbers for this one."""
+    """Return whether a comparison may match other integers too."""
     if isinstance(value, float):  # a limit written as 1e20 is as exact as floats are
         return operator in ("=", "!=") and _EXACT <= abs(value) < math.inf
     return isinstance(value, int) and abs(value) >= _EXACT

@@ -1,4 +1,4 @@
-"""What is kept in memory of each accepted row, and the spool that holds the rest."""
+"""In-memory data of the accepted rows, and the spool for the rest."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _COMPARED_AT_ONCE = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """The little that split, fit and checks need of a row.
+    """Data of a row for split, reference energies and checks.
 
     Attributes
     ----------
@@ -66,7 +66,7 @@ class Entry:
 
 @dataclass(frozen=True, eq=False)
 class Entries:
-    """Entries in columns: a few dozen bytes for each, however many there are.
+    """Entries in columns, at a few dozen bytes each.
 
     Attributes
     ----------
@@ -75,7 +75,7 @@ class Entries:
     fingerprints
         As bytes.
     groups, compositions, config_types, sides
-        What there is of each.
+        The distinct values of each.
     group_codes, composition_codes, config_type_codes, side_codes
         Which of these an entry has; -1 for none.
     crystal_codes
@@ -153,7 +153,7 @@ class Entries:
         return np.array(codes, dtype=np.int64)[self.composition_codes]
 
     def holding(self, element: str) -> BoolArray:
-        """Tell which entries hold an element."""
+        """Return a mask of the entries with an element."""
         number = chemical_symbols.index(element)
         holds = [any(z == number for z, _ in composition) for composition in self.compositions]
         return np.array(holds, dtype=np.bool_)[self.composition_codes]
@@ -183,7 +183,7 @@ def _numbered(prints: FingerprintArray) -> IndexArray:
 
 
 class _Codes:
-    """Numbers for things, in the order in which they first come."""
+    """Numbers for values, in order of first appearance."""
 
     def __init__(self, most: int) -> None:
         self._numbers: dict[Any, int] = {}
@@ -205,8 +205,8 @@ class EntryCollector:
     Parameters
     ----------
     most
-        Entries that may come. The room for them is there from the beginning, as columns that grow
-        would be copied again and again; the system gives memory only to what is filled.
+        Maximum number of entries. Columns are allocated once, as growing ones would be copied
+        repeatedly; the system commits memory only when it is written.
     """
 
     def __init__(self, most: int) -> None:
@@ -240,7 +240,7 @@ class EntryCollector:
         self._sides.put(place, sides)
 
     def entries(self) -> Entries:
-        """Return what was collected."""
+        """Return the collected entries."""
         groups, group_codes = self._groups.columns(self._count)
         compositions, composition_codes = self._compositions.columns(self._count)
         config_types, config_type_codes = self._config_types.columns(self._count)
@@ -287,7 +287,7 @@ class Spool:
         pickle.dump(structures, self._file, protocol=pickle.HIGHEST_PROTOCOL)
 
     def read(self) -> SpooledStructures:
-        """Return what was added so far."""
+        """Return the structures added so far."""
         self._file.flush()
         return SpooledStructures(self._path)
 

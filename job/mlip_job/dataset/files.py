@@ -57,7 +57,7 @@ _INDEX_COLUMNS = ["row_id", "fingerprint", "group", "side"]
 _LINES_AT_ONCE = 500
 
 _FRAME_ATOMS = 100_000
-"""Most atoms of a data frame, whatever its number of structures: it is made in memory."""
+"""Maximum number of atoms in a data frame, which is built in memory."""
 
 _PICKLE_PROTOCOL = 4
 """With 5, arrays would not own their memory when they are read."""
@@ -127,7 +127,7 @@ def write_files(
     )
 
 
-# The index: which row is on which side
+# The index: the side of each row
 
 
 def write_index(file: OutputFile, entries: Entries, split: Split) -> str:
@@ -191,7 +191,7 @@ def common_test_rows(index: Path, other: Path) -> frozenset[int]:
 
 @dataclass(frozen=True)
 class FramePart:
-    """What goes into one set of data frames.
+    """Content of one set of data frames.
 
     Attributes
     ----------
@@ -367,7 +367,7 @@ def _weighting(record: DatasetRecord, files: DatasetFiles) -> GroupWeighting | N
 
 
 class OutputFile:
-    """A file that is hashed, and if asked for compressed by gzip, while it is written.
+    """A file that is hashed, and optionally gzip-compressed, while it is written.
 
     Compression is fast rather than thorough: random digits of coordinates gain little.
     """
@@ -403,7 +403,7 @@ class OutputFile:
             self._put(self._compressor.compress(view[first : first + _PIECE]))
 
     def record(self) -> FileRecord:
-        """Return hash and size, once it is closed."""
+        """Return hash and size; call it after closing."""
         return FileRecord(sha256=self._digest.hexdigest(), size=self._size)
 
     def _put(self, data: bytes | memoryview) -> None:

@@ -1,4 +1,4 @@
-"""Reject files that are no SQLite database, with the command that converts them."""
+"""Reject files other than SQLite databases, with a command to convert them."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _another_back_end(path: Path, name: str, suffix: str) -> ConfigError:
 
 
 def _structures(path: Path, kind: str, head: bytes) -> ConfigError:
-    """Return the error for a file of structures; ASE's converter keeps their labels, no keys."""
+    """Return the error for a file of structures; ASE's converter keeps labels, but no keys."""
     names = _other_labels(head) if kind == "extxyz" else []
     if names:
         return ConfigError(
@@ -103,7 +103,7 @@ def _structures(path: Path, kind: str, head: bytes) -> ConfigError:
 
 
 def _other_labels(head: bytes) -> list[str]:
-    """Return names in the comment of an extended XYZ file that stand for labels it lacks."""
+    """Return names in an extended XYZ comment that may stand for missing labels."""
     comment = "".join(head.decode("utf-8", "replace").splitlines()[1:2])
     found = set(_KEYS_OF_LABELS.findall(comment))
     if re.search(r"(?:^| )(free_)?energy=", comment):

@@ -1,4 +1,4 @@
-"""What the key_value_pairs of a database are for: trajectories, types, a split made by others."""
+"""Detect the purpose of key_value_pairs: trajectory, config type or existing split."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class KeyProposal:
     values
         By name: ``group_by``, ``config_type``, ``split_key``; only those that were found.
     remarks
-        Why, or what a person should look at, by the same names.
+        Reasons, or what the user should check, by the same names.
     """
 
     values: Mapping[str, str] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class KeyProposal:
 
 
 def propose_keys(samples: Sequence[Sequence[Mapping[str, Any]]]) -> KeyProposal:
-    """Look for keys that tell trajectories, types of structures, or the sides of a split.
+    """Find keys for trajectories, types of structures, or the sides of a split.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ def _find_group(
 
 
 def _repeats(key: str, samples: Sequence[Sequence[Mapping[str, Any]]]) -> bool:
-    """Tell whether some rows share a value, and not all do."""
+    """Return whether some rows share a value, but not all."""
     everywhere = {pairs[key] for sample in samples for pairs in sample if key in pairs}
     if len(everywhere) < 2 or any(_is_fraction(value) for value in everywhere):  # noqa: PLR2004
         return False

@@ -48,14 +48,14 @@ def parse_marks(texts: Iterable[str]) -> dict[str, Value]:
 def mark_rows(config: DatabaseConfig, ids: Sequence[int], marks: Mapping[str, Value]) -> None:
     """Set keys of rows in one transaction.
 
-    A row that ``config.select`` no longer gives has been taken by someone else.
+    A row that ``config.select`` no longer matches was changed concurrently.
 
     Raises
     ------
     ConflictError
-        If that is so for any row; none is marked then.
+        If any row was changed; no row is marked then.
     DatabaseError
-        If the database can't be written to; none is marked then.
+        If the database can't be written to; no row is marked then.
     """
     selection = [part.strip() for part in config.select.split(",") if part.strip()]
     opened = open_database(config)
@@ -70,7 +70,7 @@ def mark_rows(config: DatabaseConfig, ids: Sequence[int], marks: Mapping[str, Va
                         hint="select again",
                     )
                 database.update(id_, **marks)
-                # ASE would commit after some thousand changes; here it is all or nothing.
+                # ASE would commit after some thousand changes; this must be atomic.
                 database.change_count = 0
     except opened.driver_error as error:
         raise opened.failure(error, "written to") from None
@@ -78,7 +78,7 @@ def mark_rows(config: DatabaseConfig, ids: Sequence[int], marks: Mapping[str, Va
 
 @contextmanager
 def _transaction(database: Any) -> Iterator[None]:
-    """Commit at the end; on an error close the connection, which takes back what was changed.
+    """Commit at the end; on an error close the connection, which rolls back the changes.
 
     ASE's own context manager calls rollback(), which ase-db-backends 0.11 lacks for PostgreSQL.
     """
