@@ -56,7 +56,7 @@ class OpenedDatabase:
     description: str
 
     def failure(self, error: Exception, action: str = "read") -> DatabaseError:
-        """Convert a driver's error."""
+        """Return the `DatabaseError` for an error of the driver."""
         return _failure(self.description, error, action)
 
 

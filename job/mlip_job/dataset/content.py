@@ -23,7 +23,7 @@ class ContentHash:
 
     def update(self, structures: Structures) -> None:
         """Add structures with the energies to train on."""
-        # Any NaN means no stress; use one bit pattern.
+        # NaN means no stress: use a single bit pattern for it.
         stresses = np.where(np.isnan(structures.stresses), np.nan, structures.stresses)
         for name, values, dtype in (
             ("row_id", structures.ids, "<i8"),

@@ -16,26 +16,26 @@ if TYPE_CHECKING:
     from mlip_job.dataset.structures import Structures
 
 HUGE_FORCE = 100.0
-"""eV/Å. Coinciding atoms or an unconverged calculation, and no state of matter."""
+"""eV/Å. Larger forces come from coinciding atoms or an unconverged calculation."""
 
 NET_FORCE = 0.01
 """eV/Å per atom. DFT leaves at most a few meV/Å."""
 
 _NOT_RELAXED = 0.05
-"""eV/Å. Where all forces are smaller and rounded, those of some atoms may be zero by that."""
+"""eV/Å. If all forces are smaller and rounded, some may be zero by rounding."""
 
 _DIGIT = 1e-4
-"""eV/Å. The last digit of forces that are stored rounded."""
+"""eV/Å. Last digit of rounded forces."""
 
 _NEAR = 5.0
-"""Å, within which the surroundings of an atom are looked at."""
+"""Å. Radius of the environment of an atom that is examined."""
 
 _LOPSIDED = 0.002
-"""Of the most that the surroundings of an atom can lie on one side; positions are rounded."""
+"""Fraction of the maximum asymmetry of an environment; positions are rounded."""
 
 
 def have_zeroed_forces(structures: Structures, cutoff: float) -> tuple[BoolArray, BoolArray]:
-    """Tell in which structures some, and in which all, forces are zero without symmetry.
+    """Return in which structures some, and in which all, forces are zero without symmetry.
 
     ``Atoms.get_forces()`` returns such for fixed atoms, or along fixed directions; zeros for all
     atoms stand for missing forces. The force on an atom vanishes by symmetry only where its
@@ -70,20 +70,20 @@ def have_zeroed_forces(structures: Structures, cutoff: float) -> tuple[BoolArray
 
 
 def have_net_forces(structures: Structures) -> BoolArray:
-    """Tell in which structures the forces add up to more than `NET_FORCE` per atom."""
+    """Return in which structures the net force exceeds `NET_FORCE` per atom."""
     sums = np.add.reduceat(structures.forces, structures.starts[:-1])
     net: BoolArray = np.linalg.norm(sums, axis=1) > NET_FORCE * structures.counts
     return net
 
 
 def _are_rounded(forces: FloatArray) -> bool:
-    """Tell whether forces have so few digits that small ones may be zero by rounding."""
+    """Return whether forces have so few digits that small ones may be rounded to zero."""
     scaled = forces / _DIGIT
     return bool((np.abs(scaled - np.rint(scaled)) < 1e-6).all())  # noqa: PLR2004 - of a digit
 
 
 def _lopsidedness(structures: Structures, index: int, reach: float) -> FloatArray:
-    """Return to which side of each atom its neighbours are, as vectors of length 0 to 1.
+    """Return the asymmetry of each atom's environment, as vectors of length 0 to 1.
 
     It is a weighted mean of the directions to them, shape (atoms, 3). The weight falls to zero at
     `reach` and tells elements apart, so that the mean vanishes wherever the force has to.
@@ -100,7 +100,7 @@ def _lopsidedness(structures: Structures, index: int, reach: float) -> FloatArra
 
 
 def have_huge_forces(structures: Structures) -> BoolArray:
-    """Tell in which structures some atom has a force above `HUGE_FORCE`."""
+    """Return in which structures some atom has a force above `HUGE_FORCE`."""
     lengths = np.linalg.norm(structures.forces, axis=1)
     huge: BoolArray = np.maximum.reduceat(lengths, structures.starts[:-1]) > HUGE_FORCE
     return huge
@@ -126,7 +126,7 @@ def note_missing_forces(rows: Sequence[int]) -> str:
 
 
 def note_net_forces(rows: Sequence[int]) -> str:
-    """Return the note on rows whose forces don't add up to zero."""
+    """Return the note on rows with a net force."""
     return (
         f"forces that add up to more than {NET_FORCE:g} eV/Å per atom ({len(rows)}: "
         f"{name_rows(rows)}), which no potential can give: forces of fixed atoms set to zero, a "
@@ -136,7 +136,7 @@ def note_net_forces(rows: Sequence[int]) -> str:
 
 
 def note_charged_cells(charges: Mapping[int, float], periodic: int) -> str | None:
-    """Return a note where periodic cells of different charge are mixed.
+    """Return a note if periodic cells of different charge are mixed.
 
     `charges` has the charge (e) of each charged row among the `periodic` ones.
     """

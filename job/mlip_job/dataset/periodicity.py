@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 VACUUM = 20.0
 """Å between the images of a slab or a wire: the largest cutoff that a configuration may ask for.
-So neither another cutoff nor the potential of another generation makes another structure of it."""
+It is fixed, so that the structure depends on neither the cutoff nor the generation."""
 
 _SLAB, _WIRE = 2, 1
 
 
 def is_partly_periodic(pbc: BoolArray) -> BoolArray:
-    """Tell which structures are slabs or wires; the last axis of `pbc` is that of directions."""
+    """Return which structures are slabs or wires; the last axis of `pbc` is that of directions."""
     directions = pbc.sum(axis=-1)
     partly: BoolArray = (directions == _SLAB) | (directions == _WIRE)
     return partly
@@ -62,15 +62,15 @@ def complete_cells(cells: FloatArray, pbc: BoolArray) -> FloatArray:
 
 
 def with_vacuum(structures: Structures) -> Structures:
-    """Return structures of which slabs and wires are periodic in all directions, with vacuum.
+    """Return structures with slabs and wires made fully periodic by vacuum.
 
-    Their atoms stay where they are. They have no stress any more: it is one of the cell's volume,
-    of which the vacuum is an arbitrary part.
+    Positions are unchanged. The stress is removed, since it refers to a volume that contains
+    arbitrary vacuum.
     """
     partly = is_partly_periodic(structures.pbc)
     if not partly.any():
         return structures
-    with np.errstate(all="ignore"):  # of what is not finite, and rejected later
+    with np.errstate(all="ignore"):  # of non-finite values, which are rejected later
         cells = complete_cells(structures.cells, structures.pbc)
         owners = np.repeat(np.arange(len(structures)), structures.counts)
         heights = np.einsum("ij,ikj->ik", structures.positions, cells[owners])
@@ -124,7 +124,7 @@ def neighbours(row: StructureRow, reach: float) -> tuple[IndexArray, IndexArray,
 
 
 def _units(vectors: FloatArray) -> FloatArray:
-    """Return vectors of length 1; those without length stay as they are."""
+    """Return normalised vectors; zero vectors are unchanged."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     units: FloatArray = vectors / np.where(lengths > 0, lengths, 1.0)
     return units

@@ -1,4 +1,4 @@
-"""How a row was computed, and where else its labels may stand, as far as the row says."""
+"""Determine how a row was computed, and other places of its labels, from the row itself."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ _OF_THE_STRUCTURE = frozenset(
         "restart", "prefix", "atoms", "profile", "parallel",
     )
 )  # fmt: skip
-"""Parameters that differ from structure to structure, or between machines, where the method is
-the same."""
+"""Parameters that vary between structures or machines with the same method."""
 
 _LISTED = 6
 _VALUES = 4
@@ -46,12 +45,12 @@ _VECTOR = 3
 
 @cache
 def names_method(key: str) -> bool:
-    """Tell whether a key says how a row was computed, by its name."""
+    """Return whether the name of a key indicates how a row was computed."""
     return _METHOD.fullmatch(key) is not None
 
 
 def describe_row(row: Any) -> dict[str, str]:
-    """Return what may tell a row of ASE's from another of the same structure, as texts by name."""
+    """Return how a row of ASE was computed, as texts by name."""
     described = {key: str(value) for key, value in row.key_value_pairs.items()}
     described["calculator"] = str(row.get("calculator", "none"))
     for name, value in flat_parameters(row.get("calculator_parameters") or {}):
@@ -94,7 +93,7 @@ def _as_text(value: Any) -> str:
 
 
 def labels_elsewhere(row: Any, data: Any) -> list[str]:
-    """Return names in a row of ASE's under which its energy or forces may stand.
+    """Return names in a row of ASE that may hold its energy or forces.
 
     Parameters
     ----------
@@ -112,7 +111,7 @@ def labels_elsewhere(row: Any, data: Any) -> list[str]:
 def values_in(
     data: Any, wanted: Callable[[str], bool], path: str = "data"
 ) -> Iterator[tuple[str, str]]:
-    """Yield place and value of the numbers and texts in ``data`` whose names are wanted."""
+    """Yield path and value of the numbers and texts in ``data`` with the given names."""
     if not isinstance(data, dict) or path.count("[") >= _DEPTH:
         return
     for name, value in data.items():
@@ -151,7 +150,7 @@ def _are_forces(name: str, value: Any, atoms: int) -> bool:
 def note_methods(
     groups: Iterable[tuple[str | None, Any, int]], keys: Mapping[str, Mapping[str, int]]
 ) -> str | None:
-    """Return a note where rows come from several calculators, or were computed differently.
+    """Return a note if rows come from several calculators, or were computed differently.
 
     Results that were stored without a calculator are ``unknown`` to ASE, and tell nothing.
 
@@ -197,5 +196,5 @@ def _counted(counts: Counter[str]) -> str:
 
 
 def shortened(value: str) -> str:
-    """Return a value as a message shows it."""
+    """Return a value, shortened for a message."""
     return value if len(value) <= _LONGEST else f"{value[: _LONGEST - 1]}…"

@@ -1,9 +1,9 @@
-"""How near the atoms of many structures are to each other: bounds that are cheap to find.
+"""Cheap bounds on the interatomic distances of many structures.
 
 `validation.examine` makes a neighbour list of each structure, which would take longer than all the
 rest of an export. Here the distances of all pairs are found for many structures of one size at
-once, in single precision and for the nearest images only. That proves nearly every structure fit;
-the others are left to `examine`.
+once, in single precision and for the nearest images only. This accepts nearly every structure; the
+others are checked by `examine`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _EPSILON = 1e-6
 """Of the lengths of the cell: several times the rounding of a fraction in single precision."""
 
 _LARGEST = 1000.0
-"""Å. Nothing is said of structures that reach further."""
+"""Å. Larger structures are not covered."""
 
 _LOW_CELL = 5.5
 """Å. The nearest image of each pair is not enough in cells that are lower than this."""
@@ -45,14 +45,14 @@ _MOST_PAIRS = 500_000
 
 @dataclass(frozen=True)
 class Proximity:
-    """What is certain of each structure.
+    """Proven bounds for each structure.
 
     Attributes
     ----------
     bonded
-        Whether each atom has a neighbour within the cutoff; false where that is not known.
+        Whether each atom has a neighbour within the cutoff; false if unknown.
     apart
-        Å. No two atoms are closer; 0 where nothing is known.
+        Å. Lower bound on the distance of two atoms; 0 if unknown.
     """
 
     bonded: BoolArray
@@ -60,7 +60,7 @@ class Proximity:
 
 
 class ProximityFinder:
-    """Bounds the distances in structures; its memory serves all that it is given.
+    """Bound the distances in structures; buffers are reused between calls.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ class ProximityFinder:
         structures
             All of them.
         sound
-            Which to look at; see `have_sound_geometry`.
+            Mask of those to examine; see `have_sound_geometry`.
         """
         lattices = _Lattices.of(structures, sound)
         nearest, loneliest = (np.full(len(structures), np.inf) for _ in range(2))
@@ -112,11 +112,11 @@ class _Lattices:
     heights
         The smallest of the three heights of each cell, Å.
     images
-        How many images to look at in each direction, besides the nearest: none or one.
+        Number of images per direction besides the nearest: 0 or 1.
     small
         Whether `_LARGEST` holds.
     margins
-        Å. Distances are less wrong than that.
+        Å. Upper bound on the error of distances.
     """
 
     cells: FloatArray
@@ -166,7 +166,7 @@ def _box_edges(structures: Structures) -> FloatArray:
 def _batches(
     structures: Structures, chosen: BoolArray, images: IndexArray
 ) -> Iterator[tuple[IndexArray, int, int]]:
-    """Yield structures with as many atoms, of which as many images are looked at."""
+    """Yield batches of structures with equal numbers of atoms and images."""
     kinds = 2 * structures.counts + images
     for kind in np.unique(kinds[chosen]).tolist():
         atoms, more_images = divmod(kind, 2)
@@ -180,7 +180,7 @@ def _batches(
 
 
 class _Work:
-    """Memory that is used again: to ask the system for more takes as long as to fill it."""
+    """Reused buffers: allocation takes as long as filling them."""
 
     def __init__(self) -> None:
         self._memory: dict[str, np.ndarray[Any, Any]] = {}

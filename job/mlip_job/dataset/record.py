@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 ReferenceSource = Literal[
     "isolated_atom", "least_squares", "undetermined", "inherited", "configured"
 ]
-"""Where a reference energy comes from; undetermined are least squares over compositions that can't
+"""Origin of a reference energy; undetermined are least squares over compositions that can't
 tell elements apart, also where they were inherited."""
 
 FORMAT_VERSION = 2
-"""Part of every dataset's identity; raise it when the same content shall have another one."""
+"""Part of every dataset's identity; increase it to give the same content another one."""
 
 
 class Counts(Frozen):
@@ -44,7 +44,7 @@ class SideCounts(Frozen):
 
 
 class ElementCounts(Frozen):
-    """How many structures hold an element, and how many atoms of it there are."""
+    """Numbers of structures with an element, and of its atoms."""
 
     structures: int
     atoms: int
@@ -60,7 +60,7 @@ class Ranges(Frozen):
 
 
 class SplitRecord(Frozen):
-    """How the sides were chosen: by `key`, or else by `seed`, `test_fraction` and `group_by`."""
+    """Settings of the split: by `key`, or else by `seed`, `test_fraction` and `group_by`."""
 
     seed: int
     test_fraction: float
@@ -72,14 +72,14 @@ class SplitRecord(Frozen):
 
 
 class RejectedRows(Frozen):
-    """The rows that one reason kept out."""
+    """The rows that were rejected for one reason."""
 
     count: int
     rows: tuple[int, ...]
 
 
 class EnergyOrigin(Frozen):
-    """How many accepted rows gave which of their energies."""
+    """Number of accepted rows by type of energy."""
 
     free_energy: int
     energy: int
@@ -116,7 +116,7 @@ class Versions(Frozen):
 
 
 class SelectedRows(Frozen):
-    """State of the rows that a query selected: a hash of all ids and times of writing.
+    """State of the selected rows: a hash of all ids and times of writing.
 
     Count, largest id and newest time (ASE's unit, years since 2000) are for people.
     """
@@ -146,7 +146,7 @@ class DatasetRecord(Frozen):
     rejections
         By reason.
     notes
-        Sentences for the user.
+        Notes for the user.
     frames
         Names of pacemaker's data frames.
     files

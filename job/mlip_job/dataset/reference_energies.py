@@ -1,4 +1,4 @@
-"""Reference energies: what one atom of each element contributes before the fit."""
+"""Reference energies: the energy per atom of each element, subtracted before the fit."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Energies(NamedTuple):
 
 
 def compositions(structures: Structures) -> list[Composition]:
-    """Return what each structure is made of."""
+    """Return the composition of each structure."""
     kinds = len(chemical_symbols)
     owners = np.repeat(np.arange(len(structures)), structures.counts)
     table = np.bincount(owners * kinds + structures.numbers, minlength=len(structures) * kinds)
@@ -75,14 +75,14 @@ def by_composition(entries: Entries, chosen: BoolArray) -> dict[Composition, Ene
 
 @dataclass(frozen=True)
 class ReferenceEnergies:
-    """Energies per element (eV), where each comes from, and what the user should know."""
+    """Energies per element (eV), their origins, and notes for the user."""
 
     energies: dict[str, float]
     sources: dict[str, ReferenceSource]
     notes: tuple[str, ...] = ()
 
     def corrected(self, entries: Entries) -> FloatArray:
-        """Return the energies (eV) that pacemaker fits, less the reference energies."""
+        """Return the energies (eV) minus the reference energies, as pacemaker fits them."""
         references = np.array([self.of(c) for c in entries.compositions], dtype=np.float64)
         return entries.energies - references[entries.composition_codes]
 
@@ -94,7 +94,7 @@ class ReferenceEnergies:
 def configured_references(
     setting: Mapping[str, float] | Literal[0], elements: Sequence[str]
 ) -> ReferenceEnergies:
-    """Take the energies from the configuration; 0 is zero for every element.
+    """Return the configured energies; 0 stands for zero for every element.
 
     Raises
     ------
@@ -124,7 +124,7 @@ def automatic_references(
     training: Mapping[Composition, Energies],
     tolerance: float,
 ) -> ReferenceEnergies:
-    """Find the energies: inherited as they are, else of isolated atoms, else by least squares.
+    """Determine the energies: inherited, else of isolated atoms, else by least squares.
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ def automatic_references(
     isolated
         Single atoms with their energies.
     isolated_first
-        Whether isolated atoms replace inherited energies: the fit starts from no potential.
+        Whether isolated atoms replace inherited energies: the fit starts from scratch.
     training
         The training rows by composition. E/n - Σ known = Σ x·e is solved over them for the
         elements that are left, x being atomic fractions; the solution of smallest norm where there
@@ -183,7 +183,7 @@ def automatic_references(
 
 
 def _consequence(unknown: Sequence[str], elements: Sequence[str], *, determined: bool) -> str:
-    """Say what it means that the energies of some elements are fitted."""
+    """Return the consequence of fitted energies of some elements, for a note."""
     named = ", ".join(unknown)
     if not determined:
         return (
@@ -204,12 +204,12 @@ def _consequence(unknown: Sequence[str], elements: Sequence[str], *, determined:
 def require_references_of_parent(
     references: ReferenceEnergies, parent: Mapping[str, float]
 ) -> None:
-    """Require that configured energies are those of the potential that the fit starts from.
+    """Require that configured energies equal those of the start potential.
 
     Raises
     ------
     ConfigError
-        If an element has another energy: what the potential learnt would be off by the difference.
+        If an element has a different energy: the start potential would be wrong by the difference.
     """
     for element, energy in references.energies.items():
         if element in parent and abs(energy - parent[element]) > _SAME_REFERENCE:

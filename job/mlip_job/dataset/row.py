@@ -30,7 +30,7 @@ _CHARGE = re.compile(r"(?P<before>[+-]?)(?P<size>\d+(?:\.\d+)?)?(?P<after>[+-]?)
 
 @dataclass(frozen=True, eq=False)
 class StructureRow:
-    """One labelled structure as it is stored, nothing filled in.
+    """One labelled structure as stored, without defaults.
 
     Attributes
     ----------
@@ -50,15 +50,15 @@ class StructureRow:
         eV/Å in whatever shape is stored, (n, 3) if all is well, or None. They are those of the
         calculator: constraints of the structure don't set them to zero.
     stress
-        eV/Å³ in Voigt order (xx, yy, zz, yz, xz, xy), shape (6,), or None where none is stored
-        or what is stored is no stress.
+        eV/Å³ in Voigt order (xx, yy, zz, yz, xz, xy), shape (6,), or None where none is stored or
+        the stored value is invalid.
     key_value_pairs
         The row's own keys.
     charge
         Elementary charges, as the row says: ASE's initial charges added up, or one of the keys
         `CHARGE_KEYS`.
     lost_stress
-        Whether a stress is stored that is none: of another size, in single precision, not finite.
+        Whether the stored stress is invalid: wrong size, single precision or not finite.
     """
 
     id: int
@@ -115,7 +115,7 @@ Row = StructureRow | UnreadableRow
 
 
 def name_rows(ids: Sequence[int]) -> str:
-    """Return "row 3", or "rows 3, 4 and 7 more" where there are many."""
+    """Return "row 3", or "rows 3, 4 and 7 more" if there are many."""
     shown = ", ".join(str(id_) for id_ in ids[:_SHOWN])
     more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
     return f"row{'s' if len(ids) > 1 else ''} {shown}{more}"
@@ -127,7 +127,7 @@ def convert_row(row: Any) -> StructureRow:
     Raises
     ------
     ValueError
-        If positions or cell can't have the shape they need.
+        If positions or cell have a wrong shape.
     """
     numbers = np.array(row.numbers, dtype=np.int32).reshape(-1)
     forces = row.get("forces")

@@ -1,9 +1,9 @@
 """The train/test split: exact, deterministic, stable across generations, group-aware.
 
 Rows that share a group or hold the same crystal form a *unit*, and a unit never straddles the
-split. Where the parent's dataset knows a unit, it stays on its side. The others give a share of
-their own: they are put in an order that depends on nothing but the seed and their own structures,
-and fill the test side up to the wanted count, or the nearest one that they allow.
+split. Where the parent's dataset knows a unit, it stays on its side. The others are split
+separately: they are sorted in an order that depends only on the seed and their structures, and
+assigned to the test side up to the wanted count, or the nearest possible one.
 
 Where a key_value_pair of the rows decides the sides, they are checked against the same rules.
 """
@@ -36,7 +36,7 @@ Side = Literal["train", "test"]
 SIDES: tuple[Side, Side] = ("train", "test")
 
 _RANK_BYTES = 8
-"""Of a hash that decides an order: more would make no difference, and take more memory."""
+"""Bytes of a hash that are used for sorting: enough for uniqueness, with little memory."""
 
 _RANKED_AT_ONCE = 10_000
 
@@ -51,7 +51,7 @@ _NOBODY = np.zeros(0, FINGERPRINT)
 
 @dataclass(frozen=True, eq=False)
 class Inheritance:
-    """Sides that are settled already, by the parent's dataset.
+    """Sides that are inherited from the parent's dataset.
 
     Attributes
     ----------
@@ -82,15 +82,15 @@ class Inheritance:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The outcome.
+    """Result of a split.
 
     Attributes
     ----------
     tested
         Of each entry, whether it is a test row.
     wanted_test
-        The count of test rows that was aimed at: those inherited and the share of the others, or
-        that of a key.
+        Target number of test rows: the inherited ones and the fraction of the others, or that of a
+        key.
     inherited_train, inherited_test
         Rows whose side came from the parent.
     """
@@ -126,21 +126,21 @@ class Split:
         return self.test - self.inherited_test
 
     def on(self, side: Side) -> BoolArray:
-        """Tell which entries are on a side."""
+        """Return which entries are on a side."""
         return self.tested if side == "test" else ~self.tested
 
 
 def split_rows(
     entries: Entries, *, fraction: float, seed: int, inherited: Inheritance | None = None
 ) -> Split:
-    """Put each entry on a side of a dataset; see `divide`.
+    """Assign each entry to a side of a dataset; see `divide`.
 
     Neither side is empty, but for the test side where the fraction is 0.
 
     Raises
     ------
     DataError
-        If a side stays empty, or what the parent had on both sides now belongs together.
+        If a side stays empty, or rows on both sides of the parent's dataset now form one unit.
     """
     split = divide(entries, fraction=fraction, seed=seed, inherited=inherited, both=True)
     _require_both_sides(split, len(entries), fraction)
@@ -155,7 +155,7 @@ def divide(
     inherited: Inheritance | None = None,
     both: bool = False,
 ) -> Split:
-    """Put each entry on a side.
+    """Assign each entry to a side.
 
     Of the entries whose sides are not inherited, a share is test: fraction · their number, rounded
     up or down, whichever brings the whole nearer to round(n · fraction).
@@ -171,12 +171,12 @@ def divide(
     inherited
         Sides that must not change.
     both
-        Whether a count further away is taken where the nearest one leaves a side empty.
+        Whether to accept a count further away if the nearest one leaves a side empty.
 
     Raises
     ------
     DataError
-        If what the parent had on both sides now belongs together.
+        If rows on both sides of the parent's dataset now form one unit.
     """
     inherited = inherited or Inheritance()
     units = _units(_labels(entries, inherited), entries.group_codes)
@@ -202,7 +202,7 @@ def divide(
 
 
 def split_by_key(entries: Entries, *, key: str, inherited: Inheritance | None = None) -> Split:
-    """Put each entry on the side that its key_value_pair names.
+    """Assign each entry to the side named by its key_value_pair.
 
     Parameters
     ----------
@@ -245,7 +245,7 @@ def split_by_key(entries: Entries, *, key: str, inherited: Inheritance | None = 
 
 
 def _share(available: int, missing: int, fraction: float) -> int:
-    """Return how many of the available rows shall be test rows: about as many as are missing."""
+    """Return how many of the available rows become test rows: about as many as are missing."""
     exact = available * fraction
     low, high = math.floor(exact + _ROUNDING), math.ceil(exact - _ROUNDING)
     return min(max(missing, low), high)
@@ -254,7 +254,7 @@ def _share(available: int, missing: int, fraction: float) -> int:
 def _labels(entries: Entries, inherited: Inheritance) -> IndexArray:
     """Return for each entry the number of its crystal.
 
-    Where the parent, made before twins were known, has them on both sides, they stay apart.
+    Twins on both sides of a parent's dataset from before twins were detected stay separate.
     """
     stays_train, stays_test = _settled(entries, entries.twins, inherited)
     torn = (stays_train & stays_test)[entries.twins]
@@ -327,7 +327,7 @@ def _have_group(entries: Entries, inherited: Inheritance, side: Side) -> BoolArr
 
 
 def _in_order(entries: Entries, units: IndexArray, free: BoolArray, seed: int) -> IndexArray:
-    """Return the free units in an order that only the seed and their structures decide."""
+    """Return the free units in an order that depends only on the seed and their structures."""
     numbers = np.flatnonzero(free)
     firsts = _first_entries(entries.structures, units, len(free))[numbers]
     ranks, start, digits = bytearray(), f"{seed}:".encode(), 2 * FINGERPRINT.itemsize

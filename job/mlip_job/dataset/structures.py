@@ -1,4 +1,4 @@
-"""Many structures at once, in arrays: so they are read, checked, kept and written."""
+"""Arrays of many structures, for reading, checking, storing and writing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Structures:
     ids
         Row ids in the database.
     starts
-        Where the atoms of each structure begin; one more than there are structures.
+        Offset of the atoms of each structure, and the end: one more than structures.
     numbers
         Atomic numbers.
     positions, forces
@@ -44,7 +44,7 @@ class Structures:
     pbc
         Shape (structures, 3).
     energies, free_energies
-        eV; they count only where `has_energy` and `has_free_energy` say so.
+        eV; valid only where `has_energy` and `has_free_energy` are true.
     stresses
         eV/Å³ in Voigt order, shape (structures, 6). NaN where there is none.
     pairs
@@ -77,7 +77,7 @@ class Structures:
 
     @classmethod
     def of_rows(cls, rows: Sequence[StructureRow]) -> Self:
-        """Join rows, each of which has to be complete; see `is_complete`."""
+        """Join complete rows; see `is_complete`."""
         energies, free_energies = ([getattr(row, name) for row in rows] for name in _ENERGIES)
         stresses = [np.full(VOIGT, np.nan) if row.stress is None else row.stress for row in rows]
         return cls(
@@ -97,7 +97,7 @@ class Structures:
         )
 
     def row(self, index: int) -> StructureRow:
-        """Return one of them."""
+        """Return one structure."""
         atoms = slice(self.starts[index], self.starts[index + 1])
         stress = self.stresses[index]
         return StructureRow(
@@ -114,11 +114,11 @@ class Structures:
         )
 
     def take(self, chosen: BoolArray) -> Self:
-        """Return those for which `chosen` is true."""
+        """Return the structures for which `chosen` is true."""
         if chosen.all():
             return self
         counts = self.counts
-        # Places are faster than flags where rows have several numbers.
+        # Indices are faster than masks for rows of several numbers.
         places, atoms = np.flatnonzero(chosen), np.flatnonzero(np.repeat(chosen, counts))
         columns = {
             field.name: getattr(self, field.name).take(
@@ -130,7 +130,7 @@ class Structures:
         return type(self)(starts=starts_of(counts[chosen]), **columns)
 
     def all_atoms(self, flags: BoolArray) -> BoolArray:
-        """Tell of which structures all atoms are flagged; an atom may have several flags."""
+        """Return a mask of structures with all atoms flagged; an atom may have several flags."""
         if len(self) == 0 or flags.all():
             return np.ones(len(self), dtype=np.bool_)
         of_atoms = flags if flags.ndim == 1 else np.all(flags, axis=1)
@@ -138,7 +138,7 @@ class Structures:
         return every
 
     def part(self, place: slice) -> Self:
-        """Return those at consecutive places; they share the memory of all."""
+        """Return a slice of the structures, as views."""
         starts = self.starts[place.start : place.stop + 1]
         atoms = slice(starts[0], starts[-1])
         columns = {
@@ -166,7 +166,7 @@ class Structures:
 
 
 def is_complete(row: Row) -> TypeGuard[StructureRow]:
-    """Tell whether a row has atoms, and all its arrays their shape."""
+    """Return whether a row has atoms, and arrays of the right shape."""
     if isinstance(row, UnreadableRow):
         return False
     atoms = len(row.numbers)
@@ -179,14 +179,14 @@ def is_complete(row: Row) -> TypeGuard[StructureRow]:
 
 
 def starts_of(counts: Sequence[int] | IndexArray) -> IndexArray:
-    """Return where each of so many things begins, and where the last one ends."""
+    """Return the offset of each block, and the end of the last one."""
     starts = np.zeros(len(counts) + 1, dtype=np.int64)
     np.cumsum(counts, out=starts[1:])
     return starts
 
 
 def present(values: Sequence[float | None]) -> BoolArray:
-    """Tell of each value whether there is one."""
+    """Return a mask of the values that are not None."""
     return np.array([value is not None for value in values], dtype=np.bool_)
 
 

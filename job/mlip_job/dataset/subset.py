@@ -1,4 +1,4 @@
-"""Choose units whose sizes add up to a wanted count, or as near to it as they allow."""
+"""Choose units whose sizes add up to a wanted count, or the nearest possible one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def choose_subset(sizes: IndexArray, wanted: int, *, least: int = 0, most: int) -> BoolArray:
-    """Tell which units to take.
+    """Return a mask of the units to take.
 
     Units are taken in their order as long as they fit. Only where the wanted count is missed are
     others looked for: the nearest count that any choice gives, the smaller one of two. Of each size

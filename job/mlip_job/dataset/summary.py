@@ -55,7 +55,7 @@ _FAR_FROM_REFERENCE = 1.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was found and decided, before anything is written.
+    """Results of all steps before writing.
 
     Attributes
     ----------
@@ -265,7 +265,7 @@ def _split_notes(
 
 
 def _untested(outcome: Outcome, force_components: Mapping[Side, int]) -> Iterator[str]:
-    """Note what the training side holds and the test side does not."""
+    """Yield notes on config types and elements that only the training side has."""
     if outcome.split.test == 0:
         return
     trained, tested = _config_types(outcome, "train"), _config_types(outcome, "test")
@@ -305,10 +305,10 @@ def _reference_notes(outcome: Outcome) -> Iterator[str]:
 
 
 def _nearly_free_atoms(outcome: Outcome) -> Iterator[str]:
-    """Note where data hold nearly free atoms, and the reference energies are not theirs.
+    """Yield a note if the reference energies differ from those of nearly free atoms in the data.
 
-    A model of short range gives an atom without neighbours its reference energy. Structures on the
-    way there can't be fitted if that is another, and spoil the fit of the others.
+    A model of short range gives an atom without neighbours its reference energy. If that differs,
+    dissociating structures can't be fitted, and they degrade the fit of the others.
     """
     references, apart = outcome.references, outcome.collected.apart
     far = {

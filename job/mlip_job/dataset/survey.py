@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sample:
-    """What some rows of a selection tell of all of them.
+    """Statistics of a selection, from a sample of its rows.
 
     `force_components` are those of all rows that do not vanish, estimated from the sample;
     `force_rms_ev` is in eV/Å; `pairs` are the key_value_pairs of complete rows.

@@ -1,7 +1,7 @@
-"""Read ASE's own tables in SQLite and PostgreSQL: the values that ASE gives, many times faster.
+"""Read ASE's tables in SQLite and PostgreSQL directly, many times faster than ASE.
 
-ASE makes several objects of each row and fetches whole results. A row that does not look as ASE
-writes it is left to ASE.
+ASE makes several objects of each row and fetches whole results. Rows in an unusual format are read
+through ASE.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _POSTGRESQL_TYPES = {23: "<i4", 701: "<f8"}
 
 
 def open_tables(database: Any) -> Tables | str:
-    """Return the tables below an ASE database, or the reason why ASE has to read them."""
+    """Return the tables of an ASE database, or the reason to read them through ASE."""
     kinds: dict[str, Callable[[Any], Tables]] = {
         "db": _SqliteTables,
         "postgresql": _PostgresqlTables,
@@ -87,10 +87,10 @@ class Tables(ABC):
 
     @abstractmethod
     def array(self, stored: Any, dtype: str, *shape: int) -> np.ndarray[Any, Any]:
-        """Return an array; raise a `ValueError` where type or shape are others."""
+        """Return an array; raise a `ValueError` if type or shape are wrong."""
 
     def read(self, ids: Sequence[int]) -> Iterator[tuple[int, float, StructureRow | None]]:
-        """Yield id, time of writing, and the row unless ASE has to read it, by ascending id."""
+        """Yield id, time of writing, and the row (None if ASE has to read it), by ascending id."""
         listed = ", ".join(map(str, ids))
         sql = f"SELECT {self.selected} FROM systems WHERE id IN ({listed}) ORDER BY id"  # noqa: S608 - whole numbers
         for row in self.fetch(sql):

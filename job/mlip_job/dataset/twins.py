@@ -7,9 +7,9 @@ swapped axes, a left-handed cell, a supercell.
 
 Cheap numbers give candidates: in the same cell its lengths and angles and sums over the atoms, in
 other cells labels that don't depend on the cell (volume and energy per atom, statistics of the
-forces). Of the few candidates the surroundings of all atoms are compared.
+forces). For the few candidates the environments of all atoms are compared.
 
-Fingerprints order the split and are what an index remembers, so they must never change.
+Fingerprints determine the split and are stored in the index, so they must never change.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ _FREE = 37.0
 """Å. Period of the phases along directions without periodicity; any other would do."""
 
 _REACH = 5.0
-"""Å. Surroundings of atoms that are compared; further where the nearest neighbours are far."""
+"""Å. Radius of the compared environments; larger if the nearest neighbours are far."""
 
 _SHELLS = 1.3
 """Of the distance to the furthest nearest neighbour: the least reach."""
 
 _SAME = 3e-5
-"""Of the numbers that describe surroundings: ten times what noise of 1e-5 Å makes. An atom that
-moves by 0.001 Å changes them by more."""
+"""Tolerance of the descriptors of environments: ten times the effect of noise of 1e-5 Å. An atom
+that moves by 0.001 Å changes them by more."""
 
 _NEAREST = 9
 
@@ -75,9 +75,8 @@ _DECIMALS = 8
 def fingerprint(row: StructureRow) -> str:
     """Return the sha256 of elements, periodicity, cell and positions, as 64 hex digits.
 
-    Cell vectors of directions without periodicity don't count: they mean nothing. Labels (energy,
-    forces), ids and keys don't count either, so that two calculations of one structure share
-    their fingerprint.
+    Cell vectors of directions without periodicity are ignored. Labels (energy, forces), ids and
+    keys are ignored too, so that two calculations of one structure share their fingerprint.
     """
     digest = hashlib.sha256()
     digest.update(row.numbers.astype("<i4").tobytes())
@@ -112,7 +111,7 @@ def _rounded(lengths: FloatArray) -> bytes:
 
 
 class TwinFinder:
-    """Finds twins among structures that come page by page."""
+    """Find twins in a stream of structures."""
 
     def __init__(self) -> None:
         self._tables: list[FloatArray] = [np.zeros((0, _COLUMNS))]
@@ -150,7 +149,7 @@ class TwinFinder:
 
 
 def _signatures(structures: Structures) -> FloatArray:
-    """Return the numbers by which candidates are found, shape (structures, `_LABELS` + places).
+    """Return the numbers that identify candidates, shape (structures, `_LABELS` + places).
 
     Those of two candidates differ by less than 1, in all labels or in all places.
     """
@@ -204,7 +203,7 @@ def _candidates(table: FloatArray, kinds: IndexArray) -> IndexArray:
 
 
 def _describe(row: StructureRow) -> FloatArray:
-    """Return numbers that only the surroundings of the atoms decide.
+    """Return descriptors that depend only on the environments of the atoms.
 
     Each atom gets a weight for its element. Sums over neighbours are repeated, so that they tell
     arrangements of elements apart that have the same pairs.

@@ -1,4 +1,4 @@
-"""Whether a row can be trained on, and if not, why.
+"""Accept or reject rows, with reasons.
 
 `examine` has the rules for one row. `have_sound_geometry` and `have_labels` apply those that need
 no distances to many structures at once: what they accept, `examine` accepts too.
@@ -42,7 +42,7 @@ VANISHING_FORCE = 1e-3
 
 
 class Rejection(StrEnum):
-    """Why a row is left out; the text is what the user reads."""
+    """Reason to reject a row; the value is shown to the user."""
 
     UNREADABLE = "values can't be decoded (an array of the wrong size, or JSON nested too deep)"
     SINGLE_PRECISION = "forces in single precision (float32): store them as float64"
@@ -62,14 +62,14 @@ class Rejection(StrEnum):
 
 @dataclass(frozen=True)
 class RowRules:
-    """What a row must fulfil.
+    """Requirements on a row.
 
     Attributes
     ----------
     cutoff
-        Å. Every atom needs a neighbour within it: pacemaker drops other structures in silence.
+        Å. Every atom needs a neighbour within it: pacemaker silently drops other structures.
     prefer_free_energy
-        Whether the free energy is taken where a row has one.
+        Whether to prefer the free energy if a row has one.
     max_force
         eV/Å, or None for no limit.
     """
@@ -81,14 +81,14 @@ class RowRules:
 
 @dataclass(frozen=True)
 class Finding:
-    """What validation says of a row.
+    """Result of the validation of a row.
 
     Attributes
     ----------
     rejection
-        Why the row is left out, or None.
+        Why the row is rejected, or None.
     is_reference
-        Whether the row is an isolated atom: a reference energy, nothing to train on.
+        Whether the row is an isolated atom: it gives a reference energy, and is not trained on.
     energy
         eV, the energy to train on; NaN in a rejected row.
     is_free_energy
@@ -112,7 +112,7 @@ class Finding:
 
 
 def examine(row: StructureRow, rules: RowRules) -> Finding:
-    """Check one row; the first thing that is wrong with it is its rejection.
+    """Check one row; the first violated rule is its rejection.
 
     A single atom is a reference atom where it is not periodic, or has no image within twice the
     cutoff (at most 9 Å): a crystal that is stretched just past the cutoff is none. It needs an
@@ -143,9 +143,9 @@ def examine(row: StructureRow, rules: RowRules) -> Finding:
 
 
 def examine_geometry(row: StructureRow, cutoff: float) -> Rejection | None:
-    """Check all of a row but its labels; return what is wrong, if anything is.
+    """Check a row except for its labels; return the reason to reject it, or None.
 
-    An atom without a neighbour within `cutoff` (Å) is wrong here, also where it is alone.
+    An atom without a neighbour within `cutoff` (Å) is a reason, even in a structure of one atom.
     """
     return _geometry_problem(row) or _bond_problem(*_neighbours(row, cutoff))
 
@@ -220,7 +220,7 @@ def choose_energies(structures: Structures, rules: RowRules) -> tuple[FloatArray
 
 
 def have_sound_geometry(structures: Structures) -> BoolArray:
-    """Tell which are made of elements, in finite places, in cells that are not flat."""
+    """Return which have known elements, finite positions and cells that are not flat."""
     known = (structures.numbers > 0) & (structures.numbers < len(chemical_symbols))
     in_bounds = np.abs(structures.positions) < MAX_LENGTH
     bounded_cell = (np.abs(structures.cells) < MAX_LENGTH).all(axis=(1, 2))
@@ -232,7 +232,7 @@ def have_sound_geometry(structures: Structures) -> BoolArray:
 
 
 def have_labels(structures: Structures, rules: RowRules) -> BoolArray:
-    """Tell which have an energy and forces to train on."""
+    """Return which have an energy and forces to train on."""
     energies, _ = choose_energies(structures, rules)
     labelled = np.isfinite(energies) & structures.all_atoms(np.isfinite(structures.forces))
     if rules.max_force is not None:
@@ -243,9 +243,9 @@ def have_labels(structures: Structures, rules: RowRules) -> BoolArray:
 
 
 def count_force_components(structures: Structures) -> int:
-    """Return how many force components do not vanish: those a potential has to learn.
+    """Return the number of nonzero force components.
 
-    By symmetry most do in crystals that are strained or compressed.
+    In strained or compressed crystals most vanish by symmetry.
     """
     return int(np.count_nonzero(np.abs(structures.forces) > VANISHING_FORCE))
 

@@ -1,7 +1,7 @@
-"""The validation part: training structures that a fit does not see, to choose its best iteration.
+"""The validation part: held-out training structures that choose the best iteration of a fit.
 
-It follows from the dataset and its seed alone, by the rules of the split into train and test: it is
-not stored, and the same wherever a fit is resumed. The order in which structures are chosen does
+It depends only on the dataset and its seed, by the rules of the split into train and test: it is
+not stored, and does not change when a fit resumes. The order in which structures are chosen does
 not depend on the others, so that most of the validation part of one generation is in that of the
 next one.
 """
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mlip_job.naming import DatasetFiles
 
 FEWEST = 20
-"""Of training structures: with fewer a validation part says little, and the fit lacks it."""
+"""Minimum number of training structures: with fewer, a validation part is not significant."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Parts:
     fit, validation
         Row ids.
     why_whole
-        Why there is no validation part, where there is none.
+        Why there is no validation part, or None.
     """
 
     fit: frozenset[int]
@@ -51,7 +51,7 @@ class Parts:
 
 
 def part_training_set(files: DatasetFiles, record: DatasetRecord, fraction: float) -> Parts:
-    """Put training structures aside for validation. Every element stays in the fit.
+    """Hold out training structures for validation. Every element stays in the fit.
 
     Parameters
     ----------
@@ -80,13 +80,13 @@ def part_training_set(files: DatasetFiles, record: DatasetRecord, fraction: floa
 
 
 def _training_entries(files: DatasetFiles, record: DatasetRecord) -> Entries:
-    """Return what the split looks at, for the training set alone."""
+    """Return the entries of the training set."""
     index = read_index(files.index, f"dataset {record.id}")
     rows = ((row, fingerprint, group) for row, fingerprint, group, side in index if side == "train")
     collector, twins = EntryCollector(record.counts.train), TwinFinder()
     for structures in read_structures(files.xyz("train")):
         count = len(structures)
-        indexed = list(islice(rows, count))  # the texts have the order of the index
+        indexed = list(islice(rows, count))  # the texts are in the order of the index
         if [row for row, *_ in indexed] != structures.ids.tolist():
             raise IntegrityError(f"the index of dataset {record.id} is not that of its train.xyz")
         collector.add(
@@ -103,7 +103,7 @@ def _training_entries(files: DatasetFiles, record: DatasetRecord) -> Entries:
 
 
 def _choose(entries: Entries, fraction: float, seed: int, stays: BoolArray) -> BoolArray:
-    """Tell which entries the split puts aside; what stays in the fit keeps its like there."""
+    """Return which entries the split holds out; twins and groups stay together."""
     settled: list[tuple[str, Side]] = [
         (fingerprint.hex(), "train") for fingerprint in entries.fingerprints[stays].tolist()
     ]
@@ -112,7 +112,7 @@ def _choose(entries: Entries, fraction: float, seed: int, stays: BoolArray) -> B
 
 
 def _lacking(entries: Entries, aside: BoolArray) -> BoolArray:
-    """Tell which of the entries put aside hold an element that the others lack."""
+    """Return which held-out entries have an element that the others lack."""
     lacking = np.zeros(len(entries), dtype=np.bool_)
     for element in set(entries.elements()) - set(entries.elements(~aside)):
         lacking |= entries.holding(element)

@@ -52,7 +52,7 @@ class GroupWeighting:
 
 @dataclass
 class GroupSize:
-    """How many structures are of a config type, and how many atoms they have on each side."""
+    """Number of structures and atoms of a config type, per side."""
 
     structures: int = 0
     atoms: dict[Side, int] = field(default_factory=lambda: dict.fromkeys(SIDES, 0))
@@ -61,7 +61,7 @@ class GroupSize:
 def weigh_groups(
     by_group: Mapping[str, GroupWeights], entries: Entries, split: Split
 ) -> GroupWeighting:
-    """Scale the configured weights to the rows at hand.
+    """Scale the configured weights to the given rows.
 
     Raises
     ------
@@ -101,7 +101,7 @@ def scaled(
         If every force of a side would weigh 0.
     """
     structures, energy, forces = 0, 0.0, dict.fromkeys(SIDES, 0.0)
-    # In a settled order: the last bit of a sum depends on it.
+    # In a fixed order: the last bit of a sum depends on it.
     for config_type in sorted(sizes, key=lambda name: (name is None, name or "")):
         size, weights = sizes[config_type], _relative(by_group, config_type)
         structures += size.structures

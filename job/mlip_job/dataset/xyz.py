@@ -35,13 +35,13 @@ _PERIODICITIES = [b" ".join(flags) for flags in product((b"F", b"T"), repeat=3)]
 _TENSOR = [0, 5, 4, 5, 1, 3, 4, 3, 2]
 """Voigt indices of the nine components of a stress."""
 _VOIGT = [0, 4, 8, 5, 2, 1]
-"""The other way round."""
+"""The inverse mapping."""
 
 _COUNT = re.compile(r"\s*\d{1,18}\s*")
 _PAIR = re.compile(r'(?:^| )(\w+)=(?:"((?:[^"\\]|\\.)*)"|(\S*))')
 
 _WRITTEN_AT_ONCE = 50
-"""Structures; their text should fit the processor's cache."""
+"""Number of structures whose text fits the processor's cache."""
 
 STRUCTURES_AT_ONCE = 500
 _ATOMS_AT_ONCE = 20_000
@@ -49,7 +49,7 @@ _REMEMBERED = 256
 
 
 def structures_text(structures: Structures) -> Iterator[bytes]:
-    """Yield the text of structures in right-handed cells, some at a time.
+    """Yield the text of structures in right-handed cells, in blocks.
 
     It holds energy (eV), forces (eV/Å), stress (eV/Å³), the row id, and of the key_value_pairs only
     ``group`` and ``config_type``: a remark added to a row makes no other dataset. A name that ASE
@@ -69,7 +69,7 @@ def structures_text(structures: Structures) -> Iterator[bytes]:
 
 
 def read_structures(path: Path) -> Iterator[Structures]:
-    """Yield the structures of a file, many at a time, each number to the last bit.
+    """Yield the structures of a file in blocks, with bitwise equal numbers.
 
     Raises
     ------
@@ -95,7 +95,7 @@ class Labelled:
     Attributes
     ----------
     row_id, config_type
-        Its row in the database, and its type, where it has one.
+        Its row in the database, and its type or None.
     atoms
         Without calculator.
     energy
@@ -115,7 +115,7 @@ class Labelled:
 
 
 def read_blocks(path: Path) -> Iterator[str]:
-    """Yield the text of each structure, reading no more than that at a time.
+    """Yield the text of each structure, reading one at a time.
 
     Raises
     ------
@@ -170,7 +170,7 @@ def config_type(block: str) -> str | None:
 
 @lru_cache(_REMEMBERED)
 def label(text: str | None) -> str | None:
-    """Return a group or a config type as a file gives it back; None where it is left out."""
+    """Return a group or a config type as read back from a file; None if it is omitted."""
     escaped = _escaped(text or "")
     return escaped.replace("\\\\", "\\") if _is_readable("label", escaped) else None
 
@@ -223,7 +223,7 @@ def _name_text(name: str, text: str | None) -> bytes:
 
 
 def _escaped(text: str) -> str:
-    """Return a text that comes back from ASE unchanged, except for white space.
+    """Return a text that ASE reads back unchanged, except for white space.
 
     ASE quotes and escapes quotation marks, but not backslashes; a line break would end the comment
     line, and an empty value would swallow the key behind it.
@@ -233,7 +233,7 @@ def _escaped(text: str) -> str:
 
 
 def _is_readable(name: str, text: str) -> bool:
-    """Tell whether ASE reads a line with this value; a lone "=" swallows a key."""
+    """Return whether ASE can parse a line with this value; a lone "=" swallows a key."""
     written = key_val_dict_to_str({name: text, "row_id": 1})
     return bool(text) and set(key_val_str_to_dict(written)) == {name, "row_id"}
 

@@ -148,7 +148,7 @@ _STILL_FALLING = 0.05
 def convergence_warnings(fit: RunSummary) -> Iterator[str]:
     """Yield a warning if a fit overfitted, or stopped while the loss still fell.
 
-    Only the last ladder step and cycle count: the published potential comes from there.
+    Only the last ladder step and cycle count: they give the published potential.
     """
     measured = [errors for errors in (fit.train, fit.test) if errors is not None]
     if measured and all(map(_nothing_to_gain, measured)):

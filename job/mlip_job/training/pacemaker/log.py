@@ -223,7 +223,7 @@ _PHASE_STARTS: Mapping[str, Phase] = {
     "Start pacemaker": Phase.STARTING,
     "Search for dataset": Phase.LOADING_DATA,
     "Running fit backend": Phase.BUILDING_GRAPH,
-    "Decrease batch size": Phase.BUILDING_GRAPH,  # anew, out of GPU memory
+    "Decrease batch size": Phase.BUILDING_GRAPH,  # again, out of GPU memory
     "Initial(TEST)": Phase.FITTING,
     "Iteration   #": Phase.FITTING,
     "Final potential is saved": Phase.FINISHED,

@@ -230,7 +230,7 @@ def _loss_problem(state: LogState, rows: Sequence[MetricsRow]) -> str | None:
 
 
 def _began_at_its_best(state: LogState, rows: Sequence[MetricsRow]) -> bool:
-    """Tell whether the fit began with a potential that the optimiser found to be a minimum.
+    """Return whether the fit started from a potential at a minimum of the loss.
 
     Zero coefficients are a minimum too where nothing can be learnt; that is no success. A linear
     fit is a minimum but for the radial functions, so that a failed line search may end it as well.
@@ -372,13 +372,13 @@ def _of_cycle(
 
 
 def _reaches_last_step(tables: Tables) -> bool:
-    """Tell whether the test set was measured in the step that the fit ended with."""
+    """Return whether the test set was evaluated in the last step of the fit."""
     test, train = tables["test_cycle_metrics"].rows[-1:], tables["cycle_metrics"].rows[-1:]
     return [row.ladder_step for row in test] == [row.ladder_step for row in train]
 
 
 def _gave_up(state: LogState, cycles: MetricsTable) -> bool:
-    """Tell whether the optimiser of the best cycle ended within a line search."""
+    """Return whether the optimiser of the best cycle ended within a line search."""
     in_step = _in_last_step(cycles.rows)
     index = state.best_cycle - len(in_step)
     if index >= 0 or -index > len(state.optimiser_results):

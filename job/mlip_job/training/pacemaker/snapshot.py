@@ -172,7 +172,7 @@ def _copy(source: Path, elements: Sequence[str], functions: int | None, target: 
 
 
 def _is_last(files: WorkFiles, segment: Segment, functions: int) -> bool:
-    """Tell whether a potential has all functions that the fit will have in the end."""
+    """Return whether a potential already has all functions of the final one."""
     if not segment.is_ladder:
         return not segment.partial
     return functions == count_functions(read_potential(files.directory / "target_potential.yaml"))
