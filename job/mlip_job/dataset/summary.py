@@ -265,7 +265,7 @@ def _split_notes(
 
 
 def _untested(outcome: Outcome, force_components: Mapping[Side, int]) -> Iterator[str]:
-    """Yield notes on config types and elements that only the training side has."""
+    """Yield notes on config types and forces that only the training side has."""
     if outcome.split.test == 0:
         return
     trained, tested = _config_types(outcome, "train"), _config_types(outcome, "test")
