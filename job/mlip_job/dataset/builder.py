@@ -115,7 +115,7 @@ class DatasetBuilder:
             If the data can't be trained on.
         ConfigError
             If selection, reference energies or weights don't fit the data, or the directory can't
-            be made.
+            be created.
         OSError
             If the disk is full.
         """

@@ -1,7 +1,7 @@
 """The files of a dataset: extended XYZ, pacemaker's data frames, and the index.
 
 A data frame is a gzip-compressed pickle: reading one runs code of its writer. So a run reads only
-frames that it wrote itself, and makes those of a dataset in the store again from the texts.
+frames that it wrote itself, and regenerates those of a stored dataset from the texts.
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 def choose_subset(sizes: IndexArray, wanted: int, *, least: int = 0, most: int) -> BoolArray:
     """Return a mask of the units to take.
 
-    Units are taken in their order as long as they fit. Only where the wanted count is missed are
-    others looked for: the nearest count that any choice gives, the smaller one of two. Of each size
-    the first units are taken then, and about as many as at first.
+    Units are taken in order as long as they fit. If this misses the wanted count, the nearest
+    reachable count is used, the smaller one of two. Then the first units of each size are taken,
+    about as many as before.
 
     Parameters
     ----------

@@ -118,12 +118,12 @@ class TwinFinder:
         self._directions: list[IndexArray] = [np.zeros(0, dtype=np.int64)]
 
     def add(self, structures: Structures) -> None:
-        """Add accepted structures, as they are stored; their energies are those to train on."""
+        """Add accepted structures as stored, with the energies to train on."""
         self._tables.append(_signatures(structures))
         self._directions.append(structures.pbc.sum(axis=1))
 
     def join(self, entries: Entries, pages: Iterable[Structures]) -> Entries:
-        """Return the entries of all structures with `crystal_codes`.
+        """Return all entries, with `crystal_codes`.
 
         The pages hold all structures again; those of slabs may have vacuum now.
         """

@@ -29,8 +29,8 @@ class GroupWeighting:
     Attributes
     ----------
     by_group
-        The weights of the configuration; other config types weigh 1. Config types are compared
-        as the extended XYZ files have them, so that these give the same weights.
+        The weights of the configuration; other config types weigh 1. Config types are compared as
+        written to the extended XYZ files, so that these give the same weights.
     energy_scale
         1 / mean over structures.
     force_scale

@@ -74,7 +74,7 @@ def read_structures(path: Path) -> Iterator[Structures]:
     Raises
     ------
     IntegrityError
-        If the file is truncated, or is not as `structures_text` writes it.
+        If the file is truncated, or differs from the format of `structures_text`.
     """
     blocks: list[str] = []
     atoms = 0
@@ -139,7 +139,7 @@ def parse(block: str) -> Labelled:
     Raises
     ------
     IntegrityError
-        If it is not as `structures_text` writes it.
+        If it differs from the format of `structures_text`.
     """
     structures = _read_together("a structure", [block])
     row = structures.row(0)

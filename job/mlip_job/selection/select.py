@@ -6,7 +6,7 @@ Y. Lysogorskiy et al., Phys. Rev. Materials 7, 043801 (2023).
 
 The active set is a square matrix, one row of basis functions per atom, with the largest determinant
 that the data allow. Candidates that enter it, when it is chosen again from its own rows and theirs,
-are what the data lack. ``pace_select`` does the same; here candidates come as a stream.
+are missing from the data. ``pace_select`` does the same, but not for a stream of candidates.
 """
 
 from __future__ import annotations

@@ -78,8 +78,8 @@ def share_warnings(
 ) -> Iterator[str]:
     """Yield a warning with a remedy if the energy term is negligible, or regularisation dominates.
 
-    Small errors on the training set explain a small share of the energies, and excuse
-    regularisation.
+    If the training errors are small, a small share of the energies or a dominant regularisation is
+    no problem.
     """
     energy_error = errors.rmse_energy_mev_per_atom if errors is not None else None
     good = energy_error is not None and energy_error < _GOOD_ENERGY

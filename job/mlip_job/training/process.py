@@ -32,7 +32,7 @@ _READ_BYTES = 1 << 20
 
 _IDLE_FRACTION = 0.01  # of one core; a sleeping process uses less
 _CHECKS_PER_TIMEOUT = 60
-_LONGEST_LOOK_SECONDS = 10.0  # between two looks; this process was suspended if it was longer
+_LONGEST_LOOK_SECONDS = 10.0  # between two checks; after a longer time this process was suspended
 
 _TAIL_BYTES = 16384
 _TAIL_LINES = 15

@@ -83,7 +83,7 @@ class DataSize:
 def choose_size(training: TrainingConfig, data: DataSize, parent: int | None) -> BasisSize:
     """Choose the number of functions per element.
 
-    That of the parent, the potential that the fit starts from, is kept until the data determine
+    The number of the parent, from whose potential the fit starts, is kept until the data determine
     clearly more.
     """
     if training.functions_per_element != "auto":

@@ -78,8 +78,8 @@ class RunSummary(Frozen):
     ----------
     status
         ``succeeded``: final potential saved, at least one iteration, a finite loss that fell; or a
-        potential to begin with that was at a minimum already.
-        ``failed``: it ended otherwise. ``incomplete``: its log just stops.
+        start potential that was already at a minimum. ``failed``: it ended otherwise.
+        ``incomplete``: its log just stops.
     cause
         Why it failed or what is missing.
     exit_code
@@ -91,9 +91,10 @@ class RunSummary(Frozen):
     kappa
         The weight of the forces in the loss, as pacemaker read or chose it.
     second_set
-        What pacemaker was given as its test set; `test`, `test_curve` and `structures` are of that.
+        The set that pacemaker used as its test set; `test`, `test_curve` and `structures` are of
+        that.
     best
-        Which iteration's potential it is, where it is not the last one.
+        The iteration whose potential is the result, if it is not the last one.
     iterations
         Over all ladder steps and cycles.
     cycles

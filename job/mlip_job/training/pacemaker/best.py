@@ -41,7 +41,7 @@ class EarlyStopping:
     patience
         Iterations without an improvement.
     least_fall
-        Relative fall of the validation loss per iteration; a slower one does not count.
+        Minimum relative decrease of the validation loss per iteration; a smaller one is ignored.
     """
 
     patience: int = 200

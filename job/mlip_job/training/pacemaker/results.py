@@ -281,7 +281,7 @@ def describe_failure(state: LogState, exit_code: int | None) -> str | None:
 
 
 def describe_exit(exit_code: int) -> str | None:
-    """Return which signal ended a process, by its exit code."""
+    """Return the signal that ended a process, from its exit code."""
     number = -exit_code if exit_code < 0 else exit_code - _SHELL_SIGNAL_BASE
     try:
         name = signal.Signals(number).name

@@ -255,7 +255,7 @@ def _fit_in(places: Sequence[Place], starts: Sequence[int]) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Offset:
-    """The place in the whole fit at which a start of pacemaker begins.
+    """The position in the whole fit at which a start of pacemaker begins.
 
     ``iteration`` applies to its first ladder step only.
     """
@@ -293,9 +293,9 @@ def join_tables(
     earlier, current
         The table of all starts before, and of the latest one; either may be absent.
     offset
-        Where the latest start began.
+        Position at which the latest start began.
     upto
-        Rows after it are left out.
+        Rows after it are omitted.
     metrics
         ``metrics.txt`` of the latest start, if `current` is another table.
     """

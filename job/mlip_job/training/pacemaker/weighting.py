@@ -27,7 +27,7 @@ _ROW = re.compile(r"row-(\d+)")
 def rows_left_out(fitted: Path, frames: Sequence[Path]) -> tuple[int, ...]:
     """Return the row ids that are in the data frames but not in the fit.
 
-    Reads only frames that this job wrote, and the file of `FITTED` that was made of them.
+    Reads only frames written by this job, and the file `FITTED` derived from them.
     """
     given = {row for frame in frames for row in _row_ids(frame)}
     return tuple(sorted(given - _row_ids(fitted))) if frames else ()
@@ -48,7 +48,7 @@ def rows_beyond_policy(
 
 
 def weighted(parts: Sequence[pd.DataFrame], policy: Mapping[str, Any]) -> pd.DataFrame:
-    """Return one frame of all structures that a weighting keeps, with their weights.
+    """Return one frame of the structures kept by a weighting, with their weights.
 
     Pacemaker gives the weighting the training and the test set together
     (`ACEDataset.prepare_datasets`).

@@ -99,7 +99,8 @@ def last_gain(losses: Sequence[tuple[int, float]], least_fall: float) -> int:
     losses
         Iterations with their losses, in order.
     least_fall
-        Relative fall per iteration since the improvement before; a slower one counts as none.
+        Minimum relative decrease per iteration since the last improvement; a smaller one is
+        ignored.
     """
     at, best = losses[0]
     for iteration, loss in losses[1:]:
