@@ -139,8 +139,8 @@ def require_determined_references(
     entries, references
         The rows and the energies per element.
     fitted
-        What least squares over the rows give for the undetermined elements, eV; empty where the
-        rows can't tell them apart either.
+        Least-squares energies of the undetermined elements from the rows, eV; empty if the rows
+        don't determine them either.
     """
     undetermined = [e for e, source in references.sources.items() if source == "undetermined"]
     if not (undetermined and fitted):

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class ContentHash:
     """Hash a stream of structures, independent of how it is divided into blocks.
 
-    Every column has a hash of its own, of the numbers as they are in memory and of texts behind
-    their lengths. The hash of the whole is that of these.
+    Each column is hashed separately: numbers as in memory, texts prefixed by their lengths. The
+    result is the hash of these hashes.
     """
 
     def __init__(self) -> None:

@@ -276,7 +276,7 @@ class StructureDatabase:
         """Return whether the forces of a row in an SQLite file are stored as float32."""
         database = self._open.database
         if database.type != "db":
-            return False  # servers store numbers in arrays of their own type
+            return False  # servers store arrays with a type
         sizes = database.connection.execute(
             "SELECT length(numbers), length(forces) FROM systems WHERE id = ?", (id_,)
         ).fetchone()

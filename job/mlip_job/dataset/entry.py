@@ -41,7 +41,7 @@ class Entry:
     fingerprint
         Equal for identical structures; 64 hex digits.
     group
-        Trajectory or parent structure, or None for a row that is a group of its own.
+        Trajectory or parent structure, or None for a row that forms its own group.
     composition
         Pairs of atomic number and count, sorted.
     energy

@@ -45,7 +45,7 @@ class StructureRow:
     pbc
         Periodicity along the three vectors, shape (3,).
     energy, free_energy
-        eV, or None where the row has none.
+        eV, or None if the row has none.
     forces
         eV/Å in whatever shape is stored, (n, 3) if all is well, or None. They are those of the
         calculator: constraints of the structure don't set them to zero.
@@ -82,7 +82,7 @@ class StructureRow:
 
 
 def right_handed(atoms: Atoms) -> Atoms:
-    """Return a structure in a right-handed cell; one that has such a cell is returned as it is.
+    """Return a structure in a right-handed cell, unchanged if it already has one.
 
     Pacemaker stops with "Extreme shape of unit cell" at a left-handed one. The same lattice with
     two of its vectors swapped is right-handed; positions, forces and stress are Cartesian and stay.

@@ -1,9 +1,9 @@
 """The train/test split: exact, deterministic, stable across generations, group-aware.
 
 Rows that share a group or hold the same crystal form a *unit*, and a unit never straddles the
-split. Where the parent's dataset knows a unit, it stays on its side. The others are split
-separately: they are sorted in an order that depends only on the seed and their structures, and
-assigned to the test side up to the wanted count, or the nearest possible one.
+split. A unit of the parent's dataset stays on its side. The others are split separately: they are
+sorted in an order that depends only on the seed and their structures, and assigned to the test side
+up to the wanted count, or the nearest possible one.
 
 Where a key_value_pair of the rows decides the sides, they are checked against the same rules.
 """
@@ -135,7 +135,7 @@ def split_rows(
 ) -> Split:
     """Assign each entry to a side of a dataset; see `divide`.
 
-    Neither side is empty, but for the test side where the fraction is 0.
+    Neither side is empty, except for the test side if the fraction is 0.
 
     Raises
     ------

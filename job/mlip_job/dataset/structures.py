@@ -46,7 +46,7 @@ class Structures:
     energies, free_energies
         eV; valid only where `has_energy` and `has_free_energy` are true.
     stresses
-        eV/Å³ in Voigt order, shape (structures, 6). NaN where there is none.
+        eV/Å³ in Voigt order, shape (structures, 6). NaN if there is none.
     pairs
         The key_value_pairs of each; of accepted structures, and in the files of a dataset, only
         ``group`` and ``config_type``.

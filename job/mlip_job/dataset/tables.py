@@ -62,7 +62,7 @@ def open_tables(database: Any) -> Tables | str:
 
 
 class Tables(ABC):
-    """The tables of one database, over a connection of their own."""
+    """The tables of one database, over a separate connection."""
 
     selected: ClassVar[str]
     """SQL of `_COLUMNS`, with arrays as bytes."""
@@ -152,7 +152,7 @@ class _SqliteTables(Tables):
 
 
 class _PostgresqlTables(Tables):
-    """Arrays are as ``array_send`` gives them (arrayfuncs.c), in network byte order.
+    """Arrays are in the format of ``array_send`` (arrayfuncs.c), in network byte order.
 
     A header has the number of dimensions, whether there are NULLs, the type, and length and lower
     bound of each dimension. Behind it each element follows its length. All statements see one

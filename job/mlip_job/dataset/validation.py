@@ -94,9 +94,9 @@ class Finding:
     is_free_energy
         Whether that is the row's free energy.
     max_force
-        eV/Å, the largest force on an atom; 0 where the row is not for training.
+        eV/Å, the largest force on an atom; 0 if the row is not for training.
     min_distance
-        Å, the smallest distance of two atoms; infinite where there are none.
+        Å, the smallest distance of two atoms; infinite if there are none.
     apart_energy
         eV/atom, of a rejected row of one element in which no atom has a neighbour within the
         cutoff: nearly that of an isolated atom.
@@ -114,9 +114,9 @@ class Finding:
 def examine(row: StructureRow, rules: RowRules) -> Finding:
     """Check one row; the first violated rule is its rejection.
 
-    A single atom is a reference atom where it is not periodic, or has no image within twice the
-    cutoff (at most 9 Å): a crystal that is stretched just past the cutoff is none. It needs an
-    energy but no forces: they are zero by symmetry, and many codes don't write them.
+    A single atom is a reference atom if it is not periodic, or has no image within twice the cutoff
+    (at most 9 Å): a crystal stretched just past the cutoff is not one. It needs an energy but no
+    forces: they are zero by symmetry, and many codes don't write them.
     """
     rejection = _geometry_problem(row)
     is_free_energy = rules.prefer_free_energy and row.free_energy is not None

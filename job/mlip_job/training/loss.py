@@ -134,7 +134,7 @@ def _lower(name: str, factor: float, training: TrainingConfig) -> str:
 
 
 def _percent(share: float) -> str:
-    """Return a share with two digits, or three where it is large."""
+    """Return a share with two digits, or three if it is large."""
     return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.3g} %"  # noqa: PLR2004
 
 

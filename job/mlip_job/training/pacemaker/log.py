@@ -62,7 +62,7 @@ class StatisticsBlock:
 
 @dataclass
 class DatasetSizes:
-    """Structures of one set as it is loaded: in the files, and after neighbour lists were made."""
+    """Structures of one set: in the files, and after building neighbour lists."""
 
     found: int | None = None
     kept: int | None = None
@@ -164,7 +164,7 @@ class LogParser:
 
     def _phase_of(self, message: str) -> Phase | None:
         if message.startswith("Initial state:"):
-            # The test set has a graph of its own, built after the first evaluation.
+            # The test set has a separate graph, built after the first evaluation.
             has_test = self.state.fitted_test is not None and "tensorpot" in self.state.versions
             return Phase.BUILDING_TEST_GRAPH if has_test else Phase.FITTING
         for start, phase in _PHASE_STARTS.items():

@@ -64,13 +64,13 @@ class PacemakerWrapper:
     files
         Its work directory, with the data frames and potentials that its inputs name.
     elements
-        Elements that the potential has to describe.
+        Required elements of the potential.
     monitor
         Receives the progress, and may stop it.
     require_gpu
         Whether it must not train on the CPU.
     stopping
-        When to stop for lack of a better potential, if its inputs keep the best one.
+        Criterion for early stopping, if its inputs store the best potential.
     """
 
     def __init__(

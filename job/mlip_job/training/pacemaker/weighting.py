@@ -38,7 +38,7 @@ def rows_beyond_policy(
 ) -> tuple[int, ...]:
     """Return the row ids of `frames` that a weighting would leave out of a fit to both.
 
-    The weighting looks at all structures at once, so a process of its own holds them.
+    The weighting needs all structures at once, so it runs in a separate process.
     """
     died = TrainingError(
         "the process that weighs the test set died",
