@@ -104,8 +104,8 @@ class DatasetBuilder:
     def build(self, directory: Path) -> DatasetRecord:
         """Write the dataset's files into a directory, ``dataset.json`` last.
 
-        On an error the directory is left empty. During the build it holds a copy of the selected
-        structures.
+        On an error no files are left there. During the build, the directory holds a copy of the
+        selected structures.
 
         Raises
         ------

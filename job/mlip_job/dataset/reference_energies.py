@@ -244,7 +244,7 @@ def fit_references(
 ) -> tuple[dict[str, float], bool]:
     """Fit energies (eV) by least squares; return whether the compositions determine them.
 
-    Rows of one composition are replaced by their mean.
+    Rows of one composition enter as their mean, weighted by their number.
     """
     columns = {element: column for column, element in enumerate(unknown)}
     fractions: FloatArray = np.zeros((len(training), len(unknown)))

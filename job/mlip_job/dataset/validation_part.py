@@ -103,7 +103,7 @@ def _training_entries(files: DatasetFiles, record: DatasetRecord) -> Entries:
 
 
 def _choose(entries: Entries, fraction: float, seed: int, stays: BoolArray) -> BoolArray:
-    """Return which entries the split holds out; twins and groups stay together."""
+    """Return the mask of held-out entries; `stays`, their twins and groups remain in the fit."""
     settled: list[tuple[str, Side]] = [
         (fingerprint.hex(), "train") for fingerprint in entries.fingerprints[stays].tolist()
     ]
