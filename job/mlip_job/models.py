@@ -29,3 +29,10 @@ class FullErrors(Errors):
     mae_force_mev_per_angstrom: float | None = None
     max_energy_mev_per_atom: float | None = None
     max_force_mev_per_angstrom: float | None = None
+
+    def rmse(self) -> Errors:
+        """Return the RMSE alone."""
+        return Errors(
+            rmse_energy_mev_per_atom=self.rmse_energy_mev_per_atom,
+            rmse_force_mev_per_angstrom=self.rmse_force_mev_per_angstrom,
+        )

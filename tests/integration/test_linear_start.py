@@ -102,7 +102,7 @@ def _first_loss(config: JobConfig, manifest: Manifest) -> float:
     ("evaluator", "ndensity", "weighting"),
     [
         ("tensorpot", 5, "uniform"),
-        ("pyace", 2, {"energy_based": {"DElow": 0.05, "DEup": 10.0, "wlow": 0.9}}),
+        ("pyace", 2, {"energy_based": {"DElow": 0.05, "DEup": 10.0}}),
         ("pyace", 2, {"by_group": {"even": {"energy": 5, "forces": 0.2}}}),
     ],
 )
@@ -188,7 +188,7 @@ def test_a_linear_fit_is_a_generation_like_any_other(
 
     write_database(database, rattled(4, symbols=("Cu", "Au"), seed=1))
     second, messages = _run(config, 2)
-    assert any("made anew on all data, and does not start from gen_01" in m for m in messages)
+    assert any("repeated on all data, and does not start from gen_01" in m for m in messages)
     assert second.parent is None
     assert second.linear_start is not None
     report = TrainingReport.from_json(_read(config, second, "report.json"))

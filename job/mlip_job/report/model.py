@@ -146,8 +146,8 @@ class TrainingReport(Frozen):
             )
         speed = evaluation.speed if evaluation is not None else None
         return Headline(
-            train=self.errors("train"),
-            test=self.errors("test"),
+            train=self.errors("train").rmse(),
+            test=self.errors("test").rmse(),
             iterations=self.fit.iterations or 0,
             functions=self.fit.functions,
             accepted=evaluation is not None and evaluation.gate.accepted,
