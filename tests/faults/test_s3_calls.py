@@ -195,7 +195,7 @@ def test_a_corrupted_download_is_seen_by_its_checksum(
     direct.put("k", b"x" * 1000)
     s3_proxy.order("corrupted", method="GET", times=2)
     for call in (lambda: impatient.download("k", tmp_path / "down"), lambda: impatient.get("k")):
-        with pytest.raises(StoreError, match="damaged on its way") as caught:
+        with pytest.raises(StoreError, match="damaged in transit") as caught:
             call()
         assert caught.value.transient
     assert list(tmp_path.iterdir()) == []
@@ -204,7 +204,7 @@ def test_a_corrupted_download_is_seen_by_its_checksum(
 def test_corruption_without_checksums_is_seen_by_the_hash(
     s3_behind_proxy: StorageConfig, s3_proxy: FaultProxy, tmp_path: Path
 ) -> None:
-    """What was damaged on its way once is fetched again; what stays damaged is refused."""
+    """What was damaged in transit once is fetched again; what stays damaged is refused."""
     s3_proxy.checksums = False
     registry = Registry(open_store(s3_behind_proxy), "cu-ni")
     manifest = _publish(registry, tmp_path / "files", "a")
