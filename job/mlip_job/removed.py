@@ -26,7 +26,6 @@ _EXTRA = "give sbatch's own option in submit.slurm.extra, as in "
 _CPU = "submit.slurm.cpu.extra takes the options of jobs without GPU, as in "
 
 KEYS: Mapping[str, str] = {
-    "training.stress_weight": "pacemaker fits no stress; its errors are measured and reported",
     "training.ladder_type": _FIT + "{ladder_type: power_order}}",
     "training.l1_coeffs": _LOSS + "{L1_coeffs: 1e-8}}}",
     "training.l2_coeffs": _LOSS + "{L2_coeffs: 1e-8}}}",
@@ -74,7 +73,6 @@ KEYS: Mapping[str, str] = {
 
 
 DEFAULTS: Mapping[str, object] = {
-    "training.stress_weight": 0.0,
     "training.ladder_type": "body_order",
     **{f"training.{name}_coeffs": 1e-10 for name in ("l1", "l2")},
     **{f"training.w{order}_rad": 1e-10 for order in range(3)},

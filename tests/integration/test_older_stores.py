@@ -41,9 +41,6 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Family:
     """Return the family in a directory of this test."""
     with tarfile.open(DATA / "2026-11.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
-    # The configuration follows the program: a removed key is an error. The store does not.
-    configuration = tmp_path / "mlip-job.yaml"
-    configuration.write_text(configuration.read_text().replace("  stress_weight: 0\n", ""))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return Family(tmp_path)
