@@ -173,9 +173,6 @@ def test_a_pod_with_everything_passes_it(
                 node_selector={"pool": "gpu"},
                 tolerations=[{"key": "spot", "operator": "Exists"}],
                 affinity={"nodeAffinity": {}},
-                topology_spread_constraints=[
-                    {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}
-                ],
                 labels={"team": "alloys"},
                 annotations={"example.com/cost-centre": "4711"},
                 active_deadline_seconds=3600,
