@@ -638,11 +638,11 @@ def test_compositions_on_one_line_span_no_convex_hull(db: Path, tmp_path: Path) 
         atoms.rattle(0.05, seed=number)
         rows.append(with_emt(atoms))
     write_database(db, rows)
-    energy_based = {"weighting": {"energy_based": {"DEup": 20.0}}}
+    energy_based: dict[str, object] = {"weighting": {"energy_based": {"DEup": 20.0}}}
     text = refused(ConfigError, db, tmp_path / "a", training=energy_based)
     assert "span no convex hull" in text
-    assert "energy: cohesive" in text
-    energy_based["weighting"]["energy_based"]["energy"] = "cohesive"
+    assert "training.overrides: {fit: {weighting: {energy: cohesive}}}" in text
+    energy_based["overrides"] = {"fit": {"weighting": {"energy": "cohesive"}}}
     build(db, tmp_path / "b", training=energy_based)
 
 

@@ -216,5 +216,5 @@ def require_convex_hull(entries: Entries, elements: Sequence[str]) -> None:
             "training.weighting.energy_based: the compositions of the data span no convex hull: "
             f"the shares of {', '.join(elements)} vary in {dimensions} of {len(elements) - 1} "
             "directions",
-            hint="set training.weighting.energy_based.energy: cohesive",
+            hint="set training.overrides: {fit: {weighting: {energy: cohesive}}}",
         )
