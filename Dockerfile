@@ -41,7 +41,7 @@ RUN --mount=type=secret,id=pip,target=/mnt/pip.conf --mount=type=secret,id=ca,ta
 
 # ---- mlip-job itself, as files to lay over the trainer's environment
 FROM pip AS package
-COPY tools/image/install pyproject.toml README.md /build/
+COPY tools/image/install pyproject.toml README.md LICENSE /build/
 COPY job /build/job
 RUN --mount=type=secret,id=pip,target=/mnt/pip.conf --mount=type=secret,id=ca,target=/mnt/ca.crt \
     /build/install --root /package /build
