@@ -28,7 +28,7 @@ test-fast: $(VENV)/.dev
 faults-long: $(VENV)/.dev
 	MLIP_JOB_TEST_FAULT_POINTS=1000 $(BIN)/pytest --timeout=7200 tests/faults/test_replayed.py
 
-# What exports, commands and fits cost, beside ASE's own way; 20 minutes on a quiet machine.
+# Cost of exports, commands and fits, compared with ASE; 20 minutes on a quiet machine.
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import ase.io
+import numpy as np
 import pandas as pd
 import pytest
 from ase import Atoms
@@ -17,18 +18,38 @@ from ase import Atoms
 from mlip_job.config import DatabaseConfig, DatasetConfig, TrainingConfig
 from mlip_job.dataset.builder import DatasetBuilder, ParentDataset
 from mlip_job.dataset.record import FileRecord
+from mlip_job.dataset.row import StructureRow
 from mlip_job.dataset.structures import Structures
 from mlip_job.dataset.xyz import structures_text
 from mlip_job.naming import DatasetFiles
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from mlip_job.dataset.record import DatasetRecord
-    from mlip_job.dataset.row import StructureRow
     from mlip_job.errors import MlipJobError
 
 FIVE = ("Cu", "Ag", "Au", "Ni", "Pt")
+
+
+def labelled_rows(structures: Iterable[Atoms]) -> list[StructureRow]:
+    """Return the rows of structures that a calculator has labelled, with ids 3, 13, 23."""
+    return [
+        StructureRow(
+            id=10 * index + 3,
+            numbers=np.array(atoms.numbers, dtype=np.int32),
+            positions=atoms.positions,
+            cell=atoms.cell.array,
+            pbc=atoms.pbc,
+            energy=atoms.calc.results.get("energy", 0.0),
+            free_energy=None,
+            forces=atoms.calc.results["forces"],
+            stress=None,
+            key_value_pairs={},
+        )
+        for index, atoms in enumerate(structures)
+    ]
 
 
 def xyz_of_row(row: StructureRow, energy: float, group: str | None, config_type: str | None) -> str:

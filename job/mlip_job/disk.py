@@ -69,7 +69,7 @@ def reported(directory: Path) -> Iterator[None]:
     except OSError as error:
         place = error.filename or directory
         raise DiskError(
-            f"can't go on in {place}: {error.strerror or error}",
+            f"can't write in {place}: {error.strerror or error}",
             hint=_SPACE_HINT if says_full(error) else "check that disk, or set work_dir to another",
         ) from None
 

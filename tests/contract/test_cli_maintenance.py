@@ -87,7 +87,7 @@ def test_repair_says_what_it_did(registry: Registry, run: Callable[..., Ended]) 
     assert "cu-ni/generations/gen_02/attempts/killed/" in ended.out
     assert registry.store.get(registry.keys.potential(1, "yace")) == b"potential"
     again = run("repair")
-    assert again.out.splitlines()[0] == "nothing had to be mended"
+    assert again.out.splitlines()[0] == "nothing had to be repaired"
 
 
 def test_repair_in_json(registry: Registry, run: Callable[..., Ended]) -> None:

@@ -33,7 +33,15 @@ CPU_IMAGE = "localhost/mlip-job:cpu"
 
 # What pip may be told about the place: how it reaches its index, no path of this machine.
 _PIP_SETTINGS = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "retries")
-_SIF_IS_MADE_OF = ("apptainer.def", "pyproject.toml", "README.md", "LICENSE", "job", "requirements", "tools")
+_SIF_IS_MADE_OF = (
+    "apptainer.def",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "job",
+    "requirements",
+    "tools",
+)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import pytest
 from ase import Atoms
@@ -14,12 +13,11 @@ from ase.build import molecule
 from mlip_job.config.training import GroupWeights
 from mlip_job.dataset.files import FramePart, FrameWriter, frames_from_texts
 from mlip_job.dataset.reference_energies import ReferenceEnergies
-from mlip_job.dataset.row import StructureRow
 from mlip_job.dataset.structures import Structures
 from mlip_job.dataset.weights import GroupWeighting
 from mlip_job.errors import ConfigError, IntegrityError
 from mlip_job.naming import DatasetFiles
-from tests.datasets import build, frame, refused, rows_of
+from tests.datasets import build, frame, labelled_rows, refused, rows_of
 from tests.reference import (
     require_same_array,
     require_same_atoms,
@@ -31,28 +29,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mlip_job.dataset.record import DatasetRecord
+    from mlip_job.dataset.row import StructureRow
 
 TYPES = ("bulk", "gas", None)
 WEIGHTING = GroupWeighting({"gas": GroupWeights(energy=3, forces=0.1)}, 0.9, 1.1)
-
-
-def labelled_rows(structures: list[Atoms]) -> list[StructureRow]:
-    """Return rows of labelled structures."""
-    return [
-        StructureRow(
-            id=10 * index + 3,
-            numbers=np.array(atoms.numbers, dtype=np.int32),
-            positions=atoms.positions,
-            cell=atoms.cell.array,
-            pbc=atoms.pbc,
-            energy=atoms.calc.results["energy"],
-            free_energy=None,
-            forces=atoms.calc.results["forces"],
-            stress=None,
-            key_value_pairs={},
-        )
-        for index, atoms in enumerate(structures)
-    ]
 
 
 def write(

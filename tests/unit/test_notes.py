@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -11,8 +11,8 @@ from ase.calculators.morse import MorsePotential
 from ase.spacegroup import crystal
 
 from mlip_job.dataset.notes import have_huge_forces, have_net_forces, have_zeroed_forces
-from mlip_job.dataset.row import StructureRow
 from mlip_job.dataset.structures import Structures
+from tests.datasets import labelled_rows
 from tests.support import rattled, with_emt
 
 if TYPE_CHECKING:
@@ -22,24 +22,8 @@ if TYPE_CHECKING:
 
 
 def structures(*many: Atoms) -> Structures:
-    """Return labelled structures as the collected has them."""
-    nothing: dict[str, Any] = {
-        "energy": 0.0, "free_energy": None, "stress": None, "key_value_pairs": {},
-    }  # fmt: skip
-    return Structures.of_rows(
-        [
-            StructureRow(
-                id=index,
-                numbers=atoms.numbers.astype(np.int32),
-                positions=atoms.positions,
-                cell=atoms.cell.array,
-                pbc=atoms.pbc,
-                forces=atoms.calc.results["forces"],
-                **nothing,
-            )
-            for index, atoms in enumerate(many)
-        ]
-    )
+    """Return labelled structures in columns."""
+    return Structures.of_rows(labelled_rows(many))
 
 
 def fixed_slab() -> Atoms:

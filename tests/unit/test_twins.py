@@ -11,9 +11,9 @@ from ase.geometry import permute_axes
 
 from mlip_job.dataset.entry import Entries, Entry
 from mlip_job.dataset.reference_energies import compositions
-from mlip_job.dataset.row import StructureRow
 from mlip_job.dataset.structures import Structures
 from mlip_job.dataset.twins import TwinFinder
+from tests.datasets import labelled_rows
 from tests.support import rattled, with_emt
 
 if TYPE_CHECKING:
@@ -22,30 +22,9 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 
-def columns(many: list[Atoms]) -> Structures:
-    """Put labelled structures into columns."""
-    return Structures.of_rows(
-        [
-            StructureRow(
-                id=index,
-                numbers=atoms.numbers.astype(np.int32),
-                positions=atoms.positions,
-                cell=atoms.cell.array,
-                pbc=atoms.pbc,
-                energy=atoms.calc.results["energy"],
-                free_energy=None,
-                forces=atoms.calc.results["forces"],
-                stress=None,
-                key_value_pairs={},
-            )
-            for index, atoms in enumerate(many)
-        ]
-    )
-
-
 def twins(*many: Atoms) -> list[int]:
     """Return numbers of crystals, of structures that come in two pages."""
-    pages = [columns(list(many[:2])), columns(list(many[2:]))]
+    pages = [Structures.of_rows(labelled_rows(part)) for part in (many[:2], many[2:])]
     finder = TwinFinder()
     found = []
     for page in pages:

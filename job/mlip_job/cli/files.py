@@ -81,7 +81,7 @@ def verify_command(settings: Settings, generation: int | str) -> None:
 @common_options
 @click.pass_obj
 def repair_command(settings: Settings) -> None:
-    """Mend what a crash left half done; report orphans.
+    """Repair the effects of a crash; report orphans.
 
     Writes missing or damaged copies under potentials/ and latest.json anew from the manifests.
     Attempts and datasets that no manifest names are listed; gc removes them.
@@ -96,7 +96,9 @@ def repair_command(settings: Settings) -> None:
         for line in repairs.mended:
             click.echo(line)
         if not repairs.mended:
-            click.echo("nothing had to be mended" if not repairs.damaged else "nothing was mended")
+            click.echo(
+                "nothing had to be repaired" if not repairs.damaged else "nothing was repaired"
+            )
         if repairs.orphans:
             click.echo("\nnamed by no manifest (mlip-job gc removes them):")
             show_orphans(repairs.orphans)
@@ -109,7 +111,7 @@ def repair_command(settings: Settings) -> None:
     emit(settings, document, show)
     if repairs.damaged:
         raise IntegrityError(
-            "can't be mended from what is in the store:\n  " + "\n  ".join(repairs.damaged),
+            "can't be repaired from what is in the store:\n  " + "\n  ".join(repairs.damaged),
             hint="restore it from a backup; mlip-job verify -g N reads all of a generation",
         )
 

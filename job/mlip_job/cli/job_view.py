@@ -371,7 +371,7 @@ class Observatory:
         if training is not None and is_outside(training, job, status, member=bool(members)):
             outside = training
             if status is not None and status.state.ended:
-                job, status = None, None  # how an earlier job ended is not what is going on
+                job, status = None, None  # an earlier job does not describe this one
         state = _state(job, status, training, begun=bool(members))
         if outside is not None:
             state = State.RUNNING

@@ -201,7 +201,7 @@ class _Submitter:
                 self._reporter.message,
             )
         except KeyboardInterrupt:
-            self._reporter.message(f"the job goes on; mlip-job status -g {request.generation}")
+            self._reporter.message(f"the job continues; mlip-job status -g {request.generation}")
             raise
         if not self._settings.as_json:
             show_manifest(manifest)
@@ -234,7 +234,7 @@ class _Submitter:
 @common_options
 @click.pass_obj
 def status_command(settings: Settings, generation: int | None, scheduler: str | None) -> None:
-    """Show what becomes of one generation, or of all.
+    """Show the jobs of one generation, or of all.
 
     Published, running with its progress, pending with the reason, failed with the cause and what to
     do. Ends with 0 in every state, also if the store or the scheduler is unavailable: the other one
@@ -319,7 +319,7 @@ def _show_all(family: str, views: Sequence[GenerationView], unread: Mapping[str,
 
 @click.command("logs")
 @generation_option()
-@click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended.")
+@click.option("-f", "--follow", is_flag=True, help="Follow until the job has ended.")
 @scheduler_option
 @common_options
 @click.pass_obj

@@ -50,7 +50,7 @@ with ``pair_style pace/extrapolation`` are usually stopped there."""
 @click.option(
     "--max-grade",
     type=float,
-    show_default=f"{_BROKEN:g}, where --min-grade is lower",
+    show_default=f"{_BROKEN:g}, if --min-grade is lower",
     help="Leave out candidates with a higher grade, most of which are broken structures; inf "
     "takes all.",
 )

@@ -33,7 +33,7 @@ OWNED_OPTIONS: Mapping[str, str] = {
     "no-requeue": "submit.slurm.max_requeues",
     "nodes": "nothing: a run uses one node",
     "ntasks": "nothing: a run is one task",
-    "open-mode": "nothing: the log goes on after a requeue",
+    "open-mode": "nothing: the log is appended to after a requeue",
     "output": "work_dir, where the log is",
     "parsable": "nothing: mlip-job reads what sbatch prints",
     "partition": "submit.slurm.partition",
@@ -139,7 +139,7 @@ class SlurmConfig(Part):
     qos: Line | None = None
     gres: Line | None = Field(None, description="Generic resources, e.g. gpu:a100:1.")
     time: Time | None = Field(
-        None, description="Time limit, in quotes: '24:00:00'. A longer fit goes on after a requeue."
+        None, description="Time limit, in quotes: '24:00:00'. A longer fit resumes after a requeue."
     )
     mem: Memory | None = Field(None, description="Memory of the node, e.g. 32G.")
     cpus: int | None = Field(None, ge=1, description="CPUs.")

@@ -324,7 +324,8 @@ def _nearly_free_atoms(outcome: Outcome) -> Iterator[str]:
         yield (
             f"the data hold nearly free atoms ({rows}), far from the reference energies by least "
             f"squares ({fitted} eV): such structures can't be fitted and spoil the others; add "
-            f"isolated atoms, set dataset.reference_energies: {{{given}}}, or deselect them"
+            f"isolated atoms, set dataset.reference_energies: {{{given}}} (approximate: the atoms "
+            "of these rows still interact), or deselect them"
         )
 
 

@@ -202,7 +202,7 @@ class Measurers:
             # If a signal was sent to all processes of the job, our handler raises here.
             time.sleep(_SECONDS_FOR_A_SIGNAL)
             raise TrainingError(
-                "a process that evaluated the potential died, most likely out of memory",
+                "a process that evaluated the potential died, possibly out of memory",
                 hint="give the job more memory, or fewer cores",
             ) from None
 

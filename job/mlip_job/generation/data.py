@@ -335,7 +335,8 @@ class Preview:
         name = generation_name(self.generation)
         yield f"{name} of {rows}: {counts.train} train, {counts.test} test"
         if counts.reference_atoms:
-            yield f"{counts.reference_atoms} isolated atoms"
+            plural = "s" if counts.reference_atoms > 1 else ""
+            yield f"{counts.reference_atoms} isolated atom{plural}"
         if split.key is not None:
             yield f"split by the key {split.key}"
         if split.group_by is not None:
