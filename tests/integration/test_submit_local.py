@@ -13,7 +13,7 @@ import yaml
 from mlip_job.cli.job_view import is_outside
 from mlip_job.config import load_config
 from mlip_job.registry import Registry
-from mlip_job.registry.training_now import TrainingNow
+from mlip_job.registry.progress import TrainingProgress
 from mlip_job.runtime.environment import ProcessIdentity, SchedulerJob
 from mlip_job.schedulers.base import JobHandle, JobState, JobStatus
 from mlip_job.store.open import open_store
@@ -134,7 +134,7 @@ def test_whose_run_it_is(
 ) -> None:
     """A job's own run, whose claim outlives it for a while, is none that was started elsewhere."""
     kind, _, number = (scheduler or "").partition(" ")
-    run = TrainingNow(
+    run = TrainingProgress(
         attempt="a1",
         live=True,
         certain=True,

@@ -18,13 +18,17 @@ if TYPE_CHECKING:
 
     from mlip_job.config import JobConfig
     from mlip_job.registry import Manifest, Registry
-    from mlip_job.registry.training_now import TrainingNow
+    from mlip_job.registry.progress import TrainingProgress
     from mlip_job.runtime.environment import SchedulerJob
     from mlip_job.schedulers.base import JobHandle, JobStatus, Scheduler
 
 
 def is_outside(
-    training: TrainingNow, job: JobHandle | None, status: JobStatus | None, *, member: bool = False
+    training: TrainingProgress,
+    job: JobHandle | None,
+    status: JobStatus | None,
+    *,
+    member: bool = False,
 ) -> bool:
     """Return whether a live run is not the scheduler's newest job of its generation.
 
@@ -49,7 +53,9 @@ def is_outside(
     return status.state.ended and not (member or _is_same(training.scheduler, job))
 
 
-def find_outside(registry: Registry, generation: int, scheduler: Scheduler) -> TrainingNow | None:
+def find_outside(
+    registry: Registry, generation: int, scheduler: Scheduler
+) -> TrainingProgress | None:
     """Return a live run of a generation that is no job that the scheduler knows of, or None.
 
     Raises
@@ -58,10 +64,10 @@ def find_outside(registry: Registry, generation: int, scheduler: Scheduler) -> T
         If the store or the scheduler can't be read.
     """
     from mlip_job.registry import members_of
-    from mlip_job.registry.training_now import look_at_training
+    from mlip_job.registry.progress import read_progress
 
     places = {0: registry, **members_of(registry, generation)}
-    found = {number: look_at_training(place, generation) for number, place in places.items()}
+    found = {number: read_progress(place, generation) for number, place in places.items()}
     live = {n: run for n, run in found.items() if run is not None and run.live}
     if not live:
         return None
@@ -103,13 +109,13 @@ def note_on_outside(registry: Registry, generation: int, scheduler: Scheduler) -
     )
 
 
-def description(run: TrainingNow) -> str:
+def description(run: TrainingProgress) -> str:
     """Describe a run: started by whom, where, which attempt."""
     by = f"{run.scheduler.kind} job {run.scheduler.id}" if run.scheduler else "started by hand"
     return f"attempt {run.attempt}, {by}, process {run.process.pid} of {_machine(run)}"
 
 
-def way_to_end(run: TrainingNow) -> str:
+def way_to_end(run: TrainingProgress) -> str:
     """Return the command that ends a run, with a checkpoint."""
     job = run.scheduler
     if job is None:
@@ -123,11 +129,11 @@ def way_to_end(run: TrainingNow) -> str:
     return f"kill -TERM {run.process.pid}" + ("" if _is_here(run) else " on its machine")
 
 
-def _machine(run: TrainingNow) -> str:
+def _machine(run: TrainingProgress) -> str:
     return "this machine" if _is_here(run) else "another machine"
 
 
-def _is_here(run: TrainingNow) -> bool:
+def _is_here(run: TrainingProgress) -> bool:
     return run.process.host == ProcessIdentity.current().host
 
 
@@ -206,12 +212,12 @@ class GenerationView:
     manifest: Manifest | None = None
     job: JobHandle | None = None
     status: JobStatus | None = None
-    training: TrainingNow | None = None
-    members: Mapping[int, TrainingNow | None] = field(default_factory=dict)
+    training: TrainingProgress | None = None
+    members: Mapping[int, TrainingProgress | None] = field(default_factory=dict)
     max_iter: int = 0
     others: tuple[JobHandle, ...] = ()
     store_read: bool = True
-    outside: TrainingNow | None = None
+    outside: TrainingProgress | None = None
 
     def progress(self) -> str | None:
         """Return the progress of the fit, or of each member's, as text."""
@@ -223,7 +229,7 @@ class GenerationView:
             )
         return None if self.training is None else self._progress(self.training)
 
-    def _progress(self, training: TrainingNow) -> str | None:
+    def _progress(self, training: TrainingProgress) -> str | None:
         if training.checkpoint is None:
             return None
         position = training.checkpoint.position
@@ -392,16 +398,16 @@ class Observatory:
 
     def _training(
         self, generation: int
-    ) -> tuple[TrainingNow | None, dict[int, TrainingNow | None]]:
+    ) -> tuple[TrainingProgress | None, dict[int, TrainingProgress | None]]:
         """Return what the store says of a training, and of each member's."""
         from mlip_job.registry import members_of
-        from mlip_job.registry.training_now import look_at_training
+        from mlip_job.registry.progress import read_progress
 
-        training = look_at_training(self._registry, generation)
+        training = read_progress(self._registry, generation)
         members = {
             number: None
             if member.find_own(generation) is not None
-            else look_at_training(member, generation)
+            else read_progress(member, generation)
             for number, member in members_of(self._registry, generation).items()
         }
         under_way = [member for member in members.values() if member is not None]
@@ -432,7 +438,11 @@ class Observatory:
 
 
 def _state(
-    job: JobHandle | None, status: JobStatus | None, training: TrainingNow | None, *, begun: bool
+    job: JobHandle | None,
+    status: JobStatus | None,
+    training: TrainingProgress | None,
+    *,
+    begun: bool,
 ) -> State:
     if status is not None and status.state in _BY_JOB:
         return _BY_JOB[status.state]

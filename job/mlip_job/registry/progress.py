@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TrainingNow:
+class TrainingProgress:
     """State in the store of a generation that is not published.
 
     Attributes
@@ -60,7 +60,7 @@ class TrainingNow:
         return max(0, max_iter - self.checkpoint.position.iteration) * self.seconds_per_iteration
 
 
-def look_at_training(registry: Registry, generation: int) -> TrainingNow | None:
+def read_progress(registry: Registry, generation: int) -> TrainingProgress | None:
     """Return the progress of a generation; None if no attempt has claimed it."""
     key = registry.own.claim(generation)
     claim = read_claim(registry.store, key)
@@ -72,7 +72,7 @@ def look_at_training(registry: Registry, generation: int) -> TrainingNow | None:
     except StoreError:
         live, certain = not claim.released, False
     checkpoints = registry.checkpoints(generation).found()
-    return TrainingNow(
+    return TrainingProgress(
         attempt=claim.attempt,
         live=live,
         certain=certain,
