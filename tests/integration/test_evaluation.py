@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from ase.units import GPa
 
 from mlip_job.config import JobConfig
 from mlip_job.dataset.xyz import parse, read_blocks
-from mlip_job.errors import TrainingError
+from mlip_job.errors import InterruptedRunError, TrainingError
 from mlip_job.evaluation import measure
 from mlip_job.evaluation.cores import cores_of
 from mlip_job.evaluation.measure import Measurers, Models, Task
@@ -545,6 +546,26 @@ def test_a_spoilt_potential_is_caught(project: Project, monkeypatch: pytest.Monk
     assert any("resuming from the end of the fit" in message for message in listener.messages)
     assert project.registry.latest() == 1
     assert len(list((project.root / "work" / "gen_01").glob("*/metrics.txt"))) == 1
+
+
+def test_a_stop_signal_that_an_extension_module_replaces_stops_the_run(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As matplotlib does where the signal comes while it converts arguments: a TypeError."""
+    settings = {"active_set": False, "gate": {"require_physics": False}}
+    project.write(rattled(12), {"max_iter": 0, "linear_start": True}, evaluation=settings)
+
+    def replacing(*_: object) -> str:
+        with suppress(InterruptedRunError):
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise TypeError("incompatible function arguments")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publish, "render_report", replacing)
+        with pytest.raises(InterruptedRunError, match="stopped by SIGTERM; the checkpoint of"):
+            project.run(1)
+    assert project.registry.numbers() == []
+    assert project.run(1)[0].generation == 1
 
 
 def test_a_potential_that_was_not_fitted_is_caught(

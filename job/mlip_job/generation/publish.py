@@ -50,8 +50,12 @@ def publish(run: Run, prepared: Prepared, fitted: Fitted) -> Manifest:
     """
     try:
         return _publish(run, prepared, fitted)
-    except InterruptedRunError as error:
-        raise with_checkpoint(error, fitted.saved, run) from None
+    except Exception as error:
+        # Extension modules (matplotlib, pyace) may replace the exception of a stop signal.
+        stopped = error if isinstance(error, InterruptedRunError) else run.stop.error()
+        if stopped is None:
+            raise
+        raise with_checkpoint(stopped, fitted.saved, run) from None
 
 
 def _publish(run: Run, prepared: Prepared, fitted: Fitted) -> Manifest:
