@@ -66,7 +66,10 @@ _SAME = 3e-5
 that moves by 0.001 Å changes them by more."""
 
 _NEAREST = 9
+"""Candidates of a structure, itself included."""
 
+_QUERIES = 1000
+"""Structures looked up at once, so that memory stays flat."""
 
 _DECIMALS = 8
 """Lengths are compared to 1e-8 Å."""
@@ -129,7 +132,10 @@ class TwinFinder:
         """
         _, first, numbers = np.unique(entries.structures, return_index=True, return_inverse=True)
         kinds = 4 * entries.reduced_codes + np.concatenate(self._directions)
-        pairs = _candidates(np.concatenate(self._tables)[first], kinds[first])
+        table = np.concatenate(self._tables)
+        self._tables.clear()
+        pairs = _candidates(table[first], kinds[first])
+        del table
         chosen = np.unique(first[pairs])
         described: dict[int, FloatArray] = {}
         start = 0
@@ -192,14 +198,16 @@ def _candidates(table: FloatArray, kinds: IndexArray) -> IndexArray:
         return found[0]
     for columns in (table[:, :_LABELS], table[:, _LABELS:]):
         points = np.column_stack([2.0 * kinds, columns])
+        tree = cKDTree(points)
         count = min(_NEAREST, len(points))
-        _, near = cKDTree(points).query(
-            points, k=range(1, count + 1), p=np.inf, distance_upper_bound=1.0
-        )
-        pairs = np.column_stack([np.repeat(np.arange(len(points)), count), near.reshape(-1)])
-        found.append(pairs[pairs[:, 0] < pairs[:, 1]])
-    pairs = np.concatenate(found)
-    return np.unique(pairs[pairs[:, 1] < len(table)], axis=0)
+        for start in range(0, len(points), _QUERIES):
+            part = points[start : start + _QUERIES]
+            _, near = tree.query(part, k=range(1, count + 1), p=np.inf, distance_upper_bound=1.0)
+            firsts = np.repeat(np.arange(start, start + len(part)), count)
+            seconds = near.reshape(-1)
+            wanted = (firsts < seconds) & (seconds < len(points))
+            found.append(np.column_stack([firsts[wanted], seconds[wanted]]))
+    return np.unique(np.concatenate(found), axis=0)
 
 
 def _describe(row: StructureRow) -> FloatArray:
