@@ -12,7 +12,7 @@ COMPILE_TOOL := $(BIN)/uv pip compile --quiet --no-header --no-annotate \
 COMPILE := $(COMPILE_TOOL) pyproject.toml \
 	--extra postgresql --extra mysql --extra mlflow
 
-.PHONY: demo test test-fast bench lint types schemas chart faults-long servers image locks clean
+.PHONY: demo test test-fast bench bench-gpu lint types schemas chart faults-long servers image locks clean
 
 demo: $(VENV)/.trainer
 	$(BIN)/mlip-job demo
@@ -31,6 +31,10 @@ faults-long: $(VENV)/.dev
 # Cost of exports, commands and fits, compared with ASE; 20 minutes on a quiet machine.
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+# On a node with an NVIDIA GPU: self-test, a fit of 300 functions, how long the GPU idles.
+bench-gpu: $(VENV)-gpu/.dev
+	$(VENV)-gpu/bin/python -m benchmarks gpu $(BENCH_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -70,6 +74,13 @@ $(VENV)/.trainer: requirements/trainer-cpu.txt pyproject.toml
 
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.trainer
 	$(PIP) --no-deps -r requirements/dev.txt
+	touch $@
+
+$(VENV)-gpu/.dev: requirements/trainer-gpu.txt requirements/dev.txt
+	test -x $(VENV)-gpu/bin/python || $(PYTHON) -m venv $(VENV)-gpu
+	$(VENV)-gpu/bin/python -m pip install --quiet --no-deps -r requirements/dev.txt
+	$(VENV)-gpu/bin/python -m pip install --quiet --no-deps -r requirements/trainer-gpu.txt
+	$(VENV)-gpu/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
 locks: $(VENV)/.trainer

@@ -6,11 +6,13 @@ import argparse
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.commands import compare_commands
 from benchmarks.design import show_design_costs
 from benchmarks.export import compare_routes, make_database, show_growth
 from benchmarks.fit import compare_test_evaluations
+from benchmarks.gpu import measure_gpu
 from benchmarks.linear import compare_starts
 from benchmarks.overhead import compare_with_bare_pacemaker
 from benchmarks.quality import Budget, compare_quality, read_sets
@@ -18,12 +20,14 @@ from benchmarks.reading import compare_readers
 from benchmarks.tables import machine, say
 from benchmarks.transfer import compare_transfers
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 PARTS = ("export", "growth", "read", "commands", "transfer", "fit", "linear", "quality")
-LONG = ("overhead",)  # a quarter of an hour: only when asked for
+LONG = ("overhead", "gpu")  # a quarter of an hour, and on a GPU: only when asked for
 
 
-def main() -> None:
-    """Run what was asked for, all by default."""
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks")
     parser.add_argument("parts", nargs="*", default=PARTS, metavar="|".join((*PARTS, *LONG)))
     parser.add_argument("--rows", type=int, default=20_000, help="structures to compare with")
@@ -31,7 +35,7 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=256, help="size of the file to transfer")
     parser.add_argument("--repeats", type=int, help="[5; 2 of the overhead]")
     parser.add_argument("--fits", type=int, default=1, help="repeats of fits, minutes each")
-    parser.add_argument("--iterations", type=int, default=400, help="of the overhead's fits")
+    parser.add_argument("--iterations", type=int, default=400, help="of fits of overhead and gpu")
     parser.add_argument("--directory", type=Path, help="where databases are kept for later runs")
     parser.add_argument("--database", action="append", default=[], help="URL to read from too")
     parser.add_argument("--sets", type=Path, help="YAML list of sets for quality")
@@ -40,35 +44,67 @@ def main() -> None:
     parser.add_argument(
         "--factors", type=float, nargs="+", default=[1.0], help="upstream's CPU over ours"
     )
+    parser.add_argument("--functions", type=int, default=300, help="of the GPU's fit")
+    parser.add_argument("--allow-cpu", action="store_true", help="measure gpu on a CPU")
     options = parser.parse_args()
+    if unknown := set(options.parts).difference(PARTS, LONG):
+        parser.error(f"there is no part {', '.join(sorted(unknown))}")
+    return options
+
+
+def main() -> None:
+    """Run the parts asked for, by default all but the long ones."""
+    options = _options()
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as temporary:
-        scratch = Path(temporary)
-        databases = options.directory or scratch
+        databases = options.directory or Path(temporary)
         databases.mkdir(parents=True, exist_ok=True)
         say(f"{datetime.now(UTC):%Y-%m-%d}: {machine()}")
-        repeats = options.repeats or 5
-        if "export" in options.parts:
-            compare_routes(databases, options.rows, repeats)
-        if "growth" in options.parts:
-            show_growth(databases, options.sizes, 3)
-        if "read" in options.parts:
-            urls = [str(make_database(databases, options.rows)), *options.database]
-            compare_readers(urls, repeats)
-        if "commands" in options.parts:
-            compare_commands(scratch, repeats)
-        if "transfer" in options.parts:
-            compare_transfers(scratch, options.mib, repeats)
-        if "fit" in options.parts:
-            compare_test_evaluations(scratch, options.fits)
-        if "linear" in options.parts:
-            show_design_costs(scratch, options.database)
-            compare_starts(scratch, options.database, options.fits)
-        if "quality" in options.parts:
-            sets = read_sets(options.sets) if options.sets else []
-            budget = Budget(options.cpu_limit, tuple(sorted(options.factors)))
-            compare_quality(scratch, sets, options.set, budget)
-        if "overhead" in options.parts:
-            compare_with_bare_pacemaker(scratch, options.iterations, options.repeats or 2)
+        parts = _parts(options, Path(temporary), databases)
+        for name in options.parts:
+            parts[name]()
+
+
+def _parts(
+    options: argparse.Namespace, scratch: Path, databases: Path
+) -> dict[str, Callable[[], None]]:
+    repeats = options.repeats or 5
+
+    def read() -> None:
+        urls = [str(make_database(databases, options.rows)), *options.database]
+        compare_readers(urls, repeats)
+
+    def linear() -> None:
+        show_design_costs(scratch, options.database)
+        compare_starts(scratch, options.database, options.fits)
+
+    def quality() -> None:
+        sets = read_sets(options.sets) if options.sets else []
+        budget = Budget(options.cpu_limit, tuple(sorted(options.factors)))
+        compare_quality(scratch, sets, options.set, budget)
+
+    def gpu() -> None:
+        measure_gpu(
+            scratch,
+            next(iter(options.database), None),
+            options.functions,
+            options.iterations,
+            allow_cpu=options.allow_cpu,
+        )
+
+    return {
+        "export": lambda: compare_routes(databases, options.rows, repeats),
+        "growth": lambda: show_growth(databases, options.sizes, 3),
+        "read": read,
+        "commands": lambda: compare_commands(scratch, repeats),
+        "transfer": lambda: compare_transfers(scratch, options.mib, repeats),
+        "fit": lambda: compare_test_evaluations(scratch, options.fits),
+        "linear": linear,
+        "quality": quality,
+        "overhead": lambda: compare_with_bare_pacemaker(
+            scratch, options.iterations, options.repeats or 2
+        ),
+        "gpu": gpu,
+    }
 
 
 if __name__ == "__main__":

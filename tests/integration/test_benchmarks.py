@@ -1,0 +1,24 @@
+"""Benchmarks that need what the tests' machine lacks say so."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_the_gpu_benchmark_looks_for_a_gpu(tmp_path: Path) -> None:
+    """Without nvidia-smi it ends with one line, before anything is trained."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "gpu"],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PATH": str(tmp_path)},
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: nvidia-smi finds no GPU; --allow-cpu measures the rest on a CPU\n"
+    )
