@@ -356,8 +356,13 @@ def test_the_chart_is_of_this_version() -> None:
 
 
 def documented() -> list[dict[str, Any]]:
-    """Return all YAML documents in docs/kubernetes.md."""
-    blocks = [b.partition("```")[0] for b in DOCUMENT.read_text().split("```yaml\n")[1:]]
+    """Return all YAML documents in the pages about Kubernetes."""
+    pages = (DOCUMENT, DOCUMENT.parent / "tutorials" / "kubernetes.md")
+    blocks = [
+        block.partition("```")[0]
+        for page in pages
+        for block in page.read_text(encoding="utf-8").split("```yaml\n")[1:]
+    ]
     return [document for block in blocks for document in yaml.safe_load_all(block)]
 
 
