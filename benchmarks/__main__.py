@@ -32,6 +32,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("parts", nargs="*", default=PARTS, metavar="|".join((*PARTS, *LONG)))
     parser.add_argument("--rows", type=int, default=20_000, help="structures to compare with")
     parser.add_argument("--sizes", type=int, nargs="+", default=[2_000, 20_000, 200_000])
+    parser.add_argument("--atoms", type=int, help="per structure of growth, a multiple of 4")
     parser.add_argument("--mib", type=int, default=256, help="size of the file to transfer")
     parser.add_argument("--repeats", type=int, help="[5; 2 of the overhead]")
     parser.add_argument("--fits", type=int, default=1, help="repeats of fits, minutes each")
@@ -93,7 +94,9 @@ def _parts(
 
     return {
         "export": lambda: compare_routes(databases, options.rows, repeats),
-        "growth": lambda: show_growth(databases, options.sizes, 3),
+        "growth": lambda: show_growth(
+            databases, options.sizes, options.repeats or 3, options.atoms
+        ),
         "read": read,
         "commands": lambda: compare_commands(scratch, repeats),
         "transfer": lambda: compare_transfers(scratch, options.mib, repeats),

@@ -34,10 +34,14 @@ _BY_ASE = 10
 _CHUNK = 1000
 
 
-def structures(count: int, seed: int = 0) -> Iterator[Atoms]:
-    """Yield labelled cells, the same ones for the same seed; the labels are random numbers."""
-    rng = np.random.default_rng(seed)
-    cells = [bulk("Cu", cubic=True, a=3.6).repeat(repeat) for repeat in REPEATS]
+def structures(count: int, atoms_each: int | None = None) -> Iterator[Atoms]:
+    """Yield labelled cells, always the same ones; the labels are random numbers.
+
+    They have 32 to 64 atoms, or `atoms_each`, a multiple of 4.
+    """
+    rng = np.random.default_rng(0)
+    repeats = REPEATS if atoms_each is None else ((1, 1, atoms_each // 4),)
+    cells = [bulk("Cu", cubic=True, a=3.6).repeat(repeat) for repeat in repeats]
     numbers = np.array([Atoms(symbol).numbers[0] for symbol in ELEMENTS])
     for index in range(count):
         atoms = cells[index % len(cells)].copy()
@@ -65,9 +69,9 @@ def key_value_pairs(index: int) -> dict[str, Any]:
     }
 
 
-def write_database(path: Path, count: int) -> None:
+def write_database(path: Path, count: int, atoms_each: int | None = None) -> None:
     """Write `count` rows into a new SQLite file."""
-    rows = enumerate(structures(count))
+    rows = enumerate(structures(count, atoms_each))
     with ase.db.connect(str(path), type="db") as database:
         for index, atoms in rows:
             database.write(atoms, key_value_pairs(index))

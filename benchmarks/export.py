@@ -56,11 +56,13 @@ def compare_routes(directory: Path, rows: int, repeats: int) -> None:
     )  # fmt: skip
 
 
-def show_growth(directory: Path, sizes: list[int], repeats: int) -> None:
+def show_growth(
+    directory: Path, sizes: list[int], repeats: int, atoms_each: int | None = None
+) -> None:
     """Print what exports of different sizes cost."""
     lines = []
     for rows in sizes:
-        database = make_database(directory, rows)
+        database = make_database(directory, rows, atoms_each)
         costs = median([_run("ours", database, directory) for _ in range(repeats)])
         lines.append(
             (
@@ -72,7 +74,7 @@ def show_growth(directory: Path, sizes: list[int], repeats: int) -> None:
             )
         )
     table(
-        f"Growth of our export, medians of {repeats}",
+        f"Growth of our export, {atoms_each or '32 to 64'} atoms each, medians of {repeats}",
         (
             "structures",
             "CPU s",
@@ -84,13 +86,13 @@ def show_growth(directory: Path, sizes: list[int], repeats: int) -> None:
     )
 
 
-def make_database(directory: Path, rows: int) -> Path:
-    """Return a database of so many rows, which is made unless it is there."""
-    path = directory / f"structures-{rows}.db"
+def make_database(directory: Path, rows: int, atoms_each: int | None = None) -> Path:
+    """Return a database of this size; an existing one is reused."""
+    path = directory / f"structures-{rows}-{atoms_each or 'mixed'}.db"
     if not path.exists():
         unfinished = path.with_suffix(".new.db")
         unfinished.unlink(missing_ok=True)
-        write_database(unfinished, rows)
+        write_database(unfinished, rows, atoms_each)
         unfinished.rename(path)
     return path
 
