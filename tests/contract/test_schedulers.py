@@ -15,8 +15,8 @@ import mlip_job
 from mlip_job.config import JobConfig
 from mlip_job.errors import ConfigError, ConflictError
 from mlip_job.registry import Registry
+from mlip_job.schedulers import open_scheduler
 from mlip_job.schedulers.base import JobHandle, JobRequest, JobState
-from mlip_job.schedulers.open import open_scheduler
 from mlip_job.store.open import open_store
 from tests.servers.kubernetes import ADMIN
 from tests.servers.pods import PodRunner

@@ -287,9 +287,9 @@ def test_files_of_a_submission_are_private(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     config = JobConfig(family="cu", work_dir=str(tmp_path / "deep" / "work"))
     files = SubmitFiles.of(config, 4)
-    files.write(files.script("sh"), "true\n", config)
+    script = files.write("sh", "true\n", config)
     for directory in (files.directory, tmp_path / "deep" / "work", tmp_path / "deep"):
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
-    for file in (files.config, files.script("sh")):
+    for file in (files.config, script):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755

@@ -14,8 +14,8 @@ from mlip_job.cli.waiting import wait_until_published
 from mlip_job.config.load import load_config
 from mlip_job.errors import UnavailableError
 from mlip_job.registry import Registry
+from mlip_job.schedulers import open_scheduler
 from mlip_job.schedulers.base import JobHandle, JobName, JobRequest, JobState, JobStatus
-from mlip_job.schedulers.open import open_scheduler
 from mlip_job.schedulers.records import SubmitFiles, SubmittedJob
 from mlip_job.store.open import open_store
 from tests.manifests import make_manifest

@@ -105,8 +105,8 @@ def submit_command(
     is resubmitted, and the exit code is that of the run.
     """
     from mlip_job.registry import Registry
+    from mlip_job.schedulers import open_scheduler
     from mlip_job.schedulers.base import JobRequest
-    from mlip_job.schedulers.open import open_scheduler
 
     config = settings.config()
     registry = Registry(settings.store(config), config.family)
@@ -242,7 +242,7 @@ def status_command(settings: Settings, generation: int | None, scheduler: str | 
     """
     from mlip_job.cli.job_view import Observatory
     from mlip_job.registry import Registry
-    from mlip_job.schedulers.open import open_scheduler
+    from mlip_job.schedulers import open_scheduler
 
     config = settings.config()
     registry = Registry(settings.store(config), config.family)
@@ -382,7 +382,7 @@ class _Job:
 
         A note also says if the scheduler is unavailable.
         """
-        from mlip_job.schedulers.open import open_scheduler
+        from mlip_job.schedulers import open_scheduler
 
         try:
             chosen = open_scheduler(self._config, self._scheduler)
@@ -467,7 +467,7 @@ def cancel_command(
     """
     from mlip_job.cli.job_view import note_on_outside
     from mlip_job.registry import Registry
-    from mlip_job.schedulers.open import open_scheduler
+    from mlip_job.schedulers import open_scheduler
 
     config = settings.config()
     chosen, reporter = open_scheduler(config, scheduler), Reporter(settings)

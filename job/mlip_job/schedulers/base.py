@@ -72,8 +72,8 @@ class JobRequest:
 
         A restarted job has the same options: ``--fresh`` keeps the checkpoints of the same job.
         """
-        given = (option for option in self.run_options if option != _FRESH)
-        return (*given, *((_FRESH,) if self.starts_over else ()))
+        others = (option for option in self.run_options if option != _FRESH)
+        return (*others, *((_FRESH,) if self.starts_over else ()))
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,16 @@ class JobHandle:
     found: bool = field(default=False, compare=False)
     release: str | None = field(default=None, compare=False)
 
+    def __str__(self) -> str:
+        kind = {"local": "process", "kubernetes": "Job"}.get(
+            self.scheduler, f"{self.scheduler} job"
+        )
+        return f"{kind} {self.id}"
+
+    def document(self) -> dict[str, str]:
+        """Return it for ``--json``."""
+        return {"scheduler": self.scheduler, "id": self.id, "name": self.name}
+
 
 class JobState(StrEnum):
     """The state of a job.
@@ -118,7 +128,12 @@ class JobState(StrEnum):
     @property
     def ended(self) -> bool:
         """Whether the job will not run again by itself."""
-        return self not in (JobState.PENDING, JobState.RUNNING, JobState.UNKNOWN)
+        return not (self.active or self is JobState.UNKNOWN)
+
+    @property
+    def active(self) -> bool:
+        """Whether the job is pending or running."""
+        return self in (JobState.PENDING, JobState.RUNNING)
 
 
 @dataclass(frozen=True)
@@ -242,13 +257,12 @@ class JobName:
             return None
         return cls(match.group(1), generation, match.group(3), match.group(4))
 
-    def is_of(self, config: JobConfig, family: str, generation: int) -> bool:
-        """Tell whether the job trains a generation for the configured store."""
-        expected = (family, generation, _store_hash(config))
-        return (self.family, self.generation, self.store) == expected
+    def is_of(self, config: JobConfig, family: str) -> bool:
+        """Tell whether the job trains a generation of a family in the configured store."""
+        return (self.family, self.store) == (family, _store_hash(config))
 
 
-def require_same(live: JobHandle, plan: Plan) -> None:
+def require_same(active: JobHandle, plan: Plan) -> None:
     """Require that a pending or running job belongs to the same submission as a plan.
 
     Raises
@@ -256,11 +270,11 @@ def require_same(live: JobHandle, plan: Plan) -> None:
     ConflictError
         If it belongs to another submission.
     """
-    if live.name == plan.name:
+    if active.name == plan.name:
         return
     generation = plan.request.generation
     raise ConflictError(
-        f"job {live.id} for {generation_name(generation)} is pending or running, with another "
+        f"job {active.id} for {generation_name(generation)} is pending or running, with another "
         "configuration or other options",
         hint=f"mlip-job cancel -g {generation} ends it",
     )
@@ -322,6 +336,9 @@ def meaning_of(exit_code: int) -> ExitMeaning:
 
 # -- texts from templates, in which no value can become code ---------------------------------------
 
+# Line breaks and unprintable characters in YAML, though not in JSON.
+_SPECIAL = re.compile("[\x7f-\xa0\u2028\u2029\ufeff\ufffe\uffff]")
+
 
 class Code(str):
     """Text that is inserted unquoted: code that the user wrote, or a quoted value."""
@@ -360,7 +377,3 @@ def _quote_json(value: object) -> str:
     # A pair of surrogates, which JSON's own escapes need, is no character in YAML.
     text = json.dumps(value, ensure_ascii=False)
     return _SPECIAL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
-
-
-# Line breaks and unprintable characters in YAML, though not in JSON.
-_SPECIAL = re.compile("[\x7f-\xa0\u2028\u2029\ufeff\ufffe\uffff]")

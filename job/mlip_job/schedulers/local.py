@@ -11,7 +11,6 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from mlip_job.config.load import ENVIRONMENT_PREFIX
@@ -37,6 +36,7 @@ from mlip_job.schedulers.records import (
     lines_of,
     read_end,
     recorded_generations,
+    recorded_jobs,
 )
 
 if TYPE_CHECKING:
@@ -67,7 +67,22 @@ class LocalScheduler:
         """See `Scheduler.plan`; the text is a shell script."""
         if request.after is not None and _JOB_ID.fullmatch(request.after) is None:
             raise ConfigError(f"--after: {request.after!r} is no job of this machine")
-        return Plan(request, str(JobName.of(request)), _script(request))
+        files = SubmitFiles.of(request.config, request.generation)
+        program = (sys.executable, "-m", "mlip_job", "run", "--generation", str(request.generation))
+        words = (*program, "--config", str(files.config), *request.options)
+        members = range(1, (request.ensemble or 0) + 1)
+        text = render(
+            "local.sh.j2",
+            generation_name=generation_name(request.generation),
+            family=request.config.family,
+            directory=files.directory,
+            work_dir=request.config.work_dir,
+            after=request.after,
+            ensemble=request.ensemble,
+            members=Code("".join(f" {member}" for member in members)),
+            program=Code(shlex.join(words)),
+        )
+        return Plan(request, str(JobName.of(request)), text)
 
     def submit(self, plan: Plan) -> JobHandle:
         """See `Scheduler.submit`."""
@@ -76,25 +91,15 @@ class LocalScheduler:
             require_same(job, plan)
             return replace(job, found=True)
         files = SubmitFiles.of(config, generation)
-        script = files.script("sh")
-        files.write(script, plan.text, config)
-        process = _start(script, files)
+        process = _start(files.write("sh", plan.text, config), files)
         job_id = f"{process.pid}-{process.started}"
-        submitted = datetime.now(UTC)
-        record = SubmittedJob(id=job_id, name=plan.name, submitted=submitted, process=process)
-        files.record(self.name, record)
+        files.record(self.name, SubmittedJob(id=job_id, name=plan.name, process=process))
         return JobHandle(self.name, job_id, plan.name)
 
     def find(self, family: str, generation: int) -> JobHandle | None:
         """See `Scheduler.find`."""
-        record = SubmitFiles.of(self._config, generation).submission()
-        if record is None or record.scheduler != self.name:
-            return None
-        job = record.jobs[-1]
-        name = JobName.parse(job.name)
-        if name is None or not name.is_of(self._config, family, generation):
-            return None
-        return JobHandle(self.name, job.id, job.name)
+        jobs = recorded_jobs(self._config, self.name, family, generation)
+        return jobs[-1] if jobs else None
 
     def active(self, family: str, generation: int) -> Sequence[JobHandle]:
         """See `Scheduler.active`; a job of another machine counts until it has ended."""
@@ -103,14 +108,12 @@ class LocalScheduler:
 
     def generations(self, family: str) -> set[int]:
         """See `Scheduler.generations`."""
-        recorded = recorded_generations(self._config, self.name)
-        return {number for number in recorded if self.find(family, number) is not None}
+        return recorded_generations(self._config, self.name, family)
 
     def status(self, handle: JobHandle) -> JobStatus:
         """See `Scheduler.status`; a job of another machine is unknown until it has ended."""
-        files, me = self._files(handle), ProcessIdentity.current()
-        record = files.submission()
-        job = record.job(handle.id) if record is not None else None
+        files, me = SubmitFiles.of_job(self._config, handle), ProcessIdentity.current()
+        job = files.submitted(handle.id)
         process = job.process if job is not None else None
         if process is not None and process.host == me.host and not process.is_gone(me):
             return JobStatus(JobState.RUNNING, "running")
@@ -125,7 +128,7 @@ class LocalScheduler:
 
     def logs(self, handle: JobHandle, *, follow: bool) -> Iterator[str]:
         """See `Scheduler.logs`; they stay in the work directory."""
-        log = self._files(handle).log(self.name, handle.id)
+        log = SubmitFiles.of_job(self._config, handle).log(self.name, handle.id)
 
         def ended() -> bool:
             return self.status(handle).state is not JobState.RUNNING
@@ -135,37 +138,14 @@ class LocalScheduler:
 
     def cancel(self, handle: JobHandle) -> None:
         """See `Scheduler.cancel`; the time for the checkpoint is unlimited."""
-        status = self.status(handle)
-        if status.state is JobState.UNKNOWN:
+        state = self.status(handle).state
+        if state is JobState.UNKNOWN:
             raise UnavailableError(f"{handle.id} is no process of this machine: cancel it there")
-        if status.state is JobState.RUNNING:
-            self._files(handle).cancelled(self.name, handle.id).touch()
+        if state is JobState.RUNNING:
+            files = SubmitFiles.of_job(self._config, handle)
+            files.cancelled(self.name, handle.id).touch()
             with suppress(ProcessLookupError):
                 os.killpg(int(handle.id.partition("-")[0]), signal.SIGTERM)
-
-    def _files(self, handle: JobHandle) -> SubmitFiles:
-        name = JobName.parse(handle.name)
-        return SubmitFiles.of(self._config, name.generation if name is not None else 1)
-
-
-def _script(request: JobRequest) -> str:
-    files = SubmitFiles.of(request.config, request.generation)
-    words = [
-        *(sys.executable, "-m", "mlip_job", "run", "--generation", str(request.generation)),
-        *("--config", str(files.config), *request.options),
-    ]
-    members = range(1, (request.ensemble or 0) + 1)
-    return render(
-        "local.sh.j2",
-        generation_name=generation_name(request.generation),
-        family=request.config.family,
-        directory=files.directory,
-        work_dir=request.config.work_dir,
-        after=request.after,
-        ensemble=request.ensemble,
-        members=Code("".join(f" {member}" for member in members)),
-        program=Code(shlex.join(words)),
-    )
 
 
 def _ended(ended: Ended, log: str | None, *, cancelled: bool) -> JobStatus:

@@ -15,17 +15,19 @@ import os
 import secrets
 import time
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints, ValidationError
 
 from mlip_job.disk import make_private_directory, private
 from mlip_job.errors import ConfigError, UnavailableError
+from mlip_job.models import Frozen
 from mlip_job.naming import generation_name, parse_generation_name
 from mlip_job.runtime.environment import ProcessIdentity
+from mlip_job.schedulers.base import JobHandle, JobName
 from mlip_job.store.keys import StoredName, is_relative, shown
 
 if TYPE_CHECKING:
@@ -37,39 +39,29 @@ if TYPE_CHECKING:
 _JobId = Annotated[str, StringConstraints(pattern=r"^[1-9][\w;.-]{0,127}$")]
 
 
-class SubmittedJob(BaseModel):
+class SubmittedJob(Frozen):
     """A submitted job; `process` is set for a job on this machine."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: _JobId
     name: str
-    submitted: datetime
+    submitted: datetime = Field(default_factory=lambda: datetime.now(UTC))
     process: ProcessIdentity | None = None
 
 
-class Submission(BaseModel):
+class Submission(Frozen):
     """Content of ``submission.json``: one job; of an earlier version, possibly several."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[2] = 2
     scheduler: StoredName
     jobs: tuple[SubmittedJob, ...]
 
-    def job(self, job_id: str) -> SubmittedJob | None:
-        """Return the job of an id, if it is one of the submission's."""
-        return next((job for job in self.jobs if job.id == job_id), None)
 
-
-class Ended(BaseModel):
+class Ended(Frozen):
     """How a job ended, as its own script recorded it.
 
     `resubmit` tells whether it has to be submitted again to resume; None if the script could not
     tell.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     exit_code: int
     resubmit: bool | None
@@ -77,7 +69,11 @@ class Ended(BaseModel):
 
 @dataclass(frozen=True)
 class SubmitFiles:
-    """The files of a generation's submissions, in its work directory."""
+    """The files of a generation's submissions, in its work directory.
+
+    Ids of jobs come from a scheduler or a record: one that is no part of a file name is an
+    `UnavailableError`.
+    """
 
     directory: Path
 
@@ -86,30 +82,33 @@ class SubmitFiles:
         """Name those of a generation."""
         return cls(Path(config.work_dir) / generation_name(generation))
 
+    @classmethod
+    def of_job(cls, config: JobConfig, job: JobHandle) -> SubmitFiles:
+        """Name those of a job's generation."""
+        name = JobName.parse(job.name)
+        return cls.of(config, name.generation if name is not None else 1)
+
     @property
     def config(self) -> Path:
         """The resolved configuration."""
         return self.directory / "mlip-job.yaml"
 
-    def script(self, suffix: str) -> Path:
-        """Return the script, whose suffix tells the kind of scheduler."""
-        return self.directory / f"submit.{suffix}"
-
     def log(self, scheduler: str, job_id: str) -> Path:
         """Return the log of a job."""
-        return self._of_job(scheduler, job_id, "log")
+        return self._of_id(scheduler, job_id, "log")
 
     def ended(self, scheduler: str, job_id: str) -> Path:
         """Return the record of how a job ended."""
-        return self._of_job(scheduler, job_id, "ended")
+        return self._of_id(scheduler, job_id, "ended")
 
     def cancelled(self, scheduler: str, job_id: str) -> Path:
         """Return the mark of a cancelled job, where the scheduler keeps none."""
-        return self._of_job(scheduler, job_id, "cancelled")
+        return self._of_id(scheduler, job_id, "cancelled")
 
-    def write(self, script: Path, text: str, config: JobConfig) -> None:
-        """Write the script and the configuration."""
+    def write(self, suffix: str, text: str, config: JobConfig) -> Path:
+        """Write the configuration and the script; return the script."""
         values = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        script = self.directory / f"submit.{suffix}"
         try:
             make_private_directory(self.directory)
             write_whole(self.config, values)
@@ -118,6 +117,7 @@ class SubmitFiles:
             raise ConfigError(
                 f"can't write to {self.directory}: {error.strerror}", hint="set work_dir"
             ) from None
+        return script
 
     def record(self, scheduler: str, job: SubmittedJob) -> None:
         """Record a job as the newest submission."""
@@ -131,6 +131,12 @@ class SubmitFiles:
         except (OSError, ValidationError):
             return None
 
+    def submitted(self, job_id: str) -> SubmittedJob | None:
+        """Return the job of an id, if it is one of the newest submission's."""
+        submission = self.submission()
+        jobs = submission.jobs if submission is not None else ()
+        return next((job for job in jobs if job.id == job_id), None)
+
     def how_it_ended(self, scheduler: str, job_id: str) -> Ended | None:
         """Return how a job, or a task of it, ended according to its script."""
         try:
@@ -138,8 +144,7 @@ class SubmitFiles:
         except (OSError, ValidationError):
             return None
 
-    def _of_job(self, scheduler: str, job_id: str, suffix: str) -> Path:
-        """Return a file of a job, whose id comes from a scheduler or a record."""
+    def _of_id(self, scheduler: str, job_id: str, suffix: str) -> Path:
         name = f"{scheduler}-{job_id}.{suffix}"
         if "/" in name or not is_relative(name):
             raise UnavailableError(f"{shown(job_id)} is no id of a job of {scheduler}")
@@ -150,15 +155,27 @@ class SubmitFiles:
         return self.directory / "submission.json"
 
 
-def recorded_generations(config: JobConfig, scheduler: str) -> set[int]:
+def recorded_jobs(
+    config: JobConfig, scheduler: str, family: str, generation: int
+) -> list[JobHandle]:
+    """Return the jobs of a generation's newest submission, if a scheduler got it from here."""
+    record = SubmitFiles.of(config, generation).submission()
+    if record is None or record.scheduler != scheduler:
+        return []
+    return [
+        JobHandle(scheduler, job.id, job.name)
+        for job in record.jobs
+        if (name := JobName.parse(job.name)) is not None
+        and name.generation == generation
+        and name.is_of(config, family)
+    ]
+
+
+def recorded_generations(config: JobConfig, scheduler: str, family: str) -> set[int]:
     """Return the generations whose newest submission went to a scheduler, from this directory."""
-    found = set()
-    for path in Path(config.work_dir).glob("gen_*"):
-        record = SubmitFiles(path).submission()
-        number = parse_generation_name(path.name)
-        if number is not None and record is not None and record.scheduler == scheduler:
-            found.add(number)
-    return found
+    names = (path.name for path in Path(config.work_dir).glob("gen_*"))
+    numbers = {n for n in map(parse_generation_name, names) if n is not None}
+    return {n for n in numbers if recorded_jobs(config, scheduler, family, n)}
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -221,7 +238,7 @@ def lines_of(
     """
     readers: dict[Path, _Reader] = {}
     while True:
-        over = ended is None or ended()  # asked first: what is printed meanwhile is read below
+        over = ended is None or ended()  # first: lines that are printed meanwhile are read below
         for path, prefix in logs().items():
             yield from readers.setdefault(path, _Reader(path, prefix)).more()
         if over:

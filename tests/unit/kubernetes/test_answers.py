@@ -207,7 +207,7 @@ def waiting_pod(
 @pytest.mark.parametrize(
     ("init", "native", "words"),
     [
-        ({"running": {}}, "PodInitializing", "init container vault runs"),
+        ({"running": {}}, "PodInitializing", "init container vault: running"),
         (
             {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}},
             "ImagePullBackOff",
@@ -245,7 +245,7 @@ def test_an_init_container_that_failed_is_named() -> None:
     failed = waiting_pod({"state": {"terminated": {"exitCode": 3, "message": "no token\n"}}})
     failed["status"]["phase"] = "Failed"
     ending = ending_of(failed)
-    assert ending.reason == ("init container vault failed with exit code 3: no token")
+    assert ending.reason == ("init container vault: exit code 3: no token")
     assert ending.exit_code is None
     assert ending.hint == "kubectl logs a -c vault has what it printed"
 

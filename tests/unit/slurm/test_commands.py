@@ -39,7 +39,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     monkeypatch.setenv("PATH", f"{bin_dir}:/usr/bin:/bin")
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
     monkeypatch.setattr(commands, "SUBMIT_RETRY_SECONDS", 5)
-    monkeypatch.setattr(commands, "_QUERY_RETRY_SECONDS", 3)
+    monkeypatch.setattr(commands, "QUERY_RETRY_SECONDS", 3)
 
     def put(name: str, lines: str) -> None:
         program = bin_dir / name

@@ -27,6 +27,7 @@ SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 _CONNECT_SECONDS, _ANSWER_SECONDS = 5.0, 30.0
 _PIECE_BYTES = 1 << 16
+_HEADERS = {"Accept": "application/json, */*", "Content-Type": "application/json"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Cluster:
     def create(self, manifest: Manifest) -> Manifest | None:
         """Create a Job or a ConfigMap and return it; None if its name is taken."""
         kind = manifest["kind"]
-        path = self._path({"Job": "jobs", "ConfigMap": "configmaps"}[kind])
+        path = self._path(f"{kind.lower()}s")
         # An unknown field is an error, as with kubectl, and not dropped silently.
         query = {"fieldValidation": "Strict", "fieldManager": "mlip-job"}
         return self._json(f"create the {kind}", "POST", path, query, manifest, none_for=(409,))
@@ -58,18 +59,18 @@ class Cluster:
 
     def jobs(self, labels: Mapping[str, str]) -> list[Manifest]:
         """Return the Jobs with these labels, the oldest first."""
-        return self._list("list Jobs", "jobs", labelSelector=_selector(labels))
+        selector = ",".join(f"{name}={value}" for name, value in labels.items())
+        return self._list("list Jobs", "jobs", labelSelector=selector)
 
     def pods(self, job: str) -> list[Manifest]:
         """Return a Job's pods, the oldest first."""
         # Labelled by the Job controller since Kubernetes 1.27.
-        selector = _selector({"batch.kubernetes.io/job-name": job})
+        selector = f"batch.kubernetes.io/job-name={job}"
         return self._list(f"list the pods of {job}", "pods", labelSelector=selector)
 
     def events(self, uid: str) -> list[Manifest]:
         """Return the recent events of an object."""
-        selector = f"involvedObject.uid={uid}"
-        return self._list("list events", "events", fieldSelector=selector)
+        return self._list("list events", "events", fieldSelector=f"involvedObject.uid={uid}")
 
     def delete_job(self, job: Manifest) -> None:
         """Delete this very Job, once its pods have ended within their grace period."""
@@ -126,9 +127,7 @@ class Cluster:
         none_for: tuple[int, ...] = (),
     ) -> Manifest | None:
         response = self._request(action, method, path, query or {}, body, none_for=none_for)
-        if response is None:
-            return None
-        content: Manifest = json.loads(response.data)
+        content: Manifest | None = None if response is None else json.loads(response.data)
         return content
 
     def _request(
@@ -142,16 +141,15 @@ class Cluster:
         none_for: tuple[int, ...],
         answer_seconds: float = _ANSWER_SECONDS,
     ) -> Any:
-        """Return the response; None for the statuses that the caller expects."""
+        """Return the response; None for the statuses in `none_for`."""
         from kubernetes.client import ApiException  # noqa: PLC0415 - takes a second
 
-        headers = {"Accept": "application/json, */*", "Content-Type": "application/json"}
         try:
             return self.client.call_api(
                 path,
                 method,
                 query_params=list(query.items()),
-                header_params=headers,
+                header_params=dict(_HEADERS),
                 body=body,
                 auth_settings=["BearerToken"],
                 _preload_content=False,
@@ -166,10 +164,6 @@ class Cluster:
             raise api_error(error.status, error.body, action) from None
         except _http_errors() as error:
             _raise_unreachable(action, error)
-
-
-def _selector(labels: Mapping[str, str]) -> str:
-    return ",".join(f"{name}={value}" for name, value in labels.items())
 
 
 # -- which cluster ---------------------------------------------------------------------------------
@@ -190,18 +184,13 @@ def connect(settings: KubernetesConfig) -> Cluster:
     configuration = client.Configuration()
     files = os.environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
     if any(name and Path(name).is_file() for name in files.split(os.pathsep)):
+        broken = (config.ConfigException, yaml.YAMLError, OSError, TypeError, AttributeError)
         try:
             contexts, active = config.list_kube_config_contexts(config_file=files)
             config.load_kube_config(
                 config_file=files, context=settings.context, client_configuration=configuration
             )
-        except (
-            config.ConfigException,
-            yaml.YAMLError,
-            OSError,
-            TypeError,
-            AttributeError,
-        ) as error:
+        except broken as error:
             raise ConfigError(
                 f"kubeconfig {files} can't be used: {' '.join(str(error).split())}",
                 hint="kubectl config get-contexts shows the contexts; choose one with "
@@ -236,8 +225,8 @@ _FORBIDDEN = re.compile(
     r'cannot (?P<verb>\w+) resource "(?P<resource>[^"]+)" in API group "(?P<group>[^"]*)"'
     r'(?: in the namespace "(?P<namespace>[^"]+)")?'
 )
-_BUSY = (429, 500, 502, 503, 504)
 _NO_NAMESPACE = re.compile(r'namespaces "(?P<namespace>[^"]+)" not found')
+_BUSY = (429, 500, 502, 503, 504)
 
 
 def api_error(status: int, body: str | bytes | None, action: str) -> MlipJobError:
@@ -246,6 +235,7 @@ def api_error(status: int, body: str | bytes | None, action: str) -> MlipJobErro
     `body` is Kubernetes' ``Status`` object, or the response of a proxy; `action` names the request.
     """
     text = _message(body)
+    failed = f"can't {action}: {text}"
     if status == HTTPStatus.FORBIDDEN:
         return _forbidden(text, action)
     if (missing := _NO_NAMESPACE.search(text)) is not None:
@@ -254,7 +244,6 @@ def api_error(status: int, body: str | bytes | None, action: str) -> MlipJobErro
             f"the cluster has no namespace {name}",
             hint=f"kubectl create namespace {name}, or set submit.kubernetes.namespace",
         )
-    failed = f"can't {action}: {text}"
     if status == HTTPStatus.CONFLICT:
         return ConflictError(failed)
     if status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY):
@@ -262,11 +251,11 @@ def api_error(status: int, body: str | bytes | None, action: str) -> MlipJobErro
         return ConfigError(f"Kubernetes rejects the manifest; {failed}", hint=hint)
     if status == HTTPStatus.UNAUTHORIZED:
         failed = f"the cluster does not accept these credentials; {failed}"
-        return UnavailableError(failed, hint="kubectl auth whoami tells who you are")
+        return UnavailableError(failed, hint="kubectl auth whoami shows the current user")
     return UnavailableError(f"{failed} (HTTP {status})", transient=status in _BUSY)
 
 
-def _forbidden(text: str, action: str) -> MlipJobError:
+def _forbidden(text: str, action: str) -> ConfigError:
     """Distinguish a missing permission, which a role can grant, from a refusal by admission."""
     match = _FORBIDDEN.search(text)
     if match is None:

@@ -39,8 +39,7 @@ shell's 126 and 127, containerd's 128 (StartError), runc's 255 (exec format erro
 _CONFIG_FILE = "mlip-job.yaml"
 _WORK_DIR = "/work"
 _LARGEST_CONFIG = 900_000  # bytes; the API server takes 1 MiB of data in a ConfigMap
-_GRACE_MARGIN_SECONDS = 20
-"""Pacemaker ends, TensorFlow releases its GPU, the interpreter ends."""
+_GRACE_MARGIN_SECONDS = 20  # pacemaker ends, TensorFlow releases its GPU, the interpreter ends
 
 
 def plan_job(request: JobRequest) -> Plan:
@@ -63,16 +62,19 @@ def plan_job(request: JobRequest) -> Plan:
             hint="docs/kubernetes.md says how to build one",
         )
     _require_visible(config)
+    architecture = {"kubernetes.io/arch": settings.architecture} if settings.architecture else {}
     text = _config_text(config)
     values = {
         "job": settings.model_dump(mode="json", exclude={"context", "without_gpu"}),
         "labels": _labels(request, settings),
-        "node_selector": _node_selector(settings),
+        # Labels of a node that can run the image.
+        "node_selector": architecture | settings.node_selector,
         "generation": request.generation,
         "ensemble": request.ensemble,
         # Not request.options: the same submission, made again to wait for it, is the same Job.
         "run_options": request.run_options,
-        "grace_period_seconds": _grace_period_seconds(request),
+        # The last checkpoint and the release of the claim may each take run.stop_timeout.
+        "grace_period_seconds": math.ceil(2 * config.run.stop_timeout) + _GRACE_MARGIN_SECONDS,
         "final_exit_codes": FINAL_EXIT_CODES,
     }
     # Without the version: the same submission by a newer version is the same Job.
@@ -107,14 +109,15 @@ def settings_of(request: JobRequest) -> KubernetesConfig:
 
 def _check(text: str, name: str, config: str) -> None:
     """Read the text as data: two documents of this name, and the configuration unchanged."""
+    problem = ""
     try:
-        documents = list(yaml.safe_load_all(text))
-        found = [(one["kind"], one["metadata"]["name"]) for one in documents]
-        unchanged = documents[0]["data"] == {_CONFIG_FILE: config}
-    except (yaml.YAMLError, KeyError, TypeError, IndexError) as error:
-        raise ConfigError(f"submit.kubernetes can't be written as YAML: {error}") from None
-    if found != [("ConfigMap", name), ("Job", name)] or not unchanged:
-        raise ConfigError("submit.kubernetes or the configuration can't be written as YAML")
+        config_map, job = yaml.safe_load_all(text)
+        names = {config_map["metadata"]["name"], job["metadata"]["name"]}
+        whole = names == {name} and config_map["data"] == {_CONFIG_FILE: config}
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        whole, problem = False, f": {error}"
+    if not whole:
+        raise ConfigError(f"submit.kubernetes can't be written as YAML{problem}")
 
 
 def _config_text(config: JobConfig) -> str:
@@ -145,36 +148,18 @@ def _labels(request: JobRequest, settings: KubernetesConfig) -> dict[str, str]:
     return labels
 
 
-def _node_selector(settings: KubernetesConfig) -> dict[str, str]:
-    """Return the labels of a node that can run the image."""
-    architecture = settings.architecture
-    own = {"kubernetes.io/arch": architecture} if architecture is not None else {}
-    return own | settings.node_selector
-
-
-def _grace_period_seconds(request: JobRequest) -> int:
-    """Return how long a pod has to stop.
-
-    The last checkpoint and the release of the claim may each take ``run.stop_timeout``.
-    """
-    return math.ceil(2 * request.config.run.stop_timeout) + _GRACE_MARGIN_SECONDS
-
-
 def _require_visible(config: JobConfig) -> None:
     """Check that pods see the database and the store, and can write the store."""
     settings = config.submit.kubernetes
-    mounts = [(claim.mount_path, claim.read_only) for claim in settings.claims] + [
+    mounts = [(claim.mount_path, claim.read_only) for claim in settings.claims]
+    mounts += [
         (str(mount.get("mountPath", "")).rstrip("/"), bool(mount.get("readOnly")))
         for mount in settings.volume_mounts
     ]
 
     def read_only(path: str) -> list[bool]:
         """Return of each mount that shows the path whether it is read-only."""
-        return [
-            mode
-            for directory, mode in mounts
-            if directory and f"{path}/".startswith(f"{directory}/")
-        ]
+        return [mode for top, mode in mounts if top and f"{path}/".startswith(f"{top}/")]
 
     database, store = _local_path(config.database.url), _local_path(config.storage.url)
     if database is not None and not read_only(database):
@@ -197,7 +182,5 @@ def _require_visible(config: JobConfig) -> None:
 
 def _local_path(url: str) -> str | None:
     """Return the path that a URL means, None for a server's."""
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        return url
-    return rest if scheme == "file" else None
+    scheme, separator, rest = url.rpartition("://")
+    return rest if not separator or scheme == "file" else None

@@ -38,11 +38,8 @@ if TYPE_CHECKING:
     from mlip_job.schedulers.kubernetes.manifest import Manifest
 
 _CREATE_TRIES = 5
-_DELETION_SECONDS = 120.0
-"""How long pods may take to disappear, beyond their grace period."""
-
-_PATIENCE_SECONDS = 300.0
-"""How long the cluster may be unavailable while a log is followed."""
+_DELETION_SECONDS = 120.0  # that pods may take to disappear, beyond their grace period
+_PATIENCE_SECONDS = 300.0  # that the cluster may be unavailable while a log is followed
 
 
 class KubernetesScheduler:
@@ -67,11 +64,11 @@ class KubernetesScheduler:
         self._silent_seconds = silent_seconds
 
     def plan(self, request: JobRequest) -> Plan:
-        """Return the manifests; see `Scheduler.plan`."""
+        """See `Scheduler.plan`; the text is the manifests."""
         return plan_job(request)
 
     def submit(self, plan: Plan) -> JobHandle:
-        """Create the Job of a plan and its ConfigMap, unless they exist; see `Scheduler.submit`.
+        """See `Scheduler.submit`.
 
         The Job comes first, to own the ConfigMap: deleting the Job, or its time to live, removes
         both. Its pod waits for the ConfigMap.
@@ -79,7 +76,7 @@ class KubernetesScheduler:
         manifests = from_yaml(plan.text)
         namespace = manifests["Job"]["metadata"].get("namespace") or self._cluster.namespace
         cluster = replace(self._cluster, namespace=namespace)
-        found = _active(cluster, plan, manifests["Job"])
+        found = _find_active(cluster, plan, manifests["Job"])
         job = found or _create(cluster, manifests["Job"], self._poll_seconds)
         owner = {key: job["metadata"][key] for key in ("name", "uid")}
         config_map = manifests["ConfigMap"]
@@ -95,26 +92,23 @@ class KubernetesScheduler:
         return JobHandle(self.name, f"{namespace}/{plan.name}", plan.name, found=found is not None)
 
     def find(self, family: str, generation: int) -> JobHandle | None:
-        """Return a generation's newest Job; see `Scheduler.find`."""
+        """See `Scheduler.find`."""
         job = newest_job(self._cluster.jobs(identifying_labels(family, generation)))
         return _handle(job) if job is not None else None
 
     def active(self, family: str, generation: int) -> Sequence[JobHandle]:
-        """Return the Jobs that have not ended, of submissions and releases; see `Scheduler.active`.
-
-        Those of the namespace whose labels name the family and the generation, and no others.
-        """
+        """See `Scheduler.active`; Jobs of submissions and releases, by their labels."""
         jobs = self._cluster.jobs(identifying_labels(family, generation))
         return [_handle(job) for job in jobs if not has_ended(job)]
 
     def generations(self, family: str) -> set[int]:
-        """Return the generations that the namespace has Jobs of; see `Scheduler.generations`."""
+        """See `Scheduler.generations`."""
         jobs = self._cluster.jobs({FAMILY_LABEL: family})
         names = (job["metadata"]["labels"].get(GENERATION_LABEL, "") for job in jobs)
         return {number for name in names if (number := parse_generation_name(name)) is not None}
 
     def status(self, handle: JobHandle) -> JobStatus:
-        """Return the status of a Job; see `Scheduler.status`."""
+        """See `Scheduler.status`."""
         cluster = self._cluster_of(handle)
         job = cluster.job(handle.name)
         if job is None:
@@ -129,7 +123,7 @@ class KubernetesScheduler:
         return status_of(job, cluster.pods(handle.name), events_of)
 
     def logs(self, handle: JobHandle, *, follow: bool) -> Iterator[str]:
-        """Yield the lines of all pods, one pod after the other; see `Scheduler.logs`.
+        """See `Scheduler.logs`; the lines of all pods, one pod after the other.
 
         With `follow`, until the Job has ended or is gone, or only containers are left that keep the
         pod of a run that has ended. An unavailable cluster is retried.
@@ -162,7 +156,7 @@ class KubernetesScheduler:
                 time.sleep(self._poll_seconds)
 
     def cancel(self, handle: JobHandle) -> None:
-        """Delete a Job that has not ended; see `Scheduler.cancel`."""
+        """See `Scheduler.cancel`; the Job is deleted."""
         cluster = self._cluster_of(handle)
         job = cluster.job(handle.name)
         if job is not None and not has_ended(job):
@@ -179,7 +173,7 @@ class KubernetesScheduler:
 def release_of(job: Manifest) -> str | None:
     """Return the Helm release that a Job belongs to; None for a Job of another maker.
 
-    What renders the chart without helm, as Argo CD does, keeps the labels.
+    Tools that render the chart without helm, such as Argo CD, keep the labels.
     """
     labels = job["metadata"].get("labels") or {}
     if labels.get("app.kubernetes.io/managed-by") != "Helm":
@@ -198,32 +192,30 @@ def _annotation(job: Manifest, name: str) -> str | None:
     return found
 
 
-# -- create ----------------------------------------------------------------------------------------
+def _same_submission(one: Manifest, other: Manifest) -> bool:
+    return _annotation(one, SPEC_HASH) == _annotation(other, SPEC_HASH)
 
 
-def _active(cluster: Cluster, plan: Plan, job: Manifest) -> Manifest | None:
-    """Return the Job that a plan became, unless it has ended."""
+def _find_active(cluster: Cluster, plan: Plan, job: Manifest) -> Manifest | None:
+    """Return the Job of this submission, unless it has ended."""
     family, generation = plan.request.config.family, plan.request.generation
-    name = generation_name(generation)
-    active = [
-        other
-        for other in cluster.jobs(identifying_labels(family, generation))
-        if not has_ended(other)
-    ]
+    name, namespace = generation_name(generation), cluster.namespace
+    jobs = cluster.jobs(identifying_labels(family, generation))
+    active = [other for other in jobs if not has_ended(other)]
     for other in active:
-        where = f"Job {other['metadata']['name']} in namespace {cluster.namespace}"
+        where = f"Job {other['metadata']['name']} in namespace {namespace}"
         if other["metadata"].get("deletionTimestamp"):
             raise ConflictError(
                 f"{name} of {family} is being cancelled: {where}",
                 hint="submit again once it is gone",
             )
-        if _annotation(other, SPEC_HASH) == _annotation(job, SPEC_HASH):
+        if _same_submission(other, job):
             continue
         if (release := release_of(other)) is not None:
             raise ConflictError(
                 f"{name} of {family} was installed with Helm, as release {release}: {where} is "
                 "pending or running",
-                hint=f"helm uninstall {release} --namespace {cluster.namespace}, or wait for it",
+                hint=f"helm uninstall {release} --namespace {namespace}, or wait for it",
             )
         raise ConflictError(
             f"{name} of {family} was submitted before, with other settings: {where}",
@@ -241,7 +233,7 @@ def _create(cluster: Cluster, job: Manifest, poll_seconds: float) -> Manifest:
         other = cluster.job(name)
         if other is None:
             continue
-        if _annotation(other, SPEC_HASH) != _annotation(job, SPEC_HASH):
+        if not _same_submission(other, job):
             raise ConflictError(
                 f"namespace {cluster.namespace} has a Job {name} that is not mlip-job's",
                 hint=f"kubectl delete job {name}, if nobody needs it",
@@ -269,8 +261,6 @@ def _wait_until_gone(cluster: Cluster, job: Manifest, poll_seconds: float) -> No
     )
 
 
-# -- logs ------------------------------------------------------------------------------------------
-
 # Go's RFC3339Nano, in UTC or in the node's time zone.
 _LINE = re.compile(
     r"(?P<seconds>[\d-]{10}T[\d:]{8})(\.(?P<fraction>\d+))?(?P<zone>Z|[+-]\d\d:\d\d)"
@@ -287,8 +277,7 @@ class _PodLog:
         self.complete = False
         self._cluster = cluster
         self._pod = pod["metadata"]["name"]
-        annotations = pod["metadata"].get("annotations") or {}
-        index = annotations.get("batch.kubernetes.io/job-completion-index")
+        index = _annotation(pod, "batch.kubernetes.io/job-completion-index")
         self._prefix = "" if index is None else f"[{index}] "
         self._time = ""
         self._lines_of_time = 0

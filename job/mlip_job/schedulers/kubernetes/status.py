@@ -1,6 +1,6 @@
 """From a Job, its pods and their events to a `JobStatus`.
 
-Reasons are Kubernetes' own messages, or the run's; hints say what to do where that is known.
+Reasons are the messages of Kubernetes or of the run; hints say what to do where that is known.
 """
 
 from __future__ import annotations
@@ -27,63 +27,40 @@ GONE = JobStatus(
     "mlip-job list shows whether the generation is published",
 )
 
-# By the reason that Kubernetes gives for a pod that is pending or has ended.
+_NEXT_POD = "nothing: Kubernetes starts another pod, which resumes from the checkpoint"
+# Searched in "REASON: MESSAGE" of a pod that is pending or has ended; the first match counts.
 _HINTS: Mapping[str, str] = {
-    "Unschedulable": "wait, or request less: submit.kubernetes.gpus, cpu, memory, work_size, "
+    # Messages of the kernel by runc, of containerd and of Docker.
+    "(?i)exec format error|no match for platform|no matching manifest for": "the image is not "
+    "built for the node's architecture: use one that is, or set submit.kubernetes.architecture",
+    "exceeded quota": "wait for other jobs to end, request less, or ask for a larger quota",
+    r"failed quota.* must specify .*\blimits\.cpu\b": "cancel it, set submit.kubernetes.cpu_limit, "
+    "and submit it again",
+    "failed quota.* must specify": "every container of the pod has to state it, injected ones too",
+    "violates PodSecurity": "remove what submit.kubernetes.volumes or a webhook adds to the pod",
+    "^Unschedulable": "wait, or request less: submit.kubernetes.gpus, cpu, memory, work_size, "
     "node_selector",
-    "ErrImagePull": "check submit.kubernetes.image, and image_pull_secrets for a private registry",
-    "InvalidImageName": "check submit.kubernetes.image",
-    "ErrImageNeverPull": "check submit.kubernetes.image and the admission webhooks",
-    "CreateContainerConfigError": "create the Secret that it names, or correct "
+    "^(ErrImagePull|ImagePullBackOff|RegistryUnavailable)": "check submit.kubernetes.image, and "
+    "image_pull_secrets for a private registry",
+    "^(InvalidImageName|ErrImageNeverPull)": "check submit.kubernetes.image",
+    "^CreateContainerConfigError": "create the Secret that it names, or correct "
     "submit.kubernetes.secrets",
-    "RunContainerError": "check the image: its entry point has to be mlip-job",
-    "FailedMount": "create what it names; the same submission again restores a lost ConfigMap",
-    "DeadlineExceeded": "raise submit.kubernetes.active_deadline_seconds",
-    "OOMKilled": "raise submit.kubernetes.memory, or lower training.batch_size",
-    "Evicted": "raise submit.kubernetes.work_size or memory, whichever it names",
-    "DisruptionTarget": "nothing: Kubernetes starts another pod, which resumes from the checkpoint",
-}
-_SAME = {
-    "ImagePullBackOff": "ErrImagePull",
-    "RegistryUnavailable": "ErrImagePull",
-    "FailedAttachVolume": "FailedMount",
-    "StartError": "RunContainerError",  # containerd's reason for an ended container
-    "ContainerCannotRun": "RunContainerError",  # Docker's
-}
-# By the text of a message; the first match counts.
-_HINTS_BY_MESSAGE: Sequence[tuple[re.Pattern[str], str]] = (
-    (
-        # Messages of the kernel by runc, of containerd and of Docker.
-        re.compile("(?i)exec format error|no match for platform|no matching manifest for"),
-        "the image is not built for the node's architecture: use one that is, or set "
-        "submit.kubernetes.architecture to the image's",
-    ),
-    (
-        re.compile("exceeded quota"),
-        "wait for other jobs to end, request less, or ask for a larger quota",
-    ),
-    (
-        re.compile(r"failed quota.* must specify .*\blimits\.cpu\b"),
-        "cancel it, set submit.kubernetes.cpu_limit, and submit it again",
-    ),
-    (
-        re.compile("failed quota.* must specify"),
-        "every container of the pod has to state it, injected ones too",
-    ),
-    (
-        re.compile("violates PodSecurity"),
-        "remove what submit.kubernetes.volumes or a webhook adds to the pod",
-    ),
-)
-_HINTS_BY_CODE: Mapping[int, str] = {
-    70: "mlip-job logs has the end of the log; the same submission resumes from the checkpoint",
-    71: "check submit.kubernetes.gpu_resource, runtime_class, and the driver on the node",
-    75: _HINTS["DisruptionTarget"],
-    126: _HINTS["RunContainerError"],
-    127: _HINTS["RunContainerError"],
+    # The reasons of the kubelet, containerd and Docker, and the shell's exit codes.
+    "^(RunContainerError|StartError|ContainerCannotRun)|exit code 12[67]:": "check the image: its "
+    "entry point has to be mlip-job",
+    "^(FailedMount|FailedAttachVolume)": "create what it names; the same submission again restores "
+    "a lost ConfigMap",
+    "^DeadlineExceeded": "raise submit.kubernetes.active_deadline_seconds",
+    "^OOMKilled": "raise submit.kubernetes.memory, or lower training.batch_size",
+    "^Evicted": "raise submit.kubernetes.work_size or memory, whichever it names",
+    "exit code 70:": "mlip-job logs has the end of the log; the same submission resumes from the "
+    "checkpoint",
+    "exit code 71:": "check submit.kubernetes.gpu_resource, runtime_class, and the driver on the "
+    "node",
+    "exit code 75:": _NEXT_POD,
 }
 # Events that explain more than the state of their pod or Job.
-_TELLING = ("FailedCreate", "FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")
+_EXPLAINING = ("FailedCreate", "FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")
 _PREPARING = ("ContainerCreating", "PodInitializing")
 
 
@@ -92,17 +69,20 @@ def status_of(job: Manifest, pods: Sequence[Manifest], events_of: EventsOf) -> J
 
     `events_of` is called only where events may explain why nothing runs.
     """
+    ensemble = job["spec"].get("completionMode") == "Indexed"
     if _condition(job, "Complete") is not None:
-        return _succeeded(job, pods)
+        done = [pod for pod in pods if phase_of(pod) == "Succeeded"]
+        reason = ending_of(done[-1]).reason if done else "done"
+        if ensemble:
+            reason = f"all {job['spec']['completions']} members are done"
+        return JobStatus(JobState.SUCCEEDED, "Complete", reason, None, 0)
     if (failed := _condition(job, "Failed")) is not None:
         return _failed(failed, pods)
     if job["metadata"].get("deletionTimestamp"):
         return JobStatus(
             JobState.RUNNING, "Terminating", "it is being cancelled; its pod stores a checkpoint"
         )
-    if job["spec"].get("completionMode") == "Indexed":
-        return _of_members(job, pods, events_of)
-    return _of_newest(job, pods, events_of)
+    return (_of_members if ensemble else _of_newest)(job, pods, events_of)
 
 
 def has_ended(job: Manifest) -> bool:
@@ -148,37 +128,34 @@ def ending_of(pod: Manifest) -> JobStatus:
     if disruption is not None:
         native = str(disruption.get("reason") or "DisruptionTarget")
         text = f"it was disrupted: {disruption.get('message') or native}"
-        return _ended(native, text, code, _HINTS["DisruptionTarget"])
+        return _ended(native, text, code, _NEXT_POD)
     if native == "OOMKilled":
-        limit = _own(pod.get("spec", {}).get("containers")).get("resources", {}).get("limits", {})
-        text = f"it used more memory than its limit of {limit.get('memory')}"
-        return _ended("OOMKilled", text, code)
+        own = _own(pod.get("spec", {}).get("containers"))
+        limit = own.get("resources", {}).get("limits", {}).get("memory")
+        return _ended(native, f"it used more memory than its limit of {limit}", code)
     if code is None:
-        return _not_started(pod)
-    said, hint = _termination_message(terminated)
+        text = str(status.get("message") or "the pod's node does not report")
+        native, text, hint = _init_container(pod) or (status.get("reason") or "Failed", text, None)
+        return _ended(str(native), text, hint=hint)
+    message, hint = _termination_message(terminated)
     if code == 0:
-        return JobStatus(JobState.SUCCEEDED, native or "Completed", said or "done", None, 0)
-    # A program that can't be executed is an error of the node; its message is not the run's.
-    reason = f"exit code {code}: {meaning_of(code).reason}{': ' + said if said else ''}"
+        return JobStatus(JobState.SUCCEEDED, native or "Completed", message or "done", None, 0)
+    reason = f"exit code {code}: {meaning_of(code).reason}{': ' + message if message else ''}"
     return _ended(native or "Error", reason, code, hint)
 
 
 # -- the Job ---------------------------------------------------------------------------------------
 
 
-def _succeeded(job: Manifest, pods: Sequence[Manifest]) -> JobStatus:
-    done = [pod for pod in pods if phase_of(pod) == "Succeeded"]
-    reason = ending_of(done[-1]).reason if done else "done"
-    if job["spec"].get("completionMode") == "Indexed":
-        reason = f"all {job['spec']['completions']} members are done"
-    return JobStatus(JobState.SUCCEEDED, "Complete", reason, None, 0)
-
-
 def _failed(condition: Mapping[str, Any], pods: Sequence[Manifest]) -> JobStatus:
     """Return how the last pod failed by itself; else what the Job's condition says."""
     native = str(condition.get("reason", "Failed"))
     message = str(condition.get("message") or "it failed")
-    own = [pod for pod in pods if phase_of(pod) == "Failed" and not _is_disrupted(pod)]
+    own = [
+        pod
+        for pod in pods
+        if phase_of(pod) == "Failed" and _condition(pod, "DisruptionTarget") is None
+    ]
     if native == "DeadlineExceeded" or not own:
         return _ended(native, message)
     last = ending_of(own[-1])
@@ -190,9 +167,8 @@ def _failed(condition: Mapping[str, Any], pods: Sequence[Manifest]) -> JobStatus
 def _of_newest(job: Manifest, pods: Sequence[Manifest], events_of: EventsOf) -> JobStatus:
     """Return the status of a Job with one pod at a time."""
     if not pods or phase_of(pods[-1]) in ("Succeeded", "Failed"):
-        return _between(job, pods, events_of)
-    newest, before = pods[-1], _before(pods[:-1])
-    phase = phase_of(newest)
+        return _without_pod(job, pods, events_of)
+    newest, phase = pods[-1], phase_of(pods[-1])
     if newest["metadata"].get("deletionTimestamp"):
         status = JobStatus(JobState.RUNNING, "Terminating", "its pod is stopping")
     elif phase == "Running" and _end_of_run(newest):
@@ -200,22 +176,33 @@ def _of_newest(job: Manifest, pods: Sequence[Manifest], events_of: EventsOf) -> 
     elif phase == "Running":
         status = JobStatus(JobState.RUNNING, "Running")
     elif phase == "Pending":
-        status = _wait_of_pod(newest, events_of(newest["metadata"]["uid"]))
+        status = _pending_pod(newest, events_of(newest["metadata"]["uid"]))
     else:
         return JobStatus(JobState.UNKNOWN, phase, "the pod's node does not report", "wait")
-    return replace(status, reason="; ".join(filter(None, (before, status.reason))) or None)
+    return _after_attempts(status, pods[:-1])
 
 
-def _between(job: Manifest, pods: Sequence[Manifest], events_of: EventsOf) -> JobStatus:
+def _without_pod(job: Manifest, pods: Sequence[Manifest], events_of: EventsOf) -> JobStatus:
     """Return why a Job that has not ended has no pod."""
-    if pods and not job["spec"].get("suspend"):
+    name, suspended = job["metadata"]["name"], job["spec"].get("suspend")
+    if pods and not suspended:
         ending = ending_of(pods[-1])
         if ending.exit_code == 0:
             return JobStatus(JobState.RUNNING, "Completing", ending.reason)
         reason = f"attempt {len(pods)} ended, {ending.reason}; another one follows"
         return JobStatus(JobState.PENDING, ending.native, reason, ending.hint)
-    status = _wait_of_job(job, events_of(job["metadata"]["uid"]))
-    return replace(status, reason="; ".join(filter(None, (_before(pods), status.reason))))
+    queue = job["metadata"].get("labels", {}).get(QUEUE_LABEL)
+    if suspended and queue is not None:
+        hint = "kubectl get workloads says why; if there are none, Kueue or the queue is missing"
+        status = _pending("Suspended", f"it is pending in Kueue's queue {queue}", hint)
+    elif suspended:
+        hint = f'kubectl patch job {name} -p \'{{"spec":{{"suspend":false}}}}\' starts it'
+        status = _pending("Suspended", "the Job is suspended", hint)
+    elif (event := _explaining(events_of(job["metadata"]["uid"]))) is not None:
+        status = event
+    else:
+        status = _pending("NoPod", "it has no pod yet", f"kubectl describe job {name}")
+    return _after_attempts(status, pods)
 
 
 def _of_members(job: Manifest, pods: Sequence[Manifest], events_of: EventsOf) -> JobStatus:
@@ -235,8 +222,7 @@ def _of_members(job: Manifest, pods: Sequence[Manifest], events_of: EventsOf) ->
     if running:
         return JobStatus(JobState.RUNNING, "Running", reason)
     status = _of_newest(job, [*started, *pending][-1:], events_of)
-    told = "; ".join(filter(None, (reason, status.reason)))
-    return JobStatus(status.state, status.native, told, status.hint)
+    return replace(status, reason=_joined(reason, status.reason), exit_code=None)
 
 
 def _completing(pod: Manifest) -> JobStatus:
@@ -245,161 +231,115 @@ def _completing(pod: Manifest) -> JobStatus:
     code = ending.exit_code
     if not others:  # native sidecars, which the kubelet stops
         return JobStatus(JobState.RUNNING, "Completing", ending.reason, None, code)
-    told = ending.reason if code else f"exit code 0: {ending.reason}"
+    end = ending.reason if code else f"exit code 0: {ending.reason}"
     return JobStatus(
         ending.state if is_kept(pod) else JobState.RUNNING,
         "NotReady",  # as kubectl shows it
-        f"the run has ended, {told}; the container {others} still runs and keeps the pod",
+        f"the run has ended, {end}; the container {others} still runs and keeps the pod",
         "mlip-job cancel deletes the Job; docs/kubernetes.md, Side containers, says how to have "
         "such a container end with the run",
         code,
     )
 
 
-def _before(pods: Sequence[Manifest]) -> str | None:
-    """Say how the previous attempt ended."""
+def _after_attempts(status: JobStatus, pods: Sequence[Manifest]) -> JobStatus:
+    """Add how the last of the earlier pods ended."""
     ended = [pod for pod in pods if phase_of(pod) == "Failed"]
-    return f"attempt {len(ended)} ended, {ending_of(ended[-1]).reason}" if ended else None
+    before = f"attempt {len(ended)} ended, {ending_of(ended[-1]).reason}" if ended else None
+    return replace(status, reason=_joined(before, status.reason))
+
+
+def _joined(*reasons: str | None) -> str | None:
+    return "; ".join(filter(None, reasons)) or None
 
 
 def _count_indexes(text: str) -> int:
     """Return how many numbers there are in ``1,3-5``."""
-    count = 0
-    for part in filter(None, text.split(",")):
-        first, _, last = part.partition("-")
-        count += int(last or first) - int(first) + 1
-    return count
+    ends = [part.partition("-") for part in text.split(",") if part]
+    return sum(int(last or first) - int(first) + 1 for first, _, last in ends)
 
 
-# -- why nothing runs ------------------------------------------------------------------------------
+# -- pods ------------------------------------------------------------------------------------------
 
 
-def _wait_of_job(job: Manifest, events: Sequence[Manifest]) -> JobStatus:
-    """Return why a Job has no pod."""
-    name = job["metadata"]["name"]
-    if job["spec"].get("suspend"):
-        queue = job["metadata"].get("labels", {}).get(QUEUE_LABEL)
-        if queue is None:
-            hint = f'kubectl patch job {name} -p \'{{"spec":{{"suspend":false}}}}\' starts it'
-            return _pending("Suspended", "the Job is suspended", hint)
-        hint = "kubectl get workloads says why; if there are none, Kueue or the queue is missing"
-        return _pending("Suspended", f"it is pending in Kueue's queue {queue}", hint)
-    if (event := _last(events)) is None:
-        return _pending("NoPod", "it has no pod yet", f"kubectl describe job {name}")
-    return _pending(str(event["reason"]), str(event.get("message", "")))
-
-
-def _wait_of_pod(pod: Manifest, events: Sequence[Manifest]) -> JobStatus:
-    """Return why a pod is pending."""
-    for condition in pod.get("status", {}).get("conditions") or ():
-        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
-            return _pending(str(condition.get("reason")), str(condition.get("message", "")))
-    name = pod["metadata"]["name"]
-    init = _blocking_init_container(pod)
-    if init is not None and (status := _wait_of_init_container(name, *init)) is not None:
-        return status
-    containers = pod.get("status", {}).get("containerStatuses") or ()
+def _pending_pod(pod: Manifest, events: Sequence[Manifest]) -> JobStatus:
+    """Return why a pod is pending, in the words of the scheduler or the kubelet."""
+    name, spec, status = pod["metadata"]["name"], pod.get("spec", {}), pod.get("status", {})
+    if (condition := _condition(pod, "PodScheduled", "False")) is not None:
+        return _pending(str(condition.get("reason")), str(condition.get("message", "")))
+    if (init := _init_container(pod)) is not None:
+        return _pending(*init)
+    containers = status.get("containerStatuses") or ()
     for container in sorted(containers, key=lambda one: bool(one["name"] != CONTAINER)):
-        if waiting := (container.get("state") or {}).get("waiting"):
-            event = _last(events) if waiting.get("reason") in _PREPARING else None
-            if event is not None:
-                return _pending(str(event["reason"]), str(event.get("message", "")))
-            if container["name"] == CONTAINER:
-                return _waiting("", waiting)
-            return _waiting(
-                f"container {container['name']}", waiting, f"kubectl describe pod {name}"
-            )
-    node = pod.get("spec", {}).get("nodeName")
+        if not (waiting := (container.get("state") or {}).get("waiting")):
+            continue
+        native = str(waiting.get("reason"))
+        if native in _PREPARING and (event := _explaining(events)) is not None:
+            return event
+        reason = ": ".join(filter(None, (native, waiting.get("message"))))
+        if container["name"] == CONTAINER:
+            return _pending(native, reason)
+        hint = f"kubectl describe pod {name}"
+        return _pending(native, f"container {container['name']}: {reason}", hint)
+    node = spec.get("nodeName")
     return _pending("Pending", f"on node {node}" if node else "no node is chosen yet")
 
 
-def _wait_of_init_container(pod: str, name: str, state: Mapping[str, Any]) -> JobStatus | None:
-    """Return why the run waits for an init container; None while the pod is being prepared."""
-    hint = f"kubectl logs {pod} -c {name} has what it printed"
-    if "running" in state:
-        return _pending("PodInitializing", f"init container {name} runs", hint)
-    if (ended := state.get("terminated")) is not None and ended.get("exitCode"):
-        code = ended["exitCode"]
-        return _pending("Init:Error", f"init container {name}: exit code {code}", hint)
-    waiting = state.get("waiting")
-    if waiting and waiting.get("reason") not in _PREPARING:
-        return _waiting(f"init container {name}", waiting, hint)
-    return None
+def _init_container(pod: Manifest) -> tuple[str, str, str] | None:
+    """Return native state, reason and hint of the init container that keeps the run from starting.
 
-
-def _waiting(prefix: str, waiting: Mapping[str, Any], hint: str | None = None) -> JobStatus:
-    """Return the status for a container that waits, in the kubelet's words."""
-    native = str(waiting.get("reason"))
-    said = ": ".join(filter(None, (prefix, native, str(waiting.get("message") or ""))))
-    return _pending(native, said, hint)
-
-
-def _blocking_init_container(pod: Manifest) -> tuple[str, Mapping[str, Any]] | None:
-    """Return name and state of the init container that the run waits for, or None.
-
-    A native sidecar has to start; any other one has to end with 0.
+    A native sidecar has to start, any other one to end with 0. None if there is no such container,
+    or the kubelet still prepares it.
     """
     declared = pod.get("spec", {}).get("initContainers") or ()
     sidecars = [one["name"] for one in declared if one.get("restartPolicy") == "Always"]
     for container in pod.get("status", {}).get("initContainerStatuses") or ():
-        state, name = _present(container.get("state")), str(container["name"])
-        succeeded = (state.get("terminated") or {}).get("exitCode") == 0
-        if not (container.get("started") if name in sidecars else succeeded):
-            return name, state
+        name, states = container["name"], _present(container.get("state"))
+        kind = next(iter(states), "waiting")
+        about: Mapping[str, Any] = states.get(kind, {})
+        if container.get("started") if name in sidecars else about.get("exitCode") == 0:
+            continue
+        native, state = {
+            "running": ("PodInitializing", "running"),
+            "terminated": ("Init:Error", f"exit code {about.get('exitCode')}"),
+        }.get(kind, (str(about.get("reason")), about.get("reason")))
+        if state is None or state in _PREPARING:
+            return None
+        message = " ".join(str(about.get("message") or "").split())
+        reason = ": ".join(filter(None, (f"init container {name}", state, message)))
+        hint = f"kubectl logs {pod['metadata']['name']} -c {name} has what it printed"
+        return native, reason, hint
     return None
 
 
-def _last(events: Sequence[Manifest]) -> Manifest | None:
-    """Return the newest event that says more than a state."""
+def _explaining(events: Sequence[Manifest]) -> JobStatus | None:
+    """Return the status by the newest event that says more than a state."""
 
     def seen(event: Manifest) -> str:
         """Return when it was last seen; the field depends on who wrote it."""
         created = event["metadata"].get("creationTimestamp")
         return str(event.get("lastTimestamp") or event.get("eventTime") or created)
 
-    telling = [event for event in events if event.get("reason") in _TELLING]
-    return max(telling, key=seen, default=None)
+    known = [event for event in events if event.get("reason") in _EXPLAINING]
+    if not known:
+        return None
+    newest = max(known, key=seen)
+    return _pending(str(newest["reason"]), str(newest.get("message", "")))
 
 
 def _pending(native: str, reason: str, hint: str | None = None) -> JobStatus:
     return JobStatus(JobState.PENDING, native, reason, hint or _hint(native, reason))
 
 
-# -- how a pod ended -------------------------------------------------------------------------------
-
-
 def _ended(
     native: str, reason: str, exit_code: int | None = None, hint: str | None = None
 ) -> JobStatus:
-    hint = hint or _hint(native, reason) or _HINTS_BY_CODE.get(exit_code or 0)
-    return JobStatus(JobState.FAILED, native, reason, hint, exit_code)
+    return JobStatus(JobState.FAILED, native, reason, hint or _hint(native, reason), exit_code)
 
 
-def _hint(native: str, message: str) -> str | None:
-    for pattern, hint in _HINTS_BY_MESSAGE:
-        if pattern.search(message):
-            return hint
-    return _HINTS.get(_SAME.get(native, native))
-
-
-def _not_started(pod: Manifest) -> JobStatus:
-    """Return how a pod ended whose run never started: at its init container, or its node."""
-    status = pod.get("status", {})
-    name, state = _blocking_init_container(pod) or ("", {})
-    if (ended := state.get("terminated")) is None:
-        message = str(status.get("message") or "the pod's node does not report")
-        return _ended(str(status.get("reason") or "Failed"), message)
-    said = " ".join(str(ended.get("message") or "no message").split())
-    return _ended(
-        "Init:Error",
-        f"init container {name} failed with exit code {ended.get('exitCode')}: {said}",
-        hint=f"kubectl logs {pod['metadata']['name']} -c {name} has what it printed",
-    )
-
-
-def _is_disrupted(pod: Manifest) -> bool:
-    """Tell whether the cluster ended a pod, so that it does not count as a failure."""
-    return _condition(pod, "DisruptionTarget") is not None
+def _hint(native: str, reason: str) -> str | None:
+    text = f"{native}: {reason}"
+    return next((hint for pattern, hint in _HINTS.items() if re.search(pattern, text)), None)
 
 
 def _termination_message(terminated: Mapping[str, Any]) -> tuple[str, str | None]:
@@ -430,7 +370,7 @@ def _others_running(pod: Manifest) -> list[str]:
 
 def _own(containers: Sequence[Mapping[str, Any]] | None) -> Mapping[str, Any]:
     """Return the run's container of several."""
-    return next((one for one in containers or () if one.get("name") == CONTAINER), {})
+    return next((one for one in containers or () if one["name"] == CONTAINER), {})
 
 
 def _present(state: Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -438,9 +378,7 @@ def _present(state: Mapping[str, Any] | None) -> Mapping[str, Any]:
     return {key: value for key, value in (state or {}).items() if value is not None}
 
 
-def _condition(object_: Manifest, kind: str) -> Mapping[str, Any] | None:
-    for condition in object_.get("status", {}).get("conditions") or ():
-        if condition.get("type") == kind and condition.get("status") == "True":
-            found: Mapping[str, Any] = condition
-            return found
-    return None
+def _condition(object_: Manifest, kind: str, status: str = "True") -> Mapping[str, Any] | None:
+    conditions: Sequence[Mapping[str, Any]] = object_.get("status", {}).get("conditions") or ()
+    matching = (c for c in conditions if (c.get("type"), c.get("status")) == (kind, status))
+    return next(matching, None)

@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING
 
 from mlip_job.errors import ConfigError, UnavailableError
 from mlip_job.retries import retrying
-from mlip_job.schedulers.slurm.states import SECTION, Task, is_live, refusal
+from mlip_job.schedulers.slurm.states import SECTION, Task, refusal, state_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
-_TIMEOUT_SECONDS = 60.0
 SUBMIT_RETRY_SECONDS = 60.0
 """How long a submission is retried while the controller is unavailable."""
-_QUERY_RETRY_SECONDS = 10.0  # a person waits for the answer
+QUERY_RETRY_SECONDS = 10.0
+"""The same for a query: a person waits for the answer."""
 
-# What the commands print while the controller is busy, restarts or can't be reached.
+_TIMEOUT_SECONDS = 60.0
+# Printed while the controller is busy, restarts or can't be reached.
 _TRANSIENT = re.compile(
     "unable to contact slurm controller|socket timed out|connection (refused|timed out|reset)|"
     "communication connection failure|zero bytes were transmitted|"
@@ -37,12 +38,12 @@ _KEPT_VARIABLES = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
 
 
 class SlurmError(UnavailableError):
-    """A failed command of Slurm; `said` is its output."""
+    """A failed command of Slurm, with its output."""
 
-    def __init__(self, program: str, said: str, *, transient: bool) -> None:
-        self.said = said
+    def __init__(self, program: str, output: str, *, transient: bool) -> None:
+        self.output = output
         super().__init__(
-            f"{program} failed: {said or 'it printed nothing'}",
+            f"{program} failed: {output or 'it printed nothing'}",
             hint="scontrol ping tells whether the controller answers",
             transient=transient,
         )
@@ -63,9 +64,9 @@ def submit(script: Path, name: str, *, section: str = SECTION) -> str:
     """
 
     def attempt() -> str:
-        live = (job.id for job in my_jobs() if job.name == name and is_live(job))
-        if (job_id := next(live, None)) is not None:
-            return job_id.partition("_")[0]
+        for job in _squeue("--me"):
+            if job.name == name and state_of(job.state).active:
+                return job.id.partition("_")[0]
         return _read_id(_run("sbatch", "--parsable", str(script)))
 
     try:
@@ -73,29 +74,33 @@ def submit(script: Path, name: str, *, section: str = SECTION) -> str:
     except SlurmError as error:
         if error.transient:
             raise
-        raise refusal(error.said, section) from None
+        raise refusal(error.output, section) from None
 
 
 def my_jobs(retry_seconds: float | None = None) -> list[Task]:
     """Return the caller's jobs that the controller still knows; of an array, each task."""
-    patience = _QUERY_RETRY_SECONDS if retry_seconds is None else retry_seconds
+    patience = QUERY_RETRY_SECONDS if retry_seconds is None else retry_seconds
     return retrying(lambda: _squeue("--me"), patience)
 
 
 def queued(job_id: str) -> list[Task]:
     """Return a job's tasks by the queue; none if it does not know the job (any more)."""
-    return _unless_unknown(lambda: _squeue(*_select(job_id)))
+    number, cluster = _split(job_id)
+    return _unless_unknown(lambda: _squeue(*cluster, f"--jobs={number}"))
 
 
 def accounted(job_id: str) -> list[Task]:
     """Return a job's tasks by the accounting; none without accounting."""
+    number, cluster = _split(job_id)
     columns = ("--noheader", "--parsable2", "--allocations", "--format=JobID,State,ExitCode")
     try:
-        text = _query("sacct", *columns, *_select(job_id))
+        text = retrying(
+            lambda: _run("sacct", *columns, *cluster, f"--jobs={number}"), QUERY_RETRY_SECONDS
+        )
     except (SlurmError, ConfigError):
         return []  # many sites have none, and its daemon is often down
     rows = (line.split("|") for line in text.splitlines() if line.count("|") == 2)  # noqa: PLR2004
-    # "CANCELLED by 1000"
+    # A state may be "CANCELLED by 1000".
     return [
         Task(job, state.split()[0], None, _exit_code(code)) for job, state, code in rows if state
     ]
@@ -103,26 +108,26 @@ def accounted(job_id: str) -> list[Task]:
 
 def controlled(job_id: str) -> list[Task]:
     """Return a job's tasks by the controller; none once it has forgotten the job."""
-    *cluster, number = _select(job_id)
-    show = ("--oneliner", "show", "job", number.partition("=")[2])
-    return _unless_unknown(lambda: list(_records(_run("scontrol", *cluster, *show))))
+    number, cluster = _split(job_id)
+
+    def show() -> list[Task]:
+        text = _run("scontrol", *cluster, "--oneliner", "show", "job", number)
+        return [task for line in text.splitlines() if (task := _record(line)) is not None]
+
+    return _unless_unknown(show)
 
 
 def cancel(job_id: str) -> None:
     """End a job: a pending one at once, a running one after KillWait at the latest."""
-    *cluster, number = _select(job_id)
-    _query("scancel", *cluster, number.partition("=")[2])
-
-
-def _query(program: str, *arguments: str) -> str:
-    return retrying(lambda: _run(program, *arguments), _QUERY_RETRY_SECONDS)
+    number, cluster = _split(job_id)
+    retrying(lambda: _run("scancel", *cluster, number), QUERY_RETRY_SECONDS)
 
 
 def _unless_unknown(ask: Callable[[], list[Task]]) -> list[Task]:
     try:
-        return retrying(ask, _QUERY_RETRY_SECONDS)
+        return retrying(ask, QUERY_RETRY_SECONDS)
     except SlurmError as error:
-        if "Invalid job id" in error.said:
+        if "Invalid job id" in error.output:
             return []
         raise
 
@@ -152,8 +157,8 @@ def _run(program: str, *arguments: str) -> str:
         raise SlurmError(program, "no answer", transient=True) from None
     if done.returncode == 0:
         return done.stdout
-    said = " ".join(done.stderr.split()) or " ".join(done.stdout.split())
-    raise SlurmError(program, said, transient=_TRANSIENT.search(said) is not None)
+    output = " ".join(done.stderr.split()) or " ".join(done.stdout.split())
+    raise SlurmError(program, output, transient=_TRANSIENT.search(output) is not None)
 
 
 def _read_id(printed: str) -> str:
@@ -166,9 +171,10 @@ def _read_id(printed: str) -> str:
     return found[-1]
 
 
-def _select(job_id: str) -> list[str]:
+def _split(job_id: str) -> tuple[str, list[str]]:
+    """Return a job's number, and the option that selects its cluster."""
     number, _, cluster = job_id.partition(";")
-    return [*([f"--clusters={cluster}"] if cluster else []), f"--jobs={number}"]
+    return number, [f"--clusters={cluster}"] if cluster else []
 
 
 def _squeue(*arguments: str) -> list[Task]:
@@ -176,27 +182,30 @@ def _squeue(*arguments: str) -> list[Task]:
     lines = _run("squeue", *form, *arguments).splitlines()
     rows = (line.strip().split("|", 3) for line in lines if line.count("|") >= 3)  # noqa: PLR2004
     return [
-        Task(job_id, state, None if reason in ("None", "(null)") else reason, None, name)
+        Task(job_id, state, _reason(reason), None, name)
         for job_id, state, reason, name in rows
         if _JOB_ID.fullmatch(job_id)
     ]
 
 
-def _records(text: str) -> Iterator[Task]:
-    """Read ``scontrol show job -o``; the first of each key is Slurm's, later ones may be paths."""
-    for line in text.splitlines():
-        found: dict[str, str] = {}
-        for key, value in re.findall(r"(?:^| )(\w+)=(\S*)", line):
-            found.setdefault(key, value)
-        if "JobId" in found and "JobState" in found:
-            array, task = found.get("ArrayJobId"), found.get("ArrayTaskId")
-            reason = found.get("Reason", "None")
-            yield Task(
-                id=f"{array}_{task}" if array and task else found["JobId"],
-                state=found["JobState"],
-                reason=None if reason == "None" else reason,
-                exit_code=_exit_code(found.get("ExitCode", "")),
-            )
+def _record(line: str) -> Task | None:
+    """Read a line of ``scontrol show job -o``."""
+    found: dict[str, str] = {}
+    for key, value in re.findall(r"(?:^| )(\w+)=(\S*)", line):
+        found.setdefault(key, value)  # the first of each key is Slurm's, later ones may be paths
+    if "JobId" not in found or "JobState" not in found:
+        return None
+    array, task = found.get("ArrayJobId"), found.get("ArrayTaskId")
+    return Task(
+        id=f"{array}_{task}" if array and task else found["JobId"],
+        state=found["JobState"],
+        reason=_reason(found.get("Reason", "None")),
+        exit_code=_exit_code(found.get("ExitCode", "")),
+    )
+
+
+def _reason(text: str) -> str | None:
+    return None if text in ("None", "(null)") else text
 
 
 def _exit_code(text: str) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from mlip_job.errors import UnavailableError
@@ -14,26 +13,25 @@ from mlip_job.schedulers.records import (
     lines_of,
     read_end,
     recorded_generations,
+    recorded_jobs,
 )
 from mlip_job.schedulers.slurm import commands
 from mlip_job.schedulers.slurm.script import batch_script, check_files, record_image
 from mlip_job.schedulers.slurm.states import (
     SECTION,
     combined,
-    is_live,
+    state_of,
     status_by_record,
     status_of,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from mlip_job.config import JobConfig
     from mlip_job.schedulers.base import JobRequest
     from mlip_job.schedulers.slurm.states import Task
-
-_ACTIVE = (JobState.PENDING, JobState.RUNNING)
 
 
 class SlurmScheduler:
@@ -56,42 +54,42 @@ class SlurmScheduler:
 
     def submit(self, plan: Plan) -> JobHandle:
         """See `Scheduler.submit`."""
-        request = plan.request
-        check_files(request.config)
-        live = self._live(request)
-        for job in live:
+        config, generation = plan.request.config, plan.request.generation
+        check_files(config)
+        queue = commands.my_jobs(commands.SUBMIT_RETRY_SECONDS)
+        active = [task for task in queue if state_of(task.state).active]
+        numbers = {task.id.partition("_")[0] for task in active}
+        recorded = recorded_jobs(self._config, self.name, config.family, generation)
+        recorded = [job for job in recorded if str(_number(job)) in numbers]
+        found = self._jobs_among(active, recorded, config.family, generation)
+        for job in found:
             require_same(job, plan)
-        if live:
-            return replace(max(live, key=_number), found=True)
-        files = SubmitFiles.of(request.config, request.generation)
-        script = files.script("sbatch")
-        files.write(script, plan.text, request.config)
-        record_image(request.config)
+        if found:
+            return replace(found[-1], found=True)
+        files = SubmitFiles.of(config, generation)
+        script = files.write("sbatch", plan.text, config)
+        record_image(config)
         job_id = commands.submit(script, plan.name, section=self._section)
-        submitted = datetime.now(UTC)
-        files.record(self.name, SubmittedJob(id=job_id, name=plan.name, submitted=submitted))
+        files.record(self.name, SubmittedJob(id=job_id, name=plan.name))
         return JobHandle(self.name, job_id, plan.name)
 
     def find(self, family: str, generation: int) -> JobHandle | None:
         """See `Scheduler.find`; also a job submitted from another work directory."""
         known = self._known(family, generation)
-        return known[max(known)] if known else None
+        return known[-1] if known else None
 
     def active(self, family: str, generation: int) -> Sequence[JobHandle]:
         """See `Scheduler.active`; only the caller's own."""
-        known = self._known(family, generation)
-        jobs = [known[number] for number in sorted(known)]
-        return [job for job in jobs if self.status(job).state in _ACTIVE]
+        return [job for job in self._known(family, generation) if self.status(job).state.active]
 
     def generations(self, family: str) -> set[int]:
         """See `Scheduler.generations`."""
-        recorded = recorded_generations(self._config, self.name)
-        found = {number for number in recorded if self._recorded(family, number)}
-        names = [JobName.parse(task.name) for task in self._my_jobs(recorded=bool(found))]
+        found = recorded_generations(self._config, self.name, family)
+        names = [JobName.parse(task.name) for task in self._queue(recorded=bool(found))]
         return found | {
             name.generation
             for name in names
-            if name is not None and name.is_of(self._config, family, name.generation)
+            if name is not None and name.is_of(self._config, family)
         }
 
     def status(self, handle: JobHandle) -> JobStatus:
@@ -101,18 +99,17 @@ class SlurmScheduler:
         Then come the accounting, the controller, and the record that the script left at its end.
         """
         tasks = commands.queued(handle.id)
-        if not any(map(is_live, tasks)):
+        if not any(state_of(task.state).active for task in tasks):
             tasks = commands.accounted(handle.id) or commands.controlled(handle.id) or tasks
-        files = self._files(handle)
         if not tasks:
-            return self._status_by_records(handle, files)
-        return combined([self._status_of_task(task, handle, files) for task in tasks])
+            return self._status_by_records(handle)
+        return combined([self._status_of_task(task, handle) for task in tasks])
 
     def logs(self, handle: JobHandle, *, follow: bool) -> Iterator[str]:
         """See `Scheduler.logs`; they stay in the work directory."""
 
         def ended() -> bool:
-            return self.status(handle).state not in _ACTIVE
+            return not self.status(handle).state.active
 
         interval = self._config.submit.poll_interval
         return lines_of(lambda: self._logs(handle), ended if follow else None, interval)
@@ -123,70 +120,52 @@ class SlurmScheduler:
 
     # -- jobs by the queue and by the records ----------------------------------------------------
 
-    def _my_jobs(self, *, recorded: bool) -> list[Task]:
+    def _queue(self, *, recorded: bool) -> list[Task]:
         """Return the caller's jobs; without Slurm, none if there are records to go by."""
-        if not recorded:
-            return commands.my_jobs()
         try:
-            return commands.my_jobs(0)
+            return commands.my_jobs(0 if recorded else None)
         except UnavailableError:
+            if not recorded:
+                raise
             return []
 
-    def _live(self, request: JobRequest) -> list[JobHandle]:
-        """Return the pending and running jobs of a generation."""
-        family, generation = request.config.family, request.generation
-        tasks = filter(is_live, commands.my_jobs(commands.SUBMIT_RETRY_SECONDS))
-        found = dict.fromkeys(self._named(tasks, family, generation))
-        recorded = {_number(job): job for job in self._recorded(family, generation)}
-        # A recorded job may name its cluster.
-        return [recorded.get(_number(job), job) for job in found]
+    def _known(self, family: str, generation: int) -> list[JobHandle]:
+        """Return the jobs of a generation that are queued, or recorded here; the newest last."""
+        recorded = recorded_jobs(self._config, self.name, family, generation)
+        queue = self._queue(recorded=bool(recorded))
+        return self._jobs_among(queue, recorded, family, generation)
 
-    def _known(self, family: str, generation: int) -> dict[int, JobHandle]:
-        """Return the jobs of a generation that are queued, or recorded here, by their numbers."""
-        recorded = self._recorded(family, generation)
-        queued = self._named(self._my_jobs(recorded=bool(recorded)), family, generation)
-        return {_number(job): job for job in (*queued, *recorded)}
-
-    def _named(self, tasks: Iterable[Task], family: str, generation: int) -> Iterator[JobHandle]:
-        for task in tasks:
+    def _jobs_among(
+        self, queue: Sequence[Task], recorded: Sequence[JobHandle], family: str, generation: int
+    ) -> list[JobHandle]:
+        found = {}
+        for task in queue:
             name = JobName.parse(task.name)
-            if name is not None and name.is_of(self._config, family, generation):
-                yield JobHandle(self.name, task.id.partition("_")[0], task.name)
-
-    def _recorded(self, family: str, generation: int) -> list[JobHandle]:
-        record = SubmitFiles.of(self._config, generation).submission()
-        if record is None or record.scheduler != self.name:
-            return []
-        return [
-            JobHandle(self.name, job.id, job.name)
-            for job in record.jobs
-            if (name := JobName.parse(job.name)) is not None
-            and name.is_of(self._config, family, generation)
-        ]
+            if name and name.generation == generation and name.is_of(self._config, family):
+                job = JobHandle(self.name, task.id.partition("_")[0], task.name)
+                found[_number(job)] = job
+        found |= {_number(job): job for job in recorded}  # which may name the cluster
+        return [found[number] for number in sorted(found)]
 
     # -- files of the work directory ---------------------------------------------------------------
 
-    def _files(self, handle: JobHandle) -> SubmitFiles:
-        name = JobName.parse(handle.name)
-        return SubmitFiles.of(self._config, name.generation if name is not None else 1)
-
     def _logs(self, handle: JobHandle) -> Mapping[Path, str]:
-        files, number = self._files(handle), str(_number(handle))
+        files, number = SubmitFiles.of_job(self._config, handle), str(_number(handle))
         members = sorted(files.directory.glob(files.log(self.name, f"{number}_*").name))
         if members:
             return {path: f"[{path.stem.rpartition('_')[2]}] " for path in members}
         return {files.log(self.name, number): ""}
 
-    def _status_of_task(self, task: Task, handle: JobHandle, files: SubmitFiles) -> JobStatus:
+    def _status_of_task(self, task: Task, handle: JobHandle) -> JobStatus:
+        files = SubmitFiles.of_job(self._config, handle)
         log = read_end(files.log(self.name, task.id))
-        submission = files.submission()
-        if log is None and (submission is None or submission.job(handle.id) is None):
+        if log is None and files.submitted(handle.id) is None:
             log = ""  # submitted from another work directory, which has the log
         ended = files.how_it_ended(self.name, task.id)
         return status_of(task, ended, log, self._section)
 
-    def _status_by_records(self, handle: JobHandle, files: SubmitFiles) -> JobStatus:
-        number = str(_number(handle))
+    def _status_by_records(self, handle: JobHandle) -> JobStatus:
+        files, number = SubmitFiles.of_job(self._config, handle), str(_number(handle))
         found = []
         for path in sorted(files.directory.glob(files.ended(self.name, f"{number}*").name)):
             task_id = path.stem.partition("-")[2]

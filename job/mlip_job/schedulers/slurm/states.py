@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mlip_job.errors import ConfigError, UnavailableError
@@ -111,24 +111,13 @@ def state_of(native: str) -> JobState:
     return _BY_NAME.get(native.rstrip("+"), JobState.UNKNOWN)
 
 
-def is_live(task: Task) -> bool:
-    """Tell whether a task is pending or running."""
-    return state_of(task.state) in (JobState.PENDING, JobState.RUNNING)
-
-
 def status_of(
     task: Task, ended: Ended | None, log: str | None, section: str = SECTION
 ) -> JobStatus:
     """Return the status of one task.
 
-    Parameters
-    ----------
-    ended
-        The exit code that the script recorded at its end.
-    log
-        The end of the task's log; None if there is no log.
-    section
-        The part of the configuration with the job's settings, for messages.
+    `ended` is the exit code that the script recorded at its end, `log` the end of the task's log,
+    if there is one. `section` is the part of the configuration with the job's settings.
     """
     state = state_of(task.state)
     if state is JobState.PENDING:
@@ -136,9 +125,9 @@ def status_of(
         return JobStatus(state, task.state, task.reason, hint)
     if state is JobState.CANCELLED and task.reason == "DependencyNeverSatisfied":
         return JobStatus(state, task.state, task.reason, "the job of --after failed")
-    if state is JobState.FAILED:
-        return _failed_task(task, ended, log, section)
-    return JobStatus(state, task.state, exit_code=0 if state is JobState.SUCCEEDED else None)
+    if state is not JobState.FAILED:
+        return JobStatus(state, task.state, exit_code=0 if state is JobState.SUCCEEDED else None)
+    return _failed_task(task, ended, log, section)
 
 
 def _failed_task(task: Task, ended: Ended | None, log: str | None, section: str) -> JobStatus:
@@ -173,16 +162,15 @@ def combined(statuses: Sequence[JobStatus]) -> JobStatus:
     counts = Counter(status.state for status in statuses)
     members = ", ".join(f"{counts[state]} {state}" for state in _RANK if counts[state])
     reason = f"members: {members}" + (f"; {first.reason}" if first.reason else "")
-    again = any(status.resubmit for status in statuses)
-    return JobStatus(first.state, first.native, reason, first.hint, first.exit_code, resubmit=again)
+    return replace(first, reason=reason, resubmit=any(status.resubmit for status in statuses))
 
 
-def refusal(said: str, section: str) -> ConfigError | UnavailableError:
+def refusal(output: str, section: str) -> ConfigError | UnavailableError:
     """Return the error for a job that sbatch rejected, with the settings to check.
 
     A limit on the number of jobs is temporary, and so an `UnavailableError`.
     """
-    text = re.sub(r"sbatch: (error: )?(Batch job submission failed: )?", "", said)
+    text = re.sub(r"sbatch: (error: )?(Batch job submission failed: )?", "", output)
     message = f"Slurm refuses the job: {text}"
     if _SUBMITTED_JOBS.search(text):
         hint = f"submit again when some of your jobs have ended; {_LIMITS}"
@@ -210,13 +198,13 @@ def _failed(code: int, resubmit: bool, native: str, log: str | None) -> JobStatu
     meaning = meaning_of(code)
     message, hint = error_in(log or "") or (None, None)
     if message is None and not meaning.retry:
-        said = _last_line(log or "")
-        message = f"{meaning.reason} (exit code {code})" + (f": {said}" if said else "")
+        printed = _last_line(log or "")
+        message = f"{meaning.reason} (exit code {code})" + (f": {printed}" if printed else "")
     reason = message or meaning.reason
     return JobStatus(JobState.FAILED, native, reason, hint, code, resubmit=resubmit)
 
 
 def _last_line(log: str) -> str | None:
     """Return the last line that the run printed, not Slurm."""
-    said = [line.strip() for line in log.splitlines() if line.strip() and not _NOISE.match(line)]
-    return said[-1] if said else None
+    lines = [line.strip() for line in log.splitlines() if line.strip() and not _NOISE.match(line)]
+    return lines[-1] if lines else None
