@@ -17,6 +17,7 @@ from benchmarks.linear import compare_starts
 from benchmarks.overhead import compare_with_bare_pacemaker
 from benchmarks.quality import Budget, compare_quality, read_sets
 from benchmarks.reading import compare_readers
+from benchmarks.scale import show_scale
 from benchmarks.tables import machine, say
 from benchmarks.transfer import compare_transfers
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PARTS = ("export", "growth", "read", "commands", "transfer", "fit", "linear", "quality")
-LONG = ("overhead", "gpu")  # a quarter of an hour, and on a GPU: only when asked for
+LONG = ("overhead", "scale", "gpu")  # long, or on a GPU: only when asked for
 
 
 def _options() -> argparse.Namespace:
@@ -106,6 +107,7 @@ def _parts(
         "overhead": lambda: compare_with_bare_pacemaker(
             scratch, options.iterations, options.repeats or 2
         ),
+        "scale": lambda: show_scale(scratch, databases, (10_000, 100_000), 1_000_000),
         "gpu": gpu,
     }
 
