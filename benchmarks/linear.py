@@ -18,7 +18,7 @@ from mlip_job.generation import export_generation
 from mlip_job.generation.data import FitData
 from mlip_job.generation.fit import fit_linearly
 from mlip_job.generation.prepare import make_input
-from mlip_job.naming import WorkFiles
+from mlip_job.paths import WorkFiles
 from mlip_job.store.open import open_store
 from mlip_job.training.pacemaker.programs import find_program, trainer_environment
 from mlip_job.training.pacemaker.tables import TableFollower, read_table

@@ -29,7 +29,7 @@ from mlip_job.demo import write_demo_database
 from mlip_job.evaluation.measure import Measurers, Models, Task
 from mlip_job.evaluation.potential import Potential, measure_speed
 from mlip_job.evaluation.statistics import SetTally
-from mlip_job.naming import DatasetFiles, WorkFiles
+from mlip_job.paths import DatasetFiles, WorkFiles
 from mlip_job.runtime.environment import usable_cores
 from mlip_job.training.pacemaker.input import dump_input
 from mlip_job.training.pacemaker.potential_file import copy_whole, count_functions, read_potential

@@ -21,7 +21,7 @@ from mlip_job.dataset.record import FileRecord
 from mlip_job.dataset.row import StructureRow
 from mlip_job.dataset.structures import Structures
 from mlip_job.dataset.xyz import structures_text
-from mlip_job.naming import DatasetFiles
+from mlip_job.paths import DatasetFiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

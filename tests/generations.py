@@ -14,7 +14,7 @@ from mlip_job.config import load_config
 from mlip_job.errors import InterruptedRunError
 from mlip_job.generation import run, run_generation
 from mlip_job.registry import Registry
-from mlip_job.runtime.signals import StopRequest
+from mlip_job.runtime.processes import StopRequest
 from mlip_job.store.open import open_store
 from tests.support import rattled, write_database
 

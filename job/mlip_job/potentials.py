@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import ValidationError
 
 from mlip_job.config.job import StorageConfig
-from mlip_job.disk import sha256_of
 from mlip_job.errors import ConfigError
-from mlip_job.naming import FamilyKeys, generation_name, parse_generation_name
+from mlip_job.paths import FamilyKeys, generation_name, parse_generation_name, sha256_of
 from mlip_job.registry import Registry
 from mlip_job.store.open import open_store
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlip_job.config.job import verdict_word
 from mlip_job.errors import ConfigError, MlipJobError, UnavailableError
-from mlip_job.naming import FamilyKeys, generation_name
+from mlip_job.paths import FamilyKeys, generation_name
 from mlip_job.report.figures import QUANTITIES, learning_curves
 from mlip_job.report.model import TrainingReport
 from mlip_job.secret_texts import redact

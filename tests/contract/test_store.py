@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,9 +15,11 @@ from mlip_job.errors import (
     ObjectNotFoundError,
     StoreError,
 )
+from mlip_job.store.directory import DirectoryStore
 from mlip_job.store.open import open_store
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from mlip_job.config import StorageConfig
@@ -27,7 +29,7 @@ WRITERS = 16
 
 
 @pytest.mark.parametrize("data", [b"", b"text", bytes(range(256)) * 100], ids=len)
-def test_bytes_come_back_as_they_were(store: ObjectStore, data: bytes) -> None:
+def test_bytes_are_returned_unchanged(store: ObjectStore, data: bytes) -> None:
     """Empty, textual and binary objects."""
     store.put("a/b.bin", data)
     assert store.get("a/b.bin") == data
@@ -47,14 +49,14 @@ def test_keys_may_hold_any_printable_character(store: ObjectStore) -> None:
 @pytest.mark.parametrize(
     "key", ["", "/a", "a/", "a//b", "../a", "a/../b", "./a", "a\\b", "a\nb", "a\0b", "k" * 2000]
 )
-def test_unsafe_keys_are_refused(store: ObjectStore, key: str) -> None:
+def test_unsafe_keys_are_rejected(store: ObjectStore, key: str) -> None:
     """No key leads out of the store, or means different things to different stores."""
     with pytest.raises(StoreError, match="is no key"):
         store.put(key, b"x")
 
 
-def test_absent_objects_are_told_apart_from_errors(store: ObjectStore, tmp_path: Path) -> None:
-    """Nothing there is an answer, not a failure of the store."""
+def test_an_absent_object_is_no_error_of_the_store(store: ObjectStore, tmp_path: Path) -> None:
+    """Listings are empty, reads say what is missing."""
     assert store.head("a/b") is None
     assert list(store.list("a/")) == []
     assert list(store.list_prefixes("a/")) == []
@@ -85,15 +87,6 @@ def test_listings_are_sorted_and_cut_at_the_prefix(store: ObjectStore) -> None:
     assert [i.key for i in store.list("")] == sorted(i.key for i in store.list(""))
 
 
-def test_one_name_in_each_folder(store: ObjectStore) -> None:
-    """Right below the prefix, and nowhere else."""
-    for key in ("f/a/m", "f/b/m", "f/b/c/m", "f/c/n", "f/m", "g/a/m"):
-        store.put(key, b"x" * len(key))
-    found = sorted(store.list_named("f/", "m"), key=lambda info: info.key)
-    assert [(info.key, info.size) for info in found] == [("f/a/m", 5), ("f/b/m", 5)]
-    assert list(store.list_named("nothing/", "m")) == []
-
-
 def test_create_only_keeps_the_first(store: ObjectStore) -> None:
     """The rule on which "a generation is never overwritten" rests."""
     store.put_if_absent("m", b"first")
@@ -118,7 +111,7 @@ def test_of_many_creators_one_wins(storage: StorageConfig) -> None:
     assert open_store(storage).get("m") == str(winners[0]).encode()
 
 
-def test_compare_and_swap_takes_only_the_version_it_was_told(store: ObjectStore) -> None:
+def test_compare_and_swap_replaces_only_the_given_version(store: ObjectStore) -> None:
     """Absent, current and outdated versions."""
     with pytest.raises(ObjectChangedError):
         store.put_if_match("p", b"1", '"0123"')
@@ -149,8 +142,8 @@ def test_no_update_is_lost_between_swappers(storage: StorageConfig) -> None:
     assert open_store(storage).get("n").split()[0] == b"24"
 
 
-def test_a_conditional_write_may_be_repeated(store: ObjectStore, tmp_path: Path) -> None:
-    """Whoever lost the answer to his own write asks again, and hears that it succeeded."""
+def test_a_conditional_write_may_be_repeated(store: ObjectStore) -> None:
+    """A writer that lost the answer repeats the write, which succeeds."""
     store.put_if_absent("k", b"attempt a, beat 0")
     store.put_if_absent("k", b"attempt a, beat 0")
     _, version = store.get_versioned("k")
@@ -162,7 +155,7 @@ def test_a_conditional_write_may_be_repeated(store: ObjectStore, tmp_path: Path)
 
 
 @pytest.mark.parametrize("size", [0, 1000, 5 << 20, 12 << 20], ids=["empty", "small", "=", "parts"])
-def test_files_go_up_and_come_down_whole(store: ObjectStore, tmp_path: Path, size: int) -> None:
+def test_files_are_transferred_whole(store: ObjectStore, tmp_path: Path, size: int) -> None:
     """In one request or in several parts, hashed on the way in both directions."""
     data = os.urandom(size)
     (tmp_path / "up").write_bytes(data)
@@ -172,19 +165,35 @@ def test_files_go_up_and_come_down_whole(store: ObjectStore, tmp_path: Path, siz
     assert (tmp_path / "down").read_bytes() == data
 
 
-@pytest.mark.parametrize("size", [1000, 12 << 20], ids=["small", "parts"])
-def test_create_only_uploads_keep_the_first(store: ObjectStore, tmp_path: Path, size: int) -> None:
-    """Also where the file goes in parts; the same content again is no conflict."""
-    first, second = tmp_path / "first", tmp_path / "second"
-    first.write_bytes(b"1" * size)
-    second.write_bytes(b"2" * size)
-    store.upload(first, "k", if_absent=True)
-    with pytest.raises(ObjectExistsError):
-        store.upload(second, "k", if_absent=True)
-    assert store.get("k") == b"1" * size
-
-
 def test_check_passes_and_leaves_nothing(store: ObjectStore) -> None:
     """A store that honours conditions is accepted, and the probe is gone."""
     store.check()
     assert list(store.list("")) == []
+
+
+def test_an_object_that_is_removed_meanwhile_is_not_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a checkpoint is that a run replaces while another command reads the status."""
+    store = DirectoryStore(tmp_path)
+    store.put("cu/old", b"1")
+    store.put("cu/new", b"2")
+    walk = os.walk
+
+    def slow_walk(*arguments: Any, **options: Any) -> Iterator[tuple[str, list[str], list[str]]]:
+        for found in walk(*arguments, **options):
+            (tmp_path / "cu/old").unlink(missing_ok=True)
+            yield found
+
+    monkeypatch.setattr(os, "walk", slow_walk)
+    assert [info.key for info in store.list("cu/")] == ["cu/new"]
+
+
+@pytest.mark.parametrize("prefix", ["../", "cu/../../", "/etc/", "cu/./"])
+def test_nothing_outside_a_directory_is_listed(tmp_path: Path, prefix: str) -> None:
+    """A prefix may hold a name from a record."""
+    (tmp_path / "store").mkdir()
+    store = DirectoryStore(tmp_path / "store")
+    for listing in (store.list, store.list_prefixes):
+        with pytest.raises(StoreError, match="is no prefix of keys"):
+            list(listing(prefix))

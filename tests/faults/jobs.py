@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlip_job.evaluation.potential import import_pyace
-from mlip_job.naming import WorkFiles
+from mlip_job.paths import WorkFiles
 from mlip_job.registry import Manifest, Registry
 from mlip_job.report.model import TrainingReport
 from mlip_job.store.open import open_store

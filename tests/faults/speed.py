@@ -58,10 +58,10 @@ def wait_little() -> None:
     """Have a job repeat what failed without long pauses, and give a hanging server up soon."""
     from botocore.retries.standard import ExponentialBackoff
 
-    from mlip_job import retries
+    from mlip_job import retry
     from mlip_job.store import s3
 
-    retries._FIRST_WAIT_SECONDS = 0.02
+    retry._FIRST_WAIT_SECONDS = 0.02
     s3._READ_TIMEOUT_SECONDS = 1
     ExponentialBackoff.delay_amount = lambda *_: 0.02
 

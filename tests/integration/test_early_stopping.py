@@ -14,7 +14,7 @@ from mlip_job.errors import InterruptedRunError
 from mlip_job.generation import run_generation
 from mlip_job.registry import Registry
 from mlip_job.report.model import TrainingReport
-from mlip_job.runtime.signals import StopRequest
+from mlip_job.runtime.processes import StopRequest
 from mlip_job.store.open import open_store
 from mlip_job.training.pacemaker.best import read_kept
 from tests.support import labelled, rattled, write_database

@@ -16,7 +16,7 @@ from mlip_job.generation.ensemble import publish_best
 from mlip_job.registry import MemberRegistry, Registry
 from mlip_job.registry.maintenance import collect_garbage, find_orphans, parse_age
 from mlip_job.report.model import TrainingReport
-from mlip_job.runtime.signals import StopRequest
+from mlip_job.runtime.processes import StopRequest
 from mlip_job.store.open import open_store
 from tests.generations import Silent
 from tests.support import rattled, write_database

@@ -34,7 +34,7 @@ from mlip_job.evaluation.potential import Potential
 from mlip_job.generation import publish, run_generation
 from mlip_job.registry import Manifest, Registry
 from mlip_job.report.model import TrainingReport
-from mlip_job.runtime.signals import StopRequest
+from mlip_job.runtime.processes import StopRequest
 from mlip_job.store.open import open_store
 from mlip_job.training.pacemaker.potential_file import read_potential, write_potential
 from tests.datasets import FIVE, build, rows_of
@@ -436,7 +436,7 @@ import sys
 from pathlib import Path
 from mlip_job.evaluation.measure import Measurers, Models, Task
 from mlip_job.dataset.xyz import read_blocks
-from mlip_job.runtime.signals import StopRequest
+from mlip_job.runtime.processes import StopRequest
 from mlip_job.errors import MlipJobError
 
 if __name__ == "__main__":

@@ -20,10 +20,10 @@ from mlip_job.config import JobConfig, TrainingConfig
 from mlip_job.errors import ConfigError, TrainingError
 from mlip_job.evaluation.cores import cores_of, shorter, shortest_distances
 from mlip_job.generation import export_generation, run_generation
-from mlip_job.naming import WorkFiles
+from mlip_job.paths import WorkFiles
 from mlip_job.registry import Registry
 from mlip_job.report.model import TrainingReport
-from mlip_job.runtime.signals import StopRequest
+from mlip_job.runtime.processes import StopRequest
 from mlip_job.store.open import open_store
 from mlip_job.training.linear import LinearTask, run_linear_fit, undetermined
 from mlip_job.training.pacemaker import programs

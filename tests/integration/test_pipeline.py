@@ -21,7 +21,7 @@ from mlip_job.errors import ConflictError, TrainingError
 from mlip_job.generation import run_generation
 from mlip_job.registry import Manifest, Registry
 from mlip_job.report.model import TrainingReport
-from mlip_job.runtime.signals import StopRequest
+from mlip_job.runtime.processes import StopRequest
 from mlip_job.store.open import open_store
 from tests.reports import validate_report
 from tests.support import rattled, with_emt, write_database

@@ -10,7 +10,7 @@ from mlip_job.config import JobConfig
 from mlip_job.generation import run_generation
 from mlip_job.registry import Registry
 from mlip_job.report.model import TrainingReport
-from mlip_job.runtime.signals import StopRequest
+from mlip_job.runtime.processes import StopRequest
 from mlip_job.store.open import open_store
 from tests.support import rattled, write_database
 

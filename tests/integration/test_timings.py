@@ -14,7 +14,7 @@ from mlip_job.errors import GpuRequiredError, InterruptedRunError
 from mlip_job.generation import run_generation
 from mlip_job.generation.context import StageClock
 from mlip_job.report.model import TrainingReport
-from mlip_job.runtime.signals import StopRequest
+from mlip_job.runtime.processes import StopRequest
 from mlip_job.store.open import open_store
 from mlip_job.training.pacemaker import process, programs
 from mlip_job.training.trainer import added

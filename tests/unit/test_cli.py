@@ -16,7 +16,7 @@ import yaml
 from mlip_job import __version__
 from mlip_job.cli.main import VERBS
 from mlip_job.cli.main import cli as group
-from mlip_job.removed import OPTIONS
+from mlip_job.config.removed import OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

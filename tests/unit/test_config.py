@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from mlip_job.config import JobConfig, TrainingConfig, load_config
 from mlip_job.config.load import ALTERNATIVES
+from mlip_job.config.removed import KEYS, VALUES, without_defaults
 from mlip_job.config.template import commented_config
 from mlip_job.errors import ConfigError
-from mlip_job.removed import KEYS, VALUES, without_defaults
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ import pytest
 
 from mlip_job.config import JobConfig
 from mlip_job.generation.data import FitData, make_fit_data
-from mlip_job.naming import WorkFiles
+from mlip_job.paths import WorkFiles
 from mlip_job.registry import Registry
 from mlip_job.store.directory import DirectoryStore
 from tests.datasets import build, rows_of

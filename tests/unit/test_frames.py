@@ -16,7 +16,7 @@ from mlip_job.dataset.reference_energies import ReferenceEnergies
 from mlip_job.dataset.structures import Structures
 from mlip_job.dataset.weights import GroupWeighting
 from mlip_job.errors import ConfigError, IntegrityError
-from mlip_job.naming import DatasetFiles
+from mlip_job.paths import DatasetFiles
 from tests.datasets import build, frame, labelled_rows, refused, rows_of
 from tests.reference import (
     require_same_array,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlip_job.errors import ConfigError
-from mlip_job.naming import FamilyKeys, generation_name, parse_generation_name
+from mlip_job.paths import FamilyKeys, generation_name, parse_generation_name
 
 
 @pytest.mark.parametrize(

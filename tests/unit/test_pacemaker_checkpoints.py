@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlip_job.errors import TrainingError
-from mlip_job.naming import WorkFiles
+from mlip_job.paths import WorkFiles
 from mlip_job.training.checkpoint import POTENTIAL, FitPosition, Snapshot
 from mlip_job.training.pacemaker.best import (
     EarlyStopping,

@@ -13,7 +13,7 @@ from mlip_job.errors import ConfigError, ConflictError, IntegrityError
 from mlip_job.generation.data import refer_to
 from mlip_job.generation.lineage import confirm_config
 from mlip_job.generation.resume import fetch_checkpoint
-from mlip_job.naming import WorkFiles
+from mlip_job.paths import WorkFiles
 from mlip_job.registry import Checkpoint, DatasetReference, Registry
 from mlip_job.store.directory import DirectoryStore
 from mlip_job.training.checkpoint import FitPosition

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mlip_job.errors import InterruptedRunError, TrainingError
-from mlip_job.runtime.processes import run_in_process, starting_workers
-from mlip_job.runtime.signals import STOP_SIGNALS, StopRequest
+from mlip_job.runtime.processes import STOP_SIGNALS, StopRequest, run_in_process, starting_workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,7 +110,7 @@ def test_it_is_killed_where_the_call_is_interrupted() -> None:
         _refuse()
 
     with pytest.raises(TrainingError, match="no"):
-        run_in_process(_tell_and_sleep, died=DIED, told=refuse)
+        run_in_process(_tell_and_sleep, died=DIED, on_message=refuse)
     assert time.monotonic() - started < 300
     assert not _runs(told[0])
 

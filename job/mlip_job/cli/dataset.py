@@ -38,7 +38,7 @@ def export_command(
     from mlip_job.cli.tables import show_dataset
     from mlip_job.generation import export_generation
     from mlip_job.registry import Registry
-    from mlip_job.runtime.signals import StopRequest
+    from mlip_job.runtime.processes import StopRequest
 
     config = settings.config()
     reporter = Reporter(settings)

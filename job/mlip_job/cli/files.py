@@ -10,7 +10,7 @@ import click
 from mlip_job.cli.options import common_options, generation_option, resolve_generation
 from mlip_job.cli.output import emit
 from mlip_job.errors import IntegrityError
-from mlip_job.naming import generation_name
+from mlip_job.paths import generation_name
 
 if TYPE_CHECKING:
     from mlip_job.cli.options import Settings

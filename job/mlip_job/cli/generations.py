@@ -16,7 +16,7 @@ from mlip_job.cli.options import (
 from mlip_job.cli.output import emit
 from mlip_job.cli.tables import print_table
 from mlip_job.errors import ConfigError
-from mlip_job.naming import generation_name
+from mlip_job.paths import generation_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

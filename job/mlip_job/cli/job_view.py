@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mlip_job.cli.jobs import document_of, name_of
 from mlip_job.cli.output import duration
 from mlip_job.errors import ConflictError, MlipJobError, UnavailableError
-from mlip_job.naming import generation_name, parse_generation_name
+from mlip_job.paths import generation_name, parse_generation_name
 from mlip_job.runtime.environment import ProcessIdentity
 from mlip_job.schedulers.base import JobState
 

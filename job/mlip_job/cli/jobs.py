@@ -18,7 +18,7 @@ from mlip_job.cli.options import (
 from mlip_job.cli.output import Reporter, emit
 from mlip_job.cli.tables import print_table
 from mlip_job.errors import ConfigError, ConflictError, MlipJobError, UnavailableError
-from mlip_job.naming import generation_name
+from mlip_job.paths import generation_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -294,7 +294,7 @@ def _show_one(view: GenerationView) -> None:
 
 
 def _show_all(family: str, views: Sequence[GenerationView], unread: Mapping[str, str]) -> None:
-    from mlip_job.naming import generation_name
+    from mlip_job.paths import generation_name
 
     if not views:
         asked = f", with the {' and '.join(unread)} unread" if unread else ""

@@ -16,9 +16,8 @@ import click
 
 from mlip_job import __version__
 from mlip_job.cli.options import common_options
-from mlip_job.disk import says_full
 from mlip_job.errors import ConfigError, DiskError, MlipJobError
-from mlip_job.removed import replacement_of_option
+from mlip_job.paths import says_full
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -174,6 +173,8 @@ def _end(error: MlipJobError) -> NoReturn:
 
 def _end_if_removed(error: click.NoSuchOption) -> None:
     """Exit with what replaces an option of an earlier version."""
+    from mlip_job.config.removed import replacement_of_option
+
     verb = error.ctx.info_name if error.ctx is not None else None
     instead = replacement_of_option(verb, error.option_name)
     if instead is not None:

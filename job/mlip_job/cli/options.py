@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from mlip_job.errors import ConfigError
-from mlip_job.naming import generation_name
+from mlip_job.paths import generation_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable

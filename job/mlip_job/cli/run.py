@@ -12,7 +12,7 @@ from mlip_job.cli.options import common_options, generation_option, resolve_gene
 from mlip_job.cli.output import Reporter, emit
 from mlip_job.cli.tables import figure
 from mlip_job.errors import ConfigError
-from mlip_job.naming import generation_name
+from mlip_job.paths import generation_name
 
 if TYPE_CHECKING:
     from mlip_job.cli.options import Settings
@@ -96,7 +96,7 @@ def _run(
 ) -> Outcome:
     from mlip_job.generation import run_generation
     from mlip_job.generation.context import StageClock
-    from mlip_job.runtime.signals import StopRequest
+    from mlip_job.runtime.processes import StopRequest
 
     clock = StageClock.of_process()
     with StopRequest() as stop:

@@ -13,7 +13,7 @@ from mlip_job.cli.options import common_options, generation_option, resolve_gene
 from mlip_job.cli.output import Reporter, emit
 from mlip_job.cli.tables import figure, print_table
 from mlip_job.errors import ConfigError
-from mlip_job.naming import generation_name
+from mlip_job.paths import generation_name
 
 if TYPE_CHECKING:
     from mlip_job.cli.options import Settings

@@ -305,7 +305,7 @@ def demo_command(settings: Settings, output: Path, elements: str) -> None:
     from mlip_job.demo import FIRST_GENERATION
     from mlip_job.generation import run_generation
     from mlip_job.registry import Registry
-    from mlip_job.runtime.signals import StopRequest
+    from mlip_job.runtime.processes import StopRequest
 
     _write_inputs(output, [e.strip() for e in elements.split(",")])
     settings.config_path = output / DEFAULT_CONFIG

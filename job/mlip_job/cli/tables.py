@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mlip_job.cli.output import duration
-from mlip_job.naming import generation_name
+from mlip_job.paths import generation_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mlip_job.cli.job_view import GenerationView, State
 from mlip_job.cli.jobs import name_of
 from mlip_job.errors import InterruptedRunError, MlipJobError, TrainingError, UnavailableError
-from mlip_job.naming import generation_name
+from mlip_job.paths import generation_name
 from mlip_job.schedulers.base import JobState, meaning_of
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from mlip_job.config.fields import Address, Element, Finite, NonNegative, Part, Positive
 from mlip_job.config.schedulers import SubmitConfig
 from mlip_job.config.training import TrainingConfig
-from mlip_job.naming import FAMILY_PATTERN
+from mlip_job.paths import FAMILY_PATTERN
 
 
 class GateConfig(Part):

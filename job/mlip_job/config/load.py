@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from mlip_job.config.job import JobConfig
+from mlip_job.config.removed import replacement_of_key
 from mlip_job.errors import ConfigError
-from mlip_job.removed import replacement_of_key
 from mlip_job.secret_texts import problem_in, redact
 from mlip_job.yaml_text import DEEPEST, YamlError, load_yaml, load_yaml_with_lines
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from mlip_job.config.fields import Element, NonNegative, Part, Positive
-from mlip_job.removed import refuse_removed
+from mlip_job.config.removed import refuse_removed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

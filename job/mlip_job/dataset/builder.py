@@ -29,9 +29,8 @@ from mlip_job.dataset.reference_energies import (
 from mlip_job.dataset.split import Inheritance, split_by_key, split_rows
 from mlip_job.dataset.summary import Outcome, summarise
 from mlip_job.dataset.weights import weigh_groups
-from mlip_job.disk import cant_write
 from mlip_job.errors import ConfigError, DataError
-from mlip_job.naming import DatasetFiles
+from mlip_job.paths import DatasetFiles, cant_write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -39,7 +39,7 @@ from mlip_job.dataset.xyz import (
     structures_text,
 )
 from mlip_job.errors import ConfigError, IntegrityError
-from mlip_job.naming import DatasetFiles
+from mlip_job.paths import DatasetFiles
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from mlip_job.config.training import GroupWeights
 from mlip_job.models import Frozen
-from mlip_job.store.keys import Sha256, StoredName, unreadable
+from mlip_job.store.base import Sha256, StoredName, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

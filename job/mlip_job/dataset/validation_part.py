@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.dataset.row import BoolArray
     from mlip_job.dataset.split import Side
-    from mlip_job.naming import DatasetFiles
+    from mlip_job.paths import DatasetFiles
 
 FEWEST = 20
 """Minimum number of training structures: with fewer, a validation part is not significant."""

@@ -23,7 +23,7 @@ from mlip_job.evaluation.results import (
     Speed,
 )
 from mlip_job.evaluation.statistics import SetTally
-from mlip_job.naming import generation_name
+from mlip_job.paths import generation_name
 from mlip_job.training.pacemaker.potential_file import read_potential
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from mlip_job.dataset.split import Side
     from mlip_job.evaluation.statistics import PartTally
     from mlip_job.models import Errors
-    from mlip_job.naming import DatasetFiles
+    from mlip_job.paths import DatasetFiles
     from mlip_job.training.summary import RunSummary
 
 _CHECKED_AGAINST_BASIS = 1000  # training structures, evenly spaced over the set

@@ -13,7 +13,7 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, Protocol
 
 from mlip_job.errors import MlipJobError
-from mlip_job.naming import WorkFiles
+from mlip_job.paths import WorkFiles
 from mlip_job.registry import AttemptPart, Timings
 from mlip_job.runtime.environment import process_age_s
 from mlip_job.training.trainer import PhaseClock, added
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mlip_job.config import JobConfig
     from mlip_job.registry import Registry
     from mlip_job.registry.claim import HeldClaim
-    from mlip_job.runtime.signals import StopRequest
+    from mlip_job.runtime.processes import StopRequest
     from mlip_job.training.trainer import Progress
 
 _START_UP = "start_up"

@@ -13,13 +13,12 @@ from mlip_job.dataset.builder import DatasetBuilder, ParentDataset
 from mlip_job.dataset.files import FramePart, frames_from_texts
 from mlip_job.dataset.record import DatasetRecord, SideNames
 from mlip_job.dataset.validation_part import part_training_set
-from mlip_job.disk import cant_write, reported
 from mlip_job.errors import IntegrityError
 from mlip_job.generation.lineage import Lineage, data_size, find_lineage
-from mlip_job.naming import DatasetFiles, WorkFiles, generation_name
+from mlip_job.paths import DatasetFiles, WorkFiles, cant_write, generation_name, reported
 from mlip_job.registry import DatasetReference, Registry
 from mlip_job.registry.queries import KnownQuery
-from mlip_job.retries import retrying
+from mlip_job.retry import retrying
 from mlip_job.training.size import choose_size
 
 if TYPE_CHECKING:

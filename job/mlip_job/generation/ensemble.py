@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlip_job.errors import ConflictError, IntegrityError
-from mlip_job.naming import generation_name, member_folder
+from mlip_job.paths import generation_name, member_folder
 from mlip_job.registry import Artefact, Committee, CommitteeMember, MemberRegistry, Spread
 from mlip_job.report.model import TrainingReport
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mlip_job.errors import ConflictError, InterruptedRunError, MlipJobError
 from mlip_job.generation.context import every, within
 from mlip_job.generation.resume import TRAIN_LOG
-from mlip_job.naming import WorkFiles
+from mlip_job.paths import WorkFiles
 from mlip_job.registry import AttemptPart, Checkpoint
 from mlip_job.runtime.environment import usable_cores
 from mlip_job.training.checkpoint import POTENTIAL, FitPosition

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from mlip_job.config.removed import without_defaults
 from mlip_job.errors import ConfigError, ConflictError
-from mlip_job.naming import generation_name
-from mlip_job.removed import without_defaults
+from mlip_job.paths import generation_name
 from mlip_job.training.pacemaker.basis import check_growth_budget, potential_section
 from mlip_job.training.size import DataSize, choose_size
 

@@ -6,7 +6,6 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mlip_job.disk import make_private_directory
 from mlip_job.generation.data import (
     Dataset,
     find_or_build_dataset,
@@ -17,7 +16,7 @@ from mlip_job.generation.data import (
 )
 from mlip_job.generation.lineage import data_size, find_lineage, start_mode
 from mlip_job.generation.resume import fetch_checkpoint
-from mlip_job.naming import WorkFiles, generation_name
+from mlip_job.paths import WorkFiles, generation_name, make_private_directory
 from mlip_job.registry import Parent, TrainingState
 from mlip_job.runtime.environment import job_of_earlier_starts, job_of_this_start
 from mlip_job.training.pacemaker.basis import potential_section

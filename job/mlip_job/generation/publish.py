@@ -15,7 +15,7 @@ from mlip_job.evaluation.measure import Models
 from mlip_job.evaluation.potential import make_active_set
 from mlip_job.generation.data import fetch_missing
 from mlip_job.generation.fit import contributions, with_checkpoint
-from mlip_job.naming import DatasetFiles, WorkFiles, generation_name
+from mlip_job.paths import DatasetFiles, WorkFiles, generation_name
 from mlip_job.registry import Manifest
 from mlip_job.report.model import Facts, make_report, read_predecessor
 from mlip_job.report.page import render_report

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mlip_job.errors import ConfigError, IntegrityError, TrainingError
 from mlip_job.generation.data import make_frames
 from mlip_job.generation.lineage import differences
-from mlip_job.naming import WorkFiles, generation_name
+from mlip_job.paths import WorkFiles, generation_name
 from mlip_job.training.checkpoint import POTENTIAL
 from mlip_job.training.pacemaker.potential_file import elements_of, read_potential
 

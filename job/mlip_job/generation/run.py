@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlip_job.disk import cant_write, make_private_directory, reported
 from mlip_job.errors import ConfigError
 from mlip_job.generation.context import StageClock, claimed
 from mlip_job.generation.data import all_files, find_or_build_dataset, no_files
@@ -24,7 +23,14 @@ from mlip_job.generation.fit import fit
 from mlip_job.generation.lineage import confirm_config, confirm_dataset, find_lineage
 from mlip_job.generation.prepare import check_before_claim, prepare
 from mlip_job.generation.publish import describe_rejection, publish
-from mlip_job.naming import DatasetFiles, WorkFiles, generation_name
+from mlip_job.paths import (
+    DatasetFiles,
+    WorkFiles,
+    cant_write,
+    generation_name,
+    make_private_directory,
+    reported,
+)
 from mlip_job.registry import Registry
 from mlip_job.registry.members import discard_single_fit, require_one_kind
 from mlip_job.tracking import track_generation
@@ -36,7 +42,7 @@ if TYPE_CHECKING:
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.generation.context import Observer
     from mlip_job.registry import Manifest
-    from mlip_job.runtime.signals import StopRequest
+    from mlip_job.runtime.processes import StopRequest
     from mlip_job.store.base import ObjectStore
 
 

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
-from mlip_job.disk import sha256_of
 from mlip_job.errors import IntegrityError, ObjectNotFoundError
 from mlip_job.models import Frozen
+from mlip_job.paths import sha256_of
 from mlip_job.registry.manifest import AttemptPart, DatasetReference, Parent
 from mlip_job.registry.objects import fetch_file
-from mlip_job.store.keys import Sha256, StoredName, StoredPath, unreadable
+from mlip_job.store.base import Sha256, StoredName, StoredPath, unreadable
 from mlip_job.training.checkpoint import FitPosition
 from mlip_job.training.linear import LinearStart
 from mlip_job.training.size import BasisSize
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from mlip_job.naming import FamilyKeys
+    from mlip_job.paths import FamilyKeys
     from mlip_job.store.base import ObjectStore
 
 _STATE = "state.json"

@@ -22,10 +22,10 @@ from mlip_job.errors import (
     ObjectNotFoundError,
     StoreError,
 )
-from mlip_job.naming import generation_name
+from mlip_job.paths import generation_name
 from mlip_job.registry.objects import swapped
 from mlip_job.runtime.environment import ProcessIdentity, SchedulerJob, current_scheduler_job
-from mlip_job.store.keys import StoredName
+from mlip_job.store.base import StoredName
 
 if TYPE_CHECKING:
     from mlip_job.store.base import ObjectStore

@@ -12,9 +12,9 @@ from mlip_job.errors import (
     ObjectNotFoundError,
     StoreError,
 )
-from mlip_job.naming import generation_name
+from mlip_job.paths import generation_name
 from mlip_job.registry.objects import swapped
-from mlip_job.store.keys import unreadable
+from mlip_job.store.base import unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from mlip_job.errors import ConfigError, IntegrityError
-from mlip_job.naming import MEMBERS, DatasetFiles, generation_name, parse_generation_name
+from mlip_job.paths import MEMBERS, DatasetFiles, generation_name, parse_generation_name
 from mlip_job.registry.claim import age_by_store, is_live, read_claim
 from mlip_job.registry.members import AGREEMENT, members_of, read_agreement
 from mlip_job.registry.registry import DERIVED_SUFFIXES

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 from mlip_job.config.job import GateConfig, verdict_word
 from mlip_job.models import Errors, Frozen
 from mlip_job.runtime.environment import RunEnvironment
-from mlip_job.store.keys import Sha256, StoredName, StoredPath, unreadable
+from mlip_job.store.base import Sha256, StoredName, StoredPath, unreadable
 from mlip_job.training.linear import LinearStart
 from mlip_job.training.summary import LossShares
 

@@ -23,11 +23,11 @@ from mlip_job.errors import (
     StoreError,
     UnavailableError,
 )
-from mlip_job.naming import MEMBERS, FamilyKeys, generation_name
+from mlip_job.paths import MEMBERS, FamilyKeys, generation_name
 from mlip_job.registry.claim import is_live, read_claim
 from mlip_job.registry.manifest import DatasetReference
 from mlip_job.registry.registry import Registry
-from mlip_job.store.keys import unreadable
+from mlip_job.store.base import unreadable
 
 if TYPE_CHECKING:
     from mlip_job.registry.manifest import Manifest

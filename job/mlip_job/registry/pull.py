@@ -7,10 +7,9 @@ import tempfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from mlip_job.disk import cant_write, sha256_of
 from mlip_job.errors import ConflictError, IntegrityError
-from mlip_job.naming import generation_name
-from mlip_job.store.keys import shown
+from mlip_job.paths import cant_write, generation_name, sha256_of
+from mlip_job.store.base import shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,12 +12,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlip_job.dataset.record import DatasetRecord, SelectedRows
 from mlip_job.errors import IntegrityError, ObjectNotFoundError
-from mlip_job.naming import DatasetFiles
+from mlip_job.paths import DatasetFiles
 from mlip_job.registry.objects import fetch_bytes
-from mlip_job.store.keys import Sha256, StoredName
+from mlip_job.store.base import Sha256, StoredName
 
 if TYPE_CHECKING:
-    from mlip_job.naming import FamilyKeys
+    from mlip_job.paths import FamilyKeys
     from mlip_job.store.base import ObjectStore
 
 

@@ -7,7 +7,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from mlip_job.dataset.record import DatasetRecord
 from mlip_job.errors import (
@@ -17,7 +17,7 @@ from mlip_job.errors import (
     ObjectExistsError,
     ObjectNotFoundError,
 )
-from mlip_job.naming import DatasetFiles, FamilyKeys, generation_name, parse_generation_name
+from mlip_job.paths import DatasetFiles, FamilyKeys, generation_name, parse_generation_name
 from mlip_job.registry.checkpoints import Checkpoints
 from mlip_job.registry.claim import HeldClaim, take_claim
 from mlip_job.registry.latest import Pointer
@@ -29,15 +29,16 @@ from mlip_job.registry.manifest import (
 )
 from mlip_job.registry.objects import damaged, fetch_bytes, fetch_file
 from mlip_job.registry.queries import Queries
+from mlip_job.store.base import CALLS_AT_ONCE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from mlip_job.registry.latest import LatestPointer
     from mlip_job.store.base import ObjectStore
 
-_READS_AT_ONCE = 8
-"""Fewer than the connections that boto3's client keeps."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 DERIVED_SUFFIXES = ("yace", "yaml", "asi")
 """Formats of the potential that also lie under ``potentials/``, where present."""
@@ -96,17 +97,25 @@ class Registry:
 
     def numbers(self) -> list[int]:
         """Return the numbers of all published generations, ascending."""
-        prefix = self.keys.generations
-        found = self.store.list_named(prefix, self.keys.MANIFEST)
-        names = (info.key.removeprefix(prefix).partition("/")[0] for info in found)
+        started = self.started()
+        keys = [self.keys.manifest(generation) for generation in started]
+        found = self.at_once(self.store.head, keys)
+        return [n for n, info in zip(started, found, strict=True) if info is not None]
+
+    def started(self) -> list[int]:
+        """Return the numbers of all generations that have objects in the store, ascending."""
+        names = self.store.list_prefixes(self.keys.generations)
         return sorted(n for n in map(parse_generation_name, names) if n is not None)
 
     def manifests(self) -> list[Manifest]:
-        """Return the manifests of all published generations, ascending; several at a time."""
-        names = self.store.list_prefixes(self.keys.generations)
-        numbers = sorted(n for n in map(parse_generation_name, names) if n is not None)
-        with ThreadPoolExecutor(_READS_AT_ONCE, thread_name_prefix="manifests") as pool:
-            return [manifest for manifest in pool.map(self.find, numbers) if manifest is not None]
+        """Return the manifests of all published generations, ascending."""
+        return [found for found in self.at_once(self.find, self.started()) if found is not None]
+
+    @staticmethod
+    def at_once(call: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+        """Return the results of a call of the store for each item, in order; several at a time."""
+        with ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix="store") as pool:
+            return [*pool.map(call, items)]
 
     def summaries(self) -> list[GenerationSummary]:
         """Return what a list shows of all published generations, ascending."""
@@ -153,10 +162,9 @@ class Registry:
                 sent = self.store.upload(directory / name, key)
                 if sent != file.sha256:
                     raise damaged(key, file.sha256, sent)
-            try:
-                return self.store.upload(DatasetFiles(directory).record, record_key, if_absent=True)
-            except ObjectExistsError:
-                pass  # another job put the same dataset there meanwhile
+            data = DatasetFiles(directory).record.read_bytes()
+            with suppress(ObjectExistsError):  # another job put the same dataset there meanwhile
+                self.store.put_if_absent(record_key, data)
         return hashlib.sha256(self.store.get(record_key)).hexdigest()
 
     def dataset_record(self, dataset: DatasetReference) -> DatasetRecord:

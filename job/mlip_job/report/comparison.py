@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlip_job.config.job import verdict_word
 from mlip_job.config.training import REGULARISATION
-from mlip_job.naming import generation_name
+from mlip_job.paths import generation_name
 from mlip_job.report.tables import count_verdicts
 from mlip_job.report.texts import (
     ENERGY,

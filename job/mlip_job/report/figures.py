@@ -19,7 +19,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from mlip_job.evaluation.results import DimerCheck, EnergyVolumeCheck
-from mlip_job.naming import generation_name
+from mlip_job.paths import generation_name
 from mlip_job.report.texts import ENERGY, FORCE, count, fixed, power_of_ten, significant
 
 if TYPE_CHECKING:

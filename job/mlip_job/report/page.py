@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mlip_job import __version__
-from mlip_job.naming import generation_name
+from mlip_job.paths import generation_name
 from mlip_job.report import figures, tables, texts
 from mlip_job.report.comparison import (
     figures_table,

@@ -11,7 +11,7 @@ from mlip_job.evaluation.results import (
     EnergyVolumeCheck,
     SmoothnessCheck,
 )
-from mlip_job.naming import generation_name
+from mlip_job.paths import generation_name
 from mlip_job.report.texts import (
     ENERGY,
     FORCE,

@@ -1,4 +1,4 @@
-"""Child processes: they end with this one, which alone handles the scheduler's signals."""
+"""Child processes, which end with this one, and the stop signals, which this one alone handles."""
 
 from __future__ import annotations
 
@@ -11,22 +11,72 @@ import time
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from mlip_job.errors import InterruptedRunError
 from mlip_job.runtime.environment import thread_counts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from concurrent.futures import Future
     from multiprocessing.connection import Connection
+    from types import FrameType
 
     from mlip_job.errors import MlipJobError
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
+
+# Slurm sends TERM (or what --signal names), Kubernetes TERM, a terminal INT.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _SECONDS_FOR_A_SIGNAL = 0.5
 _PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 _LIBC = ctypes.CDLL(None)  # loaded here: it can't be between fork and exec
+
+
+class StopRequest:
+    """Context manager in which the first stop signal raises `InterruptedRunError`.
+
+    ``received`` is that signal, or None. Later signals are ignored.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._deferred = False
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._previous = {n: signal.signal(n, self._handle) for n in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within it a signal only sets `received`, which the block has to check often."""
+        before, self._deferred = self._deferred, True
+        try:
+            yield
+        finally:
+            self._deferred = before
+
+    def error(self) -> InterruptedRunError | None:
+        """Return the error to end with, if a signal has come."""
+        if self.received is None:
+            return None
+        return InterruptedRunError(
+            f"stopped by {self.received.name}; nothing was published",
+            hint="run the same command again",
+        )
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.received is not None:
+            return
+        self.received = signal.Signals(number)
+        if not self._deferred and (error := self.error()) is not None:
+            raise error
 
 
 def start_program(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
@@ -47,25 +97,19 @@ def run_in_process(
     function: Callable[..., Result],
     *arguments: Any,
     died: MlipJobError,
-    told: Callable[[Any], None] | None = None,
+    on_message: Callable[[Any], None] | None = None,
 ) -> Result:
     """Call a function in a new process, which is killed if this call is interrupted.
 
-    Its memory is free afterwards. Function and arguments are pickled.
-
-    Parameters
-    ----------
-    died
-        Raised if the process dies; the signal or exit status is added to its message, and its hint
-        is for a process that was killed, most likely for its memory.
-    told
-        Called with the messages of the function, which gets a callable to send them as its first
-        argument.
+    Its memory is free afterwards. Function and arguments are pickled. With `on_message`, the
+    function gets a callable as its first argument, and `on_message` receives what is sent with it.
 
     Raises
     ------
     Exception
-        The exception that the function raised, or `died`.
+        What the function raised; or `died` if the process dies, with the signal or exit status
+        added to its message. The hint of `died` is for a process that was killed, most likely for
+        its memory.
     """
     # A fork would copy locks that other threads hold: the heartbeat's, an S3 client's.
     context = multiprocessing.get_context("spawn")
@@ -78,10 +122,10 @@ def run_in_process(
         theirs.close()
         # Not as arguments of the process: if it died early, start() would wait forever.
         with suppress(ConnectionError):
-            ours.send((function, arguments, told is not None))
+            ours.send((function, arguments, on_message is not None))
         outcome, value = ours.recv()
-        while outcome == "told" and told is not None:
-            told(value)
+        while outcome == "message" and on_message is not None:
+            on_message(value)
             outcome, value = ours.recv()
     except (EOFError, ConnectionError):
         # Perhaps a signal was sent to all processes of the job; then our own handler raises.
@@ -102,14 +146,6 @@ def run_in_process(
     return result
 
 
-def _cause_of_death(code: int | None) -> str:
-    if code == -signal.SIGKILL:
-        return ", most likely out of memory"
-    if code is not None and code < 0:
-        return f" of {signal.Signals(-code).name}"
-    return f" with exit status {code}"
-
-
 def worker_pool(
     count: int, initialise: Callable[..., None], *arguments: Any
 ) -> ProcessPoolExecutor:
@@ -120,40 +156,6 @@ def worker_pool(
         initializer=_start_worker,
         initargs=(os.getpid(), initialise, arguments),
     )
-
-
-@contextmanager
-def stop_signals_blocked() -> Iterator[None]:
-    """Start processes that never see them: ending the job is for the job's own process.
-
-    SIGTERM is none of them, by which a pool, or the kernel when their parent dies, ends them.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGUSR1))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def starting_workers(count: int) -> Iterator[None]:
-    """Start the processes of a pool, which share this one's threads and leave signals to it.
-
-    Each reads its number of threads when it loads its numerical libraries.
-    """
-    threads = thread_counts()
-    shared = {n: str(max(1, int(t) // count)) for n, t in threads.items() if t.isdecimal()}
-    before = {name: os.environ.get(name) for name in shared}
-    os.environ.update(shared)
-    try:
-        with stop_signals_blocked():
-            yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def in_order(
@@ -173,11 +175,52 @@ def in_order(
         yield waiting.popleft().result()
 
 
+@contextmanager
+def starting_workers(count: int) -> Iterator[None]:
+    """Start the processes of a pool, which share this one's threads and leave signals to it.
+
+    Each reads its number of threads when it loads its numerical libraries.
+    """
+    before = os.environ.copy()
+    threads = {name: int(text) for name, text in thread_counts().items() if text.isdecimal()}
+    os.environ.update({name: str(max(1, n // count)) for name, n in threads.items()})
+    try:
+        with stop_signals_blocked():
+            yield
+    finally:
+        for name in threads:
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                del os.environ[name]
+
+
+@contextmanager
+def stop_signals_blocked() -> Iterator[None]:
+    """Start processes that never see them: ending the job is for the job's own process.
+
+    SIGTERM is none of them, by which a pool, or the kernel when their parent dies, ends them.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGUSR1))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _cause_of_death(code: int | None) -> str:
+    if code == -signal.SIGKILL:
+        return ", most likely out of memory"
+    if code is not None and code < 0:
+        return f" of {signal.Signals(-code).name}"
+    return f" with exit status {code}"
+
+
 def _work(connection: Connection, parent: int) -> None:
     _die_with(parent)
-    function, arguments, tells = connection.recv()
-    if tells:
-        arguments = (lambda value: connection.send(("told", value)), *arguments)
+    function, arguments, sends = connection.recv()
+    if sends:
+        arguments = (lambda value: connection.send(("message", value)), *arguments)
     try:
         outcome = "returned", function(*arguments)
     except Exception as error:  # noqa: BLE001 - re-raised in the caller

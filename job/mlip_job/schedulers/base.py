@@ -28,7 +28,7 @@ from mlip_job.errors import (
     TrainingError,
     UnavailableError,
 )
-from mlip_job.naming import FAMILY_PATTERN, generation_name, parse_generation_name
+from mlip_job.paths import FAMILY_PATTERN, generation_name, parse_generation_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -14,9 +14,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mlip_job.config.load import ENVIRONMENT_PREFIX
-from mlip_job.disk import private
 from mlip_job.errors import ConfigError, UnavailableError
-from mlip_job.naming import generation_name
+from mlip_job.paths import generation_name, private
 from mlip_job.runtime.environment import ProcessIdentity
 from mlip_job.schedulers.base import (
     Code,

@@ -22,13 +22,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import yaml
 from pydantic import Field, StringConstraints, ValidationError
 
-from mlip_job.disk import make_private_directory, private
 from mlip_job.errors import ConfigError, UnavailableError
 from mlip_job.models import Frozen
-from mlip_job.naming import generation_name, parse_generation_name
+from mlip_job.paths import generation_name, make_private_directory, parse_generation_name, private
 from mlip_job.runtime.environment import ProcessIdentity
 from mlip_job.schedulers.base import JobHandle, JobName
-from mlip_job.store.keys import StoredName, is_relative, shown
+from mlip_job.store.base import StoredName, is_relative, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

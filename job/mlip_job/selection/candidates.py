@@ -14,7 +14,7 @@ from mlip_job.dataset.database import StructureDatabase
 from mlip_job.dataset.row import Row, StructureRow
 from mlip_job.errors import ConfigError, DataError
 from mlip_job.models import Frozen
-from mlip_job.naming import generation_name
+from mlip_job.paths import generation_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

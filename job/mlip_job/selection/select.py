@@ -33,7 +33,7 @@ from mlip_job.dataset.periodicity import atoms_with_vacuum
 from mlip_job.dataset.row import Row, UnreadableRow
 from mlip_job.dataset.validation import Rejection, examine_geometry
 from mlip_job.errors import ConfigError, DataError, IntegrityError
-from mlip_job.naming import generation_name
+from mlip_job.paths import generation_name
 from mlip_job.potentials import fetch_cached
 from mlip_job.selection.candidates import RankedCandidate, Selection
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from mlip_job.errors import ConfigError
-from mlip_job.retries import retrying
+from mlip_job.retry import retrying
 from mlip_job.store.base import check_conditions, no_meter
 from mlip_job.store.directory import DirectoryStore
 
@@ -21,19 +21,8 @@ def open_store(
 ) -> ObjectStore:
     """Return the store at ``storage.url``: ``s3://bucket/prefix``, or a directory.
 
-    Parameters
-    ----------
-    config
-        Where it is.
-    patience
-        Seconds for which a call that fails with a transient error is retried.
-    meter
-        Receives the progress of uploads to S3 and downloads from there.
-
-    Raises
-    ------
-    ConfigError
-        If the URL is of another kind.
+    A call that fails with a transient error is retried for `patience` seconds. `meter` receives the
+    progress of uploads to S3 and downloads from there. Another kind of URL is a `ConfigError`.
     """
     store = _open(config, meter)
     return cast("ObjectStore", RetryingStore(store, patience)) if patience > 0 else store

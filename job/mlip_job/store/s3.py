@@ -7,12 +7,24 @@ import time
 from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from functools import cached_property
-from itertools import chain, count
+from threading import Lock
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import boto3
+from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+)
+from botocore.exceptions import ConnectionError as BotoConnectionError
+from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError, S3ValidationError
 from urllib3.exceptions import HTTPError
 
 from mlip_job.errors import (
@@ -22,50 +34,100 @@ from mlip_job.errors import (
     StoreError,
 )
 from mlip_job.runtime.environment import require_one_line
-from mlip_job.store.base import ObjectInfo, check_conditions, no_meter, save
-from mlip_job.store.keys import check_key
-from mlip_job.store.parts import part_size, several_at_once
-from mlip_job.store.s3_errors import explain
+from mlip_job.store.base import (
+    CALLS_AT_ONCE,
+    ObjectInfo,
+    check_conditions,
+    check_key,
+    no_meter,
+    whole_file,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from mlip_job.config.job import StorageConfig
     from mlip_job.store.base import Meter
 
 _CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-_BLOCK = 1 << 20
 _MIB = 1 << 20
+_LARGEST_PART = 8 * _MIB  # up to ten are held in memory
+_MOST_PARTS = 10_000  # of an S3 object
+_TRANSFERS_AT_ONCE = 4
 _CONFLICT_TRIES = 6
 _CONNECT_TIMEOUT_SECONDS = 10
 _READ_TIMEOUT_SECONDS = 60
+
 _MISSING = {"NoSuchKey", "404", "NotFound"}
 _PRECONDITION_FAILED = 412
 _CONFLICT = 409
+_SERVER_ERROR = 500
+# Transient errors of S3-compatible stores, in addition to every 5xx.
+_TRANSIENT = {
+    "BadDigest",
+    "IncompleteBody",
+    "NoSuchUpload",  # a completed multipart upload whose answer was lost: it is sent again
+    "RequestTimeout",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequests",
+    "TooManyRequestsException",
+    "429",
+}
+_CHECK_CREDENTIALS = (
+    "the credentials are not valid ({code})",
+    "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN",
+)
+_OTHER_REGION = (
+    "the store rejects requests that are signed for the region {region} ({code})",
+    "set storage.region{wanted}",
+)
+_DENIED = (
+    "access denied to {operation}",
+    "the credentials need GetObject, PutObject, DeleteObject and ListBucket there",
+)
+# What is wrong, and what to do, by the code of an error.
+_PROBLEMS = {
+    "NoSuchBucket": (
+        "the bucket {bucket} does not exist",
+        "create it, or correct storage.url",
+    ),
+    "RequestTimeTooSkewed": (
+        "this machine's clock differs too much from the store's",
+        "set the clock (NTP)",
+    ),
+    "InvalidAccessKeyId": _CHECK_CREDENTIALS,
+    "SignatureDoesNotMatch": _CHECK_CREDENTIALS,
+    "ExpiredToken": _CHECK_CREDENTIALS,
+    "InvalidToken": _CHECK_CREDENTIALS,
+    "TokenRefreshRequired": _CHECK_CREDENTIALS,
+    "AuthorizationHeaderMalformed": _OTHER_REGION,
+    "IllegalLocationConstraintException": _OTHER_REGION,
+    "InvalidRegion": _OTHER_REGION,
+    "PermanentRedirect": _OTHER_REGION,
+    "AccessDenied": _DENIED,
+    "403": _DENIED,
+    "Forbidden": _DENIED,
+    "AllAccessDisabled": _DENIED,
+}
 
 
 class S3Store:
     """Objects in a bucket, below the prefix of ``storage.url``.
 
-    Create-only writes send ``If-None-Match: *``, compare-and-swap sends ``If-Match``. A refused
-    write is read back, and has succeeded if the content is the same: botocore may have sent it
-    twice.
-
-    Parameters
-    ----------
-    config
-        Bucket, endpoint, checksums. Credentials come from the environment, a profile or the
-        instance, as boto3 finds them.
-    meter
-        Receives the progress of uploads and downloads.
+    Create-only writes send ``If-None-Match: *``, compare-and-swap sends ``If-Match``; versions are
+    ETags. A refused write is read back, and has succeeded if the content is the same: botocore may
+    have sent it twice. Large files move in parts, several at once. Credentials come from the
+    environment, a profile or the instance, as boto3 finds them; `meter` receives the progress of
+    uploads and downloads. For the methods, see `ObjectStore`.
     """
 
     def __init__(self, config: StorageConfig, meter: Meter = no_meter) -> None:
         self._config = config
         self._meter = meter
-        bucket, _, prefix = config.url.removeprefix("s3://").partition("/")
-        self._bucket = bucket
+        self._bucket, _, prefix = config.url.removeprefix("s3://").partition("/")
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._threshold = config.multipart_threshold_mib * _MIB
 
@@ -75,54 +137,38 @@ class S3Store:
         return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
 
     def get(self, key: str) -> bytes:
-        """See `ObjectStore.get`."""
         return self.get_versioned(key)[0]
 
     def get_versioned(self, key: str) -> tuple[bytes, str]:
-        """See `ObjectStore.get_versioned`; the version is the ETag."""
         with self._errors("read", key):
             answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key))
             data: bytes = answer["Body"].read()
             return data, answer["ETag"]
 
     def head(self, key: str) -> ObjectInfo | None:
-        """See `ObjectStore.head`."""
         try:
             with self._errors("read", key):
                 answer = self._client.head_object(Bucket=self._bucket, Key=self._key(key))
         except ObjectNotFoundError:
             return None
-        return ObjectInfo(
-            key, answer["ContentLength"], answer["ETag"], answer["LastModified"].timestamp()
-        )
+        return ObjectInfo(key, answer["ContentLength"], answer["LastModified"].timestamp())
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """See `ObjectStore.list`."""
         for page in self._pages(prefix):
             for found in page.get("Contents", ()):
                 key = found["Key"].removeprefix(self._prefix)
-                modified = found["LastModified"].timestamp()
-                yield ObjectInfo(key, found["Size"], found["ETag"], modified)
+                yield ObjectInfo(key, found["Size"], found["LastModified"].timestamp())
 
     def list_prefixes(self, prefix: str) -> Iterator[str]:
-        """See `ObjectStore.list_prefixes`."""
         start = len(self._prefix) + len(prefix.rpartition("/")[0]) + ("/" in prefix)
         for page in self._pages(prefix, Delimiter="/"):
             for found in page.get("CommonPrefixes", ()):
                 yield found["Prefix"][start:].rstrip("/")
 
-    def list_named(self, prefix: str, name: str) -> Iterator[ObjectInfo]:
-        """See `ObjectStore.list_named`."""
-        for info in self.list(prefix):
-            if info.key.removeprefix(prefix).partition("/")[2] == name:
-                yield info
-
     def put(self, key: str, data: bytes) -> None:
-        """See `ObjectStore.put`."""
         self._put(key, data)
 
     def put_if_absent(self, key: str, data: bytes) -> None:
-        """See `ObjectStore.put_if_absent`."""
         try:
             self._put(key, data, IfNoneMatch="*")
         except ObjectExistsError:
@@ -130,7 +176,6 @@ class S3Store:
                 raise
 
     def put_if_match(self, key: str, data: bytes, version: str) -> None:
-        """See `ObjectStore.put_if_match`."""
         try:
             self._put(key, data, IfMatch=version)
         except (ObjectExistsError, ObjectNotFoundError):
@@ -139,31 +184,35 @@ class S3Store:
                     return
             raise ObjectChangedError(f"{key} was changed by someone else") from None
 
-    def upload(self, path: Path, key: str, *, if_absent: bool = False) -> str:
-        """See `ObjectStore.upload`; large files go in parts, several at once."""
-        condition = {"IfNoneMatch": "*"} if if_absent else {}
-        digest = hashlib.sha256()
+    def upload(self, path: Path, key: str) -> str:
         total = path.stat().st_size
         with path.open("rb") as file:
-            try:
-                if total < self._threshold:
-                    data = file.read()
-                    digest.update(data)
-                    self._put(key, data, **condition)
-                    self._meter(key, total, total)
-                else:
-                    self._upload_parts(key, file, total, digest.update, condition)
-            except ObjectExistsError:
-                if self._sha256(key) != digest.hexdigest():
-                    raise
-        return digest.hexdigest()
+            source = _HashedSource(file)
+            if total < self._threshold:
+                self._put(key, source.read())
+            else:
+                with self._errors("write", key):
+                    self._client.upload_fileobj(
+                        source, self._bucket, self._key(key), **self._in_parts(key, total)
+                    )
+        self._meter(key, total, total)
+        return source.digest.hexdigest()
 
     def download(self, key: str, path: Path) -> str:
-        """See `ObjectStore.download`."""
-        return save(self._blocks(key), path)
+        with whole_file(path) as target, self._errors("read", key):
+            answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key))
+            total, body = answer["ContentLength"], answer["Body"]
+            if total < self._threshold:
+                target.write(body.read())
+            else:
+                body.close()
+                self._client.download_fileobj(
+                    self._bucket, self._key(key), target, **self._in_parts(key, total)
+                )
+        self._meter(key, total, total)
+        return target.sha256()
 
     def delete(self, key: str) -> None:
-        """See `ObjectStore.delete`."""
         with self._errors("delete", key):
             self._client.delete_object(Bucket=self._bucket, Key=self._key(key))
 
@@ -182,7 +231,6 @@ class S3Store:
                         yield f"{key}?uploadId={upload['UploadId']}"
 
     def remove_leftover(self, name: str) -> None:
-        """See `ObjectStore.remove_leftover`."""
         key, _, upload = name.partition("?uploadId=")
         with suppress(ObjectNotFoundError), self._errors("delete", key):
             self._client.abort_multipart_upload(
@@ -190,7 +238,6 @@ class S3Store:
             )
 
     def check(self) -> None:
-        """See `ObjectStore.check`."""
         check_conditions(self)
 
     @cached_property
@@ -201,9 +248,8 @@ class S3Store:
     def _client(self) -> Any:
         config = self._config
         require_one_line(*_CREDENTIALS)
-        own_endpoint = config.endpoint_url is not None
         style = config.addressing_style
-        if style == "auto" and own_endpoint:
+        if style == "auto" and config.endpoint_url is not None:
             style = "path"  # bucket names as host names need DNS that few such stores have
         return boto3.session.Session().client(
             "s3",
@@ -213,6 +259,7 @@ class S3Store:
                 retries={"mode": "standard", "total_max_attempts": 3},
                 connect_timeout=_CONNECT_TIMEOUT_SECONDS,
                 read_timeout=_READ_TIMEOUT_SECONDS,
+                max_pool_connections=CALLS_AT_ONCE,
                 s3={"addressing_style": style},
             ),
         )
@@ -228,19 +275,12 @@ class S3Store:
             )
 
     def _put(self, key: str, data: bytes, **condition: str) -> None:
-        self._conditionally(
-            key,
-            lambda: self._client.put_object(
-                Bucket=self._bucket, Key=self._key(key), Body=data, **condition
-            ),
-        )
-
-    def _conditionally(self, key: str, write: Callable[[], object]) -> None:
-        """Send a conditional write; retry it on a conflict (409)."""
+        """Write an object; retry on a conflict (409), a concurrent write of the same key."""
+        target = {"Bucket": self._bucket, "Key": self._key(key)}
         for attempt in range(_CONFLICT_TRIES):
             try:
                 with self._errors("write", key):
-                    write()
+                    self._client.put_object(Body=data, **target, **condition)
             except _ConcurrentWriteError:
                 if attempt == _CONFLICT_TRIES - 1:
                     raise
@@ -248,97 +288,24 @@ class S3Store:
             else:
                 return
 
-    def _upload_parts(
-        self,
-        key: str,
-        file: BinaryIO,
-        total: int,
-        update: Callable[[bytes], object],
-        condition: dict[str, str],
-    ) -> None:
-        target = {"Bucket": self._bucket, "Key": self._key(key)}
-        size = part_size(total, self._threshold)
+    def _in_parts(self, key: str, total: int) -> dict[str, Any]:
+        """Return the options of a transfer in parts of one object."""
+        part = max(min(self._threshold, _LARGEST_PART), -(-total // _MOST_PARTS))
+        config = TransferConfig(
+            multipart_threshold=self._threshold,
+            multipart_chunksize=part,
+            max_concurrency=_TRANSFERS_AT_ONCE,
+            preferred_transfer_client="classic",
+        )
+        done, lock = 0, Lock()
 
-        def parts() -> Iterator[tuple[int, bytes]]:
-            for number in count(1):
-                data = file.read(size)
-                if not data:
-                    return
-                update(data)
-                yield number, data
-
-        def send(part: tuple[int, bytes]) -> dict[str, object]:
-            number, data = part
-            with self._errors("write", key):
-                answer = self._client.upload_part(PartNumber=number, Body=data, **target)
-            return {"PartNumber": number, "ETag": answer["ETag"]}
-
-        with self._errors("write", key):
-            target["UploadId"] = self._client.create_multipart_upload(**target)["UploadId"]
-        try:
-            sent: list[dict[str, object]] = []
-            for part in several_at_once(send, parts()):
-                sent.append(part)
-                self._meter(key, min(len(sent) * size, total), total)
-            self._conditionally(
-                key,
-                lambda: self._client.complete_multipart_upload(
-                    MultipartUpload={"Parts": sent}, **target, **condition
-                ),
-            )
-        except BaseException:
-            # Parts of an upload that isn't completed are billed until it is aborted.
-            with suppress(StoreError), self._errors("write", key):
-                self._client.abort_multipart_upload(**target)
-            raise
-
-    def _blocks(self, key: str) -> Iterator[bytes]:
-        """Yield an object's bytes; the rest of a large one in parts, several at once."""
-        with self._errors("read", key):
-            answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key))
-            total, body, done = answer["ContentLength"], answer["Body"], 0
-            parts: Iterator[bytes] = body.iter_chunks(_BLOCK)
-            if total >= self._threshold:
-                size = part_size(total, self._threshold)
-                parts = chain(
-                    [body.read(size)],
-                    self._ranges(key, answer["ETag"], range(size, total, size), total),
-                )
-            for block in parts:
-                done += len(block)
+        def count(size: int) -> None:
+            nonlocal done
+            with lock:
+                done += size
                 self._meter(key, done, total)
-                yield block
-            body.close()
-        if done != total:
-            raise StoreError(f"{key} from {self.url} was cut short", transient=True)
 
-    def _ranges(self, key: str, version: str, starts: range, total: int) -> Iterator[bytes]:
-        """Yield the parts of one version of an object that begin at these bytes."""
-
-        def fetch(start: int) -> bytes:
-            end = min(start + starts.step, total)
-            try:
-                with self._errors("read", key):
-                    answer = self._client.get_object(
-                        Bucket=self._bucket,
-                        Key=self._key(key),
-                        Range=f"bytes={start}-{end - 1}",
-                        IfMatch=version,
-                    )
-                    data: bytes = answer["Body"].read()
-            except ObjectExistsError:  # the answer to a condition that is not met
-                raise StoreError(f"{key} was changed while it was read", transient=True) from None
-            if len(data) != end - start:
-                raise StoreError(f"{key} from {self.url} was cut short", transient=True)
-            return data
-
-        return several_at_once(fetch, starts)
-
-    def _sha256(self, key: str) -> str:
-        digest = hashlib.sha256()
-        for block in self._blocks(key):
-            digest.update(block)
-        return digest.hexdigest()
+        return {"Config": config, "Callback": count}
 
     @contextmanager
     def _errors(self, action: str, key: str) -> Iterator[None]:
@@ -358,9 +325,80 @@ class S3Store:
                 ) from None
             if code in _MISSING:
                 raise ObjectNotFoundError(f"{key} is not in {self.url}") from None
-            raise explain(error, action, key, self._config, self._region) from None
-        except (BotoCoreError, HTTPError) as error:
-            raise explain(error, action, key, self._config, self._region) from None
+            raise self._explain_answer(error, action, key) from None
+        except RetriesExceededError as error:
+            raise self._explain(error.last_exception, action, key) from None
+        except S3DownloadFailedError:
+            raise StoreError(f"{key} was changed while it was read", transient=True) from None
+        except (BotoCoreError, HTTPError, S3ValidationError) as error:
+            raise self._explain(error, action, key) from None
+
+    def _explain(self, error: Exception, action: str, key: str) -> StoreError:
+        """Return our error for one that is no answer of the store."""
+        tried = f"can't {action} {key} in {self._config.url}"
+        where = self._config.endpoint_url or "AWS"
+        name = type(error).__name__
+        match error:
+            case NoCredentialsError() | PartialCredentialsError():
+                return StoreError(
+                    f"{tried}: no credentials",
+                    hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+                )
+            # urllib3's: botocore lets it through if a connection breaks while it reads an answer.
+            case BotoConnectionError() | HTTPClientError() | HTTPError() | OSError():
+                return StoreError(
+                    f"{tried}: {where} can't be reached ({name})",
+                    hint="check storage.endpoint_url and the network",
+                    transient=True,
+                )
+            case IncompleteReadError() | FlexibleChecksumError() | S3ValidationError():
+                return StoreError(f"{tried}: damaged in transit", transient=True)
+            case ParamValidationError():
+                return StoreError(
+                    f"{tried}: {self._bucket!r} is not a bucket name", hint="correct storage.url"
+                )
+        return StoreError(
+            f"{tried}: unexpected response from {where} ({name}); is this an S3 endpoint?"
+        )
+
+    def _explain_answer(self, error: ClientError, action: str, key: str) -> StoreError:
+        """Return our error for an error that the store answered with."""
+        tried = f"can't {action} {key} in {self._config.url}"
+        answer = error.response.get("Error", {})
+        code = str(answer.get("Code", "unknown"))
+        operation = error.operation_name
+        if code in _PROBLEMS:
+            region = answer.get("Region")
+            problem, hint = (
+                text.format(
+                    bucket=self._bucket,
+                    code=code,
+                    operation=operation,
+                    region=self._region,
+                    wanted=f": {region}" if region else " to the store's",
+                )
+                for text in _PROBLEMS[code]
+            )
+            return StoreError(f"{tried}: {problem}", hint=hint)
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return StoreError(
+            f"{tried}: {code} from {operation}",
+            transient=status >= _SERVER_ERROR or code in _TRANSIENT,
+        )
+
+
+class _HashedSource:
+    """A file that is read from start to end, and hashed on the way."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes."""
+        data = self._file.read(size)
+        self.digest.update(data)
+        return data
 
 
 class _ConcurrentWriteError(StoreError):

@@ -117,7 +117,7 @@ def run_linear_fit(task: LinearTask, observe: Callable[[LinearProgress], None]) 
         "the process of the linear start died",
         hint="give the job more memory, or set training.linear_start: false",
     )
-    return run_in_process(_fit, task, died=died, told=observe)
+    return run_in_process(_fit, task, died=died, on_message=observe)
 
 
 def _fit(tell: Callable[[LinearProgress], None], task: LinearTask) -> LinearStart:

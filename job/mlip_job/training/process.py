@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from mlip_job.disk import private
 from mlip_job.errors import TrainingError
+from mlip_job.paths import private
 from mlip_job.runtime.processes import start_program
 from mlip_job.training.loss import DIVERGED
 from mlip_job.training.trainer import Progress

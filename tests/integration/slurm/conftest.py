@@ -17,7 +17,7 @@ import yaml
 
 import mlip_job
 from mlip_job.config import load_config
-from mlip_job.naming import generation_name
+from mlip_job.paths import generation_name
 from mlip_job.registry import Registry
 from mlip_job.store.open import open_store
 from tests.support import rattled, write_database

@@ -20,7 +20,7 @@ from mlip_job import __version__
 from mlip_job.config.load import load_config
 from mlip_job.config.schedulers import KubernetesConfig
 from mlip_job.errors import ConfigError
-from mlip_job.naming import kubernetes_job_name
+from mlip_job.paths import kubernetes_job_name
 from mlip_job.schedulers.kubernetes.manifest import SPEC_HASH, from_yaml, plan_job
 from tests.unit.kubernetes.conftest import EVERYTHING
 

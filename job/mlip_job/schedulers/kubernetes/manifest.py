@@ -11,7 +11,7 @@ import yaml
 
 from mlip_job import __version__
 from mlip_job.errors import ConfigError
-from mlip_job.naming import generation_name, kubernetes_job_name
+from mlip_job.paths import generation_name, kubernetes_job_name
 from mlip_job.schedulers.base import Code, Plan, render
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from mlip_job.errors import ConfigError, ConflictError, MlipJobError, UnavailableError
-from mlip_job.naming import generation_name, parse_generation_name
+from mlip_job.paths import generation_name, parse_generation_name
 from mlip_job.schedulers.base import JobHandle, JobStatus, Plan
 from mlip_job.schedulers.kubernetes.client import Cluster, connect
 from mlip_job.schedulers.kubernetes.manifest import (

@@ -8,7 +8,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 from mlip_job.errors import ConfigError, UnavailableError
-from mlip_job.retries import retrying
+from mlip_job.retry import retrying
 from mlip_job.schedulers.slurm.states import SECTION, Task, refusal, state_of
 
 if TYPE_CHECKING:

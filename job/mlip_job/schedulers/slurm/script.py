@@ -11,9 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlip_job.disk import sha256_of
 from mlip_job.errors import ConfigError
-from mlip_job.naming import generation_name
+from mlip_job.paths import generation_name, sha256_of
 from mlip_job.runtime.environment import THREAD_VARIABLES
 from mlip_job.schedulers.base import Code, render
 from mlip_job.schedulers.records import SubmitFiles, write_whole

@@ -28,7 +28,7 @@ from mlip_job.training.pacemaker.tables import MetricsRow, row_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mlip_job.naming import WorkFiles
+    from mlip_job.paths import WorkFiles
     from mlip_job.training.pacemaker.input import Segment
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from mlip_job.disk import full, is_full, reported
 from mlip_job.errors import MlipJobError, TrainingError
+from mlip_job.paths import full, is_full, reported
 from mlip_job.training.pacemaker.best import (
     EarlyStopping,
     is_kept_by,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from mlip_job.naming import WorkFiles
+    from mlip_job.paths import WorkFiles
     from mlip_job.training.checkpoint import Snapshot
     from mlip_job.training.pacemaker.input import Segment
     from mlip_job.training.pacemaker.tables import Offset

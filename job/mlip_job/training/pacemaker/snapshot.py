@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from mlip_job.naming import WorkFiles
+from mlip_job.paths import WorkFiles
 from mlip_job.training.checkpoint import POTENTIAL, FitPosition, Snapshot
 from mlip_job.training.pacemaker.best import copy_kept
 from mlip_job.training.pacemaker.potential_file import (
