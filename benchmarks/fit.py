@@ -19,7 +19,7 @@ _PROGRAM = str(Path(sys.executable).with_name("mlip-job"))
 _SMALL = (
     "training.functions_per_element=20",
     "training.max_iter=60",
-    "training.display_step=10",
+    "training.overrides={backend: {display_step: 10}}",
     # Weights that are all 1, but stand in the data frames: the fits are the same bit by bit.
     "training.weighting={by_group: {strained: {energy: 1}}}",
 )

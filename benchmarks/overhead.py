@@ -154,7 +154,6 @@ def _configure(directory: Path, iterations: int) -> Path:
             "functions_per_element": 30,
             "ladder_step": None,
             "max_iter": iterations,
-            "stress_weight": 0,
         },
     }
     path.write_text(yaml.safe_dump(values), encoding="utf-8")

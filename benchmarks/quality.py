@@ -26,9 +26,9 @@ from benchmarks.upstream import INPUTS, examples_for, upstream_input
 from mlip_job.dataset.record import DatasetRecord
 from mlip_job.dataset.xyz import parse, read_blocks
 from mlip_job.demo import write_demo_database
-from mlip_job.evaluation.measure import Measurers, Models, Task
+from mlip_job.evaluation.measure import Models, Task, measuring
 from mlip_job.evaluation.potential import Potential, measure_speed
-from mlip_job.evaluation.statistics import SetTally
+from mlip_job.evaluation.statistics import SetErrors
 from mlip_job.paths import DatasetFiles, WorkFiles
 from mlip_job.runtime.environment import usable_cores
 from mlip_job.training.pacemaker.input import dump_input
@@ -323,10 +323,9 @@ def _row(fit: Fit, dataset: DatasetFiles, record: DatasetRecord) -> tuple[str, .
 
 
 def _test_errors(yace: Path, dataset: DatasetFiles, record: DatasetRecord) -> SetEvaluation:
-    tally = SetTally()
+    errors = SetErrors()
     models = Models(yace, record.reference_energies)
-    with Measurers(models, atoms=record.atoms.test, cores=usable_cores()) as measurers:
-        tasks = (Task(block, doubly=False) for block in read_blocks(dataset.xyz("test")))
-        for batch in measurers.measure(tasks):
-            tally.add_all(batch.measured)
-    return tally.result()
+    with measuring(models, atoms=record.atoms.test, cores=usable_cores()) as measure:
+        for batch in measure(map(Task, read_blocks(dataset.xyz("test")))):
+            errors.add_all(batch.measured)
+    return errors.result()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from ase.calculators.calculator import all_changes
-from pyace import PyACECalculator
+from ase.calculators.calculator import Calculator, all_changes
 
 from mlip_job.dataset.periodicity import atoms_with_vacuum
 from mlip_job.dataset.row import right_handed
 from mlip_job.errors import ConfigError, DataError
+from mlip_job.evaluation.potential import Potential
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,17 +18,16 @@ if TYPE_CHECKING:
 
     from ase import Atoms
 
-_DEFAULT_PROPERTIES = ("energy", "forces", "stress", "energies")
 
-
-class GenerationCalculator(PyACECalculator):  # type: ignore[misc] # pyace has no types
+class GenerationCalculator(Calculator):
     """A published potential as an ASE calculator, with the reference energies added back.
 
-    ``results["gamma"]`` holds the extrapolation grade of each atom where an active set is given.
+    ``results["gamma"]`` holds the extrapolation grade of each atom if there is an active set.
 
     `potential` is a ``.yace``, or with an active set the ``.yaml`` that it belongs to.
     """
 
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012 - as in ASE
     atoms: Any  # set by ASE's calculator
 
     def __init__(
@@ -39,62 +38,55 @@ class GenerationCalculator(PyACECalculator):  # type: ignore[misc] # pyace has n
         active_set: Path | None = None,
         label: str = "",
     ) -> None:
-        super().__init__(str(potential))
+        super().__init__()  # type: ignore[no-untyped-call]
         self.reference_energies = dict(reference_energies)
-        self._known = {str(element) for element in self.basis.elements_name}
-        self._label = label
-        if active_set is not None:
-            self.set_active_set(str(active_set))
+        self._potential = Potential(potential, active_set)
+        self._name = label
         self._files = (potential, active_set)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Copy or pickle it by its source files: the library's objects can't be copied.
+        """Copy or pickle by the source files; the library's objects can't be copied.
 
         A copy has no results; it recalculates them.
         """
-        return _load_again, (*self._files, self.reference_energies, self._label)
+        return _load_again, (*self._files, self.reference_energies, self._name)
 
     def calculate(
         self,
         atoms: Atoms | None = None,
-        properties: Sequence[str] = _DEFAULT_PROPERTIES,
+        properties: Sequence[str] = ("energy",),
         system_changes: Sequence[str] = all_changes,
     ) -> None:
-        """Calculate energy, forces and, where there is a cell, stress.
+        """Calculate energy, forces and, for a periodic structure, stress.
 
         Slabs and wires, periodic in one or two directions, get vacuum in the others. They have no
-        stress: it is one of the cell's volume.
+        stress, as it would depend on the volume of the cell.
 
         Raises
         ------
         DataError
             If the structure has an element that the potential lacks, or can't be described by it.
         """
-        if atoms is not None:
-            self._require_describable(atoms)
-        given = self.atoms if atoms is None else atoms
-        padded = atoms_with_vacuum(given)
-        evaluated = right_handed(padded)
-        super().calculate(evaluated, properties, system_changes)
-        if evaluated is not given:
-            self.atoms = given.copy()  # ASE compares it with the next request
-        if padded is not given:
-            del self.results["stress"]
+        super().calculate(atoms, properties, system_changes)  # type: ignore[no-untyped-call]
         symbols = self.atoms.get_chemical_symbols()
+        if missing := sorted(set(symbols) - set(self._potential.elements)):
+            raise DataError(
+                f"{self._name} knows {', '.join(sorted(self._potential.elements))}; the structure "
+                f"has {', '.join(missing)} too"
+            )
+        padded = atoms_with_vacuum(self.atoms)
+        calculator = self._potential.calculator
+        calculator.calculate(right_handed(padded))
+        results: dict[str, Any] = dict(calculator.results)
         references = np.array([self.reference_energies[symbol] for symbol in symbols])
-        results: dict[str, Any] = self.results
         results["energies"] = results["energies"] + references
         results["energy"] += float(references.sum())
         results["free_energy"] = results["energy"]
-        if not self.is_active_set_configured:
+        if padded is not self.atoms:
+            del results["stress"]
+        if not self._potential.graded:
             del results["gamma"]  # zeros, which would look like interpolation
-
-    def _require_describable(self, atoms: Atoms) -> None:
-        if missing := sorted(set(atoms.get_chemical_symbols()) - self._known):
-            raise DataError(
-                f"{self._label} knows {', '.join(sorted(self._known))}; the structure has "
-                f"{', '.join(missing)} too"
-            )
+        self.results = results
 
 
 def _load_again(

@@ -29,18 +29,14 @@ if TYPE_CHECKING:
     from mlip_job.config import TrackingConfig
     from mlip_job.registry import Manifest, Registry
 
-ATTEMPT_TAG = "mlip_job.attempt"
-"""Identifies the run of a generation."""
-
 _log = logging.getLogger(__name__)
 
+_ATTEMPT_TAG = "mlip_job.attempt"  # identifies the run of a generation
 _ARTEFACTS = ("report.json", "report.html", "potential.yace")
 _ERRORS = {"energy_mev_per_atom", "force_mev_per_angstrom", "stress_gpa", "extrapolation_grade"}
-_FIGURES = {"train", "test", "iterations", "functions", "parameters", "loss_shares"}
-_CURVES = ("loss", "rmse_energy_mev_per_atom", "rmse_force_mev_per_angstrom")
+_FIT = {"train", "test", "iterations", "functions", "parameters", "loss_shares"}
 _MAX_POINTS = 500  # of a learning curve; report.json has all
-# Limits of MLflow: characters of a parameter, entries of a request.
-_MAX_PARAMETER, _MAX_METRICS, _MAX_ENTRIES = 6000, 1000, 100
+_MAX_PARAMETER, _MAX_METRICS, _MAX_ENTRIES = 6000, 1000, 100  # limits of MLflow
 _TIMEOUT_SECONDS = 60.0
 _SETTINGS = {
     # One retry, and no waiting for minutes: the result of the job does not depend on it.
@@ -56,7 +52,7 @@ def track_generation(
     config: TrackingConfig,
     registry: Registry,
     manifest: Manifest,
-    say: Callable[[str], None],
+    message: Callable[[str], None],
     cancelled: Callable[[], bool],
 ) -> None:
     """Log a published generation, unless the server has it; failures are warnings.
@@ -79,19 +75,11 @@ def track_generation(
         _log.warning("%s is published, but not logged to %s: %s", name, config.mlflow_uri, error)
         return
     done = "logged" if created else "is logged already"
-    say(f"{name} {done} in experiment {experiment!r} of {config.mlflow_uri}")
+    message(f"{name} {done} in experiment {experiment!r} of {config.mlflow_uri}")
 
 
 def check_server(config: TrackingConfig) -> str:
-    """Return a line that says that the configured server answers and accepts the credentials.
-
-    Raises
-    ------
-    ConfigError
-        If MLflow's client is not installed.
-    UnavailableError
-        If it does not.
-    """
+    """Return a message if the server is available and accepts the credentials, else raise."""
     _connect(f"{config.mlflow_uri}", lambda: False)("search_experiments", max_results=1)
     return f"{config.mlflow_uri} answers"
 
@@ -138,38 +126,35 @@ def _log_run(
     store_url: str,
     files: list[Path],
 ) -> bool:
-    """Log a generation, completing a run that is unfinished; return False if it was logged."""
+    """Log a generation, completing an unfinished run; return False if it was logged already."""
     from mlflow.entities import Metric, Param, RunTag  # noqa: PLC0415 - see _connect
 
     started, ended = (int(t.timestamp() * 1000) for t in (manifest.started, manifest.ended))
     found = call("get_experiment_by_name", experiment)
     where = str(found.experiment_id if found else call("create_experiment", experiment))
-    condition = f"tags.`{ATTEMPT_TAG}` = '{manifest.attempt}'"
+    condition = f"tags.`{_ATTEMPT_TAG}` = '{manifest.attempt}'"
     run = next(iter(call("search_runs", [where], filter_string=condition, max_results=1)), None)
     if run is not None and run.info.status == "FINISHED":
         return False
-    tags = {ATTEMPT_TAG: manifest.attempt}
+    tags = {_ATTEMPT_TAG: manifest.attempt}
     if run is None:
         name = generation_name(manifest.generation)
         run = call("create_run", where, start_time=started, run_name=name, tags=tags)
     run_id = run.info.run_id
     tags |= tags_of(manifest, report, store_url)
-    # The same time in each attempt: MLflow stores equal values at equal times once.
-    metrics = [Metric(name, value, ended, step) for name, value, step in metrics_of(report)]
-    for batch in _batches([RunTag(*tag) for tag in tags.items()], _MAX_ENTRIES):
-        call("log_batch", run_id, tags=batch)
-    for batch in _batches([Param(*one) for one in parameters_of(manifest)], _MAX_ENTRIES):
-        call("log_batch", run_id, params=batch)
-    for batch in _batches(metrics, _MAX_METRICS):
-        call("log_batch", run_id, metrics=batch)
+    entries: tuple[tuple[str, list[Any], int], ...] = (
+        ("tags", [RunTag(*tag) for tag in tags.items()], _MAX_ENTRIES),
+        ("params", [Param(*one) for one in parameters_of(manifest)], _MAX_ENTRIES),
+        # The same time in each attempt: MLflow stores equal values at equal times once.
+        ("metrics", [Metric(n, v, ended, step) for n, v, step in metrics_of(report)], _MAX_METRICS),
+    )
+    for kind, values, size in entries:
+        for first in range(0, len(values), size):
+            call("log_batch", run_id, **{kind: values[first : first + size]})
     for path in files:
         call("log_artifact", run_id, str(path))
     call("set_terminated", run_id, end_time=ended)
     return True
-
-
-def _batches(entries: list[Any], size: int) -> Iterator[list[Any]]:
-    return (entries[start : start + size] for start in range(0, len(entries), size))
 
 
 # -- what is logged --------------------------------------------------------------------------------
@@ -208,22 +193,23 @@ def parameters_of(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 def metrics_of(report: TrainingReport) -> Iterator[tuple[str, float, int]]:
     """Yield name, which is the place in report.json, value and step."""
-    found: dict[str, Any] = {
-        "fit": report.fit.model_dump(include=_FIGURES),
+    figures: dict[str, Any] = {
+        "fit": report.fit.model_dump(include=_FIT),
         "timings_s": report.timings_s,
         "phases_s": report.phases_s,
     }
     if report.evaluation is not None:
         shown: Any = {"train": _ERRORS, "test": _ERRORS, "parent": True}
         shown["speed"] = {"evaluator_us_per_atom"}
-        found["evaluation"] = report.evaluation.model_dump(include=shown)
-    yield from ((name, value, 0) for name, value in _leaves(found))
-    for key, (_, _, value_of) in zip(_CURVES, QUANTITIES, strict=True):
-        curves = learning_curves(report.fit, value_of)
-        for side, points in zip(("train_curve", "test_curve"), curves, strict=True):
+        figures["evaluation"] = report.evaluation.model_dump(include=shown)
+    for name, value in _leaves(figures):
+        yield name, value, 0
+    for quantity in QUANTITIES:
+        train, test = learning_curves(report.fit, quantity.value_of)
+        for side, points in (("train_curve", train), ("test_curve", test)):
             stride = max(1, math.ceil(len(points) / _MAX_POINTS))
             for iteration, value in points[::-1][::stride][::-1]:  # the last point is kept
-                yield f"fit.{side}.{key}", value, int(iteration)
+                yield f"fit.{side}.{quantity.key}", value, int(iteration)
 
 
 def _leaves(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:

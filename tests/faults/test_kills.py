@@ -186,7 +186,7 @@ def test_killed_with_the_tensorflow_evaluator(
             "evaluator": "tensorpot",
             "functions_per_element": 8,
             "max_iter": 60,
-            "display_step": 5,
+            "overrides": {"backend": {"display_step": 5}},
             "ladder_step": None,
         }
     )

@@ -35,7 +35,7 @@ TRAINING = {
     "linear_start": False,
     "ladder_step": None,
     "max_iter": 120,
-    "display_step": 2,
+    "overrides": {"backend": {"display_step": 2}},
     "validation_fraction": 0.3,
     "early_stopping_patience": 10,
 }
@@ -143,8 +143,8 @@ def test_a_last_evaluation_that_shows_no_fall_is_no_failure(tmp_path: Path) -> N
     """Pacemaker's own rule would raise there, after its minimiser has ended."""
     write_database(tmp_path / "structures.db", rattled(26))
     config = _config(
-        tmp_path, max_iter=8, display_step=8, early_stopping_patience=4,
-        min_relative_test_loss_per_iter=1e-5,
+        tmp_path, max_iter=8, overrides={"backend": {"display_step": 8}},
+        early_stopping_patience=4,
     )  # fmt: skip
     report = _run(config, _Observer())
     assert report.fit.status == "succeeded"

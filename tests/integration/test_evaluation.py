@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -28,9 +29,8 @@ from mlip_job.config import JobConfig
 from mlip_job.dataset.xyz import parse, read_blocks
 from mlip_job.errors import InterruptedRunError, TrainingError
 from mlip_job.evaluation import measure
-from mlip_job.evaluation.cores import cores_of
-from mlip_job.evaluation.measure import Measurers, Models, Task
-from mlip_job.evaluation.potential import Potential
+from mlip_job.evaluation.measure import Models, Task, measuring
+from mlip_job.evaluation.potential import Potential, cores_of
 from mlip_job.generation import publish, run_generation
 from mlip_job.registry import Manifest, Registry
 from mlip_job.report.model import TrainingReport
@@ -367,7 +367,7 @@ def test_active_set_grades_what_was_trained_on_and_what_was_not(trained: Project
     graded = Potential(trained.artefact(1, "potential.yaml"), trained.artefact(1, "potential.asi"))
     squeezed = ase.io.read(trained.structures(1, "train"), 0)
     squeezed.set_cell(0.7 * squeezed.cell, scale_atoms=True)
-    grade = graded.ask(squeezed, "a strange structure").grade
+    grade = graded.predict(squeezed, "a strange structure").grade
     assert grade is not None
     assert grade > 5
 
@@ -376,7 +376,7 @@ def test_stress_is_the_derivative_of_the_energy(trained: Project) -> None:
     """In ASE's sign and order, as that of DFT in the dataset."""
     potential = Potential(trained.artefact(1, "potential.yace"))
     (atoms, *_) = ase.io.read(trained.structures(1, "train"), ":")
-    stress = potential.ask(atoms, "a structure").stress
+    stress = potential.predict(atoms, "a structure").stress
     atoms.calc = potential.calculator
     np.testing.assert_allclose(stress, calculate_numerical_stress(atoms), atol=1e-6)
 
@@ -397,7 +397,7 @@ def models(trained: Project) -> Models:
 
 def _tasks(trained: Project, repeat: int = 1) -> list[Task]:
     blocks = list(read_blocks(trained.structures(1, "train")))
-    return [Task(block, doubly=True) for block in repeat * blocks]
+    return [Task(block, with_basis=True) for block in repeat * blocks]
 
 
 def test_many_processes_find_the_same_in_the_same_order(
@@ -405,14 +405,14 @@ def test_many_processes_find_the_same_in_the_same_order(
 ) -> None:
     """To the last bit; and no process is started for what is done sooner without."""
     tasks = _tasks(trained, 3)
-    with Measurers(models, atoms=1000, cores=64) as alone:
-        assert alone.processes == 0
-        expected = [m for batch in alone.measure(tasks) for m in batch.measured]
+    with measuring(models, atoms=1000, cores=64) as alone:
+        expected = [m for batch in alone(tasks) for m in batch.measured]
+    assert not multiprocessing.active_children()
     monkeypatch.setattr(measure, "_BATCH_ATOMS", 20)
-    with Measurers(models, atoms=1_000_000, cores=2) as beside:
-        assert beside.processes == 2
-        found = [m for batch in beside.measure(tasks) for m in batch.measured]
-        again = [m for batch in beside.measure(tasks[:1]) for m in batch.measured]
+    with measuring(models, atoms=1_000_000, cores=2) as parallel:
+        found = [m for batch in parallel(tasks) for m in batch.measured]
+        assert len(multiprocessing.active_children()) == 2
+        again = [m for batch in parallel(tasks[:1]) for m in batch.measured]
     assert [m.row_id for m in found] == [m.row_id for m in expected]
     assert [m.row_id for m in again] == [expected[0].row_id]
     for one, other in zip(found, expected, strict=True):
@@ -425,16 +425,16 @@ def test_what_a_process_finds_wrong_is_told_by_the_job(trained: Project, models:
     """A file that is no potential: the reason, not that a pool is broken."""
     broken = Models(trained.artefact(1, "report.json"), models.reference_energies)
     with (
-        Measurers(broken, atoms=1_000_000, cores=2) as beside,
+        measuring(broken, atoms=1_000_000, cores=2) as parallel,
         pytest.raises(TrainingError, match=r"report\.json can't be loaded"),
     ):
-        list(beside.measure(_tasks(trained)))
+        list(parallel(_tasks(trained)))
 
 
 _MEASURE = """
 import sys
 from pathlib import Path
-from mlip_job.evaluation.measure import Measurers, Models, Task
+from mlip_job.evaluation.measure import Models, Task, measuring
 from mlip_job.dataset.xyz import read_blocks
 from mlip_job.runtime.processes import StopRequest
 from mlip_job.errors import MlipJobError
@@ -444,9 +444,9 @@ if __name__ == "__main__":
     blocks = list(read_blocks(xyz))
     models = Models(yace, {"Au": 0.0, "Cu": 0.0})
     try:
-        with StopRequest(), Measurers(models, atoms=10**6, cores=2) as measurers:
-            tasks = (Task(blocks[n % len(blocks)], False) for n in range(10**7))
-            for batch in measurers.measure(tasks):
+        with StopRequest(), measuring(models, atoms=10**6, cores=2) as measure:
+            tasks = (Task(blocks[n % len(blocks)]) for n in range(10**7))
+            for batch in measure(tasks):
                 print("measured", flush=True)
     except MlipJobError as error:
         print(error, file=sys.stderr)
@@ -526,7 +526,7 @@ def test_a_spoilt_potential_is_caught(project: Project, monkeypatch: pytest.Monk
     for change, message in (
         (
             lambda text: _with_first_coefficient(text, _a_little_more),
-            r"potential\.yace is not what potential\.yaml is: .*they differ",
+            r"potential\.yace differs from potential\.yaml: on",
         ),
         (lambda text: text[: len(text) // 2], r"potential\.yace can't be loaded: .*yaml-cpp"),
         (
@@ -759,5 +759,5 @@ def _require_core_mattered(project: Project, distance: float) -> None:
         for structure in map(parse, read_blocks(project.structures(1, "test")))
         if structure.row_id == 12
     )
-    energies = [Potential(path).ask(close, "row 12").energy for path in (published, moved)]
+    energies = [Potential(path).predict(close, "row 12").energy for path in (published, moved)]
     assert energies[1] > energies[0] + 5

@@ -18,7 +18,7 @@ import yaml
 
 from mlip_job.config import JobConfig, TrainingConfig
 from mlip_job.errors import ConfigError, TrainingError
-from mlip_job.evaluation.cores import cores_of, shorter, shortest_distances
+from mlip_job.evaluation.potential import cores_of, shorter, shortest_distances
 from mlip_job.generation import export_generation, run_generation
 from mlip_job.paths import WorkFiles
 from mlip_job.registry import Registry

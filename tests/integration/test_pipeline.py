@@ -194,7 +194,7 @@ def test_tensorflow_fit_continued_and_grown(tmp_path: Path) -> None:
         "linear_start": False,
         "ladder_step": None,
         "max_iter": 8,
-        "display_step": 4,
+        "overrides": {"backend": {"display_step": 4}},
         "energy_weight": 1,
         "force_weight": 4,
         "validation_fraction": 0,

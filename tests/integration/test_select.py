@@ -122,7 +122,7 @@ def test_choice_is_better_than_chance(select: Select, tmp_path: Path, family: Fa
 
 def test_nothing_left_out_extrapolates_once_the_choice_is_in(family: Family) -> None:
     """That is what D-optimality means, whether candidates compete at once or batch by batch."""
-    from mlip_job.selection.select import ActiveSetExtension, Grader
+    from mlip_job.selection import ActiveSetExtension, Grader
 
     grader = Grader(family.artefact("potential.yaml"), family.artefact("potential.asi"))
     structures, strange = candidates()
@@ -385,7 +385,7 @@ def test_wrong_usage_is_refused_before_anything_is_read(
 
 def test_active_sets_of_another_kind_are_refused(family: Family, tmp_path: Path) -> None:
     """Of other elements, or over all densities of the embedding."""
-    from mlip_job.selection.select import Grader
+    from mlip_job.selection import Grader
 
     potential = family.artefact("potential.yaml")
     for matrices, error, text in (
@@ -396,3 +396,24 @@ def test_active_sets_of_another_kind_are_refused(family: Family, tmp_path: Path)
             np.savez(file, **matrices)
         with pytest.raises(error, match=text):
             Grader(potential, tmp_path / "other.asi")
+
+
+def test_candidates_above_the_largest_grade_are_counted() -> None:
+    """They are neither admitted nor too well known to be chosen."""
+    from mlip_job.selection import Criteria, RankedCandidate, Selection
+
+    grades = (4000.0, 25.1, 25.0, 3.0, 0.9)
+    selection = Selection(
+        family="cu",
+        generation=1,
+        source="candidates.xyz",
+        criteria=Criteria(max_grade=25.0),
+        skipped={},
+        candidates=tuple(
+            RankedCandidate(id=number, formula="Cu", atoms=1, extrapolation_grade=grade)
+            for number, grade in enumerate(grades)
+        ),
+    )
+    assert (selection.above, selection.admitted) == (2, 2)
+    every = selection.model_copy(update={"criteria": Criteria()})
+    assert (every.above, every.admitted) == (0, 4)

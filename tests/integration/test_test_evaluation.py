@@ -27,9 +27,8 @@ TRAINING = {
     "functions_per_element": 8,
     "linear_start": False,
     "ladder_step": 4,
-    "overrides": {"fit": {"ladder_type": "power_order"}},
+    "overrides": {"fit": {"ladder_type": "power_order"}, "backend": {"display_step": 1}},
     "max_iter": 60,
-    "display_step": 1,
     "test_fraction": 0.25,
     "validation_fraction": 0,
     "force_weight": 4,
@@ -41,7 +40,7 @@ TINY = {
     "functions_per_element": 3,
     "ladder_step": None,
     "max_iter": 80,
-    "display_step": 1,
+    "overrides": {"backend": {"display_step": 1}},
     "validation_fraction": 0,
 }
 

@@ -8,7 +8,7 @@ import pytest
 from mlip_job.errors import TrainingError
 from mlip_job.evaluation.evaluate import agreement, conversion
 from mlip_job.evaluation.measure import Measured
-from mlip_job.evaluation.statistics import SetTally
+from mlip_job.evaluation.statistics import SetErrors
 from mlip_job.models import Errors
 
 
@@ -39,16 +39,16 @@ def _pacemaker(energy_mev: float | None, force_mev: float | None) -> Errors:
     )
 
 
-def _tally(*structures: Measured) -> SetTally:
-    tally = SetTally()
-    tally.add_all(structures)
-    return tally
+def _errors(*structures: Measured) -> SetErrors:
+    errors = SetErrors()
+    errors.add_all(structures)
+    return errors
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.0009, 0.9991])
 def test_figures_that_agree_are_kept_beside_each_other(factor: float) -> None:
     """To a relative 1e-3; measured, the difference is below 1e-6."""
-    ours = _tally(_measured(1, 0.1, 0.3))
+    ours = _errors(_measured(1, 0.1, 0.3))
     found = agreement("train", ours, _pacemaker(100 * factor, 300 / factor))
     assert found is not None
     assert found.energy_mev_per_atom == pytest.approx(100)
@@ -67,43 +67,43 @@ def test_figures_that_agree_are_kept_beside_each_other(factor: float) -> None:
 def test_figures_that_differ_are_both_named(energy: float, force: float, message: str) -> None:
     """Such a potential is not published."""
     with pytest.raises(TrainingError, match=message) as caught:
-        agreement("test", _tally(_measured(1, 0.1, 0.3)), _pacemaker(energy, force))
+        agreement("test", _errors(_measured(1, 0.1, 0.3)), _pacemaker(energy, force))
     assert caught.value.exit_code == 70
 
 
 def test_what_pacemaker_does_not_know_is_not_compared() -> None:
     """Its pyace evaluator measures no test set."""
     for nothing in (None, _pacemaker(None, None)):
-        assert agreement("test", _tally(_measured(1, 0.1, 0.3)), nothing) is None
+        assert agreement("test", _errors(_measured(1, 0.1, 0.3)), nothing) is None
 
 
 def test_an_exact_fit_agrees_within_rounding() -> None:
     """Positions are known to 1e-8 Å: relative differences of nothing mean nothing."""
-    assert agreement("train", _tally(_measured(1, 1e-9, 1e-9)), _pacemaker(0.0, 0.0)) is not None
+    assert agreement("train", _errors(_measured(1, 1e-9, 1e-9)), _pacemaker(0.0, 0.0)) is not None
 
 
 def test_a_conversion_that_changed_something_is_refused() -> None:
     """Differences beyond rounding, on however few of the structures."""
-    same = _tally(_measured(1, 0.1, 0.3, 1e-12), _measured(2, 0.1, 0.3))
+    same = _errors(_measured(1, 0.1, 0.3, 1e-12), _measured(2, 0.1, 0.3))
     found = conversion(same, same)
     assert found.structures == 2
     assert found.max_energy_difference_mev_per_atom == pytest.approx(1e-9)
-    other = _tally(_measured(3, 0.1, 0.3, 2e-6))
-    with pytest.raises(TrainingError, match=r"on 2 structures they differ by up to 0\.002 meV"):
+    other = _errors(_measured(3, 0.1, 0.3, 2e-6))
+    with pytest.raises(TrainingError, match=r"on 2 structures by up to 0\.002 meV"):
         conversion(same, other)
 
 
 def test_the_validation_part_is_held_apart() -> None:
     """Each part against its own figures: together they would agree by chance only."""
-    tally = SetTally(apart={2})
-    tally.add_all([_measured(1, 0.1, 0.3), _measured(2, 0.2, 0.5), _measured(3, 0.1, 0.3)])
-    assert (tally.rest.structures, tally.apart.structures) == (2, 1)
-    fitted = agreement("train", tally.rest, _pacemaker(100, 300))
-    aside = agreement("validation", tally.apart, _pacemaker(200, 500))
+    errors = SetErrors(apart={2})
+    errors.add_all([_measured(1, 0.1, 0.3), _measured(2, 0.2, 0.5), _measured(3, 0.1, 0.3)])
+    assert (errors.rest.structures, errors.apart.structures) == (2, 1)
+    fitted = agreement("train", errors.rest, _pacemaker(100, 300))
+    aside = agreement("validation", errors.apart, _pacemaker(200, 500))
     assert fitted is not None
     assert aside is not None
     assert aside.energy_mev_per_atom == pytest.approx(200)
     with pytest.raises(TrainingError, match="energy RMSE on the validation part"):
-        agreement("validation", tally.apart, _pacemaker(100, 500))
+        agreement("validation", errors.apart, _pacemaker(100, 500))
     with pytest.raises(TrainingError, match="energy RMSE on the train set"):
-        agreement("train", tally.rest, _pacemaker(200, 300))
+        agreement("train", errors.rest, _pacemaker(200, 300))

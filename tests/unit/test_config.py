@@ -295,13 +295,6 @@ def test_template_is_short_and_sets_nothing_else() -> None:
     assert JobConfig.model_validate(yaml.safe_load(text)) == JobConfig(family="cu")
 
 
-def test_a_stress_weight_is_refused() -> None:
-    """Pacemaker fits no stress; a weight that does nothing would mislead. 0 asks for nothing."""
-    assert TrainingConfig(stress_weight=0).stress_weight == 0
-    with pytest.raises(ValidationError, match="pacemaker fits no stress"):
-        TrainingConfig(stress_weight=1)
-
-
 def test_one_set_is_measured_during_the_fit() -> None:
     """The validation part, or the test set; pacemaker takes one."""
     TrainingConfig.model_validate({"test_evaluation": "pacemaker", "validation_fraction": 0})
@@ -309,18 +302,10 @@ def test_one_set_is_measured_during_the_fit() -> None:
         TrainingConfig.model_validate({"test_evaluation": "pacemaker"})
 
 
-def test_stopping_by_a_validation_loss_needs_one() -> None:
-    """The test set never ends a fit."""
-    stopping = {"min_relative_test_loss_per_iter": 1e-4}
-    TrainingConfig.model_validate(stopping)
-    with pytest.raises(ValidationError, match="needs a validation_fraction above 0"):
-        TrainingConfig.model_validate(stopping | {"validation_fraction": 0})
-
-
 @pytest.mark.parametrize("key", ["min_relative_test_loss_per_iter", "early_stopping_patience"])
 def test_pacemakers_own_stopping_by_test_loss_is_out_of_reach(key: str) -> None:
     """It may raise after the minimiser has ended, and the fit would be lost."""
-    with pytest.raises(ValidationError, match=f"follows from training.{key}"):
+    with pytest.raises(ValidationError, match=r"follows from training\.early_stopping_patience"):
         TrainingConfig.model_validate({"overrides": {"fit": {key: 1}}})
 
 

@@ -202,7 +202,6 @@ EVERYTHING = {
     "ladder_step": (100, 0.1),
     "zbl": True,
     "batch_size": 17,
-    "display_step": 20,
     "ndensity": 2,
     "nradmax_by_orders": {"UNARY": (10, 5), "ALL": (8, 4)},
     "lmax_by_orders": {"UNARY": (0, 3), "ALL": (0, 2)},
@@ -295,7 +294,7 @@ def test_ladder_steps_keep_their_form(step: object, written: object) -> None:
 
 def test_pacemaker_never_stops_by_its_test_loss() -> None:
     """It raises where that has not fallen in the evaluation after the minimiser has ended."""
-    fit = _written(sized(min_relative_test_loss_per_iter=1e-5))["fit"]
+    fit = _written(sized(early_stopping_patience=5))["fit"]
     assert "min_relative_test_loss_per_iter" not in fit
 
 

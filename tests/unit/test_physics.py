@@ -17,7 +17,6 @@ from ase.neighborlist import neighbor_list
 from ase.units import GPa
 
 from mlip_job.dataset.xyz import Labelled
-from mlip_job.evaluation.cores import Core, clear_of_cores, cores_of
 from mlip_job.evaluation.energy_volume import (
     check_energy_volume,
     instability,
@@ -25,7 +24,7 @@ from mlip_job.evaluation.energy_volume import (
     minimum_of_data,
 )
 from mlip_job.evaluation.physics import check_dimers, check_dynamics, check_smoothness, hotter_than
-from mlip_job.evaluation.potential import Answer
+from mlip_job.evaluation.potential import Core, Prediction, clear_of_cores, cores_of
 from mlip_job.evaluation.reference_structures import (
     AtRest,
     ReferenceStructures,
@@ -52,11 +51,11 @@ class Known:
     elements: tuple[str, ...] = ("Cu",)
     cutoff: float = 5.0
 
-    def ask(self, atoms: Atoms, _what: str) -> Answer:
+    def predict(self, atoms: Atoms, _what: str) -> Prediction:
         """Evaluate a structure."""
         copy = atoms.copy()
         copy.calc = self.calculator
-        return Answer(copy.get_potential_energy(), copy.get_forces(), None, None)
+        return Prediction(copy.get_potential_energy(), copy.get_forces(), None, None)
 
 
 class Leaking(EMT):
@@ -90,7 +89,7 @@ def _lowest(*structures: tuple[Atoms, float]) -> ReferenceStructures:
     for number, (atoms, energy) in enumerate(structures, start=1):
         forces = np.zeros((len(atoms), 3))
         labelled = Labelled(number, None, atoms, energy * len(atoms), forces, None)
-        lowest.offer(labelled, 0.0, _shortest(atoms))
+        lowest.add(labelled, 0.0, _shortest(atoms))
     return lowest
 
 
@@ -216,7 +215,7 @@ def test_cores_give_way_to_the_data() -> None:
     assert content["metadata"] == {}
     assert len(notes) == 1
     assert "the ZBL core of Au-Cu begins at 1.900 Å" in notes[0]
-    assert "in what was fitted that is 2.100 Å" in notes[0]
+    assert "in the fitted structures that is 2.100 Å" in notes[0]
     assert clear_of_cores({"species": blocks}, {}) == ({"species": blocks}, ())
 
 

@@ -397,7 +397,7 @@ def _curve_report() -> TrainingReport:
 def test_the_learning_curve_runs_through_all_steps() -> None:
     """Iterations go on counting; what is not known or has no logarithm is left out."""
     fit = _curve_report().fit
-    loss, energy, forces = (learning_curves(fit, value_of) for _, _, value_of in QUANTITIES)
+    loss, energy, forces = (learning_curves(fit, quantity.value_of) for quantity in QUANTITIES)
     assert [x for x, _ in loss[0]] == [0, 1, 2, 3, 3, 4, 5, 6]
     assert loss[1] == [(6, 3.0)]
     assert [x for x, _ in energy[0]] == [0, 2, 3, 3, 5, 6]

@@ -247,7 +247,6 @@ def test_what_does_not_change_the_fit_may_change(fetch: Any, save: Any) -> None:
             {
                 "batch_size": 7,
                 "max_iter": 500,
-                "display_step": 3,
                 "require_gpu": True,
                 "test_evaluation": "end",
             },

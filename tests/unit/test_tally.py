@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlip_job.evaluation import statistics
-from mlip_job.evaluation.statistics import EXACT_UP_TO, ErrorTally, PairSample, grade_statistics
+from mlip_job.evaluation.statistics import EXACT_UP_TO, ErrorStream, PairSample, grade_statistics
 
 SIZES = (1, 2, 10, 997, EXACT_UP_TO, EXACT_UP_TO + 1, 200_000)
 
@@ -21,8 +21,8 @@ def _errors(size: int) -> np.ndarray:
     return errors
 
 
-def _tally(errors: np.ndarray, batch: int = 333) -> ErrorTally:
-    found = ErrorTally()
+def _stream(errors: np.ndarray, batch: int = 333) -> ErrorStream:
+    found = ErrorStream()
     for begin in range(0, errors.size, batch):
         found.add(errors[begin : begin + batch])
     return found
@@ -32,7 +32,7 @@ def _tally(errors: np.ndarray, batch: int = 333) -> ErrorTally:
 def test_figures_are_those_of_the_whole_array(size: int) -> None:
     """RMSE, MAE and maximum exactly; percentiles exactly while few, else within 0.1 %."""
     errors = _errors(size)
-    found = _tally(errors).statistics()
+    found = _stream(errors).statistics()
     absolute = np.abs(errors)
     assert found.count == size
     assert found.rmse == pytest.approx(np.sqrt(np.mean(errors**2)), rel=1e-12)
@@ -48,7 +48,7 @@ def test_figures_are_those_of_the_whole_array(size: int) -> None:
 def test_figures_do_not_depend_on_the_batches(size: int) -> None:
     """However many processes measured, the same report comes out, but for rounding of sums."""
     errors = _errors(size)
-    one, other = _tally(errors, 50).statistics(), _tally(errors, size).statistics()
+    one, other = _stream(errors, 50).statistics(), _stream(errors, size).statistics()
     assert one.rmse == pytest.approx(other.rmse, rel=1e-12)
     assert one.model_copy(update={"rmse": 0, "mae": 0}) == other.model_copy(
         update={"rmse": 0, "mae": 0}
@@ -59,7 +59,7 @@ def test_figures_do_not_depend_on_the_batches(size: int) -> None:
 def test_histogram_holds_every_error(size: int) -> None:
     """Bins of equal width around zero; what lies beyond is in the outer ones."""
     errors = _errors(size)
-    found = _tally(errors).histogram()
+    found = _stream(errors).histogram()
     edges = np.array(found.edges)
     assert len(edges) == len(found.counts) + 1
     assert edges[0] == -edges[-1] < 0
@@ -74,7 +74,7 @@ def test_histogram_holds_every_error(size: int) -> None:
 @pytest.mark.parametrize("error", [0.0, 1e-15, 1e-9, 1e11])
 def test_extreme_errors_are_counted_too(error: float) -> None:
     """Below and above what the bins resolve, and where all errors are the same."""
-    found = _tally(np.full(EXACT_UP_TO + 5, error), 4000)
+    found = _stream(np.full(EXACT_UP_TO + 5, error), 4000)
     statistics = found.statistics()
     assert statistics.rmse == pytest.approx(error, rel=1e-9)
     assert statistics.p50 <= statistics.p99 <= statistics.max == error
@@ -83,7 +83,7 @@ def test_extreme_errors_are_counted_too(error: float) -> None:
 
 def test_memory_does_not_grow_with_the_stream() -> None:
     """Beyond the exact part only counts are kept."""
-    found = ErrorTally()
+    found = ErrorStream()
     for number in range(300):
         found.add(np.random.default_rng(number).normal(size=1000))
     assert found._kept == []

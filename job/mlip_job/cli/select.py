@@ -18,7 +18,7 @@ from mlip_job.paths import generation_name
 if TYPE_CHECKING:
     from mlip_job.cli.options import Settings
     from mlip_job.config import JobConfig
-    from mlip_job.selection.candidates import CandidateSource, Selection
+    from mlip_job.selection import CandidateSource, Selection
 
 _DEFAULT_SELECT = "status=candidate"
 _SHOWN_BESIDES = 5
@@ -92,8 +92,14 @@ def select_command(
 
     require_pyace()
     from mlip_job.registry import Registry
-    from mlip_job.selection.candidates import Criteria, DatabaseCandidates, require_free, written
-    from mlip_job.selection.select import CandidateSelector, open_grader
+    from mlip_job.selection import (
+        CandidateSelector,
+        Criteria,
+        DatabaseCandidates,
+        open_grader,
+        require_free,
+        writing,
+    )
 
     if max_grade is None:
         max_grade = _BROKEN if min_grade < _BROKEN else math.inf
@@ -120,7 +126,7 @@ def select_command(
     selection, rows = selector.run(source, registry.family, manifest.generation)
     with ExitStack() as finished:
         if rows:
-            finished.enter_context(written(path, selection, rows, source.id_name))
+            finished.enter_context(writing(path, selection, rows, source.id_name))
             if pairs and isinstance(source, DatabaseCandidates):
                 mark_rows(source.config, [row.id for row in rows], pairs)
     document = selection.model_dump(mode="json") | {
@@ -134,7 +140,7 @@ def select_command(
 def _source(
     config: JobConfig, generation: int, file: Path | None, expression: str | None
 ) -> CandidateSource:
-    from mlip_job.selection.candidates import DatabaseCandidates, FileCandidates
+    from mlip_job.selection import DatabaseCandidates, FileCandidates
 
     if file is not None:
         if expression is not None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mlip_job.registry import Manifest
     from mlip_job.schedulers.base import JobHandle, JobStatus
 
+_MAX_RESUBMITS = 20
+
 _LOOKS = 4
 """So often in a row a generation may be found neither trained nor published."""
 
@@ -41,7 +43,7 @@ def wait_until_published(
     observe
         Returns a new observer of the generations.
     settings
-        How often to look, and how often to submit again.
+        How often to look.
     tell
         Receives a message at each change.
 
@@ -68,7 +70,7 @@ def wait_until_published(
             and view is not None
             and view.state in (State.FAILED, State.CANCELLED)
         ):
-            if not status.resubmit or resubmits >= settings.max_resubmits:
+            if not status.resubmit or resubmits >= _MAX_RESUBMITS:
                 raise _error(view, status)
             resubmits += _submit_again(name, submit_again, tell)
         lost = lost + 1 if view is not None and _is_lost(view) else 0

@@ -17,10 +17,16 @@ from pydantic import (
 from mlip_job.secret_texts import problem_in
 
 
-def _require_symbol(text: str) -> str:
-    if re.fullmatch("[A-Z][a-z]?", text) is None:
-        raise ValueError(f"{text!r} is no symbol of an element")
-    return text
+def matching(pattern: str, problem: str) -> AfterValidator:
+    """Return a validator of texts that match a pattern; `problem` may contain ``{text!r}``."""
+    compiled = re.compile(pattern)
+
+    def check(text: str) -> str:
+        if compiled.fullmatch(text) is None:
+            raise ValueError(problem.format(text=text))
+        return text
+
+    return AfterValidator(check)
 
 
 def _refuse_query(url: str) -> str:
@@ -33,12 +39,14 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Element = Annotated[
-    str, AfterValidator(_require_symbol), Field(json_schema_extra={"pattern": "^[A-Z][a-z]?$"})
+    str,
+    matching("[A-Z][a-z]?", "{text!r} is no symbol of an element"),
+    Field(json_schema_extra={"pattern": "^[A-Z][a-z]?$"}),
 ]
 
 Address = Annotated[str, AfterValidator(_refuse_query)]
-"""URL of a server. What a query or a fragment would hold is a secret, by any name. The chart's
-schema has no pattern for it, since helm prints a value that does not match."""
+"""URL of a server, without query and fragment, which may hold secrets. The chart's schema has no
+pattern for it, since helm prints a value that does not match."""
 
 
 class Part(BaseModel):
@@ -51,7 +59,7 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     secrets_belong: ClassVar[str] = "take it out; a run finds secrets in its environment"
-    """What to do with a secret that stands in this part."""
+    """Advice for a secret in this part."""
 
     @field_validator("*", mode="before")
     @classmethod

@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from mlip_job.config.fields import Address, Element, Finite, NonNegative, Part, Positive
+from mlip_job.config.fields import (
+    Address,
+    Element,
+    Finite,
+    NonNegative,
+    Part,
+    Positive,
+    matching,
+)
 from mlip_job.config.schedulers import SubmitConfig
 from mlip_job.config.training import TrainingConfig
 from mlip_job.paths import FAMILY_PATTERN
@@ -54,14 +61,8 @@ class GateConfig(Part):
 def verdict_word(*, accepted: bool, limits_set: bool | None, unchecked: bool) -> str:
     """Return the verdict on a published generation.
 
-    Parameters
-    ----------
-    accepted
-        Whether the gate let it pass.
-    limits_set
-        See `GateConfig.has_limits`; None where an older version published it and that is not known.
-    unchecked
-        Whether a check of stability was not possible.
+    `limits_set` is `GateConfig.has_limits`, None if an older version did not record it; `unchecked`
+    means that a check of stability was not possible.
     """
     if not accepted:
         return "rejected"
@@ -219,12 +220,12 @@ class RunConfig(Part):
     )
     heartbeat_interval: Positive = Field(
         30.0,
-        description="s. Time between signs of life of a run. After ten without one, another run "
-        "may take the generation over.",
+        description="s. Time between heartbeats of a run. After ten missing ones, another run "
+        "may take over the generation.",
     )
     stall_timeout: Positive = Field(
         3600.0,
-        description="s. A fit with no iteration, no output and no CPU use for so long is ended. "
+        description="s. A fit without iteration, output and CPU use for this time is ended. "
         "Building graphs for many elements takes minutes without output, but uses the CPU.",
     )
     stop_timeout: Positive = Field(
@@ -233,14 +234,17 @@ class RunConfig(Part):
         "Keep it, and 5 s more, below the scheduler's grace period.",
     )
     retry_timeout: NonNegative = Field(
-        300.0, description="s. How long a store or database that fails for now is tried again."
+        300.0, description="s. How long to retry an unavailable store or database."
     )
 
 
 class JobConfig(Part):
     """The whole configuration of a family."""
 
-    family: str = Field(
+    family: Annotated[
+        str,
+        matching(FAMILY_PATTERN, "takes up to 40 lower-case letters, digits and '-', as in cu-ni"),
+    ] = Field(
         description="Name of the potential under development: lower-case letters, digits, '-'.",
         json_schema_extra={"pattern": f"^{FAMILY_PATTERN}$"},
     )
@@ -254,21 +258,17 @@ class JobConfig(Part):
     tracking: TrackingConfig = TrackingConfig()
     work_dir: str = Field("work", min_length=1, description="Local directory of running attempts.")
 
-    @field_validator("family")
-    @classmethod
-    def _family(cls, family: str) -> str:
-        if re.fullmatch(FAMILY_PATTERN, family) is None:
-            raise ValueError("takes up to 40 lower-case letters, digits and '-', as in cu-ni")
-        return family
-
     @model_validator(mode="after")
     def _measurable(self) -> Self:
         """Reject limits on errors without a test set."""
         gate = self.evaluation.gate
         limits = [
             f"evaluation.gate.{name}"
-            for name in ("max_energy_rmse_mev", "max_force_rmse_mev")
-            if getattr(gate, name) is not None
+            for name, limit in (
+                ("max_energy_rmse_mev", gate.max_energy_rmse_mev),
+                ("max_force_rmse_mev", gate.max_force_rmse_mev),
+            )
+            if limit is not None
         ]
         if limits and self.training.test_fraction == 0 and self.dataset.split_key is None:
             raise ValueError(
@@ -280,8 +280,8 @@ class JobConfig(Part):
     def fingerprint(self) -> str:
         """Return the sha256 of the dataset and training settings, which decide the potential.
 
-        Where the database, the store or the work directory lie does not change it, nor does
-        `require_gpu` or how the potential is judged.
+        It does not depend on the locations of database, store and work directory, nor on
+        `require_gpu` or the gate.
         """
         decisive = {
             "dataset": self.dataset.model_dump(mode="json"),

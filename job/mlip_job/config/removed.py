@@ -33,6 +33,12 @@ KEYS: Mapping[str, str] = {
         f"training.{name}": f"{_LOSS}{{{name}: 1e-8}}}}}}"
         for name in ("w0_rad", "w1_rad", "w2_rad")
     },
+    "training.stress_weight": "pacemaker fits no stress; the errors of the stress are measured and "
+    "reported in any case",
+    "training.display_step": "training.overrides sets pacemaker's own key: "
+    "overrides: {backend: {display_step: 10}}",
+    "training.min_relative_test_loss_per_iter": "any smaller validation loss counts; "
+    "training.early_stopping_patience is the number of iterations without one",
     "training.min_relative_train_loss_per_iter": _FIT
     + "{min_relative_train_loss_per_iter: 1e-5}}, where null turns it off",
     **{
@@ -41,6 +47,7 @@ KEYS: Mapping[str, str] = {
     },
     "storage.request_checksum_calculation": "set the environment variables "
     "AWS_REQUEST_CHECKSUM_CALCULATION and AWS_RESPONSE_CHECKSUM_VALIDATION to when_required",
+    "submit.max_resubmits": "submit --wait submits a job again up to 20 times",
     "submit.slurm.gpus_per_node": _EXTRA + "--gpus-per-node=a100:1",
     "submit.slurm.constraint": _EXTRA + "--constraint=a100",
     "submit.slurm.exclude": _EXTRA + "--exclude=node7",
@@ -76,6 +83,9 @@ DEFAULTS: Mapping[str, object] = {
     "training.ladder_type": "body_order",
     **{f"training.{name}_coeffs": 1e-10 for name in ("l1", "l2")},
     **{f"training.w{order}_rad": 1e-10 for order in range(3)},
+    "training.stress_weight": 0.0,
+    "training.display_step": 20,
+    "training.min_relative_test_loss_per_iter": None,
     "training.min_relative_train_loss_per_iter": 1e-5,
     "training.weighting.energy_based.DFup": None,
     "training.weighting.energy_based.DE": 1.0,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from mlip_job.config.fields import Part, Positive
+from mlip_job.config.fields import Part, Positive, matching
 from mlip_job.secret_texts import is_secret_variable
 
 if TYPE_CHECKING:
@@ -47,8 +47,6 @@ OWNED_OPTIONS: Mapping[str, str] = {
     "wrap": "nothing: mlip-job writes the script",
 }
 
-_TIME = re.compile(r"\d+(:[0-5]?\d){0,2}|\d+-\d+(:[0-5]?\d){0,2}")
-_MEMORY = re.compile(r"\d+[KMGT]?")
 _OPTION = re.compile(r"--([a-z][a-z0-9-]*)(?:=.*)?")
 
 
@@ -81,22 +79,10 @@ def _chooses_gpu_nodes(option: str) -> bool:
     return of_nodes or "gpu" in option.lower()
 
 
-def _text_of_time(value: object) -> object:
+def _quoted(value: object) -> object:
     if isinstance(value, int):
         raise ValueError("needs quotes, as in '24:00:00': YAML reads it as a number without")  # noqa: TRY004 - pydantic wants a ValueError
     return value
-
-
-def _time(text: str) -> str:
-    if _TIME.fullmatch(text) is None or not re.search("[1-9]", text):
-        raise ValueError("takes minutes, hours:minutes:seconds or days-hours:minutes:seconds")
-    return text
-
-
-def _memory(text: str) -> str:
-    if _MEMORY.fullmatch(text) is None:
-        raise ValueError("takes a whole number with K, M, G or T, as in 32G")
-    return text
 
 
 # Generic resources of GPUs or of parts of them, and options of containers that show GPUs.
@@ -105,8 +91,17 @@ _GPU_CONTAINER_OPTIONS = frozenset({"--nv", "--nvccli", "--rocm"})
 
 Line = Annotated[str, AfterValidator(_one_line)]
 Extra = Annotated[str, AfterValidator(_one_line), AfterValidator(_extra)]
-Time = Annotated[str, BeforeValidator(_text_of_time), AfterValidator(_time)]
-Memory = Annotated[str, AfterValidator(_memory)]
+Time = Annotated[
+    str,
+    BeforeValidator(_quoted),
+    matching(
+        r"(?=.*[1-9])(\d+-)?\d+(:[0-5]?\d){0,2}",
+        "takes minutes, hours:minutes:seconds or days-hours:minutes:seconds",
+    ),
+]
+Memory = Annotated[
+    str, matching(r"\d+[KMGT]?", "takes a whole number with K, M, G or T, as in 32G")
+]
 
 
 class SlurmCpuConfig(Part):
@@ -152,11 +147,11 @@ class SlurmConfig(Part):
         120,
         ge=10,
         le=65535,
-        description="s. So long before the time limit the run saves its checkpoint and is "
+        description="s. Time before the limit at which the run saves its checkpoint and is "
         "requeued. Slurm may be a minute early.",
     )
     max_requeues: int = Field(
-        20, ge=0, description="How often a job may start again, whatever the reason."
+        20, ge=0, description="How often a job may be requeued, for any reason."
     )
     require_gpu: bool = Field(
         True, description="Fail (71) where a GPU was asked for and TensorFlow sees none."
@@ -208,7 +203,6 @@ class SlurmConfig(Part):
 
 
 _LABEL = "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
-_QUANTITY = re.compile(r"(?!0+(\.0+)?\D*$)\d+(\.\d+)?([munkMGTPE]|[KMGTPE]i)?")
 _UNITS = {
     "": Decimal(1),
     "m": Decimal("1e-3"),
@@ -217,11 +211,10 @@ _UNITS = {
     **{unit: Decimal(1000) ** power for power, unit in enumerate("kMGTPE", start=1)},
     **{f"{unit}i": Decimal(1024) ** power for power, unit in enumerate("KMGTPE", start=1)},
 }
-_RESOURCE = re.compile(rf"({_LABEL}(\.{_LABEL})*/)?[A-Za-z0-9]([-._A-Za-z0-9]{{0,61}}[A-Za-z0-9])?")
 _VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 
 OWNED_PATHS = ("/work", "/tmp", "/dev", "/etc/mlip-job", "/proc", "/sys")  # noqa: S108 - in the container
-"""Where a pod has its own files; nothing else can be mounted there."""
+"""Paths of the pod's own files, where nothing else can be mounted."""
 
 OWNED_VARIABLES = (
     "HOME",
@@ -233,53 +226,17 @@ OWNED_VARIABLES = (
     "MLIP_JOB_KUBERNETES_NAMESPACE",
     "MLIP_JOB_TERMINATION_MESSAGE",
 )
-"""What a pod's environment says of the pod itself."""
-
-LIMITS = {
-    "cpu_limit": "cpu",
-    "ephemeral_storage_limit": "work_size",
-}
-"""The setting of each limit, and that of what is reserved."""
-
-
-def _label_name(text: str) -> str:
-    if re.fullmatch(_LABEL, text) is None:
-        raise ValueError(f"{text!r} is no name: up to 63 lower-case letters, digits and '-'")
-    return text
-
-
-def _object_name(text: str) -> str:
-    if len(text) > 253 or re.fullmatch(rf"{_LABEL}(\.{_LABEL})*", text) is None:  # noqa: PLR2004 - RFC 1123
-        raise ValueError(f"{text!r} is no name: lower-case letters, digits, '-' and '.'")
-    return text
+"""Set by mlip-job in every pod."""
 
 
 def _number_as_text(value: object) -> object:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-def _quantity(text: str) -> str:
-    if _QUANTITY.fullmatch(text) is None:
-        raise ValueError(f"{text!r} is no quantity above 0, as in 500m, 4, 16Gi")
-    return text
-
-
 def _amount(quantity: str) -> Decimal:
     """Return a quantity as a number: ``500m`` is 0.5, ``1Ki`` is 1024."""
     number = quantity.rstrip("munkMGTPEi")
     return Decimal(number) * _UNITS[quantity.removeprefix(number)]
-
-
-def _resource(text: str) -> str:
-    if _RESOURCE.fullmatch(text) is None:
-        raise ValueError(f"{text!r} is no name of a resource, as in nvidia.com/gpu")
-    return text
-
-
-def _image(text: str) -> str:
-    if not text.isprintable() or re.search(r"\s", text) or not text:
-        raise ValueError("is no reference of an image, as in registry.example/mlip-job:1.0")
-    return text
 
 
 def _mount_path(path: str) -> str:
@@ -291,11 +248,34 @@ def _mount_path(path: str) -> str:
     return path.rstrip("/")
 
 
-LabelName = Annotated[str, AfterValidator(_label_name)]
-ObjectName = Annotated[str, AfterValidator(_object_name)]
-Quantity = Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_quantity)]
-ResourceName = Annotated[str, AfterValidator(_resource)]
-Image = Annotated[str, AfterValidator(_image)]
+LabelName = Annotated[
+    str, matching(_LABEL, "{text!r} is no name: up to 63 lower-case letters, digits and '-'")
+]
+ObjectName = Annotated[  # RFC 1123
+    str,
+    matching(
+        rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*",
+        "{text!r} is no name: lower-case letters, digits, '-' and '.'",
+    ),
+]
+Quantity = Annotated[
+    str,
+    BeforeValidator(_number_as_text),
+    matching(
+        r"(?!0+(\.0+)?\D*$)\d+(\.\d+)?([munkMGTPE]|[KMGTPE]i)?",
+        "{text!r} is no quantity above 0, as in 500m, 4, 16Gi",
+    ),
+]
+ResourceName = Annotated[
+    str,
+    matching(
+        rf"({_LABEL}(\.{_LABEL})*/)?[A-Za-z0-9]([-._A-Za-z0-9]{{0,61}}[A-Za-z0-9])?",
+        "{text!r} is no name of a resource, as in nvidia.com/gpu",
+    ),
+]
+Image = Annotated[
+    str, matching(r"\S+", "is no reference of an image, as in registry.example/mlip-job:1.0")
+]
 MountPath = Annotated[str, AfterValidator(_mount_path)]
 Manifest = dict[str, Any]
 
@@ -311,8 +291,8 @@ class ClaimMount(Part):
 class WithoutGpuConfig(Part):
     """Resources of Jobs of linear fits, which need no GPU.
 
-    What is not set is as for the fit. Only its GPUs, its RuntimeClass, its node_selector and its
-    affinity, which choose nodes with GPUs, are not taken over.
+    Unset keys are as for the fit, except its GPUs, RuntimeClass, node_selector and affinity, which
+    choose nodes with GPUs.
     """
 
     cpu: Quantity | None = Field(None, description="Processors that are reserved.")
@@ -349,7 +329,8 @@ class KubernetesConfig(Part):
     )
     gpus: int = Field(1, ge=0, description="GPUs; 0 trains on processors.")
     gpu_resource: ResourceName = Field(
-        "nvidia.com/gpu", description="What the cluster calls a GPU; its taint is tolerated."
+        "nvidia.com/gpu",
+        description="The cluster's name of a GPU resource; its taint is tolerated.",
     )
     require_gpu: bool = Field(
         True, description="Fail (71) where a GPU was asked for and TensorFlow sees none."
@@ -391,21 +372,21 @@ class KubernetesConfig(Part):
     backoff_limit: int = Field(
         3,
         ge=0,
-        description="How often a run that failed for a reason that may pass is started again. "
-        "Pre-emption and drained nodes don't count.",
+        description="Retries of a run that failed for a transient reason. Pre-emption and drained "
+        "nodes don't count.",
     )
     active_deadline_seconds: int | None = Field(
-        None, ge=1, description="s. The Job is ended after so long, waiting included."
+        None, ge=1, description="s. Time limit of the Job, pending time included."
     )
     ttl_days: Positive = Field(
-        7.0, le=3650, description="days. An ended Job is removed after so long, with its pods."
+        7.0, le=3650, description="days. A finished Job and its pods are removed after this time."
     )
     run_as_user: int | None = Field(
         10001, ge=1, description="User and group; null where the cluster assigns them (OpenShift)."
     )
 
     without_gpu: WithoutGpuConfig = Field(
-        WithoutGpuConfig(), description="What Jobs ask that need no GPU, if other."
+        WithoutGpuConfig(), description="Resources of Jobs that need no GPU, if different."
     )
 
     @field_validator("env")
@@ -429,8 +410,10 @@ class KubernetesConfig(Part):
 
     @model_validator(mode="after")
     def _limits_above_requests(self) -> Self:
-        for limit_key, request_key in LIMITS.items():
-            limit, request = getattr(self, limit_key), getattr(self, request_key)
+        for limit_key, limit, request_key, request in (
+            ("cpu_limit", self.cpu_limit, "cpu", self.cpu),
+            ("ephemeral_storage_limit", self.ephemeral_storage_limit, "work_size", self.work_size),
+        ):
             if limit is not None and _amount(limit) < _amount(request):
                 raise ValueError(
                     f"{limit_key} is {limit}, less than {request_key}, {request}: a pod can't "
@@ -446,13 +429,7 @@ class SubmitConfig(Part):
         "local", description="kubernetes, slurm or local (a process of this machine)."
     )
     poll_interval: Positive = Field(
-        15.0, description="s. How often `submit --wait` and `logs -f` look how a job is doing."
-    )
-    max_resubmits: int = Field(
-        20,
-        ge=0,
-        description="How often `submit --wait` submits a job again that ended by no fault of its "
-        "own and that the scheduler does not start again.",
+        15.0, description="s. How often `submit --wait` and `logs -f` check the state of a job."
     )
     slurm: SlurmConfig = SlurmConfig()
     kubernetes: KubernetesConfig = KubernetesConfig()

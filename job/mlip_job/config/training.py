@@ -28,7 +28,7 @@ OWNED_KEYS: Mapping[str, str] = {
     "data.reference_energy": "dataset.reference_energies",
     "backend.evaluator": "training.evaluator",
     # Pacemaker's own rule can end a fit with an exception, see `input_yaml`.
-    "fit.min_relative_test_loss_per_iter": "training.min_relative_test_loss_per_iter",
+    "fit.min_relative_test_loss_per_iter": "training.early_stopping_patience",
     "fit.early_stopping_patience": "training.early_stopping_patience",
 }
 
@@ -172,9 +172,6 @@ class TrainingConfig(Part):
     )
     energy_weight: NonNegative = Field(10_000.0, description="a in a·MSE(E/atom) + b·mean|ΔF|².")
     force_weight: NonNegative = Field(100.0, description="b in a·MSE(E/atom) + b·mean|ΔF|².")
-    stress_weight: NonNegative = Field(
-        0.0, description="0: pacemaker fits no stress; its errors are measured and reported."
-    )
     max_iter: int = Field(
         0,
         ge=0,
@@ -202,21 +199,16 @@ class TrainingConfig(Part):
     )
     weighting: Literal["uniform"] | EnergyBased | ByGroup = "uniform"
     batch_size: int = Field(100, ge=1, description="Structures per batch.")
-    display_step: int = Field(
-        20, ge=1, description="Iterations between evaluations of the validation part."
-    )
     test_evaluation: Literal["pacemaker", "end"] = Field(
         "end",
-        description="Who measures the test set during the fit: nobody, before the end; or, without "
-        "a validation part, pacemaker, which builds a graph of its own for it in every ladder "
-        "step.",
-    )
-    min_relative_test_loss_per_iter: Positive | None = Field(
-        None,
-        description="Early stopping: a slower relative fall of the validation loss counts as none.",
+        description="end: the test set is not measured during the fit. pacemaker, without a "
+        "validation part: it is, with another graph in every ladder step.",
     )
     early_stopping_patience: int = Field(
-        100, ge=1, description="Iterations without such a fall before it stops."
+        100,
+        ge=1,
+        description="Early stopping: iterations without a smaller validation loss before a fit "
+        "ends.",
     )
     seed: int = Field(42, ge=0, description="Seed of the fit.")
     start_noise: float = Field(
@@ -252,16 +244,6 @@ class TrainingConfig(Part):
             )
         return step
 
-    @field_validator("stress_weight")
-    @classmethod
-    def _stress_weight(cls, weight: float) -> float:
-        if weight > 0:
-            raise ValueError(
-                "pacemaker fits no stress: set it to 0 or remove it; the errors of the stress are "
-                "measured and reported in any case"
-            )
-        return weight
-
     @field_validator("overrides")
     @classmethod
     def _overrides(cls, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -274,11 +256,19 @@ class TrainingConfig(Part):
             raise ValueError("energy_weight and force_weight are both 0: nothing would be fitted")
         if isinstance(self.elements, tuple) and len(set(self.elements)) != len(self.elements):
             raise ValueError("elements names an element twice")
-        if (self.nradmax_by_orders is None) != (self.lmax_by_orders is None):
+        nradmax, lmax = self.nradmax_by_orders, self.lmax_by_orders
+        if (nradmax is None) != (lmax is None):
             raise ValueError("nradmax_by_orders and lmax_by_orders go together")
-        if self.nradmax_by_orders is not None and self.lmax_by_orders is not None:
-            self._check_orders(self.nradmax_by_orders, self.lmax_by_orders)
-        self._check_second_set()
+        if _orders(nradmax) != _orders(lmax):
+            raise ValueError(
+                "nradmax_by_orders and lmax_by_orders need the same keys and as many orders each"
+            )
+        if self.validation_fraction > 0 and self.test_evaluation != "end":
+            raise ValueError(
+                f"test_evaluation: {self.test_evaluation} measures the test set during the fit, "
+                "and the validation part is measured there: set validation_fraction: 0, or leave "
+                "test_evaluation out"
+            )
         if self.linear_start:
             check_linear(self.overrides)
         if self.is_linear:
@@ -310,25 +300,6 @@ class TrainingConfig(Part):
         if "maxiter" in (self.overrides.get("fit") or {}):
             raise ValueError("max_iter is 0, but overrides.fit.maxiter asks for iterations")
 
-    def _check_second_set(self) -> None:
-        """Reject a second set besides the validation part, and keys that need a missing one."""
-        if self.validation_fraction > 0 and self.test_evaluation != "end":
-            raise ValueError(
-                f"test_evaluation: {self.test_evaluation} measures the test set during the fit, "
-                "and the validation part is measured there: set validation_fraction: 0, or leave "
-                "test_evaluation out"
-            )
-        if self.validation_fraction == 0 and self.min_relative_test_loss_per_iter is not None:
-            raise ValueError(
-                "min_relative_test_loss_per_iter stops by the loss on the validation part: it "
-                "needs a validation_fraction above 0"
-            )
 
-    @staticmethod
-    def _check_orders(
-        nradmax: dict[Arity, tuple[int, ...]], lmax: dict[Arity, tuple[int, ...]]
-    ) -> None:
-        if {k: len(v) for k, v in nradmax.items()} != {k: len(v) for k, v in lmax.items()}:
-            raise ValueError(
-                "nradmax_by_orders and lmax_by_orders need the same keys and as many orders each"
-            )
+def _orders(by_arity: Mapping[Arity, tuple[int, ...]] | None) -> dict[Arity, int]:
+    return {arity: len(orders) for arity, orders in (by_arity or {}).items()}

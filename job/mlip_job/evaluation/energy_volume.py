@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from mlip_job.dataset.row import FloatArray
-    from mlip_job.evaluation.cores import Core
-    from mlip_job.evaluation.potential import Pair, Potential
+    from mlip_job.evaluation.potential import Core, Pair, Potential
     from mlip_job.evaluation.reference_structures import AtRest, ReferenceStructures, Stable
     from mlip_job.evaluation.results import Verdict
 
@@ -58,7 +57,7 @@ class Minimum:
 
 def check_energy_volume(
     potential: Potential,
-    lowest: ReferenceStructures,
+    stable: ReferenceStructures,
     reference_energies: Mapping[str, float],
     shortest: Mapping[Pair, float],
     cores: Mapping[Pair, Core],
@@ -69,14 +68,14 @@ def check_energy_volume(
     neither a volume nor a bulk modulus, so this check can fail but not pass. The scan extends to
     the ZBL cores, or without any to the shortest distances of the data (Å).
     """
-    scan = _Scan(potential, lowest, reference_energies, cores, shortest)
-    second = lowest.second_bulk()
-    if second is None and not any(map(lowest.bulk, potential.elements)):
+    scan = _Scan(potential, stable, reference_energies, cores, shortest)
+    second = stable.second_bulk()
+    if second is None and not any(map(stable.bulk, potential.elements)):
         yield scan.check_without_bulk("-".join(potential.elements))
         return
     checked = []
     for element in potential.elements:
-        crystal = lowest.bulk(element)
+        crystal = stable.bulk(element)
         if crystal is None:
             yield _without_curve(element, f"{NOT_POSSIBLE} of {element} alone in the data")
         else:
@@ -89,7 +88,7 @@ def check_energy_volume(
 @dataclass(frozen=True)
 class _Scan:
     potential: Potential
-    lowest: ReferenceStructures
+    stable: ReferenceStructures
     reference_energies: Mapping[str, float]
     cores: Mapping[Pair, Core]
     shortest: Mapping[Pair, float]
@@ -99,7 +98,7 @@ class _Scan:
         energies = self._energies(crystal, relative)
         volumes = crystal.atoms.get_volume() / len(crystal.atoms) * relative
         found = minimum_of(volumes, energies, _at_own_volume(relative))
-        wanted = minimum_of_data(self.lowest.curve_of(crystal))
+        wanted = minimum_of_data(self.stable.curve_of(crystal))
         collapse = instability(relative, energies)
         problems = [collapse] if collapse else []
         if found is None and not collapse:
@@ -129,7 +128,7 @@ class _Scan:
     def check_without_bulk(self, name: str) -> EnergyVolumeCheck:
         """Scale a structure with its vacuum; the check can fail but not pass."""
         message = f"{NOT_POSSIBLE} in the data"
-        structure = self.lowest.largest_set(bulk=False)
+        structure = self.stable.largest_set(bulk=False)
         if structure is None or structure.shortest is None:
             return _without_curve(name, message)
         relative = self._relative_volumes(structure.atoms)
@@ -165,7 +164,7 @@ class _Scan:
             scaled = atoms.copy()
             scaled.set_cell(atoms.cell * volume ** (1 / 3))
             scaled.positions *= volume ** (1 / 3)
-            answer = self.potential.ask(scaled, f"{crystal} at {volume:.2f} of its volume")
+            answer = self.potential.predict(scaled, f"{crystal} at {volume:.2f} of its volume")
             energies.append((answer.energy + reference) / len(atoms))
         return np.array(energies)
 

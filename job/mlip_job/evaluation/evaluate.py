@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Literal
 
 from mlip_job.dataset.xyz import read_blocks, row_id
 from mlip_job.errors import TrainingError
-from mlip_job.evaluation.cores import shorter
 from mlip_job.evaluation.gate import judge
-from mlip_job.evaluation.measure import Measurers, Models, Task
+from mlip_job.evaluation.measure import Models, Task, measuring
 from mlip_job.evaluation.physics import check_physics
-from mlip_job.evaluation.potential import Potential, measure_speed
+from mlip_job.evaluation.potential import Potential, cores_of, measure_speed, shorter
 from mlip_job.evaluation.reference_structures import ReferenceStructures
 from mlip_job.evaluation.results import (
     Agreement,
@@ -20,9 +19,8 @@ from mlip_job.evaluation.results import (
     ErrorPair,
     Evaluation,
     ParentComparison,
-    Speed,
 )
-from mlip_job.evaluation.statistics import SetTally
+from mlip_job.evaluation.statistics import SetErrors
 from mlip_job.paths import generation_name
 from mlip_job.training.pacemaker.potential_file import read_potential
 
@@ -33,7 +31,7 @@ if TYPE_CHECKING:
     from mlip_job.config import EvaluationConfig
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.dataset.split import Side
-    from mlip_job.evaluation.statistics import PartTally
+    from mlip_job.evaluation.statistics import SubsetErrors
     from mlip_job.models import Errors
     from mlip_job.paths import DatasetFiles
     from mlip_job.training.summary import RunSummary
@@ -95,12 +93,12 @@ class Subject:
     active_set: Literal["linear", "full"] | None
     notes: tuple[str, ...] = ()
 
-    def tasks(self, side: Side, every: int = 1) -> Iterator[Task]:
-        """Yield tasks for the fitted structures of a side; every n-th includes the basis."""
-        out = frozenset(self.left_out.get(side, ()))
+    def tasks(self, side: Side, with_basis_every: int = 1) -> Iterator[Task]:
+        """Yield tasks for the fitted structures of a side."""
+        left_out = frozenset(self.left_out.get(side, ()))
         for number, block in enumerate(read_blocks(self.dataset.xyz(side))):
-            if not (out and row_id(block) in out):
-                yield Task(block, doubly=number % every == 0)
+            if row_id(block) not in left_out:
+                yield Task(block, with_basis=number % with_basis_every == 0)
 
 
 def evaluate(
@@ -109,11 +107,11 @@ def evaluate(
     *,
     seed: int,
     cores: int,
-    look: Callable[[int], None],
+    progress: Callable[[int], None],
 ) -> Evaluation:
     """Evaluate a potential.
 
-    `look` receives the number of structures measured since its last call; it may raise.
+    `progress` receives the number of structures measured since its last call; it may raise.
 
     Raises
     ------
@@ -121,32 +119,42 @@ def evaluate(
         If the potential can't be loaded, yields NaN, or is not the one that pacemaker fitted.
     """
     record, models = subject.record, subject.models
-    train, test, lowest = SetTally(seed, subject.validation), SetTally(seed), ReferenceStructures()
+    train, test, stable = (
+        SetErrors(seed, subject.validation),
+        SetErrors(seed),
+        ReferenceStructures(),
+    )
     atoms = record.atoms.train + record.atoms.test
     every = math.ceil(record.counts.train / _CHECKED_AGAINST_BASIS)
-    with Measurers(models, atoms=atoms, cores=cores) as measurers:
-        for batch in measurers.measure(subject.tasks("train", every)):
+    with measuring(models, atoms=atoms, cores=cores) as measure:
+        for batch in measure(subject.tasks("train", every)):
             train.add_all(batch.measured)
-            lowest.join(batch.lowest)
-            look(len(batch.measured))
-        for batch in measurers.measure(subject.tasks("test")):
+            stable.join(batch.stable)
+            progress(len(batch.measured))
+        for batch in measure(subject.tasks("test")):
             test.add_all(batch.measured)
-            look(len(batch.measured))
+            progress(len(batch.measured))
     _require_structures("training", train)
     if record.counts.test:
         _require_structures("test", test)
     agreements, converted = _agreements(subject, train, test), conversion(train, test)
-    parent = _compare(subject, cores=cores, look=look)
+    parent = _compare(subject, cores=cores, progress=progress)
     potential = Potential(models.artefact)
     physics = check_physics(
         potential,
-        read_potential(models.basis) if models.basis else {"species": ()},
+        cores_of(read_potential(models.basis)) if models.basis else {},
         shortest=shorter(train.shortest, test.shortest),
-        lowest=lowest,
+        stable=stable,
         reference_energies=models.reference_energies,
         dynamics_steps=config.dynamics_steps,
     )
     of_test = test.result() if record.counts.test else None
+    speed = measure_speed(
+        potential,
+        (task.block for task in subject.tasks("test" if record.counts.test else "train")),
+        structures=record.counts.test or record.counts.train,
+        atoms=record.atoms.test or record.atoms.train,
+    )
     warnings = tuple(test.contradictions.warnings("test"))
     return Evaluation(
         train=train.result(),
@@ -157,14 +165,36 @@ def evaluate(
         active_set=subject.active_set,
         gate=judge(config.gate, of_test, parent, physics),
         conversion=converted,
-        speed=_speed(subject, potential),
+        speed=speed,
         warnings=warnings or tuple(train.contradictions.warnings("training")),
         notes=(*subject.notes, *_notes(subject, train, test, parent)),
     )
 
 
+def _require_structures(name: str, errors: SetErrors) -> None:
+    if errors.structures == 0:
+        raise TrainingError(
+            f"the weighting left every structure of the {name} set out of the fit: there is "
+            "nothing to measure",
+            hint="raise training.weighting.energy_based.DEup, then run with --fresh",
+        )
+
+
+def _agreements(subject: Subject, train: SetErrors, test: SetErrors) -> tuple[Agreement, ...]:
+    """Compare each set given to pacemaker; the second is the validation part or the test set."""
+    fitted = subject.fitted
+    if subject.validation:
+        found = (
+            agreement("train", train.rest, fitted.train),
+            agreement("validation", train.apart, fitted.test),
+        )
+    else:
+        found = (agreement("train", train, fitted.train), agreement("test", test, fitted.test))
+    return tuple(one for one in found if one is not None)
+
+
 def agreement(
-    side: Literal["train", "test", "validation"], ours: SetTally | PartTally, theirs: Errors | None
+    side: Literal["train", "test", "validation"], ours: SubsetErrors, theirs: Errors | None
 ) -> Agreement | None:
     """Compare the errors of the artefact with pacemaker's; None if pacemaker reported none.
 
@@ -199,7 +229,7 @@ def agreement(
     )
 
 
-def conversion(train: SetTally, test: SetTally) -> Conversion:
+def conversion(train: SetErrors, test: SetErrors) -> Conversion:
     """Compare the artefact with the potential that it was converted from.
 
     Raises
@@ -207,12 +237,11 @@ def conversion(train: SetTally, test: SetTally) -> Conversion:
     TrainingError
         If they differ.
     """
-    structures = train.conversion[0] + test.conversion[0]
-    energy = 1000 * max(train.conversion[1], test.conversion[1])
-    force = 1000 * max(train.conversion[2], test.conversion[2])
+    counts, energies, forces = zip(train.conversions, test.conversions, strict=True)
+    structures, energy, force = sum(counts), 1000 * max(energies), 1000 * max(forces)
     if max(energy, force) > CONVERSION_TOLERANCE_MEV:
         raise TrainingError(
-            f"potential.yace is not what potential.yaml is: on {structures} structures they differ "
+            f"potential.yace differs from potential.yaml: on {structures} structures "
             f"by up to {energy:.4g} meV/atom and {force:.4g} meV/Å",
             hint=_HINT,
         )
@@ -223,40 +252,26 @@ def conversion(train: SetTally, test: SetTally) -> Conversion:
     )
 
 
-def _agreements(subject: Subject, train: SetTally, test: SetTally) -> tuple[Agreement, ...]:
-    """Compare each set given to pacemaker; the second is the validation part or the test set."""
-    fitted = subject.fitted
-    if subject.validation:
-        found = (
-            agreement("train", train.rest, fitted.train),
-            agreement("validation", train.apart, fitted.test),
-        )
-    else:
-        found = (agreement("train", train, fitted.train), agreement("test", test, fitted.test))
-    return tuple(one for one in found if one is not None)
-
-
 def _compare(
-    subject: Subject, *, cores: int, look: Callable[[int], None]
+    subject: Subject, *, cores: int, progress: Callable[[int], None]
 ) -> ParentComparison | None:
     """Evaluate both potentials on their common test structures; None without any."""
     predecessor, models = subject.predecessor, subject.models
     if predecessor is None:
         return None
-    rows, old, new = predecessor.common_test_rows, SetTally(), SetTally()
+    old, new = SetErrors(), SetErrors()
     older = Models(predecessor.potential, predecessor.reference_energies)
     newer = Models(models.artefact, models.reference_energies)
-    atoms = subject.record.atoms.test
-    for which, tally in ((older, old), (newer, new)):
-        with Measurers(which, atoms=atoms, cores=cores) as measurers:
-            tasks = (
-                Task(t.block, doubly=False)
-                for t in subject.tasks("test")
-                if row_id(t.block) in rows
-            )
-            for batch in measurers.measure(tasks):
-                tally.add_all(batch.measured)
-                look(len(batch.measured))
+    for which, errors in ((older, old), (newer, new)):
+        tasks = (
+            Task(task.block)
+            for task in subject.tasks("test")
+            if row_id(task.block) in predecessor.common_test_rows
+        )
+        with measuring(which, atoms=subject.record.atoms.test, cores=cores) as measure:
+            for batch in measure(tasks):
+                errors.add_all(batch.measured)
+                progress(len(batch.measured))
     if new.structures == 0:
         return None
     return ParentComparison(
@@ -272,7 +287,7 @@ def _pair(old: float, new: float) -> ErrorPair:
 
 
 def _notes(
-    subject: Subject, train: SetTally, test: SetTally, parent: ParentComparison | None
+    subject: Subject, train: SetErrors, test: SetErrors, parent: ParentComparison | None
 ) -> Iterator[str]:
     if not subject.record.counts.test:
         yield (
@@ -287,23 +302,3 @@ def _notes(
     if subject.predecessor is not None and parent is None:
         name = generation_name(subject.predecessor.generation)
         yield f"not compared with {name}: no structure is test for both"
-
-
-def _speed(subject: Subject, potential: Potential) -> Speed:
-    """Measure the speed on the test set, or on the training set if nothing is held out."""
-    counts, atoms = subject.record.counts, subject.record.atoms
-    return measure_speed(
-        potential,
-        (task.block for task in subject.tasks("test" if counts.test else "train")),
-        structures=counts.test or counts.train,
-        atoms=atoms.test or atoms.train,
-    )
-
-
-def _require_structures(name: str, tally: SetTally) -> None:
-    if tally.structures == 0:
-        raise TrainingError(
-            f"the weighting left every structure of the {name} set out of the fit: there is "
-            "nothing to measure",
-            hint="raise training.weighting.energy_based.DEup, then run with --fresh",
-        )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,10 +17,8 @@ from mlip_job.evaluation.reference_structures import ReferenceStructures
 from mlip_job.runtime.processes import in_order, worker_pool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-    from concurrent.futures import ProcessPoolExecutor
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
-    from types import TracebackType
 
     from mlip_job.dataset.row import FloatArray
     from mlip_job.dataset.xyz import Labelled
@@ -31,8 +30,7 @@ class Models:
     """The potentials to evaluate.
 
     `artefact` is measured and compared with `basis`, the potential it was converted from. The
-    active set of `basis` gives extrapolation grades. Energies exclude the reference energies
-    (eV per atom).
+    active set of `basis` gives extrapolation grades. Reference energies are in eV.
     """
 
     artefact: Path
@@ -80,10 +78,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Task:
-    """One structure to measure; with `doubly`, also by the basis."""
+    """One structure to measure, as extended XYZ; also by the basis if `with_basis`."""
 
     block: str
-    doubly: bool
+    with_basis: bool = False
 
 
 @dataclass
@@ -91,68 +89,7 @@ class Batch:
     """The results of some tasks, in task order."""
 
     measured: list[Measured] = field(default_factory=list)
-    lowest: ReferenceStructures = field(default_factory=ReferenceStructures)
-
-
-class Measurer:
-    """Evaluates structures with models that are loaded once."""
-
-    def __init__(self, models: Models) -> None:
-        self._models = models
-        self._artefact = Potential(models.artefact)
-        self._basis = Potential(models.basis, models.active_set) if models.basis else None
-
-    def measure(self, tasks: Iterable[Task]) -> Batch:
-        """Measure structures.
-
-        Raises
-        ------
-        TrainingError
-            If a prediction contains NaN or infinity.
-        """
-        batch = Batch(lowest=ReferenceStructures(self._artefact.cutoff))
-        for task in tasks:
-            structure = parse(task.block)
-            measured = self._measure(structure, doubly=task.doubly)
-            batch.measured.append(measured)
-            shortest = min(measured.shortest.values(), default=None)
-            batch.lowest.offer(structure, self._references(structure), shortest)
-        return batch
-
-    def _measure(self, structure: Labelled, *, doubly: bool) -> Measured:
-        what, count = f"row {structure.row_id} of the database", len(structure.atoms)
-        answer = self._artefact.ask(structure.atoms, what)
-        shortest = self._artefact.shortest_distances()
-        conversion, grade = None, None
-        if doubly and self._basis is not None:
-            other = self._basis.ask(structure.atoms, what)
-            grade = other.grade
-            conversion = (
-                abs(answer.energy - other.energy) / count,
-                float(np.abs(answer.forces - other.forces).max()),
-            )
-        stress = None
-        if answer.stress is not None and structure.stress is not None:
-            stress = (structure.stress, answer.stress, float(structure.atoms.get_volume()))
-        references = self._references(structure)
-        return Measured(
-            row_id=structure.row_id,
-            formula=structure.atoms.get_chemical_formula("metal"),
-            config_type=structure.config_type,
-            symbols=np.array(structure.atoms.symbols),
-            energy_reference=structure.energy / count,
-            energy_predicted=(answer.energy + references) / count,
-            forces_reference=structure.forces,
-            forces_predicted=answer.forces,
-            stress=stress,
-            reference_energy=references / count,
-            shortest=shortest,
-            conversion=conversion,
-            grade=grade,
-        )
-
-    def _references(self, structure: Labelled) -> float:
-        return sum(self._models.reference_energies[symbol] for symbol in structure.atoms.symbols)
+    stable: ReferenceStructures = field(default_factory=ReferenceStructures)
 
 
 _BATCH_ATOMS = 1000  # about a second, even for a large basis
@@ -160,51 +97,36 @@ _ATOMS_WORTH_A_PROCESS = 20_000  # its imports take seconds
 _SECONDS_FOR_A_SIGNAL = 0.5
 
 
-class Measurers:
-    """Context manager of worker `processes`; small sets are measured in this process."""
+@contextmanager
+def measuring(
+    models: Models, *, atoms: int, cores: int
+) -> Iterator[Callable[[Iterable[Task]], Iterator[Batch]]]:
+    """Yield a function that measures structures and yields batches in the order of the tasks.
 
-    def __init__(self, models: Models, *, atoms: int, cores: int) -> None:
-        processes = min(cores, atoms // _ATOMS_WORTH_A_PROCESS)
-        self.processes = processes if processes > 1 else 0
-        self._models = models
-        self._own: Measurer | None = None
-        self._pool: ProcessPoolExecutor | None = None
-        if self.processes:
-            self._pool = worker_pool(self.processes, _initialise, models)
+    It uses a pool of processes, or this process for a small number of atoms.
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-    def measure(self, tasks: Iterable[Task]) -> Iterator[Batch]:
-        """Measure structures; yield batches in the order of the tasks.
-
-        Raises
-        ------
-        TrainingError
-            If a potential can't be loaded or predicts NaN, or a process dies.
-        """
-        if self._pool is None:
-            self._own = self._own or Measurer(self._models)
-            yield from map(self._own.measure, _in_batches(tasks))
-            return
-        try:
-            yield from in_order(self._pool, _measure, _in_batches(tasks), self.processes)
-        except BrokenProcessPool:
-            # If a signal was sent to all processes of the job, our handler raises here.
-            time.sleep(_SECONDS_FOR_A_SIGNAL)
-            raise TrainingError(
-                "a process that evaluated the potential died, possibly out of memory",
-                hint="give the job more memory, or fewer cores",
-            ) from None
+    Raises
+    ------
+    TrainingError
+        If a potential can't be loaded or predicts NaN, or a process dies.
+    """
+    processes = min(cores, atoms // _ATOMS_WORTH_A_PROCESS)
+    if processes <= 1:
+        measurer = _Measurer(models)
+        yield lambda tasks: map(measurer.measure, _in_batches(tasks))
+        return
+    pool = worker_pool(processes, _initialise, models)
+    try:
+        yield lambda tasks: in_order(pool, _measure, _in_batches(tasks), processes)
+    except BrokenProcessPool:
+        # If a signal was sent to all processes of the job, our handler raises here.
+        time.sleep(_SECONDS_FOR_A_SIGNAL)
+        raise TrainingError(
+            "a process that evaluated the potential died, possibly out of memory",
+            hint="give the job more memory, or fewer cores",
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _in_batches(tasks: Iterable[Task]) -> Iterator[list[Task]]:
@@ -220,20 +142,70 @@ def _in_batches(tasks: Iterable[Task]) -> Iterator[list[Task]]:
         yield batch
 
 
+class _Measurer:
+    """Evaluates structures with models that are loaded once."""
+
+    def __init__(self, models: Models) -> None:
+        self._references = models.reference_energies
+        self._artefact = Potential(models.artefact)
+        self._basis = Potential(models.basis, models.active_set) if models.basis else None
+
+    def measure(self, tasks: Iterable[Task]) -> Batch:
+        batch = Batch(stable=ReferenceStructures(self._artefact.cutoff))
+        for task in tasks:
+            structure = parse(task.block)
+            references = sum(self._references[symbol] for symbol in structure.atoms.symbols)
+            measured = self._measure(
+                structure, references, self._basis if task.with_basis else None
+            )
+            batch.measured.append(measured)
+            shortest = min(measured.shortest.values(), default=None)
+            batch.stable.add(structure, references, shortest)
+        return batch
+
+    def _measure(self, structure: Labelled, references: float, basis: Potential | None) -> Measured:
+        what, count = f"row {structure.row_id} of the database", len(structure.atoms)
+        found = self._artefact.predict(structure.atoms, what)
+        shortest = self._artefact.shortest_distances()
+        conversion, grade = None, None
+        if basis is not None:
+            other = basis.predict(structure.atoms, what)
+            grade = other.grade
+            conversion = (
+                abs(found.energy - other.energy) / count,
+                float(np.abs(found.forces - other.forces).max()),
+            )
+        stress = None
+        if found.stress is not None and structure.stress is not None:
+            stress = (structure.stress, found.stress, float(structure.atoms.get_volume()))
+        return Measured(
+            row_id=structure.row_id,
+            formula=structure.atoms.get_chemical_formula("metal"),
+            config_type=structure.config_type,
+            symbols=np.array(structure.atoms.symbols),
+            energy_reference=structure.energy / count,
+            energy_predicted=(found.energy + references) / count,
+            forces_reference=structure.forces,
+            forces_predicted=found.forces,
+            stress=stress,
+            shortest=shortest,
+            conversion=conversion,
+            grade=grade,
+            reference_energy=references / count,
+        )
+
+
 # State of a worker process. Models are loaded with the first batch: an error of the initialiser
 # would only break the pool.
-_models: Models | None = None
-_measurer: Measurer | None = None
+_worker: dict[str, Any] = {}
 
 
 def _initialise(models: Models) -> None:
-    global _models  # noqa: PLW0603 - a pool's processes have no other place for it
-    _models = models
+    _worker["models"] = models
 
 
 def _measure(tasks: list[Task]) -> Batch:
-    global _measurer  # noqa: PLW0603
-    if _measurer is None:
-        assert _models is not None  # noqa: S101 - the initialiser has run
-        _measurer = Measurer(_models)
-    return _measurer.measure(tasks)
+    if "measurer" not in _worker:
+        _worker["measurer"] = _Measurer(_worker["models"])
+    measurer: _Measurer = _worker["measurer"]
+    return measurer.measure(tasks)

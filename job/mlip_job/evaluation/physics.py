@@ -12,7 +12,6 @@ from ase.md.velocitydistribution import Stationary
 from ase.md.verlet import VelocityVerlet
 from scipy.signal import find_peaks
 
-from mlip_job.evaluation.cores import cores_of
 from mlip_job.evaluation.energy_volume import check_energy_volume
 from mlip_job.evaluation.results import DimerCheck, DynamicsCheck, SmoothnessCheck
 
@@ -20,29 +19,27 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from mlip_job.dataset.row import FloatArray
-    from mlip_job.evaluation.cores import Core
-    from mlip_job.evaluation.potential import Pair, Potential
+    from mlip_job.evaluation.potential import Core, Pair, Potential
     from mlip_job.evaluation.reference_structures import ReferenceStructures, Stable
     from mlip_job.evaluation.results import PhysicsCheck
 
 
 def check_physics(
     potential: Potential,
-    content: Mapping[str, object],
+    cores: Mapping[Pair, Core],
     *,
     shortest: Mapping[Pair, float],
-    lowest: ReferenceStructures,
+    stable: ReferenceStructures,
     reference_energies: Mapping[str, float],
     dynamics_steps: int,
 ) -> tuple[PhysicsCheck, ...]:
     """Return all checks with their verdicts."""
-    cores = cores_of(content)
-    start = lowest.for_dynamics()
-    hot = hotter_than(lowest.temperature_k(start)) if start is not None else TEMPERATURE_K
+    start = stable.for_dynamics()
+    hot = hotter_than(stable.temperature_k(start)) if start is not None else TEMPERATURE_K
     return (
         *check_dimers(potential, shortest, cores),
         *check_smoothness(potential, cores),
-        *check_energy_volume(potential, lowest, reference_energies, shortest, cores),
+        *check_energy_volume(potential, stable, reference_energies, shortest, cores),
         check_dynamics(potential, start, steps=dynamics_steps),
         check_dynamics(potential, start, steps=dynamics_steps, temperature_k=hot),
     )
@@ -65,9 +62,7 @@ def check_dimers(
 ) -> Iterator[DimerCheck]:
     """Yield the curve of every pair of elements."""
     for pair in combinations_with_replacement(potential.elements, 2):
-        known = shortest.get(pair)
-        core = cores.get(pair)
-        yield _check_curve(potential, pair, known, core)
+        yield _check_curve(potential, pair, shortest.get(pair), cores.get(pair))
 
 
 def check_smoothness(potential: Potential, cores: Mapping[Pair, Core]) -> Iterator[SmoothnessCheck]:
@@ -174,12 +169,12 @@ def _dimer(pair: Pair, distance: float) -> Atoms:
 
 
 def _energy(potential: Potential, atoms: Atoms) -> float:
-    return potential.ask(atoms, atoms.get_chemical_formula()).energy
+    return potential.predict(atoms, atoms.get_chemical_formula()).energy
 
 
 def _force(potential: Potential, pair: Pair, distance: float) -> float:
     what = f"{'-'.join(pair)} at {distance:.3f} Å"
-    return float(potential.ask(_dimer(pair, distance), what).forces[1, 2])
+    return float(potential.predict(_dimer(pair, distance), what).forces[1, 2])
 
 
 TEMPERATURE_K = 300.0

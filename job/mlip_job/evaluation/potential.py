@@ -1,4 +1,7 @@
-"""Evaluate a potential file: energies, forces, grades, active set and speed."""
+"""Potential files: prediction, cost, active set and ZBL cores.
+
+Only this module knows the kinds of potential files.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,16 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from ase.neighborlist import neighbor_list
 
-from mlip_job.dataset.xyz import parse, read_blocks
+from mlip_job.dataset.xyz import parse, read_blocks, row_id
 from mlip_job.errors import ConfigError, TrainingError
 from mlip_job.evaluation.results import Speed
 from mlip_job.runtime.environment import cpu_model
 from mlip_job.training.pacemaker.programs import write_active_set
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from ase import Atoms
@@ -32,19 +36,11 @@ Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The prediction of a potential for a structure.
+class Prediction:
+    """Energy (eV, without the reference energies), forces (eV/Å) and stress (eV/Å³, Voigt order).
 
-    Attributes
-    ----------
-    energy
-        eV; excludes the reference energies.
-    forces
-        eV/Å, shape (n, 3).
-    stress
-        eV/Å³ in Voigt order; None if the structure is not periodic.
-    grade
-        Largest extrapolation grade of its atoms, or None without an active set.
+    The stress is None if the structure is not periodic. The grade is the largest extrapolation
+    grade of the atoms, None without an active set.
     """
 
     energy: float
@@ -57,14 +53,7 @@ class Potential:
     """A potential, loaded by the library that LAMMPS uses too.
 
     `path` is a ``.yace``, or a ``.yaml`` in pacemaker's B-basis. Only the B-basis accepts an active
-    set (``.asi``) for extrapolation grades.
-
-    Attributes
-    ----------
-    calculator
-        An ASE calculator.
-    name
-        File name, for messages.
+    set (``.asi``) for extrapolation grades. `calculator` is its ASE calculator.
 
     Raises
     ------
@@ -76,25 +65,12 @@ class Potential:
 
     def __init__(self, path: Path, active_set: Path | None = None) -> None:
         self.name = path.name
-        pyace = import_pyace()
-        try:
-            self.calculator = pyace.PyACECalculator(str(path))
-            # Projections are needed for grades only and double the cost.
-            self.calculator.compute_projections = active_set is not None
-            if active_set is not None:
-                self.calculator.set_active_set(str(active_set))
-        except (RuntimeError, ValueError) as error:
-            what = path if active_set is None else f"{path} with {active_set.name}"
-            raise TrainingError(
-                f"{what} can't be loaded: {error}",
-                hint="the fit is kept: run again to make the file once more; if it stays, the "
-                "trainer's environment is at fault (mlip-job check)",
-            ) from None
-        self._graded = active_set is not None
+        self.graded = active_set is not None
+        self.calculator = _load(path, active_set)
         self.elements: tuple[str, ...] = tuple(map(str, self.calculator.basis.elements_name))
         self.cutoff = float(self.calculator.cutoff)
 
-    def ask(self, atoms: Atoms, what: str) -> Answer:
+    def predict(self, atoms: Atoms, what: str) -> Prediction:
         """Evaluate a structure; `what` names it in an error.
 
         Raises
@@ -110,11 +86,11 @@ class Potential:
                 hint="the fit went wrong although it ended well; look at its log, then run with "
                 "--fresh and another basis, regularisation or seed",
             )
-        return Answer(
+        return Prediction(
             energy=results["energy"],
             forces=results["forces"],
             stress=results["stress"] if atoms.pbc.all() else None,
-            grade=float(results["gamma"].max()) if self._graded else None,
+            grade=float(results["gamma"].max()) if self.graded else None,
         )
 
     def evaluator_seconds(self, atoms: Atoms) -> float:
@@ -129,10 +105,28 @@ class Potential:
         shortest: dict[Pair, float] = {}
         found = self.calculator.ae.get_minimal_nn_distance_per_bond()
         for indices, distance in found.items():
-            first, second = sorted(self.elements[index] for index in indices)
-            pair = (first, second)
+            pair = _pair(*(self.elements[index] for index in indices))
             shortest[pair] = min(distance, shortest.get(pair, distance))
         return shortest
+
+
+def _load(path: Path, active_set: Path | None) -> Any:
+    """Return the ASE calculator for this kind of file."""
+    pyace = import_pyace()
+    try:
+        calculator = pyace.PyACECalculator(str(path))
+        # Projections are needed for grades only and double the cost.
+        calculator.compute_projections = active_set is not None
+        if active_set is not None:
+            calculator.set_active_set(str(active_set))
+    except (RuntimeError, ValueError) as error:
+        what = path if active_set is None else f"{path} with {active_set.name}"
+        raise TrainingError(
+            f"{what} can't be loaded: {error}",
+            hint="the fit is kept: run again to make the file once more; if it stays, the "
+            "trainer's environment is at fault (mlip-job check)",
+        ) from None
+    return calculator
 
 
 def import_pyace() -> Any:
@@ -166,6 +160,42 @@ def _unchanged_logging() -> Iterator[None]:
         root.setLevel(level)
 
 
+# -- cost ----------------------------------------------------------------------------------------
+
+_STRUCTURES = 20  # at most, evenly spaced over the set
+_ATOMS = 500  # about
+_REPEATS = 5
+_SECONDS = 1.0  # no further repeat starts after this time
+
+
+def measure_speed(
+    potential: Potential, blocks: Iterable[str], *, structures: int, atoms: int
+) -> Speed:
+    """Evaluate some structures of a set repeatedly; return the median time per atom.
+
+    The CPU time of this thread hardly depends on the load of the machine. Structures of the dataset
+    have the density, and thus the neighbours per atom, of typical simulations.
+    """
+    wanted = max(1, min(_STRUCTURES, int(_ATOMS * structures / atoms)))
+    step = math.ceil(structures / wanted)
+    evaluated = [parse(block).atoms for block in islice(blocks, 0, None, step)]
+    seconds: list[float] = []
+    started = time.monotonic()
+    potential.evaluator_seconds(evaluated[0])  # the first call allocates memory
+    while not seconds or (len(seconds) < _REPEATS and time.monotonic() - started < _SECONDS):
+        seconds.append(sum(map(potential.evaluator_seconds, evaluated)))
+    counted = sum(map(len, evaluated))
+    return Speed(
+        evaluator_us_per_atom=1e6 * median(seconds) / counted,
+        structures=len(evaluated),
+        atoms=counted,
+        repeats=len(seconds),
+        cpu=cpu_model(),
+    )
+
+
+# -- active set ----------------------------------------------------------------------------------
+
 # Training structures have grades up to 1.01 by construction, slightly more if the data was
 # processed in batches. A singular matrix (python-ace 0.4.0rc1 with --full) gives grades of 1e15.
 _USELESS_GRADE = 1e3
@@ -193,49 +223,92 @@ def make_active_set(
         If the program fails or its active set is unusable.
     """
     written = write_active_set(potential, frames, kind)
-    _require_useful(potential, written, structures)
-    written.replace(target)
-
-
-def _require_useful(potential: Path, active_set: Path, structures: Path) -> None:
-    graded = Potential(potential, active_set)
+    graded = Potential(potential, written)
     for block in islice(read_blocks(structures), _TRIED_STRUCTURES):
         structure = parse(block)
-        grade = graded.ask(structure.atoms, f"row {structure.row_id}").grade
+        grade = graded.predict(structure.atoms, f"row {structure.row_id}").grade
         if grade is None or not grade < _USELESS_GRADE:
             raise TrainingError(
                 f"pace_activeset made a singular active set: row {structure.row_id}, which it is "
                 f"made from, gets the extrapolation grade {grade:.3g}"
             )
+    written.replace(target)
 
 
-_STRUCTURES = 20  # at most, evenly spaced over the set
-_ATOMS = 500  # about
-_REPEATS = 5
-_SECONDS = 1.0  # no further repeat starts after this time
+# -- ZBL cores -----------------------------------------------------------------------------------
+#
+# Pacemaker adds them after its fit, each within 0.1 Å of the shortest distance of its pair in the
+# fitted data. Other data often come slightly closer by chance; there the published potential would
+# differ from the fitted one by tens of eV. Each core is therefore moved below the shortest distance
+# of *all* data: within the data the potential is the fitted one, and the test set measures its
+# error; below all data it is repulsive.
+
+_MARGIN = 1e-6  # Å: rounding error of distances, as positions are written to 1e-8 Å
 
 
-def measure_speed(
-    potential: Potential, texts: Iterable[str], *, structures: int, atoms: int
-) -> Speed:
-    """Evaluate some structures of a set repeatedly; return the median time per atom.
+@dataclass(frozen=True)
+class Core:
+    """Range of the ZBL core of a pair, Å: only the core below `inner`, no core above `outer`."""
 
-    The CPU time of this thread hardly depends on the load of the machine. Structures of the dataset
-    have the density, and thus the neighbours per atom, of typical simulations.
-    """
-    wanted = max(1, min(_STRUCTURES, int(_ATOMS * structures / atoms)))
-    step = math.ceil(structures / wanted)
-    evaluated = [parse(block).atoms for block in islice(texts, 0, None, step)]
-    seconds: list[float] = []
-    started = time.monotonic()
-    potential.evaluator_seconds(evaluated[0])  # the first call allocates memory
-    while not seconds or (len(seconds) < _REPEATS and time.monotonic() - started < _SECONDS):
-        seconds.append(sum(map(potential.evaluator_seconds, evaluated)))
-    counted = sum(map(len, evaluated))
-    return Speed(
-        evaluator_us_per_atom=1e6 * median(seconds) / counted,
-        structures=len(evaluated),
-        atoms=counted,
-        repeats=len(seconds),
-        cpu=cpu_model(),
-    )
+    inner: float
+    outer: float
+
+
+def cores_of(content: Mapping[str, Any]) -> dict[Pair, Core]:
+    """Return the ZBL cores in a potential's YAML; empty without any."""
+    return {
+        pair: Core(float(block["r_in"]) - float(block["delta_in"]), float(block["r_in"]))
+        for block in content["species"]
+        if (pair := _pair_with_core(block)) is not None
+    }
+
+
+def shortest_distances(
+    structures: Path, reach: float, counts: Callable[[int], bool] = lambda _: True
+) -> dict[Pair, float]:
+    """Return the shortest distance (Å) of each pair within `reach` in the rows that count."""
+    shortest: dict[Pair, float] = {}
+    for block in read_blocks(structures):
+        if not counts(row_id(block)):
+            continue
+        atoms = parse(block).atoms
+        for i, j, distance in zip(*neighbor_list("ijd", atoms, reach), strict=True):
+            pair = _pair(atoms.symbols[i], atoms.symbols[j])
+            shortest[pair] = min(float(distance), shortest.get(pair, reach))
+    return shortest
+
+
+def shorter(one: Mapping[Pair, float], other: Mapping[Pair, float]) -> dict[Pair, float]:
+    """Merge two mappings; return the shorter distance of each pair."""
+    pairs = {*one, *other}
+    return {p: min(one.get(p, math.inf), other.get(p, math.inf)) for p in pairs}
+
+
+def clear_of_cores(
+    content: Mapping[str, Any], shortest: Mapping[Pair, float]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Move a potential's cores below these distances; return it with a note for each moved core."""
+    species: list[Mapping[str, Any]] = []
+    notes = {}
+    for block in content["species"]:
+        pair = _pair_with_core(block)
+        if pair is None or shortest.get(pair, block["r_in"]) >= block["r_in"]:
+            species.append(block)
+            continue
+        notes[pair] = (
+            f"the ZBL core of {'-'.join(pair)} begins at {shortest[pair]:.3f} Å, the shortest "
+            f"distance in the data; in the fitted structures that is {block['r_in']:.3f} Å"
+        )
+        species.append({**block, "r_in": shortest[pair] - _MARGIN})
+    return {**content, "species": species}, tuple(notes.values())
+
+
+def _pair_with_core(block: Mapping[str, Any]) -> Pair | None:
+    elements = str(block["speciesblock"]).split()
+    if len(elements) > 2 or block.get("inner_cutoff_type") != "zbl":  # noqa: PLR2004 - a pair
+        return None
+    return _pair(elements[0], elements[-1])
+
+
+def _pair(one: str, other: str) -> Pair:
+    return (one, other) if one <= other else (other, one)

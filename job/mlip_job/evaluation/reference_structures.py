@@ -23,14 +23,8 @@ if TYPE_CHECKING:
 class Stable:
     """The structure of lowest energy of its kind.
 
-    Attributes
-    ----------
-    energy
-        eV/atom; excludes the reference energies.
-    packing
-        Shortest distance over the cube root of the volume per atom; 0 without a volume.
-    shortest
-        Shortest distance, Å; None if no atom has a neighbour.
+    The energy is in eV/atom, without the reference energies; the packing, as in `Kind`, is 0
+    without a volume; the shortest distance (Å) is None if no atom has a neighbour.
     """
 
     row_id: int
@@ -77,16 +71,9 @@ _ENERGY_STEP = 0.01  # eV/atom
 class ReferenceStructures:
     """The stable structures of a dataset, collected one by one.
 
-    Attributes
-    ----------
-    cutoff
-        Å; a periodic structure with a wider empty slice is not bulk.
-    by_kind
-        The structure of lowest energy of each kind.
-    at_rest
-        Crystals with zero forces, by reduced formula.
-    energies
-        Histogram of the energies in steps of 10 meV/atom, by elements and periodicity.
+    A periodic structure with an empty slice wider than `cutoff` (Å) is not bulk. `at_rest` holds
+    crystals with zero forces, by reduced formula. `energies` are histograms in steps of
+    10 meV/atom, by elements and periodicity.
     """
 
     cutoff: float = math.inf
@@ -94,7 +81,7 @@ class ReferenceStructures:
     at_rest: dict[str, list[AtRest]] = field(default_factory=dict)
     energies: dict[tuple[tuple[str, ...], bool], Counter[int]] = field(default_factory=dict)
 
-    def offer(
+    def add(
         self, structure: Labelled, reference_energy: float, shortest: float | None = None
     ) -> None:
         """Add a structure; `shortest` is its shortest distance, Å."""
@@ -103,15 +90,10 @@ class ReferenceStructures:
         elements, periodic = tuple(sorted(set(atoms.symbols))), bool(atoms.pbc.all())
         volume = atoms.get_volume() / len(atoms) if periodic else 0.0
         packing = shortest / volume ** (1 / 3) if periodic and shortest is not None else 0.0
-        kind = Kind(
-            elements,
-            periodic and vacuum_width(atoms) <= self.cutoff,
-            periodic,
-            structure.config_type or "",
-            int(packing / _PACKING_STEP),
-        )
-        if kind not in self.by_kind or energy < self.by_kind[kind].energy:
-            self.by_kind[kind] = Stable(structure.row_id, atoms, energy, packing, shortest)
+        bulk = periodic and vacuum_width(atoms) <= self.cutoff
+        config_type = structure.config_type or ""
+        kind = Kind(elements, bulk, periodic, config_type, int(packing / _PACKING_STEP))
+        self._keep(kind, Stable(structure.row_id, atoms, energy, packing, shortest))
         if periodic and np.abs(structure.forces).max() < _AT_REST_EV_PER_ANGSTROM:
             points = self.at_rest.setdefault(_composition(atoms), [])
             points.append(AtRest(packing, volume, energy))
@@ -122,12 +104,15 @@ class ReferenceStructures:
         """Add the structures of another batch."""
         self.cutoff = min(self.cutoff, other.cutoff)
         for kind, stable in other.by_kind.items():
-            if kind not in self.by_kind or stable.energy < self.by_kind[kind].energy:
-                self.by_kind[kind] = stable
+            self._keep(kind, stable)
         for formula, points in other.at_rest.items():
             self.at_rest.setdefault(formula, []).extend(points)
         for key, counts in other.energies.items():
             self.energies.setdefault(key, Counter()).update(counts)
+
+    def _keep(self, kind: Kind, stable: Stable) -> None:
+        if kind not in self.by_kind or stable.energy < self.by_kind[kind].energy:
+            self.by_kind[kind] = stable
 
     def bulk(self, element: str) -> Stable | None:
         """Return the bulk structure of one element with the lowest energy."""

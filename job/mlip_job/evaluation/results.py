@@ -18,14 +18,8 @@ Verdict = Literal["passed", "failed", "skipped"]
 class ErrorStatistics(Frozen):
     """Errors of one quantity, in the unit named by the key of the statistics.
 
-    Attributes
-    ----------
-    count
-        Number of values: structures, force components, stress components.
-    rmse, mae, max
-        Root mean square, mean absolute and largest absolute error.
-    p50, p90, p99
-        Percentiles of the absolute error.
+    `count` is the number of values: structures, force components or stress components. `p50`,
+    `p90` and `p99` are percentiles of the absolute error.
     """
 
     count: int
@@ -154,15 +148,7 @@ class ErrorPair(Frozen):
 
 
 class ParentComparison(Frozen):
-    """A generation and its predecessor, both evaluated on the same structures by this run.
-
-    Attributes
-    ----------
-    generation
-        The predecessor.
-    structures
-        Number of common test structures whose elements both potentials cover.
-    """
+    """A generation and its predecessor, both evaluated by this run on common test structures."""
 
     generation: int
     structures: int
@@ -181,16 +167,8 @@ class _Check(Frozen):
 class DimerCheck(_Check):
     """Energy of two atoms over their distance; it must be repulsive at short range.
 
-    Attributes
-    ----------
-    elements
-        The pair.
-    distances_angstrom, energies_ev
-        The curve; energies are relative to two free atoms.
-    shortest_in_data_angstrom
-        Shortest distance of the pair in the data, train and test; None if it does not occur.
-    repulsive_below_angstrom
-        Distance below which the energy rises monotonically as the distance decreases.
+    Energies are relative to two free atoms. Below ``repulsive_below_angstrom`` the energy rises
+    monotonically as the distance decreases.
     """
 
     kind: Literal["dimer"] = "dimer"
@@ -252,16 +230,8 @@ PhysicsCheck = Annotated[
 class Speed(Frozen):
     """Cost of energies and forces of the published potential on one core; not part of the gate.
 
-    Attributes
-    ----------
-    evaluator_us_per_atom
-        CPU time of the C++ evaluator, µs, without neighbour lists; median of the repeats.
-    structures, atoms
-        Number of each in the test set that a repeat evaluates.
-    repeats
-        Number of repeats.
-    cpu
-        Model name of the processor.
+    ``evaluator_us_per_atom`` is the CPU time of the C++ evaluator without neighbour lists, the
+    median of the repeats; each evaluates these numbers of structures and atoms.
     """
 
     evaluator_us_per_atom: float

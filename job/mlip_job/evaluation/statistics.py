@@ -24,30 +24,34 @@ from mlip_job.evaluation.results import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
     from mlip_job.dataset.row import FloatArray
-
-    Counts = np.ndarray[Any, np.dtype[np.int64]]
-    from collections.abc import Collection, Iterable
-
     from mlip_job.evaluation.measure import Measured
     from mlip_job.evaluation.potential import Pair
 
+    Counts = np.ndarray[Any, np.dtype[np.int64]]
+
 EXACT_UP_TO = 10_000
 """Up to this number values are stored exactly; more are counted in bins."""
+
+SAMPLE_SIZE = 1000
+"""Number of pairs in a parity plot."""
+
+WORST = 10
+"""Number of worst structures to list."""
 
 # Bins of equal relative width; percentiles are accurate to half of it.
 _RATIO = 1.002
 _SMALLEST, _DECADES = 1e-9, 21
 _BINS = math.ceil(_DECADES * math.log(10) / math.log(_RATIO))
 
-_GRADE_TOLERANCE = 1.01
-"""Tolerance of the active set: grades of its structures are up to 1.01."""
-
+_GRADE_TOLERANCE = 1.01  # of the active set: grades of its own structures are up to 1.01
 _HISTOGRAM_BINS = 41  # odd, so that the middle bin is centred at zero
 _HISTOGRAM_REACH = 0.99  # fraction of the errors between the outermost edges
 
 
-class ErrorTally:
+class ErrorStream:
     """Errors, added in batches.
 
     Number, RMSE, MAE and maximum are exact. Percentiles (nearest rank) are exact up to
@@ -55,7 +59,7 @@ class ErrorTally:
     """
 
     def __init__(self) -> None:
-        self._count = 0
+        self.count = 0
         self._squares = 0.0
         self._absolute = 0.0
         self._largest = 0.0
@@ -68,41 +72,37 @@ class ErrorTally:
         if errors.size == 0:
             return
         absolute = np.abs(errors)
-        self._count += errors.size
+        self.count += errors.size
         self._squares += float(np.square(errors).sum())
         self._absolute += float(absolute.sum())
         self._largest = max(self._largest, float(absolute.max()))
-        if self._bins is None and self._count <= EXACT_UP_TO:
-            self._kept.append(errors)
-            return
-        if self._bins is None:
+        self._kept.append(errors)
+        if self._bins is None and self.count > EXACT_UP_TO:
             self._bins = np.zeros(2 * _BINS, dtype=np.int64)
-        for values in (*self._kept, errors):
-            self._bins += np.bincount(_bin_numbers(values), minlength=2 * _BINS)
-        self._kept.clear()
-
-    @property
-    def count(self) -> int:
-        """Number of errors."""
-        return self._count
+        if self._bins is not None:
+            for values in self._kept:
+                self._bins += np.bincount(_bin_numbers(values), minlength=2 * _BINS)
+            self._kept.clear()
 
     @property
     def rmse(self) -> float:
         """Root mean square of the errors."""
-        return math.sqrt(self._squares / self._count)
+        return math.sqrt(self._squares / self.count)
 
     def statistics(self) -> ErrorStatistics:
         """Return the statistics; requires at least one value."""
         values, counts = self._weighted()
-        p50, p90, p99 = _percentiles(np.abs(values), counts, (0.5, 0.9, 0.99))
+        # The middle of a bin may lie above the largest value in it.
+        values = np.minimum(np.abs(values), self._largest)
+        p50, p90, p99 = _percentiles(values, counts, (0.5, 0.9, 0.99))
         return ErrorStatistics(
-            count=self._count,
+            count=self.count,
             rmse=self.rmse,
-            mae=self._absolute / self._count,
+            mae=self._absolute / self.count,
             max=self._largest,
-            p50=min(p50, self._largest),
-            p90=min(p90, self._largest),
-            p99=min(p99, self._largest),
+            p50=p50,
+            p90=p90,
+            p99=p99,
         )
 
     def histogram(self) -> Histogram:
@@ -121,6 +121,32 @@ class ErrorTally:
             return values, np.ones(values.size, dtype=np.int64)
         (filled,) = np.nonzero(self._bins)
         return _middles(filled), self._bins[filled]
+
+
+def _bin_numbers(values: FloatArray) -> Counts:
+    with np.errstate(divide="ignore"):
+        powers = np.log(np.abs(values) / _SMALLEST) / math.log(_RATIO)
+    from_zero = np.clip(powers, 0, _BINS - 1).astype(np.int64)
+    return np.where(values < 0, _BINS - 1 - from_zero, _BINS + from_zero)
+
+
+def _middles(bins: Counts) -> FloatArray:
+    negative = bins < _BINS
+    from_zero = np.where(negative, _BINS - 1 - bins, bins - _BINS)
+    sizes = _SMALLEST * _RATIO ** (from_zero + 0.5)
+    sizes = np.where(from_zero == 0, 0.0, sizes)
+    middles: FloatArray = np.where(negative, -sizes, sizes)
+    return middles
+
+
+def _percentiles(
+    values: FloatArray, counts: Counts, fractions: tuple[float, ...]
+) -> tuple[float, ...]:
+    """Return the percentiles by nearest rank."""
+    order = np.argsort(values)
+    cumulative = np.cumsum(counts[order])
+    ranks = [math.ceil(fraction * cumulative[-1]) for fraction in fractions]
+    return tuple(float(values[order][np.searchsorted(cumulative, rank)]) for rank in ranks)
 
 
 def grade_statistics(grades: FloatArray) -> GradeStatistics:
@@ -171,46 +197,13 @@ class PairSample:
         )
 
 
-def _bin_numbers(values: FloatArray) -> Counts:
-    with np.errstate(divide="ignore"):
-        powers = np.log(np.abs(values) / _SMALLEST) / math.log(_RATIO)
-    from_zero = np.clip(powers, 0, _BINS - 1).astype(np.int64)
-    return np.where(values < 0, _BINS - 1 - from_zero, _BINS + from_zero)
-
-
-def _middles(bins: Counts) -> FloatArray:
-    negative = bins < _BINS
-    from_zero = np.where(negative, _BINS - 1 - bins, bins - _BINS)
-    sizes = _SMALLEST * _RATIO ** (from_zero + 0.5)
-    sizes = np.where(from_zero == 0, 0.0, sizes)
-    middles: FloatArray = np.where(negative, -sizes, sizes)
-    return middles
-
-
-def _percentiles(
-    values: FloatArray, counts: Counts, fractions: tuple[float, ...]
-) -> tuple[float, ...]:
-    """Return the percentiles by nearest rank."""
-    order = np.argsort(values)
-    cumulative = np.cumsum(counts[order])
-    ranks = [math.ceil(fraction * cumulative[-1]) for fraction in fractions]
-    return tuple(float(values[order][np.searchsorted(cumulative, rank)]) for rank in ranks)
-
-
-SAMPLE_SIZE = 1000
-"""Number of pairs in a parity plot."""
-
-WORST = 10
-"""Number of worst structures to list."""
-
-
 @dataclass
-class PartTally:
-    """Errors of a subset of one side, in meV/atom and meV/Å."""
+class SubsetErrors:
+    """Errors of a subset of structures, in meV/atom and meV/Å."""
 
     structures: int = 0
-    energy: ErrorTally = field(default_factory=ErrorTally)
-    force: ErrorTally = field(default_factory=ErrorTally)
+    energy: ErrorStream = field(default_factory=ErrorStream)
+    force: ErrorStream = field(default_factory=ErrorStream)
 
     def add(self, energy: FloatArray, force: FloatArray) -> None:
         """Add a structure."""
@@ -219,35 +212,33 @@ class PartTally:
         self.force.add(force)
 
 
-class SetTally:
+class SetErrors(SubsetErrors):
     """Collects the measurements of one side, in meV/atom, meV/Å and GPa.
 
-    `seed` determines the samples for parity plots; rows of `apart` are also counted separately.
+    `seed` determines the samples for parity plots.
 
     Attributes
     ----------
     apart, rest
-        Errors of those rows and of all others; empty without such rows.
+        Errors of the rows given as `apart`, and of all others; empty without such rows.
     shortest
         Shortest distance of each pair of elements, Å.
-    conversion
+    conversions
         Number of structures compared between artefact and basis, and the largest differences
         (eV/atom, eV/Å).
     """
 
     def __init__(self, seed: int = 0, apart: Collection[int] = ()) -> None:
-        self.structures = 0
+        super().__init__()
         self.atoms = 0
-        self.apart, self.rest = PartTally(), PartTally()
+        self.apart, self.rest = SubsetErrors(), SubsetErrors()
         self._apart = apart
-        self.energy = ErrorTally()
-        self.force = ErrorTally()
         self.shortest: dict[Pair, float] = {}
-        self.conversion = (0, 0.0, 0.0)
+        self.conversions = (0, 0.0, 0.0)
         self.contradictions = Contradictions()
-        self._stress = ErrorTally()
-        self._per_element: defaultdict[str, ErrorTally] = defaultdict(ErrorTally)
-        self._per_type: defaultdict[str, PartTally] = defaultdict(PartTally)
+        self._stress = ErrorStream()
+        self._per_element: defaultdict[str, ErrorStream] = defaultdict(ErrorStream)
+        self._per_type: defaultdict[str, SubsetErrors] = defaultdict(SubsetErrors)
         self._energies = PairSample(SAMPLE_SIZE, seed)
         self._forces = PairSample(SAMPLE_SIZE, seed)
         self._grades: list[float] = []
@@ -262,16 +253,13 @@ class SetTally:
     def add_all(self, structures: Iterable[Measured]) -> None:
         """Add structures."""
         for measured in structures:
-            self.add(measured)
+            self._add(measured)
 
-    def add(self, measured: Measured) -> None:
-        """Add one structure."""
-        self.structures += 1
+    def _add(self, measured: Measured) -> None:
         self.atoms += len(measured.symbols)
         energy = 1000 * np.array([measured.energy_predicted - measured.energy_reference])
         force = 1000 * (measured.forces_predicted - measured.forces_reference)
-        self.energy.add(energy)
-        self.force.add(force)
+        self.add(energy, force)
         self.contradictions.add(measured)
         if measured.stress is not None:
             reference, predicted, _ = measured.stress
@@ -286,31 +274,30 @@ class SetTally:
             np.array([measured.energy_reference]), np.array([measured.energy_predicted])
         )
         self._forces.add(measured.forces_reference, measured.forces_predicted)
-        self._note_extremes(measured, float(energy[0]), float(np.abs(force).max()))
-
-    def _note_extremes(self, measured: Measured, energy_error: float, force_error: float) -> None:
         for pair, distance in measured.shortest.items():
             self.shortest[pair] = min(distance, self.shortest.get(pair, distance))
         if measured.conversion is not None:
-            count, energy, force = self.conversion
-            self.conversion = (
-                count + 1,
-                max(energy, measured.conversion[0]),
-                max(force, measured.conversion[1]),
-            )
+            (count, *largest), (of_energy, of_force) = self.conversions, measured.conversion
+            self.conversions = (count + 1, max(largest[0], of_energy), max(largest[1], of_force))
         if measured.grade is not None:
             self._grades.append(measured.grade)
+        self._keep_if_worst(measured, float(energy[0]), float(np.abs(force).max()))
+
+    def _keep_if_worst(self, measured: Measured, energy: float, force: float) -> None:
         structure = WorstStructure(
             row_id=measured.row_id,
             formula=measured.formula,
             config_type=measured.config_type,
-            energy_error_mev_per_atom=energy_error,
-            max_force_error_mev_per_angstrom=force_error,
+            energy_error_mev_per_atom=energy,
+            max_force_error_mev_per_angstrom=force,
             extrapolation_grade=measured.grade,
         )
-        # Ties are resolved by the lower row id, so that the order of structures does not matter.
-        _keep(self._worst_energies, (abs(energy_error), -measured.row_id, structure))
-        _keep(self._worst_forces, (force_error, -measured.row_id, structure))
+        for heap, error in ((self._worst_energies, abs(energy)), (self._worst_forces, force)):
+            # Ties are resolved by the lower row id, so that the order of structures does not
+            # matter; row ids are unique, so structures are never compared.
+            heapq.heappush(heap, (error, -measured.row_id, structure))
+            if len(heap) > WORST:
+                heapq.heappop(heap)
 
     def result(self) -> SetEvaluation:
         """Return the figures."""
@@ -321,38 +308,28 @@ class SetTally:
             force_mev_per_angstrom=self.force.statistics(),
             stress_gpa=self._stress.statistics() if self._stress.count else None,
             force_per_element_mev_per_angstrom={
-                element: tally.statistics() for element, tally in sorted(self._per_element.items())
+                element: errors.statistics()
+                for element, errors in sorted(self._per_element.items())
             },
             per_config_type={
                 name: ConfigTypeErrors(
-                    structures=tally.structures,
-                    energy_mev_per_atom=tally.energy.statistics(),
-                    force_mev_per_angstrom=tally.force.statistics(),
+                    structures=errors.structures,
+                    energy_mev_per_atom=errors.energy.statistics(),
+                    force_mev_per_angstrom=errors.force.statistics(),
                 )
-                for name, tally in sorted(self._per_type.items())
+                for name, errors in sorted(self._per_type.items())
             },
             energy_error_histogram_mev_per_atom=self.energy.histogram(),
             force_error_histogram_mev_per_angstrom=self.force.histogram(),
             energy_parity_ev_per_atom=self._energies.parity(),
             force_parity_ev_per_angstrom=self._forces.parity(),
-            worst=tuple(self._worst()),
+            worst=_in_turns(self._worst_energies, self._worst_forces),
             extrapolation_grade=grade_statistics(np.array(self._grades)) if self._grades else None,
         )
 
-    def _worst(self) -> Iterable[WorstStructure]:
-        """Return the worst structures, alternating between energy and force, without duplicates."""
-        by_energy = (s for *_, s in sorted(self._worst_energies, key=lambda w: w[:2], reverse=True))
-        by_force = (s for *_, s in sorted(self._worst_forces, key=lambda w: w[:2], reverse=True))
-        in_turns = chain.from_iterable(zip_longest(by_energy, by_force))
-        found = {structure.row_id: structure for structure in in_turns if structure is not None}
-        return list(found.values())[:WORST]
 
-
-def _keep(
-    heap: list[tuple[float, int, WorstStructure]], entry: tuple[float, int, WorstStructure]
-) -> None:
-    """Keep the largest entries; row ids are unique, so structures are never compared."""
-    if len(heap) < WORST:
-        heapq.heappush(heap, entry)
-    else:
-        heapq.heappushpop(heap, entry)
+def _in_turns(*heaps: Sequence[tuple[float, int, WorstStructure]]) -> tuple[WorstStructure, ...]:
+    """Return the worst structures, alternating between the heaps, without duplicates."""
+    descending = ((entry[2] for entry in sorted(heap, reverse=True)) for heap in heaps)
+    found = {s.row_id: s for s in chain.from_iterable(zip_longest(*descending)) if s is not None}
+    return tuple(found.values())[:WORST]

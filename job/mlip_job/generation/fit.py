@@ -151,9 +151,7 @@ def _fit_with_pacemaker(run: Run, prepared: Prepared, checkpoints: CheckpointWri
             phases=run.clock.phases,
         ),
         require_gpu=training.require_gpu,
-        stopping=EarlyStopping(
-            training.early_stopping_patience, training.min_relative_test_loss_per_iter or 0.0
-        ),
+        stopping=EarlyStopping(training.early_stopping_patience),
     )
 
     def save() -> None:

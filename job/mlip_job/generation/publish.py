@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, Literal
 from mlip_job.dataset.files import common_test_rows
 from mlip_job.dataset.split import SIDES
 from mlip_job.errors import IntegrityError, InterruptedRunError, TrainingError
-from mlip_job.evaluation.cores import clear_of_cores, cores_of, shorter, shortest_distances
 from mlip_job.evaluation.evaluate import Predecessor, Subject, evaluate
 from mlip_job.evaluation.measure import Models
-from mlip_job.evaluation.potential import make_active_set
+from mlip_job.evaluation.potential import (
+    clear_of_cores,
+    cores_of,
+    make_active_set,
+    shorter,
+    shortest_distances,
+)
 from mlip_job.generation.data import fetch_missing
 from mlip_job.generation.fit import contributions, with_checkpoint
 from mlip_job.paths import DatasetFiles, WorkFiles, generation_name
@@ -238,7 +243,7 @@ def evaluate_generation(
             run.config.evaluation,
             seed=run.config.dataset.seed,
             cores=usable_cores(),
-            look=_Counter(run),
+            progress=_Counter(run),
         )
 
 

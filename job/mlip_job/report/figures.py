@@ -13,7 +13,7 @@ from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -119,10 +119,30 @@ def _style() -> Iterator[None]:
 
 # -- learning curves -----------------------------------------------------------------------------
 
-QUANTITIES: tuple[tuple[str, str, Callable[[CurvePoint], float | None]], ...] = (
-    ("Loss", "loss", lambda p: p.loss),
-    ("Energy", "RMSE (meV/atom)", lambda p: p.rmse_energy_mev_per_atom),
-    ("Forces", "RMSE per component (meV/Å)", lambda p: p.rmse_force_mev_per_angstrom),
+
+class CurveQuantity(NamedTuple):
+    """A quantity of a learning curve: its field, and its names on a page."""
+
+    key: str
+    title: str
+    label: str
+    value_of: Callable[[CurvePoint], float | None]
+
+
+QUANTITIES = (
+    CurveQuantity("loss", "Loss", "loss", lambda p: p.loss),
+    CurveQuantity(
+        "rmse_energy_mev_per_atom",
+        "Energy",
+        "RMSE (meV/atom)",
+        lambda p: p.rmse_energy_mev_per_atom,
+    ),
+    CurveQuantity(
+        "rmse_force_mev_per_angstrom",
+        "Forces",
+        "RMSE per component (meV/Å)",
+        lambda p: p.rmse_force_mev_per_angstrom,
+    ),
 )
 
 
@@ -130,7 +150,7 @@ QUANTITIES: tuple[tuple[str, str, Callable[[CurvePoint], float | None]], ...] = 
 def learning_figures(report: TrainingReport) -> tuple[Figure, ...]:
     """Return loss, energy RMSE and force RMSE over the iterations, on logarithmic scales."""
     found = []
-    for title, label, value_of in QUANTITIES:
+    for _, title, label, value_of in QUANTITIES:
         train, test = learning_curves(report.fit, value_of)
         if train:
             axes = _learning_axes(label, {"train": train, "test": test})
@@ -146,7 +166,7 @@ def learning_overlays(reports: Sequence[TrainingReport]) -> tuple[Figure, ...]:
     """Return learning curves of the second set, or of the training set where a fit lacks it."""
     second = " or ".join(sorted({report.fit.second_set for report in reports}))
     found = []
-    for title, label, value_of in QUANTITIES[1:]:
+    for _, title, label, value_of in QUANTITIES[1:]:
         curves = [learning_curves(report.fit, value_of) for report in reports]
         tested = all(test for _, test in curves)
         lines = dict(zip(_SERIES, (test if tested else train for train, test in curves)))  # noqa: B905 - colours to spare

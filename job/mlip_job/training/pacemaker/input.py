@@ -69,6 +69,10 @@ def kappa(energy_weight: float, force_weight: float) -> float:
     return force_weight / (energy_weight + force_weight)
 
 
+DISPLAY_STEP = 20
+"""Iterations between evaluations of the validation part."""
+
+
 def build_input(
     training: TrainingConfig, data: TrainingData, start: StartPotential | None = None
 ) -> dict[str, Any]:
@@ -94,7 +98,7 @@ def build_input(
         "backend": {
             "evaluator": training.evaluator,
             "batch_size": training.batch_size,
-            "display_step": training.display_step,
+            "display_step": DISPLAY_STEP,
         },
     }
     # The potential section already has its overrides, or comes from the start potential.

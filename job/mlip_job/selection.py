@@ -12,14 +12,18 @@ are missing from the data. ``pace_select`` does the same, but not for a stream o
 from __future__ import annotations
 
 import itertools
+import secrets
 import time
 from collections import Counter, defaultdict
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase.data import chemical_symbols
 from ase.formula import Formula
+from ase.io import iread
+from ase.io.extxyz import write_xyz
 from pyace import ACEBBasisSet
 from pyace.activelearning import (
     compute_A_active_inverse,
@@ -29,13 +33,14 @@ from pyace.activelearning import (
     compute_number_of_functions,
 )
 
+from mlip_job.dataset.database import StructureDatabase
 from mlip_job.dataset.periodicity import atoms_with_vacuum
-from mlip_job.dataset.row import Row, UnreadableRow
+from mlip_job.dataset.row import Row, StructureRow, UnreadableRow
 from mlip_job.dataset.validation import Rejection, examine_geometry
 from mlip_job.errors import ConfigError, DataError, IntegrityError
+from mlip_job.models import Frozen
 from mlip_job.paths import generation_name
 from mlip_job.potentials import fetch_cached
-from mlip_job.selection.candidates import RankedCandidate, Selection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,13 +48,194 @@ if TYPE_CHECKING:
 
     from ase import Atoms
 
-    from mlip_job.dataset.row import FloatArray, StructureRow
+    from mlip_job.config import DatabaseConfig
+    from mlip_job.dataset.row import FloatArray
     from mlip_job.registry import Manifest, Registry
-    from mlip_job.selection.candidates import CandidateSource, Criteria
+
+IndexArray = np.ndarray[Any, np.dtype[np.int64]]
 
 _BATCH = 64
 _REPORT_SECONDS = 10.0
 _NOT_FINITE = "extrapolation grade not finite"
+
+
+class DatabaseCandidates:
+    """Candidates from the selected rows of an ASE database."""
+
+    id_name = "row_id"
+
+    def __init__(self, config: DatabaseConfig) -> None:
+        self.config = config
+
+    def __str__(self) -> str:
+        """Describe the source, without secrets."""
+        with StructureDatabase(self.config) as database:
+            return f"{database.describe()}, {self.config.select!r}"
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the candidates; labels are ignored."""
+        with StructureDatabase(self.config) as database:
+            yield from database.rows()
+
+
+class FileCandidates:
+    """Candidates from a file that ASE reads; ids count from 0, like ASE's indices.
+
+    Only some formats are read as a stream, extended XYZ among them.
+    """
+
+    id_name = "candidate"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        """Describe the source."""
+        return str(self.path)
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the candidates; labels are ignored.
+
+        Raises
+        ------
+        DataError
+            If ASE can't read a structure; the message has the number of those before it.
+        """
+        if not self.path.is_file():
+            raise DataError(f"{self.path} is no file of candidates")
+        structures = iread(str(self.path), ":", do_not_split_by_at_sign=True)
+        for number in itertools.count():
+            try:
+                atoms = next(structures, None)
+            except Exception as error:  # noqa: BLE001 - ASE's readers raise any exception
+                problem = " ".join(str(error).split()) or type(error).__name__
+                after = f" after {number} structures" if number else ""
+                raise DataError(
+                    f"{self.path} can't be read{after}: {problem}",
+                    hint="candidates are read by ase.io: extended XYZ, or any other format that "
+                    "it knows",
+                ) from None
+            if atoms is None:
+                return
+            yield _unlabelled(number, atoms)
+
+
+CandidateSource = DatabaseCandidates | FileCandidates
+
+
+def _unlabelled(number: int, atoms: Atoms) -> StructureRow:
+    return StructureRow(
+        id=number,
+        numbers=np.array(atoms.numbers, dtype=np.int32),
+        positions=np.array(atoms.positions, dtype=np.float64),
+        cell=np.array(atoms.cell.array, dtype=np.float64),
+        pbc=np.array(atoms.pbc, dtype=np.bool_),
+        energy=None,
+        free_energy=None,
+        forces=None,
+        stress=None,
+        key_value_pairs={},
+    )
+
+
+class Criteria(Frozen):
+    """Limits on candidates: number, and extrapolation grade.
+
+    Beyond a `max_grade` of a few tens a structure may be broken.
+    """
+
+    count: int | None = None
+    min_grade: float = 1.0
+    max_grade: float | None = None
+
+    def admit(self, grade: float) -> bool:
+        """Return whether a candidate of this grade may be selected."""
+        return grade > self.min_grade and (self.max_grade is None or grade <= self.max_grade)
+
+
+class RankedCandidate(Frozen):
+    """One candidate.
+
+    Its `id` is a row id, or the position in the file from 0. `new_environments` of its atoms would
+    enter the active set.
+    """
+
+    id: int
+    formula: str
+    atoms: int
+    extrapolation_grade: float
+    new_environments: int = 0
+    chosen: bool = False
+
+
+class Selection(Frozen):
+    """Result of a selection, sorted by descending grade.
+
+    `skipped` are ids of candidates that can't be graded or trained on, by reason.
+    """
+
+    family: str
+    generation: int
+    source: str
+    criteria: Criteria
+    skipped: dict[str, tuple[int, ...]]
+    candidates: tuple[RankedCandidate, ...]
+
+    @property
+    def admitted(self) -> int:
+        """Number of candidates whose grade the criteria admit."""
+        return sum(self.criteria.admit(c.extrapolation_grade) for c in self.candidates)
+
+    @property
+    def above(self) -> int:
+        """Number of candidates whose grade is above the largest that is admitted."""
+        most = self.criteria.max_grade
+        return 0 if most is None else sum(c.extrapolation_grade > most for c in self.candidates)
+
+    @property
+    def chosen(self) -> tuple[RankedCandidate, ...]:
+        """Selected candidates by descending grade."""
+        return tuple(c for c in self.candidates if c.chosen)
+
+
+def require_free(path: Path) -> None:
+    """Raise a ConfigError if a file exists."""
+    if path.exists():
+        raise ConfigError(f"{path} exists", hint="remove it, or choose another -o FILE")
+
+
+@contextmanager
+def writing(
+    path: Path, selection: Selection, rows: Sequence[StructureRow], id_name: str
+) -> Iterator[None]:
+    """Write the structures as extended XYZ; the file is moved into place if the block succeeds.
+
+    Each structure carries its ``extrapolation_grade``, the ``generation`` that it was graded by,
+    and its id under `id_name`.
+
+    Raises
+    ------
+    ConfigError
+        If the file can't be written, or was created concurrently.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            for candidate, row in zip(selection.chosen, rows, strict=True):
+                atoms = row.atoms()
+                atoms.info[id_name] = candidate.id
+                atoms.info["extrapolation_grade"] = round(candidate.extrapolation_grade, 6)
+                atoms.info["generation"] = generation_name(selection.generation)
+                write_xyz(file, [atoms])
+        yield
+        require_free(path)
+        temporary.replace(path)
+    except OSError as error:
+        raise ConfigError(
+            f"can't write {path}: {error.strerror or error}", hint="choose another -o FILE"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def open_grader(registry: Registry, manifest: Manifest, cache: Path) -> Grader:
@@ -80,10 +266,10 @@ class CandidateSelector:
     that compete for a place in the active set.
     """
 
-    def __init__(self, grader: Grader, criteria: Criteria, say: Callable[[str], None]) -> None:
+    def __init__(self, grader: Grader, criteria: Criteria, report: Callable[[str], None]) -> None:
         self._grader = grader
         self._criteria = criteria
-        self._say = say
+        self._report = report
         self._extension = ActiveSetExtension(grader.inverse)
         self._pool: dict[int, StructureRow] = {}
         self._ranked: list[RankedCandidate] = []
@@ -107,14 +293,14 @@ class CandidateSelector:
                 self._settle()
             if time.monotonic() - reported > _REPORT_SECONDS:
                 reported = time.monotonic()
-                self._say(f"{len(self._ranked)} candidates graded")
+                self._report(f"{len(self._ranked)} candidates graded")
         self._settle()
         self._require_graded(source)
         candidates = self._rank()
         selection = Selection(
             family=family,
             generation=generation,
-            source=source.describe(),
+            source=str(source),
             criteria=self._criteria,
             skipped={reason: tuple(ids) for reason, ids in sorted(self._skipped.items())},
             candidates=candidates,
@@ -180,11 +366,9 @@ class CandidateSelector:
         if self._ranked:
             return
         if not self._skipped:
-            raise DataError(
-                f"{source.describe()} has no candidates", hint="check the file or --select"
-            )
+            raise DataError(f"{source} has no candidates", hint="check the file or --select")
         reasons = ", ".join(f"{len(ids)} × {reason}" for reason, ids in self._skipped.items())
-        raise DataError(f"{source.describe()}: no candidate can be graded: {reasons}")
+        raise DataError(f"{source}: no candidate can be graded: {reasons}")
 
 
 def _candidate(row: StructureRow, grade: float) -> RankedCandidate:
@@ -197,21 +381,12 @@ def _candidate(row: StructureRow, grade: float) -> RankedCandidate:
     )
 
 
-IndexArray = np.ndarray[Any, np.dtype[np.int64]]
-
-
 @dataclass(frozen=True, eq=False)
 class AtomGrades:
-    """Grades of the atoms of one element in a batch of structures.
+    """Atoms of one element in a batch of structures.
 
-    Attributes
-    ----------
-    owners
-        Position of each atom's structure in the batch.
-    grades
-        One per atom.
-    projections
-        Values of the basis functions, one row per atom.
+    `owners` are the positions of the atoms' structures in the batch; `projections` are the values
+    of the basis functions, one row per atom.
     """
 
     owners: IndexArray
@@ -223,16 +398,8 @@ class Grader:
     """Compute extrapolation grades with a potential and its active set.
 
     The active set is linear, as written by ``pace_activeset``. Full active sets don't work in
-    python-ace 0.4.0rc1, which leaves the required derivatives at zero.
-
-    Attributes
-    ----------
-    elements
-        Of the potential.
-    cutoff
-        Å.
-    inverse
-        Inverted active set of each element's number in the potential.
+    python-ace 0.4.0rc1, which leaves the required derivatives at zero. `inverse` is the inverted
+    active set of each element's number in the potential.
 
     Raises
     ------
@@ -294,16 +461,14 @@ class ActiveSetExtension:
     ) -> None:
         self._rows: dict[int, FloatArray] = compute_A_active_inverse(dict(inverse))
         self._owners = {n: np.full(len(rows), _TRAINED_ON) for n, rows in self._rows.items()}
-        self._waiting: dict[int, list[FloatArray]] = {n: [] for n in self._rows}
-        self._waiting_owners: dict[int, list[IndexArray]] = {n: [] for n in self._rows}
+        self._waiting: dict[int, list[tuple[FloatArray, IndexArray]]] = {n: [] for n in self._rows}
         self._waiting_bytes = 0
         self._limit = buffer_bytes
 
     def add(self, element: int, projections: FloatArray, owners: IndexArray) -> None:
         """Collect atoms of one element; `owners` are the ids of their structures."""
         if len(projections):
-            self._waiting[element].append(projections)
-            self._waiting_owners[element].append(owners)
+            self._waiting[element].append((projections, owners))
             self._waiting_bytes += projections.nbytes
 
     @property
@@ -321,13 +486,12 @@ class ActiveSetExtension:
         """
         for element, waiting in self._waiting.items():
             if waiting:
-                self._settle(element, np.vstack(waiting))
+                projections, owners = zip(*waiting, strict=True)
+                self._settle(element, np.vstack(projections), np.hstack(owners))
                 waiting.clear()
-                self._waiting_owners[element].clear()
         self._waiting_bytes = 0
 
-    def _settle(self, element: int, projections: FloatArray) -> None:
-        owners = np.hstack(self._waiting_owners[element])
+    def _settle(self, element: int, projections: FloatArray, owners: IndexArray) -> None:
         try:
             rows, chosen = compute_active_set(
                 {element: projections},

@@ -1,1 +1,0 @@
-"""Candidates for the next generation: graded, chosen, written, marked in their database."""
