@@ -18,8 +18,7 @@ from ase import Atoms
 from mlip_job.config import DatabaseConfig, DatasetConfig, TrainingConfig
 from mlip_job.dataset.builder import DatasetBuilder, ParentDataset
 from mlip_job.dataset.record import FileRecord
-from mlip_job.dataset.row import StructureRow
-from mlip_job.dataset.structures import Structures
+from mlip_job.dataset.rows import StructureRow, Structures
 from mlip_job.dataset.xyz import structures_text
 from mlip_job.paths import DatasetFiles
 

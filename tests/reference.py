@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mlip_job.dataset.database import StructureDatabase
-from mlip_job.dataset.row import Row, UnreadableRow
+from mlip_job.dataset.rows import Row, UnreadableRow
 
 if TYPE_CHECKING:
     from ase import Atoms

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ase.calculators.calculator import Calculator, all_changes
 
-from mlip_job.dataset.periodicity import atoms_with_vacuum
-from mlip_job.dataset.row import right_handed
+from mlip_job.dataset.geometry import atoms_with_vacuum
+from mlip_job.dataset.rows import right_handed
 from mlip_job.errors import ConfigError, DataError
 from mlip_job.evaluation.potential import Potential
 

@@ -34,8 +34,8 @@ from pyace.activelearning import (
 )
 
 from mlip_job.dataset.database import StructureDatabase
-from mlip_job.dataset.periodicity import atoms_with_vacuum
-from mlip_job.dataset.row import Row, StructureRow, UnreadableRow
+from mlip_job.dataset.geometry import atoms_with_vacuum
+from mlip_job.dataset.rows import Row, StructureRow, UnreadableRow
 from mlip_job.dataset.validation import Rejection, examine_geometry
 from mlip_job.errors import ConfigError, DataError, IntegrityError
 from mlip_job.models import Frozen
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from mlip_job.config import DatabaseConfig
-    from mlip_job.dataset.row import FloatArray
+    from mlip_job.dataset.rows import FloatArray
     from mlip_job.registry import Manifest, Registry
 
 IndexArray = np.ndarray[Any, np.dtype[np.int64]]

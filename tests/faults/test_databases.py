@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mlip_job.config import JobConfig
-    from mlip_job.dataset.row import Row
+    from mlip_job.dataset.rows import Row
     from tests.faults.jobs import Job
     from tests.servers.databases import DatabaseServer
 

@@ -13,8 +13,8 @@ from ase.build import bulk, fcc111
 from mlip_job.config import DatabaseConfig, DatasetConfig
 from mlip_job.dataset.collect import Collected, collect_rows
 from mlip_job.dataset.database import StructureDatabase
-from mlip_job.dataset.entry import Spool
-from mlip_job.dataset.row import StructureRow
+from mlip_job.dataset.entries import Spool
+from mlip_job.dataset.rows import StructureRow
 from mlip_job.dataset.twins import fingerprint
 from mlip_job.dataset.validation import Rejection, RowRules, examine
 from tests.reference import read_rows

@@ -13,7 +13,7 @@ from ase.constraints import FixAtoms
 from mlip_job.config import DatabaseConfig, DatasetConfig, TrainingConfig
 from mlip_job.dataset.builder import DatasetBuilder
 from mlip_job.dataset.database import Selected, StructureDatabase
-from mlip_job.dataset.row import StructureRow
+from mlip_job.dataset.rows import StructureRow
 from mlip_job.errors import ConfigError, DatabaseError, DataError
 from tests.support import labelled, open_for_writing, rattled, with_emt, write_database
 

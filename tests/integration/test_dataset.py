@@ -269,7 +269,7 @@ def test_an_export_is_stopped(
             if self.path.name == "train.xyz":
                 signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr("mlip_job.dataset.files.OutputFile", Stopping)
+    monkeypatch.setattr("mlip_job.dataset.builder.OutputFile", Stopping)
     config, out = tmp_path / "mlip-job.yaml", tmp_path / "out"
     config.write_text(
         f"family: cu\ndatabase: {{url: {db}}}\nstorage: {{url: {tmp_path / 'store'}}}\n"

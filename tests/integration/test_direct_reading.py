@@ -15,7 +15,7 @@ from ase.constraints import FixAtoms
 
 from mlip_job.config import DatabaseConfig
 from mlip_job.dataset.database import StructureDatabase
-from mlip_job.dataset.row import Row, StructureRow
+from mlip_job.dataset.rows import Row, StructureRow
 from mlip_job.errors import DatabaseError
 from tests.reference import read_rows, require_same_row
 from tests.support import labelled, open_for_writing, rattled, with_emt, write_database

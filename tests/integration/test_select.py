@@ -16,7 +16,7 @@ from ase.build import bulk
 from ase.db import connect
 
 from mlip_job.config import DatabaseConfig
-from mlip_job.dataset.marking import mark_rows
+from mlip_job.dataset.database import mark_rows
 from mlip_job.dataset.validation import Rejection
 from mlip_job.errors import ConfigError, ConflictError, DatabaseError, IntegrityError
 from tests.support import open_for_writing, rattled

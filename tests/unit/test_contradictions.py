@@ -14,7 +14,7 @@ from mlip_job.evaluation.measure import Measured
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mlip_job.dataset.row import FloatArray
+    from mlip_job.dataset.rows import FloatArray
 
 VOLUME = 47.0
 

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from mlip_job.dataset.entry import Entries, Entry, EntryCollector
+from mlip_job.dataset.entries import Entries, Entry, EntryCollector
 
 
 def fingerprint(number: int) -> str:
@@ -20,7 +20,7 @@ def test_structures_are_numbered_in_the_order_of_their_fingerprints(
     count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As numpy does it with copies of all of them."""
-    monkeypatch.setattr("mlip_job.dataset.entry._COMPARED_AT_ONCE", 4)
+    monkeypatch.setattr("mlip_job.dataset.entries._COMPARED_AT_ONCE", 4)
     random = np.random.default_rng(0)
     prints = [fingerprint(number) for number in random.integers(0, 12, count)]
     entries = Entries.of([Entry(row_id=index, fingerprint=p) for index, p in enumerate(prints)])

@@ -11,10 +11,9 @@ from ase import Atoms
 from ase.build import molecule
 
 from mlip_job.config.training import GroupWeights
-from mlip_job.dataset.files import FramePart, FrameWriter, frames_from_texts
-from mlip_job.dataset.reference_energies import ReferenceEnergies
-from mlip_job.dataset.structures import Structures
-from mlip_job.dataset.weights import GroupWeighting
+from mlip_job.dataset.frames import FramePart, FrameWriter, GroupWeighting, frames_from_texts
+from mlip_job.dataset.references import ReferenceEnergies
+from mlip_job.dataset.rows import Structures
 from mlip_job.errors import ConfigError, IntegrityError
 from mlip_job.paths import DatasetFiles
 from tests.datasets import build, frame, labelled_rows, refused, rows_of
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mlip_job.dataset.record import DatasetRecord
-    from mlip_job.dataset.row import StructureRow
+    from mlip_job.dataset.rows import StructureRow
 
 TYPES = ("bulk", "gas", None)
 WEIGHTING = GroupWeighting({"gas": GroupWeights(energy=3, forces=0.1)}, 0.9, 1.1)
@@ -99,7 +98,7 @@ def test_structures_of_many_atoms_make_smaller_shards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that memory is bounded by atoms too; the pages make no difference."""
-    monkeypatch.setattr("mlip_job.dataset.files._FRAME_ATOMS", 10)
+    monkeypatch.setattr("mlip_job.dataset.frames._FRAME_ATOMS", 10)
     rows = labelled_rows(rattled(8))
     for number, pages in enumerate(([8], [1, 2, 5])):
         directory = tmp_path / str(number)

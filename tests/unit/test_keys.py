@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mlip_job.dataset.keys import propose_keys
+from mlip_job.dataset.survey import propose_keys
 
 Rows = list[dict[str, Any]]
 

@@ -10,8 +10,8 @@ from ase.build import bulk, fcc111, molecule
 from ase.calculators.morse import MorsePotential
 from ase.spacegroup import crystal
 
-from mlip_job.dataset.notes import have_huge_forces, have_net_forces, have_zeroed_forces
-from mlip_job.dataset.structures import Structures
+from mlip_job.dataset.labels import have_huge_forces, have_net_forces, have_zeroed_forces
+from mlip_job.dataset.rows import Structures
 from tests.datasets import labelled_rows
 from tests.support import rattled, with_emt
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from ase.calculators.calculator import Calculator
 
-    from mlip_job.dataset.row import FloatArray
+    from mlip_job.dataset.rows import FloatArray
     from mlip_job.evaluation.results import EnergyVolumeCheck
 
 VOLUMES = np.linspace(0.76, 1.36, 31)

@@ -9,9 +9,8 @@ from ase.build import bulk, fcc111, molecule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlip_job.dataset.proximity import ProximityFinder
-from mlip_job.dataset.row import StructureRow
-from mlip_job.dataset.structures import Structures
+from mlip_job.dataset.geometry import ProximityFinder
+from mlip_job.dataset.rows import StructureRow, Structures
 from mlip_job.dataset.validation import _neighbours
 
 CUTOFF = 5.0

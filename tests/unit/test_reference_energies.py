@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from mlip_job.dataset.entry import Entries, Entry
-from mlip_job.dataset.reference_energies import (
+from mlip_job.dataset.entries import Entries, Entry
+from mlip_job.dataset.references import (
     ReferenceEnergies,
     automatic_references,
     by_composition,

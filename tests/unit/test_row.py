@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from mlip_job.dataset.provenance import names_method
-from mlip_job.dataset.row import stated_charge
+from mlip_job.dataset.labels import names_method
+from mlip_job.dataset.rows import stated_charge
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlip_job.dataset.entry import Entries, Entry
+from mlip_job.dataset.entries import Entries, Entry
 from mlip_job.dataset.files import OutputFile, common_test_rows, write_index
 from mlip_job.dataset.split import SIDES, Inheritance, Side, Split, split_by_key, split_rows
 from mlip_job.errors import DataError

@@ -9,9 +9,9 @@ import pytest
 from ase.build import bulk, make_supercell, molecule
 from ase.geometry import permute_axes
 
-from mlip_job.dataset.entry import Entries, Entry
-from mlip_job.dataset.reference_energies import compositions
-from mlip_job.dataset.structures import Structures
+from mlip_job.dataset.entries import Entries, Entry
+from mlip_job.dataset.references import compositions
+from mlip_job.dataset.rows import Structures
 from mlip_job.dataset.twins import TwinFinder
 from tests.datasets import labelled_rows
 from tests.support import rattled, with_emt

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlip_job.dataset.row import StructureRow
+from mlip_job.dataset.rows import StructureRow
 from mlip_job.dataset.twins import fingerprint
 from mlip_job.dataset.validation import Rejection, RowRules, examine
 

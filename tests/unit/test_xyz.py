@@ -17,8 +17,7 @@ from ase.io.extxyz import write_xyz
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mlip_job.dataset.row import StructureRow
-from mlip_job.dataset.structures import Structures
+from mlip_job.dataset.rows import StructureRow, Structures
 from mlip_job.dataset.xyz import (
     count_atoms,
     label,

@@ -87,7 +87,7 @@ def select_command(
     the generation's potential has to extrapolate for them, and chooses those that add most to its
     active set. They need no labels.
     """
-    from mlip_job.dataset.marking import mark_rows, parse_marks
+    from mlip_job.dataset.database import mark_rows, parse_marks
     from mlip_job.potentials import cache_directory, require_pyace
 
     require_pyace()

@@ -5,20 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlip_job.config.training import ByGroup, EnergyBased
-from mlip_job.dataset import checks
 from mlip_job.dataset.collect import collect_rows
 from mlip_job.dataset.connection import describe_url
-from mlip_job.dataset.contradictions import require_consistent_duplicates
 from mlip_job.dataset.database import Selected, StructureDatabase
-from mlip_job.dataset.entry import Spool
-from mlip_job.dataset.files import read_index, write_files
-from mlip_job.dataset.reference_energies import (
+from mlip_job.dataset.entries import Spool
+from mlip_job.dataset.files import OutputFile, read_index, write_index
+from mlip_job.dataset.frames import FrameWriter, weigh_groups
+from mlip_job.dataset.record import ContentHash, SideNames
+from mlip_job.dataset.references import (
     ReferenceEnergies,
     automatic_references,
     by_composition,
@@ -26,9 +26,20 @@ from mlip_job.dataset.reference_energies import (
     fit_references,
     require_references_of_parent,
 )
-from mlip_job.dataset.split import Inheritance, split_by_key, split_rows
+from mlip_job.dataset.split import SIDES, Inheritance, split_by_key, split_rows
 from mlip_job.dataset.summary import Outcome, summarise
-from mlip_job.dataset.weights import weigh_groups
+from mlip_job.dataset.twins import require_consistent_duplicates
+from mlip_job.dataset.validation import (
+    count_force_components,
+    require_configured_elements,
+    require_convex_hull,
+    require_determined_references,
+    require_elements_in_training,
+    require_few_rejections,
+    require_fitting_energies,
+    require_group_key,
+)
+from mlip_job.dataset.xyz import structures_text
 from mlip_job.errors import ConfigError, DataError
 from mlip_job.paths import DatasetFiles, cant_write
 
@@ -37,8 +48,8 @@ if TYPE_CHECKING:
 
     from mlip_job.config import DatabaseConfig, DatasetConfig, TrainingConfig
     from mlip_job.dataset.collect import Collected
-    from mlip_job.dataset.entry import Entries
-    from mlip_job.dataset.record import DatasetRecord, SelectedRows
+    from mlip_job.dataset.entries import Entries, SpooledStructures
+    from mlip_job.dataset.record import DatasetRecord, FileRecord, SelectedRows
     from mlip_job.dataset.split import Side, Split
 
 
@@ -48,6 +59,66 @@ earlier versions are not reused. A dataset with unchanged content keeps its id."
 
 _DECISIVE = {"cutoff", "test_fraction", "elements", "weighting"}
 """Training settings that affect a dataset."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `write_files` wrote.
+
+    Attributes
+    ----------
+    contents
+        Hashes that the dataset's identity is made of.
+    force_components
+        See `count_force_components`, by side.
+    frames
+        Names of the data frames.
+    files
+        All files.
+    """
+
+    contents: dict[str, str]
+    force_components: dict[Side, int]
+    frames: SideNames
+    files: dict[str, FileRecord]
+
+
+def write_files(
+    files: DatasetFiles, spooled: SpooledStructures, outcome: Outcome, shard_size: int
+) -> Written:
+    """Write all files but the record; `shard_size` limits the structures of a data frame."""
+    split = outcome.split
+    with OutputFile(files.index, compressed=True) as index:
+        contents = {"index": write_index(index, outcome.collected.entries, split)}
+    frames = {
+        side: FrameWriter(files, side, shard_size, outcome.references, outcome.weighting)
+        for side in SIDES
+    }
+    hashes = {side: ContentHash() for side in SIDES}
+    force_components = dict.fromkeys(SIDES, 0)
+    with ExitStack() as stack:
+        texts = {side: stack.enter_context(OutputFile(files.xyz(side))) for side in SIDES}
+        for structures, place in spooled:
+            right_handed = structures.right_handed()
+            for side in SIDES:
+                chosen = split.on(side)[place]
+                if not chosen.any():
+                    continue
+                some = right_handed.take(chosen)
+                for text in structures_text(some):
+                    texts[side].write(text)
+                hashes[side].update(some)
+                force_components[side] += count_force_components(some)
+                frames[side].add(some)
+        for side in SIDES:
+            frames[side].flush()
+    written = [index, *(f for side in SIDES for f in (texts[side], *frames[side].written))]
+    return Written(
+        contents=contents | {side: hashes[side].hexdigest() for side in SIDES},
+        force_components=force_components,
+        frames=SideNames(train=frames["train"].names(), test=frames["test"].names()),
+        files=dict(sorted((file.path.name, file.record()) for file in written)),
+    )
 
 
 @dataclass(frozen=True)
@@ -193,26 +264,26 @@ class DatasetBuilder:
     def _decide(self, source: StructureDatabase, collected: Collected) -> Outcome:
         """Split, determine reference energies and weights, and reject unusable data."""
         entries = collected.entries
-        checks.require_few_rejections(collected, self.dataset.max_rejected_fraction)
-        elements = checks.require_configured_elements(entries, self.training.elements)
+        require_few_rejections(collected, self.dataset.max_rejected_fraction)
+        elements = require_configured_elements(entries, self.training.elements)
         repeats = require_consistent_duplicates(
             entries, self.dataset.duplicate_tolerance, source.describe_row
         )
-        checks.require_group_key(entries, self.dataset.group_by)
+        require_group_key(entries, self.dataset.group_by)
         split = self._split(entries)
-        checks.require_elements_in_training(entries, split, elements)
+        require_elements_in_training(entries, split, elements)
         references = self._references(collected, split, elements)
         weighting = self.training.weighting
         above = self.training.override("weighting", "energy", default="convex_hull")
         if isinstance(weighting, EnergyBased) and above == "convex_hull":
-            checks.require_convex_hull(entries, elements)
+            require_convex_hull(entries, elements)
         return Outcome(
             collected=collected,
             elements=elements,
             repeats=repeats,
             split=split,
             references=references,
-            energy_range=checks.require_fitting_energies(
+            energy_range=require_fitting_energies(
                 entries,
                 references.corrected(entries),
                 automatic=self.dataset.reference_energies == "auto",
@@ -258,7 +329,7 @@ class DatasetBuilder:
         if undetermined:
             known = {e: v for e, v in references.energies.items() if e not in undetermined}
             fitted, determined = fit_references(undetermined, known, training)
-            checks.require_determined_references(
+            require_determined_references(
                 collected.entries, references, fitted if determined else {}
             )
         return references

@@ -11,19 +11,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from ase.data import chemical_symbols
 
-from mlip_job.dataset.entry import Entry, EntryCollector
-from mlip_job.dataset.notes import (
+from mlip_job.dataset.entries import Entry, EntryCollector
+from mlip_job.dataset.geometry import ProximityFinder, is_partly_periodic, with_vacuum
+from mlip_job.dataset.labels import (
     have_huge_forces,
     have_net_forces,
     have_zeroed_forces,
+    names_method,
     note_charged_cells,
+    note_methods,
 )
-from mlip_job.dataset.periodicity import is_partly_periodic, with_vacuum
-from mlip_job.dataset.provenance import names_method, note_methods
-from mlip_job.dataset.proximity import ProximityFinder
-from mlip_job.dataset.reference_energies import compositions
-from mlip_job.dataset.row import CHARGE_KEYS, UnreadableRow, stated_charge
-from mlip_job.dataset.structures import Structures, is_complete
+from mlip_job.dataset.references import compositions
+from mlip_job.dataset.rows import CHARGE_KEYS, Structures, UnreadableRow, is_complete, stated_charge
 from mlip_job.dataset.twins import TwinFinder, fingerprint, fingerprints
 from mlip_job.dataset.validation import (
     Rejection,
@@ -42,8 +41,8 @@ if TYPE_CHECKING:
 
     from mlip_job.config.job import DatasetConfig
     from mlip_job.dataset.database import Selected, StructureDatabase
-    from mlip_job.dataset.entry import Entries, Spool
-    from mlip_job.dataset.row import BoolArray, Row, StructureRow
+    from mlip_job.dataset.entries import Entries, Spool
+    from mlip_job.dataset.rows import BoolArray, Row, StructureRow
     from mlip_job.dataset.validation import Finding
 
 _REPORT_EVERY = 10000

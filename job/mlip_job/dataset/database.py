@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import re
+import warnings
 from array import array
 from collections import Counter, defaultdict
 from contextlib import contextmanager, suppress
@@ -19,23 +20,30 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from ase.data import chemical_symbols
-from ase.db.core import bytes_to_object, parse_selection
+from ase.db.core import (
+    bytes_to_object,
+    check,
+    convert_str_to_int_float_bool_or_str,
+    parse_selection,
+)
 
 from mlip_job.dataset.connection import OpenedDatabase, open_database
-from mlip_job.dataset.provenance import describe_row, labels_elsewhere, values_in
+from mlip_job.dataset.labels import describe_row, labels_elsewhere, values_in
 from mlip_job.dataset.record import SelectedRows
-from mlip_job.dataset.row import Row, StructureRow, UnreadableRow, convert_row
+from mlip_job.dataset.rows import Row, StructureRow, UnreadableRow, convert_row
 from mlip_job.dataset.tables import open_tables
-from mlip_job.errors import ConfigError
+from mlip_job.errors import ConfigError, ConflictError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from mlip_job.config.job import DatabaseConfig
-    from mlip_job.dataset.row import FloatArray
-    from mlip_job.dataset.structures import IndexArray
+    from mlip_job.dataset.rows import FloatArray, IndexArray
     from mlip_job.dataset.tables import Tables
+
+    Value = str | int | float | bool
+
 
 PAGE = 500
 """Rows in a page; ASE fetches the whole result of a query before it yields the first row."""
@@ -386,3 +394,77 @@ def _bad_selection(select: str, error: Exception) -> ConfigError:
         f"database.select: {select!r} is not an ASE selection: {' '.join(str(error).split())}",
         hint="for example status=completed,natoms<100",
     )
+
+
+def parse_marks(texts: Iterable[str]) -> dict[str, Value]:
+    """Return the key_value_pairs in texts like ``status=to_label``.
+
+    Raises
+    ------
+    ConfigError
+        If ASE would not take one.
+    """
+    marks: dict[str, Value] = {}
+    for text in texts:
+        key, separator, value = text.partition("=")
+        if not (separator and value):
+            raise ConfigError(f"--mark {text!r} is not key=value", hint="--mark status=to_label")
+        pair = {key: convert_str_to_int_float_bool_or_str(value)}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                check(pair)
+        except (ValueError, UserWarning) as error:
+            raise ConfigError(
+                f"--mark {text!r} is no key_value_pair of an ASE database: {error}"
+            ) from None
+        marks |= pair
+    return marks
+
+
+def mark_rows(config: DatabaseConfig, ids: Sequence[int], marks: Mapping[str, Value]) -> None:
+    """Set keys of rows in one transaction.
+
+    A row that ``config.select`` no longer matches was changed concurrently.
+
+    Raises
+    ------
+    ConflictError
+        If any row was changed; no row is marked then.
+    DatabaseError
+        If the database can't be written to; no row is marked then.
+    """
+    selection = [part.strip() for part in config.select.split(",") if part.strip()]
+    opened = open_database(config)
+    database = opened.database
+    try:
+        with _transaction(database):
+            for id_ in ids:
+                if not list(database.select([*selection, ("id", "=", id_)], columns=["id"])):
+                    raise ConflictError(
+                        f"row {id_} of {opened.description} no longer is one of "
+                        f"{config.select!r}; no row was marked",
+                        hint="select again",
+                    )
+                database.update(id_, **marks)
+                # ASE would commit after some thousand changes; this must be atomic.
+                database.change_count = 0
+    except opened.driver_error as error:
+        raise opened.failure(error, "written to") from None
+
+
+@contextmanager
+def _transaction(database: Any) -> Iterator[None]:
+    """Commit at the end; on an error close the connection, which rolls back the changes.
+
+    ASE's own context manager calls rollback(), which ase-db-backends 0.11 lacks for PostgreSQL.
+    """
+    database.__enter__()
+    try:
+        yield
+        database.__exit__(None, None, None)
+    except BaseException:
+        if database.connection is not None:
+            database.connection.close()
+            database.connection = None
+        raise

@@ -12,14 +12,13 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from mlip_job import __version__
-from mlip_job.dataset.checks import note_extreme_energies, note_labels_elsewhere
-from mlip_job.dataset.notes import (
+from mlip_job.dataset.geometry import VACUUM
+from mlip_job.dataset.labels import (
     note_huge_forces,
     note_missing_forces,
     note_net_forces,
     note_zeroed_forces,
 )
-from mlip_job.dataset.periodicity import VACUUM
 from mlip_job.dataset.record import (
     ConfigTypes,
     Counts,
@@ -33,17 +32,18 @@ from mlip_job.dataset.record import (
     Versions,
     dataset_id,
 )
-from mlip_job.dataset.row import name_rows
+from mlip_job.dataset.rows import name_rows
+from mlip_job.dataset.validation import note_extreme_energies, note_labels_elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from mlip_job.config import DatabaseConfig, DatasetConfig, TrainingConfig
+    from mlip_job.dataset.builder import Written
     from mlip_job.dataset.collect import Collected
-    from mlip_job.dataset.files import Written
-    from mlip_job.dataset.reference_energies import ReferenceEnergies
+    from mlip_job.dataset.frames import GroupWeighting
+    from mlip_job.dataset.references import ReferenceEnergies
     from mlip_job.dataset.split import Side, Split
-    from mlip_job.dataset.weights import GroupWeighting
 
 
 _LISTED = 10

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from mlip_job.dataset.connection import sqlite_uri
-from mlip_job.dataset.row import StructureRow
-from mlip_job.dataset.structures import VOIGT
+from mlip_job.dataset.rows import VOIGT, StructureRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

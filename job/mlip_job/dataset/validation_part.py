@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlip_job.dataset.entry import EntryCollector
+from mlip_job.dataset.entries import EntryCollector
 from mlip_job.dataset.files import read_index
-from mlip_job.dataset.reference_energies import compositions
+from mlip_job.dataset.references import compositions
 from mlip_job.dataset.split import Inheritance, divide
 from mlip_job.dataset.twins import TwinFinder
 from mlip_job.dataset.xyz import read_structures
 from mlip_job.errors import IntegrityError
 
 if TYPE_CHECKING:
-    from mlip_job.dataset.entry import Entries
+    from mlip_job.dataset.entries import Entries
     from mlip_job.dataset.record import DatasetRecord
-    from mlip_job.dataset.row import BoolArray
+    from mlip_job.dataset.rows import BoolArray
     from mlip_job.dataset.split import Side
     from mlip_job.paths import DatasetFiles
 

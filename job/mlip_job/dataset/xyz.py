@@ -17,7 +17,7 @@ import orjson
 from ase.data import atomic_numbers, chemical_symbols
 from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict
 
-from mlip_job.dataset.structures import VOIGT, Structures, starts_of
+from mlip_job.dataset.rows import VOIGT, Structures, starts_of
 from mlip_job.errors import IntegrityError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ase import Atoms
 
-    from mlip_job.dataset.row import FloatArray
+    from mlip_job.dataset.rows import FloatArray
 
 _PROPERTIES = "species:S:1:pos:R:3:forces:R:3"
 _COLUMNS = 7

@@ -12,7 +12,7 @@ from ase.units import GPa
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from mlip_job.dataset.row import FloatArray
+    from mlip_job.dataset.rows import FloatArray
     from mlip_job.evaluation.measure import Measured
 
 _SMALL_FORCES = 0.01  # eV/Å, RMS: smaller forces are noise

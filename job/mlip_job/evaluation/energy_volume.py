@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ase import Atoms
 
-    from mlip_job.dataset.row import FloatArray
+    from mlip_job.dataset.rows import FloatArray
     from mlip_job.evaluation.potential import Core, Pair, Potential
     from mlip_job.evaluation.reference_structures import AtRest, ReferenceStructures, Stable
     from mlip_job.evaluation.results import Verdict

@@ -18,7 +18,7 @@ from mlip_job.evaluation.results import DimerCheck, DynamicsCheck, SmoothnessChe
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from mlip_job.dataset.row import FloatArray
+    from mlip_job.dataset.rows import FloatArray
     from mlip_job.evaluation.potential import Core, Pair, Potential
     from mlip_job.evaluation.reference_structures import ReferenceStructures, Stable
     from mlip_job.evaluation.results import PhysicsCheck

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from ase import Atoms
 
-    from mlip_job.dataset.row import FloatArray
+    from mlip_job.dataset.rows import FloatArray
 
 Pair = tuple[str, str]
 """Two elements, sorted."""

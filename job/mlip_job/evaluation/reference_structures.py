@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ase import Atoms
 
-    from mlip_job.dataset.row import FloatArray
+    from mlip_job.dataset.rows import FloatArray
     from mlip_job.dataset.xyz import Labelled
 
 

@@ -26,7 +26,7 @@ from mlip_job.evaluation.results import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
-    from mlip_job.dataset.row import FloatArray
+    from mlip_job.dataset.rows import FloatArray
     from mlip_job.evaluation.measure import Measured
     from mlip_job.evaluation.potential import Pair
 

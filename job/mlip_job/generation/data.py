@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlip_job.dataset.builder import DatasetBuilder, ParentDataset
-from mlip_job.dataset.files import FramePart, frames_from_texts
+from mlip_job.dataset.frames import FramePart, frames_from_texts
 from mlip_job.dataset.record import DatasetRecord, SideNames
 from mlip_job.dataset.validation_part import part_training_set
 from mlip_job.errors import IntegrityError

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mlip_job.config import JobConfig, TrainingConfig
-    from mlip_job.dataset.row import FloatArray
+    from mlip_job.dataset.rows import FloatArray
     from mlip_job.evaluation.results import Parity
     from mlip_job.generation.context import Observer
     from mlip_job.registry import Headline, Manifest, Registry

@@ -15,10 +15,10 @@ from mlip_job.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from mlip_job.dataset.entry import Entries, Entry
+    from mlip_job.dataset.entries import Entries, Entry
     from mlip_job.dataset.record import ReferenceSource
-    from mlip_job.dataset.row import BoolArray, FloatArray
-    from mlip_job.dataset.structures import Structures
+    from mlip_job.dataset.rows import BoolArray, FloatArray, Structures
+
 
 Composition = tuple[tuple[int, int], ...]
 """Pairs of atomic number and count, sorted: ``((28, 1), (29, 3))`` is Cu3Ni."""

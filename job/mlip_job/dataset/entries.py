@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from mlip_job.dataset.reference_energies import Composition
-    from mlip_job.dataset.row import BoolArray, FloatArray, IntArray
-    from mlip_job.dataset.structures import IndexArray, Structures
+    from mlip_job.dataset.references import Composition
+    from mlip_job.dataset.rows import BoolArray, FloatArray, IndexArray, IntArray, Structures
 
     FingerprintArray = np.ndarray[Any, np.dtype[np.void]]
+
 
 FINGERPRINT = np.dtype("V32")
 """A sha256; arrays of them sort as their hex digits do."""

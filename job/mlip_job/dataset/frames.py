@@ -1,0 +1,341 @@
+"""Pacemaker's data frames, with weights per config type.
+
+A data frame is a gzip-compressed pickle: reading one runs code of its writer. So a run reads only
+frames that it wrote itself, and regenerates those of a stored dataset from the texts.
+"""
+
+from __future__ import annotations
+
+import gc
+import pickle
+from collections import defaultdict
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from ase import Atoms
+
+from mlip_job.dataset.references import ReferenceEnergies, compositions
+from mlip_job.dataset.split import SIDES, Side
+from mlip_job.dataset.xyz import (
+    config_type,
+    count_atoms,
+    label,
+    read_blocks,
+    read_structures,
+)
+from mlip_job.errors import ConfigError, IntegrityError
+from mlip_job.paths import DatasetFiles
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from mlip_job.dataset.entries import Entries
+    from mlip_job.dataset.files import OutputFile
+    from mlip_job.dataset.record import DatasetRecord
+    from mlip_job.dataset.rows import Structures
+    from mlip_job.dataset.split import Split
+
+from mlip_job.config.training import GroupWeights
+from mlip_job.dataset.files import OutputFile
+from mlip_job.errors import DataError
+
+_FRAME_ATOMS = 100_000
+"""Maximum number of atoms in a data frame, which is built in memory."""
+
+_PICKLE_PROTOCOL = 4
+"""With 5, arrays would not own their memory when they are read."""
+
+
+@dataclass(frozen=True)
+class FramePart:
+    """Content of one set of data frames.
+
+    Attributes
+    ----------
+    name
+        Start of the file names: ``train`` for ``train.pckl.gzip``.
+    side
+        Whose structures.
+    rows
+        Ids of the rows to take; None for all. Rows of the other side are ignored.
+    """
+
+    name: str
+    side: Side
+    rows: Collection[int] | None = None
+
+
+BOTH_SIDES = (FramePart("train", "train"), FramePart("test", "test"))
+
+
+def frames_from_texts(
+    record: DatasetRecord,
+    directory: Path,
+    shard_size: int,
+    parts: Sequence[FramePart] = BOTH_SIDES,
+) -> dict[str, tuple[str, ...]]:
+    """Write data frames from ``train.xyz`` and ``test.xyz``; return their names by part.
+
+    They equal those of a fresh export to the last bit, rows in the order of the texts. Weights are
+    scaled over the whole dataset, whatever the parts are.
+
+    Raises
+    ------
+    IntegrityError
+        If the texts in the directory are not those of the record.
+    """
+    files = DatasetFiles(directory)
+    references = ReferenceEnergies(record.reference_energies, {})
+    weighting = _weighting(record, files)
+    writers = {
+        part.name: FrameWriter(files, part.name, shard_size, references, weighting)
+        for part in parts
+    }
+    for side in SIDES:
+        of_side = [part for part in parts if part.side == side]
+        count = 0
+        for structures in read_structures(files.xyz(side)) if of_side else ():
+            count += len(structures)
+            for part in of_side:
+                try:
+                    writers[part.name].add(_chosen(structures, part.rows))
+                except KeyError as error:
+                    raise IntegrityError(
+                        f"dataset {record.id} has no reference energy for {error.args[0]}, "
+                        "which it holds"
+                    ) from None
+        expected = getattr(record.counts, side)
+        if of_side and count != expected:
+            raise IntegrityError(
+                f"{files.xyz(side).name} of dataset {record.id} has {count} structures, its record "
+                f"says {expected}"
+            )
+    for writer in writers.values():
+        writer.flush()
+    return {name: writer.names() for name, writer in writers.items()}
+
+
+@dataclass(eq=False)
+class FrameWriter:
+    """Collects structures and writes a data frame for every `shard_size` of them.
+
+    The columns are those that ``pyace.preparedata.ACEDataset`` reads; ``data.filename`` and
+    ``data.test_filename`` of its input take a list of files. Without `weighting`, pacemaker
+    chooses the weights.
+    """
+
+    files: DatasetFiles
+    name: str
+    shard_size: int
+    references: ReferenceEnergies
+    weighting: GroupWeighting | None = None
+    written: list[OutputFile] = field(default_factory=list)
+    _rows: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    _atoms: int = 0
+
+    def add(self, structures: Structures) -> None:
+        """Add structures in right-handed cells.
+
+        Raises
+        ------
+        KeyError
+            If an element has no reference energy.
+        """
+        ends = structures.starts[1:-1]
+        rows = zip(
+            structures.ids.tolist(),
+            np.split(structures.numbers, ends),
+            np.split(structures.positions, ends),
+            structures.cells,
+            structures.pbc,
+            structures.energies.tolist(),
+            [self.references.of(composition) for composition in compositions(structures)],
+            np.split(structures.forces, ends),
+            [pairs.get("config_type") for pairs in structures.pairs],
+            strict=False,  # np.split gives one empty part where there is no structure
+        )
+        with _collector_paused():
+            for id_, numbers, positions, cell, pbc, energy, reference, forces, kind in rows:
+                row = {
+                    "ase_atoms": Atoms(numbers=numbers, positions=positions, cell=cell, pbc=pbc),
+                    "energy": energy,
+                    "energy_corrected": energy - reference,
+                    "forces": forces,
+                    # Pacemaker lowers the weights of names that start with "augmented".
+                    "name": f"row-{id_}",
+                }
+                if self.weighting is not None:
+                    row["w_energy"] = self.weighting.energy(kind)
+                    row["w_forces"] = np.full(len(numbers), self.weighting.forces(kind))
+                self._rows.append(row)
+                self._atoms += len(numbers)
+                if len(self._rows) == self.shard_size or self._atoms >= _FRAME_ATOMS:
+                    self.flush()
+
+    def flush(self) -> None:
+        """Write the structures added since the last file; call it once at the end."""
+        if not self._rows:
+            return
+        path = self.files.frame(self.name, len(self.written))
+        with OutputFile(path, compressed=True) as file, _collector_paused():
+            pickle.dump(pd.DataFrame(self._rows), file, protocol=_PICKLE_PROTOCOL)
+        self.written.append(file)
+        self._rows.clear()
+        self._atoms = 0
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the files written."""
+        return tuple(file.path.name for file in self.written)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Pause Python's garbage collector: it would traverse all atoms of a frame again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _chosen(structures: Structures, rows: Collection[int] | None) -> Structures:
+    if rows is None:
+        return structures
+    return structures.take(np.array([row in rows for row in structures.ids.tolist()], np.bool_))
+
+
+def _weighting(record: DatasetRecord, files: DatasetFiles) -> GroupWeighting | None:
+    """Return the weights as the export scaled them: over all structures of both sides."""
+    if record.weights is None:
+        return None
+    sizes: defaultdict[str | None, GroupSize] = defaultdict(GroupSize)
+    for side in SIDES:
+        for block in read_blocks(files.xyz(side)):
+            size = sizes[label(config_type(block))]
+            size.structures += 1
+            size.atoms[side] += count_atoms(block)
+    by_group = {label(name) or name: weights for name, weights in record.weights.items()}
+    try:
+        return scaled(by_group, sizes)
+    except ConfigError as error:
+        raise IntegrityError(f"dataset {record.id}: {error.message}") from None
+
+
+_NEUTRAL = GroupWeights()
+
+
+@dataclass(frozen=True)
+class GroupWeighting:
+    """Relative weights, scaled so that their mean is 1.
+
+    Attributes
+    ----------
+    by_group
+        The weights of the configuration; other config types weigh 1. Config types are compared as
+        written to the extended XYZ files, so that these give the same weights.
+    energy_scale
+        1 / mean over structures.
+    force_scale
+        1 / mean over atoms.
+    """
+
+    by_group: Mapping[str, GroupWeights]
+    energy_scale: float
+    force_scale: float
+
+    def energy(self, config_type: str | None) -> float:
+        """Return the weight of the energy of one structure."""
+        return self.energy_scale * _relative(self.by_group, label(config_type)).energy
+
+    def forces(self, config_type: str | None) -> float:
+        """Return the weight of the force on one atom."""
+        return self.force_scale * _relative(self.by_group, label(config_type)).forces
+
+
+@dataclass
+class GroupSize:
+    """Number of structures and atoms of a config type, per side."""
+
+    structures: int = 0
+    atoms: dict[Side, int] = field(default_factory=lambda: dict.fromkeys(SIDES, 0))
+
+
+def weigh_groups(
+    by_group: Mapping[str, GroupWeights], entries: Entries, split: Split
+) -> GroupWeighting:
+    """Scale the configured weights to the given rows.
+
+    Raises
+    ------
+    DataError
+        If no row is of a config type that the configuration names.
+    ConfigError
+        If every force of a side would weigh 0: pacemaker divides by their sum. Or if a config type
+        can't be written into an extended XYZ file.
+    """
+    for name in by_group:
+        if label(name) != name:
+            raise ConfigError(
+                f"training.weighting.by_group names {name!r}, which an extended XYZ file gives "
+                f"back as {label(name)!r}",
+                hint="rename that config_type in the database and in the configuration",
+            )
+    sizes = _sizes(entries, split)
+    absent = sorted(by_group.keys() - sizes.keys())
+    if absent:
+        types = ", ".join(sorted(entries.config_types)) or "none at all"
+        raise DataError(
+            f"training.weighting.by_group names {', '.join(absent)}, but no row has that config "
+            f"type; the rows have {types}",
+            hint="dataset.config_type names the key_value_pair that holds the config type",
+        )
+    return scaled(by_group, sizes)
+
+
+def scaled(
+    by_group: Mapping[str, GroupWeights], sizes: Mapping[str | None, GroupSize]
+) -> GroupWeighting:
+    """Scale weights so that their mean is 1 over the structures and atoms of both sides.
+
+    Raises
+    ------
+    ConfigError
+        If every force of a side would weigh 0.
+    """
+    structures, energy, forces = 0, 0.0, dict.fromkeys(SIDES, 0.0)
+    # In a fixed order: the last bit of a sum depends on it.
+    for kind in sorted(sizes, key=lambda name: (name is None, name or "")):
+        size, weights = sizes[kind], _relative(by_group, kind)
+        structures += size.structures
+        energy += weights.energy * size.structures
+        for side in SIDES:
+            forces[side] += weights.forces * size.atoms[side]
+    for side, total in forces.items():
+        if total == 0:
+            raise ConfigError(
+                f"training.weighting.by_group gives every force of the {side} side the weight 0",
+                hint="give one of its config types a positive forces weight",
+            )
+    atoms = sum(sum(size.atoms.values()) for size in sizes.values())
+    return GroupWeighting(by_group, structures / energy, atoms / sum(forces.values()))
+
+
+def _sizes(entries: Entries, split: Split) -> dict[str | None, GroupSize]:
+    sizes: defaultdict[str | None, GroupSize] = defaultdict(GroupSize)
+    atoms = entries.atoms
+    for code, kind in ((-1, None), *enumerate(entries.config_types)):
+        of_type, size = entries.config_type_codes == code, sizes[label(kind)]
+        size.structures += int(np.count_nonzero(of_type))
+        for side in SIDES:
+            size.atoms[side] += int(atoms[of_type & split.on(side)].sum())
+    return sizes
+
+
+def _relative(by_group: Mapping[str, GroupWeights], config_type: str | None) -> GroupWeights:
+    return _NEUTRAL if config_type is None else by_group.get(config_type, _NEUTRAL)
