@@ -15,9 +15,9 @@ from mlip_job.dataset.collect import collect_rows
 from mlip_job.dataset.connection import describe_url
 from mlip_job.dataset.database import Selected, StructureDatabase
 from mlip_job.dataset.entries import Spool
-from mlip_job.dataset.files import OutputFile, read_index, write_index
+from mlip_job.dataset.files import ContentHash, OutputFile, read_index, write_index
 from mlip_job.dataset.frames import FrameWriter, weigh_groups
-from mlip_job.dataset.record import ContentHash, SideNames
+from mlip_job.dataset.record import SideNames
 from mlip_job.dataset.references import (
     ReferenceEnergies,
     automatic_references,

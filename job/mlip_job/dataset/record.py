@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
-import numpy as np
 from pydantic import ValidationError
 
 from mlip_job.config.training import GroupWeights
@@ -15,8 +14,6 @@ from mlip_job.store.base import Sha256, StoredName, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from mlip_job.dataset.rows import Structures
 
 
 ReferenceSource = Literal[
@@ -208,7 +205,7 @@ def dataset_id(
 ) -> str:
     """Return the identity of a dataset: the same rows and settings give the same, anywhere.
 
-    `contents` are hashes of the train and test side (`content.ContentHash`) and of the
+    `contents` are hashes of the train and test side (`files.ContentHash`) and of the
     *uncompressed* index: they don't depend on a compressor or a formatter of numbers.
     """
     identity: dict[str, object] = {
@@ -219,50 +216,3 @@ def dataset_id(
     }
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-class ContentHash:
-    """Hash a stream of structures, independent of how it is divided into blocks.
-
-    Each column is hashed separately: numbers as in memory, texts prefixed by their lengths. The
-    result is the hash of these hashes.
-    """
-
-    def __init__(self) -> None:
-        self._columns: dict[str, Any] = {}
-
-    def update(self, structures: Structures) -> None:
-        """Add structures with the energies to train on."""
-        # NaN means no stress: use a single bit pattern for it.
-        stresses = np.where(np.isnan(structures.stresses), np.nan, structures.stresses)
-        for name, values, dtype in (
-            ("row_id", structures.ids, "<i8"),
-            ("atoms", structures.counts, "<i8"),
-            ("numbers", structures.numbers, "<i4"),
-            ("positions", structures.positions, "<f8"),
-            ("forces", structures.forces, "<f8"),
-            ("cell", structures.cells, "<f8"),
-            ("pbc", structures.pbc, "u1"),
-            ("stress", stresses, "<f8"),
-            ("energy", structures.energies, "<f8"),
-        ):
-            self._column(name).update(np.ascontiguousarray(values, dtype))
-        texts = b"".join(_counted(pairs.get("config_type")) for pairs in structures.pairs)
-        self._column("config_type").update(texts)
-
-    def hexdigest(self) -> str:
-        """Return the hash of the structures added."""
-        digest = hashlib.sha256()
-        for name, column in sorted(self._columns.items()):
-            digest.update(f"{name} {column.hexdigest()}\n".encode())
-        return digest.hexdigest()
-
-    def _column(self, name: str) -> Any:
-        return self._columns.setdefault(name, hashlib.sha256())
-
-
-def _counted(text: str | None) -> bytes:
-    if text is None:
-        return b"-"
-    encoded = text.encode()
-    return b"%d:%b" % (len(encoded), encoded)
