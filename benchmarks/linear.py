@@ -15,18 +15,18 @@ from benchmarks.tables import say, table
 from mlip_job.config import JobConfig
 from mlip_job.demo import write_demo_database
 from mlip_job.generation import export_generation
-from mlip_job.generation.data import FitData
-from mlip_job.generation.fit import fit_linearly
-from mlip_job.generation.prepare import make_input
-from mlip_job.paths import WorkFiles
+from mlip_job.generation.data import make_fit_data
+from mlip_job.registry import Registry
 from mlip_job.store.open import open_store
-from mlip_job.training.pacemaker.programs import find_program, trainer_environment
+from mlip_job.training.pacemaker.process import PacemakerWrapper
 from mlip_job.training.pacemaker.tables import TableFollower, read_table
+from mlip_job.training.programs import find_program, trainer_environment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mlip_job.dataset.record import DatasetRecord
+    from mlip_job.training.pacemaker import PacemakerFiles
     from mlip_job.training.pacemaker.tables import MetricsRow
 
 _ITERATIONS = 200
@@ -157,13 +157,14 @@ def _config(directory: Path, url: str, settings: dict[str, Any]) -> JobConfig:
 
 def _fit(config: JobConfig, directory: Path) -> Fit:
     """Fit with what `mlip-job run` gives pacemaker, and watch its table."""
-    files = WorkFiles(directory)
+    trainer = PacemakerWrapper(config.training, directory)
+    files = trainer.files
     record = _dataset(config, files)
-    given = FitData(record.frames.train, record.frames.test)
-    content = make_input(config.training, files, record, given, None)
+    registry = Registry(open_store(config.storage), config.family)
+    trainer.begin(make_fit_data(config, record, registry, files), None)
     begun, before = time.perf_counter(), _cpu_of_children()
-    if config.training.linear_start:
-        fit_linearly(config.training, files, record, given, content, _Silent())
+    if trainer.linear_fit_due:
+        trainer.fit_linearly(lambda _: None)
     linear_s, linear_cpu_s = time.perf_counter() - begun, _cpu_of_children() - before
     command = [str(find_program("pacemaker")), "--no-predict", files.input_yaml.name]
     points: list[Point] = []
@@ -199,7 +200,7 @@ def _cpu_of(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _dataset(config: JobConfig, files: WorkFiles) -> DatasetRecord:
+def _dataset(config: JobConfig, files: PacemakerFiles) -> DatasetRecord:
     shutil.rmtree(files.directory, ignore_errors=True)
     files.directory.mkdir(parents=True)
     return export_generation(

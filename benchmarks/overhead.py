@@ -20,9 +20,9 @@ from mlip_job.config import load_config
 from mlip_job.registry import Registry
 from mlip_job.store.open import open_store
 from mlip_job.training.pacemaker.log import LogParser
-from mlip_job.training.pacemaker.programs import find_program, trainer_environment
 from mlip_job.training.pacemaker.tables import read_table
 from mlip_job.training.process import read_lines
+from mlip_job.training.programs import find_program, trainer_environment
 from tests.support import with_emt, write_database
 
 if TYPE_CHECKING:

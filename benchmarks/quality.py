@@ -29,13 +29,18 @@ from mlip_job.demo import write_demo_database
 from mlip_job.evaluation.measure import Models, Task, measuring
 from mlip_job.evaluation.potential import Potential, measure_speed
 from mlip_job.evaluation.statistics import SetErrors
-from mlip_job.paths import DatasetFiles, WorkFiles
+from mlip_job.paths import DatasetFiles
 from mlip_job.runtime.environment import usable_cores
+from mlip_job.training.pacemaker import PacemakerFiles
 from mlip_job.training.pacemaker.input import dump_input
-from mlip_job.training.pacemaker.potential_file import copy_whole, count_functions, read_potential
-from mlip_job.training.pacemaker.programs import convert_to_yace, find_program, trainer_environment
-from mlip_job.training.pacemaker.snapshot import interim_potential
+from mlip_job.training.pacemaker.potential_file import (
+    convert_to_yace,
+    copy_whole,
+    count_functions,
+    read_potential,
+)
 from mlip_job.training.pacemaker.tables import read_table
+from mlip_job.training.programs import find_program, trainer_environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -139,7 +144,7 @@ def _compare(root: Path, one: BenchmarkSet, settings: Sequence[str], budget: Bud
     (folder,) = (root / "store").glob("*/datasets/*")
     dataset = DatasetFiles(folder)
     record = DatasetRecord.from_json(dataset.record.read_text(encoding="utf-8"), key="dataset.json")
-    (work,) = map(WorkFiles, (root / "work" / "gen_01").iterdir())
+    (work,) = map(PacemakerFiles, (root / "work" / "gen_01").iterdir())
     potential = work.output_potential if finished else _stopped(work, record, root / "newest.yaml")
     fits = [Fit("ours" if finished else "ours, stopped", cpu_s, potential)]
     for name in one.upstream or examples_for(record, periodic=_is_periodic(dataset)):
@@ -188,7 +193,7 @@ def _run_ours(
     return cpu_s, code == 0
 
 
-def _stopped(files: WorkFiles, record: DatasetRecord, copy: Path) -> Path | None:
+def _stopped(files: PacemakerFiles, record: DatasetRecord, copy: Path) -> Path | None:
     """Return what a run of ours has that was stopped."""
     newest = _newest(files, record.elements, copy)
     if newest is None and files.linear_start.is_file():
@@ -208,7 +213,7 @@ def _run_upstream(
     directory.mkdir()
     for frame in record.frames.train:
         shutil.copy(dataset.directory / frame, directory)
-    files = WorkFiles(directory)
+    files = PacemakerFiles(directory)
     content = upstream_input(name, record.elements, record.frames.train, record.reference_energies)
     files.input_yaml.write_text(dump_input(content), encoding="utf-8")
     found: list[Path | None] = []
@@ -282,12 +287,12 @@ def _cpu_seconds(pid: int) -> float:
     return seconds
 
 
-def _newest(files: WorkFiles, elements: Sequence[str], copy: Path) -> Path | None:
+def _newest(files: PacemakerFiles, elements: Sequence[str], copy: Path) -> Path | None:
     """Return the potential of the newest iteration, whole."""
     for _ in range(20):  # it may be written just now
         rows = read_table(files.table("metrics")).rows
         if rows and rows[-1].iter_num:
-            source = interim_potential(files, rows[-1].cycle_step or 0)
+            source = files.directory / f"interim_potential_{rows[-1].cycle_step or 0}.yaml"
             if copy_whole(source, elements, rows[-1].nfuncs, copy) is not None:
                 return copy
         time.sleep(0.1)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mlip_job.registry import Registry
-    from mlip_job.training.checkpoint import FitPosition
+    from mlip_job.training.trainer import FitPosition
 
 _STARTED = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -141,7 +141,7 @@ class FamilyKeys:
         return self.attempt(generation, attempt, f"checkpoints/{number:06d}/{file}")
 
 
-class _File:
+class File:
     """Attribute of a class with a ``directory``: the path of the file of this name in it."""
 
     def __init__(self, name: str) -> None:
@@ -160,8 +160,8 @@ class DatasetFiles:
     RECORD = "dataset.json"
     INDEX = "index.csv.gz"
 
-    record = _File(RECORD)  # hashes, counts, split, rejections
-    index = _File(INDEX)  # row id, fingerprint, group and side of every structure
+    record = File(RECORD)  # hashes, counts, split, rejections
+    index = File(INDEX)  # row id, fingerprint, group and side of every structure
 
     def xyz(self, side: str) -> Path:
         """Return the extended XYZ file of one side, ``train`` or ``test``."""
@@ -175,30 +175,16 @@ class DatasetFiles:
 
 @dataclass(frozen=True)
 class WorkFiles:
-    """The files of one attempt in its local work directory, under pacemaker's own names."""
+    """The files of one attempt in its local work directory; each trainer adds its own."""
 
     directory: Path
 
     DATASET = "dataset"
-    TABLES = ("metrics", "test_metrics", "cycle_metrics", "test_cycle_metrics")
 
-    input_yaml = _File("input.yaml")
-    train_log = _File("train.log")  # output of pacemaker, in order
-    parent_potential = _File("parent_potential.yaml")  # where the fit starts from
-    linear_start = _File("linear_start.yaml")  # the linear fit that pacemaker starts from
-    checkpoint_potential = _File("checkpoint_potential.yaml")  # where a resumed fit starts from
-    output_potential = _File("output_potential.yaml")  # written by pacemaker at the end of the fit
-    early_stopping = _File("early_stopping.json")  # settings of the callback within pacemaker
-    best = _File("best.json")  # the best potential so far, and the name of its file
-    left_out = _File("left_out_by_weighting.json")  # rows that the weighting excluded from the fit
-    yace = _File("potential.yace")  # the potential for LAMMPS
-    active_set = _File("potential.asi")
-    predecessor = _File("predecessor.yace")  # the published potential to compare with
-    predecessor_index = _File("predecessor-index.csv.gz")  # index of its dataset
-    report = _File("report.json")
-    report_page = _File("report.html")
-    curves = _File("metrics")  # folder: metrics tables of the whole fit, over all attempts
-    history = _File("history")  # folder: those of the fit before pacemaker's latest start
+    train_log = File("train.log")  # output of the trainer, in order
+    predecessor_index = File("predecessor-index.csv.gz")  # index of the predecessor's dataset
+    report = File("report.json")
+    report_page = File("report.html")
 
     @property
     def dataset(self) -> DatasetFiles:
@@ -210,41 +196,9 @@ class WorkFiles:
         """Return paths relative to the attempt: what is published names no directory of a host."""
         return tuple(f"{cls.DATASET}/{name}" for name in names)
 
-    def table(self, name: str) -> Path:
-        """Return a metrics table as pacemaker writes it: of the fit that runs now."""
-        return self.directory / f"{name}.txt"
-
-    def segment_input(self, number: int) -> Path:
-        """Return the input file of the n-th segment of a fit that resumes from a checkpoint."""
-        return self.directory / f"resume-{number}.yaml"
-
-    def segment_inputs(self) -> list[Path]:
-        """Return the input files of segments that are there."""
-        return sorted(self.directory.glob("resume-*.yaml"))
-
-    def of_fit(self) -> list[Path]:
-        """Return the files that describe a fit, apart from its potential, log and tables."""
-        named = (path for path in (self.left_out, self.early_stopping, self.best) if path.exists())
-        best = sorted(self.directory.glob("best_potential_*.yaml"))
-        return [*named, *self.segment_inputs(), *best]
-
-    def artefacts(self) -> dict[str, Path]:
-        """Return the files that are published, by the name that they are published under."""
-        published = {
-            "input.yaml": self.input_yaml,
-            "train.log": self.train_log,
-            "potential.yaml": self.output_potential,
-            "potential.yace": self.yace,
-            "report.json": self.report,
-            "report.html": self.report_page,
-        }
-        if self.active_set.exists():
-            published[self.active_set.name] = self.active_set
-        return published | {path.name: path for path in self.segment_inputs()} | self.tables()
-
-    def tables(self) -> dict[str, Path]:
-        """Return the metrics tables of the whole fit, by the name that they are published under."""
-        return {f"metrics/{path.name}": path for path in sorted(self.curves.glob("*.txt"))}
+    def predecessor(self, artefact: str) -> Path:
+        """Return the published potential to compare with, ``predecessor.yace``."""
+        return self.directory / artefact.replace("potential", "predecessor")
 
 
 def make_private_directory(path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from mlip_job.errors import IntegrityError, StoreError
 from mlip_job.registry import Checkpoint, Checkpoints, DatasetReference, Registry
-from mlip_job.training.checkpoint import FitPosition
+from mlip_job.training.trainer import FitPosition
 from tests.manifests import make_checkpoint
 
 if TYPE_CHECKING:

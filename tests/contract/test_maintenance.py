@@ -13,7 +13,7 @@ from mlip_job.errors import ConfigError, IntegrityError
 from mlip_job.registry import Artefact, DatasetReference, Manifest, Registry, maintenance
 from mlip_job.registry.maintenance import Orphan, collect_garbage, find_orphans, parse_age, repair
 from mlip_job.runtime.environment import ProcessIdentity
-from mlip_job.training.checkpoint import FitPosition
+from mlip_job.training.trainer import FitPosition
 from tests.manifests import make_checkpoint, make_manifest, put_dataset
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlip_job.evaluation.potential import import_pyace
-from mlip_job.paths import WorkFiles
 from mlip_job.registry import Manifest, Registry
 from mlip_job.report.model import TrainingReport
 from mlip_job.store.open import open_store
+from mlip_job.training.pacemaker import PacemakerFiles
 from mlip_job.training.pacemaker.tables import read_table
 from tests.reports import validate_report
 
@@ -166,7 +166,7 @@ def iterations_reached(config: JobConfig) -> int:
     attempts = sorted(Path(config.work_dir).glob("gen_01/*/"), key=lambda p: p.stat().st_mtime)
     if not attempts:
         return 0
-    files = WorkFiles(attempts[-1])
+    files = PacemakerFiles(attempts[-1])
     rows = [
         *read_table(files.table("metrics")).rows,
         *read_table(files.history / "metrics.txt").rows,

@@ -42,7 +42,8 @@ def stand_in_for_pacemaker(
     def at_speed() -> None:
         from mlip_job.generation import publish
         from mlip_job.training import process as child
-        from mlip_job.training.pacemaker import process, programs
+        from mlip_job.training import programs
+        from mlip_job.training.pacemaker import process
         from tests.plain_evaluations import make_evaluation
 
         child._POLL_SECONDS = 0.02

@@ -36,7 +36,7 @@ STAGES = {
     "publish dataset": (Registry, "publish_dataset"),
     "fit": (PacemakerWrapper, "fit"),
     "ship the end": (CheckpointWriter, "save_end"),
-    "convert": (publish, "convert_to_yace"),
+    "convert": (PacemakerWrapper, "export"),
     "evaluate": (publish, "evaluate_generation"),
     "report": (publish, "make_report"),
     "publish": (Registry, "publish"),

@@ -16,7 +16,7 @@ from mlip_job.registry import Registry
 from mlip_job.report.model import TrainingReport
 from mlip_job.runtime.processes import StopRequest
 from mlip_job.store.open import open_store
-from mlip_job.training.pacemaker.best import read_kept
+from mlip_job.training.pacemaker.snapshot import read_best
 from tests.support import labelled, rattled, write_database
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def test_a_killed_fit_keeps_its_best_potential(tmp_path: Path) -> None:
     with pytest.raises(InterruptedRunError):
         _run(endless, _Observer(stop_at=24))
     (record,) = (tmp_path / "work").rglob("best.json")
-    before = read_kept(record)
+    before = read_best(record)
     assert before is not None
     report = _run(_config(tmp_path, early_stopping_patience=8), _Observer())
     first, second = report.attempts

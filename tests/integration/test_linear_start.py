@@ -25,10 +25,11 @@ from mlip_job.registry import Registry
 from mlip_job.report.model import TrainingReport
 from mlip_job.runtime.processes import StopRequest
 from mlip_job.store.open import open_store
-from mlip_job.training.linear import LinearTask, run_linear_fit, undetermined
-from mlip_job.training.pacemaker import programs
-from mlip_job.training.pacemaker.basis import potential_section
+from mlip_job.training import programs
+from mlip_job.training.pacemaker.linear_fit import LinearTask, run_linear_fit, undetermined
 from mlip_job.training.pacemaker.potential_file import read_potential
+from mlip_job.training.pacemaker.process import PacemakerWrapper
+from mlip_job.training.trainer import FitData
 from tests.generations import stopped_before_publication
 from tests.support import rattled, with_emt, write_database
 
@@ -353,7 +354,7 @@ def test_a_linear_fit_that_took_long_is_a_checkpoint(
     write_database(tmp_path / "structures.db", rattled(10))
     config = _config(tmp_path, TINY)
     with monkeypatch.context() as context:
-        context.setattr(fit.PacemakerWrapper, "fit", _fail)
+        context.setattr(PacemakerWrapper, "fit", _fail)
         with pytest.raises(TrainingError, match="the checkpoint of the linear fit is in"):
             _run(config)
     manifest, messages = _run(config)
@@ -402,17 +403,17 @@ def test_it_is_pyaces_own_linear_fit(tmp_path: Path, shards: int) -> None:
     from mlip_job.training.pacemaker import linear_fit
 
     task = _exported(tmp_path, shards)
-    assert len(task.train) == shards
+    assert len(task.data.train) == shards
     told: list[Any] = []
     made = linear_fit.fit_linear(told.append, task)
     assert told[-1] == (made.structures, made.atoms) == (20, 80)
 
-    train = pd.concat([linear_fit._read(task, name) for name in task.train], ignore_index=True)
+    train = pd.concat([linear_fit._read(task, name) for name in task.data.train], ignore_index=True)
     data = LinearACEDataset(linear_fit._basis(task), train)
     weights = np.repeat([(1 - task.kappa) / 20, 3 * task.kappa / 240], (20, 240))
     own = LinearACEFit(Ridge(alpha=task.l2, fit_intercept=False), data)
     expected = own.fit(sample_weight=weights).coef_
-    potential = BBasisConfiguration(str(tmp_path / "linear.yaml"))
+    potential = BBasisConfiguration(str(tmp_path / "linear_start.yaml"))
     found = linear_fit._basis(task).__class__(potential).basis_coeffs
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
@@ -427,7 +428,7 @@ def test_processes_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for worth in (16, 1000):
         monkeypatch.setattr(linear_fit, "_ATOMS_WORTH_A_PROCESS", worth)
         linear_fit.fit_linear(lambda _: None, task)
-        texts.append((tmp_path / "linear.yaml").read_text())
+        texts.append((tmp_path / "linear_start.yaml").read_text())
     assert texts[0] == texts[1]
 
 
@@ -439,10 +440,10 @@ def test_held_out_structures_choose_the_ridge(tmp_path: Path, *, finished: bool)
     whole = _exported(tmp_path)
     # Those of the validation part are in the training set, or in files of their own.
     given = pd.concat(
-        [linear_fit._read(whole, n) for n in (whole.train if finished else whole.test)]
+        [linear_fit._read(whole, n) for n in (whole.data.train if finished else whole.data.second)]
     )
     rows = frozenset(int(name.removeprefix("row-")) for name in given["name"][:5])
-    task = _exported(tmp_path, held_out=rows, finished=finished)
+    task = _exported(tmp_path, held_out=rows, max_iter=0 if finished else 1)
     made = linear_fit.fit_linear(lambda _: None, task)
     assert made.structures == 20
 
@@ -466,7 +467,7 @@ def test_what_the_data_do_not_determine_is_named(tmp_path: Path) -> None:
     """A block without structures is 0, and said; equations of nothing have no solution."""
     from mlip_job.training.pacemaker import linear_fit
 
-    apart = _exported(tmp_path, section=_section(("Cu", "Pt")))
+    apart = _exported(tmp_path, elements=("Cu", "Pt"))
     made = linear_fit.fit_linear(lambda _: None, apart)
     assert set(made.undetermined) == {"Cu Pt", "Pt", "Pt Cu"}
     assert "an atom of Pt with Cu as neighbour within the cutoff" in "".join(undetermined(made))
@@ -494,7 +495,7 @@ def _saved(tmp_path: Path, task: LinearTask) -> str:
 
 
 def _saved_blocks(tmp_path: Path) -> list[dict[str, Any]]:
-    blocks: list[dict[str, Any]] = read_potential(tmp_path / "linear.yaml")["species"]
+    blocks: list[dict[str, Any]] = read_potential(tmp_path / "linear_start.yaml")["species"]
     return blocks
 
 
@@ -506,13 +507,13 @@ def test_members_of_an_ensemble_differ_by_their_seed(tmp_path: Path) -> None:
     kinds: tuple[dict[str, Any], ...] = (
         {},
         {"seed": 1},
-        {"resampled": True},
-        {"resampled": True, "seed": 1},
+        {"start_noise": 0.1},
+        {"start_noise": 0.1, "seed": 1},
     )
     for changes in kinds:
         task = _exported(tmp_path, **changes)
         linear_fit.fit_linear(lambda _: None, task)
-        texts.append((tmp_path / "linear.yaml").read_text())
+        texts.append((tmp_path / "linear_start.yaml").read_text())
     assert texts[0] == texts[1]
     assert len(set(texts)) == 3
 
@@ -521,33 +522,34 @@ def _fail(*_: object) -> None:
     raise TrainingError("it failed")
 
 
-def _section(elements: tuple[str, ...]) -> dict[str, Any]:
-    return potential_section(TrainingConfig(functions_per_element=10, ndensity=1), elements)
-
-
 def _task(
-    tmp_path: Path, train: tuple[str, ...], test: tuple[str, ...] = (), **changes: Any
+    tmp_path: Path,
+    train: tuple[str, ...],
+    second: tuple[str, ...] = (),
+    *,
+    elements: tuple[str, ...] = ("Cu",),
+    held_out: frozenset[int] = frozenset(),
+    **training: Any,
 ) -> LinearTask:
     values: dict[str, Any] = {
-        "section": _section(("Cu",)),
-        "kappa": 0.9,
-        "l1": 0.0,
-        "l2": 1e-6,
-        "weighting": None,
-        "train": train,
-        "test": test,
-        "held_out": frozenset(),
-        "directory": str(tmp_path),
-        "potential": "linear.yaml",
-        "finished": False,
-        "repulsion": False,
-        "reference_energies": {},
-        "seed": 42,
-        "resampled": False,
-        "atoms": 80,
-        "cores": 2,
+        "functions_per_element": 10,
+        "ndensity": 1,
+        "energy_weight": 1,
+        "force_weight": 9,
+        "max_iter": 1,
+        "zbl": False,
+        "overrides": {"fit": {"loss": {"L1_coeffs": 0.0, "L2_coeffs": 1e-6}}},
     }
-    return LinearTask(**values | changes)
+    data = FitData(
+        elements=elements,
+        reference_energies={},
+        structures=20,
+        atoms=80,
+        train=train,
+        second=second,
+        held_out=held_out,
+    )
+    return LinearTask(TrainingConfig(**values | training), data, str(tmp_path), cores=2)
 
 
 def _exported(tmp_path: Path, shards: int = 1, **changes: Any) -> LinearTask:

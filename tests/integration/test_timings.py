@@ -16,7 +16,8 @@ from mlip_job.generation.context import StageClock
 from mlip_job.report.model import TrainingReport
 from mlip_job.runtime.processes import StopRequest
 from mlip_job.store.open import open_store
-from mlip_job.training.pacemaker import process, programs
+from mlip_job.training import programs
+from mlip_job.training.pacemaker import process
 from mlip_job.training.trainer import added
 from tests.generations import Family, Silent, family, stopped_before_publication, trained
 from tests.reports import validate_report

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pytest
 
 from mlip_job.config import JobConfig
-from mlip_job.generation.data import FitData, make_fit_data
+from mlip_job.generation.data import make_fit_data
 from mlip_job.paths import WorkFiles
 from mlip_job.registry import Registry
 from mlip_job.store.directory import DirectoryStore
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mlip_job.dataset.record import DatasetRecord
+    from mlip_job.training.trainer import FitData
 
 
 @pytest.fixture
@@ -43,8 +45,7 @@ def _give(directory: Path, record: DatasetRecord, **training: Any) -> FitData:
 
 
 def _rows(directory: Path, names: tuple[str, ...]) -> set[int]:
-    folder = WorkFiles(directory).dataset.directory
-    frames = [pd.read_pickle(folder / name, compression="gzip") for name in names]  # noqa: S301 - ours
+    frames = [pd.read_pickle(directory / name, compression="gzip") for name in names]  # noqa: S301 - ours
     return {int(name.removeprefix("row-")) for frame in frames for name in frame["name"]}
 
 
@@ -52,8 +53,8 @@ def test_two_parts_in_frames_of_their_own(tmp_path: Path, record: DatasetRecord)
     """Together they are the training set; no test row is in either."""
     given = _give(tmp_path, record)
     assert len(given.train) == 4
-    assert given.train[0] == "fit.pckl.gzip"
-    assert given.second == ("validation.pckl.gzip",)
+    assert given.train[0] == "dataset/fit.pckl.gzip"
+    assert given.second == ("dataset/validation.pckl.gzip",)
     fitted, aside = _rows(tmp_path, given.train), _rows(tmp_path, given.second)
     assert aside == given.validation
     assert len(aside) == 4
@@ -64,11 +65,11 @@ def test_two_parts_in_frames_of_their_own(tmp_path: Path, record: DatasetRecord)
 
 def test_without_a_validation_part(tmp_path: Path, record: DatasetRecord) -> None:
     """All training structures; the test set only where pacemaker is to measure that."""
-    none = FitData(record.frames.train, ())
-    assert _give(tmp_path, record, validation_fraction=0) == none
-    measured = {"validation_fraction": 0, "test_evaluation": "pacemaker"}
-    given = _give(tmp_path, record, **measured)
-    assert given == FitData(record.frames.train, record.frames.test)
+    given = _give(tmp_path, record, validation_fraction=0)
+    assert given.train == WorkFiles.in_dataset(record.frames.train)
+    assert given.second == ()
+    measured = _give(tmp_path, record, validation_fraction=0, test_evaluation="pacemaker")
+    assert measured == replace(given, second=WorkFiles.in_dataset(record.frames.test))
 
 
 def test_an_evaluator_that_measures_no_second_set_says_so(
@@ -76,6 +77,7 @@ def test_an_evaluator_that_measures_no_second_set_says_so(
 ) -> None:
     """It is a note of the potential."""
     given = _give(tmp_path, record, evaluator="pyace")
-    assert (given.train, given.second, given.validation) == (record.frames.train, (), frozenset())
+    assert given.train == WorkFiles.in_dataset(record.frames.train)
+    assert (given.second, given.validation) == ((), frozenset())
     (note,) = given.notes
     assert "the fit had no validation part: evaluator pyace measures no second set" in note

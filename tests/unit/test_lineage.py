@@ -8,8 +8,8 @@ import pytest
 
 from mlip_job.config import TrainingConfig
 from mlip_job.errors import ConfigError
-from mlip_job.generation.lineage import find_lineage, start_mode
-from mlip_job.training.pacemaker.basis import potential_section
+from mlip_job.generation.lineage import find_lineage
+from mlip_job.training.pacemaker.basis import potential_section, start_mode
 from tests.manifests import make_manifest
 from tests.trainings import sized
 
@@ -72,7 +72,7 @@ def test_parent_has_to_come_before(start_from: int) -> None:
 
 def _mode(elements: list[str], old: dict[str, Any], new: dict[str, Any]) -> str:
     basis = potential_section(sized(**old), ["Cu", "Ni"])
-    return start_mode(sized(**new), elements, make_manifest(1, basis=basis))
+    return start_mode(sized(**new), elements, basis, "gen_01")
 
 
 def test_same_basis_is_continued() -> None:
@@ -116,7 +116,9 @@ def test_other_bases_are_refused_with_the_difference(
 def test_growing_into_new_elements_needs_functions_for_them() -> None:
     """With fewer, TensorFlow fails deep in the fit: seen with 6 functions, and not with 8."""
     basis = potential_section(TrainingConfig(functions_per_element=6), ["Cu"])
-    parent = make_manifest(1, basis=basis)
     with pytest.raises(ConfigError, match="smallest that works is 8"):
-        start_mode(TrainingConfig(functions_per_element=6), ["Au", "Cu"], parent)
-    assert start_mode(TrainingConfig(functions_per_element=8), ["Au", "Cu"], parent) == "extend"
+        start_mode(TrainingConfig(functions_per_element=6), ["Au", "Cu"], basis, "gen_01")
+    assert (
+        start_mode(TrainingConfig(functions_per_element=8), ["Au", "Cu"], basis, "gen_01")
+        == "extend"
+    )

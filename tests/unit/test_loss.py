@@ -12,11 +12,11 @@ from mlip_job.models import Errors
 from mlip_job.training.loss import (
     convergence_warnings,
     describe_shares,
+    kappa,
     share_warnings,
     shares,
-    shares_of,
 )
-from mlip_job.training.pacemaker.input import kappa
+from mlip_job.training.pacemaker.results import shares_of
 from mlip_job.training.pacemaker.tables import MetricsRow
 from mlip_job.training.summary import BestPotential, CurvePoint, RunSummary
 

@@ -18,15 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlip_job.errors import TrainingError
-from mlip_job.paths import WorkFiles
-from mlip_job.training.checkpoint import POTENTIAL, FitPosition, Snapshot
-from mlip_job.training.pacemaker.best import (
-    EarlyStopping,
-    copy_kept,
-    make_final,
-    prepare,
-    read_kept,
-)
+from mlip_job.training.pacemaker import TABLES, PacemakerFiles
 from mlip_job.training.pacemaker.callbacks.mlip_job_callbacks import (
     keep_best,
     last_gain,
@@ -35,13 +27,21 @@ from mlip_job.training.pacemaker.callbacks.mlip_job_callbacks import (
 from mlip_job.training.pacemaker.input import Segment
 from mlip_job.training.pacemaker.log import LogState, OptimiserResult
 from mlip_job.training.pacemaker.potential_file import (
+    POTENTIAL,
     count_functions,
     read_potential,
     write_potential,
 )
 from mlip_job.training.pacemaker.results import better_than_last
-from mlip_job.training.pacemaker.snapshot import interim_potential, ladder_potential, take_snapshot
+from mlip_job.training.pacemaker.snapshot import (
+    configure_callback,
+    copy_best,
+    make_final,
+    read_best,
+    take_snapshot,
+)
 from mlip_job.training.pacemaker.tables import Offset, read_table
+from mlip_job.training.trainer import FitPosition, Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -84,17 +84,19 @@ def _potential(step: int) -> bytes:
     return (RUN / f"interim_potential_ladder_step_{step}.yaml").read_bytes()
 
 
-def _fit_until(directory: Path, step: int, iteration: int, *, steps_done: int = 0) -> WorkFiles:
+def _fit_until(
+    directory: Path, step: int, iteration: int, *, steps_done: int = 0
+) -> PacemakerFiles:
     """Lay out what pacemaker has written up to a row of its table, and the potential after it."""
-    files = WorkFiles(directory)
+    files = PacemakerFiles(directory)
     header, *rows = (RUN / "metrics.txt").read_text().splitlines(keepends=True)
     upto = [row for row in rows if [int(n) for n in row.split()[:3]] <= [step, 0, iteration]]
     files.table("metrics").write_text(header + "".join(upto))
-    interim_potential(files).write_bytes(_potential(step))
+    files.interim_potential.write_bytes(_potential(step))
     for done in range(steps_done):
-        ladder_potential(files, done).write_bytes(_potential(done))
+        files.ladder_potential(done).write_bytes(_potential(done))
     (files.directory / "target_potential.yaml").write_bytes(_potential(2))
-    _write_order(files.table("metrics"), interim_potential(files))
+    _write_order(files.table("metrics"), files.interim_potential)
     return files
 
 
@@ -107,7 +109,7 @@ def _write_order(*paths: Path) -> None:
 def take(tmp_path: Path) -> Callable[..., Snapshot | None]:
     """Return a function that takes a snapshot of a work directory into a new one."""
 
-    def take(files: WorkFiles, segment: Segment) -> Snapshot | None:
+    def take(files: PacemakerFiles, segment: Segment) -> Snapshot | None:
         target = Path(tempfile.mkdtemp(dir=tmp_path))
         return take_snapshot(files, segment, ("Cu",), target)
 
@@ -137,7 +139,7 @@ def test_a_single_shot_fit_is_copied_at_its_last_iteration(work: Path, take: Any
 def test_a_row_that_is_newer_than_the_potential_is_left_out(work: Path, take: Any) -> None:
     """Pacemaker writes the row first: the potential may still be that of the iteration before."""
     files = _fit_until(work, 0, 5)
-    _write_order(interim_potential(files), files.table("metrics"))
+    _write_order(files.interim_potential, files.table("metrics"))
     snapshot = take(files, SINGLE)
     assert snapshot.position.iteration == 4
     assert snapshot.iterations == 4
@@ -147,12 +149,12 @@ def test_a_row_that_is_newer_than_the_potential_is_left_out(work: Path, take: An
 @pytest.mark.parametrize("newer", ["row", "potential"])
 def test_the_beginning_is_nothing_to_go_on_from(work: Path, take: Any, newer: str) -> None:
     """Neither before the first iteration nor while it may not be complete."""
-    assert take(WorkFiles(work), SINGLE) is None
+    assert take(PacemakerFiles(work), SINGLE) is None
     files = _fit_until(work, 0, 0)
     assert take(files, SINGLE) is None
     files = _fit_until(work, 0, 1)
     if newer == "row":
-        _write_order(interim_potential(files), files.table("metrics"))
+        _write_order(files.interim_potential, files.table("metrics"))
         assert take(files, SINGLE) is None
     else:
         assert take(files, SINGLE).position.iteration == 1
@@ -181,7 +183,7 @@ def test_within_a_step_of_a_ladder(work: Path, take: Any) -> None:
 def test_between_two_steps_of_a_ladder(work: Path, take: Any, begun: bool) -> None:
     """What the last step ended with, also while the graph of the next is built."""
     files = _fit_until(work, 1 if begun else 0, 0 if begun else 8, steps_done=1)
-    interim_potential(files).write_bytes(_potential(0))
+    files.interim_potential.write_bytes(_potential(0))
     snapshot = take(files, LADDER)
     assert snapshot.position == FitPosition(
         ladder_step=0, iteration=8, step_done=True, last_step=False
@@ -219,7 +221,7 @@ def test_what_changes_while_it_is_copied_does_not_count(
 
     def copy_slowly(source: Path, target: Path) -> None:
         copyfile(source, target)
-        path = files.table("metrics") if touched == "metrics" else interim_potential(files)
+        path = files.table("metrics") if touched == "metrics" else files.interim_potential
         path.write_bytes(path.read_bytes())
 
     monkeypatch.setattr(shutil, "copyfile", copy_slowly)
@@ -229,10 +231,10 @@ def test_what_changes_while_it_is_copied_does_not_count(
 def test_a_potential_of_another_size_does_not_count(work: Path, take: Any) -> None:
     """It is of another step than the row, or was cut short between two functions."""
     files = _fit_until(work, 0, 5)
-    interim_potential(files).write_bytes(_potential(1))
-    _write_order(files.table("metrics"), interim_potential(files))
+    files.interim_potential.write_bytes(_potential(1))
+    _write_order(files.table("metrics"), files.interim_potential)
     assert take(files, SINGLE) is None
-    interim_potential(files).write_bytes(_potential(0).rpartition(b"      - {")[0])
+    files.interim_potential.write_bytes(_potential(0).rpartition(b"      - {")[0])
     assert take(files, SINGLE) is None
 
 
@@ -243,7 +245,7 @@ def test_a_diverged_fit_is_not_saved(work: Path, take: Any) -> None:
     fields = lines[-1].split()
     fields[3] = "nan"
     files.table("metrics").write_text("\n".join([*lines[:-1], " ".join(fields)]) + "\n")
-    _write_order(files.table("metrics"), interim_potential(files))
+    _write_order(files.table("metrics"), files.interim_potential)
     assert take(files, SINGLE) is None
 
 
@@ -256,10 +258,10 @@ def _snapshot_of(potential: bytes, metrics: bytes | None = None) -> Snapshot | N
         (work := Path(directory, "work")).mkdir()
         (target := Path(directory, "target")).mkdir()
         files = _fit_until(work, 0, 5)
-        interim_potential(files).write_bytes(potential)
+        files.interim_potential.write_bytes(potential)
         if metrics is not None:
             files.table("metrics").write_bytes(metrics)
-        _write_order(files.table("metrics"), interim_potential(files))
+        _write_order(files.table("metrics"), files.interim_potential)
         snapshot = take_snapshot(files, SINGLE, ("Cu",), target)
         if snapshot is not None:
             content = read_potential(snapshot.files[POTENTIAL])
@@ -349,13 +351,13 @@ class _Potential:
 class _Fit:
     """Does what pacemaker does around a callback; the directory at hand is its work directory."""
 
-    files: WorkFiles
+    files: PacemakerFiles
     display_step: int = 2
 
-    def start(self, segment: Segment, stopping: EarlyStopping) -> None:
-        for name in WorkFiles.TABLES:
+    def start(self, segment: Segment, patience: int = 1000) -> None:
+        for name in TABLES:
             self.files.table(name).write_text(" ".join(COLUMNS) + "\n")
-        prepare(self.files, segment, stopping)
+        configure_callback(self.files, segment, patience)
 
     def measure(self, table: str, place: Sequence[int], loss: float) -> None:
         # Regularisation is 1: only without it do the losses tell anything.
@@ -395,16 +397,15 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Fit:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "start.yaml").write_text("the start")
     (tmp_path / "current_extended_potential.yaml").write_text("the step's start")
-    return _Fit(WorkFiles(tmp_path))
+    return _Fit(PacemakerFiles(tmp_path))
 
 
 FROM_FILE = Segment({"potential": "start.yaml", "fit": {}})
 FROM_NOTHING = Segment({"potential": {"functions": {}}, "fit": {}})
-NEVER = EarlyStopping(patience=1000, least_fall=0.0)
 
 
-def _best(files: WorkFiles) -> tuple[int, str]:
-    kept = read_kept(files.best)
+def _best(files: PacemakerFiles) -> tuple[int, str]:
+    kept = read_best(files.best)
     assert kept is not None
     assert len(list(files.directory.glob("best_potential_*"))) == 1
     return kept.iteration, kept.potential.read_text()
@@ -412,28 +413,28 @@ def _best(files: WorkFiles) -> tuple[int, str]:
 
 def test_the_smallest_loss_is_kept(fit: _Fit) -> None:
     """Of the iterations at which it was measured; neither the training loss nor the last counts."""
-    fit.start(FROM_FILE, NEVER)
+    fit.start(FROM_FILE)
     fit.run([9, 8, 7, 1, 4, 3, 5, 6, 8])
     assert _best(fit.files) == (4, "iteration 4 of step 0")
 
 
 def test_the_start_may_be_the_best(fit: _Fit) -> None:
     """A linear fit, or a parent: iterations can only improve on it."""
-    fit.start(FROM_FILE, NEVER)
+    fit.start(FROM_FILE)
     fit.run([1, 2, 3, 2, 2])
     assert _best(fit.files) == (0, "the start")
 
 
 def test_a_start_from_nothing_is_none(fit: _Fit) -> None:
     """All its coefficients are zero."""
-    fit.start(FROM_NOTHING, NEVER)
+    fit.start(FROM_NOTHING)
     fit.run([1, 2, 3, 2, 2])
     assert _best(fit.files) == (4, "iteration 4 of step 0")
 
 
 def test_each_step_of_a_ladder_has_its_own(fit: _Fit) -> None:
     """The one before lacks functions, however small its loss."""
-    fit.start(FROM_NOTHING, NEVER)
+    fit.start(FROM_NOTHING)
     fit.run([9, 8, 1, 1, 2])
     fit.run([5, 5, 6, 6, 7], step=1)
     assert _best(fit.files) == (0, "the step's start")
@@ -443,26 +444,23 @@ def test_each_step_of_a_ladder_has_its_own(fit: _Fit) -> None:
 
 def test_it_ends_where_nothing_better_comes(fit: _Fit, caplog: pytest.LogCaptureFixture) -> None:
     """The patience counts from the best iteration; it says so as pacemaker would."""
-    fit.start(FROM_FILE, EarlyStopping(patience=4, least_fall=0.0))
+    fit.start(FROM_FILE, 4)
     with caplog.at_level("INFO"):
         assert fit.run([9, 8, 7, 6, 5, 6, 6, 6, 6, 6, 6, 6]) == 8
     assert "EARLY STOPPING: " in caplog.text
     assert "since iteration 4" in caplog.text
 
 
-def test_a_slow_fall_counts_as_none() -> None:
-    """Relative, and per iteration since the fall before."""
-    losses = [(0, 1.0), (10, 0.5), (20, 0.499), (30, 0.498), (40, 0.3)]
-    assert last_gain(losses, 0.0) == 40
-    assert last_gain(losses[:-1], 0.0) == 30
-    assert last_gain(losses[:-1], 1e-3) == 10
-    assert last_gain(losses, 1e-3) == 40
-    assert last_gain([(0, float("nan")), (10, 3.0), (20, float("nan"))], 0.0) == 10
+def test_the_last_gain_is_the_last_smaller_loss() -> None:
+    """A loss that is not finite is no gain."""
+    losses = [(0, 1.0), (10, 0.5), (20, 0.499), (30, 0.6)]
+    assert last_gain(losses) == 20
+    assert last_gain([(0, float("nan")), (10, 3.0), (20, float("nan"))]) == 10
 
 
 def test_a_resumed_fit_goes_on_as_if_it_had_not_stopped(fit: _Fit) -> None:
     """The best potential, its iteration and the patience survive."""
-    fit.start(FROM_FILE, EarlyStopping(patience=6, least_fall=0.0))
+    fit.start(FROM_FILE, 6)
     fit.run([9, 8, 3, 4, 5])
     history = fit.files.history
     history.mkdir()
@@ -470,7 +468,7 @@ def test_a_resumed_fit_goes_on_as_if_it_had_not_stopped(fit: _Fit) -> None:
         fit.files.table(name).rename(history / f"{name}.txt")
     fit.start(
         Segment({"potential": "start.yaml", "fit": {}}, Offset(0, 4)),
-        EarlyStopping(patience=6, least_fall=0.0),
+        6,
     )
     assert fit.run([5, 5, 6, 6, 7, 7, 8]) == 4
     assert _best(fit.files) == (2, "iteration 2 of step 0")
@@ -478,7 +476,7 @@ def test_a_resumed_fit_goes_on_as_if_it_had_not_stopped(fit: _Fit) -> None:
 
 def test_iterations_count_on_where_pacemaker_starts_a_step_again(fit: _Fit) -> None:
     """Out of GPU memory it counts from 0 once more."""
-    fit.start(FROM_FILE, NEVER)
+    fit.start(FROM_FILE)
     fit.run([9, 8, 7, 6, 5, 4, 3], restart_at=5)
     assert _best(fit.files) == (6, "iteration 6 of step 0")
     rows = [{"iter_num": n, "e_loss_contrib": "1", "f_loss_contrib": "0"} for n in "02402"]
@@ -487,7 +485,7 @@ def test_iterations_count_on_where_pacemaker_starts_a_step_again(fit: _Fit) -> N
 
 def test_a_line_cut_short_does_no_harm(fit: _Fit) -> None:
     """It is left out, as everywhere."""
-    fit.start(FROM_FILE, NEVER)
+    fit.start(FROM_FILE)
     fit.run([9, 8, 7])
     with fit.files.table("test_metrics").open("a") as file:
         file.write("0 0")
@@ -508,8 +506,8 @@ def _chosen(fit: _Fit, last: float, status: int = 1) -> Any:
     for name in ("cycle_metrics", "test_cycle_metrics"):
         fit.measure(name, (0, 0, 0), last)
     state = LogState(optimiser_results=[OptimiserResult(status == 0, status, "")])
-    tables = {name: read_table(fit.files.table(name)) for name in WorkFiles.TABLES}
-    return better_than_last(read_kept(fit.files.best), state, tables)
+    tables = {name: read_table(fit.files.table(name)) for name in TABLES}
+    return better_than_last(read_best(fit.files.best), state, tables)
 
 
 @pytest.mark.parametrize(
@@ -518,7 +516,7 @@ def _chosen(fit: _Fit, last: float, status: int = 1) -> Any:
 )
 def test_the_last_potential_competes(fit: _Fit, last: float, status: int, chosen: bool) -> None:
     """Unless the optimiser gave up, so that what was measured last is another one."""
-    fit.start(FROM_FILE, NEVER)
+    fit.start(FROM_FILE)
     fit.run([9, 8, 3, 4, 5, 5])
     best = _chosen(fit, last, status)
     assert (best is not None) == chosen
@@ -529,7 +527,7 @@ def test_the_last_potential_competes(fit: _Fit, last: float, status: int, chosen
 
 def test_the_last_iteration_needs_no_choice(fit: _Fit) -> None:
     """It is the best one itself."""
-    fit.start(FROM_FILE, NEVER)
+    fit.start(FROM_FILE)
     fit.run([9, 8, 7, 6, 5])
     assert _chosen(fit, 5.0) is None
     assert _chosen(fit, 5.0, status=2) is None
@@ -537,7 +535,7 @@ def test_the_last_iteration_needs_no_choice(fit: _Fit) -> None:
 
 def test_an_earlier_step_is_no_choice(fit: _Fit) -> None:
     """A ladder that ended in a step without iterations has its last potential."""
-    fit.start(FROM_FILE, NEVER)
+    fit.start(FROM_FILE)
     fit.run([9, 8, 3, 6, 5])
     fit.measure("metrics", (1, 0, 0), 5.0)
     assert _chosen(fit, 5.0) is None
@@ -552,9 +550,9 @@ def _write(path: Path, coefficient: float, **core: Any) -> None:
 
 def test_it_gets_the_cores_of_the_last_one(fit: _Fit) -> None:
     """Pacemaker puts them on what it ends with only."""
-    fit.start(FROM_FILE, NEVER)
+    fit.start(FROM_FILE)
     fit.run([9, 8, 3, 4, 5])
-    kept = read_kept(fit.files.best)
+    kept = read_best(fit.files.best)
     assert kept is not None
     _write(kept.potential, 1.5)
     _write(fit.files.output_potential, 2.5, r_in=2.1, delta_in=0.1, inner_cutoff_type="zbl")
@@ -569,12 +567,12 @@ def test_it_gets_the_cores_of_the_last_one(fit: _Fit) -> None:
 def test_a_copy_is_of_one_piece(fit: _Fit, tmp_path: Path) -> None:
     """The record and the potential that it names."""
     (tmp_path / "copy").mkdir()
-    assert copy_kept(fit.files, tmp_path / "copy") == {}
-    fit.start(FROM_FILE, NEVER)
+    assert copy_best(fit.files, tmp_path / "copy") == {}
+    fit.start(FROM_FILE)
     fit.run([9, 8, 3])
     names = {"best.json", "best_potential_0_0_2.yaml"}
-    assert set(copy_kept(fit.files, tmp_path / "copy")) == names
-    kept = read_kept(tmp_path / "copy" / "best.json")
+    assert set(copy_best(fit.files, tmp_path / "copy")) == names
+    kept = read_best(tmp_path / "copy" / "best.json")
     assert kept is not None
     assert kept.potential.read_text() == "iteration 2 of step 0"
 
@@ -583,19 +581,19 @@ def test_a_copy_is_of_one_piece(fit: _Fit, tmp_path: Path) -> None:
 def test_a_damaged_record_is_said(tmp_path: Path, text: str) -> None:
     """It would decide what is published."""
     with suppress(FileNotFoundError):
-        assert read_kept(tmp_path / "best.json") is None
+        assert read_best(tmp_path / "best.json") is None
     (tmp_path / "best.json").write_text(text)
     with pytest.raises(TrainingError, match=r"best\.json can't be read"):
-        read_kept(tmp_path / "best.json")
+        read_best(tmp_path / "best.json")
 
 
 def test_a_record_names_no_file_elsewhere(fit: _Fit) -> None:
     """It comes from the store."""
-    fit.start(FROM_FILE, NEVER)
+    fit.start(FROM_FILE)
     fit.run([9, 8, 3])
     content = json.loads(fit.files.best.read_text())
     content["potential"] = "../../elsewhere/potential.yaml"
     fit.files.best.write_text(json.dumps(content))
-    kept = read_kept(fit.files.best)
+    kept = read_best(fit.files.best)
     assert kept is not None
     assert kept.potential == fit.files.directory / "potential.yaml"

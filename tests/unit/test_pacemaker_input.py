@@ -16,19 +16,18 @@ from hypothesis import strategies as st
 
 from mlip_job.config import TrainingConfig
 from mlip_job.errors import ConfigError
-from mlip_job.training.checkpoint import FitPosition
+from mlip_job.training.loss import kappa
 from mlip_job.training.pacemaker.basis import check_basis_budget, potential_section
 from mlip_job.training.pacemaker.input import (
     Segment,
     StartPotential,
-    TrainingData,
     build_input,
     dump_input,
-    kappa,
     remaining_segments,
 )
 from mlip_job.training.pacemaker.tables import Offset
 from mlip_job.training.size import DataSize, choose_size, with_size
+from mlip_job.training.trainer import FitData, FitPosition
 from tests.trainings import sized
 
 ELEMENTS = ("Al", "Cu", "Fe", "Ni", "Zn")
@@ -168,10 +167,20 @@ def test_the_configuration_is_used_with_the_number() -> None:
 REVIEWED = Path(__file__).parents[1] / "data" / "pacemaker"
 ACCEPT = os.environ.get("MLIP_JOB_TEST_ACCEPT")
 
-DATA = TrainingData(
+
+def _data(
+    elements: tuple[str, ...],
+    train: tuple[str, ...],
+    second: tuple[str, ...],
+    reference_energies: dict[str, float],
+) -> FitData:
+    return FitData(elements, reference_energies, 9, 99, train, second)
+
+
+DATA = _data(
     elements=("Cu", "Ni"),
     train=("dataset/train.pckl.gzip",),
-    test=("dataset/test.pckl.gzip",),
+    second=("dataset/test.pckl.gzip",),
     reference_energies={"Cu": -3.72, "Ni": -5.57},
 )
 
@@ -241,7 +250,7 @@ def test_input_is_the_reviewed_one(
     name: str, training: dict[str, object], start: StartPotential | None, validation: bool
 ) -> None:
     """A change shows as a difference here; MLIP_JOB_TEST_ACCEPT=1 accepts it."""
-    data = replace(DATA, keep_best=validation)
+    data = replace(DATA, validation=frozenset({3} if validation else ()))
     text = dump_input(build_input(sized(**training), data, start))
     path = REVIEWED / f"input-{name}.yaml"
     if ACCEPT:
@@ -254,13 +263,13 @@ def test_input_is_the_reviewed_one(
 
 def test_without_a_test_set_pacemaker_is_told_of_none() -> None:
     """An empty list would be an error of its own."""
-    data = TrainingData(("Cu",), ("dataset/train.pckl.gzip",), (), {"Cu": -3.72})
+    data = _data(("Cu",), ("dataset/train.pckl.gzip",), (), {"Cu": -3.72})
     assert "test_filename" not in build_input(sized(), data)["data"]
 
 
 def test_shards_are_given_as_a_list() -> None:
     """A dataset of several frames is named in full."""
-    data = TrainingData(DATA.elements, ("a.pckl.gzip", "b.pckl.gzip"), DATA.test, {})
+    data = _data(DATA.elements, ("a.pckl.gzip", "b.pckl.gzip"), DATA.second, {})
     assert build_input(sized(), data)["data"]["filename"] == ["a.pckl.gzip", "b.pckl.gzip"]
 
 
@@ -300,13 +309,13 @@ def test_pacemaker_never_stops_by_its_test_loss() -> None:
 
 def test_elements_that_look_like_yaml_words_stay_elements() -> None:
     """Y, N and No are elements, not booleans."""
-    data = TrainingData(("N", "No", "Y"), DATA.train, DATA.test, {"N": 1.0, "No": 2.0, "Y": 3.0})
+    data = _data(("N", "No", "Y"), DATA.train, DATA.second, {"N": 1.0, "No": 2.0, "Y": 3.0})
     content = yaml.safe_load(dump_input(build_input(sized(), data)))
     assert content["potential"]["elements"] == ["N", "No", "Y"]
     assert content["data"]["reference_energy"] == {"N": 1.0, "No": 2.0, "Y": 3.0}
 
 
-DATA_OF_COPPER = TrainingData(("Cu",), ("train.gz",), ("test.gz",), {"Cu": -3.7})
+DATA_OF_COPPER = _data(("Cu",), ("train.gz",), ("test.gz",), {"Cu": -3.7})
 SECTION = potential_section(sized(), ["Cu"])
 
 

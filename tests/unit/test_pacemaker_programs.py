@@ -10,10 +10,10 @@ import pytest
 
 from mlip_job.errors import ConfigError, GpuRequiredError, TrainingError
 from mlip_job.runtime.environment import THREAD_VARIABLES
-from mlip_job.training.pacemaker import programs
-from mlip_job.training.pacemaker.callbacks import on_device
-from mlip_job.training.pacemaker.programs import (
-    convert_to_yace,
+from mlip_job.training import programs
+from mlip_job.training.pacemaker.callbacks import mlip_job_callbacks
+from mlip_job.training.pacemaker.potential_file import convert_to_yace
+from mlip_job.training.programs import (
     find_program,
     require_gpu,
     require_gpu_device,
@@ -125,4 +125,4 @@ def test_tensorflow_has_the_last_word(devices: Path) -> None:
 
 def test_the_exit_code_is_that_of_the_error() -> None:
     """The file that starts pacemaker imports nothing of this package."""
-    assert GpuRequiredError.exit_code == on_device.NO_DEVICE
+    assert GpuRequiredError.exit_code == mlip_job_callbacks.NO_DEVICE

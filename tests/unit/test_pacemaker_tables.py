@@ -9,7 +9,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlip_job.training.checkpoint import FitPosition
 from mlip_job.training.pacemaker.tables import (
     MetricsRow,
     Offset,
@@ -20,6 +19,7 @@ from mlip_job.training.pacemaker.tables import (
     join_tables,
     read_table,
 )
+from mlip_job.training.trainer import FitPosition
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

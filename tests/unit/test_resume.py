@@ -12,11 +12,11 @@ from mlip_job.config import JobConfig
 from mlip_job.errors import ConfigError, ConflictError, IntegrityError
 from mlip_job.generation.data import refer_to
 from mlip_job.generation.lineage import confirm_config
-from mlip_job.generation.resume import fetch_checkpoint
-from mlip_job.paths import WorkFiles
+from mlip_job.generation.prepare import fetch_checkpoint
 from mlip_job.registry import Checkpoint, DatasetReference, Registry
 from mlip_job.store.directory import DirectoryStore
-from mlip_job.training.checkpoint import FitPosition
+from mlip_job.training.pacemaker import PacemakerFiles
+from mlip_job.training.trainer import FitPosition
 from tests.datasets import build, poison_frames, read
 from tests.manifests import make_checkpoint, make_manifest
 from tests.support import rattled, write_database
@@ -24,7 +24,7 @@ from tests.support import rattled, write_database
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    Fetched = tuple[Any, WorkFiles, list[str]]
+    Fetched = tuple[Any, PacemakerFiles, list[str]]
 
 RUN = Path(__file__).parents[1] / "data" / "pacemaker" / "c_ladder"
 TRAINING = {"cutoff": 5.0, "functions_per_element": 15, "max_iter": 100}
@@ -113,7 +113,7 @@ def fetch(registry: Registry, tmp_path: Path) -> Iterator[Callable[..., Fetched]
 
     def fetch(config: JobConfig | None = None) -> Fetched:
         (tmp_path / "work").mkdir()
-        files = WorkFiles(tmp_path / "work")
+        files = PacemakerFiles(tmp_path / "work")
         heard = _Heard()
         found = fetch_checkpoint(config or _config(), 1, registry, files, heard)
         if found is None:
@@ -156,7 +156,7 @@ def test_the_furthest_is_laid_out_for_pacemaker(fetch: Any, save: Any) -> None:
     ]
 
 
-def _files(files: WorkFiles) -> list[Path]:
+def _files(files: PacemakerFiles) -> list[Path]:
     return [path for path in files.directory.rglob("*") if path.is_file()]
 
 

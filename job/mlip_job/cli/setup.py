@@ -62,7 +62,7 @@ def init_command(
     from mlip_job.config.load import validate_config
     from mlip_job.config.template import commented_config
     from mlip_job.dataset.survey import survey
-    from mlip_job.generation.lineage import expected_size
+    from mlip_job.generation.data import expected_size
 
     if output.exists():
         raise ConfigError(f"{output} exists", hint="remove it, or choose another -o FILE")
@@ -228,7 +228,7 @@ def _store(settings: Settings, config: JobConfig) -> str:
 
 def _trainer() -> str:
     from mlip_job.runtime.environment import installed_versions
-    from mlip_job.training.pacemaker.programs import find_program
+    from mlip_job.training.programs import find_program
 
     find_program("pacemaker")
     find_program("pace_yaml2yace")
@@ -238,7 +238,7 @@ def _trainer() -> str:
 
 
 def _gpu() -> str:
-    from mlip_job.training.pacemaker.programs import require_gpu
+    from mlip_job.training.programs import require_gpu
 
     require_gpu()
     return "TensorFlow sees a GPU"

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from statistics import median
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase.neighborlist import neighbor_list
@@ -21,10 +21,10 @@ from mlip_job.dataset.xyz import parse, read_blocks, row_id
 from mlip_job.errors import ConfigError, TrainingError
 from mlip_job.evaluation.results import Speed
 from mlip_job.runtime.environment import cpu_model
-from mlip_job.training.pacemaker.programs import write_active_set
+from mlip_job.training.pacemaker.potential_file import read_potential, write_potential
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from ase import Atoms
@@ -202,28 +202,18 @@ _USELESS_GRADE = 1e3
 _TRIED_STRUCTURES = 20
 
 
-def make_active_set(
-    potential: Path,
-    frames: Sequence[str],
-    structures: Path,
-    kind: Literal["linear", "full"],
-    target: Path,
-) -> None:
-    """Make the active set of a potential from its training data.
+def check_active_set(potential: Path, active_set: Path, structures: Path) -> None:
+    """Require that an active set spans the training data that it was made from.
 
-    It spans the local environments of the data; an environment with a grade above 1 lies outside
-    (Y. Lysogorskiy et al., Phys. Rev. Materials 7, 043801 (2023)).
-
-    The program runs in the directory of `potential`, which is in B-basis; `frames` are relative
-    to it. `structures` are the same data as extended XYZ, to verify the active set.
+    An environment with a grade above 1 lies outside (Y. Lysogorskiy et al., Phys. Rev. Materials 7,
+    043801 (2023)). `potential` is in B-basis; `structures` are extended XYZ.
 
     Raises
     ------
     TrainingError
-        If the program fails or its active set is unusable.
+        If the active set is singular.
     """
-    written = write_active_set(potential, frames, kind)
-    graded = Potential(potential, written)
+    graded = Potential(potential, active_set)
     for block in islice(read_blocks(structures), _TRIED_STRUCTURES):
         structure = parse(block)
         grade = graded.predict(structure.atoms, f"row {structure.row_id}").grade
@@ -232,7 +222,6 @@ def make_active_set(
                 f"pace_activeset made a singular active set: row {structure.row_id}, which it is "
                 f"made from, gets the extrapolation grade {grade:.3g}"
             )
-    written.replace(target)
 
 
 # -- ZBL cores -----------------------------------------------------------------------------------
@@ -282,6 +271,20 @@ def shorter(one: Mapping[Pair, float], other: Mapping[Pair, float]) -> dict[Pair
     """Merge two mappings; return the shorter distance of each pair."""
     pairs = {*one, *other}
     return {p: min(one.get(p, math.inf), other.get(p, math.inf)) for p in pairs}
+
+
+def core_reach(potential: Path) -> float:
+    """Return the largest distance (Å) at which a ZBL core acts; 0 without cores."""
+    cores = cores_of(read_potential(potential))
+    return max((core.outer for core in cores.values()), default=0.0)
+
+
+def move_cores(potential: Path, shortest: Mapping[Pair, float]) -> tuple[str, ...]:
+    """Move the cores in a file below these distances; return a note for each moved core."""
+    content, notes = clear_of_cores(read_potential(potential), shortest)
+    if notes:
+        write_potential(content, potential)
+    return notes
 
 
 def clear_of_cores(

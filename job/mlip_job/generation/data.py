@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,18 +14,20 @@ from mlip_job.dataset.frames import FramePart, frames_from_texts
 from mlip_job.dataset.record import DatasetRecord, SideNames
 from mlip_job.dataset.validation_part import part_training_set
 from mlip_job.errors import IntegrityError
-from mlip_job.generation.lineage import Lineage, data_size, find_lineage
+from mlip_job.generation.lineage import Lineage, find_lineage
 from mlip_job.paths import DatasetFiles, WorkFiles, cant_write, generation_name, reported
 from mlip_job.registry import DatasetReference, Registry
 from mlip_job.registry.queries import KnownQuery
 from mlip_job.retry import retrying
-from mlip_job.training.size import choose_size
+from mlip_job.training.size import DataSize, choose_size
+from mlip_job.training.trainer import FitData
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mlip_job.config import JobConfig
+    from mlip_job.config import JobConfig, TrainingConfig
     from mlip_job.dataset.record import SelectedRows
+    from mlip_job.dataset.survey import Sample
     from mlip_job.generation.context import Observer
     from mlip_job.registry import Manifest
     from mlip_job.training.size import BasisSize
@@ -232,33 +234,6 @@ def without_new_data(record: DatasetRecord, before: Manifest | None) -> str | No
 # -- data of the fit -----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class FitData:
-    """The parts of a dataset that a fit uses.
-
-    Attributes
-    ----------
-    train
-        Names of the frames to fit.
-    second
-        Names of the frames that pacemaker evaluates during the fit: the validation part or the
-        test set.
-    validation
-        Rows of the validation part.
-    held_out
-        Rows that choose the ridge of a linear fit. The final fit of a published linear potential
-        includes them.
-    notes
-        Notes for the users of the potential.
-    """
-
-    train: tuple[str, ...]
-    second: tuple[str, ...]
-    validation: frozenset[int] = frozenset()
-    held_out: frozenset[int] = frozenset()
-    notes: tuple[str, ...] = ()
-
-
 def make_fit_data(
     config: JobConfig, record: DatasetRecord, registry: Registry, files: WorkFiles
 ) -> FitData:
@@ -267,34 +242,70 @@ def make_fit_data(
     The work directory must hold the frames of the whole dataset.
     """
     training = config.training
-    if training.validation_fraction == 0 and training.is_linear:
-        return FitData(record.frames.train, record.frames.test)
+    whole = FitData(
+        elements=record.elements,
+        reference_energies={e: record.reference_energies[e] for e in record.elements},
+        structures=record.counts.train,
+        atoms=record.atoms.train,
+        train=WorkFiles.in_dataset(record.frames.train),
+        test=WorkFiles.in_dataset(record.frames.test),
+    )
+    if training.is_linear or training.test_evaluation == "pacemaker":
+        whole = replace(whole, second=whole.test)
     if training.validation_fraction == 0:
-        measured = record.frames.test if training.test_evaluation == "pacemaker" else ()
-        return FitData(record.frames.train, measured)
+        return whole
     if training.evaluator == "pyace" and not training.is_linear:
-        return _whole(record, "evaluator pyace measures no second set")
+        return _without_validation(whole, "evaluator pyace measures no second set")
     fetch_missing(registry, record, files.dataset.index, files.dataset.xyz("train"))
     parts = part_training_set(files.dataset, record, training.validation_fraction)
     if training.is_linear:
-        return FitData(record.frames.train, record.frames.test, held_out=parts.validation)
+        return replace(whole, held_out=parts.validation)
     if parts.why_whole is not None:
-        return _whole(record, parts.why_whole)
+        return _without_validation(whole, parts.why_whole)
     frames = frames_from_texts(
         record,
         files.dataset.directory,
         config.dataset.frame_shard_size,
         [FramePart("fit", "train", parts.fit), FramePart("validation", "train", parts.validation)],
     )
-    return FitData(frames["fit"], frames["validation"], parts.validation, parts.validation)
+    return replace(
+        whole,
+        train=WorkFiles.in_dataset(frames["fit"]),
+        second=WorkFiles.in_dataset(frames["validation"]),
+        validation=parts.validation,
+        held_out=parts.validation,
+    )
 
 
-def _whole(record: DatasetRecord, why: str) -> FitData:
+def _without_validation(whole: FitData, why: str) -> FitData:
     note = (
         f"the fit had no validation part: {why}; its last iteration is the result, and it may have "
         "overfitted"
     )
-    return FitData(record.frames.train, (), notes=(note,))
+    return replace(whole, notes=(note,))
+
+
+def data_size(record: DatasetRecord) -> DataSize:
+    """Return the number of labels of a training set."""
+    atoms = record.atoms
+    if record.force_components is None:
+        forces = 3 * atoms.train
+    else:
+        forces = round(record.force_components * atoms.train / (atoms.train + atoms.test))
+    return DataSize(energies=record.counts.train, forces=forces, elements=len(record.elements))
+
+
+def expected_size(training: TrainingConfig, sample: Sample) -> BasisSize | None:
+    """Estimate the basis of a fit from scratch to all rows; None without rows."""
+    if not sample.elements:
+        return None
+    share = 1 - training.test_fraction
+    data = DataSize(
+        energies=round(share * sample.selected),
+        forces=round(share * sample.force_components),
+        elements=len(sample.elements),
+    )
+    return choose_size(training, data, parent=None)
 
 
 # -- preview -------------------------------------------------------------------------------------

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from mlip_job.generation.context import Observer
     from mlip_job.registry import Headline, Manifest, Registry
 
-_KEPT = ("potential.yace", "potential.yaml", "potential.asi", "report.json")
-"""Files of each member that the generation includes."""
 _START_NOISE = 0.1
 """Relative noise on the initial coefficients of all members but the first."""
 
@@ -130,7 +128,11 @@ def _best_of(config: JobConfig, committee: Committee, members: Mapping[int, Mani
     for member in committee.members:
         folder = member_folder(member.number)
         own = members[member.number].artefacts
-        artefacts |= {f"{folder}/{name}": own[name] for name in _KEPT if name in own}
+        artefacts |= {
+            f"{folder}/{name}": artefact
+            for name, artefact in own.items()
+            if name.startswith("potential.") or name == "report.json"
+        }
         artefacts[f"{folder}/manifest.json"] = member.manifest
     return best.model_copy(
         update={

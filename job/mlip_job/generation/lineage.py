@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from mlip_job.config.removed import without_defaults
 from mlip_job.errors import ConfigError, ConflictError
 from mlip_job.paths import generation_name
-from mlip_job.training.pacemaker.basis import check_growth_budget, potential_section
-from mlip_job.training.size import DataSize, choose_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from mlip_job.config import JobConfig, TrainingConfig
     from mlip_job.dataset.record import DatasetRecord
-    from mlip_job.dataset.survey import Sample
     from mlip_job.registry import Manifest, Registry
-    from mlip_job.training.size import BasisSize
 
 _HINT = "train it as a new generation (--generation next)"
 
@@ -75,77 +71,10 @@ def find_lineage(registry: Registry, training: TrainingConfig, generation: int) 
     )
 
 
-def start_mode(
-    training: TrainingConfig, elements: Sequence[str], parent: Manifest
-) -> Literal["continue", "extend"]:
-    """Decide how a fit can start from a potential: with the same basis, or growing it.
-
-    Raises
-    ------
-    ConfigError
-        If the parent's basis is not a subset of the new one; the message names each difference.
-    """
-    basis = potential_section(training, elements)
-    if basis == parent.basis:
-        return "continue"
-    obstacles = list(_obstacles(basis, parent.basis))
-    if obstacles:
-        raise ConfigError(
-            f"the fit can't start from {generation_name(parent.generation)}, whose basis is no "
-            f"part of the new one: {'; '.join(obstacles)}",
-            hint="undo that, or set training.start_from: none",
-        )
-    if set(basis["elements"]) != set(parent.basis["elements"]):
-        check_growth_budget(training, len(basis["elements"]))
-    return "extend"
-
-
 def _start_number(start_from: str | int, generation: int) -> int | None:
     if start_from == "none" or (start_from == "previous" and generation == 1):
         return None
     return generation - 1 if start_from == "previous" else int(start_from)
-
-
-def _obstacles(basis: Mapping[str, Any], parent: Mapping[str, Any]) -> Iterator[str]:
-    """Name the settings that prevent a basis from extending its parent's."""
-    if lost := sorted(set(parent["elements"]) - set(basis["elements"])):
-        yield f"the data no longer has {', '.join(lost)}"
-    old, new = (b["bonds"]["ALL"]["rcut"] for b in (parent, basis))
-    if old != new:
-        yield f"the cutoff is {new:g} Å instead of {old:g} Å"
-    elif basis["bonds"] != parent["bonds"]:
-        yield "the radial basis (potential.bonds) differs"
-    if basis["embeddings"] != parent["embeddings"]:
-        yield "the embedding (training.ndensity) differs"
-    old, new = (b["functions"]["number_of_functions_per_element"] for b in (parent, basis))
-    if new < old:
-        yield f"functions_per_element is {new}, less than {old}"
-
-
-# -- the size of the data ------------------------------------------------------------------------
-
-
-def data_size(record: DatasetRecord) -> DataSize:
-    """Return the number of labels of a training set."""
-    atoms = record.atoms
-    if record.force_components is None:
-        forces = 3 * atoms.train
-    else:
-        forces = round(record.force_components * atoms.train / (atoms.train + atoms.test))
-    return DataSize(energies=record.counts.train, forces=forces, elements=len(record.elements))
-
-
-def expected_size(training: TrainingConfig, sample: Sample) -> BasisSize | None:
-    """Estimate the basis of a fit from scratch to all rows; None without rows."""
-    if not sample.elements:
-        return None
-    share = 1 - training.test_fraction
-    data = DataSize(
-        energies=round(share * sample.selected),
-        forces=round(share * sample.force_components),
-        elements=len(sample.elements),
-    )
-    return choose_size(training, data, parent=None)
 
 
 # -- differences ---------------------------------------------------------------------------------

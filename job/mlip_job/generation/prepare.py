@@ -1,52 +1,41 @@
-"""Prepare the fit: dataset, parent and input file, or the checkpoint of an earlier attempt."""
+"""Prepare the fit: dataset, parent and input, or the newest checkpoint of an earlier attempt."""
 
 from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from mlip_job.errors import ConfigError, IntegrityError, TrainingError
 from mlip_job.generation.data import (
     Dataset,
+    data_size,
     find_or_build_dataset,
     make_fit_data,
     make_frames,
     refer_to,
     without_new_data,
 )
-from mlip_job.generation.lineage import data_size, find_lineage, start_mode
-from mlip_job.generation.resume import fetch_checkpoint
-from mlip_job.paths import WorkFiles, generation_name, make_private_directory
+from mlip_job.generation.lineage import differences, find_lineage
+from mlip_job.paths import generation_name, make_private_directory
 from mlip_job.registry import Parent, TrainingState
 from mlip_job.runtime.environment import job_of_earlier_starts, job_of_this_start
-from mlip_job.training.pacemaker.basis import potential_section
-from mlip_job.training.pacemaker.input import (
-    Segment,
-    StartPotential,
-    TrainingData,
-    build_input,
-    dump_input,
-    remaining_segments,
-)
-from mlip_job.training.pacemaker.potential_file import (
-    as_start,
-    perturbed,
-    read_potential,
-    write_potential,
-)
-from mlip_job.training.pacemaker.programs import find_program, require_gpu_device
+from mlip_job.training import open_trainer
+from mlip_job.training.programs import require_gpu_device
 from mlip_job.training.size import choose_size, with_size
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
     from mlip_job.config import JobConfig, TrainingConfig
     from mlip_job.dataset.record import DatasetRecord
-    from mlip_job.generation.context import Run
-    from mlip_job.generation.data import FitData
+    from mlip_job.generation.context import Observer, Run
     from mlip_job.generation.lineage import Lineage
+    from mlip_job.paths import WorkFiles
     from mlip_job.registry import Checkpoint, DatasetReference, Manifest, Registry
     from mlip_job.training.size import BasisSize
+    from mlip_job.training.trainer import FitData, Trainer
 
 
 @dataclass(frozen=True)
@@ -61,14 +50,14 @@ class Prepared:
         The parts of the dataset that the fit uses.
     state
         State of the fit for checkpoints; this attempt is the last of its ``attempts``.
-    segments
-        The remaining segments by input file; empty if the fit only has to be published.
+    trainer
+        The trainer, with its input.
     """
 
     record: DatasetRecord
     given: FitData
     state: TrainingState
-    segments: dict[Path, Segment]
+    trainer: Trainer
 
 
 def check_before_claim(
@@ -81,10 +70,8 @@ def check_before_claim(
     registry.agreed_dataset(generation)
     find_lineage(registry, config.training, generation)
     registry.store.check()
-    find_program("pacemaker")
-    find_program("pace_yaml2yace")
-    if config.evaluation.active_set_kind is not None:
-        find_program("pace_activeset")
+    trainer = open_trainer(config.training, Path(config.work_dir))
+    trainer.require_programs(active_set=config.evaluation.active_set_kind is not None)
     if not config.training.require_gpu or config.training.is_linear:
         return
     own = job_of_earlier_starts()
@@ -122,10 +109,14 @@ def prepare(run: Run, *, fresh: bool) -> Prepared:
         raise
 
 
+# -- begin ---------------------------------------------------------------------------------------
+
+
 def _begin(run: Run) -> Prepared:
     """Export the dataset; start from the parent or from scratch."""
     lineage = find_lineage(run.registry, run.config.training, run.generation)
-    _explain_linear_start(run, lineage)
+    if run.config.training.is_linear and run.config.training.start_from == "previous":
+        _explain_linear_fit(run, lineage)
     agreed = run.registry.agreed_dataset(run.generation)
     with run.clock.stage("fetch" if agreed else "export"):
         dataset = agreed or find_or_build_dataset(
@@ -137,15 +128,19 @@ def _begin(run: Run) -> Prepared:
             run.observer,
             fetch=make_frames(run.config.dataset.frame_shard_size),
         )
-        record = _record_of(run, dataset)
+        record = (
+            dataset.record
+            if isinstance(dataset, Dataset)
+            else _fetch_dataset(run.config, dataset, run.registry, run.files)
+        )
     if (warning := without_new_data(record, lineage.dataset)) is not None:
         run.observer.message(warning)
     size = _choose_size(run, record, lineage)
-    training = with_size(run.config.training, size)
+    trainer = open_trainer(with_size(run.config.training, size), run.files.directory)
     with run.clock.stage("fetch"):
-        parent = _fetch_parent(run, training, record, lineage.potential)
+        parent = _fetch_parent(run, trainer, record, lineage.potential)
     given = _give(run, record)
-    content = make_input(training, run.files, record, given, parent)
+    trainer.begin(given, parent.mode if parent is not None else None)
     run.raise_if_lost()
     with run.clock.stage("publish_dataset"):
         reference = _agree_on(run, dataset, lineage)
@@ -159,53 +154,15 @@ def _begin(run: Run) -> Prepared:
         basis=size,
         job=job_of_this_start(),
     )
-    return Prepared(record, given, state, {run.files.input_yaml: Segment(content)})
+    return Prepared(record, given, state, trainer)
 
 
-def _resume(run: Run, checkpoint: Checkpoint, record: DatasetRecord) -> Prepared:
-    """Resume an earlier attempt with its dataset, parent and potential."""
-    before = checkpoint.training
-    training = with_size(run.config.training, before.basis)
-    given = _give(run, record)
-    content = make_input(training, run.files, record, given, before.parent)
-    segments: tuple[Segment, ...] = ()
-    if not checkpoint.position.finished:
-        segments = remaining_segments(
-            checkpoint.position,
-            content,
-            potential_section(training, record.elements),
-            run.files.checkpoint_potential.name,
-        )
-    state = before.model_copy(
-        update={
-            "attempts": (*before.attempts, run.attempt),
-            "config": run.config.model_dump(mode="json"),
-        }
-    )
-    inputs = {run.files.segment_input(n): segment for n, segment in enumerate(segments, start=1)}
-    return Prepared(record, given, state, inputs)
-
-
-def _explain_linear_start(run: Run, lineage: Lineage) -> None:
-    training, before = run.config.training, lineage.dataset
-    if training.is_linear and training.start_from == "previous" and before is not None:
+def _explain_linear_fit(run: Run, lineage: Lineage) -> None:
+    if (before := lineage.dataset) is not None:
         run.observer.message(
             "training.max_iter is 0: the linear fit is repeated on all data, and does not start "
             f"from {generation_name(before.generation)}"
         )
-
-
-# -- the dataset ---------------------------------------------------------------------------------
-
-
-def _record_of(run: Run, dataset: Dataset | DatasetReference) -> DatasetRecord:
-    """Put the frames of a dataset into the work directory; return its record."""
-    if isinstance(dataset, Dataset):
-        return dataset.record
-    directory = run.files.dataset.directory
-    directory.mkdir()
-    record = run.registry.dataset_record(dataset)
-    return make_frames(run.config.dataset.frame_shard_size)(run.registry, record, directory)
 
 
 def _agree_on(run: Run, dataset: Dataset | DatasetReference, lineage: Lineage) -> DatasetReference:
@@ -230,9 +187,6 @@ def _give(run: Run, record: DatasetRecord) -> FitData:
     return given
 
 
-# -- parent and input ----------------------------------------------------------------------------
-
-
 def _choose_size(run: Run, record: DatasetRecord, lineage: Lineage) -> BasisSize:
     size = choose_size(run.config.training, data_size(record), lineage.functions)
     if size.chosen != "configured":
@@ -243,46 +197,137 @@ def _choose_size(run: Run, record: DatasetRecord, lineage: Lineage) -> BasisSize
 
 
 def _fetch_parent(
-    run: Run, training: TrainingConfig, record: DatasetRecord, start_from: Manifest | None
+    run: Run, trainer: Trainer, record: DatasetRecord, parent: Manifest | None
 ) -> Parent | None:
-    """Fetch the parent's potential, without its ZBL cores."""
-    if start_from is None:
+    """Fetch the potential that the fit starts from."""
+    if parent is None:
         return None
-    mode = start_mode(training, record.elements, start_from)
-    run.registry.fetch(start_from, "potential.yaml", run.files.parent_potential)
-    start = as_start(read_potential(run.files.parent_potential))
-    if training.start_noise:
-        start = perturbed(start, training.start_noise, training.seed)
-    write_potential(start, run.files.parent_potential)
+    name = generation_name(parent.generation)
+    mode = trainer.start_mode(record.elements, parent.basis, name)
+    for artefact, path in trainer.parent_files.items():
+        run.registry.fetch(parent, artefact, path)
+    trainer.prepare_parent()
     how = "with the same basis" if mode == "continue" else "growing its basis"
-    run.observer.message(f"starting from {generation_name(start_from.generation)}, {how}")
+    run.observer.message(f"starting from {name}, {how}")
+    potential, *_ = trainer.parent_files
     return Parent(
-        generation=start_from.generation,
+        generation=parent.generation,
         mode=mode,
-        potential_sha256=start_from.artefacts["potential.yaml"].sha256,
+        potential_sha256=parent.artefacts[potential].sha256,
     )
 
 
-def make_input(
-    training: TrainingConfig,
-    files: WorkFiles,
-    record: DatasetRecord,
-    given: FitData,
-    parent: Parent | None,
-) -> dict[str, Any]:
-    """Write input.yaml of an uninterrupted fit, and return its content."""
-    start = None
-    if parent is not None:
-        start = StartPotential(files.parent_potential.name, same_basis=parent.mode == "continue")
-    elif training.linear_start:
-        start = StartPotential(files.linear_start.name, same_basis=True)
-    data = TrainingData(
-        elements=record.elements,
-        train=WorkFiles.in_dataset(given.train),
-        test=WorkFiles.in_dataset(given.second),
-        reference_energies={e: record.reference_energies[e] for e in record.elements},
-        keep_best=bool(given.validation),
+# -- resume --------------------------------------------------------------------------------------
+
+# Settings that may change between attempts: they limit the duration of the same fit.
+_FREE = {
+    "batch_size",
+    "display_step",
+    "early_stopping_patience",
+    "max_iter",
+    "min_relative_test_loss_per_iter",
+    "require_gpu",
+    "test_evaluation",
+}
+
+
+def _resume(run: Run, checkpoint: Checkpoint, record: DatasetRecord) -> Prepared:
+    """Resume an earlier attempt with its dataset, parent and potential."""
+    before = checkpoint.training
+    trainer = open_trainer(_settings_of(checkpoint, run.config), run.files.directory)
+    given = _give(run, record)
+    mode = before.parent.mode if before.parent is not None else None
+    trainer.resume(given, mode, checkpoint.position)
+    state = before.model_copy(
+        update={
+            "attempts": (*before.attempts, run.attempt),
+            "config": run.config.model_dump(mode="json"),
+        }
     )
-    content = build_input(training, data, start)
-    files.input_yaml.write_text(dump_input(content), encoding="utf-8")
-    return content
+    return Prepared(record, given, state, trainer)
+
+
+def fetch_checkpoint(
+    config: JobConfig, generation: int, registry: Registry, files: WorkFiles, observer: Observer
+) -> tuple[Checkpoint, DatasetRecord] | None:
+    """Put the newest intact checkpoint and its dataset into the work directory.
+
+    Returns
+    -------
+    tuple or None
+        The checkpoint, and the record of the dataset in the work directory; None if no checkpoint
+        can be used.
+
+    Raises
+    ------
+    ConfigError
+        If its configuration differs; the message names each difference.
+    """
+    checkpoints = registry.checkpoints(generation)
+    unusable = checkpoints.unreadable()
+    found = None
+    for checkpoint in checkpoints.found():
+        _require_same(checkpoint, config, generation)
+        staging = files.directory / "checkpoint"
+        trainer = open_trainer(_settings_of(checkpoint, config), files.directory)
+        try:
+            checkpoints.fetch(checkpoint, staging)
+            elements = checkpoint.training.elements
+            trainer.restore(staging, str(checkpoint), checkpoint.position, elements)
+            found = checkpoint
+            break
+        except (IntegrityError, TrainingError) as error:
+            unusable.append(error.message)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    for problem in unusable:
+        observer.message(f"warning: {problem}; this checkpoint is skipped")
+    if found is None:
+        if unusable:
+            observer.message("no checkpoint can be used: starting over")
+        return None
+    try:
+        record = _fetch_dataset(config, found.training.dataset, registry, files)
+    except IntegrityError as error:
+        raise IntegrityError(
+            f"can't resume from {found}: {error.message}", hint="start over with --fresh"
+        ) from None
+    observer.message(f"resuming from {found.position} ({found})")
+    return found, record
+
+
+def _settings_of(checkpoint: Checkpoint, config: JobConfig) -> TrainingConfig:
+    return with_size(config.training, checkpoint.training.basis)
+
+
+def _fetch_dataset(
+    config: JobConfig, dataset: DatasetReference, registry: Registry, files: WorkFiles
+) -> DatasetRecord:
+    """Put the frames of a stored dataset into the work directory; return its record."""
+    files.dataset.directory.mkdir()
+    record = registry.dataset_record(dataset)
+    return make_frames(config.dataset.frame_shard_size)(registry, record, files.dataset.directory)
+
+
+def _require_same(checkpoint: Checkpoint, config: JobConfig, generation: int) -> None:
+    if found := list(_changes(checkpoint, config, generation)):
+        raise ConfigError(
+            f"{generation_name(generation)} is half trained with another configuration "
+            f"({checkpoint}):\n" + "\n".join(found),
+            hint="undo that to resume, or start over with --fresh",
+        )
+
+
+def _changes(checkpoint: Checkpoint, config: JobConfig, generation: int) -> Iterator[str]:
+    """Describe the changed settings that affect the fit."""
+    asked, then = config.model_dump(mode="json"), checkpoint.training.config
+    for section in ("dataset", "training"):
+        for key, old, new in differences(then.get(section, {}), asked[section], section):
+            # With max_iter 0 the linear fit is published, which is another potential.
+            becomes_linear = key == "training.max_iter" and 0 in (old, new)
+            if key.removeprefix("training.") not in _FREE or becomes_linear:
+                yield f"  {key}: {old!r} there, {new!r} asked"
+    selection = checkpoint.training.dataset.selection
+    select = config.database.for_generation(generation).select
+    if selection != select:
+        yield f"  database.select: {selection!r} there, {select!r} asked"

@@ -12,9 +12,9 @@ from mlip_job.errors import IntegrityError, InterruptedRunError, TrainingError
 from mlip_job.evaluation.evaluate import Predecessor, Subject, evaluate
 from mlip_job.evaluation.measure import Models
 from mlip_job.evaluation.potential import (
-    clear_of_cores,
-    cores_of,
-    make_active_set,
+    check_active_set,
+    core_reach,
+    move_cores,
     shorter,
     shortest_distances,
 )
@@ -25,15 +25,11 @@ from mlip_job.registry import Manifest
 from mlip_job.report.model import Facts, make_report, read_predecessor
 from mlip_job.report.page import render_report
 from mlip_job.runtime.environment import RunEnvironment, usable_cores
-from mlip_job.training.pacemaker.basis import potential_section
-from mlip_job.training.pacemaker.potential_file import read_potential, write_potential
-from mlip_job.training.pacemaker.programs import convert_to_yace
-from mlip_job.training.size import with_size
+from mlip_job.training import published_potential
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Mapping
 
-    from mlip_job.dataset.record import DatasetRecord
     from mlip_job.evaluation.results import Evaluation
     from mlip_job.generation.context import Run
     from mlip_job.generation.fit import Fitted
@@ -83,7 +79,7 @@ def _publish(run: Run, prepared: Prepared, fitted: Fitted) -> Manifest:
     )
 
     def described(artefacts: Mapping[str, Artefact]) -> Manifest:
-        return _describe(run, record, state(), report.headline(), artefacts)
+        return _describe(run, prepared, state(), report.headline(), artefacts)
 
     with run.clock.stage("report"):
         files.report.write_text(report.to_json(), encoding="utf-8")
@@ -92,19 +88,19 @@ def _publish(run: Run, prepared: Prepared, fitted: Fitted) -> Manifest:
         files.report_page.write_text(page, encoding="utf-8")
     run.raise_if_lost()
     with run.clock.stage("publish"):
-        return run.registry.publish(
-            run.generation, run.attempt.attempt, files.artefacts(), described
-        )
+        reports = {path.name: path for path in (files.report, files.report_page)}
+        artefacts = prepared.trainer.artefacts() | reports
+        return run.registry.publish(run.generation, run.attempt.attempt, artefacts, described)
 
 
 def _describe(
     run: Run,
-    record: DatasetRecord,
+    prepared: Prepared,
     state: TrainingState,
     headline: Headline,
     artefacts: Mapping[str, Artefact],
 ) -> Manifest:
-    config = run.config
+    config, record = run.config, prepared.record
     return Manifest(
         family=config.family,
         generation=run.generation,
@@ -115,7 +111,7 @@ def _describe(
         config=config.model_dump(mode="json"),
         config_sha256=config.fingerprint(),
         elements=record.elements,
-        basis=potential_section(with_size(config.training, state.basis), record.elements),
+        basis=prepared.trainer.basis(record.elements),
         parent=state.parent,
         linear_start=state.linear_start,
         dataset=state.dataset,
@@ -142,7 +138,7 @@ def describe_rejection(manifest: Manifest) -> str:
 
 
 def _convert_and_evaluate(run: Run, prepared: Prepared, fitted: Fitted) -> Evaluation:
-    files, dataset = run.files, run.files.dataset
+    dataset = run.files.dataset
     with run.clock.stage("fetch"):
         fetch_missing(
             run.registry,
@@ -152,8 +148,8 @@ def _convert_and_evaluate(run: Run, prepared: Prepared, fitted: Fitted) -> Evalu
             dataset.index,
         )
     with run.clock.stage("convert"):
-        core_notes = _clear_cores(files, fitted.left_out, prepared.given.validation)
-        convert_to_yace(files.output_potential, files.yace)
+        core_notes = _move_cores(run, prepared, fitted)
+        prepared.trainer.export()
     evaluation = evaluate_generation(run, prepared, fitted, (*core_notes, *prepared.given.notes))
     for warning in evaluation.warnings:
         run.observer.message(f"warning: {warning}")
@@ -167,34 +163,23 @@ def _convert_and_evaluate(run: Run, prepared: Prepared, fitted: Fitted) -> Evalu
     return evaluation
 
 
-def _clear_cores(
-    files: WorkFiles, left_out: Mapping[str, Collection[int]], validation: Collection[int]
-) -> tuple[str, ...]:
-    """Move the ZBL cores of a fitted potential below the distances in the data.
+def _move_cores(run: Run, prepared: Prepared, fitted: Fitted) -> tuple[str, ...]:
+    """Move the ZBL cores below the distances in the validation part and the test set.
 
-    Pacemaker considers the fitted structures only, not the validation part or the test set. Rows
-    of `left_out` are ignored.
-
-    Returns
-    -------
-    tuple of str
-        A note for each moved core.
+    The trainer considers the fitted structures only. Rows that the weighting excluded are ignored.
+    Returns a note for each moved core.
     """
-    potential = read_potential(files.output_potential)
-    cores = cores_of(potential)
-    if not cores:
+    potential, structures = prepared.trainer.potential, run.files.dataset.xyz
+    reach = core_reach(potential)
+    if not reach:
         return ()
-    reach = max(core.outer for core in cores.values())
-    structures, out = files.dataset.xyz, {side: frozenset(left_out.get(side, ())) for side in SIDES}
+    out = {side: frozenset(fitted.left_out.get(side, ())) for side in SIDES}
     shortest = shortest_distances(structures("test"), reach, lambda row: row not in out["test"])
-    if validation:
-        counts = frozenset(validation) - out["train"]
+    if prepared.given.validation:
+        counts = prepared.given.validation - out["train"]
         validated = shortest_distances(structures("train"), reach, lambda row: row in counts)
         shortest = shorter(shortest, validated)
-    cleared, notes = clear_of_cores(potential, shortest)
-    if notes:
-        write_potential(cleared, files.output_potential)
-    return notes
+    return move_cores(potential, shortest)
 
 
 def evaluate_generation(
@@ -212,21 +197,21 @@ def evaluate_generation(
     TrainingError
         If the potential is unusable, or not the one that pacemaker fitted.
     """
-    files, record = run.files, prepared.record
+    files, record, trainer = run.files, prepared.record, prepared.trainer
     run.observer.message(
-        f"evaluating {files.yace.name} on {record.counts.train} train and {record.counts.test} "
-        "test structures"
+        f"evaluating {trainer.exported.name} on {record.counts.train} train and "
+        f"{record.counts.test} test structures"
     )
     with run.clock.stage("active_set"):
-        active_set, active_set_notes = _make_active_set(run, record)
+        active_set, active_set_notes = _make_active_set(run, prepared)
     with run.clock.stage("fetch"):
         predecessor, comparison_notes = _find_predecessor(run)
     subject = Subject(
         models=Models(
-            artefact=files.yace,
+            artefact=trainer.exported,
             reference_energies=record.reference_energies,
-            basis=files.output_potential,
-            active_set=files.active_set if active_set else None,
+            basis=trainer.potential,
+            active_set=trainer.active_set if active_set else None,
         ),
         dataset=files.dataset,
         record=record,
@@ -265,20 +250,16 @@ class _Counter:
 
 
 def _make_active_set(
-    run: Run, record: DatasetRecord
+    run: Run, prepared: Prepared
 ) -> tuple[Literal["linear", "full"] | None, tuple[str, ...]]:
     """Make the active set, if configured; extrapolation grades need it."""
-    kind, files = run.config.evaluation.active_set_kind, run.files
+    kind, trainer = run.config.evaluation.active_set_kind, prepared.trainer
     if kind is None:
         return None, ()
     try:
-        make_active_set(
-            files.output_potential,
-            [f"{WorkFiles.DATASET}/{name}" for name in record.frames.train],
-            files.dataset.xyz("train"),
-            kind,
-            files.active_set,
-        )
+        written = trainer.write_active_set(WorkFiles.in_dataset(prepared.record.frames.train), kind)
+        check_active_set(trainer.potential, written, run.files.dataset.xyz("train"))
+        written.replace(trainer.active_set)
     except TrainingError as error:
         return None, (f"no active set, so no extrapolation grades: {error.message}",)
     return kind, ()
@@ -297,14 +278,16 @@ def _find_predecessor(run: Run) -> tuple[Predecessor | None, tuple[str, ...]]:
     number = latest if latest in earlier else earlier[-1]
     try:
         manifest = registry.get(number)
-        registry.fetch(manifest, "potential.yace", files.predecessor)
+        artefact = published_potential(manifest.artefacts)
+        potential = files.predecessor(artefact)
+        registry.fetch(manifest, artefact, potential)
         record = registry.dataset_record(manifest.dataset)
         registry.fetch_dataset_file(record, DatasetFiles.INDEX, files.predecessor_index)
     except IntegrityError as error:
         return None, (f"not compared with {generation_name(number)}: {error.message}",)
     return Predecessor(
         generation=number,
-        potential=files.predecessor,
+        potential=potential,
         reference_energies=manifest.reference_energies,
         common_test_rows=common_test_rows(files.dataset.index, files.predecessor_index),
     ), ()

@@ -21,9 +21,9 @@ from mlip_job.paths import sha256_of
 from mlip_job.registry.manifest import AttemptPart, DatasetReference, Parent
 from mlip_job.registry.objects import fetch_file
 from mlip_job.store.base import Sha256, StoredName, StoredPath, unreadable
-from mlip_job.training.checkpoint import FitPosition
-from mlip_job.training.linear import LinearStart
 from mlip_job.training.size import BasisSize
+from mlip_job.training.summary import LinearStart
+from mlip_job.training.trainer import FitPosition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

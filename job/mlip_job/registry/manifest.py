@@ -11,8 +11,7 @@ from mlip_job.config.job import GateConfig, verdict_word
 from mlip_job.models import Errors, Frozen
 from mlip_job.runtime.environment import RunEnvironment
 from mlip_job.store.base import Sha256, StoredName, StoredPath, unreadable
-from mlip_job.training.linear import LinearStart
-from mlip_job.training.summary import LossShares
+from mlip_job.training.summary import LinearStart, LossShares
 
 
 class Artefact(Frozen):

@@ -20,11 +20,9 @@ from mlip_job.registry.manifest import (
     Parent,
     PredecessorChange,
 )
-from mlip_job.training.linear import LinearStart
-from mlip_job.training.loss import convergence_warnings, share_warnings
-from mlip_job.training.pacemaker.input import kappa
+from mlip_job.training.loss import convergence_warnings, kappa, share_warnings
 from mlip_job.training.size import BasisSize
-from mlip_job.training.summary import RunSummary
+from mlip_job.training.summary import LinearStart, RunSummary
 from mlip_job.training.trainer import added
 
 if TYPE_CHECKING:

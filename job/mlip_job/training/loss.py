@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     from mlip_job.config import TrainingConfig
     from mlip_job.models import Errors
-    from mlip_job.training.pacemaker.tables import MetricsRow
     from mlip_job.training.summary import CurvePoint, RunSummary
 
 DIVERGED = (
@@ -32,6 +31,22 @@ _BALANCED_REGULARISATION = 0.1
 _WORTH_LOWERING = 0.05  # a regulariser's share
 
 
+def kappa(energy_weight: float, force_weight: float) -> float:
+    r"""Return pacemaker's kappa for the weights a and b of energies and forces.
+
+    Pacemaker minimises :math:`(1-κ) \sum_s w_s (ΔE_s/n_s)^2 + κ \sum_s \sum_i w_{si} |ΔF_{si}|^2`
+    plus regularisation, with each set of weights normalised to 1 (`pyace.lossfuncspec`,
+    `pyace.preparedata.normalize_energy_forces_weights`). So minimising
+
+        a · MSE(E/atom) + b · mean(\|ΔF\|²)
+
+    with energies per atom in eV, forces in eV/Å, the mean over atoms of the squared *length* of
+    the force error (three times the mean square per component), and both means weighted where the
+    weighting is not uniform, is exactly κ = b / (a + b).
+    """
+    return force_weight / (energy_weight + force_weight)
+
+
 def shares(energy: float, forces: float, regularisers: Mapping[str, float]) -> LossShares | None:
     """Return the terms of a loss as fractions of it; None for a loss of zero."""
     total = energy + forces + sum(regularisers.values())
@@ -41,25 +56,6 @@ def shares(energy: float, forces: float, regularisers: Mapping[str, float]) -> L
         energy=energy / total,
         forces=forces / total,
         regularisers={name: term / total for name, term in regularisers.items() if term},
-    )
-
-
-def shares_of(row: MetricsRow | None) -> LossShares | None:
-    """Return the terms of a row's loss as fractions; None if the table lacks them."""
-    if row is None or row.e_loss_contrib is None or row.f_loss_contrib is None:
-        return None
-    terms = {
-        "l1_coeffs": row.l1_reg_contrib,
-        "l2_coeffs": row.l2_reg_contrib,
-        "w_orth": row.smooth_orth,
-        "w0_rad": row.smooth_w1,
-        "w1_rad": row.smooth_w2,
-        "w2_rad": row.smooth_w3,
-    }
-    return shares(
-        row.e_loss_contrib,
-        row.f_loss_contrib,
-        {name: term for name, term in terms.items() if term is not None},
     )
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from mlip_job.training.summary import CurvePoint
-    from mlip_job.training.trainer import Monitor
+    from mlip_job.training.trainer import Monitor, SecondSet
 
 LONGEST_LINE_BYTES = 1 << 14
 """Longer lines are truncated: no message of a trainer, but maybe binary data of a library."""
@@ -42,6 +42,8 @@ _HOSTNAME = re.compile(rb"^([-0-9 :,a-zA-Z]{0,60} - Hostname: ).*")
 
 class Output(Protocol):
     """The output of a trainer, parsed while it is written."""
+
+    second_set: SecondSet
 
     @property
     def phase(self) -> str:
@@ -145,6 +147,7 @@ class _Follower:
                 seconds_per_iteration=self._clock.seconds_per_iteration,
                 test_point=self._output.test_point,
                 timings_s=self._output.phase_seconds(),
+                second_set=self._output.second_set,
             )
         )
         for point in points:

@@ -130,3 +130,31 @@ class RunSummary(Frozen):
     train_curve: tuple[CurvePoint, ...]
     test_curve: tuple[CurvePoint, ...]
     warnings: tuple[str, ...]
+
+
+class LinearStart(Frozen):
+    """The linear fit that a fit started from, as stored in checkpoints and manifests.
+
+    Attributes
+    ----------
+    structures, atoms
+        Of the training set, without what a weighting leaves out.
+    functions
+        Number of coefficients.
+    loss
+        On these structures, without regularisation: (1-κ)·MSE(E/atom, eV) + κ·mean|ΔF|² (eV/Å),
+        weighted as in the fit.
+    ridge
+        Weight of the squared coefficients: ``l2_coeffs``, or a larger one that was better on
+        structures that were held out.
+    undetermined
+        Blocks, as ``Al Li``, of which the data have no structure; their coefficients are 0.
+    """
+
+    structures: int
+    atoms: int
+    functions: int
+    loss: float
+    ridge: float | None = None
+    undetermined: tuple[str, ...] = ()
+    loss_shares: LossShares | None = None

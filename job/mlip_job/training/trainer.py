@@ -1,4 +1,4 @@
-"""The contract of a trainer: a fit, its progress, and the monitor that may stop it."""
+"""The interface of a trainer: data, input, progress, checkpoints and result of a fit."""
 
 from __future__ import annotations
 
@@ -6,18 +6,119 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+from mlip_job.models import Frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from mlip_job.errors import MlipJobError
-    from mlip_job.training.checkpoint import Snapshot
-    from mlip_job.training.summary import CurvePoint, RunSummary
+    from mlip_job.training.summary import CurvePoint, LinearStart, RunSummary
 
 PhaseSeconds = Callable[[datetime, datetime], "Mapping[str, float]"]
 """Seconds in each phase between two times, by the stamps of a trainer's log."""
+
+SecondSet = Literal["test", "validation"]
+
+
+@dataclass(frozen=True)
+class FitData:
+    """The data of a fit; files are relative to the work directory.
+
+    Attributes
+    ----------
+    reference_energies
+        eV per atom of each element.
+    structures, atoms
+        Of the training set, with its validation part.
+    train
+        Data frames to fit.
+    second
+        Data frames that the trainer evaluates during the fit: the validation part or the test set.
+    test
+        Data frames of the test set.
+    validation
+        Rows of the validation part, whose loss selects the iteration that is published.
+    held_out
+        Rows that choose the ridge of a linear fit. The final fit of a published linear potential
+        includes them.
+    notes
+        Notes for the users of the potential.
+    """
+
+    elements: tuple[str, ...]
+    reference_energies: Mapping[str, float]
+    structures: int
+    atoms: int
+    train: tuple[str, ...]
+    second: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    validation: frozenset[int] = frozenset()
+    held_out: frozenset[int] = frozenset()
+    notes: tuple[str, ...] = ()
+
+
+# -- positions and states ------------------------------------------------------------------------
+
+
+class FitPosition(Frozen):
+    """A position from which a fit can resume.
+
+    Attributes
+    ----------
+    ladder_step
+        From 0; 0 without a ladder.
+    iteration
+        Iterations done in this step.
+    step_done
+        Whether the step is complete.
+    last_step
+        Whether the potential has all its functions: no step of a ladder follows.
+    finished
+        Whether the trainer has ended, and only publishing is left.
+    """
+
+    ladder_step: int
+    iteration: int
+    step_done: bool
+    last_step: bool
+    finished: bool = False
+
+    def order(self) -> tuple[bool, int, bool, int]:
+        """Return a sort key: earlier positions of a fit come first."""
+        return self.finished, self.ladder_step, self.step_done, self.iteration
+
+    def __str__(self) -> str:
+        """Name the position; ladder steps count from 1 here."""
+        step = f"ladder step {self.ladder_step + 1}, " if self.ladder_step else ""
+        if self.finished:
+            return "the end of the fit"
+        return f"{step}iteration {self.iteration}" if step or self.iteration else "the linear fit"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of the state of a fit.
+
+    Attributes
+    ----------
+    iterations
+        Length of the learning curve up to there, over all steps and attempts.
+    files
+        By their names in the checkpoint.
+    shown
+        Those that a user may want to see while the fit runs.
+    """
+
+    position: FitPosition
+    iterations: int
+    files: dict[str, Path]
+    shown: Mapping[str, Path] = field(default_factory=dict)
+
+
+# -- progress ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -37,8 +138,6 @@ class Progress:
         Mean over the iterations of this ladder step; None before the second.
     timings_s
         Seconds in each phase, up to the trainer's last message.
-    second_set
-        ``test`` or ``validation``.
     """
 
     phase: str
@@ -75,15 +174,76 @@ class Monitor:
     phases: PhaseClock = field(default_factory=lambda: PhaseClock())  # noqa: PLW0108 - defined below
 
 
-class Trainer(Protocol):
-    """A fit in the work directory of one attempt, by `PacemakerWrapper` or another program.
+# -- the trainer ---------------------------------------------------------------------------------
 
-    A trainer's folder also has its input file, its programs, the parser of its output
-    (`process.Output`) and its export.
+
+class Trainer(Protocol):
+    """The fit of one attempt in its work directory, by pacemaker or another program.
+
+    `begin` or, after `restore`, `resume` writes the input; `fit` and `finish` follow, and at last
+    `export`. The size of the basis must be chosen before `begin`.
     """
 
-    def fit(self, segments: Mapping[Path, Any]) -> RunSummary:
-        """Run the trainer on the remaining inputs, by file.
+    def require_programs(self, *, active_set: bool) -> None:
+        """Raise a ConfigError if a program that the fit or its active set needs is missing."""
+
+    def basis(self, elements: Sequence[str]) -> dict[str, Any]:
+        """Return the description of the basis for the manifest."""
+
+    # the start
+
+    @property
+    def parent_files(self) -> Mapping[str, Path]:
+        """The artefacts of a parent that the fit starts from, the potential first; and where."""
+
+    def start_mode(
+        self, elements: Sequence[str], parent_basis: Mapping[str, Any], parent: str
+    ) -> Literal["continue", "extend"]:
+        """Decide how a fit can start from a parent: with the same basis, or growing it.
+
+        Raises
+        ------
+        ConfigError
+            If it cannot; the message names each difference.
+        """
+
+    def prepare_parent(self) -> None:
+        """Make the fetched `parent_files` a start for this fit."""
+
+    def begin(self, data: FitData, mode: Literal["continue", "extend"] | None) -> None:
+        """Write the input of a fit, from a parent or from nothing."""
+
+    def restore(
+        self, staging: Path, name: str, position: FitPosition, elements: Sequence[str]
+    ) -> None:
+        """Move the files of a checkpoint from a folder to the work directory.
+
+        Raises
+        ------
+        IntegrityError or TrainingError
+            If the checkpoint is incomplete or damaged; nothing was moved.
+        """
+
+    def resume(
+        self, data: FitData, mode: Literal["continue", "extend"] | None, position: FitPosition
+    ) -> None:
+        """Write the input of the remaining fit."""
+
+    # the fit
+
+    @property
+    def linear_fit_due(self) -> bool:
+        """Whether a linear fit comes first."""
+
+    def fit_linearly(self, tell: Callable[[str], None]) -> LinearStart:
+        """Make the linear potential that the fit starts from, or that is published."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to fit, and `finish` was called by this or an earlier attempt."""
+
+    def fit(self, monitor: Monitor) -> None:
+        """Run the trainer to its end.
 
         Raises
         ------
@@ -95,6 +255,44 @@ class Trainer(Protocol):
 
     def snapshot(self, directory: Path) -> Snapshot | None:
         """Copy a resumable state into an empty directory; thread-safe."""
+
+    def finish(self) -> Snapshot:
+        """Return the state of the finished fit, of files in the work directory."""
+
+    # the result
+
+    def summary(self, linear_start: LinearStart | None) -> RunSummary:
+        """Return the result of the finished fit; `linear_start` is its linear fit, if any."""
+
+    def left_out(self) -> dict[str, tuple[int, ...]]:
+        """Return the rows that the weighting of the finished fit excluded, by side."""
+
+    def export(self) -> None:
+        """Write the potential that simulations use; raise a TrainingError if that fails."""
+
+    def write_active_set(self, frames: Sequence[str], kind: Literal["linear", "full"]) -> Path:
+        """Make the active set of the potential from data frames, relative to the work directory.
+
+        Raises a TrainingError if the program fails.
+        """
+
+    @property
+    def potential(self) -> Path:
+        """The potential that the trainer wrote."""
+
+    @property
+    def exported(self) -> Path:
+        """The potential that simulations use; may be the same file."""
+
+    @property
+    def active_set(self) -> Path:
+        """The active set of the potential; may not exist."""
+
+    def artefacts(self) -> dict[str, Path]:
+        """Return the files to publish, by their published names."""
+
+
+# -- phases --------------------------------------------------------------------------------------
 
 
 class _Start(NamedTuple):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from math import comb
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mlip_job.config.training import deep_merge
 from mlip_job.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from mlip_job.config import TrainingConfig
 
@@ -67,6 +67,50 @@ def potential_section(training: TrainingConfig, elements: Sequence[str]) -> dict
         },
     }
     return deep_merge(section, training.overrides.get("potential", {}))
+
+
+def start_mode(
+    training: TrainingConfig,
+    elements: Sequence[str],
+    parent_basis: Mapping[str, Any],
+    parent: str,
+) -> Literal["continue", "extend"]:
+    """Decide how a fit can start from a potential: with the same basis, or growing it.
+
+    Raises
+    ------
+    ConfigError
+        If the parent's basis is not a subset of the new one; the message names each difference.
+    """
+    basis = potential_section(training, elements)
+    if basis == parent_basis:
+        return "continue"
+    obstacles = list(_obstacles(basis, parent_basis))
+    if obstacles:
+        raise ConfigError(
+            f"the fit can't start from {parent}, whose basis is no part of the new one: "
+            + "; ".join(obstacles),
+            hint="undo that, or set training.start_from: none",
+        )
+    if set(basis["elements"]) != set(parent_basis["elements"]):
+        check_growth_budget(training, len(basis["elements"]))
+    return "extend"
+
+
+def _obstacles(basis: Mapping[str, Any], parent: Mapping[str, Any]) -> Iterator[str]:
+    """Name the settings that prevent a basis from extending its parent's."""
+    if lost := sorted(set(parent["elements"]) - set(basis["elements"])):
+        yield f"the data no longer has {', '.join(lost)}"
+    old, new = (b["bonds"]["ALL"]["rcut"] for b in (parent, basis))
+    if old != new:
+        yield f"the cutoff is {new:g} Å instead of {old:g} Å"
+    elif basis["bonds"] != parent["bonds"]:
+        yield "the radial basis (potential.bonds) differs"
+    if basis["embeddings"] != parent["embeddings"]:
+        yield "the embedding (training.ndensity) differs"
+    old, new = (b["functions"]["number_of_functions_per_element"] for b in (parent, basis))
+    if new < old:
+        yield f"functions_per_element is {new}, less than {old}"
 
 
 def check_basis_budget(training: TrainingConfig, n_elements: int) -> None:

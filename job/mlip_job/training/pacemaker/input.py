@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from mlip_job.config.training import REGULARISATION, EnergyBased, deep_merge
+from mlip_job.training.loss import kappa
 from mlip_job.training.pacemaker.basis import potential_section
 from mlip_job.training.pacemaker.callbacks.mlip_job_callbacks import CALLBACK
 from mlip_job.training.pacemaker.tables import Offset
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mlip_job.config import TrainingConfig
-    from mlip_job.training.checkpoint import FitPosition
+    from mlip_job.training.trainer import FitData, FitPosition
 
 
 @dataclass(frozen=True)
@@ -30,51 +31,12 @@ class StartPotential:
     same_basis: bool
 
 
-@dataclass(frozen=True)
-class TrainingData:
-    """The dataset of a fit.
-
-    Attributes
-    ----------
-    elements
-        Of all structures.
-    train, test
-        Pacemaker's data frames, relative to the work directory; `test` may be empty.
-    reference_energies
-        eV per atom of each element; pacemaker subtracts them and keeps them with the potential.
-    keep_best
-        Whether the loss on `test` decides which iteration's potential is the result.
-    """
-
-    elements: tuple[str, ...]
-    train: tuple[str, ...]
-    test: tuple[str, ...]
-    reference_energies: Mapping[str, float]
-    keep_best: bool = False
-
-
-def kappa(energy_weight: float, force_weight: float) -> float:
-    r"""Return pacemaker's kappa for the weights a and b of energies and forces.
-
-    Pacemaker minimises :math:`(1-κ) \sum_s w_s (ΔE_s/n_s)^2 + κ \sum_s \sum_i w_{si} |ΔF_{si}|^2`
-    plus regularisation, with each set of weights normalised to 1 (`pyace.lossfuncspec`,
-    `pyace.preparedata.normalize_energy_forces_weights`). So minimising
-
-        a · MSE(E/atom) + b · mean(\|ΔF\|²)
-
-    with energies per atom in eV, forces in eV/Å, the mean over atoms of the squared *length* of
-    the force error (three times the mean square per component), and both means weighted where the
-    weighting is not uniform, is exactly κ = b / (a + b).
-    """
-    return force_weight / (energy_weight + force_weight)
-
-
 DISPLAY_STEP = 20
 """Iterations between evaluations of the validation part."""
 
 
 def build_input(
-    training: TrainingConfig, data: TrainingData, start: StartPotential | None = None
+    training: TrainingConfig, data: FitData, start: StartPotential | None = None
 ) -> dict[str, Any]:
     """Return the content of ``input.yaml``.
 
@@ -91,7 +53,7 @@ def build_input(
         "potential": _potential(training, data.elements, start),
         "data": {
             "filename": _one_or_all(data.train),
-            **({"test_filename": _one_or_all(data.test)} if data.test else {}),
+            **({"test_filename": _one_or_all(data.second)} if data.second else {}),
             "reference_energy": dict(data.reference_energies),
         },
         "fit": _fit(training, start),
@@ -105,7 +67,7 @@ def build_input(
     merged = deep_merge(content, {k: v for k, v in training.overrides.items() if k != "potential"})
     if merged["fit"].get(_TRAIN_LIMIT) is None:
         merged["fit"].pop(_TRAIN_LIMIT, None)  # pacemaker takes no null for "none"
-    if data.keep_best:
+    if data.validation:
         merged["fit"]["callbacks"] = [*merged["fit"].get("callbacks", ()), CALLBACK]
     return merged
 
@@ -227,6 +189,19 @@ class Segment:
         potential = self.content["potential"]
         grows = isinstance(potential, dict) and "initial_potential" in potential
         return grows or "ladder_step" in self.content["fit"]
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether pacemaker stores the best potential."""
+        return CALLBACK in self.content["fit"].get("callbacks", ())
+
+    @property
+    def first_coefficients(self) -> str | None:
+        """The file with the first coefficients of the fit; None if all are zero."""
+        potential = self.content["potential"]
+        if isinstance(potential, str):
+            return potential
+        return "current_extended_potential.yaml" if "initial_potential" in potential else None
 
     @property
     def resumable(self) -> bool:

@@ -14,28 +14,38 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
 import tempfile
+import time
 import warnings
 from contextlib import nullcontext
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 from math import inf
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mlip_job.errors import TrainingError
+from mlip_job.errors import MlipJobError, TrainingError
 from mlip_job.runtime.environment import available_memory
-from mlip_job.runtime.processes import in_order, worker_pool
-from mlip_job.training.linear import LinearProgress, LinearStart
+from mlip_job.runtime.processes import in_order, run_in_process, worker_pool
 from mlip_job.training.loss import shares
+from mlip_job.training.pacemaker import PacemakerFiles
+from mlip_job.training.pacemaker.basis import potential_section
+from mlip_job.training.pacemaker.input import build_input
 from mlip_job.training.pacemaker.weighting import FITTED, weighted
+from mlip_job.training.programs import find_program
+from mlip_job.training.summary import LinearStart, RunSummary, SetSizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from concurrent.futures import ProcessPoolExecutor
     from contextlib import AbstractContextManager
 
-    from mlip_job.training.linear import LinearTask
+    from mlip_job.config import TrainingConfig
+    from mlip_job.training.trainer import FitData
 
     FloatArray = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
     Work = tuple[str, bool, Any]
@@ -43,9 +53,155 @@ if TYPE_CHECKING:
 
 _BATCH_ATOMS = 256  # at least; a second or so
 _ATOMS_WORTH_A_PROCESS = 1_000  # its start takes two seconds of imports
+_LINE_INTERVAL_SECONDS = 10.0
 _PROCESS_BYTES = 300 << 20  # of a process that has imported pyace
 _RIDGES = tuple(10.0**exponent for exponent in range(-14, -5))
 """Relative to the largest diagonal element; with the smallest one any equations can be solved."""
+
+
+@dataclass(frozen=True)
+class LinearTask:
+    """The input of a linear least-squares fit: settings with a size of the basis, and data.
+
+    With `training.max_iter` 0 the fit is published: then it includes the held-out structures, gets
+    ZBL cores and keeps the reference energies, as pacemaker's fits do. With `training.start_noise`
+    structures get random weights, so that the members of an ensemble differ. ``cores`` is the
+    maximum number of processes.
+    """
+
+    training: TrainingConfig
+    data: FitData
+    directory: str
+    cores: int
+
+    @property
+    def published(self) -> bool:
+        """Whether no iteration follows."""
+        return self.training.is_linear
+
+    @property
+    def potential(self) -> Path:
+        """The file that is written."""
+        files = PacemakerFiles(Path(self.directory))
+        return files.output_potential if self.published else files.linear_start
+
+    @cached_property
+    def input(self) -> Mapping[str, Any]:
+        """Pacemaker's ``fit`` section, which has the loss and the weighting."""
+        content: Mapping[str, Any] = build_input(self.training, self.data)["fit"]
+        return content
+
+    @property
+    def kappa(self) -> float:
+        """The weight of the forces in the loss."""
+        return float(self.input["loss"]["kappa"])
+
+    @property
+    def l2(self) -> float:
+        """The smallest ridge: weight of the squared coefficients in the loss."""
+        return float(self.input["loss"]["L2_coeffs"])
+
+
+class LinearProgress(NamedTuple):
+    """The processed part of the training set."""
+
+    structures: int
+    atoms: int
+
+
+def run_linear_fit(task: LinearTask, tell: Callable[[str], None]) -> LinearStart:
+    """Run a linear fit in a separate process, which releases its memory at the end.
+
+    `tell` receives progress and remaining time every few seconds.
+
+    Raises
+    ------
+    ConfigError
+        If python-ace is not installed.
+    TrainingError
+        If the fit fails.
+    """
+    find_program("pacemaker")  # python-ace comes with it
+    died = TrainingError(
+        "the process of the linear start died",
+        hint="give the job more memory, or set training.linear_start: false",
+    )
+    return run_in_process(_fit, task, died=died, on_message=_Forecast(task.data, tell))
+
+
+def _fit(tell: Callable[[LinearProgress], None], task: LinearTask) -> LinearStart:
+    # Standard output is reserved for the job's own output.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    try:
+        return fit_linear(tell, task)
+    except MlipJobError:
+        raise
+    except Exception as error:  # noqa: BLE001 - of pyace or numpy
+        cause = f"{type(error).__name__}: {error}".rstrip(": ")
+        raise TrainingError(
+            f"the linear start failed: {cause}",
+            hint="set training.linear_start: false to do without",
+        ) from None
+
+
+class _Forecast:
+    """Reports progress and remaining time of a linear fit every few seconds."""
+
+    def __init__(self, data: FitData, tell: Callable[[str], None]) -> None:
+        self._data = data
+        self._tell = tell
+        self._started = self._last_line = time.monotonic()
+
+    def __call__(self, done: LinearProgress) -> None:
+        now, structures = time.monotonic(), self._data.structures
+        if now - self._last_line < _LINE_INTERVAL_SECONDS or done.structures >= structures:
+            return
+        self._last_line = now
+        left = (now - self._started) * max(0.0, self._data.atoms / done.atoms - 1)
+        self._tell(
+            f"linear fit: {done.structures} of {structures} structures, about {left:.0f} s left"
+        )
+
+
+def undetermined(made: LinearStart) -> Iterator[str]:
+    """Yield warnings about functions that the data do not determine."""
+    for block in made.undetermined:
+        centre, *others = block.split()
+        neighbours = " and ".join(others or [centre])
+        yield (
+            f"no training structure has an atom of {centre} with {neighbours} as neighbour within "
+            f"the cutoff, so the data determine none of the functions {block!r}: their "
+            "coefficients are 0. Add such structures where the potential is to describe them; "
+            "nothing is to be done where they can't occur"
+        )
+
+
+def summarise_linear_fit(made: LinearStart) -> RunSummary:
+    """Summarise a published linear fit: it has no curve and no log."""
+    return RunSummary(
+        status="succeeded",
+        cause=None,
+        exit_code=0,
+        train=None,
+        test=None,
+        loss_shares=made.loss_shares,
+        iterations=0,
+        functions=made.functions,
+        parameters=made.functions,
+        ladder=False,
+        cycles=(),
+        early_stopping=None,
+        optimiser_message=None,
+        structures={"train": SetSizes(found=None, kept=None, fitted=made.structures)},
+        versions={},
+        timings_s={},
+        train_curve=(),
+        test_curve=(),
+        warnings=tuple(undetermined(made)),
+    )
+
+
+# -- the fit ---------------------------------------------------------------------------------------
 
 
 def fit_linear(tell: Callable[[LinearProgress], None], task: LinearTask) -> LinearStart:
@@ -66,7 +222,7 @@ def fit_linear(tell: Callable[[LinearProgress], None], task: LinearTask) -> Line
     _write(basis, coefficients, seen.shortest, task)
     energies, forces = seen.errors(coefficients, task.kappa)
     regularisers = {
-        "l1_coeffs": task.l1 * float(np.abs(coefficients).sum()),
+        "l1_coeffs": float(task.input["loss"]["L1_coeffs"]) * float(np.abs(coefficients).sum()),
         "l2_coeffs": task.l2 * float(coefficients @ coefficients),
     }
     return LinearStart(
@@ -84,7 +240,8 @@ def _basis(task: LinearTask) -> Any:
     from pyace.basis import ACEBBasisSet  # noqa: PLC0415 - seconds, and it changes logging
     from pyace.basisextension import construct_bbasisconfiguration  # noqa: PLC0415
 
-    return ACEBBasisSet(construct_bbasisconfiguration(dict(task.section)))
+    section = potential_section(task.training, task.data.elements)
+    return ACEBBasisSet(construct_bbasisconfiguration(section))
 
 
 def _count_functions(basis: Any) -> int:
@@ -102,12 +259,12 @@ def _write(basis: Any, coefficients: FloatArray, shortest: Distances, task: Line
     columns = [coefficients, *[np.zeros_like(coefficients)] * (densities - 1)]
     basis.basis_coeffs = np.column_stack(columns).ravel()
     potential = basis.to_BBasisConfiguration()
-    if task.finished:
-        potential.metadata["reference_energy"] = json.dumps(dict(task.reference_energies))
-        if task.repulsion:
+    if task.published:
+        potential.metadata["reference_energy"] = json.dumps(dict(task.data.reference_energies))
+        if task.input.get("repulsion") == "auto":
             distances = complement_min_dist_dict(shortest, {}, basis.elements_name, verbose=False)
             setup_zbl_inner_core_repulsion(potential, distances)
-    potential.save(f"{task.directory}/{task.potential}")
+    potential.save(str(task.potential))
 
 
 # -- training data ---------------------------------------------------------------------------------
@@ -120,13 +277,13 @@ def _batches(task: LinearTask, atoms: int) -> Iterator[tuple[bool, Any]]:
     """
     import pandas as pd  # noqa: PLC0415
 
-    random = np.random.default_rng(task.seed)
+    random = np.random.default_rng(task.training.seed)
     with_weights = _weighting(task)
-    held_out = {f"row-{row}" for row in task.held_out}
-    apart = task.test if held_out and not task.finished else ()
-    for name in (*task.train, *apart):
+    held_out = {f"row-{row}" for row in task.data.held_out}
+    apart = task.data.second if held_out and not task.published else ()
+    for name in (*task.data.train, *apart):
         frame = with_weights(_read(task, name))
-        if task.resampled:
+        if task.training.start_noise:
             # The Bayesian bootstrap: D. B. Rubin, Ann. Statist. 9, 130 (1981).
             factors = random.exponential(size=len(frame))
             for column in ("w_energy", "w_forces"):
@@ -153,7 +310,7 @@ def _weighting(task: LinearTask) -> Callable[[Any], Any]:
 
     They need not be normalised: each sum of equations knows the sum of its weights.
     """
-    if not task.weighting:
+    if not task.input.get("weighting"):
         return _with_weights
     weights = _weights_by_policy(task)
     return lambda frame: frame.join(weights, on="name", how="inner").reset_index(drop=True)
@@ -173,11 +330,11 @@ def _weights_by_policy(task: LinearTask) -> Any:
     Writes which structures are left, as pacemaker does.
     """
     sides = [
-        _read(task, name).assign(train=side == "train")
-        for side in ("train", "test")
-        for name in getattr(task, side)
+        _read(task, name).assign(train=train)
+        for train, names in ((True, task.data.train), (False, task.data.second))
+        for name in names
     ]
-    frame = weighted(sides, task.weighting or {})
+    frame = weighted(sides, task.input["weighting"])
     for side, fitted in (("train", frame["train"]), ("test", ~frame["train"])):
         frame.loc[fitted, ["name"]].to_pickle(f"{task.directory}/{FITTED[side]}", "gzip")
     return frame.set_index("name")[["w_energy", "w_forces"]]
@@ -279,7 +436,7 @@ class Parts(NamedTuple):
     def seen(self, task: LinearTask) -> Sums:
         """Return the sums to solve for the coefficients, without pacemaker's validation part."""
         assert self.fitted is not None  # noqa: S101 - no training set is empty
-        if self.held_out is None or not task.finished:
+        if self.held_out is None or not task.published:
             return self.fitted
         return self.fitted.plus(self.held_out)
 
@@ -304,7 +461,7 @@ def _sum_batches(
 ) -> Parts:
     """Sum the equations in the order of the batches: processes don't change the result."""
     parts, structures, atoms = Parts(), 0, 0
-    with _processes(task.cores, functions, task.atoms) as pool:
+    with _processes(task.cores, functions, task.data.atoms) as pool:
         # Each batch holds as many atoms as there are functions: its rows are thrice the matrix.
         batches = _batches(task, max(_BATCH_ATOMS, functions))
         work = ((basis, is_out, batch) for is_out, batch in batches)

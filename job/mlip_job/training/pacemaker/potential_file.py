@@ -1,20 +1,24 @@
-"""Pacemaker's potentials in YAML (B-basis): reading and editing without pacemaker."""
+"""Pacemaker's potentials in YAML (B-basis): read, edit, convert; active sets."""
 
 from __future__ import annotations
 
 import random
 import re
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
 from mlip_job.errors import TrainingError
+from mlip_job.training.programs import run_program
 from mlip_job.yaml_text import YamlError, load_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+POTENTIAL = "potential.yaml"
+"""Name of the potential in checkpoints and among the artefacts."""
 
 
 class _Loader(yaml.CSafeLoader):
@@ -147,3 +151,42 @@ def copy_whole(
         return None
     whole = functions in (None, count_functions(content))
     return content if whole and elements_of(content) == tuple(sorted(elements)) else None
+
+
+# -- programs ------------------------------------------------------------------------------------
+
+
+def convert_to_yace(potential: Path, yace: Path) -> None:
+    """Convert a B-basis potential into the .yace that LAMMPS reads.
+
+    Raises
+    ------
+    TrainingError
+        If the converter fails.
+    """
+    # Without -o the converter replaces every "yaml" in the whole path.
+    run_program("pace_yaml2yace", ["-o", yace.name, potential.name], potential.parent)
+    if not yace.is_file():
+        raise TrainingError(f"pace_yaml2yace left no {yace}")
+
+
+def write_active_set(
+    potential: Path, frames: Sequence[str], kind: Literal["linear", "full"]
+) -> Path:
+    """Make the active set of a potential from data frames, relative to its directory.
+
+    Raises
+    ------
+    TrainingError
+        If the program fails.
+    """
+    # All atoms, not only those whose forces are described well: then a grade above 1 means outside
+    # of the training data, and data that has to be taken in batches needs it anyway.
+    arguments = ["--all-atoms", "-V", *(["--full"] if kind == "full" else [])]
+    for frame in frames:
+        arguments += ["-d", frame]
+    run_program("pace_activeset", [*arguments, potential.name], potential.parent)
+    written = potential.with_suffix({"linear": ".asi", "full": ".asi.nonlinear"}[kind])
+    if not written.is_file():
+        raise TrainingError(f"pace_activeset left no {written}")
+    return written

@@ -1,49 +1,70 @@
-"""Run a fit by pacemaker segment by segment, and check the result."""
+"""The fit by pacemaker: input, linear fit, segments of the process, result and export."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
-from mlip_job.errors import MlipJobError, TrainingError
+from mlip_job.errors import IntegrityError, MlipJobError, TrainingError
 from mlip_job.paths import full, is_full, reported
-from mlip_job.training.pacemaker.best import (
-    EarlyStopping,
-    is_kept_by,
-    make_final,
-    prepare,
-    read_kept,
+from mlip_job.runtime.environment import usable_cores
+from mlip_job.training.pacemaker import PacemakerFiles
+from mlip_job.training.pacemaker.basis import potential_section, start_mode
+from mlip_job.training.pacemaker.callbacks import mlip_job_callbacks
+from mlip_job.training.pacemaker.input import (
+    Segment,
+    StartPotential,
+    build_input,
+    dump_input,
+    remaining_segments,
+    weighting_policy,
 )
-from mlip_job.training.pacemaker.callbacks import on_device
-from mlip_job.training.pacemaker.input import dump_input
+from mlip_job.training.pacemaker.linear_fit import (
+    LinearTask,
+    run_linear_fit,
+    summarise_linear_fit,
+    undetermined,
+)
 from mlip_job.training.pacemaker.log import LogParser
 from mlip_job.training.pacemaker.potential_file import (
+    POTENTIAL,
     as_start,
+    convert_to_yace,
     count_functions,
     elements_of,
+    perturbed,
     read_potential,
+    write_active_set,
     write_potential,
 )
-from mlip_job.training.pacemaker.programs import GPU, find_program, gpu_unseen, trainer_environment
 from mlip_job.training.pacemaker.results import summarise_run
-from mlip_job.training.pacemaker.snapshot import take_snapshot, write_tables
-from mlip_job.training.pacemaker.tables import TableFollower
+from mlip_job.training.pacemaker.snapshot import (
+    configure_callback,
+    count_iterations,
+    make_final,
+    read_best,
+    take_snapshot,
+    write_tables,
+)
+from mlip_job.training.pacemaker.tables import TableFollower, read_table
+from mlip_job.training.pacemaker.weighting import FITTED, rows_beyond_policy, rows_left_out
 from mlip_job.training.process import last_lines, run_trainer
+from mlip_job.training.programs import GPU, find_program, gpu_unseen, trainer_environment
+from mlip_job.training.trainer import FitPosition, Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
-    from mlip_job.paths import WorkFiles
-    from mlip_job.training.checkpoint import Snapshot
-    from mlip_job.training.pacemaker.input import Segment
+    from mlip_job.config import TrainingConfig
     from mlip_job.training.pacemaker.tables import Offset
-    from mlip_job.training.summary import CurvePoint, RunSummary
-    from mlip_job.training.trainer import Monitor
+    from mlip_job.training.summary import CurvePoint, LinearStart, RunSummary
+    from mlip_job.training.trainer import FitData, Monitor, SecondSet
 
 # Files of one segment that the next one must not read.
 _LEFT_BY_PACEMAKER = (
@@ -54,49 +75,128 @@ _LEFT_BY_PACEMAKER = (
     "output_potential.yaml",
     "log.txt",
 )
+_LINEAR_FIT = FitPosition(ladder_step=0, iteration=0, step_done=False, last_step=True)
 
 
 class PacemakerWrapper:
-    """A fit by pacemaker, in one segment or more.
+    """A fit by pacemaker, in one segment or more: implements `Trainer`."""
 
-    Parameters
-    ----------
-    files
-        Its work directory, with the data frames and potentials that its inputs name.
-    elements
-        Required elements of the potential.
-    monitor
-        Receives the progress, and may stop it.
-    require_gpu
-        Whether it must not train on the CPU.
-    stopping
-        Criterion for early stopping, if its inputs store the best potential.
-    """
-
-    def __init__(
-        self,
-        files: WorkFiles,
-        elements: Sequence[str],
-        monitor: Monitor,
-        *,
-        require_gpu: bool = False,
-        stopping: EarlyStopping | None = None,
-    ) -> None:
-        self._files = files
-        self._stopping = stopping or EarlyStopping()
-        self._elements = tuple(sorted(elements))
-        self._monitor = monitor
-        self._require_gpu = require_gpu
+    def __init__(self, training: TrainingConfig, directory: Path) -> None:
+        self.files = PacemakerFiles(directory)
+        self.finished = False
+        self._training = training
+        self._data: FitData | None = None
+        self._segments: dict[Path, Segment] = {}
         self._segment: Segment | None = None
         self._changing = Lock()
 
-    def fit(self, segments: Mapping[Path, Segment]) -> RunSummary:
-        """Run pacemaker to its end and return the result of the whole fit.
+    def require_programs(self, *, active_set: bool) -> None:
+        """Raise a ConfigError if one is not installed."""
+        for name in ("pacemaker", "pace_yaml2yace", *(["pace_activeset"] if active_set else [])):
+            find_program(name)
 
-        Parameters
-        ----------
-        segments
-            The segments by input file, which are written here.
+    def basis(self, elements: Sequence[str]) -> dict[str, Any]:
+        """Return the ``potential`` section of a fit from scratch."""
+        return potential_section(self._training, elements)
+
+    # -- the start -------------------------------------------------------------------------------
+
+    @property
+    def parent_files(self) -> Mapping[str, Path]:
+        """The potential in B-basis."""
+        return {POTENTIAL: self.files.parent_potential}
+
+    def start_mode(
+        self, elements: Sequence[str], parent_basis: Mapping[str, Any], parent: str
+    ) -> Literal["continue", "extend"]:
+        """Decide whether the basis is the parent's or contains it."""
+        return start_mode(self._training, elements, parent_basis, parent)
+
+    def prepare_parent(self) -> None:
+        """Remove the ZBL cores; add the noise that is configured."""
+        start = as_start(read_potential(self.files.parent_potential))
+        if self._training.start_noise:
+            start = perturbed(start, self._training.start_noise, self._training.seed)
+        write_potential(start, self.files.parent_potential)
+
+    def begin(self, data: FitData, mode: Literal["continue", "extend"] | None) -> None:
+        """Write input.yaml of an uninterrupted fit."""
+        self._segments = {self.files.input_yaml: Segment(self._write_input(data, mode))}
+
+    def restore(
+        self, staging: Path, name: str, position: FitPosition, elements: Sequence[str]
+    ) -> None:
+        """Move the files of a checkpoint to the names of a work directory."""
+        files = self.files
+        moves = {POTENTIAL: files.checkpoint_potential, "metrics": files.history}
+        required = {POTENTIAL}
+        if position.finished:
+            moves = {POTENTIAL: files.output_potential, "metrics": files.curves}
+            moves[files.train_log.name] = files.train_log
+            required |= {files.train_log.name, files.left_out.name}
+        if missing := sorted(file for file in required if not (staging / file).exists()):
+            raise IntegrityError(f"{name} has no {', '.join(missing)}")
+        found = elements_of(read_potential(staging / POTENTIAL))
+        if found != tuple(sorted(elements)):
+            raise IntegrityError(f"{name} describes {', '.join(found)}")
+        # Skip all other files: a program of the fit might read them.
+        moves |= {p.name: files.directory / p.name for p in PacemakerFiles(staging).of_fit()}
+        for source, target in moves.items():
+            if (staging / source).exists():
+                (staging / source).rename(target)
+
+    def resume(
+        self, data: FitData, mode: Literal["continue", "extend"] | None, position: FitPosition
+    ) -> None:
+        """Prepare the segments that remain from a position."""
+        content = self._write_input(data, mode)
+        self.finished = position.finished
+        if not position.finished:
+            section = potential_section(self._training, data.elements)
+            name = self.files.checkpoint_potential.name
+            segments = remaining_segments(position, content, section, name)
+            self._segments = {self.files.segment_input(n): s for n, s in enumerate(segments, 1)}
+
+    def _write_input(
+        self, data: FitData, mode: Literal["continue", "extend"] | None
+    ) -> dict[str, Any]:
+        start = None
+        if mode is not None:
+            start = StartPotential(self.files.parent_potential.name, same_basis=mode == "continue")
+        elif self._training.linear_start:
+            start = StartPotential(self.files.linear_start.name, same_basis=True)
+        self._data = data
+        content = build_input(self._training, data, start)
+        self.files.input_yaml.write_text(dump_input(content), encoding="utf-8")
+        return content
+
+    # -- the fit ---------------------------------------------------------------------------------
+
+    @property
+    def linear_fit_due(self) -> bool:
+        """Whether input.yaml starts from a linear fit that is still to be made."""
+        segment = self._segments.get(self.files.input_yaml)
+        start = self.files.linear_start.name
+        return segment is not None and segment.content["potential"] == start
+
+    def fit_linearly(self, tell: Callable[[str], None]) -> LinearStart:
+        """Make the linear potential that pacemaker starts from, or that is published."""
+        task = LinearTask(self._training, self._given, str(self.files.directory), usable_cores())
+        tell(f"linear fit to {self._given.structures} structures")
+        made = run_linear_fit(task, tell)
+        result = (
+            f"linear fit of {made.functions} coefficients to {made.structures} structures: "
+            f"loss {made.loss:.3g}"
+        )
+        tell(result)
+        for note in undetermined(made):
+            tell(f"note: {note}")
+        if self._training.is_linear:
+            self.files.train_log.write_text(f"{result}\n", encoding="utf-8")
+        return made
+
+    def fit(self, monitor: Monitor) -> None:
+        """Run pacemaker on all segments.
 
         Raises
         ------
@@ -112,52 +212,83 @@ class PacemakerWrapper:
             If it failed or left no usable potential; the message has the cause and the last lines
             of the log.
         """
-        with reported(self._files.directory):
-            for number, (input_file, segment) in enumerate(segments.items()):
+        with reported(self.files.directory):
+            for number, (input_file, segment) in enumerate(self._segments.items()):
                 if number > 0:
                     self._prepare_next()
-                exit_code = self._run(input_file, segment)
-                summary = summarise_run(self._files.directory, exit_code=exit_code)
+                exit_code = self._run(input_file, segment, monitor)
+                summary = summarise_run(self.files.directory, exit_code=exit_code)
                 self._require_usable(summary, exit_code)
-            kept = read_kept(self._files.best)
-            if kept is not None and summary.best is not None:
-                make_final(kept, self._files.output_potential)
-        return summary
+            best = read_best(self.files.best)
+            if best is not None and summary.best is not None:
+                make_final(best, self.files.output_potential)
 
     def snapshot(self, directory: Path) -> Snapshot | None:
-        """Copy a resumable state into an empty directory; thread-safe."""
+        """Copy the newest potential; before the first segment, that of the linear fit."""
         with self._changing:
-            if self._segment is None:
+            if self._segment is not None:
+                return take_snapshot(self.files, self._segment, self._given.elements, directory)
+            if not self.files.linear_start.exists():
                 return None
-            return take_snapshot(self._files, self._segment, self._elements, directory)
+            return Snapshot(_LINEAR_FIT, 0, {POTENTIAL: self.files.linear_start})
 
-    def _run(self, input_file: Path, segment: Segment) -> int:
+    def finish(self) -> Snapshot:
+        """Record the rows that were left out; return the state for a checkpoint."""
+        files = self.files
+        files.left_out.write_text(json.dumps(self._rows_left_out()), encoding="utf-8")
+        rows = read_table(files.curves / "metrics.txt").rows
+        self.finished = True
+        position = FitPosition(
+            ladder_step=max((row.ladder_step or 0 for row in rows), default=0),
+            iteration=(rows[-1].iter_num or 0) if rows else 0,
+            step_done=True,
+            last_step=True,
+            finished=True,
+        )
+        content = {
+            POTENTIAL: files.output_potential,
+            files.train_log.name: files.train_log,
+            **{path.name: path for path in (*files.segment_inputs(), *files.records())},
+            **files.tables(),
+        }
+        return Snapshot(position, count_iterations(rows), content)
+
+    @property
+    def _given(self) -> FitData:
+        if self._data is None:
+            raise ValueError("begin or resume comes first")
+        return self._data
+
+    def _run(self, input_file: Path, segment: Segment, monitor: Monitor) -> int:
+        files, training = self.files, self._training
         input_file.write_text(dump_input(segment.content), encoding="utf-8")
-        if is_kept_by(segment.content):
-            prepare(self._files, segment, self._stopping)
+        if segment.keeps_best:
+            configure_callback(files, segment, training.early_stopping_patience)
         with self._changing:
             self._segment = segment
+        second_set: SecondSet = "validation" if self._given.validation else "test"
+        callbacks = str(Path(mlip_job_callbacks.__file__).parent)
         try:
             exit_code = run_trainer(
                 # Its predictions and plots of the training data would cost two more graphs.
-                [*_program(self._require_gpu), "--no-predict", input_file.name],
-                trainer_environment() | {"PYTHONPATH": str(Path(on_device.__file__).parent)},
-                self._files.train_log,
-                PacemakerOutput(self._files, segment.offset),
-                self._monitor,
+                [*_program(training.require_gpu), "--no-predict", input_file.name],
+                trainer_environment() | {"PYTHONPATH": callbacks},
+                files.train_log,
+                PacemakerOutput(files, segment.offset, second_set),
+                monitor,
             )
         except MlipJobError:
             with suppress(OSError):  # the curve is for display only
-                write_tables(self._files, segment, self._files.curves)
+                write_tables(files, segment, files.curves)
             raise
-        if self._require_gpu and exit_code == on_device.NO_DEVICE:
+        if training.require_gpu and exit_code == mlip_job_callbacks.NO_DEVICE:
             raise gpu_unseen()
-        write_tables(self._files, segment, self._files.curves)
+        write_tables(files, segment, files.curves)
         return exit_code
 
     def _prepare_next(self) -> None:
         """Make the result of a segment the start of the next one."""
-        files = self._files
+        files = self.files
         with self._changing:
             self._segment = None
             start = as_start(read_potential(files.output_potential))
@@ -171,9 +302,9 @@ class PacemakerWrapper:
     def _require_usable(self, summary: RunSummary, exit_code: int) -> None:
         cause = summary.cause or self._unusable(summary)
         if cause is not None:
-            if is_full(self._files.directory, cause):
-                raise full(self._files.directory)
-            log = self._files.train_log
+            if is_full(self.files.directory, cause):
+                raise full(self.files.directory)
+            log = self.files.train_log
             raise TrainingError(
                 f"pacemaker failed (exit code {exit_code}): {cause}\n"
                 f"last lines of {log}:\n{last_lines(log)}"
@@ -185,27 +316,96 @@ class PacemakerWrapper:
             if sizes.kept != sizes.found:
                 return f"only {sizes.kept} of {sizes.found} {side} structures were taken"
         try:
-            potential = read_potential(self._files.output_potential)
+            potential = read_potential(self.files.output_potential)
         except TrainingError as error:
             return error.message
-        found = elements_of(potential)
-        if found != self._elements:
-            return f"the potential describes {', '.join(found)}, not {', '.join(self._elements)}"
+        found, expected = elements_of(potential), tuple(sorted(self._given.elements))
+        if found != expected:
+            return f"the potential describes {', '.join(found)}, not {', '.join(expected)}"
         written = count_functions(potential)
         if summary.functions not in (None, written):
             return f"only {written} of the potential's {summary.functions} functions were written"
         return None
 
+    def _rows_left_out(self) -> dict[str, tuple[int, ...]]:
+        """Return the rows that energy-based weighting excluded.
+
+        Test rows that the weighting would exclude do not count in the errors either.
+        """
+        policy, data = weighting_policy(self._training), self._given
+        directory = self.files.directory
+        if policy is None:
+            return {}
+        fitted, second, tested = (
+            [directory / name for name in names] for names in (data.train, data.second, data.test)
+        )
+        train = rows_left_out(directory / FITTED["train"], fitted)
+        aside = rows_left_out(directory / FITTED["test"], second)
+        if second == tested:
+            return {"train": train, "test": aside}
+        test = rows_beyond_policy(policy, (*fitted, *second), tested)
+        return {"train": tuple(sorted((*train, *aside))), "test": test}
+
+    # -- the result ------------------------------------------------------------------------------
+
+    def summary(self, linear_start: LinearStart | None) -> RunSummary:
+        """Return errors, curves and warnings of the finished fit."""
+        if self._training.is_linear and linear_start is not None:
+            return summarise_linear_fit(linear_start)
+        return summarise_run(self.files.directory, exit_code=0)
+
+    def left_out(self) -> dict[str, tuple[int, ...]]:
+        """Return the rows that the weighting excluded, by side."""
+        rows: dict[str, list[int]] = json.loads(self.files.left_out.read_text(encoding="utf-8"))
+        return {side: tuple(numbers) for side, numbers in rows.items()}
+
+    def export(self) -> None:
+        """Convert the potential to ``.yace``."""
+        convert_to_yace(self.potential, self.exported)
+
+    def write_active_set(self, frames: Sequence[str], kind: Literal["linear", "full"]) -> Path:
+        """Make the active set of data frames, relative to the work directory."""
+        return write_active_set(self.potential, frames, kind)
+
+    @property
+    def potential(self) -> Path:
+        """The potential in B-basis."""
+        return self.files.output_potential
+
+    @property
+    def exported(self) -> Path:
+        """The potential as ``.yace``."""
+        return self.files.yace
+
+    @property
+    def active_set(self) -> Path:
+        """The active set of the potential in B-basis."""
+        return self.files.active_set
+
+    def artefacts(self) -> dict[str, Path]:
+        """Return input, log, potentials, active set and tables."""
+        files = self.files
+        published = {
+            "input.yaml": files.input_yaml,
+            "train.log": files.train_log,
+            POTENTIAL: files.output_potential,
+            "potential.yace": files.yace,
+        }
+        optional = [path for path in (files.active_set,) if path.exists()]
+        named = {path.name: path for path in (*optional, *files.segment_inputs())}
+        return published | named | files.tables()
+
 
 class PacemakerOutput:
     """Pacemaker's log and tables during a run, with positions in the whole fit."""
 
-    def __init__(self, files: WorkFiles, offset: Offset) -> None:
+    def __init__(self, files: PacemakerFiles, offset: Offset, second_set: SecondSet) -> None:
         self._log = LogParser()
         self._offset = offset
         self._metrics = TableFollower(files.table("metrics"))
         self._test_metrics = TableFollower(files.table("test_metrics"))
         self.test_point: CurvePoint | None = None
+        self.second_set = second_set
 
     @property
     def phase(self) -> str:
@@ -235,5 +435,6 @@ def _program(require_gpu: bool) -> list[str]:
     TensorFlow starts once, in the process that trains: a separate check would cost seconds.
     """
     # -P keeps the modules in that file's folder from being imported by mistake.
-    launcher = [sys.executable, "-P", on_device.__file__, GPU] if require_gpu else []
+    script = mlip_job_callbacks.__file__
+    launcher = [sys.executable, "-P", script, GPU] if require_gpu else []
     return [*launcher, str(find_program("pacemaker"))]

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Literal
 
 from mlip_job.errors import ConfigError
 from mlip_job.models import FullErrors
-from mlip_job.training.loss import DIVERGED, shares_of
-from mlip_job.training.pacemaker.best import Kept, read_kept
+from mlip_job.training.loss import DIVERGED, shares
 from mlip_job.training.pacemaker.callbacks.mlip_job_callbacks import BEST, SETTINGS
 from mlip_job.training.pacemaker.log import LogParser, is_out_of_memory
+from mlip_job.training.pacemaker.snapshot import Best, read_best
 from mlip_job.training.pacemaker.tables import MetricsRow, MetricsTable, milli, read_table
 from mlip_job.training.process import read_lines
-from mlip_job.training.summary import BestPotential, FitCycle, RunSummary, SetSizes
+from mlip_job.training.summary import BestPotential, FitCycle, LossShares, RunSummary, SetSizes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -73,7 +73,7 @@ def summarise_run(directory: Path, *, exit_code: int | None = None) -> RunSummar
     last = rows[-1] if rows else MetricsRow()
     train, test, warnings = _final_errors(state, tables)
     row = _final_row(state, tables["cycle_metrics"])
-    kept = read_kept(directory / BEST)
+    kept = read_best(directory / BEST)
     best = better_than_last(kept, state, tables)
     if kept is not None and best is not None:
         row = kept.train
@@ -106,7 +106,7 @@ def summarise_run(directory: Path, *, exit_code: int | None = None) -> RunSummar
     )
 
 
-def better_than_last(kept: Kept | None, state: LogState, tables: Tables) -> BestPotential | None:
+def better_than_last(kept: Best | None, state: LogState, tables: Tables) -> BestPotential | None:
     """Return which potential is the result, if it is not the last one.
 
     Only the last step of a ladder counts: earlier potentials lack functions.
@@ -434,3 +434,22 @@ def _from_block(block: StatisticsBlock | None, kind: str, column: int) -> float 
     value = milli(block.errors[kind][column])
     # Back to the two decimals that were printed.
     return round(value, 2) if value is not None else None
+
+
+def shares_of(row: MetricsRow | None) -> LossShares | None:
+    """Return the terms of a row's loss as fractions; None if the table lacks them."""
+    if row is None or row.e_loss_contrib is None or row.f_loss_contrib is None:
+        return None
+    terms = {
+        "l1_coeffs": row.l1_reg_contrib,
+        "l2_coeffs": row.l2_reg_contrib,
+        "w_orth": row.smooth_orth,
+        "w0_rad": row.smooth_w1,
+        "w1_rad": row.smooth_w2,
+        "w2_rad": row.smooth_w3,
+    }
+    return shares(
+        row.e_loss_contrib,
+        row.f_loss_contrib,
+        {name: term for name, term in terms.items() if term is not None},
+    )

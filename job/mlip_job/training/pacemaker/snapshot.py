@@ -1,36 +1,49 @@
-"""Copy the state of a running fit that another attempt can resume from.
+"""The state of a running fit: a copy from which another attempt can resume; the best potential.
 
 Pacemaker rewrites ``interim_potential_0.yaml`` after every iteration, in place. A copy counts only
-if the file did not change meanwhile, can be parsed, and has all its functions.
+if the file did not change meanwhile, can be parsed, and has all its functions. The best potential
+has the smallest loss on the validation part; pacemaker's process stores it
+(`callbacks.mlip_job_callbacks`).
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mlip_job.paths import WorkFiles
-from mlip_job.training.checkpoint import POTENTIAL, FitPosition, Snapshot
-from mlip_job.training.pacemaker.best import copy_kept
+from mlip_job.errors import TrainingError
+from mlip_job.training.pacemaker import TABLES
+from mlip_job.training.pacemaker.callbacks.mlip_job_callbacks import numbered_losses, read_rows
 from mlip_job.training.pacemaker.potential_file import (
+    POTENTIAL,
     as_start,
     copy_whole,
     count_functions,
     read_potential,
+    with_cores_of,
     write_potential,
 )
-from mlip_job.training.pacemaker.tables import count_on, join_tables, read_table
+from mlip_job.training.pacemaker.tables import (
+    MetricsRow,
+    count_on,
+    join_tables,
+    read_table,
+    row_of,
+)
+from mlip_job.training.trainer import FitPosition, Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
+    from mlip_job.training.pacemaker import PacemakerFiles
     from mlip_job.training.pacemaker.input import Segment
-    from mlip_job.training.pacemaker.tables import MetricsRow
 
 
 def take_snapshot(
-    files: WorkFiles, segment: Segment, elements: Sequence[str], target: Path
+    files: PacemakerFiles, segment: Segment, elements: Sequence[str], target: Path
 ) -> Snapshot | None:
     """Copy the newest potential of a fit that may be running into an empty directory.
 
@@ -55,14 +68,12 @@ def take_snapshot(
     if found is None:
         return None
     tables = write_tables(files, segment, target / "metrics", upto=found)
+    shown = {**copy_best(files, target), **{f"metrics/{p.name}": p for p in tables}}
     return Snapshot(
         position=found,
         iterations=count_iterations(read_table(target / "metrics" / "metrics.txt").rows),
-        files={
-            POTENTIAL: target / POTENTIAL,
-            **copy_kept(files, target),
-            **{f"metrics/{p.name}": p for p in tables},
-        },
+        files={POTENTIAL: target / POTENTIAL, **shown},
+        shown=shown,
     )
 
 
@@ -72,12 +83,12 @@ def count_iterations(rows: Sequence[MetricsRow]) -> int:
 
 
 def write_tables(
-    files: WorkFiles, segment: Segment, target: Path, upto: FitPosition | None = None
+    files: PacemakerFiles, segment: Segment, target: Path, upto: FitPosition | None = None
 ) -> list[Path]:
     """Write the tables of the whole fit so far into a directory; return their paths."""
     target.mkdir(parents=True, exist_ok=True)
     written = []
-    for name in WorkFiles.TABLES:
+    for name in TABLES:
         earlier = files.history / f"{name}.txt"
         metrics = None if name == "metrics" else files.table("metrics")
         text = join_tables(earlier, files.table(name), segment.offset, upto=upto, metrics=metrics)
@@ -87,16 +98,6 @@ def write_tables(
     return written
 
 
-def interim_potential(files: WorkFiles, cycle: int = 0) -> Path:
-    """Return the file that pacemaker rewrites after every iteration."""
-    return files.directory / f"interim_potential_{cycle}.yaml"
-
-
-def ladder_potential(files: WorkFiles, step: int) -> Path:
-    """Return the file that pacemaker writes after a step of a ladder."""
-    return files.directory / f"interim_potential_ladder_step_{step}.yaml"
-
-
 class _Stamps(NamedTuple):
     """When the newest row and the newest potential were written, ns."""
 
@@ -104,27 +105,27 @@ class _Stamps(NamedTuple):
     potential: int
 
 
-def _stamps(files: WorkFiles) -> _Stamps | None:
+def _stamps(files: PacemakerFiles) -> _Stamps | None:
     try:
         return _Stamps(
-            files.table("metrics").stat().st_mtime_ns, interim_potential(files).stat().st_mtime_ns
+            files.table("metrics").stat().st_mtime_ns, files.interim_potential.stat().st_mtime_ns
         )
     except FileNotFoundError:
         return None
 
 
 def _within_step(
-    files: WorkFiles, segment: Segment, elements: Sequence[str], row: MetricsRow, target: Path
+    files: PacemakerFiles, segment: Segment, elements: Sequence[str], row: MetricsRow, target: Path
 ) -> FitPosition | None:
     """Copy the potential of the last iteration, if there was one in this step."""
     stamps = _stamps(files)
     if stamps is None or not row.iter_num or row.loss is None:
         return None
-    if segment.is_ladder and ladder_potential(files, row.place.ladder_step).is_file():
+    if segment.is_ladder and files.ladder_potential(row.place.ladder_step).is_file():
         return None
     # The row comes first, then the potential; the test set may be evaluated in between.
     lag = 0 if stamps.potential >= stamps.row else 1
-    functions = _copy(interim_potential(files), elements, row.nfuncs, target)
+    functions = _copy(files.interim_potential, elements, row.nfuncs, target)
     if functions is None or row.iter_num == lag:
         return None
     place = segment.offset.shift(row).place
@@ -137,7 +138,7 @@ def _within_step(
 
 
 def _between_steps(
-    files: WorkFiles,
+    files: PacemakerFiles,
     segment: Segment,
     elements: Sequence[str],
     rows: Sequence[MetricsRow],
@@ -145,12 +146,12 @@ def _between_steps(
 ) -> FitPosition | None:
     """Copy the potential of the last complete step of a ladder."""
     step = rows[-1].place.ladder_step
-    if not ladder_potential(files, step).is_file():
+    if not files.ladder_potential(step).is_file():
         step -= 1
     of_step = [row for row in rows if row.ladder_step == step]
     if not of_step:
         return None
-    functions = _copy(ladder_potential(files, step), elements, of_step[-1].nfuncs, target)
+    functions = _copy(files.ladder_potential(step), elements, of_step[-1].nfuncs, target)
     if functions is None:
         return None
     return FitPosition(
@@ -171,8 +172,92 @@ def _copy(source: Path, elements: Sequence[str], functions: int | None, target: 
     return count_functions(content)
 
 
-def _is_last(files: WorkFiles, segment: Segment, functions: int) -> bool:
+def _is_last(files: PacemakerFiles, segment: Segment, functions: int) -> bool:
     """Return whether a potential already has all functions of the final one."""
     if not segment.is_ladder:
         return not segment.partial
     return functions == count_functions(read_potential(files.directory / "target_potential.yaml"))
+
+
+# -- the best potential --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best potential so far, with its position in the whole fit.
+
+    The loss is on the validation part, without regularisation; the rows are of pacemaker's tables.
+    """
+
+    potential: Path
+    ladder_step: int
+    cycle: int
+    iteration: int
+    loss: float
+    train: MetricsRow
+    validation: MetricsRow
+
+
+def configure_callback(files: PacemakerFiles, segment: Segment, patience: int) -> None:
+    """Write the settings of the callback before pacemaker starts.
+
+    The fit stops after `patience` iterations without an improvement.
+    """
+    history = files.history / "test_metrics.txt"
+    step = (segment.offset.ladder_step, 0)
+    settings = {
+        "patience": patience,
+        "ladder_step": segment.offset.ladder_step,
+        "iteration": segment.offset.iteration,
+        "start": segment.first_coefficients,
+        # Exclude rows of a potential that is in no checkpoint.
+        "earlier": numbered_losses(read_rows(history, step), 0) if history.is_file() else [],
+    }
+    files.early_stopping.write_text(json.dumps(settings), encoding="utf-8")
+
+
+def read_best(record: Path) -> Best | None:
+    """Read ``best.json``; return None if there is none.
+
+    Raises
+    ------
+    TrainingError
+        If it is damaged.
+    """
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))
+        return Best(
+            potential=record.parent / Path(content["potential"]).name,
+            ladder_step=int(content["ladder_step"]),
+            cycle=int(content["cycle"]),
+            iteration=int(content["iteration"]),
+            loss=float(content["loss"]),
+            train=row_of(content["train"]) or MetricsRow(),
+            validation=row_of(content["validation"]) or MetricsRow(),
+        )
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TrainingError(f"{record} can't be read: {type(error).__name__}") from None
+
+
+def copy_best(files: PacemakerFiles, target: Path) -> dict[str, Path]:
+    """Copy the best potential of a fit that may be running, and its record, into a directory."""
+    for _ in range(2):  # it may be replaced meanwhile, but not twice within this moment
+        try:
+            shutil.copyfile(files.best, target / files.best.name)
+            best = read_best(target / files.best.name)
+            if best is None:
+                return {}
+            shutil.copyfile(files.directory / best.potential.name, best.potential)
+        except FileNotFoundError:
+            continue
+        return {files.best.name: target / files.best.name, best.potential.name: best.potential}
+    return {}
+
+
+def make_final(best: Best, output: Path) -> None:
+    """Replace pacemaker's final potential by the best one."""
+    content = with_cores_of(read_potential(output), read_potential(best.potential))
+    content["metadata"] = {**content.get("metadata", {}), "_loss": best.train.loss}
+    write_potential(content, output)

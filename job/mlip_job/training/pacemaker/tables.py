@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from mlip_job.training.checkpoint import FitPosition
+    from mlip_job.training.trainer import FitPosition
 
 _STEP, _CYCLE, _ITERATION = "ladder_step", "cycle_step", "iter_num"
 _WHOLE = (_STEP, _CYCLE, _ITERATION, "nfuncs", "ncoefs")

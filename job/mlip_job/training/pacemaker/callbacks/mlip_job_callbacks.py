@@ -1,8 +1,12 @@
-"""Store the potential with the smallest validation loss, and stop a fit that does not improve.
+"""Code within pacemaker's process, which may belong to another environment.
 
-Pacemaker calls `keep_best` after every iteration (``fit.callbacks``). It runs in pacemaker's
-process, maybe of another environment, and imports nothing of this package. Its state is in files of
-the work directory, which checkpoints contain.
+It imports nothing of this package. `keep_best` stores the potential with the smallest validation
+loss, and stops a fit that does not improve: pacemaker calls it after every iteration
+(``fit.callbacks``). Its state is in files of the work directory, which checkpoints contain.
+
+As a script it runs a program if TensorFlow finds a device of the given type::
+
+    python -P mlip_job_callbacks.py GPU /path/to/pacemaker --no-predict input.yaml
 """
 
 from __future__ import annotations
@@ -10,7 +14,10 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
+import runpy
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +27,14 @@ if TYPE_CHECKING:
 CALLBACK = "mlip_job_callbacks.keep_best"
 """Name in ``fit.callbacks``."""
 
-
 SETTINGS = "early_stopping.json"
 """Settings, written before pacemaker starts."""
-
 
 BEST = "best.json"
 """The best potential so far: path, iteration, and its rows of both tables."""
 
+NO_DEVICE = 71
+"""Exit code without a device: that of `GpuRequiredError`."""
 
 Row = dict[str, str]
 
@@ -62,7 +69,7 @@ def keep_best(
     _keep(basis_config.save, settings, iteration, train[-1], validation[-1])
     earlier = settings["earlier"] if current_ladder_step == 0 else []
     losses = [*map(tuple, earlier), *numbered_losses(validation, begun)]
-    gained = last_gain(losses, settings["least_fall"])
+    gained = last_gain(losses)
     if iteration - gained >= settings["patience"]:
         logging.getLogger(__name__).info(
             "EARLY STOPPING: no better potential on the validation set since iteration %d", gained
@@ -91,20 +98,11 @@ def numbered_losses(rows: Sequence[Row], begun: int) -> list[tuple[int, float]]:
     return found
 
 
-def last_gain(losses: Sequence[tuple[int, float]], least_fall: float) -> int:
-    """Return the iteration that improved the validation loss last.
-
-    Parameters
-    ----------
-    losses
-        Iterations with their losses, in order.
-    least_fall
-        Minimum relative decrease per iteration since the last improvement; a smaller one is
-        ignored.
-    """
+def last_gain(losses: Sequence[tuple[int, float]]) -> int:
+    """Return the iteration that improved the validation loss last, of iterations with losses."""
     at, best = losses[0]
     for iteration, loss in losses[1:]:
-        if loss < best * (1 - least_fall * (iteration - at)) or not math.isfinite(best):
+        if loss < best or not math.isfinite(best):
             at, best = iteration, loss
     return at
 
@@ -158,3 +156,19 @@ def read_rows(table: Path, step: tuple[int, int]) -> list[Row]:
     rows = (dict(zip(columns, line.split(), strict=False)) for line in lines)
     place = {"ladder_step": str(step[0]), "cycle_step": str(step[1])}
     return [row for row in rows if len(row) == len(columns) and row.items() >= place.items()]
+
+
+def main() -> None:
+    """Check for the device, then run the program."""
+    kind, program, *arguments = sys.argv[1:]
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # as pacemaker sets it before its own import
+    import tensorflow as tf  # noqa: PLC0415
+
+    if not tf.config.list_physical_devices(kind):
+        sys.exit(NO_DEVICE)
+    sys.argv = [program, *arguments]
+    runpy.run_path(program, run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

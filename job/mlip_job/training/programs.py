@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from mlip_job.errors import ConfigError, GpuRequiredError, TrainingError
 from mlip_job.runtime.environment import thread_counts
@@ -104,42 +104,6 @@ def run_program(name: str, arguments: Sequence[str], directory: Path) -> None:
         by_signal = process.returncode < 0
         cause = f"ended by {signal.Signals(-process.returncode).name}" if by_signal else last[0]
         raise TrainingError(f"{name} failed on {directory / arguments[-1]}: {cause}")
-
-
-def convert_to_yace(potential: Path, yace: Path) -> None:
-    """Convert a B-basis potential into the .yace that LAMMPS reads.
-
-    Raises
-    ------
-    TrainingError
-        If the converter fails.
-    """
-    # Without -o the converter replaces every "yaml" in the whole path.
-    run_program("pace_yaml2yace", ["-o", yace.name, potential.name], potential.parent)
-    if not yace.is_file():
-        raise TrainingError(f"pace_yaml2yace left no {yace}")
-
-
-def write_active_set(
-    potential: Path, frames: Sequence[str], kind: Literal["linear", "full"]
-) -> Path:
-    """Make the active set of a potential from data frames, relative to its directory.
-
-    Raises
-    ------
-    TrainingError
-        If the program fails.
-    """
-    # All atoms, not only those whose forces are described well: then a grade above 1 means outside
-    # of the training data, and data that has to be taken in batches needs it anyway.
-    arguments = ["--all-atoms", "-V", *(["--full"] if kind == "full" else [])]
-    for frame in frames:
-        arguments += ["-d", frame]
-    run_program("pace_activeset", [*arguments, potential.name], potential.parent)
-    written = potential.with_suffix({"linear": ".asi", "full": ".asi.nonlinear"}[kind])
-    if not written.is_file():
-        raise TrainingError(f"pace_activeset left no {written}")
-    return written
 
 
 # -- the GPU -------------------------------------------------------------------------------------
