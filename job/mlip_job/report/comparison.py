@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlip_job.config.job import verdict_word
 from mlip_job.config.training import REGULARISATION
@@ -32,8 +31,7 @@ if TYPE_CHECKING:
 _COMPARED = ("dataset", "training", "evaluation")
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """The verdict of the gate as text, its reasons, and its CSS class."""
 
     css: str
@@ -57,63 +55,77 @@ def verdict(evaluation: Evaluation | None) -> Verdict:
 # -- figures -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Quantity:
+class Quantity(NamedTuple):
     """A figure of a generation: its key in JSON, its heading in tables, and its decimals there."""
 
     key: str
     heading: str
     digits: int
-    value: float | int | None
+    value: float | None
 
 
 def quantities(report: TrainingReport) -> tuple[Quantity, ...]:
     """Return the figures to compare, in a fixed order for all reports."""
-    train, test, found = report.errors("train"), report.errors("test"), report.evaluation
-    s_train = found.train.stress_gpa if found else None
-    s_test = found.test.stress_gpa if found and found.test else None
+    found = report.evaluation
     grade = found.test.extrapolation_grade if found and found.test else None
     checks = count_verdicts(found.physics) if found and found.physics else None
     speed = found.speed if found else None
-    energy, force = "energy_mev_per_atom", "force_mev_per_angstrom"
-    e_train, e_test = f"E train ({ENERGY})", f"E test ({ENERGY})"
-    f_train, f_test = f"F train ({FORCE})", f"F test ({FORCE})"
-    stress_train, stress_test = f"stress train ({STRESS})", f"stress test ({STRESS})"
-    q = Quantity
     return (
-        q("train_structures", "train (structures)", 0, report.dataset.train),
-        q("test_structures", "test (structures)", 0, report.dataset.test),
-        q("functions", "basis functions", 0, report.fit.functions),
-        q("iterations", "iterations", 0, report.fit.iterations),
-        q(f"rmse_train_{energy}", f"RMSE {e_train}", 2, train.rmse_energy_mev_per_atom),
-        q(f"rmse_test_{energy}", f"RMSE {e_test}", 2, test.rmse_energy_mev_per_atom),
-        q(f"rmse_train_{force}", f"RMSE {f_train}", 1, train.rmse_force_mev_per_angstrom),
-        q(f"rmse_test_{force}", f"RMSE {f_test}", 1, test.rmse_force_mev_per_angstrom),
-        q("rmse_train_stress_gpa", f"RMSE {stress_train}", 3, s_train.rmse if s_train else None),
-        q("rmse_test_stress_gpa", f"RMSE {stress_test}", 3, s_test.rmse if s_test else None),
-        q(f"mae_train_{energy}", f"MAE {e_train}", 2, train.mae_energy_mev_per_atom),
-        q(f"mae_test_{energy}", f"MAE {e_test}", 2, test.mae_energy_mev_per_atom),
-        q(f"mae_train_{force}", f"MAE {f_train}", 1, train.mae_force_mev_per_angstrom),
-        q(f"mae_test_{force}", f"MAE {f_test}", 1, test.mae_force_mev_per_angstrom),
-        q("mae_train_stress_gpa", f"MAE {stress_train}", 3, s_train.mae if s_train else None),
-        q("mae_test_stress_gpa", f"MAE {stress_test}", 3, s_test.mae if s_test else None),
-        q(f"max_train_{energy}", f"largest {e_train}", 2, train.max_energy_mev_per_atom),
-        q(f"max_test_{energy}", f"largest {e_test}", 2, test.max_energy_mev_per_atom),
-        q(f"max_train_{force}", f"largest {f_train}", 1, train.max_force_mev_per_angstrom),
-        q(f"max_test_{force}", f"largest {f_test}", 1, test.max_force_mev_per_angstrom),
-        q("max_train_stress_gpa", f"largest {stress_train}", 3, s_train.max if s_train else None),
-        q("max_test_stress_gpa", f"largest {stress_test}", 3, s_test.max if s_test else None),
-        q("largest_test_grade", "largest grade, test", 2, grade.max if grade else None),
-        q("checks_passed", "physics checks passed", 0, checks["passed"] if checks else None),
-        q("checks_failed", "physics checks failed", 0, checks["failed"] if checks else None),
-        q(
+        Quantity("train_structures", "train (structures)", 0, report.dataset.train),
+        Quantity("test_structures", "test (structures)", 0, report.dataset.test),
+        Quantity("functions", "basis functions", 0, report.fit.functions),
+        Quantity("iterations", "iterations", 0, report.fit.iterations),
+        *_errors(report),
+        Quantity("largest_test_grade", "largest grade, test", 2, grade.max if grade else None),
+        Quantity("checks_passed", "physics checks passed", 0, checks["passed"] if checks else None),
+        Quantity("checks_failed", "physics checks failed", 0, checks["failed"] if checks else None),
+        Quantity(
             "evaluator_us_per_atom",
             "evaluator (µs/atom)",
             1,
             speed.evaluator_us_per_atom if speed else None,
         ),
-        q("fit_seconds", "fit (s)", 0, report.timings_s.get("fit")),
+        Quantity("fit_seconds", "fit (s)", 0, report.timings_s.get("fit")),
     )
+
+
+def _errors(report: TrainingReport) -> Iterator[Quantity]:
+    """Yield RMSE, MAE and largest error of energies, forces and stresses on both sides."""
+    errors, found = (report.errors("train"), report.errors("test")), report.evaluation
+    tested = found.test if found else None
+    stress = (found.train.stress_gpa if found else None, tested.stress_gpa if tested else None)
+    for key, heading, energies, forces, stresses in (
+        (
+            "rmse",
+            "RMSE",
+            [side.rmse_energy_mev_per_atom for side in errors],
+            [side.rmse_force_mev_per_angstrom for side in errors],
+            [side.rmse if side else None for side in stress],
+        ),
+        (
+            "mae",
+            "MAE",
+            [side.mae_energy_mev_per_atom for side in errors],
+            [side.mae_force_mev_per_angstrom for side in errors],
+            [side.mae if side else None for side in stress],
+        ),
+        (
+            "max",
+            "largest",
+            [side.max_energy_mev_per_atom for side in errors],
+            [side.max_force_mev_per_angstrom for side in errors],
+            [side.max if side else None for side in stress],
+        ),
+    ):
+        for quantity, symbol, unit, digits, values in (
+            ("energy_mev_per_atom", "E", ENERGY, 2, energies),
+            ("force_mev_per_angstrom", "F", FORCE, 1, forces),
+            ("stress_gpa", "stress", STRESS, 3, stresses),
+        ):
+            for side, value in zip(("train", "test"), values, strict=True):
+                yield Quantity(
+                    f"{key}_{side}_{quantity}", f"{heading} {symbol} {side} ({unit})", digits, value
+                )
 
 
 def comparison_document(reports: Sequence[TrainingReport]) -> dict[str, Any]:
@@ -185,7 +197,7 @@ def steps_table(reports: Sequence[TrainingReport]) -> Table | None:
     rows = []
     for report, compared in _steps(reports):
         old, new = generation_name(compared.generation), generation_name(report.generation)
-        cells: list[str | Cell] = []
+        cells: list[str | Cell] = [f"{old} → {new}", str(compared.structures)]
         for pair, digits in (
             (compared.energy_mev_per_atom, 2),
             (compared.force_mev_per_angstrom, 1),
@@ -193,24 +205,15 @@ def steps_table(reports: Sequence[TrainingReport]) -> Table | None:
             css = "" if not pair.change else "worse" if pair.change > 0 else "better"
             change = Cell(percent(pair.change), css)
             cells += [fixed(pair.old, digits), fixed(pair.new, digits), change]
-        rows.append((f"{old} → {new}", str(compared.structures), *cells))
+        rows.append(tuple(cells))
     if not rows:
         return None
-    columns = (
-        column
-        for quantity, unit in (("E", ENERGY), ("F", FORCE))
-        for column in (
-            Column(f"RMSE {quantity} before", unit),
-            Column("after", unit),
-            Column("change"),
-        )
-    )
-    return Table(
-        "On the same structures",
-        (Column("generations", numeric=False), Column("structures"), *columns),
-        tuple(rows),
-        "Structures that are in neither training set.",
-    )
+    columns = [Column("generations", numeric=False), Column("structures")]
+    for quantity, unit in (("E", ENERGY), ("F", FORCE)):
+        before, after = Column(f"RMSE {quantity} before", unit), Column("after", unit)
+        columns += [before, after, Column("change")]
+    note = "Structures that are in neither training set."
+    return Table("On the same structures", tuple(columns), tuple(rows), note)
 
 
 # -- settings ------------------------------------------------------------------------------------

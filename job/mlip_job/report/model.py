@@ -41,14 +41,9 @@ _NEGLIGIBLE_FORCE = 2.0  # meV/Å, that reference data do not resolve
 class LossDefinition(Frozen):
     """The loss of the fit: (1-κ)·MSE(E/atom) + κ·mean|ΔF|² plus regularisation.
 
-    Attributes
-    ----------
-    energy_weight, force_weight
-        The weights a and b of the configuration, or of the same sum if an override set another κ.
-    kappa
-        b / (a + b), as pacemaker read it in input.yaml, or chose it by ``kappa: auto``.
-    stress_fitted
-        Always false: pacemaker fits no stress.
+    The weights a and b are those of the configuration, or of the same sum if an override set
+    another κ. ``kappa`` is b / (a + b), as pacemaker read it in input.yaml or chose it
+    (``kappa: auto``). Pacemaker fits no stress.
     """
 
     energy_weight: float
@@ -75,19 +70,15 @@ class DatasetSummary(Frozen):
 
 
 class TrainingReport(Frozen):
-    """The report of one training.
+    """The report of one training; docs/report.md describes it.
 
     Attributes
     ----------
     parent
         The generation that the fit started from.
-    attempts
-        All attempts of the fit, with their iterations.
     fit
         Results from pacemaker's tables and log; ``second_set`` is the test set or the validation
         part.
-    evaluation
-        Evaluation of the published potential, see docs/evaluation.md.
     left_out_by_weighting
         Row ids per side that energy-based weighting excluded from the fit.
     energy_reference
@@ -95,8 +86,7 @@ class TrainingReport(Frozen):
     timings_s
         Wall time of the stages before publishing, s; of all attempts together.
     phases_s
-        Wall time of pacemaker's phases within the stage ``fit``, s. Building its graphs, for the
-        training set and again for the test set, are phases of their own.
+        Wall time of pacemaker's phases within the stage ``fit``, s.
     """
 
     schema_version: Literal[1] = 1

@@ -35,7 +35,7 @@ def render_report(facts: Facts, parent: TrainingReport | None) -> str:
     name = generation_name(report.generation)
     measured: tuple[object, ...] = ()
     if evaluation is not None:
-        statistics = tables.energy_statistics(evaluation), tables.force_statistics(evaluation)
+        statistics = tables.error_statistics(evaluation)
         measured = tuple(zip(figures.error_figures(evaluation), statistics, strict=True))
     checks = evaluation.physics if evaluation is not None else ()
     return _render(
@@ -55,7 +55,7 @@ def render_report(facts: Facts, parent: TrainingReport | None) -> str:
         error_tables=tables.error_tables(evaluation, name) if evaluation else (),
         physics_table=tables.physics_table(checks) if checks else None,
         physics_figures=figures.physics_figures(checks),
-        worst=tables.worst_tables(evaluation),
+        worst=tuple(tables.worst_tables(evaluation)),
         dataset_tables=tables.dataset_tables(facts.dataset, report),
         settings=fit_settings(facts.manifest),
         times=tables.time_table(report),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING
 
 from mlip_job.evaluation.results import (
     DimerCheck,
@@ -30,7 +30,7 @@ from mlip_job.report.texts import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.evaluation.results import (
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
         ErrorStatistics,
         Evaluation,
         PhysicsCheck,
-        SetEvaluation,
     )
     from mlip_job.report.model import TrainingReport
 
@@ -54,18 +53,26 @@ def _text(name: str) -> Column:
 # -- errors --------------------------------------------------------------------------------------
 
 
-def energy_statistics(evaluation: Evaluation) -> Table:
-    """Return the statistics of the energy errors."""
-    test = evaluation.test.energy_mev_per_atom if evaluation.test else None
-    title = "Energy errors in numbers"
-    return _statistics(title, ENERGY, 2, evaluation.train.energy_mev_per_atom, test)
-
-
-def force_statistics(evaluation: Evaluation) -> Table:
-    """Return the statistics of the errors of force components."""
-    test = evaluation.test.force_mev_per_angstrom if evaluation.test else None
-    title = "Force errors per component"
-    return _statistics(title, FORCE, 1, evaluation.train.force_mev_per_angstrom, test)
+def error_statistics(evaluation: Evaluation) -> tuple[Table, Table]:
+    """Return the statistics of the errors of energies and of force components."""
+    train, test = evaluation.train, evaluation.test
+    energy, force = train.energy_mev_per_atom, train.force_mev_per_angstrom
+    return (
+        _statistics(
+            "Energy errors in numbers",
+            ENERGY,
+            2,
+            energy,
+            test.energy_mev_per_atom if test else None,
+        ),
+        _statistics(
+            "Force errors per component",
+            FORCE,
+            1,
+            force,
+            test.force_mev_per_angstrom if test else None,
+        ),
+    )
 
 
 def error_tables(evaluation: Evaluation, name: str) -> tuple[Table, ...]:
@@ -227,38 +234,34 @@ def _parent_table(evaluation: Evaluation, name: str) -> Table | None:
     )
 
 
-def worst_tables(evaluation: Evaluation | None) -> tuple[Table, ...]:
-    """Return the structures with the largest errors, of the test set first."""
+def worst_tables(evaluation: Evaluation | None) -> Iterator[Table]:
+    """Yield the structures with the largest errors, of the test set first."""
     if evaluation is None:
-        return ()
-    sides = (("test", evaluation.test), ("train", evaluation.train))
-    return tuple(
-        _worst_table(side, found) for side, found in sides if found is not None and found.worst
-    )
-
-
-def _worst_table(side: str, found: SetEvaluation) -> Table:
-    graded = any(worst.extrapolation_grade is not None for worst in found.worst)
-    columns = (
-        Column("row"),
-        _text("formula"),
-        _text("config type"),
-        Column("energy error", ENERGY),
-        Column("largest force error", FORCE),
-        *([Column("grade")] if graded else []),
-    )
-    rows = (
-        (
-            str(worst.row_id),
-            worst.formula,
-            worst.config_type or UNKNOWN,
-            fixed(worst.energy_error_mev_per_atom, 2),
-            fixed(worst.max_force_error_mev_per_angstrom),
-            *([fixed(worst.extrapolation_grade, 2)] if graded else []),
+        return
+    for side, found in (("test", evaluation.test), ("train", evaluation.train)):
+        if found is None or not found.worst:
+            continue
+        graded = any(worst.extrapolation_grade is not None for worst in found.worst)
+        columns = (
+            Column("row"),
+            _text("formula"),
+            _text("config type"),
+            Column("energy error", ENERGY),
+            Column("largest force error", FORCE),
+            *([Column("grade")] if graded else []),
         )
-        for worst in found.worst
-    )
-    return Table(f"Worst {side} structures", columns, tuple(rows), "row: id in the database.")
+        rows = (
+            (
+                str(worst.row_id),
+                worst.formula,
+                worst.config_type or UNKNOWN,
+                fixed(worst.energy_error_mev_per_atom, 2),
+                fixed(worst.max_force_error_mev_per_angstrom),
+                *([fixed(worst.extrapolation_grade, 2)] if graded else []),
+            )
+            for worst in found.worst
+        )
+        yield Table(f"Worst {side} structures", columns, tuple(rows), "row: id in the database.")
 
 
 # -- physics -------------------------------------------------------------------------------------
@@ -297,8 +300,6 @@ def subject(check: PhysicsCheck) -> str:
             )
         case SmoothnessCheck():
             return f"smoothness {_PLACES[check.place]}, {'–'.join(check.elements)}"
-        case _:
-            assert_never(check)
 
 
 def _number(check: PhysicsCheck) -> str:
@@ -317,8 +318,6 @@ def _number(check: PhysicsCheck) -> str:
             where = _quantity(" at ", check.distance_angstrom, "Å")
             jump = _quantity("jump ", check.jump_mev_per_angstrom, "meV/Å")
             return jump if UNKNOWN in (where, jump) else jump + where
-        case _:
-            assert_never(check)
 
 
 def _quantity(prefix: str, value: float | None, unit: str) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 
-from mlip_job.evaluation import statistics
 from mlip_job.evaluation.statistics import EXACT_UP_TO, ErrorStream, PairSample, grade_statistics
 
 SIZES = (1, 2, 10, 997, EXACT_UP_TO, EXACT_UP_TO + 1, 200_000)
@@ -30,29 +31,21 @@ def _stream(errors: np.ndarray, batch: int = 333) -> ErrorStream:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_figures_are_those_of_the_whole_array(size: int) -> None:
-    """RMSE, MAE and maximum exactly; percentiles exactly while few, else within 0.1 %."""
+    """RMSE, MAE and maximum exactly; percentiles exactly while few, else within 0.1 %.
+
+    They do not depend on the batches, and so not on the number of processes.
+    """
     errors = _errors(size)
     found = _stream(errors).statistics()
+    assert found.model_dump() == pytest.approx(_stream(errors, size).statistics().model_dump())
     absolute = np.abs(errors)
     assert found.count == size
     assert found.rmse == pytest.approx(np.sqrt(np.mean(errors**2)), rel=1e-12)
     assert found.mae == pytest.approx(np.mean(absolute), rel=1e-12)
     assert found.max == absolute.max()
     tolerance = 1e-12 if size <= EXACT_UP_TO else 1.001e-3
-    for percent in (50, 90, 99):
-        expected = np.percentile(absolute, percent, method="inverted_cdf")
-        assert getattr(found, f"p{percent}") == pytest.approx(expected, rel=tolerance)
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_figures_do_not_depend_on_the_batches(size: int) -> None:
-    """However many processes measured, the same report comes out, but for rounding of sums."""
-    errors = _errors(size)
-    one, other = _stream(errors, 50).statistics(), _stream(errors, size).statistics()
-    assert one.rmse == pytest.approx(other.rmse, rel=1e-12)
-    assert one.model_copy(update={"rmse": 0, "mae": 0}) == other.model_copy(
-        update={"rmse": 0, "mae": 0}
-    )
+    expected = np.percentile(absolute, (50, 90, 99), method="inverted_cdf")
+    assert (found.p50, found.p90, found.p99) == pytest.approx(expected, rel=tolerance)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -82,13 +75,11 @@ def test_extreme_errors_are_counted_too(error: float) -> None:
 
 
 def test_memory_does_not_grow_with_the_stream() -> None:
-    """Beyond the exact part only counts are kept."""
+    """Beyond the exact part only counts in bins are kept, half a megabyte."""
     found = ErrorStream()
     for number in range(300):
         found.add(np.random.default_rng(number).normal(size=1000))
-    assert found._kept == []
-    assert found._bins is not None
-    assert found._bins.nbytes < 1e6
+    assert len(pickle.dumps(found)) < 1e6
 
 
 @pytest.mark.parametrize("size", [1, 999, 1000, 1001, 30_000])
@@ -130,11 +121,3 @@ def test_grades_are_counted_above_the_tolerance_of_their_making() -> None:
     """An active set's own structures have grades of up to 1.01."""
     found = grade_statistics(np.array([0.2, 1.0, 1.0099, 1.02, 7.0]))
     assert (found.count, found.above_one, found.max, found.p50) == (5, 2, 7.0, 1.0099)
-
-
-def test_bins_lie_where_they_should() -> None:
-    """A value's bin stands for something within 0.1 % of it, with its sign."""
-    values = np.array([*np.geomspace(1e-8, 1e11, 997), *-np.geomspace(1e-8, 1e11, 997)])
-    np.testing.assert_allclose(
-        statistics._middles(statistics._bin_numbers(values)), values, rtol=1.001e-3
-    )
