@@ -7,7 +7,7 @@ metals Al, Cu, Ag, Au, Ni, Pd and Pt.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase import Atoms
@@ -67,9 +67,9 @@ def write_demo_database(path: Path, elements: Sequence[str], *, seed: int = 42) 
 
 
 def demo_config(elements: Sequence[str]) -> str:
-    """Return the configuration of the demo: a basis so small that two CPU cores suffice.
+    """Return the configuration of the demo's second generation, for two CPU cores.
 
-    It is that of the second generation; the first one has `FIRST_GENERATION` as well.
+    The first one has `FIRST_GENERATION` as well.
     """
     family = "-".join(e.lower() for e in sorted(elements))
     return f"""\
@@ -111,21 +111,21 @@ def _structures(
     for index in range(round(share * _SURFACES)):
         slab = _slab(elements, rng)
         if index == 0:
-            # Held atoms: the forces that DFT found on them are still data.
+            # Forces on constrained atoms are data too.
             slab.set_constraint(FixAtoms(indices=[0, 1]))
         yield "surface", slab
 
 
-def _write_unusable(database: object, elements: Sequence[str], rng: np.random.Generator) -> None:
+def _write_unusable(database: Any, elements: Sequence[str], rng: np.random.Generator) -> None:
     """Add rows that a run must reject: failed calculations, and one without forces."""
     for _ in range(3):
         atoms = _rattled(_crystal(elements, 1, rng), 0.3, rng)
-        database.write(atoms, status="failed", config_type="rattled", generation=1)  # type: ignore[attr-defined]
+        database.write(atoms, status="failed", config_type="rattled", generation=1)
     atoms = _crystal(elements, 1, rng)
     atoms.calc = EMT()
     energy = atoms.get_potential_energy()
     atoms.calc = SinglePointCalculator(atoms, energy=energy)
-    database.write(atoms, status="completed", config_type="bulk", generation=1)  # type: ignore[attr-defined]
+    database.write(atoms, status="completed", config_type="bulk", generation=1)
 
 
 def _lattice_constant(elements: Sequence[str]) -> float:

@@ -45,22 +45,13 @@ def load_potential(
     The potential is kept in a cache on this machine; its hash is checked against the generation's
     manifest each time.
 
-    Parameters
-    ----------
-    url
-        The store: a directory or ``s3://bucket/prefix``. It may name the family's folder in it.
-    generation
-        Its number, or the latest that was accepted.
-    family
-        Needed where the store holds several and `url` names none of them.
-    endpoint_url
-        Endpoint of an S3-compatible store; by default ``AWS_ENDPOINT_URL``. Credentials come from
-        the environment, a profile or the instance, as boto3 finds them.
-    extrapolation
-        Put the extrapolation grade of each atom into ``calc.results["gamma"]``; above 1 the
-        potential extrapolates. Needs a published active set, and is slower.
-    cache
-        Directory of the cache; by default ``$XDG_CACHE_HOME/mlip-job``.
+    The store is a directory or ``s3://bucket/prefix``; `url` may include the family's folder, else
+    `family` is required if the store holds several. Without `endpoint_url`, that of
+    ``AWS_ENDPOINT_URL`` is used; credentials come from the environment, a profile or the instance,
+    as boto3 finds them. The cache is in ``$XDG_CACHE_HOME/mlip-job`` by default.
+
+    With `extrapolation` the extrapolation grade of each atom is in ``calc.results["gamma"]``; above
+    1 the potential extrapolates. It requires a published active set, and is slower.
 
     Raises
     ------

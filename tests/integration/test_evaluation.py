@@ -421,7 +421,7 @@ def test_many_processes_find_the_same_in_the_same_order(
         np.testing.assert_array_equal(one.forces_predicted, other.forces_predicted)
 
 
-def test_what_a_process_finds_wrong_is_told_by_the_job(trained: Project, models: Models) -> None:
+def test_errors_of_a_worker_process_are_raised(trained: Project, models: Models) -> None:
     """A file that is no potential: the reason, not that a pool is broken."""
     broken = Models(trained.artefact(1, "report.json"), models.reference_energies)
     with (
@@ -531,7 +531,7 @@ def test_a_spoilt_potential_is_caught(project: Project, monkeypatch: pytest.Monk
         (lambda text: text[: len(text) // 2], r"potential\.yace can't be loaded: .*yaml-cpp"),
         (
             lambda text: _with_first_coefficient(text, lambda _: ".nan"),
-            "that are no finite numbers, for row",
+            "that are not finite, for row",
         ),
     ):
         with monkeypatch.context() as patch:

@@ -174,7 +174,7 @@ def test_credentials_stay_out_of_the_warning(
     assert "bWU6czNjcmV0LXdvcmQ=" not in caplog.text  # the same in base64, as it was sent
 
 
-def test_a_server_that_never_answers_is_given_up(
+def test_a_server_that_never_responds_costs_seconds(
     family: Family, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In seconds, and at once where a signal came."""

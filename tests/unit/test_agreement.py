@@ -46,7 +46,7 @@ def _errors(*structures: Measured) -> SetErrors:
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.0009, 0.9991])
-def test_figures_that_agree_are_kept_beside_each_other(factor: float) -> None:
+def test_figures_that_agree_are_reported_together(factor: float) -> None:
     """To a relative 1e-3; measured, the difference is below 1e-6."""
     ours = _errors(_measured(1, 0.1, 0.3))
     found = agreement("train", ours, _pacemaker(100 * factor, 300 / factor))

@@ -140,7 +140,7 @@ def test_every_key_that_takes_several_kinds_says_which() -> None:
 
 
 def test_all_problems_are_reported_at_once(config_file: Path) -> None:
-    """A user mends a file in one go."""
+    """A user corrects a file once."""
     with pytest.raises(ConfigError) as caught:
         load_config(config_file, assignments=["training.cutoff=-1", "storage.ur=x"], environment={})
     assert "training.cutoff" in str(caught.value)
@@ -265,13 +265,13 @@ def test_selection_can_name_the_generation() -> None:
     assert config.database.for_generation(3).select == "generation<=3"
 
 
-def test_template_is_valid_and_says_what_it_was_told(tmp_path: Path) -> None:
+def test_template_is_valid_and_has_the_given_values(tmp_path: Path) -> None:
     """What init writes is loaded as it is, also with awkward values."""
     path = tmp_path / "mlip-job.yaml"
     path.write_text(
         commented_config(
             family="cu",
-            told={
+            values={
                 "database": {"url": "my: data's.db", "select": "status=COMPLETED"},
                 "storage": {"url": "s3://b/p"},
                 "training": {"cutoff": 4.0},
@@ -289,7 +289,7 @@ def test_template_is_valid_and_says_what_it_was_told(tmp_path: Path) -> None:
 def test_template_is_short_and_sets_nothing_else() -> None:
     """At most 60 lines with every remark; all other keys have their defaults."""
     remarks = dict.fromkeys(("group_by", "config_type", "split_key", "cutoff"), "a remark " * 15)
-    text = commented_config(family="cu", told={}, remarks=remarks)
+    text = commented_config(family="cu", values={}, remarks=remarks)
     assert len(text.splitlines()) <= 60
     assert "mlip-job config schema" in text
     assert JobConfig.model_validate(yaml.safe_load(text)) == JobConfig(family="cu")

@@ -1,4 +1,4 @@
-"""Labels that mean something else are told from a potential that is not good yet."""
+"""Labels of another convention are distinguished from a poor potential."""
 
 from __future__ import annotations
 
@@ -65,15 +65,15 @@ def test_a_poor_potential_is_no_contradiction() -> None:
     assert list(found.warnings("test")) == []
 
 
-def test_forces_that_are_gradients_are_told() -> None:
-    """They point the other way."""
+def test_gradients_in_place_of_forces_are_a_warning() -> None:
+    """They have the opposite sign."""
     (said,) = _warnings(force=-0.6)
-    assert said.startswith("PREDICTED FORCES POINT THE OTHER WAY")
+    assert said.startswith("PREDICTED FORCES HAVE THE OPPOSITE SIGN")
     assert "on the test set" in said
     assert "gradients" in said
 
 
-def test_forces_worse_than_none_are_told() -> None:
+def test_forces_worse_than_zero_are_a_warning() -> None:
     """In the right direction on the whole, but with an error above their size."""
     (said,) = _warnings(force=2.5)
     assert said.startswith("PREDICTED FORCES ARE WORSE THAN ZERO")
@@ -82,7 +82,7 @@ def test_forces_worse_than_none_are_told() -> None:
 def test_energies_are_held_against_their_mean() -> None:
     """Without the reference energies, which would hide it."""
     (said,) = _warnings(energy=-0.7)
-    assert said.startswith("PREDICTED ENERGIES GO THE OTHER WAY")
+    assert said.startswith("PREDICTED ENERGIES ARE ANTICORRELATED")
     (said,) = _warnings(energy=1.0, noise=1.5, force=4.0)[1:]
     assert said.startswith("PREDICTED ENERGIES ARE WORSE THAN THEIR MEAN")
 
@@ -110,7 +110,7 @@ def test_a_handful_of_structures_is_no_correlation() -> None:
         ),
     ],
 )
-def test_stresses_of_another_convention_are_told(
+def test_stresses_of_another_convention_are_a_warning(
     given: Callable[[FloatArray], FloatArray], meant: str
 ) -> None:
     """The sign, the unit and the order with which they fit far better."""

@@ -286,7 +286,7 @@ def test_tables_have_units_and_all_groups() -> None:
     assert worst.columns[-1].name == "grade"
 
 
-def test_the_conversion_is_told_in_a_sentence() -> None:
+def test_the_conversion_is_described_in_a_note() -> None:
     """How far the published potential is from what it was made from; nothing if not known."""
     evaluation = make_evaluation(2)
     table = agreement_table(evaluation)
@@ -528,7 +528,7 @@ def test_figures_depend_on_the_report_only(tmp_path: Path) -> None:
 # -- pages ------------------------------------------------------------------------------------
 
 
-def test_figures_stand_beside_the_parents_on_the_same_structures() -> None:
+def test_figures_are_compared_with_the_parents_on_the_same_structures() -> None:
     """Better and worse in words, by how much, on how many."""
     report = make_report(2)
     assert report.evaluation is not None

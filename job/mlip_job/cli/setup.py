@@ -82,7 +82,7 @@ def init_command(
     size = expected_size(TrainingConfig(), sample)
     text = commented_config(
         family=family,
-        told=told,
+        values=told,
         remarks={
             **found.keys.remarks,
             "max_energy_rmse_mev": "Proposed; null asks nothing.",

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     Location = tuple[str | int, ...]
 
-# Keys that take several kinds of values. Pydantic reports why each kind does not fit; a user wants
-# to know which kinds there are.
+# Keys that take several kinds of values. Pydantic reports why each kind does not fit; the error
+# names the kinds instead.
 ALTERNATIVES: Mapping[str, str] = {
     "dataset.reference_energies": "auto, 0, or an energy for each element as in {Cu: -3.72}",
     "evaluation.active_set": "true, false, linear or full",
@@ -33,28 +33,13 @@ ALTERNATIVES: Mapping[str, str] = {
 }
 
 
-def explain(
-    error: ValidationError, places: Mapping[tuple[str, ...], str] | None = None
-) -> Iterator[str]:
-    """Yield a line for each error.
-
-    Parameters
-    ----------
-    error
-        What pydantic found.
-    places
-        Where keys were set, by their path; the line ends with it.
-    """
+def _explain(error: ValidationError, places: Mapping[tuple[str, ...], str]) -> Iterator[str]:
+    """Yield a line for each error, which ends with the place where the key was set."""
     for location, line in _lines(error):
-        place = _place(location, places or {})
+        path = tuple(map(str, location))
+        around = (path[:length] for length in range(len(path), 0, -1))
+        place = next((places[one] for one in around if one in places), None)
         yield f"{line} ({place})" if place is not None else line
-
-
-def _place(location: Location, places: Mapping[tuple[str, ...], str]) -> str | None:
-    """Return where a key, or else the nearest one around it, was set."""
-    path = tuple(map(str, location))
-    around = (path[:length] for length in range(len(path), 0, -1))
-    return next((places[one] for one in around if one in places), None)
 
 
 def _lines(error: ValidationError) -> Iterator[tuple[Location, str]]:
@@ -135,17 +120,10 @@ def load_config(
 ) -> JobConfig:
     """Read and validate a configuration.
 
-    Relative paths in it (database file, directory store, work directory, …) are taken from the
-    directory of the file, so that the same file means the same wherever it is called from.
-
-    Parameters
-    ----------
-    path
-        The YAML file.
-    assignments
-        ``key.sub=value`` texts, as given to ``--set``; values are YAML.
-    environment
-        Defaults to the process's. ``MLIP_JOB__STORAGE__URL`` sets ``storage.url``.
+    Relative paths in it (database file, directory store, work directory, …) are relative to the
+    directory of the file. `assignments` are the ``key.sub=value`` texts of ``--set``; in the
+    environment, by default that of the process, ``MLIP_JOB__STORAGE__URL`` sets ``storage.url``.
+    Values of both are YAML.
 
     Raises
     ------
@@ -168,21 +146,11 @@ def validate_config(
     source: str,
     places: Mapping[tuple[str, ...], str] | None = None,
 ) -> JobConfig:
-    """Validate plain values.
-
-    Parameters
-    ----------
-    values
-        The configuration as a mapping.
-    source
-        Named in the error.
-    places
-        Where each key was set, by its path; named in the error too.
-    """
+    """Validate plain values; errors name the source and the places where keys were set."""
     try:
         return JobConfig.model_validate(values)
     except ValidationError as error:
-        problems = "\n".join(f"  {line}" for line in explain(error, places or {}))
+        problems = "\n".join(f"  {line}" for line in _explain(error, places or {}))
         raise ConfigError(
             redact(f"{source}: the configuration is not valid\n{problems}"),
             hint="mlip-job config schema lists every key with its meaning",

@@ -39,7 +39,7 @@ _SHOWN: Mapping[str, Mapping[str, str]] = {
     },
     "storage": {"url": "A directory, or s3://bucket/prefix."},
 }
-"""By section, the keys that most users look at or change, and what they are."""
+"""Comments on the keys that most users change, by section."""
 
 _COMMENT = 88  # characters
 _HEAD = """\
@@ -48,22 +48,16 @@ _HEAD = """\
 """
 
 
-def commented_config(*, family: str, told: Mapping[str, Any], remarks: Mapping[str, str]) -> str:
+def commented_config(*, family: str, values: Mapping[str, Any], remarks: Mapping[str, str]) -> str:
     """Return a short configuration with a comment on every key.
 
-    Parameters
-    ----------
-    family
-        Its name.
-    told
-        Values by section and key; the others have their defaults.
-    remarks
-        More to say of a key.
+    `values` are by section and key, other keys have their defaults; `remarks` are further comments
+    by key.
     """
     lines = [*_comment(JobConfig.model_fields["family"].description, ""), _line("family", family)]
     for name, field in JobConfig.model_fields.items():
         if name in _SHOWN and _is_part(field.annotation):
-            lines += ["", *_section(name, field.annotation, told.get(name, {}), remarks, "")]
+            lines += ["", *_section(name, field.annotation, values.get(name, {}), remarks, "")]
     return _HEAD + "\n".join(lines) + "\n"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,7 +37,7 @@ _VIRIAL = "eV, multiplied by the volume"
 
 
 @dataclass
-class PairMoments:
+class _PairMoments:
     """Sums over pairs of a label and its prediction."""
 
     count: int = 0
@@ -44,65 +45,47 @@ class PairMoments:
     products: FloatArray = field(default_factory=lambda: np.zeros((2, 2)))
 
     def add(self, label: FloatArray, predicted: FloatArray) -> None:
-        """Add pairs."""
         pairs = np.stack([label.ravel(), predicted.ravel()])
         self.count += pairs.shape[1]
         self.sums = self.sums + pairs.sum(axis=1)
         self.products = self.products + pairs @ pairs.T
 
     @property
-    def error(self) -> float:
-        """RMSE."""
+    def rmse(self) -> float:
         (label, both), (_, predicted) = self.products / self.count
         return math.sqrt(max(0.0, label - 2 * both + predicted))
 
-    @property
-    def size(self) -> float:
-        """Root mean square of the labels: the error of predicting zero."""
-        return math.sqrt(self.products[0, 0] / self.count)
+    def baseline(self, *, about_mean: bool) -> float:
+        """Return the RMSE of always predicting the mean of the labels, or zero."""
+        return math.sqrt(max(0.0, self._second_moments(about_mean)[0, 0]))
 
-    @property
-    def spread(self) -> float:
-        """Standard deviation of the labels: the error of predicting their mean."""
-        return math.sqrt(max(0.0, self._covariance()[0, 0]))
+    def correlation(self, *, about_mean: bool) -> float:
+        """Return the correlation about the means (Pearson's), or about zero."""
+        moments = self._second_moments(about_mean)
+        size = math.sqrt(moments[0, 0] * moments[1, 1])
+        return float(moments[0, 1] / size) if size else 0.0
 
-    @property
-    def cosine(self) -> float:
-        """Cosine similarity of labels and predictions: a correlation about zero, from -1 to 1."""
-        size = math.sqrt(self.products[0, 0] * self.products[1, 1])
-        return float(self.products[0, 1] / size) if size else 0.0
+    def is_opposite(self, *, about_mean: bool) -> bool:
+        """Return whether the correlation is significantly negative."""
+        limit = max(_OPPOSITE, _CHANCE / math.sqrt(self.count))
+        return self.correlation(about_mean=about_mean) < -limit
 
-    @property
-    def correlation(self) -> float:
-        """Pearson correlation."""
-        covariance = self._covariance()
-        size = math.sqrt(covariance[0, 0] * covariance[1, 1])
-        return float(covariance[0, 1] / size) if size else 0.0
-
-    def is_opposite(self, correlation: float) -> bool:
-        """Tell whether the correlation of `count` pairs is significantly negative."""
-        return correlation < -max(_OPPOSITE, _CHANCE / math.sqrt(self.count))
-
-    def _covariance(self) -> FloatArray:
-        means = self.sums / self.count
-        covariance: FloatArray = self.products / self.count - np.outer(means, means)
-        return covariance
+    def _second_moments(self, about_mean: bool) -> FloatArray:
+        means = self.sums / self.count if about_mean else np.zeros(2)
+        moments: FloatArray = self.products / self.count - np.outer(means, means)
+        return moments
 
 
 class Contradictions:
     """Collects sums that distinguish wrong labels from a poor potential."""
 
     def __init__(self) -> None:
-        self._energies = PairMoments()
-        self._forces = PairMoments()
+        self._energies = _PairMoments()
+        self._forces = _PairMoments()
         self._stresses = 0
         self._predicted_squares = 0.0
-        self._squares: dict[tuple[float, str, str], float] = {
-            (sign, unit, order): 0.0
-            for sign in _SIGNS
-            for unit in (*_UNITS, _VIRIAL)
-            for order in _ORDERS
-        }
+        keys = product(_SIGNS, (*_UNITS, _VIRIAL), _ORDERS)
+        self._squares: dict[tuple[float, str, str], float] = dict.fromkeys(keys, 0.0)
 
     def add(self, measured: Measured) -> None:
         """Add a structure."""
@@ -130,36 +113,38 @@ class Contradictions:
 
     def _of_forces(self, side: str) -> Iterator[str]:
         forces = self._forces
-        if not forces.count or forces.size < _SMALL_FORCES:
+        if not forces.count or (zero := forces.baseline(about_mean=False)) < _SMALL_FORCES:
             return
-        if forces.is_opposite(forces.cosine):
+        if forces.is_opposite(about_mean=False):
             yield (
-                f"PREDICTED FORCES POINT THE OTHER WAY: on the {side} set their correlation with "
-                f"the data's is {forces.cosine:.2f}; the data may hold gradients instead of forces"
+                f"PREDICTED FORCES HAVE THE OPPOSITE SIGN: on the {side} set their correlation "
+                f"with the labels is {forces.correlation(about_mean=False):.2f}; the data may hold "
+                "gradients instead of forces"
             )
-        elif forces.error > forces.size:
+        elif forces.rmse > zero:
             yield (
                 f"PREDICTED FORCES ARE WORSE THAN ZERO: on the {side} set their RMSE is "
-                f"{1000 * forces.error:.4g} meV/Å, that of predicting no force at all "
-                f"{1000 * forces.size:.4g}; do not use this potential before you know why"
+                f"{1000 * forces.rmse:.4g} meV/Å, that of predicting no force at all "
+                f"{1000 * zero:.4g}; do not use this potential before you know why"
             )
 
     def _of_energies(self, side: str) -> Iterator[str]:
         energies = self._energies
-        if energies.count < _FEWEST_ENERGIES or energies.spread < _SMALL_ENERGIES:
+        if energies.count < _FEWEST_ENERGIES:
             return
-        if energies.is_opposite(energies.correlation):
+        if (mean := energies.baseline(about_mean=True)) < _SMALL_ENERGIES:
+            return
+        if energies.is_opposite(about_mean=True):
             yield (
-                f"PREDICTED ENERGIES GO THE OTHER WAY: on the {side} set their correlation with "
-                f"the data's is {energies.correlation:.2f}; the data's energies and forces may "
-                "contradict each other"
+                f"PREDICTED ENERGIES ARE ANTICORRELATED: on the {side} set their correlation with "
+                f"the labels is {energies.correlation(about_mean=True):.2f}; energies and forces "
+                "of the data may contradict each other"
             )
-        elif energies.error > energies.spread:
+        elif energies.rmse > mean:
             yield (
                 f"PREDICTED ENERGIES ARE WORSE THAN THEIR MEAN: on the {side} set their RMSE is "
-                f"{1000 * energies.error:.4g} meV/atom, that of always predicting the mean "
-                f"{1000 * energies.spread:.4g}; the data's energies and forces may contradict each "
-                "other"
+                f"{1000 * energies.rmse:.4g} meV/atom, that of always predicting the mean "
+                f"{1000 * mean:.4g}; energies and forces of the data may contradict each other"
             )
 
     def _of_stresses(self, side: str) -> Iterator[str]:
@@ -171,7 +156,7 @@ class Contradictions:
         if found > _FAR_BETTER * min(as_given, self._predicted_squares):
             return
         sign, unit, order = best
-        meant = [
+        conventions = [
             _SIGNS[sign],
             "" if unit == "eV/Å³" else f"the unit {unit}",
             "" if order == _VOIGT else f"the order {order}",
@@ -180,7 +165,7 @@ class Contradictions:
             math.sqrt(squares / (6 * self._stresses)) / GPa for squares in (as_given, found)
         )
         yield (
-            f"STRESSES OF THE DATA SEEM TO HAVE {' AND '.join(m for m in meant if m)}: so read "
-            f"their RMSE on the {side} set is {better:.3g} GPa instead of {rmse:.3g}; ASE's are in "
-            f"eV/Å³, positive under tension, in the order {_VOIGT}"
+            f"STRESSES OF THE DATA SEEM TO HAVE {' AND '.join(filter(None, conventions))}: read "
+            f"like this, their RMSE on the {side} set is {better:.3g} GPa instead of {rmse:.3g}; "
+            f"ASE's are in eV/Å³, positive under tension, in the order {_VOIGT}"
         )

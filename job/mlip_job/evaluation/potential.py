@@ -82,8 +82,8 @@ class Potential:
         results = self.calculator.results
         if not (np.isfinite(results["energy"]) and np.isfinite(results["forces"]).all()):
             raise TrainingError(
-                f"{self.name} gives energies or forces that are no finite numbers, for {what}",
-                hint="the fit went wrong although it ended well; look at its log, then run with "
+                f"{self.name} predicts energies or forces that are not finite, for {what}",
+                hint="the fit succeeded but its potential is unusable; look at its log, then run with "
                 "--fresh and another basis, regularisation or seed",
             )
         return Prediction(
