@@ -83,8 +83,8 @@ class Potential:
         if not (np.isfinite(results["energy"]) and np.isfinite(results["forces"]).all()):
             raise TrainingError(
                 f"{self.name} predicts energies or forces that are not finite, for {what}",
-                hint="the fit succeeded but its potential is unusable; look at its log, then run with "
-                "--fresh and another basis, regularisation or seed",
+                hint="the fit succeeded but its potential is unusable; look at its log, then run "
+                "with --fresh and another basis, regularisation or seed",
             )
         return Prediction(
             energy=results["energy"],
