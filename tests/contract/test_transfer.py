@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mlip_job.config import StorageConfig
 
 MIB = 1 << 20
-SIZE = 31 * MIB + 17  # seven parts of at most 5 MiB
+SIZE = 31 * MIB + 17  # four parts of at most 8 MiB
 
 
 class _Overlap:
@@ -85,7 +85,7 @@ def test_an_object_that_changes_meanwhile_is_not_mixed(
     other = S3Store(s3_bucket)
 
     def replace(params: dict[str, Any], **_: Any) -> None:
-        if "bytes=5242880-" in params["headers"].get("Range", ""):
+        if "bytes=8388608-" in params["headers"].get("Range", ""):
             other.put("big", b"other" * MIB)
 
     other.upload(big, "big")

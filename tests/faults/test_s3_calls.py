@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tests.faults.tally import Tally
     from tests.servers.s3_faults import FaultProxy
 
-LARGE = 6 << 20  # B; goes in two parts
+LARGE = 9 << 20  # B; goes in two parts
 
 
 @pytest.fixture(autouse=True)

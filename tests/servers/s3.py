@@ -90,5 +90,4 @@ def s3_bucket(s3_server: S3Server, s3_credentials: None) -> StorageConfig:
     return StorageConfig(
         url=f"s3://{bucket}/some/prefix",
         endpoint_url=s3_server.endpoint_url,
-        multipart_threshold_mib=5,
     )

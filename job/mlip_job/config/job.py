@@ -207,9 +207,6 @@ class StorageConfig(Part):
     endpoint_url: Address | None = Field(None, description="Endpoint of an S3-compatible store.")
     region: str | None = None
     addressing_style: Literal["auto", "path", "virtual"] = "auto"
-    multipart_threshold_mib: int = Field(
-        64, ge=5, le=5120, description="MiB. Larger objects move in parts, four at a time."
-    )
 
 
 class RunConfig(Part):

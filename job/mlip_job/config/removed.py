@@ -45,6 +45,7 @@ KEYS: Mapping[str, str] = {
         f"training.weighting.energy_based.{name}": f"{_WEIGHTING}{{{name}: …}}}}}}"
         for name in ("DFup", "DE", "DF", "wlow", "reftype", "energy")
     },
+    "storage.multipart_threshold_mib": "objects above 8 MiB move in parts",
     "storage.request_checksum_calculation": "set the environment variables "
     "AWS_REQUEST_CHECKSUM_CALCULATION and AWS_RESPONSE_CHECKSUM_VALIDATION to when_required",
     "submit.max_resubmits": "submit --wait submits a job again up to 20 times",

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 _CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _MIB = 1 << 20
-_LARGEST_PART = 8 * _MIB  # up to ten are held in memory
+_PART = 8 * _MIB  # larger objects move in parts, of which up to ten are held in memory
 _MOST_PARTS = 10_000  # of an S3 object
 _TRANSFERS_AT_ONCE = 4
 _CONFLICT_TRIES = 6
@@ -129,7 +129,6 @@ class S3Store:
         self._meter = meter
         self._bucket, _, prefix = config.url.removeprefix("s3://").partition("/")
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-        self._threshold = config.multipart_threshold_mib * _MIB
 
     @property
     def url(self) -> str:
@@ -188,7 +187,7 @@ class S3Store:
         total = path.stat().st_size
         with path.open("rb") as file:
             source = _HashedSource(file)
-            if total < self._threshold:
+            if total < _PART:
                 self._put(key, source.read())
             else:
                 with self._errors("write", key):
@@ -202,7 +201,7 @@ class S3Store:
         with whole_file(path) as target, self._errors("read", key):
             answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key))
             total, body = answer["ContentLength"], answer["Body"]
-            if total < self._threshold:
+            if total < _PART:
                 target.write(body.read())
             else:
                 body.close()
@@ -290,9 +289,9 @@ class S3Store:
 
     def _in_parts(self, key: str, total: int) -> dict[str, Any]:
         """Return the options of a transfer in parts of one object."""
-        part = max(min(self._threshold, _LARGEST_PART), -(-total // _MOST_PARTS))
+        part = max(_PART, -(-total // _MOST_PARTS))
         config = TransferConfig(
-            multipart_threshold=self._threshold,
+            multipart_threshold=_PART,
             multipart_chunksize=part,
             max_concurrency=_TRANSFERS_AT_ONCE,
             preferred_transfer_client="classic",
