@@ -18,7 +18,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from mlip_job.cli.tables import show_generations, show_manifest
+from mlip_job.cli.generations import show_generations, show_manifest
 from mlip_job.config import JobConfig, TrainingConfig
 from mlip_job.evaluation.results import DimerCheck, DynamicsCheck, EnergyVolumeCheck, ErrorPair
 from mlip_job.models import Errors
@@ -669,7 +669,7 @@ def test_show_names_the_settings_and_the_verdict(capsys: pytest.CaptureFixture[s
     show_manifest(_manifest(1, cutoff=6.5, ladder_step=[100, 0.1], linear_start=False, max_iter=5))
     lines = capsys.readouterr().out.splitlines()
     shown = {line[:14].strip(): line[15:] for line in lines}
-    assert shown["gate"] == "published, no gate set"
+    assert shown["verdict"] == "published, no gate set"
     assert shown["cutoff"] == "6.5 Å"
     assert shown["basis size"] == "auto functions per element asked for, ndensity 2"
     assert shown["ladder"] == "ladder_step [100.0, 0.1], ladder_type body_order"
@@ -687,7 +687,7 @@ def test_a_manifest_of_an_older_version_is_shown(capsys: pytest.CaptureFixture[s
     text = old.model_copy(update={"headline": headline, "config": config}).to_json()
     show_manifest(Manifest.from_json(text, key="k"))
     out = capsys.readouterr().out
-    assert "gate           accepted\n" in out
+    assert "verdict        accepted\n" in out
     assert "test fraction  –\n" in out
 
 
