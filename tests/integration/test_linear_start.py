@@ -447,13 +447,10 @@ def test_held_out_structures_choose_the_ridge(tmp_path: Path, *, finished: bool)
     made = linear_fit.fit_linear(lambda _: None, task)
     assert made.structures == 20
 
-    parts = linear_fit._sum_batches(_saved(tmp_path, task), 10, task, lambda _: None)
-    assert parts.fitted is not None
-    assert parts.held_out is not None
-    assert parts.fitted.structures == (15 if finished else 20)
-    assert parts.held_out.structures == 5
-    equations = parts.fitted.of_loss(task.kappa)
-    unseen = parts.held_out.of_loss(task.kappa)
+    sums = linear_fit.sum_batches(_saved(tmp_path, task), 10, task, lambda _: None)
+    assert sums[False].structures == (15 if finished else 20)
+    assert sums[True].structures == 5
+    equations, unseen = (sums[part].of_loss(task.kappa) for part in (False, True))
     assert made.ridge is not None
     losses = [
         unseen.squared_error(linear_fit.solve(equations, made.ridge * factor))

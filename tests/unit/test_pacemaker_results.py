@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from mlip_job.errors import ConfigError
 from mlip_job.training.loss import DIVERGED
 from mlip_job.training.pacemaker.log import LogParser, LogState, Phase
-from mlip_job.training.pacemaker.results import describe_exit, describe_failure, summarise_run
+from mlip_job.training.pacemaker.results import describe_failure, summarise_run
+from mlip_job.training.process import describe_exit
 
 if TYPE_CHECKING:
     from mlip_job.training.summary import RunSummary

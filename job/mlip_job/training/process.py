@@ -30,6 +30,8 @@ _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 5.0  # trainers end within a second of SIGTERM; a stuck one is killed
 _READ_BYTES = 1 << 20
 
+_SHELL_SIGNAL_BASE = 128  # a shell reports death by signal n as 128 + n
+
 _IDLE_FRACTION = 0.01  # of one core; a sleeping process uses less
 _CHECKS_PER_TIMEOUT = 60
 _LONGEST_LOOK_SECONDS = 10.0  # between two checks; after a longer time this process was suspended
@@ -251,6 +253,21 @@ def _stop_group(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def describe_exit(exit_code: int) -> str | None:
+    """Return the signal that ended a process, from its exit code."""
+    number = -exit_code if exit_code < 0 else exit_code - _SHELL_SIGNAL_BASE
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        return None
+    if name == "SIGKILL":
+        return (
+            "killed by SIGKILL: out of memory, or by the scheduler; give the job more memory or "
+            "reduce training.batch_size"
+        )
+    return f"ended by {name}"
 
 
 # -- the log -------------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     FloatArray = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
     Work = tuple[str, bool, Any]
     Blocks = Mapping[str, list[int]]
+    Distances = dict[tuple[int, int], float]  # shortest of each pair, by numbers in the basis, Å
 
 _BATCH_ATOMS = 256  # at least; a second or so
 _ATOMS_WORTH_A_PROCESS = 1_000  # its start takes two seconds of imports
@@ -212,15 +213,19 @@ def fit_linear(tell: Callable[[LinearProgress], None], task: LinearTask) -> Line
     with tempfile.TemporaryDirectory(dir=task.directory) as scratch:
         path = f"{scratch}/basis.yaml"
         basis.to_BBasisConfiguration().save(path)
-        parts = _sum_batches(path, functions, task, tell)
-    seen = parts.seen(task)
+        sums = sum_batches(path, functions, task, tell)
+    fitted, held_out = sums[False], sums.get(True)
+    seen = fitted if held_out is None or not task.published else fitted.plus(held_out)
     equations = seen.of_loss(task.kappa)
     blocks = _blocks(basis)
     _require_solvable(equations, blocks)
-    ridge = parts.best_ridge(task)
+    ridge = best_ridge(fitted, held_out, task)
     coefficients = solve(equations, ridge)
     _write(basis, coefficients, seen.shortest, task)
-    energies, forces = seen.errors(coefficients, task.kappa)
+    # A perfect fit is left with rounding errors.
+    energies, forces = (
+        max(0.0, term.squared_error(coefficients)) for term in seen.terms(task.kappa)
+    )
     regularisers = {
         "l1_coeffs": float(task.input["loss"]["L1_coeffs"]) * float(np.abs(coefficients).sum()),
         "l2_coeffs": task.l2 * float(coefficients @ coefficients),
@@ -379,15 +384,6 @@ class Equations(NamedTuple):
         return float(left + coefficients @ self.matrix @ coefficients)
 
 
-class Distances(dict[tuple[int, int], float]):
-    """The shortest distance (Å) of each pair of elements, by their numbers in the basis."""
-
-    def with_those(self, other: Mapping[tuple[int, int], float]) -> Distances:
-        """Return the shorter one of each pair."""
-        pairs = {*self, *other}
-        return Distances({p: min(self.get(p, inf), other.get(p, inf)) for p in pairs})
-
-
 class Sums(NamedTuple):
     """The equations of energies per atom and of forces, and what they were summed over."""
 
@@ -404,73 +400,60 @@ class Sums(NamedTuple):
             self.forces.plus(other.forces),
             self.structures + other.structures,
             self.atoms + other.atoms,
-            self.shortest.with_those(other.shortest),
+            _shorter(self.shortest, other.shortest),
         )
 
-    def errors(self, coefficients: FloatArray, kappa: float) -> tuple[float, float]:
-        """Return the contributions of energies and forces to pacemaker's loss."""
-        energies = (1 - kappa) / self.energies.weight * self.energies.squared_error(coefficients)
-        forces = 3 * kappa / self.forces.weight * self.forces.squared_error(coefficients)
-        return max(0.0, energies), max(0.0, forces)  # a perfect fit is left with rounding errors
-
-    def of_loss(self, kappa: float) -> Equations:
-        """Return the equations of pacemaker's loss, with each set of weights normalised."""
+    def terms(self, kappa: float) -> tuple[Equations, Equations]:
+        """Return the two terms of pacemaker's loss, each with its weights normalised."""
         energies = self.energies.times((1 - kappa) / self.energies.weight)
         # Of forces the weights of atoms are normalised, and an atom has three rows.
-        forces = self.forces.times(3 * kappa / self.forces.weight)
+        return energies, self.forces.times(3 * kappa / self.forces.weight)
+
+    def of_loss(self, kappa: float) -> Equations:
+        """Return the equations of pacemaker's loss."""
+        energies, forces = self.terms(kappa)
         return energies.plus(forces)
 
 
-class Parts(NamedTuple):
-    """Sums over the fitted and the held-out structures."""
-
-    fitted: Sums | None = None
-    held_out: Sums | None = None
-
-    def plus(self, sums: Sums, *, held_out: bool) -> Parts:
-        """Return them with the sums over more structures of one part."""
-        before = self.held_out if held_out else self.fitted
-        more = sums if before is None else before.plus(sums)
-        return self._replace(held_out=more) if held_out else self._replace(fitted=more)
-
-    def seen(self, task: LinearTask) -> Sums:
-        """Return the sums to solve for the coefficients, without pacemaker's validation part."""
-        assert self.fitted is not None  # noqa: S101 - no training set is empty
-        if self.held_out is None or not task.published:
-            return self.fitted
-        return self.fitted.plus(self.held_out)
-
-    def best_ridge(self, task: LinearTask) -> float:
-        """Return the ridge with the smallest loss on what is held out, at least the one asked for.
-
-        Relative to the size of the equations, so that it fits those of all data too.
-        """
-        assert self.fitted is not None  # noqa: S101
-        equations = self.fitted.of_loss(task.kappa)
-        scale = float(equations.matrix.diagonal().max())
-        ridges = [max(task.l2, _RIDGES[0] * scale)]
-        if self.held_out is None:
-            return ridges[0]
-        ridges += [ridge * scale for ridge in _RIDGES if ridge * scale > ridges[0]]
-        unseen = self.held_out.of_loss(task.kappa)
-        return min(ridges, key=lambda ridge: unseen.squared_error(solve(equations, ridge)))
+def _shorter(one: Distances, other: Distances) -> Distances:
+    """Return the shorter distance of each pair."""
+    return {p: min(one.get(p, inf), other.get(p, inf)) for p in {*one, *other}}
 
 
-def _sum_batches(
+def best_ridge(fitted: Sums, held_out: Sums | None, task: LinearTask) -> float:
+    """Return the ridge with the smallest loss on what is held out, at least the one asked for.
+
+    Relative to the size of the equations, so that it fits those of all data too.
+    """
+    equations = fitted.of_loss(task.kappa)
+    scale = float(equations.matrix.diagonal().max())
+    least = max(task.l2, _RIDGES[0] * scale)
+    if held_out is None:
+        return least
+    unseen = held_out.of_loss(task.kappa)
+    ridges = (least, *(ridge * scale for ridge in _RIDGES if ridge * scale > least))
+    return min(ridges, key=lambda ridge: unseen.squared_error(solve(equations, ridge)))
+
+
+def sum_batches(
     basis: str, functions: int, task: LinearTask, tell: Callable[[LinearProgress], None]
-) -> Parts:
-    """Sum the equations in the order of the batches: processes don't change the result."""
-    parts, structures, atoms = Parts(), 0, 0
+) -> dict[bool, Sums]:
+    """Return the sums over the fitted and, under True, the held-out structures.
+
+    They are added in the order of the batches: processes don't change the result.
+    """
+    sums: dict[bool, Sums] = {}
+    structures = atoms = 0
     with _processes(task.cores, functions, task.data.atoms) as pool:
         # Each batch holds as many atoms as there are functions: its rows are thrice the matrix.
         batches = _batches(task, max(_BATCH_ATOMS, functions))
         work = ((basis, is_out, batch) for is_out, batch in batches)
         found = in_order(pool, _equations, work, task.cores) if pool else map(_equations, work)
-        for is_out, sums in found:
-            parts = parts.plus(sums, held_out=is_out)
-            structures, atoms = structures + sums.structures, atoms + sums.atoms
+        for is_out, more in found:
+            sums[is_out] = sums[is_out].plus(more) if is_out in sums else more
+            structures, atoms = structures + more.structures, atoms + more.atoms
             tell(LinearProgress(structures, atoms))
-    return parts
+    return sums
 
 
 def _equations(work: Work) -> tuple[bool, Sums]:
@@ -503,7 +486,8 @@ def _design(basis: Any, structures: Sequence[Any]) -> tuple[FloatArray, FloatArr
     evaluator = ACEBEvaluator(basis)  # the calculator does not keep it alive
     calculator = ACECalculator(evaluator)
     energies = np.zeros((len(structures), functions))
-    forces, shortest = [], Distances()
+    forces: list[FloatArray] = []
+    shortest: Distances = {}
     for number, atoms in enumerate(structures):
         environment = aseatoms_to_atomicenvironment(
             atoms, basis.cutoffmax, basis.elements_to_index_map
@@ -515,7 +499,7 @@ def _design(basis: Any, structures: Sequence[Any]) -> tuple[FloatArray, FloatArr
             energies[number, functions_of] += np.array(own) / len(projections)
         gradients = np.array(calculator.forces_bfuncs)  # atoms, functions, components
         forces.append(gradients.transpose(0, 2, 1).reshape(-1, functions))
-        shortest = shortest.with_those(environment.get_minimal_nn_distance_per_bond())
+        shortest = _shorter(shortest, environment.get_minimal_nn_distance_per_bond())
     return energies, np.concatenate(forces), shortest
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
@@ -14,7 +13,7 @@ from mlip_job.training.pacemaker.callbacks.mlip_job_callbacks import BEST, SETTI
 from mlip_job.training.pacemaker.log import LogParser, is_out_of_memory
 from mlip_job.training.pacemaker.snapshot import Best, read_best
 from mlip_job.training.pacemaker.tables import MetricsRow, MetricsTable, milli, read_table
-from mlip_job.training.process import read_lines
+from mlip_job.training.process import describe_exit, read_lines
 from mlip_job.training.summary import BestPotential, FitCycle, LossShares, RunSummary, SetSizes
 
 if TYPE_CHECKING:
@@ -245,8 +244,6 @@ def _began_at_its_best(state: LogState, rows: Sequence[MetricsRow]) -> bool:
     return bool(losses) and math.isfinite(losses[0]) and same
 
 
-_SHELL_SIGNAL_BASE = 128  # a shell reports death by signal n as 128 + n
-
 # Messages of python-ace 0.4 and their causes.
 _MEANINGS: Mapping[str, str] = {
     "energy_corrected contains NaNs": "an energy in the dataset is NaN",
@@ -278,21 +275,6 @@ def describe_failure(state: LogState, exit_code: int | None) -> str | None:
         meaning = next((m for sign, m in _MEANINGS.items() if sign in state.exception), None)
         return f"{meaning} ({state.exception})" if meaning else state.exception
     return None
-
-
-def describe_exit(exit_code: int) -> str | None:
-    """Return the signal that ended a process, from its exit code."""
-    number = -exit_code if exit_code < 0 else exit_code - _SHELL_SIGNAL_BASE
-    try:
-        name = signal.Signals(number).name
-    except ValueError:
-        return None
-    if name == "SIGKILL":
-        return (
-            "killed by SIGKILL: out of memory, or by the scheduler; give the job more memory or "
-            "reduce training.batch_size"
-        )
-    return f"ended by {name}"
 
 
 def _describe_memory(state: LogState) -> str:

@@ -1,0 +1,257 @@
+"""Gracemaker's input, metrics and potential, by the output of a real fit killed and resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from ase import Atoms
+
+from mlip_job.config import TrainingConfig
+from mlip_job.errors import ConfigError, IntegrityError, TrainingError
+from mlip_job.training.grace import process
+from mlip_job.training.grace.input import build_input, dump_input, write_frame
+from mlip_job.training.grace.metrics import MetricsFollower, best_row, read_curve
+from mlip_job.training.grace.potential_file import elements_of, read_potential
+from mlip_job.training.grace.process import GraceLog, GraceWrapper
+from mlip_job.training.trainer import FitData, FitPosition, Monitor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# 30 copper structures; killed in iteration 14, resumed from the checkpoint of iteration 10.
+RUN = Path(__file__).parents[1] / "data" / "grace"
+DATA = FitData(("Cu",), {"Cu": -3.7}, 30, 120, ("dataset/fit.gz",), ("dataset/validation.gz",))
+
+
+# -- metrics ---------------------------------------------------------------------------------------
+
+
+def test_a_resumed_fit_has_one_curve() -> None:
+    """The iterations after the checkpoint count as the second start measured them."""
+    rows, dropped = read_curve(RUN / "train_metrics.yaml", "train")
+    assert dropped == 0
+    assert [row.epoch for row in rows] == list(range(1, 21))
+    assert rows[9].loss == pytest.approx(5.393, abs=5e-4)
+    assert rows[10].loss == pytest.approx(5.313, abs=5e-4)
+    errors = rows[-1].errors
+    assert errors.rmse_energy_mev_per_atom == pytest.approx(161.9, abs=0.1)
+    assert errors.rmse_force_mev_per_angstrom == pytest.approx(333.9, abs=0.1)
+    assert rows[-1].point.iteration == 20
+    assert rows[-1].rmse_stress is not None
+
+
+def test_the_result_is_the_iteration_with_the_best_second_loss() -> None:
+    """Since the last start: a restart forgets what was better before."""
+    train, _ = read_curve(RUN / "train_metrics.yaml", "train")
+    second, _ = read_curve(RUN / "test_metrics.yaml", "test")
+    best, best_of_all = best_row(train, second, resumed_from=10), best_row(train, second)
+    assert best is not None
+    assert best.epoch == 16  # as in the log of the run
+    assert best_of_all is not None
+    assert best_of_all.epoch == 3
+    last = best_row(train, ())
+    assert last is not None
+    assert last.epoch == 20
+    assert best_row((), ()) is None
+
+
+def test_lines_are_followed_as_they_are_written(tmp_path: Path) -> None:
+    """A line without its end waits; garbage is counted."""
+    path = tmp_path / "metrics.yaml"
+    follower = MetricsFollower(path, "train")
+    assert follower.poll() == ()
+    lines = (RUN / "train_metrics.yaml").read_text().splitlines(keepends=True)
+    path.write_text(lines[0] + lines[1][:50])
+    assert [row.epoch for row in follower.poll()] == [1]
+    with path.open("a") as file:
+        file.write(lines[1][50:] + "- {broken\n" + lines[2])
+    assert [row.epoch for row in follower.poll()] == [2, 3]
+    assert follower.dropped == 1
+
+
+def test_a_loss_that_is_not_finite_is_none(tmp_path: Path) -> None:
+    """A point without loss ends the fit as diverged."""
+    path = tmp_path / "metrics.yaml"
+    values = {"total_loss/train": float("nan"), "rmse/depa": float("inf"), "epoch": 3}
+    path.write_text(f"- {json.dumps(values)}\n")
+    ((row,), _) = read_curve(path, "train")
+    assert row.point.loss is None
+    assert row.errors.rmse_energy_mev_per_atom is None
+    assert row.rmse_stress is None
+
+
+# -- input -----------------------------------------------------------------------------------------
+
+
+def _input(stress_weight: float = 0.0, data: FitData = DATA, **training: Any) -> dict[str, Any]:
+    content = build_input(
+        TrainingConfig(**training), data, stress_weight=stress_weight, remaining=50
+    )
+    read: dict[str, Any] = yaml.safe_load(dump_input(content))
+    return read
+
+
+def test_weights_are_those_of_our_loss() -> None:
+    """Gracemaker's mean of forces is over components: b·mean|ΔF|² is three times as much."""
+    fit = _input(energy_weight=10, force_weight=2, stress_weight=5)["fit"]
+    assert fit["loss"] == {
+        "energy": {"type": "square", "weight": 10},
+        "forces": {"type": "square", "weight": 6},
+        "stress": {"type": "square", "weight": 5},
+    }
+    assert "stress" not in _input()["fit"]["loss"]
+    assert set(_input(energy_weight=0)["fit"]["loss"]) == {"forces"}
+
+
+def test_input_names_the_data_and_no_reference_energy() -> None:
+    """With one, gracemaker would fit another column than energy_corrected."""
+    content = _input(seed=3, cutoff=4.5)
+    assert content["data"] == {
+        "filename": "dataset/fit.gz",
+        "test_filename": "dataset/validation.gz",
+    }
+    assert (content["seed"], content["cutoff"], content["fit"]["maxiter"]) == (3, 4.5, 50)
+    alone = FitData(("Cu",), {}, 1, 1, ("a.gz", "b.gz"))
+    assert _input(data=alone)["data"] == {"filename": ["a.gz", "b.gz"]}
+
+
+def test_overrides_reach_the_preset_and_none_that_we_own() -> None:
+    """As for pacemaker, they are merged last."""
+    overrides = {"potential": {"kwargs": {"lmax": [2, 1]}}, "fit": {"optimizer": "BFGS"}}
+    content = _input(overrides=overrides)
+    assert content["potential"] == {"preset": "FS", "kwargs": {"lmax": [2, 1]}, "scale": True}
+    assert content["fit"]["optimizer"] == "BFGS"
+    assert content["fit"]["maxiter"] == 50
+    with pytest.raises(ConfigError, match=r"overrides sets potential\.preset"):
+        _input(overrides={"potential": {"preset": "GRACE_1LAYER"}})
+
+
+def test_a_structure_without_stress_has_no_weight_there(tmp_path: Path) -> None:
+    """Reference energies are subtracted; the stress keeps ASE's order and sign."""
+    atoms = Atoms("Cu2", [[0, 0, 0], [0, 0, 2]], cell=[3, 3, 4], pbc=True)
+    forces, stress = np.ones((2, 3)), np.arange(6.0)
+    labelled = [
+        SimpleNamespace(row_id=n, atoms=atoms, energy=-8.0, forces=forces, stress=each)
+        for n, each in ((1, stress), (2, None))
+    ]
+    path = tmp_path / "frame.gz"
+    assert write_frame(labelled, {"Cu": -3.5}, path, stress=True) == 1
+    frame = pd.read_pickle(path, compression="gzip")  # noqa: S301 - ours
+    assert list(frame["name"]) == ["row-1", "row-2"]
+    assert list(frame["energy_corrected"]) == [-1.0, -1.0]
+    assert list(frame["virial_weight"]) == [1.0, 0.0]
+    assert frame["stress"][0] == list(stress)
+    write_frame(labelled, {"Cu": -3.5}, path, stress=False)
+    assert "stress" not in pd.read_pickle(path, compression="gzip")  # noqa: S301 - ours
+
+
+# -- potential -------------------------------------------------------------------------------------
+
+
+def test_a_potential_is_read(tmp_path: Path) -> None:
+    """One that is truncated is none, although it is valid YAML."""
+    path = RUN / "FS_model.yaml"
+    assert elements_of(read_potential(path)) == ("Cu",)
+    text = path.read_text()
+    short = tmp_path / "FS_model.yaml"
+    short.write_text(text[: text.index("functions:")])
+    with pytest.raises(TrainingError, match=r"FS_model\.yaml is incomplete: it has no functions"):
+        read_potential(short)
+    short.write_text("species: []\n")
+    with pytest.raises(TrainingError, match="is no GRACE/FS potential"):
+        read_potential(short)
+
+
+# -- the process -----------------------------------------------------------------------------------
+
+
+def test_log_of_a_start() -> None:
+    """Its phases, its checkpoints with their iterations, and how the optimiser ended."""
+    log = GraceLog()
+    for line in (RUN / "train.log").read_text().splitlines():
+        log.feed(line)
+    assert [phase for phase, _ in log.phases] == [
+        "starting",
+        "loading_data",
+        "building_graph",
+        "fitting",
+        "exporting",
+        "finished",
+    ]
+    assert [iteration for iteration, _ in log.checkpoints] == [15, 20]
+    assert log.resumed_from == 10
+    assert log.optimiser_message == "STOP: TOTAL NO. OF ITERATIONS REACHED LIMIT"
+    seconds = log.phase_seconds()
+    assert seconds["building_graph"] > seconds["loading_data"] > 0
+    assert log.exception is None
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Return a function that fits by a shell script in place of gracemaker."""
+    wrapper = GraceWrapper(TrainingConfig(seed=42, max_iter=20), tmp_path)
+    wrapper.begin(DATA, None)
+    program = tmp_path / "gracemaker"
+    monkeypatch.setattr(process, "find_program", lambda _: program)
+
+    def run(script: str) -> None:
+        program.write_text(f"#!/bin/sh\nmkdir -p seed/42\n{script}\n")
+        program.chmod(0o755)
+        wrapper.fit(Monitor(lambda _: None, lambda _: None, lambda: None, stall_timeout=60))
+
+    return run
+
+
+COPY = f"cp {RUN}/FS_model.yaml {RUN}/train_metrics.yaml seed/42/"
+
+
+def test_a_fit_that_left_all_is_a_success(run: Callable[[str], None]) -> None:
+    """Exit 0, iterations with finite losses and a whole potential."""
+    run(COPY)
+
+
+@pytest.mark.parametrize(
+    ("script", "cause"),
+    [
+        ("exit 0", r"\(exit code 0\): the optimiser did not make one iteration"),
+        (f"{COPY}; rm seed/42/FS_model.yaml", "FS_model.yaml is no readable potential"),
+        (f"{COPY}; sed -i 's/^elements: .*/elements: [Au]/' seed/42/FS_model.yaml", "describes Au"),
+        (f"{COPY}; sed -i '3s/loss.train\": [^,]*/loss\\/train\": NaN/' seed/42/train_metrics.yaml",
+         "diverged"),
+        ("echo 'ValueError: a column is missing'; exit 1", "ValueError: a column is missing"),
+        ("echo 'tensorflow.errors.ResourceExhaustedError: OOM'; exit 1", "out of memory: reduce"),
+        ("kill -KILL $$", "killed by SIGKILL"),
+        (f"cat {RUN}/train.log; exit 1", "it ended while finished"),
+    ],
+)  # fmt: skip
+def test_failures_are_said_in_words(run: Callable[[str], None], script: str, cause: str) -> None:
+    """An exit code of 0 is not enough; the end of the log follows."""
+    with pytest.raises(TrainingError, match=cause) as caught:
+        run(script)
+    assert "gracemaker failed" in caught.value.message
+
+
+def test_a_damaged_checkpoint_is_refused_before_anything_moves(tmp_path: Path) -> None:
+    """It may lack files, or be of other elements."""
+    staging = tmp_path / "staging"
+    (staging / "metrics").mkdir(parents=True)
+    (staging / "metrics" / "train_metrics.yaml").write_text("")
+    wrapper = GraceWrapper(TrainingConfig(seed=42), tmp_path / "work")
+    position = FitPosition(ladder_step=0, iteration=10, step_done=False, last_step=True)
+    with pytest.raises(IntegrityError, match=r"^one has no checkpoints/checkpoint\.data-00000"):
+        wrapper.restore(staging, "one", position, ("Cu",))
+    finished = position.model_copy(update={"finished": True})
+    (staging / "train.log").write_text("")
+    (staging / "potential.yaml").write_bytes((RUN / "FS_model.yaml").read_bytes())
+    with pytest.raises(IntegrityError, match=r"^one describes Cu"):
+        wrapper.restore(staging, "one", finished, ("Au",))
+    assert not (tmp_path / "work").exists()
+    wrapper.restore(staging, "one", finished, ("Cu",))
+    assert wrapper.files.potential.is_file()
