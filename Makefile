@@ -3,7 +3,7 @@
 #   make test    sets up .venv, then lint, types, documentation and all tests
 
 PYTHON ?= python3.11
-PYTEST_ARGS ?= -n 2 --dist worksteal
+PYTEST_ARGS ?= -n 2 --dist worksteal --durations=30
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
@@ -25,7 +25,7 @@ test: $(VENV)/.dev lint types docs
 test-fast: $(VENV)/.dev
 	$(BIN)/pytest -n 2 -q -m 'not pacemaker' tests/unit
 
-# A thousand kills of a stand-in that replays a real fit; half an hour or so.
+# A thousand kills of replayed fits; half an hour or so.
 faults-long: $(VENV)/.dev
 	MLIP_JOB_TEST_FAULT_POINTS=1000 $(BIN)/pytest --timeout=7200 tests/faults/test_replayed.py
 

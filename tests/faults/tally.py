@@ -1,4 +1,4 @@
-"""What the fault suite did, for the end of its output: a plugin of pytest."""
+"""Counts of the fault suite for the end of its output: a plugin of pytest."""
 
 from __future__ import annotations
 
@@ -10,32 +10,18 @@ import pytest
 
 @dataclass
 class Tally:
-    """Counts over all tests of a session.
-
-    Attributes
-    ----------
-    kill_points
-        How often a job was killed or stopped.
-    iterations_lost, iterations_done
-        Training that had to be done again, and all that was done.
-    publishes, duplicates
-        Generations that were published, and how many of them more than once.
-    races
-        Jobs that were started at once for one generation.
-    s3_faults
-        Requests to an S3 server that were failed on purpose.
-    """
+    """Counts over all tests of a session."""
 
     kill_points: int = 0
-    iterations_lost: int = 0
+    iterations_lost: int = 0  # trained again
     iterations_done: int = 0
     publishes: int = 0
-    duplicates: int = 0
-    races: int = 0
+    duplicates: int = 0  # generations published more than once
+    races: int = 0  # concurrent jobs for one generation
     s3_faults: int = 0
 
     def count_end(self, texts: list[str], iterations: int) -> None:
-        """Count one generation that was brought to its end, by what its jobs said."""
+        """Count one generation that was published, by the output of its jobs."""
         said = sum(text.count("published gen_01 in ") for text in texts)
         self.publishes += 1
         self.duplicates += max(0, said - 1)

@@ -31,8 +31,8 @@ def in_image(apptainer: Apptainer, sif: Path, job: ImageJob) -> list[str]:
     return [*apptainer.command, "run", *options, str(sif)]
 
 
-def test_what_it_says_about_itself(apptainer: Apptainer, sif: Path) -> None:
-    """Labels, with the licence of what is in it, and help."""
+def test_labels_and_help(apptainer: Apptainer, sif: Path) -> None:
+    """Version, variant and licence of the contents; help."""
     described = json.loads(apptainer("inspect", "--json", "--labels", sif))
     labels = described["data"]["attributes"]["labels"]
     assert labels["org.opencontainers.image.version"] == "test"
@@ -41,15 +41,15 @@ def test_what_it_says_about_itself(apptainer: Apptainer, sif: Path) -> None:
     assert "run --generation 4" in apptainer("run-help", sif)
 
 
-def test_nothing_of_the_build_stays(apptainer: Apptainer, sif: Path) -> None:
+def test_no_build_files_are_left(apptainer: Apptainer, sif: Path) -> None:
     """No pip, no settings of it, no sources."""
-    gone = "/mnt/* /etc/pip.conf /opt/pip /opt/mlip-job/bin/pip /opt/build/source"
-    script = f"for path in {gone}; do test ! -e $path || echo $path; done"
+    removed = "/mnt/* /etc/pip.conf /opt/pip /opt/mlip-job/bin/pip /opt/build/source"
+    script = f"for path in {removed}; do test ! -e $path || echo $path; done"
     assert apptainer("exec", "--containall", sif, "sh", "-c", script) == ""
 
 
 @pytest.mark.pacemaker
-def test_a_stopped_job_goes_on(
+def test_an_interrupted_job_resumes(
     apptainer: Apptainer, sif: Path, make_job: Callable[..., ImageJob]
 ) -> None:
     """SIGTERM to `apptainer run` gets through; its exit code comes back; the next run publishes."""
@@ -97,10 +97,10 @@ def test_a_batch_job_in_the_image(
     assert manifest.environment.scheduler.id == job
 
 
-def test_other_variants_are_refused(
+def test_unknown_variants_are_rejected(
     apptainer: Apptainer, base_archive: Path, pip_settings: Path, tmp_path: Path
 ) -> None:
-    """The build says what there is, before it installs anything."""
+    """The build names the variants before it installs anything."""
     options = build_options(base_archive, pip_settings)
     command = [*apptainer.command, *options, "--build-arg", "variant=rocm", tmp_path / "x.sif"]
     done = subprocess.run(

@@ -39,8 +39,8 @@ def shell(podman: Podman, script: str) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def test_what_it_says_about_itself(podman: Podman) -> None:
-    """User by number, init, entry point, and the licence of what is in it."""
+def test_metadata_and_help(podman: Podman) -> None:
+    """Numeric user, init, entry point, licence of the contents; help."""
     (described,) = json.loads(podman("image", "inspect", "localhost/mlip-job:cpu"))
     config = described["Config"]
     assert config["User"] == f"{UID}:{UID}"
@@ -50,19 +50,19 @@ def test_what_it_says_about_itself(podman: Podman) -> None:
     assert "mlip-job.yaml" in shell(podman, "mlip-job --help")
 
 
-def test_nothing_of_the_build_stays(podman: Podman) -> None:
-    """No pip, no settings of it, no certificates of the place, no headers, no package lists."""
-    gone = (
+def test_no_build_files_are_left(podman: Podman) -> None:
+    """No pip or its settings, no local certificates, no headers, no package lists."""
+    removed = (
         "/mnt/pip.conf /mnt/ca.crt /etc/pip.conf /opt/pip/bin /opt/mlip-job/bin/pip "
         "/package /build /opt/mlip-job/lib/python3.11/site-packages/tensorflow/include"
     )
-    script = f"for path in {gone}; do test ! -e $path || echo $path; done; ls /var/lib/apt/lists"
+    script = f"for path in {removed}; do test ! -e $path || echo $path; done; ls /var/lib/apt/lists"
     assert shell(podman, script) == ""
     history = podman("history", "--no-trunc", "--format={{.CreatedBy}}", "localhost/mlip-job:cpu")
     assert "index-url" not in history
 
 
-def test_it_has_no_rights(podman: Podman) -> None:
+def test_it_has_no_privileges(podman: Podman) -> None:
     """It is not root, has no capabilities, and can write to /tmp only."""
     script = (
         "id -u; grep CapBnd /proc/self/status; touch /tmp/x && echo tmp; "
@@ -78,7 +78,7 @@ def test_self_test(podman: Podman) -> None:
 
 
 @pytest.mark.pacemaker
-def test_a_stopped_job_goes_on(podman: Podman, make_job: Callable[..., ImageJob]) -> None:
+def test_an_interrupted_job_resumes(podman: Podman, make_job: Callable[..., ImageJob]) -> None:
     """SIGTERM gets through the init; its exit code comes back; the next run publishes."""
     job = make_job(**LONG)
     name = f"mlip-job-{os.getpid()}"
@@ -91,8 +91,8 @@ def test_a_stopped_job_goes_on(podman: Podman, make_job: Callable[..., ImageJob]
     assert len(manifest.attempts) == 2
 
 
-def test_exit_codes_come_through(podman: Podman) -> None:
-    """The init hands on what the job ends with."""
+def test_exit_codes_are_passed_on(podman: Podman) -> None:
+    """The init passes on the exit code of the job."""
     done = subprocess.run(
         [*podman.job(), "run", "-g", "1"], check=False, capture_output=True, text=True
     )

@@ -1,4 +1,4 @@
-"""A store that can't be used says so in one line, with the remedy and without secrets."""
+"""An unusable store is an error of one line, with the remedy and without secrets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.servers.s3_faults import FaultProxy
 
 
-class _Careless(BaseHTTPRequestHandler):
+class _Unconditional(BaseHTTPRequestHandler):
     """A store that accepts every write and ignores its conditions."""
 
     def do_PUT(self) -> None:
@@ -47,9 +47,9 @@ class _Careless(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def careless_server() -> Iterator[ThreadingHTTPServer]:
+def unconditional_server() -> Iterator[ThreadingHTTPServer]:
     """Serve a store without conditional writes, as some S3-compatible ones are."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Careless)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Unconditional)
     server.written_headers = []  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -59,24 +59,26 @@ def careless_server() -> Iterator[ThreadingHTTPServer]:
     server.server_close()
 
 
-def test_store_that_ignores_conditions_is_refused(
-    careless_server: ThreadingHTTPServer, s3_credentials: None
+def test_a_store_that_ignores_conditions_is_rejected(
+    unconditional_server: ThreadingHTTPServer, s3_credentials: None
 ) -> None:
     """On such a store two jobs could publish one generation."""
-    store = open_store(StorageConfig(url="s3://bucket", endpoint_url=_endpoint(careless_server)))
+    store = open_store(
+        StorageConfig(url="s3://bucket", endpoint_url=_endpoint(unconditional_server))
+    )
     with pytest.raises(StoreError, match="ignores the condition If-None-Match"):
         store.check()
 
 
 class _NeverMatches(DirectoryStore):
-    """Refuses every compare-and-swap, also the right one."""
+    """Rejects every compare-and-swap."""
 
     def put_if_match(self, key: str, data: bytes, version: str) -> None:  # noqa: ARG002
         raise ObjectChangedError(f"{key} was changed")
 
 
 class _CreatesOnMatch(DirectoryStore):
-    """Takes a compare-and-swap on an object that does not exist, as MinIO did until 2025-09."""
+    """Accepts a compare-and-swap on an object that does not exist, as MinIO did until 2025-09."""
 
     def put_if_match(self, key: str, data: bytes, version: str) -> None:
         if self.head(key) is None:
@@ -92,7 +94,7 @@ class _CreatesOnMatch(DirectoryStore):
         (_CreatesOnMatch, "ignores the condition If-Match on an object that does not exist"),
     ],
 )
-def test_stores_that_get_conditions_wrong_are_refused(
+def test_stores_with_wrong_conditions_are_rejected(
     tmp_path: Path, store: type[DirectoryStore], message: str
 ) -> None:
     """Before a run: heartbeats would fail in the middle of it. The probe leaves nothing."""
@@ -101,8 +103,8 @@ def test_stores_that_get_conditions_wrong_are_refused(
     assert list(DirectoryStore(tmp_path).list("")) == []
 
 
-def test_weak_etags_are_refused(s3_behind_proxy: StorageConfig, s3_proxy: FaultProxy) -> None:
-    """No condition can be met by them; the remedy is named."""
+def test_weak_etags_are_rejected(s3_behind_proxy: StorageConfig, s3_proxy: FaultProxy) -> None:
+    """They match no condition; the message has the remedy."""
     s3_proxy.weak_etags = True
     with pytest.raises(StoreError, match="with the current version") as caught:
         open_store(s3_behind_proxy).check()
@@ -131,7 +133,7 @@ def test_line_ends_in_credentials_are_named(
 
 @pytest.mark.parametrize(("setting", "sent"), [("when_supported", True), ("when_required", False)])
 def test_checksums_can_be_left_out(
-    careless_server: ThreadingHTTPServer,
+    unconditional_server: ThreadingHTTPServer,
     s3_credentials: None,
     monkeypatch: pytest.MonkeyPatch,
     setting: str,
@@ -139,9 +141,9 @@ def test_checksums_can_be_left_out(
 ) -> None:
     """Some S3-compatible stores fail on the checksum headers that boto3 sends by default."""
     monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", setting)
-    config = StorageConfig(url="s3://bucket", endpoint_url=_endpoint(careless_server))
+    config = StorageConfig(url="s3://bucket", endpoint_url=_endpoint(unconditional_server))
     open_store(config).put("key", b"data")
-    (headers,) = careless_server.written_headers  # type: ignore[attr-defined]
+    (headers,) = unconditional_server.written_headers  # type: ignore[attr-defined]
     names = {name.lower() for name in headers}
     assert any(name.startswith("x-amz-checksum") for name in names) == sent
 
@@ -163,10 +165,8 @@ def test_absent_bucket_is_named(s3_server: S3Server, s3_credentials: None) -> No
         assert not isinstance(caught.value, ObjectNotFoundError)
 
 
-def test_missing_credentials_are_said(
-    s3_bucket: StorageConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With the variables to set."""
+def test_missing_credentials(s3_bucket: StorageConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message has the variables to set."""
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(StoreError, match="no credentials") as caught:
@@ -175,7 +175,7 @@ def test_missing_credentials_are_said(
 
 
 def test_unreachable_endpoint_is_named(s3_credentials: None) -> None:
-    """With its address, and soon."""
+    """The message has its address."""
     config = StorageConfig(url="s3://bucket", endpoint_url="http://127.0.0.1:9")
     with pytest.raises(StoreError, match=r"http://127\.0\.0\.1:9 can't be reached"):
         open_store(config).check()
@@ -196,7 +196,7 @@ def test_other_urls_are_usage_errors(url: str) -> None:
         open_store(StorageConfig(url=url))
 
 
-def test_a_file_in_the_place_of_the_directory_is_named(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_directory(tmp_path: Path) -> None:
     """A store can't be made below a file."""
     (tmp_path / "store").write_text("a file")
     with pytest.raises(StoreError, match=r"can't write .* in .*store: "):
@@ -204,7 +204,7 @@ def test_a_file_in_the_place_of_the_directory_is_named(tmp_path: Path) -> None:
 
 
 def test_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The object isn't there, nor a part of it, and the error says what to look at."""
+    """No part of the object is there; the error tells what to check."""
     store = DirectoryStore(tmp_path)
     monkeypatch.setattr(os, "fsync", _full)
     with pytest.raises(StoreError, match="No space left on device") as caught:
@@ -237,10 +237,10 @@ def test_reading_makes_no_directory(tmp_path: Path) -> None:
     assert not Path(store.url).exists()
 
 
-def test_whoever_is_frozen_with_the_lock_blocks_nobody_for_ever(
+def test_a_process_that_keeps_the_lock_blocks_others_for_a_limited_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The others say which file it is, and can try again."""
+    """Their error names the file and is transient."""
     monkeypatch.setattr(directory, "_LOCK_SECONDS", 0.2)
     store = DirectoryStore(tmp_path)
     store.put("a", b"1")

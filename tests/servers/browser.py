@@ -1,4 +1,4 @@
-"""A real browser for pages: Debian's Chromium without a window, driven by its own driver."""
+"""Debian's Chromium without a window, driven by its driver."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PHONE_WIDTH = 600
 
 
 class Browser:
-    """Shows one page at a time."""
+    """A browser that shows one page at a time."""
 
     def __init__(self, driver: Chrome) -> None:
         self._driver = driver
@@ -55,7 +55,7 @@ class Browser:
         return self._driver.execute_script(script)
 
     def console(self) -> list[str]:
-        """Return what the page had to complain about."""
+        """Return the messages on the console."""
         return [entry["message"] for entry in self._driver.get_log("browser")]
 
     def requests(self) -> list[str]:

@@ -24,15 +24,7 @@ VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
 
 @dataclass(frozen=True)
 class Helm:
-    """The program, with settings and caches of its own.
-
-    Attributes
-    ----------
-    program
-        Its path.
-    home
-        Where it may keep something.
-    """
+    """The program, with its settings and caches in a private home."""
 
     program: Path
     home: Path

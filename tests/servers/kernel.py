@@ -1,4 +1,4 @@
-"""What a kernel must allow, and in a sandbox may not: no installation helps there."""
+"""Rights that tests need of the kernel, and that a sandbox may deny."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 FORBIDDEN = "the kernel of this machine forbids"
-"""Begins the reason of a skip that is none even where all that tests need is installed."""
+"""Start of the reason of a skip that CI accepts."""
 
 
 def require_kernel(*command: str) -> None:

@@ -1,7 +1,7 @@
-"""Plays a node of a cluster: its entry, its kubelet's log server, and what a kubelet reports.
+"""Simulates a node of a cluster: its entry, its kubelet's log server, and the kubelet's reports.
 
-No container is run. A test says what becomes of a pod (`Node.start`, `Node.end`, …); or `Node.run`
-has the arguments of the pods of a namespace run by the real ``mlip-job``, as processes.
+It runs no container: a test sets the states of a pod (`Node.start`, `Node.end`, …), or
+`tests.servers.pods` runs the pods' arguments as processes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 NODE = "gpu-node"
 GPUS = 1000
-"""Enough for every test of a session: what one leaves behind is not waited for."""
+"""Enough for all tests of a session: none waits for the end of another's pods."""
 
 _PATIENCE = 60.0
 _SECONDS = len("2026-01-02T03:04:05")
@@ -33,17 +33,11 @@ _SECONDS = len("2026-01-02T03:04:05")
 
 @dataclass
 class PodLog:
-    """What a pod printed, and whether it has ended.
-
-    Attributes
-    ----------
-    cut_after
-        Lines after which the next connection is lost, in the middle of a line; None for never.
-    """
+    """The output of a pod, and whether it has ended."""
 
     lines: list[tuple[str, str]] = field(default_factory=list)
     ended: bool = False
-    cut_after: int | None = None
+    cut_after: int | None = None  # lines after which the next connection breaks, within a line
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     def say(self, text: str, *, moment: datetime | None = None) -> None:
@@ -74,15 +68,7 @@ class PodLog:
 
 
 class Node:
-    """The node of a control plane.
-
-    Attributes
-    ----------
-    plane
-        What it is a node of.
-    logs
-        By namespace and name of the pod.
-    """
+    """The node of a control plane, with the logs by namespace and name of the pod."""
 
     def __init__(self, plane: ControlPlane) -> None:
         from kubernetes import client
@@ -174,7 +160,7 @@ class Node:
         return token
 
     def remove(self, pod: Any) -> None:
-        """Confirm that nothing is left of a pod that was deleted."""
+        """Confirm the deletion of a pod."""
         name, namespace = pod.metadata.name, pod.metadata.namespace
         self.core.delete_namespaced_pod(name, namespace, grace_period_seconds=0)
 
@@ -251,7 +237,7 @@ def _log_server(plane: ControlPlane, logs: dict[tuple[str, str], PodLog]) -> Thr
 
 class _LogServer(ThreadingHTTPServer):
     def handle_error(self, *arguments: object) -> None:
-        """Say nothing of readers that went away."""
+        """Ignore readers that hang up."""
 
 
 class _LogHandler(BaseHTTPRequestHandler):

@@ -34,7 +34,7 @@ _VARIABLE = re.compile(r"\$\$|\$\((\w+)\)")
 
 @dataclass
 class _Running:
-    """A process, and the pod that it plays."""
+    """A process that runs as a pod."""
 
     pod: Any
     process: subprocess.Popen[str]
@@ -44,13 +44,7 @@ class _Running:
 
 
 class PodRunner:
-    """Context manager in which the pods of a namespace that are on the node are run.
-
-    Attributes
-    ----------
-    exit_codes
-        Of the pods that have ended, in that order.
-    """
+    """Context manager that runs the pods of a namespace on the node; it has their exit codes."""
 
     def __init__(self, node: Node, namespace: str, directory: Path) -> None:
         self.exit_codes: list[int] = []
@@ -86,7 +80,7 @@ class PodRunner:
                 if running is None and pod.status.phase == "Pending":
                     self._running[pod.metadata.uid] = self._start(pod)
                 elif running is not None:
-                    self._look_after(running, pod)
+                    self._check(running, pod)
 
     def _start(self, pod: Any) -> _Running:
         home = self._directory / pod.metadata.name
@@ -157,7 +151,7 @@ class PodRunner:
         for key, text in data.items():
             (home / key).write_text(text, encoding="utf-8")
 
-    def _look_after(self, running: _Running, pod: Any) -> None:
+    def _check(self, running: _Running, pod: Any) -> None:
         if pod.metadata.deletion_timestamp and running.stopped is None:
             running.stopped = time.monotonic()
             running.process.send_signal(signal.SIGTERM)

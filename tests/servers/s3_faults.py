@@ -45,7 +45,7 @@ ERRORS = {
 LATE = "late "
 """Before an error's code: the request was executed all the same."""
 
-# What a network and a busy store do now and then; each with the requests that it may befall.
+# Transient faults of a network and a busy store, each with the requests that it may affect.
 PASSING: dict[str, Callable[[_Request], bool]] = {
     "InternalError": lambda _: True,
     "SlowDown": lambda _: True,
@@ -97,32 +97,14 @@ class _Order:
 
 @dataclass
 class FaultProxy:
-    """A proxy that runs.
-
-    Attributes
-    ----------
-    endpoint_url
-        Where it listens.
-    rate
-        The fraction of requests that it fails in one of the ways of `PASSING`.
-    hang_s
-        How long a request hangs before its connection is dropped.
-    clock_offset
-        How far the store's clock is ahead.
-    checksums
-        Whether answers keep the store's checksums; without them corruption shows only in hashes.
-    weak_etags
-        Whether answers carry weak ETags, as behind a proxy that compresses.
-    injected, requests
-        How many faults of each kind there were, and how many requests of each method.
-    """
+    """A running proxy; `injected` counts faults by kind, `requests` requests by method."""
 
     endpoint_url: str
-    rate: float = 0.0
-    hang_s: float = 3.0
-    clock_offset: timedelta = timedelta(0)
-    checksums: bool = True
-    weak_etags: bool = False
+    rate: float = 0.0  # fraction of requests that fail in one of the ways of `PASSING`
+    hang_s: float = 3.0  # before a hanging connection is dropped
+    clock_offset: timedelta = timedelta(0)  # of the store's clock
+    checksums: bool = True  # without them corruption shows only in hashes
+    weak_etags: bool = False  # as behind a proxy that compresses
     injected: Counter[str] = field(default_factory=Counter)
     requests: Counter[str] = field(default_factory=Counter)
     _upstream: str = ""
@@ -138,7 +120,7 @@ class FaultProxy:
             self._orders.append(_Order(fault, re.compile(path), method, times, after))
 
     def cancel(self) -> None:
-        """Forget what was ordered, and fail no more."""
+        """Cancel all orders, and fail no more."""
         with self._lock:
             self._orders.clear()
             self.rate = 0.0
@@ -266,7 +248,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_arguments: object) -> None:
-        """Say nothing of clients that hang up: they are killed in these tests."""
+        """Ignore clients that hang up: these tests kill them."""
 
 
 @contextmanager
@@ -293,7 +275,7 @@ def fault_proxy(upstream: str, *, seed: int = 0, **options: object) -> Iterator[
 
 @pytest.fixture
 def s3_proxy(s3_server: S3Server) -> Iterator[FaultProxy]:
-    """Return a proxy in front of the S3 server; it fails nothing before it is told to."""
+    """Return a proxy in front of the S3 server; it fails nothing without an order."""
     with fault_proxy(s3_server.endpoint_url) as proxy:
         yield proxy
 
