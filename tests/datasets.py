@@ -7,7 +7,7 @@ import hashlib
 import os
 import pickle
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ase.io
 import numpy as np
@@ -17,16 +17,19 @@ from ase import Atoms
 
 from mlip_job.config import DatabaseConfig, DatasetConfig, TrainingConfig
 from mlip_job.dataset.builder import DatasetBuilder, ParentDataset
+from mlip_job.dataset.entries import EntryCollector
 from mlip_job.dataset.record import FileRecord
 from mlip_job.dataset.rows import StructureRow, Structures
 from mlip_job.dataset.xyz import structures_text
 from mlip_job.paths import DatasetFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from mlip_job.dataset.entries import Entries
     from mlip_job.dataset.record import DatasetRecord
+    from mlip_job.dataset.rows import Composition
     from mlip_job.errors import MlipJobError
 
 FIVE = ("Cu", "Ag", "Au", "Ni", "Pt")
@@ -49,6 +52,32 @@ def labelled_rows(structures: Iterable[Atoms]) -> list[StructureRow]:
         )
         for index, atoms in enumerate(structures)
     ]
+
+
+class Entry(NamedTuple):
+    """What a test sets of a row; see `Entries`."""
+
+    row_id: int
+    fingerprint: str
+    group: str | None = None
+    composition: Composition = ()
+    energy: float = 0.0
+    side: str | None = None
+
+
+def entries_of(rows: Sequence[Entry]) -> Entries:
+    """Put rows into columns."""
+    collector = EntryCollector(len(rows))
+    collector.add(
+        row_ids=[row.row_id for row in rows],
+        fingerprints=bytes.fromhex("".join(row.fingerprint for row in rows)),
+        energies=[row.energy for row in rows],
+        groups=[row.group for row in rows],
+        compositions=[row.composition for row in rows],
+        config_types=[None] * len(rows),
+        sides=[row.side for row in rows],
+    )
+    return collector.entries()
 
 
 def xyz_of_row(row: StructureRow, energy: float, group: str | None, config_type: str | None) -> str:

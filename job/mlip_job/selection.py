@@ -36,7 +36,7 @@ from pyace.activelearning import (
 from mlip_job.dataset.database import StructureDatabase
 from mlip_job.dataset.geometry import atoms_with_vacuum
 from mlip_job.dataset.rows import Row, StructureRow, UnreadableRow
-from mlip_job.dataset.validation import Rejection, examine_geometry
+from mlip_job.dataset.validation import Rejection, geometry_problem
 from mlip_job.errors import ConfigError, DataError, IntegrityError
 from mlip_job.models import Frozen
 from mlip_job.paths import generation_name
@@ -318,7 +318,7 @@ class CandidateSelector:
     def _obstacle(self, row: Row) -> str | None:
         if isinstance(row, UnreadableRow):
             return Rejection.UNREADABLE.value
-        rejection = examine_geometry(row, self._grader.cutoff)
+        rejection = geometry_problem(row, self._grader.cutoff)
         if rejection is not None:
             return rejection.value
         lacking = {chemical_symbols[n] for n in set(row.numbers)} - set(self._grader.elements)

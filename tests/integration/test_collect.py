@@ -1,4 +1,4 @@
-"""Rows judged many at once are judged as `examine` judges them one by one."""
+"""Rows are judged alike in pages and alone."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, fcc111
+from ase.neighborlist import primitive_neighbor_list
 
 from mlip_job.config import DatabaseConfig, DatasetConfig
 from mlip_job.dataset.collect import Collected, collect_rows
 from mlip_job.dataset.database import StructureDatabase
 from mlip_job.dataset.entries import Spool
-from mlip_job.dataset.rows import StructureRow
-from mlip_job.dataset.twins import fingerprint
-from mlip_job.dataset.validation import Rejection, RowRules, examine
+from mlip_job.dataset.rows import UnreadableRow
+from mlip_job.dataset.twins import fingerprints
+from mlip_job.dataset.validation import Rejection, Validator, shape_problem
 from tests.reference import read_rows
 from tests.support import labelled, rattled, with_emt, write_database
 
@@ -70,7 +71,7 @@ def take(config: DatabaseConfig, dataset: DatasetConfig, path: Path) -> tuple[Co
             spool=spool,
             progress=lambda _: None,
         )
-        pages = list(spool.read())
+        pages = list(spool)
         return collected, [id_ for structures, _ in pages for id_ in structures.ids.tolist()]
 
 
@@ -89,54 +90,58 @@ def test_each_row_is_judged_as_if_it_were_alone(
     config = DatabaseConfig(url=str(tmp_path / "structures.db"))
     write_database(tmp_path / "structures.db", mixed(np.random.default_rng(page)))
     collected, spooled = take(config, dataset, tmp_path / "spool")
-    rules = RowRules(
-        cutoff=5.0,
-        prefer_free_energy=dataset.energy == "free_energy",
-        max_force=dataset.max_force,
-    )
     rejected: defaultdict[Rejection, list[int]] = defaultdict(list)
-    references, accepted = [], []
+    references, accepted, distances, free_energies = [], [], [], 0
     for row in read_rows(config):
-        if not isinstance(row, StructureRow):
-            rejected[Rejection.UNREADABLE].append(row.id)
+        problem = shape_problem(row)
+        if problem is not None or isinstance(row, UnreadableRow):
+            rejected[problem or Rejection.UNREADABLE].append(row.id)
             continue
-        finding = examine(row, rules)
-        if finding.rejection is not None:
-            rejected[finding.rejection].append(row.id)
-        elif finding.is_reference:
+        alone = Validator(
+            5.0,
+            prefer_free_energy=dataset.energy == "free_energy",
+            max_force=dataset.max_force,
+        )
+        found = alone.examine([row])
+        if found.rejected:
+            rejected[found.rejected[0]].append(row.id)
+        elif found.references:
             references.append(row.id)
         else:
-            accepted.append((row, finding))
+            accepted.append(found.structures)
+            distances.append(alone.min_distance)
+            free_energies += int(found.free[0])
     assert collected.rejected == rejected
     assert len(rejected) >= 10
-    assert [entry.row_id for entry in collected.references] == references
+    assert [atom.row_id for atom in collected.references] == references
     assert len(references) == 2
-    assert spooled == collected.entries.row_ids.tolist() == [row.id for row, _ in accepted]
-    assert collected.entries.energies.tolist() == [finding.energy for _, finding in accepted]
-    assert collected.free_energies == sum(finding.is_free_energy for _, finding in accepted)
-    vanishing = [np.abs(row.forces) <= 1e-3 for row, _ in accepted if row.forces is not None]
-    assert collected.force_components == sum(int((~few).sum()) for few in vanishing)
-    assert collected.max_force == max(finding.max_force for _, finding in accepted)
-    assert collected.min_distance == min(finding.min_distance for _, finding in accepted)
-    fingerprints = [fingerprint(row) for row, _ in accepted]
-    assert [entry.hex() for entry in collected.entries.fingerprints.tolist()] == fingerprints
-    for code, (row, _) in zip(collected.entries.composition_codes.tolist(), accepted, strict=True):
-        numbers, counts = np.unique(row.numbers, return_counts=True)
+    entries = collected.entries
+    assert spooled == entries.row_ids.tolist() == [int(one.ids[0]) for one in accepted]
+    assert entries.energies.tolist() == [float(one.energies[0]) for one in accepted]
+    assert collected.free_energies == free_energies
+    components = sum(int((np.abs(one.forces) > 1e-3).sum()) for one in accepted)
+    assert collected.force_components == components
+    largest = max(np.linalg.norm(one.forces, axis=1).max() for one in accepted)
+    assert collected.max_force == pytest.approx(largest, rel=1e-14)
+    assert collected.min_distance == min(distances)
+    assert entries.fingerprints.tobytes() == b"".join(map(fingerprints, accepted))
+    for code, one in zip(entries.composition_codes.tolist(), accepted, strict=True):
+        numbers, counts = np.unique(one.numbers, return_counts=True)
         expected = tuple(zip(numbers.tolist(), counts.tolist(), strict=True))
-        assert collected.entries.compositions[code] == expected
+        assert entries.compositions[code] == expected
 
 
 def test_few_rows_need_a_neighbour_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only those that may hold the smallest distance so far: it is recorded."""
-    calls: list[int] = []
+    calls: list[float] = []
 
-    def counting(row: StructureRow, rules: RowRules) -> Any:
-        calls.append(row.id)
-        return examine(row, rules)
+    def counting(*arguments: Any) -> Any:
+        calls.append(arguments[-1])
+        return primitive_neighbor_list(*arguments)
 
-    monkeypatch.setattr("mlip_job.dataset.collect.examine", counting)
+    monkeypatch.setattr("mlip_job.dataset.validation.primitive_neighbor_list", counting)
     write_database(tmp_path / "structures.db", rattled(300, symbols=("Cu", "Ni")))
     config = DatabaseConfig(url=str(tmp_path / "structures.db"))
     collected, _ = take(config, DatasetConfig(), tmp_path / "spool")
     assert len(collected.entries) == 300
-    assert len(calls) < 10
+    assert 0 < len(calls) < 10

@@ -599,6 +599,9 @@ def _stored_otherwise(atoms: Atoms, how: str, seed: int) -> Atoms:
     rng, again = np.random.default_rng(seed), atoms.copy()
     if how == "order":
         return again[rng.permutation(len(again))]
+    if how == "translation":
+        again.positions += rng.normal(size=3)
+        return again
     again.positions += rng.integers(-2, 3, size=(len(again), 3)) @ again.cell.array
     return again
 
@@ -617,10 +620,13 @@ def test_the_same_crystal_stays_on_one_side(db: Path, tmp_path: Path, how: str) 
     assert all((row in tested) == (twin in tested) for row, twin in second.items())
 
 
-def test_contradicting_energies_of_one_crystal_are_refused(db: Path, tmp_path: Path) -> None:
-    """Also where its atoms are stored in other cells."""
+@pytest.mark.parametrize("how", ["lattice translations", "order", "translation"])
+def test_contradicting_energies_of_one_crystal_are_refused(
+    db: Path, tmp_path: Path, how: str
+) -> None:
+    """In whatever way the atoms are stored."""
     original = rattled(1)[0]
-    twin = with_emt(_stored_otherwise(original, "lattice translations", 1))
+    twin = with_emt(_stored_otherwise(original, how, 1))
     for name in ("energy", "free_energy"):
         twin.calc.results[name] += 0.05 * len(twin)
     write_database(db, [original, twin, *rattled(20, seed=4)])

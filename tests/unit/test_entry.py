@@ -7,7 +7,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from mlip_job.dataset.entries import Entries, Entry, EntryCollector
+from mlip_job.dataset.entries import EntryCollector
+from tests.datasets import Entry, entries_of
 
 
 def fingerprint(number: int) -> str:
@@ -23,7 +24,7 @@ def test_structures_are_numbered_in_the_order_of_their_fingerprints(
     monkeypatch.setattr("mlip_job.dataset.entries._COMPARED_AT_ONCE", 4)
     random = np.random.default_rng(0)
     prints = [fingerprint(number) for number in random.integers(0, 12, count)]
-    entries = Entries.of([Entry(row_id=index, fingerprint=p) for index, p in enumerate(prints)])
+    entries = entries_of([Entry(row_id=index, fingerprint=p) for index, p in enumerate(prints)])
     _, expected = np.unique(np.array(prints, dtype=str), return_inverse=True)
     assert entries.structures.tolist() == expected.tolist()
 

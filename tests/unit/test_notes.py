@@ -10,7 +10,7 @@ from ase.build import bulk, fcc111, molecule
 from ase.calculators.morse import MorsePotential
 from ase.spacegroup import crystal
 
-from mlip_job.dataset.labels import have_huge_forces, have_net_forces, have_zeroed_forces
+from mlip_job.dataset.labels import have_net_forces, have_zeroed_forces
 from mlip_job.dataset.rows import Structures
 from tests.datasets import labelled_rows
 from tests.support import rattled, with_emt
@@ -147,10 +147,3 @@ def test_net_forces() -> None:
     few[1].calc.results["forces"] += (0.02, 0.0, 0.0)
     few[2].calc.results["forces"][0] = 0.0
     assert have_net_forces(structures(*few)).tolist() == [False, True, True, False]
-
-
-def test_huge_forces() -> None:
-    """Forces of hundreds of eV/Å are seen."""
-    few = rattled(3)
-    few[1].calc.results["forces"][3] = (300.0, 0.0, 0.0)
-    assert have_huge_forces(structures(*few)).tolist() == [False, True, False]

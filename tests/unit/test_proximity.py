@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, fcc111, molecule
+from ase.neighborlist import primitive_neighbor_list
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlip_job.dataset.geometry import ProximityFinder
-from mlip_job.dataset.rows import StructureRow, Structures
-from mlip_job.dataset.validation import _neighbours
+from mlip_job.dataset.geometry import bound_distances
+from mlip_job.dataset.rows import Structures
+from tests.datasets import labelled_rows
+from tests.support import labelled
 
 CUTOFF = 5.0
 
@@ -19,35 +21,24 @@ CUTOFF = 5.0
 def structures_of(*atoms: Atoms) -> Structures:
     """Put structures into columns; their labels don't matter here."""
     return Structures.of_rows(
-        [
-            StructureRow(
-                id=index,
-                numbers=np.array(each.numbers, dtype=np.int32),
-                positions=each.positions,
-                cell=each.cell.array,
-                pbc=each.pbc,
-                energy=0.0,
-                free_energy=None,
-                forces=np.zeros((len(each), 3)),
-                stress=None,
-                key_value_pairs={},
-            )
-            for index, each in enumerate(atoms)
-        ]
+        labelled_rows(labelled(a, energy=0.0, forces=np.zeros((len(a), 3))) for a in atoms)
     )
 
 
 def require_true(structures: Structures, *, proved: bool = False) -> None:
     """Hold what is found against full neighbour lists; with `proved`, it has to be all there is."""
-    found = ProximityFinder(CUTOFF).find(structures, np.ones(len(structures), dtype=np.bool_))
+    bonded, apart = bound_distances(structures, np.ones(len(structures), dtype=np.bool_), CUTOFF)
     for index in range(len(structures)):
-        has_neighbour, smallest = _neighbours(structures.row(index), CUTOFF)
-        if found.bonded[index]:
-            assert has_neighbour.all()
-        assert found.apart[index] <= smallest
+        row = structures.row(index)
+        cell = row.cell if row.pbc.any() else np.eye(3)
+        first, distances = primitive_neighbor_list("id", row.pbc, cell, row.positions, CUTOFF)
+        smallest = distances.min(initial=np.inf)
+        if bonded[index]:
+            assert len(set(first.tolist())) == len(row.numbers)
+        assert apart[index] <= smallest
         if proved:
-            assert found.bonded[index]
-            assert found.apart[index] > smallest - 0.005
+            assert bonded[index]
+            assert apart[index] > smallest - 0.005
 
 
 @st.composite
@@ -111,10 +102,10 @@ def test_positions_are_rounded_to_the_safe_side() -> None:
         bond = rng.normal(size=3)
         positions = rng.random(3) * 900 + [[0, 0, 0], 2.5 * bond / np.linalg.norm(bond)]
         pairs.append(Atoms("Cu2", positions, cell=[900, 900, 900], pbc=True))
-    found = ProximityFinder(2.502).find(structures_of(*pairs), np.ones(200, dtype=np.bool_))
-    assert (found.apart <= 2.5).all()
-    assert (found.apart > 2.48).all()
-    assert not found.bonded.any()  # 2.5 Å is nearer to the cutoff than can be told
+    bonded, apart = bound_distances(structures_of(*pairs), np.ones(200, dtype=np.bool_), 2.502)
+    assert (apart <= 2.5).all()
+    assert (apart > 2.48).all()
+    assert not bonded.any()  # 2.5 Å is nearer to the cutoff than can be told
 
 
 def test_lone_atoms_are_not_bonded() -> None:
@@ -123,8 +114,8 @@ def test_lone_atoms_are_not_bonded() -> None:
     left = Atoms("Cu3", [(0, 0, 0), (2.2, 0, 0), (20, 0, 0)])
     boxed = Atoms("Cu", cell=[15, 15, 15], pbc=True)
     structures = structures_of(Atoms("Cu"), boxed, apart, left)
-    found = ProximityFinder(CUTOFF).find(structures, np.ones(4, dtype=np.bool_))
-    assert not found.bonded.any()
+    bonded, _ = bound_distances(structures, np.ones(4, dtype=np.bool_), CUTOFF)
+    assert not bonded.any()
     require_true(structures)
 
 
@@ -135,6 +126,6 @@ def test_nothing_is_said_of_what_is_too_large_or_unsound() -> None:
     thin = Atoms("Cu2", [(0, 0, 0), (0, 0, 1e4)], cell=[4, 4, 2e4], pbc=True)
     fine = bulk("Cu", cubic=True)
     sound = np.array([True, True, True, False])
-    found = ProximityFinder(CUTOFF).find(structures_of(large, far, thin, fine), sound)
-    assert not found.bonded.any()
-    assert not found.apart.any()
+    bonded, apart = bound_distances(structures_of(large, far, thin, fine), sound, CUTOFF)
+    assert not bonded.any()
+    assert not apart.any()

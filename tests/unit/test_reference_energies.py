@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from mlip_job.dataset.entries import Entries, Entry
+from mlip_job.dataset.collect import IsolatedAtom
 from mlip_job.dataset.references import (
     ReferenceEnergies,
     automatic_references,
@@ -16,6 +16,7 @@ from mlip_job.dataset.references import (
     require_references_of_parent,
 )
 from mlip_job.errors import ConfigError, DataError
+from tests.datasets import Entry, entries_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,13 +31,18 @@ def row(row_id: int, energy: float, **atoms: int) -> Entry:
     return Entry(row_id, f"{row_id:064x}", None, composition, energy)
 
 
+def atom(row_id: int, energy: float, element: str = "Cu") -> IsolatedAtom:
+    """Return an isolated atom."""
+    return IsolatedAtom(row_id, element, energy)
+
+
 ALLOYS = [row(1, -12.0, Cu=4), row(2, -17.0, Cu=3, Ni=2), row(3, -8.0, Ni=2)]
 """Exactly -3 eV per Cu and -4 eV per Ni."""
 
 
 def automatic(*, training: Sequence[Entry] = ALLOYS, **changes: object) -> ReferenceEnergies:
     """Find the references of rows."""
-    entries = Entries.of(training)
+    entries = entries_of(training)
     arguments: dict[str, object] = {
         "inherited": {},
         "isolated": [],
@@ -51,13 +57,13 @@ def test_least_squares_finds_additive_energies() -> None:
     references = automatic()
     assert references.energies == {"Cu": -3.0, "Ni": -4.0}
     assert set(references.sources.values()) == {"least_squares"}
-    corrected = references.corrected(Entries.of([row(4, -17.5, Cu=3, Ni=2)]))
+    corrected = references.corrected(entries_of([row(4, -17.5, Cu=3, Ni=2)]))
     assert corrected == pytest.approx([-0.5])
 
 
 def test_isolated_atoms_come_before_the_fit() -> None:
     """An element with isolated atoms takes their mean; the other one is fitted to the rest."""
-    references = automatic(isolated=[row(8, -3.5, Cu=1), row(9, -3.5004, Cu=1)])
+    references = automatic(isolated=[atom(8, -3.5), atom(9, -3.5004)])
     assert references.energies["Cu"] == -3.5002
     assert references.sources == {"Cu": "isolated_atom", "Ni": "least_squares"}
     # Ni alone minimises the residuals of E/n: fractions 2/5 and 1.
@@ -68,31 +74,31 @@ def test_isolated_atoms_come_before_the_fit() -> None:
 def test_disagreeing_isolated_atoms_are_refused() -> None:
     """Two isolated atoms further apart than the tolerance are an error that names the rows."""
     with pytest.raises(DataError, match=r"Cu atoms disagree: row 9 .* row 8"):
-        automatic(isolated=[row(8, -3.5, Cu=1), row(9, -3.6, Cu=1)])
+        automatic(isolated=[atom(8, -3.5), atom(9, -3.6)])
 
 
 def test_inherited_energies_are_kept_and_extended() -> None:
     """The parent's energies win over isolated atoms, stay, and gain new elements."""
-    references = automatic(inherited={"Cu": -3.0, "Au": -2.5}, isolated=[row(8, -9.0, Cu=1)])
+    references = automatic(inherited={"Cu": -3.0, "Au": -2.5}, isolated=[atom(8, -9.0)])
     assert references.energies == {"Au": -2.5, "Cu": -3.0, "Ni": -4.0}
     assert references.sources == {"Au": "inherited", "Cu": "inherited", "Ni": "least_squares"}
 
 
 def test_an_isolated_atom_that_arrives_later_is_named() -> None:
     """The inherited energy stays, since the parent's potential was fitted to it."""
-    references = automatic(inherited={"Cu": -3.0, "Ni": -4.0}, isolated=[row(8, -6.66, Cu=1)])
+    references = automatic(inherited={"Cu": -3.0, "Ni": -4.0}, isolated=[atom(8, -6.66)])
     assert references.energies["Cu"] == -3.0
     (note,) = references.notes
     assert "isolated Cu atoms have -6.6600 eV" in note
     assert "training.start_from: none" in note
-    agreeing = automatic(inherited={"Cu": -3.0, "Ni": -4.0}, isolated=[row(8, -3.0, Cu=1)])
+    agreeing = automatic(inherited={"Cu": -3.0, "Ni": -4.0}, isolated=[atom(8, -3.0)])
     assert agreeing.notes == ()
 
 
 def test_isolated_atoms_replace_inherited_energies_of_no_potential() -> None:
     """Nothing was fitted to the inherited ones, which stay where no isolated atom arrives."""
     references = automatic(
-        inherited={"Cu": -3.0, "Ni": -4.0}, isolated=[row(8, -6.66, Cu=1)], isolated_first=True
+        inherited={"Cu": -3.0, "Ni": -4.0}, isolated=[atom(8, -6.66)], isolated_first=True
     )
     assert references.energies == {"Cu": -6.66, "Ni": -4.0}
     assert references.sources == {"Cu": "isolated_atom", "Ni": "inherited"}
@@ -103,9 +109,9 @@ def test_isolated_atoms_replace_inherited_energies_of_no_potential() -> None:
 def test_what_fitted_energies_mean_is_noted() -> None:
     """Energies relative to the training structures are no cohesive energies."""
     assert "not to isolated atoms" in automatic().notes[0]
-    mixed = automatic(isolated=[row(8, -3.5, Cu=1)])
+    mixed = automatic(isolated=[atom(8, -3.5)])
     assert "energies of compounds mix both" in mixed.notes[0]
-    assert automatic(isolated=[row(8, -3.0, Cu=1), row(9, -4.0, Ni=1)]).notes == ()
+    assert automatic(isolated=[atom(8, -3.0), atom(9, -4.0, "Ni")]).notes == ()
 
 
 def test_undetermined_energies_stay_so_when_they_are_inherited() -> None:

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlip_job.dataset.entries import Entries, Entry
 from mlip_job.dataset.files import OutputFile, common_test_rows, write_index
 from mlip_job.dataset.split import SIDES, Inheritance, Side, Split, split_by_key, split_rows
 from mlip_job.errors import DataError
+from tests.datasets import Entry, entries_of
 
 if TYPE_CHECKING:
     import random
@@ -36,7 +36,7 @@ def split_items(
     items: list[Entry], *, fraction: float, seed: int, inherited: Inheritance | None = None
 ) -> Split:
     """Split rows that are no columns yet."""
-    return split_rows(Entries.of(items), fraction=fraction, seed=seed, inherited=inherited)
+    return split_rows(entries_of(items), fraction=fraction, seed=seed, inherited=inherited)
 
 
 def sides_of(split: Split) -> list[Side]:
@@ -71,16 +71,6 @@ def try_split(items: list[Entry], fraction: float, seed: int) -> Split | None:
         return split_items(items, fraction=fraction, seed=seed)
     except DataError:
         return None
-
-
-def test_hundred_structures_at_a_tenth() -> None:
-    """100 structures at 0.1 are exactly 90 and 10, none on both sides."""
-    items = singles(100)
-    sides = sides_by_row(items, split_items(items, fraction=0.1, seed=42))
-    train = {row for row, side in sides.items() if side == "train"}
-    test = {row for row, side in sides.items() if side == "test"}
-    assert (len(train), len(test)) == (90, 10)
-    assert train.isdisjoint(test)
 
 
 @given(count=st.integers(min_value=20, max_value=300), fraction=fractions, seed=seeds)
@@ -290,7 +280,7 @@ def keyed(sides: list[str | None], *, groups: dict[int, str] | None = None) -> l
 def refused_by_key(items: list[Entry], inherited: Inheritance | None = None) -> str:
     """Split by a key, expect an error, and return its message."""
     with pytest.raises(DataError) as caught:
-        split_by_key(Entries.of(items), key="side", inherited=inherited)
+        split_by_key(entries_of(items), key="side", inherited=inherited)
     return caught.value.message
 
 
@@ -300,7 +290,7 @@ def test_key_decides_the_sides(tested: list[bool]) -> None:
     sides: list[Side] = ["test" if test else "train" for test in tested]
     if len(set(sides)) == 1:
         return
-    split = split_by_key(Entries.of(keyed([*sides])), key="side")
+    split = split_by_key(entries_of(keyed([*sides])), key="side")
     assert sides_of(split) == sides
     assert split.test == split.wanted_test == sum(tested)
 
@@ -309,7 +299,7 @@ def test_parent_is_counted_where_it_agrees_with_the_key() -> None:
     """Rows and groups that the parent has on the same side are inherited."""
     items = keyed(["train", "test", "train", "test"], groups={4: "md"})
     inherited = Inheritance.of([(fingerprint_of(1), "train")], {"md": "test"})
-    split = split_by_key(Entries.of(items), key="side", inherited=inherited)
+    split = split_by_key(entries_of(items), key="side", inherited=inherited)
     assert (split.inherited_train, split.inherited_test) == (1, 1)
 
 
@@ -363,5 +353,5 @@ def test_common_test_rows_are_test_in_both(tmp_path: Path) -> None:
         rows = [Entry(first + n, fingerprint_of(n)) for n in range(len(tested))]
         split = Split(np.array(tested, dtype=np.bool_), sum(tested), 0, 0)
         with OutputFile(path, compressed=True) as file:
-            write_index(file, Entries.of(rows), split)
+            write_index(file, entries_of(rows), split)
     assert common_test_rows(ours, theirs) == {0, 2}

@@ -9,11 +9,9 @@ import pytest
 from ase.build import bulk, make_supercell, molecule
 from ase.geometry import permute_axes
 
-from mlip_job.dataset.entries import Entries, Entry
-from mlip_job.dataset.references import compositions
 from mlip_job.dataset.rows import Structures
 from mlip_job.dataset.twins import TwinFinder
-from tests.datasets import labelled_rows
+from tests.datasets import Entry, entries_of, labelled_rows
 from tests.support import rattled, with_emt
 
 if TYPE_CHECKING:
@@ -29,8 +27,8 @@ def twins(*many: Atoms) -> list[int]:
     found = []
     for page in pages:
         finder.add(page)
-        found += compositions(page)
-    entries = Entries.of(
+        found += page.compositions()
+    entries = entries_of(
         [
             Entry(row_id=n, fingerprint=f"{n:064x}", composition=composition)
             for n, composition in enumerate(found)
@@ -67,6 +65,13 @@ def translated(atoms: Atoms) -> Atoms:
     copy = atoms.copy()
     copy.positions += (0.3, 0.7, 1.1)
     return with_emt(copy)
+
+
+def translated_with_other_labels(atoms: Atoms) -> Atoms:
+    """Move all atoms alike, in another order; the energy is wrong."""
+    copy = unwrapped(translated(atoms))
+    copy.calc.results["energy"] += 1.0
+    return copy
 
 
 def rotated(atoms: Atoms) -> Atoms:
@@ -106,7 +111,8 @@ def in_a_supercell(atoms: Atoms) -> Atoms:
 
 
 DESCRIPTIONS = [
-    noisy, noisy_with_other_labels, unwrapped, translated, rotated, with_swapped_axes, left_handed,
+    noisy, noisy_with_other_labels, unwrapped, translated, translated_with_other_labels,
+    rotated, with_swapped_axes, left_handed,
     with_other_vectors, doubled, in_a_supercell,
 ]  # fmt: skip
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
-from mlip_job.dataset.rows import StructureRow
-from mlip_job.dataset.twins import fingerprint
-from mlip_job.dataset.validation import Rejection, RowRules, examine
+from mlip_job.dataset.rows import StructureRow, Structures, UnreadableRow
+from mlip_job.dataset.twins import fingerprints
+from mlip_job.dataset.validation import Rejection, Validator, geometry_problem, shape_problem
 
-RULES = RowRules(cutoff=5.0, prefer_free_energy=True, max_force=None)
 NAN, INF = float("nan"), float("inf")
 
 
@@ -41,35 +40,59 @@ def single(**changes: Any) -> StructureRow:
     )
 
 
+class Judged(NamedTuple):
+    """What was found of one row; `reason` is None if it is accepted."""
+
+    reason: Rejection | None
+    is_reference: bool = False
+    energy: float = NAN
+    is_free_energy: bool = False
+    min_distance: float = INF
+
+
+def judge(
+    row: StructureRow,
+    *,
+    cutoff: float = 5.0,
+    prefer_free_energy: bool = True,
+    max_force: float | None = None,
+) -> Judged:
+    """Validate one row."""
+    problem = shape_problem(row)
+    if problem is not None:
+        return Judged(problem)
+    validator = Validator(cutoff, prefer_free_energy=prefer_free_energy, max_force=max_force)
+    found = validator.examine([row])
+    return Judged(
+        found.rejected.get(0),
+        found.references == [0],
+        float(found.structures.energies[0]),
+        bool(found.free[0]),
+        validator.min_distance,
+    )
+
+
 PERIODIC = {"pbc": np.ones(3, dtype=np.bool_), "cell": np.diag([4.0, 4.0, 4.0])}
 
 
-def test_good_row() -> None:
-    """A molecule with all its labels is accepted and measured."""
-    finding = examine(dimer(), RULES)
-    assert finding.rejection is None
-    assert not finding.is_reference
-    assert finding.max_force == pytest.approx(0.5)
-    assert finding.min_distance == pytest.approx(2.2)
-
-
-def test_periodic_images_are_neighbours() -> None:
-    """A lone atom in a small periodic cell has its own images as neighbours."""
-    finding = examine(single(forces=np.zeros((1, 3)), **PERIODIC), RULES)
-    assert finding.rejection is None
-    assert not finding.is_reference
-    assert finding.min_distance == pytest.approx(4.0)
+def test_accepted() -> None:
+    """A molecule, and a lone atom in a small periodic cell, which has its own images."""
+    assert judge(dimer()) == (None, False, -1.1, True, pytest.approx(2.2))
+    crystal = judge(single(forces=np.zeros((1, 3)), **PERIODIC))
+    assert crystal == (None, False, -1.1, True, pytest.approx(4.0))
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"energy": None, "free_energy": None}, Rejection.NO_ENERGY),
+        ({"energy": NAN, "free_energy": None}, Rejection.BAD_ENERGY),
         ({"free_energy": NAN}, Rejection.BAD_ENERGY),
         ({"free_energy": -INF}, Rejection.BAD_ENERGY),
         ({"forces": None}, Rejection.NO_FORCES),
         ({"forces": np.zeros((3, 3))}, Rejection.MISSHAPEN_FORCES),
         ({"forces": np.zeros(6)}, Rejection.MISSHAPEN_FORCES),
+        ({"forces": np.zeros((1, 3))}, Rejection.SINGLE_PRECISION),
         ({"forces": np.full((2, 3), NAN)}, Rejection.BAD_FORCES),
         ({"forces": np.array([[0, 0, INF], [0, 0, 0]])}, Rejection.BAD_FORCES),
         ({"pbc": np.array([True, True, False]), "cell": np.ones((3, 3))}, Rejection.FLAT_CELL),
@@ -89,7 +112,18 @@ def test_periodic_images_are_neighbours() -> None:
 )  # fmt: skip
 def test_rejections(changes: dict[str, Any], reason: Rejection) -> None:
     """One fault in an otherwise good row gives exactly its reason."""
-    assert examine(dimer(**changes), RULES).rejection is reason
+    assert judge(dimer(**changes)).reason is reason
+
+
+def test_an_energy_of_the_other_kind_is_none() -> None:
+    """A free energy does not stand in for an energy that is asked for."""
+    assert judge(dimer(energy=None), prefer_free_energy=False).reason is Rejection.NO_ENERGY
+
+
+def test_unreadable_rows() -> None:
+    """Single precision is named where it is known."""
+    assert shape_problem(UnreadableRow(3)) is Rejection.UNREADABLE
+    assert shape_problem(UnreadableRow(3, single_precision=True)) is Rejection.SINGLE_PRECISION
 
 
 def test_one_lonely_atom_of_many() -> None:
@@ -99,39 +133,47 @@ def test_one_lonely_atom_of_many() -> None:
         positions=np.array([[0.0, 0, 0], [2.2, 0, 0], [20.0, 0, 0]]),
         forces=np.zeros((3, 3)),
     )
-    assert examine(row, RULES).rejection is Rejection.LONELY_ATOM
+    assert judge(row).reason is Rejection.LONELY_ATOM
 
 
 def test_neighbours_between_the_near_shell_and_the_cutoff() -> None:
     """A bond longer than the first search radius but shorter than the cutoff is found."""
     row = dimer(positions=np.array([[0.0, 0, 0], [4.5, 0, 0]]))
-    assert examine(row, RULES).min_distance == pytest.approx(4.5)
-    assert examine(row, replace(RULES, cutoff=4.0)).rejection is Rejection.LONELY_ATOM
+    assert judge(row).min_distance == pytest.approx(4.5)
+    assert judge(row, cutoff=4.0).reason is Rejection.LONELY_ATOM
 
 
 def test_max_force() -> None:
     """The limit is on the length of the force vector, and is itself allowed."""
-    assert examine(dimer(), replace(RULES, max_force=0.51)).rejection is None
-    assert examine(dimer(), replace(RULES, max_force=0.49)).rejection is Rejection.LARGE_FORCE
+    assert judge(dimer(), max_force=0.51).reason is None
+    assert judge(dimer(), max_force=0.49).reason is Rejection.LARGE_FORCE
 
 
 @pytest.mark.parametrize("box", [{}, {**PERIODIC, "cell": np.eye(3) * 12.0}])
 def test_isolated_atom_is_a_reference(box: dict[str, Any]) -> None:
     """One atom alone needs an energy and nothing else, in vacuum as in a large box."""
-    finding = examine(single(**box), RULES)
-    assert finding.rejection is None
-    assert finding.is_reference
-    assert finding.energy == -1.1
-    assert examine(single(energy=None, free_energy=None, **box), RULES).rejection is not None
+    assert judge(single(**box))[:4] == (None, True, -1.1, True)
+    assert judge(single(energy=None, free_energy=None, **box)).reason is Rejection.NO_ENERGY
 
 
 def test_which_energy() -> None:
     """The free energy where it is wanted and stored, else the energy."""
-    assert examine(dimer(), RULES).energy == -1.1
-    assert examine(dimer(), RULES).is_free_energy
-    assert examine(dimer(), replace(RULES, prefer_free_energy=False)).energy == -1.0
-    fallback = examine(dimer(free_energy=None), RULES)
-    assert (fallback.energy, fallback.is_free_energy) == (-1.0, False)
+    assert judge(dimer(), prefer_free_energy=False)[2:4] == (-1.0, False)
+    assert judge(dimer(free_energy=None))[2:4] == (-1.0, False)
+
+
+def test_geometry_without_labels() -> None:
+    """Candidates need no labels, but neighbours: a single atom can't be graded."""
+    unlabelled = {"energy": None, "free_energy": None, "forces": None}
+    assert geometry_problem(dimer(**unlabelled), 5.0) is None
+    assert geometry_problem(single(**unlabelled), 5.0) is Rejection.LONELY_ATOM
+    flat = dimer(**unlabelled, pbc=np.ones(3, dtype=np.bool_))
+    assert geometry_problem(flat, 5.0) is Rejection.FLAT_CELL
+
+
+def fingerprint(row: StructureRow) -> bytes:
+    """Return the fingerprint of one row."""
+    return fingerprints(Structures.of_rows([row]))
 
 
 def test_fingerprint_ignores_noise_and_labels() -> None:

@@ -12,8 +12,6 @@ import ase.io
 import numpy as np
 import pytest
 from ase.build import molecule
-from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io.extxyz import write_xyz
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -29,10 +27,12 @@ from mlip_job.dataset.xyz import (
 )
 from mlip_job.errors import IntegrityError
 from tests import reference
-from tests.datasets import xyz_of_row
-from tests.support import rattled
+from tests.datasets import labelled_rows, xyz_of_row
+from tests.support import rattled, with_emt
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ase import Atoms
 
 FORCES = np.array([[0.25, -0.5, 0.125], [-0.25, 0.5, -0.125]])
@@ -173,57 +173,12 @@ def test_batches_come_back_to_the_last_bit(
         reference.require_same_array(getattr(found, name), getattr(structures, name))
 
 
-@given(rows(), AWKWARD)
-def test_lines_are_those_of_ase(row: StructureRow, name: str) -> None:
-    """But for the digits of positions and forces, the text is what ASE itself writes."""
-    mine, theirs = xyz_of_row(row, row.energy or 0.0, None, name), io.StringIO()
-    plain = " ".join(name.split()).replace("\\", "\\\\")
-    names = {"config_type": plain} if "config_type" in mine else {}
-    atoms = row.atoms()
-    atoms.info |= {"row_id": row.id, **names}
-    labels = {"energy": row.energy, "forces": row.forces, "stress": row.stress}
-    atoms.calc = SinglePointCalculator(atoms, **labels)
-    write_xyz(theirs, [atoms])
-    ours, lines = mine.splitlines(), theirs.getvalue().splitlines()
-    assert len(ours) == len(lines)
-    assert _as_numbers(ours[1]) == _as_numbers(lines[1])
-    for own, their in zip(ours[2:], lines[2:], strict=True):
-        assert own.split()[0] == their.split()[0]
-        numbers = [float(number) for number in own.split()[1:]]
-        np.testing.assert_allclose(
-            numbers, [float(number) for number in their.split()[1:]], atol=5.1e-9
-        )
-
-
-def _as_numbers(comment: str) -> list[object]:
-    """Return the words of a comment line, numbers as numbers: 1e-05 is 1e-5."""
-
-    def value(word: str) -> object:
-        try:
-            return float(word)
-        except ValueError:
-            return word
-
-    return [value(word) for word in comment.replace("=", " = ").replace('"', ' " ').split()]
-
-
 # Reading one by one
 
 
 def _row_of(number: int, atoms: Atoms) -> StructureRow:
-    results = atoms.calc.results if atoms.calc else {"forces": np.full((len(atoms), 3), 0.25)}
-    return StructureRow(
-        id=number,
-        numbers=atoms.numbers,
-        positions=atoms.positions,
-        cell=np.array(atoms.cell),
-        pbc=atoms.pbc,
-        energy=None,
-        free_energy=None,
-        forces=results["forces"],
-        stress=results.get("stress"),
-        key_value_pairs={},
-    )
+    (row,) = labelled_rows([atoms])
+    return replace(row, id=number, stress=atoms.calc.results.get("stress"))
 
 
 def _text(number: int, atoms: Atoms, config_type: str | None = None) -> str:
@@ -232,7 +187,7 @@ def _text(number: int, atoms: Atoms, config_type: str | None = None) -> str:
 
 def test_structures_come_back_one_by_one(tmp_path: Path) -> None:
     """As ASE reads them all at once: crystals with stress, a molecule without cell."""
-    structures = [*rattled(3, symbols=("Cu", "Au")), molecule("CH4")]
+    structures = [*rattled(3, symbols=("Cu", "Au")), with_emt(molecule("CH4"))]
     path = tmp_path / "train.xyz"
     path.write_text("".join(_text(n, atoms) for n, atoms in enumerate(structures, start=11)))
     blocks = list(read_blocks(path))
@@ -254,18 +209,7 @@ def test_structures_come_back_one_by_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "bulk",
-        "two words",
-        "001",
-        "1e5",
-        "T",
-        "1 2 3",
-        'so-called "bulk"',
-        "a\\b",
-        "größe",
-        "x_id=3",
-    ],
+    ["two words", "001", "1e5", "T", "1 2 3", 'so-called "bulk"', "a\\b", "größe", "x_id=3"],
 )
 def test_config_types_come_back_as_they_were(name: str) -> None:
     """ASE would read some of them as numbers, arrays or truth values."""
@@ -278,18 +222,17 @@ def test_a_structure_may_have_no_config_type() -> None:
     assert parse(block).config_type is None
 
 
-def test_a_truncated_file_is_damage(tmp_path: Path) -> None:
-    """Lines that are missing are noticed; the rest is not taken for another structure."""
-    lines = (_text(1, rattled(1)[0]) * 2).splitlines(keepends=True)
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: "".join(text.splitlines(keepends=True)[:-2]), "is truncated"),
+        (lambda text: text + "something else\n", "is no extended XYZ file: 'something else"),
+    ],
+    ids=["truncated", "a line too many"],
+)
+def test_damage_is_named(tmp_path: Path, damage: Callable[[str], str], message: str) -> None:
+    """The rest of a file is not taken for another structure."""
     path = tmp_path / "test.xyz"
-    path.write_text("".join(lines[:-2]))
-    with pytest.raises(IntegrityError, match="is truncated"):
-        list(read_blocks(path))
-
-
-def test_what_is_no_structure_is_damage(tmp_path: Path) -> None:
-    """Such as a line too many."""
-    path = tmp_path / "test.xyz"
-    path.write_text(_text(1, rattled(1)[0]) + "something else\n")
-    with pytest.raises(IntegrityError, match="is no extended XYZ file: 'something else"):
+    path.write_text(damage(_text(1, rattled(1)[0]) * 2))
+    with pytest.raises(IntegrityError, match=message):
         list(read_blocks(path))

@@ -16,7 +16,7 @@ from mlip_job.dataset.connection import describe_url
 from mlip_job.dataset.database import Selected, StructureDatabase
 from mlip_job.dataset.entries import Spool
 from mlip_job.dataset.files import ContentHash, OutputFile, read_index, write_index
-from mlip_job.dataset.frames import FrameWriter, weigh_groups
+from mlip_job.dataset.frames import FrameWriter, require_convex_hull, weigh_groups
 from mlip_job.dataset.record import SideNames
 from mlip_job.dataset.references import (
     ReferenceEnergies,
@@ -24,21 +24,20 @@ from mlip_job.dataset.references import (
     by_composition,
     configured_references,
     fit_references,
+    require_determined_references,
+    require_fitting_energies,
     require_references_of_parent,
 )
-from mlip_job.dataset.split import SIDES, Inheritance, split_by_key, split_rows
-from mlip_job.dataset.summary import Outcome, summarise
-from mlip_job.dataset.twins import require_consistent_duplicates
-from mlip_job.dataset.validation import (
-    count_force_components,
-    require_configured_elements,
-    require_convex_hull,
-    require_determined_references,
+from mlip_job.dataset.split import (
+    SIDES,
+    Inheritance,
     require_elements_in_training,
-    require_few_rejections,
-    require_fitting_energies,
-    require_group_key,
+    split_by_key,
+    split_rows,
 )
+from mlip_job.dataset.summary import Outcome, Written, summarise
+from mlip_job.dataset.twins import require_consistent_duplicates
+from mlip_job.dataset.validation import require_configured_elements, require_group_key
 from mlip_job.dataset.xyz import structures_text
 from mlip_job.errors import ConfigError, DataError
 from mlip_job.paths import DatasetFiles, cant_write
@@ -48,8 +47,8 @@ if TYPE_CHECKING:
 
     from mlip_job.config import DatabaseConfig, DatasetConfig, TrainingConfig
     from mlip_job.dataset.collect import Collected
-    from mlip_job.dataset.entries import Entries, SpooledStructures
-    from mlip_job.dataset.record import DatasetRecord, FileRecord, SelectedRows
+    from mlip_job.dataset.entries import Entries
+    from mlip_job.dataset.record import DatasetRecord, SelectedRows
     from mlip_job.dataset.split import Side, Split
 
 
@@ -61,31 +60,7 @@ _DECISIVE = {"cutoff", "test_fraction", "elements", "weighting"}
 """Training settings that affect a dataset."""
 
 
-@dataclass(frozen=True)
-class Written:
-    """What `write_files` wrote.
-
-    Attributes
-    ----------
-    contents
-        Hashes that the dataset's identity is made of.
-    force_components
-        See `count_force_components`, by side.
-    frames
-        Names of the data frames.
-    files
-        All files.
-    """
-
-    contents: dict[str, str]
-    force_components: dict[Side, int]
-    frames: SideNames
-    files: dict[str, FileRecord]
-
-
-def write_files(
-    files: DatasetFiles, spooled: SpooledStructures, outcome: Outcome, shard_size: int
-) -> Written:
+def write_files(files: DatasetFiles, spool: Spool, outcome: Outcome, shard_size: int) -> Written:
     """Write all files but the record; `shard_size` limits the structures of a data frame."""
     split = outcome.split
     with OutputFile(files.index, compressed=True) as index:
@@ -98,7 +73,7 @@ def write_files(
     force_components = dict.fromkeys(SIDES, 0)
     with ExitStack() as stack:
         texts = {side: stack.enter_context(OutputFile(files.xyz(side))) for side in SIDES}
-        for structures, place in spooled:
+        for structures, place in spool:
             right_handed = structures.right_handed()
             for side in SIDES:
                 chosen = split.on(side)[place]
@@ -108,7 +83,7 @@ def write_files(
                 for text in structures_text(some):
                     texts[side].write(text)
                 hashes[side].update(some)
-                force_components[side] += count_force_components(some)
+                force_components[side] += some.count_force_components()
                 frames[side].add(some)
         for side in SIDES:
             frames[side].flush()
@@ -131,10 +106,7 @@ class ParentDataset:
     def inheritance(self, group_by: str | None) -> Inheritance:
         """Return the inherited sides; those of groups only if `group_by` is unchanged.
 
-        Raises
-        ------
-        IntegrityError
-            If the index can't be read.
+        Raise `IntegrityError` if the index can't be read.
         """
         groups: dict[str, Side] = {}
         same_groups = group_by is not None and group_by == self.record.split.group_by
@@ -177,17 +149,9 @@ class DatasetBuilder:
         On an error no files are left there. During the build, the directory holds a copy of the
         selected structures.
 
-        Raises
-        ------
-        DatabaseError
-            If the database can't be read.
-        DataError
-            If the data can't be trained on.
-        ConfigError
-            If selection, reference energies or weights don't fit the data, or the directory can't
-            be created.
-        OSError
-            If the disk is full.
+        Raise `DatabaseError` if the database can't be read; `DataError` if the data can't be
+        trained on; `ConfigError` if selection, reference energies or weights don't fit the data, or
+        the directory can't be created; `OSError` if the disk is full.
         """
         return self.find_or_build(directory, lambda _: None).record
 
@@ -264,7 +228,7 @@ class DatasetBuilder:
     def _decide(self, source: StructureDatabase, collected: Collected) -> Outcome:
         """Split, determine reference energies and weights, and reject unusable data."""
         entries = collected.entries
-        require_few_rejections(collected, self.dataset.max_rejected_fraction)
+        collected.require_few_rejections(self.dataset.max_rejected_fraction)
         elements = require_configured_elements(entries, self.training.elements)
         repeats = require_consistent_duplicates(
             entries, self.dataset.duplicate_tolerance, source.describe_row
@@ -321,7 +285,7 @@ class DatasetBuilder:
             elements,
             inherited=parent.reference_energies if parent else {},
             undetermined=undetermined,
-            isolated=collected.neutral_references,
+            isolated=[a for a in collected.references if a.row_id not in collected.ions],
             isolated_first=self._starts_from_nothing,
             training=training,
             tolerance=self.dataset.duplicate_tolerance,
@@ -342,7 +306,7 @@ class DatasetBuilder:
     def _write(self, files: DatasetFiles, spool: Spool, outcome: Outcome) -> DatasetRecord:
         split = outcome.split
         self.progress(f"writing {split.train} train and {split.test} test rows")
-        written = write_files(files, spool.read(), outcome, self.dataset.frame_shard_size)
+        written = write_files(files, spool, outcome, self.dataset.frame_shard_size)
         record = summarise(
             outcome,
             database=self.database,

@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 import ase.db
 from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
-from mlip_job.errors import ConfigError, DatabaseError, MlipJobError
+from mlip_job.errors import ConfigError, DatabaseError
 from mlip_job.runtime.environment import require_one_line
 from mlip_job.secret_texts import redact
 
@@ -68,12 +68,8 @@ def open_database(config: DatabaseConfig) -> OpenedDatabase:
     The password of a server is taken from ``MLIP_JOB_DATABASE_PASSWORD``, else from ``PGPASSWORD``
     or ``~/.pgpass`` (PostgreSQL), or ``MYSQL_PWD`` (MySQL).
 
-    Raises
-    ------
-    DatabaseError
-        If it is missing or unavailable, rejects the password, or is not an ASE database.
-    ConfigError
-        If the URL is not valid.
+    Raise `DatabaseError` if it is missing or unavailable, rejects the password, or is not an ASE
+    database; `ConfigError` if the URL is not valid.
     """
     openers: dict[str, Callable[[str], OpenedDatabase]] = {
         "": _open_sqlite,
@@ -299,12 +295,8 @@ def require_sqlite_file(path: Path) -> None:
     Rows of ASE's other back ends, and of files of structures, have no stable ids, can't be selected
     by SQL, or are loaded all at once.
 
-    Raises
-    ------
-    ConfigError
-        If the file has another format; the hint has the command.
-    DatabaseError
-        If it is empty.
+    Raise `ConfigError` if the file has another format, with a command to convert it;
+    `DatabaseError` if it is empty.
     """
     with path.open("rb") as file:
         head = file.read(_PEEK)
@@ -315,61 +307,52 @@ def require_sqlite_file(path: Path) -> None:
             f"database {path} is an empty file",
             hint="check database.url; ase.db.connect(…).write(atoms) writes rows",
         )
-    found = _foreign_format(path, head)
-    if found is not None:
-        raise found
-
-
-def _foreign_format(path: Path, head: bytes) -> MlipJobError | None:
-    if _LMDB in head[:32] or path.suffix == ".aselmdb":
-        return _another_back_end(path, "LMDB (.aselmdb)", ".aselmdb")
-    if _JSON.match(head):
-        return _another_back_end(path, "JSON", ".json")
-    try:
-        kind = filetype(str(path), read=True)
-    except (UnknownFileTypeError, OSError, ValueError):
-        return _compressed(path, head)
-    if kind in ("db", "json") or kind not in ioformats or not ioformats[kind].can_read:
-        return _compressed(path, head)
-    return _structures(path, kind, head)
-
-
-def _compressed(path: Path, head: bytes) -> ConfigError | None:
-    if not head.startswith(_GZIP):
-        return None
-    return ConfigError(
-        f"database.url: {path} is compressed (gzip)",
-        hint="unpack it, and set database.url to the result: "
-        f"gunzip -c {_quoted(path)} > {_quoted(_target(path.with_suffix('')))}",
-    )
-
-
-def _another_back_end(path: Path, name: str, suffix: str) -> ConfigError:
-    source = path if path.suffix == suffix else path.with_suffix(suffix)
-    moved = "" if source == path else f"mv {_quoted(path)} {_quoted(source)} && "
-    needed = " (with the Python package ase-db-backends)" if suffix == ".aselmdb" else ""
-    return ConfigError(
-        f"database.url: {path} is an ASE database in {name}, which is not read",
-        hint=f"convert it to SQLite{needed}, and set database.url to the result: "
-        f"{moved}ase db {_quoted(source)} --insert-into {_quoted(_target(path))}",
-    )
-
-
-def _structures(path: Path, kind: str, head: bytes) -> ConfigError:
-    """Return the error for a file of structures; ASE's converter keeps labels, but no keys."""
+    is_lmdb = _LMDB in head[:32] or path.suffix == ".aselmdb"
+    if is_lmdb or _JSON.match(head):
+        raise _another_back_end(path, is_lmdb=is_lmdb)
+    quoted, then = shlex.quote(str(path)), "and set database.url to the result"
+    kind = _format_of_structures(path)
     names = _other_labels(head) if kind == "extxyz" else []
     if names:
-        return ConfigError(
+        raise ConfigError(
             f"database.url: {path} is a file of structures ({kind}), not a database; its labels "
             f"{', '.join(names)} are no energy and forces to ASE",
             hint="write an SQLite database with the script in docs/dataset.md, "
             '"Labels under other names"',
         )
+    if kind:  # ASE's converter keeps labels, but no keys
+        raise ConfigError(
+            f"database.url: {path} is a file of structures ({kind}), not a database",
+            hint=f"convert it to SQLite, {then}, database.select to '' (the rows have no keys): "
+            f"ase convert -i {kind} {quoted} {_target(path)}",
+        )
+    if head.startswith(_GZIP):
+        raise ConfigError(
+            f"database.url: {path} is compressed (gzip)",
+            hint=f"unpack it, {then}: gunzip -c {quoted} > {_target(path.with_suffix(''))}",
+        )
+
+
+def _another_back_end(path: Path, *, is_lmdb: bool) -> ConfigError:
+    name, suffix = ("LMDB (.aselmdb)", ".aselmdb") if is_lmdb else ("JSON", ".json")
+    source = shlex.quote(str(path if path.suffix == suffix else path.with_suffix(suffix)))
+    moved = "" if path.suffix == suffix else f"mv {shlex.quote(str(path))} {source} && "
+    needed = " (with the Python package ase-db-backends)" if is_lmdb else ""
     return ConfigError(
-        f"database.url: {path} is a file of structures ({kind}), not a database",
-        hint="convert it to SQLite, and set database.url to the result, database.select to '' "
-        f"(the rows have no keys): ase convert -i {kind} {_quoted(path)} {_quoted(_target(path))}",
+        f"database.url: {path} is an ASE database in {name}, which is not read",
+        hint=f"convert it to SQLite{needed}, and set database.url to the result: "
+        f"{moved}ase db {source} --insert-into {_target(path)}",
     )
+
+
+def _format_of_structures(path: Path) -> str | None:
+    """Return ASE's name for the format of a file of structures."""
+    try:
+        kind = str(filetype(str(path), read=True))
+    except (UnknownFileTypeError, OSError, ValueError):
+        return None
+    readable = kind in ioformats and ioformats[kind].can_read
+    return kind if readable and kind not in ("db", "json") else None
 
 
 def _other_labels(head: bytes) -> list[str]:
@@ -383,10 +366,8 @@ def _other_labels(head: bytes) -> list[str]:
     return sorted(found - {"free_energy"})
 
 
-def _target(path: Path) -> Path:
+def _target(path: Path) -> str:
+    """Return a file to convert to, quoted for a shell."""
     own = path.with_suffix(".db")
-    return own if own != path and not own.exists() else path.with_name(f"{path.stem}-sqlite.db")
-
-
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))
+    free = own != path and not own.exists()
+    return shlex.quote(str(own if free else path.with_name(f"{path.stem}-sqlite.db")))

@@ -30,13 +30,12 @@ from ase.db.core import (
 from mlip_job.dataset.connection import OpenedDatabase, open_database
 from mlip_job.dataset.labels import describe_row, labels_elsewhere, values_in
 from mlip_job.dataset.record import SelectedRows
-from mlip_job.dataset.rows import Row, StructureRow, UnreadableRow, convert_row
+from mlip_job.dataset.rows import Row, UnreadableRow, convert_row
 from mlip_job.dataset.tables import open_tables
 from mlip_job.errors import ConfigError, ConflictError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from types import TracebackType
 
     from mlip_job.config.job import DatabaseConfig
     from mlip_job.dataset.rows import FloatArray, IndexArray
@@ -98,12 +97,8 @@ class StructureDatabase:
 
     `slow_because` says why it is read through ASE; None if its tables are read directly.
 
-    Raises
-    ------
-    DatabaseError
-        On entering, if it can't be opened; on reading, if it fails.
-    ConfigError
-        On entering, if the selection or the URL is not valid.
+    Entering and reading raise `DatabaseError`, entering also `ConfigError` if the selection or the
+    URL is not valid.
     """
 
     slow_because: str | None = None
@@ -131,12 +126,7 @@ class StructureDatabase:
             self._tables = found
         return self
 
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _kind: object, error: object, _traceback: object) -> None:
         opened, self._opened = self._open, None
         if self._tables is not None:
             self._tables.close()
@@ -179,11 +169,6 @@ class StructureDatabase:
             return convert_row(found[0]) if found else None
         except _SELECTION_ERRORS:
             return self._row_without_broken_columns(id_)
-
-    def charge(self, id_: int) -> float:
-        """Return the charge of a row, in elementary charges."""
-        row = self.row(id_)
-        return row.charge if isinstance(row, StructureRow) else 0.0
 
     def describe_row(self, id_: int) -> dict[str, str]:
         """Return how a row was computed, as texts by name, see `provenance.describe_row`."""
@@ -399,10 +384,7 @@ def _bad_selection(select: str, error: Exception) -> ConfigError:
 def parse_marks(texts: Iterable[str]) -> dict[str, Value]:
     """Return the key_value_pairs in texts like ``status=to_label``.
 
-    Raises
-    ------
-    ConfigError
-        If ASE would not take one.
+    Raise `ConfigError` if ASE would not take one.
     """
     marks: dict[str, Value] = {}
     for text in texts:
@@ -427,44 +409,31 @@ def mark_rows(config: DatabaseConfig, ids: Sequence[int], marks: Mapping[str, Va
 
     A row that ``config.select`` no longer matches was changed concurrently.
 
-    Raises
-    ------
-    ConflictError
-        If any row was changed; no row is marked then.
-    DatabaseError
-        If the database can't be written to; no row is marked then.
+    Raise `ConflictError` if any row was changed, `DatabaseError` if the database can't be written
+    to; no row is marked then.
     """
     selection = [part.strip() for part in config.select.split(",") if part.strip()]
     opened = open_database(config)
     database = opened.database
-    try:
-        with _transaction(database):
-            for id_ in ids:
-                if not list(database.select([*selection, ("id", "=", id_)], columns=["id"])):
-                    raise ConflictError(
-                        f"row {id_} of {opened.description} no longer is one of "
-                        f"{config.select!r}; no row was marked",
-                        hint="select again",
-                    )
-                database.update(id_, **marks)
-                # ASE would commit after some thousand changes; this must be atomic.
-                database.change_count = 0
-    except opened.driver_error as error:
-        raise opened.failure(error, "written to") from None
-
-
-@contextmanager
-def _transaction(database: Any) -> Iterator[None]:
-    """Commit at the end; on an error close the connection, which rolls back the changes.
-
-    ASE's own context manager calls rollback(), which ase-db-backends 0.11 lacks for PostgreSQL.
-    """
     database.__enter__()
     try:
-        yield
+        for id_ in ids:
+            if not list(database.select([*selection, ("id", "=", id_)], columns=["id"])):
+                raise ConflictError(  # noqa: TRY301 - rolled back below
+                    f"row {id_} of {opened.description} no longer is one of "
+                    f"{config.select!r}; no row was marked",
+                    hint="select again",
+                )
+            database.update(id_, **marks)
+            # ASE would commit after some thousand changes; this must be atomic.
+            database.change_count = 0
         database.__exit__(None, None, None)
-    except BaseException:
+    except BaseException as error:
+        # Closing rolls back. ASE's own way is rollback(), which ase-db-backends 0.11 lacks for
+        # PostgreSQL.
         if database.connection is not None:
             database.connection.close()
             database.connection = None
+        if isinstance(error, opened.driver_error):
+            raise opened.failure(error, "written to") from None
         raise

@@ -1,10 +1,10 @@
-"""In-memory data of the accepted rows, and the spool for the rest."""
+"""In-memory data of the accepted rows, in columns, and the spool for the rest."""
 
 from __future__ import annotations
 
 import math
 import pickle
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,13 +16,17 @@ from scipy.sparse.csgraph import connected_components
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Sequence
     from pathlib import Path
-    from types import TracebackType
 
-    from mlip_job.dataset.references import Composition
-    from mlip_job.dataset.rows import BoolArray, FloatArray, IndexArray, IntArray, Structures
+    from mlip_job.dataset.rows import (
+        BoolArray,
+        Composition,
+        FloatArray,
+        IndexArray,
+        IntArray,
+        Structures,
+    )
 
     FingerprintArray = np.ndarray[Any, np.dtype[np.void]]
-
 
 FINGERPRINT = np.dtype("V32")
 """A sha256; arrays of them sort as their hex digits do."""
@@ -30,56 +34,25 @@ FINGERPRINT = np.dtype("V32")
 _COMPARED_AT_ONCE = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """Data of a row for split, reference energies and checks.
-
-    Attributes
-    ----------
-    row_id
-        Id in the database.
-    fingerprint
-        Equal for identical structures; 64 hex digits.
-    group
-        Trajectory or parent structure, or None for a row that forms its own group.
-    composition
-        Pairs of atomic number and count, sorted.
-    energy
-        eV, the energy to train on.
-    config_type
-        Type of the structure, or None.
-    side
-        Value of the key that decides its side of the split, or None.
-    crystal
-        Equal for twins (see `twins`); by default that of no other fingerprint.
-    """
-
-    row_id: int
-    fingerprint: str
-    group: str | None = None
-    composition: Composition = ()
-    energy: float = 0.0
-    config_type: str | None = None
-    side: str | None = None
-    crystal: str | None = None
-
-
 @dataclass(frozen=True, eq=False)
 class Entries:
-    """Entries in columns, at a few dozen bytes each.
+    """Data of rows for split, reference energies and checks, at a few dozen bytes each.
 
     Attributes
     ----------
-    row_ids, energies
-        See `Entry`.
+    row_ids
+        Ids in the database.
     fingerprints
-        As bytes.
+        Equal for identical structures.
+    energies
+        eV, the energies to train on.
     groups, compositions, config_types, sides
-        The distinct values of each.
+        The distinct values: of trajectories or parent structures, of elements, of types of
+        structures, and of the key that decides the sides of the split.
     group_codes, composition_codes, config_type_codes, side_codes
         Which of these an entry has; -1 for none.
     crystal_codes
-        Equal for twins; None where equal fingerprints are the only ones.
+        Equal for twins (see `twins`); None where equal fingerprints are the only ones.
     """
 
     row_ids: IndexArray
@@ -99,24 +72,6 @@ class Entries:
         """Return the number of entries."""
         return len(self.row_ids)
 
-    @classmethod
-    def of(cls, entries: Sequence[Entry]) -> Entries:
-        """Put entries into columns."""
-        collector = EntryCollector(len(entries))
-        for entry in entries:
-            collector.add(
-                row_ids=[entry.row_id],
-                fingerprints=bytes.fromhex(entry.fingerprint),
-                energies=[entry.energy],
-                groups=[entry.group],
-                compositions=[entry.composition],
-                config_types=[entry.config_type],
-                sides=[entry.side],
-            )
-        crystals = [entry.crystal or entry.fingerprint for entry in entries]
-        codes = np.unique(np.array(crystals, dtype=np.str_), return_inverse=True)[1]
-        return replace(collector.entries(), crystal_codes=codes)
-
     @property
     def atoms(self) -> IndexArray:
         """Number of atoms of each."""
@@ -126,20 +81,22 @@ class Entries:
     @cached_property
     def structures(self) -> IndexArray:
         """Number of the structure of each; the numbers have the order of the fingerprints."""
-        return _numbered(self.fingerprints)
+        prints = self.fingerprints
+        order = np.argsort(prints, kind="stable")
+        differs = np.zeros(len(self), dtype=np.bool_)
+        for first in range(1, len(self), _COMPARED_AT_ONCE):  # so that few are copied
+            near = prints[order[first - 1 : first + _COMPARED_AT_ONCE]]
+            differs[first : first + _COMPARED_AT_ONCE] = near[1:] != near[:-1]
+        numbers = np.empty(len(self), dtype=np.int64)
+        numbers[order] = np.cumsum(differs)
+        return numbers
 
     @cached_property
     def twins(self) -> IndexArray:
         """Number of the crystal of each; equal fingerprints share it."""
-        structures, crystals = self.structures, self.crystal_codes
-        if crystals is None:
-            return structures
-        first = int(structures.max(initial=-1)) + 1
-        nodes = first + int(crystals.max(initial=-1)) + 1
-        ties = (np.ones(len(self), dtype=np.bool_), (structures, first + crystals))
-        _, numbers = connected_components(coo_array(ties, shape=(nodes, nodes)), directed=False)
-        twins: IndexArray = numbers[structures].astype(np.int64)
-        return twins
+        if self.crystal_codes is None:
+            return self.structures
+        return joined(self.structures, self.crystal_codes)
 
     @property
     def reduced_codes(self) -> IndexArray:
@@ -153,10 +110,15 @@ class Entries:
         return np.array(codes, dtype=np.int64)[self.composition_codes]
 
     def holding(self, element: str) -> BoolArray:
-        """Return a mask of the entries with an element."""
+        """Return which entries have an element."""
         number = chemical_symbols.index(element)
         holds = [any(z == number for z, _ in composition) for composition in self.compositions]
         return np.array(holds, dtype=np.bool_)[self.composition_codes]
+
+    def rows_with(self, element: str) -> list[int]:
+        """Return the ids of the rows with an element."""
+        rows: list[int] = self.row_ids[self.holding(element)].tolist()
+        return rows
 
     def count_by_composition(self, chosen: BoolArray | None = None) -> dict[Composition, int]:
         """Return how many of the chosen entries are of each composition."""
@@ -164,22 +126,31 @@ class Entries:
         counts = np.bincount(codes, minlength=len(self.compositions)).tolist()
         return {c: n for c, n in zip(self.compositions, counts, strict=True) if n}
 
+    def count_config_types(self, chosen: BoolArray) -> dict[str, int]:
+        """Return how many of the chosen entries are of each config type, by name."""
+        codes = self.config_type_codes[chosen]
+        counts = np.bincount(codes[codes >= 0], minlength=len(self.config_types)).tolist()
+        return {name: n for name, n in sorted(zip(self.config_types, counts, strict=True)) if n}
+
     def elements(self, chosen: BoolArray | None = None) -> tuple[str, ...]:
         """Return the elements of the chosen entries, sorted."""
         found = {z for composition in self.count_by_composition(chosen) for z, _ in composition}
         return tuple(sorted(chemical_symbols[z] for z in found))
 
 
-def _numbered(prints: FingerprintArray) -> IndexArray:
-    """Return a number for each; equal ones share it, and the numbers have their order."""
-    order = np.argsort(prints, kind="stable")
-    differs = np.zeros(len(prints), dtype=np.bool_)
-    for first in range(1, len(prints), _COMPARED_AT_ONCE):  # so that few are copied
-        near = prints[order[first - 1 : first + _COMPARED_AT_ONCE]]
-        differs[first : first + _COMPARED_AT_ONCE] = near[1:] != near[:-1]
-    numbers = np.empty(len(prints), dtype=np.int64)
-    numbers[order] = np.cumsum(differs)
-    return numbers
+def joined(labels: IndexArray, others: IndexArray | IntArray) -> IndexArray:
+    """Return a number for each entry: entries that share either label share the number.
+
+    Labels count from 0; -1 in `others` is none.
+    """
+    first = int(labels.max(initial=-1)) + 1
+    nodes = first + int(others.max(initial=-1)) + 1
+    tied = others >= 0
+    ends = (labels[tied], first + others[tied])
+    graph = coo_array((np.ones(len(ends[0]), dtype=np.bool_), ends), shape=(nodes, nodes))
+    components = connected_components(graph, directed=False)[1]
+    numbers: IndexArray = np.unique(components[labels], return_inverse=True)[1]
+    return numbers.astype(np.int64)
 
 
 class _Codes:
@@ -200,13 +171,10 @@ class _Codes:
 
 
 class EntryCollector:
-    """Collects entries page by page.
+    """Collects at most `most` entries, page by page.
 
-    Parameters
-    ----------
-    most
-        Maximum number of entries. Columns are allocated once, as growing ones would be copied
-        repeatedly; the system commits memory only when it is written.
+    Columns are allocated once, as growing ones would be copied repeatedly; the system commits
+    memory only when it is written.
     """
 
     def __init__(self, most: int) -> None:
@@ -241,27 +209,19 @@ class EntryCollector:
 
     def entries(self) -> Entries:
         """Return the collected entries."""
-        groups, group_codes = self._groups.columns(self._count)
-        compositions, composition_codes = self._compositions.columns(self._count)
-        config_types, config_type_codes = self._config_types.columns(self._count)
-        sides, side_codes = self._sides.columns(self._count)
         return Entries(
-            row_ids=self._row_ids[: self._count],
-            fingerprints=self._fingerprints[: self._count],
-            energies=self._energies[: self._count],
-            groups=groups,
-            group_codes=group_codes,
-            compositions=compositions,
-            composition_codes=composition_codes,
-            config_types=config_types,
-            config_type_codes=config_type_codes,
-            sides=sides,
-            side_codes=side_codes,
+            self._row_ids[: self._count],
+            self._fingerprints[: self._count],
+            self._energies[: self._count],
+            *self._groups.columns(self._count),
+            *self._compositions.columns(self._count),
+            *self._config_types.columns(self._count),
+            *self._sides.columns(self._count),
         )
 
 
 class Spool:
-    """Structures in a local file: appended once, then read back in the same order.
+    """Structures in a local file, in the order of the entries: appended once, then read back.
 
     The database is read a single time, so that memory does not grow with the structures and rows
     that are added meanwhile do no harm.
@@ -274,34 +234,18 @@ class Spool:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def append(self, structures: Structures) -> None:
         """Add structures at the end."""
         pickle.dump(structures, self._file, protocol=pickle.HIGHEST_PROTOCOL)
 
-    def read(self) -> SpooledStructures:
-        """Return the structures added so far."""
-        self._file.flush()
-        return SpooledStructures(self._path)
-
-
-@dataclass(frozen=True)
-class SpooledStructures:
-    """The structures of a spool, in the order of the entries; any process of the job reads them."""
-
-    path: Path
-
     def __iter__(self) -> Iterator[tuple[Structures, slice]]:
-        """Yield some at a time, and the places of their entries."""
+        """Yield the structures added so far, some at a time, and the places of their entries."""
+        self._file.flush()
         first = 0
-        with self.path.open("rb") as file:
+        with self._path.open("rb") as file:
             while file.peek(1):
                 structures: Structures = pickle.load(file)  # noqa: S301 - written by this job
                 yield structures, slice(first, first + len(structures))

@@ -20,7 +20,6 @@ from mlip_job.errors import IntegrityError
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-    from types import TracebackType
 
     from mlip_job.dataset.entries import Entries
     from mlip_job.dataset.rows import Structures
@@ -61,10 +60,7 @@ def write_index(file: OutputFile, entries: Entries, split: Split) -> str:
 def read_index(path: Path, dataset: str = "a dataset") -> Iterator[tuple[int, str, str, Side]]:
     """Yield row id, fingerprint, group (``""`` for none) and side of every row.
 
-    Raises
-    ------
-    IntegrityError
-        If the index can't be read; the message names `dataset`.
+    Raise `IntegrityError` if the index can't be read; the message names `dataset`.
     """
     try:
         with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
@@ -107,12 +103,7 @@ class OutputFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, _error: object, _traceback: object) -> None:
         with self._file:
             if kind is None and self._compressor is not None:
                 self._put(self._compressor.flush())

@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from ase import Atoms
+from ase.data import chemical_symbols
 
-from mlip_job.dataset.references import ReferenceEnergies, compositions
+from mlip_job.config.training import GroupWeights
+from mlip_job.dataset.files import OutputFile
+from mlip_job.dataset.references import ReferenceEnergies
 from mlip_job.dataset.split import SIDES, Side
 from mlip_job.dataset.xyz import (
     config_type,
@@ -26,7 +29,7 @@ from mlip_job.dataset.xyz import (
     read_blocks,
     read_structures,
 )
-from mlip_job.errors import ConfigError, IntegrityError
+from mlip_job.errors import ConfigError, DataError, IntegrityError
 from mlip_job.paths import DatasetFiles
 
 if TYPE_CHECKING:
@@ -34,14 +37,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mlip_job.dataset.entries import Entries
-    from mlip_job.dataset.files import OutputFile
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.dataset.rows import Structures
     from mlip_job.dataset.split import Split
-
-from mlip_job.config.training import GroupWeights
-from mlip_job.dataset.files import OutputFile
-from mlip_job.errors import DataError
 
 _FRAME_ATOMS = 100_000
 """Maximum number of atoms in a data frame, which is built in memory."""
@@ -54,14 +52,8 @@ _PICKLE_PROTOCOL = 4
 class FramePart:
     """Content of one set of data frames.
 
-    Attributes
-    ----------
-    name
-        Start of the file names: ``train`` for ``train.pckl.gzip``.
-    side
-        Whose structures.
-    rows
-        Ids of the rows to take; None for all. Rows of the other side are ignored.
+    `name` starts the file names: ``train`` for ``train.pckl.gzip``. `rows` are ids of the rows of
+    the side to take; None for all.
     """
 
     name: str
@@ -83,10 +75,7 @@ def frames_from_texts(
     They equal those of a fresh export to the last bit, rows in the order of the texts. Weights are
     scaled over the whole dataset, whatever the parts are.
 
-    Raises
-    ------
-    IntegrityError
-        If the texts in the directory are not those of the record.
+    Raise `IntegrityError` if the texts in the directory are not those of the record.
     """
     files = DatasetFiles(directory)
     references = ReferenceEnergies(record.reference_energies, {})
@@ -140,39 +129,31 @@ class FrameWriter:
     def add(self, structures: Structures) -> None:
         """Add structures in right-handed cells.
 
-        Raises
-        ------
-        KeyError
-            If an element has no reference energy.
+        Raise `KeyError` if an element has no reference energy.
         """
-        ends = structures.starts[1:-1]
-        rows = zip(
-            structures.ids.tolist(),
-            np.split(structures.numbers, ends),
-            np.split(structures.positions, ends),
-            structures.cells,
-            structures.pbc,
-            structures.energies.tolist(),
-            [self.references.of(composition) for composition in compositions(structures)],
-            np.split(structures.forces, ends),
-            [pairs.get("config_type") for pairs in structures.pairs],
-            strict=False,  # np.split gives one empty part where there is no structure
-        )
         with _collector_paused():
-            for id_, numbers, positions, cell, pbc, energy, reference, forces, kind in rows:
+            for index, composition in enumerate(structures.compositions()):
+                structure = structures.row(index)
+                energy = float(structures.energies[index])
                 row = {
-                    "ase_atoms": Atoms(numbers=numbers, positions=positions, cell=cell, pbc=pbc),
+                    "ase_atoms": Atoms(
+                        numbers=structure.numbers,
+                        positions=structure.positions,
+                        cell=structure.cell,
+                        pbc=structure.pbc,
+                    ),
                     "energy": energy,
-                    "energy_corrected": energy - reference,
-                    "forces": forces,
+                    "energy_corrected": energy - self.references.of(composition),
+                    "forces": structure.forces,
                     # Pacemaker lowers the weights of names that start with "augmented".
-                    "name": f"row-{id_}",
+                    "name": f"row-{structure.id}",
                 }
                 if self.weighting is not None:
-                    row["w_energy"] = self.weighting.energy(kind)
-                    row["w_forces"] = np.full(len(numbers), self.weighting.forces(kind))
+                    energy_weight, force_weight = self.weighting.of(structures.pairs[index])
+                    row["w_energy"] = energy_weight
+                    row["w_forces"] = np.full(len(structure.numbers), force_weight)
                 self._rows.append(row)
-                self._atoms += len(numbers)
+                self._atoms += len(structure.numbers)
                 if len(self._rows) == self.shard_size or self._atoms >= _FRAME_ATOMS:
                     self.flush()
 
@@ -239,23 +220,18 @@ class GroupWeighting:
     by_group
         The weights of the configuration; other config types weigh 1. Config types are compared as
         written to the extended XYZ files, so that these give the same weights.
-    energy_scale
-        1 / mean over structures.
-    force_scale
-        1 / mean over atoms.
+    energy_scale, force_scale
+        1 / mean over structures, and over atoms.
     """
 
     by_group: Mapping[str, GroupWeights]
     energy_scale: float
     force_scale: float
 
-    def energy(self, config_type: str | None) -> float:
-        """Return the weight of the energy of one structure."""
-        return self.energy_scale * _relative(self.by_group, label(config_type)).energy
-
-    def forces(self, config_type: str | None) -> float:
-        """Return the weight of the force on one atom."""
-        return self.force_scale * _relative(self.by_group, label(config_type)).forces
+    def of(self, pairs: Mapping[str, Any]) -> tuple[float, float]:
+        """Return the weights of a structure's energy, and of the force on each of its atoms."""
+        relative = _relative(self.by_group, label(pairs.get("config_type")))
+        return self.energy_scale * relative.energy, self.force_scale * relative.forces
 
 
 @dataclass
@@ -271,13 +247,9 @@ def weigh_groups(
 ) -> GroupWeighting:
     """Scale the configured weights to the given rows.
 
-    Raises
-    ------
-    DataError
-        If no row is of a config type that the configuration names.
-    ConfigError
-        If every force of a side would weigh 0: pacemaker divides by their sum. Or if a config type
-        can't be written into an extended XYZ file.
+    Raise `DataError` if no row is of a config type that the configuration names; `ConfigError` if
+    every force of a side would weigh 0 (pacemaker divides by their sum), or a config type can't be
+    written into an extended XYZ file.
     """
     for name in by_group:
         if label(name) != name:
@@ -303,10 +275,7 @@ def scaled(
 ) -> GroupWeighting:
     """Scale weights so that their mean is 1 over the structures and atoms of both sides.
 
-    Raises
-    ------
-    ConfigError
-        If every force of a side would weigh 0.
+    Raise `ConfigError` if every force of a side would weigh 0.
     """
     structures, energy, forces = 0, 0.0, dict.fromkeys(SIDES, 0.0)
     # In a fixed order: the last bit of a sum depends on it.
@@ -324,6 +293,29 @@ def scaled(
             )
     atoms = sum(sum(size.atoms.values()) for size in sizes.values())
     return GroupWeighting(by_group, structures / energy, atoms / sum(forces.values()))
+
+
+def require_convex_hull(entries: Entries, elements: Sequence[str]) -> None:
+    """Raise `ConfigError` if the compositions don't span the convex hull that pacemaker needs.
+
+    Compositions on one line or plane, as those of a pseudo-binary oxide, make a flat simplex, on
+    which its hull (``pyace.process_df.compute_convexhull_dist``) fails. A single composition needs
+    none.
+    """
+    compositions = entries.count_by_composition()
+    numbers = [chemical_symbols.index(element) for element in elements]
+    counts = np.array([[dict(c).get(z, 0) for z in numbers] for c in compositions], np.float64)
+    fractions = np.unique(counts / counts.sum(axis=1, keepdims=True), axis=0)
+    if len(fractions) == 1:
+        return
+    dimensions = np.linalg.matrix_rank(fractions[1:] - fractions[0], tol=1e-6)
+    if dimensions < len(elements) - 1:
+        raise ConfigError(
+            "training.weighting.energy_based: the compositions of the data span no convex hull: "
+            f"the shares of {', '.join(elements)} vary in {dimensions} of {len(elements) - 1} "
+            "directions",
+            hint="set training.overrides: {fit: {weighting: {energy: cohesive}}}",
+        )
 
 
 def _sizes(entries: Entries, split: Split) -> dict[str | None, GroupSize]:

@@ -1,4 +1,4 @@
-"""Slabs and wires: structures that are periodic in one or two directions.
+"""Cells, slabs and wires, neighbours, and bounds on the distances of many structures.
 
 Pacemaker and its evaluator take structures that are periodic in all directions or in none. Vacuum
 in the other directions makes a slab or a wire periodic in all of them, and changes no energy of a
@@ -7,13 +7,11 @@ potential whose cutoff is shorter than the vacuum.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 from scipy.spatial import cKDTree
 
 if TYPE_CHECKING:
@@ -25,12 +23,29 @@ if TYPE_CHECKING:
 
     SingleArray = np.ndarray[Any, np.dtype[np.float32]]
 
-
 VACUUM = 20.0
 """Å between the images of a slab or a wire: the largest cutoff that a configuration may ask for.
 It is fixed, so that the structure depends on neither the cutoff nor the generation."""
 
 _SLAB, _WIRE = 2, 1
+
+_MARGIN = 1e-3
+"""Å. Far above the error of single precision over `_LARGEST` Å."""
+
+_EPSILON = 1e-6
+"""Of the lengths of the cell: several times the rounding of a fraction in single precision."""
+
+_LARGEST = 1000.0
+"""Å. Larger structures are not covered."""
+
+_LOW_CELL = 5.5
+"""Å. The nearest image of each pair is not enough in cells that are lower than this."""
+
+_PAIRS_AT_ONCE = 40_000
+"""Their three coordinates take half a megabyte, which a processor's cache holds."""
+
+_MOST_PAIRS = 500_000
+"""Of one structure (a thousand atoms); beyond that a neighbour list is faster."""
 
 
 def is_partly_periodic(pbc: BoolArray) -> BoolArray:
@@ -136,134 +151,49 @@ def _units(vectors: FloatArray) -> FloatArray:
     return units
 
 
-_MARGIN = 1e-3
-"""Å. Far above the error of single precision over `_LARGEST` Å."""
+def bound_distances(
+    structures: Structures, sound: BoolArray, cutoff: float
+) -> tuple[BoolArray, FloatArray]:
+    """Bound the distances in all structures at once, in single precision.
 
-_EPSILON = 1e-6
-"""Of the lengths of the cell: several times the rounding of a fraction in single precision."""
+    Neighbour lists of all structures would take longer than the rest of an export; this settles
+    nearly all of them.
 
-_LARGEST = 1000.0
-"""Å. Larger structures are not covered."""
-
-_LOW_CELL = 5.5
-"""Å. The nearest image of each pair is not enough in cells that are lower than this."""
-
-_PAIRS_AT_ONCE = 40_000
-"""Their three coordinates take half a megabyte, which a processor's cache holds."""
-
-_MOST_PAIRS = 500_000
-"""Of one structure (a thousand atoms); beyond that a neighbour list is faster."""
-
-
-@dataclass(frozen=True)
-class Proximity:
-    """Proven bounds for each structure.
-
-    Attributes
+    Parameters
     ----------
+    sound
+        Which structures to examine: those with finite positions and cells that are not flat, in
+        all directions periodic or in none.
+    cutoff
+        Å.
+
+    Returns
+    -------
     bonded
         Whether each atom has a neighbour within the cutoff; false if unknown.
     apart
         Å. Lower bound on the distance of two atoms; 0 if unknown.
     """
-
-    bonded: BoolArray
-    apart: FloatArray
-
-
-class ProximityFinder:
-    """Bound the distances in structures; buffers are reused between calls.
-
-    Parameters
-    ----------
-    cutoff
-        Å.
-    """
-
-    def __init__(self, cutoff: float) -> None:
-        self._cutoff = cutoff
-        self._work = _Work()
-
-    def find(self, structures: Structures, sound: BoolArray) -> Proximity:
-        """Bound the distances in some structures.
-
-        Parameters
-        ----------
-        structures
-            All of them.
-        sound
-            Mask of those to examine; see `have_sound_geometry`.
-        """
-        lattices = _Lattices.of(structures, sound)
-        nearest, loneliest = (np.full(len(structures), np.inf) for _ in range(2))
-        for members, atoms, images in _batches(structures, sound & lattices.small, lattices.images):
-            places = structures.starts[members][:, None] + np.arange(atoms)
-            points = lattices.fractions(structures.positions.take(places, axis=0), members)
-            squares = _squares(points, lattices.cells[members], images, self._work)
-            nearest[members] = squares.min(axis=1)
-            loneliest[members] = squares.max(axis=1)
-        reach = (lattices.images + 0.5) * lattices.heights
-        apart = np.minimum(np.sqrt(nearest), reach) - lattices.margins
-        return Proximity(
-            bonded=np.sqrt(loneliest) + lattices.margins < self._cutoff,
-            apart=np.where(np.isfinite(nearest), apart.clip(min=0.0), 0.0),
-        )
-
-
-@dataclass(frozen=True)
-class _Lattices:
-    """The cells of all structures.
-
-    Attributes
-    ----------
-    cells
-        Å. Where a structure is not periodic, it has a box in which no image is near; where nothing
-        is looked at, a cube of 1 Å.
-    inverses
-        Of the cells, 1/Å.
-    heights
-        The smallest of the three heights of each cell, Å.
-    images
-        Number of images per direction besides the nearest: 0 or 1.
-    small
-        Whether `_LARGEST` holds.
-    margins
-        Å. Upper bound on the error of distances.
-    """
-
-    cells: FloatArray
-    inverses: FloatArray
-    heights: FloatArray
-    images: IndexArray
-    small: BoolArray
-    margins: FloatArray
-
-    @classmethod
-    def of(cls, structures: Structures, sound: BoolArray) -> Self:
-        periodic = sound & np.all(structures.pbc, axis=1)
-        cells = np.where(periodic[:, None, None], structures.cells, np.eye(3))
-        free = sound & ~periodic
-        if free.any():
-            cells[free] *= _box_edges(structures.take(free))[:, None, None]
-        inverses = np.linalg.inv(cells)
-        heights = 1 / np.linalg.norm(inverses, axis=1).max(axis=1, initial=1e-300)
-        lengths = np.linalg.norm(cells, axis=2)
-        return cls(
-            cells=cells,
-            inverses=inverses,
-            heights=heights,
-            images=(periodic & (heights < _LOW_CELL)).astype(np.int64),
-            small=lengths.max(axis=1, initial=0.0) <= _LARGEST,
-            margins=_MARGIN + lengths.sum(axis=1) * _EPSILON,
-        )
-
-    def fractions(self, positions: FloatArray, members: IndexArray) -> SingleArray:
-        """Return fractional coordinates from 0 to 1, shape (structures, 3, atoms).
-
-        The shape of the positions (Å) is (structures, atoms, 3).
-        """
-        fractions = np.mod(positions @ self.inverses[members], 1.0)
-        return np.ascontiguousarray(fractions.transpose(0, 2, 1), np.float32)
+    periodic = sound & np.all(structures.pbc, axis=1)
+    cells = np.where(periodic[:, None, None], structures.cells, np.eye(3))
+    free = sound & ~periodic
+    if free.any():
+        cells[free] *= _box_edges(structures.take(free))[:, None, None]
+    inverses = np.linalg.inv(cells)
+    heights = 1 / np.linalg.norm(inverses, axis=1).max(axis=1, initial=1e-300)
+    lengths = np.linalg.norm(cells, axis=2)
+    margins = _MARGIN + lengths.sum(axis=1) * _EPSILON
+    images = (periodic & (heights < _LOW_CELL)).astype(np.int64)
+    small = lengths.max(axis=1, initial=0.0) <= _LARGEST
+    nearest, loneliest = (np.full(len(structures), np.inf) for _ in range(2))
+    for members, atoms, around in _batches(structures.counts, images, sound & small):
+        places = structures.starts[members][:, None] + np.arange(atoms)
+        fractions = np.mod(structures.positions.take(places, axis=0) @ inverses[members], 1.0)
+        squares = _nearest_squares(fractions, cells[members], around)
+        nearest[members], loneliest[members] = squares.min(axis=1), squares.max(axis=1)
+    apart = np.minimum(np.sqrt(nearest), (images + 0.5) * heights) - margins
+    bonded = np.sqrt(loneliest) + margins < cutoff
+    return bonded, np.where(np.isfinite(nearest), apart.clip(min=0.0), 0.0)
 
 
 def _box_edges(structures: Structures) -> FloatArray:
@@ -276,36 +206,23 @@ def _box_edges(structures: Structures) -> FloatArray:
 
 
 def _batches(
-    structures: Structures, chosen: BoolArray, images: IndexArray
+    counts: IndexArray, images: IndexArray, chosen: BoolArray
 ) -> Iterator[tuple[IndexArray, int, int]]:
     """Yield batches of structures with equal numbers of atoms and images."""
-    kinds = 2 * structures.counts + images
+    kinds = 2 * counts + images
     for kind in np.unique(kinds[chosen]).tolist():
-        atoms, more_images = divmod(kind, 2)
-        pairs = atoms * (atoms // 2 + 1) * (2 * more_images + 1) ** 3
+        atoms, around = divmod(kind, 2)
+        pairs = atoms**2 * (2 * around + 1) ** 3
         if pairs > _MOST_PAIRS:
             continue
         members = np.flatnonzero(chosen & (kinds == kind))
         size = max(1, _PAIRS_AT_ONCE // pairs)
         for first in range(0, len(members), size):
-            yield members[first : first + size], atoms, more_images
+            yield members[first : first + size], atoms, around
 
 
-class _Work:
-    """Reused buffers: allocation takes as long as filling them."""
-
-    def __init__(self) -> None:
-        self._memory: dict[str, np.ndarray[Any, Any]] = {}
-
-    def array(self, name: str, *shape: int) -> np.ndarray[Any, Any]:
-        size = math.prod(shape)
-        if name not in self._memory or len(self._memory[name]) < size:
-            self._memory[name] = np.empty(size, dtype=np.float32)
-        return self._memory[name][:size].reshape(shape)
-
-
-def _squares(points: SingleArray, cells: FloatArray, images: int, work: _Work) -> SingleArray:
-    """Return the squares of small distances in structures of one size.
+def _nearest_squares(fractions: FloatArray, cells: FloatArray, images: int) -> SingleArray:
+    """Return the square of the distance to each atom's nearest neighbour, Å².
 
     The nearest image of each pair is that whose components along the cell's vectors are at most a
     half. Of a vector that is shorter than half the height of the cell they are: no shorter
@@ -313,39 +230,22 @@ def _squares(points: SingleArray, cells: FloatArray, images: int, work: _Work) -
 
     Parameters
     ----------
-    points
-        Fractional coordinates, shape (structures, 3, atoms).
-    cells
-        Å.
+    fractions
+        Fractional coordinates from 0 to 1, shape (structures, atoms, 3).
     images
         How many images to look at in each direction, besides the nearest.
-
-    Returns
-    -------
-    SingleArray
-        Å², shape (structures, atoms): for each atom the smallest to half of the others, each pair
-        being looked at from one side. The smallest of them all is the smallest of the structure.
     """
-    structures, _, atoms = points.shape
-    # With its first image an atom is its own neighbour too, 0 places behind itself.
-    first, last = 0 if images else 1, atoms // 2 + 1
-    best = np.full((structures, atoms), np.inf, dtype=np.float32)
-    if first == last:
-        return best
-    shape = (structures, 3, last - first, atoms)
-    twice = np.concatenate([points, points], axis=2)
-    others = as_strided(twice[:, :, first:], shape, (*twice.strides, twice.strides[-1]))
-    nearest = work.array("nearest", structures, 3, shape[2] * atoms)
-    np.subtract(others, points[:, :, None, :], out=nearest.reshape(shape))
-    vectors = work.array("vectors", *nearest.shape)
-    nearest -= np.rint(nearest, out=vectors)
-    squares = work.array("squares", structures, last - first, atoms)
+    structures, atoms, _ = fractions.shape
+    points = np.ascontiguousarray(fractions.transpose(0, 2, 1), dtype=np.float32)
+    vectors = points[:, :, None, :] - points[:, :, :, None]
+    vectors -= np.rint(vectors)
+    vectors = vectors.reshape(structures, 3, -1)
     to_lengths = cells.transpose(0, 2, 1).astype(np.float32)
+    best: SingleArray = np.full((structures, atoms), np.inf, dtype=np.float32)
     for offset in product(range(-images, images + 1), repeat=3):
-        moved = nearest + np.array(offset, dtype=np.float32)[:, None] if any(offset) else nearest
-        np.matmul(to_lengths, moved, out=vectors)
-        np.einsum("ijk,ijk->ik", vectors, vectors, out=squares.reshape(structures, -1))
-        if images and not any(offset):
-            squares[:, 0] = np.inf
+        lengths = to_lengths @ (vectors + np.array(offset, dtype=np.float32)[:, None])
+        squares = np.einsum("ijk,ijk->ik", lengths, lengths).reshape(structures, atoms, atoms)
+        if not any(offset):
+            squares[:, range(atoms), range(atoms)] = np.inf
         np.minimum(best, squares.min(axis=1), out=best)
     return best

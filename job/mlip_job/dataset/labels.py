@@ -1,4 +1,7 @@
-"""Accepted but suspicious labels: zeroed, huge and unbalanced forces, charged cells."""
+"""Suspicious labels of accepted rows: zeroed, huge and unbalanced forces, charges, mixed methods.
+
+Also how a row was computed, and other places of its labels, from the row itself.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlip_job.dataset.geometry import neighbours
-from mlip_job.dataset.rows import name_rows
+from mlip_job.dataset.rows import CHARGE_KEYS, name_rows, stated_charge
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from mlip_job.dataset.rows import BoolArray, FloatArray, Structures
-
+    from mlip_job.dataset.rows import BoolArray, FloatArray, IndexArray, Structures
 
 HUGE_FORCE = 100.0
 """eV/Å. Larger forces come from coinciding atoms or an unconverged calculation."""
@@ -36,6 +38,114 @@ _NEAR = 5.0
 
 _LOPSIDED = 0.002
 """Fraction of the maximum asymmetry of an environment; positions are rounded."""
+
+_METHOD = re.compile(
+    r"(.*_)?(xc|functional|theory)(_.*)?|(dft_)?(method|level|code|basis|calculator)",
+    re.IGNORECASE,
+)
+"""Keys that name a method."""
+
+_OF_THE_STRUCTURE = frozenset(
+    (
+        "kpts", "kpoints", "gamma", "magmom", "initial_magmoms", "charge", "nupdown", "nbands",
+        "nelect", "ncore", "npar", "kpar", "setups", "label", "directory", "command", "txt",
+        "restart", "prefix", "atoms", "profile", "parallel",
+    )
+)  # fmt: skip
+"""Parameters that vary between structures or machines with the same method."""
+
+_LISTED = 6
+_VALUES = 4
+_LONGEST = 40
+"""Settings, values of one setting, and characters of a value in a note."""
+
+_ENERGY = re.compile(r"energy|^e_?(tot|total|dft|ref)$|toten", re.IGNORECASE)
+_NO_ENERGY = re.compile(
+    r"hull|formation|cutoff|fermi|per_?atom|atomi[sz]ation|cohesive|zero|kinetic", re.IGNORECASE
+)
+_FORCES = re.compile(r"force|^f_?(tot|total|dft|ref)$|gradient", re.IGNORECASE)
+_DEPTH = 4
+"""Of dictionaries in the column ``data``."""
+
+
+class LabelChecks:
+    """Collect accepted rows with suspicious labels.
+
+    `charges` has the charge (e) of each row that states one in a key.
+    """
+
+    def __init__(self, cutoff: float, max_force: float | None) -> None:
+        self.charges: dict[int, float] = {}
+        self._cutoff, self._limited = cutoff, max_force is not None
+        self._zeroed: list[int] = []
+        self._missing: list[int] = []
+        self._net: list[int] = []
+        self._huge: list[int] = []
+        self._periodic: list[IndexArray] = []
+        self._largest = 0.0
+        self._method_keys: defaultdict[str, Counter[str]] = defaultdict(Counter)
+
+    def add(self, structures: Structures) -> None:
+        """Check structures that are periodic in all directions or in none."""
+        ids = structures.ids
+        zeroed, missing = have_zeroed_forces(structures, self._cutoff)
+        self._zeroed += ids[zeroed].tolist()
+        self._missing += ids[missing].tolist()
+        self._net += ids[have_net_forces(structures)].tolist()
+        largest = structures.largest(np.linalg.norm(structures.forces, axis=1))
+        self._largest = max(self._largest, float(largest.max(initial=0.0)))
+        if not self._limited:
+            self._huge += ids[largest > HUGE_FORCE].tolist()
+        self._periodic.append(ids[structures.pbc.any(axis=1)])
+        for id_, pairs in zip(ids.tolist(), structures.pairs, strict=True):
+            self.add_charge(id_, pairs)
+            for key in filter(names_method, pairs):
+                self._method_keys[f"key {key}"][str(pairs[key])] += 1
+
+    def add_charge(self, id_: int, pairs: Mapping[str, object]) -> None:
+        """Remember the charge of a row, if its keys state one."""
+        for key in pairs:
+            if key.lower() in CHARGE_KEYS and (charge := stated_charge(pairs[key])):
+                self.charges.setdefault(id_, charge)
+
+    def notes(
+        self,
+        calculators: Iterable[tuple[str | None, Any, int]],
+        data_methods: Iterable[tuple[str, Counter[str]]],
+        elsewhere: str | None,
+    ) -> list[str]:
+        """Return the notes for the user, among them `elsewhere`, see `note_labels_elsewhere`.
+
+        For `calculators` see `note_methods`; `data_methods` are values in the column ``data`` of
+        names that say how rows were computed, and their numbers of rows.
+        """
+        for name, counts in data_methods:
+            self._method_keys[name] += counts
+        rows = [
+            (self._zeroed, "forces of exactly zero, which symmetry does not explain, on some atoms",
+             ": those of fixed atoms (FixAtoms)? Energies and forces contradict each other there; "
+             "store the forces of atoms.get_forces(apply_constraint=False) in a "
+             "SinglePointCalculator, or deselect the rows"),
+            (self._missing, "forces of exactly zero on all atoms, which symmetry does not explain",
+             ": missing forces stored as zeros? The fit takes these structures for equilibria; "
+             "store the calculated forces in a SinglePointCalculator, or deselect the rows"),
+            (self._net, f"forces that add up to more than {NET_FORCE:g} eV/Å per atom",
+             ", which no potential can give: forces of fixed atoms set to zero, a drift that was "
+             "not removed, an external field, or forces of another structure? Correct or deselect "
+             "the rows; another training.energy_weight or force_weight is no remedy"),
+            (self._huge, f"forces above {HUGE_FORCE:g} eV/Å, up to {self._largest:.4g}",
+             ": such structures are hardly right and dominate the fit; dataset.max_force, for "
+             f"example {HUGE_FORCE / 2:g}, leaves them out"),
+        ]  # fmt: skip
+        notes = [
+            f"{what} ({len(ids)}: {name_rows(ids)}){why}" if ids else None
+            for ids, what, why in rows
+        ]
+        charged = _note_charged_cells(
+            self.charges, np.concatenate([np.zeros(0, np.int64), *self._periodic])
+        )
+        methods = note_methods(calculators, self._method_keys)
+        return [note for note in (methods, elsewhere, *notes[:3], charged, notes[3]) if note]
 
 
 def have_zeroed_forces(structures: Structures, cutoff: float) -> tuple[BoolArray, BoolArray]:
@@ -56,12 +166,12 @@ def have_zeroed_forces(structures: Structures, cutoff: float) -> tuple[BoolArray
     some, every = (np.zeros(len(structures), dtype=np.bool_) for _ in range(2))
     if not zero.any():
         return some, every
-    starts = structures.starts[:-1]
-    largest = np.maximum.reduceat(np.abs(structures.forces).max(axis=1), starts)
-    suspect = np.logical_or.reduceat(zero.any(axis=1), starts) & (structures.counts > 1)
+    largest = structures.largest(np.abs(structures.forces).max(axis=1))
+    suspect = ~structures.all_atoms(~zero) & (structures.counts > 1)
     for index in np.flatnonzero(suspect).tolist():
         atoms = slice(structures.starts[index], structures.starts[index + 1])
-        rounded = _are_rounded(structures.forces[atoms])
+        scaled = structures.forces[atoms] / _DIGIT
+        rounded = bool((np.abs(scaled - np.rint(scaled)) < 1e-6).all())  # noqa: PLR2004 - of a digit
         if 0 < largest[index] <= _NOT_RELAXED and rounded:
             continue
         lopsided = _lopsidedness(structures, index, min(cutoff, _NEAR))
@@ -80,17 +190,11 @@ def have_net_forces(structures: Structures) -> BoolArray:
     return net
 
 
-def _are_rounded(forces: FloatArray) -> bool:
-    """Return whether forces have so few digits that small ones may be rounded to zero."""
-    scaled = forces / _DIGIT
-    return bool((np.abs(scaled - np.rint(scaled)) < 1e-6).all())  # noqa: PLR2004 - of a digit
-
-
 def _lopsidedness(structures: Structures, index: int, reach: float) -> FloatArray:
     """Return the asymmetry of each atom's environment, as vectors of length 0 to 1.
 
-    It is a weighted mean of the directions to them, shape (atoms, 3). The weight falls to zero at
-    `reach` and tells elements apart, so that the mean vanishes wherever the force has to.
+    It is a weighted mean of the directions to the neighbours, shape (atoms, 3). The weight falls to
+    zero at `reach` and tells elements apart, so that the mean vanishes wherever the force has to.
     """
     row = structures.row(index)
     first, second, vectors = neighbours(row, reach)
@@ -103,52 +207,13 @@ def _lopsidedness(structures: Structures, index: int, reach: float) -> FloatArra
     return lopsided
 
 
-def have_huge_forces(structures: Structures) -> BoolArray:
-    """Return in which structures some atom has a force above `HUGE_FORCE`."""
-    lengths = np.linalg.norm(structures.forces, axis=1)
-    huge: BoolArray = np.maximum.reduceat(lengths, structures.starts[:-1]) > HUGE_FORCE
-    return huge
-
-
-def note_zeroed_forces(rows: Sequence[int]) -> str:
-    """Return the note on rows with zeroed forces."""
-    return (
-        f"forces of exactly zero, which symmetry does not explain, on some atoms ({len(rows)}: "
-        f"{name_rows(rows)}): those of fixed atoms (FixAtoms)? Energies and forces contradict each "
-        "other there; store the forces of atoms.get_forces(apply_constraint=False) in a "
-        "SinglePointCalculator, or deselect the rows"
-    )
-
-
-def note_missing_forces(rows: Sequence[int]) -> str:
-    """Return the note on rows whose forces are all zero."""
-    return (
-        f"forces of exactly zero on all atoms, which symmetry does not explain ({len(rows)}: "
-        f"{name_rows(rows)}): missing forces stored as zeros? The fit takes these structures for "
-        "equilibria; store the calculated forces in a SinglePointCalculator, or deselect the rows"
-    )
-
-
-def note_net_forces(rows: Sequence[int]) -> str:
-    """Return the note on rows with a net force."""
-    return (
-        f"forces that add up to more than {NET_FORCE:g} eV/Å per atom ({len(rows)}: "
-        f"{name_rows(rows)}), which no potential can give: forces of fixed atoms set to zero, a "
-        "drift that was not removed, an external field, or forces of another structure? Correct "
-        "or deselect the rows; another training.energy_weight or force_weight is no remedy"
-    )
-
-
-def note_charged_cells(charges: Mapping[int, float], periodic: int) -> str | None:
-    """Return a note if periodic cells of different charge are mixed.
-
-    `charges` has the charge (e) of each charged row among the `periodic` ones.
-    """
-    kinds = {round(charge, 3) for charge in charges.values()}
-    neutral = periodic - len(charges)
-    if not charges or (neutral == 0 and len(kinds) == 1):
+def _note_charged_cells(charges: Mapping[int, float], periodic: IndexArray) -> str | None:
+    """Return a note if periodic cells of different charge are mixed."""
+    rows = np.intersect1d(periodic, list(charges)).tolist()
+    kinds = {round(charges[row], 3) for row in rows}
+    neutral = len(periodic) - len(rows)
+    if not rows or (neutral == 0 and len(kinds) == 1):
         return None
-    rows = sorted(charges)
     others = f"together with {neutral} neutral ones" if neutral else "of different charges"
     return (
         f"charged periodic cells ({len(rows)}: {name_rows(rows)}) {others}: their energies hold "
@@ -157,49 +222,53 @@ def note_charged_cells(charges: Mapping[int, float], periodic: int) -> str | Non
     )
 
 
-def note_huge_forces(rows: Sequence[int], largest: float) -> str:
-    """Return the note on rows with huge forces; `largest` is in eV/Å."""
-    return (
-        f"forces above {HUGE_FORCE:g} eV/Å, up to {largest:.4g} ({len(rows)}: {name_rows(rows)}): "
-        "such structures are hardly right and dominate the fit; dataset.max_force, for example "
-        f"{HUGE_FORCE / 2:g}, leaves them out"
-    )
-
-
-_METHOD = re.compile(
-    r"(.*_)?(xc|functional|theory)(_.*)?|(dft_)?(method|level|code|basis|calculator)",
-    re.IGNORECASE,
-)
-"""Keys that name a method."""
-
-_OF_THE_STRUCTURE = frozenset(
-    (
-        "kpts", "kpoints", "gamma", "magmom", "initial_magmoms", "charge", "nupdown", "nbands",
-        "nelect", "ncore", "npar", "kpar", "setups", "label", "directory", "command", "txt",
-        "restart", "prefix", "atoms", "profile", "parallel",
-    )
-)  # fmt: skip
-"""Parameters that vary between structures or machines with the same method."""
-
-_LISTED = 6
-_VALUES = 4
-_LONGEST = 40
-
-_ENERGY = re.compile(r"energy|^e_?(tot|total|dft|ref)$|toten", re.IGNORECASE)
-_NO_ENERGY = re.compile(
-    r"hull|formation|cutoff|fermi|per_?atom|atomi[sz]ation|cohesive|zero|kinetic", re.IGNORECASE
-)
-_FORCES = re.compile(r"force|^f_?(tot|total|dft|ref)$|gradient", re.IGNORECASE)
-_DEPTH = 4
-"""Of dictionaries in the column ``data``."""
-
-_VECTOR = 3
+# Methods
 
 
 @cache
 def names_method(key: str) -> bool:
     """Return whether the name of a key indicates how a row was computed."""
     return _METHOD.fullmatch(key) is not None
+
+
+def note_methods(
+    groups: Iterable[tuple[str | None, Any, int]], keys: Mapping[str, Mapping[str, int]]
+) -> str | None:
+    """Return a note if rows come from several calculators, or were computed differently.
+
+    Results that were stored without a calculator are ``unknown`` to ASE, and tell nothing.
+
+    Parameters
+    ----------
+    groups
+        Calculator, its parameters as ASE's decoded JSON, and the number of rows.
+    keys
+        Number of rows by value, for each key and each place in ``data`` that names a method.
+    """
+    calculators: Counter[str] = Counter()
+    parameters: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    for calculator, values, rows in groups:
+        name = calculator or "none"
+        calculators[name] += rows
+        for parameter, value in flat_parameters(values or {}):
+            if parameter.rpartition(".")[2].lower() not in _OF_THE_STRUCTURE:
+                parameters[name, parameter][value] += rows
+    for (name, _), counts in parameters.items():
+        if calculators[name] > counts.total():
+            counts["none"] += calculators[name] - counts.total()
+    del calculators["unknown"]
+    varying = [("calculator", calculators)]
+    varying += [(f"parameter {p} of {name}", c) for (name, p), c in sorted(parameters.items())]
+    varying += [(name, Counter(counts)) for name, counts in sorted(keys.items())]
+    texts = [f"{what}: {_counted(counts)}" for what, counts in varying if len(counts) > 1]
+    if not texts:
+        return None
+    more = f"; and {len(texts) - _LISTED} more" if len(texts) > _LISTED else ""
+    return (
+        f"the rows were not all computed in the same way ({'; '.join(texts[:_LISTED])}{more}): "
+        "energies of different methods can't be fitted together; select one of them, unless these "
+        "settings make no difference"
+    )
 
 
 def describe_row(row: Any) -> dict[str, str]:
@@ -245,101 +314,6 @@ def _as_text(value: Any) -> str:
         return str(value)
 
 
-def labels_elsewhere(row: Any, data: Any) -> list[str]:
-    """Return names in a row of ASE that may hold its energy or forces.
-
-    Parameters
-    ----------
-    row
-        The row.
-    data
-        Its column ``data``, decoded.
-    """
-    found = [
-        f"the key {key}" for key, value in row.key_value_pairs.items() if _is_energy(key, value)
-    ]
-    return [*found, *_in_data(data, "data", len(row.numbers), _DEPTH)]
-
-
-def values_in(
-    data: Any, wanted: Callable[[str], bool], path: str = "data"
-) -> Iterator[tuple[str, str]]:
-    """Yield path and value of the numbers and texts in ``data`` with the given names."""
-    if not isinstance(data, dict) or path.count("[") >= _DEPTH:
-        return
-    for name, value in data.items():
-        place = f"{path}[{name!r}]"
-        if isinstance(value, dict):
-            yield from values_in(value, wanted, place)
-        elif isinstance(value, str | int | float) and wanted(str(name)):
-            yield place, str(value)
-
-
-def _in_data(data: Any, path: str, atoms: int, depth: int) -> Iterator[str]:
-    if not isinstance(data, dict) or depth == 0:
-        return
-    for name, value in data.items():
-        place = f"{path}[{name!r}]"
-        if isinstance(value, dict):
-            yield from _in_data(value, place, atoms, depth - 1)
-        elif _is_energy(str(name), value) or _are_forces(str(name), value, atoms):
-            yield place
-
-
-def _is_energy(name: str, value: Any) -> bool:
-    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    return number and bool(_ENERGY.search(name)) and not _NO_ENERGY.search(name)
-
-
-def _are_forces(name: str, value: Any, atoms: int) -> bool:
-    if not _FORCES.search(name):
-        return False
-    try:
-        return np.asarray(value, dtype=np.float64).size == _VECTOR * atoms
-    except (TypeError, ValueError):
-        return False
-
-
-def note_methods(
-    groups: Iterable[tuple[str | None, Any, int]], keys: Mapping[str, Mapping[str, int]]
-) -> str | None:
-    """Return a note if rows come from several calculators, or were computed differently.
-
-    Results that were stored without a calculator are ``unknown`` to ASE, and tell nothing.
-
-    Parameters
-    ----------
-    groups
-        Calculator, its parameters as ASE's decoded JSON, and the number of rows.
-    keys
-        Number of rows by value, for each key and each place in ``data`` that names a method.
-    """
-    calculators: Counter[str] = Counter()
-    parameters: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    for calculator, values, rows in groups:
-        name = calculator or "none"
-        calculators[name] += rows
-        for parameter, value in flat_parameters(values or {}):
-            if parameter.rpartition(".")[2].lower() not in _OF_THE_STRUCTURE:
-                parameters[name, parameter][value] += rows
-    for (name, _), counts in parameters.items():
-        if calculators[name] > counts.total():
-            counts["none"] += calculators[name] - counts.total()
-    del calculators["unknown"]
-    varying = [("calculator", calculators)]
-    varying += [(f"parameter {p} of {name}", c) for (name, p), c in sorted(parameters.items())]
-    varying += [(name, Counter(counts)) for name, counts in sorted(keys.items())]
-    texts = [f"{what}: {_counted(counts)}" for what, counts in varying if len(counts) > 1]
-    if not texts:
-        return None
-    more = f"; and {len(texts) - _LISTED} more" if len(texts) > _LISTED else ""
-    return (
-        f"the rows were not all computed in the same way ({'; '.join(texts[:_LISTED])}{more}): "
-        "energies of different methods can't be fitted together; select one of them, unless these "
-        "settings make no difference"
-    )
-
-
 def _counted(counts: Counter[str]) -> str:
     shown = [
         f"{shortened(value)} ({rows} row{'s'[: rows > 1]})"
@@ -351,3 +325,62 @@ def _counted(counts: Counter[str]) -> str:
 def shortened(value: str) -> str:
     """Return a value, shortened for a message."""
     return value if len(value) <= _LONGEST else f"{value[: _LONGEST - 1]}…"
+
+
+# Labels under other names
+
+
+def note_labels_elsewhere(places: Iterable[str]) -> str | None:
+    """Return a note if rows without energy or forces have them under other names."""
+    named = ", ".join(dict.fromkeys(places))
+    if not named:
+        return None
+    return (
+        f"rows without energy or forces seem to hold them in {named}, "
+        "which are no labels to ASE: store them as results of a SinglePointCalculator "
+        '(docs/dataset.md, "Labels under other names", has the script)'
+    )
+
+
+def labels_elsewhere(row: Any, data: Any) -> list[str]:
+    """Return names in a row of ASE, and in its decoded column ``data``, that may hold labels."""
+    pairs = row.key_value_pairs.items()
+    found = [f"the key {key}" for key, value in pairs if _is_energy(key, value)]
+    places = nested_values(data)
+    forces = 3 * len(row.numbers)
+    return found + [
+        place for place, n, v in places if _is_energy(n, v) or _are_forces(n, v, forces)
+    ]
+
+
+def values_in(data: Any, wanted: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
+    """Yield path and value of the numbers and texts in ``data`` with the given names."""
+    for place, name, value in nested_values(data):
+        if isinstance(value, str | int | float) and wanted(name):
+            yield place, str(value)
+
+
+def nested_values(data: Any, path: str = "data") -> Iterator[tuple[str, str, Any]]:
+    """Yield path, name and value of what nested dictionaries hold."""
+    if not isinstance(data, dict) or path.count("[") >= _DEPTH:
+        return
+    for name, value in data.items():
+        place = f"{path}[{name!r}]"
+        if isinstance(value, dict):
+            yield from nested_values(value, place)
+        else:
+            yield place, str(name), value
+
+
+def _is_energy(name: str, value: Any) -> bool:
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    return number and bool(_ENERGY.search(name)) and not _NO_ENERGY.search(name)
+
+
+def _are_forces(name: str, value: Any, size: int) -> bool:
+    if not _FORCES.search(name):
+        return False
+    try:
+        return np.asarray(value, dtype=np.float64).size == size
+    except (TypeError, ValueError):
+        return False

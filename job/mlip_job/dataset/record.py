@@ -187,10 +187,7 @@ class DatasetRecord(Frozen):
     def from_json(cls, text: str | bytes, *, key: str) -> Self:
         """Read ``dataset.json``, which is stored as `key`.
 
-        Raises
-        ------
-        IntegrityError
-            If it is damaged or of another schema version.
+        Raise `IntegrityError` if it is damaged or of another schema version.
         """
         try:
             return cls.model_validate_json(text)

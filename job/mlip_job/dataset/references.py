@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from ase.data import chemical_symbols
 
+from mlip_job.dataset.rows import name_rows
 from mlip_job.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from mlip_job.dataset.entries import Entries, Entry
+    from mlip_job.dataset.collect import IsolatedAtom
+    from mlip_job.dataset.entries import Entries
     from mlip_job.dataset.record import ReferenceSource
-    from mlip_job.dataset.rows import BoolArray, FloatArray, Structures
+    from mlip_job.dataset.rows import BoolArray, Composition, FloatArray
 
 
-Composition = tuple[tuple[int, int], ...]
-"""Pairs of atomic number and count, sorted: ``((28, 1), (29, 3))`` is Cu3Ni."""
+_SUSPICIOUS = 10.0
+"""eV/atom. Energies minus correct reference energies are cohesive energies, which are smaller."""
+
+_ENERGY_RANGE = (-20.0, 250.0)
+"""eV/atom. Outside this range pacemaker refits the reference energies after a warning
+(``pyace.preparedata.ACEDataset.process_dataset``)."""
 
 _SAME_REFERENCE = 1e-6
 """eV. Configured energies may be rounded."""
@@ -30,35 +36,12 @@ _DECIMALS = 8
 """Fitted energies are rounded to 1e-8 eV: the last bits differ between linear algebra libraries,
 and the dataset's identity must not."""
 
-_REMEMBERED = 4096
-
 
 class Energies(NamedTuple):
     """The energies of all rows of one composition: how many there are, and their sum (eV)."""
 
     rows: int
     total: float
-
-
-def compositions(structures: Structures) -> list[Composition]:
-    """Return the composition of each structure."""
-    kinds = len(chemical_symbols)
-    owners = np.repeat(np.arange(len(structures)), structures.counts)
-    table = np.bincount(owners * kinds + structures.numbers, minlength=len(structures) * kinds)
-    table = table.reshape(len(structures), kinds)
-    present = np.flatnonzero(table.any(axis=0))
-    numbers = tuple(present.tolist())
-    counts = np.ascontiguousarray(table[:, present])
-    data, size = counts.tobytes(), counts.itemsize * len(numbers)
-    return [
-        _composition(numbers, data[first : first + size]) for first in range(0, len(data), size)
-    ]
-
-
-@lru_cache(_REMEMBERED)
-def _composition(numbers: tuple[int, ...], counts: bytes) -> Composition:
-    pairs = zip(numbers, np.frombuffer(counts, np.int64).tolist(), strict=True)
-    return tuple((number, count) for number, count in pairs if count)
 
 
 def by_composition(entries: Entries, chosen: BoolArray) -> dict[Composition, Energies]:
@@ -96,10 +79,7 @@ def configured_references(
 ) -> ReferenceEnergies:
     """Return the configured energies; 0 stands for zero for every element.
 
-    Raises
-    ------
-    ConfigError
-        If an element of the data has none.
+    Raise `ConfigError` if an element of the data has none.
     """
     given = dict.fromkeys(elements, 0.0) if setting == 0 else setting
     missing = [element for element in elements if element not in given]
@@ -119,7 +99,7 @@ def automatic_references(
     *,
     inherited: Mapping[str, float],
     undetermined: Iterable[str] = (),
-    isolated: Iterable[Entry],
+    isolated: Iterable[IsolatedAtom],
     isolated_first: bool = False,
     training: Mapping[Composition, Energies],
     tolerance: float,
@@ -128,15 +108,11 @@ def automatic_references(
 
     Parameters
     ----------
-    elements
-        Those of the data.
     inherited
         The parent's energies, eV. They are kept even for elements that left the data, so that a
         later generation finds them again.
     undetermined
         Elements whose inherited energies no composition of the parent's data could tell apart.
-    isolated
-        Single atoms with their energies.
     isolated_first
         Whether isolated atoms replace inherited energies: the fit starts from scratch.
     training
@@ -146,10 +122,7 @@ def automatic_references(
     tolerance
         eV. Isolated atoms of one element that differ by more are an error.
 
-    Raises
-    ------
-    DataError
-        If the isolated atoms of an element disagree.
+    Raise `DataError` if the isolated atoms of an element disagree.
     """
     energies = dict(inherited)
     sources: dict[str, ReferenceSource] = dict.fromkeys(inherited, "inherited")
@@ -206,10 +179,8 @@ def require_references_of_parent(
 ) -> None:
     """Require that configured energies equal those of the start potential.
 
-    Raises
-    ------
-    ConfigError
-        If an element has a different energy: the start potential would be wrong by the difference.
+    Raise `ConfigError` if an element has a different energy: the start potential would be wrong by
+    the difference.
     """
     for element, energy in references.energies.items():
         if element in parent and abs(energy - parent[element]) > _SAME_REFERENCE:
@@ -222,17 +193,18 @@ def require_references_of_parent(
 
 
 def _mean_of_isolated(
-    isolated: Iterable[Entry], wanted: set[str], tolerance: float
-) -> Iterable[tuple[str, float]]:
-    by_element: dict[str, list[Entry]] = {}
+    isolated: Iterable[IsolatedAtom], wanted: set[str], tolerance: float
+) -> Iterator[tuple[str, float]]:
+    by_element: defaultdict[str, list[IsolatedAtom]] = defaultdict(list)
     for atom in isolated:
-        by_element.setdefault(chemical_symbols[atom.composition[0][0]], []).append(atom)
+        by_element[atom.element].append(atom)
     for element in sorted(wanted & by_element.keys()):
         atoms = sorted(by_element[element], key=lambda atom: atom.energy)
-        if atoms[-1].energy - atoms[0].energy > tolerance:
+        low, high = atoms[0], atoms[-1]
+        if high.energy - low.energy > tolerance:
             raise DataError(
-                f"isolated {element} atoms disagree: row {atoms[0].row_id} has "
-                f"{atoms[0].energy:.6f} eV, row {atoms[-1].row_id} has {atoms[-1].energy:.6f} eV",
+                f"isolated {element} atoms disagree: row {low.row_id} has {low.energy:.6f} eV, "
+                f"row {high.row_id} has {high.energy:.6f} eV",
                 hint="keep one of them with database.select, give dataset.reference_energies, "
                 "or raise dataset.duplicate_tolerance",
             )
@@ -268,3 +240,66 @@ def fit_references(
         for element, column in columns.items()
     }
     return fitted, bool(rank == len(unknown))
+
+
+def note_extreme_energies(entries: Entries, corrected: FloatArray) -> str | None:
+    """Return a note if energies minus reference energies are far from cohesive energies."""
+    values = corrected / entries.atoms
+    rows = entries.row_ids[np.abs(values) > _SUSPICIOUS].tolist()
+    if not rows:
+        return None
+    return (
+        f"energies less the reference energies are beyond ±{_SUSPICIOUS:g} eV/atom "
+        f"({name_rows(rows)}): strongly compressed structures, or wrong reference energies"
+    )
+
+
+def require_determined_references(
+    entries: Entries, references: ReferenceEnergies, fitted: Mapping[str, float]
+) -> None:
+    """Raise `DataError` if inherited, undetermined reference energies contradict the data.
+
+    `fitted` are least-squares energies of the undetermined elements from the rows, eV; empty if the
+    rows don't determine them either.
+    """
+    undetermined = [e for e, source in references.sources.items() if source == "undetermined"]
+    if not (undetermined and fitted):
+        return
+    values = references.corrected(entries) / entries.atoms
+    wrong = entries.row_ids[np.abs(values - np.median(values)) > _SUSPICIOUS].tolist()
+    if wrong or abs(float(np.median(values))) > _SUSPICIOUS:
+        given = ", ".join(f"{e}: {fitted[e]:.4f}" for e in undetermined)
+        raise DataError(
+            f"the reference energies of {', '.join(undetermined)} come from a generation whose "
+            "compositions could not tell them apart, and these data contradict them: energies "
+            f"less the reference energies reach from {values.min():.3f} to {values.max():.3f} "
+            f"eV/atom ({name_rows(wrong or entries.row_ids.tolist())})",
+            hint=f"set dataset.reference_energies: {{{given}}} (a fit to these rows) and "
+            "training.start_from: none, or add isolated atoms to a new family",
+        )
+
+
+def require_fitting_energies(
+    entries: Entries, corrected: FloatArray, *, automatic: bool
+) -> tuple[float, float]:
+    """Return the smallest and largest corrected energy, eV/atom.
+
+    `corrected` are energies minus the reference energies, eV, which are `automatic` if they were
+    found in the data.
+
+    Raise `DataError` if one is so extreme that pacemaker would replace the reference energies.
+    """
+    values = corrected / entries.atoms
+    smallest, largest = float(values.min()), float(values.max())
+    low, high = _ENERGY_RANGE
+    extreme = entries.row_ids[~((values >= low) & (values <= high))].tolist()
+    if extreme:
+        raise DataError(
+            f"energies less the reference energies reach from {smallest:.3f} to "
+            f"{largest:.3f} eV/atom; pacemaker takes {low:g} to {high:g} ({name_rows(extreme)})",
+            hint="check the energies of these rows, and that isolated atoms and the parent "
+            "generation were computed with the same settings"
+            if automatic
+            else "use dataset.reference_energies: auto",
+        )
+    return smallest, largest

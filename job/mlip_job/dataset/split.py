@@ -16,15 +16,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
-from mlip_job.dataset.entries import FINGERPRINT
+from mlip_job.dataset.entries import FINGERPRINT, joined
 from mlip_job.dataset.rows import name_rows
 from mlip_job.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from mlip_job.dataset.entries import Entries, FingerprintArray
     from mlip_job.dataset.rows import BoolArray, IndexArray, IntArray
@@ -52,14 +50,8 @@ _NOBODY = np.zeros(0, FINGERPRINT)
 class Inheritance:
     """Sides that are inherited from the parent's dataset.
 
-    Attributes
-    ----------
-    fingerprints
-        Sorted.
-    tested
-        Whether each of them is a test structure.
-    groups
-        Side of each group.
+    `tested` says of each fingerprint (sorted) whether it is a test structure; `groups` has the side
+    of each group.
     """
 
     fingerprints: FingerprintArray = field(default_factory=_NOBODY.copy)
@@ -83,15 +75,9 @@ class Inheritance:
 class Split:
     """Result of a split.
 
-    Attributes
-    ----------
-    tested
-        Of each entry, whether it is a test row.
-    wanted_test
-        Target number of test rows: the inherited ones and the fraction of the others, or that of a
-        key.
-    inherited_train, inherited_test
-        Rows whose side came from the parent.
+    `tested` says of each entry whether it is a test row; `wanted_test` is the target number of test
+    rows: the inherited ones and the fraction of the others, or that of a key. `inherited_train` and
+    `inherited_test` are numbers of rows whose side came from the parent.
     """
 
     tested: BoolArray
@@ -136,14 +122,21 @@ def split_rows(
 
     Neither side is empty, except for the test side if the fraction is 0.
 
-    Raises
-    ------
-    DataError
-        If a side stays empty, or rows on both sides of the parent's dataset now form one unit.
+    Raise `DataError` if a side stays empty, or rows on both sides of the parent's dataset now form
+    one unit.
     """
     split = divide(entries, fraction=fraction, seed=seed, inherited=inherited, both=True)
-    _require_both_sides(split, len(entries), fraction)
-    return split
+    total, test = len(entries), split.test
+    if 0 < test < total or (test == 0 < total and fraction == 0):
+        return split
+    side = "test" if test == 0 else "training"
+    raise DataError(
+        f"{total} structures at training.test_fraction {fraction:g} leave the {side} side empty",
+        hint="provide more structures or another training.test_fraction"
+        if split.wanted_test in (0, total)
+        else "groups, equal structures or the parent's split allow no other: provide more "
+        "structures, or change dataset.group_by",
+    )
 
 
 def divide(
@@ -154,37 +147,31 @@ def divide(
     inherited: Inheritance | None = None,
     both: bool = False,
 ) -> Split:
-    """Assign each entry to a side.
+    """Assign each entry to a side; this depends on the set of entries, not on their order.
 
     Of the entries whose sides are not inherited, a share is test: fraction · their number, rounded
     up or down, whichever brings the whole nearer to round(n · fraction).
 
     Parameters
     ----------
-    entries
-        In any order: the sides depend on the set of entries only.
     fraction
         Of the rows that shall be test rows, 0 or more and below 1.
-    seed
-        Another seed gives another split.
     inherited
         Sides that must not change.
     both
         Whether to accept a count further away if the nearest one leaves a side empty.
 
-    Raises
-    ------
-    DataError
-        If rows on both sides of the parent's dataset now form one unit.
+    Raise `DataError` if rows on both sides of the parent's dataset now form one unit.
     """
     inherited = inherited or Inheritance()
-    units = _units(_labels(entries, inherited), entries.group_codes)
+    units = joined(_crystals(entries, inherited), entries.group_codes)
     sizes = np.bincount(units)
     stays_train, stays_test = _settled(entries, units, inherited)
     _require_one_side(entries, units, stays_train & stays_test)
     free, tested = ~(stays_train | stays_test), stays_test.copy()
     available, kept = int(sizes[free].sum()), int(sizes[stays_test].sum())
-    share = _share(available, round(len(entries) * fraction) - kept, fraction)
+    exact, missing = available * fraction, round(len(entries) * fraction) - kept
+    share = min(max(missing, math.floor(exact + _ROUNDING)), math.ceil(exact - _ROUNDING))
     order = _in_order(entries, units, free, seed)
     tested[order] = choose_subset(
         sizes[order],
@@ -201,30 +188,31 @@ def divide(
 
 
 def split_by_key(entries: Entries, *, key: str, inherited: Inheritance | None = None) -> Split:
-    """Assign each entry to the side named by its key_value_pair.
+    """Assign each entry to the side in `entries.sides`, the values of its key_value_pair `key`.
 
-    Parameters
-    ----------
-    entries
-        Their `sides` are the values of the key.
-    key
-        Its name, for messages.
-    inherited
-        Sides that must not change.
-
-    Raises
-    ------
-    DataError
-        If a row has no side, groups or equal structures are on both, a row is on another side than
-        in the parent's dataset, or a side stays empty. One error lists all of it.
+    Raise `DataError` if a row has no side, groups or equal structures are on both, a row is on
+    another side than in the parent's dataset, or a side stays empty. One error lists all of it.
     """
     trained, tested = _named(entries, "train"), _named(entries, "test")
     known_train, known_test = _known(entries, inherited or Inheritance())
     problems = [
         *_without_side(entries, ~(trained | tested)),
-        *_without_rows(trained, tested),
-        *_groups_on_both_sides(entries, trained, tested),
-        *_structures_on_both_sides(entries, trained, tested),
+        *(
+            f"no row is on the side {side!r}"
+            for side, rows in zip(SIDES, (trained, tested), strict=True)
+            if not rows.any()
+        ),
+        *_on_both_sides(
+            entries,
+            trained,
+            tested,
+            entries.group_codes,
+            lambda code: f"the group {entries.groups[code]!r} is",
+            "groups",
+        ),
+        *_on_both_sides(
+            entries, trained, tested, entries.twins, lambda _: "equal structures are", "structures"
+        ),
         *_other_than_parent(entries, tested & known_train, "test", "train"),
         *_other_than_parent(entries, trained & known_test, "train", "test"),
     ]
@@ -243,108 +231,73 @@ def split_by_key(entries: Entries, *, key: str, inherited: Inheritance | None = 
     )
 
 
-def _share(available: int, missing: int, fraction: float) -> int:
-    """Return how many of the available rows become test rows: about as many as are missing."""
-    exact = available * fraction
-    low, high = math.floor(exact + _ROUNDING), math.ceil(exact - _ROUNDING)
-    return min(max(missing, low), high)
+def require_elements_in_training(entries: Entries, split: Split, elements: Iterable[str]) -> None:
+    """Raise `DataError` if an element occurs in test rows only."""
+    trained = entries.elements(split.on("train"))
+    for element in elements:
+        if element not in trained:
+            raise DataError(
+                f"{element} occurs only in the test side ({name_rows(entries.rows_with(element))})",
+                hint=f"provide more structures with {element}, or try another dataset.seed "
+                "(with dataset.split_key: put some of them on the train side)",
+            )
 
 
-def _labels(entries: Entries, inherited: Inheritance) -> IndexArray:
+def _crystals(entries: Entries, inherited: Inheritance) -> IndexArray:
     """Return for each entry the number of its crystal.
 
     Twins on both sides of a parent's dataset from before twins were detected stay separate.
     """
     stays_train, stays_test = _settled(entries, entries.twins, inherited)
     torn = (stays_train & stays_test)[entries.twins]
-    if not torn.any():
-        return entries.twins
     apart = np.where(torn, len(entries) + entries.structures, entries.twins)
-    labels: IndexArray = np.unique(apart, return_inverse=True)[1]
-    return labels
-
-
-def _units(labels: IndexArray, group_codes: IntArray) -> IndexArray:
-    """Return for each entry the number of its unit.
-
-    Parameters
-    ----------
-    labels
-        Numbers of the crystals.
-    group_codes
-        Numbers of the groups, -1 for none.
-    """
-    grouped = group_codes >= 0
-    if not grouped.any():
-        return labels
-    structures, groups = int(labels.max()) + 1, int(group_codes.max()) + 1
-    nodes = structures + groups
-    ties = (labels[grouped], structures + group_codes[grouped])
-    graph = coo_array((np.ones(len(ties[0]), dtype=np.bool_), ties), shape=(nodes, nodes))
-    _, components = connected_components(graph, directed=False)
-    units: IndexArray = np.unique(components[labels], return_inverse=True)[1]
-    return units
+    crystals: IndexArray = np.unique(apart, return_inverse=True)[1]
+    return crystals
 
 
 def _settled(
     entries: Entries, units: IndexArray, inherited: Inheritance
 ) -> tuple[BoolArray, BoolArray]:
     """Return which units the parent has in training, and which in test."""
-
-    def units_of(known: BoolArray) -> BoolArray:
-        settled = np.zeros(int(units.max(initial=-1)) + 1, dtype=np.bool_)
-        settled[units[known]] = True
-        return settled
-
-    in_train, in_test = _known(entries, inherited)
-    return units_of(in_train), units_of(in_test)
+    settled = np.zeros((2, int(units.max(initial=-1)) + 1), dtype=np.bool_)
+    for units_of_side, known in zip(settled, _known(entries, inherited), strict=True):
+        units_of_side[units[known]] = True
+    return settled[0], settled[1]
 
 
 def _known(entries: Entries, inherited: Inheritance) -> tuple[BoolArray, BoolArray]:
-    """Return which entries the parent has in training, and which in test."""
+    """Return which entries the parent has in training, and which in test: by structure or group."""
 
     def on(side: Side) -> BoolArray:
-        found = _have_fingerprint(entries, inherited, side)
-        return found | _have_group(entries, inherited, side)
+        # The last place is that of -1, no group.
+        groups = [inherited.groups.get(group) == side for group in entries.groups]
+        found: BoolArray = np.array([*groups, False], dtype=np.bool_)[entries.group_codes]
+        known = inherited.fingerprints[inherited.tested == (side == "test")]
+        if len(known):
+            where = np.searchsorted(known, entries.fingerprints).clip(max=len(known) - 1)
+            found |= known[where] == entries.fingerprints
+        return found
 
     return on("train"), on("test")
 
 
-def _have_fingerprint(entries: Entries, inherited: Inheritance, side: Side) -> BoolArray:
-    known = inherited.fingerprints[inherited.tested == (side == "test")]
-    if len(known) == 0:
-        return np.zeros(len(entries), dtype=np.bool_)
-    where = np.searchsorted(known, entries.fingerprints).clip(max=len(known) - 1)
-    found: BoolArray = known[where] == entries.fingerprints
-    return found
-
-
-def _have_group(entries: Entries, inherited: Inheritance, side: Side) -> BoolArray:
-    # The last place is that of -1, no group.
-    there = [inherited.groups.get(group) == side for group in entries.groups]
-    return np.array([*there, False], dtype=np.bool_)[entries.group_codes]
-
-
 def _in_order(entries: Entries, units: IndexArray, free: BoolArray, seed: int) -> IndexArray:
-    """Return the free units in an order that depends only on the seed and their structures."""
+    """Return the free units in an order that depends only on the seed and their structures.
+
+    It is that of hashes of the smallest fingerprint of each unit.
+    """
     numbers = np.flatnonzero(free)
-    firsts = _first_entries(entries.structures, units, len(free))[numbers]
-    ranks, start, digits = bytearray(), f"{seed}:".encode(), 2 * FINGERPRINT.itemsize
-    for place in range(0, len(firsts), _RANKED_AT_ONCE):  # so that few are copied
-        prints = entries.fingerprints[firsts[place : place + _RANKED_AT_ONCE]]
-        text = prints.tobytes().hex().encode()
-        for first in range(0, len(text), digits):
-            ranks += hashlib.sha256(start + text[first : first + digits]).digest()[:_RANK_BYTES]
-    return numbers[np.argsort(np.frombuffer(ranks, ">u8"), kind="stable")]
-
-
-def _first_entries(structures: IndexArray, units: IndexArray, count: int) -> IndexArray:
-    """Return for each unit an entry of that of its structures whose number is the smallest."""
-    smallest = np.full(count, len(structures), dtype=np.int64)
+    structures = entries.structures
+    smallest = np.full(len(free), len(structures), dtype=np.int64)
     np.minimum.at(smallest, units, structures)
     entry_of = np.empty(len(structures), dtype=np.int64)
     entry_of[structures] = np.arange(len(structures))
-    return entry_of[smallest]
+    firsts = entry_of[smallest[numbers]]
+    ranks, start = bytearray(), f"{seed}:".encode()
+    for place in range(0, len(firsts), _RANKED_AT_ONCE):  # so that few are copied
+        for digest in entries.fingerprints[firsts[place : place + _RANKED_AT_ONCE]].tolist():
+            ranks += hashlib.sha256(start + digest.hex().encode()).digest()[:_RANK_BYTES]
+    return numbers[np.argsort(np.frombuffer(ranks, ">u8"), kind="stable")]
 
 
 def _require_one_side(entries: Entries, units: IndexArray, contradicting: BoolArray) -> None:
@@ -361,20 +314,6 @@ def _require_one_side(entries: Entries, units: IndexArray, contradicting: BoolAr
         + "), but the parent generation has them partly in training and partly in test",
         hint="keep dataset.group_by as it was, exclude some of them with database.select, "
         "or begin a new family",
-    )
-
-
-def _require_both_sides(split: Split, total: int, fraction: float) -> None:
-    test = split.test
-    if 0 < test < total or (test == 0 < total and fraction == 0):
-        return
-    side = "test" if test == 0 else "training"
-    raise DataError(
-        f"{total} structures at training.test_fraction {fraction:g} leave the {side} side empty",
-        hint="provide more structures or another training.test_fraction"
-        if split.wanted_test in (0, total)
-        else "groups, equal structures or the parent's split allow no other: provide more "
-        "structures, or change dataset.group_by",
     )
 
 
@@ -395,47 +334,22 @@ def _without_side(entries: Entries, missing: BoolArray) -> Iterator[str]:
         yield f"{len(values) - _LISTED} more values in {name_rows(others.tolist())}"
 
 
-def _without_rows(trained: BoolArray, tested: BoolArray) -> Iterator[str]:
-    for side, rows in zip(SIDES, (trained, tested), strict=True):
-        if not rows.any():
-            yield f"no row is on the side {side!r}"
-
-
-def _groups_on_both_sides(entries: Entries, trained: BoolArray, tested: BoolArray) -> Iterator[str]:
-    both = _on_both_sides(entries.group_codes, trained, tested)
-    for code in both[:_LISTED].tolist():
-        mine = entries.group_codes == code
-        rows = _by_side(entries, mine & trained, mine & tested)
-        yield f"the group {entries.groups[code]!r} is on both sides: {rows}"
-    if len(both) > _LISTED:
-        yield f"so are {len(both) - _LISTED} more groups"
-
-
-def _structures_on_both_sides(
-    entries: Entries, trained: BoolArray, tested: BoolArray
-) -> Iterator[str]:
-    both = _on_both_sides(entries.twins, trained, tested)
-    for number in both[:_LISTED].tolist():
-        mine = entries.twins == number
-        rows = _by_side(entries, mine & trained, mine & tested)
-        yield f"equal structures are on both sides: {rows}"
-    if len(both) > _LISTED:
-        yield f"so are {len(both) - _LISTED} more structures"
-
-
 def _on_both_sides(
-    labels: IndexArray | IntArray, trained: BoolArray, tested: BoolArray
-) -> IndexArray | IntArray:
+    entries: Entries,
+    trained: BoolArray,
+    tested: BoolArray,
+    labels: IndexArray | IntArray,
+    name: Callable[[int], str],
+    several: str,
+) -> Iterator[str]:
     labelled = labels >= 0
-    both: IndexArray | IntArray = np.intersect1d(
-        labels[trained & labelled], labels[tested & labelled]
-    )
-    return both
-
-
-def _by_side(entries: Entries, trained: BoolArray, tested: BoolArray) -> str:
-    train, test = (name_rows(entries.row_ids[mine].tolist()) for mine in (trained, tested))
-    return f"train {train}, test {test}"
+    both = np.intersect1d(labels[trained & labelled], labels[tested & labelled])
+    for label in both[:_LISTED].tolist():
+        mine = labels == label
+        train, test = (name_rows(entries.row_ids[mine & on].tolist()) for on in (trained, tested))
+        yield f"{name(label)} on both sides: train {train}, test {test}"
+    if len(both) > _LISTED:
+        yield f"so are {len(both) - _LISTED} more {several}"
 
 
 def _other_than_parent(
@@ -447,49 +361,40 @@ def _other_than_parent(
 
 
 def choose_subset(sizes: IndexArray, wanted: int, *, least: int = 0, most: int) -> BoolArray:
-    """Return a mask of the units to take.
+    """Return a mask of the units to take, whose sizes add up to a wanted count.
 
     Units are taken in order as long as they fit. If this misses the wanted count, the nearest
-    reachable count is used, the smaller one of two. Then the first units of each size are taken,
-    about as many as before.
+    reachable count from `least` to `most` is used, the smaller one of two; if there is none, the
+    units taken at first. Then the first units of each size are taken, about as many as before.
 
     Parameters
     ----------
     sizes
         Of the units, positive, in the order in which they are preferred.
-    wanted
-        Sum of the sizes of the units taken.
-    least, most
-        Limits of that sum. Where no choice keeps them, the units are those taken at first.
     """
     first = _fill(sizes, wanted)
     total = int(sizes[first].sum())
     allowed = least <= total <= most
-    if total == wanted and allowed:
-        return first
-    if most < least:
+    if (total == wanted and allowed) or most < least:
         return first
     values, of_unit, counts = np.unique(sizes, return_inverse=True, return_counts=True)
-    classes = [_Size(v, c) for v, c in zip(values.tolist(), counts.tolist(), strict=True)]
+    classes = list(zip(values.tolist(), counts.tolist(), strict=True))
     sums = _reachable(classes, min(most, 2 * wanted - total) if allowed else most)
-    nearest = _nearest(sums[-1], wanted, least)
-    if nearest is None or (allowed and abs(nearest - wanted) >= wanted - total):
+    reachable = np.unpackbits(np.frombuffer(sums[-1], np.uint8), bitorder="little")
+    found = np.flatnonzero(reachable)
+    found = found[found >= least]
+    if len(found) == 0:
+        return first
+    nearest = int(found[np.argmin(np.abs(found - wanted))])
+    if allowed and abs(nearest - wanted) >= wanted - total:
         return first
     before = np.bincount(of_unit[first], minlength=len(classes)).tolist()
-    taken = np.array(_backwards(classes, sums, nearest, before), dtype=np.int64)
+    taken = np.array(_counts_of_sizes(classes, sums, nearest, before), dtype=np.int64)
     order = np.argsort(of_unit, kind="stable")
     rank = np.arange(len(sizes)) - np.repeat(np.cumsum(counts) - counts, counts)
     chosen = np.zeros(len(sizes), dtype=np.bool_)
     chosen[order] = rank < taken[of_unit[order]]
     return chosen
-
-
-@dataclass(frozen=True)
-class _Size:
-    """A size, and how many units have it."""
-
-    value: int
-    count: int
 
 
 def _fill(sizes: IndexArray, wanted: int) -> BoolArray:
@@ -505,43 +410,36 @@ def _fill(sizes: IndexArray, wanted: int) -> BoolArray:
     return taken
 
 
-def _reachable(classes: Sequence[_Size], most: int) -> list[bytes]:
-    """Return the sums up to `most` that the first 0, 1, 2, … sizes give, one bit for each sum."""
+def _reachable(classes: Sequence[tuple[int, int]], most: int) -> list[bytes]:
+    """Return the sums up to `most` that the first 0, 1, 2, … sizes give, one bit for each sum.
+
+    `classes` are the sizes, and how many units have each.
+    """
     mask, length = (1 << (most + 1)) - 1, most // 8 + 1
     sums = [(1).to_bytes(length, "little")]
     bits = 1
-    for size in classes:
-        left, step = size.count, 1
+    for value, count in classes:
+        left, step = count, 1
         while left > 0:  # 1, 2, 4, … units and the rest give every number of them
             step = min(step, left)
-            bits = (bits | bits << (step * size.value)) & mask
+            bits = (bits | bits << (step * value)) & mask
             left, step = left - step, 2 * step
         sums.append(bits.to_bytes(length, "little"))
     return sums
 
 
-def _nearest(bits: bytes, wanted: int, least: int) -> int | None:
-    found = np.flatnonzero(np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little"))
-    found = found[found >= least]
-    return int(found[np.argmin(np.abs(found - wanted))]) if len(found) else None
-
-
-def _backwards(
-    classes: Sequence[_Size], sums: Sequence[bytes], total: int, before: Sequence[int]
+def _counts_of_sizes(
+    classes: Sequence[tuple[int, int]], sums: Sequence[bytes], total: int, before: Sequence[int]
 ) -> list[int]:
     """Return how many units of each size add up to `total`, near to how many there were before."""
     taken: list[int] = []
-    for number in reversed(range(len(classes))):
-        size, earlier = classes[number], sums[number]
-        for count in _outwards(before[number], size.count):
-            rest = total - count * size.value
+    for (value, available), earlier, middle in reversed(
+        list(zip(classes, sums[:-1], before, strict=True))
+    ):
+        for count in sorted(range(available + 1), key=lambda n: (abs(n - middle), n)):
+            rest = total - count * value
             if rest >= 0 and earlier[rest // 8] >> rest % 8 & 1:
                 break
         taken.append(count)
         total = rest
     return taken[::-1]
-
-
-def _outwards(middle: int, most: int) -> Iterator[int]:
-    """Yield all numbers from 0 to `most`, those near the middle first."""
-    yield from sorted(range(most + 1), key=lambda number: (abs(number - middle), number))

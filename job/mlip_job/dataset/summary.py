@@ -13,33 +13,29 @@ from ase.data import chemical_symbols
 
 from mlip_job import __version__
 from mlip_job.dataset.geometry import VACUUM
-from mlip_job.dataset.labels import (
-    note_huge_forces,
-    note_missing_forces,
-    note_net_forces,
-    note_zeroed_forces,
-)
 from mlip_job.dataset.record import (
     ConfigTypes,
     Counts,
     DatasetRecord,
     ElementCounts,
     EnergyOrigin,
+    FileRecord,
     Ranges,
     RejectedRows,
     SideCounts,
+    SideNames,
     SplitRecord,
     Versions,
     dataset_id,
 )
+from mlip_job.dataset.references import note_extreme_energies
 from mlip_job.dataset.rows import name_rows
-from mlip_job.dataset.validation import note_extreme_energies, note_labels_elsewhere
+from mlip_job.dataset.split import SIDES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from mlip_job.config import DatabaseConfig, DatasetConfig, TrainingConfig
-    from mlip_job.dataset.builder import Written
     from mlip_job.dataset.collect import Collected
     from mlip_job.dataset.frames import GroupWeighting
     from mlip_job.dataset.references import ReferenceEnergies
@@ -57,14 +53,8 @@ _FAR_FROM_REFERENCE = 1.0
 class Outcome:
     """Results of all steps before writing.
 
-    Attributes
-    ----------
-    elements
-        Of the data, sorted.
-    repeats
-        Number of rows that repeat the structure of another.
-    energy_range
-        Smallest and largest corrected energy, eV/atom.
+    `repeats` is the number of rows that repeat the structure of another; `energy_range` has the
+    smallest and the largest corrected energy, eV/atom.
     """
 
     collected: Collected
@@ -74,6 +64,19 @@ class Outcome:
     references: ReferenceEnergies
     energy_range: tuple[float, float]
     weighting: GroupWeighting | None
+
+
+@dataclass(frozen=True)
+class Written:
+    """The files of a dataset: hashes of the contents that its identity is made of, and all files.
+
+    `force_components` are the numbers of `Structures.count_force_components`.
+    """
+
+    contents: dict[str, str]
+    force_components: dict[Side, int]
+    frames: SideNames
+    files: dict[str, FileRecord]
 
 
 def summarise(
@@ -89,7 +92,8 @@ def summarise(
     collected, split, references = outcome.collected, outcome.split, outcome.references
     low, high = outcome.energy_range
     weights = dict(outcome.weighting.by_group) if outcome.weighting else None
-    free_energies = collected.free_energies
+    free_energies, entries = collected.free_energies, collected.entries
+    atoms = entries.atoms
     return DatasetRecord(
         id=dataset_id(written.contents, references.energies, weights),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -99,13 +103,15 @@ def summarise(
         elements=outcome.elements,
         counts=Counts(
             selected=collected.selected,
-            accepted=len(collected.entries),
+            accepted=len(entries),
             train=split.train,
             test=split.test,
             rejected=collected.rejected_count,
             reference_atoms=len(collected.references),
         ),
-        atoms=_atoms(outcome),
+        atoms=SideCounts(
+            train=int(atoms[split.on("train")].sum()), test=int(atoms[split.on("test")].sum())
+        ),
         per_element=_per_element(collected),
         ranges=Ranges(
             min_energy_corrected_ev_per_atom=low,
@@ -116,7 +122,8 @@ def summarise(
         force_components=collected.force_components,
         partly_periodic=len(collected.partly_periodic),
         config_types=ConfigTypes(
-            train=_config_types(outcome, "train"), test=_config_types(outcome, "test")
+            train=entries.count_config_types(split.on("train")),
+            test=entries.count_config_types(split.on("test")),
         ),
         split=SplitRecord(
             seed=dataset.seed,
@@ -133,9 +140,7 @@ def summarise(
         },
         reference_energies=references.energies,
         reference_energy_sources=references.sources,
-        energy_from=EnergyOrigin(
-            free_energy=free_energies, energy=len(collected.entries) - free_energies
-        ),
+        energy_from=EnergyOrigin(free_energy=free_energies, energy=len(entries) - free_energies),
         weights=weights,
         notes=(
             *_notes(outcome, dataset, training, parent),
@@ -171,7 +176,7 @@ def _notes(
         )
     if collected.rejected_count:
         yield f"rows that were rejected: {collected.rejected_count}, see rejections"
-    yield from _label_notes(collected)
+    yield from collected.label_notes
     if collected.lost_stresses:
         yield (
             f"stresses that can't be read ({name_rows(collected.lost_stresses)}), in single "
@@ -205,23 +210,6 @@ def _notes(
             "weights per config type, scaled to a mean of 1: energies by "
             f"{outcome.weighting.energy_scale:.6g}, forces by {outcome.weighting.force_scale:.6g}"
         )
-
-
-def _label_notes(collected: Collected) -> Iterator[str]:
-    if collected.method_note:
-        yield collected.method_note
-    if elsewhere := note_labels_elsewhere(collected):
-        yield elsewhere
-    if collected.zeroed_forces:
-        yield note_zeroed_forces(collected.zeroed_forces)
-    if collected.missing_forces:
-        yield note_missing_forces(collected.missing_forces)
-    if collected.net_forces:
-        yield note_net_forces(collected.net_forces)
-    if collected.charge_note:
-        yield collected.charge_note
-    if collected.huge_forces:
-        yield note_huge_forces(collected.huge_forces, collected.max_force)
 
 
 def _split_notes(
@@ -268,7 +256,8 @@ def _untested(outcome: Outcome, force_components: Mapping[Side, int]) -> Iterato
     """Yield notes on config types and forces that only the training side has."""
     if outcome.split.test == 0:
         return
-    trained, tested = _config_types(outcome, "train"), _config_types(outcome, "test")
+    entries, split = outcome.collected.entries, outcome.split
+    trained, tested = (entries.count_config_types(split.on(side)) for side in SIDES)
     lacking = [f"{name} ({count} rows)" for name, count in trained.items() if name not in tested]
     if lacking:
         more = f" and {len(lacking) - _LISTED} more" if len(lacking) > _LISTED else ""
@@ -293,8 +282,7 @@ def _reference_notes(outcome: Outcome) -> Iterator[str]:
             f"isolated ions give no reference energy ({name_rows(collected.ions)}): isolated atoms "
             "have to be neutral"
         )
-    unused = {chemical_symbols[e.composition[0][0]] for e in collected.references}
-    unused -= set(outcome.elements)
+    unused = {atom.element for atom in collected.references} - set(outcome.elements)
     if unused:
         yield f"isolated atoms of {', '.join(sorted(unused))} are in no structure to train on"
     yield from outcome.references.notes
@@ -327,20 +315,6 @@ def _nearly_free_atoms(outcome: Outcome) -> Iterator[str]:
             f"isolated atoms, set dataset.reference_energies: {{{given}}} (approximate: the atoms "
             "of these rows still interact), or deselect them"
         )
-
-
-def _atoms(outcome: Outcome) -> SideCounts:
-    atoms, split = outcome.collected.entries.atoms, outcome.split
-    return SideCounts(
-        train=int(atoms[split.on("train")].sum()), test=int(atoms[split.on("test")].sum())
-    )
-
-
-def _config_types(outcome: Outcome, side: Side) -> dict[str, int]:
-    entries = outcome.collected.entries
-    codes = entries.config_type_codes[outcome.split.on(side)]
-    counts = np.bincount(codes[codes >= 0], minlength=len(entries.config_types)).tolist()
-    return {name: n for name, n in sorted(zip(entries.config_types, counts, strict=True)) if n}
 
 
 def _per_element(collected: Collected) -> dict[str, ElementCounts]:

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from mlip_job.config.job import DatabaseConfig
 from mlip_job.dataset.database import PAGE, Selected, StructureDatabase
-from mlip_job.dataset.rows import StructureRow, Structures, is_complete
-from mlip_job.dataset.validation import count_force_components
+from mlip_job.dataset.rows import StructureRow, Structures
+from mlip_job.dataset.validation import shape_problem
 from mlip_job.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,10 +51,8 @@ class Survey:
 def survey(url: str) -> Survey:
     """Read statuses, and a sample of the finished rows.
 
-    Raises
-    ------
-    ConfigError, DatabaseError
-        If the URL holds a password, or the database can't be read.
+    Raise `ConfigError` or `DatabaseError` if the URL holds a password, or the database can't be
+    read.
     """
     try:
         config = DatabaseConfig(url=url, select="")
@@ -81,11 +79,11 @@ def _sample(config: DatabaseConfig, *, consecutive: bool = False) -> Sample:
     if not page:
         return Sample(len(selected.ids))
     rows = [row for row in page if isinstance(row, StructureRow)]
-    structures = Structures.of_rows(list(filter(is_complete, rows)))
+    structures = Structures.of_rows([row for row in rows if shape_problem(row) is None])
     finite = structures.forces[np.isfinite(structures.forces)]
     return Sample(
         selected=len(selected.ids),
-        force_components=round(count_force_components(structures) * len(selected.ids) / len(page)),
+        force_components=round(structures.count_force_components() * len(selected.ids) / len(page)),
         elements=tuple(sorted({chemical_symbols[n] for row in rows for n in row.numbers})),
         periodic=any(row.pbc.any() for row in rows),
         force_rms_ev=float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0,
@@ -99,6 +97,9 @@ _GROUPS = re.compile(
 _TYPES = re.compile(r"^config_?type$|^structure_?type$|^type$|^category$|^kind$|^config$")
 _FRAMES = re.compile(r"^(frame|image|step|ionic_step|snapshot|timestep|md_step)(_?(id|index|no))?$")
 _SPLITS = re.compile(r"split|^set$|subset|side|partition|fold|data_?set")
+_Found = tuple[str | None, str | None]
+"""A key and a remark, if there are any."""
+
 _SIDES = frozenset(("train", "test"))
 _MOST_TYPES = 50
 _OFTEN = 0.5  # share of the rows that have a key
@@ -107,14 +108,9 @@ _REPEATED = 1.5  # rows with the same value
 
 @dataclass(frozen=True)
 class KeyProposal:
-    """Settings of ``dataset`` that a database suggests.
+    """Settings that a database suggests: ``group_by``, ``config_type`` and ``split_key``.
 
-    Attributes
-    ----------
-    values
-        By name: ``group_by``, ``config_type``, ``split_key``; only those that were found.
-    remarks
-        Reasons, or what the user should check, by the same names.
+    `values` has only those that were found; `remarks` are reasons, or what the user should check.
     """
 
     values: Mapping[str, str] = field(default_factory=dict)
@@ -124,75 +120,56 @@ class KeyProposal:
 def propose_keys(samples: Sequence[Sequence[Mapping[str, Any]]]) -> KeyProposal:
     """Find keys for trajectories, types of structures, or the sides of a split.
 
-    Parameters
-    ----------
-    samples
-        The key_value_pairs of some rows: of consecutive ones, which show that a value repeats, and
-        of others from all over the database, which show that there are several.
+    The samples are key_value_pairs of consecutive rows, which show that a value repeats, and of
+    others from all over the database, which show that there are several.
     """
     rows = [pairs for sample in samples for pairs in sample]
     known = Counter(key for pairs in rows for key in pairs)
     keys = [key for key, count in known.most_common() if count >= _OFTEN * len(rows)]
-    values: dict[str, str] = {}
-    remarks: dict[str, str] = {}
-    _find_split(keys, rows, values, remarks)
-    _find_type(keys, rows, values, remarks)
-    _find_group(keys, samples, values, remarks)
-    return KeyProposal(values, remarks)
+    split, split_remark = _find_split(keys, rows)
+    kind, kind_remark = _find_type(keys, rows)
+    group, group_remark = _find_group([key for key in keys if key not in (split, kind)], samples)
+    values = {"split_key": split, "config_type": kind, "group_by": group}
+    remarks = {"split_key": split_remark, "config_type": kind_remark, "group_by": group_remark}
+    return KeyProposal(
+        {name: value for name, value in values.items() if value is not None},
+        {name: remark for name, remark in remarks.items() if remark is not None},
+    )
 
 
-def _find_split(
-    keys: Iterable[str],
-    rows: Sequence[Mapping[str, Any]],
-    values: dict[str, str],
-    remarks: dict[str, str],
-) -> None:
+def _find_split(keys: Iterable[str], rows: Sequence[Mapping[str, Any]]) -> _Found:
+    remark = None
     for key in keys:
         found = {str(pairs.get(key, "")) for pairs in rows}
         if found == _SIDES:
-            values["split_key"] = key
-            remarks["split_key"] = (
-                f"Every row looked at has {key}, train or test: a split by others."
-            )
-            return
+            return key, f"Every row looked at has {key}, train or test: a split by others."
         if _SPLITS.search(key) and {side.lower() for side in found} & _SIDES:
-            remarks["split_key"] = (
+            remark = (
                 f"The key {key} has the values {_some(found)}: where all rows say train or test, "
                 "name it here."
             )
+    return None, remark
 
 
-def _find_type(
-    keys: Iterable[str],
-    rows: Sequence[Mapping[str, Any]],
-    values: dict[str, str],
-    remarks: dict[str, str],
-) -> None:
+def _find_type(keys: Iterable[str], rows: Sequence[Mapping[str, Any]]) -> _Found:
     for key in sorted(filter(_TYPES.search, keys), key=lambda key: key != "config_type"):
         found = {pairs[key] for pairs in rows if key in pairs}
         if len(found) <= _MOST_TYPES and all(isinstance(value, str) for value in found):
-            values["config_type"] = key
-            remarks["config_type"] = f"Here {_some(found)}."
-            return
+            return key, f"Here {_some(found)}."
+    return None, None
 
 
-def _find_group(
-    keys: Sequence[str],
-    samples: Sequence[Sequence[Mapping[str, Any]]],
-    values: dict[str, str],
-    remarks: dict[str, str],
-) -> None:
+def _find_group(keys: Sequence[str], samples: Sequence[Sequence[Mapping[str, Any]]]) -> _Found:
     for key in keys:
-        if _GROUPS.search(key.lower()) and key not in values.values() and _repeats(key, samples):
-            values["group_by"] = key
-            remarks["group_by"] = f"Rows share values of {key}: frames of one trajectory, say."
-            return
+        if _GROUPS.search(key.lower()) and _repeats(key, samples):
+            return key, f"Rows share values of {key}: frames of one trajectory, say."
     frames = [key for key in keys if _FRAMES.search(key.lower())]
-    if frames:
-        remarks["group_by"] = (
-            f"Rows have {frames[0]}, so they may be frames of trajectories, but no key names the "
-            "trajectory: add one, or the test set has neighbours of what was trained on."
-        )
+    if not frames:
+        return None, None
+    return None, (
+        f"Rows have {frames[0]}, so they may be frames of trajectories, but no key names the "
+        "trajectory: add one, or the test set has neighbours of what was trained on."
+    )
 
 
 def _repeats(key: str, samples: Sequence[Sequence[Mapping[str, Any]]]) -> bool:

@@ -5,9 +5,10 @@ the split. They may differ by noise of 1e-5 Å, by lattice
 translations and the order of atoms, by rigid motions, and by the choice of the cell: other vectors,
 swapped axes, a left-handed cell, a supercell.
 
-Cheap numbers give candidates: in the same cell its lengths and angles and sums over the atoms, in
-other cells labels that don't depend on the cell (volume and energy per atom, statistics of the
-forces). For the few candidates the environments of all atoms are compared.
+Cheap numbers give candidates: in the same cell its lengths and angles and moduli of sums over the
+atoms, which no translation changes; in other cells labels that don't depend on the cell (volume and
+energy per atom, statistics of the forces). For the few candidates the environments of all atoms
+are compared.
 
 Fingerprints determine the split and are stored in the index, so they must never change.
 """
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     Describe = Callable[[int], Mapping[str, str]]
 
 
-_LABELS, _COLUMNS = 6, 20
+_LABELS, _COLUMNS = 6, 19
 """Of a signature: labels that don't depend on the cell; with cell and sums over atoms."""
 
 _LENGTH = 2e-4
@@ -54,7 +55,7 @@ _FORCE = 3e-3
 _RELATIVE_FORCE = 5e-3
 """eV/Å and relative, likewise."""
 
-_WAVES = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 2, 3))
+_WAVES = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1), (1, 0, 1), (1, 1, 0), (1, 2, 3))
 """Phases of atoms are summed for these multiples of the reciprocal vectors."""
 
 _FREE = 37.0
@@ -80,22 +81,13 @@ _DECIMALS = 8
 """Lengths are compared to 1e-8 Å."""
 
 
-def fingerprint(row: StructureRow) -> str:
-    """Return the sha256 of elements, periodicity, cell and positions, as 64 hex digits.
-
-    Cell vectors of directions without periodicity are ignored. Labels (energy, forces), ids and
-    keys are ignored too, so that two calculations of one structure share their fingerprint.
-    """
-    digest = hashlib.sha256()
-    digest.update(row.numbers.astype("<i4").tobytes())
-    digest.update(row.pbc.astype("u1").tobytes())
-    digest.update(_rounded(np.where(row.pbc[:, None], row.cell, 0.0)))
-    digest.update(_rounded(row.positions))
-    return digest.hexdigest()
-
-
 def fingerprints(structures: Structures) -> bytes:
-    """Return the fingerprints of structures as bytes, one after the other."""
+    """Return the fingerprints of structures as bytes, one after the other.
+
+    Each is the sha256 of elements, periodicity, cell and positions. Cell vectors of directions
+    without periodicity, labels (energy, forces), ids and keys are ignored, so that two calculations
+    of one structure share their fingerprint.
+    """
     numbers = memoryview(structures.numbers.astype("<i4").tobytes())
     pbc = structures.pbc.astype("u1").tobytes()
     cells = _rounded(np.where(structures.pbc[:, :, None], structures.cells, 0.0))
@@ -165,7 +157,6 @@ def _signatures(structures: Structures) -> FloatArray:
     Those of two candidates differ by less than 1, in all labels or in all places.
     """
     counts, starts = structures.counts, structures.starts[:-1]
-    owners = np.repeat(np.arange(len(structures)), counts)
     periodic = structures.pbc
     cells = complete_cells(structures.cells, periodic)
     volumes = np.abs(np.linalg.det(cells)) / counts
@@ -185,13 +176,15 @@ def _signatures(structures: Structures) -> FloatArray:
     frames = cells * np.where(periodic, 1.0, _FREE)[:, :, None]
     edges = np.linalg.norm(frames, axis=2)
     angles = [np.einsum("ij,ij->i", frames[:, k], frames[:, k - 1]) / edges[:, k] for k in range(3)]
-    fractions = np.einsum("ij,ijk->ik", structures.positions, np.linalg.inv(frames)[owners])
+    inverses = np.linalg.inv(frames)[structures.owners]
+    fractions = np.einsum("ij,ijk->ik", structures.positions, inverses)
     weights = _weights(structures.numbers)
     sums = []
     for wave in _WAVES:
         phases = 2 * np.pi * (fractions @ np.array(wave))
         size = edges.min(axis=1) / (2 * np.pi * sum(wave) * np.sqrt(counts)) / _LENGTH
-        sums += [np.add.reduceat(weights * f(phases), starts) * size for f in (np.cos, np.sin)]
+        parts = (np.add.reduceat(weights * f(phases), starts) for f in (np.cos, np.sin))
+        sums.append(np.hypot(*parts) * size)
     places = [*(edges.T / _LENGTH), *(angle / _LENGTH for angle in angles), *sums]
     return np.stack([*labels, *places], axis=1)
 
@@ -266,18 +259,10 @@ _DIFFERENCES = 6
 
 @dataclass(frozen=True)
 class Contradiction:
-    """Rows of one structure whose energies differ.
+    """Rows of one structure whose energies differ: of the lowest and the highest one.
 
-    Attributes
-    ----------
-    low, high
-        Row ids of the lowest and the highest energy.
-    energies
-        Of these, eV, or eV/atom where they have different numbers of atoms.
-    rows
-        Number of rows with the structure.
-    per_atom
-        Whether the energies are per atom.
+    Energies are in eV, or `per_atom` where the rows have different numbers of atoms; `rows` is the
+    number of rows with the structure.
     """
 
     low: int
@@ -285,11 +270,6 @@ class Contradiction:
     energies: tuple[float, float]
     rows: int
     per_atom: bool = False
-
-
-def count_repeats(entries: Entries) -> int:
-    """Return how many rows repeat an earlier structure, stored in the same form or another."""
-    return len(entries) - len(np.unique(entries.twins))
 
 
 def find_contradictions(entries: Entries, tolerance: float) -> list[Contradiction]:
@@ -324,25 +304,15 @@ def find_contradictions(entries: Entries, tolerance: float) -> list[Contradictio
 
 
 def require_consistent_duplicates(entries: Entries, tolerance: float, describe: Describe) -> int:
-    """Return how many rows repeat an earlier structure.
+    """Return how many rows repeat an earlier structure, stored in the same form or another.
 
-    Parameters
-    ----------
-    entries
-        The accepted rows.
-    tolerance
-        eV/atom.
-    describe
-        Returns how a row was computed: names and values that may distinguish it.
+    `describe` returns how a row was computed: names and values that may distinguish it.
 
-    Raises
-    ------
-    DataError
-        If identical structures have energies more than `tolerance` eV/atom apart.
+    Raise `DataError` if rows of one structure have energies more than `tolerance` eV/atom apart.
     """
     found = find_contradictions(entries, tolerance)
     if not found:
-        return count_repeats(entries)
+        return len(entries) - len(np.unique(entries.twins))
     raise DataError(
         f"{_energies(found)}; {_differences(found[:_LISTED], describe)} (rigid motions, the "
         "choice of the cell and the order of atoms make no other structure)",

@@ -16,7 +16,6 @@ import numpy as np
 
 from mlip_job.dataset.entries import EntryCollector
 from mlip_job.dataset.files import read_index
-from mlip_job.dataset.references import compositions
 from mlip_job.dataset.split import Inheritance, divide
 from mlip_job.dataset.twins import TwinFinder
 from mlip_job.dataset.xyz import read_structures
@@ -35,15 +34,7 @@ FEWEST = 20
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a training set.
-
-    Attributes
-    ----------
-    fit, validation
-        Row ids.
-    why_whole
-        Why there is no validation part, or None.
-    """
+    """The parts of a training set: row ids, and why there is no validation part, or None."""
 
     fit: frozenset[int]
     validation: frozenset[int] = frozenset()
@@ -51,17 +42,9 @@ class Parts:
 
 
 def part_training_set(files: DatasetFiles, record: DatasetRecord, fraction: float) -> Parts:
-    """Hold out training structures for validation. Every element stays in the fit.
+    """Hold out a fraction of the training structures; every element stays in the fit.
 
-    Parameters
-    ----------
-    files
-        The index and the texts of the dataset.
-    record
-        Of the dataset.
-    fraction
-        Of the training structures; the count is round(n · fraction), or the nearest one that groups
-        and equal structures allow.
+    The count is round(n · fraction), or the nearest one that groups and equal structures allow.
     """
     entries = _training_entries(files, record)
     rows = frozenset(entries.row_ids.tolist())
@@ -94,7 +77,7 @@ def _training_entries(files: DatasetFiles, record: DatasetRecord) -> Entries:
             fingerprints=b"".join(bytes.fromhex(fingerprint) for _, fingerprint, _ in indexed),
             energies=[0.0] * count,
             groups=[group or None for *_, group in indexed],
-            compositions=compositions(structures),
+            compositions=structures.compositions(),
             config_types=[None] * count,
             sides=[None] * count,
         )

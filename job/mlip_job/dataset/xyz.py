@@ -71,10 +71,8 @@ def structures_text(structures: Structures) -> Iterator[bytes]:
 def read_structures(path: Path) -> Iterator[Structures]:
     """Yield the structures of a file in blocks, with bitwise equal numbers.
 
-    Raises
-    ------
-    IntegrityError
-        If the file is truncated, or differs from the format of `structures_text`.
+    Raise `IntegrityError` if the file is truncated, or differs from the format of
+    `structures_text`.
     """
     blocks: list[str] = []
     atoms = 0
@@ -90,21 +88,7 @@ def read_structures(path: Path) -> Iterator[Structures]:
 
 @dataclass(frozen=True)
 class Labelled:
-    """One structure with the labels of the database.
-
-    Attributes
-    ----------
-    row_id, config_type
-        Its row in the database, and its type or None.
-    atoms
-        Without calculator.
-    energy
-        eV.
-    forces
-        eV/Å.
-    stress
-        eV/Å³ in Voigt order, or None.
-    """
+    """One structure, without calculator, with its labels in eV, eV/Å and eV/Å³ (Voigt order)."""
 
     row_id: int
     config_type: str | None
@@ -117,10 +101,7 @@ class Labelled:
 def read_blocks(path: Path) -> Iterator[str]:
     """Yield the text of each structure, reading one at a time.
 
-    Raises
-    ------
-    IntegrityError
-        If the file is truncated.
+    Raise `IntegrityError` if the file is truncated.
     """
     with path.open(encoding="utf-8", errors="surrogateescape") as file:
         while first := file.readline():
@@ -136,10 +117,7 @@ def read_blocks(path: Path) -> Iterator[str]:
 def parse(block: str) -> Labelled:
     """Read a structure from its text.
 
-    Raises
-    ------
-    IntegrityError
-        If it differs from the format of `structures_text`.
+    Raise `IntegrityError` if it differs from the format of `structures_text`.
     """
     structures = _read_together("a structure", [block])
     row = structures.row(0)
@@ -278,9 +256,6 @@ def _join(blocks: Sequence[str], headers: Sequence[Mapping[str, str]]) -> Struct
         cells=_finite([x for cell in cells for x in cell]).reshape(len(headers), 3, 3),
         pbc=np.array(flags, dtype=np.bool_).reshape(len(headers), 3),
         energies=_finite([header["energy"] for header in headers]),
-        has_energy=np.ones(len(headers), dtype=np.bool_),
-        free_energies=np.zeros(len(headers)),
-        has_free_energy=np.zeros(len(headers), dtype=np.bool_),
         stresses=voigt,
         pairs=np.array([{"config_type": _config_type(h)} for h in headers], dtype=np.object_),
     )
