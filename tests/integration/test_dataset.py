@@ -856,30 +856,6 @@ def test_charged_cells_among_neutral_ones_are_noted(db: Path, tmp_path: Path, ho
     assert not any("charged periodic" in n for n in neutral)
 
 
-def test_other_descriptions_of_a_crystal_share_a_side(db: Path, tmp_path: Path) -> None:
-    """Noise at the edges of any grid, supercells and other vectors hide no copy."""
-    structures = rattled(20)
-    copies = []
-    for number, atoms in enumerate(structures):
-        copy = atoms.copy()
-        if number % 2:
-            copy.positions += np.random.default_rng(number).normal(scale=1e-5, size=(len(copy), 3))
-        else:
-            copy = with_emt(copy.repeat((2, 1, 1)))
-        copies.append(
-            labelled(copy, energy=atoms.get_potential_energy(), forces=atoms.get_forces())
-            if number % 2
-            else copy
-        )
-    first = write_database(db, structures)
-    second = write_database(db, copies)
-    record = build(db, tmp_path / "all", training={"test_fraction": 0.3})
-    tested = rows_of(tmp_path / "all", "test")
-    assert [id_ in tested for id_ in first] == [id_ in tested for id_ in second]
-    assert record.counts.test == 12
-    assert any("20 rows repeat" in note for note in record.notes)
-
-
 def test_methods_in_the_data_column_are_noted(db: Path, tmp_path: Path) -> None:
     """Functional and calculator stand there where the labels come from a workflow."""
     for number, atoms in enumerate(rattled(12)):

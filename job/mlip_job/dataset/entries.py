@@ -141,16 +141,18 @@ class Entries:
 def joined(labels: IndexArray, others: IndexArray | IntArray) -> IndexArray:
     """Return a number for each entry: entries that share either label share the number.
 
-    Labels count from 0; -1 in `others` is none.
+    Labels count from 0 without gaps, as the numbers do; -1 in `others` is none.
     """
+    tied = others >= 0
+    if not tied.any():
+        return labels
     first = int(labels.max(initial=-1)) + 1
     nodes = first + int(others.max(initial=-1)) + 1
-    tied = others >= 0
     ends = (labels[tied], first + others[tied])
     graph = coo_array((np.ones(len(ends[0]), dtype=np.bool_), ends), shape=(nodes, nodes))
     components = connected_components(graph, directed=False)[1]
-    numbers: IndexArray = np.unique(components[labels], return_inverse=True)[1]
-    return numbers.astype(np.int64)
+    numbers: IndexArray = components[labels].astype(np.int64)
+    return numbers
 
 
 class _Codes:

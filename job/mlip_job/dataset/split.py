@@ -250,6 +250,8 @@ def _crystals(entries: Entries, inherited: Inheritance) -> IndexArray:
     """
     stays_train, stays_test = _settled(entries, entries.twins, inherited)
     torn = (stays_train & stays_test)[entries.twins]
+    if not torn.any():
+        return entries.twins
     apart = np.where(torn, len(entries) + entries.structures, entries.twins)
     crystals: IndexArray = np.unique(apart, return_inverse=True)[1]
     return crystals

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,8 +11,8 @@ from ase.build import bulk, fcc111, molecule
 from ase.calculators.morse import MorsePotential
 from ase.spacegroup import crystal
 
-from mlip_job.dataset.labels import have_net_forces, have_zeroed_forces
-from mlip_job.dataset.rows import Structures
+from mlip_job.dataset.labels import have_net_forces, have_zeroed_forces, names_method
+from mlip_job.dataset.rows import Structures, stated_charge
 from tests.datasets import labelled_rows
 from tests.support import rattled, with_emt
 
@@ -147,3 +148,29 @@ def test_net_forces() -> None:
     few[1].calc.results["forces"] += (0.02, 0.0, 0.0)
     few[2].calc.results["forces"][0] = 0.0
     assert have_net_forces(structures(*few)).tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("value", "charge"),
+    [
+        (1, 1.0), (-2.0, -2.0), (0, 0.0), (math.nan, 0.0), (math.inf, 0.0), ("1+", 1.0),
+        ("2-", -2.0), ("+", 1.0),
+        ("-1", -1.0), ("0", 0.0), ("", 0.0), ("neutral", 0.0), (None, 0.0),
+    ],
+)  # fmt: skip
+def test_stated_charge(value: object, charge: float) -> None:
+    """Numbers and what chemists write; NaN is none."""
+    assert stated_charge(value) == charge
+
+
+@pytest.mark.parametrize(
+    ("key", "named"),
+    [
+        ("xc", True), ("xc_functional", True), ("dft_functional", True), ("Functional", True),
+        ("level_of_theory", True), ("level", True), ("code", True), ("barcode", False),
+        ("energy_level", False), ("calc_id", False), ("exchange", False),
+    ],
+)  # fmt: skip
+def test_keys_that_name_a_method(key: str, named: bool) -> None:
+    """By whole words."""
+    assert names_method(key) is named
