@@ -1,4 +1,4 @@
-"""How fast the command line answers."""
+"""Costs of commands: CPU, wall time, and requests to S3."""
 
 from __future__ import annotations
 
@@ -8,22 +8,29 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import yaml
 
 from benchmarks.s3 import s3_storage
 from benchmarks.tables import table
 from mlip_job.config import StorageConfig
 from mlip_job.registry import Registry
+from mlip_job.registry.maintenance import find_orphans
 from mlip_job.store.open import open_store
 from tests.manifests import make_manifest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mlip_job.store.base import ObjectStore
 
 GENERATIONS = 1000
+FEWER_GENERATIONS = 200
 _FILES_PER_GENERATION = 12
 _PROGRAM = str(Path(sys.executable).with_name("mlip-job"))
 
@@ -31,86 +38,112 @@ _PROGRAM = str(Path(sys.executable).with_name("mlip-job"))
 def compare_commands(directory: Path, repeats: int) -> None:
     """Print what commands cost, as whole processes."""
     with s3_storage(directory / "s3.log") as s3:
+        (server,) = psutil.Process().children()
         stores = {"a directory": StorageConfig(url=str(directory / "store")), "S3": s3}
+        empty = StorageConfig(url=str(directory / "empty"))
+        configured = [_PROGRAM, "-c", str(_configure(directory, "bench", empty))]
         commands = {
             "import click": [sys.executable, "-c", "import click"],
             "mlip-job --help": [_PROGRAM, "--help"],
             "mlip-job --version": [_PROGRAM, "--version"],
-        }
-        empty = StorageConfig(url=str(directory / "empty"))
-        configured = [_PROGRAM, "-c", str(_configure(directory, "nothing", empty))]
-        commands["mlip-job list"] = [*configured, "list"]
-        commands["mlip-job submit -g 1 --scheduler slurm --dry-run"] = [
-            *configured, "submit", "-g", "1", "--scheduler", "slurm", "--dry-run"
-        ]  # fmt: skip
+            "mlip-job list": [*configured, "list"],
+            "mlip-job submit -g 1 --scheduler slurm --dry-run": [
+                *configured, "submit", "-g", "1", "--scheduler", "slurm", "--dry-run"
+            ],
+        }  # fmt: skip
         requests = {}
         for name, storage in stores.items():
-            what = f"mlip-job list, {GENERATIONS} generations in {name}"
-            _publish(open_store(storage))
-            commands[what] = [_PROGRAM, "-c", str(_configure(directory, name, storage)), "list"]
-            if name == "S3":
-                requests[what] = _count_requests(open_store(storage))
-        costs: dict[str, list[tuple[float, float]]] = {what: [] for what in commands}
+            store = open_store(storage)
+            for family, count, verbs in (
+                ("many", GENERATIONS, ("list",)),
+                ("fewer", FEWER_GENERATIONS, ("list", "gc")),
+            ):
+                registry = Registry(store, family)
+                _publish(registry, count)
+                config = str(_configure(directory, family, storage))
+                for verb in verbs:
+                    what = f"mlip-job {verb}, {count} generations in {name}"
+                    commands[what] = [_PROGRAM, "-c", config, verb]
+                    if name == "S3":
+                        read = partial(_READS[verb], registry)
+                        requests[what] = _count_requests(store, read)
+        costs: dict[str, list[tuple[float, float, float]]] = {what: [] for what in commands}
         for _ in range(repeats):
             for what, command in commands.items():
-                costs[what].append(_run(command))
+                costs[what].append(_run(command, server))
     medians = {
         what: tuple(statistics.median(column) for column in zip(*runs, strict=True))
         for what, runs in costs.items()
     }
     table(
         f"Commands, medians of {repeats}",
-        ("command", "CPU s", "CPU / import click", "wall s", "requests"),
+        ("command", "CPU s", "CPU / import click", "S3 server's CPU s", "wall s", "requests"),
         [
             (
                 f"`{what}`" if "," not in what else what,
                 f"{cpu:.3f}",
                 f"{cpu / medians['import click'][0]:.1f}",
+                f"{server_cpu:.3f}" if what in requests else "",
                 f"{wall:.3f}",
                 str(requests.get(what, "")),
             )
-            for what, (cpu, wall) in medians.items()
+            for what, (cpu, server_cpu, wall) in medians.items()
         ],
     )
 
 
-def _run(command: list[str]) -> tuple[float, float]:
-    """Return CPU and wall seconds of a process."""
+def _run(command: list[str], server: psutil.Process) -> tuple[float, float, float]:
+    """Return CPU seconds of a process and of the server meanwhile, and wall seconds."""
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    served = sum(server.cpu_times()[:2])
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return cpu, sum(server.cpu_times()[:2]) - served, wall
 
 
-def _publish(store: ObjectStore) -> None:
+def _publish(registry: Registry, generations: int) -> None:
     """Put generations into a store, with as many objects as a real one has."""
-    registry = Registry(store, "bench")
 
     def put(number: int) -> None:
-        manifest = make_manifest(number, family="bench")
-        store.put(registry.keys.manifest(number), manifest.to_json())
+        manifest = make_manifest(number, family=registry.family)
+        registry.store.put(registry.keys.manifest(number), manifest.to_json())
         for file in range(_FILES_PER_GENERATION):
-            store.put(registry.keys.attempt(number, manifest.attempt, f"file-{file}"), b"")
+            key = registry.keys.attempt(number, manifest.attempt, f"file-{file}")
+            registry.store.put(key, b"")
 
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(put, range(1, GENERATIONS + 1)))
+        list(pool.map(put, range(1, generations + 1)))
 
 
-def _configure(directory: Path, name: str, storage: StorageConfig) -> Path:
-    path = directory / f"{name.replace(' ', '-')}.yaml"
-    values = {"family": "bench", "storage": storage.model_dump(exclude_defaults=True)}
+def _configure(directory: Path, family: str, storage: StorageConfig) -> Path:
+    path = directory / f"{family}-{storage.url.rpartition('/')[2]}.yaml"
+    values = {"family": family, "storage": storage.model_dump(exclude_defaults=True)}
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     return path
 
 
-def _count_requests(store: ObjectStore) -> int:
+def _count_requests(store: ObjectStore, read: Callable[[], object]) -> int:
     sent: list[str] = []
 
     def note(event_name: str, **_: Any) -> None:
         sent.append(event_name)
 
-    store._client.meta.events.register("before-send.s3", note)  # type: ignore[attr-defined]  # noqa: SLF001
-    registry = Registry(store, "bench")
+    events = store._client.meta.events  # type: ignore[attr-defined]  # noqa: SLF001
+    events.register("before-send.s3", note)
+    read()
+    events.unregister("before-send.s3", note)
+    return len(sent)
+
+
+def _list(registry: Registry) -> None:
     registry.summaries()
     registry.latest()
-    return len(sent)
+
+
+def _find_orphans(registry: Registry) -> None:
+    list(find_orphans(registry, timedelta(days=30)))
+
+
+_READS = {"list": _list, "gc": _find_orphans}
+"""What a command reads from a store."""

@@ -38,12 +38,7 @@ from typing import ClassVar
 class MlipJobError(Exception):
     """Base of every error shown to the user as one readable message.
 
-    Parameters
-    ----------
-    message
-        What is wrong, and where (row id, file, key).
-    hint
-        What to do about it. Shown on a separate line.
+    The message says what is wrong, and where (row id, file, key); the hint what to do about it.
     """
 
     exit_code: ClassVar[int] = 1
@@ -76,12 +71,7 @@ class IntegrityError(DataError):
 class UnavailableError(MlipJobError):
     """A store, a database or a disk can't be used; the same call may work later.
 
-    Parameters
-    ----------
-    message, hint
-        See `MlipJobError`.
-    transient
-        Whether the same call may work within seconds, so that it is worth repeating at once.
+    It is transient if the call may work within seconds, so that it is worth repeating at once.
     """
 
     exit_code = 69

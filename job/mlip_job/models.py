@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 
-class Frozen(BaseModel):
+class Frozen(BaseModel, frozen=True, extra="forbid"):
     """A model that does not change and has no other fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+class Record(Frozen):
+    """A model that is stored as an object of its own."""
+
+    def to_json(self) -> bytes:
+        """Return the text that is stored."""
+        return (self.model_dump_json(indent=2) + "\n").encode()
 
 
 class Errors(Frozen):

@@ -158,14 +158,8 @@ def problem_in(value: object) -> str | None:
 def redact(text: str, *more: str | None, environment: Mapping[str, str] | None = None) -> str:
     """Return a message with its secrets replaced by ``***``.
 
-    Parameters
-    ----------
-    text
-        What is to be printed or logged.
-    more
-        Secrets that the caller knows, besides the environment's.
-    environment
-        Defaults to the process's: values of variables that are secret by name are taken out.
+    These are `more`, which the caller knows, the values of variables of the environment (by
+    default the process's) that are secret by name, and texts with the form of a secret.
     """
     variables = os.environ if environment is None else environment
     known = [v for n, v in variables.items() if is_secret_variable(n) and len(v) >= _SHORTEST]

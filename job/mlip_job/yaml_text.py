@@ -39,22 +39,10 @@ class UniqueKeyLoader(yaml.CSafeLoader):
 def load_yaml(
     text: str, *, loader: type[yaml.CSafeLoader] = UniqueKeyLoader, largest: int | None = None
 ) -> Any:
-    """Parse one document.
+    """Parse one document; raise `YamlError` if it is no YAML, nested too deeply, or too large.
 
-    Parameters
-    ----------
-    text
-        The document.
-    loader
-        How values are made.
-    largest
-        Nodes that it may have once its aliases are expanded; None bounds aliases only by the
-        number of nodes that are written out.
-
-    Raises
-    ------
-    YamlError
-        If it is no YAML, nested too deeply, or too large.
+    `largest` bounds its nodes once its aliases are expanded; None bounds aliases only by the
+    number of nodes that are written out.
     """
     return _read(text, loader, largest)[0]
 

@@ -48,9 +48,7 @@ def _holder(store: ObjectStore) -> str:
     return claim.attempt
 
 
-def test_one_holds_it_and_the_next_is_told(
-    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_live_claim_is_a_conflict(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit code 73, who it is, which job, and how long that one has been silent."""
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     held = _from_elsewhere(store, monkeypatch, "first")
@@ -66,8 +64,8 @@ def test_one_holds_it_and_the_next_is_told(
     assert _holder(store) == "first"
 
 
-def test_who_has_ended_lets_the_next_begin(store: ObjectStore) -> None:
-    """Without waiting, and without a word about taking over."""
+def test_a_released_claim_is_free(store: ObjectStore) -> None:
+    """Without waiting, and without a takeover."""
     held = _take(store, "first")
     held.beat()
     held.release()
@@ -80,7 +78,7 @@ def test_who_has_ended_lets_the_next_begin(store: ObjectStore) -> None:
     assert held.loss() is None
 
 
-def test_a_process_that_is_seen_to_be_gone_holds_nothing(
+def test_the_claim_of_an_ended_process_is_free(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed on this machine: its number is no longer there, or belongs to another process."""
@@ -105,7 +103,7 @@ def test_a_process_that_is_seen_to_be_gone_holds_nothing(
     assert (held.takeover.attempt, held.takeover.reason) == ("first", "whose process is gone")
 
 
-def test_the_same_job_takes_up_its_own_claim(
+def test_a_requeued_job_takes_over_its_own_claim(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Requeued on another node, it need not wait for itself."""
@@ -118,8 +116,10 @@ def test_the_same_job_takes_up_its_own_claim(
     assert first.lost_to == "second"
 
 
-def test_silence_for_too_long_loses_it(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the store's clock; whoever comes back finds out at the next beat, and changes nothing."""
+def test_a_claim_without_heartbeat_is_taken_over(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the store's clock; the former holder notices at its next beat, and changes nothing."""
     first = _from_elsewhere(store, monkeypatch, "first", stale_after_s=1.5)
     first.beat()
     time.sleep(2.6)  # what the store's clock rounds off included
@@ -137,7 +137,7 @@ def test_silence_for_too_long_loses_it(store: ObjectStore, monkeypatch: pytest.M
     assert second.lost_to is None
 
 
-def test_an_unreadable_claim_is_somebodys_until_it_is_old(
+def test_an_unreadable_claim_is_held_until_it_is_old(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A later version of this program may have written it."""
@@ -151,32 +151,32 @@ def test_an_unreadable_claim_is_somebodys_until_it_is_old(
 
 
 class _Together:
-    """A store whose users all look before the first writes; then one after the other goes on."""
+    """A store whose users all read before the first writes; then they write one by one."""
 
     def __init__(self, store: ObjectStore, users: int) -> None:
         self._store = store
-        self._all_have_looked = threading.Barrier(users)
+        self._all_have_read = threading.Barrier(users)
         self._turn = threading.Lock()
-        self._looks = threading.local()
+        self._reads = threading.local()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
     def get_versioned(self, key: str) -> tuple[bytes, str]:
-        """Wait for the others after the first look, and let them write after the second."""
-        self._looks.count = getattr(self._looks, "count", 0) + 1
+        """Wait for the others after the first read, and let them write after the second."""
+        self._reads.count = getattr(self._reads, "count", 0) + 1
         try:
             return self._store.get_versioned(key)
         finally:
-            if self._looks.count == 1:
-                self._all_have_looked.wait(60)
+            if self._reads.count == 1:
+                self._all_have_read.wait(60)
                 self._turn.acquire()
-            elif self._looks.count == 2:
+            elif self._reads.count == 2:
                 self._turn.release()
 
 
 @pytest.mark.parametrize("before", [None, "released"])
-def test_of_many_at_once_one_takes_it(store: ObjectStore, before: str | None) -> None:
+def test_of_many_at_once_one_claims(store: ObjectStore, before: str | None) -> None:
     """Eight that have all seen that it is free."""
     if before == "released":
         _take(store, "before").release()
@@ -194,7 +194,7 @@ def test_of_many_at_once_one_takes_it(store: ObjectStore, before: str | None) ->
     assert winners == [_holder(store)]
 
 
-class _Deaf:
+class _LostAnswers:
     """A store whose next calls of one method do their work, and lose the answer."""
 
     def __init__(self, store: ObjectStore) -> None:
@@ -220,10 +220,10 @@ def test_a_beat_whose_answer_was_lost_loses_nothing(
     store: ObjectStore, failing: str, then: str
 ) -> None:
     """The object is newer than the holder knows, but it is the holder's own."""
-    deaf = _Deaf(store)
-    held = _take(deaf, "first")
+    lossy = _LostAnswers(store)
+    held = _take(lossy, "first")
     held.beat()
-    deaf.failing = failing
+    lossy.failing = failing
     with pytest.raises(StoreError, match="the answer was lost"):
         held.beat()
     getattr(held, then)()
@@ -235,7 +235,7 @@ def test_a_beat_whose_answer_was_lost_loses_nothing(
 
 
 def test_a_claim_that_was_removed_is_lost(store: ObjectStore) -> None:
-    """Somebody cleaned up by hand: another attempt may begin at any moment."""
+    """A person deleted it: another attempt may begin at any moment."""
     held = _take(store, "first")
     store.delete(KEY)
     held.beat()
@@ -244,7 +244,7 @@ def test_a_claim_that_was_removed_is_lost(store: ObjectStore) -> None:
 
 
 def test_liveness(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What gc goes by: not released, not gone, not silent for too long."""
+    """Not released, not gone, not silent for too long."""
     _from_elsewhere(store, monkeypatch, "first", stale_after_s=600)
     claim = read_claim(store, KEY)
     assert claim is not None
@@ -261,7 +261,7 @@ def test_liveness(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_age_is_by_the_stores_clock(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whose machine's clock is wrong does not matter, and nothing is left of the look at it."""
+    """The clocks of machines may be wrong; no probe is left."""
     store.put("a", b"x")
     assert age_by_store(store, "b") is None
     time.sleep(1.1)

@@ -71,7 +71,7 @@ def test_the_catalog_of_an_earlier_version_is_ignored(registry: Registry, tmp_pa
     publish(registry, tmp_path, 1)
     registry.store.put(f"{FAMILY}/catalog.json", b'{"schema_version": 1, "generations": {}}')
     require_true_list(registry)
-    assert repair(registry).mended == ()
+    assert repair(registry).repaired == ()
     assert collect_garbage(registry, timedelta(0)) == []
     assert registry.store.get(f"{FAMILY}/catalog.json").startswith(b"{")
 

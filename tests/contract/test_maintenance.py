@@ -1,8 +1,9 @@
-"""What a crash left is mended; what nobody needs is found and removed, and nothing else."""
+"""Repair after a crash, and removal of objects that no manifest needs."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,15 +12,17 @@ import pytest
 
 from mlip_job.errors import ConfigError, IntegrityError
 from mlip_job.registry import Artefact, DatasetReference, Manifest, Registry, maintenance
+from mlip_job.registry.claim import read_claim
 from mlip_job.registry.maintenance import Orphan, collect_garbage, find_orphans, parse_age, repair
 from mlip_job.runtime.environment import ProcessIdentity
 from mlip_job.training.trainer import FitPosition
 from tests.manifests import make_checkpoint, make_manifest, put_dataset
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
-    from mlip_job.store.base import ObjectStore
+    from mlip_job.registry import Claim
+    from mlip_job.store.base import ObjectInfo, ObjectStore
 
 FAMILY = "cu-ni"
 NOW = timedelta(0)
@@ -112,10 +115,10 @@ def test_other_ages_are_refused(text: str) -> None:
         parse_age(text)
 
 
-def test_an_empty_store_needs_nothing(registry: Registry) -> None:
-    """Nothing mended, nothing found, nothing written."""
+def test_an_empty_store_needs_no_repair(registry: Registry) -> None:
+    """Nothing repaired, nothing found, nothing written."""
     repairs = repair(registry)
-    assert (repairs.mended, repairs.damaged, repairs.orphans) == ((), (), ())
+    assert (repairs.repaired, repairs.damaged, repairs.orphans) == ((), (), ())
     assert collect_garbage(registry, NOW) == []
     assert content(registry) == {}
 
@@ -130,7 +133,7 @@ def test_repair_rolls_forward_what_a_crash_left(
     registry.store.delete(registry.keys.potential(1, "yace"))
     registry.store.put(registry.keys.potential(2, "yaml"), b"half")
     registry.store.delete(registry.keys.latest)
-    assert repair(registry).mended == (
+    assert repair(registry).repaired == (
         "wrote cu-ni/potentials/gen_01.yace",
         "wrote cu-ni/potentials/gen_02.yaml",
         "wrote cu-ni/latest.json",
@@ -138,25 +141,25 @@ def test_repair_rolls_forward_what_a_crash_left(
     assert registry.latest() == latest == 2
     # The pointer says when it was moved.
     assert content(registry) | {registry.keys.latest: b""} == before | {registry.keys.latest: b""}
-    assert repair(registry).mended == ()
+    assert repair(registry).repaired == ()
 
 
 @pytest.mark.parametrize("pointer", [b"", b"garbage", b'{"generation": 1, "name": "gen_01"}'])
-def test_repair_mends_the_pointer(
+def test_repair_rewrites_the_pointer(
     registry: Registry, tmp_path: Path, dataset: DatasetReference, pointer: bytes
 ) -> None:
     """Unreadable, or behind since a crash came between."""
     for generation in (1, 2):
         publish(registry, tmp_path, generation, f"a{generation}", dataset)
     registry.store.put(registry.keys.latest, pointer)
-    assert repair(registry).mended == ("wrote cu-ni/latest.json",)
+    assert repair(registry).repaired == ("wrote cu-ni/latest.json",)
     assert registry.latest() == 2
 
 
-def test_damage_that_can_not_be_mended_keeps_nothing_else_from_it(
+def test_other_generations_are_repaired_despite_damage(
     registry: Registry, tmp_path: Path, dataset: DatasetReference
 ) -> None:
-    """A damaged original, a damaged manifest: both named, the rest is mended."""
+    """A damaged original, a damaged manifest: both named, the rest is repaired."""
     manifests = [publish(registry, tmp_path, n, f"a{n}", dataset) for n in (1, 2, 3)]
     original = manifests[0].artefacts["potential.yace"].key
     registry.store.put(original, b"damaged")
@@ -164,7 +167,7 @@ def test_damage_that_can_not_be_mended_keeps_nothing_else_from_it(
     registry.store.put(registry.keys.manifest(2), b"{}")
     registry.store.delete(registry.keys.potential(3, "yace"))
     repairs = repair(registry)
-    assert repairs.mended == ("wrote cu-ni/potentials/gen_03.yace",)
+    assert repairs.repaired == ("wrote cu-ni/potentials/gen_03.yace",)
     assert [text.partition(" ")[0] for text in repairs.damaged] == [
         original,
         registry.keys.manifest(2),
@@ -213,10 +216,10 @@ def test_orphans_are_what_no_manifest_names(
     assert whats(find_orphans(registry, NOW)) == {}
 
 
-def test_what_is_young_is_kept(
+def test_young_objects_are_kept(
     registry: Registry, tmp_path: Path, dataset: DatasetReference
 ) -> None:
-    """With all that a checkpoint needs to be gone on from."""
+    """With all that a run needs to resume from a checkpoint."""
     begin(registry, tmp_path, 1, "killed", dataset)
     put_dataset(registry, tmp_path / "third", "three")
     before = content(registry)
@@ -232,16 +235,22 @@ def test_the_dataset_of_a_checkpoint_that_is_kept_is_kept(
 ) -> None:
     """Even where it is old itself: the next attempt trains on it."""
     begin(registry, tmp_path, 1, "killed", dataset)
-    old = registry.keys.dataset(dataset.id)
-    monkeypatch.setattr(
-        maintenance, "age_by_store", lambda _store, key: 1e9 if key.startswith(old) else 0.0
-    )
+    listing = registry.store.list
+
+    def make_old(start: str) -> None:
+        def list_old(prefix: str) -> Iterator[ObjectInfo]:
+            for info in listing(prefix):
+                yield replace(info, modified=0) if info.key.startswith(start) else info
+
+        monkeypatch.setattr(registry.store, "list", list_old)
+
+    make_old(registry.keys.dataset(dataset.id))
     assert collect_garbage(registry, LONG) == []
-    monkeypatch.setattr(maintenance, "age_by_store", lambda _store, _key: 1e9)
+    make_old(f"{FAMILY}/")
     assert len(collect_garbage(registry, LONG)) == 2
 
 
-def test_what_is_being_trained_is_kept(
+def test_a_generation_in_training_is_kept(
     registry: Registry,
     tmp_path: Path,
     dataset: DatasetReference,
@@ -265,17 +274,16 @@ def test_a_generation_that_is_published_meanwhile_is_kept(
     dataset: DatasetReference,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its claim is released right after: whoever looks at manifests first sees neither."""
+    """Its claim is released right after: claims must be read before manifests."""
     held = hold(registry, 1, monkeypatch)
-    look = maintenance._is_training
 
-    def look_too_late(registry: Registry, generation: int) -> bool:
-        if registry.find(generation) is None:
+    def read_too_late(store: ObjectStore, key: str) -> Claim | None:
+        if registry.find(1) is None:
             publish(registry, tmp_path, 1, "a1", dataset)
             held.release()
-        return look(registry, generation)
+        return read_claim(store, key)
 
-    monkeypatch.setattr(maintenance, "_is_training", look_too_late)
+    monkeypatch.setattr(maintenance, "read_claim", read_too_late)
     collect_garbage(registry, NOW)
     assert registry.verify(registry.get(1)) == []
 

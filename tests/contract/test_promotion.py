@@ -114,7 +114,7 @@ def test_going_back_lasts_until_something_new_is_accepted(
     assert registry.latest() == 1
     for manifest in manifests:
         registry.roll_forward(manifest)
-    assert repair(registry).mended == ()
+    assert repair(registry).repaired == ()
     assert registry.latest() == 1
     _publish(registry, tmp_path, 4, *REJECTED)
     assert registry.latest() == 1
@@ -141,7 +141,7 @@ def test_what_a_crash_left_behind_is_made_good(registry: Registry, tmp_path: Pat
     _, version = registry.store.get_versioned(registry.keys.latest)
     registry.store.put_if_match(registry.keys.latest, before, version)
     assert registry.latest() == 1
-    assert repair(registry).mended == (f"wrote {registry.keys.latest}",)
+    assert repair(registry).repaired == (f"wrote {registry.keys.latest}",)
     assert registry.latest() == 3
 
 
@@ -167,7 +167,7 @@ def test_nothing_is_the_latest_where_nothing_is_accepted(
 ) -> None:
     """Repairing invents none."""
     _publish(registry, tmp_path, 1, *REJECTED)
-    assert repair(registry).mended == ()
+    assert repair(registry).repaired == ()
     assert registry.latest() is None
 
 

@@ -25,8 +25,7 @@ from hypothesis.stateful import (
 
 from mlip_job.errors import ConfigError, ConflictError
 from mlip_job.registry import Artefact, Manifest, Registry, claim
-from mlip_job.registry.maintenance import collect_garbage, repair
-from mlip_job.registry.pull import pull_generation
+from mlip_job.registry.maintenance import collect_garbage, pull_generation, repair
 from mlip_job.runtime.environment import ProcessIdentity
 from tests.manifests import make_manifest, put_dataset
 
@@ -222,7 +221,7 @@ class RegistryMachine(RuleBasedStateMachine):
             self.world.advance(max(accepted))
         for generation in self.world.published:
             assert self.registry.verify(self.registry.get(generation)) == []
-        assert repair(self.registry).mended == ()
+        assert repair(self.registry).repaired == ()
 
     @precondition(lambda self: self.world.published)
     @rule()

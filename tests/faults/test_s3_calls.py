@@ -108,7 +108,9 @@ def test_no_passing_fault_reaches_a_run(
     patient.delete("a/1")
     assert patient.head("a/1") is None
     (tmp_path / "up").write_bytes(b"content")
-    fail()
+    s3_proxy.cancel()
+    if "Precondition" not in fault:  # an answer to conditional writes only
+        fail()
     sha256 = patient.upload(tmp_path / "up", "a/2")
     fail()
     assert patient.download("a/2", tmp_path / "down") == sha256

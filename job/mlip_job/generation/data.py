@@ -16,8 +16,7 @@ from mlip_job.dataset.validation_part import part_training_set
 from mlip_job.errors import IntegrityError
 from mlip_job.generation.lineage import Lineage, find_lineage
 from mlip_job.paths import DatasetFiles, WorkFiles, cant_write, generation_name, reported
-from mlip_job.registry import DatasetReference, Registry
-from mlip_job.registry.queries import KnownQuery
+from mlip_job.registry import DatasetReference, KnownQuery, Registry
 from mlip_job.retry import retrying
 from mlip_job.training.size import DataSize, choose_size
 from mlip_job.training.trainer import FitData
@@ -66,7 +65,7 @@ class Dataset:
 
     def remember(self, registry: Registry, record_sha256: str) -> None:
         """Let later runs find the stored dataset by its query."""
-        registry.queries.remember(
+        registry.remember_query(
             self.query,
             KnownQuery(rows=self.rows, dataset=self.record.id, record_sha256=record_sha256),
         )
@@ -163,7 +162,7 @@ def find_or_build_dataset(
         stored: list[str] = []
 
         def find(rows: SelectedRows) -> DatasetRecord | None:
-            found = None if rebuild else registry.queries.find(key, rows)
+            found = None if rebuild else registry.known_dataset(key, rows)
             if found is None:
                 return None
             try:

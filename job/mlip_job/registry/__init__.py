@@ -21,7 +21,7 @@ from mlip_job.registry.manifest import (
     Timings,
 )
 from mlip_job.registry.members import MemberRegistry, members_of
-from mlip_job.registry.registry import Registry
+from mlip_job.registry.registry import KnownQuery, Registry
 
 __all__ = [
     "Artefact",
@@ -35,6 +35,7 @@ __all__ = [
     "GenerationSummary",
     "Headline",
     "HeldClaim",
+    "KnownQuery",
     "LatestPointer",
     "Manifest",
     "MemberRegistry",

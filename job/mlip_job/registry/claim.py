@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from threading import Lock
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from mlip_job.errors import (
     ConflictError,
@@ -22,39 +22,26 @@ from mlip_job.errors import (
     ObjectNotFoundError,
     StoreError,
 )
+from mlip_job.models import Record
 from mlip_job.paths import generation_name
 from mlip_job.registry.objects import swapped
 from mlip_job.runtime.environment import ProcessIdentity, SchedulerJob, current_scheduler_job
-from mlip_job.store.base import StoredName
+from mlip_job.store.base import PROBES, StoredName
 
 if TYPE_CHECKING:
     from mlip_job.store.base import ObjectStore
 
 _TRIES = 20
-_CLOCK_FOLDER = ".mlip-job-probe"
 
 
-class Claim(BaseModel):
+class Claim(Record):
     """Content of ``claim.json``.
 
-    Attributes
-    ----------
-    attempt
-        Whose claim it is.
-    scheduler, process
-        What runs the attempt: the next attempt of the same job, or one that can see that the
-        process has ended, need not wait.
-    taken
-        When the attempt took it, by its own clock. For people; nothing is decided by it.
-    beat
-        Counts the heartbeats, so that each one changes the object.
-    stale_after_s
-        Without a heartbeat for so long, the claim is abandoned.
-    released
-        Whether the attempt has ended and said so.
+    The next attempt of the same scheduler's job, or one that can see that the process has ended,
+    need not wait. ``taken`` is by the attempt's own clock: for people, nothing is decided by it.
+    ``beat`` counts the heartbeats, so that each one changes the object; without one for
+    ``stale_after_s`` the claim is abandoned. ``released`` says that the attempt has ended.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
     attempt: StoredName
@@ -64,10 +51,6 @@ class Claim(BaseModel):
     beat: int = 0
     stale_after_s: float
     released: bool = False
-
-    def to_json(self) -> bytes:
-        """Return the text that is stored."""
-        return (self.model_dump_json(indent=2) + "\n").encode()
 
 
 @dataclass(frozen=True)
@@ -81,12 +64,8 @@ class Takeover:
 class HeldClaim:
     """A claim that this process holds.
 
-    Attributes
-    ----------
-    takeover
-        Whose claim it was before, if that attempt had not released it.
-    lost_to
-        The attempt that took it over, once that was noticed.
+    ``takeover`` says whose claim it was before, if that attempt had not released it; ``lost_to`` is
+    the attempt that took it over, once that was noticed.
     """
 
     def __init__(
@@ -107,12 +86,9 @@ class HeldClaim:
         self._writing = Lock()
 
     def beat(self) -> None:
-        """Write a heartbeat; detect a lost claim.
+        """Write a heartbeat and detect a lost claim.
 
-        Raises
-        ------
-        StoreError
-            If the store can't be reached; the claim may still be held.
+        After a `StoreError` the claim may still be held.
         """
         self._write(released=False)
 
@@ -163,10 +139,7 @@ def take_claim(
 ) -> HeldClaim:
     """Claim a generation, or take an abandoned claim over.
 
-    Raises
-    ------
-    ConflictError
-        If a live attempt holds it.
+    Raise `ConflictError` if a live attempt holds it.
     """
     mine = Claim(
         attempt=attempt,
@@ -183,13 +156,36 @@ def take_claim(
         except ObjectNotFoundError:
             found, version = b"", ""
         if version:
-            takeover = _require_abandoned(store, key, generation, found, mine)
+            takeover = _require_abandoned(store, key, generation, _parse(found), mine)
         if not swapped(store, key, data, version):
             continue  # a concurrent writer was faster: read again
         held, version = store.get_versioned(key)
         if held == data:
             return HeldClaim(store, key, mine, version, takeover=takeover)
     raise StoreError(f"{key} changes faster than it can be read")
+
+
+def _require_abandoned(
+    store: ObjectStore, key: str, generation: int, claim: Claim | None, mine: Claim
+) -> Takeover | None:
+    """Return why a claim may be taken over, or raise `ConflictError`; None if it was released."""
+    if claim is not None and claim.released:
+        return None
+    attempt = claim.attempt if claim is not None else "(unreadable)"
+    if claim is not None and claim.scheduler is not None and claim.scheduler == mine.scheduler:
+        return Takeover(attempt, "which was an earlier run of the same job")
+    if claim is not None and claim.process.is_gone(mine.process):
+        return Takeover(attempt, "whose process is gone")
+    stale_after_s = (claim or mine).stale_after_s
+    age = age_by_store(store, key)
+    if age is not None and age > stale_after_s:
+        return Takeover(attempt, f"which gave no sign of life for {age:.0f} s")
+    job = f" ({claim.scheduler.kind} job {claim.scheduler.id})" if claim and claim.scheduler else ""
+    raise ConflictError(
+        f"{generation_name(generation)} is being trained by attempt {attempt}{job}, whose last "
+        f"sign of life is {age or 0:.0f} s old",
+        hint=f"wait for it; it counts as abandoned after {stale_after_s:.0f} s without one",
+    )
 
 
 def read_claim(store: ObjectStore, key: str) -> Claim | None:
@@ -208,53 +204,23 @@ def is_live(store: ObjectStore, key: str, claim: Claim) -> bool:
     return age is not None and age <= claim.stale_after_s
 
 
-def _parse(data: bytes) -> Claim | None:
-    try:
-        return Claim.model_validate_json(data)
-    except ValidationError:
-        return None
-
-
-def _require_abandoned(
-    store: ObjectStore, key: str, generation: int, found: bytes, mine: Claim
-) -> Takeover | None:
-    """Return why a claim may be taken over; None where it was released.
-
-    Raises
-    ------
-    ConflictError
-        If it may not.
-    """
-    claim = _parse(found)
-    if claim is not None and claim.released:
-        return None
-    attempt = claim.attempt if claim is not None else "(unreadable)"
-    if claim is not None and claim.scheduler is not None and claim.scheduler == mine.scheduler:
-        return Takeover(attempt, "which was an earlier run of the same job")
-    if claim is not None and claim.process.is_gone(mine.process):
-        return Takeover(attempt, "whose process is gone")
-    stale_after_s = claim.stale_after_s if claim is not None else mine.stale_after_s
-    age = age_by_store(store, key)
-    if age is not None and age > stale_after_s:
-        return Takeover(attempt, f"which gave no sign of life for {age:.0f} s")
-    job = f" ({claim.scheduler.kind} job {claim.scheduler.id})" if claim and claim.scheduler else ""
-    raise ConflictError(
-        f"{generation_name(generation)} is being trained by attempt {attempt}{job}, whose last "
-        f"sign of life is {age or 0:.0f} s old",
-        hint=f"wait for it; it counts as abandoned after {stale_after_s:.0f} s without one",
-    )
-
-
 def age_by_store(store: ObjectStore, key: str) -> float | None:
     """Return the age of an object, in seconds; None if it was removed.
 
     Both moments are by the store's clock, the second being that of an object written now: the
     clocks of the machines that train may differ.
     """
-    probe = f"{_CLOCK_FOLDER}/{secrets.token_hex(8)}"
+    probe = f"{PROBES}/{secrets.token_hex(8)}"
     store.put(probe, b"")
     try:
         now, then = store.head(probe), store.head(key)
     finally:
         store.delete(probe)
     return now.modified - then.modified if now is not None and then is not None else None
+
+
+def _parse(data: bytes) -> Claim | None:
+    try:
+        return Claim.model_validate_json(data)
+    except ValidationError:
+        return None

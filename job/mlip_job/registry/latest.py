@@ -5,13 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from mlip_job.errors import (
-    IntegrityError,
-    ObjectNotFoundError,
-    StoreError,
-)
+from mlip_job.errors import IntegrityError, ObjectNotFoundError, StoreError
+from mlip_job.models import Record
 from mlip_job.paths import generation_name
 from mlip_job.registry.objects import swapped
 from mlip_job.store.base import unreadable
@@ -24,25 +21,13 @@ if TYPE_CHECKING:
 _TRIES = 20
 
 
-class LatestPointer(BaseModel):
+class LatestPointer(Record):
     """Content of ``latest.json``.
 
-    Attributes
-    ----------
-    generation, name
-        What it points at.
-    reason
-        Why it does.
-    forced
-        Whether a person chose a generation that the gate had rejected.
-    moved
-        When, by the clock of who moved it.
-    passed_over
-        The highest generation that was published when a person chose this one. Accepted ones up to
-        it don't move the pointer any more, or going back to an older one would not last.
+    ``forced`` says that a person chose a generation that the gate had rejected. ``passed_over`` is
+    the highest generation that was published when a person chose this one: accepted ones up to it
+    don't move the pointer any more, or going back to an older one would not last.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
     generation: int = Field(ge=1)
@@ -58,39 +43,27 @@ class LatestPointer(BaseModel):
             raise ValueError("the name is not that of the generation")
         return self
 
-    def gives_way_to(self, generation: int) -> bool:
+    def is_behind(self, generation: int) -> bool:
         """Return whether an accepted generation moves the pointer automatically."""
         return generation > max(self.generation, self.passed_over)
 
 
 class Pointer:
-    """The pointer of one family.
-
-    Parameters
-    ----------
-    store, key
-        Where it is.
-    """
+    """The pointer of one family."""
 
     def __init__(self, store: ObjectStore, key: str) -> None:
         self._store = store
         self._key = key
 
     def read(self) -> LatestPointer | None:
-        """Return the pointer, or None if there is none.
-
-        Raises
-        ------
-        IntegrityError
-            If it can't be read.
-        """
+        """Return the pointer, or None if there is none; raise `IntegrityError` if unreadable."""
         return self._read()[0]
 
     def advance(self, generation: int, reason: str) -> bool:
         """Move it to an accepted generation if allowed; return whether it moved."""
 
         def decide(current: LatestPointer | None) -> LatestPointer | None:
-            if current is not None and not current.gives_way_to(generation):
+            if current is not None and not current.is_behind(generation):
                 return None
             return _pointing(generation, reason, forced=False, passed_over=0)
 
@@ -123,18 +96,16 @@ class Pointer:
             wanted = decide(current)
             if wanted is None:
                 return False
-            data = (wanted.model_dump_json(indent=2) + "\n").encode()
-            if swapped(self._store, self._key, data, version):
+            if swapped(self._store, self._key, wanted.to_json(), version):
                 return True
         raise StoreError(f"{self._key} changes faster than it can be updated")
 
     def _read(self) -> tuple[LatestPointer | None, str | None]:
         try:
             data, version = self._store.get_versioned(self._key)
+            return LatestPointer.model_validate_json(data), version
         except ObjectNotFoundError:
             return None, None
-        try:
-            return LatestPointer.model_validate_json(data), version
         except ValidationError as error:
             what = f"{self._key} is no pointer to a generation"
             raise unreadable(what, error, hint="mlip-job repair writes it anew") from None

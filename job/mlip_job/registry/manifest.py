@@ -8,24 +8,14 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from mlip_job.config.job import GateConfig, verdict_word
-from mlip_job.models import Errors, Frozen
+from mlip_job.models import Errors, Frozen, Record
 from mlip_job.runtime.environment import RunEnvironment
 from mlip_job.store.base import Sha256, StoredName, StoredPath, unreadable
 from mlip_job.training.summary import LinearStart, LossShares
 
 
 class Artefact(Frozen):
-    """One published file.
-
-    Attributes
-    ----------
-    key
-        Where it is in the store.
-    sha256
-        Of its content.
-    size
-        Bytes.
-    """
+    """One published file: its key in the store, the hash of its content, its size in bytes."""
 
     key: StoredPath
     sha256: Sha256
@@ -35,14 +25,7 @@ class Artefact(Frozen):
 class Parent(Frozen):
     """The generation that the fit started from.
 
-    Attributes
-    ----------
-    generation
-        Its number.
-    mode
-        ``continue`` with the same basis, ``extend`` to a larger one.
-    potential_sha256
-        Of the potential that was taken.
+    ``continue`` keeps its basis, ``extend`` enlarges it. The hash is that of its potential.
     """
 
     generation: int
@@ -53,20 +36,10 @@ class Parent(Frozen):
 class DatasetReference(Frozen):
     """The dataset that the generation was trained on.
 
-    Attributes
-    ----------
-    id
-        Its content address: the name of its folder in the store.
-    record_sha256
-        Of its ``dataset.json``, which names and hashes every other file.
-    train, test
-        Numbers of structures.
-    database
-        Where the rows came from, without secrets.
-    selection
-        Which rows were asked for.
-    inherited_from
-        The generation whose split and reference energies it continues, if any.
+    ``id`` is its content address, the name of its folder in the store; ``record_sha256`` is the
+    hash of its ``dataset.json``, which names and hashes every other file. ``database`` and
+    ``selection`` say where the rows came from, without secrets. ``inherited_from`` is the
+    generation whose split and reference energies it continues, if any.
     """
 
     id: StoredName
@@ -81,14 +54,8 @@ class DatasetReference(Frozen):
 class Timings(Frozen):
     """Where the time of one attempt went, s of wall time; docs/report.md names the stages.
 
-    Attributes
-    ----------
-    to_pacemaker_s
-        From the start of the job's process to pacemaker's; None where there was nothing to fit.
-    stages_s
-        Of each stage in their order, up to when this was written.
-    phases_s
-        Of each phase of pacemaker's within the stage ``fit``, over all its starts.
+    ``to_pacemaker_s`` is from the start of the job's process to pacemaker's, None where there was
+    nothing to fit. ``phases_s`` are pacemaker's within the stage ``fit``, over all its starts.
     """
 
     to_pacemaker_s: float | None = None
@@ -99,16 +66,8 @@ class Timings(Frozen):
 class AttemptPart(Frozen):
     """What one attempt contributed to a fit.
 
-    Attributes
-    ----------
-    attempt
-        Its name; its log and tables lie in the store under it.
-    started
-        When it began.
-    iterations
-        How many iterations of the learning curve are its own.
-    timings
-        Where its time went.
+    Its log and tables lie in the store under its name; ``iterations`` counts those of the learning
+    curve that are its own.
     """
 
     attempt: StoredName
@@ -120,14 +79,8 @@ class AttemptPart(Frozen):
 class PredecessorChange(Frozen):
     """How test errors changed since another generation, both measured on the same structures.
 
-    Attributes
-    ----------
-    generation
-        The other one.
-    structures
-        How many structures are test for both.
-    energy, force
-        New RMSE / old RMSE - 1; None where the old one is 0.
+    ``structures`` counts those that are test for both; ``energy`` and ``force`` are
+    new RMSE / old RMSE - 1, None where the old one is 0.
     """
 
     generation: int
@@ -139,32 +92,12 @@ class PredecessorChange(Frozen):
 class Headline(Frozen):
     """What a table of generations shows; the report has the rest.
 
-    Attributes
-    ----------
-    train, test
-        Errors of the published potential.
-    iterations, functions
-        Of the fit.
-    accepted
-        Whether the gate let it pass; ``latest.json`` moves only to those that it did.
-    rejected_because
-        Why it did not, one sentence each.
-    loss_shares
-        What makes up the loss that the fit ended with.
-    evaluator_us_per_atom
-        CPU time of the published potential on one core, µs; a measurement of that machine.
-    warnings
-        What a person should know before using the potential; those of the report.
-    best_iteration
-        The one whose potential was published, where that is not the last one.
-    limits_set
-        Whether the gate had limits; None where an older version published it.
-    change
-        Against the predecessor that it was compared with, if any.
-    failed_checks
-        What its physics checks found wrong, one sentence each; not all of it rejects.
-    unchecked
-        Which checks of stability were not possible, and why, one sentence each.
+    ``latest.json`` moves only to ``accepted`` ones. ``loss_shares`` are of the loss that the fit
+    ended with. ``evaluator_us_per_atom`` is CPU time on one core, µs, a measurement of that
+    machine. ``best_iteration`` is there where the published potential is not the last one.
+    ``limits_set`` says whether the gate had limits; None where an older version published it.
+    ``failed_checks`` are physics checks, not all of which reject; ``unchecked`` says which checks
+    of stability were not possible, and why. Reasons and checks are one sentence each.
     """
 
     train: Errors
@@ -191,18 +124,10 @@ class Headline(Frozen):
 
 
 class CommitteeMember(Frozen):
-    """One member of an ensemble.
+    """One member of an ensemble, from 1; ``manifest`` is its own.
 
-    Attributes
-    ----------
-    number, seed
-        Which one, from 1, and the seed of its fit.
-    attempt, manifest
-        What trained it, and its own manifest.
-    test_loss
-        a·MSE(E/atom) + b·mean|ΔF|² on the test set, with the weights of the fit; eV and eV/Å.
-    headline
-        Its errors, and what the gate said.
+    ``test_loss`` is a·MSE(E/atom) + b·mean|ΔF|² on the test set, with the weights of the fit; eV
+    and eV/Å.
     """
 
     number: int
@@ -235,7 +160,7 @@ class Committee(Frozen):
     spread: Spread | None
 
 
-class Manifest(Frozen):
+class Manifest(Record):
     """All that is known of a published generation.
 
     ``config`` is the configuration in full and ``config_sha256`` the hash of its decisive part
@@ -270,21 +195,11 @@ class Manifest(Frozen):
 
     @classmethod
     def from_json(cls, data: bytes, *, key: str) -> Manifest:
-        """Parse a stored manifest.
-
-        Raises
-        ------
-        IntegrityError
-            If it is none, naming `key`.
-        """
+        """Parse a stored manifest; raise `IntegrityError` naming `key` if it is none."""
         try:
             return _with_limits(cls.model_validate_json(data))
         except ValidationError as error:
             raise unreadable(f"{key} is no manifest that this version reads", error) from None
-
-    def to_json(self) -> bytes:
-        """Return the text that is stored."""
-        return (self.model_dump_json(indent=2) + "\n").encode()
 
 
 def _with_limits(manifest: Manifest) -> Manifest:

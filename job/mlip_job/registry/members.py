@@ -3,7 +3,7 @@
 ::
 
     generations/gen_04/
-      ensemble.json                what all members have in common, decided by the first
+      ensemble.json                what all members have in common, decided by the first one
       members/member_02/           claim.json  attempts/  manifest.json
       manifest.json                of the generation, once all members are there
 """
@@ -14,7 +14,7 @@ import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from mlip_job.errors import (
     ConflictError,
@@ -23,6 +23,7 @@ from mlip_job.errors import (
     StoreError,
     UnavailableError,
 )
+from mlip_job.models import Record
 from mlip_job.paths import MEMBERS, FamilyKeys, generation_name
 from mlip_job.registry.claim import is_live, read_claim
 from mlip_job.registry.manifest import DatasetReference
@@ -30,6 +31,8 @@ from mlip_job.registry.registry import Registry
 from mlip_job.store.base import unreadable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from mlip_job.registry.manifest import Manifest
     from mlip_job.store.base import ObjectStore
 
@@ -37,20 +40,12 @@ _MEMBER = re.compile(r"member_(\d{2,})")
 AGREEMENT = "ensemble.json"
 
 
-class Agreement(BaseModel):
-    """Content of ``ensemble.json``.
+class Agreement(Record):
+    """Content of ``ensemble.json``: what all members have in common.
 
-    Attributes
-    ----------
-    members
-        How many there are.
-    config_sha256
-        `JobConfig.fingerprint` of the configuration without the members' own seeds.
-    dataset
-        What all train on.
+    ``config_sha256`` is `JobConfig.fingerprint` of the configuration without the members' own
+    seeds.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
     members: int
@@ -59,16 +54,9 @@ class Agreement(BaseModel):
 
 
 class MemberRegistry(Registry):
-    """Where one member is trained: what it writes is its own, all else its family's.
+    """Where one member, counted from 1, is trained: what it writes is its own.
 
-    Parameters
-    ----------
-    store, family
-        See `Registry`.
-    number
-        Which member, from 1.
-    of, config_sha256
-        Of the ensemble; needed by who trains, not by who looks.
+    `of` and `config_sha256` describe the ensemble; they are needed to train, not to read.
     """
 
     def __init__(
@@ -82,23 +70,17 @@ class MemberRegistry(Registry):
     def agreed_dataset(self, generation: int) -> DatasetReference | None:
         """Return the dataset that the first member decided on, or None for that one.
 
-        Raises
-        ------
-        ConflictError
-            If the generation is an ensemble of another size or configuration.
+        Raise `ConflictError` if the generation is an ensemble of another size or configuration.
         """
         agreement = read_agreement(self, generation)
         if agreement is None:
             return None
         name = generation_name(generation)
         if (agreement.members, agreement.config_sha256) != (self._of, self._config_sha256):
+            other_size = agreement.members != self._of
             raise ConflictError(
                 f"{name} is being trained as an ensemble of {agreement.members} members"
-                + (
-                    f", not {self._of}"
-                    if agreement.members != self._of
-                    else " with another configuration"
-                ),
+                + (f", not {self._of}" if other_size else " with another configuration"),
                 hint="submit it as it was, or train it as another generation",
             )
         return agreement.dataset
@@ -106,15 +88,12 @@ class MemberRegistry(Registry):
     def agree_on_dataset(self, generation: int, dataset: DatasetReference) -> None:
         """Decide on the dataset, unless another member was faster.
 
-        Raises
-        ------
-        UnavailableError
-            If another one was, with another dataset: the next run takes that.
+        Raise `UnavailableError` if another one was, with another dataset: the next run takes that.
         """
         agreement = Agreement(members=self._of, config_sha256=self._config_sha256, dataset=dataset)
         key = self.keys.generation(generation, AGREEMENT)
         try:
-            self.store.put_if_absent(key, agreement.model_dump_json(indent=2).encode())
+            self.store.put_if_absent(key, agreement.to_json())
         except ObjectExistsError:
             agreed = self.agreed_dataset(generation)
             if agreed is not None and agreed.id != dataset.id:
@@ -143,30 +122,17 @@ def read_agreement(registry: Registry, generation: int) -> Agreement | None:
 def require_one_kind(
     registry: Registry, generation: int, members: int | None, *, fresh: bool
 ) -> None:
-    """Reject a single fit if an ensemble is partly trained, and vice versa.
+    """Raise `ConflictError` for a single fit if an ensemble is partly trained, and vice versa.
 
-    Parameters
-    ----------
-    registry
-        Of the family.
-    generation
-        What is to be trained.
-    members
-        As an ensemble of so many; None for a single fit.
-    fresh
-        Whether it starts over. Then only a run of the other kind that is alive is in the way.
-
-    Raises
-    ------
-    ConflictError
-        Naming what there is, and the commands to resume it.
+    `members` is the size of the ensemble that is to be trained, None for a single fit. A run that
+    starts over (`fresh`) conflicts only with a run of the other kind that is alive.
     """
     single = Registry(registry.store, registry.family)
     if fresh:
         others = members_of(registry, generation).values() if members is None else (single,)
         for other in others:
             _require_idle(other, generation)
-    elif _is_single_fit(single, generation):
+    elif single.checkpoints(generation).found() or single.checkpoints(generation).unreadable():
         if members is not None:
             raise ConflictError(
                 f"{generation_name(generation)} is half trained as a single fit, not as an "
@@ -180,11 +146,6 @@ def require_one_kind(
 def discard_single_fit(registry: Registry, generation: int) -> None:
     """Remove the checkpoints of a single fit, which members that start over take the place of."""
     Registry(registry.store, registry.family).checkpoints(generation).discard()
-
-
-def _is_single_fit(single: Registry, generation: int) -> bool:
-    checkpoints = single.checkpoints(generation)
-    return bool(checkpoints.found() or checkpoints.unreadable())
 
 
 def _require_idle(other: Registry, generation: int) -> None:
@@ -220,6 +181,12 @@ def _numbers(word: str, members: list[int]) -> str:
 
 def members_of(registry: Registry, generation: int) -> dict[int, MemberRegistry]:
     """Return the members that have left anything in the store, by their numbers."""
-    names = registry.store.list_prefixes(registry.keys.generation(generation, MEMBERS))
-    numbers = sorted(int(match.group(1)) for name in names if (match := _MEMBER.fullmatch(name)))
+    folders = registry.store.list_prefixes(registry.keys.generation(generation, MEMBERS))
+    return members_in(registry, folders)
+
+
+def members_in(registry: Registry, folders: Iterable[str]) -> dict[int, MemberRegistry]:
+    """Return the members with these folders, by their numbers, ascending."""
+    matches = (_MEMBER.fullmatch(name) for name in folders)
+    numbers = sorted(int(match.group(1)) for match in matches if match is not None)
     return {n: MemberRegistry(registry.store, registry.family, n) for n in numbers}

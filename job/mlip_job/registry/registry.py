@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal
 
-from mlip_job.dataset.record import DatasetRecord
+from pydantic import ValidationError
+
+from mlip_job.dataset.record import DatasetRecord, SelectedRows
 from mlip_job.errors import (
     ConfigError,
     ConflictError,
@@ -17,49 +18,49 @@ from mlip_job.errors import (
     ObjectExistsError,
     ObjectNotFoundError,
 )
+from mlip_job.models import Record
 from mlip_job.paths import DatasetFiles, FamilyKeys, generation_name, parse_generation_name
 from mlip_job.registry.checkpoints import Checkpoints
 from mlip_job.registry.claim import HeldClaim, take_claim
 from mlip_job.registry.latest import Pointer
-from mlip_job.registry.manifest import (
-    Artefact,
-    DatasetReference,
-    GenerationSummary,
-    Manifest,
-)
-from mlip_job.registry.objects import damaged, fetch_bytes, fetch_file
-from mlip_job.registry.queries import Queries
-from mlip_job.store.base import CALLS_AT_ONCE
+from mlip_job.registry.manifest import Artefact, DatasetReference, GenerationSummary, Manifest
+from mlip_job.registry.objects import at_once, damaged, fetch_bytes, fetch_file
+from mlip_job.store.base import Sha256, StoredName
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from mlip_job.registry.latest import LatestPointer
     from mlip_job.store.base import ObjectStore
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+COPIED_SUFFIXES = ("yace", "yaml", "asi")
+"""Formats of the potential that are copied to ``potentials/``, where present."""
 
-DERIVED_SUFFIXES = ("yace", "yaml", "asi")
-"""Formats of the potential that also lie under ``potentials/``, where present."""
+
+class KnownQuery(Record):
+    """Content of ``queries/<key>.json``: the rows of a query, and the dataset made of them.
+
+    A hint that saves an export, nothing more: any of these objects may be removed or rewritten. A
+    dataset is what its record says, and is found only if that has the hash that was noted.
+    """
+
+    schema_version: Literal[1] = 1
+    rows: SelectedRows
+    dataset: StoredName
+    record_sha256: Sha256
 
 
 class Registry:
-    """Generations of one family.
+    """Generations of one family in a store.
 
-    Parameters
-    ----------
-    store
-        Where they are.
-    family
-        Whose they are.
+    ``keys`` are the family's; ``own`` are those of what is trained here, which differ for a member
+    of an ensemble.
     """
 
     def __init__(self, store: ObjectStore, family: str) -> None:
         self.store = store
         self.family = family
         self.keys = self.own = FamilyKeys(family)
-        self.queries = Queries(store, self.keys)
         self._pointer = Pointer(store, self.keys.latest)
 
     # -- reading ---------------------------------------------------------------------------------
@@ -79,13 +80,7 @@ class Registry:
             return None
 
     def get(self, generation: int) -> Manifest:
-        """Return a published generation's manifest.
-
-        Raises
-        ------
-        ConfigError
-            If it is not published; the message says which are.
-        """
+        """Return a manifest, or raise a `ConfigError` that says what is published."""
         manifest = self.find(generation)
         if manifest is None:
             known = ", ".join(map(generation_name, self.numbers())) or "none yet"
@@ -95,40 +90,33 @@ class Registry:
             )
         return manifest
 
-    def numbers(self) -> list[int]:
-        """Return the numbers of all published generations, ascending."""
-        started = self.started()
-        keys = [self.keys.manifest(generation) for generation in started]
-        found = self.at_once(self.store.head, keys)
-        return [n for n, info in zip(started, found, strict=True) if info is not None]
-
     def started(self) -> list[int]:
         """Return the numbers of all generations that have objects in the store, ascending."""
         names = self.store.list_prefixes(self.keys.generations)
         return sorted(n for n in map(parse_generation_name, names) if n is not None)
 
+    def numbers(self) -> list[int]:
+        """Return the numbers of all published generations, ascending."""
+        started = self.started()
+        found = at_once(self.store.head, map(self.keys.manifest, started))
+        return [n for n, info in zip(started, found, strict=True) if info is not None]
+
     def manifests(self) -> list[Manifest]:
         """Return the manifests of all published generations, ascending."""
-        return [found for found in self.at_once(self.find, self.started()) if found is not None]
-
-    @staticmethod
-    def at_once(call: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-        """Return the results of a call of the store for each item, in order; several at a time."""
-        with ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix="store") as pool:
-            return [*pool.map(call, items)]
+        return [found for found in at_once(self.find, self.started()) if found is not None]
 
     def summaries(self) -> list[GenerationSummary]:
         """Return what a list shows of all published generations, ascending."""
         return [GenerationSummary.of(manifest) for manifest in self.manifests()]
 
+    def pointer(self) -> LatestPointer | None:
+        """Return ``latest.json``."""
+        return self._pointer.read()
+
     def latest(self) -> int | None:
         """Return the generation that ``latest.json`` points at."""
         pointer = self.pointer()
         return None if pointer is None else pointer.generation
-
-    def pointer(self) -> LatestPointer | None:
-        """Return ``latest.json``."""
-        return self._pointer.read()
 
     # -- training --------------------------------------------------------------------------------
 
@@ -169,9 +157,11 @@ class Registry:
 
     def dataset_record(self, dataset: DatasetReference) -> DatasetRecord:
         """Return the record of a dataset that a manifest or a checkpoint names."""
-        key = self.keys.dataset(dataset.id, DatasetFiles.RECORD)
-        data = fetch_bytes(self.store, key, dataset.record_sha256)
-        return DatasetRecord.from_json(data, key=key)
+        return self._dataset_record(dataset.id, dataset.record_sha256)
+
+    def _dataset_record(self, dataset_id: str, sha256: str) -> DatasetRecord:
+        key = self.keys.dataset(dataset_id, DatasetFiles.RECORD)
+        return DatasetRecord.from_json(fetch_bytes(self.store, key, sha256), key=key)
 
     def fetch_dataset_file(self, record: DatasetRecord, name: str, path: Path) -> None:
         """Download one file of a dataset and check its hash."""
@@ -185,6 +175,27 @@ class Registry:
         key = self.keys.dataset(manifest.dataset.id, DatasetFiles.RECORD)
         fetch_file(self.store, key, manifest.dataset.record_sha256, path)
 
+    def known_dataset(self, query: str, rows: SelectedRows) -> tuple[DatasetRecord, str] | None:
+        """Return the dataset that a query gave from these very rows, and its record's sha256."""
+        known = self.known_query(query)
+        if known is None or known.rows.sha256 != rows.sha256:
+            return None
+        try:
+            return self._dataset_record(known.dataset, known.record_sha256), known.record_sha256
+        except IntegrityError:
+            return None
+
+    def known_query(self, query: str) -> KnownQuery | None:
+        """Return the record of a query."""
+        try:
+            return KnownQuery.model_validate_json(self.store.get(self.keys.query(query)))
+        except (ObjectNotFoundError, ValidationError):
+            return None
+
+    def remember_query(self, query: str, known: KnownQuery) -> None:
+        """Record the result of a query, replacing the previous record."""
+        self.store.put(self.keys.query(query), known.to_json())
+
     # -- publishing ------------------------------------------------------------------------------
 
     def publish(
@@ -196,14 +207,8 @@ class Registry:
     ) -> Manifest:
         """Publish a generation: every file first, the manifest once and last.
 
-        Parameters
-        ----------
-        generation, attempt
-            Whose files they are.
-        files
-            Local file of each artefact's name.
-        describe
-            Makes the manifest from the artefacts as they were stored.
+        `files` are local, by the names of artefacts; `describe` makes the manifest from these as
+        they were stored.
 
         Raises
         ------
@@ -242,19 +247,16 @@ class Registry:
 
         ``latest.json`` follows accepted generations only, and never moves back.
         """
-        for suffix in DERIVED_SUFFIXES:
+        for suffix in COPIED_SUFFIXES:
             if self.store.head(self.keys.potential(manifest.generation, suffix)) is None:
-                self.mend_copy(manifest, suffix)
+                self.repair_copy(manifest, suffix)
         if manifest.headline.accepted:
             self._advance_latest(manifest)
 
-    def mend_copy(self, manifest: Manifest, suffix: str) -> bool:
+    def repair_copy(self, manifest: Manifest, suffix: str) -> bool:
         """Write the copy of a potential under ``potentials/`` unless it is there and whole.
 
-        Returns
-        -------
-        bool
-            Whether it had to be written.
+        Return whether it had to be written.
         """
         artefact = manifest.artefacts.get(f"potential.{suffix}")
         if artefact is None:
@@ -269,10 +271,10 @@ class Registry:
             self.store.upload(local, key)
         return True
 
-    def mend_latest(self) -> bool:
+    def repair_latest(self) -> bool:
         """Move ``latest.json`` to where it should be; return whether it had to be moved.
 
-        An unreadable one is removed first. What a person chose stays.
+        An unreadable one is removed first. A generation that a person chose stays.
         """
         self._pointer.remove_unreadable()
         published = (self.get(number) for number in reversed(self.numbers()))
@@ -282,12 +284,8 @@ class Registry:
     def promote(self, generation: int, reason: str, *, force: bool) -> None:
         """Point ``latest.json`` at a generation, older or newer than the one that it points at.
 
-        Generations that are published by then don't move it again, later ones do.
-
-        Raises
-        ------
-        ConfigError
-            If it is not published, or was rejected and there is no `force`.
+        Generations that are published by then don't move it again, later ones do. Raise
+        `ConfigError` if it is not published, or was rejected and there is no `force`.
         """
         headline = self.get(generation).headline
         if not (headline.accepted or force):
@@ -312,24 +310,12 @@ class Registry:
     # -- artefacts -------------------------------------------------------------------------------
 
     def fetch(self, manifest: Manifest, name: str, path: Path) -> None:
-        """Download one artefact and check its hash.
-
-        Raises
-        ------
-        IntegrityError
-            If it is missing or is not what the manifest says; then no file is left.
-        """
+        """Download one artefact; raise `IntegrityError`, and leave no file, if it is damaged."""
         artefact = manifest.artefacts[name]
         fetch_file(self.store, artefact.key, artefact.sha256, path)
 
     def read(self, manifest: Manifest, name: str) -> bytes:
-        """Return the content of a small artefact and check its hash.
-
-        Raises
-        ------
-        IntegrityError
-            If it is missing or is not what the manifest says.
-        """
+        """Return the content of a small artefact; raise `IntegrityError` if it is damaged."""
         artefact = manifest.artefacts[name]
         return fetch_bytes(self.store, artefact.key, artefact.sha256)
 
@@ -337,7 +323,7 @@ class Registry:
         """Read back all files of a generation; return the problems found."""
         problems: list[str] = []
         expected = {a.key: a.sha256 for a in manifest.artefacts.values()}
-        for suffix in DERIVED_SUFFIXES:
+        for suffix in COPIED_SUFFIXES:
             if artefact := manifest.artefacts.get(f"potential.{suffix}"):
                 expected[self.keys.potential(manifest.generation, suffix)] = artefact.sha256
         try:
