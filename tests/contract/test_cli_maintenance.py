@@ -178,3 +178,17 @@ def test_a_name_that_leads_elsewhere_ends_with_65(
     assert ended.err.startswith(f"error: {said} relative path")
     assert mine.read_text() == "mine"
     assert not (tmp_path / "a").exists()
+
+
+def test_a_list_has_the_newest_hundred(store: ObjectStore, run: Callable[..., Ended]) -> None:
+    """A request for each is slow where there are many; scripts get all."""
+    registry = Registry(store, "cu-ni")
+    for number in range(1, 102):
+        store.put(registry.keys.manifest(number), make_manifest(number).to_json())
+    short, long = run("list"), run("list", "--all")
+    assert "gen_01 " not in short.out
+    assert "gen_02 " in short.out
+    assert short.out.endswith("Only the newest 100 are listed; --all lists all\n")
+    assert "gen_01 " in long.out
+    assert "--all" not in long.out
+    assert len(json.loads(run("--json", "list").out)["generations"]) == 101

@@ -27,25 +27,40 @@ if TYPE_CHECKING:
     from mlip_job.report.texts import Table
 
 
+_NEWEST = 100
+"""Generations that a list shows: one request each, and a screen has fewer lines."""
+
 open_option = click.option("--open", "open_it", is_flag=True, help="Show it in the browser.")
 
 
 @click.command("list")
+@click.option("--all", "list_all", is_flag=True, help=f"Also those before the newest {_NEWEST}.")
 @common_options
 @click.pass_obj
-def list_command(settings: Settings) -> None:
-    """List the published generations."""
+def list_command(settings: Settings, *, list_all: bool) -> None:
+    """List the published generations.
+
+    A table has the newest 100, --json all.
+    """
     from mlip_job.cli.tables import show_generations
 
     registry = settings.registry()
-    generations = registry.summaries()
+    started = registry.started()
+    newest = started if list_all or settings.as_json else started[-_NEWEST:]
+    generations = registry.summaries(newest)
     latest = registry.latest()
     document = {
         "family": registry.family,
         "latest": latest,
         "generations": [generation.model_dump(mode="json") for generation in generations],
     }
-    emit(settings, document, lambda: show_generations(registry.family, generations, latest))
+
+    def show() -> None:
+        show_generations(registry.family, generations, latest)
+        if len(newest) < len(started):
+            click.echo(f"Only the newest {_NEWEST} are listed; --all lists all")
+
+    emit(settings, document, show)
 
 
 @click.command("show")
@@ -144,6 +159,7 @@ def compare_command(
     settings: Settings, generations: tuple[int | str, ...], output: Path | None, *, open_it: bool
 ) -> None:
     """Compare generations: a table here, and one HTML file."""
+    from mlip_job.registry.objects import at_once
     from mlip_job.report.comparison import comparison_document, settings_table
     from mlip_job.report.model import read_report
     from mlip_job.report.page import render_comparison
@@ -151,8 +167,8 @@ def compare_command(
     registry = settings.registry()
     numbers = [resolve_generation(generation, registry) for generation in generations]
     _check(numbers)
-    manifests = [registry.get(number) for number in numbers]
-    reports = [read_report(registry, manifest) for manifest in manifests]
+    manifests = at_once(registry.get, numbers)
+    reports = at_once(lambda manifest: read_report(registry, manifest), manifests)
     settings_apart = settings_table(manifests)
     path = output
     if path is None and (open_it or not settings.as_json):

@@ -190,9 +190,9 @@ def repair(registry: Registry) -> Repairs:
     for written, problem in at_once(repair_copies, registry.numbers()):
         repaired += written
         damaged += [problem] if problem is not None else []
+    if registry.repair_latest():
+        repaired.append(f"wrote {registry.keys.latest}")
     try:
-        if registry.repair_latest():
-            repaired.append(f"wrote {registry.keys.latest}")
         orphans = list(find_orphans(registry, timedelta(0)))
     except IntegrityError as error:
         damaged.append(error.message)

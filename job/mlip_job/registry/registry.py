@@ -28,7 +28,7 @@ from mlip_job.registry.objects import at_once, damaged, fetch_bytes, fetch_file
 from mlip_job.store.base import Sha256, StoredName
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from mlip_job.registry.latest import LatestPointer
     from mlip_job.store.base import ObjectStore
@@ -101,13 +101,14 @@ class Registry:
         found = at_once(self.store.head, map(self.keys.manifest, started))
         return [n for n, info in zip(started, found, strict=True) if info is not None]
 
-    def manifests(self) -> list[Manifest]:
-        """Return the manifests of all published generations, ascending."""
-        return [found for found in at_once(self.find, self.started()) if found is not None]
+    def manifests(self, generations: Iterable[int] | None = None) -> list[Manifest]:
+        """Return the manifests of all published generations, or of these, ascending."""
+        numbers = self.started() if generations is None else sorted(generations)
+        return [found for found in at_once(self.find, numbers) if found is not None]
 
-    def summaries(self) -> list[GenerationSummary]:
-        """Return what a list shows of all published generations, ascending."""
-        return [GenerationSummary.of(manifest) for manifest in self.manifests()]
+    def summaries(self, generations: Iterable[int] | None = None) -> list[GenerationSummary]:
+        """Return what a list shows of `manifests`."""
+        return [GenerationSummary.of(manifest) for manifest in self.manifests(generations)]
 
     def pointer(self) -> LatestPointer | None:
         """Return ``latest.json``."""
