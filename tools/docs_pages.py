@@ -87,7 +87,7 @@ def _sections(model: dict[str, Any], models: dict[str, Any], prefix: str) -> Ite
             "required" if name in model.get("required", ()) else f"`{_yaml(field.get('default'))}`"
         )
         text = " ".join(field.get("description", "").split()).replace("|", "\\|")
-        rows.append(f"| `{key}` | {_type(field, models)} | {default} | {text} |")
+        rows.append(f"| `{name}` | {_type(field, models)} | {default} | {text} |")
     if prefix:
         yield f"## {prefix[:-1]}\n"
         yield f"{model.get('description', '')}\n"
