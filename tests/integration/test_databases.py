@@ -169,7 +169,7 @@ def test_nothing_selected(server: DatabaseServer, tmp_path: Path) -> None:
 def test_wrong_password(
     server: DatabaseServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A refused password is reported without it, with the variable that holds it."""
+    """A rejected password is reported without it, with the variable that holds it."""
     monkeypatch.setenv(PASSWORD, "s3cret-and-wrong")
     name = server.new_database()
     with pytest.raises(DatabaseError) as caught:
@@ -197,7 +197,7 @@ def test_password_of_the_drivers_own_variable(
 
 
 def test_empty_database_is_left_empty(server: DatabaseServer, tmp_path: Path) -> None:
-    """A database without ASE's tables is refused, and gets none: reading writes nothing."""
+    """A database without ASE's tables is rejected, and gets none: reading writes nothing."""
     name = server.new_database()
     for _ in range(2):
         with pytest.raises(DatabaseError, match="not an ASE database"):
@@ -205,7 +205,7 @@ def test_empty_database_is_left_empty(server: DatabaseServer, tmp_path: Path) ->
 
 
 def test_absent_database(server: DatabaseServer, tmp_path: Path) -> None:
-    """A database name that the server does not know is said."""
+    """A database name that the server does not know is named."""
     with pytest.raises(DatabaseError, match="no_such_database"):
         build(server.url("no_such_database"), tmp_path / "out")
 

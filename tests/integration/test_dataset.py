@@ -389,7 +389,7 @@ def _oxide(remove: str | None, seed: int) -> Atoms:
     return labelled(atoms, energy=energy, forces=np.full((len(atoms), 3), 0.1))
 
 
-def test_undetermined_references_that_are_contradicted_are_refused(
+def test_undetermined_references_that_are_contradicted_are_rejected(
     db: Path, tmp_path: Path
 ) -> None:
     """One stoichiometry can't tell two elements apart; vacancies show what is wrong."""
@@ -518,7 +518,7 @@ def test_slabs_and_wires_keep_their_energies_and_forces(db: Path, out: Path) -> 
 
 
 def test_slabs_with_other_idle_vectors_are_equal(db: Path, out: Path) -> None:
-    """They share a side, whatever stands in a direction without periodicity; so do their images."""
+    """They share a side, for any vector in a direction without periodicity; so do their images."""
     for number in range(12):
         slab = fcc111("Cu", (1, 1, 3), a=3.6, vacuum=4)
         slab.rattle(0.03, seed=number)
@@ -533,7 +533,7 @@ def test_slabs_with_other_idle_vectors_are_equal(db: Path, out: Path) -> None:
     assert any(note.startswith("24 rows repeat") for note in record.notes)
 
 
-def test_slabs_that_contradict_each_other_are_refused(db: Path, out: Path) -> None:
+def test_slabs_that_contradict_each_other_are_rejected(db: Path, out: Path) -> None:
     """One slab with two energies, stored in two cells."""
     slab = with_emt(fcc111("Cu", (1, 1, 3), a=3.6, vacuum=4))
     other = slab.copy()
@@ -621,10 +621,10 @@ def test_the_same_crystal_stays_on_one_side(db: Path, tmp_path: Path, how: str) 
 
 
 @pytest.mark.parametrize("how", ["lattice translations", "order", "translation"])
-def test_contradicting_energies_of_one_crystal_are_refused(
+def test_contradicting_energies_of_one_crystal_are_rejected(
     db: Path, tmp_path: Path, how: str
 ) -> None:
-    """In whatever way the atoms are stored."""
+    """Also translated, in other cells and in another order."""
     original = rattled(1)[0]
     twin = with_emt(_stored_otherwise(original, how, 1))
     for name in ("energy", "free_energy"):
@@ -710,7 +710,7 @@ def test_inexact_count_is_noted(db: Path, out: Path) -> None:
 
 
 def test_what_only_the_training_side_holds_is_noted(db: Path, tmp_path: Path) -> None:
-    """A config type, or all forces; nothing is said where the test side has them."""
+    """A config type, or all forces; no note where the test side has them."""
     perfect = [with_emt(bulk("Cu", cubic=True, a=3.5 + 0.01 * n)) for n in range(10)]
     write_database(db, perfect[:2], side="test", config_type="bulk")
     write_database(db, perfect[2:], side="train", config_type="bulk")
@@ -733,7 +733,7 @@ def test_nothing_is_held_out(db: Path, out: Path) -> None:
 
 
 def test_changed_settings_of_an_inherited_split_are_noted(db: Path, tmp_path: Path) -> None:
-    """Another test_fraction or seed does not move the parent's rows; untested new rows are said."""
+    """Another test_fraction or seed moves no row of the parent; untested new rows are noted."""
     write_database(db, rattled(20))
     first = build(db, tmp_path / "a")
     parent = as_parent(first, tmp_path / "a")
@@ -794,7 +794,7 @@ def test_weights_of_an_absent_config_type(db: Path, out: Path) -> None:
 
 
 def test_weights_that_leave_nothing(db: Path, out: Path) -> None:
-    """Force weights that are all zero would divide by zero in pacemaker: refused."""
+    """Force weights that are all zero would divide by zero in pacemaker: rejected."""
     write_database(db, rattled(10), config_type="bulk")
     text = refused(
         ConfigError, db, out, training={"weighting": {"by_group": {"bulk": {"forces": 0}}}}

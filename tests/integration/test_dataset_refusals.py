@@ -1,4 +1,4 @@
-"""What a dataset can't be built from is refused, with rows, reasons and remedies."""
+"""Unusable input is rejected with rows, reasons and remedies."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ BAD_ROWS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("reason", BAD_ROWS)
-def test_bad_rows_are_listed_or_refused(db: Path, tmp_path: Path, reason: str) -> None:
+def test_bad_rows_are_listed_or_rejected(db: Path, tmp_path: Path, reason: str) -> None:
     """Few bad rows are left out and listed; many are an error with reason, count and row ids."""
     write_database(db, rattled(20))
     spoilt = write_database(db, [labelled(rattled(1)[0], **BAD_ROWS[reason])] * 2)
@@ -112,7 +112,7 @@ def test_isolated_atoms_do_not_dilute_rejections(db: Path, out: Path) -> None:
 
 
 def test_only_isolated_atoms(db: Path, out: Path) -> None:
-    """A selection of nothing but isolated atoms is refused in so many words."""
+    """A selection of nothing but isolated atoms is rejected."""
     write_database(db, [labelled(Atoms("Cu"), energy=-1.0)] * 3)
     assert "nothing is left to train on: 3 isolated atoms" in refused(DataError, db, out)
 
@@ -220,7 +220,7 @@ def test_json_nested_too_deep(db: Path, out: Path) -> None:
     ],
 )
 def test_whole_numbers_that_databases_round(db: Path, out: Path, select: str, remedy: str) -> None:
-    """Whole numbers from 2**53 are refused: other rows would be selected."""
+    """Whole numbers from 2**53 are rejected: other rows would be selected."""
     write_database(db, rattled(2), uid=2**53)
     text = refused(ConfigError, db, out, select=select)
     assert "can't be selected exactly" in text
@@ -260,7 +260,7 @@ def test_element_only_in_test(db: Path, out: Path) -> None:
 
 
 def test_side_left_empty(db: Path, out: Path) -> None:
-    """Four structures at 0.1 give no test row: refused with the numbers."""
+    """Four structures at 0.1 give no test row: rejected, with the numbers."""
     write_database(db, rattled(4))
     assert "4 structures at training.test_fraction 0.1" in refused(DataError, db, out)
 
@@ -285,7 +285,7 @@ def test_key_that_gives_no_split(db: Path, out: Path) -> None:
 
 
 def test_reference_energies_out_of_range(db: Path, out: Path) -> None:
-    """Total energies without references would make pacemaker refit them: refused with remedy."""
+    """Total energies without references would make pacemaker refit them: rejected with remedy."""
     structures = rattled(10)
     for atoms in structures:
         atoms.calc.results["free_energy"] -= 4 * 1000

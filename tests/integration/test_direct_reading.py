@@ -102,7 +102,7 @@ def fill(name: str) -> None:
 def test_every_row_is_the_one_that_ase_reads(
     target: tuple[str, str], monkeypatch: pytest.MonkeyPatch, page: int
 ) -> None:
-    """Good and bad ones, whatever the size of a page."""
+    """Good and bad ones, for pages of any size."""
     monkeypatch.setattr("mlip_job.dataset.database.PAGE", page)
     fill(target[0])
     config = DatabaseConfig(url=target[1], select="")
@@ -204,7 +204,7 @@ def test_rows_written_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_snapshot_of_postgresql(
     postgresql: DatabaseServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There the rows are those of the moment of selection, whatever happens meanwhile."""
+    """There the rows are those of the moment of selection, even if others are written meanwhile."""
     monkeypatch.setenv("MLIP_JOB_DATABASE_PASSWORD", postgresql.password)
     monkeypatch.setattr("mlip_job.dataset.database.PAGE", 2)
     name = postgresql.new_database()
@@ -244,7 +244,7 @@ def test_the_state_of_rows_changes_with_every_write(target: tuple[str, str]) -> 
     assert len(set(states)) == len(states)
 
 
-def test_a_row_of_a_slow_transaction_is_noticed(tmp_path: Path) -> None:
+def test_a_row_of_a_slow_transaction_changes_the_state(tmp_path: Path) -> None:
     """Count, largest id and newest time stay the same; the rows do not."""
     path = tmp_path / "structures.db"
     write_database(path, rattled(3))
@@ -279,7 +279,7 @@ def test_versions_of_the_tables(tmp_path: Path, version: int, fast: bool) -> Non
         require_same_row(mine, reference)
 
 
-def test_later_versions_are_refused(tmp_path: Path) -> None:
+def test_later_versions_are_rejected(tmp_path: Path) -> None:
     """As ASE refuses them."""
     path = tmp_path / "structures.db"
     write_database(path, rattled(3))

@@ -117,7 +117,7 @@ def test_other_settings_are_another_query(tmp_path: Path, sections: dict[str, An
     assert not export(config_of(tmp_path, **sections))[1]
 
 
-def test_settings_of_the_fit_are_none_of_its_business(tmp_path: Path) -> None:
+def test_settings_of_the_fit_do_not_matter(tmp_path: Path) -> None:
     """A dataset serves every fit on it."""
     write_database(tmp_path / "structures.db", rattled(20))
     export(config_of(tmp_path))

@@ -1,4 +1,4 @@
-"""Entries in columns, however they come."""
+"""Entries in columns."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def test_structures_are_numbered_in_the_order_of_their_fingerprints(
     assert entries.structures.tolist() == expected.tolist()
 
 
-def test_rows_that_did_not_come_leave_no_gap() -> None:
-    """More were selected than accepted."""
+def test_fewer_entries_than_expected() -> None:
+    """More rows were selected than accepted."""
     collector = EntryCollector(5)
     for row_id, group in ((3, "a"), (8, None)):
         collector.add(

@@ -74,7 +74,7 @@ def structures() -> list[Atoms]:
 def test_shards_hold_what_they_would_hold(
     tmp_path: Path, weighting: GroupWeighting | None, pages: list[int], shard_size: int
 ) -> None:
-    """Every column, type and bit, in shards of the size asked for, whatever the pages."""
+    """Every column, type and bit, in shards of the size asked for, for pages of any size."""
     rows = labelled_rows(structures())
     frames = write(tmp_path, rows, pages, shard_size=shard_size, weighting=weighting)
     assert [len(shard) for shard in frames[:-1]] == [shard_size] * (len(frames) - 1)
@@ -214,7 +214,7 @@ def test_parts_of_the_training_set(tmp_path: Path) -> None:
         (lambda text: text[: text.rindex("\nCu ")], "is truncated"),
     ],
 )
-def test_other_texts_are_refused(tmp_path: Path, change: Any, message: str) -> None:
+def test_other_texts_are_rejected(tmp_path: Path, change: Any, message: str) -> None:
     """Whatever their hash: an error of stored data, not one of pandas or numpy."""
     write_database(tmp_path / "cu.db", rattled(6))
     record = build(tmp_path / "cu.db", tmp_path / "out")

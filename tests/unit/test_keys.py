@@ -32,7 +32,7 @@ def test_a_missing_number_is_no_trajectory() -> None:
 
 
 def test_one_trajectory_among_consecutive_rows() -> None:
-    """The others are seen from afar."""
+    """The second sample shows the others."""
     assert propose_keys(_trajectories("traj", frames=100)).values == {"group_by": "traj"}
 
 

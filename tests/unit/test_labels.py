@@ -1,4 +1,4 @@
-"""Labels that can hardly be right are told from those that symmetry explains."""
+"""Suspicious labels are distinguished from those that symmetry explains."""
 
 from __future__ import annotations
 

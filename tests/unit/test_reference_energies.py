@@ -71,7 +71,7 @@ def test_isolated_atoms_come_before_the_fit() -> None:
     assert references.energies["Ni"] == pytest.approx(expected, abs=1e-7)
 
 
-def test_disagreeing_isolated_atoms_are_refused() -> None:
+def test_disagreeing_isolated_atoms_are_rejected() -> None:
     """Two isolated atoms further apart than the tolerance are an error that names the rows."""
     with pytest.raises(DataError, match=r"Cu atoms disagree: row 9 .* row 8"):
         automatic(isolated=[atom(8, -3.5), atom(9, -3.6)])
@@ -123,7 +123,7 @@ def test_undetermined_energies_stay_so_when_they_are_inherited() -> None:
     assert set(second.sources.values()) == {"undetermined"}
 
 
-def test_other_energies_than_those_of_the_start_are_refused() -> None:
+def test_other_energies_than_those_of_the_start_are_rejected() -> None:
     """Zero, too: the potential that the fit starts from was fitted to others."""
     zero = configured_references(0, ["Cu"])
     with pytest.raises(ConfigError, match="starts from has -3"):
@@ -139,7 +139,7 @@ def test_one_composition_gets_the_smallest_solution_and_a_note() -> None:
 
 
 def test_order_of_rows_does_not_matter() -> None:
-    """The fit gives the same numbers, to the last bit, whatever the order of its rows."""
+    """The fit gives the same numbers, to the last bit, in any order of its rows."""
     rows = [row(n, -3.1 * (n % 5 + 1) - 4.7 * (n % 3) + 0.01 * n, Cu=n % 5 + 1) for n in range(40)]
     assert automatic(training=rows[::-1]) == automatic(training=rows)
 
@@ -152,7 +152,7 @@ def test_configured_energies() -> None:
     assert set(zero.sources.values()) == {"configured"}
 
 
-def test_missing_configured_energy_is_refused() -> None:
+def test_missing_configured_energy_is_rejected() -> None:
     """An element of the data without a configured energy is an error that names it."""
     with pytest.raises(ConfigError, match="no energy for Ni"):
         configured_references({"Cu": -1.0}, ("Cu", "Ni"))

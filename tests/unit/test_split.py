@@ -168,7 +168,7 @@ def test_inherited_test_rows_are_never_moved(shrink: int) -> None:
     assert split.test == split.wanted_test == 5
 
 
-def test_contradicting_inheritance_is_refused() -> None:
+def test_contradicting_inheritance_is_rejected() -> None:
     """Rows that the parent had on both sides and a group now ties together are an error."""
     one, other = fingerprint_of(-1), fingerprint_of(-2)
     items = [Entry(1, one, "md"), Entry(2, other, "md"), *singles(10, start=2)]
@@ -179,13 +179,13 @@ def test_contradicting_inheritance_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("count", "fraction"), [(4, 0.1), (1, 0.9), (3, 0.9), (0, 0.5)])
-def test_empty_side_is_refused(count: int, fraction: float) -> None:
+def test_empty_side_is_rejected(count: int, fraction: float) -> None:
     """A fraction that leaves a side without a row is an error that says the numbers."""
     with pytest.raises(DataError, match=f"{count} structures at .*{fraction}.* side empty"):
         split_items(singles(count), fraction=fraction, seed=1)
 
 
-def test_one_group_for_all_is_refused() -> None:
+def test_one_group_for_all_is_rejected() -> None:
     """A single group can't be split: the error points at the grouping."""
     items = [Entry(n, fingerprint_of(n), "all") for n in range(20)]
     with pytest.raises(DataError, match="test side empty") as caught:
@@ -286,7 +286,7 @@ def refused_by_key(items: list[Entry], inherited: Inheritance | None = None) -> 
 
 @given(tested=st.lists(st.booleans(), min_size=2, max_size=40))
 def test_key_decides_the_sides(tested: list[bool]) -> None:
-    """Each row is on the side that it names, whatever the numbers of both."""
+    """Each row is on the side that it names, for any numbers of both."""
     sides: list[Side] = ["test" if test else "train" for test in tested]
     if len(set(sides)) == 1:
         return
@@ -330,7 +330,7 @@ def test_all_contradictions_of_a_key_are_listed_at_once() -> None:
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_key_that_leaves_a_side_empty_is_refused(side: Side) -> None:
+def test_key_that_leaves_a_side_empty_is_rejected(side: Side) -> None:
     """There is nothing to train on, or nothing to test with."""
     other = "test" if side == "train" else "train"
     assert f"no row is on the side {other!r}" in refused_by_key(keyed([side, side]))

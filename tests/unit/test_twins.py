@@ -1,4 +1,4 @@
-"""The same crystal is found again, however it is stored; others are kept apart."""
+"""Twins are found in any description of a crystal; other structures are not twins."""
 
 from __future__ import annotations
 

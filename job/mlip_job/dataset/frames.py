@@ -73,7 +73,7 @@ def frames_from_texts(
     """Write data frames from ``train.xyz`` and ``test.xyz``; return their names by part.
 
     They equal those of a fresh export to the last bit, rows in the order of the texts. Weights are
-    scaled over the whole dataset, whatever the parts are.
+    scaled over the whole dataset, for any parts.
 
     Raise `IntegrityError` if the texts in the directory are not those of the record.
     """

@@ -55,7 +55,7 @@ class StructureRow:
     energy, free_energy
         eV, or None if the row has none.
     forces
-        eV/Å in whatever shape is stored, (n, 3) if all is well, or None. They are those of the
+        eV/Å in the shape that is stored, (n, 3) if it is right, or None. They are those of the
         calculator: constraints of the structure don't set them to zero.
     stress
         eV/Å³ in Voigt order (xx, yy, zz, yz, xz, xy), shape (6,), or None where none is stored or
