@@ -5,51 +5,50 @@
 #
 # docs/images.md has the rest: proxies and private indices, sizes, what was tested.
 
-# Debian 12, or anything made from it. A python3.11 that it brings along is used as it is, so
-# python:3.11-slim-bookworm will do too. Pinned by the digest of the tag's multi-platform index.
-# To update it, take the digest that one of these prints for the tag:
+# Debian 12, or an image based on it; an existing python3.11 is used, so python:3.11-slim-bookworm
+# works too. Pinned by the digest of the tag's multi-platform index. To update it, take the digest
+# that one of these prints for the tag:
 #   docker buildx imagetools inspect debian:bookworm-slim
 #   skopeo inspect --format '{{.Digest}}' docker://docker.io/library/debian:bookworm-slim
 ARG BASE=docker.io/library/debian:bookworm-slim@sha256:abd67ffcfa541b485a3dff59865ab629aa048a6c613e639d36e7456b0b229241
 
-# ---- what everything stands on
+# ---- the base of all stages
 FROM ${BASE} AS base
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
         ca-certificates tini $(command -v python3.11 >/dev/null || echo python3.11) \
     && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/*
 
-# ---- pip, which no image keeps
+# ---- pip and the build backend, which no image keeps
 FROM base AS pip
 RUN python3.11 -c 'import ensurepip' 2>/dev/null \
     || { apt-get update && apt-get install -y --no-install-recommends python3.11-venv; }
-RUN python3.11 -m venv /opt/pip
+COPY tools/image/install requirements/build.txt /build/
+RUN --mount=type=secret,id=pip,target=/mnt/pip.conf --mount=type=secret,id=ca,target=/mnt/ca.crt \
+    /build/install tools /build/build.txt
 
 # ---- the trainer's environments
-FROM pip AS trainer
-COPY tools/image/install /build/
-
-FROM trainer AS trainer-cpu
+FROM pip AS trainer-cpu
 COPY requirements/trainer-cpu.txt /build/
 RUN --mount=type=secret,id=pip,target=/mnt/pip.conf --mount=type=secret,id=ca,target=/mnt/ca.crt \
-    /build/install -r /build/trainer-cpu.txt
+    /build/install lock /build/trainer-cpu.txt
 
-FROM trainer AS trainer-cuda
+FROM pip AS trainer-cuda
 COPY requirements/trainer-gpu.txt /build/
 RUN --mount=type=secret,id=pip,target=/mnt/pip.conf --mount=type=secret,id=ca,target=/mnt/ca.crt \
-    /build/install -r /build/trainer-gpu.txt
+    /build/install lock /build/trainer-gpu.txt
 
-# ---- mlip-job itself, as files to lay over the trainer's environment
+# ---- mlip-job itself, as files to copy into the trainer's environment
 FROM pip AS package
-COPY tools/image/install pyproject.toml README.md LICENSE /build/
-COPY job /build/job
+COPY pyproject.toml README.md LICENSE /build/source/
+COPY job /build/source/job
 RUN --mount=type=secret,id=pip,target=/mnt/pip.conf --mount=type=secret,id=ca,target=/mnt/ca.crt \
-    /build/install --root /package /build
+    /build/install package /build/source /package
 COPY tools/image/mlip-job-self-test /package/opt/mlip-job/bin/
 
 # ---- what the images have in common
 FROM base AS job
-# A number, so that Kubernetes can tell that it is not root's. The name is for programs that ask.
+# A number, so that Kubernetes can check that it is not root. The name is for programs that ask.
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin \
         mlip-job \
     && rm -rf /var/log/* \
@@ -61,12 +60,12 @@ ENV PATH=/opt/mlip-job/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 WORKDIR /work
-# tini reaps what a job leaves behind, hands signals on and ends with the exit code of the job.
+# tini reaps orphaned processes, forwards signals and exits with the job's code.
 ENTRYPOINT ["tini", "--", "mlip-job"]
 CMD ["--help"]
 LABEL org.opencontainers.image.title="mlip-job" \
       org.opencontainers.image.description="Trains, versions and publishes ACE interatomic potentials, one generation per job" \
-      org.opencontainers.image.licenses="LicenseRef-Academic-Software-License" \
+      org.opencontainers.image.licenses="BSD-3-Clause AND LicenseRef-Academic-Software-License" \
       mlip-job.notice="Contains python-ace and tensorpotential, which are licensed for academic, non-commercial use only; see their licenses/ in /opt/mlip-job/lib/python3.11/site-packages"
 
 # ---- the images: a layer for the trainer, one for mlip-job

@@ -1,23 +1,24 @@
 # Two commands do everything on a fresh machine with Python 3.11:
 #   make demo    sets up .venv and trains two generations
-#   make test    sets up .venv, then lint, types and all tests
+#   make test    sets up .venv, then lint, types, documentation and all tests
 
 PYTHON ?= python3.11
 PYTEST_ARGS ?= -n 2 --dist worksteal --durations=30
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-COMPILE_TOOL := $(BIN)/uv pip compile --quiet --no-header --no-annotate \
-	--python-version 3.11 --python-platform x86_64-manylinux_2_28
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+LOCKED := $(PIP) --require-hashes --only-binary :all: -r
+COMPILE_TOOL := $(BIN)/uv pip compile --quiet --no-header --no-annotate --generate-hashes \
+	--python-version 3.11 --python-platform x86_64-manylinux_2_28 $(LOCK_OPTIONS)
 COMPILE := $(COMPILE_TOOL) pyproject.toml \
 	--extra postgresql --extra mysql --extra mlflow
 
-.PHONY: demo test test-fast bench bench-gpu lint types schemas chart faults-long servers image locks clean
+.PHONY: demo test test-fast bench lint types docs schemas chart faults-long servers image sbom locks clean
 
 demo: $(VENV)/.trainer
 	$(BIN)/mlip-job demo
 
-test: $(VENV)/.dev lint types
+test: $(VENV)/.dev lint types docs
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 # The daily loop: unit tests and those of the contracts on a directory, without fits; a minute or two.
@@ -32,10 +33,6 @@ faults-long: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
-# On a node with an NVIDIA GPU: self-test, a fit of 300 functions, how long the GPU idles.
-bench-gpu: $(VENV)-gpu/.dev
-	$(VENV)-gpu/bin/python -m benchmarks gpu $(BENCH_ARGS)
-
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -43,6 +40,10 @@ lint: $(VENV)/.dev
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
+
+# The documentation site, in site/. A broken link, or a page that is not in the menu, is an error.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # What docs/schemas holds is made from the models; a test says when it is out of date.
 schemas: $(VENV)/.dev
@@ -65,32 +66,41 @@ image:
 		--build-arg VERSION=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
 		--build-arg REVISION=$$(git rev-parse HEAD) $(IMAGE_OPTIONS) .
 
-# The locks are installed as they are, without resolution: see requirements/README.md.
-$(VENV)/.trainer: requirements/trainer-cpu.txt pyproject.toml
+# A bill of materials (CycloneDX) of the locked Python packages, for a release; docs/images.md.
+sbom: $(VENV)/.dev
+	mkdir -p dist
+	for lock in trainer-cpu trainer-gpu; do \
+		$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --mc-type application \
+			--output-reproducible --output-file dist/mlip-job-$$lock.cdx.json \
+			requirements/$$lock.txt || exit; \
+	done
+
+# Locks are installed with their hashes, without resolution and without building anything but
+# mlip-job: see requirements/README.md.
+$(VENV)/.build: requirements/build.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --no-deps -r requirements/trainer-cpu.txt
-	$(PIP) --no-deps --editable .
+	$(LOCKED) requirements/build.txt
+	touch $@
+
+$(VENV)/.trainer: requirements/trainer-cpu.txt pyproject.toml $(VENV)/.build
+	$(LOCKED) requirements/trainer-cpu.txt
+	$(PIP) --no-build-isolation --editable .
 	touch $@
 
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.trainer
-	$(PIP) --no-deps -r requirements/dev.txt
+	$(LOCKED) requirements/dev.txt
 	touch $@
 
-$(VENV)-gpu/.dev: requirements/trainer-gpu.txt requirements/dev.txt
-	test -x $(VENV)-gpu/bin/python || $(PYTHON) -m venv $(VENV)-gpu
-	$(VENV)-gpu/bin/python -m pip install --quiet --no-deps -r requirements/dev.txt
-	$(VENV)-gpu/bin/python -m pip install --quiet --no-deps -r requirements/trainer-gpu.txt
-	$(VENV)-gpu/bin/python -m pip install --quiet --no-deps --editable .
-	touch $@
-
-locks: $(VENV)/.trainer
-	$(PIP) uv
+# Versions of the existing locks are kept; add LOCK_OPTIONS=--upgrade for new ones.
+locks: $(VENV)/.build
 	$(COMPILE) --override requirements/cpu-overrides.txt requirements/cpu.in \
 		-o requirements/trainer-cpu.txt
 	$(COMPILE) requirements/gpu.in -o requirements/trainer-gpu.txt
 	$(COMPILE) --override requirements/cpu-overrides.txt requirements/dev.in \
 		-c requirements/trainer-cpu.txt -o requirements/dev.txt
+	$(COMPILE_TOOL) pyproject.toml -c requirements/trainer-cpu.txt -o requirements/core.txt
+	$(COMPILE_TOOL) --allow-unsafe requirements/build.in -c requirements/dev.txt -o requirements/build.txt
 	$(COMPILE_TOOL) requirements/test-mlflow.in -o requirements/test-mlflow.txt
 
 clean:
-	rm -rf $(VENV) mlip-demo
+	rm -rf $(VENV) mlip-demo site dist

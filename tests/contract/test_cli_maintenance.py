@@ -124,7 +124,7 @@ def test_gc_is_dry_by_default(registry: Registry, run: Callable[..., Ended]) -> 
     ended = run("gc", "--keep", "0s")
     assert ended.code == 0
     assert "cu-ni/generations/gen_02/attempts/killed/" in ended.out
-    assert ended.out.splitlines()[-1] == "nothing was removed: --delete does it"
+    assert ended.out.splitlines()[-1] == "nothing was removed: add --delete"
     assert registry.store.head(registry.keys.attempt(2, "killed", "train.log")) is not None
 
 

@@ -736,7 +736,7 @@ def test_a_core_gives_way_to_a_test_set_that_comes_closer(project: Project) -> N
     project.run(1)
     evaluation = project.evaluation(1)
     assert "the ZBL core of Cu-Cu begins at" in evaluation.notes[0]
-    cores = cores_of(read_potential(project.artefact(1, "potential.yaml")))
+    cores = cores_of(project.artefact(1, "potential.yaml"))
     by_side = {side: project.structures(1, side) for side in ("train", "test")}
     shortest = {side: _shortest_distances(path)["Cu", "Cu"] for side, path in by_side.items()}
     assert shortest["test"] < shortest["train"] - 0.3

@@ -299,7 +299,7 @@ def _require_zbl_cores_at_shortest_distances(
         shortest = shorter(shortest, shortest_distances(tmp_path / name, 4.0))
     potential = tmp_path / "published.yaml"
     registry.fetch(manifest, "potential.yaml", potential)
-    cores = cores_of(read_potential(potential))
+    cores = cores_of(potential)
     assert {p: core.outer for p, core in cores.items()} == pytest.approx(shortest, abs=1e-5)
 
 

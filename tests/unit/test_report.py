@@ -18,7 +18,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from mlip_job.cli.tables import show_generations, show_manifest
+from mlip_job.cli.generations import show_generations, show_manifest
 from mlip_job.config import JobConfig, TrainingConfig
 from mlip_job.evaluation.results import DimerCheck, DynamicsCheck, EnergyVolumeCheck, ErrorPair
 from mlip_job.models import Errors
@@ -503,14 +503,16 @@ def test_texts_in_figures_are_escaped() -> None:
     ET.fromstring(svg)  # noqa: S314 - ours
 
 
-def test_figures_depend_on_the_report_only(tmp_path: Path) -> None:
-    """Not on dates, on what was drawn before, or on the user's settings of matplotlib."""
+def test_pages_depend_on_the_report_only(tmp_path: Path) -> None:
+    """Not on dates, earlier drawings, the user's settings of matplotlib, TensorFlow or pyace."""
     (tmp_path / "matplotlibrc").write_text("text.usetex: true\naxes.linewidth: 7\n")
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from tests.reports import make_report\n"
-        "from mlip_job.report.figures import learning_figures\n"
-        "sys.stdout.write(''.join(figure.svg for figure in learning_figures(make_report(2))))\n"
+        "for name in ('tensorflow', 'pyace', 'tensorpotential'):\n"
+        "    sys.modules[name] = None\n"
+        "from tests.reports import make_facts, make_report\n"
+        "from mlip_job.report.page import render_report\n"
+        "sys.stdout.write(render_report(make_facts(make_report(2)), make_report(1)))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, Path(__file__).parents[2]],
@@ -520,9 +522,8 @@ def test_figures_depend_on_the_report_only(tmp_path: Path) -> None:
         text=True,
         encoding="utf-8",
     )
-    here = "".join(figure.svg for figure in learning_figures(make_report(2)))
-    assert done.stdout == here
-    assert "date" not in here
+    assert done.stdout == render_report(make_facts(make_report(2)), make_report(1))
+    assert "<metadata" not in done.stdout
 
 
 # -- pages ------------------------------------------------------------------------------------
@@ -605,19 +606,6 @@ def test_checks_without_curves_are_no_obstacle() -> None:
     assert "Physics" not in shown(silent)
 
 
-def test_pages_need_no_trainer() -> None:
-    """A reader of reports has neither TensorFlow nor pyace."""
-    program = (
-        "import sys\n"
-        "for name in ('tensorflow', 'pyace', 'tensorpotential'):\n"
-        "    sys.modules[name] = None\n"
-        "from tests.reports import make_facts, make_report\n"
-        "from mlip_job.report.page import render_report\n"
-        "assert 'gen_02' in render_report(make_facts(make_report(2)), make_report(1))\n"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)
-
-
 def test_the_final_loss_is_shown_by_its_terms() -> None:
     """On the page, and in the headline that the manifest keeps, with the warnings."""
     report = make_report(2)
@@ -669,7 +657,7 @@ def test_show_names_the_settings_and_the_verdict(capsys: pytest.CaptureFixture[s
     show_manifest(_manifest(1, cutoff=6.5, ladder_step=[100, 0.1], linear_start=False, max_iter=5))
     lines = capsys.readouterr().out.splitlines()
     shown = {line[:14].strip(): line[15:] for line in lines}
-    assert shown["gate"] == "published, no gate set"
+    assert shown["verdict"] == "published, no gate set"
     assert shown["cutoff"] == "6.5 Å"
     assert shown["basis size"] == "auto functions per element asked for, ndensity 2"
     assert shown["ladder"] == "ladder_step [100.0, 0.1], ladder_type body_order"
@@ -687,14 +675,15 @@ def test_a_manifest_of_an_older_version_is_shown(capsys: pytest.CaptureFixture[s
     text = old.model_copy(update={"headline": headline, "config": config}).to_json()
     show_manifest(Manifest.from_json(text, key="k"))
     out = capsys.readouterr().out
-    assert "gate           accepted\n" in out
+    assert "verdict        accepted\n" in out
     assert "test fraction  –\n" in out
 
 
 def test_the_settings_that_differ_are_listed() -> None:
-    """And no others; nested ones too."""
+    """Nested ones too, and no others; a dash is an unknown setting, null is a value."""
     by_group = {"by_group": {"surface": {"energy": 2, "forces": 1}}}
-    table = settings_table([_manifest(1), _manifest(2, cutoff=6.0, weighting=by_group)])
+    changed = _manifest(2, cutoff=6.0, weighting=by_group)
+    table = settings_table([_manifest(1), changed])
     assert table is not None
     rows = {row[0]: row[1:] for row in table.rows}
     assert rows["training.cutoff"] == ("5.5", "6")
@@ -702,23 +691,15 @@ def test_the_settings_that_differ_are_listed() -> None:
     assert "training.seed" not in rows
     assert "A dash: " in table.note
     assert settings_table([_manifest(1), _manifest(2)]) is None
-
-
-def test_null_is_a_value_of_a_setting() -> None:
-    """A dash would say that there was no such setting."""
     table = settings_table([_manifest(1, ladder_step=None), _manifest(2, ladder_step=5)])
     assert table is not None
     assert {row[0]: row[1:] for row in table.rows}["training.ladder_step"] == ("null", "5")
     assert table.note == ""
-
-
-def test_pages_name_the_settings() -> None:
-    """The report all of them, the comparison those that differ."""
     page = shown(make_report(2))
     for name in ("cutoff", "basis size", "ladder", "regularisation", "test fraction"):
         assert name in page
-    reports, manifests = [make_report(1), make_report(2)], [_manifest(1), _manifest(2, cutoff=6.0)]
-    assert "training.cutoff" in render_comparison(reports, manifests)
+    comparison = render_comparison([make_report(1), make_report(2)], [_manifest(1), changed])
+    assert "training.cutoff" in comparison
 
 
 def test_losses_of_members_are_on_the_scale_of_curves(capsys: pytest.CaptureFixture[str]) -> None:

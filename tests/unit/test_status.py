@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 import yaml
 
-from mlip_job.cli.job_view import Observatory, State
-from mlip_job.cli.waiting import wait_until_published
+from mlip_job.cli.status import State, StatusReader
+from mlip_job.cli.submit import wait_until_published
 from mlip_job.config.load import load_config
 from mlip_job.errors import UnavailableError
 from mlip_job.registry import Registry
@@ -97,7 +97,7 @@ def site(tmp_path: Path, cli: Callable[..., Ended], monkeypatch: pytest.MonkeyPa
 def test_a_failure_is_shown_without_the_store(site: Site) -> None:
     """Its cause, its log, and one line about what could not be read."""
     site.record()
-    site.end(65, "error: the rows are bad\n  hint: mend them\n")
+    site.end(65, "error: the rows are bad\n  hint: fix them\n")
     one = site.run("status", "-g", 1)
     assert one.code == 0
     assert one.out.splitlines()[:2] == ["gen_01 failed (process 4-2)", "  the rows are bad"]
@@ -172,16 +172,16 @@ def test_waiting_ends_where_the_store_can_not_tell_the_end(site: Site) -> None:
     site.end(0)
     config = load_config(site.path, environment={}, assignments=["submit.poll_interval=0.01"])
     registry = Registry(open_store(config.storage), config.family)
-    told: list[str] = []
+    logged: list[str] = []
     with pytest.raises(UnavailableError, match="whether it is published is not known"):
         wait_until_published(
             1,
             lambda: pytest.fail("nothing is to be submitted"),
-            lambda: Observatory(config, registry, open_scheduler(config)),
+            lambda: StatusReader(config, registry, open_scheduler(config)),
             config.submit,
-            told.append,
+            logged.append,
         )
-    assert len(told) == 1
+    assert len(logged) == 1
 
 
 class _Kept:
@@ -207,12 +207,12 @@ def test_a_job_that_goes_on_after_its_generation_is_published_is_shown(site: Sit
     for number in (1, 2):
         manifest = make_manifest(number, family="cu")
         registry.store.put(registry.keys.manifest(number), manifest.to_json())
-    observatory = Observatory(config, registry, cast("Scheduler", _Kept()))
-    view = observatory.look(1)
-    assert (view.state, view.job) == (State.PUBLISHED, _Kept.job)
-    assert view.words().endswith("UTC; proxy keeps the pod")
-    assert view.remedy() == "cancel it"
-    other = observatory.look(2)
+    reader = StatusReader(config, registry, cast("Scheduler", _Kept()))
+    status = reader.read(1)
+    assert (status.state, status.job) == (State.PUBLISHED, _Kept.job)
+    assert status.details().endswith("UTC; proxy keeps the pod")
+    assert status.remedy() == "cancel it"
+    other = reader.read(2)
     assert (other.state, other.job, other.remedy()) == (State.PUBLISHED, None, None)
 
 
@@ -253,7 +253,7 @@ def test_a_job_that_waits_has_no_log(site: Site, slurm: Callable[..., None]) -> 
 
 
 def test_cancelling_need_not_wait(site: Site, slurm: Callable[..., None], tmp_path: Path) -> None:
-    """Where it does not, the job may still run; its last state is told."""
+    """Where it does not, the job may still run; its last state is logged."""
     slurm("RUNNING")
     ended = site.run("cancel", "-g", 1, "--no-wait")
     assert ended.code == 0, ended.err

@@ -6,8 +6,8 @@ from datetime import timedelta
 
 import pytest
 
-from mlip_job.cli.generations import show_comparison
-from mlip_job.cli.tables import WIDTH, print_table, show_generations
+from mlip_job.cli.generations import show_comparison, show_generations
+from mlip_job.cli.output import WIDTH, print_table
 from mlip_job.registry import GenerationSummary, PredecessorChange
 from tests.evaluations import make_evaluation
 from tests.manifests import make_manifest
@@ -21,7 +21,7 @@ def _lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
 def test_a_small_table_has_one_line_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     """Numbers stand to the right."""
     print_table(("name", "n"), [("a", "1"), ("b", "10")])
-    assert _lines(capsys) == [" name    n", " ─────────", " a       1", " b      10", ""]
+    assert _lines(capsys) == ["name    n", "─────────", "a       1", "b      10", ""]
 
 
 def test_long_headings_and_texts_take_several_lines(capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,7 +42,7 @@ def test_too_many_columns_are_continued_below(capsys: pytest.CaptureFixture[str]
     lines = _lines(capsys)
     assert max(map(len, lines)) <= WIDTH
     assert "\n".join(lines).count("1234567.890") == 9
-    assert sum(line.startswith(" a row") for line in lines) > 1
+    assert sum(line.startswith("a row") for line in lines) > 1
 
 
 def _summary(generation: int, change: PredecessorChange | None) -> GenerationSummary:
@@ -66,7 +66,7 @@ def test_a_list_compares_on_common_structures_only(capsys: pytest.CaptureFixture
     show_generations("cu", [_summary(1, None), _summary(2, change), _summary(3, None)], 3)
     lines = _lines(capsys)
     assert max(map(len, lines)) <= WIDTH
-    first, second, third = (line for line in lines if line.startswith(" gen_"))
+    first, second, third = (line for line in lines if line.startswith("gen_"))
     assert "↓ 47%, ↑ 109%" in second
     assert "no gate set" in second
     for line in (first, third):

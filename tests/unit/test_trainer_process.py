@@ -198,7 +198,7 @@ def test_a_line_per_phase_and_interval(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().err == (
         "[     1 s] building graph\n"
         "[     2 s] fitting · iteration 20/100 · loss 0.5 · RMSE 12.3 meV/atom, 45.6 meV/Å · "
-        "at most 0:40 left in this step\n"
+        "at most 40 s left in this step\n"
     )
 
 

@@ -7,38 +7,36 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlip_job.cli.options import common_options, generation_option, resolve_generation
+from mlip_job.cli.options import (
+    common_options,
+    generation_option,
+    output_option,
+    resolve_generation,
+)
 from mlip_job.cli.output import emit
 from mlip_job.errors import IntegrityError
 from mlip_job.paths import generation_name
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mlip_job.cli.options import Settings
+    from mlip_job.registry.maintenance import Orphan
 
 
 @click.command("pull")
 @generation_option("latest")
-@click.option(
-    "-o",
-    "--output",
-    metavar="DIR",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Where to put them. [default: the generation's name]",
-)
+@output_option("Where to put them. [default: the generation's name]", directory=True)
 @click.option("--dataset", "with_dataset", is_flag=True, help="The dataset too.")
 @common_options
 @click.pass_obj
 def pull_command(
-    settings: Settings,
-    generation: int | str,
-    output: Path | None,
-    *,
-    with_dataset: bool,
+    settings: Settings, generation: int | str, output: Path | None, *, with_dataset: bool
 ) -> None:
     """Download a generation's artefacts and check them.
 
-    Every file is checked against the manifest before it takes its place; an existing
-    file with other content is a conflict (73).
+    Every file is checked against the manifest before it takes its place; an existing file with
+    other content is a conflict (73).
     """
     from mlip_job.registry.maintenance import pull_generation
 
@@ -86,8 +84,6 @@ def repair_command(settings: Settings) -> None:
     Writes missing or damaged copies under potentials/ and latest.json anew from the manifests.
     Attempts and datasets that no manifest names are listed; gc removes them.
     """
-    from mlip_job.cli.tables import show_orphans
-    from mlip_job.errors import IntegrityError
     from mlip_job.registry.maintenance import repair
 
     repairs = repair(settings.registry())
@@ -101,12 +97,12 @@ def repair_command(settings: Settings) -> None:
             )
         if repairs.orphans:
             click.echo("\nnamed by no manifest (mlip-job gc removes them):")
-            show_orphans(repairs.orphans)
+            _show_orphans(repairs.orphans)
 
     document = {
         "mended": repairs.repaired,
         "damaged": repairs.damaged,
-        "orphans": [{"prefix": o.prefix, "what": o.what, "bytes": o.size} for o in repairs.orphans],
+        "orphans": _documents(repairs.orphans),
     }
     emit(settings, document, show)
     if repairs.damaged:
@@ -124,7 +120,7 @@ def repair_command(settings: Settings) -> None:
     show_default=True,
     help="Keep what was written within this time, e.g. 12h, 30d.",
 )
-@click.option("--delete", is_flag=True, help="Remove it; without this, only say what would go.")
+@click.option("--delete", is_flag=True, help="Remove it; without this, only list it.")
 @common_options
 @click.pass_obj
 def gc_command(settings: Settings, keep: str, *, delete: bool) -> None:
@@ -133,7 +129,6 @@ def gc_command(settings: Settings, keep: str, *, delete: bool) -> None:
     That is attempts, checkpoints and datasets which belong to no published generation and to none
     that is being trained. Published generations are never touched.
     """
-    from mlip_job.cli.tables import show_orphans
     from mlip_job.registry.maintenance import collect_garbage, find_orphans, parse_age
 
     age = parse_age(keep)
@@ -141,14 +136,20 @@ def gc_command(settings: Settings, keep: str, *, delete: bool) -> None:
     orphans = collect_garbage(registry, age) if delete else list(find_orphans(registry, age))
 
     def show() -> None:
-        show_orphans(orphans)
+        _show_orphans(orphans)
         if not orphans:
             click.echo(f"nothing to remove that is older than {keep}")
         elif not delete:
-            click.echo("nothing was removed: --delete does it")
+            click.echo("nothing was removed: add --delete")
 
-    document = {
-        "deleted": delete,
-        "orphans": [{"prefix": o.prefix, "what": o.what, "bytes": o.size} for o in orphans],
-    }
-    emit(settings, document, show)
+    emit(settings, {"deleted": delete, "orphans": _documents(orphans)}, show)
+
+
+def _show_orphans(orphans: Sequence[Orphan]) -> None:
+    for orphan in orphans:
+        size = f"{orphan.size / 1e6:.1f} MB"
+        click.echo(f"  {orphan.prefix}  {len(orphan.keys)} objects, {size}: {orphan.what}")
+
+
+def _documents(orphans: Sequence[Orphan]) -> list[dict[str, object]]:
+    return [{"prefix": o.prefix, "what": o.what, "bytes": o.size} for o in orphans]

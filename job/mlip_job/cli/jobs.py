@@ -1,231 +1,32 @@
-"""``mlip-job submit``, ``status``, ``logs`` and ``cancel``: the jobs of generations."""
+"""``mlip-job status``, ``logs`` and ``cancel``: the jobs of generations."""
 
 from __future__ import annotations
 
+import json
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from mlip_job.cli.options import (
-    GenerationType,
-    common_options,
-    generation_option,
-    resolve_generation,
-    scheduler_option,
-)
-from mlip_job.cli.output import Reporter, emit
-from mlip_job.cli.tables import print_table
-from mlip_job.errors import ConfigError, ConflictError, MlipJobError, UnavailableError
+from mlip_job.cli.options import common_options, generation_option, scheduler_option
+from mlip_job.cli.output import Reporter, emit, print_lines, print_table
+from mlip_job.cli.status import StatusReader, describe_run, way_to_end
+from mlip_job.errors import ConfigError, MlipJobError, UnavailableError
 from mlip_job.paths import generation_name
+from mlip_job.schedulers import open_scheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from mlip_job.cli.job_view import GenerationView, Observatory
     from mlip_job.cli.options import Settings
+    from mlip_job.cli.status import GenerationStatus
     from mlip_job.config import JobConfig
-    from mlip_job.registry import Manifest, Registry
-    from mlip_job.schedulers.base import JobHandle, JobRequest, JobState, Scheduler
-
-
-def document_of(job: JobHandle) -> dict[str, str]:
-    """Return a job for ``--json``."""
-    return {
-        "scheduler": job.scheduler,
-        "id": job.id,
-        "name": job.name,
-    }
-
-
-def name_of(job: JobHandle) -> str:
-    """Return the name of a job in messages."""
-    word = {"local": "process", "kubernetes": "Job"}.get(job.scheduler, f"{job.scheduler} job")
-    return f"{word} {job.id}"
-
-
-class _Generations(GenerationType):
-    """One generation, or the ends of a range of them."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str) or ".." not in value:
-            return super().convert(value, param, ctx)
-        ends = value.split("..")
-        if not all(end.isdecimal() for end in ends) or len(ends) != 2:  # noqa: PLR2004
-            raise ConfigError(f"{value!r} is no range of generations", hint="as in -g 4..6")
-        first, last = map(int, ends)
-        generation_name(first)
-        if first > last:
-            raise ConfigError(f"{value!r} ends before it begins", hint="as in -g 4..6")
-        return range(first, last + 1)
-
-
-@click.command("submit")
-@click.option(
-    "-g",
-    "--generation",
-    required=True,
-    metavar="N|next|A..B",
-    type=_Generations(("next",)),
-    help="Number of the generation, or next, or several: each is trained after the one before.",
-)
-@scheduler_option
-@click.option("--dry-run", is_flag=True, help="Print what would be submitted, and nothing else.")
-@click.option("--wait", is_flag=True, help="Wait until it is published or has failed.")
-@click.option(
-    "--after",
-    metavar="JOB",
-    help="Job that has to succeed first; for Slurm, also a --dependency of sbatch.",
-)
-@click.option(
-    "--ensemble",
-    metavar="M",
-    type=click.IntRange(2, 100),
-    help="Train M members, of which the best becomes the generation.",
-)
-@click.option("--fresh", is_flag=True, help="Start over; remove checkpoints of earlier runs.")
-@common_options
-@click.pass_obj
-def submit_command(
-    settings: Settings,
-    generation: int | str | range,
-    scheduler: str | None,
-    after: str | None,
-    ensemble: int | None,
-    *,
-    dry_run: bool,
-    wait: bool,
-    fresh: bool,
-) -> None:
-    """Submit a generation to Slurm, Kubernetes or this machine.
-
-    The same submission again, while its job waits or runs, returns that job. A generation that
-    exists is rejected (73). With --wait, a job that ended for an external reason, e.g. preemption,
-    is resubmitted, and the exit code is that of the run.
-    """
     from mlip_job.registry import Registry
-    from mlip_job.schedulers import open_scheduler
-    from mlip_job.schedulers.base import JobRequest
+    from mlip_job.schedulers.base import JobHandle, JobState, JobStatus, Scheduler
 
-    config = settings.config()
-    registry = Registry(settings.store(config), config.family)
-    numbers = (
-        list(generation)
-        if isinstance(generation, range)
-        else [resolve_generation(generation, registry)]
-    )
-    chosen = open_scheduler(config, scheduler)
-    first = JobRequest(
-        config=config,
-        generation=numbers[0],
-        directory=settings.config_path.resolve().parent,
-        run_options=("--fresh",) if fresh else (),
-        ensemble=ensemble,
-        after=after,
-    )
-    if dry_run:
-        if len(numbers) > 1:
-            raise ConfigError("--dry-run shows one generation at a time")
-        click.echo(chosen.plan(first).text, nl=False)
-        return
-    submitter = _Submitter(settings, config, registry, chosen, Reporter(settings))
-    documents = submitter.submit(first, numbers, wait=wait)
-    emit(settings, {"jobs": documents}, lambda: None)
-
-
-class _Submitter:
-    """Submits one generation after the other."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        config: JobConfig,
-        registry: Registry,
-        scheduler: Scheduler,
-        reporter: Reporter,
-    ) -> None:
-        self._settings = settings
-        self._config = config
-        self._registry = registry
-        self._scheduler = scheduler
-        self._reporter = reporter
-
-    def submit(self, first: JobRequest, numbers: list[int], *, wait: bool) -> list[dict[str, Any]]:
-        """Submit all; with `wait`, each after the previous one is published.
-
-        Else each waits for the job of the one before, which the scheduler sees to.
-        """
-        from dataclasses import replace
-
-        documents: list[dict[str, Any]] = []
-        after = first.after
-        for number in numbers:
-            self._require_absent(number, first)
-        for number in numbers:
-            request = replace(first, generation=number, after=after)
-            job = self._submit_one(request)
-            documents.append({"generation": number, **document_of(job)})
-            after = None if wait else job.id
-            if wait:
-                documents[-1]["manifest"] = self._wait(request).model_dump(mode="json")
-        return documents
-
-    def _submit_one(self, request: JobRequest) -> JobHandle:
-        from dataclasses import replace
-
-        number = request.generation
-        before = self._scheduler.find(self._config.family, number)
-        live = before is not None and not self._scheduler.status(before).state.ended
-        job = self._scheduler.submit(self._scheduler.plan(request))
-        job = replace(job, found=job.found or (live and job == before))
-        what = "waits or runs already as" if job.found else "submitted as"
-        if not request.again:
-            self._reporter.message(f"{generation_name(number)} {what} {name_of(job)}")
-        return job
-
-    def _wait(self, request: JobRequest) -> Manifest:
-        from dataclasses import replace
-
-        from mlip_job.cli.job_view import Observatory
-        from mlip_job.cli.tables import show_manifest
-        from mlip_job.cli.waiting import wait_until_published
-
-        again = replace(request, again=True)
-        try:
-            manifest = wait_until_published(
-                request.generation,
-                lambda: self._submit_one(again),
-                lambda: Observatory(self._config, self._registry, self._scheduler),
-                self._config.submit,
-                self._reporter.message,
-            )
-        except KeyboardInterrupt:
-            self._reporter.message(f"the job continues; mlip-job status -g {request.generation}")
-            raise
-        if not self._settings.as_json:
-            show_manifest(manifest)
-        return manifest
-
-    def _require_absent(self, number: int, first: JobRequest) -> None:
-        from mlip_job.cli.job_view import require_no_run_outside
-        from mlip_job.registry.members import require_one_kind
-
-        try:
-            published = self._registry.find(number)
-        except UnavailableError as error:
-            self._reporter.message(
-                f"note: {error.message}; whether {generation_name(number)} exists is for the job "
-                "to find out"
-            )
-            return
-        if published is not None:
-            raise ConflictError(
-                f"{generation_name(number)} of {self._config.family} is published already",
-                hint=f"mlip-job show -g {number}; mlip-job submit -g next trains another",
-            )
-        require_one_kind(self._registry, number, first.ensemble, fresh=first.starts_over)
-        require_no_run_outside(self._registry, number, self._scheduler)
+_MARGIN_SECONDS = 120.0  # for a job to end after its run, as where a node answers slowly
+_POLL_SECONDS = 1.0
 
 
 @click.command("status")
@@ -240,81 +41,43 @@ def status_command(settings: Settings, generation: int | None, scheduler: str | 
     do. Ends with 0 in every state, also if the store or the scheduler is unavailable: the other one
     is shown.
     """
-    from mlip_job.cli.job_view import Observatory
-    from mlip_job.registry import Registry
-    from mlip_job.schedulers import open_scheduler
-
     config = settings.config()
-    registry = Registry(settings.store(config), config.family)
-    observatory = Observatory(config, registry, open_scheduler(config, scheduler))
+    reader = StatusReader(config, settings.registry(config), open_scheduler(config, scheduler))
     if generation is not None:
-        view = observatory.look(generation)
-        unread = _unread(observatory)
-        emit(settings, view.document() | {"unread": unread}, lambda: _show_one(view))
+        status = reader.read(generation)
+        document = status.document() | {"unread": reader.unread_messages()}
+        emit(settings, document, lambda: _show_one(status))
     else:
-        views = list(observatory.all())
-        unread = _unread(observatory)
-        documents = [view.document() for view in views]
+        statuses = list(reader.read_all())
+        unread = reader.unread_messages()
+        documents = [status.document() for status in statuses]
         document = {"family": config.family, "generations": documents, "unread": unread}
-        emit(settings, document, lambda: _show_all(config.family, views, unread))
+        emit(settings, document, lambda: _show_all(config.family, statuses, unread))
     if not settings.quiet:
-        for source, message in unread.items():
+        for source, message in reader.unread_messages().items():
             click.echo(f"note: the {source} can't be read: {message}", err=True)
 
 
-def _unread(observatory: Observatory) -> dict[str, str]:
-    """Return why a source could not be read, by its name.
-
-    Raises
-    ------
-    UnavailableError
-        If none of them could.
-    """
-    from mlip_job.cli.job_view import Source
-    from mlip_job.errors import UnavailableError
-
-    unread = observatory.unread
-    if len(unread) == len(Source):
-        texts = "; ".join(f"the {source}: {error.message}" for source, error in unread.items())
-        raise UnavailableError(
-            f"nothing can be read, neither store nor scheduler: {texts}",
-            hint=unread[Source.STORE].hint,
-        )
-    return {str(source): error.message for source, error in unread.items()}
+def _show_one(status: GenerationStatus) -> None:
+    job = f" ({status.job})" if status.job is not None else ""
+    click.echo(f"{generation_name(status.generation)} {status.state}{job}")
+    if details := status.details():
+        click.echo(f"  {details}")
+    if remedy := status.remedy():
+        click.echo(f"  next: {remedy}")
 
 
-def _show_one(view: GenerationView) -> None:
-    from mlip_job.cli.job_view import title
-
-    click.echo(title(view))
-    lines = {"": view.words(), "next": view.remedy()}
-    for name, text in lines.items():
-        if text:
-            click.echo(f"  {name + ': ' if name else ''}{text}")
-
-
-def _show_all(family: str, views: Sequence[GenerationView], unread: Mapping[str, str]) -> None:
-    from mlip_job.paths import generation_name
-
-    if not views:
+def _show_all(family: str, statuses: Sequence[GenerationStatus], unread: Mapping[str, str]) -> None:
+    if not statuses:
         asked = f", with the {' and '.join(unread)} unread" if unread else ""
         click.echo(f"nothing is known of any generation of {family}{asked}")
         return
-    print_table(
-        ("generation", "state", "job", ""),
-        [
-            (
-                generation_name(view.generation),
-                str(view.state),
-                name_of(view.job) if view.job is not None else "",
-                view.words(),
-            )
-            for view in views
-        ],
-    )
-    for view in views:
-        if (remedy := view.remedy()) is not None:
-            click.echo(f"{generation_name(view.generation)}: {remedy}")
+    rows = [
+        (generation_name(s.generation), str(s.state), str(s.job or ""), s.details())
+        for s in statuses
+    ]
+    print_table(("generation", "state", "job", ""), rows)
+    print_lines(((f"{generation_name(s.generation)}:", s.remedy()) for s in statuses), 0)
 
 
 @click.command("logs")
@@ -334,100 +97,79 @@ def logs_command(
     if settings.as_json and follow:
         raise ConfigError("--json prints one document, and --follow has no end: choose one")
     config = settings.config()
-    job = _Job(config, generation, scheduler)
-    found = False
-    kept: list[str] = []
-    for line in job.lines(follow=follow):
-        found = True
+    lines: list[str] = []
+
+    def show(line: str) -> None:
         if settings.as_json:
-            kept.append(line)
+            lines.append(line)
         else:
             click.echo(line)
-    source = "job"
-    if not found:
-        text = _stored_log(settings, config, generation, job)
+
+    source, state = "job", None
+    printed, status = _print_log(config, generation, scheduler, show, follow=follow)
+    if not printed:
+        state = status.state if status is not None else None
+        text = _stored_log(settings, config, generation, required=state is None or state.ended)
         source = "job" if text is None else "store"
-        kept = (text or "").splitlines()
-        if not settings.as_json:
-            click.echo(text or "", nl=False)
+        for line in (text or "").splitlines():
+            show(line)
     if settings.as_json:
-        import json
-
-        document = {"generation": generation, "source": source, "lines": kept}
-        click.echo(json.dumps(document | {"job_state": job.state}, indent=2))
+        document = {"generation": generation, "source": source, "lines": lines, "job_state": state}
+        click.echo(json.dumps(document, indent=2))
 
 
-class _Job:
-    """The job of a generation, where the scheduler knows one.
+def _print_log(
+    config: JobConfig,
+    generation: int,
+    scheduler: str | None,
+    show: Callable[[str], None],
+    *,
+    follow: bool,
+) -> tuple[bool, JobStatus | None]:
+    """Show the log of a job; return whether there were lines, else the job's status.
 
-    Attributes
-    ----------
-    state
-        What it is doing, where it has printed nothing; None where that is not known.
+    A note says if the scheduler is unavailable.
     """
-
-    def __init__(self, config: JobConfig, generation: int, scheduler: str | None) -> None:
-        self.state: JobState | None = None
-        self._config = config
-        self._generation = generation
-        self._scheduler = scheduler
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether it waits or runs."""
-        return self.state is not None and not self.state.ended
-
-    def lines(self, *, follow: bool) -> Iterator[str]:
-        """Yield its output; without output, a note gives its state.
-
-        A note also says if the scheduler is unavailable.
-        """
-        from mlip_job.schedulers import open_scheduler
-
-        try:
-            chosen = open_scheduler(self._config, self._scheduler)
-            job = chosen.find(self._config.family, self._generation)
-            if job is None:
-                return
-            empty = True
-            for line in chosen.logs(job, follow=follow):
-                empty = False
-                yield line
-            if empty:
-                status = chosen.status(job)
-                self.state = status.state
-                why = f": {status.reason}" if status.reason else ""
-                _note(f"{name_of(job)} is {status.state} and has printed nothing{why}")
-        except MlipJobError as error:
-            _note(error.message)
+    printed, status = False, None
+    try:
+        chosen = open_scheduler(config, scheduler)
+        job = chosen.find(config.family, generation)
+        if job is None:
+            return False, None
+        for line in chosen.logs(job, follow=follow):
+            printed = True
+            show(line)
+        if not printed:
+            status = chosen.status(job)
+            why = f": {status.reason}" if status.reason else ""
+            _note(f"{job} is {status.state} and has printed nothing{why}")
+    except MlipJobError as error:
+        _note(error.message)
+    return printed, status
 
 
 def _note(text: str) -> None:
     click.echo(f"note: {text}", err=True)
 
 
-def _stored_log(settings: Settings, config: JobConfig, generation: int, job: _Job) -> str | None:
-    """Return the log of the fit from the store.
-
-    None where it is missing or can't be read, and the job waits or runs: it may print one yet.
-    """
-    from mlip_job.errors import UnavailableError
-    from mlip_job.registry import Registry
-
+def _stored_log(
+    settings: Settings, config: JobConfig, generation: int, *, required: bool
+) -> str | None:
+    """Return the log of the fit from the store; None if it can't be read and is not required."""
     try:
-        return _newest_log(Registry(settings.store(config), config.family), generation)
+        return _newest_log(settings.registry(config), generation)
     except UnavailableError as error:
-        if not job.goes_on:
+        if required:
             raise
         _note(f"the store can't be read: {error.message}")
     except ConfigError:
-        if not job.goes_on:
+        if required:
             raise
     return None
 
 
 def _newest_log(registry: Registry, generation: int) -> str:
-    """Return the log of the newest attempt that has shipped one, at whichever member it is."""
+    """Return the newest log of an attempt, of a generation or of a member."""
     from mlip_job.registry import members_of
 
     attempts = [
@@ -444,15 +186,9 @@ def _newest_log(registry: Registry, generation: int) -> str:
     )
 
 
-_MARGIN_SECONDS = 120.0
-"""So long an ended run's job may take to end, as where a node answers slowly."""
-
-_POLL_SECONDS = 1.0
-
-
 @click.command("cancel")
 @generation_option()
-@click.option("--no-wait", is_flag=True, help="Return at once; mlip-job status tells the end.")
+@click.option("--no-wait", is_flag=True, help="Return at once; mlip-job status shows the end.")
 @scheduler_option
 @common_options
 @click.pass_obj
@@ -465,47 +201,35 @@ def cancel_command(
     ended is not changed. A run that was started by hand is no job: it is named, with the command
     that stops it.
     """
-    from mlip_job.cli.job_view import note_on_outside
-    from mlip_job.registry import Registry
-    from mlip_job.schedulers import open_scheduler
-
     config = settings.config()
     chosen, reporter = open_scheduler(config, scheduler), Reporter(settings)
     name = generation_name(generation)
-    outside = None
-    with suppress(MlipJobError):  # the store: its keys may be the jobs' alone
-        registry = Registry(settings.store(config), config.family)
-        outside = note_on_outside(registry, generation, chosen)
-    jobs = list(chosen.active(config.family, generation))
-    if not jobs:
-        _show_ended(settings, chosen, config, generation, outside)
-        return
-    for job in jobs:
-        of = f" of the Helm release {job.release}" if job.release is not None else ""
-        reporter.message(f"cancelling {name_of(job)}{of}; it may save a checkpoint")
-    for job in reversed(jobs):  # of several in a row, the last first: it must not start
-        chosen.cancel(job)
-    states = [chosen.status(job).state for job in jobs]
-    if not no_wait:
-        states = _wait_for_end(chosen, jobs, _patience(config))
+    outside = _describe_outside(settings, config, generation, chosen)
+    active = list(chosen.active(config.family, generation))
+    newest = active[0] if active else chosen.find(config.family, generation)
+    if newest is None:
+        raise ConfigError(f"{chosen.name} knows no job of {name} of {config.family}", hint=outside)
+    # The last checkpoint and the release of the claim may each take run.stop_timeout.
+    timeout = None if no_wait else _MARGIN_SECONDS + 2 * config.run.stop_timeout
+    states = _stop(chosen, active, reporter, timeout) or [chosen.status(newest).state]
     document = {
         "generation": generation,
-        "job": jobs[0].id,
-        "cancelled": True,
+        "job": newest.id,
+        "cancelled": bool(active),
         "state": states[0],
         "jobs": [
-            {**document_of(job), "release": job.release, "state": state}
-            for job, state in zip(jobs, states, strict=True)
+            {**job.document(), "release": job.release, "state": state}
+            for job, state in zip(active, states, strict=False)
         ],
     }
 
     def show() -> None:
-        for job, state in zip(jobs, states, strict=True):
+        for job, state in zip(active or [newest], states, strict=True):
             ends = "is" if state.ended else "is being cancelled, and still"
-            click.echo(f"{name_of(job)} of {name} {ends} {state}")
+            click.echo(f"{job} of {name} {ends if active else 'had ended:'} {state}")
 
     emit(settings, document, show)
-    for job in jobs:
+    for job in active:
         if job.release is not None:
             reporter.message(
                 f"note: the Helm release {job.release} still exists, and an upgrade makes its Job "
@@ -515,49 +239,38 @@ def cancel_command(
         reporter.message(f"note: {outside}")
 
 
-def _show_ended(
-    settings: Settings,
-    scheduler: Scheduler,
-    config: JobConfig,
-    generation: int,
-    outside: str | None,
-) -> None:
-
-    job, name = scheduler.find(config.family, generation), generation_name(generation)
-    if job is None:
-        raise ConfigError(
-            f"{scheduler.name} knows no job of {name} of {config.family}", hint=outside
-        )
-    state = scheduler.status(job).state
-    document = {"generation": generation, "job": job.id, "cancelled": False, "state": state}
-    emit(
-        settings,
-        document | {"jobs": []},
-        lambda: click.echo(f"{name_of(job)} of {name} had ended: {state}"),
-    )
-
-    if outside is not None:
-        Reporter(settings).message(f"note: {outside}")
+def _describe_outside(
+    settings: Settings, config: JobConfig, generation: int, scheduler: Scheduler
+) -> str | None:
+    """Describe a live run that the scheduler can't cancel, if the store can be read."""
+    run = None
+    with suppress(MlipJobError):
+        run = StatusReader(config, settings.registry(config), scheduler).read(generation).outside
+    if run is None:
+        return None
+    end = way_to_end(run) + (" ends it, with a checkpoint" if run.scheduler is None else "")
+    name = generation_name(generation)
+    return f"{name} is being trained by no job of {scheduler.name}: {describe_run(run)}; {end}"
 
 
-def _patience(config: JobConfig) -> float:
-    """Return for how many seconds a job may take to end: its last checkpoint, and a margin."""
-    return _MARGIN_SECONDS + 2 * config.run.stop_timeout
-
-
-def _wait_for_end(
-    scheduler: Scheduler, jobs: Sequence[JobHandle], patience: float
+def _stop(
+    scheduler: Scheduler, jobs: Sequence[JobHandle], reporter: Reporter, timeout: float | None
 ) -> list[JobState]:
-
-    end = time.monotonic() + patience
+    """Stop jobs, wait for their end if there is a `timeout`, and return their states."""
+    for job in jobs:
+        of = f" of the Helm release {job.release}" if job.release is not None else ""
+        reporter.message(f"cancelling {job}{of}; it may save a checkpoint")
+    for job in reversed(jobs):  # of several in a row, the last first: it must not start
+        scheduler.cancel(job)
+    end = time.monotonic() + (timeout or 0)
     while True:
         states = [scheduler.status(job).state for job in jobs]
         left = [job for job, state in zip(jobs, states, strict=True) if not state.ended]
-        if not left:
+        if not left or timeout is None:
             return states
         if time.monotonic() > end:
             raise UnavailableError(
-                f"{name_of(left[0])} was told to stop, and has not within {patience:.0f} s",
+                f"{left[0]} was told to stop, and has not within {timeout:.0f} s",
                 hint="mlip-job status says what it is doing",
             )
         time.sleep(_POLL_SECONDS)

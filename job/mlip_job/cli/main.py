@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -25,33 +26,25 @@ if TYPE_CHECKING:
 VARIABLE = "MLIP_JOB_TERMINATION_MESSAGE"
 """Names the file: Kubernetes' ``terminationMessagePath``."""
 
-_LONGEST_BYTES = 3000
-"""Kubernetes keeps 4096 bytes, and cuts without regard to what it cuts."""
+_LONGEST_BYTES = 3000  # Kubernetes keeps 4096 bytes of the JSON, and cuts anywhere
 
 
 def write_termination_message(exit_code: int, message: str, hint: str | None = None) -> None:
     """Write exit code, message and hint as JSON, if the environment names a file.
 
-    A file that can't be written changes nothing: how the run ended counts more.
+    A long message is cut at its end. A file that can't be written does not change how the run ends.
     """
     target = os.environ.get(VARIABLE)
     if not target:
         return
-    end = {"exit_code": exit_code, "message": _short(message), "hint": hint}
-    try:
+    while len(json.dumps(message)) > _LONGEST_BYTES:
+        message = message[: len(message) * 9 // 10] + "…"
+    end = {"exit_code": exit_code, "message": message, "hint": hint}
+    with suppress(OSError):
         Path(target).write_text(json.dumps(end), encoding="utf-8")
-    except OSError:
-        return
 
 
-def _short(text: str) -> str:
-    """Keep the beginning, which names the cause, and what of the rest has room as JSON."""
-    while len(json.dumps(text)) > _LONGEST_BYTES:
-        text = text[: len(text) * 9 // 10] + "…"
-    return text
-
-
-# Help texts stand here so that `--help` loads no verb; a test holds them against the verbs' own.
+# Help texts are here so that `--help` loads no verb; a test compares them with the verbs' own.
 VERBS = {
     "init": "Write a commented mlip-job.yaml for a database.",
     "check": "Check configuration, database, store and trainer.",
@@ -77,12 +70,11 @@ VERBS = {
     "completion": "Install the completion of verbs and options in a shell.",
 }
 
-
 # The module of each verb that is not named after it.
 _MODULES = {
     **dict.fromkeys(("init", "check", "demo", "config", "completion"), "setup"),
     "export": "dataset",
-    **dict.fromkeys(("submit", "status", "logs", "cancel"), "jobs"),
+    **dict.fromkeys(("status", "logs", "cancel"), "jobs"),
     **dict.fromkeys(("list", "show", "report", "compare", "promote"), "generations"),
     **dict.fromkeys(("pull", "verify", "repair", "gc"), "files"),
 }
@@ -125,12 +117,6 @@ class _Redacted(logging.Formatter):
         return _redact(super().format(record))
 
 
-def _redact(text: str) -> str:
-    from mlip_job.secret_texts import redact
-
-    return redact(text)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit. Errors are printed without secrets."""
     if logging.lastResort is not None:
@@ -161,6 +147,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:  # noqa: BLE001 - a bug of ours; its traceback may repeat a URL
         _fail(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _redact(text: str) -> str:
+    from mlip_job.secret_texts import redact
+
+    return redact(text)
 
 
 def _end(error: MlipJobError) -> NoReturn:

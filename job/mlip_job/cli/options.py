@@ -1,4 +1,4 @@
-"""Options that every verb takes, before or after its name."""
+"""Options that every verb takes, before or after its name, and options of several verbs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from mlip_job.config import JobConfig
     from mlip_job.registry import Registry
-    from mlip_job.store.base import Meter, ObjectStore
+    from mlip_job.store.base import Meter
 
 DEFAULT_CONFIG = "mlip-job.yaml"
 
@@ -25,19 +25,7 @@ F = TypeVar("F", bound="Callable[..., Any]")
 
 @dataclass
 class Settings:
-    """What the common options say. Filled while the command line is parsed, read afterwards.
-
-    Attributes
-    ----------
-    config_path
-        The configuration file.
-    assignments
-        ``key=value`` texts of ``--set``, in order.
-    as_json
-        Print one JSON document on stdout instead of text.
-    quiet, verbose
-        Less or more on stderr.
-    """
+    """Values of the common options; `assignments` are the texts of ``--set``, in order."""
 
     config_path: Path = Path(DEFAULT_CONFIG)
     assignments: list[str] = field(default_factory=list)
@@ -51,57 +39,56 @@ class Settings:
 
         return load_config(self.config_path, assignments=self.assignments)
 
-    def store(
-        self, config: JobConfig, *, patient: bool = False, meter: Meter | None = None
-    ) -> ObjectStore:
-        """Open the store of a configuration; a patient one retries while it is unavailable.
+    def registry(
+        self,
+        config: JobConfig | None = None,
+        *,
+        patient: bool = False,
+        meter: Meter | None = None,
+    ) -> Registry:
+        """Open the registry of the configured family; a patient one retries while unavailable.
 
         On a terminal, large transfers are shown there, or by `meter`.
         """
         from mlip_job.cli.output import TransferLine
+        from mlip_job.registry import Registry
         from mlip_job.store.open import open_store
 
-        return open_store(
+        config = config or self.config()
+        store = open_store(
             config.storage,
             patience=config.run.retry_timeout if patient else 0,
             meter=meter or TransferLine(quiet=self.quiet),
         )
-
-    def registry(self) -> Registry:
-        """Open the registry of the configured family."""
-        from mlip_job.registry import Registry
-
-        config = self.config()
-        return Registry(self.store(config), config.family)
+        return Registry(store, config.family)
 
 
 def common_options(function: F) -> F:
     """Add the options that every verb takes, and that may also stand before the verb."""
-    for option in reversed(
-        (
-            click.option(
-                "-c",
-                "--config",
-                metavar="FILE",
-                envvar="MLIP_JOB_CONFIG",
-                type=click.Path(dir_okay=False, path_type=Path),
-                help=f"Configuration. [default: {DEFAULT_CONFIG}]",
-                callback=_keep("config_path"),
-                expose_value=False,
-            ),
-            click.option(
-                "--set",
-                metavar="KEY=VALUE",
-                multiple=True,
-                help="Override one key, e.g. training.cutoff=6.0. Repeatable.",
-                callback=_extend,
-                expose_value=False,
-            ),
-            _flag("--json", "as_json", "Print one JSON document on stdout."),
-            _flag("-q", "quiet", "No messages and no progress.", "--quiet"),
-            _flag("-v", "verbose", "Show what pacemaker prints.", "--verbose"),
-        )
-    ):
+    options = (
+        click.option(
+            "-c",
+            "--config",
+            metavar="FILE",
+            envvar="MLIP_JOB_CONFIG",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help=f"Configuration. [default: {DEFAULT_CONFIG}]",
+            callback=_keep("config_path"),
+            expose_value=False,
+        ),
+        click.option(
+            "--set",
+            metavar="KEY=VALUE",
+            multiple=True,
+            help="Override one key, e.g. training.cutoff=6.0. Repeatable.",
+            callback=_extend,
+            expose_value=False,
+        ),
+        _flag("--json", attribute="as_json", text="Print one JSON document on stdout."),
+        _flag("-q", "--quiet", attribute="quiet", text="No messages and no progress."),
+        _flag("-v", "--verbose", attribute="verbose", text="Show what pacemaker prints."),
+    )
+    for option in reversed(options):
         function = option(function)
     return function
 
@@ -118,14 +105,22 @@ def generation_option(*words: str, required: bool = True) -> Callable[..., Any]:
     )
 
 
-def scheduler_option(function: F) -> F:
-    """Add ``--scheduler`` to a verb."""
-    option = click.option(
-        "--scheduler",
-        type=click.Choice(("kubernetes", "slurm", "local")),
-        help="Instead of submit.scheduler.",
+def output_option(text: str, *, directory: bool = False) -> Callable[..., Any]:
+    """Return the ``-o/--output`` option: a file or a directory to write."""
+    return click.option(
+        "-o",
+        "--output",
+        metavar="DIR" if directory else "FILE",
+        type=click.Path(dir_okay=directory, file_okay=not directory, path_type=Path),
+        help=text,
     )
-    return option(function)
+
+
+scheduler_option = click.option(
+    "--scheduler",
+    type=click.Choice(("kubernetes", "slurm", "local")),
+    help="Instead of submit.scheduler.",
+)
 
 
 def resolve_generation(generation: int | str, registry: Registry) -> int:
@@ -154,10 +149,7 @@ class GenerationType(click.ParamType):  # type: ignore[type-arg]
         self._words = words
 
     def convert(
-        self,
-        value: str | int,
-        param: click.Parameter | None,
-        ctx: click.Context | None,
+        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
     ) -> int | str:
         """Return the number, or the word unchanged."""
         if isinstance(value, str) and value in self._words:
@@ -171,10 +163,9 @@ class GenerationType(click.ParamType):  # type: ignore[type-arg]
         return number
 
 
-def _flag(name: str, attribute: str, text: str, *more: str) -> Callable[..., Any]:
+def _flag(*names: str, attribute: str, text: str) -> Callable[..., Any]:
     return click.option(
-        name,
-        *more,
+        *names,
         f"_{attribute}",
         is_flag=True,
         help=text,

@@ -1,4 +1,4 @@
-"""Output of verbs: documents on stdout, messages and progress on stderr."""
+"""Output of verbs: documents and tables on stdout, messages and progress on stderr."""
 
 from __future__ import annotations
 
@@ -10,32 +10,118 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlip_job.report.texts import UNKNOWN, duration
 from mlip_job.secret_texts import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from rich.console import Console
     from rich.progress import Progress as RichProgress
+    from rich.table import Table
 
     from mlip_job.cli.options import Settings
-    from mlip_job.training.summary import CurvePoint
+    from mlip_job.models import Errors
     from mlip_job.training.trainer import Progress
 
-_QUIET_SECONDS = 1.0
-"""What takes less is not worth a line."""
+WIDTH = 80
+"""Columns of a terminal that every table fits."""
 
-_INTERVAL_SECONDS = 0.2
+_SILENT_SECONDS = 1.0  # a shorter transfer is not shown
+_TRANSFER_INTERVAL_SECONDS = 0.2
+_LINE_INTERVAL_SECONDS = 10.0
+_LONGEST_LINE = 500
+_NARROWEST = 16  # a column this narrow is not narrowed further, so no number is broken
+
+
+def emit(settings: Settings, document: Any, text: Callable[[], None]) -> None:
+    """Print `document` as JSON with --json, else call `text`."""
+    if settings.as_json:
+        click.echo(json.dumps(document, indent=2, allow_nan=False))
+    else:
+        text()
+
+
+def print_lines(lines: Iterable[tuple[str, str | None]], width: int) -> None:
+    """Print names and texts in two columns, without those that are empty."""
+    for name, text in lines:
+        if text:
+            click.echo(f"{name:<{width}} {text}")
+
+
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool] | None = None
+) -> None:
+    """Print a table on stdout; numbers are aligned to the right, and never broken.
+
+    If headings and texts on several lines don't make it narrow enough, it is continued below
+    itself, with its first column again. `numeric` says which columns hold numbers where their cells
+    don't show it.
+    """
+    from rich.console import Console
+
+    if numeric is None:
+        numeric = [all(_is_number(row[index]) for row in rows) for index in range(len(columns))]
+    widths, gap = _widths(columns, rows)
+    if _total(widths, gap) > WIDTH and len(columns) > 2:  # noqa: PLR2004 - nothing to split
+        middle = len(columns) // 2 + 1
+        for part in (slice(1, middle), slice(middle, None)):
+            print_table(
+                [columns[0], *columns[part]],
+                [[row[0], *row[part]] for row in rows],
+                [numeric[0], *numeric[part]],
+            )
+        return
+    console = Console(width=max(WIDTH, _total(widths, gap)), color_system=None)
+    with console.capture() as captured:
+        console.print(_table(columns, rows, numeric, widths, gap))
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    click.echo()
+
+
+def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[int], int]:
+    """Return the width of each column and of the gap between two of them."""
+    cells = [max((len(row[index]) for row in rows), default=1) for index in range(len(columns))]
+    widths = [max(1, cell, len(name)) for cell, name in zip(cells, columns, strict=True)]
+    if _total(widths, 3) <= WIDTH:
+        return widths, 3
+    words = [max(map(len, name.split()), default=1) for name in columns]
+    widths = [max(1, *pair) for pair in zip(cells, words, strict=True)]
+    while _total(widths, 2) > WIDTH and max(widths) > _NARROWEST:
+        widths[widths.index(max(widths))] -= 1
+    return widths, 2
+
+
+def _total(widths: Sequence[int], gap: int) -> int:
+    return sum(widths) + gap * (len(widths) - 1)
+
+
+def _table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    numeric: Sequence[bool],
+    widths: Sequence[int],
+    gap: int,
+) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    # The box adds one character to the gap.
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap - 1, 0, 0))
+    for name, right, width in zip(columns, numeric, widths, strict=True):
+        table.add_column(Text(name), justify="right" if right else "left", width=width)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(".", "", 1).replace("-", "", 1).isdigit() or text == UNKNOWN
 
 
 class TransferLine:
-    """Shows objects that take long to move, on a terminal only; a `store.base.Meter`.
-
-    Parameters
-    ----------
-    quiet
-        Show nothing.
-    """
+    """Shows objects that take long to move, on a terminal only; a `store.base.Meter`."""
 
     def __init__(self, *, quiet: bool) -> None:
         self._enabled = not quiet and sys.stderr.isatty()
@@ -50,45 +136,27 @@ class TransferLine:
         now = time.monotonic()
         if key != self._key:
             self._key, self._started, self._last = key, now, now
+        seconds = now - self._started
         if done >= total:
             self._write("")
             self._key = ""
-        elif now - self._started >= _QUIET_SECONDS and now - self._last >= _INTERVAL_SECONDS:
+        elif seconds >= _SILENT_SECONDS and now - self._last >= _TRANSFER_INTERVAL_SECONDS:
             self._last = now
-            speed = done / (now - self._started) / 1e6
+            share, speed = 100 * done // total, done / seconds / 1e6
             name = key.rpartition("/")[2]
-            self._write(
-                f"{name}: {100 * done // total} % of {total / 1e6:.0f} MB, {speed:.1f} MB/s"
-            )
+            self._write(f"{name}: {share} % of {total / 1e6:.0f} MB, {speed:.1f} MB/s")
 
     def _write(self, text: str) -> None:
-        """Write over what stands in the line."""
+        """Replace the content of the line."""
         if text or self._width:
             click.echo(f"\r{text.ljust(self._width)}{'' if text else chr(13)}", err=True, nl=False)
         self._width = len(text)
 
 
-_LINE_INTERVAL_SECONDS = 10.0
-_LONGEST_LINE = 500
-
-
-def emit(settings: Settings, document: Any, text: Callable[[], None]) -> None:
-    """Print `document` as JSON with --json, else call `text`."""
-    if settings.as_json:
-        click.echo(json.dumps(document, indent=2, allow_nan=False))
-    else:
-        text()
-
-
 class Reporter:
     """Report the progress of a run on stderr; a live line on a terminal, else one per interval.
 
-    Parameters
-    ----------
-    settings
-        Whether to be quiet, or to show what pacemaker prints.
-    max_iter
-        Iterations that the fit may take (in a ladder, each step), for the estimate.
+    `max_iter` is the number of iterations that the fit may take (in a ladder, each step).
     """
 
     def __init__(self, settings: Settings, max_iter: int | None = None) -> None:
@@ -112,8 +180,12 @@ class Reporter:
             return
         if sys.stderr.isatty():
             self._show_live(progress)
-        else:
-            self._show_line(progress)
+            return
+        now = time.monotonic()
+        if progress.phase != self._phase or now - self._last_line >= _LINE_INTERVAL_SECONDS:
+            self._phase, self._last_line = progress.phase, now
+            text = _describe(progress, self._max_iter)
+            click.echo(f"[{progress.elapsed_s:6.0f} s] {text}", err=True)
 
     def transfer(self, key: str, done: int, total: int) -> None:
         """Show the progress of a transfer, unless it is concurrent with the fit."""
@@ -139,20 +211,11 @@ class Reporter:
         if self._live is None:
             self._live = live_line(Console(stderr=True), self._max_iter)
             self._live.start()
-        point = progress.point
         self._live.update(
             self._live.task_ids[0],
-            completed=point.iteration if point is not None else 0,
+            completed=progress.point.iteration if progress.point is not None else 0,
             description=_describe(progress, self._max_iter),
         )
-
-    def _show_line(self, progress: Progress) -> None:
-        now = time.monotonic()
-        new_phase = progress.phase != self._phase
-        if new_phase or now - self._last_line >= _LINE_INTERVAL_SECONDS:
-            self._phase, self._last_line = progress.phase, now
-            text = _describe(progress, self._max_iter)
-            click.echo(f"[{progress.elapsed_s:6.0f} s] {text}", err=True)
 
 
 def live_line(console: Console, total: int | None) -> RichProgress:
@@ -161,7 +224,7 @@ def live_line(console: Console, total: int | None) -> RichProgress:
     from rich.progress import Progress as RichProgress
     from rich.table import Column
 
-    # The only column with a ratio takes what room the others leave, and is cut to it.
+    # The only column with a ratio takes the room that the others leave, and is cut to it.
     rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
     line = RichProgress(
         SpinnerColumn(),
@@ -194,14 +257,7 @@ def _describe(progress: Progress, max_iter: int | None) -> str:
     return " · ".join(parts)
 
 
-def _errors(name: str, point: CurvePoint) -> Iterator[str]:
-    energy, force = point.rmse_energy_mev_per_atom, point.rmse_force_mev_per_angstrom
+def _errors(name: str, errors: Errors) -> Iterator[str]:
+    energy, force = errors.rmse_energy_mev_per_atom, errors.rmse_force_mev_per_angstrom
     if energy is not None and force is not None:
         yield f"{name} {energy:.1f} meV/atom, {force:.1f} meV/Å"
-
-
-def duration(seconds: float) -> str:
-    """Return a time as minutes and seconds, or hours, minutes and seconds."""
-    minutes, rest = divmod(round(max(0.0, seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 import click
 
 from mlip_job.cli.options import common_options
-from mlip_job.cli.output import emit
-from mlip_job.cli.tables import figure, print_table
+from mlip_job.cli.output import emit, print_lines, print_table
+from mlip_job.report.texts import fixed
 
 if TYPE_CHECKING:
     from mlip_job.cli.options import Settings
     from mlip_job.models import FullErrors
     from mlip_job.training.summary import RunSummary
+
+_LABEL_WIDTH = 11
 
 
 @click.command("parse")
@@ -45,9 +47,9 @@ def _show(summary: RunSummary) -> None:
         )
         click.echo("E in meV/atom, F in meV/Å per component")
     lines = {
-        "iterations": figure(summary.iterations, 0),
-        "functions": figure(summary.functions, 0),
-        "parameters": figure(summary.parameters, 0),
+        "iterations": fixed(summary.iterations, 0),
+        "functions": fixed(summary.functions, 0),
+        "parameters": fixed(summary.parameters, 0),
         "early stop": summary.early_stopping,
         "result": None if summary.best is None else f"iteration {summary.best.iteration}",
         "optimiser": summary.optimiser_message,
@@ -60,26 +62,21 @@ def _show(summary: RunSummary) -> None:
     }
     if len(summary.cycles) > 1:
         lines["steps"] = "; ".join(
-            f"{cycle.ladder_step + 1}.{cycle.cycle + 1}: {figure(cycle.functions, 0)} functions, "
+            f"{cycle.ladder_step + 1}.{cycle.cycle + 1}: {fixed(cycle.functions, 0)} functions, "
             f"{cycle.iterations} iterations, loss {cycle.final_loss or float('nan'):.4g}"
             for cycle in summary.cycles
         )
-    for name, text in lines.items():
-        if text:
-            click.echo(f"{name:<11} {text}")
-    for warning in summary.warnings:
-        click.echo(f"{'warning':<11} {warning}")
+    print_lines(lines.items(), _LABEL_WIDTH)
+    print_lines((("warning", warning) for warning in summary.warnings), _LABEL_WIDTH)
 
 
 def _figures(errors: FullErrors) -> tuple[str, ...]:
-    return tuple(
-        figure(value, 2)
-        for value in (
-            errors.rmse_energy_mev_per_atom,
-            errors.mae_energy_mev_per_atom,
-            errors.max_energy_mev_per_atom,
-            errors.rmse_force_mev_per_angstrom,
-            errors.mae_force_mev_per_angstrom,
-            errors.max_force_mev_per_angstrom,
-        )
+    values = (
+        errors.rmse_energy_mev_per_atom,
+        errors.mae_energy_mev_per_atom,
+        errors.max_energy_mev_per_atom,
+        errors.rmse_force_mev_per_angstrom,
+        errors.mae_force_mev_per_angstrom,
+        errors.max_force_mev_per_angstrom,
     )
+    return tuple(fixed(value, 2) for value in values)

@@ -10,16 +10,13 @@ import click
 from mlip_job.cli.main import write_termination_message
 from mlip_job.cli.options import common_options, generation_option, resolve_generation
 from mlip_job.cli.output import Reporter, emit
-from mlip_job.cli.tables import figure
 from mlip_job.errors import ConfigError
 from mlip_job.paths import generation_name
 
 if TYPE_CHECKING:
     from mlip_job.cli.options import Settings
-    from mlip_job.config import JobConfig
     from mlip_job.generation import Member
     from mlip_job.generation.run import Outcome
-    from mlip_job.store.base import ObjectStore
 
 
 @click.command("run")
@@ -56,60 +53,42 @@ def run_command(
     from mlip_job.runtime.environment import thread_counts
 
     os.environ.update(thread_counts())  # before any numerical library is loaded
-    from mlip_job.cli.tables import show_manifest
-    from mlip_job.registry import Registry
+    from mlip_job.cli.generations import show_manifest
+    from mlip_job.generation import run_generation
+    from mlip_job.generation.context import StageClock
+    from mlip_job.runtime.processes import StopRequest
 
     if require_gpu:
         settings.assignments.append("training.require_gpu=true")
     config = settings.config()
     reporter = Reporter(settings, config.training.max_iter)
-    store = settings.store(config, patient=True, meter=reporter.transfer)
-    registry = Registry(store, config.family)
+    registry = settings.registry(config, patient=True, meter=reporter.transfer)
     number = resolve_generation(generation, registry)
     one_of = _member(member, of)
+    clock = StageClock.of_process()
     try:
-        outcome = _run(config, number, store, reporter, fresh=fresh, member=one_of)
+        with StopRequest() as stop:
+            outcome = run_generation(
+                config,
+                number,
+                store=registry.store,
+                observer=reporter,
+                stop=stop,
+                clock=clock,
+                fresh=fresh,
+                member=one_of,
+            )
     finally:
         reporter.close()
     write_termination_message(0, _summary(outcome))
-    emit(
-        settings,
-        {
-            "created": outcome.created,
-            "accepted": outcome.manifest.headline.accepted,
-            "limits_set": outcome.manifest.headline.limits_set,
-            "members_missing": outcome.missing,
-            "manifest": outcome.manifest.model_dump(mode="json"),
-        },
-        lambda: show_manifest(outcome.manifest),
-    )
-
-
-def _run(
-    config: JobConfig,
-    generation: int,
-    store: ObjectStore,
-    reporter: Reporter,
-    *,
-    fresh: bool,
-    member: Member | None,
-) -> Outcome:
-    from mlip_job.generation import run_generation
-    from mlip_job.generation.context import StageClock
-    from mlip_job.runtime.processes import StopRequest
-
-    clock = StageClock.of_process()
-    with StopRequest() as stop:
-        return run_generation(
-            config,
-            generation,
-            store=store,
-            observer=reporter,
-            stop=stop,
-            clock=clock,
-            fresh=fresh,
-            member=member,
-        )
+    document = {
+        "created": outcome.created,
+        "accepted": outcome.manifest.headline.accepted,
+        "limits_set": outcome.manifest.headline.limits_set,
+        "members_missing": outcome.missing,
+        "manifest": outcome.manifest.model_dump(mode="json"),
+    }
+    emit(settings, document, lambda: show_manifest(outcome.manifest))
 
 
 def _member(number: int | None, of: int | None) -> Member | None:
@@ -127,7 +106,9 @@ def _member(number: int | None, of: int | None) -> Member | None:
 
 
 def _summary(outcome: Outcome) -> str:
-    """Return the generation's figures in one line."""
+    """Return the generation's errors in one line."""
+    from mlip_job.cli.generations import format_rmse
+
     test = outcome.manifest.headline.test
     done = "published" if outcome.created else "was published already:"
     name = generation_name(outcome.manifest.generation)
@@ -135,8 +116,4 @@ def _summary(outcome: Outcome) -> str:
         done, name = "trained", f"a member of {name}"
     if test.rmse_energy_mev_per_atom is None:
         return f"{done} {name}; no test errors, as nothing was held out"
-    return (
-        f"{done} {name}, test errors: "
-        f"energy {figure(test.rmse_energy_mev_per_atom)} meV/atom, "
-        f"forces {figure(test.rmse_force_mev_per_angstrom)} meV/Å"
-    )
+    return f"{done} {name}, RMSE on the test set: {format_rmse(test)}"

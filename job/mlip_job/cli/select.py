@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlip_job.cli.options import common_options, generation_option, resolve_generation
-from mlip_job.cli.output import Reporter, emit
-from mlip_job.cli.tables import figure, print_table
+from mlip_job.cli.options import (
+    common_options,
+    generation_option,
+    output_option,
+    resolve_generation,
+)
+from mlip_job.cli.output import Reporter, emit, print_table
 from mlip_job.errors import ConfigError
 from mlip_job.paths import generation_name
+from mlip_job.report.texts import fixed
 
 if TYPE_CHECKING:
     from mlip_job.cli.options import Settings
@@ -21,7 +26,7 @@ if TYPE_CHECKING:
     from mlip_job.selection import CandidateSource, Selection
 
 _DEFAULT_SELECT = "status=candidate"
-_SHOWN_BESIDES = 5
+_SHOWN_OTHERS = 5
 _BROKEN = 25.0
 """Grade above which a structure is rarely one that a simulation should have reached; runs of LAMMPS
 with ``pair_style pace/extrapolation`` are usually stopped there."""
@@ -54,13 +59,7 @@ with ``pair_style pace/extrapolation`` are usually stopped there."""
     help="Leave out candidates with a higher grade, most of which are broken structures; inf "
     "takes all.",
 )
-@click.option(
-    "-o",
-    "--output",
-    metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Extended XYZ of the chosen ones. [default: selected_gen_NN.xyz]",
-)
+@output_option("Extended XYZ of the chosen ones. [default: selected_gen_NN.xyz]")
 @click.option(
     "--mark",
     "marks",
@@ -91,7 +90,6 @@ def select_command(
     from mlip_job.potentials import cache_directory, require_pyace
 
     require_pyace()
-    from mlip_job.registry import Registry
     from mlip_job.selection import (
         CandidateSelector,
         Criteria,
@@ -107,7 +105,7 @@ def select_command(
         raise ConfigError(f"--max-grade {max_grade:g} is not above --min-grade {min_grade:g}")
     pairs = parse_marks(marks)
     config = settings.config()
-    registry = Registry(settings.store(config), config.family)
+    registry = settings.registry(config)
     manifest = registry.get(resolve_generation(generation, registry))
     source = _source(config, manifest.generation, candidates, expression)
     if pairs and not isinstance(source, DatabaseCandidates):
@@ -154,14 +152,14 @@ def _source(
 def _show(selection: Selection, id_name: str) -> None:
     """Show the chosen ones and the first few of the others."""
     others = [c for c in selection.candidates if not c.chosen]
-    shown = {c.id for c in (*selection.chosen, *others[:_SHOWN_BESIDES])}
+    shown = {c.id for c in (*selection.chosen, *others[:_SHOWN_OTHERS])}
     rows = [
         [
             str(rank),
             str(c.id),
             c.formula,
             str(c.atoms),
-            figure(c.extrapolation_grade, 2),
+            fixed(c.extrapolation_grade, 2),
             str(c.new_environments),
             "*" if c.chosen else "",
         ]

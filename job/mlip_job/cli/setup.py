@@ -1,4 +1,4 @@
-"""``mlip-job init``, ``check``, ``config`` and ``demo``: before the first generation."""
+"""``mlip-job init``, ``check``, ``demo``, ``config`` and ``completion``."""
 
 from __future__ import annotations
 
@@ -20,16 +20,12 @@ if TYPE_CHECKING:
     from mlip_job.config import JobConfig
     from mlip_job.dataset.survey import Sample
 
-MOLECULES = 4.0
-"""Å. A cutoff for structures of which none is periodic; docs/performance.md."""
-
-_ENERGY_LIMIT_MEV = 10.0
-"""meV/atom. Several times what is reached with settings by default; docs/performance.md."""
-
+# Proposed settings: docs/performance.md has measurements.
+_CUTOFF_OF_MOLECULES = 4.0  # Å, if no structure is periodic
+_ENERGY_LIMIT_MEV = 10.0  # meV/atom, several times the errors with settings by default
+# Fraction of the forces' root mean square. Predicting no forces is 1, good fits are below 0.1.
 _FORCE_LIMIT = 0.2
-"""Of the forces' root mean square. Predicting no forces at all is 1, good fits are below 0.1."""
-
-_LEAST_FORCE_LIMIT_MEV = 20.0
+_LEAST_FORCE_LIMIT_MEV = 20.0  # meV/Å
 
 
 @click.command("init")
@@ -71,18 +67,18 @@ def init_command(
     found = survey(database)
     elements, sample = found.sample.elements, found.sample
     family = family or "-".join(e.lower() for e in elements[:5])
-    told: dict[str, dict[str, object]] = {
+    values: dict[str, dict[str, object]] = {
         "database": {"url": database, "select": found.selection},
         "dataset": dict(found.keys.values),
         "evaluation": {"gate": _limits(sample)},
         "storage": {"url": storage},
     }
     if elements and not sample.periodic:
-        told["training"] = {"cutoff": MOLECULES}
+        values["training"] = {"cutoff": _CUTOFF_OF_MOLECULES}
     size = expected_size(TrainingConfig(), sample)
     text = commented_config(
         family=family,
-        values=told,
+        values=values,
         remarks={
             **found.keys.remarks,
             "max_energy_rmse_mev": "Proposed; null asks nothing.",
@@ -104,24 +100,19 @@ def init_command(
         "dataset": dict(found.keys.values),
         "statuses": found.statuses,
     }
-    statuses = ", ".join(f"{n} {status}" for status, n in found.statuses.items())
-    emit(
-        settings,
-        document,
-        lambda: click.echo(
-            f"{database}: {statuses or 'no rows'}; elements {', '.join(elements) or 'none'}\n"
-            f"wrote {output}; next: mlip-job -c {output} check"
-        ),
-    )
+
+    def show() -> None:
+        statuses = ", ".join(f"{n} {status}" for status, n in found.statuses.items())
+        click.echo(f"{database}: {statuses or 'no rows'}; elements {', '.join(elements) or 'none'}")
+        click.echo(f"wrote {output}; next: mlip-job -c {output} check")
+
+    emit(settings, document, show)
 
 
 def _limits(sample: Sample) -> dict[str, float]:
     """Propose limits that a useful potential is well below, from the forces in the data."""
-    force = 1000 * _FORCE_LIMIT * sample.force_rms_ev
-    return {
-        "max_energy_rmse_mev": _ENERGY_LIMIT_MEV,
-        "max_force_rmse_mev": float(f"{max(force, _LEAST_FORCE_LIMIT_MEV):.2g}"),
-    }
+    force = max(1000 * _FORCE_LIMIT * sample.force_rms_ev, _LEAST_FORCE_LIMIT_MEV)
+    return {"max_energy_rmse_mev": _ENERGY_LIMIT_MEV, "max_force_rmse_mev": float(f"{force:.2g}")}
 
 
 def _why_cutoff(sample: Sample) -> str:
@@ -203,13 +194,11 @@ def _database(config: JobConfig) -> str:
 
 
 def _dataset(settings: Settings, config: JobConfig, *, store: bool) -> list[Result]:
-    """Return what a run would make of the rows; what it inherits is in the store."""
+    """Preview the dataset of a run, which inherits from generations in the store."""
     from mlip_job.generation.data import preview
-    from mlip_job.registry import Registry
 
     try:
-        registry = Registry(settings.store(config), config.family) if store else None
-        found = preview(config, registry)
+        found = preview(config, settings.registry(config) if store else None)
     except MlipJobError as error:
         return [("dataset", str(error), error)]
     estimate = "" if found.record.counts.selected == found.selected else ", estimated"
@@ -218,12 +207,10 @@ def _dataset(settings: Settings, config: JobConfig, *, store: bool) -> list[Resu
 
 
 def _store(settings: Settings, config: JobConfig) -> str:
-    from mlip_job.registry import Registry
-
-    store = settings.store(config)
-    store.check()
-    published = len(Registry(store, config.family).numbers())
-    return f"{store.url}: conditional writes work; {published} generations published"
+    registry = settings.registry(config)
+    registry.store.check()
+    published = len(registry.numbers())
+    return f"{registry.store.url}: conditional writes work; {published} generations published"
 
 
 def _trainer() -> str:
@@ -301,17 +288,16 @@ def demo_command(settings: Settings, output: Path, elements: str) -> None:
     runs generation 1, a linear fit, and generation 2, by pacemaker from the first one, on this
     machine. An interrupted demo is resumed; a finished one is confirmed.
     """
-    from mlip_job.cli.tables import show_generations
+    from mlip_job.cli.generations import show_generations
     from mlip_job.demo import FIRST_GENERATION
     from mlip_job.generation import run_generation
-    from mlip_job.registry import Registry
     from mlip_job.runtime.processes import StopRequest
 
     _write_inputs(output, [e.strip() for e in elements.split(",")])
     settings.config_path = output / DEFAULT_CONFIG
     config = settings.config()
     reporter = Reporter(settings, config.training.max_iter)
-    store = settings.store(config, patient=True, meter=reporter.transfer)
+    registry = settings.registry(config, patient=True, meter=reporter.transfer)
     command_line = f"mlip-job -c {settings.config_path} run"
     settings.assignments.append(FIRST_GENERATION)
     generations = (
@@ -322,15 +308,14 @@ def demo_command(settings: Settings, output: Path, elements: str) -> None:
         for number, own, same in generations:
             reporter.message(f"\n== {same}")
             with StopRequest() as stop:
-                run_generation(own, number, store=store, observer=reporter, stop=stop)
+                run_generation(own, number, store=registry.store, observer=reporter, stop=stop)
     finally:
         reporter.close()
-    registry = Registry(store, config.family)
     summaries = registry.summaries()
 
     def show() -> None:
         show_generations(registry.family, summaries, registry.latest())
-        click.echo(_next_commands(output))
+        click.echo(_NEXT.format(directory=shlex.quote(str(output))))
 
     document = {"directory": str(output), "generations": [g.generation for g in summaries]}
     emit(settings, document, show)
@@ -355,30 +340,23 @@ def _write_inputs(output: Path, elements: list[str]) -> None:
         ) from None
 
 
-def _next_commands(output: Path) -> str:
-    where = shlex.quote(str(output))
-    return "\n".join(
-        (
-            "",
-            "Try next:",
-            f"  cd {where}",
-            "  mlip-job list",
-            "  mlip-job show -g 2",
-            "  mlip-job report -g 2 --open                   # how good it is, as a page",
-            "  mlip-job run -g 2                             # nothing to do: it is published",
-            "  mlip-job run -g 2 --set training.cutoff=6.0   # refused: it differs",
-            "  mlip-job verify -g 2",
-            "  mlip-job pull -g 2                            # gen_02/gen_02.yace for LAMMPS",
-        )
-    )
+_NEXT = """
+Try next:
+  cd {directory}
+  mlip-job list
+  mlip-job show -g 2
+  mlip-job report -g 2 --open                   # how good it is, as a page
+  mlip-job run -g 2                             # nothing to do: it is published
+  mlip-job run -g 2 --set training.cutoff=6.0   # refused: it differs
+  mlip-job verify -g 2
+  mlip-job pull -g 2                            # gen_02/gen_02.yace for LAMMPS"""
 
-
+# Where each shell looks for completions, below the home directory.
 _COMPLETIONS = {
     "bash": ".local/share/bash-completion/completions/mlip-job",
     "fish": ".config/fish/completions/mlip-job.fish",
     "zsh": ".zsh/completions/_mlip-job",
 }
-"""Where each shell looks for it, below the home directory."""
 
 
 @click.command("completion")

@@ -22,7 +22,6 @@ from mlip_job.evaluation.results import (
 )
 from mlip_job.evaluation.statistics import SetErrors
 from mlip_job.paths import generation_name
-from mlip_job.training.pacemaker.potential_file import read_potential
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -142,7 +141,7 @@ def evaluate(
     potential = Potential(models.artefact)
     physics = check_physics(
         potential,
-        cores_of(read_potential(models.basis)) if models.basis else {},
+        cores_of(models.basis) if models.basis else {},
         shortest=shorter(train.shortest, test.shortest),
         stable=stable,
         reference_energies=models.reference_energies,

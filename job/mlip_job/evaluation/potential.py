@@ -243,11 +243,11 @@ class Core:
     outer: float
 
 
-def cores_of(content: Mapping[str, Any]) -> dict[Pair, Core]:
-    """Return the ZBL cores in a potential's YAML; empty without any."""
+def cores_of(potential: Path) -> dict[Pair, Core]:
+    """Return the ZBL cores in a potential file; empty without any."""
     return {
         pair: Core(float(block["r_in"]) - float(block["delta_in"]), float(block["r_in"]))
-        for block in content["species"]
+        for block in read_potential(potential)["species"]
         if (pair := _pair_with_core(block)) is not None
     }
 
@@ -273,37 +273,22 @@ def shorter(one: Mapping[Pair, float], other: Mapping[Pair, float]) -> dict[Pair
     return {p: min(one.get(p, math.inf), other.get(p, math.inf)) for p in pairs}
 
 
-def core_reach(potential: Path) -> float:
-    """Return the largest distance (Å) at which a ZBL core acts; 0 without cores."""
-    cores = cores_of(read_potential(potential))
-    return max((core.outer for core in cores.values()), default=0.0)
-
-
 def move_cores(potential: Path, shortest: Mapping[Pair, float]) -> tuple[str, ...]:
     """Move the cores in a file below these distances; return a note for each moved core."""
-    content, notes = clear_of_cores(read_potential(potential), shortest)
-    if notes:
-        write_potential(content, potential)
-    return notes
-
-
-def clear_of_cores(
-    content: Mapping[str, Any], shortest: Mapping[Pair, float]
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Move a potential's cores below these distances; return it with a note for each moved core."""
-    species: list[Mapping[str, Any]] = []
+    content = read_potential(potential)
     notes = {}
     for block in content["species"]:
         pair = _pair_with_core(block)
         if pair is None or shortest.get(pair, block["r_in"]) >= block["r_in"]:
-            species.append(block)
             continue
         notes[pair] = (
             f"the ZBL core of {'-'.join(pair)} begins at {shortest[pair]:.3f} Å, the shortest "
             f"distance in the data; in the fitted structures that is {block['r_in']:.3f} Å"
         )
-        species.append({**block, "r_in": shortest[pair] - _MARGIN})
-    return {**content, "species": species}, tuple(notes.values())
+        block["r_in"] = shortest[pair] - _MARGIN
+    if notes:
+        write_potential(content, potential)
+    return tuple(notes.values())
 
 
 def _pair_with_core(block: Mapping[str, Any]) -> Pair | None:

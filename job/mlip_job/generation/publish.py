@@ -13,7 +13,7 @@ from mlip_job.evaluation.evaluate import Predecessor, Subject, evaluate
 from mlip_job.evaluation.measure import Models
 from mlip_job.evaluation.potential import (
     check_active_set,
-    core_reach,
+    cores_of,
     move_cores,
     shorter,
     shortest_distances,
@@ -170,9 +170,10 @@ def _move_cores(run: Run, prepared: Prepared, fitted: Fitted) -> tuple[str, ...]
     Returns a note for each moved core.
     """
     potential, structures = prepared.trainer.potential, run.files.dataset.xyz
-    reach = core_reach(potential)
-    if not reach:
+    cores = cores_of(potential)
+    if not cores:
         return ()
+    reach = max(core.outer for core in cores.values())
     out = {side: frozenset(fitted.left_out.get(side, ())) for side in SIDES}
     shortest = shortest_distances(structures("test"), reach, lambda row: row not in out["test"])
     if prepared.given.validation:

@@ -143,7 +143,7 @@ def test_a_release_and_a_submission_know_of_each_other(
     }
     shown = cli(*verbs, "status", "-g", 4)
     assert all(f"Job {namespace}/{name}" in shown.out for name in both)
-    assert "waits or runs too" in shown.out
+    assert "is pending or running too" in shown.out
     assert "mlip-job cancel -g 4 ends all of them" in shown.out
     again = cli(*verbs, "submit", "-g", 4)
     assert again.code == 73

@@ -76,7 +76,10 @@ def test_a_requeue_and_a_time_limit_in_the_middle_of_the_fit(family: Family) -> 
     family.wait_for_checkpoint()
     family.cluster.run("scontrol", "requeue", job)
     saved = family.status()["iterations"]
-    assert family.run("submit", "-g", 1).err == f"gen_01 waits or runs already as slurm job {job}\n"
+    assert (
+        family.run("submit", "-g", 1).err
+        == f"gen_01 is pending or running already as slurm job {job}\n"
+    )
 
     family.wait_for_log("stopped by SIGUSR1; the checkpoint of", timeout=600)
     family.wait_for_log("it is requeued, and resumes from its checkpoint")
