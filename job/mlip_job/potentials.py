@@ -16,6 +16,7 @@ from mlip_job.errors import ConfigError
 from mlip_job.paths import FamilyKeys, generation_name, parse_generation_name, sha256_of
 from mlip_job.registry import Registry
 from mlip_job.store.open import open_store
+from mlip_job.training import published_potential
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,7 +66,8 @@ def load_potential(
     registry = locate_family(str(url), family, endpoint_url=endpoint_url)
     manifest = registry.get(_latest(registry) if generation == "latest" else generation)
     label = f"{registry.family} {generation_name(manifest.generation)}"
-    names = ["potential.yaml", "potential.asi"] if extrapolation else ["potential.yace"]
+    plain = [published_potential(manifest.artefacts)]
+    names = ["potential.yaml", "potential.asi"] if extrapolation else plain
     if missing := [name for name in names if name not in manifest.artefacts]:
         raise ConfigError(
             f"{label} was published without {', '.join(missing)}",

@@ -11,6 +11,7 @@ import pytest
 
 from mlip_job.config import TrainingConfig
 from mlip_job.errors import InterruptedRunError
+from mlip_job.evaluation.potential import Potential
 from mlip_job.training.grace.input import write_frame
 from mlip_job.training.grace.metrics import read_curve
 from mlip_job.training.grace.process import GraceWrapper
@@ -132,8 +133,6 @@ def test_a_fit_is_stopped_resumed_elsewhere_and_has_the_errors_of_its_metrics(
     tmp_path: Path,
 ) -> None:
     """The loss is ours; the C++ calculator of the exported potential has the trainer's errors."""
-    from pyace.asecalc import PyGRACEFSCalculator
-
     first = _begin(tmp_path / "first")
     first.begin(DATA, None)
     (tmp_path / "checkpoint").mkdir()
@@ -168,8 +167,7 @@ def test_a_fit_is_stopped_resumed_elsewhere_and_has_the_errors_of_its_metrics(
     number = summary.best.iteration if summary.best is not None else 16
     row = rows[number - 1]
     structures = _structures()[:8]
-    calculator = PyGRACEFSCalculator(str(second.exported))
-    energy, force, stress = _errors(structures, calculator)
+    energy, force, stress = _errors(structures, Potential(second.exported).calculator)
     assert row.rmse_energy == pytest.approx(energy, rel=1e-3)
     assert row.rmse_force == pytest.approx(force, rel=1e-3)
     loss = 100 * energy**2 + 10 * 3 * force**2 + STRESS_WEIGHT * stress**2
@@ -178,6 +176,12 @@ def test_a_fit_is_stopped_resumed_elsewhere_and_has_the_errors_of_its_metrics(
     assert summary.train.rmse_energy_mev_per_atom == pytest.approx(1000 * energy, rel=1e-3)
 
     active_set = second.write_active_set(DATA.train, "linear")
-    calculator.set_active_set(str(active_set))
-    calculator.calculate(structures[0].atoms)
-    assert calculator.results["gamma"].max() < 1.1
+    graded = Potential(second.exported, active_set)
+    inside = graded.predict(structures[0].atoms, "a training structure").grade
+    assert inside is not None
+    assert inside < 1.1
+    squeezed = structures[0].atoms.copy()
+    squeezed.set_cell(0.8 * squeezed.cell, scale_atoms=True)
+    outside = graded.predict(squeezed, "a squeezed one").grade
+    assert outside is not None
+    assert outside > 1.5

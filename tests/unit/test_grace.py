@@ -12,15 +12,25 @@ import pandas as pd
 import pytest
 import yaml
 from ase import Atoms
+from ase.build import bulk
+from ase.calculators.fd import calculate_numerical_stress
 
+from mlip_job import load_potential
 from mlip_job.config import TrainingConfig
 from mlip_job.errors import ConfigError, IntegrityError, TrainingError
+from mlip_job.evaluation.potential import Potential, cores_of
+from mlip_job.generation.data import refer_to
+from mlip_job.registry import Registry
+from mlip_job.store.directory import DirectoryStore
 from mlip_job.training.grace import process
 from mlip_job.training.grace.input import build_input, dump_input, write_frame
 from mlip_job.training.grace.metrics import MetricsFollower, best_row, read_curve
-from mlip_job.training.grace.potential_file import elements_of, read_potential
+from mlip_job.training.grace.potential_file import elements_of, is_grace, read_potential
 from mlip_job.training.grace.process import GraceLog, GraceWrapper
 from mlip_job.training.trainer import FitData, FitPosition, Monitor
+from tests.datasets import build
+from tests.manifests import make_manifest
+from tests.support import rattled, write_database
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -167,6 +177,57 @@ def test_a_potential_is_read(tmp_path: Path) -> None:
     short.write_text("species: []\n")
     with pytest.raises(TrainingError, match="is no GRACE/FS potential"):
         read_potential(short)
+
+
+def test_the_evaluation_loads_it_as_its_kind(tmp_path: Path) -> None:
+    """Stress is the derivative of the energy, and there are no ZBL cores."""
+    potential = Potential(RUN / "FS_model.yaml")
+    assert (potential.elements, potential.cutoff) == (("Cu",), 4.5)
+    atoms = bulk("Cu", cubic=True)
+    atoms.rattle(0.05, seed=1)
+    found = potential.predict(atoms, "a structure")
+    assert found.stress is not None
+    assert found.grade is None
+    np.testing.assert_allclose(found.forces.sum(axis=0), 0, atol=1e-10)
+    (shortest,) = potential.shortest_distances().items()
+    assert shortest[0] == ("Cu", "Cu")
+    assert shortest[1] == pytest.approx(atoms.get_all_distances(mic=True)[0, 1:].min(), abs=0.2)
+    assert potential.evaluator_seconds(atoms) > 0
+    atoms.calc = potential.calculator
+    np.testing.assert_allclose(found.stress, calculate_numerical_stress(atoms), atol=1e-6)
+    assert potential.predict(Atoms("Cu2", [[0, 0, 0], [0, 0, 2.5]]), "a dimer").stress is None
+
+    assert cores_of(RUN / "FS_model.yaml") == {}
+    assert is_grace(RUN / "FS_model.yaml")
+    other = RUN.parent / "pacemaker" / "c_ladder" / "output_potential.yaml"
+    assert not is_grace(other)
+    assert not is_grace(tmp_path / "none.yaml")
+    broken = tmp_path / "potential.yaml"
+    broken.write_text("elements: [Cu]\n")
+    with pytest.raises(TrainingError, match=r"potential\.yaml can't be loaded"):
+        Potential(broken)
+
+
+def test_a_published_one_is_loaded_from_a_store(tmp_path: Path) -> None:
+    """As pacemaker's, with the reference energies added back; its manifest has no .yace."""
+    write_database(tmp_path / "cu.db", rattled(6))
+    record = build(tmp_path / "cu.db", tmp_path / "dataset")
+    registry = Registry(DirectoryStore(tmp_path / "store"), "cu-ni")
+    dataset = refer_to(record, registry.publish_dataset(tmp_path / "dataset", record), None)
+    registry.publish(
+        1,
+        "a1",
+        {"potential.yaml": RUN / "FS_model.yaml"},
+        lambda artefacts: make_manifest(1, attempt="a1", artefacts=artefacts, dataset=dataset),
+    )
+    store = tmp_path / "store"
+    calculator = load_potential(store, family="cu-ni", generation=1, cache=tmp_path / "cache")
+    atoms = bulk("Cu", cubic=True)
+    expected = Potential(RUN / "FS_model.yaml").predict(atoms, "a structure").energy
+    atoms.calc = calculator
+    assert atoms.get_potential_energy() == pytest.approx(expected - 4 * 3.72, abs=1e-9)
+    with pytest.raises(ConfigError, match=r"was published without potential\.asi"):
+        load_potential(store, family="cu-ni", generation=1, extrapolation=True)
 
 
 # -- the process -----------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from mlip_job.dataset.xyz import parse, read_blocks, row_id
 from mlip_job.errors import ConfigError, TrainingError
 from mlip_job.evaluation.results import Speed
 from mlip_job.runtime.environment import cpu_model
+from mlip_job.training.grace.potential_file import is_grace
 from mlip_job.training.pacemaker.potential_file import read_potential, write_potential
 
 if TYPE_CHECKING:
@@ -52,8 +53,8 @@ class Prediction:
 class Potential:
     """A potential, loaded by the library that LAMMPS uses too.
 
-    `path` is a ``.yace``, or a ``.yaml`` in pacemaker's B-basis. Only the B-basis accepts an active
-    set (``.asi``) for extrapolation grades. `calculator` is its ASE calculator.
+    `path` is a ``.yace``, or a ``.yaml`` in pacemaker's B-basis or of GRACE/FS. Only a ``.yaml``
+    accepts an active set (``.asi``) for extrapolation grades. `calculator` is its ASE calculator.
 
     Raises
     ------
@@ -114,7 +115,8 @@ def _load(path: Path, active_set: Path | None) -> Any:
     """Return the ASE calculator for this kind of file."""
     pyace = import_pyace()
     try:
-        calculator = pyace.PyACECalculator(str(path))
+        kind = pyace.asecalc.PyGRACEFSCalculator if is_grace(path) else pyace.PyACECalculator
+        calculator = kind(str(path))
         # Projections are needed for grades only and double the cost.
         calculator.compute_projections = active_set is not None
         if active_set is not None:
@@ -206,7 +208,7 @@ def check_active_set(potential: Path, active_set: Path, structures: Path) -> Non
     """Require that an active set spans the training data that it was made from.
 
     An environment with a grade above 1 lies outside (Y. Lysogorskiy et al., Phys. Rev. Materials 7,
-    043801 (2023)). `potential` is in B-basis; `structures` are extended XYZ.
+    043801 (2023)). `structures` are extended XYZ.
 
     Raises
     ------
@@ -244,7 +246,9 @@ class Core:
 
 
 def cores_of(potential: Path) -> dict[Pair, Core]:
-    """Return the ZBL cores in a potential file; empty without any."""
+    """Return the ZBL cores in a potential file; empty without any, as of GRACE/FS."""
+    if is_grace(potential):
+        return {}
     return {
         pair: Core(float(block["r_in"]) - float(block["delta_in"]), float(block["r_in"]))
         for block in read_potential(potential)["species"]

@@ -32,6 +32,15 @@ def read_potential(path: Path) -> dict[str, Any]:
     return content
 
 
+def is_grace(path: Path) -> bool:
+    """Return whether a potential file is one of GRACE/FS: it begins with its elements."""
+    try:
+        with path.open("rb") as file:
+            return path.suffix == ".yaml" and file.readline().startswith(b"elements:")
+    except OSError:
+        return False
+
+
 def elements_of(content: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the elements that a potential describes, sorted."""
     return tuple(sorted(map(str, content["elements"])))
