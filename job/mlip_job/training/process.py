@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from mlip_job.errors import TrainingError
-from mlip_job.paths import private
+from mlip_job.paths import full, is_full, private
 from mlip_job.runtime.processes import start_program
 from mlip_job.training.loss import DIVERGED
 from mlip_job.training.trainer import Progress
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
 
+    from mlip_job.errors import MlipJobError
     from mlip_job.training.summary import CurvePoint
     from mlip_job.training.trainer import Monitor, SecondSet
 
@@ -253,6 +254,16 @@ def _stop_group(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def failure(program: str, exit_code: int, cause: str, log: Path) -> MlipJobError:
+    """Return the error for a trainer without a usable result, with the end of its log."""
+    if is_full(log.parent, cause):
+        return full(log.parent)
+    return TrainingError(
+        f"{program} failed (exit code {exit_code}): {cause}\n"
+        f"last lines of {log}:\n{last_lines(log)}"
+    )
 
 
 def describe_exit(exit_code: int) -> str | None:

@@ -10,13 +10,13 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlip_job.errors import ConfigError, IntegrityError, TrainingError
-from mlip_job.paths import full, is_full, reported
+from mlip_job.paths import reported
 from mlip_job.training.grace import GraceFiles
 from mlip_job.training.grace.input import build_input, dump_input, potential_section
 from mlip_job.training.grace.metrics import MetricsFollower, best_row, read_curve
 from mlip_job.training.grace.potential_file import elements_of, read_potential, write_active_set
 from mlip_job.training.loss import DIVERGED
-from mlip_job.training.process import describe_exit, last_lines, read_lines, run_trainer
+from mlip_job.training.process import describe_exit, failure, read_lines, run_trainer
 from mlip_job.training.programs import find_program, trainer_environment
 from mlip_job.training.summary import BestPotential, FitCycle, RunSummary, SetSizes
 from mlip_job.training.trainer import FitPosition, Snapshot, added
@@ -262,13 +262,7 @@ class GraceWrapper:
                 monitor,
             )
         if (cause := self._why_failed(exit_code)) is not None:
-            if is_full(files.directory, cause):
-                raise full(files.directory)
-            log = files.train_log
-            raise TrainingError(
-                f"gracemaker failed (exit code {exit_code}): {cause}\n"
-                f"last lines of {log}:\n{last_lines(log)}"
-            )
+            raise failure("gracemaker", exit_code, cause, files.train_log)
 
     def _why_failed(self, exit_code: int) -> str | None:
         """Return why there is no usable potential; an exit code of 0 is not enough."""

@@ -11,7 +11,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlip_job.errors import IntegrityError, MlipJobError, TrainingError
-from mlip_job.paths import full, is_full, reported
+from mlip_job.paths import reported
 from mlip_job.runtime.environment import usable_cores
 from mlip_job.training.pacemaker import PacemakerFiles
 from mlip_job.training.pacemaker.basis import potential_section, start_mode
@@ -53,7 +53,7 @@ from mlip_job.training.pacemaker.snapshot import (
 )
 from mlip_job.training.pacemaker.tables import TableFollower, read_table
 from mlip_job.training.pacemaker.weighting import FITTED, rows_beyond_policy, rows_left_out
-from mlip_job.training.process import last_lines, run_trainer
+from mlip_job.training.process import failure, run_trainer
 from mlip_job.training.programs import GPU, find_program, gpu_unseen, trainer_environment
 from mlip_job.training.trainer import FitPosition, Snapshot
 
@@ -300,15 +300,8 @@ class PacemakerWrapper:
                     path.unlink()
 
     def _require_usable(self, summary: RunSummary, exit_code: int) -> None:
-        cause = summary.cause or self._unusable(summary)
-        if cause is not None:
-            if is_full(self.files.directory, cause):
-                raise full(self.files.directory)
-            log = self.files.train_log
-            raise TrainingError(
-                f"pacemaker failed (exit code {exit_code}): {cause}\n"
-                f"last lines of {log}:\n{last_lines(log)}"
-            )
+        if (cause := summary.cause or self._unusable(summary)) is not None:
+            raise failure("pacemaker", exit_code, cause, self.files.train_log)
 
     def _unusable(self, summary: RunSummary) -> str | None:
         """Return why the result of a successful exit is unusable; pacemaker does not report it."""
