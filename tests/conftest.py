@@ -26,7 +26,9 @@ pytest_plugins = [
     "tests.servers.containers",
     "tests.servers.databases",
     "tests.servers.kubernetes",
-    "tests.servers.helm",  # imports the one before
+    # These import the one before.
+    "tests.servers.helm",
+    "tests.servers.kubelet",
     "tests.servers.mlflow",
     "tests.servers.node",
     "tests.servers.s3",

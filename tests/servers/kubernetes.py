@@ -1,6 +1,7 @@
 """A real control plane of Kubernetes on free ports: etcd, API server, controllers and scheduler.
 
-There are no nodes but one that `tests.servers.node` plays. Role-based access control is on, and
+Its nodes are one that `tests.servers.node` simulates, and the real one of `tests.servers.kubelet`.
+Role-based access control is on, and
 namespaces enforce the restricted Pod Security level.
 """
 
@@ -33,11 +34,12 @@ _RBAC = "rbac.authorization.k8s.io"
 _START_TIMEOUT = 120
 """Seconds that the control plane may take to answer."""
 
-# What a Job's life needs; none of those that would look for clouds, kubelets or volumes.
+# What a Job's life needs; none of those that would look for clouds and kubelets.
 _CONTROLLERS = (
     "garbage-collector-controller",
     "job-controller",
     "namespace-controller",
+    "persistentvolume-binder-controller",
     "resourcequota-controller",
     "serviceaccount-controller",
     "ttl-after-finished-controller",
@@ -102,7 +104,7 @@ class ControlPlane:
         labels = {"pod-security.kubernetes.io/enforce": level}
         core = client.CoreV1Api(self.client())
         core.create_namespace({"metadata": {"name": name, "labels": labels}})
-        _until(lambda: core.list_namespaced_service_account(name).items, "service account")
+        until(lambda: core.list_namespaced_service_account(name).items, "service account")
         return name
 
     def allow(self, namespace: str, rules: list[dict[str, list[str]]], user: str) -> None:
@@ -118,11 +120,21 @@ class ControlPlane:
 
     def label_jobs(self, namespace: str, labels: dict[str, str]) -> None:
         """Have the API server add labels to all Jobs that are made in a namespace."""
-        from kubernetes import client
-
         fields = ", ".join(f'"{key}": "{value}"' for key, value in labels.items())
         change = f"Object{{metadata: Object.metadata{{labels: {{{fields}}}}}}}"
-        rule = {"apiGroups": ["batch"], "apiVersions": ["v1"], "resources": ["jobs"]}
+        mutation = {"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": change}}
+        self._mutate(namespace, "batch", "jobs", mutation)
+
+    def add_to_pods(self, namespace: str, path: str, value: str) -> None:
+        """Have the API server add a value, written in CEL, to all pods that are made in it."""
+        patch = f'[JSONPatch{{op: "add", path: "{path}", value: {value}}}]'
+        mutation = {"patchType": "JSONPatch", "jsonPatch": {"expression": patch}}
+        self._mutate(namespace, "", "pods", mutation)
+
+    def _mutate(self, namespace: str, group: str, resource: str, mutation: dict[str, Any]) -> None:
+        from kubernetes import client
+
+        rule = {"apiGroups": [group], "apiVersions": ["v1"], "resources": [resource]}
         own = {"kubernetes.io/metadata.name": namespace}
         specs = {
             "MutatingAdmissionPolicy": {
@@ -132,24 +144,19 @@ class ControlPlane:
                     "namespaceSelector": {"matchLabels": own},
                     "resourceRules": [{**rule, "operations": ["CREATE"]}],
                 },
-                "mutations": [
-                    {
-                        "patchType": "ApplyConfiguration",
-                        "applyConfiguration": {"expression": change},
-                    }
-                ],
+                "mutations": [mutation],
             },
             "MutatingAdmissionPolicyBinding": {"policyName": namespace},
         }
-        api, group = client.CustomObjectsApi(self.client()), "admissionregistration.k8s.io"
+        api, registration = client.CustomObjectsApi(self.client()), "admissionregistration.k8s.io"
         for kind, spec in specs.items():
             plural = re.sub("y$", "ie", kind.lower()) + "s"
             api.create_cluster_custom_object(
-                group,
+                registration,
                 "v1",
                 plural,
                 {
-                    "apiVersion": f"{group}/v1",
+                    "apiVersion": f"{registration}/v1",
                     "kind": kind,
                     "metadata": {"name": namespace},
                     "spec": spec,
@@ -179,15 +186,23 @@ def find_programs() -> Path | None:
     given = os.environ.get("KUBEBUILDER_ASSETS")
     if given:
         return Path(given)
+    kubernetes, helm = pinned_version("k8s.io/kubernetes"), pinned_version("helm.sh/helm/v3")
+    return find_built(f"cluster-{kubernetes}-helm-{helm}")
+
+
+def find_built(name: str) -> Path | None:
+    """Return a folder of what tools/install-kubernetes has built, or None."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-    pinned = (Path(__file__).parents[2] / "tools/kubernetes/go.mod").read_text(encoding="utf-8")
-    versions = [
-        re.search(rf"{re.escape(module)} v(\S+)", pinned)
-        for module in ("k8s.io/kubernetes", "helm.sh/helm/v3")
-    ]
-    kubernetes, helm = (match.group(1) for match in versions if match is not None)
-    folder = cache / "mlip-job-tests" / f"kubernetes-{kubernetes}-helm-{helm}"
+    folder = cache / "mlip-job-tests" / name
     return folder if folder.is_dir() else None
+
+
+def pinned_version(module: str) -> str:
+    """Return the version of a module that tools/install-kubernetes builds."""
+    path = Path(__file__).parents[2] / "tools/kubernetes/go.mod"
+    match = re.search(rf"{re.escape(module)} v(\S+)", path.read_text(encoding="utf-8"))
+    assert match is not None, module
+    return match.group(1)
 
 
 @pytest.fixture(scope="session")
@@ -203,7 +218,7 @@ def control_plane() -> Iterator[ControlPlane]:
         storage = _start_etcd(stack, directory, etcd)
         url = _start_api_server(stack, directory, programs, storage, tokens)
         plane = ControlPlane(directory, url, tokens)
-        _until(lambda: _is_ready(plane), "API server", directory / "kube-apiserver.log")
+        until(lambda: _is_ready(plane), "API server", directory / "kube-apiserver.log")
         kubeconfig = plane.kubeconfig(ADMIN)
         for program, *options in (
             (
@@ -214,7 +229,7 @@ def control_plane() -> Iterator[ControlPlane]:
             ),
             ("kube-scheduler",),
         ):
-            _start(
+            start_program(
                 stack,
                 directory,
                 *(programs / program, f"--kubeconfig={kubeconfig}", "--leader-elect=false"),
@@ -224,8 +239,8 @@ def control_plane() -> Iterator[ControlPlane]:
 
 
 def _start_etcd(stack: contextlib.ExitStack, directory: Path, program: str) -> str:
-    clients, peers = (f"http://127.0.0.1:{_free_port()}" for _ in range(2))
-    _start(
+    clients, peers = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+    start_program(
         stack,
         directory,
         *(program, "--data-dir", directory / "etcd", "--unsafe-no-fsync"),
@@ -243,14 +258,14 @@ def _start_api_server(
     storage: str,
     tokens: dict[str, str],
 ) -> str:
-    key, port = directory / "sa.key", _free_port()
+    key, port = directory / "sa.key", free_port()
     subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True)
     with (directory / "tokens.csv").open("w", newline="") as file:
         groups = {ADMIN: "system:masters"}
         csv.writer(file).writerows(
             (token, user, user, groups.get(user, "")) for user, token in tokens.items()
         )
-    _start(
+    start_program(
         stack,
         directory,
         *(programs / "kube-apiserver", f"--etcd-servers={storage}"),
@@ -265,7 +280,7 @@ def _start_api_server(
     return f"https://127.0.0.1:{port}"
 
 
-def _start(stack: contextlib.ExitStack, directory: Path, *command: object) -> None:
+def start_program(stack: contextlib.ExitStack, directory: Path, *command: object) -> None:
     """Start a program that is ended when the stack is left, the last one first."""
     log = stack.enter_context((directory / f"{Path(str(command[0])).name}.log").open("wb"))
     process = subprocess.Popen(
@@ -297,7 +312,8 @@ def _is_ready(plane: ControlPlane) -> bool:
     return bool(answer == "ok")
 
 
-def _until(condition: Any, what: str, log: Path | None = None) -> None:
+def until(condition: Any, what: str, log: Path | None = None) -> None:
+    """Wait until a server is up; else fail with the end of its log."""
     deadline = time.monotonic() + _START_TIMEOUT
     while not condition():
         if time.monotonic() > deadline:
@@ -306,7 +322,8 @@ def _until(condition: Any, what: str, log: Path | None = None) -> None:
         time.sleep(0.1)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -50,19 +50,19 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 
 @contextmanager
-def running_s3_server(log: Path) -> Iterator[S3Server]:
-    """Run a server, which writes into `log`."""
+def running_s3_server(log: Path, host: str = "127.0.0.1") -> Iterator[S3Server]:
+    """Run a server at an address of this machine, which writes into `log`."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((host, 0))
         port = probe.getsockname()[1]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-c", _SERVER, "-H", "127.0.0.1", "-p", str(port)],
+            [sys.executable, "-c", _SERVER, "-H", host, "-p", str(port)],
             stdout=output,
             stderr=subprocess.STDOUT,
         )
     try:
-        server = S3Server(f"http://127.0.0.1:{port}")
+        server = S3Server(f"http://{host}:{port}")
         _wait_until_ready(server, process, log.read_text)
         yield server
     finally:

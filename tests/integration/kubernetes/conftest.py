@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import boto3
 import pytest
 import yaml
 
 from mlip_job.config.load import validate_config
 from mlip_job.schedulers.base import JobRequest, JobState
 from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
+from tests.integration.kubernetes.families import Family
 from tests.servers.kubernetes import SUBMITTER
 from tests.servers.node import wait_for
+from tests.servers.s3 import running_s3_server
+from tests.support import rattled, write_database
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from mlip_job.config import JobConfig
     from mlip_job.schedulers.base import JobHandle
+    from tests.cli import Ended
+    from tests.servers.kubelet import RealNode
     from tests.servers.kubernetes import ControlPlane
     from tests.servers.node import Node
+    from tests.servers.s3 import S3Server
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "kubernetes.md"
 
@@ -101,3 +110,80 @@ def config_file(configure: Callable[..., JobConfig], tmp_path: Path) -> Path:
 def scheduler(configure: Callable[..., JobConfig]) -> KubernetesScheduler:
     """Return the scheduler of a user with the documented role."""
     return KubernetesScheduler(configure().submit.kubernetes, poll_seconds=0.1)
+
+
+@pytest.fixture(scope="session")
+def s3_for_pods(
+    real_node: RealNode, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[S3Server]:
+    """Start a server that pods reach."""
+    log = tmp_path_factory.mktemp("s3") / "server.log"
+    with running_s3_server(log, real_node.address) as server:
+        yield server
+
+
+@pytest.fixture
+def family(
+    real_node: RealNode,
+    s3_for_pods: S3Server,
+    s3_credentials: None,
+    cli: Callable[..., Ended],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Family:
+    """Make a family with its store in S3 and keys in a Secret."""
+    plane = real_node.plane
+    namespace = plane.new_namespace()
+    plane.allow(namespace, documented_rules(), SUBMITTER)
+    monkeypatch.setenv("KUBECONFIG", str(plane.kubeconfig(SUBMITTER, namespace=namespace)))
+    bucket = f"mlip-{secrets.token_hex(6)}"
+    client = boto3.client("s3", endpoint_url=s3_for_pods.endpoint_url, region_name="us-east-1")
+    client.create_bucket(Bucket=bucket)
+    client.close()
+    keys = {name: os.environ[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    real_node.core.create_namespaced_secret(
+        namespace, {"metadata": {"name": "mlip"}, "stringData": keys}
+    )
+    data = tmp_path / "data"
+    data.mkdir()
+    write_database(data / "structures.db", rattled(8))
+    values = {
+        "family": "cu",
+        "database": {"url": "/data/structures.db"},
+        "training": {
+            "linear_start": False,
+            "evaluator": "pyace",
+            "functions_per_element": 3,
+            "ladder_step": None,
+            "max_iter": 3,
+        },
+        "storage": {"url": f"s3://{bucket}/some/prefix", "endpoint_url": s3_for_pods.endpoint_url},
+        "evaluation": {
+            "active_set": False,
+            "dynamics_steps": 10,
+            "gate": {"require_physics": False},
+        },
+        "run": {"checkpoint_interval": 1},
+        "submit": {
+            "scheduler": "kubernetes",
+            "kubernetes": real_node.placement
+            | {
+                "cpu": "1",
+                "memory": "2Gi",
+                "work_size": "1Gi",
+                "gpus": 1,
+                "require_gpu": False,  # it is only a number
+                "secrets": ["mlip"],
+                "claims": [
+                    {
+                        "claim": real_node.claim(namespace, "structures", data),
+                        "mount_path": "/data",
+                        "read_only": True,
+                    }
+                ],
+            },
+        },
+    }
+    path = tmp_path / "mlip-job.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return Family(real_node, namespace, path, cli)

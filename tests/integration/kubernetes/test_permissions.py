@@ -75,10 +75,10 @@ def life(
 def test_a_missing_verb_is_named(
     control_plane: ControlPlane, life: Callable[[str], None], node: Node, resource: str, verb: str
 ) -> None:
-    """With its resource and the namespace; only the events are no more than an explanation."""
+    """With its resource and the namespace; events and workloads only explain why a Job waits."""
     namespace = control_plane.new_namespace()
     control_plane.allow(namespace, without(resource, verb), SUBMITTER)
-    if resource == "events":
+    if resource in ("events", "workloads"):
         life(namespace)
         return
     with pytest.raises(ConfigError) as refused:

@@ -152,6 +152,39 @@ def test_a_condition_that_is_false_is_none() -> None:
     assert status.state is JobState.RUNNING
 
 
+@pytest.mark.parametrize(
+    ("conditions", "words"),
+    [
+        (None, "it is pending in Kueue's queue training"),
+        (
+            {"QuotaReserved": ("False", "1 more needed")},
+            "it is pending in Kueue's queue training; no quota: 1 more needed",
+        ),
+        (
+            {"Evicted": ("True", "Preempted"), "QuotaReserved": ("False", "1 more needed")},
+            "queue training; evicted: Preempted; no quota: 1 more needed",
+        ),
+        ({"QuotaReserved": ("True", "reserved")}, "waits for admission checks"),
+        ({"QuotaReserved": ("True", ""), "Admitted": ("True", "")}, "Kueue has admitted it"),
+    ],
+)
+def test_why_kueue_holds_a_job_back(
+    conditions: dict[str, tuple[str, str]] | None, words: str
+) -> None:
+    """By the conditions of its Workload."""
+    queued = job()
+    queued["spec"]["suspend"] = True
+    queued["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "training"}
+    found = [
+        {"type": kind, "status": status, "message": message}
+        for kind, (status, message) in (conditions or {}).items()
+    ]
+    workload = None if conditions is None else {"status": {"conditions": found}}
+    status = status_of(queued, [], lambda _uid: (), lambda: workload)
+    assert (status.state, status.native) == (JobState.PENDING, "Suspended")
+    assert words in str(status.reason)
+
+
 def test_a_drained_pod_stores_its_checkpoint() -> None:
     """It runs until then."""
     stopping = pod("Running")

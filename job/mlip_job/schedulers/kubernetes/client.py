@@ -72,6 +72,14 @@ class Cluster:
         """Return the recent events of an object."""
         return self._list("list events", "events", fieldSelector=f"involvedObject.uid={uid}")
 
+    def workload(self, job: Manifest) -> Manifest | None:
+        """Return Kueue's Workload of a Job, or None; without Kueue 0.15 or newer, None."""
+        query = {"labelSelector": f"kueue.x-k8s.io/job-uid={job['metadata']['uid']}"}
+        path = self._path("workloads")
+        found = self._json("list Kueue's Workloads", "GET", path, query, none_for=(404,)) or {}
+        workload: Manifest | None = next(iter(found.get("items", ())), None)
+        return workload
+
     def delete_job(self, job: Manifest) -> None:
         """Delete this very Job, once its pods have ended within their grace period."""
         name, uid = job["metadata"]["name"], job["metadata"]["uid"]
@@ -107,7 +115,8 @@ class Cluster:
             response.release_conn()
 
     def _path(self, resource: str, *parts: str) -> str:
-        group = "apis/batch/v1" if resource == "jobs" else "api/v1"
+        groups = {"jobs": "apis/batch/v1", "workloads": "apis/kueue.x-k8s.io/v1beta2"}
+        group = groups.get(resource, "api/v1")
         names = (self.namespace, resource, *parts)
         return f"/{group}/namespaces/" + "/".join(quote(name, safe="") for name in names)
 

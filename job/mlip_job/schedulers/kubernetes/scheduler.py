@@ -120,7 +120,13 @@ class KubernetesScheduler:
             except ConfigError:  # without this permission the status explains less
                 return ()
 
-        return status_of(job, cluster.pods(handle.name), events_of)
+        def workload() -> Manifest | None:
+            try:
+                return cluster.workload(job)
+            except ConfigError:  # likewise
+                return None
+
+        return status_of(job, cluster.pods(handle.name), events_of, workload)
 
     def logs(self, handle: JobHandle, *, follow: bool) -> Iterator[str]:
         """See `Scheduler.logs`; the lines of all pods, one pod after the other.

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 EventsOf = Callable[[str], Sequence["Manifest"]]
 """Returns the events of the object with a uid."""
+WorkloadOf = Callable[[], "Manifest | None"]
+"""Returns what Kueue decided about the Job."""
 
 GONE = JobStatus(
     JobState.GONE,
@@ -64,10 +66,15 @@ _EXPLAINING = ("FailedCreate", "FailedMount", "FailedAttachVolume", "FailedCreat
 _PREPARING = ("ContainerCreating", "PodInitializing")
 
 
-def status_of(job: Manifest, pods: Sequence[Manifest], events_of: EventsOf) -> JobStatus:
+def status_of(
+    job: Manifest,
+    pods: Sequence[Manifest],
+    events_of: EventsOf,
+    workload_of: WorkloadOf = lambda: None,
+) -> JobStatus:
     """Return the status of a Job; `pods` are ordered from the oldest.
 
-    `events_of` is called only where events may explain why nothing runs.
+    `events_of` and `workload_of` are called only where they may explain why nothing runs.
     """
     ensemble = job["spec"].get("completionMode") == "Indexed"
     if _condition(job, "Complete") is not None:
@@ -82,7 +89,11 @@ def status_of(job: Manifest, pods: Sequence[Manifest], events_of: EventsOf) -> J
         return JobStatus(
             JobState.RUNNING, "Terminating", "it is being cancelled; its pod stores a checkpoint"
         )
-    return (_of_members if ensemble else _of_newest)(job, pods, events_of)
+    status = (_of_members if ensemble else _of_newest)(job, pods, events_of)
+    queue = job["metadata"].get("labels", {}).get(QUEUE_LABEL)
+    if not job["spec"].get("suspend") or queue is None or status.native == "Running":
+        return status
+    return _in_queue(status, queue, workload_of())
 
 
 def has_ended(job: Manifest) -> bool:
@@ -191,11 +202,7 @@ def _without_pod(job: Manifest, pods: Sequence[Manifest], events_of: EventsOf) -
             return JobStatus(JobState.RUNNING, "Completing", ending.reason)
         reason = f"attempt {len(pods)} ended, {ending.reason}; another one follows"
         return JobStatus(JobState.PENDING, ending.native, reason, ending.hint)
-    queue = job["metadata"].get("labels", {}).get(QUEUE_LABEL)
-    if suspended and queue is not None:
-        hint = "kubectl get workloads says why; if there are none, Kueue or the queue is missing"
-        status = _pending("Suspended", f"it is pending in Kueue's queue {queue}", hint)
-    elif suspended:
+    if suspended:
         hint = f'kubectl patch job {name} -p \'{{"spec":{{"suspend":false}}}}\' starts it'
         status = _pending("Suspended", "the Job is suspended", hint)
     elif (event := _explaining(events_of(job["metadata"]["uid"]))) is not None:
@@ -203,6 +210,29 @@ def _without_pod(job: Manifest, pods: Sequence[Manifest], events_of: EventsOf) -
     else:
         status = _pending("NoPod", "it has no pod yet", f"kubectl describe job {name}")
     return _after_attempts(status, pods)
+
+
+def _in_queue(status: JobStatus, queue: str, workload: Manifest | None) -> JobStatus:
+    """Return why Kueue holds a Job back; `status` is that of the Job itself."""
+    if workload is None:
+        reason = f"it is pending in Kueue's queue {queue}"
+        hint = "check that Kueue runs, and submit.kubernetes.queue; kubectl get localqueues"
+    elif _condition(workload, "Admitted") is not None:
+        reason, hint = "Kueue has admitted it, and starts it", None
+    elif _condition(workload, "QuotaReserved") is not None:
+        reason = f"it has its quota of Kueue's queue {queue}, and waits for admission checks"
+        hint = "kubectl describe workload says which checks"
+    else:
+        words = {"Evicted": "evicted", "QuotaReserved": "no quota"}
+        conditions = {one["type"]: one for one in workload.get("status", {}).get("conditions", ())}
+        said = (
+            f"{word}: {conditions[kind].get('message')}"
+            for kind, word in words.items()
+            if kind in conditions and (kind != "Evicted" or conditions[kind]["status"] == "True")
+        )
+        reason = "; ".join((f"it is pending in Kueue's queue {queue}", *said))
+        hint = "wait for other jobs to end, or set submit.kubernetes.priority_class"
+    return replace(status, reason=_joined(status.reason, reason), hint=hint)
 
 
 def _of_members(job: Manifest, pods: Sequence[Manifest], events_of: EventsOf) -> JobStatus:
