@@ -55,7 +55,7 @@ def compare_commands(directory: Path, repeats: int) -> None:
         for name, storage in stores.items():
             store = open_store(storage)
             for family, count, verbs in (
-                ("many", GENERATIONS, ("list",)),
+                ("many", GENERATIONS, ("list", "list --all")),
                 ("fewer", FEWER_GENERATIONS, ("list", "gc")),
             ):
                 registry = Registry(store, family)
@@ -63,10 +63,9 @@ def compare_commands(directory: Path, repeats: int) -> None:
                 config = str(_configure(directory, family, storage))
                 for verb in verbs:
                     what = f"mlip-job {verb}, {count} generations in {name}"
-                    commands[what] = [_PROGRAM, "-c", config, verb]
+                    commands[what] = [_PROGRAM, "-c", config, *verb.split()]
                     if name == "S3":
-                        read = partial(_READS[verb], registry)
-                        requests[what] = _count_requests(store, read)
+                        requests[what] = _count_requests(store, partial(_READS[verb], registry))
         costs: dict[str, list[tuple[float, float, float]]] = {what: [] for what in commands}
         for _ in range(repeats):
             for what, command in commands.items():
@@ -117,7 +116,8 @@ def _publish(registry: Registry, generations: int) -> None:
 
 
 def _configure(directory: Path, family: str, storage: StorageConfig) -> Path:
-    path = directory / f"{family}-{storage.url.rpartition('/')[2]}.yaml"
+    kind = "s3" if storage.url.startswith("s3:") else Path(storage.url).name
+    path = directory / f"{family}-{kind}.yaml"
     values = {"family": family, "storage": storage.model_dump(exclude_defaults=True)}
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     return path
@@ -136,8 +136,8 @@ def _count_requests(store: ObjectStore, read: Callable[[], object]) -> int:
     return len(sent)
 
 
-def _list(registry: Registry) -> None:
-    registry.summaries()
+def _list(registry: Registry, newest: int) -> None:
+    registry.summaries(registry.started()[-newest:])
     registry.latest()
 
 
@@ -145,5 +145,9 @@ def _find_orphans(registry: Registry) -> None:
     list(find_orphans(registry, timedelta(days=30)))
 
 
-_READS = {"list": _list, "gc": _find_orphans}
+_READS: dict[str, Callable[[Registry], None]] = {
+    "list": partial(_list, newest=100),
+    "list --all": partial(_list, newest=GENERATIONS),
+    "gc": _find_orphans,
+}
 """What a command reads from a store."""

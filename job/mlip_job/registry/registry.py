@@ -97,9 +97,10 @@ class Registry:
 
     def numbers(self) -> list[int]:
         """Return the numbers of all published generations, ascending."""
-        started = self.started()
-        found = at_once(self.store.head, map(self.keys.manifest, started))
-        return [n for n, info in zip(started, found, strict=True) if info is not None]
+        prefix, end = self.keys.generations, f"/{self.keys.MANIFEST}"
+        keys = (info.key for info in self.store.list(prefix) if info.key.endswith(end))
+        names = (key.removeprefix(prefix).removesuffix(end) for key in keys)
+        return sorted(n for n in map(parse_generation_name, names) if n is not None)
 
     def manifests(self, generations: Iterable[int] | None = None) -> list[Manifest]:
         """Return the manifests of all published generations, or of these, ascending."""
