@@ -23,6 +23,8 @@ from tests.support import rattled, write_database
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    Submit = Callable[..., "JobHandle"]
+
     from mlip_job.config import JobConfig
     from mlip_job.schedulers.base import JobHandle
     from tests.cli import Ended
@@ -110,6 +112,14 @@ def config_file(configure: Callable[..., JobConfig], tmp_path: Path) -> Path:
 def scheduler(configure: Callable[..., JobConfig]) -> KubernetesScheduler:
     """Return the scheduler of a user with the documented role."""
     return KubernetesScheduler(configure().submit.kubernetes, poll_seconds=0.1)
+
+
+@pytest.fixture
+def submit(scheduler: KubernetesScheduler, request_for: Callable[..., JobRequest]) -> Submit:
+    """Return a function that submits a request; see `configure`."""
+    return lambda *arguments, **settings: scheduler.submit(
+        scheduler.plan(request_for(*arguments, **settings))
+    )
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mlip_job.schedulers.base import JobRequest
     from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
     from tests.cli import Ended
+    from tests.integration.kubernetes.conftest import Submit
     from tests.servers.node import Node
 
 
@@ -62,14 +63,14 @@ def test_cancelling_waits_for_the_pod(
 
 def test_cancelling_need_not_wait(
     scheduler: KubernetesScheduler,
-    request_for: Callable[..., JobRequest],
+    submit: Submit,
     config_file: Path,
     cli: Callable[..., Ended],
     node: Node,
     namespace: str,
 ) -> None:
     """It returns when the pod was told to stop; whoever asks again is told the same."""
-    handle = scheduler.submit(scheduler.plan(request_for()))
+    handle = submit()
     pod = node.pod(namespace, handle.name)
     node.start(pod)
     for _ in range(2):
@@ -82,13 +83,10 @@ def test_cancelling_need_not_wait(
 
 
 def test_a_job_that_has_ended_is_kept(
-    scheduler: KubernetesScheduler,
-    request_for: Callable[..., JobRequest],
-    node: Node,
-    namespace: str,
+    scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
     """With its pod and the log in it."""
-    handle = scheduler.submit(scheduler.plan(request_for()))
+    handle = submit()
     node.end(node.pod(namespace, handle.name), 0)
     wait_for(lambda: scheduler.status(handle).state.ended, "the end")
     scheduler.cancel(handle)

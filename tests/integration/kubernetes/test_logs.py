@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pytest
 
     from mlip_job.schedulers.base import JobHandle, JobRequest
+    from tests.integration.kubernetes.conftest import Submit
     from tests.servers.kubernetes import ControlPlane
     from tests.servers.node import Node
 
@@ -47,29 +48,23 @@ class Follower:
 
 
 def test_there_is_no_log_before_the_container(
-    scheduler: KubernetesScheduler,
-    request_for: Callable[..., JobRequest],
-    node: Node,
-    namespace: str,
+    scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
     """That is no error."""
-    handle = scheduler.submit(scheduler.plan(request_for()))
+    handle = submit()
     node.pod(namespace, handle.name)
     assert list(scheduler.logs(handle, follow=False)) == []
 
 
 def test_logs_of_all_attempts_follow_each_other(
-    scheduler: KubernetesScheduler,
-    request_for: Callable[..., JobRequest],
-    node: Node,
-    namespace: str,
+    scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
     """Followed from before the first pod to the end of the Job, and read again afterwards.
 
     No line is missing and none comes twice, over a lost connection too, though lines share their
     time and the API takes where to go on to the second only.
     """
-    handle = scheduler.submit(scheduler.plan(request_for()))
+    handle = submit()
     follower = Follower(scheduler, handle)
     first = node.pod(namespace, handle.name)
     log = node.log(first)
@@ -95,13 +90,10 @@ def test_logs_of_all_attempts_follow_each_other(
 
 
 def test_a_lost_connection_loses_no_line(
-    scheduler: KubernetesScheduler,
-    request_for: Callable[..., JobRequest],
-    node: Node,
-    namespace: str,
+    scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
     """It breaks in the middle of a line, which comes whole afterwards."""
-    handle = scheduler.submit(scheduler.plan(request_for()))
+    handle = submit()
     pod = node.pod(namespace, handle.name)
     log = node.log(pod)
     log.cut_after = 3
@@ -199,13 +191,10 @@ def test_following_outlives_a_cluster_that_is_away(
 
 
 def test_following_ends_when_the_job_is_gone(
-    scheduler: KubernetesScheduler,
-    request_for: Callable[..., JobRequest],
-    node: Node,
-    namespace: str,
+    scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
     """Its pods and their logs went with it."""
-    handle = scheduler.submit(scheduler.plan(request_for()))
+    handle = submit()
     pod = node.pod(namespace, handle.name)
     node.log(pod).say("begun")
     node.start(pod)
@@ -219,13 +208,10 @@ def test_following_ends_when_the_job_is_gone(
 
 
 def test_members_are_told_apart(
-    scheduler: KubernetesScheduler,
-    request_for: Callable[..., JobRequest],
-    node: Node,
-    namespace: str,
+    scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
     """Each line of an ensemble has its member's number before it."""
-    handle = scheduler.submit(scheduler.plan(request_for(ensemble=2)))
+    handle = submit(ensemble=2)
     for _ in range(2):
         pod = node.pod(namespace, handle.name)
         index = pod.metadata.annotations["batch.kubernetes.io/job-completion-index"]

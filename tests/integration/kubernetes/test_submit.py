@@ -20,18 +20,16 @@ if TYPE_CHECKING:
 
     from mlip_job.config import JobConfig
     from mlip_job.schedulers.base import JobRequest
+    from tests.integration.kubernetes.conftest import Submit
     from tests.servers.kubernetes import ControlPlane
     from tests.servers.node import Node
 
 
 def test_a_submission_is_a_job_that_owns_its_configuration(
-    scheduler: KubernetesScheduler,
-    request_for: Callable[..., JobRequest],
-    node: Node,
-    namespace: str,
+    scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
     """And its pod passes the restricted level: it is made and scheduled."""
-    handle = scheduler.submit(scheduler.plan(request_for()))
+    handle = submit()
     assert handle.id == f"{namespace}/{handle.name}"
     job = node.batch.read_namespaced_job(handle.name, namespace)
     config_map = node.core.read_namespaced_config_map(handle.name, namespace)
@@ -61,15 +59,13 @@ def test_the_same_submission_again_is_the_same_job(
     node.core.read_namespaced_config_map(first.name, namespace)
 
 
-def test_another_submission_for_the_generation_is_refused(
-    scheduler: KubernetesScheduler, request_for: Callable[..., JobRequest]
-) -> None:
+def test_another_submission_for_the_generation_is_refused(submit: Submit) -> None:
     """While the first waits or runs; other generations and families are free."""
-    first = scheduler.submit(scheduler.plan(request_for()))
+    first = submit()
     with pytest.raises(ConflictError, match=first.name):
-        scheduler.submit(scheduler.plan(request_for(cutoff=6.0)))
-    scheduler.submit(scheduler.plan(request_for(5, cutoff=6.0)))
-    scheduler.submit(scheduler.plan(request_for(family="cu-ni-2", cutoff=6.0)))
+        submit(cutoff=6.0)
+    submit(5, cutoff=6.0)
+    submit(family="cu-ni-2", cutoff=6.0)
 
 
 def test_a_failed_job_makes_room_for_the_same_submission(
@@ -111,14 +107,10 @@ def test_a_job_of_somebody_else_is_left_alone(
 
 @pytest.mark.parametrize("change", ["ttl", "delete"])
 def test_nothing_is_left_of_a_job(
-    scheduler: KubernetesScheduler,
-    request_for: Callable[..., JobRequest],
-    node: Node,
-    namespace: str,
-    change: str,
+    scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str, change: str
 ) -> None:
     """The controllers take Job, pod and ConfigMap when its time to live ends or it is deleted."""
-    handle = scheduler.submit(scheduler.plan(request_for(ttl_days=2 / 86400)))
+    handle = submit(ttl_days=2 / 86400)
     pod = node.pod(namespace, handle.name)
     if change == "ttl":
         node.end(pod, 0)
@@ -140,11 +132,11 @@ def test_nothing_is_left_of_a_job(
 
 
 def test_the_restricted_level_is_enforced(
-    scheduler: KubernetesScheduler, request_for: Callable[..., JobRequest], namespace: str
+    scheduler: KubernetesScheduler, submit: Submit, namespace: str
 ) -> None:
     """A pod that violates it is not made, and status says so: the others did pass it."""
     volume = {"name": "host", "hostPath": {"path": "/"}}
-    handle = scheduler.submit(scheduler.plan(request_for(volumes=[volume])))
+    handle = submit(volumes=[volume])
     status = wait_for(
         lambda: (s := scheduler.status(handle)).native == "FailedCreate" and s, "a refused pod"
     )

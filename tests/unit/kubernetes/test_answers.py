@@ -123,6 +123,28 @@ def job(**status: Any) -> dict[str, Any]:
     return {"metadata": {"name": "job", "uid": "job"}, "spec": {}, "status": status}
 
 
+def test_out_of_memory_names_the_limit() -> None:
+    """And what to change."""
+    ended = of_state("Failed", {"state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}})
+    limits = {"limits": {"memory": "16Gi"}}
+    ended["spec"]["containers"] = [{"name": "mlip-job", "resources": limits}]
+    ending = ending_of(ended)
+    assert (ending.native, ending.exit_code) == ("OOMKilled", 137)
+    assert ending.reason == "it used more memory than its limit of 16Gi"
+    assert "submit.kubernetes.memory" in str(ending.hint)
+
+
+def test_an_eviction_names_what_was_exceeded() -> None:
+    """A full emptyDir counts against the run: another node would fill as well."""
+    message = 'Usage of EmptyDir volume "work" exceeds the limit "20Gi".'
+    state = {"terminated": {"exitCode": 137, "reason": "Error"}}
+    statuses = [{"name": "mlip-job", "state": state}]
+    evicted = pod("Failed", reason="Evicted", message=message, containerStatuses=statuses)
+    ending = ending_of(evicted)
+    assert (ending.native, ending.reason) == ("Evicted", f"it was evicted: {message}")
+    assert "work_size" in str(ending.hint)
+
+
 def test_a_lost_node_is_unknown_and_no_failure() -> None:
     """Its pod may still run."""
     status = status_of(job(), [pod("Unknown")], lambda _uid: ())
