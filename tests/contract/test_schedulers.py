@@ -192,8 +192,8 @@ def test_what_was_never_submitted(site: Site) -> None:
         site.scheduler.name, "999999999"
     )
     status = site.scheduler.status(JobHandle(site.scheduler.name, unknown, name))
-    told = {"kubernetes": JobState.GONE}.get(site.scheduler.name, JobState.UNKNOWN)
-    assert status.state is told
+    expected = {"kubernetes": JobState.GONE}.get(site.scheduler.name, JobState.UNKNOWN)
+    assert status.state is expected
     assert site.scheduler.active("cu", 1) == []
     assert site.scheduler.generations("cu") == set()
 
@@ -241,7 +241,7 @@ def test_a_job_from_its_submission_to_its_cancellation(site: Site) -> None:
 
 
 def test_a_job_that_fails(site: Site) -> None:
-    """The exit code, and the words of the run itself; whoever waits for it is not started."""
+    """The exit code, and the message of the run itself; a job that depends on it is not started."""
     handle = site.submit(site.request(database=_NO_ROWS))
     follower = replace(site.request(2), after=handle.id)
     if site.scheduler.name == "kubernetes":

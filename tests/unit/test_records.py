@@ -25,7 +25,7 @@ def test_ids_of_schedulers_name_files(tmp_path: Path, job_id: str) -> None:
 
 @pytest.mark.parametrize("job_id", BAD_IDS[:-2] + BAD_IDS[-1:], ids=ascii)
 def test_no_id_leads_out_of_the_work_directory(tmp_path: Path, job_id: str) -> None:
-    """Whoever says it."""
+    """From a scheduler or from a record."""
     files = SubmitFiles(tmp_path)
     for name in (files.log, files.ended, files.cancelled):
         with pytest.raises(UnavailableError, match="is no id of a job of slurm") as caught:

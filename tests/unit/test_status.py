@@ -167,7 +167,7 @@ def test_where_nothing_can_be_read_nothing_is_shown(site: Site) -> None:
 
 
 def test_waiting_ends_where_the_store_can_not_tell_the_end(site: Site) -> None:
-    """After a job that ended with 0; whoever waits may look at the store with its credentials."""
+    """After a job that ended with 0; the user may look at the store with its credentials."""
     site.record()
     site.end(0)
     config = load_config(site.path, environment={}, assignments=["submit.poll_interval=0.01"])
@@ -200,7 +200,7 @@ class _Kept:
 
 
 def test_a_job_that_goes_on_after_its_generation_is_published_is_shown(site: Site) -> None:
-    """It may hold a GPU for ever."""
+    """It may hold a GPU."""
     site.configure(store="store")
     config = load_config(site.path, environment={})
     registry = Registry(open_store(config.storage), config.family)

@@ -270,7 +270,7 @@ def _stop(
             return states
         if time.monotonic() > end:
             raise UnavailableError(
-                f"{left[0]} was told to stop, and has not within {timeout:.0f} s",
+                f"{left[0]} has not stopped within {timeout:.0f} s",
                 hint="mlip-job status says what it is doing",
             )
         time.sleep(_POLL_SECONDS)

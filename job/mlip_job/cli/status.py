@@ -336,8 +336,8 @@ def is_outside(
 ) -> bool:
     """Return whether a live run is not the scheduler's newest job of its generation.
 
-    A `member` of an ensemble can't be told from another array's: Slurm gives each task of an array
-    its own number.
+    A `member` of an ensemble can't be distinguished from another array's: Slurm gives each task of
+    an array its own number.
     """
     if not training.live:
         return False

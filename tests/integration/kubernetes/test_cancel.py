@@ -31,7 +31,7 @@ def test_cancelling_waits_for_the_pod(
     node: Node,
     namespace: str,
 ) -> None:
-    """The pod is told to stop and gets its grace period; the Job is there until it has gone."""
+    """The pod is stopped and gets its grace period; the Job is there until it has gone."""
     plan = scheduler.plan(request_for())
     handle = scheduler.submit(plan)
     pod = node.pod(namespace, handle.name)
@@ -69,7 +69,7 @@ def test_cancelling_need_not_wait(
     node: Node,
     namespace: str,
 ) -> None:
-    """It returns when the pod was told to stop; whoever asks again is told the same."""
+    """It returns once the pod is being stopped; the same again has the same result."""
     handle = submit()
     pod = node.pod(namespace, handle.name)
     node.start(pod)

@@ -202,7 +202,7 @@ def test_a_failure_that_may_pass_is_tried_again(
 def test_an_interrupted_run_is_started_again_without_counting(
     scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
-    """Exit code 75 goes on in another pod of the same Job, even with no retry allowed."""
+    """Exit code 75 resumes in another pod of the same Job, even with no retry allowed."""
     handle = submit(backoff_limit=0)
     first = node.pod(namespace, handle.name)
     node.start(first)
@@ -283,7 +283,7 @@ def keep(node: Node, pod: Any, exit_code: int, message: str = "") -> None:
 
 
 @pytest.mark.parametrize(
-    ("exit_code", "state", "told"),
+    ("exit_code", "state", "reason"),
     [
         (0, JobState.SUCCEEDED, "exit code 0: published"),
         (70, JobState.FAILED, "exit code 70: the training failed: published"),
@@ -299,9 +299,9 @@ def test_a_container_that_outlives_the_run_is_named(
     namespace: str,
     exit_code: int,
     state: JobState,
-    told: str,
+    reason: str,
 ) -> None:
-    """With the exit code of the run; the Job goes on until it is cancelled."""
+    """With the exit code of the run; the Job continues until it is cancelled."""
     handle = with_proxy()
     pod = node.pod(namespace, handle.name)
     node.start(pod)
@@ -309,7 +309,7 @@ def test_a_container_that_outlives_the_run_is_named(
     keep(node, pod, exit_code, "published")
     status = scheduler.status(handle)
     assert (status.state, status.native, status.exit_code) == (state, "NotReady", exit_code)
-    reason = f"the run has ended, {told}; the container istio-proxy still runs and keeps the pod"
+    reason = f"the run has ended, {reason}; the container istio-proxy still runs and keeps the pod"
     assert status.reason == reason
     assert scheduler.active("cu-ni", 4) == [handle]
     shown = cli("-c", config_file, "status", "-g", 4)

@@ -226,7 +226,7 @@ def test_a_job_without_its_configuration_is_taken_back(
     node: Node,
     namespace: str,
 ) -> None:
-    """A submission that fails half way leaves nothing that waits for ever."""
+    """A submission that fails half way leaves nothing that stays pending."""
     plan = scheduler.plan(request_for())
     manifests = from_yaml(plan.text)
     manifests["ConfigMap"]["data"] = {"not a key": ""}

@@ -144,7 +144,7 @@ class Family:
         path.write_text(yaml.safe_dump(values))
 
     def go_on_once_more(self, job: str) -> None:
-        """Let a requeued job, which would fit for ever, end a few iterations after its start."""
+        """Let a requeued job end a few iterations after its start."""
         self.cluster.run("scontrol", "hold", job)
         self.end_fit_after(self.wait_for_checkpoint() + 2)
         self.cluster.run("scontrol", "release", job)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     StandIn = Callable[[str], None]
 
-# Ends with 75 when it is told to stop, like a run.
+# Ends with 75 when it gets a signal, like a run.
 STOPPABLE = """
 trap 'echo stopped; exit 75' USR1
 trap '' TERM # Slurm sends it too; the script passes on USR1

@@ -162,7 +162,7 @@ def test_killed_and_cancelled_members_are_gone_on_with(family: Family) -> None:
 
 
 def test_a_node_fails_in_the_middle_of_the_fit(family: Family) -> None:
-    """Slurm starts the job again once there is a node, and it goes on at once."""
+    """Slurm starts the job again once there is a node, and it resumes at once."""
     family.configure(training=LONG)
     job = family.submit()
     family.wait_for_checkpoint()

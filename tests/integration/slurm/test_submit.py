@@ -1,4 +1,4 @@
-"""Submitting to a real Slurm cluster: what is refused, and what becomes of every value."""
+"""Submitting to a real Slurm cluster: what is rejected, and how values are passed."""
 
 from __future__ import annotations
 
@@ -152,10 +152,10 @@ def test_a_container_gets_gpu_job_and_secrets_by_name(
     family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Under srun, with one of the GPUs; the stand-in tells what Apptainer is given."""
-    told = tmp_path / "told"
+    record = tmp_path / "record"
     container = tmp_path / "apptainer"
     container.write_text(
-        f'#!/bin/bash\nprintf "%s\\n" "$@" >{told}; env | grep "^APPTAINERENV_" | sort >>{told}\n'
+        f'#!/bin/bash\nprintf "%s\\n" "$@" >{record}; env | grep ^APPTAINERENV_ | sort >>{record}\n'
     )
     container.chmod(0o755)
     (tmp_path / "mlip.sif").write_bytes(b"an image")
@@ -168,7 +168,7 @@ def test_a_container_gets_gpu_job_and_secrets_by_name(
     )
     job = family.submit()
     family.cluster.wait_for(job, "COMPLETED")
-    lines = told.read_text().splitlines()
+    lines = record.read_text().splitlines()
     assert lines[:3] == ["run", "--nv", "--cleanenv"]
     image = lines.index(str(tmp_path / "mlip.sif"))
     assert lines[3:image] == [
@@ -298,7 +298,7 @@ def _wait_for_accounting(cluster: SlurmCluster, job: str) -> None:
     for _ in range(600):
         if "FAILED" in cluster.run("sacct", "-n", "-X", "-j", job, "-o", "State"):
             return
-    raise AssertionError("the accounting does not hear of the job")
+    raise AssertionError("the accounting does not know the job")
 
 
 def test_json_is_one_document(family: Family, stand_in: StandIn) -> None:
@@ -317,8 +317,8 @@ def test_json_is_one_document(family: Family, stand_in: StandIn) -> None:
     assert [g["job"]["id"] for g in listed["generations"]] == [job["id"]]
     assert json.loads(family.run("logs", "-g", 1, "--json").out)["lines"] == ["a line"]
     assert family.run("logs", "-g", 1, "-f", "--json").code == 64
-    told = family.run("cancel", "-g", 1, "--no-wait")
-    assert (told.code, "is being cancelled, and still" in told.out) == (0, True)
+    ended = family.run("cancel", "-g", 1, "--no-wait")
+    assert (ended.code, "is being cancelled, and still" in ended.out) == (0, True)
     family.wait_for("cancelled")
     job = submit()
     cancelled = json.loads(family.run("cancel", "-g", 1, "--json").out)
@@ -339,7 +339,9 @@ def test_logs_are_followed_to_the_end(family: Family, stand_in: StandIn) -> None
     assert family.run("logs", "-g", 1, "-f").out == "line 1\nline 2\nline 3\nno newline\n"
 
 
-def test_the_configuration_beside_the_script_is_complete(family: Family, stand_in: StandIn) -> None:
+def test_the_configuration_next_to_the_script_is_complete(
+    family: Family, stand_in: StandIn
+) -> None:
     """It loads to the same, from where it is; nothing half written is left."""
     stand_in("exit 0")
     family.submit()

@@ -168,7 +168,7 @@ def test_a_job_whose_pods_are_gone_tells_what_is_left() -> None:
 
 
 def test_a_condition_that_is_false_is_none() -> None:
-    """A Job that was suspended and goes on keeps the condition."""
+    """A Job that was suspended and resumed keeps the condition."""
     failed = {"type": "Failed", "status": "False"}
     status = status_of(job(conditions=[failed]), [pod("Running")], lambda _uid: ())
     assert status.state is JobState.RUNNING
@@ -216,7 +216,7 @@ def test_a_drained_pod_stores_its_checkpoint() -> None:
 
 
 def test_a_pod_that_never_began_has_no_exit_code() -> None:
-    """Its own reason is told."""
+    """Its own reason is shown."""
     ending = ending_of(pod("Failed", reason="NodeAffinity", message="node labels changed"))
     assert (ending.native, ending.reason) == ("NodeAffinity", "node labels changed")
     assert ending.exit_code is None

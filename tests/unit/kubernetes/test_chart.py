@@ -367,7 +367,7 @@ def documented() -> list[dict[str, Any]]:
 
 
 def test_the_documented_values_make_the_job_of_the_documented_configuration(helm: Helm) -> None:
-    """Except for the image's tag and what the two examples ask for besides."""
+    """Except for the image's tag and additional requests of the two examples."""
     (values,) = (one for one in documented() if "existingSecret" in one)
     config = next(one for one in documented() if "family" in one)
     assert values["config"] == {k: v for k, v in config.items() if k != "submit"}

@@ -270,13 +270,13 @@ def test_a_linear_fit_asks_for_no_gpu(request_for: Callable[..., JobRequest]) ->
     assert plain["tolerations"] == settings["tolerations"]
     assert plain["priorityClassName"] == "batch"
     own = EVERYTHING["without_gpu"]
-    told = pod_of(request_for(**settings, without_gpu=own, sections=linear))
-    resources = told["containers"][0]["resources"]
+    overridden = pod_of(request_for(**settings, without_gpu=own, sections=linear))
+    resources = overridden["containers"][0]["resources"]
     assert (resources["requests"]["cpu"], resources["limits"]) == ("16", {"memory": "8Gi"})
-    assert told["tolerations"] == settings["tolerations"]
-    assert told["priorityClassName"] == "batch"
-    assert told["nodeSelector"] == {"kubernetes.io/arch": "amd64", **own["node_selector"]}
-    assert "affinity" not in told
+    assert overridden["tolerations"] == settings["tolerations"]
+    assert overridden["priorityClassName"] == "batch"
+    assert overridden["nodeSelector"] == {"kubernetes.io/arch": "amd64", **own["node_selector"]}
+    assert "affinity" not in overridden
 
 
 def test_a_claim_is_one_volume_however_often_it_is_mounted(

@@ -288,7 +288,7 @@ def test_a_job_that_nobody_knows(install: Install, scheduler: SlurmScheduler) ->
     ],
 )
 def test_states(native: str, state: JobState, resubmit: bool) -> None:
-    """By table; what the table lacks is unknown. Whoever is not to blame is submitted again."""
+    """By table; what the table lacks is unknown. An external reason is retried."""
     status = status_of(Task("1", native), None, "")
     assert (status.state, status.native, status.resubmit) == (state, native, resubmit)
     assert state is not JobState.FAILED or status.reason

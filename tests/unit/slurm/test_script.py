@@ -134,7 +134,7 @@ def test_the_script_is_clean(case: str, tmp_path: Path) -> None:
 
 
 def test_the_same_request_is_the_same_plan() -> None:
-    """And another one has another name, by which its job is told from the first."""
+    """And another one has another name, which distinguishes its job from the first."""
     config = JobConfig.model_validate({"family": "cu", "work_dir": "/w", "storage": {"url": "/s"}})
     config = config.model_copy(
         update={"database": config.database.model_copy(update={"url": "/d/s.db"})}

@@ -202,7 +202,7 @@ def check_files(config: JobConfig) -> None:
 def _check_env_file(path: Path) -> None:
     """Reject a file that others can read, or with ambiguous lines.
 
-    No value is ever printed.
+    Values are not printed.
     """
     where = f"submit.slurm.env_file: {path}"
     form = "write NAME=VALUE lines; values are taken literally, without quotes"
