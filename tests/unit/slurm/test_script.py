@@ -229,20 +229,6 @@ def test_no_setting_becomes_code(
 
 
 @pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE)
-def test_no_setting_of_jobs_without_a_gpu_becomes_code(
-    tmp_path: Path, run_script: Callable[..., list[str]], value: str
-) -> None:
-    """Each stands in its directive, and nowhere else."""
-    options = ("partition", "qos")
-    cpu = dict.fromkeys(options, value) | {"extra": [f"--comment={value}"]}
-    text = script(ON_GPUS | {"cpu": cpu}, str(tmp_path / "work"), {"max_iter": 0})
-    for option in (*options, "comment"):
-        assert f"#SBATCH {quote_directive(f'--{option}={value}')}\n" in text
-    (tmp_path / "work" / "gen_04").mkdir(parents=True)
-    assert "run" in run_script(text)
-
-
-@pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE)
 def test_a_work_directory_of_any_name(
     tmp_path: Path, run_script: Callable[..., list[str]], value: str
 ) -> None:
@@ -278,18 +264,6 @@ def test_secrets_reach_the_container_by_name_and_nothing_else(
     assert found["APPTAINERENV_SLURM_JOB_ID"] == "17"
     assert found["APPTAINERENV_CUDA_VISIBLE_DEVICES"] == "3"
     assert "MLIP_JOB__TRAINING__CUTOFF" not in found
-
-
-def test_the_image_is_known_by_its_content(
-    tmp_path: Path, run_script: Callable[..., list[str]]
-) -> None:
-    """The manifest of the generation names it so."""
-    image = tmp_path / "mlip job.sif"
-    image.write_bytes(b"an image")
-    (tmp_path / "work" / "gen_04").mkdir(parents=True)
-    run_script(script({"image": str(image)}, str(tmp_path / "work")))
-    sha256 = hashlib.sha256(b"an image").hexdigest()
-    assert variables(tmp_path)["APPTAINERENV_MLIP_JOB_IMAGE"] == f"mlip job.sif@sha256:{sha256}"
 
 
 def test_the_image_is_read_at_submission_and_not_by_the_job(
