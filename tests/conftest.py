@@ -29,6 +29,7 @@ pytest_plugins = [
     # These import the one before.
     "tests.servers.helm",
     "tests.servers.kubelet",
+    "tests.servers.kueue",
     "tests.servers.mlflow",
     "tests.servers.node",
     "tests.servers.s3",

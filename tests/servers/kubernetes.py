@@ -197,9 +197,9 @@ def find_built(name: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def pinned_version(module: str) -> str:
+def pinned_version(module: str, folder: str = ".") -> str:
     """Return the version of a module that tools/install-kubernetes builds."""
-    path = Path(__file__).parents[2] / "tools/kubernetes/go.mod"
+    path = Path(__file__).parents[2] / "tools/kubernetes" / folder / "go.mod"
     match = re.search(rf"{re.escape(module)} v(\S+)", path.read_text(encoding="utf-8"))
     assert match is not None, module
     return match.group(1)
