@@ -13,9 +13,10 @@ from __future__ import annotations
 import json
 import sqlite3
 import sys
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 import ase.db
@@ -23,9 +24,12 @@ import numpy as np
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.data import atomic_masses, atomic_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from numpy.typing import NDArray
 
 ELEMENTS = ("Cu", "Ni", "Au")
 REPEATS = ((2, 2, 2), (2, 2, 3), (2, 2, 4))
@@ -34,7 +38,22 @@ _BY_ASE = 10
 _CHUNK = 1000
 
 
-def structures(count: int, atoms_each: int | None = None) -> Iterator[Atoms]:
+class Labelled(NamedTuple):
+    """A cell with labels, in eV and Å. Plain arrays: Atoms objects would take most of the time."""
+
+    numbers: NDArray[np.int32]
+    positions: NDArray[np.float64]
+    cell: NDArray[np.float64]
+    results: dict[str, Any]
+
+    def to_atoms(self) -> Atoms:
+        """Return it as ASE has it."""
+        atoms = Atoms(self.numbers, self.positions, cell=self.cell, pbc=True)
+        atoms.calc = SinglePointCalculator(atoms, **self.results)
+        return atoms
+
+
+def structures(count: int, atoms_each: int | None = None) -> Iterator[Labelled]:
     """Yield labelled cells, always the same ones; the labels are random numbers.
 
     They have 32 to 64 atoms, or `atoms_each`, a multiple of 4.
@@ -42,21 +61,23 @@ def structures(count: int, atoms_each: int | None = None) -> Iterator[Atoms]:
     rng = np.random.default_rng(0)
     repeats = REPEATS if atoms_each is None else ((1, 1, atoms_each // 4),)
     cells = [bulk("Cu", cubic=True, a=3.6).repeat(repeat) for repeat in repeats]
-    numbers = np.array([Atoms(symbol).numbers[0] for symbol in ELEMENTS])
+    shapes = [(atoms.cell.array, atoms.positions) for atoms in cells]
+    elements = np.array([atomic_numbers[symbol] for symbol in ELEMENTS], dtype=np.int32)
     for index in range(count):
-        atoms = cells[index % len(cells)].copy()
-        atoms.numbers = rng.choice(numbers, len(atoms))
-        atoms.set_cell(atoms.cell * (1 + 0.05 * rng.random()), scale_atoms=True)
-        atoms.positions += rng.normal(scale=0.1, size=(len(atoms), 3))
-        energy = float(len(atoms) * (-3.5 + rng.normal(scale=0.05)))
-        atoms.calc = SinglePointCalculator(
-            atoms,
-            energy=energy,
-            free_energy=energy - 1e-3,
-            forces=rng.normal(size=(len(atoms), 3)),
-            stress=rng.normal(scale=0.01, size=6),
+        cell, sites = shapes[index % len(shapes)]
+        size, scale = len(sites), 1 + 0.05 * rng.random()
+        energy = float(size * (-3.5 + rng.normal(scale=0.05)))
+        yield Labelled(
+            elements[rng.integers(len(elements), size=size)],
+            sites * scale + rng.normal(scale=0.1, size=(size, 3)),
+            cell * scale,
+            {
+                "energy": energy,
+                "free_energy": energy - 1e-3,
+                "forces": rng.normal(size=(size, 3)),
+                "stress": rng.normal(scale=0.01, size=6),
+            },
         )
-        yield atoms
 
 
 def key_value_pairs(index: int) -> dict[str, Any]:
@@ -73,18 +94,18 @@ def write_database(path: Path, count: int, atoms_each: int | None = None) -> Non
     """Write `count` rows into a new SQLite file."""
     rows = enumerate(structures(count, atoms_each))
     with ase.db.connect(str(path), type="db") as database:
-        for index, atoms in rows:
-            database.write(atoms, key_value_pairs(index))
+        for index, labelled in rows:
+            database.write(labelled.to_atoms(), key_value_pairs(index))
             if index + 1 == _BY_ASE:
                 break
     with closing(sqlite3.connect(path)) as connection:
         names = [column[1] for column in connection.execute("PRAGMA table_info(systems)")]
         template = connection.execute("SELECT * FROM systems WHERE id = 1").fetchone()
         insert = f"INSERT INTO systems VALUES ({', '.join('?' * len(names))})"  # noqa: S608
-        for index, atoms in rows:
-            row = dict(zip(names, template, strict=True)) | _columns(index, atoms)
+        for index, labelled in rows:
+            row = dict(zip(names, template, strict=True)) | _columns(index, labelled)
             connection.execute(insert, [row[name] for name in names])
-            _insert_keys(connection, index + 1, atoms)
+            _insert_keys(connection, index + 1, labelled.numbers)
             if index % _CHUNK == 0:
                 connection.commit()
         connection.commit()
@@ -92,35 +113,34 @@ def write_database(path: Path, count: int, atoms_each: int | None = None) -> Non
         connection.commit()
 
 
-def _columns(index: int, atoms: Atoms) -> dict[str, Any]:
-    results = atoms.calc.results
+def _columns(index: int, labelled: Labelled) -> dict[str, Any]:
+    numbers, positions, cell, results = labelled
     return {
         "id": index + 1,
         "unique_id": UUID(int=index).hex,
-        "numbers": atoms.numbers.astype("<i4").tobytes(),
-        "positions": atoms.positions.tobytes(),
-        "cell": atoms.cell.array.tobytes(),
+        "numbers": numbers.astype("<i4").tobytes(),
+        "positions": positions.tobytes(),
+        "cell": cell.tobytes(),
         "energy": results["energy"],
         "free_energy": results["free_energy"],
         "forces": results["forces"].tobytes(),
         "stress": results["stress"].tobytes(),
         "key_value_pairs": json.dumps(key_value_pairs(index)),
-        "natoms": len(atoms),
-        "fmax": float(np.linalg.norm(results["forces"], axis=1).max()),
+        "natoms": len(numbers),
+        "fmax": float(np.sqrt(np.square(results["forces"]).sum(axis=1).max())),
         "smax": float(np.abs(results["stress"]).max()),
-        "volume": atoms.get_volume(),
-        "mass": float(atoms.get_masses().sum()),
+        "volume": float(cell[0, 0] * cell[1, 1] * cell[2, 2]),
+        "mass": float(atomic_masses[numbers].sum()),
     }
 
 
-def _insert_keys(connection: sqlite3.Connection, row_id: int, atoms: Atoms) -> None:
+def _insert_keys(connection: sqlite3.Connection, row_id: int, numbers: NDArray[np.int32]) -> None:
     pairs = key_value_pairs(row_id - 1)
     texts = [(k, v, row_id) for k, v in pairs.items() if isinstance(v, str)]
-    numbers = [(k, v, row_id) for k, v in pairs.items() if not isinstance(v, str)]
-    found, counts = np.unique(atoms.numbers, return_counts=True)
-    species = [(int(z), int(n), row_id) for z, n in zip(found, counts, strict=True)]
+    values = [(k, v, row_id) for k, v in pairs.items() if not isinstance(v, str)]
+    species = [(z, n, row_id) for z, n in Counter(numbers.tolist()).items()]
     connection.executemany("INSERT INTO text_key_values VALUES (?, ?, ?)", texts)
-    connection.executemany("INSERT INTO number_key_values VALUES (?, ?, ?)", numbers)
+    connection.executemany("INSERT INTO number_key_values VALUES (?, ?, ?)", values)
     connection.executemany("INSERT INTO keys VALUES (?, ?)", [(key, row_id) for key in pairs])
     connection.executemany("INSERT INTO species VALUES (?, ?, ?)", species)
 
