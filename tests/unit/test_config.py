@@ -295,6 +295,13 @@ def test_template_is_short_and_sets_nothing_else() -> None:
     assert JobConfig.model_validate(yaml.safe_load(text)) == JobConfig(family="cu")
 
 
+def test_stress_weight_is_rejected() -> None:
+    """Pacemaker fits no stress; a weight without effect would mislead. 0 asks for nothing."""
+    assert TrainingConfig(stress_weight=0).stress_weight == 0
+    with pytest.raises(ValidationError, match="pacemaker fits no stress"):
+        TrainingConfig(stress_weight=1)
+
+
 def test_one_set_is_measured_during_the_fit() -> None:
     """The validation part, or the test set; pacemaker takes one."""
     TrainingConfig.model_validate({"test_evaluation": "pacemaker", "validation_fraction": 0})

@@ -33,8 +33,6 @@ KEYS: Mapping[str, str] = {
         f"training.{name}": f"{_LOSS}{{{name}: 1e-8}}}}}}"
         for name in ("w0_rad", "w1_rad", "w2_rad")
     },
-    "training.stress_weight": "pacemaker fits no stress; the errors of the stress are measured and "
-    "reported in any case",
     "training.display_step": "training.overrides sets pacemaker's own key: "
     "overrides: {backend: {display_step: 10}}",
     "training.min_relative_test_loss_per_iter": "any smaller validation loss counts; "
@@ -84,7 +82,6 @@ DEFAULTS: Mapping[str, object] = {
     "training.ladder_type": "body_order",
     **{f"training.{name}_coeffs": 1e-10 for name in ("l1", "l2")},
     **{f"training.w{order}_rad": 1e-10 for order in range(3)},
-    "training.stress_weight": 0.0,
     "training.display_step": 20,
     "training.min_relative_test_loss_per_iter": None,
     "training.min_relative_train_loss_per_iter": 1e-5,

@@ -172,6 +172,9 @@ class TrainingConfig(Part):
     )
     energy_weight: NonNegative = Field(10_000.0, description="a in a·MSE(E/atom) + b·mean|ΔF|².")
     force_weight: NonNegative = Field(100.0, description="b in a·MSE(E/atom) + b·mean|ΔF|².")
+    stress_weight: NonNegative = Field(
+        0.0, description="0: pacemaker fits no stress; its errors are measured and reported."
+    )
     max_iter: int = Field(
         0,
         ge=0,
@@ -243,6 +246,16 @@ class TrainingConfig(Part):
                 "takes a whole number ≥ 1, a fraction between 0 and 1, or [n, fraction]"
             )
         return step
+
+    @field_validator("stress_weight")
+    @classmethod
+    def _stress_weight(cls, weight: float) -> float:
+        if weight > 0:
+            raise ValueError(
+                "pacemaker fits no stress: set it to 0 or remove it; the errors of the stress are "
+                "measured and reported in any case"
+            )
+        return weight
 
     @field_validator("overrides")
     @classmethod
