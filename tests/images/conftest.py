@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mlip_job.config import JobConfig
-from tests.faults.conftest import RUN, TINY
+from tests.faults.conftest import RUN
+from tests.generations import TINY, make_config
 from tests.images.jobs import ImageJob
 from tests.support import rattled, write_database
 
@@ -25,17 +25,7 @@ def make_job(tmp_path: Path) -> Callable[..., ImageJob]:
         directory = tmp_path / "job"
         directory.mkdir()
         write_database(directory / "structures.db", rattled(8))
-        config = JobConfig.model_validate(
-            {
-                "family": "cu",
-                "database": {"url": str(directory / "structures.db")},
-                "training": TINY | training,
-                "storage": {"url": str(directory / "store")},
-                "run": RUN,
-                "evaluation": {"gate": {"require_physics": False}},
-                "work_dir": str(directory / "work"),
-            }
-        )
+        config = make_config(directory, TINY | training, run=RUN)
         (directory / "mlip-job.yaml").write_text(json.dumps(config.model_dump(mode="json")))
         return ImageJob(config, directory)
 

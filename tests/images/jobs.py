@@ -7,7 +7,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tests.faults.jobs import iterations_safe, registry_of, require_complete
+from tests.faults.jobs import iterations_safe, require_complete
+from tests.generations import registry_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,26 +18,18 @@ if TYPE_CHECKING:
     from mlip_job.registry import Manifest
 
 # A fit that lasts long enough to be stopped in its middle.
-LONG = {"functions_per_element": 8, "max_iter": 60, "linear_start": False}
+LONG = {"functions_per_element": 8, "max_iter": 40, "linear_start": False}
 
 
 @dataclass(frozen=True)
 class ImageJob:
-    """Generation 1 of a small family.
-
-    Attributes
-    ----------
-    config
-        Its configuration.
-    directory
-        Where everything of it lies: configuration, database, store, work directory.
-    """
+    """Generation 1 of a small family, all of whose files are in one directory."""
 
     config: JobConfig
     directory: Path
 
     def run(self, command: Sequence[str]) -> str:
-        """Run it to its end and return what it says."""
+        """Run it to its end and return its output."""
         process, log = self._start(command)
         assert process.wait(600) == 0, log.read_text()
         return log.read_text()
@@ -44,7 +37,7 @@ class ImageJob:
     def interrupt(
         self, command: Sequence[str], stop: Callable[[subprocess.Popen[bytes]], None]
     ) -> str:
-        """Run it until it has stored a checkpoint, stop it, and require that it says so with 75."""
+        """Run it until it has stored a checkpoint, stop it, and require exit code 75."""
         process, log = self._start(command)
         for _ in range(6000):
             if process.poll() is not None or iterations_safe(self.config) > 0:
@@ -57,7 +50,7 @@ class ImageJob:
         return log.read_text()
 
     def require_published(self) -> Manifest:
-        """Check that it is published, whole, with one learning curve."""
+        """Check the published generation."""
         return require_complete(self.config)
 
     def _start(self, command: Sequence[str]) -> tuple[subprocess.Popen[bytes], Path]:

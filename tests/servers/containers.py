@@ -1,7 +1,7 @@
 """Podman and Apptainer, and the images that they build from the real definitions.
 
-Both start from the Debian that ``tools/make-test-base`` made. What is built stays in the cache: the
-next session builds only what has changed.
+Both start from the Debian that ``tools/make-test-base`` made; Apptainer from a layer of Podman's
+that has the locked packages. The next session builds only what has changed.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.servers.kernel import require_kernel
+from tests.servers.processes import CACHE, PATH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 ROOT = Path(__file__).parents[2]
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlip-job-tests"
 BASE = CACHE / "debian-12.tar"
 CPU_IMAGE = "localhost/mlip-job:cpu"
 
-# What pip may be told about the place: how it reaches its index, no path of this machine.
+# The settings of pip that a build needs: how it reaches its index, no path of this machine.
 _PIP_SETTINGS = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "retries")
-_SIF_IS_MADE_OF = (
+_SOURCES_OF_SIF = (
     "apptainer.def",
     "pyproject.toml",
     "README.md",
@@ -123,16 +123,27 @@ def pip_settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def cpu_image(podman: Podman, base_image: str, pip_settings: Path) -> str:
     """Build the CPU image of the Dockerfile."""
+    return _build(podman, "cpu", base_image, pip_settings)
+
+
+def _build(podman: Podman, target: str, base_image: str, pip_settings: Path) -> str:
+    tag = f"localhost/mlip-job:{target}"
     with _alone("podman"):
         podman(
-            *("build", "--quiet", "--isolation=chroot", "--network=host", "--target=cpu"),
+            *("build", "--quiet", "--isolation=chroot", "--network=host", f"--target={target}"),
             *("--build-arg", f"BASE={base_image}", "--build-arg", "VERSION=test"),
             *("--secret", f"id=pip,src={pip_settings / 'pip.conf'}"),
             *("--secret", f"id=ca,src={pip_settings / 'ca.crt'}"),
-            *("--tag", CPU_IMAGE, ROOT),
+            *("--tag", tag, ROOT),
         )
         podman("image", "prune", "--force", "--filter=until=24h")
-    return CPU_IMAGE
+    return tag
+
+
+def _archive(podman: Podman, image: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    archive = tmp_path_factory.mktemp("archive") / "base.tar"
+    podman("save", "--quiet", "--format=docker-archive", "--output", archive, image)
+    return archive
 
 
 @pytest.fixture(scope="session")
@@ -153,15 +164,25 @@ def apptainer(tmp_path_factory: pytest.TempPathFactory) -> Apptainer:
 @pytest.fixture(scope="session")
 def base_archive(podman: Podman, base_image: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write the base as an archive that Apptainer starts from."""
-    archive = tmp_path_factory.mktemp("base") / "base.tar"
-    podman("save", "--quiet", "--format=docker-archive", "--output", archive, base_image)
-    return archive
+    return _archive(podman, base_image, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def trainer_archive(
+    podman: Podman,
+    base_image: str,
+    pip_settings: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Write a base that has the locked packages: pip finds them installed and takes seconds."""
+    image = _build(podman, "trainer-cpu", base_image, pip_settings)
+    return _archive(podman, image, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def sif(
     apptainer: Apptainer,
-    base_archive: Path,
+    request: pytest.FixtureRequest,
     pip_settings: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
@@ -173,8 +194,10 @@ def sif(
                 old.unlink()
             # A build does not see root's home.
             built = tmp_path_factory.mktemp("sif") / image.name
-            apptainer(*build_options(base_archive, pip_settings), built, "apptainer.def")
+            base = request.getfixturevalue("trainer_archive")
+            apptainer(*build_options(base, pip_settings), built, "apptainer.def")
             shutil.move(built, image)
+            base.unlink()
     return image
 
 
@@ -198,7 +221,7 @@ def _alone(what: str) -> Iterator[None]:
 
 def _hash_of_sources() -> str:
     total = hashlib.sha256(str(BASE.stat().st_mtime_ns).encode())
-    for name in _SIF_IS_MADE_OF:
+    for name in _SOURCES_OF_SIF:
         top = ROOT / name
         files = [top] if top.is_file() else sorted(p for p in top.rglob("*") if p.is_file())
         for path in files:
@@ -209,7 +232,7 @@ def _hash_of_sources() -> str:
 
 def _require(*programs: str) -> None:
     for program in programs:
-        if shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") is None:
+        if shutil.which(program, path=PATH) is None:
             pytest.skip(f"{program} is not installed: make servers installs it")
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,25 +14,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.servers.processes import PATH, free_port, run, wait_until
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-_START_TIMEOUT = 60
-"""Seconds a server may take to answer."""
 
 
 @dataclass(frozen=True)
 class DatabaseServer:
-    """A running server.
+    """A running server on 127.0.0.1.
 
-    Attributes
-    ----------
-    scheme, user, password, port
-        How to reach it on 127.0.0.1.
-    writer
-        ``user:password`` of an account whose password ASE's own URL parser understands.
-    execute
-        Runs one SQL statement as the administrator.
+    `writer` is ``user:password`` of an account whose password ASE's URL parser understands;
+    `execute` runs an SQL statement as the administrator.
     """
 
     scheme: str
@@ -66,17 +57,21 @@ def postgresql() -> Iterator[DatabaseServer]:
     if not found:
         pytest.skip("PostgreSQL is not installed: make servers installs it")
     programs = found[-1].parent
-    password, port = secrets.token_hex(8), _free_port()
+    password, port = secrets.token_hex(8), free_port()
     with _server_directory("postgres") as directory:
         (directory / "password").write_text(password)
-        _run(
-            "postgres",
-            *(programs / "initdb", "-D", directory / "data", "-U", "ase", "-A", "scram-sha-256"),
-            *("--pwfile", directory / "password", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"),
+        # Database servers refuse to run as root.
+        account = ("runuser", "-u", "postgres", "--") if os.getuid() == 0 else ()
+        run(
+            (
+                *(*account, programs / "initdb", "-D", directory / "data", "-U", "ase"),
+                *("-A", "scram-sha-256", "--pwfile", directory / "password", "-E", "UTF8"),
+                *("--locale=C.UTF-8", "--no-sync"),
+            )
         )
-        control = (programs / "pg_ctl", "-D", directory / "data", "-w")
+        control = (*account, programs / "pg_ctl", "-D", directory / "data", "-w")
         options = f"-p {port} -k {directory} -c listen_addresses=127.0.0.1 -c fsync=off"
-        _run("postgres", *control, "-l", directory / "log", "-o", options, "start")
+        run((*control, "-l", directory / "log", "-o", options, "start"))
 
         def execute(statement: str) -> None:
             target = ("-h", "127.0.0.1", "-p", port, "-U", "ase", "-d", "postgres")
@@ -86,28 +81,25 @@ def postgresql() -> Iterator[DatabaseServer]:
         try:
             yield DatabaseServer("postgresql", "ase", password, port, f"ase:{password}", execute)
         finally:
-            _run("postgres", *control, "-m", "immediate", "stop")
+            run((*control, "-m", "immediate", "stop"))
 
 
 @pytest.fixture(scope="session")
 def mariadb() -> Iterator[DatabaseServer]:
     """Run MariaDB with password authentication; the password is a trap for URL parsers."""
-    search = os.environ.get("PATH", "") + ":/usr/sbin"
     programs = {
-        name: shutil.which(name, path=search)
+        name: shutil.which(name, path=PATH)
         for name in ("mariadbd", "mariadb-install-db", "mariadb")
     }
     if None in programs.values():
         pytest.skip("MariaDB is not installed: make servers installs it")
-    simple, port = secrets.token_hex(8), _free_port()
+    simple, port = secrets.token_hex(8), free_port()
     password = f"p@ss:/{simple}"
     with _server_directory("mysql") as directory:
-        data, user_option = f"--datadir={directory / 'data'}", f"--user={_account('mysql')}"
-        _run(
-            None,
-            *(programs["mariadb-install-db"], "--no-defaults", user_option, data),
-            *("--auth-root-authentication-method=normal", "--skip-test-db"),
-        )
+        account = "mysql" if os.getuid() == 0 else str(os.getuid())
+        data, user_option = f"--datadir={directory / 'data'}", f"--user={account}"
+        install = (programs["mariadb-install-db"], "--no-defaults", user_option, data)
+        run((*install, "--auth-root-authentication-method=normal", "--skip-test-db"))
         command = [
             *(str(programs["mariadbd"]), "--no-defaults", user_option, data),
             *(f"--socket={directory / 'socket'}", f"--port={port}", "--bind-address=127.0.0.1"),
@@ -116,21 +108,23 @@ def mariadb() -> Iterator[DatabaseServer]:
         ]
 
         def execute(statement: str) -> None:
-            client = (
-                programs["mariadb"],
-                "--no-defaults",
-                "-S",
-                directory / "socket",
-                "-u",
-                "root",
-            )
-            _run(None, *client, "-e", statement)
+            socket = directory / "socket"
+            client = (programs["mariadb"], "--no-defaults", "-S", socket, "-u", "root")
+            run((*client, "-e", statement))
+
+        def answers() -> bool:
+            try:
+                execute("SELECT 1")
+            except RuntimeError:
+                assert server.poll() is None, (directory / "log").read_text()
+                return False
+            return True
 
         with subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as server:
             try:
-                _wait_until_it_answers(execute, server)
+                wait_until(answers, "MariaDB")
                 for user, its_password in (("ase", password), ("writer", simple)):
                     execute(f"CREATE USER '{user}'@'%' IDENTIFIED BY '{its_password}'")
                     execute(f"GRANT ALL ON *.* TO '{user}'@'%'")
@@ -146,45 +140,3 @@ def _server_directory(account: str) -> Iterator[Path]:
         if os.getuid() == 0:
             shutil.chown(name, account)
         yield Path(name)
-
-
-def _account(name: str) -> str:
-    """Return the account a server runs as: database servers refuse to run as root."""
-    return name if os.getuid() == 0 else str(os.getuid())
-
-
-def _run(account: str | None, *command: object) -> None:
-    prefix = ["runuser", "-u", account, "--"] if account and os.getuid() == 0 else []
-    # Output goes to a file: a server that inherits a pipe keeps its reader waiting for ever.
-    with tempfile.TemporaryFile("w+") as output:
-        done = subprocess.run(
-            [*prefix, *(str(part) for part in command)],
-            check=False,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd="/",
-            env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C.UTF-8"},
-        )
-        output.seek(0)
-        if done.returncode != 0:
-            raise RuntimeError(f"{command[0]} failed: {output.read()}")
-
-
-def _wait_until_it_answers(execute: Callable[[str], None], server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + _START_TIMEOUT
-    while True:
-        try:
-            execute("SELECT 1")
-        except RuntimeError:
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-        else:
-            return
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -5,34 +5,24 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
-import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import pytest
 
+from tests.servers.processes import CACHE, free_port, responds, wait_until
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-_START_TIMEOUT = 180
-"""Seconds: it imports for ten on an idle machine."""
 
 
 @dataclass(frozen=True)
 class MlflowServer:
-    """A running server.
-
-    Attributes
-    ----------
-    uri
-        Where it listens.
-    """
+    """A running server."""
 
     uri: str
 
@@ -66,14 +56,11 @@ class MlflowServer:
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     """Start a server with an SQLite file behind it, and end it with the session."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    program = cache / "mlip-job-tests" / "mlflow" / "bin" / "mlflow"
+    program = CACHE / "mlflow" / "bin" / "mlflow"
     if not program.is_file():
         pytest.skip(f"no MLflow server at {program}; install it with: make servers")
     directory = tmp_path_factory.mktemp("mlflow")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with (directory / "server.log").open("wb") as output:
         process = subprocess.Popen(
             [
@@ -91,19 +78,13 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
         )  # fmt: skip
     try:
         server = MlflowServer(f"http://127.0.0.1:{port}")
-        _wait_until_ready(server, process, directory / "server.log")
+        wait_until(
+            lambda: responds(f"{server.uri}/health", process),
+            "the MLflow server",
+            log=directory / "server.log",
+            timeout=180,  # it imports for ten seconds on an idle machine
+        )
         yield server
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(30)
-
-
-def _wait_until_ready(server: MlflowServer, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + _START_TIMEOUT
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{server.uri}/health", timeout=5):  # noqa: S310 - ours
-                return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.2)
-    pytest.fail(f"the MLflow server does not start: {log.read_text()[-2000:]}")

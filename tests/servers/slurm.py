@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import stat
-import subprocess
 import tempfile
 import time
 from contextlib import contextmanager, suppress
@@ -19,14 +18,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.servers.processes import PATH, free_port, run, wait_until
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterator
 
     from tests.servers.databases import DatabaseServer
 
-_START_TIMEOUT = 60
-"""Seconds a daemon may take to answer."""
-_PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 _NULL_DEVICE = os.makedev(1, 3)
 NODE = "node1"
@@ -102,15 +100,7 @@ StorageLoc={database}
 
 @dataclass(frozen=True)
 class SlurmCluster:
-    """A running cluster.
-
-    Attributes
-    ----------
-    directory
-        Where its configuration, sockets, logs and pid files are.
-    cpus, gpus
-        Of its only node; more than the machine has, so that jobs need not wait for each other.
-    """
+    """A running cluster of one node, with more cores than the machine: no job waits for another."""
 
     directory: Path
     cpus: int = 16
@@ -123,7 +113,7 @@ class SlurmCluster:
 
     def run(self, *command: object) -> str:
         """Run one of Slurm's commands; return what it printed."""
-        return _run(command, self.environment)
+        return run(command, self.environment)
 
     def state(self, job_id: str) -> str:
         """Return the state of a job as the controller has it."""
@@ -141,28 +131,28 @@ class SlurmCluster:
         """End all jobs at once, and wait until they have."""
         self.run("scancel", "--full", "--signal=KILL", "--user", _user())
         self.run("scancel", "--user", _user())
-        _wait(lambda: not self.run("squeue", "-h", "-o", "%i").strip(), "the end of the jobs")
+        wait_until(lambda: not self.run("squeue", "-h", "-o", "%i").strip(), "end of the jobs")
 
     def start_controller(self, *, forgetting: bool) -> None:
         """Start the controller, which may forget all jobs that it knew."""
-        _run(("slurmctld", *(["-c"] if forgetting else [])), self.environment)
-        _wait(lambda: _answers(self, "scontrol", "ping"), "slurmctld")
+        run(("slurmctld", *(["-c"] if forgetting else [])), self.environment)
+        wait_until(lambda: _answers(self, "scontrol", "ping"), "slurmctld")
 
     def stop_controller(self) -> None:
         """End the controller."""
         _end(self.directory / "slurmctld.pid")
 
     def kill_node(self) -> None:
-        """Take the node's power away: its daemons and all its jobs' processes end at once."""
+        """Simulate a power failure of the node: kill its daemons and all processes of its jobs."""
         for pid in (*self.daemons_of_node(), *self.processes_of_jobs()):
             _kill(pid, signal.SIGKILL)
         self.run("scontrol", "update", f"nodename={NODE}", "state=down", "reason=power")
 
     def start_node(self) -> None:
-        """Bring the node back."""
-        _run(("slurmd", "-N", NODE), self.environment)
+        """Restart the node."""
+        run(("slurmd", "-N", NODE), self.environment)
         self.run("scontrol", "update", f"nodename={NODE}", "state=resume")
-        _wait(self.node_is_up, "slurmd")
+        wait_until(self.node_is_up, "slurmd")
 
     def node_is_up(self) -> bool:
         """Tell whether the node takes jobs."""
@@ -236,7 +226,7 @@ def _used(cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sl
 @contextmanager
 def _cluster(accounting: str, database: DatabaseServer | None = None) -> Iterator[SlurmCluster]:
     programs = (*_PROGRAMS, *(("slurmdbd", "sacctmgr") if accounting else ()))
-    if any(shutil.which(name, path=_PATH) is None for name in programs):
+    if any(shutil.which(name, path=PATH) is None for name in programs):
         pytest.skip("Slurm is not installed: make servers installs it")
     with tempfile.TemporaryDirectory(prefix="mlip-job-slurm-") as name:
         cluster = SlurmCluster(Path(name))
@@ -251,7 +241,7 @@ def _cluster(accounting: str, database: DatabaseServer | None = None) -> Iterato
 def _configure(cluster: SlurmCluster, accounting: str, database: DatabaseServer | None) -> None:
     directory = cluster.directory
     directory.chmod(0o755)
-    controller_port, node_port, accounting_port = _free_ports(3)
+    controller_port, node_port, accounting_port = (free_port() for _ in range(3))
     values = {"directory": directory, "user": _user(), "port": accounting_port, "node": NODE}
     conf = _SLURM_CONF.format(
         host=socket.gethostname().partition(".")[0],
@@ -296,7 +286,7 @@ def _fake_gpus(cluster: SlurmCluster) -> str:
 
 def _start(cluster: SlurmCluster, *, with_accounting: bool) -> None:
     directory, environment = cluster.directory, cluster.environment
-    _run(
+    run(
         (
             *("munged", f"--key-file={directory / 'munge.key'}", "--num-threads=2"),
             *(f"--socket={directory / 'munge.socket'}", f"--pid-file={directory / 'munged.pid'}"),
@@ -306,8 +296,8 @@ def _start(cluster: SlurmCluster, *, with_accounting: bool) -> None:
         environment,
     )
     if with_accounting:
-        _run(("slurmdbd",), environment)
-        _wait(lambda: _answers(cluster, "sacctmgr", "-n", "show", "cluster"), "slurmdbd")
+        run(("slurmdbd",), environment)
+        wait_until(lambda: _answers(cluster, "sacctmgr", "-n", "show", "cluster"), "slurmdbd")
         for addition in (
             "cluster testcluster",
             "account science",
@@ -315,8 +305,8 @@ def _start(cluster: SlurmCluster, *, with_accounting: bool) -> None:
         ):
             cluster.run("sacctmgr", "-i", "-Q", "add", *addition.split())
     cluster.start_controller(forgetting=True)
-    _run(("slurmd", "-N", NODE), environment)
-    _wait(cluster.node_is_up, "slurmd")
+    run(("slurmd", "-N", NODE), environment)
+    wait_until(cluster.node_is_up, "slurmd")
 
 
 def _stop(cluster: SlurmCluster) -> None:
@@ -332,7 +322,7 @@ def _end(pid_file: Path) -> None:
     if pid_file.exists():
         pid = int(pid_file.read_text())
         _kill(pid, signal.SIGTERM)
-        _wait(lambda: _is_gone(pid), f"the end of {pid_file.stem}")
+        wait_until(lambda: _is_gone(pid), f"the end of {pid_file.stem}")
 
 
 def _is_gone(pid: int) -> bool:
@@ -355,44 +345,5 @@ def _answers(cluster: SlurmCluster, *command: str) -> bool:
     return True
 
 
-def _wait(condition: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + _START_TIMEOUT
-    while not condition():
-        if time.monotonic() > end:
-            raise RuntimeError(f"{what} is not ready after {_START_TIMEOUT} s")
-        time.sleep(0.1)
-
-
-def _run(command: Iterable[object], environment: Mapping[str, str]) -> str:
-    # Output goes to a file: a daemon that inherits a pipe keeps its reader waiting for ever.
-    with tempfile.TemporaryFile("w+") as output:
-        words = [str(word) for word in command]
-        done = subprocess.run(
-            [shutil.which(words[0], path=_PATH) or words[0], *words[1:]],
-            check=False,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd="/",
-            env={"PATH": _PATH, **environment},
-        )
-        output.seek(0)
-        text = output.read()
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(words)} failed: {text}")
-    return text
-
-
 def _user() -> str:
     return pwd.getpwuid(os.getuid()).pw_name
-
-
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
