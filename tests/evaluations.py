@@ -241,3 +241,42 @@ def _crystal(element: str, volume: float, bulk_modulus_gpa: float) -> results.En
         minimum_angstrom3_per_atom=volume,
         bulk_modulus_gpa=bulk_modulus_gpa,
     )
+
+
+def make_uniform_evaluation(*reasons: str, rmse: float = 5.0) -> results.Evaluation:
+    """Return the evaluation of a potential that was accepted, or rejected for `reasons`."""
+    return results.Evaluation(
+        train=make_uniform_side(rmse),
+        test=make_uniform_side(rmse),
+        agreement=(),
+        parent=None,
+        physics=(),
+        active_set=None,
+        gate=results.GateVerdict(accepted=not reasons, reasons=reasons),
+    )
+
+
+def make_uniform_side(rmse: float) -> results.SetEvaluation:
+    """Return errors that are all equal: of energies as given, of forces ten times that."""
+    parity = results.Parity(reference=(), predicted=(), sampled_from=0)
+    histogram = results.Histogram(edges=(-rmse, rmse), counts=(1,))
+    energy, force = (
+        results.ErrorStatistics(
+            count=1, rmse=error, mae=error, max=error, p50=error, p90=error, p99=error
+        )
+        for error in (rmse, 10 * rmse)
+    )
+    return results.SetEvaluation(
+        structures=1,
+        atoms=1,
+        energy_mev_per_atom=energy,
+        force_mev_per_angstrom=force,
+        stress_gpa=None,
+        force_per_element_mev_per_angstrom={},
+        per_config_type={},
+        energy_error_histogram_mev_per_atom=histogram,
+        force_error_histogram_mev_per_angstrom=histogram,
+        energy_parity_ev_per_atom=parity,
+        force_parity_ev_per_angstrom=parity,
+        worst=(),
+    )

@@ -1,4 +1,4 @@
-"""Run the job in a process of its own, which a test may kill; look at what it left."""
+"""Run the job as a process that a test may kill, and check its files afterwards."""
 
 from __future__ import annotations
 
@@ -16,21 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlip_job.evaluation.potential import import_pyace
-from mlip_job.registry import Manifest, Registry
-from mlip_job.report.model import TrainingReport
-from mlip_job.store.open import open_store
 from mlip_job.training.pacemaker import PacemakerFiles
 from mlip_job.training.pacemaker.tables import read_table
-from tests.reports import validate_report
+from tests.generations import registry_of, report_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mlip_job.config import JobConfig
+    from mlip_job.registry import Manifest
     from mlip_job.training.summary import CurvePoint
 
 
-import_pyace()  # seconds that each forked job is spared
+import_pyace()  # saves each forked job some seconds
 
 
 @dataclass
@@ -66,7 +64,7 @@ class Job:
             os.kill(self.pid, number)
 
     def wait_for_iteration(self) -> None:
-        """Wait until its pacemaker has done an iteration, or it has ended."""
+        """Wait until its pacemaker has done an iteration or the job has ended."""
         for _ in range(6000):
             if self.poll() is not None:
                 return
@@ -86,25 +84,16 @@ class Job:
         raise AssertionError(f"there is no {name}: {self.text()}")
 
     def text(self) -> str:
-        """Return what it said."""
+        """Return its output."""
         return self.log.read_text(errors="replace")
 
 
 def start_job(
     config: JobConfig, directory: Path, *arguments: str, fault: Callable[[], None] | None = None
 ) -> Job:
-    """Start ``mlip-job run -g 1`` in a forked process: everything is imported there already.
+    """Start ``mlip-job run -g 1`` in a forked process, which has all imports.
 
-    Parameters
-    ----------
-    config
-        Of the job.
-    directory
-        Where its configuration and its output go.
-    arguments
-        More options of ``run``.
-    fault
-        Called in the new process before the command line: it may change what the job finds there.
+    It calls `fault` before the command line, to change what the job finds.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "mlip-job.yaml"
@@ -148,17 +137,12 @@ def _child(arguments: list[str], log: Path, fault: Callable[[], None] | None) ->
         main(arguments)
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 0
-    except BaseException:  # noqa: BLE001 - whatever it was, the test shall see it
+    except BaseException:  # noqa: BLE001 - it goes to the job's log
         traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-
-
-def registry_of(config: JobConfig) -> Registry:
-    """Return the registry that a job publishes in."""
-    return Registry(open_store(config.storage), config.family)
 
 
 def iterations_reached(config: JobConfig) -> int:
@@ -183,7 +167,7 @@ def iterations_safe(config: JobConfig) -> int:
 
 
 def require_whole_or_nothing(config: JobConfig) -> None:
-    """Check what holds at every moment: a generation that exists has all it consists of."""
+    """Check an invariant: a generation that exists has all its artefacts."""
     registry = registry_of(config)
     manifest = registry.find(1)
     if manifest is None:
@@ -195,14 +179,12 @@ def require_whole_or_nothing(config: JobConfig) -> None:
 
 
 def require_complete(config: JobConfig) -> Manifest:
-    """Check what a finished job leaves: dataset, manifest, copies, one learning curve."""
+    """Check the result of a finished job: dataset, manifest, copies, one learning curve."""
     registry = registry_of(config)
     manifest = registry.get(1)
     assert registry.verify(manifest) == []
     assert registry.latest() == 1
-    text = registry.read(manifest, "report.json")
-    validate_report(text)
-    report = TrainingReport.from_json(text)
+    report = report_of(registry, manifest)
     assert b"</html>" in registry.read(manifest, "report.html")
     require_one_curve(report.fit.train_curve)
     # How long publishing took is in the manifest only: the report is part of what is published.

@@ -1,4 +1,4 @@
-"""Files of a fit that are damaged while it runs: nothing of it reaches a checkpoint or a report."""
+"""Files of a fit, damaged while it runs: checkpoints and reports are without the damage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from mlip_job.training.pacemaker.potential_file import read_potential
 from tests.faults import jobs
-from tests.faults.speed import REPLAYED, REPLAYED_ITERATIONS, stand_in_for_pacemaker
+from tests.faults.replay import REPLAYED, REPLAYED_ITERATIONS, replayed_pacemaker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,15 +38,12 @@ DAMAGE = {
 
 
 @pytest.mark.pacemaker
-@pytest.mark.parametrize(
-    ("name", "how"), [("interim_potential_0.yaml", "half"), ("test_metrics.txt", "half a row")]
-)
-def test_a_file_of_pacemaker_is_damaged_right_before_the_last_checkpoint(
-    make_config: Callable[..., JobConfig], tmp_path: Path, tally: Tally, name: str, how: str
+def test_a_potential_of_pacemaker_is_damaged_right_before_the_last_checkpoint(
+    make_config: Callable[..., JobConfig], tmp_path: Path, tally: Tally
 ) -> None:
-    """What is shipped can be gone on from, and one curve without gaps comes out."""
-    config = make_config({"functions_per_element": 8, "max_iter": 8})
-    _damage(config, tmp_path, tally, name, how)
+    """Its checkpoint can be resumed, and the published curve has no gaps."""
+    config = make_config({"functions_per_element": 6, "max_iter": 8})
+    _damage(config, tmp_path, tally, "interim_potential_0.yaml", "half")
 
 
 @pytest.mark.parametrize(("name", "how"), [(name, how) for name in DAMAGE for how in DAMAGE[name]])
@@ -54,8 +51,8 @@ def test_a_file_is_damaged_right_before_the_last_checkpoint(
     make_config: Callable[..., JobConfig], tmp_path: Path, tally: Tally, name: str, how: str
 ) -> None:
     """The same with a fit that is replayed."""
-    at_speed = stand_in_for_pacemaker(tmp_path, iteration_s=0.05)
-    _damage(make_config(REPLAYED), tmp_path, tally, name, how, fault=at_speed)
+    replay = replayed_pacemaker(tmp_path, iteration_s=0.05)
+    _damage(make_config(REPLAYED), tmp_path, tally, name, how, fault=replay)
 
 
 def _damage(
@@ -89,13 +86,13 @@ def _damage(
     tally.count_end([job.text(), again.text()], manifest.headline.iterations)
 
 
-def test_a_log_without_end_and_with_anything_in_it(
+def test_a_huge_log_with_binary_data(
     make_config: Callable[..., JobConfig], tmp_path: Path, tally: Tally
 ) -> None:
-    """A line of 100 MB and binary data: the fit's own messages are found all the same."""
+    """The fit's own messages are found after a line of 100 MB and binary data."""
     config = make_config(REPLAYED, run={"checkpoint_interval": 0.5, "heartbeat_interval": 0.5})
     noise = f"head -c {LONG_LINE_BYTES} /dev/zero; echo; head -c 100000 /dev/urandom; echo"
-    job = jobs.run_job(config, tmp_path, fault=stand_in_for_pacemaker(tmp_path, noise))
+    job = jobs.run_job(config, tmp_path, fault=replayed_pacemaker(tmp_path, noise))
     assert job.code == 0, job.text()
     manifest = jobs.require_complete(config)
     assert manifest.headline.iterations == REPLAYED_ITERATIONS

@@ -1,4 +1,4 @@
-"""A database that goes away in the middle of the export."""
+"""A database that becomes unavailable in the middle of the export."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.faults import jobs
-from tests.faults.speed import REPLAYED, both, stand_in_for_pacemaker
+from tests.faults.replay import REPLAYED, both, replayed_pacemaker
 from tests.support import rattled, write_database
 
 if TYPE_CHECKING:
@@ -72,16 +72,16 @@ def require_nothing_written(job: Job, config: JobConfig, tmp_path: Path) -> None
     assert not list((tmp_path / "work").glob("gen_01/*/dataset/*"))
 
 
-def test_a_lost_connection_is_made_again(
+def test_a_lost_connection_is_restored(
     make_config: Callable[..., JobConfig],
     postgresql: DatabaseServer,
     database: str,
     tmp_path: Path,
 ) -> None:
-    """The export begins anew, and has every row once."""
+    """The export starts over, and has every row once."""
     config = make_config(REPLAYED, run=RUN, database={"url": postgresql.url(database)})
     cut = after_pages(1, lambda: disconnect(postgresql, database))
-    job = jobs.run_job(config, tmp_path, fault=both(stand_in_for_pacemaker(tmp_path), cut))
+    job = jobs.run_job(config, tmp_path, fault=both(replayed_pacemaker(tmp_path), cut))
     assert job.code == 0, job.text()
     assert "trying again in" in job.text()
     assert postgresql.password not in job.text()
@@ -89,13 +89,13 @@ def test_a_lost_connection_is_made_again(
     assert manifest.dataset.train + manifest.dataset.test == 8
 
 
-def test_a_server_that_stays_away_is_given_up(
+def test_a_server_that_stays_unavailable_ends_the_job(
     make_config: Callable[..., JobConfig],
     postgresql: DatabaseServer,
     database: str,
     tmp_path: Path,
 ) -> None:
-    """In bounded time, in one line; once it is back the same command trains."""
+    """In bounded time, in one line; when it is available again the same command trains."""
     run = RUN | {"retry_timeout": 1.5}
     config = make_config(REPLAYED, run=run, database={"url": postgresql.url(database)})
 
@@ -103,7 +103,7 @@ def test_a_server_that_stays_away_is_given_up(
         postgresql.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")
         disconnect(postgresql, database)
 
-    fit = stand_in_for_pacemaker(tmp_path)
+    fit = replayed_pacemaker(tmp_path)
     started = time.monotonic()
     job = jobs.run_job(config, tmp_path, fault=both(fit, after_pages(1, shut)))
     assert time.monotonic() - started < 60
@@ -123,7 +123,7 @@ def test_a_locked_file_is_waited_for(make_config: Callable[..., JobConfig], tmp_
         connect = sqlite3.connect
         sqlite3.connect = lambda name, **_: connect(name, timeout=0.1)  # type: ignore[assignment]
 
-    fault = both(stand_in_for_pacemaker(tmp_path), wait_little_for_locks)
+    fault = both(replayed_pacemaker(tmp_path), wait_little_for_locks)
     hold = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('BEGIN EXCLUSIVE'); "
     # In a process of its own: SQLite's locks are those of a process and of what it forks.
     writer = subprocess.Popen(
@@ -155,7 +155,7 @@ def test_a_file_that_is_cut_off_ends_the_export(
     def cut() -> None:
         path.write_bytes(bytes(len(whole) // 3))
 
-    fit = stand_in_for_pacemaker(tmp_path)
+    fit = replayed_pacemaker(tmp_path)
     job = jobs.run_job(config, tmp_path, fault=both(fit, after_pages(0, cut)))
     require_nothing_written(job, config, tmp_path)
     assert "structures.db can't be read" in job.text()

@@ -1,4 +1,4 @@
-"""Disks that are full or turn read-only, in the real: small file systems of their own."""
+"""Disks that are full or turn read-only: small file systems, mounted for the test."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mlip_job.config import DatabaseConfig
 from mlip_job.dataset.database import StructureDatabase
 from mlip_job.errors import DatabaseError
 from tests.faults import jobs
-from tests.faults.speed import REPLAYED, REPLAYED_ITERATIONS, stand_in_for_pacemaker
+from tests.faults.replay import REPLAYED, REPLAYED_ITERATIONS, replayed_pacemaker
 from tests.servers.kernel import require_kernel
 from tests.support import rattled, write_database
 
@@ -57,12 +57,12 @@ def remount(disk: Path, options: str) -> None:
 def test_a_disk_fills_up(
     make_config: Callable[..., JobConfig], disk: Path, tmp_path: Path, tally: Tally, place: str
 ) -> None:
-    """Wherever that hits, it is said in one line; with more room the same command goes on."""
+    """Each failure is one line; with more room the same command resumes."""
     places = {"storage": {"url": str(disk)}} if place == "store" else {"work_dir": str(disk)}
     config = make_config(REPLAYED, run=RUN, **places)
-    fault = stand_in_for_pacemaker(tmp_path)
+    fault = replayed_pacemaker(tmp_path)
     ended: list[Job] = []
-    for size in (16, 48, 80, 112, 144, 176, 208, 240, 320, 100_000):
+    for size in (16, 64, 112, 160, 240, 320, 100_000):
         remount(disk, f"size={size}k")
         ended.append(jobs.run_job(config, tmp_path, fault=fault))
         jobs.require_whole_or_nothing(config)
@@ -79,10 +79,10 @@ def test_a_disk_fills_up(
 def test_a_store_turns_read_only_in_the_fit(
     make_config: Callable[..., JobConfig], disk: Path, tmp_path: Path, tally: Tally
 ) -> None:
-    """What was shipped by then is not lost; nothing is published."""
+    """Stored checkpoints are not lost; nothing is published."""
     remount(disk, "size=50m")
     config = make_config(REPLAYED, run=RUN, storage={"url": str(disk)})
-    fault = stand_in_for_pacemaker(tmp_path)
+    fault = replayed_pacemaker(tmp_path)
     job = jobs.start_job(config, tmp_path, fault=fault)
     end = time.monotonic() + 60
     while jobs.iterations_safe(config) == 0:
@@ -101,8 +101,8 @@ def test_a_store_turns_read_only_in_the_fit(
     tally.count_end([job.text(), again.text()], manifest.headline.iterations)
 
 
-def test_an_idle_database_in_wal_mode_is_read_from_a_read_only_disk(disk: Path) -> None:
-    """SQLite would have to make files beside it; nobody has it open, so it can't change."""
+def test_an_unused_database_in_wal_mode_is_read_from_a_read_only_disk(disk: Path) -> None:
+    """SQLite would have to create files next to it; unopened it can't change."""
     remount(disk, "size=50m")
     path = disk / "structures.db"
     write_database(path, rattled(4))

@@ -1,4 +1,4 @@
-"""``run --fresh`` that is stopped and started again: which state it keeps, and which it removes."""
+"""``run --fresh``, interrupted and run again: the state that it keeps, and that it removes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from mlip_job.registry import Registry
 from tests.faults import jobs
-from tests.faults.speed import REPLAYED, both, stand_in_for_pacemaker
+from tests.faults.replay import REPLAYED, both, replayed_pacemaker
 from tests.faults.test_kills import kill_at
 
 if TYPE_CHECKING:
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
     from mlip_job.config import JobConfig
 
+RUN = {"checkpoint_interval": 0.1, "heartbeat_interval": 0.3, "retry_timeout": 20}
 HAND: dict[str, str] = {}
 POD = {"MLIP_JOB_KUBERNETES_JOB": "mlip-cu-gen-01", "MLIP_JOB_KUBERNETES_JOB_UID": "0b7c"}
-MADE_ANEW = POD | {"MLIP_JOB_KUBERNETES_JOB_UID": "d41d"}
+RECREATED = POD | {"MLIP_JOB_KUBERNETES_JOB_UID": "d41d"}
 SLURM = {"SLURM_JOB_ID": "4711"}
 REQUEUED = SLURM | {"SLURM_RESTART_COUNT": "1"}
 
@@ -35,7 +36,7 @@ def _stopped(config: JobConfig, directory: Path, variables: dict[str, str], *opt
     """Run a job until it has stored a checkpoint, and stop it; return the attempt's name."""
     checkpoints = jobs.registry_of(config).checkpoints(1)
     before = {found.attempt for found in checkpoints.found()}
-    slow = stand_in_for_pacemaker(directory, iteration_s=1.0)
+    slow = replayed_pacemaker(directory, iteration_s=0.5)
     job = jobs.start_job(config, directory, *options, fault=both(slow, _within(variables)))
     end = time.monotonic() + 300
     while not (new := [c.attempt for c in checkpoints.found() if c.attempt not in before]):
@@ -51,50 +52,50 @@ def _ended(
     config: JobConfig, directory: Path, variables: dict[str, str]
 ) -> tuple[jobs.Job, list[str]]:
     """Run a job with ``--fresh`` to its end; return the attempts at what it has published."""
-    at_speed = stand_in_for_pacemaker(directory)
-    job = jobs.run_job(config, directory, "--fresh", fault=both(at_speed, _within(variables)))
+    replay = replayed_pacemaker(directory)
+    job = jobs.run_job(config, directory, "--fresh", fault=both(replay, _within(variables)))
     assert job.code == 0, job.text()
     return job, [part.attempt for part in jobs.require_complete(config).attempts]
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "goes_on"),
+    ("first", "second", "resumes"),
     [
         pytest.param(HAND, HAND, False, id="by hand"),
         pytest.param(POD, POD, True, id="a pod that replaces another"),
-        pytest.param(POD, MADE_ANEW, False, id="a Job of the same name"),
+        pytest.param(POD, RECREATED, False, id="a Job of the same name"),
         pytest.param(SLURM, REQUEUED, True, id="a requeued job"),
         pytest.param(SLURM, SLURM, False, id="twice in an allocation"),
     ],
 )
-def test_only_what_the_same_job_did_is_kept(
+def test_only_state_of_the_same_job_is_kept(
     make_config: Callable[..., JobConfig],
     tmp_path: Path,
     first: dict[str, str],
     second: dict[str, str],
     *,
-    goes_on: bool,
+    resumes: bool,
 ) -> None:
-    """What somebody else left is gone either way."""
-    config = make_config(REPLAYED)
+    """State of another run is removed either way."""
+    config = make_config(REPLAYED, run=RUN)
     _stopped(config, tmp_path, HAND)
     own = _stopped(config, tmp_path, first, "--fresh")
     assert {found.attempt for found in jobs.registry_of(config).checkpoints(1).found()} == {own}
     job, attempts = _ended(config, tmp_path, second)
-    assert (attempts[0] == own) is goes_on
-    assert len(attempts) == 1 + goes_on
-    assert ("resuming from" in job.text()) is goes_on
+    assert (attempts[0] == own) is resumes
+    assert len(attempts) == 1 + resumes
+    assert ("resuming from" in job.text()) is resumes
 
 
 @pytest.mark.parametrize(("first", "second"), [(POD, POD), (SLURM, REQUEUED)])
-def test_a_job_that_died_before_it_started_over_still_does(
+def test_a_job_killed_before_it_removed_old_state_removes_it_later(
     make_config: Callable[..., JobConfig],
     tmp_path: Path,
     first: dict[str, str],
     second: dict[str, str],
 ) -> None:
-    """It has held the claim and left no more; what it finds is another's."""
-    config = make_config(REPLAYED)
+    """It held the claim and left nothing else: all state is another run's."""
+    config = make_config(REPLAYED, run=RUN)
     _stopped(config, tmp_path, HAND)
     die = kill_at(Registry, "claim", "after", signal.SIGKILL)
     killed = jobs.run_job(config, tmp_path, "--fresh", fault=both(_within(first), die))

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mlip_job.config import TrainingConfig
 from mlip_job.store.open import open_store
 from tests.faults import jobs
-from tests.faults.speed import REPLAYED, stand_in_for_pacemaker
+from tests.faults.replay import REPLAYED, both, replayed_pacemaker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,18 +27,19 @@ if TYPE_CHECKING:
 @pytest.fixture(params=["directory", "s3"])
 def config(request: pytest.FixtureRequest, make_config: Callable[..., JobConfig]) -> JobConfig:
     """Return a job on each kind of store."""
-    if request.param == "directory":
-        return make_config()
-    return make_config(storage=request.getfixturevalue("s3_bucket").model_dump())
+    sections = {}
+    if request.param == "s3":
+        sections["storage"] = request.getfixturevalue("s3_bucket").model_dump()
+    return make_config(REPLAYED, **sections)
 
 
-@pytest.mark.pacemaker
 @pytest.mark.parametrize("count", [2, 8])
-def test_of_jobs_started_at_once_one_publishes(
+def test_of_concurrent_jobs_one_publishes(
     config: JobConfig, tmp_path: Path, tally: Tally, count: int
 ) -> None:
-    """The others hear who is at work, and end with 73 before they train."""
-    running = [jobs.start_job(config, tmp_path / str(n)) for n in range(count)]
+    """The others name the attempt that trains, and end with 73 before they train."""
+    slow = replayed_pacemaker(tmp_path, iteration_s=0.2)
+    running = [jobs.start_job(config, tmp_path / str(n), fault=slow) for n in range(count)]
     codes = [job.wait() for job in running]
     assert sorted(codes) == [0] + [73] * (count - 1), [job.text() for job in running]
     manifest = jobs.require_complete(config)
@@ -52,18 +52,18 @@ def test_of_jobs_started_at_once_one_publishes(
     jobs.require_repeatable(config, tmp_path)
 
 
-@pytest.mark.pacemaker
 def test_without_claims_still_one_publishes(
     config: JobConfig, tmp_path: Path, tally: Tally
 ) -> None:
-    """A claim saves work; that a generation is published once does not depend on it."""
+    """A claim saves work; the manifest decides which attempt publishes."""
 
     def ignore_claims() -> None:
         from mlip_job.registry import claim
 
         claim._require_abandoned = lambda *_: None  # type: ignore[assignment]
 
-    running = [jobs.start_job(config, tmp_path / str(n), fault=ignore_claims) for n in range(4)]
+    fault = both(replayed_pacemaker(tmp_path, iteration_s=0.1), ignore_claims)
+    running = [jobs.start_job(config, tmp_path / str(n), fault=fault) for n in range(4)]
     codes = [job.wait() for job in running]
     assert sorted(codes) == [0, 73, 73, 73], [job.text() for job in running]
     manifest = jobs.require_complete(config)
@@ -75,20 +75,14 @@ def test_a_frozen_job_loses_its_claim_and_ends(
     config: JobConfig, tmp_path: Path, tally: Tally
 ) -> None:
     """Suspended for longer than its claim lives, it wakes up, notices, and trains no further."""
-    training = config.model_dump()["training"] | REPLAYED
-    config = config.model_copy(
-        update={
-            "training": TrainingConfig.model_validate(training),
-            "run": config.run.model_copy(update={"heartbeat_interval": 0.2}),
-        }
-    )
-    slow = stand_in_for_pacemaker(tmp_path, iteration_s=1.0)
+    run = config.run.model_copy(update={"heartbeat_interval": 0.2, "checkpoint_interval": 0.1})
+    config = config.model_copy(update={"run": run})
+    slow = replayed_pacemaker(tmp_path, iteration_s=1.0)
     first = jobs.start_job(config, tmp_path / "first", fault=slow)
     _wait_for_checkpoint(first, config)
     _freeze(first, config)
     time.sleep(4)  # ten missed beats, and what the store's clock rounds off
-    at_speed = stand_in_for_pacemaker(tmp_path)
-    second = jobs.run_job(config, tmp_path / "second", fault=at_speed)
+    second = jobs.run_job(config, tmp_path / "second", fault=replayed_pacemaker(tmp_path))
     assert second.code == 0, second.text()
     assert "taking over from attempt" in second.text()
     assert "which gave no sign of life for" in second.text()

@@ -1,4 +1,4 @@
-"""Many fits, killed anywhere, with a stand-in that replays a real run: see `make faults-long`."""
+"""Many replayed fits, killed at any moment: see `make faults-long`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tests.faults import jobs
-from tests.faults.speed import REPLAYED, REPLAYED_ITERATIONS, stand_in_for_pacemaker
+from tests.faults.replay import REPLAYED, REPLAYED_ITERATIONS, replayed_pacemaker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.faults.jobs import Job
     from tests.faults.tally import Tally
 
-POINTS = int(os.environ.get("MLIP_JOB_TEST_FAULT_POINTS", "60"))
+POINTS = int(os.environ.get("MLIP_JOB_TEST_FAULT_POINTS", "40"))
 _KILLED_AGAIN = 0.3  # the fraction of killed jobs whose next attempt is killed too
 
 
@@ -31,7 +31,7 @@ def test_killed_anywhere(
 ) -> None:
     """From its first to its last moment, with either signal, again and again."""
     rng = random.Random(20260101)
-    at_speed = stand_in_for_pacemaker(tmp_path)
+    replay = replayed_pacemaker(tmp_path)
     config = make_config(
         REPLAYED,
         run={
@@ -46,7 +46,7 @@ def test_killed_anywhere(
     while done < POINTS:
         killed: list[Job] = []
         while longest and (not killed or rng.random() < _KILLED_AGAIN):
-            job = jobs.start_job(config, tmp_path, fault=at_speed)
+            job = jobs.start_job(config, tmp_path, fault=replay)
             time.sleep(rng.uniform(0, longest))
             job.send(rng.choice([signal.SIGKILL, signal.SIGTERM]))
             job.wait()
@@ -56,7 +56,7 @@ def test_killed_anywhere(
                 break
             done += 1
         started = time.monotonic()
-        last = jobs.run_job(config, tmp_path, fault=at_speed)
+        last = jobs.run_job(config, tmp_path, fault=replay)
         longest = longest or time.monotonic() - started
         assert last.code == 0, last.text()
         manifest = jobs.require_complete(config)

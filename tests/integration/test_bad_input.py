@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import yaml
-from ase.build import bulk, molecule
+from ase.build import molecule
 
-from mlip_job.config import load_config
 from mlip_job.generation.data import preview
-from tests.support import labelled, open_for_writing, rattled, write_database
+from tests.generations import Family
+from tests.support import labelled, rattled, write_database
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,51 +27,17 @@ if TYPE_CHECKING:
 
     Cli = Callable[..., Ended]
 
-TINY = {
-    "linear_start": False,
-    "evaluator": "pyace",
-    "functions_per_element": 3,
-    "ladder_step": None,
-    "max_iter": 2,
-}
 
+def _content(project: Family) -> dict[str, int]:
+    """Return all files, but for the store's lock and released claims.
 
-@dataclass(frozen=True)
-class Project:
-    """A directory with a configuration and a database, as a user has them."""
-
-    directory: Path
-
-    @property
-    def config(self) -> Path:
-        """The configuration."""
-        return self.directory / "mlip-job.yaml"
-
-    @property
-    def database(self) -> Path:
-        """The database."""
-        return self.directory / "structures.db"
-
-    @property
-    def store(self) -> Path:
-        """The store."""
-        return self.directory / "store"
-
-    def configure(self, **sections: Any) -> None:
-        """Write the configuration; sections replace the defaults of the tests."""
-        values = {"family": "cu", "training": TINY} | sections
-        self.config.write_text(json.dumps(values))
-
-    def content(self) -> dict[str, int]:
-        """Return all that was ever written, but for the store's own lock and released claims.
-
-        A claim can't be removed safely: another attempt may have taken it over meanwhile.
-        """
-        return {
-            str(path.relative_to(self.directory)): path.stat().st_mtime_ns
-            for path in self.directory.rglob("*")
-            if path.is_file() and path.name != ".lock" and not _is_released_claim(path)
-        }
+    A claim can't be removed safely: another attempt may have taken it over meanwhile.
+    """
+    return {
+        str(path.relative_to(project.root)): path.stat().st_mtime_ns
+        for path in project.root.rglob("*")
+        if path.is_file() and path.name != ".lock" and not _is_released_claim(path)
+    }
 
 
 def _is_released_claim(path: Path) -> bool:
@@ -81,101 +45,77 @@ def _is_released_claim(path: Path) -> bool:
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
-    """Return a project with ten good structures."""
-    project = Project(tmp_path)
+def project(tmp_path: Path) -> Family:
+    """Return a project with ten good structures and nothing published."""
+    project = Family(tmp_path)
     project.configure()
     write_database(project.database, rattled(10))
     return project
 
 
-@pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train one generation; tests work on copies of it."""
-    from mlip_job.cli.main import main
-
-    project = Project(tmp_path_factory.mktemp("published"))
-    project.configure()
-    write_database(project.database, rattled(10))
-    with pytest.raises(SystemExit) as ended:
-        main(["-q", "-c", str(project.config), "run", "-g", "1"])
-    assert ended.value.code == 0
-    return project.directory
-
-
-@pytest.fixture
-def with_generation(published: Path, tmp_path: Path) -> Project:
-    """Return a project of which generation 1 is published."""
-    shutil.copytree(published, tmp_path / "project")
-    return Project(tmp_path / "project")
-
-
-def _refused(cli: Cli, project: Project, code: int, *arguments: object) -> str:
-    """Run, and check that it ends as bad input has to; return the message."""
-    before = project.content()
-    ended = cli("-c", project.config, *arguments)
+def _rejected(cli: Cli, project: Family, code: int, *arguments: object) -> str:
+    """Run a command and check that it fails with one error; return the message."""
+    before = _content(project)
+    ended = cli("-c", project.config_path, *arguments)
     assert ended.code == code, ended.err
     errors = [line for line in ended.err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert "Traceback" not in ended.err
     assert ended.out == ""
-    assert project.content() == before
+    assert _content(project) == before
     return ended.err
 
 
-def _add(project: Project, atoms: Atoms, **keys: Any) -> int:
-    return write_database(project.database, [atoms], **keys)[0]
-
-
-# -- the selection --------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("sections", "code", "words"),
+    [
+        ({"database": {"select": "energy<<3"}}, 64, ["database.select"]),
+        ({"database": {"url": "absent.db"}}, 69, ["absent.db"]),
+        ({"database": {"url": "notes.db"}}, 69, ["notes.db"]),
+        ({"training": {"elements": ["Cu", "Ni"]}}, 65, ["Ni"]),
+        ({"training": {"test_fraction": 0.01}}, 65, ["test", "test_fraction"]),
+        ({"training": {"test_fraction": 0.99}}, 65, ["train", "test_fraction"]),
+        (
+            {"training": {"cut_off": 6}},
+            64,
+            ["training.cut_off: unknown key; did you mean training.cutoff?"],
+        ),
+        # Even root can't make a directory below a file.
+        ({"storage": {"url": "structures.db/store"}}, 69, ["structures.db/store"]),
+    ],
+    ids=str,
+)
+def test_settings(
+    cli: Cli, project: Family, sections: dict[str, Any], code: int, words: list[str]
+) -> None:
+    """The message names the setting or the file."""
+    (project.root / "notes.db").write_text("not a database, but long enough to be one" * 9)
+    project.configure(**sections)
+    message = _rejected(cli, project, code, "run", "-g", "1")
+    for word in words:
+        assert word in message
 
 
 @pytest.mark.parametrize("verb", ["run", "export"])
-def test_no_row_selected(cli: Cli, project: Project, verb: str) -> None:
-    """Says which statuses there are, and how many of each."""
+def test_no_row_selected(cli: Cli, project: Family, verb: str) -> None:
+    """The message has all statuses with their counts."""
     write_database(project.database, rattled(2), status="failed")
     project.configure(database={"select": "status=done"})
-    message = _refused(cli, project, 65, verb, "-g", "1")
+    message = _rejected(cli, project, 65, verb, "-g", "1")
     assert "no row is selected by 'status=done'" in message
     assert "completed: 10" in message
     assert "failed: 2" in message
 
 
-def test_bad_selection_string(cli: Cli, project: Project) -> None:
-    """A usage error that names the key."""
-    project.configure(database={"select": "energy<<3"})
-    assert "database.select" in _refused(cli, project, 64, "run", "-g", "1")
-
-
-# -- the database ---------------------------------------------------------------------------------
-
-
-def test_absent_database(cli: Cli, project: Project) -> None:
-    """ASE would make an empty one of that name."""
-    project.configure(database={"url": "absent.db"})
-    assert "absent.db" in _refused(cli, project, 69, "run", "-g", "1")
-    assert not (project.directory / "absent.db").exists()
-
-
-def test_unreadable_database(cli: Cli, project: Project) -> None:
-    """A file that is no database."""
-    (project.directory / "notes.db").write_text("not a database, but long enough to be one" * 9)
-    project.configure(database={"url": "notes.db"})
-    assert "notes.db" in _refused(cli, project, 69, "run", "-g", "1")
-
-
 def test_wrong_password(
-    cli: Cli, project: Project, postgresql: DatabaseServer, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, project: Family, postgresql: DatabaseServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Said so, without the password."""
+    """The message is without the password."""
     monkeypatch.setenv("MLIP_JOB_DATABASE_PASSWORD", "hunter2-is-wrong")
     project.configure(database={"url": postgresql.url(postgresql.new_database())})
-    message = _refused(cli, project, 69, "run", "-g", "1")
+    message = _rejected(cli, project, 69, "run", "-g", "1")
     assert "password" in message
     assert "hunter2" not in message
-
-
-# -- the rows -------------------------------------------------------------------------------------
 
 
 def _without(name: str) -> Atoms:
@@ -190,224 +130,187 @@ def _with(name: str, value: object) -> Atoms:
     return labelled(good, **results)
 
 
-@pytest.mark.parametrize(
-    ("atoms", "reason"),
-    [
-        (_without("energy"), "missing energy"),
-        (_without("forces"), "missing forces"),
-        (_with("energy", np.nan), "energy"),
-        (_with("energy", np.inf), "energy"),
-        (_with("forces", np.full((4, 3), np.nan)), "forces"),
-        (_with("forces", np.full((4, 3), np.inf)), "forces"),
-    ],
-    ids=["no energy", "no forces", "nan energy", "inf energy", "nan forces", "inf forces"],
-)
-def test_rows_that_can_not_be_trained_on(
-    cli: Cli, project: Project, atoms: Atoms, reason: str
-) -> None:
-    """Counted, listed by id, and too many of them are an error."""
-    row = _add(project, atoms)
-    project.configure(dataset={"max_rejected_fraction": 0.0})
-    message = _refused(cli, project, 65, "export", "-g", "1").replace("_", " ")
-    assert reason.rsplit(maxsplit=1)[-1] in message
-    assert str(row) in message
-
-
-def test_slab_without_area(cli: Cli, project: Project) -> None:
-    """Its periodic vectors have to span a plane."""
+def _flat() -> Atoms:
+    """Return a slab whose periodic vectors span no plane."""
     atoms = rattled(1, seed=7)[0]
     results = atoms.calc.results
     atoms.pbc = (True, True, False)
     atoms.cell[1] = atoms.cell[0]
-    row = _add(project, labelled(atoms, energy=results["energy"], forces=results["forces"]))
+    return labelled(atoms, energy=results["energy"], forces=results["forces"])
+
+
+@pytest.mark.parametrize(
+    ("atoms", "reason"),
+    [
+        (_without("energy"), "energy"),
+        (_without("forces"), "forces"),
+        (_with("energy", np.nan), "energy"),
+        (_with("energy", np.inf), "energy"),
+        (_with("forces", np.full((4, 3), np.nan)), "forces"),
+        (_with("forces", np.full((4, 3), np.inf)), "forces"),
+        (_with("forces", np.zeros((3, 3))), "forces"),
+        (_flat(), "without area"),
+    ],
+    ids=[
+        *("no energy", "no forces", "nan energy", "inf energy", "nan forces", "inf forces"),
+        *("misshapen forces", "slab without area"),
+    ],
+)
+def test_rows_that_can_not_be_trained_on(
+    cli: Cli, project: Family, atoms: Atoms, reason: str
+) -> None:
+    """Too many of them are an error, which has their ids."""
+    (row,) = write_database(project.database, [atoms])
     project.configure(dataset={"max_rejected_fraction": 0.0})
-    message = _refused(cli, project, 65, "run", "-g", "1").replace("_", " ")
-    assert "without area" in message
+    message = _rejected(cli, project, 65, "export", "-g", "1").replace("_", " ")
+    assert reason in message
     assert str(row) in message
 
 
-def test_same_structure_with_other_energy(cli: Cli, project: Project) -> None:
-    """One of the two calculations is wrong; both rows are named."""
+def test_same_structure_with_other_energy(cli: Cli, project: Family) -> None:
+    """One of the two calculations is wrong; the message has both rows."""
     original = rattled(10)[3]
     results = dict(original.calc.results, energy=original.get_potential_energy() + 1.0)
     results["free_energy"] = results["energy"]
-    row = _add(project, labelled(original, **results))
-    message = _refused(cli, project, 65, "run", "-g", "1")
+    (row,) = write_database(project.database, [labelled(original, **results)])
+    message = _rejected(cli, project, 65, "run", "-g", "1")
     assert "4" in message
     assert str(row) in message
 
 
-def test_element_that_the_configuration_lacks(cli: Cli, project: Project) -> None:
-    """A potential without it would be fitted to its atoms all the same."""
-    row = _add(project, rattled(1, symbols=("Cu", "Ni"), seed=8)[0])
-    project.configure(training=TINY | {"elements": ["Cu"]})
-    message = _refused(cli, project, 65, "run", "-g", "1")
+def test_element_that_the_configuration_lacks(cli: Cli, project: Family) -> None:
+    """A potential without it would still be fitted to its atoms."""
+    (row,) = write_database(project.database, rattled(1, symbols=("Cu", "Ni"), seed=8))
+    project.configure({"elements": ["Cu"]})
+    message = _rejected(cli, project, 65, "run", "-g", "1")
     assert "Ni" in message
     assert str(row) in message
 
 
-def test_element_that_the_data_lack(cli: Cli, project: Project) -> None:
-    """It would shift the pairs of pacemaker's ZBL."""
-    project.configure(training=TINY | {"elements": ["Cu", "Ni"]})
-    assert "Ni" in _refused(cli, project, 65, "run", "-g", "1")
-
-
-@pytest.mark.parametrize(("fraction", "empty"), [(0.01, "test"), (0.99, "train")])
-def test_fraction_that_leaves_a_side_empty(
-    cli: Cli, project: Project, fraction: float, empty: str
-) -> None:
-    """With the numbers, so that a user sees which fraction would do."""
-    project.configure(training=TINY | {"test_fraction": fraction})
-    message = _refused(cli, project, 65, "run", "-g", "1")
-    assert empty in message
-    assert "test_fraction" in message
-
-
 def test_basis_too_small_for_the_elements(cli: Cli, tmp_path: Path) -> None:
-    """Refused before the fit, with the smallest that works."""
-    project = Project(tmp_path)
-    project.configure(training=TINY | {"functions_per_element": 3})
+    """The message has the smallest that works."""
+    project = Family(tmp_path)
+    project.configure()
     write_database(project.database, rattled(12, symbols=("Al", "Cu", "Ni")))
-    message = _refused(cli, project, 64, "run", "-g", "1")
+    message = _rejected(cli, project, 64, "run", "-g", "1")
     assert "the smallest that works is 4" in message
 
 
-# -- the configuration ----------------------------------------------------------------------------
-
-
-def test_misspelt_key(cli: Cli, project: Project) -> None:
-    """With the key that was meant."""
-    project.configure(training=TINY | {"cut_off": 6})
-    message = _refused(cli, project, 64, "run", "-g", "1")
-    assert "training.cut_off: unknown key; did you mean training.cutoff?" in message
-
-
 def test_pacemaker_not_installed(
-    cli: Cli, project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    cli: Cli, project: Family, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Known before the export is made."""
+    """The error comes before the export."""
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "pacemaker is not installed" in _refused(cli, project, 64, "run", "-g", "1")
+    assert "pacemaker is not installed" in _rejected(cli, project, 64, "run", "-g", "1")
 
 
-def test_generation_to_start_from_is_absent(cli: Cli, project: Project) -> None:
-    """With those that could be taken instead."""
-    message = _refused(cli, project, 64, "run", "-g", "2")
+def test_generation_to_start_from_is_absent(cli: Cli, project: Family) -> None:
+    """The message names it."""
+    message = _rejected(cli, project, 64, "run", "-g", "2")
     assert "gen_01, which is not published" in message
 
 
-# -- the store ------------------------------------------------------------------------------------
-
-
-def test_store_that_can_not_be_written(cli: Cli, project: Project) -> None:
-    """A path below a file, which even root can't make a directory of."""
-    project.configure(storage={"url": "structures.db/store"})
-    assert "structures.db/store" in _refused(cli, project, 69, "run", "-g", "1")
-
-
 def test_absent_bucket(
-    cli: Cli, project: Project, s3_server: S3Server, s3_credentials: None
+    cli: Cli, project: Family, s3_server: S3Server, s3_credentials: None
 ) -> None:
-    """By its name."""
+    """The message names it."""
     project.configure(
         storage={"url": "s3://no-such-bucket/p", "endpoint_url": s3_server.endpoint_url}
     )
-    message = _refused(cli, project, 69, "run", "-g", "1")
+    message = _rejected(cli, project, 69, "run", "-g", "1")
     assert "the bucket no-such-bucket does not exist" in message
 
 
 def test_missing_credentials(
-    cli: Cli, project: Project, s3_bucket: StorageConfig, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, project: Family, s3_bucket: StorageConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the variables that hold them."""
+    """The message has the variables to set."""
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     project.configure(storage=s3_bucket.model_dump())
-    assert "AWS_ACCESS_KEY_ID" in _refused(cli, project, 69, "run", "-g", "1")
+    assert "AWS_ACCESS_KEY_ID" in _rejected(cli, project, 69, "run", "-g", "1")
 
 
 # -- a generation that exists ---------------------------------------------------------------------
 
 
 @pytest.mark.pacemaker
-def test_generation_exists_with_another_cutoff(cli: Cli, with_generation: Project) -> None:
+def test_generation_exists_with_another_cutoff(cli: Cli, family: Family) -> None:
     """The difference is named."""
-    message = _refused(cli, with_generation, 73, "run", "-g", "1", "--set", "training.cutoff=6.0")
+    message = _rejected(cli, family, 73, "run", "-g", "1", "--set", "training.cutoff=6.0")
     assert "training.cutoff: 5.5 published, 6.0 asked" in message
 
 
 @pytest.mark.pacemaker
-def test_generation_exists_with_this_configuration(cli: Cli, with_generation: Project) -> None:
-    """Nothing to do, and so no error: a retried pod succeeds."""
-    before = _without_hints(with_generation.content())
-    ended = cli("-c", with_generation.config, "run", "-g", "1", "--json")
+def test_generation_exists_with_this_configuration(cli: Cli, family: Family) -> None:
+    """Nothing to do is no error: a retried pod succeeds."""
+    before = _without_hints(_content(family))
+    ended = cli("-c", family.config_path, "run", "-g", "1", "--json")
     assert ended.code == 0
     assert json.loads(ended.out)["created"] is False
     assert "nothing to do" in ended.err
-    assert _without_hints(with_generation.content()) == before
+    assert _without_hints(_content(family)) == before
 
 
 def _without_hints(content: dict[str, int]) -> dict[str, int]:
-    """Leave out what helps to find a dataset again: the database is a copy in another place."""
+    """Omit the dataset queries: the database is a copy in another place."""
     return {key: value for key, value in content.items() if "/queries/" not in key}
 
 
 @pytest.mark.pacemaker
 @pytest.mark.parametrize("verb", [["verify", "-g", "1"], ["pull", "-g", "1"], ["run", "-g", "2"]])
-def test_stored_object_whose_hash_is_wrong(
-    cli: Cli, with_generation: Project, verb: list[str]
-) -> None:
-    """Neither handed out nor trained from; its key is named."""
-    (potential,) = with_generation.store.glob("cu/generations/gen_01/attempts/*/potential.yaml")
+def test_stored_object_whose_hash_is_wrong(cli: Cli, family: Family, verb: list[str]) -> None:
+    """It is not delivered or trained from; the message has its key."""
+    (potential,) = family.store.glob("cu/generations/gen_01/attempts/*/potential.yaml")
     potential.write_text(potential.read_text() + "# changed\n")
-    arguments = verb + (["-o", with_generation.directory / "pulled"] if "pull" in verb else [])
+    arguments = verb + (["-o", family.root / "pulled"] if "pull" in verb else [])
     if "verify" in verb:
-        ended = cli("-c", with_generation.config, *arguments)
+        ended = cli("-c", family.config_path, *arguments)
         assert ended.code == 65
         message = ended.err
     else:
-        message = _refused(cli, with_generation, 65, *arguments)
+        message = _rejected(cli, family, 65, *arguments)
     assert "potential.yaml has the sha256" in message
 
 
 @pytest.mark.pacemaker
-def test_pull_keeps_what_is_in_the_way(cli: Cli, with_generation: Project) -> None:
-    """A file of the same name that is another one."""
-    target = with_generation.directory / "here"
+def test_pull_keeps_existing_files(cli: Cli, family: Family) -> None:
+    """A file of the same name with other content."""
+    target = family.root / "here"
     target.mkdir()
     (target / "gen_01.yace").write_text("mine")
-    message = _refused(cli, with_generation, 73, "pull", "-g", "1", "-o", target)
+    message = _rejected(cli, family, 73, "pull", "-g", "1", "-o", target)
     assert "gen_01.yace exists with other content" in message
 
 
 @pytest.mark.pacemaker
-def test_pull_with_dataset_and_verify(cli: Cli, with_generation: Project) -> None:
-    """All of it, checked; what was downloaded equals what was published."""
-    target = with_generation.directory / "here"
-    ended = cli("-c", with_generation.config, "pull", "-g", "latest", "-o", target, "--dataset")
+def test_pull_with_dataset_and_verify(cli: Cli, family: Family) -> None:
+    """All files, verified."""
+    target = family.root / "here"
+    ended = cli("-c", family.config_path, "pull", "-g", "latest", "-o", target, "--dataset")
     assert ended.code == 0
     names = {Path(line).relative_to(target).as_posix() for line in ended.out.splitlines()}
     assert {"gen_01.yace", "gen_01.yaml", "report.json", "manifest.json"} <= names
     assert {"dataset/train.xyz", "dataset/test.xyz", "dataset/dataset.json"} <= names
-    published = with_generation.store / "cu" / "potentials" / "gen_01.yace"
+    published = family.store / "cu" / "potentials" / "gen_01.yace"
     assert (target / "gen_01.yace").read_bytes() == published.read_bytes()
-    document = json.loads(cli("-c", with_generation.config, "verify", "-g", "1", "--json").out)
+    document = json.loads(cli("-c", family.config_path, "verify", "-g", "1", "--json").out)
     assert document == {"generation": 1, "intact": True, "problems": []}
 
 
 @pytest.mark.pacemaker
-def test_list_and_show(cli: Cli, with_generation: Project) -> None:
+def test_list_and_show(cli: Cli, family: Family) -> None:
     """As text for people, as one JSON document for programs."""
-    listed = cli("-c", with_generation.config, "list")
+    listed = cli("-c", family.config_path, "list")
     assert "gen_01 *" in listed.out
-    document = json.loads(cli("-c", with_generation.config, "list", "--json").out)
+    document = json.loads(cli("-c", family.config_path, "list", "--json").out)
     assert document["latest"] == 1
-    assert document["generations"][0]["dataset"]["train"] == 9
-    shown = json.loads(cli("--json", "-c", with_generation.config, "show", "-g", "1").out)
+    assert document["generations"][0]["dataset"]["train"] == 14
+    shown = json.loads(cli("--json", "-c", family.config_path, "show", "-g", "1").out)
     assert shown["reference_energies"].keys() == {"Cu"}
     assert shown["environment"]["versions"]["python-ace"] == "0.4.0rc1"
-    assert "9 train, 1 test" in cli("-c", with_generation.config, "show", "-g", "1").out
+    assert "14 train, 2 test" in cli("-c", family.config_path, "show", "-g", "1").out
 
 
 # -- init and check -------------------------------------------------------------------------------
@@ -417,7 +320,7 @@ def test_list_and_show(cli: Cli, with_generation: Project) -> None:
 def test_init_writes_what_check_accepts(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str
 ) -> None:
-    """From a database to a configuration that works, whatever finished rows are called."""
+    """From a database to a configuration that works, for any status of finished rows."""
     monkeypatch.chdir(tmp_path)
     write_database(tmp_path / "s.db", rattled(20, symbols=("Cu", "Au")), status=status)
     write_database(tmp_path / "s.db", rattled(1, seed=4), status="failed")
@@ -449,7 +352,7 @@ def test_init_writes_what_check_accepts(
 def test_init_proposes_the_keys_of_the_rows(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trajectories stay together, and check says so as run would do."""
+    """Trajectories stay together, and check reports it as run would."""
     monkeypatch.chdir(tmp_path)
     for number in range(10):
         frames = rattled(4, seed=number)
@@ -471,22 +374,22 @@ def test_init_proposes_the_keys_of_the_rows(
         ({"max_force": 1e-6}, 65, "10 of 10 rows can't be trained on"),
     ],
 )
-def test_check_finds_what_would_end_a_run(
-    cli: Cli, project: Project, dataset: dict[str, Any], code: int, text: str
+def test_check_finds_errors_of_the_dataset(
+    cli: Cli, project: Family, dataset: dict[str, Any], code: int, text: str
 ) -> None:
-    """It selects, validates and splits; it had looked at 500 rows for the basis alone."""
+    """It selects, validates and splits as a run would."""
     project.configure(dataset=dataset)
-    checked = cli("-c", project.config, "check")
+    checked = cli("-c", project.config_path, "check")
     assert checked.code == code
     assert "FAIL  dataset" in checked.out
     assert text in checked.out
 
 
-def test_check_looks_at_a_sample_of_many_rows(project: Project) -> None:
+def test_check_looks_at_a_sample_of_many_rows(project: Family) -> None:
     """The basis is that of all of them, estimated."""
     write_database(project.database, rattled(30, seed=9))
-    project.configure(training={})
-    config = load_config(project.config, environment={})
+    project.configure({"functions_per_element": "auto"})
+    config = project.config
     whole, some = preview(config, None), preview(config, None, most=20)
     assert (whole.selected, whole.record.counts.selected) == (40, 40)
     assert (some.selected, some.record.counts.selected) == (40, 20)
@@ -511,26 +414,26 @@ def test_init_writes_a_short_cutoff_for_molecules(
     assert "  cutoff: 5.5\n" in (tmp_path / "other.yaml").read_text()
 
 
-def test_check_warns_of_a_basis_that_the_data_can_not_determine(cli: Cli, project: Project) -> None:
+def test_check_warns_of_a_basis_that_the_data_can_not_determine(cli: Cli, project: Family) -> None:
     """With the number that fits, before anything is computed."""
-    project.configure(training=TINY | {"functions_per_element": 3000})
-    checked = cli("-c", project.config, "check")
+    project.configure({"functions_per_element": 3000})
+    checked = cli("-c", project.config_path, "check")
     assert checked.code == 0
     assert "training.functions_per_element is 3000: more than" in checked.out
     assert "would fit" in checked.out
 
 
-def test_check_notes_rows_of_several_calculators(cli: Cli, project: Project) -> None:
+def test_check_notes_rows_of_several_calculators(cli: Cli, project: Family) -> None:
     """With how many rows each has, before a fit mixes them."""
     one, other = rattled(2, seed=9)
     one.calc.name = "vasp"
-    _add(project, one)
+    write_database(project.database, [one])
     noted = "the rows were not all computed in the same way"
     # The others were stored without a calculator, which tells nothing.
-    assert noted not in cli("-c", project.config, "check").out
+    assert noted not in cli("-c", project.config_path, "check").out
     other.calc.name = "aims"
-    _add(project, other)
-    checked = cli("-c", project.config, "check")
+    write_database(project.database, [other])
+    checked = cli("-c", project.config_path, "check")
     assert noted in checked.out
     assert "vasp (1 row)" in checked.out
     assert "aims (1 row)" in checked.out
@@ -549,30 +452,17 @@ def test_init_keeps_passwords_out(
 
 
 def test_check_names_every_problem_with_its_remedy(
-    cli: Cli, project: Project, s3_server: S3Server, s3_credentials: None
+    cli: Cli, project: Family, s3_server: S3Server, s3_credentials: None
 ) -> None:
     """All of them in one go; the exit code is the first one's."""
     project.configure(
         database={"url": "absent.db"},
         storage={"url": "s3://no-such-bucket", "endpoint_url": s3_server.endpoint_url},
     )
-    ended = cli("-c", project.config, "check")
+    ended = cli("-c", project.config_path, "check")
     assert ended.code == 69
     assert ended.out.count("FAIL") == 2
     assert "absent.db" in ended.out
     assert "hint: create it, or correct storage.url" in ended.out
-    document = json.loads(cli("-c", project.config, "check", "--json").out)
+    document = json.loads(cli("-c", project.config_path, "check", "--json").out)
     assert [entry["ok"] for entry in document] == [True, False, False, True]
-
-
-def test_misshapen_forces_in_the_database(cli: Cli, project: Project) -> None:
-    """Forces of another number of atoms, as a broken parser upstream may write them."""
-    with open_for_writing(project.database) as database:
-        atoms = bulk("Cu", cubic=True)
-        row = database.write(
-            labelled(atoms, energy=1.0, forces=np.zeros((3, 3))), status="completed"
-        )
-    project.configure(dataset={"max_rejected_fraction": 0.0})
-    message = _refused(cli, project, 65, "export", "-g", "1")
-    assert "forces" in message
-    assert str(row) in message

@@ -1,4 +1,4 @@
-"""The demo does what the README says it does, with the real pacemaker."""
+"""The demo works as the README describes it, with the real pacemaker."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     Cli = Callable[..., Ended]
 
-FEW = ("--set", "training.max_iter=10")
+FEW = ("--set", "training.functions_per_element=20")
+FIT = (*FEW, "--set", "training.max_iter=3")
 
 
 @pytest.mark.pacemaker
@@ -29,7 +30,7 @@ def test_demo_publishes_two_generations(
     from pyace import PyACECalculator
 
     demo = tmp_path / "a demo"
-    ended = cli("demo", "-o", demo, *FEW)
+    ended = cli("demo", "-o", demo, *FIT)
     assert ended.code == 0, ended.err
     assert "gen_01 " in ended.out
     assert "gen_02 *" in ended.out
@@ -38,12 +39,12 @@ def test_demo_publishes_two_generations(
     assert "building graph" in ended.err
 
     monkeypatch.chdir(demo)
-    for generation, asked in ((1, ("--set", "training.max_iter=0")), (2, FEW)):
+    for generation, asked in ((1, (*FEW, "--set", "training.max_iter=0")), (2, FIT)):
         assert cli("verify", "-g", generation).out == f"gen_0{generation} is intact\n"
         again = cli("run", "-g", generation, *asked)
         assert again.code == 0
         assert "nothing to do" in again.err
-    assert cli("run", "-g", 2, *FEW, "--set", "training.cutoff=6.0").code == 73
+    assert cli("run", "-g", 2, *FIT, "--set", "training.cutoff=6.0").code == 73
 
     (input_yaml,) = Path("store").glob("demo-cu/generations/gen_02/attempts/*/input.yaml")
     assert yaml.safe_load(input_yaml.read_text())["potential"] == "parent_potential.yaml"
@@ -62,11 +63,11 @@ def test_demo_publishes_two_generations(
     atoms = bulk("Cu")
     atoms.calc = PyACECalculator("gen_02/gen_02.yace")
     assert atoms.get_potential_energy() < 0
-    assert cli("demo", "-o", demo, *FEW).code == 0
+    assert cli("demo", "-o", demo, *FIT).code == 0
 
 
-def test_demo_database_holds_what_real_ones_do(tmp_path: Path) -> None:
-    """Rows to train on in two generations, and rows that have to be left out."""
+def test_demo_database_has_rows_of_all_kinds(tmp_path: Path) -> None:
+    """Rows of two generations, and rows to reject."""
     from mlip_job.demo import write_demo_database
 
     write_demo_database(tmp_path / "s.db", ["Cu", "Au"])
@@ -88,10 +89,8 @@ def test_demo_database_holds_what_real_ones_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("elements", "named"), [("Cu,Fe", "Fe"), ("H2O", "H2O"), ("", "")])
-def test_demo_of_other_elements_is_refused(
-    cli: Cli, tmp_path: Path, elements: str, named: str
-) -> None:
-    """With those that EMT describes."""
+def test_demo_rejects_other_elements(cli: Cli, tmp_path: Path, elements: str, named: str) -> None:
+    """The message has the elements of EMT."""
     ended = cli("demo", "-o", tmp_path / "demo", "--elements", elements)
     assert ended.code == 64
     assert f"EMT has no parameters for {named}" in ended.err
@@ -99,7 +98,7 @@ def test_demo_of_other_elements_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_demo_keeps_what_is_in_the_way(cli: Cli, tmp_path: Path) -> None:
+def test_demo_keeps_existing_files(cli: Cli, tmp_path: Path) -> None:
     """A database of that name is not overwritten."""
     (tmp_path / "structures.db").write_text("mine")
     assert cli("demo", "-o", tmp_path).code == 64

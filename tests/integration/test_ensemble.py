@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 
-from mlip_job.config import load_config
 from mlip_job.errors import ConflictError
 from mlip_job.generation import Member, run_generation
 from mlip_job.generation.ensemble import publish_best
-from mlip_job.registry import MemberRegistry, Registry
+from mlip_job.registry import MemberRegistry
 from mlip_job.registry.maintenance import collect_garbage, find_orphans, parse_age
 from mlip_job.report.model import TrainingReport
 from mlip_job.runtime.processes import StopRequest
 from mlip_job.store.open import open_store
-from tests.generations import Silent
+from tests.generations import Family, Silent, build_once, report_of
 from tests.support import rattled, write_database
 
 if TYPE_CHECKING:
@@ -34,87 +32,58 @@ pytestmark = pytest.mark.pacemaker
 NOW = parse_age("0s")
 
 
-@dataclass
-class Project:
-    """A family in a directory of its own."""
-
-    directory: Path
-
-    @property
-    def path(self) -> Path:
-        """The configuration."""
-        return self.directory / "mlip-job.yaml"
-
-    @property
-    def config(self) -> JobConfig:
-        """The configuration, loaded."""
-        return load_config(self.path, environment={})
-
-    @property
-    def registry(self) -> Registry:
-        """Where it publishes."""
-        return Registry(open_store(self.config.storage), "cu")
-
-    def run(self, number: int, of: int = 2, config: JobConfig | None = None) -> Outcome:
-        """Train a member of the first generation."""
-        config = config or self.config
-        with StopRequest() as stop:
-            return run_generation(
-                config,
-                1,
-                store=open_store(config.storage),
-                observer=Silent(),
-                stop=stop,
-                member=Member(number, of),
-            )
+def _train(family: Family, number: int, of: int = 2, config: JobConfig | None = None) -> Outcome:
+    """Train a member of the first generation."""
+    config = config or family.config
+    store, member = open_store(config.storage), Member(number, of)
+    with StopRequest() as stop:
+        return run_generation(config, 1, store=store, observer=Silent(), stop=stop, member=member)
 
 
 @pytest.fixture(scope="module")
-def half_trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def half_trained(tmp_path_factory: pytest.TempPathFactory) -> Family:
     """Train the first of two members, and then change the database."""
-    directory = tmp_path_factory.mktemp("ensemble")
-    write_database(directory / "structures.db", rattled(12))
-    values = {
-        "family": "cu",
-        "database": {"url": "structures.db"},
-        "training": {
-            "linear_start": False,
-            "evaluator": "pyace",
-            "functions_per_element": 3,
-            "ladder_step": None,
-            "max_iter": 2,
-        },
-        "evaluation": {"active_set": False, "gate": {"require_physics": False}},
-        "storage": {"url": "store"},
-    }
-    (directory / "mlip-job.yaml").write_text(yaml.safe_dump(values))
-    project = Project(directory)
-    outcome = project.run(1)
-    assert (outcome.created, outcome.missing) == (True, (2,))
-    write_database(directory / "structures.db", rattled(4, seed=7))
-    return project
+
+    def build(directory: Path) -> None:
+        family = Family(directory)
+        write_database(family.database, rattled(12))
+        family.configure({"max_iter": 2})
+        outcome = _train(family, 1)
+        assert (outcome.created, outcome.missing) == (True, (2,))
+        write_database(family.database, rattled(4, seed=7))
+
+    return Family(build_once(tmp_path_factory, "half-trained-ensemble", build))
 
 
 @pytest.fixture(scope="module")
-def complete(half_trained: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+def fully_trained(half_trained: Family, tmp_path_factory: pytest.TempPathFactory) -> Family:
     """Train the other member too, in a copy."""
-    directory = tmp_path_factory.mktemp("complete") / "family"
-    shutil.copytree(half_trained.directory, directory)
-    project = Project(directory)
-    outcome = project.run(2)
-    assert (outcome.created, outcome.missing) == (True, ())
-    return project
+
+    def build(directory: Path) -> None:
+        shutil.copytree(half_trained.root, directory, dirs_exist_ok=True)
+        outcome = _train(Family(directory), 2)
+        assert (outcome.created, outcome.missing) == (True, ())
+
+    return Family(build_once(tmp_path_factory, "complete-ensemble", build))
 
 
 @pytest.fixture
-def half(half_trained: Project, tmp_path: Path) -> Project:
-    """Return a copy of the half trained one for one test."""
+def complete(fully_trained: Family, tmp_path: Path) -> Family:
+    """Return a copy of the complete ensemble for one test."""
+    directory = tmp_path / "complete"
+    shutil.copytree(fully_trained.root, directory)
+    return Family(directory)
+
+
+@pytest.fixture
+def half(half_trained: Family, tmp_path: Path) -> Family:
+    """Return a copy of the half trained ensemble for one test."""
     directory = tmp_path / "family"
-    shutil.copytree(half_trained.directory, directory)
-    return Project(directory)
+    shutil.copytree(half_trained.root, directory)
+    return Family(directory)
 
 
-def test_the_best_member_becomes_the_generation(complete: Project) -> None:
+def test_the_best_member_becomes_the_generation(complete: Family) -> None:
     """By test loss; its seed, its report, its potential, and the errors of both."""
     manifest = complete.registry.get(1)
     committee = manifest.ensemble
@@ -128,7 +97,7 @@ def test_the_best_member_becomes_the_generation(complete: Project) -> None:
     assert manifest.artefacts["potential.yace"] == own.artefacts["potential.yace"]
     assert (manifest.fit_seed, manifest.attempt) == (own.fit_seed, own.attempt)
     assert manifest.config["training"]["seed"] == 42
-    report = TrainingReport.from_json(complete.registry.read(manifest, "report.json"))
+    report = report_of(complete.registry, manifest)
     assert report.headline() == manifest.headline
     test = manifest.headline.test
     assert test.rmse_energy_mev_per_atom is not None
@@ -140,13 +109,13 @@ def test_the_best_member_becomes_the_generation(complete: Project) -> None:
     assert losses[committee.best] == pytest.approx(expected)
 
 
-def test_members_train_on_what_the_first_one_found(complete: Project) -> None:
+def test_members_train_on_what_the_first_one_found(complete: Family) -> None:
     """Rows that came meanwhile belong to the next generation."""
     manifest = complete.registry.get(1)
     assert manifest.dataset.train + manifest.dataset.test == 12
 
 
-def test_how_far_the_predictions_are_apart(complete: Project) -> None:
+def test_how_far_the_predictions_are_apart(complete: Family) -> None:
     """The standard deviation over two members is their distance over the square root of two."""
     registry = complete.registry
     manifest = registry.get(1)
@@ -169,10 +138,10 @@ def test_how_far_the_predictions_are_apart(complete: Project) -> None:
 
 
 def test_everything_of_it_is_verified_listed_and_pulled(
-    complete: Project, cli: Callable[..., Ended], tmp_path: Path
+    complete: Family, cli: Callable[..., Ended], tmp_path: Path
 ) -> None:
-    """The members' potentials too, for whoever wants the committee."""
-    options = ("-c", complete.path)
+    """Also the members' potentials."""
+    options = ("-c", complete.config_path)
     assert cli(*options, "verify", "-g", 1).out == "gen_01 is intact\n"
     listed = cli(*options, "list").out.splitlines()
     assert sum(line.lstrip().startswith("gen_01 *") for line in listed) == 1
@@ -187,35 +156,29 @@ def test_everything_of_it_is_verified_listed_and_pulled(
         )
     manifest = complete.registry.get(1)
     damaged = manifest.artefacts["members/member_01/potential.yace"].key
-    path = complete.directory / "store" / damaged
-    content = path.read_bytes()
-    path.write_bytes(content + b" ")
-    try:
-        assert cli(*options, "verify", "-g", 1).code == 65
-    finally:
-        path.write_bytes(content)
+    path = complete.root / "store" / damaged
+    path.write_bytes(path.read_bytes() + b" ")
+    assert cli(*options, "verify", "-g", 1).code == 65
 
 
-def test_running_again_changes_nothing(complete: Project, cli: Callable[..., Ended]) -> None:
+def test_running_again_changes_nothing(complete: Family, cli: Callable[..., Ended]) -> None:
     """Neither a member nor the whole; another number of members is another generation."""
-    values = yaml.safe_load(complete.path.read_text())
+    values = yaml.safe_load(complete.config_path.read_text())
     values["database"]["select"] = "status=completed,id<=12"  # what there was at the time
-    path = complete.directory / "as-it-was.yaml"
+    path = complete.root / "earlier.yaml"
     path.write_text(yaml.safe_dump(values))
-    before = {p: p.stat().st_mtime_ns for p in (complete.directory / "store").rglob("gen_01*")}
+    before = {p: p.stat().st_mtime_ns for p in (complete.root / "store").rglob("gen_01*")}
     for options in ([], ["--member", 2, "--of", 2]):
         ended = cli("-c", path, "run", "-g", 1, *options)
         assert ended.code == 0, ended.err
         assert "nothing to do" in ended.err
-    assert before == {
-        p: p.stat().st_mtime_ns for p in (complete.directory / "store").rglob("gen_01*")
-    }
+    assert before == {p: p.stat().st_mtime_ns for p in (complete.root / "store").rglob("gen_01*")}
     ended = cli("-c", path, "run", "-g", 1, "--member", 2, "--of", 3)
     assert ended.code == 73
     assert "is published with 2 of the 3 members asked for" in ended.err
 
 
-def test_nothing_of_it_is_garbage(complete: Project, half: Project) -> None:
+def test_nothing_of_it_is_garbage(complete: Family, half: Family) -> None:
     """Only checkpoints are; what became no generation goes whole, once it is old enough."""
     orphans = list(find_orphans(complete.registry, NOW))
     assert {orphan.what for orphan in orphans} == {"checkpoints of gen_01, which is published"}
@@ -230,75 +193,75 @@ def test_nothing_of_it_is_garbage(complete: Project, half: Project) -> None:
     assert registry.store.head("cu/generations/gen_01/ensemble.json") is None
 
 
-def test_members_of_another_ensemble_are_refused(half: Project, cli: Callable[..., Ended]) -> None:
+def test_members_of_another_ensemble_are_refused(half: Family, cli: Callable[..., Ended]) -> None:
     """Of another size, or with another configuration, before anything is trained."""
     with pytest.raises(ConflictError, match="as an ensemble of 2 members, not 3"):
-        half.run(2, of=3)
+        _train(half, 2, of=3)
     config = half.config
     training = config.training.model_copy(update={"cutoff": 6.0})
     with pytest.raises(ConflictError, match="with another configuration"):
-        half.run(2, config=config.model_copy(update={"training": training}))
+        _train(half, 2, config=config.model_copy(update={"training": training}))
     assert half.registry.numbers() == []
-    found = cli("-c", half.path, "status", "-g", 1, "--json", "--scheduler", "local").out
+    found = cli("-c", half.config_path, "status", "-g", 1, "--json", "--scheduler", "local").out
     assert '"members_trained": [\n    1\n  ]' in found
     assert '"state": "stopped"' in found
 
 
-def test_a_half_trained_ensemble_is_no_single_fit(half: Project, cli: Callable[..., Ended]) -> None:
+def test_a_half_trained_ensemble_is_no_single_fit(half: Family, cli: Callable[..., Ended]) -> None:
     """Neither by hand nor as a job; what is there is named, and nothing is published."""
     for command in (["run", "-g", 1], ["submit", "-g", 1, "--scheduler", "local"]):
-        ended = cli("-c", half.path, *command)
+        ended = cli("-c", half.config_path, *command)
         assert ended.code == 73
         assert "an ensemble of 2, not as a single fit: member 1 trained, member 2 miss" in ended.err
         assert "mlip-job run -g 1 --member 2 --of 2 resumes it" in ended.err
     assert half.registry.numbers() == []
 
 
-def test_whoever_comes_last_publishes_also_after_a_crash(complete: Project, tmp_path: Path) -> None:
-    """The last run died between its own manifest and the generation's; any member mends that."""
-    directory = tmp_path / "family"
-    shutil.copytree(complete.directory, directory)
-    project = Project(directory)
-    manifest = project.registry.get(1)
-    store = project.registry.store
+def test_any_member_publishes_after_a_crash(complete: Family) -> None:
+    """The last run died between its own manifest and the generation's."""
+    manifest = complete.registry.get(1)
+    store = complete.registry.store
     store.delete("cu/generations/gen_01/manifest.json")
     store.delete("cu/latest.json")
     for suffix in ("yace", "yaml"):
         store.delete(f"cu/potentials/gen_01.{suffix}")
-    outcome = project.run(1)
+    outcome = _train(complete, 1)
     assert outcome.created
     paths = {"config"}  # this is a copy in another place
     assert outcome.manifest.model_dump(exclude=paths) == manifest.model_dump(exclude=paths)
-    assert project.registry.get(1) == outcome.manifest
-    assert project.registry.latest() == 1
-    assert project.registry.verify(manifest) == []
+    assert complete.registry.get(1) == outcome.manifest
+    assert complete.registry.latest() == 1
+    assert complete.registry.verify(manifest) == []
 
 
-def test_two_that_come_last_publish_once(complete: Project) -> None:
-    """Both saw that nothing was published; the slower one makes the same, and changes nothing."""
-    before, path = complete.registry.get(1), complete.directory / "store/cu/generations/gen_01"
+def test_concurrent_last_members_publish_once(fully_trained: Family) -> None:
+    """Both saw that nothing was published; the slower one changes nothing."""
+    before, path = fully_trained.registry.get(1), fully_trained.root / "store/cu/generations/gen_01"
     written = (path / "manifest.json").stat()
-    assert publish_best(complete.config, 1, complete.registry, 2, Silent()) == (before, ())
+    assert publish_best(fully_trained.config, 1, fully_trained.registry, 2, Silent()) == (
+        before,
+        (),
+    )
     now = (path / "manifest.json").stat()
     assert (now.st_ino, now.st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
-    assert complete.registry.verify(before) == []
+    assert fully_trained.registry.verify(before) == []
 
 
 @pytest.mark.parametrize(
     "options", [["--member", 1], ["--member", 3, "--of", 2], ["--of", 2], ["--of", 1]]
 )
 def test_members_that_can_not_be(
-    half: Project, cli: Callable[..., Ended], options: list[object]
+    half: Family, cli: Callable[..., Ended], options: list[object]
 ) -> None:
     """A usage error, with what is missing."""
-    assert cli("-c", half.path, "run", "-g", 1, *options).code == 64
+    assert cli("-c", half.config_path, "run", "-g", 1, *options).code == 64
 
 
 @pytest.mark.parametrize(
     ("variable", "value"), [("SLURM_ARRAY_TASK_ID", "2"), ("JOB_COMPLETION_INDEX", "1")]
 )
 def test_an_array_numbers_its_members(
-    half: Project,
+    half: Family,
     cli: Callable[..., Ended],
     monkeypatch: pytest.MonkeyPatch,
     variable: str,
@@ -306,5 +269,5 @@ def test_an_array_numbers_its_members(
 ) -> None:
     """Slurm from 1, Kubernetes from 0; the wrong size tells that it was understood."""
     monkeypatch.setenv(variable, value)
-    ended = cli("-c", half.path, "run", "-g", 1, "--of", 3)
+    ended = cli("-c", half.config_path, "run", "-g", 1, "--of", 3)
     assert (ended.code, "as an ensemble of 2 members, not 3" in ended.err) == (73, True)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,27 +14,33 @@ import pandas as pd
 import pytest
 import yaml
 
-from mlip_job.config import JobConfig, TrainingConfig
+from mlip_job.config import TrainingConfig
 from mlip_job.errors import ConfigError, TrainingError
 from mlip_job.evaluation.potential import cores_of, shorter, shortest_distances
-from mlip_job.generation import export_generation, run_generation
+from mlip_job.generation import export_generation
 from mlip_job.paths import WorkFiles
-from mlip_job.registry import Registry
-from mlip_job.report.model import TrainingReport
-from mlip_job.runtime.processes import StopRequest
 from mlip_job.store.open import open_store
 from mlip_job.training import programs
 from mlip_job.training.pacemaker.linear_fit import LinearTask, run_linear_fit, undetermined
 from mlip_job.training.pacemaker.potential_file import read_potential
 from mlip_job.training.pacemaker.process import PacemakerWrapper
 from mlip_job.training.trainer import FitData
-from tests.generations import stopped_before_publication
+from tests.generations import (
+    Silent,
+    make_config,
+    registry_of,
+    start_run,
+    stopped_before_publication,
+    train,
+    wait_for,
+)
 from tests.support import rattled, with_emt, write_database
 
 if TYPE_CHECKING:
+    from mlip_job.config import JobConfig
     from mlip_job.evaluation.potential import Pair
-    from mlip_job.registry import Manifest
-    from mlip_job.training.trainer import Progress
+    from mlip_job.report.model import TrainingReport
+    from tests.generations import Trained
 
 pytestmark = pytest.mark.pacemaker
 
@@ -49,85 +53,41 @@ TINY = {
 }
 
 
-class _Recorder:
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
-
-    def trainer_line(self, line: str) -> None:
-        """Forget it."""
-
-    def progress(self, progress: Progress) -> None:
-        """Forget it."""
-
-
-def _config(tmp_path: Path, training: dict[str, Any], **sections: Any) -> JobConfig:
-    values = {
-        "family": "cu",
-        "database": {"url": str(tmp_path / "structures.db")},
-        "training": training,
-        "storage": {"url": str(tmp_path / "store")},
-        "work_dir": str(tmp_path / "work"),
-        "evaluation": {"active_set": False, "gate": {"require_physics": False}},
-    }
-    return JobConfig.model_validate(values | sections)
-
-
-def _run(config: JobConfig, generation: int = 1) -> tuple[Manifest, list[str]]:
-    recorder = _Recorder()
-    with StopRequest() as stop:
-        store = open_store(config.storage)
-        outcome = run_generation(config, generation, store=store, observer=recorder, stop=stop)
-    return outcome.manifest, recorder.messages
-
-
-def _read(config: JobConfig, manifest: Manifest, name: str) -> bytes:
-    return Registry(open_store(config.storage), "cu").read(manifest, name)
-
-
-def _first_row(config: JobConfig, manifest: Manifest) -> dict[str, float]:
-    """Return what pacemaker makes of the start."""
-    header, row, *_ = _read(config, manifest, "metrics/metrics.txt").decode().splitlines()
+def _first_row(run: Trained) -> dict[str, float]:
+    """Return pacemaker's errors of the start potential."""
+    header, row, *_ = run.read("metrics/metrics.txt").decode().splitlines()
     return dict(zip(header.split(), map(float, row.split()), strict=True))
 
 
-def _first_loss(config: JobConfig, manifest: Manifest) -> float:
-    """Return its loss without regularisation."""
-    row = _first_row(config, manifest)
-    return row["e_loss_contrib"] + row["f_loss_contrib"]
-
-
 @pytest.mark.parametrize(
-    ("evaluator", "ndensity", "weighting"),
+    "weighting",
     [
-        ("tensorpot", 5, "uniform"),
-        ("pyace", 2, {"energy_based": {"DElow": 0.05, "DEup": 10.0}}),
-        ("pyace", 2, {"by_group": {"even": {"energy": 5, "forces": 0.2}}}),
+        {"energy_based": {"DElow": 0.05, "DEup": 10.0}},
+        {"by_group": {"even": {"energy": 5, "forces": 0.2}}},
     ],
 )
-def test_pacemaker_finds_the_loss_that_the_linear_fit_left(
-    tmp_path: Path, evaluator: str, ndensity: int, weighting: object
-) -> None:
+def test_pacemaker_starts_at_the_loss_of_the_linear_fit(tmp_path: Path, weighting: object) -> None:
     """Same basis, same order of its functions, same weights; two elements, several blocks."""
-    database = tmp_path / "structures.db"
     structures = rattled(10, symbols=("Cu", "Au", "Cu"))
-    write_database(database, structures[::2], config_type="even")
-    write_database(database, structures[1::2], config_type="odd")
-    # Pacemaker is given the test set, too: an energy-based weighting looks at both.
-    both = {"validation_fraction": 0, "test_evaluation": "pacemaker"}
-    # With more weight on energies pyace's finite differences find no way down from there.
-    changes = {"evaluator": evaluator, "ndensity": ndensity, "weighting": weighting}
-    changes |= {"energy_weight": 1, **both}
-    config = _config(tmp_path, TINY | changes, dataset={"config_type": "config_type"})
-    manifest, messages = _run(config)
+    write_database(tmp_path / "structures.db", structures[::2], config_type="even")
+    write_database(tmp_path / "structures.db", structures[1::2], config_type="odd")
+    changes = {
+        "ndensity": 2,
+        "weighting": weighting,
+        # Pacemaker is given the test set, too: an energy-based weighting looks at both.
+        "validation_fraction": 0,
+        "test_evaluation": "pacemaker",
+        # With more weight on energies pyace's finite differences find no way down from there.
+        "energy_weight": 1,
+    }
+    config = make_config(tmp_path, TINY | changes, dataset={"config_type": "config_type"})
+    run = train(config)
 
-    made = manifest.linear_start
+    made = run.manifest.linear_start
     assert made is not None
     assert (made.structures, made.atoms, made.functions) == (8, 32, 12)
-    assert _first_loss(config, manifest) == pytest.approx(made.loss, rel=1e-6)
-    row, shares = _first_row(config, manifest), made.loss_shares
+    row, shares = _first_row(run), made.loss_shares
+    assert row["e_loss_contrib"] + row["f_loss_contrib"] == pytest.approx(made.loss, rel=1e-6)
     assert shares is not None
     total = sum(row[f"{term}_contrib"] for term in ("e_loss", "f_loss", "l1_reg", "l2_reg"))
     assert shares.energy == pytest.approx(row["e_loss_contrib"] / total, rel=1e-6)
@@ -135,32 +95,27 @@ def test_pacemaker_finds_the_loss_that_the_linear_fit_left(
     for name in ("l1", "l2"):
         expected = row[f"{name}_reg_contrib"] / total
         assert shares.regularisers[f"{name}_coeffs"] == pytest.approx(expected, rel=1e-6)
-    assert "linear fit to 8 structures" in messages
-    said = f"linear fit of 12 coefficients to 8 structures: loss {made.loss:.3g}"
-    assert said in messages
+    assert "linear fit to 8 structures" in run.messages
+    assert f"linear fit of 12 coefficients to 8 structures: loss {made.loss:.3g}" in run.messages
 
 
-@pytest.mark.parametrize(("evaluator", "parts"), [("pyace", 1), ("tensorpot", 2)])
+@pytest.mark.parametrize(("evaluator", "attempts"), [("pyace", 1), ("tensorpot", 2)])
 def test_a_linear_fit_that_nothing_improves_is_published(
-    tmp_path: Path, evaluator: str, parts: int
+    tmp_path: Path, evaluator: str, attempts: int
 ) -> None:
-    """One coefficient, of which it finds the best value; the report says that this was all.
-
-    So it is where another job publishes what was fitted.
-    """
+    """One coefficient, whose optimum it finds; so it is where another attempt publishes it."""
     write_database(tmp_path / "structures.db", rattled(10))
     one = {"ndensity": 1, "functions_per_element": 1, "max_iter": 50, "evaluator": evaluator}
-    config = _config(tmp_path, TINY | one)
-    if parts > 1:
+    config = make_config(tmp_path, TINY | one)
+    if attempts > 1:
         with stopped_before_publication():
-            _run(config)
-    manifest, _ = _run(config)
-    assert manifest.headline.iterations == 0
-    assert [part.iterations for part in manifest.attempts] == [0] * parts
-    report = TrainingReport.from_json(_read(config, manifest, "report.json"))
-    assert sum("nothing to improve" in note for note in report.warnings) == 1
-    assert "nothing to improve" in _read(config, manifest, "report.html").decode()
-    assert Registry(open_store(config.storage), "cu").latest() == 1
+            train(config)
+    run = train(config)
+    assert run.manifest.headline.iterations == 0
+    assert [part.iterations for part in run.manifest.attempts] == [0] * attempts
+    assert sum("nothing to improve" in note for note in run.report.warnings) == 1
+    assert "nothing to improve" in run.read("report.html").decode()
+    assert registry_of(config).latest() == 1
 
 
 def test_a_linear_fit_is_a_generation_like_any_other(
@@ -171,96 +126,93 @@ def test_a_linear_fit_is_a_generation_like_any_other(
     database = tmp_path / "structures.db"
     write_database(database, rattled(20, symbols=("Cu", "Au")))
     linear = TINY | {"max_iter": 0, "evaluator": "tensorpot", "require_gpu": True}
-    config = _config(tmp_path, linear, evaluation={})
-    manifest, messages = _run(config)
-    assert "linear fit to 16 structures" in messages
-    assert manifest.headline.iterations == 0
-    assert "potential.asi" in manifest.artefacts
-    assert _read(config, manifest, "train.log").startswith(b"linear fit of 12 coefficients")
-    report = TrainingReport.from_json(_read(config, manifest, "report.json"))
+    config = make_config(tmp_path, linear, evaluation={})
+    run = train(config)
+    assert "linear fit to 16 structures" in run.messages
+    assert run.manifest.headline.iterations == 0
+    assert "potential.asi" in run.manifest.artefacts
+    assert run.read("train.log").startswith(b"linear fit of 12 coefficients")
+    report = run.report
     assert report.fit.status == "succeeded"
     assert report.fit.train_curve == ()
     assert report.linear_start is not None
     assert _loss(report, config) == pytest.approx(report.linear_start.loss, rel=1e-5)
-    _require_zbl_cores_at_shortest_distances(config, manifest, tmp_path)
-    again, messages = _run(config)
-    assert again == manifest
-    assert any("published already" in message for message in messages)
+    _require_zbl_cores_at_shortest_distances(run, tmp_path)
+    again = train(config)
+    assert again.manifest == run.manifest
+    assert any("published already" in message for message in again.messages)
 
     write_database(database, rattled(4, symbols=("Cu", "Au"), seed=1))
-    second, messages = _run(config, 2)
-    assert any("repeated on all data, and does not start from gen_01" in m for m in messages)
-    assert second.parent is None
-    assert second.linear_start is not None
-    report = TrainingReport.from_json(_read(config, second, "report.json"))
-    assert report.evaluation is not None
-    assert report.evaluation.parent is not None
-    assert report.evaluation.parent.generation == 1
+    second = train(config, 2)
+    expected = "repeated on all data, and does not start from gen_01"
+    assert any(expected in message for message in second.messages)
+    assert second.manifest.parent is None
+    assert second.manifest.linear_start is not None
+    evaluation = second.report.evaluation
+    assert evaluation is not None
+    assert evaluation.parent is not None
+    assert evaluation.parent.generation == 1
 
-    other_weights = TINY | {"energy_weight": 1}  # of which it is no minimum
-    third, _ = _run(_config(tmp_path, other_weights), 3)
-    assert third.parent is not None
-    assert third.parent.generation == 2
-    assert third.headline.iterations > 0
+    other_weights = TINY | {"energy_weight": 1}  # whose minimum is elsewhere
+    third = train(make_config(tmp_path, other_weights), 3)
+    assert third.manifest.parent is not None
+    assert third.manifest.parent.generation == 2
+    assert third.manifest.linear_start is None
+    assert not any("linear fit" in message for message in third.messages)
+    assert third.manifest.headline.iterations > 0
 
 
-def test_nothing_held_out_is_said(tmp_path: Path) -> None:
-    """Slabs and crystals, all of them for training: no test errors in manifest, report and page."""
+def test_a_run_without_test_set_on_an_exported_dataset(tmp_path: Path) -> None:
+    """Manifest, report and page have no test errors; the export is found in the store."""
     slabs = rattled(4, seed=3)
     for atoms in slabs:
         atoms.pbc = (True, True, False)
     write_database(tmp_path / "structures.db", rattled(10))
     write_database(tmp_path / "structures.db", [with_emt(atoms) for atoms in slabs])
-    config = _config(tmp_path, TINY | {"max_iter": 0, "test_fraction": 0})
-    manifest, _ = _run(config)
-    assert manifest.headline.test.rmse_energy_mev_per_atom is None
-    assert manifest.headline.train.rmse_energy_mev_per_atom is not None
-    report = TrainingReport.from_json(_read(config, manifest, "report.json"))
+    training = TINY | {"max_iter": 0, "test_fraction": 0, "functions_per_element": 150}
+    config = make_config(tmp_path, training)
+    record = export_generation(config, 1, store=open_store(config.storage), observer=Silent())
+    run = train(config)
+    assert run.manifest.dataset.id == record.id
+    (found,) = (text for text in run.messages if text.startswith(f"dataset {record.id} of"))
+    assert "is in the store; no row was written since" in found
+
+    assert run.manifest.headline.test.rmse_energy_mev_per_atom is None
+    assert run.manifest.headline.train.rmse_energy_mev_per_atom is not None
+    report = run.report
     assert (report.dataset.train, report.dataset.test) == (14, 0)
     assert report.evaluation is not None
     assert report.evaluation.test is None
     assert report.evaluation.speed is not None
     assert any("nothing was held out" in warning for warning in report.warnings)
     assert any("4 rows are periodic in one or two" in note for note in report.dataset.notes)
-    assert b"nothing was held out" in _read(config, manifest, "report.html")
+    assert b"nothing was held out" in run.read("report.html")
+
+    warning = "training.functions_per_element is 150: more than 14 energies and "
+    assert any(f"warning: {warning}" in message for message in run.messages)
+    assert any(text.startswith(warning) for text in report.warnings)
 
 
-def test_a_linear_fit_that_only_has_to_be_published_is_not_made_again(tmp_path: Path) -> None:
-    """A checkpoint of it is complete; it is none for a fit with iterations, nor the reverse."""
-    write_database(tmp_path / "structures.db", rattled(10))
-    config = _config(tmp_path, TINY | {"max_iter": 0})
-    with stopped_before_publication():
-        _run(config)
-    with pytest.raises(ConfigError, match=r"training\.max_iter: 0 there, 2 asked"):
-        _run(_config(tmp_path, TINY))
-    manifest, messages = _run(config)
-    assert not any(message.startswith("linear fit") for message in messages)
-    assert len(manifest.attempts) == 2
-    assert manifest.linear_start is not None
+def test_a_linear_fit_that_only_has_to_be_published_is_not_repeated(tmp_path: Path) -> None:
+    """Its checkpoint is complete; it is no start for a fit with iterations, nor the reverse.
 
-
-def test_a_run_finds_the_dataset_that_was_exported_before(tmp_path: Path) -> None:
-    """An export may be a job of its own, without a GPU."""
-    write_database(tmp_path / "structures.db", rattled(10))
-    config = _config(tmp_path, TINY | {"max_iter": 0})
-    record = export_generation(config, 1, store=open_store(config.storage), observer=_Recorder())
-    manifest, messages = _run(config)
-    assert manifest.dataset.id == record.id
-    (found,) = (text for text in messages if text.startswith(f"dataset {record.id} of"))
-    assert "is in the store; no row was written since" in found
-
-
-def test_what_a_weighting_leaves_out_of_a_linear_fit_is_reported(tmp_path: Path) -> None:
-    """As of a fit by pacemaker: an energy-based one drops the structures above DEup."""
+    The report lists the structures above DEup that an energy-based weighting omits.
+    """
     write_database(tmp_path / "structures.db", rattled(12))
     weighting = {"energy_based": {"DElow": 0.05, "DEup": 0.07}}
-    config = _config(tmp_path, TINY | {"max_iter": 0, "weighting": weighting})
-    manifest, _ = _run(config)
-    report = TrainingReport.from_json(_read(config, manifest, "report.json"))
-    made, left_out = manifest.linear_start, report.left_out_by_weighting["train"]
+    training = TINY | {"weighting": weighting}
+    config = make_config(tmp_path, training | {"max_iter": 0})
+    with stopped_before_publication():
+        train(config)
+    with pytest.raises(ConfigError, match=r"training\.max_iter: 0 there, 2 asked"):
+        train(make_config(tmp_path, training))
+    run = train(config)
+    assert not any(message.startswith("linear fit") for message in run.messages)
+    assert len(run.manifest.attempts) == 2
+    made, omitted = run.manifest.linear_start, run.report.left_out_by_weighting["train"]
     assert made is not None
-    assert left_out
-    assert made.structures == manifest.dataset.train - len(left_out)
+    assert omitted
+    assert made.structures == run.manifest.dataset.train - len(omitted)
 
 
 def _block_tensorflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,101 +239,85 @@ def _loss(report: TrainingReport, config: JobConfig) -> float:
     return (weights[0] * energy + weights[1] * force) / sum(weights)
 
 
-def _require_zbl_cores_at_shortest_distances(
-    config: JobConfig, manifest: Manifest, tmp_path: Path
-) -> None:
-    """As pacemaker puts them on, and clear of the test set."""
-    registry = Registry(open_store(config.storage), "cu")
-    record = registry.dataset_record(manifest.dataset)
+def _require_zbl_cores_at_shortest_distances(run: Trained, tmp_path: Path) -> None:
+    """Require the cores that pacemaker adds, and none that reaches the test set."""
+    registry = registry_of(run.config)
+    record = registry.dataset_record(run.manifest.dataset)
     shortest: dict[Pair, float] = {}
     for name in ("train.xyz", "test.xyz"):
         registry.fetch_dataset_file(record, name, tmp_path / name)
         shortest = shorter(shortest, shortest_distances(tmp_path / name, 4.0))
     potential = tmp_path / "published.yaml"
-    registry.fetch(manifest, "potential.yaml", potential)
+    registry.fetch(run.manifest, "potential.yaml", potential)
     cores = cores_of(potential)
     assert {p: core.outer for p, core in cores.items()} == pytest.approx(shortest, abs=1e-5)
 
 
-def test_it_replaces_the_ladder_but_no_parent(tmp_path: Path) -> None:
-    """It is the default; the next generation starts from this one, without another."""
-    database = tmp_path / "structures.db"
-    write_database(database, rattled(10))
-    config = _config(tmp_path, TINY | {"ladder_step": 100})
-    manifest, _ = _run(config)
-    content = yaml.safe_load(_read(config, manifest, "input.yaml"))
+def test_an_interrupted_fit_resumes_without_another_linear_fit(tmp_path: Path) -> None:
+    """The linear fit replaces the ladder, and manifest and report name it in the end."""
+    write_database(tmp_path / "structures.db", rattled(6))
+    config = make_config(tmp_path, TINY | {"max_iter": 100_000, "ladder_step": 100})
+    assert config.training.ladder_step is not None
+    job = start_run(config, tmp_path)
+    table = wait_for(lambda: next(tmp_path.glob("work/gen_01/*/metrics.txt"), None))
+    wait_for(lambda: len(table.read_text().splitlines()) > 3)
+    content = yaml.safe_load(table.with_name("input.yaml").read_text())
     assert content["potential"] == "linear_start.yaml"
     assert "ladder_step" not in content["fit"]
-    assert config.training.ladder_step is not None
-    report = TrainingReport.from_json(_read(config, manifest, "report.json"))
-    assert report.linear_start == manifest.linear_start
-    assert report.timings_s["linear_start"] > 0
-    assert "a linear fit of 6 coefficients" in _read(config, manifest, "report.html").decode()
-
-    write_database(database, rattled(2, seed=1))
-    second, messages = _run(config, 2)
-    assert second.parent is not None
-    assert second.linear_start is None
-    assert not any("linear fit" in message for message in messages)
-
-
-def test_an_interrupted_fit_goes_on_as_any_other(tmp_path: Path) -> None:
-    """From the checkpoint, without another linear fit; the manifest still says how it began."""
-    write_database(tmp_path / "structures.db", rattled(6))
-    config = _config(tmp_path, TINY | {"max_iter": 100_000})
-    job = _start(tmp_path, config)
-    table = _wait(lambda: next(tmp_path.glob("work/gen_01/*/metrics.txt"), None))
-    _wait(lambda: len(table.read_text().splitlines()) > 3 or None)
     job.send_signal(signal.SIGTERM)
-    _, said = job.communicate(timeout=60)
-    assert job.returncode == 75, said
-    assert "linear fit of 6 coefficients" in said
+    _, messages = job.communicate(timeout=60)
+    assert job.returncode == 75, messages
+    assert "linear fit of 6 coefficients" in messages
 
-    ending = _config(tmp_path, TINY | {"max_iter": 3})
-    manifest, messages = _run(ending)
-    assert len(manifest.attempts) == 2
-    assert manifest.linear_start is not None
-    assert not any("linear fit" in message for message in messages)
+    run = train(make_config(tmp_path, TINY | {"max_iter": 3, "ladder_step": 100}))
+    assert len(run.manifest.attempts) == 2
+    assert not any("linear fit" in message for message in run.messages)
+    assert run.manifest.linear_start is not None
+    assert run.report.linear_start == run.manifest.linear_start
+    assert run.report.timings_s["linear_start"] > 0
+    assert "a linear fit of 6 coefficients" in run.read("report.html").decode()
 
 
 def test_a_linear_fit_that_took_long_is_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pacemaker fails before its first iteration; the next attempt begins where it began."""
+    """Pacemaker fails before its first iteration; the next attempt starts from the linear fit."""
     from mlip_job.generation import fit
 
     monkeypatch.setattr(fit, "SECONDS_WORTH_A_CHECKPOINT", 0.0)
     write_database(tmp_path / "structures.db", rattled(10))
-    config = _config(tmp_path, TINY)
+    config = make_config(tmp_path, TINY)
     with monkeypatch.context() as context:
         context.setattr(PacemakerWrapper, "fit", _fail)
         with pytest.raises(TrainingError, match="the checkpoint of the linear fit is in"):
-            _run(config)
-    manifest, messages = _run(config)
-    assert any("resuming from the linear fit" in message for message in messages)
-    assert not any(message.startswith("linear fit") for message in messages)
-    assert len(manifest.attempts) == 2
-    made = manifest.linear_start
+            train(config)
+    run = train(config)
+    assert any("resuming from the linear fit" in message for message in run.messages)
+    assert not any(message.startswith("linear fit") for message in run.messages)
+    assert len(run.manifest.attempts) == 2
+    made = run.manifest.linear_start
     assert made is not None
-    assert _first_loss(config, manifest) == pytest.approx(made.loss, rel=1e-6)
+    row = _first_row(run)
+    assert row["e_loss_contrib"] + row["f_loss_contrib"] == pytest.approx(made.loss, rel=1e-6)
 
 
 @pytest.mark.parametrize(("number", "whom", "code"), [("TERM", "job", 75), ("KILL", "fit", 70)])
-def test_whatever_ends_the_linear_fit_ends_the_job_in_words(
+def test_a_signal_to_the_linear_fit_ends_the_job(
     tmp_path: Path, number: str, whom: str, code: int
 ) -> None:
-    """A stop signal at once; and no fit from nothing where the linear one died, as of memory."""
+    """A stop signal at once; no fit from nothing if the linear fit was killed."""
     write_database(tmp_path / "structures.db", rattled(6))
-    job = _start(tmp_path, _config(tmp_path, TINY))
-    fit = _wait(lambda: _child(job.pid))
+    config = make_config(tmp_path, TINY)
+    job = start_run(config, tmp_path)
+    fit = wait_for(lambda: _child(job.pid))
     os.kill(job.pid if whom == "job" else fit, signal.Signals[f"SIG{number}"])
-    _, said = job.communicate(timeout=60)
-    assert job.returncode == code, said
-    assert ("stopped by SIGTERM" if whom == "job" else "linear start died") in said
-    assert "Traceback" not in said
+    _, messages = job.communicate(timeout=60)
+    assert job.returncode == code, messages
+    assert ("stopped by SIGTERM" if whom == "job" else "linear start died") in messages
+    assert "Traceback" not in messages
     assert not Path(f"/proc/{fit}").exists()
     assert not list(tmp_path.glob("work/gen_01/*/metrics.txt"))
-    assert Registry(open_store(_config(tmp_path, TINY).storage), "cu").numbers() == []
+    assert registry_of(config).numbers() == []
 
 
 def test_an_error_of_the_linear_fit_has_its_cause(tmp_path: Path) -> None:
@@ -554,36 +490,14 @@ def _exported(tmp_path: Path, shards: int = 1, **changes: Any) -> LinearTask:
     directory = tmp_path / WorkFiles.DATASET
     if not directory.exists():
         write_database(tmp_path / "structures.db", rattled(25))
-        dataset = {"frame_shard_size": -(-20 // shards)}
-        export_generation(
-            _config(tmp_path, TINY, dataset=dataset), 1,
-            store=open_store(_config(tmp_path, TINY).storage), observer=_Recorder(),
-            output=directory,
-        )  # fmt: skip
+        config = make_config(tmp_path, TINY, dataset={"frame_shard_size": -(-20 // shards)})
+        store = open_store(config.storage)
+        export_generation(config, 1, store=store, observer=Silent(), output=directory)
     train, test = (
         WorkFiles.in_dataset(sorted(path.name for path in directory.glob(f"{side}*.pckl.gzip")))
         for side in ("train", "test")
     )
     return _task(tmp_path, train, test, **changes)
-
-
-def _start(tmp_path: Path, config: JobConfig) -> subprocess.Popen[str]:
-    path = tmp_path / "mlip-job.yaml"
-    path.write_text(json.dumps(config.model_dump(mode="json")))
-    program = "if __name__ == '__main__': from mlip_job.cli.main import main; main()"
-    return subprocess.Popen(
-        [sys.executable, "-c", program, "-c", str(path), "run", "-g", "1"],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def _wait(look: Any) -> Any:
-    for _ in range(1800):
-        if (found := look()) is not None:
-            return found
-        time.sleep(0.05)
-    pytest.fail("it did not happen")
 
 
 def _child(parent: int) -> int | None:

@@ -17,6 +17,7 @@ from mlip_job.registry.checkpoints import TrainingProgress
 from mlip_job.runtime.environment import ProcessIdentity, SchedulerJob
 from mlip_job.schedulers.base import JobHandle, JobState, JobStatus
 from mlip_job.store.open import open_store
+from tests.generations import Family
 from tests.support import rattled, write_database
 
 if TYPE_CHECKING:
@@ -29,26 +30,10 @@ if TYPE_CHECKING:
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     """Write the configuration of a fit that takes seconds."""
-    write_database(tmp_path / "structures.db", rattled(8))
-    path = tmp_path / "mlip-job.yaml"
-    path.write_text(
-        yaml.safe_dump(
-            {
-                "family": "cu",
-                "database": {"url": "structures.db"},
-                "storage": {"url": "store"},
-                "training": {
-                    "linear_start": False,
-                    "evaluator": "pyace",
-                    "functions_per_element": 3,
-                    "ladder_step": None,
-                    "max_iter": 2,
-                },
-                "evaluation": {"active_set": False, "gate": {"require_physics": False}},
-            }
-        )
-    )
-    return path
+    family = Family(tmp_path)
+    write_database(family.database, rattled(8))
+    family.configure({"max_iter": 2})
+    return family.config_path
 
 
 @pytest.mark.pacemaker
@@ -81,11 +66,8 @@ def failed(cli: Callable[..., Ended], config: Path) -> Path:
     return config
 
 
-def test_a_run_by_hand_is_what_goes_on(cli: Callable[..., Ended], failed: Path) -> None:
-    """Whatever became of the last job; nothing is submitted on top, and `cancel` ends only jobs.
-
-    This process holds the claim as such a run does.
-    """
+def test_a_run_started_by_hand_blocks_a_submission(cli: Callable[..., Ended], failed: Path) -> None:
+    """Also after a failed job; `cancel` ends only jobs. This process has its claim."""
     registry = Registry(open_store(load_config(failed, environment={}).storage), "cu")
     claim = registry.claim(1, "20260101T000000Z-abcdef", stale_after_s=600)
     me = f"process {os.getpid()} of this machine"
@@ -129,10 +111,10 @@ def test_a_run_by_hand_is_what_goes_on(cli: Callable[..., Ended], failed: Path) 
         ("slurm 13", None, None, True),
     ],
 )
-def test_whose_run_it_is(
+def test_runs_outside_a_job(
     scheduler: str | None, job: str | None, state: JobState | None, *, outside: bool
 ) -> None:
-    """A job's own run, whose claim outlives it for a while, is none that was started elsewhere."""
+    """A claim that outlives its job for a while is the job's own."""
     kind, _, number = (scheduler or "").partition(" ")
     run = TrainingProgress(
         attempt="a1",

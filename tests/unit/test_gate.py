@@ -10,9 +10,9 @@ from mlip_job.config import GateConfig
 from mlip_job.config.job import verdict_word
 from mlip_job.evaluation.gate import judge
 from mlip_job.evaluation.results import DynamicsCheck, ErrorPair, ParentComparison, Verdict
-from tests.plain_evaluations import make_side
+from tests.evaluations import make_uniform_side
 
-TEST = make_side(5.0)  # 5 meV/atom, 50 meV/Å
+TEST = make_uniform_side(5.0)  # 5 meV/atom, 50 meV/Å
 
 
 def _parent(energy: float, force: float) -> ParentComparison:
@@ -94,7 +94,7 @@ def test_a_check_that_was_not_possible_is_not_claimed(
 
 def test_errors_that_are_no_numbers_are_over_any_limit() -> None:
     """NaN compares false with everything."""
-    side = make_side(float("nan"))
+    side = make_uniform_side(float("nan"))
     limits = GateConfig(max_energy_rmse_mev=5.0, max_force_rmse_mev=5.0)
     found = judge(limits, side, _parent(float("nan"), float("nan")), ())
     assert (found.accepted, len(found.reasons)) == (False, 4)

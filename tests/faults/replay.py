@@ -1,62 +1,52 @@
-"""What jobs in tests find changed so that they end soon: pacemaker, and how long they wait."""
+"""Faults that shorten a job: a replayed pacemaker, and short waits between retries."""
 
 from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING
 
-from tests.faults import standin
+from tests.faults import replay_program as program
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-# A fit that the stand-in replays: a ladder of three steps of eight iterations.
+# The recorded fit: a ladder of three steps of eight iterations.
 REPLAYED = {"functions_per_element": 15, "max_iter": 8, "linear_start": False, "ladder_step": 5}
 REPLAYED_ITERATIONS = 24
 
 
-def stand_in_for_pacemaker(
+def replayed_pacemaker(
     directory: Path, first: str = ":", *, iteration_s: float = 0.01
 ) -> Callable[[], None]:
-    """Make programs of pacemaker's names that run the stand-in; return what has a job use them.
-
-    Parameters
-    ----------
-    directory
-        Where to make them.
-    first
-        A line of shell that pacemaker's runs before.
-    iteration_s
-        How long an iteration takes.
-    """
+    """Return a fault that replaces pacemaker by the replay; a line of shell may run `first`."""
     folder = directory / f"programs-{iteration_s}"
     folder.mkdir(exist_ok=True)
     for name in ("pacemaker", "pace_yaml2yace"):
-        program = folder / name
+        script = folder / name
         before = first if name == "pacemaker" else ":"
-        command = f'exec {sys.executable} {standin.__file__} {iteration_s} "$@"'
-        program.write_text(f"#!/bin/sh\n{before}\n{command}\n")
-        program.chmod(0o755)
+        command = f'exec {sys.executable} {program.__file__} {iteration_s} "$@"'
+        script.write_text(f"#!/bin/sh\n{before}\n{command}\n")
+        script.chmod(0o755)
 
-    def at_speed() -> None:
+    def install() -> None:
         from mlip_job.generation import publish
         from mlip_job.training import process as child
         from mlip_job.training import programs
         from mlip_job.training.pacemaker import process
-        from tests.plain_evaluations import make_evaluation
+        from tests.evaluations import make_uniform_evaluation
 
         child._POLL_SECONDS = 0.02
         find = process.find_program = lambda name: folder / name  # type: ignore[assignment]
         programs.find_program = find
         # What is replayed was fitted to other data.
-        publish.evaluate_generation = lambda *_: make_evaluation()
+        publish.evaluate_generation = lambda *_: make_uniform_evaluation()
 
-    return at_speed
+    return install
 
 
-def wait_little() -> None:
-    """Have a job repeat what failed without long pauses, and give a hanging server up soon."""
+def retry_soon() -> None:
+    """Shorten the waits between retries, and the timeout of a server that hangs."""
     from botocore.retries.standard import ExponentialBackoff
 
     from mlip_job import retry

@@ -1,8 +1,8 @@
-"""Stands in for pacemaker where a thousand fits are killed: replays a real run's files at speed.
+"""A program that replays the files of a real fit, in place of pacemaker.
 
-It takes the same input files, and can be resumed like pacemaker: rows, potentials and messages are
-those of a real fit by a ladder of three steps. It is slow where that matters: potentials are
-written in two halves, as a kill may find them.
+It takes the same input files and resumes like pacemaker: rows, potentials and messages are those
+of a real fit by a ladder of three steps. It writes potentials in two halves, so that a kill may
+leave one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _HALF_WRITTEN_SECONDS = 0.0005
 
 
 def main(arguments: list[str]) -> None:
-    """Behave as ``pacemaker`` or as ``pace_yaml2yace``, by the options after the pace."""
+    """Behave as ``pacemaker`` or as ``pace_yaml2yace``, according to the options."""
     iteration_s, first, *others = arguments
     if first == "-o":
         Path(others[0]).write_bytes(Path(others[1]).read_bytes())

@@ -1,0 +1,168 @@
+"""Fits with the TensorFlow evaluator: its test set, early stopping, and resuming after a kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from mlip_job.errors import InterruptedRunError
+from mlip_job.training.pacemaker.snapshot import read_best
+from tests.generations import TINY, Silent, make_config, train
+from tests.support import labelled, rattled, write_database
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ase import Atoms
+
+    from mlip_job.training.trainer import Progress
+
+pytestmark = pytest.mark.pacemaker
+
+
+def test_the_test_set_is_evaluated_by_pacemaker_or_at_the_end(tmp_path: Path) -> None:
+    """The fits are equal bit by bit, and so are the errors; one graph less without a test set."""
+    # These weights are in the data frames; uniform ones depend on whether there is a test set.
+    weighting = {"by_group": {"strained": {"energy": 3, "forces": 2}}}
+    training = {
+        "functions_per_element": 6,
+        "max_iter": 8,
+        "overrides": {"backend": {"display_step": 1}},
+        "test_fraction": 0.25,
+        "validation_fraction": 0,
+        "energy_weight": 1,
+        "force_weight": 4,
+        "weighting": weighting,
+    }
+    database = tmp_path / "structures.db"
+    write_database(database, rattled(6), config_type="bulk")
+    write_database(database, rattled(6, seed=1), config_type="strained")
+    by_pacemaker, at_end = (
+        train(
+            make_config(
+                tmp_path,
+                training | {"test_evaluation": name},
+                storage={"url": str(tmp_path / f"store-{name}")},
+                work_dir=str(tmp_path / f"work-{name}"),
+            )
+        )
+        for name in ("pacemaker", "end")
+    )
+    first, second = by_pacemaker.report, at_end.report
+
+    progress = by_pacemaker.observer.reported
+    assert "building_graph" in {one.phase for one in progress}
+    assert any(one.test_point is not None for one in progress)
+    assert not any(one.test_point is not None for one in at_end.observer.reported)
+    assert any("Loading input.yaml" in line for line in by_pacemaker.observer.lines)
+    log = by_pacemaker.read("train.log").decode()
+    assert "Hostname: (not published)" in log
+    assert "Username: mlip-job" in log
+
+    header, row, *_ = by_pacemaker.read("metrics/metrics.txt").decode().splitlines()
+    start = dict(zip(header.split(), map(float, row.split()), strict=True))
+    assert by_pacemaker.manifest.linear_start is not None
+    assert start["e_loss_contrib"] + start["f_loss_contrib"] == pytest.approx(
+        by_pacemaker.manifest.linear_start.loss, rel=1e-6
+    )
+    assert first.loss.kappa == pytest.approx(0.8)
+    assert not first.loss.stress_fitted
+    assert first.fit.test is not None
+    assert len(first.fit.train_curve) > 1
+
+    assert second.fit.train_curve == first.fit.train_curve
+    assert first.fit.timings_s["building_test_graph"] > 0
+    assert "building_test_graph" not in second.fit.timings_s
+    assert set(second.fit.structures) == {"train"}
+    assert second.fit.test_curve == ()
+    assert first.evaluation is not None
+    assert second.evaluation is not None
+    assert first.evaluation.test == second.evaluation.test
+    assert [a.side for a in first.evaluation.agreement] == ["train", "test"]
+    assert [a.side for a in second.evaluation.agreement] == ["train"]
+    for agreement in first.evaluation.agreement:
+        assert agreement.energy_mev_per_atom == pytest.approx(
+            agreement.energy_by_pacemaker_mev_per_atom, rel=1e-5
+        )
+        assert agreement.force_mev_per_angstrom == pytest.approx(
+            agreement.force_by_pacemaker_mev_per_angstrom, rel=1e-5
+        )
+
+
+def test_without_tensorflow_the_test_set_has_no_curve(tmp_path: Path) -> None:
+    """The pyace evaluator ignores it; its errors are those of the published file."""
+    write_database(tmp_path / "structures.db", rattled(10))
+    training = TINY | {"validation_fraction": 0, "test_evaluation": "end"}
+    run = train(make_config(tmp_path, training))
+    assert run.report.fit.test_curve == ()
+    assert run.report.evaluation is not None
+    assert run.report.evaluation.test.structures == 1
+    assert not any("validation part" in text for text in run.report.warnings)
+
+
+class _Interrupter(Silent):
+    """Sends SIGTERM to this process once the fit has done a number of iterations."""
+
+    def __init__(self, iterations: int) -> None:
+        super().__init__()
+        self._iterations = iterations
+
+    def progress(self, progress: Progress) -> None:
+        point = progress.point
+        if point is not None and point.iteration >= self._iterations:
+            self._iterations = 1_000_000
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _noisy(count: int) -> list[Atoms]:
+    """Return structures with errors in their energies, which a large basis learns by heart."""
+    random = np.random.default_rng(0)
+    return [
+        labelled(
+            atoms,
+            energy=atoms.get_potential_energy() + random.normal(scale=0.1),
+            forces=atoms.get_forces(),
+        )
+        for atoms in rattled(count)
+    ]
+
+
+def test_an_interrupted_fit_that_overfits_publishes_its_best_potential(tmp_path: Path) -> None:
+    """Checkpoints have the best potential and the patience: the next attempt ends soon."""
+    write_database(tmp_path / "structures.db", _noisy(26))
+    training = {
+        "functions_per_element": 20,
+        "energy_weight": 1000,
+        "force_weight": 1,
+        "linear_start": False,
+        "ladder_step": None,
+        "max_iter": 120,
+        "overrides": {"backend": {"display_step": 2}},
+        "validation_fraction": 0.3,
+    }
+    endless = {"early_stopping_patience": 1000, "max_iter": 1000}
+    with pytest.raises(InterruptedRunError):
+        train(make_config(tmp_path, training | endless), observer=_Interrupter(24))
+    (record,) = (tmp_path / "work").rglob("best.json")
+    before = read_best(record)
+    assert before is not None
+
+    run = train(make_config(tmp_path, training | {"early_stopping_patience": 8}))
+    fit = run.report.fit
+    assert fit.second_set == "validation"
+    assert {one.second_set for one in run.observer.reported} == {"validation"}
+    assert "no better potential on the validation set" in (fit.early_stopping or "")
+    first, second = run.report.attempts
+    assert first.iterations >= 23
+    assert second.iterations <= 10
+    assert fit.iterations is not None
+    assert fit.iterations < training["max_iter"]  # type: ignore[operator]
+    assert fit.best is not None
+    assert fit.best.iteration == before.iteration < fit.iterations
+    assert run.report.evaluation is not None
+    sides = [agreement.side for agreement in run.report.evaluation.agreement]
+    assert sides == ["train", "validation"]  # of the published file, at the best iteration
