@@ -1,1 +1,1 @@
-"""What things cost, beside what they would cost otherwise: ``make bench``."""
+"""Benchmarks of mlip-job against the alternatives: ``make bench``."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PARTS = ("export", "growth", "read", "commands", "transfer", "fit", "linear", "quality")
-LONG = ("overhead", "scale", "gpu")  # long, or on a GPU: only when asked for
+LONG = ("overhead", "scale", "gpu")  # only on request: long, or needs a GPU
 
 
 def _options() -> argparse.Namespace:
@@ -55,7 +55,7 @@ def _options() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Run the parts asked for, by default all but the long ones."""
+    """Run the requested parts; by default all but the long ones."""
     options = _options()
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as temporary:
         databases = options.directory or Path(temporary)

@@ -36,7 +36,7 @@ _PROGRAM = str(Path(sys.executable).with_name("mlip-job"))
 
 
 def compare_commands(directory: Path, repeats: int) -> None:
-    """Print what commands cost, as whole processes."""
+    """Print the costs of commands, each run as a process."""
     with s3_storage(directory / "s3.log") as s3:
         (server,) = psutil.Process().children()
         stores = {"a directory": StorageConfig(url=str(directory / "store")), "S3": s3}
@@ -92,7 +92,7 @@ def compare_commands(directory: Path, repeats: int) -> None:
 
 
 def _run(command: list[str], server: psutil.Process) -> tuple[float, float, float]:
-    """Return CPU seconds of a process and of the server meanwhile, and wall seconds."""
+    """Return CPU seconds of the process and of the server, and wall seconds."""
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     served = sum(server.cpu_times()[:2])
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -102,7 +102,7 @@ def _run(command: list[str], server: psutil.Process) -> tuple[float, float, floa
 
 
 def _publish(registry: Registry, generations: int) -> None:
-    """Put generations into a store, with as many objects as a real one has."""
+    """Fill a store with generations that have as many objects as real ones."""
 
     def put(number: int) -> None:
         manifest = make_manifest(number, family=registry.family)
@@ -150,4 +150,4 @@ _READS: dict[str, Callable[[Registry], None]] = {
     "list --all": partial(_list, newest=GENERATIONS),
     "gc": _find_orphans,
 }
-"""What a command reads from a store."""
+"""Objects that a command reads from a store."""

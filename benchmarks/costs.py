@@ -1,4 +1,4 @@
-"""What processes cost, and the medians of that."""
+"""Costs of processes, and their medians."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ Costs = dict[str, float]
 
 
 def cpu_seconds() -> float:
-    """Return what this process and those that it started and that have ended took."""
+    """Return the CPU time of this process and of its finished children."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
 def peak_mib() -> float:
-    """Return the most memory that this process had."""
+    """Return the peak memory of this process."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024
 
 
 def measure_apart(module: str, *arguments: str) -> Costs:
-    """Run a module that prints its costs as JSON, in a process of its own."""
-    os.sync()  # or the kernel writes what another process left while this one runs
+    """Run a module that prints its costs as JSON in a new process."""
+    os.sync()  # otherwise the kernel writes dirty pages of another process meanwhile
     command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     costs: Costs = json.loads(done.stdout)

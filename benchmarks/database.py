@@ -1,11 +1,11 @@
-"""Make a database like those that DFT calculations fill: rattled alloy cells of 32 to 64 atoms.
+"""Make a database like those of DFT calculations: rattled alloy cells of 32 to 64 atoms.
 
 ::
 
     python -m benchmarks.database structures.db 20000
 
-ASE itself makes the tables and writes the first rows; the others are inserted under the same
-columns, which is many times faster.
+ASE creates the tables and writes the first rows; the others are inserted with the same columns,
+which is many times faster.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _CHUNK = 1000
 
 
 class Labelled(NamedTuple):
-    """A cell with labels, in eV and Å. Plain arrays: Atoms objects would take most of the time."""
+    """A labelled cell, in eV and Å. Plain arrays: Atoms objects would take most of the time."""
 
     numbers: NDArray[np.int32]
     positions: NDArray[np.float64]
@@ -47,7 +47,7 @@ class Labelled(NamedTuple):
     results: dict[str, Any]
 
     def to_atoms(self) -> Atoms:
-        """Return it as ASE has it."""
+        """Return the cell as an Atoms object."""
         atoms = Atoms(self.numbers, self.positions, cell=self.cell, pbc=True)
         atoms.calc = SinglePointCalculator(atoms, **self.results)
         return atoms
@@ -56,7 +56,7 @@ class Labelled(NamedTuple):
 def structures(count: int, atoms_each: int | None = None) -> Iterator[Labelled]:
     """Yield labelled cells, always the same ones; the labels are random numbers.
 
-    They have 32 to 64 atoms, or `atoms_each`, a multiple of 4.
+    Each has 32 to 64 atoms, or `atoms_each`, a multiple of 4.
     """
     rng = np.random.default_rng(0)
     repeats = REPEATS if atoms_each is None else ((1, 1, atoms_each // 4),)
@@ -81,7 +81,7 @@ def structures(count: int, atoms_each: int | None = None) -> Iterator[Labelled]:
 
 
 def key_value_pairs(index: int) -> dict[str, Any]:
-    """Return the keys of the row of this index."""
+    """Return the keys of the row with this index."""
     return {
         "status": "completed",
         "config_type": KINDS[index % len(KINDS)],

@@ -1,4 +1,4 @@
-"""What the design matrix of a linear fit costs, piece by piece: CPU time on one core."""
+"""Costs of the design matrix of a linear fit, step by step: CPU time on one core."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MOST_ATOMS = 500
 
 
 def show_design_costs(directory: Path, databases: Sequence[str]) -> None:
-    """Measure copper of the demo, and other databases."""
+    """Measure the demo's copper data and other databases."""
     demo = directory / "design-demo.db"
     write_demo_database(demo, ("Cu",))
     rows = []
@@ -50,7 +50,7 @@ def _structures(url: str) -> Iterator[Any]:
 
 
 def _costs(structures: Sequence[Any], functions: int) -> tuple[str, ...]:
-    # Seconds, and pyace changes logging.
+    # Times are in seconds; logging is set up late because pyace changes it.
     from pyace import ACEBBasisSet, ACEBEvaluator, ACECalculator  # noqa: PLC0415
     from pyace.atomicenvironment import aseatoms_to_atomicenvironment  # noqa: PLC0415
     from pyace.basisextension import construct_bbasisconfiguration  # noqa: PLC0415

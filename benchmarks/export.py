@@ -1,4 +1,4 @@
-"""Exports: ours beside ASE's, and how ours grows with the number of structures."""
+"""Exports by mlip-job and by ASE, and their growth with the number of structures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def compare_routes(directory: Path, rows: int, repeats: int) -> None:
-    """Run all routes in turn, again and again, and print medians and ratios."""
+    """Run all routes in turn, several times, and print medians and ratios."""
     database = make_database(directory, rows)
     runs: dict[str, list[Costs]] = {route: [] for route in ROUTES}
     for repeat in range(repeats):
@@ -27,7 +27,7 @@ def compare_routes(directory: Path, rows: int, repeats: int) -> None:
             cpu = runs[route][-1]["cpu_s"]
             say(f"<!-- {route} {repeat + 1}/{repeats}: {cpu:.2f} s -->")
     medians = {route: median(costs) for route, costs in runs.items()}
-    # Of each round, so that a machine that grows slower meanwhile does no harm.
+    # Ratios within a round, so that a machine that slows down does not distort them.
     ratios = {
         route: statistics.median(
             theirs["cpu_s"] / ours["cpu_s"]
@@ -59,7 +59,7 @@ def compare_routes(directory: Path, rows: int, repeats: int) -> None:
 def show_growth(
     directory: Path, sizes: list[int], repeats: int, atoms_each: int | None = None
 ) -> None:
-    """Print what exports of different sizes cost."""
+    """Print the costs of exports of different sizes."""
     lines = []
     for rows in sizes:
         database = make_database(directory, rows, atoms_each)
@@ -99,7 +99,7 @@ def make_database(directory: Path, rows: int, atoms_each: int | None = None) -> 
 
 def _run(route: str, database: Path, directory: Path) -> Costs:
     output = directory / "out"
-    shutil.rmtree(output, ignore_errors=True)  # of a benchmark that was stopped
+    shutil.rmtree(output, ignore_errors=True)  # left by an interrupted benchmark
     try:
         return measure_apart("benchmarks.routes", route, str(database), str(output))
     finally:

@@ -1,4 +1,4 @@
-"""What it costs that pacemaker measures the test set: whole runs with the real pacemaker."""
+"""Cost of evaluating the test set during a fit: whole runs with the real pacemaker."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _SMALL = (
     "training.functions_per_element=20",
     "training.max_iter=60",
     "training.overrides={backend: {display_step: 10}}",
-    # Weights that are all 1, but stand in the data frames: the fits are the same bit by bit.
+    # All weights are 1 but stored in the data frames, so that the fits are equal bit by bit.
     "training.weighting={by_group: {strained: {energy: 1}}}",
 )
 
 
 @dataclass(frozen=True)
 class Fit:
-    """One run: seconds of its parts, and what it reached."""
+    """One run: seconds of its parts, and its errors."""
 
     wall_s: float
     graphs_s: float
@@ -37,7 +37,7 @@ class Fit:
 
 
 def compare_test_evaluations(directory: Path, repeats: int) -> None:
-    """Run every setting of ``training.test_evaluation`` in turns, with and without a ladder."""
+    """Run each setting of ``training.test_evaluation`` in turn, with and without a ladder."""
     write_demo_database(directory / "structures.db", ["Cu"])
     (directory / "mlip-job.yaml").write_text(demo_config(["Cu"]), encoding="utf-8")
     for title, ladder in LADDERS.items():

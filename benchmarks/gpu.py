@@ -1,7 +1,7 @@
-"""What a fit does with a GPU: seconds to the first iteration, per iteration, and idle time.
+"""GPU use of a fit: seconds to the first iteration, per iteration, and idle time.
 
-Run it on a node with an NVIDIA GPU, in an environment with ``requirements/trainer-gpu.txt``:
-``make bench-gpu``. With `allow_cpu` everything but the GPU's own figures is measured on a CPU.
+Run it on a node with an NVIDIA GPU, in an environment with ``requirements/trainer-gpu.txt``: ``make
+bench-gpu``. With `allow_cpu` everything but the GPU's own figures is measured on a CPU.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PROGRAM = str(Path(sys.executable).with_name("mlip-job"))
 _SELF_TEST = Path(__file__).parents[1] / "tools" / "image" / "mlip-job-self-test"
 _SAMPLE_MS = 500
 _IDLE = 1
-"""Percent of utilisation below which the GPU counts as idle."""
+"""Utilisation in percent below which the GPU counts as idle."""
 
 _BEFORE_FITTING = ("starting", "loading_data", "building_graph", "building_test_graph")
 
@@ -64,23 +64,21 @@ class _Samples:
 def measure_gpu(
     directory: Path, database: str | None, functions: int, iterations: int, *, allow_cpu: bool
 ) -> None:
-    """Run the self-test, a fit, and a fit that must refuse to start without a GPU.
+    """Run the self-test, a fit, and a fit that must fail without a GPU.
 
     Parameters
     ----------
-    directory
-        For all files.
     database
         URL of labelled structures; the copper of the demo if None.
     functions, iterations
         Size and length of the fit.
     allow_cpu
-        Whether to go on where there is no GPU.
+        Run on a CPU if there is no GPU.
 
     Raises
     ------
     SystemExit
-        If there is no GPU, or if something ended otherwise than it should.
+        If there is no GPU, or if a command ends with an unexpected exit code.
     """
     gpu = _find_gpu()
     if gpu is None and not allow_cpu:
@@ -134,7 +132,7 @@ def _run(
     hidden: bool,
     required: bool = True,
 ) -> tuple[int, float]:
-    """Return the exit code and the wall time (s) of a run."""
+    """Return exit code and wall time (s) of a run."""
     values = {
         "family": "gpu",
         "database": {"url": database},

@@ -1,4 +1,4 @@
-"""How soon a fit reaches a loss: from nothing, by a ladder, and from a linear fit."""
+"""Time until a fit reaches a loss: from scratch, with a ladder, and from a linear fit."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _REFERENCE, _LINEAR = "from nothing", "from a linear fit"
 
 
 class Point(NamedTuple):
-    """What a fit had cost when it reached a loss; a linear fit before it is counted."""
+    """Cost of a fit until it reached a loss, including a preceding linear fit."""
 
     wall_s: float
     cpu_s: float
@@ -56,30 +56,30 @@ class Point(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """One fit, iteration by iteration, and what it ended with."""
+    """One fit, iteration by iteration, and its result."""
 
     linear_s: float
     points: list[Point]
     test: MetricsRow
 
     def first_below(self, loss: float) -> Point | None:
-        """Return where it first was at or below a loss, if ever."""
+        """Return the first point at or below a loss, if any."""
         return next((point for point in self.points if point.loss <= loss), None)
 
 
 class _Silent:
     def message(self, _text: str) -> None:
-        """Say nothing."""
+        """Ignore it."""
 
     def progress(self, _progress: object) -> None:
-        """Say nothing."""
+        """Ignore it."""
 
     def trainer_line(self, _line: str) -> None:
-        """Say nothing."""
+        """Ignore it."""
 
 
 def compare_starts(directory: Path, databases: Sequence[str], rounds: int) -> None:
-    """Run the starts in turn on copper of the demo, and on other databases."""
+    """Run the starts in turn on the demo's copper and on other databases."""
     demo = directory / "demo.db"
     write_demo_database(demo, ("Cu",))
     for number, url in enumerate((str(demo), *databases)):
@@ -110,7 +110,7 @@ def _compare(directory: Path, url: str, title: str, rounds: int) -> None:
 
 
 def _line(own: list[Fit], references: list[Fit]) -> tuple[str, ...]:
-    """Return the figures of one start, beside the fits from nothing of the same rounds."""
+    """Return the figures of one start, relative to fits from scratch in the same rounds."""
     first, last = (
         (f"{_median(own, row).loss:.2e}", f"{_median(own, row).wall_s:.0f}") for row in (0, -1)
     )
@@ -156,7 +156,7 @@ def _config(directory: Path, url: str, settings: dict[str, Any]) -> JobConfig:
 
 
 def _fit(config: JobConfig, directory: Path) -> Fit:
-    """Fit with what `mlip-job run` gives pacemaker, and watch its table."""
+    """Fit with the input of `mlip-job run`, and follow pacemaker's table."""
     trainer = PacemakerWrapper(config.training, directory)
     files = trainer.files
     record = _dataset(config, files)
@@ -189,13 +189,13 @@ def _fit(config: JobConfig, directory: Path) -> Fit:
 
 
 def _cpu_of_children() -> float:
-    """Return the CPU seconds of all processes that have ended."""
+    """Return the CPU seconds of all finished children."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
 def _cpu_of(pid: int) -> float:
-    """Return the CPU seconds of a process that this one has not waited for yet (proc(5))."""
+    """Return the CPU seconds of a child that has not been waited for (proc(5))."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

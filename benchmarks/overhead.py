@@ -1,4 +1,4 @@
-"""What a whole run costs beyond pacemaker alone, on the same input and the same frames."""
+"""Overhead of a whole run over pacemaker alone, on the same input and the same frames."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     from mlip_job.registry import Timings
 
 _STRUCTURES = 160
-_RELATIVE, _ABSOLUTE_S = 0.05, 3.0  # of the time that pacemaker takes alone: the limit
+_RELATIVE, _ABSOLUTE_S = 0.05, 3.0  # limit, as a fraction of the time of pacemaker alone
 _PREDICTING = "predicting"
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """A run of ours and pacemaker alone, one after the other; s of wall time and of CPU time."""
+    """A run of mlip-job and pacemaker alone, one after the other; wall and CPU time in s."""
 
     ours_s: float
     ours_cpu_s: float
@@ -51,22 +51,22 @@ class _Pair:
 
     @property
     def limit_s(self) -> float:
-        """Most that the run may take more."""
+        """Upper limit of the run's overhead."""
         return _RELATIVE * self.bare_s + _ABSOLUTE_S
 
     @property
     def own_s(self) -> float:
-        """Of the run while pacemaker was not at work: what a busy machine disturbs least."""
+        """CPU time of the run outside pacemaker: least affected by other load."""
         return self.ours_s - sum(self.timings.phases_s.values())
 
     @property
     def fit_alone_s(self) -> float:
-        """Of pacemaker alone, without the predictions that a run does without."""
+        """Time of pacemaker alone, without the predictions that a run skips."""
         return self.bare_s - self.bare_phases_s.get(_PREDICTING, 0.0)
 
 
 def compare_with_bare_pacemaker(directory: Path, iterations: int, repeats: int) -> None:
-    """Run both in turn, again and again, and print what each took and where it went."""
+    """Run both in turn, several times, and print the time of each part."""
     config = _configure(directory, iterations)
     pairs = []
     for repeat in range(repeats):
@@ -195,7 +195,7 @@ def _run_both(directory: Path, config: Path) -> _Pair:
 
 
 def _children_cpu_s() -> float:
-    """Return the CPU time of all processes that have ended, and of those that they started."""
+    """Return the CPU time of all finished children and their descendants."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -220,7 +220,7 @@ def _run_pacemaker(directory: Path) -> tuple[float, dict[str, float]]:
 
 
 def _require_same_losses(ours: Path, bare: Path) -> None:
-    """Both have to have done the same work."""
+    """Check that both have done the same work."""
     losses = [[row.loss for row in read_table(path).rows] for path in (ours, bare)]
     if losses[0] != losses[1] or not losses[0]:
         raise SystemExit(f"{ours} and {bare} hold different losses: the times can't be compared")

@@ -1,9 +1,9 @@
-"""How good a potential is: our defaults beside upstream's own inputs, on the same frames.
+"""Quality of potentials: mlip-job's defaults against upstream's inputs, on the same frames.
 
-Ours is what `mlip-job init` writes, run with `mlip-job run`. All of its CPU time counts, also
-that of evaluating and publishing. Upstream's input is then run by pacemaker alone for as long, or
-for a multiple of that, and the potential that it has by then is converted. The same code measures
-the test errors of both.
+The configuration is written by `mlip-job init` and run with `mlip-job run`. All of its CPU time
+counts, including evaluation and publishing. Pacemaker alone then runs upstream's input for the same
+time, or a multiple of it, and its potential at that time is converted. The same code measures the
+test errors of both.
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ class BenchmarkSet(BaseModel):
     Attributes
     ----------
     name
-        For the title of its table.
+        Title of its table.
     database
         URL.
     split_key
         The key_value_pair that holds a published split.
     published
-        Test MAE of other potentials by their names: meV/atom and meV/Å.
+        Test MAE of other potentials by name: meV/atom and meV/Å.
     upstream
-        Which of upstream's inputs to compare with; chosen by the data if there are none.
+        Upstream inputs to compare with; chosen by the data if empty.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -81,14 +81,14 @@ class BenchmarkSet(BaseModel):
 
 
 class Budget(NamedTuple):
-    """What the fits may cost.
+    """CPU time limits of the fits.
 
     Attributes
     ----------
     cpu_limit_s
-        After which ours is stopped, and what it has by then is taken; None for no limit.
+        Stop the run after this time and use its potential; None for no limit.
     factors
-        Upstream's time as multiples of ours, ascending.
+        Upstream's time as multiples of the run's, ascending.
     """
 
     cpu_limit_s: float | None
@@ -96,7 +96,7 @@ class Budget(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """A potential, and what it cost; None where there was none yet."""
+    """A potential and its cost; None if there was none yet."""
 
     name: str
     cpu_s: float
@@ -120,14 +120,8 @@ def compare_quality(
 
     Parameters
     ----------
-    directory
-        For all files.
-    sets
-        The other sets.
     settings
-        ``KEY=VALUE`` that ours differs in from what `init` writes.
-    budget
-        What the fits may cost.
+        ``KEY=VALUE`` changes to the configuration that `init` writes.
     """
     database = directory / "quality-demo.db"
     write_demo_database(database, ("Cu",))
@@ -173,7 +167,7 @@ def _is_periodic(dataset: DatasetFiles) -> bool:
 def _run_ours(
     root: Path, one: BenchmarkSet, settings: Sequence[str], limit_s: float | None
 ) -> tuple[float, bool]:
-    """Return the CPU time (s), and whether it came to its end."""
+    """Return the CPU time (s), and whether the run finished."""
     database = one.database if "://" in one.database else str(Path(one.database).absolute())
     subprocess.run(
         [_PROGRAM, "-q", "init", database, "--family", "quality"],
@@ -194,7 +188,7 @@ def _run_ours(
 
 
 def _stopped(files: PacemakerFiles, record: DatasetRecord, copy: Path) -> Path | None:
-    """Return what a run of ours has that was stopped."""
+    """Return the potential of a stopped run."""
     newest = _newest(files, record.elements, copy)
     if newest is None and files.linear_start.is_file():
         return files.linear_start
@@ -209,7 +203,7 @@ def _run_upstream(
     ours_s: float,
     factors: Sequence[float],
 ) -> Iterator[Fit]:
-    """Yield what pacemaker has after each of the times, or at its end."""
+    """Yield pacemaker's potential at each of the times, or at its end."""
     directory.mkdir()
     for frame in record.frames.train:
         shutil.copy(dataset.directory / frame, directory)
@@ -241,16 +235,14 @@ def _run(
     limits_s: Sequence[float],
     at_limit: Callable[[int], object],
 ) -> tuple[float, int]:
-    """Run a program, and end it at the last limit; return the CPU time (s) and the exit code.
+    """Run a program, stop it at the last limit; return the CPU time (s) and the exit code.
 
     Parameters
     ----------
-    command, directory, environment
-        What is run, and where.
     limits_s
-        CPU times of it and all that it starts, ascending; none for no limit.
+        CPU times of the program and its children, ascending; empty for no limit.
     at_limit
-        Called with the number of each limit that is reached, before it is ended.
+        Called with the number of each limit that is reached, before the program is stopped.
     """
     cpu_s, number = 0.0, 0
     with (
@@ -273,13 +265,13 @@ def _run(
 
 
 def _cpu_seconds(pid: int) -> float:
-    """Return the CPU time of a process and of all that it started."""
+    """Return the CPU time of a process and all its children."""
     seconds = 0.0
     try:
         process = psutil.Process(pid)
         for one in (process, *process.children(recursive=True)):
             try:
-                seconds += sum(one.cpu_times()[:4])  # user, system, and those of ended children
+                seconds += sum(one.cpu_times()[:4])  # user, system, and finished children
             except psutil.NoSuchProcess:
                 continue
     except psutil.NoSuchProcess:
@@ -288,8 +280,8 @@ def _cpu_seconds(pid: int) -> float:
 
 
 def _newest(files: PacemakerFiles, elements: Sequence[str], copy: Path) -> Path | None:
-    """Return the potential of the newest iteration, whole."""
-    for _ in range(20):  # it may be written just now
+    """Return the complete potential of the newest iteration."""
+    for _ in range(20):  # it may be incomplete while pacemaker writes it
         rows = read_table(files.table("metrics")).rows
         if rows and rows[-1].iter_num:
             source = files.directory / f"interim_potential_{rows[-1].cycle_step or 0}.yaml"

@@ -1,4 +1,4 @@
-"""Reading rows directly, compared with ASE's own interface."""
+"""Direct reading of rows compared with ASE's interface."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def compare_readers(urls: list[str], repeats: int) -> None:
-    """Print what reading all rows of databases costs."""
+    """Print the cost of reading all rows of databases."""
     lines = []
     for url in urls:
         config = DatabaseConfig(url=url, select="status=completed")

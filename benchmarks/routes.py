@@ -1,4 +1,4 @@
-"""Three ways to export a database; each runs in a process of its own and reports its costs.
+"""Three ways to export a database; each runs in a new process and reports its costs.
 
 ::
 
@@ -35,7 +35,7 @@ COLUMNS = [
 
 
 def naive(database: Path, output: Path) -> None:
-    """Export as most scripts do."""
+    """Export like most scripts."""
     rows = list(ase.db.connect(database).select(SELECTION))
     images = [row.toatoms() for row in rows]
     ase.io.write(output / "train.xyz", images, format="extxyz")
@@ -43,7 +43,7 @@ def naive(database: Path, output: Path) -> None:
 
 
 def tuned(database: Path, output: Path) -> None:
-    """Export with ASE and pandas at their best: one connection, few columns, light compression."""
+    """Export with ASE and pandas, optimised: one connection, few columns, light compression."""
     images = []
     with (
         ase.db.connect(database) as connection,
@@ -58,13 +58,13 @@ def tuned(database: Path, output: Path) -> None:
 
 
 def ours(database: Path, output: Path) -> None:
-    """Export as mlip-job does: validated, split, without duplicates, hashed, and indexed too."""
+    """Export with mlip-job: validated, split, deduplicated, hashed and indexed."""
     config = DatabaseConfig(url=str(database), select=SELECTION)
     DatasetBuilder(config, DatasetConfig(), TrainingConfig()).build(output)
 
 
 def _make_frame(images: list[Atoms]) -> pd.DataFrame:
-    """Return the frame that pacemaker reads; its atoms carry no calculator, as in ours."""
+    """Return pacemaker's data frame; as in mlip-job's, its atoms have no calculator."""
     energies = [atoms.get_potential_energy() for atoms in images]
     forces = [atoms.get_forces(apply_constraint=False) for atoms in images]
     for atoms in images:
@@ -77,7 +77,7 @@ ROUTES: dict[str, Callable[[Path, Path], None]] = {"naive": naive, "tuned": tune
 
 
 def measure(route: str, database: Path, output: Path) -> dict[str, Any]:
-    """Run a route in this process; imports are not counted, in time as in memory."""
+    """Run a route in this process; time and memory of imports are not counted."""
     output.mkdir(parents=True)
     memory, before, started = peak_mib(), cpu_seconds(), time.perf_counter()
     ROUTES[route](database, output)

@@ -1,4 +1,4 @@
-"""An S3 server to measure with: that of the tests."""
+"""S3 server for benchmarks: the one of the tests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CREDENTIALS = {
 
 @contextmanager
 def s3_storage(log: Path) -> Iterator[StorageConfig]:
-    """Run a server with an empty bucket; its credentials are in the environment from then on."""
+    """Run a server with an empty bucket, and put its credentials into the environment."""
     with running_s3_server(log) as server:
         os.environ.update(_CREDENTIALS)
         client = boto3.client("s3", endpoint_url=server.endpoint_url, region_name="us-east-1")

@@ -1,4 +1,4 @@
-"""How the cost of a linear generation grows with the number of atoms: whole runs by the CLI."""
+"""Growth of the cost of a linear generation with the number of atoms: whole runs by the CLI."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 _PROGRAM = str(Path(sys.executable).with_name("mlip-job"))
 _ATOMS_EACH = 20
 _PER_ELEMENT = 100
-"""Functions; the structures have three elements."""
+"""Number of functions; the structures have three elements."""
 
 _STAGES = ("export", "linear_start", "active_set", "evaluate")
 
 
 class Run(NamedTuple):
-    """Costs of a whole run: seconds of wall and CPU time, and of each stage."""
+    """Costs of a whole run: seconds of wall and CPU time, in total and by stage."""
 
     wall_s: float
     cpu_s: float
@@ -37,7 +37,7 @@ class Run(NamedTuple):
 
 
 def show_scale(scratch: Path, databases: Path, sizes: Sequence[int], wanted: int) -> None:
-    """Train linear generations on so many atoms, and extrapolate linearly to `wanted` atoms."""
+    """Train linear generations of these numbers of atoms, and extrapolate to `wanted` atoms."""
     runs = {}
     for atoms in sizes:
         database = make_database(databases, atoms // _ATOMS_EACH, _ATOMS_EACH)

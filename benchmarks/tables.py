@@ -1,4 +1,4 @@
-"""What the benchmarks print: Markdown, for docs/performance.md."""
+"""Output of the benchmarks: Markdown, for docs/performance.md."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PACKAGES = ("ase", "numpy", "pandas", "orjson", "isal")
 
 
 def say(text: str = "") -> None:
-    """Print a line at once."""
+    """Print and flush a line."""
     print(text, flush=True)  # noqa: T201 - that is what this program is for
 
 
@@ -26,7 +26,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 def machine() -> str:
-    """Return what kind of machine this is, not which."""
+    """Return the kind of this machine, without its name."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     packages = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
     return (

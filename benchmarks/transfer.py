@@ -1,4 +1,4 @@
-"""Large files to an object store and back, beside what a script of one's own would do.
+"""Transfers of large files to and from an object store, compared with a plain script.
 
 ::
 
@@ -37,7 +37,7 @@ _MIB = 1 << 20
 
 
 def compare_transfers(directory: Path, mib: int, repeats: int) -> None:
-    """Print what it costs to move a file of random bytes, in turns."""
+    """Print the cost of moving a file of random bytes, both ways in turn."""
     file = directory / "large"
     with file.open("wb") as output:
         for _ in range(mib):
@@ -74,12 +74,12 @@ def _show(title: str, runs: dict[tuple[str, str], list[Costs]]) -> None:
 
 def _ours(storage: StorageConfig) -> Moves:
     store = open_store(storage)
-    store.head(_KEY)  # makes the client, which the other way has made here too
+    store.head(_KEY)  # creates the client; the other way has created its own here too
     return lambda file: store.upload(file, _KEY), lambda file: store.download(_KEY, file)
 
 
 def _by_hand(storage: StorageConfig) -> Moves:
-    """Move it with boto3's own transfers or `shutil`, and read it once more for its hash."""
+    """Move it with boto3's transfers or `shutil`, and read it again for its hash."""
     if not storage.url.startswith("s3://"):
         kept = Path(storage.url).with_suffix(".by-hand")
         return (
@@ -106,7 +106,7 @@ def _sha256(path: Path) -> str:
 
 
 def measure(way: str, storage: StorageConfig, file: Path) -> Costs:
-    """Move a file there and back in this process, which must not change it."""
+    """Move a file there and back in this process, and check that it is unchanged."""
     upload, download = {"by hand": _by_hand, "ours": _ours}[way](storage)
     before, costs, digests = peak_mib(), {}, []
     copy = file.with_suffix(".copy")

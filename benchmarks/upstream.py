@@ -1,7 +1,7 @@
-"""What upstream's own inputs ask pacemaker for, for the kinds of data that they are written for.
+"""Upstream's inputs for pacemaker, for the kinds of data that they are written for.
 
-From python-ace 0.4: the template of ``pacemaker -t`` with the answers that it offers, and the
-inputs of ``examples/``: their basis, cutoff, loss, weighting, ladder and batches.
+From python-ace 0.4: the template of ``pacemaker -t`` with its default answers, and the inputs of
+``examples/``: their basis, cutoff, loss, weighting, ladder and batches.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from mlip_job.dataset.record import DatasetRecord
 
-_FEW = 300  # structures; the example Cu-I has 105, Cu-II a thousand
+_FEW = 300  # number of structures; the example Cu-I has 105, Cu-II a thousand
 
 _SMOOTH = {"L1_coeffs": 1e-8, "L2_coeffs": 1e-8, "w0_rad": 1e-8, "w1_rad": 1e-8, "w2_rad": 1e-8}
 _UNREGULARISED = dict.fromkeys(_SMOOTH, 0)
@@ -21,7 +21,7 @@ _SMALL_BASIS = {"nradmax_by_orders": [15, 3, 2, 2, 1], "lmax_by_orders": [0, 2, 
 
 
 def examples_for(record: DatasetRecord, *, periodic: bool) -> tuple[str, ...]:
-    """Return the template, and the example that is nearest to a dataset."""
+    """Return the template and the example closest to a dataset."""
     if not periodic:
         return "template", "Ethanol"
     if len(record.elements) > 1:
@@ -36,10 +36,8 @@ def upstream_input(
 
     Parameters
     ----------
-    name
-        Which one.
-    elements, reference_energies
-        Of the data; eV.
+    reference_energies
+        eV.
     frames
         Files of pacemaker's data frames.
     """
@@ -150,7 +148,7 @@ INPUTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str
         },
         {
             "loss": {"kappa": 0.95, **_UNREGULARISED},
-            # Without its nfit: 200, which would leave out data that ours is fitted to.
+            # Without its nfit: 200, which would omit training data.
             "weighting": {
                 "type": "EnergyBasedWeightingPolicy",
                 "DElow": 1.0,
@@ -168,4 +166,4 @@ INPUTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str
         {"batch_size": 20},
     ),
 }
-"""Of each: bonds, functions, fit and backend."""
+"""Of each: bonds, functions, fit and backend settings."""

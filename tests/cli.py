@@ -1,4 +1,4 @@
-"""Run the command line as a user does, within this process."""
+"""Run the command line in this process, as a user would."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mlip_job.cli.main import main
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended."""
+    """Result of a command."""
 
     code: int
     out: str

@@ -1,4 +1,4 @@
-"""Fixtures for all tests, and the mode in which a skipped test is a failure."""
+"""Fixtures for all tests, and a mode in which a skipped test fails."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.servers.kernel import FORBIDDEN
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# How long an example takes says nothing on a machine that also trains potentials.
+# No deadline: the machine may be training potentials at the same time.
 settings.register_profile("mlip-job", deadline=None)
 settings.load_profile("mlip-job")
 
@@ -42,7 +42,7 @@ _NO_SKIPS = "MLIP_JOB_TEST_NO_SKIPS"
 
 @pytest.fixture(autouse=True)
 def _logging_enabled() -> Iterator[None]:
-    """Enable logging again: a linear fit disables it in the process that it runs in."""
+    """Enable logging again: a linear fit disables it in its process."""
     yield
     logging.disable(logging.NOTSET)
 
@@ -51,7 +51,7 @@ def _logging_enabled() -> Iterator[None]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Iterator[None, pytest.TestReport, pytest.TestReport]:
-    """Turn a skip into a failure where CI has installed all that the tests need."""
+    """Make a skip a failure where CI has installed all that the tests need."""
     report = yield
     wanted = os.environ.get(_NO_SKIPS) and FORBIDDEN not in str(report.longrepr)
     if report.skipped and not hasattr(report, "wasxfail") and wanted:
@@ -62,7 +62,7 @@ def pytest_runtest_makereport(
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the settings of whoever runs the tests out of them."""
+    """Isolate tests from the user's settings."""
     for name in list(os.environ):
         if name.startswith(("MLIP_JOB_", "AWS_", "SLURM_", "PG", "MLFLOW_")) and name not in (
             _NO_SKIPS,
@@ -73,5 +73,5 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
-    """Return a function that runs the command line with the arguments it is given."""
+    """Return a function that runs the command line with its arguments."""
     return lambda *arguments: run_cli(capsys, *arguments)

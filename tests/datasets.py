@@ -1,4 +1,4 @@
-"""Build datasets in tests, and look into what was built."""
+"""Build and inspect datasets in tests."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FIVE = ("Cu", "Ag", "Au", "Ni", "Pt")
 
 
 def labelled_rows(structures: Iterable[Atoms]) -> list[StructureRow]:
-    """Return the rows of structures that a calculator has labelled, with ids 3, 13, 23."""
+    """Return the rows of structures labelled by a calculator, with ids 3, 13, 23."""
     return [
         StructureRow(
             id=10 * index + 3,
@@ -55,7 +55,7 @@ def labelled_rows(structures: Iterable[Atoms]) -> list[StructureRow]:
 
 
 class Entry(NamedTuple):
-    """What a test sets of a row; see `Entries`."""
+    """Fields of a row that a test sets; see `Entries`."""
 
     row_id: int
     fingerprint: str
@@ -128,7 +128,7 @@ def as_parent(record: DatasetRecord, directory: Path) -> ParentDataset:
 
 
 def refused(error: type[MlipJobError], db: Path | str, out: Path, **settings: Any) -> str:
-    """Build, expect an error, check that nothing is left, and return the error's text."""
+    """Build, expect an error, check that no file remains, and return the error's text."""
     with pytest.raises(error) as caught:
         build(db, out, **settings)
     assert type(caught.value) is error
@@ -137,7 +137,7 @@ def refused(error: type[MlipJobError], db: Path | str, out: Path, **settings: An
 
 
 class _Mark:
-    """What is pickled as a call that leaves a file."""
+    """Pickles as a call that creates a file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -147,7 +147,7 @@ class _Mark:
 
 
 def poison_frames(directory: Path, record: DatasetRecord, mark: Path) -> DatasetRecord:
-    """Replace a dataset's frames by ones that make a directory when they are read, hashes too."""
+    """Replace a dataset's frames by ones that create a directory when unpickled."""
     data = gzip.compress(pickle.dumps(_Mark(mark)))
     poisoned = FileRecord(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
     names = (*record.frames.train, *record.frames.test)

@@ -1,4 +1,4 @@
-"""Evaluations for tests: made up, but plausible."""
+"""Artificial, but plausible evaluations for tests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def make_evaluation(
     config_types: tuple[str, ...] = CONFIG_TYPES,
     physics: tuple[results.PhysicsCheck, ...] | None = None,
 ) -> results.Evaluation:
-    """Return the evaluation of a potential that gets better from generation to generation."""
+    """Return the evaluation of a potential that improves from generation to generation."""
     rng = np.random.default_rng(generation)
     scale = 6.0 / generation
     parent = None
@@ -76,7 +76,7 @@ def make_evaluation(
 
 @cache
 def make_physics(generation: int, *, hole: bool) -> tuple[results.PhysicsCheck, ...]:
-    """Return checks of every kind; where there is to be a hole, a dimer fails."""
+    """Return checks of every kind; with `hole`, a dimer fails."""
     dimers = tuple(
         _dimer(pair, *well, hole=hole and pair == "AuAu") for pair, well in _WELLS.items()
     )
@@ -152,7 +152,7 @@ def _parity(reference: np.ndarray, errors_milli: np.ndarray, limit: int) -> resu
 def _side(
     rng: np.random.Generator, structures: int, scale: float, config_types: tuple[str, ...]
 ) -> results.SetEvaluation:
-    """Return the errors of one side: heavy-tailed, as those of real potentials are."""
+    """Return the errors of one side: heavy-tailed, like those of real potentials."""
     energies = -3.6 + rng.gamma(2.0, 0.12, structures)
     energy_errors = scale * rng.standard_t(5, structures) / 1.3
     forces = rng.laplace(scale=0.9, size=30 * structures)
@@ -209,7 +209,7 @@ def _side(
 
 
 def _dimer(pair: str, depth: float, place: float, *, hole: bool) -> results.DimerCheck:
-    """Return a Morse curve with a steep core, and perhaps a hole in it."""
+    """Return a Morse curve with a steep core, optionally with a hole in it."""
     distances = np.linspace(0.5, 5.0, 91)
     morse = depth * ((1 - np.exp(-1.6 * (distances - place))) ** 2 - 1)
     energies = morse * np.clip((5.0 - distances) / 0.6, 0, 1) + 900 * np.exp(-4.5 * distances)
@@ -244,7 +244,7 @@ def _crystal(element: str, volume: float, bulk_modulus_gpa: float) -> results.En
 
 
 def make_uniform_evaluation(*reasons: str, rmse: float = 5.0) -> results.Evaluation:
-    """Return the evaluation of a potential that was accepted, or rejected for `reasons`."""
+    """Return the evaluation of an accepted potential, or of one rejected for `reasons`."""
     return results.Evaluation(
         train=make_uniform_side(rmse),
         test=make_uniform_side(rmse),
@@ -257,7 +257,7 @@ def make_uniform_evaluation(*reasons: str, rmse: float = 5.0) -> results.Evaluat
 
 
 def make_uniform_side(rmse: float) -> results.SetEvaluation:
-    """Return errors that are all equal: of energies as given, of forces ten times that."""
+    """Return constant errors: of energies as given, of forces ten times that."""
     parity = results.Parity(reference=(), predicted=(), sampled_from=0)
     histogram = results.Histogram(edges=(-rmse, rmse), counts=(1,))
     energy, force = (

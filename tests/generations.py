@@ -42,7 +42,7 @@ TINY: dict[str, Any] = {
     "ladder_step": None,
     "max_iter": 3,
 }
-# A potential of few functions fails the physics checks; most tests need none of the rest.
+# A potential of few functions fails the physics checks; most tests don't need the others.
 QUICK: dict[str, Any] = {
     "active_set": False,
     "dynamics_steps": 10,
@@ -73,7 +73,7 @@ class Silent:
 
 @dataclass(frozen=True)
 class Trained:
-    """The outcome of a run."""
+    """The result of a run."""
 
     config: JobConfig
     manifest: Manifest
@@ -87,7 +87,7 @@ class Trained:
 
     @property
     def report(self) -> TrainingReport:
-        """The published report, checked against its schema."""
+        """The published report, validated against its schema."""
         return report_of(registry_of(self.config), self.manifest)
 
     def read(self, name: str) -> bytes:
@@ -96,7 +96,7 @@ class Trained:
 
 
 def make_config(directory: Path, training: dict[str, Any], **sections: Any) -> JobConfig:
-    """Return a configuration whose database, store and work directory are in a directory."""
+    """Return a configuration with database, store and work directory in one directory."""
     values = {
         "family": "cu",
         "database": {"url": str(directory / "structures.db")},
@@ -127,7 +127,7 @@ def registry_of(config: JobConfig) -> Registry:
 
 
 def report_of(registry: Registry, manifest: Manifest) -> TrainingReport:
-    """Return a published report, checked against its schema."""
+    """Return a published report, validated against its schema."""
     text = registry.read(manifest, "report.json")
     validate_report(text)
     return TrainingReport.from_json(text)
@@ -168,7 +168,7 @@ def stopped_before_publication() -> Iterator[None]:
 
 
 def build_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], object]) -> Path:
-    """Return a directory that one of the processes of pytest-xdist has built for all of them."""
+    """Return a directory that one pytest-xdist worker builds for all of them."""
     root = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
@@ -185,7 +185,7 @@ def build_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path
 
 @dataclass(frozen=True)
 class Family:
-    """A family in a directory: configuration, database and store; paths are relative."""
+    """A family in a directory: configuration, database and store, with relative paths."""
 
     root: Path
 
@@ -215,7 +215,7 @@ class Family:
 
     @property
     def config(self) -> JobConfig:
-        """The configuration, loaded."""
+        """The loaded configuration."""
         return load_config(self.config_path)
 
     @property
@@ -238,7 +238,7 @@ class Family:
         return self.store / self.registry.get(1).artefacts[name].key
 
     def run(self, generation: int, **sections: object) -> Manifest:
-        """Train a generation, with other sections of the configuration."""
+        """Train a generation, with changes to other sections of the configuration."""
         return train(self.config.model_copy(update=sections), generation).manifest
 
 

@@ -1,4 +1,4 @@
-"""The pages as a browser shows them: on a desktop and a phone, in light, dark and print."""
+"""Report pages in a browser: desktop and phone; light, dark and print."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SECTIONS = ["headline", "learning", "accuracy", "physics", "worst", "dataset", "
 HOSTILE = "<script>document.title='owned'</script>\"'><img src=x onerror=alert(1)></style>{{7*7}}"
 UNBROKEN = "surface_" * 40
 
-# Elements that reach beyond the window, other than what a table's own frame scrolls.
+# Elements that extend beyond the window, except inside a scrolling table.
 OVERFLOWING = """
 return [...document.querySelectorAll('body *')]
     .filter(e => !e.closest('.table table') && !e.closest('svg [clip-path], svg defs'))
@@ -33,7 +33,7 @@ return [...document.querySelectorAll('body *')]
     .map(e => e.tagName + '.' + (e.getAttribute('class') || '') + ' ' + e.textContent.slice(0, 40))
 """
 
-# WCAG 2: the ratio of luminances of a text and what is behind it, for every text on the page.
+# WCAG 2: contrast ratio of text and background, for every text on the page.
 CONTRASTS = """
 function channels(css) { return css.match(/[\\d.]+/g).map(Number); }
 function luminance(css) {
@@ -86,13 +86,13 @@ def _write(tmp_path: Path, report: TrainingReport, parent: TrainingReport | None
 
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
-    """Return the page of a generation that was evaluated."""
+    """Return the page of an evaluated generation."""
     return _write(tmp_path, make_report(2), make_report(1))
 
 
 @pytest.fixture
 def comparison(tmp_path: Path) -> Path:
-    """Return the page that compares as many generations as can be."""
+    """Return the page of a comparison with as many generations as possible."""
     path = tmp_path / "comparison.html"
     reports = [make_report(number) for number in range(1, MAX_GENERATIONS + 1)]
     path.write_text(render_comparison(reports), encoding="utf-8")
@@ -102,7 +102,7 @@ def comparison(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_report_can_be_read(browser: Browser, page: Path, width: int, scheme: str) -> None:
-    """All sections, nothing beyond the window, every figure drawn, every text readable."""
+    """All sections are there, nothing overflows, figures are drawn, texts are readable."""
     browser.open(page, width=width, scheme=scheme)
     ids = browser.run("return [...document.querySelectorAll('section')].map(s => s.id)")
     assert ids == [*SECTIONS, "environment"]
@@ -127,7 +127,7 @@ def test_a_report_can_be_read(browser: Browser, page: Path, width: int, scheme: 
 def test_a_comparison_can_be_read(
     browser: Browser, comparison: Path, width: int, scheme: str
 ) -> None:
-    """As a report; each generation has a colour of its own."""
+    """Same as for a report; each generation has a distinct colour."""
     browser.open(comparison, width=width, scheme=scheme)
     assert browser.run("return document.documentElement.scrollWidth") <= width
     assert browser.run(OVERFLOWING) == []
@@ -145,7 +145,7 @@ def test_a_comparison_can_be_read(
 
 
 def test_a_page_asks_for_nothing(browser: Browser, page: Path) -> None:
-    """No network, no complaint, and a policy that forbids what a mistake of ours might load."""
+    """No network requests, no console messages, and a policy that blocks accidental loads."""
     browser.open(page, width=1280)
     assert [url for url in browser.requests() if not url.startswith("data:")] == [page.as_uri()]
     assert browser.console() == []
@@ -154,7 +154,7 @@ def test_a_page_asks_for_nothing(browser: Browser, page: Path) -> None:
 
 
 def test_the_outline_is_sound(browser: Browser, page: Path) -> None:
-    """One title, no heading level skipped, links that lead somewhere, tables that scroll by key."""
+    """One title, no skipped heading level, valid links, tables that scroll by keyboard."""
     browser.open(page, width=390)
     levels = browser.run(
         "return [...document.querySelectorAll('h1, h2, h3, h4')].map(h => Number(h.tagName[1]))"
@@ -173,7 +173,7 @@ def test_the_outline_is_sound(browser: Browser, page: Path) -> None:
 
 
 def test_hostile_texts_stay_texts(browser: Browser, tmp_path: Path) -> None:
-    """What rows, notes and checks say is shown, never run; a word without end is broken."""
+    """Texts of rows, notes and checks are shown, never executed; a very long word is wrapped."""
     (dimer, *others) = make_physics(2, hole=False)
     assert isinstance(dimer, DimerCheck)
     physics = (dimer.model_copy(update={"message": HOSTILE, "elements": (HOSTILE, "Cu")}), *others)
@@ -199,7 +199,7 @@ def test_hostile_texts_stay_texts(browser: Browser, tmp_path: Path) -> None:
 
 
 def test_a_page_prints(browser: Browser, page: Path) -> None:
-    """On a few sheets, black on white also for those who prefer it dark, without navigation."""
+    """A few sheets, black on white even in dark mode, without navigation."""
     browser.open(page, width=1280, scheme="dark", media="print")
     assert browser.run("return getComputedStyle(document.querySelector('nav')).display") == "none"
     body = "getComputedStyle(document.body)"

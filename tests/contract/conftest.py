@@ -1,4 +1,4 @@
-"""Every contract is tested against both kinds of store."""
+"""Run each contract test on both kinds of store."""
 
 from __future__ import annotations
 

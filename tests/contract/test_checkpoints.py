@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, the newest two kept, the furthest one taken up."""
+"""Checkpoints are complete or absent; two are kept; the furthest is resumed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def registry(store: ObjectStore) -> Registry:
 
 @pytest.fixture
 def checkpoints(registry: Registry) -> Checkpoints:
-    """Return the checkpoints of a generation of which there is nothing yet."""
+    """Return the checkpoints of a generation that has none yet."""
     return registry.checkpoints(3)
 
 
@@ -59,7 +59,7 @@ def save(
     position: FitPosition,
     **details: Any,
 ) -> Checkpoint:
-    """Store a checkpoint whose potential says where it is; return it."""
+    """Store a checkpoint whose potential contains its position; return it."""
     files = {"potential.yaml": directory / "p", "metrics/metrics.txt": directory / "m"}
     for path in files.values():
         path.write_text(f"{path.name} of {attempt} at {position}")
@@ -83,13 +83,13 @@ def save(
 
 
 def keys(registry: Registry) -> list[str]:
-    """Return what lies under the attempts of the generation."""
+    """Return all objects below the attempts of the generation."""
     prefix = registry.keys.generation(3, "attempts/")
     return [info.key.removeprefix(prefix) for info in registry.store.list(prefix)]
 
 
 def test_nothing_is_found_where_nothing_was_saved(checkpoints: Checkpoints) -> None:
-    """The first attempt begins from the start."""
+    """The first attempt starts from scratch."""
     assert checkpoints.found() == []
     assert checkpoints.unreadable() == []
     checkpoints.discard()
@@ -106,7 +106,7 @@ def test_what_was_saved_comes_back(checkpoints: Checkpoints, tmp_path: Path) -> 
 
 
 def test_the_furthest_comes_first(checkpoints: Checkpoints, tmp_path: Path) -> None:
-    """Not the newest: an attempt may have been taken over and have gone on for a while."""
+    """Not the newest: an attempt that lost its claim may have continued for a while."""
     for attempt, position in (
         ("a1", at(9)),
         ("a2", at(2, step=1)),
@@ -120,7 +120,7 @@ def test_the_furthest_comes_first(checkpoints: Checkpoints, tmp_path: Path) -> N
 def test_the_newest_two_are_kept(
     checkpoints: Checkpoints, registry: Registry, tmp_path: Path
 ) -> None:
-    """Of each attempt: the others' are theirs."""
+    """Two of each attempt; attempts do not remove checkpoints of others."""
     save(checkpoints, tmp_path, "a1", 1, at(1))
     for number in range(1, 5):
         save(checkpoints, tmp_path, "a2", number, at(10 * number))
@@ -135,7 +135,7 @@ def test_one_that_was_cut_short_does_not_count(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It is not found, and it does not make the ones before superfluous."""
+    """It is not found, and the previous ones are not removed because of it."""
     for number in (1, 2):
         save(checkpoints, tmp_path, "a1", number, at(number))
     for failing in ("put", "upload"):
@@ -160,7 +160,7 @@ def _fail(*_arguments: object, **_options: object) -> None:
 def test_damage_is_found_when_it_is_fetched(
     checkpoints: Checkpoints, registry: Registry, tmp_path: Path, name: str
 ) -> None:
-    """Changed or missing, it is named; the state itself may be intact."""
+    """Changed or missing files are named; the state itself may be intact."""
     saved = save(checkpoints, tmp_path, "a1", 1, at(7))
     key = registry.keys.checkpoint(3, "a1", 1, name)
     registry.store.put(key, registry.store.get(key)[:-1])
@@ -175,7 +175,7 @@ def test_damage_is_found_when_it_is_fetched(
 def test_a_state_that_can_not_be_read_is_named(
     checkpoints: Checkpoints, registry: Registry, tmp_path: Path, data: bytes
 ) -> None:
-    """It may also be of a later version of this program."""
+    """It may be of a later version of this program."""
     save(checkpoints, tmp_path, "a1", 1, at(1))
     save(checkpoints, tmp_path, "a1", 2, at(2))
     key = registry.keys.checkpoint(3, "a1", 2, "state.json")
@@ -188,7 +188,7 @@ def test_a_state_that_can_not_be_read_is_named(
 def test_discard_removes_checkpoints_and_nothing_else(
     checkpoints: Checkpoints, registry: Registry, tmp_path: Path
 ) -> None:
-    """Logs that were shipped stay, other generations too; a state goes before its files."""
+    """Shipped logs and other generations stay; a state is removed before its files."""
     save(checkpoints, tmp_path, "a1", 1, at(1))
     save(checkpoints, tmp_path, "a2", 1, at(2))
     registry.store.put(registry.keys.attempt(3, "a1", "train.log"), b"log")
@@ -207,7 +207,7 @@ def test_discard_removes_checkpoints_and_nothing_else(
 def test_discard_leaves_what_a_job_began(
     checkpoints: Checkpoints, registry: Registry, tmp_path: Path
 ) -> None:
-    """Another job's goes, and what no job began or nobody can read; so does one cut short."""
+    """Checkpoints of other jobs or of no job are removed, also unreadable or incomplete ones."""
     save(checkpoints, tmp_path, "a1", 1, at(9))
     save(checkpoints, tmp_path, "a2", 1, at(8), job="slurm/1")
     kept = [save(checkpoints, tmp_path, "a3", n, at(n), job="slurm/2") for n in (1, 2)]
@@ -225,7 +225,7 @@ def test_discard_leaves_what_a_job_began(
 def test_a_state_of_an_older_version_is_of_no_job(
     checkpoints: Checkpoints, registry: Registry, tmp_path: Path
 ) -> None:
-    """It can be gone on from, and whoever starts over removes it."""
+    """It can be resumed, and --fresh removes it."""
     save(checkpoints, tmp_path, "a1", 1, at(1))
     key = registry.keys.checkpoint(3, "a1", 1, "state.json")
     state = json.loads(registry.store.get(key))
@@ -240,7 +240,7 @@ def test_a_state_of_an_older_version_is_of_no_job(
 def test_names_that_lead_elsewhere_are_unreadable(
     registry: Registry, checkpoints: Checkpoints, tmp_path: Path, where: str
 ) -> None:
-    """Such a checkpoint is none, and it is said why."""
+    """Such a checkpoint is skipped with a reason."""
     save(checkpoints, tmp_path, "a1", 1, at(5))
     (key,) = (i.key for i in registry.store.list("") if i.key.endswith("/state.json"))
     data = json.loads(registry.store.get(key))

@@ -1,4 +1,4 @@
-"""Who trains a generation: exactly one attempt, and the next one once that has ended."""
+"""Claims: exactly one attempt trains a generation; the next one may after it has ended."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _take(store: ObjectStore, attempt: str, *, stale_after_s: float = 600) -> He
 def _from_elsewhere(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch, attempt: str, **options: Any
 ) -> HeldClaim:
-    """Take the claim as a process of another machine does."""
+    """Take the claim as a process on another machine."""
     with monkeypatch.context() as patched:
         patched.setattr(ProcessIdentity, "current", lambda: ELSEWHERE)
         return _take(store, attempt, **options)
@@ -49,7 +49,7 @@ def _holder(store: ObjectStore) -> str:
 
 
 def test_a_live_claim_is_a_conflict(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exit code 73, who it is, which job, and how long that one has been silent."""
+    """Exit code 73, with the holder, its job, and the age of its last heartbeat."""
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     held = _from_elsewhere(store, monkeypatch, "first")
     assert held.takeover is None
@@ -81,7 +81,7 @@ def test_a_released_claim_is_free(store: ObjectStore) -> None:
 def test_the_claim_of_an_ended_process_is_free(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed on this machine: its number is no longer there, or belongs to another process."""
+    """The process was killed on this machine: its pid is unused, or used by another process."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     here = ProcessIdentity.current()
     started = _started(process.pid)
@@ -92,7 +92,7 @@ def test_the_claim_of_an_ended_process_is_free(
     with pytest.raises(ConflictError):
         _take(store, "second")
     process.kill()
-    # It is a zombie until somebody asks how it ended; that is gone enough.
+    # It is a zombie until its exit code is read; that counts as ended.
     for _ in range(1000):
         if theirs.is_gone(here):
             break
@@ -106,7 +106,7 @@ def test_the_claim_of_an_ended_process_is_free(
 def test_a_requeued_job_takes_over_its_own_claim(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Requeued on another node, it need not wait for itself."""
+    """A job that is requeued on another node does not wait for its own claim."""
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     first = _from_elsewhere(store, monkeypatch, "first")
     second = _take(store, "second")
@@ -122,7 +122,7 @@ def test_a_claim_without_heartbeat_is_taken_over(
     """By the store's clock; the former holder notices at its next beat, and changes nothing."""
     first = _from_elsewhere(store, monkeypatch, "first", stale_after_s=1.5)
     first.beat()
-    time.sleep(2.6)  # what the store's clock rounds off included
+    time.sleep(2.6)  # including rounding of the store's clock
     second = _take(store, "second")
     assert second.takeover is not None
     assert second.takeover.reason.startswith("which gave no sign of life for ")
@@ -151,7 +151,7 @@ def test_an_unreadable_claim_is_held_until_it_is_old(
 
 
 class _Together:
-    """A store whose users all read before the first writes; then they write one by one."""
+    """A store whose users all read before the first one writes; then they write one by one."""
 
     def __init__(self, store: ObjectStore, users: int) -> None:
         self._store = store
@@ -177,7 +177,7 @@ class _Together:
 
 @pytest.mark.parametrize("before", [None, "released"])
 def test_of_many_at_once_one_claims(store: ObjectStore, before: str | None) -> None:
-    """Eight that have all seen that it is free."""
+    """Eight attempts have all seen that the generation is free."""
     if before == "released":
         _take(store, "before").release()
     together = _Together(store, 8)
@@ -195,7 +195,7 @@ def test_of_many_at_once_one_claims(store: ObjectStore, before: str | None) -> N
 
 
 class _LostAnswers:
-    """A store whose next calls of one method do their work, and lose the answer."""
+    """A store whose next calls of one method succeed, but lose the response."""
 
     def __init__(self, store: ObjectStore) -> None:
         self.failing = ""
@@ -219,7 +219,7 @@ class _LostAnswers:
 def test_a_beat_whose_answer_was_lost_loses_nothing(
     store: ObjectStore, failing: str, then: str
 ) -> None:
-    """The object is newer than the holder knows, but it is the holder's own."""
+    """The object is newer than expected, but still the holder's own."""
     lossy = _LostAnswers(store)
     held = _take(lossy, "first")
     held.beat()
@@ -235,7 +235,7 @@ def test_a_beat_whose_answer_was_lost_loses_nothing(
 
 
 def test_a_claim_that_was_removed_is_lost(store: ObjectStore) -> None:
-    """A person deleted it: another attempt may begin at any moment."""
+    """After a person deleted it, another attempt may start at any moment."""
     held = _take(store, "first")
     store.delete(KEY)
     held.beat()
@@ -244,7 +244,7 @@ def test_a_claim_that_was_removed_is_lost(store: ObjectStore) -> None:
 
 
 def test_liveness(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not released, not gone, not silent for too long."""
+    """Neither released, nor ended, nor silent for too long."""
     _from_elsewhere(store, monkeypatch, "first", stale_after_s=600)
     claim = read_claim(store, KEY)
     assert claim is not None
@@ -261,7 +261,7 @@ def test_liveness(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_age_is_by_the_stores_clock(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clocks of machines may be wrong; no probe is left."""
+    """Clocks of machines may be wrong; the probe is removed."""
     store.put("a", b"x")
     assert age_by_store(store, "b") is None
     time.sleep(1.1)
@@ -272,7 +272,7 @@ def test_age_is_by_the_stores_clock(store: ObjectStore, monkeypatch: pytest.Monk
 
 
 def test_a_claim_says_what_people_need(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And names neither host nor user."""
+    """It names neither host nor user."""
     import getpass
     import platform
 

@@ -1,4 +1,4 @@
-"""The verbs that look after a store, as a person or a script uses them."""
+"""Commands for maintenance of a store, as used by people and scripts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def registry(store: ObjectStore, tmp_path: Path) -> Registry:
-    """Return a registry with one generation, and one attempt at the next that was killed."""
+    """Return a registry with one generation and one killed attempt at the next."""
     registry = Registry(store, "cu-ni")
     dataset = put_dataset(registry, tmp_path / "dataset", "one")
     yace = tmp_path / "potential.yace"
@@ -38,7 +38,7 @@ def registry(store: ObjectStore, tmp_path: Path) -> Registry:
 
 @pytest.fixture
 def run(storage: StorageConfig, tmp_path: Path, cli: Any) -> Callable[..., Ended]:
-    """Return a function that runs a verb on that store."""
+    """Return a function that runs a command on that store."""
     path = tmp_path / "mlip-job.yaml"
     values = {"family": "cu-ni", "storage": storage.model_dump()}
     path.write_text(json.dumps(values))
@@ -76,7 +76,7 @@ def test_show_says_what_the_final_loss_is_made_of(
 
 
 def test_repair_says_what_it_did(registry: Registry, run: Callable[..., Ended]) -> None:
-    """One line each, then what gc would remove."""
+    """One line for each repair, then a list of what gc would remove."""
     registry.store.delete(registry.keys.potential(1, "yace"))
     ended = run("repair")
     assert ended.code == 0
@@ -91,7 +91,7 @@ def test_repair_says_what_it_did(registry: Registry, run: Callable[..., Ended]) 
 
 
 def test_repair_in_json(registry: Registry, run: Callable[..., Ended]) -> None:
-    """For scripts."""
+    """`repair --json` for scripts."""
     registry.store.delete(registry.keys.latest)
     assert json.loads(run("--json", "repair").out) == {
         "mended": ["wrote cu-ni/latest.json"],
@@ -107,7 +107,7 @@ def test_repair_in_json(registry: Registry, run: Callable[..., Ended]) -> None:
 
 
 def test_damage_ends_with_its_own_exit_code(registry: Registry, run: Callable[..., Ended]) -> None:
-    """What can be mended is, and the rest is named."""
+    """Everything repairable is repaired; remaining damage is named."""
     original = registry.get(1).artefacts["potential.yace"].key
     registry.store.put(original, b"damaged")
     registry.store.delete(registry.keys.potential(1, "yace"))
@@ -120,7 +120,7 @@ def test_damage_ends_with_its_own_exit_code(registry: Registry, run: Callable[..
 
 
 def test_gc_is_dry_by_default(registry: Registry, run: Callable[..., Ended]) -> None:
-    """It names what would go, and how to have it go."""
+    """It lists the objects to remove, and how to remove them."""
     ended = run("gc", "--keep", "0s")
     assert ended.code == 0
     assert "cu-ni/generations/gen_02/attempts/killed/" in ended.out
@@ -129,14 +129,14 @@ def test_gc_is_dry_by_default(registry: Registry, run: Callable[..., Ended]) -> 
 
 
 def test_gc_keeps_what_is_young(registry: Registry, run: Callable[..., Ended]) -> None:
-    """A week, unless told otherwise."""
+    """Objects younger than a week are kept, or than the given age."""
     ended = run("gc", "--delete")
     assert ended.out == "nothing to remove that is older than 7d\n"
     assert registry.store.head(registry.keys.attempt(2, "killed", "train.log")) is not None
 
 
 def test_gc_removes_on_demand(registry: Registry, run: Callable[..., Ended]) -> None:
-    """And leaves every generation whole."""
+    """All generations stay complete."""
     document = json.loads(run("--json", "gc", "--keep", "0s", "--delete").out)
     assert document == {
         "deleted": True,
@@ -154,7 +154,7 @@ def test_gc_removes_on_demand(registry: Registry, run: Callable[..., Ended]) -> 
 
 
 def test_an_unclear_age_is_a_usage_error(registry: Registry, run: Callable[..., Ended]) -> None:
-    """Nothing is removed on a guess."""
+    """Nothing is removed if the age is ambiguous."""
     ended = run("gc", "--keep", "week", "--delete")
     assert ended.code == 64
     assert "'week' is no age" in ended.err
@@ -164,7 +164,7 @@ def test_an_unclear_age_is_a_usage_error(registry: Registry, run: Callable[..., 
 def test_a_name_that_leads_elsewhere_ends_with_65(
     registry: Registry, run: Callable[..., Ended], tmp_path: Path, verb: str
 ) -> None:
-    """One line that names object and name; nothing is written, nothing that was there is lost."""
+    """One line names object and name; nothing is written or lost."""
     key = registry.keys.manifest(1)
     data = json.loads(registry.store.get(key))
     data["artefacts"]["../../escaped"] = data["artefacts"]["potential.yace"] | {"sha256": "0" * 64}
@@ -181,7 +181,7 @@ def test_a_name_that_leads_elsewhere_ends_with_65(
 
 
 def test_a_list_has_the_newest_hundred(store: ObjectStore, run: Callable[..., Ended]) -> None:
-    """A request for each is slow where there are many; scripts get all."""
+    """Each costs a request, which is slow for many; JSON has all."""
     registry = Registry(store, "cu-ni")
     for number in range(1, 102):
         store.put(registry.keys.manifest(number), make_manifest(number).to_json())

@@ -1,4 +1,4 @@
-"""A list of generations shows what the manifests say, which are read several at a time."""
+"""Lists of generations come from the manifests, several of which are read concurrently."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def publish(registry: Registry, directory: Path, generation: int, attempt: str =
 
 
 def require_true_list(registry: Registry) -> None:
-    """Hold a list against the manifests."""
+    """Compare a list with the manifests."""
     expected = [GenerationSummary.of(manifest) for manifest in registry.manifests()]
     assert registry.summaries() == expected
     assert [summary.generation for summary in expected] == registry.numbers()
@@ -56,7 +56,7 @@ def require_true_list(registry: Registry) -> None:
 def test_generations_are_listed_in_the_order_of_their_numbers(
     registry: Registry, tmp_path: Path
 ) -> None:
-    """One that is being trained has no manifest, and is left out."""
+    """A generation in training has no manifest, and is not listed."""
     assert registry.summaries() == []
     for generation in (100, 2, 1):
         publish(registry, tmp_path, generation)
@@ -67,7 +67,7 @@ def test_generations_are_listed_in_the_order_of_their_numbers(
 
 
 def test_the_catalog_of_an_earlier_version_is_ignored(registry: Registry, tmp_path: Path) -> None:
-    """Whatever it says; nothing writes it, and nothing removes it."""
+    """Whatever its content; nothing writes or removes it."""
     publish(registry, tmp_path, 1)
     registry.store.put(f"{FAMILY}/catalog.json", b'{"schema_version": 1, "generations": {}}')
     require_true_list(registry)
@@ -77,7 +77,7 @@ def test_the_catalog_of_an_earlier_version_is_ignored(registry: Registry, tmp_pa
 
 
 def test_a_damaged_manifest_is_named(registry: Registry, tmp_path: Path) -> None:
-    """A list without its generation would be wrong."""
+    """A list without that generation would be wrong."""
     for generation in (1, 2, 3):
         publish(registry, tmp_path, generation)
     registry.store.put(registry.keys.manifest(2), b"{")
@@ -86,7 +86,7 @@ def test_a_damaged_manifest_is_named(registry: Registry, tmp_path: Path) -> None
 
 
 def test_a_thousand_generations_are_read_several_at_a_time(s3_bucket: StorageConfig) -> None:
-    """One request for each, and one for a thousand names."""
+    """One request for each generation, and one for a thousand names."""
     registry = Registry(open_store(s3_bucket), FAMILY)
     manifests = {n: make_manifest(n, family=FAMILY) for n in range(1, 1001)}
 

@@ -1,4 +1,4 @@
-"""Repair after a crash, and removal of objects that no manifest needs."""
+"""Repair after a crash, and garbage collection of objects that no manifest needs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def dataset(registry: Registry, tmp_path: Path) -> DatasetReference:
 def publish(
     registry: Registry, directory: Path, generation: int, attempt: str, dataset: DatasetReference
 ) -> Manifest:
-    """Publish a generation with its log and a checkpoint, as a run leaves it."""
+    """Publish a generation with its log and a checkpoint, like a run."""
     files = {}
     for name in ("potential.yace", "potential.yaml", "report.json"):
         files[name] = directory / f"{attempt}-{name}"
@@ -62,7 +62,7 @@ def publish(
 def begin(
     registry: Registry, directory: Path, generation: int, attempt: str, dataset: DatasetReference
 ) -> None:
-    """Leave what an attempt leaves that was killed while it trained."""
+    """Create the objects of an attempt that was killed during training."""
     potential = directory / "potential"
     potential.write_text(attempt)
     place = FitPosition(ladder_step=0, iteration=5, step_done=False, last_step=True)
@@ -76,17 +76,17 @@ def begin(
 
 
 def whats(orphans: Iterable[Orphan]) -> dict[str, str]:
-    """Return what was found, by its place below the family."""
+    """Return the findings by their keys relative to the family."""
     return {orphan.prefix.removeprefix(f"{FAMILY}/"): orphan.what for orphan in orphans}
 
 
 def content(registry: Registry) -> dict[str, bytes]:
-    """Return the whole store."""
+    """Return all objects of the store."""
     return {info.key: registry.store.get(info.key) for info in registry.store.list("")}
 
 
 def hold(registry: Registry, generation: int, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Claim a generation as a process that lives on another machine."""
+    """Claim a generation as a live process on another machine."""
     elsewhere = ProcessIdentity(host="another", pid=1, started=1)
     with monkeypatch.context() as patched:
         patched.setattr(ProcessIdentity, "current", lambda: elsewhere)
@@ -104,7 +104,7 @@ def hold(registry: Registry, generation: int, monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_ages(text: str, age: timedelta) -> None:
-    """As people write them."""
+    """Formats that people use."""
     assert parse_age(text) == age
 
 
@@ -116,7 +116,7 @@ def test_other_ages_are_refused(text: str) -> None:
 
 
 def test_an_empty_store_needs_no_repair(registry: Registry) -> None:
-    """Nothing repaired, nothing found, nothing written."""
+    """Nothing is repaired, found or written."""
     repairs = repair(registry)
     assert (repairs.repaired, repairs.damaged, repairs.orphans) == ((), (), ())
     assert collect_garbage(registry, NOW) == []
@@ -126,7 +126,7 @@ def test_an_empty_store_needs_no_repair(registry: Registry) -> None:
 def test_repair_rolls_forward_what_a_crash_left(
     registry: Registry, tmp_path: Path, dataset: DatasetReference
 ) -> None:
-    """Missing and damaged copies, and the pointer; said line by line; the second time nothing."""
+    """Missing and damaged copies and the pointer, one line each; a second repair does nothing."""
     for generation in (1, 2):
         publish(registry, tmp_path, generation, f"a{generation}", dataset)
     before, latest = content(registry), registry.latest()
@@ -139,7 +139,7 @@ def test_repair_rolls_forward_what_a_crash_left(
         "wrote cu-ni/latest.json",
     )
     assert registry.latest() == latest == 2
-    # The pointer says when it was moved.
+    # The pointer has the time of its last move.
     assert content(registry) | {registry.keys.latest: b""} == before | {registry.keys.latest: b""}
     assert repair(registry).repaired == ()
 
@@ -148,7 +148,7 @@ def test_repair_rolls_forward_what_a_crash_left(
 def test_repair_rewrites_the_pointer(
     registry: Registry, tmp_path: Path, dataset: DatasetReference, pointer: bytes
 ) -> None:
-    """Unreadable, or behind since a crash came between."""
+    """Unreadable, or outdated because of a crash."""
     for generation in (1, 2):
         publish(registry, tmp_path, generation, f"a{generation}", dataset)
     registry.store.put(registry.keys.latest, pointer)
@@ -159,7 +159,7 @@ def test_repair_rewrites_the_pointer(
 def test_other_generations_are_repaired_despite_damage(
     registry: Registry, tmp_path: Path, dataset: DatasetReference
 ) -> None:
-    """A damaged original, a damaged manifest: both named, the rest is repaired."""
+    """A damaged original and a damaged manifest are named, everything else is repaired."""
     manifests = [publish(registry, tmp_path, n, f"a{n}", dataset) for n in (1, 2, 3)]
     original = manifests[0].artefacts["potential.yace"].key
     registry.store.put(original, b"damaged")
@@ -180,7 +180,7 @@ def test_other_generations_are_repaired_despite_damage(
 def test_orphans_are_what_no_manifest_names(
     registry: Registry, tmp_path: Path, dataset: DatasetReference
 ) -> None:
-    """Each kind is said in words; reporting removes nothing."""
+    """Each kind has a description; reporting removes nothing."""
     publish(registry, tmp_path, 1, "a1", dataset)
     begin(registry, tmp_path, 1, "loser", dataset)
     other = put_dataset(registry, tmp_path / "other", "two")
@@ -219,7 +219,7 @@ def test_orphans_are_what_no_manifest_names(
 def test_young_objects_are_kept(
     registry: Registry, tmp_path: Path, dataset: DatasetReference
 ) -> None:
-    """With all that a run needs to resume from a checkpoint."""
+    """Including everything that a run needs to resume from a checkpoint."""
     begin(registry, tmp_path, 1, "killed", dataset)
     put_dataset(registry, tmp_path / "third", "three")
     before = content(registry)
@@ -233,7 +233,7 @@ def test_the_dataset_of_a_checkpoint_that_is_kept_is_kept(
     dataset: DatasetReference,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Even where it is old itself: the next attempt trains on it."""
+    """Even if the dataset is old: the next attempt trains on it."""
     begin(registry, tmp_path, 1, "killed", dataset)
     listing = registry.store.list
 
@@ -256,7 +256,7 @@ def test_a_generation_in_training_is_kept(
     dataset: DatasetReference,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The attempt, and every dataset: a run has not said yet which one it found in the store."""
+    """The attempt, and every dataset: a run may not have recorded yet which one it uses."""
     begin(registry, tmp_path, 1, "killed", dataset)
     begin(registry, tmp_path, 2, "earlier", dataset)
     put_dataset(registry, tmp_path / "third", "three")
@@ -291,7 +291,7 @@ def test_a_generation_that_is_published_meanwhile_is_kept(
 def test_states_and_records_go_first(
     registry: Registry, tmp_path: Path, dataset: DatasetReference
 ) -> None:
-    """A gc that is killed leaves nothing that looks whole and is not."""
+    """An interrupted gc leaves no incomplete object that looks complete."""
     begin(registry, tmp_path, 1, "killed", dataset)
     deleted: list[str] = []
     delete = registry.store.delete
@@ -306,7 +306,7 @@ def test_states_and_records_go_first(
 def test_writes_that_were_cut_short_are_removed(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No objects, but they take up room; a wrong clock of this machine makes none of them old."""
+    """They are no objects, but take up space; a wrong local clock makes none of them old."""
     _cut_short(registry)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 365 * 86400)
@@ -320,7 +320,7 @@ def test_writes_that_were_cut_short_are_removed(
 
 
 def _cut_short(registry: Registry) -> None:
-    """Leave what a writer leaves that is killed in the middle."""
+    """Create the remains of a writer that was killed halfway."""
     store: Any = registry.store
     if store.url.startswith("s3://"):
         store._client.create_multipart_upload(Bucket=store._bucket, Key=store._key(f"{FAMILY}/big"))

@@ -1,4 +1,4 @@
-"""A generation is a single fit or an ensemble; what is half trained as one stays that."""
+"""A generation is a single fit or an ensemble; a partly trained one keeps its kind."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def registry(store: ObjectStore) -> Registry:
 
 
 def begin_ensemble(registry: Registry, members: int) -> MemberRegistry:
-    """Have the first member decide what all have in common."""
+    """Let the first member store what all members have in common."""
     first = MemberRegistry(registry.store, "cu-ni", 1, of=members, config_sha256="0" * 64)
     first.agree_on_dataset(3, DATASET)
     return first
@@ -33,12 +33,12 @@ def begin_ensemble(registry: Registry, members: int) -> MemberRegistry:
 @pytest.mark.parametrize("members", [None, 2])
 @pytest.mark.parametrize("fresh", [False, True])
 def test_of_nothing_either_is_made(registry: Registry, members: int | None, fresh: bool) -> None:
-    """Nothing is in the way of the first run."""
+    """Either kind may start."""
     require_one_kind(registry, 3, members, fresh=fresh)
 
 
 def test_a_begun_ensemble_is_no_single_fit(registry: Registry) -> None:
-    """It is refused, with what there is; members go on, and a fresh start may do what it likes."""
+    """The error says what exists; members resume, and --fresh allows either kind."""
     begin_ensemble(registry, 3)
     with pytest.raises(ConflictError, match="an ensemble of 3, not as a single fit") as refused:
         require_one_kind(registry, 3, None, fresh=False)
@@ -53,13 +53,13 @@ def test_a_begun_ensemble_is_no_single_fit(registry: Registry) -> None:
 
 
 def test_a_half_trained_single_fit_is_no_ensemble(registry: Registry, tmp_path: Path) -> None:
-    """Until it is started over, which removes its checkpoints; then it is none any more."""
+    """Until --fresh removes its checkpoints."""
     begin_ensemble(registry, 2)
     save(registry.checkpoints(3), tmp_path, "a1", 1, at(7))
     with pytest.raises(ConflictError, match="half trained as a single fit") as refused:
         require_one_kind(registry, 3, 2, fresh=False)
     assert "mlip-job run -g 3 resumes it" in str(refused.value.hint)
-    require_one_kind(registry, 3, None, fresh=False)  # it took the ensemble's place with --fresh
+    require_one_kind(registry, 3, None, fresh=False)  # --fresh replaced the ensemble
     require_one_kind(registry, 3, 2, fresh=True)
     discard_single_fit(registry, 3)
     require_one_kind(registry, 3, 2, fresh=False)
@@ -69,7 +69,7 @@ def test_a_half_trained_single_fit_is_no_ensemble(registry: Registry, tmp_path: 
 
 @pytest.mark.parametrize("alive", ["member", "single fit"])
 def test_what_is_alive_is_not_started_over(registry: Registry, alive: str) -> None:
-    """A run of the other kind would publish first, or second."""
+    """A run of the other kind would publish the same generation."""
     member = begin_ensemble(registry, 2)
     place, asked = (member, None) if alive == "member" else (registry, 2)
     claim = place.claim(3, "a1", stale_after_s=600)

@@ -1,4 +1,4 @@
-"""Which generation ``latest.json`` points at, on a directory and on a real S3 API."""
+"""Target of ``latest.json``, on a directory and on a real S3 API."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _pointer(registry: Registry) -> LatestPointer:
 def test_a_rejected_generation_is_published_but_not_the_latest(
     registry: Registry, tmp_path: Path
 ) -> None:
-    """It can be found and read; whoever follows the pointer does not get it."""
+    """It can be found and read, but does not become the latest."""
     _publish(registry, tmp_path, 1, *REJECTED)
     assert registry.numbers() == [1]
     assert registry.latest() is None
@@ -74,7 +74,7 @@ def test_a_rejected_generation_is_published_but_not_the_latest(
 
 
 def test_a_rejected_generation_takes_force(registry: Registry, tmp_path: Path) -> None:
-    """Without it the reasons are told; with it, it is recorded."""
+    """Without --force the reasons are shown; with it, the promotion is recorded as forced."""
     _publish(registry, tmp_path, 1)
     _publish(registry, tmp_path, 2, *REJECTED)
     with pytest.raises(ConfigError, match="more than the 5 that the gate allows") as caught:
@@ -91,14 +91,14 @@ def test_a_rejected_generation_takes_force(registry: Registry, tmp_path: Path) -
 
 
 def test_force_is_not_recorded_where_it_was_not_needed(registry: Registry, tmp_path: Path) -> None:
-    """An accepted generation is an accepted one."""
+    """Promoting an accepted generation needs no force."""
     _publish(registry, tmp_path, 1)
     registry.promote(1, "again", force=True)
     assert not _pointer(registry).forced
 
 
 def test_only_what_is_published_can_be_promoted(registry: Registry, tmp_path: Path) -> None:
-    """Force or not."""
+    """With or without force."""
     _publish(registry, tmp_path, 1)
     with pytest.raises(ConfigError, match="gen_02 of cu-ni is not published"):
         registry.promote(2, "why not", force=True)
@@ -108,7 +108,7 @@ def test_only_what_is_published_can_be_promoted(registry: Registry, tmp_path: Pa
 def test_going_back_lasts_until_something_new_is_accepted(
     registry: Registry, tmp_path: Path
 ) -> None:
-    """Neither confirming nor repairing what is published moves the pointer forward again."""
+    """Neither confirming nor repairing a published generation moves the pointer forward again."""
     manifests = [_publish(registry, tmp_path, number) for number in (1, 2, 3)]
     registry.promote(1, "gen_03 melts", force=False)
     assert registry.latest() == 1
@@ -123,7 +123,7 @@ def test_going_back_lasts_until_something_new_is_accepted(
 
 
 def test_a_chosen_rejected_generation_gives_way_too(registry: Registry, tmp_path: Path) -> None:
-    """To the next one that is accepted."""
+    """The next accepted generation replaces it."""
     _publish(registry, tmp_path, 1)
     _publish(registry, tmp_path, 2, *REJECTED)
     registry.promote(2, "a try", force=True)
@@ -132,7 +132,7 @@ def test_a_chosen_rejected_generation_gives_way_too(registry: Registry, tmp_path
 
 
 def test_what_a_crash_left_behind_is_made_good(registry: Registry, tmp_path: Path) -> None:
-    """A generation that was published after a choice, but whose job died before the pointer."""
+    """A generation was published after a promotion, but its job died before moving the pointer."""
     for number in (1, 2):
         _publish(registry, tmp_path, number)
     registry.promote(1, "back", force=False)
@@ -149,7 +149,7 @@ def test_what_a_crash_left_behind_is_made_good(registry: Registry, tmp_path: Pat
 def test_a_lost_pointer_is_made_anew_from_the_accepted(
     registry: Registry, tmp_path: Path, data: bytes | None
 ) -> None:
-    """Or chosen anew."""
+    """It is restored from the accepted generations, or set by another promotion."""
     _publish(registry, tmp_path, 1)
     _publish(registry, tmp_path, 2)
     _publish(registry, tmp_path, 3, *REJECTED)
@@ -165,7 +165,7 @@ def test_a_lost_pointer_is_made_anew_from_the_accepted(
 def test_nothing_is_the_latest_where_nothing_is_accepted(
     registry: Registry, tmp_path: Path
 ) -> None:
-    """Repairing invents none."""
+    """Repair does not choose a generation."""
     _publish(registry, tmp_path, 1, *REJECTED)
     assert repair(registry).repaired == ()
     assert registry.latest() is None
@@ -174,9 +174,9 @@ def test_nothing_is_the_latest_where_nothing_is_accepted(
 def test_choices_and_publications_at_once_lose_nothing(
     storage: StorageConfig, tmp_path: Path
 ) -> None:
-    """A choice passes over exactly what was published by then, so that only two ends are possible.
+    """A promotion supersedes exactly what was published by then, so there are two valid results.
 
-    Either a choice came last and passes over all, or the highest generation did.
+    Either the promotion came last and supersedes all, or the highest generation is the latest.
     """
     for number in (1, 2, 3):
         _publish(Registry(open_store(storage), FAMILY), tmp_path, number)

@@ -33,7 +33,7 @@ def registry(store: ObjectStore) -> Registry:
 
 
 def _publish(registry: Registry, directory: Path, generation: int, attempt: str = "a1") -> Manifest:
-    """Publish a generation whose files say which attempt made them."""
+    """Publish a generation whose files name the attempt."""
     directory.mkdir(parents=True, exist_ok=True)
     files = {}
     for name in ("potential.yace", "potential.yaml", "report.json"):
@@ -75,7 +75,7 @@ def test_a_published_generation_is_found_whole(registry: Registry, tmp_path: Pat
 
 
 def test_a_generation_without_manifest_does_not_exist(registry: Registry, tmp_path: Path) -> None:
-    """Files of an attempt that never finished are no generation."""
+    """Files of an unfinished attempt are not a generation."""
     key = registry.keys.attempt(1, "a1", "potential.yace")
     registry.store.put(key, b"half a generation")
     registry.store.put(f"{registry.keys.generations}notes/readme", b"a stray folder")
@@ -84,7 +84,7 @@ def test_a_generation_without_manifest_does_not_exist(registry: Registry, tmp_pa
 
 
 def test_a_generation_is_published_once(registry: Registry, tmp_path: Path) -> None:
-    """The later attempt learns who was first, and changes nothing."""
+    """The later attempt gets a conflict that names the first, and changes nothing."""
     first = _publish(registry, tmp_path, 1, "first")
     with pytest.raises(ConflictError, match="published by attempt first meanwhile") as caught:
         _publish(registry, tmp_path, 1, "second")
@@ -94,7 +94,7 @@ def test_a_generation_is_published_once(registry: Registry, tmp_path: Path) -> N
 
 
 def test_of_many_attempts_exactly_one_publishes(storage: StorageConfig, tmp_path: Path) -> None:
-    """Eight at once, each with a registry of its own."""
+    """Eight concurrent attempts, each with its own registry."""
 
     def publish(number: int) -> str | None:
         attempt = f"a{number}"
@@ -121,7 +121,7 @@ def test_pointer_moves_forward_only(registry: Registry, tmp_path: Path) -> None:
 
 
 def test_pointer_ends_at_the_highest_of_many(storage: StorageConfig, tmp_path: Path) -> None:
-    """Generations published at the same time don't lose each other's update."""
+    """Concurrent publications don't lose each other's update."""
 
     def publish(generation: int) -> None:
         directory = tmp_path / str(generation)
@@ -133,7 +133,7 @@ def test_pointer_ends_at_the_highest_of_many(storage: StorageConfig, tmp_path: P
 
 
 def test_a_crash_while_publishing_is_rolled_forward(registry: Registry, tmp_path: Path) -> None:
-    """A crash after the manifest leaves derived objects missing; any later run adds them."""
+    """After a crash behind the manifest copies are missing; any later run creates them."""
     manifest = _publish(registry, tmp_path, 1)
     yace = registry.keys.potential(1, "yace")
     content = registry.store.get(yace)
@@ -145,7 +145,7 @@ def test_a_crash_while_publishing_is_rolled_forward(registry: Registry, tmp_path
 
 
 def test_damage_is_found_and_named(registry: Registry, tmp_path: Path) -> None:
-    """A changed artefact, a missing one, a changed copy, a dataset that isn't there."""
+    """A changed artefact, a missing one, a changed copy, a missing dataset."""
     manifest = _publish(registry, tmp_path, 1)
     registry.store.put(manifest.artefacts["report.json"].key, b"tampered")
     registry.store.delete(manifest.artefacts["potential.yaml"].key)
@@ -179,7 +179,7 @@ def test_a_damaged_artefact_is_not_fetched(registry: Registry, tmp_path: Path) -
 
 
 def test_pull_names_the_potential_after_the_generation(registry: Registry, tmp_path: Path) -> None:
-    """As LAMMPS inputs will refer to it; existing files are kept, right or wrong."""
+    """LAMMPS inputs refer to that name; existing files are kept, correct or not."""
     manifest = _publish(registry, tmp_path, 2)
     target = tmp_path / "pulled"
     pull_generation(registry, manifest, target, with_dataset=False)
@@ -203,7 +203,7 @@ def test_pull_names_the_potential_after_the_generation(registry: Registry, tmp_p
 def test_unreadable_records_are_named(
     registry: Registry, tmp_path: Path, data: bytes | None
 ) -> None:
-    """A manifest or a pointer that is cut short, or of a later version: by its key."""
+    """A manifest or pointer that is truncated or of a later version is named by its key."""
     if data is None:
         later = json.loads(_publish(registry, tmp_path, 1).to_json()) | {"schema_version": 2}
         data = json.dumps(later).encode()
@@ -218,7 +218,7 @@ def test_unreadable_records_are_named(
 def test_without_its_dataset_a_generation_is_not_published(
     registry: Registry, tmp_path: Path
 ) -> None:
-    """The manifest would name a missing dataset: gc took the attempt for a dead one."""
+    """The manifest would name a missing dataset, because gc considered the attempt dead."""
     put = registry.publish_dataset
 
     def put_and_lose(directory: Path, record: DatasetRecord) -> str:
@@ -235,7 +235,7 @@ def test_without_its_dataset_a_generation_is_not_published(
 def test_failed_upload_publishes_nothing(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The manifest comes last: a failure before it leaves no generation."""
+    """The manifest is written last: a failure before it leaves no generation."""
     upload = registry.store.upload
 
     def failing(path: Path, key: str) -> str:
@@ -273,7 +273,7 @@ BAD_NAMES = [
 
 
 def _rename(registry: Registry, key: str, old: str, new: str) -> None:
-    """Put another text in the place of one in a JSON object of the store."""
+    """Replace a text in a JSON object of the store."""
     text = registry.store.get(key).decode()
     assert json.dumps(old) in text
     registry.store.put(key, text.replace(json.dumps(old), json.dumps(new)).encode())
@@ -319,7 +319,7 @@ def _require_named(error: IntegrityError, key: str, name: str) -> None:
 
 
 def test_pull_stays_below_its_directory(registry: Registry, tmp_path: Path) -> None:
-    """No link in it leads the files elsewhere, and none is replaced."""
+    """No symbolic link in it redirects the files, and none is replaced."""
     manifest = _publish(registry, tmp_path, 1)
     outside, target = tmp_path / "outside", tmp_path / "pulled"
     outside.mkdir()
@@ -353,7 +353,7 @@ def test_pull_stays_below_its_directory(registry: Registry, tmp_path: Path) -> N
 def test_pull_rejects_names_that_collide(
     registry: Registry, tmp_path: Path, names: tuple[str, ...]
 ) -> None:
-    """With each other, or with what pull itself writes."""
+    """With each other, or with files that pull itself writes."""
     manifest = _publish(registry, tmp_path, 1)
     artefacts = dict.fromkeys(names, manifest.artefacts["potential.yace"])
     forged = manifest.model_copy(update={"artefacts": artefacts})

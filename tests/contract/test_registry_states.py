@@ -1,4 +1,4 @@
-"""Random interleavings of whoever uses a registry keep what docs/store.md promises."""
+"""Random interleavings of registry users keep the guarantees of docs/store.md."""
 
 from __future__ import annotations
 
@@ -51,25 +51,25 @@ class Attempt:
 
 
 class _PowerFailureError(Exception):
-    """The process ends here."""
+    """Crash of the process."""
 
 
 @dataclass
 class World:
-    """What there is, by what was done.
+    """Expected state, from the operations so far.
 
     Attributes
     ----------
     now
         The store's clock, s.
     beats
-        When each generation's claim was written last.
+        Time of the last heartbeat of each generation's claim.
     holders
-        Whose it is.
+        Holder of each claim.
     published
-        The text of every manifest that was ever there.
+        The text of every manifest that was ever published.
     pointer
-        The generation that is in use, and the one up to which accepted ones are passed over.
+        The latest generation, and the one up to which accepted ones are superseded.
     """
 
     now: float = 0.0
@@ -79,13 +79,13 @@ class World:
     pointer: tuple[int, int] | None = None
 
     def advance(self, generation: int) -> None:
-        """Move the pointer as an accepted generation does."""
+        """Move the pointer as publishing an accepted generation does."""
         if self.pointer is None or generation > max(self.pointer):
             self.pointer = (generation, 0)
 
 
 class RegistryMachine(RuleBasedStateMachine):
-    """Jobs and people at one registry; each step is held against a model."""
+    """Jobs and people at one registry; each step is compared with a model."""
 
     def __init__(self, store: ObjectStore) -> None:
         super().__init__()
@@ -97,16 +97,16 @@ class RegistryMachine(RuleBasedStateMachine):
         self.dataset = put_dataset(self.registry, self.directory / "dataset", "ninety and ten")
 
     def teardown(self) -> None:
-        """Leave an empty store."""
+        """Create an empty store."""
         shutil.rmtree(self.directory)
         for info in list(self.registry.store.list("")):
             self.registry.store.delete(info.key)
 
     # -- jobs ------------------------------------------------------------------------------------
 
-    @rule(generation=st.sampled_from([1, 1, 2, 3]))  # some have to meet
+    @rule(generation=st.sampled_from([1, 1, 2, 3]))  # some have to collide
     def claim(self, generation: int) -> None:
-        """Get the generation, unless an attempt that lives has it."""
+        """Claim the generation, unless a live attempt holds it."""
         name, holder = next(self.names), self.world.holders.get(generation)
         free = holder is None or self._age(generation) > STALE_AFTER_S
         with self._at(name, generation):
@@ -123,13 +123,13 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([10, 150]))
     def wait(self, seconds: float) -> None:
-        """Time passes."""
+        """Advance the clock."""
         self.world.now += seconds
 
     @precondition(lambda self: self._living())
     @rule(data=st.data())
     def heartbeat(self, data: Any) -> None:
-        """Who was taken over notices; nobody else loses a claim."""
+        """Beat: an attempt that lost its claim notices, and no other attempt loses one."""
         attempt = self._someone(data)
         with self._at(attempt.name, attempt.generation):
             attempt.held.beat()
@@ -143,13 +143,13 @@ class RegistryMachine(RuleBasedStateMachine):
     @precondition(lambda self: self._living())
     @rule(data=st.data())
     def crash(self, data: Any) -> None:
-        """Be gone without a word."""
+        """Crash without releasing the claim."""
         self._someone(data).alive = False
 
     @precondition(lambda self: self._living())
     @rule(data=st.data())
     def release(self, data: Any) -> None:
-        """End in order; the next attempt need not wait."""
+        """End and release the claim; the next attempt need not wait."""
         attempt = self._someone(data)
         attempt.alive = False
         self._let_go(attempt)
@@ -161,7 +161,7 @@ class RegistryMachine(RuleBasedStateMachine):
         dies=st.sampled_from([None, None, None, "manifest", "copies", "pointer"]),
     )
     def publish(self, data: Any, accepted: bool, dies: str | None) -> None:
-        """Be the first, with or without a claim and wherever one dies then, or be refused."""
+        """Publish first, with or without a claim and a crash at any point, or be rejected."""
         attempt = self._someone(data)
         taken = attempt.generation in self.world.published
         with self._dying(dies), suppress(_PowerFailureError):
@@ -185,7 +185,7 @@ class RegistryMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.world.published)
     @rule(generation=GENERATIONS, force=st.booleans())
     def promote(self, generation: int, force: bool) -> None:
-        """Choose a published generation; a rejected one takes force."""
+        """Promote a published generation; a rejected one needs force."""
         published = self.world.published
         possible = generation in published and (force or self._accepted(generation))
         if possible:
@@ -198,7 +198,7 @@ class RegistryMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.world.published)
     @rule(generation=GENERATIONS)
     def pull(self, generation: int) -> None:
-        """Whoever asks gets what the manifest says, or hears that there is nothing."""
+        """Pull what the manifest says, or get an error if there is no generation."""
         target = self.directory / next(self.names)
         if generation not in self.world.published:
             with pytest.raises(ConfigError):
@@ -213,7 +213,7 @@ class RegistryMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.world.published)
     @rule()
     def repair(self) -> None:
-        """Afterwards all copies are there, and the pointer is where it belongs."""
+        """Repair: afterwards all copies exist, and the pointer is correct."""
         repaired = repair(self.registry)
         assert repaired.damaged == ()
         accepted = [n for n in self.world.published if self._accepted(n)]
@@ -226,24 +226,24 @@ class RegistryMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.world.published)
     @rule()
     def collect_garbage(self) -> None:
-        """Nothing that a manifest names, nothing of a generation that is being trained."""
+        """Remove nothing that a manifest names or that a generation in training needs."""
         with self._at("gc", 0):
             collect_garbage(self.registry, timedelta(0))
-        # The dataset of the model is used by attempts that have not named it yet.
+        # Attempts that have not named their dataset yet use the one of the model.
         put_dataset(self.registry, self.directory / "dataset", "ninety and ten")
 
-    # -- what always holds -----------------------------------------------------------------------
+    # -- invariants -------------------------------------------------------------------------------
 
     @invariant()
     def manifests_stay(self) -> None:
-        """Find every generation that was ever there, unchanged."""
+        """All generations ever published exist, unchanged."""
         assert self.registry.numbers() == sorted(self.world.published)
         for generation, text in self.world.published.items():
             assert self.registry.store.get(self.registry.keys.manifest(generation)) == text
 
     @invariant()
     def what_they_name_is_there(self) -> None:
-        """Miss nothing but copies, after a crash; have none of what is not published."""
+        """Only copies may be missing, after a crash; nothing unpublished has any."""
         for generation in self.world.published:
             problems = self.registry.verify(self.registry.get(generation))
             assert [p for p in problems if "/potentials/" not in p] == []
@@ -252,12 +252,12 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_pointer_is_where_it_belongs(self) -> None:
-        """As the model has it."""
+        """Compare the pointer with the model."""
         pointer = self.registry.pointer()
         found = (pointer.generation, pointer.passed_over) if pointer is not None else None
         assert found == self.world.pointer
 
-    # -- how -------------------------------------------------------------------------------------
+    # -- helpers ----------------------------------------------------------------------------------
 
     def _living(self) -> list[Attempt]:
         return [attempt for attempt in self.attempts if attempt.alive]
@@ -297,7 +297,7 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @contextmanager
     def _at(self, name: str, generation: int) -> Iterator[None]:
-        """Be a process on a machine of its own, at the model's time."""
+        """Act as a process on another machine, at the model's time."""
 
         def age(_store: ObjectStore, key: str) -> float | None:
             owned = {self.registry.keys.claim(n): n for n in (1, 2, 3)}
@@ -313,7 +313,7 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @contextmanager
     def _dying(self, where: str | None) -> Iterator[None]:
-        """Have the process end right before one of the steps of publishing."""
+        """Crash the process right before one of the steps of publishing."""
 
         def die(*_: Any, **__: Any) -> None:
             raise _PowerFailureError
@@ -355,7 +355,7 @@ class _Chosen:
 
 
 def test_two_that_meet(store: ObjectStore) -> None:
-    """Random steps rarely get here: one sleeps, another takes over and publishes; a step back."""
+    """Random steps rarely get here: one is suspended, another takes over and publishes."""
     machine = RegistryMachine(store)
     machine.claim(2)
     machine.wait(150)
@@ -380,7 +380,7 @@ def test_two_that_meet(store: ObjectStore) -> None:
 
 
 def test_the_model_knows_the_pointer() -> None:
-    """Going back lasts until something newer is accepted."""
+    """A promotion of an older generation lasts until a newer one is accepted."""
     world = World()
     for generation, expected in ((2, (2, 0)), (1, (2, 0)), (3, (3, 0))):
         world.advance(generation)

@@ -1,4 +1,4 @@
-"""What every scheduler promises: jobs of the real ``mlip-job`` on each of them."""
+"""Contract of all schedulers: jobs of the real ``mlip-job`` on each of them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Site:
         return self.scheduler.submit(self.scheduler.plan(request))
 
     def find(self) -> JobHandle:
-        """Return the job that matters of the first generation."""
+        """Return the current job of the first generation."""
         found = self.scheduler.find("cu", 1)
         assert found is not None
         return found
@@ -80,16 +80,16 @@ class Site:
 
     @property
     def gone(self) -> tuple[JobState, ...]:
-        """States in which a cancelled job is no more; of Kubernetes that is gone at once."""
+        """States of a cancelled job; Kubernetes deletes it at once."""
         return _ENDED
 
     @property
     def registry(self) -> Registry:
-        """Where jobs publish."""
+        """Registry of the jobs."""
         return Registry(open_store(self.config.storage), "cu")
 
     def wait_for_checkpoint(self) -> int:
-        """Wait until there is one; return of how many iterations."""
+        """Wait for a checkpoint; return its number of iterations."""
         end = time.monotonic() + _TIMEOUT
         while not (found := self.registry.checkpoints(1).found()):
             assert time.monotonic() < end
@@ -97,7 +97,7 @@ class Site:
         return found[0].iterations
 
     def log(self, handle: JobHandle) -> str:
-        """Return what a job has printed."""
+        """Return the output of a job."""
         return "\n".join(self.scheduler.logs(handle, follow=False))
 
 
@@ -108,7 +108,7 @@ def namespace(
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[str]:
-    """Return a namespace whose pods are run, and have Kubernetes' client find it."""
+    """Return a namespace whose pods are run, and point Kubernetes' client at it."""
     name = control_plane.new_namespace()
     monkeypatch.setenv("KUBECONFIG", str(control_plane.kubeconfig(ADMIN, namespace=name)))
     with PodRunner(node, name, tmp_path_factory.mktemp("pods")):
@@ -124,7 +124,7 @@ _SERVERS = {
 
 @pytest.fixture(params=[*_SERVERS, "local"])
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
-    """Return each scheduler; what a test has left running is cancelled."""
+    """Return each scheduler; jobs left by a test are cancelled."""
     if request.param in _SERVERS:
         request.getfixturevalue(_SERVERS[request.param])
     write_database(tmp_path / "structures.db", rattled(8))
@@ -172,7 +172,7 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
 
 
 def test_a_plan_is_a_function_of_its_request(site: Site) -> None:
-    """Nothing is written for it, and what differs has another name."""
+    """Planning writes nothing, and a different request gets a different name."""
     request = site.request()
     before = sorted(site.directory.rglob("*"))
     plan = site.scheduler.plan(request)
@@ -185,7 +185,7 @@ def test_a_plan_is_a_function_of_its_request(site: Site) -> None:
 
 
 def test_what_was_never_submitted(site: Site) -> None:
-    """Is found by nobody, and unknown; that is no failure."""
+    """It is not found, and its state is unknown; that is no failure."""
     assert site.scheduler.find("cu", 1) is None
     name = site.scheduler.plan(site.request()).name
     unknown = {"local": "999999999-1", "kubernetes": f"default/{name}"}.get(
@@ -241,7 +241,7 @@ def test_a_job_from_its_submission_to_its_cancellation(site: Site) -> None:
 
 
 def test_a_job_that_fails(site: Site) -> None:
-    """The exit code, and the message of the run itself; a job that depends on it is not started."""
+    """Exit code and message of the run; a dependent job is not started."""
     handle = site.submit(site.request(database=_NO_ROWS))
     follower = replace(site.request(2), after=handle.id)
     if site.scheduler.name == "kubernetes":

@@ -1,4 +1,4 @@
-"""What every store promises, against a directory and a real S3 API."""
+"""Contract of all stores, for a directory and a real S3 API."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_bytes_are_returned_unchanged(store: ObjectStore, data: bytes) -> None:
 
 
 def test_keys_may_hold_any_printable_character(store: ObjectStore) -> None:
-    """Names from a user's key_value_pairs end up in keys."""
+    """Names from a user's key_value_pairs become parts of keys."""
     key = "fam/größe é=+&?%20 #1.json"
     store.put(key, b"x")
     assert store.get(key) == b"x"
@@ -56,7 +56,7 @@ def test_unsafe_keys_are_rejected(store: ObjectStore, key: str) -> None:
 
 
 def test_an_absent_object_is_no_error_of_the_store(store: ObjectStore, tmp_path: Path) -> None:
-    """Listings are empty, reads say what is missing."""
+    """Listings are empty, reads name the missing object."""
     assert store.head("a/b") is None
     assert list(store.list("a/")) == []
     assert list(store.list_prefixes("a/")) == []
@@ -69,7 +69,7 @@ def test_an_absent_object_is_no_error_of_the_store(store: ObjectStore, tmp_path:
 
 
 def test_put_replaces_and_delete_removes(store: ObjectStore) -> None:
-    """The plain map."""
+    """Plain put and delete."""
     store.put("k", b"1")
     store.put("k", b"2")
     assert store.get("k") == b"2"
@@ -79,7 +79,7 @@ def test_put_replaces_and_delete_removes(store: ObjectStore) -> None:
 
 
 def test_listings_are_sorted_and_cut_at_the_prefix(store: ObjectStore) -> None:
-    """`list` sees what starts with the prefix; `list_prefixes` the folders right below it."""
+    """`list` returns all keys with the prefix; `list_prefixes` the folders directly below it."""
     for key in ("f/gen_10/m", "f/gen_02/m", "f/gen_02/a/b", "f/top", "g/x"):
         store.put(key, b"x")
     assert [i.key for i in store.list("f/gen_")] == ["f/gen_02/a/b", "f/gen_02/m", "f/gen_10/m"]
@@ -88,7 +88,7 @@ def test_listings_are_sorted_and_cut_at_the_prefix(store: ObjectStore) -> None:
 
 
 def test_create_only_keeps_the_first(store: ObjectStore) -> None:
-    """The rule on which "a generation is never overwritten" rests."""
+    """Create-only writes ensure that a generation is never overwritten."""
     store.put_if_absent("m", b"first")
     with pytest.raises(ObjectExistsError, match="m exists in"):
         store.put_if_absent("m", b"second")
@@ -96,7 +96,7 @@ def test_create_only_keeps_the_first(store: ObjectStore) -> None:
 
 
 def test_of_many_creators_one_wins(storage: StorageConfig) -> None:
-    """Sixteen jobs for one generation, each with a store of its own."""
+    """Sixteen concurrent jobs for one generation, each with its own store object."""
 
     def create(number: int) -> int | None:
         try:
@@ -124,7 +124,7 @@ def test_compare_and_swap_replaces_only_the_given_version(store: ObjectStore) ->
 
 
 def test_no_update_is_lost_between_swappers(storage: StorageConfig) -> None:
-    """Eight writers add up to the sum of what they added."""
+    """Eight concurrent writers add up to the sum of their increments."""
 
     def add(writer: int) -> None:
         mine = open_store(storage)
@@ -143,7 +143,7 @@ def test_no_update_is_lost_between_swappers(storage: StorageConfig) -> None:
 
 
 def test_a_conditional_write_may_be_repeated(store: ObjectStore) -> None:
-    """A writer that lost the answer repeats the write, which succeeds."""
+    """A writer that lost the response repeats the write, which succeeds."""
     store.put_if_absent("k", b"attempt a, beat 0")
     store.put_if_absent("k", b"attempt a, beat 0")
     _, version = store.get_versioned("k")
@@ -156,7 +156,7 @@ def test_a_conditional_write_may_be_repeated(store: ObjectStore) -> None:
 
 @pytest.mark.parametrize("size", [0, 1000, 8 << 20, 12 << 20], ids=["empty", "small", "=", "parts"])
 def test_files_are_transferred_whole(store: ObjectStore, tmp_path: Path, size: int) -> None:
-    """In one request or in several parts, hashed on the way in both directions."""
+    """In one request or in several parts, hashed during transfer in both directions."""
     data = os.urandom(size)
     (tmp_path / "up").write_bytes(data)
     expected = hashlib.sha256(data).hexdigest()
@@ -166,7 +166,7 @@ def test_files_are_transferred_whole(store: ObjectStore, tmp_path: Path, size: i
 
 
 def test_check_passes_and_leaves_nothing(store: ObjectStore) -> None:
-    """A store that honours conditions is accepted, and the probe is gone."""
+    """A store that honours conditions is accepted, and the probe is removed."""
     store.check()
     assert list(store.list("")) == []
 
@@ -174,7 +174,7 @@ def test_check_passes_and_leaves_nothing(store: ObjectStore) -> None:
 def test_an_object_that_is_removed_meanwhile_is_not_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a checkpoint is that a run replaces while another command reads the status."""
+    """For example a checkpoint that a run replaces while another command reads the status."""
     store = DirectoryStore(tmp_path)
     store.put("cu/old", b"1")
     store.put("cu/new", b"2")
@@ -191,7 +191,7 @@ def test_an_object_that_is_removed_meanwhile_is_not_listed(
 
 @pytest.mark.parametrize("prefix", ["../", "cu/../../", "/etc/", "cu/./"])
 def test_nothing_outside_a_directory_is_listed(tmp_path: Path, prefix: str) -> None:
-    """A prefix may hold a name from a record."""
+    """A prefix may contain a name from a record."""
     (tmp_path / "store").mkdir()
     store = DirectoryStore(tmp_path / "store")
     for listing in (store.list, store.list_prefixes):

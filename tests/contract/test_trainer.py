@@ -1,4 +1,4 @@
-"""Both trainers keep the contract of a fit: input, failure, interruption, checkpoint, artefacts."""
+"""Contract of both trainers: input, failure, interruption, checkpoint, artefacts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MIDDLE = FitPosition(ladder_step=0, iteration=3, step_done=False, last_step=True
 
 @dataclass
 class Kind:
-    """A trainer, and how to lay out the files that its finished fit leaves."""
+    """A trainer, and a function that writes the files of its finished fit."""
 
     open: Callable[[Path], Trainer]
     finish: Callable[[Path], None]
@@ -115,7 +115,7 @@ def test_the_input_names_the_data_and_is_published(kind: Kind, work: Path) -> No
 
 
 def test_nothing_to_resume_before_the_fit(kind: Kind, work: Path, tmp_path: Path) -> None:
-    """A snapshot may be asked for at any time."""
+    """A snapshot may be requested at any time."""
     trainer = kind.open(work)
     trainer.begin(FIT, None)
     (tmp_path / "copy").mkdir()
@@ -138,7 +138,7 @@ def test_a_program_that_fails_is_a_training_error(
 def test_an_exit_code_of_0_is_not_enough(
     kind: Kind, work: Path, program: Callable[[str], None]
 ) -> None:
-    """Both programs may end well without a potential."""
+    """Both programs may exit with 0 without a potential."""
     program("exit 0")
     trainer = kind.open(work)
     trainer.begin(FIT, None)
@@ -176,7 +176,7 @@ def _lives(pid: str) -> bool:
 
 
 def test_an_incomplete_checkpoint_is_refused(kind: Kind, work: Path, tmp_path: Path) -> None:
-    """By its name, and with the files that it lacks; nothing is moved."""
+    """With its name and the missing files; nothing is moved."""
     staging = tmp_path / "staging"
     (staging / "metrics").mkdir(parents=True)
     with pytest.raises(IntegrityError, match=f"^checkpoint 3 has no {kind.missing}"):

@@ -1,4 +1,4 @@
-"""Large objects move to and from S3 in parts, several at a time, hashed on the way."""
+"""Transfers of large objects to and from S3: concurrent parts, hashed during transfer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIZE = 31 * MIB + 17  # four parts of at most 8 MiB
 
 
 class _Overlap:
-    """Holds requests of one kind until another is under way; counts how many are at most."""
+    """Holds requests of one kind until another is running; counts the maximum."""
 
     def __init__(self, store: S3Store, operation: str) -> None:
         self.most = 0
@@ -47,7 +47,7 @@ class _Overlap:
 
 @pytest.fixture
 def big(tmp_path: Path) -> Path:
-    """Return a file that moves in parts."""
+    """Return a file that is transferred in parts."""
     path = tmp_path / "big"
     path.write_bytes(os.urandom(SIZE))
     return path
@@ -59,7 +59,7 @@ def sha256(path: Path) -> str:
 
 
 def test_parts_move_at_the_same_time(s3_bucket: StorageConfig, tmp_path: Path, big: Path) -> None:
-    """In both directions, a few at once; what arrives is what was sent, and progress is shown."""
+    """In both directions, a few concurrently; the content is unchanged, and progress is shown."""
     progress: list[tuple[int, int]] = []
     store = S3Store(s3_bucket, lambda _key, done, total: progress.append((done, total)))
     sending = _Overlap(store, "UploadPart")
@@ -81,7 +81,7 @@ def test_parts_move_at_the_same_time(s3_bucket: StorageConfig, tmp_path: Path, b
 def test_an_object_that_changes_meanwhile_is_not_mixed(
     s3_bucket: StorageConfig, tmp_path: Path, big: Path
 ) -> None:
-    """Parts of two versions make no file; the call may be repeated."""
+    """Parts of two versions are never combined; the call may be retried."""
     other = S3Store(s3_bucket)
 
     def replace(params: dict[str, Any], **_: Any) -> None:
@@ -98,7 +98,7 @@ def test_an_object_that_changes_meanwhile_is_not_mixed(
 
 
 def test_a_failing_part_ends_the_upload(s3_bucket: StorageConfig, big: Path) -> None:
-    """The others are not sent, and nothing is left that would be billed."""
+    """The other parts are not sent, and nothing that would be billed remains."""
     store = S3Store(s3_bucket)
     sent: list[int] = []
 

@@ -1,4 +1,4 @@
-"""The configuration of a job to interrupt, and the counts of the suite."""
+"""Configuration of a job to interrupt, and the counts of the suite."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tally(pytestconfig: pytest.Config) -> Tally:
 
 @pytest.fixture
 def make_config(tmp_path: Path) -> Callable[..., JobConfig]:
-    """Return a function that makes the configuration of a job on a small database."""
+    """Return a function that configures a job on a small database."""
     write_database(tmp_path / "structures.db", rattled(8))
 
     def make(training: dict[str, Any] | None = None, **sections: Any) -> JobConfig:

@@ -33,7 +33,7 @@ import_pyace()  # saves each forked job some seconds
 
 @dataclass
 class Job:
-    """A job that was started."""
+    """A started job."""
 
     pid: int
     log: Path
@@ -42,7 +42,7 @@ class Job:
     code: int | None = None
 
     def wait(self, timeout: float = 300) -> int:
-        """Return its exit code, negative where a signal ended it."""
+        """Wait and return the exit code, negative after a signal."""
         end = time.monotonic() + timeout
         while self.poll() is None:
             assert time.monotonic() < end, f"the job does not end: {self.text()}"
@@ -59,7 +59,7 @@ class Job:
         return self.code
 
     def send(self, number: signal.Signals) -> None:
-        """Send it a signal, if it still runs."""
+        """Send a signal, if it still runs."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
@@ -93,7 +93,7 @@ def start_job(
 ) -> Job:
     """Start ``mlip-job run -g 1`` in a forked process, which has all imports.
 
-    It calls `fault` before the command line, to change what the job finds.
+    It calls `fault` before the command line, to inject the fault.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "mlip-job.yaml"
@@ -131,7 +131,7 @@ def _child(arguments: list[str], log: Path, fault: Callable[[], None] | None) ->
             os.dup2(descriptor, standard)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         warnings.simplefilter("default")
-        logging.getLogger().handlers.clear()  # pytest's: a job's warnings go to its stderr
+        logging.getLogger().handlers.clear()  # of pytest: warnings of a job go to its stderr
         if fault is not None:
             fault()
         main(arguments)
@@ -146,7 +146,7 @@ def _child(arguments: list[str], log: Path, fault: Callable[[], None] | None) ->
 
 
 def iterations_reached(config: JobConfig) -> int:
-    """Return how many iterations the newest attempt had done, by its work directory."""
+    """Return the number of iterations of the newest attempt, from its work directory."""
     attempts = sorted(Path(config.work_dir).glob("gen_01/*/"), key=lambda p: p.stat().st_mtime)
     if not attempts:
         return 0
@@ -159,7 +159,7 @@ def iterations_reached(config: JobConfig) -> int:
 
 
 def iterations_safe(config: JobConfig) -> int:
-    """Return how many iterations the next attempt will begin with."""
+    """Return the number of iterations from which the next attempt resumes."""
     registry = registry_of(config)
     if (manifest := registry.find(1)) is not None:
         return manifest.headline.iterations
@@ -187,7 +187,7 @@ def require_complete(config: JobConfig) -> Manifest:
     report = report_of(registry, manifest)
     assert b"</html>" in registry.read(manifest, "report.html")
     require_one_curve(report.fit.train_curve)
-    # How long publishing took is in the manifest only: the report is part of what is published.
+    # The time of publishing is in the manifest only: the report is published too.
     *before, last = report.attempts
     assert (*before, last.model_copy(update={"timings": manifest.attempts[-1].timings})) == (
         manifest.attempts
@@ -199,7 +199,7 @@ def require_complete(config: JobConfig) -> Manifest:
 
 
 def require_one_error(job: Job, *words: str) -> None:
-    """Check that a job ended with 69 and one error, in a line that holds these words."""
+    """Check that a job ended with 69 and one error, in a line with these words."""
     assert job.code == 69, job.text()
     errors = [line for line in job.text().splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, job.text()
@@ -209,7 +209,7 @@ def require_one_error(job: Job, *words: str) -> None:
 
 
 def require_one_curve(curve: tuple[CurvePoint, ...]) -> None:
-    """Check that a learning curve has no gap, no repeat and no step back."""
+    """Check that a learning curve has no gap, no repetition and no step back."""
     steps: dict[int, list[CurvePoint]] = {}
     for point in curve:
         steps.setdefault(point.ladder_step, []).append(point)
@@ -224,7 +224,7 @@ def require_one_curve(curve: tuple[CurvePoint, ...]) -> None:
 
 
 def require_repeatable(config: JobConfig, directory: Path) -> None:
-    """Check that the same command once more changes nothing."""
+    """Check that repeating the command changes nothing."""
     registry = registry_of(config)
     before = registry.store.get(registry.keys.manifest(1))
     again = run_job(config, directory)

@@ -19,7 +19,7 @@ REPLAYED_ITERATIONS = 24
 def replayed_pacemaker(
     directory: Path, first: str = ":", *, iteration_s: float = 0.01
 ) -> Callable[[], None]:
-    """Return a fault that replaces pacemaker by the replay; a line of shell may run `first`."""
+    """Return a fault that replaces pacemaker by the replay; `first` is a line of shell."""
     folder = directory / f"programs-{iteration_s}"
     folder.mkdir(exist_ok=True)
     for name in ("pacemaker", "pace_yaml2yace"):
@@ -39,14 +39,14 @@ def replayed_pacemaker(
         child._POLL_SECONDS = 0.02
         find = process.find_program = lambda name: folder / name  # type: ignore[assignment]
         programs.find_program = find
-        # What is replayed was fitted to other data.
+        # The replayed fit was made to other data.
         publish.evaluate_generation = lambda *_: make_uniform_evaluation()
 
     return install
 
 
 def retry_soon() -> None:
-    """Shorten the waits between retries, and the timeout of a server that hangs."""
+    """Shorten the waits between retries, and the timeout of a hanging server."""
     from botocore.retries.standard import ExponentialBackoff
 
     from mlip_job import retry
@@ -58,7 +58,7 @@ def retry_soon() -> None:
 
 
 def both(*faults: Callable[[], None]) -> Callable[[], None]:
-    """Return a fault that is all of these."""
+    """Return a fault that combines these."""
 
     def install() -> None:
         for fault in faults:

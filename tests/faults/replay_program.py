@@ -1,8 +1,8 @@
-"""A program that replays the files of a real fit, in place of pacemaker.
+"""Replay the files of a real fit, in place of pacemaker.
 
-It takes the same input files and resumes like pacemaker: rows, potentials and messages are those
-of a real fit by a ladder of three steps. It writes potentials in two halves, so that a kill may
-leave one.
+It takes the same input files and resumes like pacemaker: rows, potentials and messages are those of
+a real fit with a ladder of three steps. It writes potentials in two halves, so that a kill may
+leave an incomplete one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _HALF_WRITTEN_SECONDS = 0.0005
 
 
 def main(arguments: list[str]) -> None:
-    """Behave as ``pacemaker`` or as ``pace_yaml2yace``, according to the options."""
+    """Act as ``pacemaker`` or as ``pace_yaml2yace``, depending on the options."""
     iteration_s, first, *others = arguments
     if first == "-o":
         Path(others[0]).write_bytes(Path(others[1]).read_bytes())
@@ -60,7 +60,7 @@ def _fit(content: dict, iteration_s: float) -> None:  # type: ignore[type-arg]
 
 
 def _plan(content: dict) -> tuple[list[int], int]:  # type: ignore[type-arg]
-    """Return the steps to replay, and how many iterations of the first are done already."""
+    """Return the steps to replay, and the number of finished iterations of the first."""
     potential = content["potential"]
     if isinstance(potential, str):
         step = _step_of(potential)

@@ -1,4 +1,4 @@
-"""Counts of the fault suite for the end of its output: a plugin of pytest."""
+"""Counts of the fault suite for the end of its output: a pytest plugin."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Tally:
     """Counts over all tests of a session."""
 
     kill_points: int = 0
-    iterations_lost: int = 0  # trained again
+    iterations_lost: int = 0  # iterations repeated
     iterations_done: int = 0
     publishes: int = 0
     duplicates: int = 0  # generations published more than once
@@ -21,14 +21,14 @@ class Tally:
     s3_faults: int = 0
 
     def count_end(self, texts: list[str], iterations: int) -> None:
-        """Count one generation that was published, by the output of its jobs."""
+        """Count one published generation, by the output of its jobs."""
         said = sum(text.count("published gen_01 in ") for text in texts)
         self.publishes += 1
         self.duplicates += max(0, said - 1)
         self.iterations_done += iterations
 
     def add(self, other: Tally) -> None:
-        """Add what another process counted."""
+        """Add the counts of another process."""
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
@@ -47,7 +47,7 @@ _FROM_WORKER = "fault_tally"
 
 @pytest.hookimpl
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Hand the counts of a process of pytest-xdist to the one that prints them."""
+    """Send the counts of a pytest-xdist worker to the controller."""
     tally = session.config.stash.get(TALLY, None)
     if tally is not None and hasattr(session.config, "workeroutput"):
         session.config.workeroutput[_FROM_WORKER] = asdict(tally)
@@ -55,7 +55,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
-    """Add the counts of a process of pytest-xdist."""
+    """Add the counts of a pytest-xdist worker."""
     counts = getattr(node, "workeroutput", {}).get(_FROM_WORKER)
     if counts is not None:
         node.config.stash.setdefault(TALLY, Tally()).add(Tally(**counts))
@@ -64,7 +64,7 @@ def pytest_testnodedown(node: Any, error: object) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Print what the fault suite did."""
+    """Print the counts of the fault suite."""
     tally = config.stash.get(TALLY, None)
     if tally is not None:
         terminalreporter.section("fault suite")

@@ -1,4 +1,4 @@
-"""Files of a fit, damaged while it runs: checkpoints and reports are without the damage."""
+"""Files of a fit, damaged while it runs: checkpoints and reports do not contain the damage."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_potential_of_pacemaker_is_damaged_right_before_the_last_checkpoint(
 def test_a_file_is_damaged_right_before_the_last_checkpoint(
     make_config: Callable[..., JobConfig], tmp_path: Path, tally: Tally, name: str, how: str
 ) -> None:
-    """The same with a fit that is replayed."""
+    """The same with a replayed fit."""
     replay = replayed_pacemaker(tmp_path, iteration_s=0.05)
     _damage(make_config(REPLAYED), tmp_path, tally, name, how, fault=replay)
 
@@ -89,7 +89,7 @@ def _damage(
 def test_a_huge_log_with_binary_data(
     make_config: Callable[..., JobConfig], tmp_path: Path, tally: Tally
 ) -> None:
-    """The fit's own messages are found after a line of 100 MB and binary data."""
+    """The fit's messages are found after a line of 100 MB and binary data."""
     config = make_config(REPLAYED, run={"checkpoint_interval": 0.5, "heartbeat_interval": 0.5})
     noise = f"head -c {LONG_LINE_BYTES} /dev/zero; echo; head -c 100000 /dev/urandom; echo"
     job = jobs.run_job(config, tmp_path, fault=replayed_pacemaker(tmp_path, noise))

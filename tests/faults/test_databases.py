@@ -1,4 +1,4 @@
-"""A database that becomes unavailable in the middle of the export."""
+"""A database that becomes unavailable during the export."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RUN = {"checkpoint_interval": 0.1, "heartbeat_interval": 0.3, "retry_timeout": 2
 
 
 def after_pages(count: int, action: Callable[[], None]) -> Callable[[], None]:
-    """Return a fault: something happens once, when so many pages of selected rows were read."""
+    """Return a fault that happens once, after a number of pages of selected rows."""
 
     def install() -> None:
         from mlip_job.dataset import database
@@ -59,13 +59,13 @@ def database(postgresql: DatabaseServer, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 def disconnect(server: DatabaseServer, name: str) -> None:
-    """End all connections to a database."""
+    """Close all connections to a database."""
     ids = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
     server.execute(f"{ids} WHERE datname = '{name}'")
 
 
 def require_nothing_written(job: Job, config: JobConfig, tmp_path: Path) -> None:
-    """Check that a job ended with 69, in one line, before there was a dataset."""
+    """Check that a job ended with 69 and one line, before there was a dataset."""
     jobs.require_one_error(job)
     registry = jobs.registry_of(config)
     assert not list(registry.store.list(registry.keys.datasets))
@@ -78,7 +78,7 @@ def test_a_lost_connection_is_restored(
     database: str,
     tmp_path: Path,
 ) -> None:
-    """The export starts over, and has every row once."""
+    """The export restarts, and has every row once."""
     config = make_config(REPLAYED, run=RUN, database={"url": postgresql.url(database)})
     cut = after_pages(1, lambda: disconnect(postgresql, database))
     job = jobs.run_job(config, tmp_path, fault=both(replayed_pacemaker(tmp_path), cut))
@@ -95,7 +95,7 @@ def test_a_server_that_stays_unavailable_ends_the_job(
     database: str,
     tmp_path: Path,
 ) -> None:
-    """In bounded time, in one line; when it is available again the same command trains."""
+    """After limited retries, with one line; once it is available the same command trains."""
     run = RUN | {"retry_timeout": 1.5}
     config = make_config(REPLAYED, run=run, database={"url": postgresql.url(database)})
 
@@ -125,7 +125,7 @@ def test_a_locked_file_is_waited_for(make_config: Callable[..., JobConfig], tmp_
 
     fault = both(replayed_pacemaker(tmp_path), wait_little_for_locks)
     hold = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('BEGIN EXCLUSIVE'); "
-    # In a process of its own: SQLite's locks are those of a process and of what it forks.
+    # A separate process, because SQLite's locks are shared with forked children.
     writer = subprocess.Popen(
         [sys.executable, "-c", hold + "print(flush=True); input()", tmp_path / "structures.db"],
         stdin=subprocess.PIPE,
@@ -147,7 +147,7 @@ def test_a_locked_file_is_waited_for(make_config: Callable[..., JobConfig], tmp_
 def test_a_file_that_is_cut_off_ends_the_export(
     make_config: Callable[..., JobConfig], tmp_path: Path
 ) -> None:
-    """As on a network file system that loses what is in it."""
+    """For example on a network file system that loses content."""
     config = make_config(REPLAYED, run=RUN)
     path = tmp_path / "structures.db"
     whole = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Disks that are full or turn read-only: small file systems, mounted for the test."""
+"""Full and read-only disks: small file systems, mounted for the test."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RUN = {"checkpoint_interval": 0.05, "heartbeat_interval": 0.2, "retry_timeout": 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a file system; nothing fits on it yet."""
+    """Mount a file system without free space."""
     if os.getuid() != 0:
         pytest.skip("only root mounts file systems: run the tests as root")
     require_kernel("unshare", "--mount", "--", "mount", "-t", "tmpfs", "none", str(tmp_path))
@@ -44,7 +44,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def remount(disk: Path, options: str) -> None:
-    """Change its size or rights; it can't turn read-only in the moment of a write."""
+    """Change its size or mode; it can't become read-only during a write."""
     command = ["mount", "-o", f"remount,{options}", str(disk)]
     for _ in range(1000):
         if subprocess.run(command, check=False, capture_output=True).returncode == 0:
@@ -57,7 +57,7 @@ def remount(disk: Path, options: str) -> None:
 def test_a_disk_fills_up(
     make_config: Callable[..., JobConfig], disk: Path, tmp_path: Path, tally: Tally, place: str
 ) -> None:
-    """Each failure is one line; with more room the same command resumes."""
+    """Each failure is one line; with more space the same command resumes."""
     places = {"storage": {"url": str(disk)}} if place == "store" else {"work_dir": str(disk)}
     config = make_config(REPLAYED, run=RUN, **places)
     fault = replayed_pacemaker(tmp_path)
@@ -102,7 +102,7 @@ def test_a_store_turns_read_only_in_the_fit(
 
 
 def test_an_unused_database_in_wal_mode_is_read_from_a_read_only_disk(disk: Path) -> None:
-    """SQLite would have to create files next to it; unopened it can't change."""
+    """SQLite would have to create files next to it; a database that is not in use can't change."""
     remount(disk, "size=50m")
     path = disk / "structures.db"
     write_database(path, rattled(4))
@@ -117,7 +117,7 @@ def test_an_unused_database_in_wal_mode_is_read_from_a_read_only_disk(disk: Path
 
 
 def test_a_database_in_use_in_wal_mode_on_a_read_only_disk_has_a_remedy(disk: Path) -> None:
-    """What its -wal file holds would be missing."""
+    """The content of its -wal file would be missing."""
     remount(disk, "size=50m")
     path = disk / "structures.db"
     write_database(path, rattled(4))

@@ -1,4 +1,4 @@
-"""``run --fresh``, interrupted and run again: the state that it keeps, and that it removes."""
+"""``run --fresh``, interrupted and repeated: kept and removed state."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _stopped(config: JobConfig, directory: Path, variables: dict[str, str], *opt
 def _ended(
     config: JobConfig, directory: Path, variables: dict[str, str]
 ) -> tuple[jobs.Job, list[str]]:
-    """Run a job with ``--fresh`` to its end; return the attempts at what it has published."""
+    """Run a job with ``--fresh`` to its end; return the attempts of the published generation."""
     replay = replayed_pacemaker(directory)
     job = jobs.run_job(config, directory, "--fresh", fault=both(replay, _within(variables)))
     assert job.code == 0, job.text()
@@ -76,7 +76,7 @@ def test_only_state_of_the_same_job_is_kept(
     *,
     resumes: bool,
 ) -> None:
-    """State of another run is removed either way."""
+    """State of another run is removed in either case."""
     config = make_config(REPLAYED, run=RUN)
     _stopped(config, tmp_path, HAND)
     own = _stopped(config, tmp_path, first, "--fresh")
@@ -94,7 +94,7 @@ def test_a_job_killed_before_it_removed_old_state_removes_it_later(
     first: dict[str, str],
     second: dict[str, str],
 ) -> None:
-    """It held the claim and left nothing else: all state is another run's."""
+    """It held the claim and stored nothing: all state belongs to another run."""
     config = make_config(REPLAYED, run=RUN)
     _stopped(config, tmp_path, HAND)
     die = kill_at(Registry, "claim", "after", signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""A job killed at any moment leaves nothing half written, and the next run resumes."""
+"""A job killed at any moment leaves no incomplete object, and the next run resumes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ STAGES = {
 
 
 def kill_at(owner: Any, name: str, when: str, number: signal.Signals, call: int = 1) -> Any:
-    """Return a fault: the job gets a signal right before or after the n-th call of a function."""
+    """Return a fault: a signal right before or after the n-th call of a function."""
 
     def install() -> None:
         original = getattr(owner, name)
@@ -70,7 +70,7 @@ def kill_at(owner: Any, name: str, when: str, number: signal.Signals, call: int 
 def require_survived(
     config: JobConfig, directory: Path, killed: list[Job], tally: Tally, **options: Any
 ) -> None:
-    """Run the job again and check that all is there once, and whole."""
+    """Run the job again and check that everything exists once, and complete."""
     for job in killed:
         assert job.code in (0, -KILL, 75), job.text()
         assert "Traceback" not in job.text()
@@ -83,7 +83,7 @@ def require_survived(
 
 
 def kill(job: Job, number: signal.Signals, config: JobConfig, tally: Tally) -> None:
-    """Send a signal to a job, wait for its end, check the store, count what is lost."""
+    """Send a signal to a job, wait for its end, check the store, count lost iterations."""
     job.send(number)
     moment = datetime.now(UTC)
     job.wait()
@@ -99,7 +99,7 @@ def registry_saved(config: JobConfig) -> datetime | None:
 
 
 def settle(job: Job, config: JobConfig, tally: Tally) -> None:
-    """Check and count after a job has been killed."""
+    """Check and count after a killed job."""
     jobs.require_whole_or_nothing(config)
     lost = jobs.iterations_reached(config) - jobs.iterations_safe(config)
     tally.kill_points += 1
@@ -116,7 +116,7 @@ def test_killed_at_a_stage_boundary(
     when: str,
     number: signal.Signals,
 ) -> None:
-    """What was done by then is not repeated. The end of a stage is the start of the next."""
+    """Finished stages are not repeated. The end of a stage is the start of the next."""
     config, replay = make_config(REPLAYED), replayed_pacemaker(tmp_path)
     fault = both(replay, kill_at(*STAGES[stage], when, number))
     job = jobs.run_job(config, tmp_path, fault=fault)
@@ -156,7 +156,7 @@ def test_killed_at_a_stage_boundary_of_a_real_fit(
 def test_killed_at_random_moments_of_a_fit(
     make_config: Callable[..., JobConfig], tmp_path: Path, tally: Tally, seed: int
 ) -> None:
-    """Twice, with either signal, single-shot or in a ladder: the published curve is one."""
+    """Twice, with either signal, with and without a ladder: the published curve is continuous."""
     rng = random.Random(seed)
     ladder = (
         {"ladder_step": 3, "overrides": {"fit": {"ladder_type": "power_order"}}} if seed % 2 else {}

@@ -1,4 +1,4 @@
-"""Jobs that are started at once for one generation: exactly one publishes it."""
+"""Concurrent jobs for one generation: exactly one publishes it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def config(request: pytest.FixtureRequest, make_config: Callable[..., JobConfig]
 def test_of_concurrent_jobs_one_publishes(
     config: JobConfig, tmp_path: Path, tally: Tally, count: int
 ) -> None:
-    """The others name the attempt that trains, and end with 73 before they train."""
+    """The others name the running attempt, and end with 73 before they train."""
     slow = replayed_pacemaker(tmp_path, iteration_s=0.2)
     running = [jobs.start_job(config, tmp_path / str(n), fault=slow) for n in range(count)]
     codes = [job.wait() for job in running]
@@ -55,7 +55,7 @@ def test_of_concurrent_jobs_one_publishes(
 def test_without_claims_still_one_publishes(
     config: JobConfig, tmp_path: Path, tally: Tally
 ) -> None:
-    """A claim saves work; the manifest decides which attempt publishes."""
+    """A claim avoids duplicate work; the manifest decides which attempt publishes."""
 
     def ignore_claims() -> None:
         from mlip_job.registry import claim
@@ -74,14 +74,14 @@ def test_without_claims_still_one_publishes(
 def test_a_frozen_job_loses_its_claim_and_ends(
     config: JobConfig, tmp_path: Path, tally: Tally
 ) -> None:
-    """Suspended for longer than its claim lives, it wakes up, notices, and trains no further."""
+    """After a suspension longer than the claim's lifetime, the job notices and stops training."""
     run = config.run.model_copy(update={"heartbeat_interval": 0.2, "checkpoint_interval": 0.1})
     config = config.model_copy(update={"run": run})
     slow = replayed_pacemaker(tmp_path, iteration_s=1.0)
     first = jobs.start_job(config, tmp_path / "first", fault=slow)
     _wait_for_checkpoint(first, config)
     _freeze(first, config)
-    time.sleep(4)  # ten missed beats, and what the store's clock rounds off
+    time.sleep(4)  # ten missed beats, and the rounding of the store's clock
     second = jobs.run_job(config, tmp_path / "second", fault=replayed_pacemaker(tmp_path))
     assert second.code == 0, second.text()
     assert "taking over from attempt" in second.text()
@@ -103,11 +103,11 @@ def _wait_for_checkpoint(job: Job, config: JobConfig) -> None:
 
 
 def _freeze(job: Job, config: JobConfig) -> None:
-    """Suspend a job, but not while it holds the lock of a store in a directory: all would wait."""
+    """Suspend a job, but not while it holds the lock of a directory store: all would wait."""
     lock = Path(config.storage.url) / ".lock"
     while True:
         os.kill(job.pid, signal.SIGSTOP)
-        time.sleep(0.05)  # until it has stopped
+        time.sleep(0.05)  # until it is suspended
         if not lock.is_file():
             return
         with lock.open("ab") as file, suppress(BlockingIOError):
@@ -118,7 +118,7 @@ def _freeze(job: Job, config: JobConfig) -> None:
 
 
 def test_clocks_may_differ(config: JobConfig, tmp_path: Path) -> None:
-    """A live claim is not taken over by a machine whose clock is a year ahead, or behind."""
+    """A live claim is not taken over by a machine whose clock is a year off."""
     registry = jobs.registry_of(config)
     held = registry.claim(1, "first", stale_after_s=60)
 
@@ -128,7 +128,7 @@ def test_clocks_may_differ(config: JobConfig, tmp_path: Path) -> None:
 
     job = jobs.run_job(config, tmp_path, fault=in_another_year)
     assert job.code != 0
-    if job.code == 69:  # S3 refuses such a clock itself
+    if job.code == 69:  # S3 itself rejects such a clock
         assert "clock" in job.text()
     else:
         assert job.code == 73, job.text()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.faults.tally import Tally
 
 POINTS = int(os.environ.get("MLIP_JOB_TEST_FAULT_POINTS", "40"))
-_KILLED_AGAIN = 0.3  # the fraction of killed jobs whose next attempt is killed too
+_KILLED_AGAIN = 0.3  # fraction of killed jobs whose next attempt is killed too
 
 
 def test_killed_anywhere(
@@ -29,7 +29,7 @@ def test_killed_anywhere(
     tmp_path: Path,
     tally: Tally,
 ) -> None:
-    """From its first to its last moment, with either signal, again and again."""
+    """From the first to the last moment, with either signal, repeatedly."""
     rng = random.Random(20260101)
     replay = replayed_pacemaker(tmp_path)
     config = make_config(

@@ -1,4 +1,4 @@
-"""Single calls of an S3 store whose network fails: repeated, recognised or refused."""
+"""Single calls of an S3 store with a failing network: retried, recognised or rejected."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from tests.faults.tally import Tally
     from tests.servers.s3_faults import FaultProxy
 
-LARGE = 9 << 20  # B; goes in two parts
+LARGE = 9 << 20  # B; transferred in two parts
 
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait for nothing longer than a test may take."""
+    """Limit all waits to the length of a test."""
     monkeypatch.setattr(retry, "_FIRST_WAIT_SECONDS", 0.02)
     backoff = "botocore.retries.standard.ExponentialBackoff.delay_amount"
     monkeypatch.setattr(backoff, lambda *_: 0.02)
@@ -46,26 +46,26 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def counted(s3_proxy: FaultProxy, tally: Tally) -> Iterator[None]:
-    """Add what was injected to the count of this session."""
+    """Add the injected faults to the count of this session."""
     yield
     tally.s3_faults += s3_proxy.injected.total()
 
 
 @pytest.fixture
 def direct(s3_bucket: StorageConfig) -> ObjectStore:
-    """Return the store itself, to look at what is there."""
+    """Return the store itself, for inspection."""
     return open_store(s3_bucket)
 
 
 @pytest.fixture
 def impatient(s3_behind_proxy: StorageConfig) -> ObjectStore:
-    """Return the store behind the proxy, as a person's commands see it."""
+    """Return the store behind the proxy, with the settings of interactive commands."""
     return open_store(s3_behind_proxy)
 
 
 @pytest.fixture
 def patient(s3_behind_proxy: StorageConfig) -> ObjectStore:
-    """Return the store behind the proxy, as a run sees it."""
+    """Return the store behind the proxy, with the settings of a run."""
     return open_store(s3_behind_proxy, patience=30)
 
 
@@ -73,12 +73,12 @@ def patient(s3_behind_proxy: StorageConfig) -> ObjectStore:
 def test_no_passing_fault_reaches_a_run(
     patient: ObjectStore, s3_proxy: FaultProxy, tmp_path: Path, fault: str
 ) -> None:
-    """Each call meets it as often as botocore repeats, and once more; conditions hold."""
+    """Each call fails as often as botocore retries, and once more; conditions still hold."""
 
     def fail() -> None:
         s3_proxy.cancel()
         if fault in ("truncated", "corrupted"):
-            # Nothing shows a flipped bit in a listing: TLS and TCP have to.
+            # A bit flip in a listing is undetectable: TLS and TCP have to prevent it.
             s3_proxy.order(fault, r"^(?!.*list-type)", method="GET", times=4)
         elif "Condition" in fault or "Precondition" in fault or fault == "BadDigest":
             s3_proxy.order(fault, method="PUT", times=4)
@@ -109,7 +109,7 @@ def test_no_passing_fault_reaches_a_run(
     assert patient.head("a/1") is None
     (tmp_path / "up").write_bytes(b"content")
     s3_proxy.cancel()
-    if "Precondition" not in fault:  # an answer to conditional writes only
+    if "Precondition" not in fault:  # a response to conditional writes only
         fail()
     sha256 = patient.upload(tmp_path / "up", "a/2")
     fail()
@@ -122,7 +122,7 @@ def test_no_passing_fault_reaches_a_run(
 def test_a_lost_answer_to_ones_own_creation_is_a_success(
     impatient: ObjectStore, direct: ObjectStore, s3_proxy: FaultProxy, fault: str
 ) -> None:
-    """The store refuses the repetition, since it holds the first copy."""
+    """The store rejects the retry, because it has the first copy."""
     s3_proxy.order(fault, method="PUT")
     impatient.put_if_absent("m", b"by attempt a")
     assert direct.get("m") == b"by attempt a"
@@ -136,7 +136,7 @@ def test_a_lost_answer_to_ones_own_creation_is_a_success(
 def test_a_refusal_is_no_success_whatever_was_lost(
     impatient: ObjectStore, direct: ObjectStore, s3_proxy: FaultProxy
 ) -> None:
-    """Somebody else was first."""
+    """Another writer was first."""
     direct.put("m", b"by attempt b")
     s3_proxy.order("lost answer", method="PUT", times=2)
     with pytest.raises(ObjectExistsError):
@@ -158,19 +158,19 @@ def test_an_upload_in_parts_survives(
     fault: str,
     request_: str,
 ) -> None:
-    """When it begins, in the middle, and when it is completed; nothing is left of the tries."""
+    """When it begins, in the middle, and when it is completed; no failed attempt leaves parts."""
     s3_proxy.order(fault, request_, times=4)
     sha256 = patient.upload(large, "big")
     assert s3_proxy.injected[fault] == 4
     assert sha256 == hashlib.sha256(large.read_bytes()).hexdigest()
     assert direct.download("big", tmp_path / "down") == sha256
-    if fault != "lost answer":  # nobody can end an upload whose name was lost; gc does
+    if fault != "lost answer":  # nobody can abort an upload whose id was lost; gc does
         assert list(direct.leftovers(0)) == []
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a file that goes in parts."""
+    """Return a file that is transferred in parts."""
     path = tmp_path_factory.mktemp("large") / "file"
     path.write_bytes(os.urandom(LARGE))
     return path
@@ -180,7 +180,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_truncated_download_leaves_nothing(
     impatient: ObjectStore, direct: ObjectStore, s3_proxy: FaultProxy, tmp_path: Path, size: int
 ) -> None:
-    """It is an error that may pass, and no file appears, not even a part of one."""
+    """It is a transient error, and no file appears, not even a partial one."""
     direct.put("k", b"x" * size)
     s3_proxy.order("truncated", method="GET", times=float("inf"))
     for call in (lambda: impatient.download("k", tmp_path / "down"), lambda: impatient.get("k")):
@@ -193,7 +193,7 @@ def test_a_truncated_download_leaves_nothing(
 def test_a_corrupted_download_is_seen_by_its_checksum(
     impatient: ObjectStore, direct: ObjectStore, s3_proxy: FaultProxy, tmp_path: Path
 ) -> None:
-    """Where the store keeps one, small records are safe too."""
+    """If the store keeps one, small records are protected too."""
     direct.put("k", b"x" * 1000)
     s3_proxy.order("corrupted", method="GET", times=2)
     for call in (lambda: impatient.download("k", tmp_path / "down"), lambda: impatient.get("k")):
@@ -206,7 +206,7 @@ def test_a_corrupted_download_is_seen_by_its_checksum(
 def test_corruption_without_checksums_is_seen_by_the_hash(
     s3_behind_proxy: StorageConfig, s3_proxy: FaultProxy, tmp_path: Path
 ) -> None:
-    """What was damaged in transit once is fetched again; what stays damaged is refused."""
+    """Data damaged once in transit are fetched again; permanent damage is rejected."""
     s3_proxy.checksums = False
     registry = Registry(open_store(s3_behind_proxy), "cu-ni")
     manifest = _publish(registry, tmp_path / "files", "a")
@@ -242,7 +242,7 @@ def _publish(registry: Registry, directory: Path, attempt: str) -> Manifest:
 def test_ones_own_manifest_is_no_conflict(
     s3_behind_proxy: StorageConfig, s3_proxy: FaultProxy, tmp_path: Path, fault: str
 ) -> None:
-    """The answer to the one write that matters is lost, by botocore's tries and by ours."""
+    """The response to the decisive write is lost, in botocore's retries and in ours."""
     registry = Registry(open_store(s3_behind_proxy, patience=30), "cu-ni")
     s3_proxy.order(fault, "manifest", method="PUT", times=1 if "Precondition" in fault else 4)
     manifest = _publish(registry, tmp_path, "a")
@@ -261,7 +261,7 @@ LASTING += ["RequestTimeTooSkewed", "SignatureDoesNotMatch", "InvalidRequest"]
 def test_lasting_errors_are_asked_for_once(
     patient: ObjectStore, s3_proxy: FaultProxy, tmp_path: Path, code: str
 ) -> None:
-    """However patient a run is: nothing but a person can change them."""
+    """Even in a run with long retries: only a person can fix them."""
     (tmp_path / "up").write_bytes(b"x")
     calls = [
         lambda: patient.get("a"),
@@ -284,7 +284,7 @@ def test_lasting_errors_are_asked_for_once(
 def test_patience_is_bounded_and_logged(
     s3_behind_proxy: StorageConfig, s3_proxy: FaultProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A store that stays away is given up; each wait was said, with its reason."""
+    """A store that stays unavailable ends the retries; each wait is logged with its reason."""
     s3_proxy.order("SlowDown", times=float("inf"))
     started = time.monotonic()
     store = open_store(s3_behind_proxy, patience=1)
@@ -299,7 +299,7 @@ def test_patience_is_bounded_and_logged(
 
 
 def test_conflicts_that_last_are_given_up(impatient: ObjectStore, s3_proxy: FaultProxy) -> None:
-    """And said in words; they may pass."""
+    """With an explanation; the error is transient."""
     s3_proxy.order("ConditionalRequestConflict", method="PUT", times=float("inf"))
     with pytest.raises(StoreError, match=r"can't write m to s3://.* others keep writing") as caught:
         impatient.put_if_absent("m", b"x")

@@ -1,4 +1,4 @@
-"""Whole jobs on an S3 server that fails: they publish, or end with one clear line."""
+"""Whole jobs on a failing S3 server: they publish, or end with one clear line."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RUN = {"checkpoint_interval": 0.1, "heartbeat_interval": 0.3, "retry_timeout": 6
 
 @pytest.fixture(autouse=True)
 def counted(s3_proxy: FaultProxy, tally: Tally) -> Iterator[None]:
-    """Add what was injected to the count of this session."""
+    """Add the injected faults to the count of this session."""
     yield
     tally.s3_faults += s3_proxy.injected.total()
 
@@ -67,7 +67,7 @@ def test_a_real_fit_through_a_bad_network(
     tmp_path: Path,
     tally: Tally,
 ) -> None:
-    """A quarter of all requests fail: the generation is published once and whole."""
+    """A quarter of all requests fail: the generation is published once and complete."""
     s3_proxy.rate = 0.25
     config = make_config(storage=s3_behind_proxy.model_dump(), run=RUN)
     job = jobs.run_job(config, tmp_path, fault=retry_soon)
@@ -88,7 +88,7 @@ def test_replayed_fits_through_a_worse_network(
     """Every kind of fault occurs; damaged data are never accepted."""
     texts: list[str] = []
     s3_proxy.hang_s = 1.2
-    # Requests come in no certain order: repeat until each kind of fault was drawn.
+    # The order of requests varies: repeat until each kind of fault was drawn.
     while not texts or s3_proxy.injected.keys() != PASSING.keys():
         assert len(texts) < 12, s3_proxy.injected
         s3_proxy.rate = 0.3
@@ -118,7 +118,7 @@ def test_replayed_fits_through_a_worse_network(
 def test_a_lasting_error_ends_a_job_at_once(
     run: Callable[..., Job], s3_proxy: FaultProxy, tmp_path: Path, code: str, words: str
 ) -> None:
-    """Before it has exported anything, after one request, in one line."""
+    """Before any export, after one request, with one line."""
     s3_proxy.order(code, times=float("inf"))
     job = run()
     jobs.require_one_error(job, words)
@@ -151,7 +151,7 @@ def test_a_store_that_stays_unavailable_ends_the_job_and_a_later_run_resumes(
     s3_proxy: FaultProxy,
     tmp_path: Path,
 ) -> None:
-    """In bounded time, with each wait logged; iterations in checkpoints are not lost."""
+    """After limited retries, each logged; iterations in checkpoints are not lost."""
     fault = both(replayed_pacemaker(tmp_path), retry_soon)
     config = make_config(
         REPLAYED, storage=s3_behind_proxy.model_dump(), run=RUN | {"retry_timeout": 1}
@@ -179,7 +179,7 @@ def test_the_clock_of_the_store_may_be_wrong(
     tmp_path: Path,
     days: int,
 ) -> None:
-    """Ages are differences of its own times: no claim is stale and no file old for that."""
+    """Ages are differences of the store's times: no claim becomes stale and no file old."""
     s3_proxy.clock_offset = timedelta(days=days)
     registry = Registry(open_store(config.storage), config.family)
     held = registry.claim(1, "first", stale_after_s=600)
@@ -195,7 +195,7 @@ def test_the_clock_of_the_store_may_be_wrong(
 def test_the_answer_to_the_manifest_is_lost(
     seen: JobConfig, run: Callable[..., Job], s3_proxy: FaultProxy, tally: Tally
 ) -> None:
-    """A job that has published does not call it a conflict with itself."""
+    """A job that has published does not report a conflict with itself."""
     s3_proxy.order("lost answer", "manifest", method="PUT", times=4)
     job = run()
     assert job.code == 0, job.text()
@@ -207,7 +207,7 @@ def test_the_answer_to_the_manifest_is_lost(
 def test_the_store_becomes_unavailable_while_the_claim_is_taken(
     run: Callable[..., Job], s3_proxy: FaultProxy, seen: JobConfig
 ) -> None:
-    """An attempt that did not learn that it has the claim does not lock the generation."""
+    """An attempt that did not get the response does not lock the generation."""
     s3_proxy.order("AccessDenied", "claim.json", method="GET", times=float("inf"), after=1)
     jobs.require_one_error(run(), "access denied to GetObject")
     s3_proxy.cancel()

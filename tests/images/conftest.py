@@ -1,4 +1,4 @@
-"""A small job for images to run."""
+"""A small job to run in images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def make_job(tmp_path: Path) -> Callable[..., ImageJob]:
-    """Return a function that prepares a job in a directory; the image sees it by the same name."""
+    """Return a function that prepares a job in a directory with the same path inside the image."""
 
     def make(**training: object) -> ImageJob:
         directory = tmp_path / "job"

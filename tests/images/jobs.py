@@ -1,4 +1,4 @@
-"""Run the job in an image, and stop it there."""
+"""Run and stop the job in an image."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from mlip_job.config import JobConfig
     from mlip_job.registry import Manifest
 
-# A fit that lasts long enough to be stopped in its middle.
+# A fit long enough to be stopped midway.
 LONG = {"functions_per_element": 8, "max_iter": 40, "linear_start": False}
 
 
 @dataclass(frozen=True)
 class ImageJob:
-    """Generation 1 of a small family, all of whose files are in one directory."""
+    """Generation 1 of a small family, with all files in one directory."""
 
     config: JobConfig
     directory: Path

@@ -32,7 +32,7 @@ def in_image(apptainer: Apptainer, sif: Path, job: ImageJob) -> list[str]:
 
 
 def test_labels_and_help(apptainer: Apptainer, sif: Path) -> None:
-    """Version, variant and licence of the contents; help."""
+    """Version, variant and licence of the content; help."""
     described = json.loads(apptainer("inspect", "--json", "--labels", sif))
     labels = described["data"]["attributes"]["labels"]
     assert labels["org.opencontainers.image.version"] == "test"
@@ -42,7 +42,7 @@ def test_labels_and_help(apptainer: Apptainer, sif: Path) -> None:
 
 
 def test_no_build_files_are_left(apptainer: Apptainer, sif: Path) -> None:
-    """No pip, no settings of it, no sources."""
+    """No pip, no pip settings, no sources."""
     removed = "/mnt/* /etc/pip.conf /opt/pip /opt/mlip-job/bin/pip /opt/build/source"
     script = f"for path in {removed}; do test ! -e $path || echo $path; done"
     assert apptainer("exec", "--containall", sif, "sh", "-c", script) == ""
@@ -52,7 +52,7 @@ def test_no_build_files_are_left(apptainer: Apptainer, sif: Path) -> None:
 def test_an_interrupted_job_resumes(
     apptainer: Apptainer, sif: Path, make_job: Callable[..., ImageJob]
 ) -> None:
-    """SIGTERM to `apptainer run` gets through; its exit code comes back; the next run publishes."""
+    """SIGTERM to `apptainer run` reaches the job; exit code 75; the next run publishes."""
     job = make_job(**LONG)
     text = job.interrupt(in_image(apptainer, sif, job), subprocess.Popen.terminate)
     assert "stopped by SIGTERM" in text
@@ -71,13 +71,14 @@ def test_a_batch_job_in_the_image(
 ) -> None:
     """Under Slurm, with --nv: stopped as before a time limit, requeued, and published.
 
-    The signal may end the FUSE mount first, as docs/slurm.md says; it is requeued all the same.
+    The signal may end the FUSE mount first, as docs/slurm.md says; the job is requeued all the
+    same.
     """
     container = tmp_path / "apptainer"
     container.write_text(f'#!/bin/sh\nexec {shlex.join(apptainer.command)} "$@"\n')
     container.chmod(0o755)
     family = make_family(tmp_path, slurm, cli)
-    settings = {"gres": "gpu:1", "require_gpu": False, "setup": []}  # the GPU is no real one
+    settings = {"gres": "gpu:1", "require_gpu": False, "setup": []}  # the GPU is simulated
     endless = LONG | {"max_iter": 100_000}
     family.configure(training=endless, container=str(container), image=str(sif), **settings)
     job = family.submit()
@@ -100,7 +101,7 @@ def test_a_batch_job_in_the_image(
 def test_unknown_variants_are_rejected(
     apptainer: Apptainer, base_archive: Path, pip_settings: Path, tmp_path: Path
 ) -> None:
-    """The build names the variants before it installs anything."""
+    """The build lists the variants before it installs anything."""
     options = build_options(base_archive, pip_settings)
     command = [*apptainer.command, *options, "--build-arg", "variant=rocm", tmp_path / "x.sif"]
     done = subprocess.run(

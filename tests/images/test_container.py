@@ -1,4 +1,4 @@
-"""The image of the Dockerfile, run with as few rights as Kubernetes grants."""
+"""Image of the Dockerfile, run with the rights that Kubernetes grants."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UID = 10001
 
 @pytest.fixture(autouse=True)
 def _built(cpu_image: str) -> None:
-    """Have the image."""
+    """Build the image."""
 
 
 def in_container(podman: Podman, job: ImageJob, name: str = "") -> list[str]:
@@ -40,7 +40,7 @@ def shell(podman: Podman, script: str) -> str:
 
 
 def test_metadata_and_help(podman: Podman) -> None:
-    """Numeric user, init, entry point, licence of the contents; help."""
+    """Numeric user, init, entry point, licence of the content; help."""
     (described,) = json.loads(podman("image", "inspect", "localhost/mlip-job:cpu"))
     config = described["Config"]
     assert config["User"] == f"{UID}:{UID}"
@@ -79,7 +79,7 @@ def test_self_test(podman: Podman) -> None:
 
 @pytest.mark.pacemaker
 def test_an_interrupted_job_resumes(podman: Podman, make_job: Callable[..., ImageJob]) -> None:
-    """SIGTERM gets through the init; its exit code comes back; the next run publishes."""
+    """The init forwards SIGTERM; the exit code is returned; the next run publishes."""
     job = make_job(**LONG)
     name = f"mlip-job-{os.getpid()}"
     text = job.interrupt(
@@ -92,7 +92,7 @@ def test_an_interrupted_job_resumes(podman: Podman, make_job: Callable[..., Imag
 
 
 def test_exit_codes_are_passed_on(podman: Podman) -> None:
-    """The init passes on the exit code of the job."""
+    """The init returns the exit code of the job."""
     done = subprocess.run(
         [*podman.job(), "run", "-g", "1"], check=False, capture_output=True, text=True
     )

@@ -1,4 +1,4 @@
-"""A database to fill and a directory to build a dataset in."""
+"""A database to fill and a directory for a dataset."""
 
 from __future__ import annotations
 

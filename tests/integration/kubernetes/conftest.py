@@ -1,4 +1,4 @@
-"""A namespace of a real control plane, and the scheduler of a user with few rights."""
+"""A namespace on a real control plane, and the scheduler of a user with minimal rights."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def documented_rules(name: str = "mlip-job-submitter") -> list[dict[str, Any]]:
 
 
 def cancel(scheduler: KubernetesScheduler, handle: JobHandle) -> None:
-    """Cancel a Job and wait until it is gone."""
+    """Cancel a Job and wait until it is deleted."""
     scheduler.cancel(handle)
     wait_for(lambda: scheduler.status(handle).state is JobState.GONE, "the end of a cancelled Job")
 
@@ -65,7 +65,7 @@ def namespace(control_plane: ControlPlane, node: Node) -> str:
 def configure(
     namespace: str, control_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., JobConfig]:
-    """Return a function that makes a configuration with settings of Kubernetes."""
+    """Return a function that makes a configuration with Kubernetes settings."""
     kubeconfig = control_plane.kubeconfig(SUBMITTER, namespace=namespace)
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
 
@@ -75,7 +75,7 @@ def configure(
             {
                 "family": family,
                 "database": {"url": "postgresql://ase@db.example/ase"},
-                "training": {"cutoff": cutoff, "max_iter": 100},  # so that it asks for a GPU
+                "training": {"cutoff": cutoff, "max_iter": 100},  # so that it requests a GPU
                 "storage": {"url": "s3://mlip/potentials"},
                 "submit": {"scheduler": "kubernetes", "kubernetes": kubernetes},
             },
@@ -101,7 +101,7 @@ def request_for(configure: Callable[..., JobConfig]) -> Callable[..., JobRequest
 
 @pytest.fixture
 def config_file(configure: Callable[..., JobConfig], tmp_path: Path) -> Path:
-    """Write a configuration whose store needs credentials that nobody has here."""
+    """Write a configuration whose store needs credentials that are missing here."""
     path = tmp_path / "mlip-job.yaml"
     values = configure().model_dump(mode="json") | {"work_dir": str(tmp_path / "work")}
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
@@ -126,7 +126,7 @@ def submit(scheduler: KubernetesScheduler, request_for: Callable[..., JobRequest
 def s3_for_pods(
     real_node: RealNode, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[S3Server]:
-    """Start a server that pods reach."""
+    """Start a server that pods can reach."""
     log = tmp_path_factory.mktemp("s3") / "server.log"
     with running_s3_server(log, real_node.address) as server:
         yield server
@@ -182,7 +182,7 @@ def family(
                 "memory": "2Gi",
                 "work_size": "1Gi",
                 "gpus": 1,
-                "require_gpu": False,  # it is only a number
+                "require_gpu": False,  # the GPU is only a number
                 "secrets": ["mlip"],
                 "claims": [
                     {

@@ -1,4 +1,4 @@
-"""A family whose generations are trained by the pods of a real node."""
+"""A family whose generations are trained by pods on a real node."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Family:
-    """A family in a restricted namespace, whose database is on a volume."""
+    """A family in a restricted namespace, with its database on a volume."""
 
     node: RealNode
     namespace: str
@@ -45,11 +45,11 @@ class Family:
 
     @property
     def registry(self) -> Registry:
-        """What is published."""
+        """The registry."""
         return registry_of(self.config)
 
     def run(self, *arguments: str) -> Ended:
-        """Run a command of mlip-job as the user who submits."""
+        """Run mlip-job as the submitting user."""
         return self.cli("-c", self.path, *arguments)
 
     def submit(self, generation: int = 1) -> str:
@@ -60,27 +60,27 @@ class Family:
         return str(job["name"])
 
     def job(self, name: str) -> dict[str, Any]:
-        """Return a Job as the API server has it."""
+        """Return a Job from the API server."""
         job = self.node.batch.read_namespaced_job(name, self.namespace)
         manifest: dict[str, Any] = self.node.batch.api_client.sanitize_for_serialization(job)
         return manifest
 
     def wait_for(self, what: str, condition: Callable[[], Any]) -> Any:
-        """Return what `condition` returns once that is true."""
+        """Return the result of `condition` once it is true."""
         return self.node.wait_for(self.namespace, what, condition)
 
     def wait_for_checkpoint(self) -> int:
-        """Return how many iterations of generation 1 are stored, once there are some."""
+        """Wait for a checkpoint of generation 1; return its number of iterations."""
         count: int = self.wait_for("a checkpoint", lambda: iterations_safe(self.config))
         return count
 
     def wait_for_end(self, job: str, generation: int = 1) -> dict[str, Any]:
-        """Wait until a Job has ended; return what ``status`` says."""
+        """Wait for the end of a Job; return the output of ``status``."""
         self.wait_for(f"the end of {job}", lambda: has_ended(self.job(job)))
         return self.status(generation)
 
     def status(self, generation: int = 1) -> dict[str, Any]:
-        """Return what ``status`` says of a generation."""
+        """Return the output of ``status`` for a generation."""
         said = self.run("status", "-g", str(generation), "--json")
         status: dict[str, Any] = json.loads(said.out)
         return status

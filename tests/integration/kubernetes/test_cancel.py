@@ -1,4 +1,4 @@
-"""Cancelling leaves a run the time for its checkpoint."""
+"""Cancelling gives a run time for its checkpoint."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_cancelling_waits_for_the_pod(
     node: Node,
     namespace: str,
 ) -> None:
-    """The pod is stopped and gets its grace period; the Job is there until it has gone."""
+    """The pod is stopped and gets its grace period; the Job is kept until it has ended."""
     plan = scheduler.plan(request_for())
     handle = scheduler.submit(plan)
     pod = node.pod(namespace, handle.name)
@@ -56,7 +56,7 @@ def test_cancelling_waits_for_the_pod(
     assert cancelling.returncode == 0
     assert scheduler.status(handle).state is JobState.GONE
     assert scheduler.find("cu-ni", 4) is None
-    scheduler.cancel(handle)  # once more changes nothing
+    scheduler.cancel(handle)  # a second time changes nothing
     again = cli("-c", config_file, "cancel", "-g", 4)
     assert (again.code, "kubernetes knows no job of gen_04" in again.err) == (64, True)
 
@@ -69,7 +69,7 @@ def test_cancelling_need_not_wait(
     node: Node,
     namespace: str,
 ) -> None:
-    """It returns once the pod is being stopped; the same again has the same result."""
+    """It returns once the pod is being stopped; a second call has the same result."""
     handle = submit()
     pod = node.pod(namespace, handle.name)
     node.start(pod)
@@ -85,7 +85,7 @@ def test_cancelling_need_not_wait(
 def test_a_job_that_has_ended_is_kept(
     scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
-    """With its pod and the log in it."""
+    """With its pod and the pod's log."""
     handle = submit()
     node.end(node.pod(namespace, handle.name), 0)
     wait_for(lambda: scheduler.status(handle).state.ended, "the end")

@@ -1,4 +1,4 @@
-"""From a submission to a published generation, with PostgreSQL, S3 and the real pacemaker."""
+"""From submission to a published generation, with PostgreSQL, S3 and the real pacemaker."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.pacemaker
 def values(
     node: Node, namespace: str, postgresql: DatabaseServer, s3_bucket: StorageConfig
 ) -> dict[str, Any]:
-    """Return a configuration whose passwords are in a Secret of the namespace."""
+    """Return a configuration with passwords in a Secret of the namespace."""
     database = postgresql.new_database()
     write_database(postgresql.url_with_password(database), rattled(10))
     names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
@@ -78,7 +78,7 @@ def test_a_generation_is_published(
     namespace: str,
     tmp_path: Path,
 ) -> None:
-    """The manifest names the Job and the image; the status says what was published."""
+    """The manifest names the Job and the image; status shows the published generation."""
     request = _request(values, tmp_path)
     plan = scheduler.plan(request)
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in plan.text
@@ -105,7 +105,7 @@ def test_an_indexed_job_trains_an_ensemble(
     namespace: str,
     tmp_path: Path,
 ) -> None:
-    """Each pod trains the member of its index; whichever ends last publishes the best."""
+    """Each pod trains the member of its index; the last one to end publishes the best."""
     request = replace(_request(values, tmp_path), ensemble=2)
     with PodRunner(node, namespace, tmp_path) as runner:
         handle = scheduler.submit(scheduler.plan(request))
@@ -130,7 +130,7 @@ def test_a_cancelled_generation_goes_on_where_it_was(
     namespace: str,
     tmp_path: Path,
 ) -> None:
-    """A cancelled pod stores its checkpoint; the next submission resumes from there."""
+    """A cancelled pod stores its checkpoint; the next submission resumes from it."""
     values["training"] |= {"functions_per_element": 8, "max_iter": 25}
     values["run"] = {"checkpoint_interval": 1}
     request = _request(values, tmp_path)
@@ -156,7 +156,7 @@ def test_a_pod_that_replaces_another_does_not_start_over(
     namespace: str,
     tmp_path: Path,
 ) -> None:
-    """Of a Job with ``--fresh``: the first pod removes what another Job left, and no other does."""
+    """Job with ``--fresh``: the first pod removes state of other Jobs, its replacements do not."""
     values["training"] |= {"functions_per_element": 8, "max_iter": 100_000}
     values["run"] = {"checkpoint_interval": 1}
     request = _request(values, tmp_path)
@@ -192,7 +192,7 @@ def test_a_failure_is_told_in_the_runs_own_words(
     namespace: str,
     tmp_path: Path,
 ) -> None:
-    """Its termination message comes through pod and Job to who asks for the status."""
+    """Its termination message reaches status through pod and Job."""
     values["database"]["select"] = "status=absent"
     with PodRunner(node, namespace, tmp_path):
         handle = scheduler.submit(scheduler.plan(_request(values, tmp_path)))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tests.servers.kubernetes import ControlPlane
     from tests.servers.node import Node
 
-# What the API server adds, and what differs between two of the same.
+# Fields that the API server adds, or that differ between two equal Jobs.
 CONTROLLER_LABELS = (
     *("batch.kubernetes.io/controller-uid", "batch.kubernetes.io/job-name"),
     *("controller-uid", "job-name"),
@@ -51,7 +51,7 @@ def helm_in(helm: Helm, control_plane: ControlPlane) -> Callable[..., Any]:
 
 
 def job_on_server(node: Node, namespace: str, name: str) -> dict[str, Any]:
-    """Return a Job as the API server has it, without what it adds to each."""
+    """Return a Job from the API server, without the fields that it adds."""
     job = node.batch.read_namespaced_job(name, namespace)
     manifest: dict[str, Any] = node.batch.api_client.sanitize_for_serialization(job)
     own = ("name", "namespace", "labels", "annotations")
@@ -73,7 +73,7 @@ def test_what_is_submitted_and_what_is_installed_are_accepted_alike(
     node: Node,
     namespace: str,
 ) -> None:
-    """The same Job with the server's defaults, and pods that pass the restricted level."""
+    """The same Job with the server's defaults, and pods that meet the restricted level."""
     request = request_for(claims=[{"claim": "data", "mount_path": "/data", "read_only": True}])
     submitted = scheduler.submit(scheduler.plan(request))
     other = control_plane.new_namespace()
@@ -93,7 +93,7 @@ def test_a_release_is_a_generation(
     node: Node,
     namespace: str,
 ) -> None:
-    """Its end is the Job's; mlip-job finds it; another release can't have the same one."""
+    """It ends with the Job; mlip-job finds it; no other release can have the same generation."""
     values = values_for(request_for())
     said = helm_in(namespace, "install", "gen-04", CHART, values=values).stdout
     assert "gen_04 of cu-ni is job/mlip-cu-ni-gen-04." in said
@@ -128,7 +128,7 @@ def test_a_release_and_a_submission_know_of_each_other(
     node: Node,
     namespace: str,
 ) -> None:
-    """What helm can't see is shown, and ended as a whole; other Jobs of the namespace go on."""
+    """Status shows Jobs that helm can't see, and cancel ends them; others continue."""
     neighbours = [request_for(5), request_for(family="cu-ni-2")]
     spared = {scheduler.submit(scheduler.plan(request)).name for request in neighbours}
     submitted = scheduler.submit(scheduler.plan(request_for()))
@@ -176,7 +176,7 @@ def test_helm_test_ends_as_the_check_does(
     namespace: str,
     exit_code: int,
 ) -> None:
-    """And shows what it found."""
+    """It prints the result of the check."""
     helm_in(namespace, "install", "gen-04", CHART, values=values_for(request_for()))
     with ThreadPoolExecutor() as pool:
         command = ("test", "gen-04", "--logs", "--timeout", "60s")
@@ -201,7 +201,7 @@ def test_helm_test_ends_as_the_check_does(
 def test_all_that_is_installed_is_accepted(
     helm_in: Callable[..., Any], control_plane: ControlPlane, node: Node, values: Path
 ) -> None:
-    """Every object by the API server, every pod by the restricted level, with no warning."""
+    """Every object by the API server, every pod by the restricted level, without a warning."""
     _install_classes(node)
     namespace = control_plane.new_namespace()
     done = helm_in(namespace, "install", "release", CHART, "--values", values)
@@ -228,7 +228,7 @@ def test_all_that_is_installed_is_accepted(
 
 
 def _install_classes(node: Node) -> None:
-    """Make what ci/everything-values.yaml names and an administrator has to provide."""
+    """Create the objects of ci/everything-values.yaml that an administrator has to provide."""
     from kubernetes import client
 
     scheduling = client.SchedulingV1Api(node.core.api_client)

@@ -1,4 +1,4 @@
-"""Our image, run by a real kubelet: fits, stops, limits, side containers."""
+"""The image on a real kubelet: fits, stops, limits, side containers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.pacemaker
 
 UID = 10001
 ENDLESS = {"functions_per_element": 8, "max_iter": 100_000}
-# Long enough to be stopped in its middle.
+# Long enough to be stopped midway.
 LONG = {"functions_per_element": 8, "max_iter": 40}
 
 
@@ -63,7 +63,7 @@ def test_a_deleted_pod_is_replaced_and_resumes(family: Family) -> None:
 
 
 def test_a_release_trains_with_a_native_sidecar(family: Family, helm: Helm, tmp_path: Path) -> None:
-    """A linear fit to a store on a volume; the injected proxy ends with the run, and so the Job."""
+    """A linear fit to a store on a volume; the injected proxy ends after the run."""
     plane, namespace = family.node.plane, family.namespace
     rights = "Object.spec.initContainers.securityContext"
     plane.add_to_pods(
@@ -141,7 +141,7 @@ def test_a_container_has_few_rights(family: Family) -> None:
 
 
 def test_the_memory_limit_is_explained(family: Family) -> None:
-    """The kernel ends a run that uses more; status names the limit and the setting."""
+    """The kernel kills a run that exceeds it; status names the limit and the setting."""
     family.configure(memory="100Mi", backoff_limit=0)
     status = family.wait_for_end(family.submit())
     assert (status["state"], status["native_state"]) == ("failed", "OOMKilled"), status
@@ -165,7 +165,7 @@ def test_a_deadline_stores_a_checkpoint(family: Family) -> None:
 
 
 def test_a_missing_gpu_fails_the_job(family: Family) -> None:
-    """The container has no device file of the GPU that it requested: 71, without a retry."""
+    """The container lacks the device file of the requested GPU: 71, without a retry."""
     family.configure(require_gpu=True)
     status = family.wait_for_end(family.submit())
     assert (status["state"], status["exit_code"]) == ("failed", 71), status

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.pacemaker
 
 
 def test_a_generation_of_higher_priority_preempts(family: Family, kueue: Kueue) -> None:
-    """Status names the quota that the one waits for, and why the other one was evicted."""
+    """Status names the quota that the pending one waits for, and why the other was evicted."""
     queue = kueue.make_queue(family.namespace, gpus=1)
     kueue.make_priority("urgent", 1000)
     family.configure(training={"functions_per_element": 8, "max_iter": 100_000}, queue=queue)

@@ -1,4 +1,4 @@
-"""Logs come through the real API server from the node that the tests play."""
+"""Logs through the real API server from the simulated node."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Follower:
             self.lines.append(line)
 
     def wait(self, lines: list[str]) -> None:
-        """Wait until these lines have come, and no others."""
+        """Wait for exactly these lines."""
         wait_for(lambda: len(self.lines) >= len(lines), f"{len(lines)} lines")
         assert self.lines == lines
 
@@ -61,8 +61,8 @@ def test_logs_of_all_attempts_follow_each_other(
 ) -> None:
     """Followed from before the first pod to the end of the Job, and read again afterwards.
 
-    No line is missing and none comes twice, over a lost connection too, though lines share their
-    time and the API takes where to go on to the second only.
+    No line is missing or repeated, also after a lost connection, although lines share their time
+    and the API takes the start time in whole seconds only.
     """
     handle = submit()
     follower = Follower(scheduler, handle)
@@ -92,7 +92,7 @@ def test_logs_of_all_attempts_follow_each_other(
 def test_a_lost_connection_loses_no_line(
     scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
-    """It breaks in the middle of a line, which comes whole afterwards."""
+    """It is lost in the middle of a line, which arrives complete afterwards."""
     handle = submit()
     pod = node.pod(namespace, handle.name)
     log = node.log(pod)
@@ -109,7 +109,7 @@ def test_a_lost_connection_loses_no_line(
 
 
 class Link:
-    """A connection to the API server that can be cut."""
+    """A connection to the API server that a test can close."""
 
     def __init__(self, plane: ControlPlane) -> None:
         self.up = True
@@ -162,7 +162,7 @@ def test_following_outlives_a_cluster_that_is_away(
     namespace: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And a silence that is longer than a connection is trusted."""
+    """Also after a silence longer than the connection timeout."""
     request, link = request_for(), Link(control_plane)
     kubeconfig = control_plane.kubeconfig(SUBMITTER, namespace=namespace, server=link.url)
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
@@ -193,7 +193,7 @@ def test_following_outlives_a_cluster_that_is_away(
 def test_following_ends_when_the_job_is_gone(
     scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
-    """Its pods and their logs went with it."""
+    """Its pods and their logs are deleted with it."""
     handle = submit()
     pod = node.pod(namespace, handle.name)
     node.log(pod).say("begun")
@@ -210,7 +210,7 @@ def test_following_ends_when_the_job_is_gone(
 def test_members_are_told_apart(
     scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
-    """Each line of an ensemble has its member's number before it."""
+    """Each line of an ensemble has its member's number as prefix."""
     handle = submit(ensemble=2)
     for _ in range(2):
         pod = node.pod(namespace, handle.name)

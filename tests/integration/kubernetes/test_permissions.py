@@ -1,6 +1,6 @@
-"""The role in docs/kubernetes.md is enough, and every verb of it is needed.
+"""The role in docs/kubernetes.md is sufficient, and every verb of it is needed.
 
-All other tests of this folder run with that role; these take one verb out of it at a time.
+All other tests of this folder run with that role; these remove one verb at a time.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def life(
     request_for: Callable[..., JobRequest],
     node: Node,
 ) -> Callable[[str], None]:
-    """Return a function that does all that mlip-job does, in a namespace."""
+    """Return a function that performs all operations of mlip-job in a namespace."""
 
     def live(namespace: str) -> None:
         request = request_for(namespace=namespace)
@@ -75,7 +75,7 @@ def life(
 def test_a_missing_verb_is_named(
     control_plane: ControlPlane, life: Callable[[str], None], node: Node, resource: str, verb: str
 ) -> None:
-    """With its resource and the namespace; events and workloads only explain why a Job waits."""
+    """With its resource and namespace; events and workloads only explain why a Job is pending."""
     namespace = control_plane.new_namespace()
     control_plane.allow(namespace, without(resource, verb), SUBMITTER)
     if resource in ("events", "workloads"):
@@ -93,5 +93,5 @@ def test_a_missing_verb_is_named(
 
 
 def test_the_whole_role_is_enough(namespace: str, life: Callable[[str], None]) -> None:
-    """To the last step."""
+    """For every operation."""
     life(namespace)

@@ -1,4 +1,4 @@
-"""What status says of a Job on a real API server, from its first pod to its end."""
+"""Status of a Job on a real API server, from its first pod to its end."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def until(
 
 
 def test_no_node_fits(scheduler: KubernetesScheduler, submit: Submit) -> None:
-    """In the scheduler's own words, which count the nodes."""
+    """The scheduler's own message, which counts the nodes."""
     handle = submit(gpus=GPUS + 1)
     status = until(scheduler, handle, lambda s: s.native == "Unschedulable")
     assert status.state is JobState.PENDING
@@ -81,7 +81,7 @@ def test_a_volume_is_missing(
 def test_a_quota_is_used_up(
     scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
-    """The quota controller of the real cluster refuses the pod."""
+    """The quota controller of the real cluster rejects the pod."""
     node.core.create_namespaced_resource_quota(
         namespace,
         {"metadata": {"name": "gpus"}, "spec": {"hard": {"requests.nvidia.com/gpu": "1"}}},
@@ -98,7 +98,7 @@ def test_a_quota_is_used_up(
 def test_a_quota_on_what_pods_do_not_state(
     scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
-    """The setting is named; with it, the pod is made, and is within the quota."""
+    """The setting is named; with it, the pod is created within the quota."""
     hard = {"limits.cpu": "8", "limits.ephemeral-storage": "100Gi"}
     node.core.create_namespaced_resource_quota(
         namespace, {"metadata": {"name": "limits"}, "spec": {"hard": hard}}
@@ -121,7 +121,7 @@ def test_a_quota_on_what_pods_do_not_state(
 def test_kueue_holds_it_back(
     scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
-    """The Job is made suspended, with one label; Kueue starts it, as here by hand."""
+    """The Job is created suspended, with one label; Kueue starts it, here simulated."""
     handle = submit(queue="training")
     status = scheduler.status(handle)
     assert (status.state, status.native) == (JobState.PENDING, "Suspended")
@@ -139,7 +139,7 @@ def test_kueue_holds_it_back(
 def test_it_succeeds(
     scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
-    """And says in one line what was published."""
+    """With one line about the published generation."""
     handle = submit()
     pod = node.pod(namespace, handle.name)
     node.start(pod)
@@ -167,7 +167,7 @@ def test_a_permanent_failure_ends_the_job(
     exit_code: int,
     words: str,
 ) -> None:
-    """At once, though three retries are allowed, with what the run itself said."""
+    """Immediately, although three retries are allowed, with the message of the run."""
     handle = submit(backoff_limit=3)
     said = json.dumps({"exit_code": exit_code, "message": "its own words", "hint": "its hint"})
     node.end(node.pod(namespace, handle.name), exit_code, message=said)
@@ -181,7 +181,7 @@ def test_a_permanent_failure_ends_the_job(
 
 
 def test_no_node_is_of_the_architecture(scheduler: KubernetesScheduler, submit: Submit) -> None:
-    """The pod waits, instead of failing."""
+    """The pod stays pending instead of failing."""
     status = until(scheduler, submit(architecture="arm64"), lambda s: s.native == "Unschedulable")
     assert "didn't match Pod's node affinity/selector" in str(status.reason)
 
@@ -189,7 +189,7 @@ def test_no_node_is_of_the_architecture(scheduler: KubernetesScheduler, submit: 
 def test_a_failure_that_may_pass_is_tried_again(
     scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
-    """As often as was said, and the end names the last cause."""
+    """As often as configured; the final status names the last cause."""
     handle = submit(backoff_limit=0)
     node.end(node.pod(namespace, handle.name), 69, message="error: no route to host")
     status = until(scheduler, handle, lambda s: s.state.ended)
@@ -202,7 +202,7 @@ def test_a_failure_that_may_pass_is_tried_again(
 def test_an_interrupted_run_is_started_again_without_counting(
     scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
-    """Exit code 75 resumes in another pod of the same Job, even with no retry allowed."""
+    """Exit code 75 resumes in another pod of the same Job, even without retries."""
     handle = submit(backoff_limit=0)
     first = node.pod(namespace, handle.name)
     node.start(first)
@@ -221,7 +221,7 @@ def test_an_interrupted_run_is_started_again_without_counting(
 def test_a_disruption_does_not_count(
     scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
-    """Even where the run took the loss of its pacemaker for a failed training."""
+    """Even if the run reported the loss of its pacemaker as a failed training."""
     handle = submit(backoff_limit=0)
     first = node.pod(namespace, handle.name)
     node.start(first)
@@ -236,7 +236,7 @@ def test_a_disruption_does_not_count(
 def test_a_deadline_is_said(
     scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
-    """And not taken for a failure of the run, whose pod ends with 75."""
+    """It is not reported as a failure of the run, whose pod ends with 75."""
     handle = submit(active_deadline_seconds=1)
     pod = node.pod(namespace, handle.name)
     node.start(pod)
@@ -258,7 +258,7 @@ def test_a_deadline_is_said(
 def with_proxy(
     scheduler: KubernetesScheduler, request_for: Callable[..., JobRequest]
 ) -> Callable[[], JobHandle]:
-    """Return a function that submits a Job into whose pod a service mesh puts a container."""
+    """Return a function that submits a Job into whose pod a service mesh injects a container."""
 
     def submit() -> JobHandle:
         plan = scheduler.plan(request_for(backoff_limit=3))
@@ -272,7 +272,7 @@ def with_proxy(
 
 
 def keep(node: Node, pod: Any, exit_code: int, message: str = "") -> None:
-    """Report that the run has ended, and that the proxy runs."""
+    """Report that the run has ended, and that the proxy is running."""
     fields = {"image": "", "imageID": "", "restartCount": 0}
     ended = {"exitCode": exit_code, "reason": "Error", "message": message}
     statuses = [
@@ -330,7 +330,7 @@ def test_a_container_that_outlives_the_run_is_named(
 def test_an_ensemble_counts_its_members(
     scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
-    """One that fails for good does not take the others with it."""
+    """A permanently failed member does not end the others."""
     handle = submit(ensemble=3)
     job = node.batch.read_namespaced_job(handle.name, namespace)
     assert (job.spec.completion_mode, job.spec.completions) == ("Indexed", 3)
@@ -359,7 +359,7 @@ def test_an_ensemble_counts_its_members(
 def test_an_ensemble_succeeds(
     scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
-    """When all members have."""
+    """When all members have succeeded."""
     handle = submit(ensemble=2)
     for _ in range(2):
         node.end(node.pod(namespace, handle.name), 0)
@@ -379,7 +379,7 @@ def test_without_the_stores_credentials_the_jobs_are_shown(
     node: Node,
     namespace: str,
 ) -> None:
-    """They are in a Secret of the cluster, which who submits need not be able to read."""
+    """They are in a Secret of the cluster, which the submitter may be unable to read."""
     handle = submit()
     pod = node.pod(namespace, handle.name)
     verbs = ("-c", config_file)
@@ -408,7 +408,7 @@ def test_without_the_stores_credentials_the_jobs_are_shown(
 def test_without_permission_nothing_is_called_absent(
     control_plane: ControlPlane, config_file: Path, cli: Callable[..., Ended]
 ) -> None:
-    """The store is readable, and may have nothing yet."""
+    """The store is readable, and may be empty."""
     namespace = control_plane.new_namespace()
     verbs = ("-c", config_file, "--set", f"submit.kubernetes.namespace={namespace}", "--set")
     store = f"storage.url={config_file.parent / 'store'}"

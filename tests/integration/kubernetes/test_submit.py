@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def test_a_submission_is_a_job_that_owns_its_configuration(
     scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
-    """And its pod passes the restricted level: it is made and scheduled."""
+    """Its pod meets the restricted level: it is created and scheduled."""
     handle = submit()
     assert handle.id == f"{namespace}/{handle.name}"
     job = node.batch.read_namespaced_job(handle.name, namespace)
@@ -50,7 +50,7 @@ def test_the_same_submission_again_is_the_same_job(
     node: Node,
     namespace: str,
 ) -> None:
-    """However often it is made, and it makes up for a ConfigMap that was lost."""
+    """However often it is repeated; a lost ConfigMap is created again."""
     plan = scheduler.plan(request_for())
     first = scheduler.submit(plan)
     node.core.delete_namespaced_config_map(first.name, namespace)
@@ -60,7 +60,7 @@ def test_the_same_submission_again_is_the_same_job(
 
 
 def test_another_submission_for_the_generation_is_refused(submit: Submit) -> None:
-    """While the first waits or runs; other generations and families are free."""
+    """While the first is pending or runs; other generations and families are free."""
     first = submit()
     with pytest.raises(ConflictError, match=first.name):
         submit(cutoff=6.0)
@@ -74,7 +74,7 @@ def test_a_failed_job_makes_room_for_the_same_submission(
     node: Node,
     namespace: str,
 ) -> None:
-    """Its ConfigMap is the new Job's, so that the garbage collector leaves it."""
+    """Its ConfigMap is owned by the new Job, so that the garbage collector keeps it."""
     plan = scheduler.plan(request_for())
     first = scheduler.submit(plan)
     uid = node.batch.read_namespaced_job(first.name, namespace).metadata.uid
@@ -94,7 +94,7 @@ def test_a_job_of_somebody_else_is_left_alone(
     node: Node,
     namespace: str,
 ) -> None:
-    """Whatever it is called."""
+    """Whatever its name."""
     plan = scheduler.plan(request_for())
     pod = {"restartPolicy": "Never", "containers": [{"name": "other", "image": "other"}]}
     node.batch.create_namespaced_job(
@@ -109,7 +109,7 @@ def test_a_job_of_somebody_else_is_left_alone(
 def test_nothing_is_left_of_a_job(
     scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str, change: str
 ) -> None:
-    """The controllers take Job, pod and ConfigMap when its time to live ends or it is deleted."""
+    """The controllers remove Job, pod and ConfigMap after its TTL or its deletion."""
     handle = submit(ttl_days=2 / 86400)
     pod = node.pod(namespace, handle.name)
     if change == "ttl":
@@ -134,7 +134,7 @@ def test_nothing_is_left_of_a_job(
 def test_the_restricted_level_is_enforced(
     scheduler: KubernetesScheduler, submit: Submit, namespace: str
 ) -> None:
-    """A pod that violates it is not made, and status says so: the others did pass it."""
+    """A pod that violates it is not created, and status says so."""
     volume = {"name": "host", "hostPath": {"path": "/"}}
     handle = submit(volumes=[volume])
     status = wait_for(
@@ -150,7 +150,7 @@ def test_a_pod_with_everything_passes_it(
     node: Node,
     namespace: str,
 ) -> None:
-    """Every setting at once is valid, and does not make the pod less restricted."""
+    """All settings together are valid, and don't make the pod less restricted."""
     node.core.create_namespaced_service_account(namespace, {"metadata": {"name": "trainer"}})
     handle = scheduler.submit(
         scheduler.plan(
@@ -197,7 +197,7 @@ def test_what_the_cluster_refuses_is_said(
     node: Node,
     namespace: str,
 ) -> None:
-    """Before anything is made."""
+    """Before anything is created."""
     scheduler = KubernetesScheduler(configure(**settings).submit.kubernetes, poll_seconds=0.1)
     with pytest.raises(ConfigError) as refused:
         scheduler.submit(scheduler.plan(request_for(**settings)))
@@ -212,7 +212,7 @@ def test_an_absent_namespace_is_said_to_who_may_know(
     request_for: Callable[..., JobRequest],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """To others the cluster only says that they may not."""
+    """Without the permission the cluster only says that access is forbidden."""
     request = request_for(namespace="absent")
     monkeypatch.setenv("KUBECONFIG", str(control_plane.kubeconfig("admin")))
     scheduler = KubernetesScheduler(request.config.submit.kubernetes)
@@ -226,7 +226,7 @@ def test_a_job_without_its_configuration_is_taken_back(
     node: Node,
     namespace: str,
 ) -> None:
-    """A submission that fails half way leaves nothing that stays pending."""
+    """A submission that fails halfway leaves nothing that stays pending."""
     plan = scheduler.plan(request_for())
     manifests = from_yaml(plan.text)
     manifests["ConfigMap"]["data"] = {"not a key": ""}
@@ -250,7 +250,7 @@ def test_a_cluster_that_is_away_is_said(
     changes: dict[str, str],
     words: str,
 ) -> None:
-    """With a hint, and the exit code of what may pass."""
+    """With a hint, and the exit code of a transient failure."""
     request = request_for()
     monkeypatch.setenv("KUBECONFIG", str(control_plane.kubeconfig("submitter", **changes)))
     scheduler = KubernetesScheduler(request.config.submit.kubernetes)

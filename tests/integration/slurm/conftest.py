@@ -42,7 +42,7 @@ LONG = {"functions_per_element": 8, "max_iter": 100_000}
 
 @dataclass
 class Family:
-    """Runs ``mlip-job`` for a family in a directory of its own.
+    """Runs ``mlip-job`` for a family in a separate directory.
 
     Attributes
     ----------
@@ -72,11 +72,11 @@ class Family:
         return load_config(self.path, environment={})
 
     def run(self, *arguments: object) -> Ended:
-        """Run a verb in this process."""
+        """Run a command in this process."""
         return self.cli("-c", self.path, *arguments)
 
     def start(self, *arguments: object) -> subprocess.Popen[str]:
-        """Start a verb in a process of its own."""
+        """Start a command as a process."""
         return subprocess.Popen(
             [sys.executable, "-m", "mlip_job", "-c", self.path, *map(str, arguments)],
             stdout=subprocess.PIPE,
@@ -85,26 +85,26 @@ class Family:
         )
 
     def preempt(self) -> None:
-        """Submit a job of somebody more important that takes the whole node for a moment."""
+        """Submit a job of higher priority that briefly takes the whole node."""
         options = ("--partition=urgent", "--exclusive", "--output=/dev/null")
         self.cluster.run("sbatch", *options, "--wrap", "sleep 1")
 
     def submit(self, *arguments: object) -> str:
-        """Submit a generation, the first if none is named; return its job's id."""
+        """Submit a generation, by default the first; return its job's id."""
         ended = self.run("submit", *(arguments or ("-g", 1)), "--json")
         assert ended.code == 0, ended.err
         job_id: str = json.loads(ended.out)["jobs"][0]["id"]
         return job_id
 
     def status(self, generation: int = 1) -> dict[str, Any]:
-        """Return what ``mlip-job status`` says of a generation."""
+        """Return the output of ``mlip-job status`` for a generation."""
         ended = self.run("status", "-g", generation, "--json")
         assert (ended.code, ended.err) == (0, "")
         document: dict[str, Any] = json.loads(ended.out)
         return document
 
     def wait_for(self, *states: str, generation: int = 1, timeout: float = 300) -> dict[str, Any]:
-        """Wait until a generation is in one of the states; return what is said of it then."""
+        """Wait until a generation is in one of the states; return its status."""
         end = time.monotonic() + timeout
         while (found := self.status(generation))["state"] not in states:
             assert time.monotonic() < end, (found, self.log())
@@ -112,7 +112,7 @@ class Family:
         return found
 
     def wait_for_checkpoint(self, beyond: int = 0, timeout: float = 300) -> int:
-        """Wait until the fit has gone further than so many iterations; return how far."""
+        """Wait until the fit has done more iterations than this; return their number."""
         end = time.monotonic() + timeout
         while (done := self.status()["iterations"] or 0) <= beyond:
             assert time.monotonic() < end, self.log()
@@ -120,7 +120,7 @@ class Family:
         return done
 
     def wait_for_log(self, text: str, generation: int = 1, timeout: float = 300) -> str:
-        """Wait until the jobs of a generation have printed a text; return all they printed."""
+        """Wait until the jobs of a generation have printed a text; return their output."""
         end = time.monotonic() + timeout
         while text not in (log := self.log(generation)):
             assert time.monotonic() < end, log
@@ -128,7 +128,7 @@ class Family:
         return log
 
     def log(self, generation: int = 1) -> str:
-        """Return what the jobs of a generation printed."""
+        """Return the output of the jobs of a generation."""
         logs = sorted(self.work(generation).glob("slurm-*.log"))
         return "".join(path.read_text(errors="replace") for path in logs)
 
@@ -137,7 +137,7 @@ class Family:
         return self.directory / "work" / generation_name(generation)
 
     def end_fit_after(self, iterations: int, generation: int = 1) -> None:
-        """Change ``max_iter`` where the next start of a job reads it."""
+        """Change ``max_iter`` in the file that the next start of a job reads."""
         path = self.work(generation) / "mlip-job.yaml"
         values = yaml.safe_load(path.read_text())
         values["training"]["max_iter"] = iterations
@@ -150,7 +150,7 @@ class Family:
         self.cluster.run("scontrol", "release", job)
 
     def registry(self) -> Registry:
-        """Return the registry that its jobs publish in."""
+        """Return the registry of its jobs."""
         config = load_config(self.path, environment={})
         return Registry(open_store(config.storage), config.family)
 
@@ -189,7 +189,7 @@ def make_family(directory: Path, cluster: SlurmCluster, cli: Callable[..., Ended
 
 @pytest.fixture
 def stand_in(family: Family) -> Callable[[str], None]:
-    """Return a function that has jobs run a few lines of shell instead of ``mlip-job``."""
+    """Return a function that makes jobs run a few lines of shell instead of ``mlip-job``."""
 
     def write(lines: str) -> None:
         program = family.directory / f"stand-in-{hashlib.sha256(lines.encode()).hexdigest()[:8]}"

@@ -1,4 +1,4 @@
-"""How the batch script and ``status`` take what befalls a job; a stand-in runs in its place."""
+"""Ends of jobs as seen by the batch script and ``status``; a substitute runs as the program."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     StandIn = Callable[[str], None]
 
-# Ends with 75 when it gets a signal, like a run.
+# Ends with 75 on a signal, like a run.
 STOPPABLE = """
 trap 'echo stopped; exit 75' USR1
 trap '' TERM # Slurm sends it too; the script passes on USR1
@@ -32,7 +32,7 @@ exit ${codes[$3]}
 
 
 def test_an_error_for_a_person_is_no_reason_to_requeue(family: Family, stand_in: StandIn) -> None:
-    """The exit code comes through, the message and the hint of the run are shown."""
+    """The exit code is returned, the message and the hint of the run are shown."""
     stand_in(BY_GENERATION)
     codes = {1: 64, 2: 65, 3: 70, 4: 71, 5: 73, 6: 1, 7: 127, 8: 137}
     jobs = {g: family.submit("-g", g, "--set", "training.start_from=none") for g in codes}
@@ -47,7 +47,7 @@ def test_an_error_for_a_person_is_no_reason_to_requeue(family: Family, stand_in:
 
 @pytest.mark.parametrize("code", [69, 75])
 def test_requeues_are_counted(family: Family, stand_in: StandIn, code: int) -> None:
-    """Twice it is started again, and then it is enough."""
+    """Two requeues are allowed, no third."""
     stand_in(f"echo start; exit {code}")
     family.configure(max_requeues=1)
     job = family.submit()
@@ -62,7 +62,7 @@ def test_requeues_are_counted(family: Family, stand_in: StandIn, code: int) -> N
 
 
 def test_preempted_where_slurm_only_cancels(family: Family, stand_in: StandIn) -> None:
-    """The script has the job requeued."""
+    """The script requests the requeue."""
     stand_in(STOPPABLE)
     family.configure(partition="spare", extra=["--exclusive"])
     job = family.submit()
@@ -75,7 +75,7 @@ def test_preempted_where_slurm_only_cancels(family: Family, stand_in: StandIn) -
 
 
 def test_time_is_up_before_the_warning(family: Family, stand_in: StandIn) -> None:
-    """As where an administrator shortens it: a run that stops in time is requeued all the same."""
+    """As after a shortened time limit: a run that stops in time is requeued all the same."""
     stand_in(STOPPABLE)
     job = family.submit()
     stand_in("trap '' USR1 TERM; echo started; while :; do sleep 1; done")
@@ -110,7 +110,7 @@ def test_a_node_fails_under_a_job_that_is_not_requeued(family: Family, stand_in:
 
 
 def test_what_comes_after_a_failure_is_not_left_waiting(family: Family, stand_in: StandIn) -> None:
-    """The rest of a chain is cancelled, and status says because of what."""
+    """The rest of a chain is cancelled, and status names the cause."""
     stand_in("exit 70")
     ended = family.run("submit", "-g", "1..2")
     assert ended.code == 0
@@ -120,7 +120,7 @@ def test_what_comes_after_a_failure_is_not_left_waiting(family: Family, stand_in
 
 
 def test_a_stop_before_the_run_listens_loses_nothing(family: Family, stand_in: StandIn) -> None:
-    """The signal ends a run that has only begun; that counts as stopped."""
+    """The signal ends a run that has just started; it counts as stopped."""
     stand_in("echo started; kill -STOP $$; sleep 60")
     job = family.submit()
     family.wait_for_log("started")
@@ -130,7 +130,7 @@ def test_a_stop_before_the_run_listens_loses_nothing(family: Family, stand_in: S
 
 
 def test_the_work_directory_is_not_there_on_the_node(family: Family, stand_in: StandIn) -> None:
-    """Slurm can't even open the log; status says what that means."""
+    """Slurm can't even open the log; status explains that."""
     stand_in("exit 0")
     blocker = family.cluster.run("sbatch", "--parsable", "-o", "/dev/null", "--wrap", "sleep 3")
     job = family.submit("-g", 1, "--after", blocker.strip())
@@ -143,7 +143,7 @@ def test_the_work_directory_is_not_there_on_the_node(family: Family, stand_in: S
 
 
 def test_the_program_is_not_there_on_the_node(family: Family) -> None:
-    """As where the virtual environment is on a disk of the login node."""
+    """For example if the virtual environment is on a disk of the login node."""
     family.configure(command="/no/such/mlip-job")
     family.submit()
     found = family.wait_for("failed")
@@ -162,7 +162,7 @@ def test_a_configuration_that_is_gone_on_the_node(family: Family) -> None:
 
 
 def test_a_job_that_slurm_has_forgotten(family: Family, stand_in: StandIn) -> None:
-    """Its own record tells how it ended; while the controller is away, the store is all there is.
+    """Its own record has its end; while the controller is unavailable, only the store is read.
 
     A submission waits for the controller.
     """

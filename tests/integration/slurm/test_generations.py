@@ -1,4 +1,4 @@
-"""Generations trained by the real pacemaker on a real Slurm cluster, whatever befalls the jobs."""
+"""Generations trained by the real pacemaker on a real Slurm cluster, with failures of jobs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.pacemaker
 
 
 def _require_published(family: Family) -> Manifest:
-    """Check that one generation came of it all: whole, once, with one learning curve."""
+    """Check that one generation results: complete, once, with one learning curve."""
     manifest = require_complete(load_config(family.path, environment={}))
     assert len(manifest.attempts) > 1
     assert family.log().count("published gen_01 in ") == 1
@@ -39,7 +39,7 @@ def _wait_until(condition: Callable[[], bool], family: Family) -> None:
 
 
 def test_a_chain_of_generations_is_published(family: Family) -> None:
-    """Each waits for the one before; the jobs get their GPU, which is no real one."""
+    """Each waits for the one before; the jobs get a simulated GPU."""
     family.configure(gres="gpu:1", require_gpu=False)
     ended = family.run("submit", "-g", "1..2", "--json")
     jobs = json.loads(ended.out)["jobs"]
@@ -95,7 +95,7 @@ def test_a_requeue_and_a_time_limit_in_the_middle_of_the_fit(family: Family) -> 
 
 
 def test_a_requeued_job_does_not_start_over_once_more(family: Family) -> None:
-    """With ``--fresh`` it removes what another job left, and resumes from what it stored itself."""
+    """With ``--fresh`` it removes state of other jobs, and resumes from its own."""
     family.configure(training=LONG)
     family.submit()
     family.wait_for_checkpoint()
@@ -119,7 +119,7 @@ def test_a_requeued_job_does_not_start_over_once_more(family: Family) -> None:
 
 
 def test_an_array_trains_an_ensemble(family: Family) -> None:
-    """Whichever task comes last publishes the best member as the generation."""
+    """The last task to end publishes the best member as the generation."""
     family.submit("-g", 1, "--ensemble", 3)
     family.wait_for("published")
     registry = family.registry()
@@ -139,7 +139,7 @@ def test_an_array_trains_an_ensemble(family: Family) -> None:
 
 
 def test_killed_and_cancelled_members_are_gone_on_with(family: Family) -> None:
-    """One is killed, the other cancelled; submitted again, both end, and publish once."""
+    """One is killed, the other cancelled; resubmitted, both end, and one publishes."""
     family.configure(training=LONG | {"max_iter": 30})
     job = family.submit("-g", 1, "--ensemble", 2)
     registry = family.registry()
@@ -162,7 +162,7 @@ def test_killed_and_cancelled_members_are_gone_on_with(family: Family) -> None:
 
 
 def test_a_node_fails_in_the_middle_of_the_fit(family: Family) -> None:
-    """Slurm starts the job again once there is a node, and it resumes at once."""
+    """Slurm restarts the job once there is a node, and it resumes at once."""
     family.configure(training=LONG)
     job = family.submit()
     family.wait_for_checkpoint()
@@ -181,7 +181,7 @@ def test_a_node_fails_in_the_middle_of_the_fit(family: Family) -> None:
 
 
 def test_cancelled_and_submitted_again(family: Family) -> None:
-    """A cancelled run saves its checkpoint, is not requeued, and can be resumed."""
+    """A cancelled run stores its checkpoint, is not requeued, and can be resumed."""
     family.configure(training=LONG)
     job = family.submit()
     family.wait_for_checkpoint()
@@ -202,7 +202,7 @@ def test_cancelled_and_submitted_again(family: Family) -> None:
 
 
 def test_wait_submits_again_what_slurm_does_not_requeue(family: Family) -> None:
-    """A pre-empted job of a site that does not requeue: it is said how to go on, and done."""
+    """A preempted job at a site without requeue: the next step is printed and done."""
     family.configure(training=LONG, partition="spare", extra=["--exclusive"])
     waiting = family.start("submit", "-g", "next", "--wait")
     family.wait_for_checkpoint()
@@ -228,7 +228,7 @@ def test_wait_submits_again_what_slurm_does_not_requeue(family: Family) -> None:
 
 
 def _wait_for_reason(family: Family, generation: int, text: str) -> None:
-    """Wait until it is said why a job waits; Slurm may name another reason for a second."""
+    """Wait until the reason of a pending job is known; Slurm may show another one for a second."""
     end = time.monotonic() + 120
     while text not in (family.wait_for("pending", generation=generation)["reason"] or ""):
         assert time.monotonic() < end, family.status(generation)

@@ -1,4 +1,4 @@
-"""Submitting to a real Slurm cluster: what is rejected, and how values are passed."""
+"""Submissions to a real Slurm cluster: rejections, and quoting of values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def test_the_dry_run_prints_the_script_that_is_submitted(family: Family, stand_in: StandIn) -> None:
-    """Exactly that, and nothing is written or submitted."""
+    """Exactly the same text, and nothing is written or submitted."""
     stand_in("exit 0")
     before = sorted(family.directory.iterdir())
     shown = family.run("submit", "-g", 1, "--dry-run")
@@ -30,7 +30,7 @@ def test_the_dry_run_prints_the_script_that_is_submitted(family: Family, stand_i
     assert sorted(family.directory.iterdir()) == before
     job = family.submit()
     assert (family.work() / "submit.sbatch").read_text() == shown.out
-    # What the controller keeps is the same text.
+    # The controller stores the same text.
     assert family.cluster.run("scontrol", "write", "batch_script", job, "-").strip() in shown.out
 
 
@@ -60,7 +60,7 @@ def test_the_dry_run_prints_the_script_that_is_submitted(family: Family, stand_i
     ],
 )
 def test_what_slurm_refuses(family: Family, asked: dict[str, Any], message: str, hint: str) -> None:
-    """At once, with the setting to look at; no job is left that could be taken for one."""
+    """Immediately, with the setting to check; no job remains."""
     family.configure(**asked)
     ended = family.run("submit", "-g", 1)
     assert ended.code == 64
@@ -101,7 +101,7 @@ def test_what_can_be_known_before_slurm_is_asked(family: Family, tmp_path: Path)
 
 
 def test_a_time_that_the_partition_does_not_allow(family: Family, stand_in: StandIn) -> None:
-    """Slurm takes such a job, and never starts it: status says so."""
+    """Slurm accepts such a job, and never starts it: status says so."""
     stand_in("exit 0")
     family.configure(partition="short", time="1:00:00")
     family.submit()
@@ -113,11 +113,11 @@ def test_a_time_that_the_partition_does_not_allow(family: Family, stand_in: Stan
 
 
 def test_the_same_submission_again(family: Family, stand_in: StandIn) -> None:
-    """Returns the job; another one is refused until that has ended."""
+    """It returns the existing job; a different one is rejected until that has ended."""
     stand_in("echo started; sleep 60")
     job = family.submit()
     assert family.submit() == job
-    (family.work() / "submission.json").unlink()  # as where it was submitted from elsewhere
+    (family.work() / "submission.json").unlink()  # as if submitted from another machine
     assert family.submit() == job
     other = family.run("submit", "-g", 1, "--set", "training.cutoff=6.0")
     assert other.code == 73
@@ -151,7 +151,7 @@ def test_no_value_becomes_code_on_its_way_through_slurm(
 def test_a_container_gets_gpu_job_and_secrets_by_name(
     family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Under srun, with one of the GPUs; the stand-in tells what Apptainer is given."""
+    """Under srun, with one of the GPUs; the substitute prints the arguments of Apptainer."""
     record = tmp_path / "record"
     container = tmp_path / "apptainer"
     container.write_text(
@@ -189,7 +189,7 @@ def test_a_container_gets_gpu_job_and_secrets_by_name(
 def test_secrets_that_became_readable_are_not_used(
     family: Family, stand_in: StandIn, tmp_path: Path
 ) -> None:
-    """Between submission and start; the job says so and ends."""
+    """Changed between submission and start; the job says so and ends."""
     stand_in("exit 0")
     secrets = tmp_path / "secrets.env"
     secrets.write_text("KEY=1\n")
@@ -206,7 +206,7 @@ def test_secrets_that_became_readable_are_not_used(
 def test_secrets_of_the_terminal_are_missed_in_time(
     family: Family, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    """A job gets nothing of the environment that it is submitted from."""
+    """A job gets nothing from the submitting environment."""
     stand_in("env")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
     job = family.submit()
@@ -227,7 +227,7 @@ def test_a_failed_module_ends_the_job(family: Family, stand_in: StandIn) -> None
 def test_accounts_are_checked_and_ended_jobs_remembered(
     tmp_path: Path, slurm_with_accounting: SlurmCluster, cli: Callable[..., Ended]
 ) -> None:
-    """On a cluster with accounting, once its controller has forgotten the job."""
+    """On a cluster with accounting, after its controller has forgotten the job."""
     family = make_family(tmp_path, slurm_with_accounting, cli)
     family.configure(account="nosuch")
     ended = family.run("submit", "-g", 1)
@@ -268,7 +268,7 @@ def test_limits_of_an_account_are_named(
     cli: Callable[..., Ended],
     limited: Callable[..., None],
 ) -> None:
-    """A refusal for the number of jobs is temporary; a limit that a job waits for is named."""
+    """Too many jobs is a transient error; a limit that keeps a job pending is named."""
     family = make_family(tmp_path, slurm_with_accounting, cli)
     family.configure(account="science", cpus=2)
     limited(GrpTRESMins="cpu=0")
@@ -302,7 +302,7 @@ def _wait_for_accounting(cluster: SlurmCluster, job: str) -> None:
 
 
 def test_json_is_one_document(family: Family, stand_in: StandIn) -> None:
-    """For every verb; messages go to stderr."""
+    """For every command; messages go to stderr."""
     stand_in("echo a line; sleep 60")
 
     def submit() -> dict[str, Any]:
@@ -333,7 +333,7 @@ def test_json_is_one_document(family: Family, stand_in: StandIn) -> None:
 
 
 def test_logs_are_followed_to_the_end(family: Family, stand_in: StandIn) -> None:
-    """Also what is printed after the last look."""
+    """Including output after the last poll."""
     stand_in("for n in 1 2 3; do echo line $n; sleep 0.7; done; printf 'no newline'")
     family.submit()
     assert family.run("logs", "-g", 1, "-f").out == "line 1\nline 2\nline 3\nno newline\n"
@@ -342,7 +342,7 @@ def test_logs_are_followed_to_the_end(family: Family, stand_in: StandIn) -> None
 def test_the_configuration_next_to_the_script_is_complete(
     family: Family, stand_in: StandIn
 ) -> None:
-    """It loads to the same, from where it is; nothing half written is left."""
+    """It loads to the same settings, from any directory; no partial file remains."""
     stand_in("exit 0")
     family.submit()
     shown = family.run("config", "show")
