@@ -1,4 +1,4 @@
-"""Bad input ends in one readable error and its exit code, with nothing written."""
+"""Bad input ends with one readable error and its exit code; nothing is written."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 
 def _content(project: Family) -> dict[str, int]:
-    """Return all files, but for the store's lock and released claims.
+    """Return all files, except the store's lock and released claims.
 
-    A claim can't be removed safely: another attempt may have taken it over meanwhile.
+    A claim can't be removed safely: another attempt may take it over at the same time.
     """
     return {
         str(path.relative_to(project.root)): path.stat().st_mtime_ns
@@ -46,7 +46,7 @@ def _is_released_claim(path: Path) -> bool:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Family:
-    """Return a project with ten good structures and nothing published."""
+    """Return a project with ten valid structures and nothing published."""
     project = Family(tmp_path)
     project.configure()
     write_database(project.database, rattled(10))
@@ -98,7 +98,7 @@ def test_settings(
 
 @pytest.mark.parametrize("verb", ["run", "export"])
 def test_no_row_selected(cli: Cli, project: Family, verb: str) -> None:
-    """The message has all statuses with their counts."""
+    """The message lists all statuses with their counts."""
     write_database(project.database, rattled(2), status="failed")
     project.configure(database={"select": "status=done"})
     message = _rejected(cli, project, 65, verb, "-g", "1")
@@ -110,7 +110,7 @@ def test_no_row_selected(cli: Cli, project: Family, verb: str) -> None:
 def test_wrong_password(
     cli: Cli, project: Family, postgresql: DatabaseServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The message is without the password."""
+    """The message does not contain the password."""
     monkeypatch.setenv("MLIP_JOB_DATABASE_PASSWORD", "hunter2-is-wrong")
     project.configure(database={"url": postgresql.url(postgresql.new_database())})
     message = _rejected(cli, project, 69, "run", "-g", "1")
@@ -131,7 +131,7 @@ def _with(name: str, value: object) -> Atoms:
 
 
 def _flat() -> Atoms:
-    """Return a slab whose periodic vectors span no plane."""
+    """Return a slab whose periodic vectors are linearly dependent."""
     atoms = rattled(1, seed=7)[0]
     results = atoms.calc.results
     atoms.pbc = (True, True, False)
@@ -159,7 +159,7 @@ def _flat() -> Atoms:
 def test_rows_that_can_not_be_trained_on(
     cli: Cli, project: Family, atoms: Atoms, reason: str
 ) -> None:
-    """Too many of them are an error, which has their ids."""
+    """Too many of them are an error that lists their ids."""
     (row,) = write_database(project.database, [atoms])
     project.configure(dataset={"max_rejected_fraction": 0.0})
     message = _rejected(cli, project, 65, "export", "-g", "1").replace("_", " ")
@@ -168,7 +168,7 @@ def test_rows_that_can_not_be_trained_on(
 
 
 def test_same_structure_with_other_energy(cli: Cli, project: Family) -> None:
-    """One of the two calculations is wrong; the message has both rows."""
+    """One of the two calculations is wrong; the message names both rows."""
     original = rattled(10)[3]
     results = dict(original.calc.results, energy=original.get_potential_energy() + 1.0)
     results["free_energy"] = results["energy"]
@@ -188,7 +188,7 @@ def test_element_that_the_configuration_lacks(cli: Cli, project: Family) -> None
 
 
 def test_basis_too_small_for_the_elements(cli: Cli, tmp_path: Path) -> None:
-    """The message has the smallest that works."""
+    """The message has the smallest number that works."""
     project = Family(tmp_path)
     project.configure()
     write_database(project.database, rattled(12, symbols=("Al", "Cu", "Ni")))
@@ -225,14 +225,14 @@ def test_absent_bucket(
 def test_missing_credentials(
     cli: Cli, project: Family, s3_bucket: StorageConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The message has the variables to set."""
+    """The message lists the variables to set."""
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     project.configure(storage=s3_bucket.model_dump())
     assert "AWS_ACCESS_KEY_ID" in _rejected(cli, project, 69, "run", "-g", "1")
 
 
-# -- a generation that exists ---------------------------------------------------------------------
+# -- an existing generation ------------------------------------------------------------------------
 
 
 @pytest.mark.pacemaker
@@ -254,14 +254,14 @@ def test_generation_exists_with_this_configuration(cli: Cli, family: Family) -> 
 
 
 def _without_hints(content: dict[str, int]) -> dict[str, int]:
-    """Omit the dataset queries: the database is a copy in another place."""
+    """Remove the query records of datasets: the database is a copy at another path."""
     return {key: value for key, value in content.items() if "/queries/" not in key}
 
 
 @pytest.mark.pacemaker
 @pytest.mark.parametrize("verb", [["verify", "-g", "1"], ["pull", "-g", "1"], ["run", "-g", "2"]])
 def test_stored_object_whose_hash_is_wrong(cli: Cli, family: Family, verb: list[str]) -> None:
-    """It is not delivered or trained from; the message has its key."""
+    """It is neither delivered nor trained from; the message has its key."""
     (potential,) = family.store.glob("cu/generations/gen_01/attempts/*/potential.yaml")
     potential.write_text(potential.read_text() + "# changed\n")
     arguments = verb + (["-o", family.root / "pulled"] if "pull" in verb else [])
@@ -320,7 +320,7 @@ def test_list_and_show(cli: Cli, family: Family) -> None:
 def test_init_writes_what_check_accepts(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str
 ) -> None:
-    """From a database to a configuration that works, for any status of finished rows."""
+    """From a database to a working configuration, for any status of finished rows."""
     monkeypatch.chdir(tmp_path)
     write_database(tmp_path / "s.db", rattled(20, symbols=("Cu", "Au")), status=status)
     write_database(tmp_path / "s.db", rattled(1, seed=4), status="failed")
@@ -352,7 +352,7 @@ def test_init_writes_what_check_accepts(
 def test_init_proposes_the_keys_of_the_rows(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trajectories stay together, and check reports it as run would."""
+    """Trajectories stay together; check and run report the same split."""
     monkeypatch.chdir(tmp_path)
     for number in range(10):
         frames = rattled(4, seed=number)
@@ -377,7 +377,7 @@ def test_init_proposes_the_keys_of_the_rows(
 def test_check_finds_errors_of_the_dataset(
     cli: Cli, project: Family, dataset: dict[str, Any], code: int, text: str
 ) -> None:
-    """It selects, validates and splits as a run would."""
+    """It selects, validates and splits like a run."""
     project.configure(dataset=dataset)
     checked = cli("-c", project.config_path, "check")
     assert checked.code == code
@@ -386,7 +386,7 @@ def test_check_finds_errors_of_the_dataset(
 
 
 def test_check_looks_at_a_sample_of_many_rows(project: Family) -> None:
-    """The basis is that of all of them, estimated."""
+    """The basis is that of all rows, estimated."""
     write_database(project.database, rattled(30, seed=9))
     project.configure({"functions_per_element": "auto"})
     config = project.config
@@ -401,7 +401,7 @@ def test_check_looks_at_a_sample_of_many_rows(project: Family) -> None:
 def test_init_writes_a_short_cutoff_for_molecules(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """None of them periodic; one crystal among them needs the longer one."""
+    """None of them is periodic; a single crystal among them needs the longer one."""
     monkeypatch.chdir(tmp_path)
     molecules = [labelled(molecule("CH3CH2OH"), energy=-1.0, forces=np.full((9, 3), 0.1))] * 3
     write_database(tmp_path / "s.db", molecules)
@@ -424,12 +424,12 @@ def test_check_warns_of_a_basis_that_the_data_can_not_determine(cli: Cli, projec
 
 
 def test_check_notes_rows_of_several_calculators(cli: Cli, project: Family) -> None:
-    """With how many rows each has, before a fit mixes them."""
+    """With the number of rows of each, before a fit mixes them."""
     one, other = rattled(2, seed=9)
     one.calc.name = "vasp"
     write_database(project.database, [one])
     noted = "the rows were not all computed in the same way"
-    # The others were stored without a calculator, which tells nothing.
+    # The other rows were stored without a calculator, which proves nothing.
     assert noted not in cli("-c", project.config_path, "check").out
     other.calc.name = "aims"
     write_database(project.database, [other])
@@ -454,7 +454,7 @@ def test_init_keeps_passwords_out(
 def test_check_names_every_problem_with_its_remedy(
     cli: Cli, project: Family, s3_server: S3Server, s3_credentials: None
 ) -> None:
-    """All of them in one go; the exit code is the first one's."""
+    """All in one run; the exit code is that of the first."""
     project.configure(
         database={"url": "absent.db"},
         storage={"url": "s3://no-such-bucket", "endpoint_url": s3_server.endpoint_url},

@@ -1,4 +1,4 @@
-"""Benchmarks that need what the tests' machine lacks say so."""
+"""Benchmarks fail clearly if the machine lacks their requirements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows are judged alike in pages and alone."""
+"""Validation of rows gives the same result in pages and one by one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def mixed(rng: np.random.Generator) -> list[Atoms]:
-    """Return structures that are fit, and others that have every fault there is."""
+    """Return valid structures, and others with every known fault."""
     strong = rattled(1, seed=7)[0]
     strong.calc.results["forces"][:] = 40.0
     close = bulk("Cu", cubic=True)
@@ -60,7 +60,7 @@ def mixed(rng: np.random.Generator) -> list[Atoms]:
 
 
 def take(config: DatabaseConfig, dataset: DatasetConfig, path: Path) -> tuple[Collected, list[int]]:
-    """Take a database in, and return also the ids of the structures that were spooled."""
+    """Read a database, and return also the ids of the spooled structures."""
     with StructureDatabase(config) as source, Spool(path) as spool:
         collected = collect_rows(
             source,
@@ -132,7 +132,7 @@ def test_each_row_is_judged_as_if_it_were_alone(
 
 
 def test_few_rows_need_a_neighbour_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only those that may hold the smallest distance so far: it is recorded."""
+    """Only rows that may hold the smallest distance so far, which is recorded."""
     calls: list[float] = []
 
     def counting(*arguments: Any) -> Any:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mlip_job.dataset.record import DatasetRecord
     from tests.servers.databases import DatabaseServer
 
-# ase-db-backends 0.11 calls PyMySQL with the names of its arguments of old.
+# ase-db-backends 0.11 calls PyMySQL with deprecated argument names.
 pytestmark = pytest.mark.filterwarnings("ignore:'(db|passwd)' is deprecated:DeprecationWarning")
 
 PASSWORD = "MLIP_JOB_DATABASE_PASSWORD"  # noqa: S105 - the name of the variable
@@ -31,7 +31,7 @@ PASSWORD = "MLIP_JOB_DATABASE_PASSWORD"  # noqa: S105 - the name of the variable
 
 @pytest.fixture(params=["postgresql", "mariadb"])
 def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> DatabaseServer:
-    """Give each server in turn, with its password in the environment."""
+    """Return each server in turn, with its password in the environment."""
     running: DatabaseServer = request.getfixturevalue(request.param)
     monkeypatch.setenv(PASSWORD, running.password)
     return running
@@ -94,7 +94,7 @@ def test_same_dataset_from_every_database(tmp_path: Path, server: DatabaseServer
 def test_rows_come_in_the_order_of_ids_across_pages(
     server: DatabaseServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Paging yields each selected row once, in order, though updates moved some of them."""
+    """Paging yields each selected row once, in order, although updates moved some of them."""
     monkeypatch.setattr("mlip_job.dataset.database.PAGE", 7)
     name = server.new_database()
     fill(server.url_with_password(name), structures(), list(range(37, -1, -1)))
@@ -108,7 +108,7 @@ def test_rows_come_in_the_order_of_ids_across_pages(
 
 @pytest.mark.parametrize("step", [3, 30])
 def test_only_the_rows_asked_for_are_read(server: DatabaseServer, step: int) -> None:
-    """A sample of the selected rows, also where ASE itself reads them."""
+    """A sample of the selected rows, also through ASE."""
     name = server.new_database()
     rows = structures()
     fill(server.url_with_password(name), rows, list(range(len(rows))))
@@ -148,7 +148,7 @@ def test_misshapen_forces(server: DatabaseServer, tmp_path: Path) -> None:
 def test_not_finite_numbers(
     postgresql: DatabaseServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PostgreSQL stores NaN as it is; such rows are rejected and named."""
+    """PostgreSQL stores NaN; such rows are rejected and named."""
     monkeypatch.setenv(PASSWORD, postgresql.password)
     name = postgresql.new_database()
     target = postgresql.url_with_password(name)
@@ -184,7 +184,7 @@ def test_wrong_password(
 def test_password_of_the_drivers_own_variable(
     server: DatabaseServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without our variable, PGPASSWORD or MYSQL_PWD serves."""
+    """Without our variable, PGPASSWORD or MYSQL_PWD is used."""
     monkeypatch.delenv(PASSWORD)
     own = "PGPASSWORD" if server.scheme == "postgresql" else "MYSQL_PWD"
     monkeypatch.setenv(own, server.password)
@@ -197,7 +197,7 @@ def test_password_of_the_drivers_own_variable(
 
 
 def test_empty_database_is_left_empty(server: DatabaseServer, tmp_path: Path) -> None:
-    """A database without ASE's tables is rejected, and gets none: reading writes nothing."""
+    """A database without ASE's tables is rejected, and none are created: reading writes nothing."""
     name = server.new_database()
     for _ in range(2):
         with pytest.raises(DatabaseError, match="not an ASE database"):
@@ -212,7 +212,7 @@ def test_absent_database(server: DatabaseServer, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["postgresql", "mysql"])
 def test_server_down(tmp_path: Path, scheme: str) -> None:
-    """Nobody listening is an error that is worth a retry, with the address."""
+    """A server that is not running is a transient error with its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -232,13 +232,13 @@ def test_server_down(tmp_path: Path, scheme: str) -> None:
     ],
 )
 def test_malformed_url(tmp_path: Path, url: str) -> None:
-    """A URL that can't be taken apart is a configuration error with an example."""
+    """A URL that can't be parsed is a configuration error with an example."""
     with pytest.raises(ConfigError, match=r"not a valid .* URL"):
         build(url, tmp_path / "out")
 
 
 def test_missing_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the driver, the error says which package and extra to install."""
+    """Without the driver, the error names the package and extra to install."""
     monkeypatch.setitem(__import__("sys").modules, "psycopg2", None)
     with pytest.raises(DatabaseError, match="psycopg2") as caught:
         build("postgresql://u@localhost/db", tmp_path / "out")

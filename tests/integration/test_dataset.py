@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-# What is written
+# Output
 
 
 def test_hundred_structures_give_ninety_and_ten(db: Path, out: Path) -> None:
@@ -66,7 +66,7 @@ def test_ase_reads_labels_back(db: Path, out: Path) -> None:
 
 
 def test_frame_has_what_pacemaker_reads(db: Path, out: Path) -> None:
-    """Columns, types and corrected energies are right, and the atoms carry no ballast."""
+    """Columns, types and corrected energies are right, and the atoms carry no extra data."""
     write_database(db, rattled(20))
     record = build(db, out)
     train = frame(out, record, "train")
@@ -80,15 +80,15 @@ def test_frame_has_what_pacemaker_reads(db: Path, out: Path) -> None:
         assert row["forces"].dtype == np.float64
         expected = row["energy"] - 4 * record.reference_energies["Cu"]
         assert row["energy_corrected"] == pytest.approx(expected, abs=1e-12)
-    # Least squares over the training side leaves nothing on average.
+    # Least squares over the training side leaves a mean of zero.
     assert train["energy_corrected"].mean() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.pacemaker
 def test_pacemaker_loads_the_frames(db: Path, out: Path) -> None:
-    """Pacemaker's own loader takes sharded, weighted frames of crystals and molecules whole.
+    """Pacemaker's loader reads sharded, weighted frames of crystals and molecules completely.
 
-    Two of the cells are left-handed as stored, which it would stop at.
+    Two of the cells are stored left-handed, which would be an error for it.
     """
     preparedata = pytest.importorskip(
         "pyace.preparedata", reason="pacemaker is not installed: make demo installs it"
@@ -132,7 +132,7 @@ def test_pacemaker_loads_the_frames(db: Path, out: Path) -> None:
 
 
 def test_record_describes_the_files(db: Path, out: Path) -> None:
-    """dataset.json reads back, names every other file with its hash, and adds up."""
+    """dataset.json reads back, names every other file with its hash, and its counts add up."""
     write_database(db, rattled(10, symbols=FIVE), config_type="alloy")
     record = build(db, out)
     assert (
@@ -170,7 +170,7 @@ def test_identity_of_known_rows(db: Path, out: Path) -> None:
 
 
 def test_same_rows_same_bytes(db: Path, tmp_path: Path) -> None:
-    """Building twice gives equal bytes; a remark on a row changes nothing, a label does."""
+    """Building twice gives equal bytes; a new keyword changes nothing, a label does."""
     write_database(db, rattled(12), config_type="bulk")
     first = build(db, tmp_path / "a", training={"test_fraction": 0.2})
     with open_for_writing(db) as database:
@@ -186,7 +186,7 @@ def test_same_rows_same_bytes(db: Path, tmp_path: Path) -> None:
 def test_identity_is_that_of_the_content(
     db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not of pages, shards, compressor or the formatter of numbers; the last bit counts."""
+    """Independent of pages, shards, compressor and number format; dependent on the last bit."""
     write_database(db, rattled(12), config_type="bulk")
     first = build(db, tmp_path / "a")
     monkeypatch.setattr("mlip_job.dataset.database.PAGE", 5)
@@ -211,13 +211,13 @@ def test_identity_is_that_of_the_content(
 
 
 def _dumps(rows: np.ndarray, option: int) -> bytes:
-    """Write numbers with more digits than are needed."""
+    """Write numbers with more digits than needed."""
     digits = [[f"{number:.25e}" for number in row] for row in rows]
     return json.dumps(digits, separators=(",", ":")).replace('"', "").encode()
 
 
 def test_building_again_replaces_what_was_there(db: Path, out: Path) -> None:
-    """A directory with an older dataset gets the new one, and keeps it when a build fails."""
+    """A new dataset replaces an older one, which is kept when a build fails."""
     write_database(db, rattled(12))
     build(db, out)
     write_database(db, rattled(12, seed=1))
@@ -244,7 +244,7 @@ def file_size_limit() -> Iterator[None]:
 
 @pytest.mark.usefixtures("file_size_limit")
 def test_a_full_disk_leaves_nothing(db: Path, tmp_path: Path) -> None:
-    """The system's own error is raised."""
+    """The operating system's error is raised."""
     write_database(db, rattled(20))
     size = build(db, tmp_path / "whole").files["train.xyz"].size
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -258,7 +258,7 @@ def test_a_full_disk_leaves_nothing(db: Path, tmp_path: Path) -> None:
 def test_an_export_is_stopped(
     db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A signal ends it in one line; nothing of the dataset is left."""
+    """A signal ends it with one line; no file of the dataset is left."""
     write_database(db, rattled(20))
     opened: list[Path] = []
 
@@ -288,7 +288,7 @@ def test_an_export_is_stopped(
 
 
 def test_constrained_slab_keeps_its_real_forces(db: Path, out: Path) -> None:
-    """Atoms that the relaxation held fixed are exported with the forces of the calculator."""
+    """Atoms that were fixed in the relaxation are exported with the calculator's forces."""
     slab = fcc111("Cu", (2, 2, 3), vacuum=8)
     add_adsorbate(slab, "Cu", 1.6, "ontop")
     slab.pbc = True
@@ -311,7 +311,7 @@ def test_constrained_slab_keeps_its_real_forces(db: Path, out: Path) -> None:
 
 
 def test_molecules(db: Path, out: Path) -> None:
-    """Molecules without a cell or stress are written as such."""
+    """Molecules are written without cell and stress."""
     rng = np.random.default_rng(0)
     waters = []
     for _ in range(10):
@@ -325,12 +325,12 @@ def test_molecules(db: Path, out: Path) -> None:
         assert not atoms.pbc.any()
         with pytest.raises(PropertyNotImplementedError):
             atoms.get_stress()
-    # H2O everywhere: the two reference energies can't be told apart, and the record says so.
+    # H2O only: the two reference energies can't be separated, and the record says so.
     assert any("H, O" in note for note in record.notes)
 
 
 def test_isolated_atoms_give_references_and_leave(db: Path, out: Path) -> None:
-    """Isolated atoms settle their element's reference energy and are in neither side."""
+    """Isolated atoms define their element's reference energy and are on neither side."""
     write_database(db, rattled(20, symbols=("Cu", "Ni")))
     atom = labelled(Atoms("Cu"), energy=-0.25)
     boxed = labelled(Atoms("Cu", cell=[15, 15, 15], pbc=True), energy=-0.25)
@@ -343,7 +343,7 @@ def test_isolated_atoms_give_references_and_leave(db: Path, out: Path) -> None:
 
 
 def test_a_stretched_crystal_is_no_isolated_atom(db: Path, out: Path) -> None:
-    """Just past the cutoff of 5.5 Å the atoms of a primitive cell still feel each other."""
+    """Just beyond the cutoff of 5.5 Å the atoms of a primitive cell still interact."""
     write_database(db, rattled(20))
     stretched = labelled(bulk("Cu", a=8.0), energy=-0.26, forces=np.zeros((1, 3)))
     far = labelled(bulk("Cu", a=16.0), energy=-0.20, forces=np.zeros((1, 3)))
@@ -354,7 +354,7 @@ def test_a_stretched_crystal_is_no_isolated_atom(db: Path, out: Path) -> None:
 
 
 def test_nearly_free_atoms_far_from_the_reference_energies_are_noted(db: Path, out: Path) -> None:
-    """With the energies to set: no function of neighbours can give them."""
+    """With the energies to set: no function of neighbours can reproduce them."""
     write_database(db, rattled(20))
     stretched = labelled(bulk("Cu", a=8.0), energy=3.3, forces=np.zeros((1, 3)))
     (row,) = write_database(db, [stretched])
@@ -378,7 +378,7 @@ def test_ions_are_no_references(db: Path, out: Path, how: str) -> None:
 
 
 def _oxide(remove: str | None, seed: int) -> Atoms:
-    """Return MgO with all-electron energies: its atoms' energies are thousands of eV."""
+    """Return MgO with all-electron energies: its atomic energies are thousands of eV."""
     atoms = bulk("MgO", "rocksalt", a=4.2, cubic=True)
     atoms.rattle(0.05, seed=seed)
     if remove:
@@ -392,7 +392,7 @@ def _oxide(remove: str | None, seed: int) -> Atoms:
 def test_undetermined_references_that_are_contradicted_are_rejected(
     db: Path, tmp_path: Path
 ) -> None:
-    """One stoichiometry can't tell two elements apart; vacancies show what is wrong."""
+    """One stoichiometry can't separate two elements; vacancies reveal the error."""
     write_database(db, [_oxide(None, n) for n in range(20)])
     first = build(db, tmp_path / "a")
     assert set(first.reference_energy_sources.values()) == {"undetermined"}
@@ -405,7 +405,7 @@ def test_undetermined_references_that_are_contradicted_are_rejected(
 
 
 def test_single_precision_costs_no_more_than_it_must(db: Path, out: Path) -> None:
-    """ASE stores what a calculator gives: float32 forces can't be read back, other columns can."""
+    """ASE stores a calculator's precision: float32 forces can't be read back, other columns can."""
     write_database(db, rattled(20))
     forces, full, voigt, moments, infinite = rattled(5, seed=3)
     infinite.calc.results["stress"] = np.full(6, np.inf)
@@ -422,7 +422,7 @@ def test_single_precision_costs_no_more_than_it_must(db: Path, out: Path) -> Non
 
 
 def test_energies_far_from_cohesive_energies_are_noted(db: Path, out: Path) -> None:
-    """Tens of eV per atom are never silent."""
+    """Tens of eV per atom are always noted."""
     write_database(db, rattled(20))
     odd = rattled(1, seed=7)[0]
     for name in ("energy", "free_energy"):
@@ -434,7 +434,7 @@ def test_energies_far_from_cohesive_energies_are_noted(db: Path, out: Path) -> N
 
 @pytest.mark.parametrize(("without", "noted"), [(3, True), (10, False)])
 def test_rows_without_free_energy(db: Path, out: Path, without: int, noted: bool) -> None:
-    """They give their energy and are counted; a note only where others have a free energy."""
+    """They use their energy and are counted; a note only if others have a free energy."""
     structures = rattled(10)
     for atoms in structures[:without]:
         del atoms.calc.results["free_energy"]
@@ -446,7 +446,7 @@ def test_rows_without_free_energy(db: Path, out: Path, without: int, noted: bool
 
 
 def test_max_force_rejects_and_lists(db: Path, out: Path) -> None:
-    """A row above max_force is left out, counted and listed; few such rows are no error."""
+    """A row above max_force is rejected, counted and listed; a few such rows are no error."""
     strong = with_emt(bulk("Cu", cubic=True))
     strong.calc.results["forces"][:] = 40.0
     (row_id,) = write_database(db, [strong])
@@ -461,9 +461,9 @@ def test_max_force_rejects_and_lists(db: Path, out: Path) -> None:
 
 
 def slabs_and_wires() -> list[Atoms]:
-    """Return some of each kind, with idle vectors of every kind, and the energies of all of them.
+    """Return some of each kind, with non-periodic vectors of every kind, and all energies.
 
-    EMT takes them as they are: it has a short range.
+    EMT accepts them unchanged: it has a short range.
     """
     rng = np.random.default_rng(4)
     structures = []
@@ -483,7 +483,7 @@ def slabs_and_wires() -> list[Atoms]:
 
 
 def test_slabs_and_wires_keep_their_energies_and_forces(db: Path, out: Path) -> None:
-    """Periodic with vacuum, as counted; a model of short range gives what it gave before."""
+    """Periodic with vacuum, and counted; a short-range model gives the same results as before."""
     originals = slabs_and_wires()
     for number, atoms in enumerate(originals):
         atoms.calc.results.pop("stress", None)
@@ -518,7 +518,7 @@ def test_slabs_and_wires_keep_their_energies_and_forces(db: Path, out: Path) -> 
 
 
 def test_slabs_with_other_idle_vectors_are_equal(db: Path, out: Path) -> None:
-    """They share a side, for any vector in a direction without periodicity; so do their images."""
+    """They share a side, whatever the vector along a non-periodic direction; so do their images."""
     for number in range(12):
         slab = fcc111("Cu", (1, 1, 3), a=3.6, vacuum=4)
         slab.rattle(0.03, seed=number)
@@ -608,7 +608,7 @@ def _stored_otherwise(atoms: Atoms, how: str, seed: int) -> Atoms:
 
 @pytest.mark.parametrize("how", ["lattice translations", "order"])
 def test_the_same_crystal_stays_on_one_side(db: Path, tmp_path: Path, how: str) -> None:
-    """However it is stored; ideal places, which lie at halves and thirds of the cell, too."""
+    """However it is stored; also ideal positions at halves and thirds of the cell."""
     originals = [*rattled(29, symbols=("Cu", "Ni")), with_emt(bulk("Cu", cubic=True))]
     twins = [with_emt(_stored_otherwise(a, how, n)) for n, a in enumerate(originals)]
     first = write_database(db, originals)
@@ -653,7 +653,7 @@ def test_compositions_on_one_line_span_no_convex_hull(db: Path, tmp_path: Path) 
 
 
 def test_groups_stay_together_and_are_inherited(db: Path, tmp_path: Path) -> None:
-    """Trajectories never straddle, and grow on the side where they began."""
+    """Trajectories are never split, and new frames join the side of the old ones."""
     structures = rattled(40)
     for number in range(8):
         write_database(db, structures[number::8], traj=f"md-{number}")
@@ -673,7 +673,7 @@ def test_groups_stay_together_and_are_inherited(db: Path, tmp_path: Path) -> Non
 
 
 def test_key_decides_the_split(db: Path, tmp_path: Path) -> None:
-    """A published split is taken as it is, by the record too, and inherited with new rows."""
+    """A published split is used and recorded unchanged, and inherited with new rows."""
     structures = rattled(14)
     trained = write_database(db, structures[:4], side="train")
     tested = write_database(db, structures[4:10], side="test")
@@ -690,7 +690,7 @@ def test_key_decides_the_split(db: Path, tmp_path: Path) -> None:
 
 
 def test_identity_is_that_of_the_content_alone(db: Path, tmp_path: Path) -> None:
-    """A split by key that happens to be the one of the seed gives the same dataset."""
+    """A split by key that equals the split of the seed gives the same dataset."""
     write_database(db, rattled(10))
     by_seed = build(db, tmp_path / "a")
     with open_for_writing(db) as database:
@@ -701,7 +701,7 @@ def test_identity_is_that_of_the_content_alone(db: Path, tmp_path: Path) -> None
 
 
 def test_inexact_count_is_noted(db: Path, out: Path) -> None:
-    """Where groups forbid the exact count, the record says which one came out."""
+    """If groups prevent the exact count, the record has the actual one."""
     for number in range(5):
         write_database(db, rattled(4, seed=number), traj=f"md-{number}")
     record = build(db, out, group_by="traj", training={"test_fraction": 0.25})
@@ -710,7 +710,7 @@ def test_inexact_count_is_noted(db: Path, out: Path) -> None:
 
 
 def test_what_only_the_training_side_holds_is_noted(db: Path, tmp_path: Path) -> None:
-    """A config type, or all forces; no note where the test side has them."""
+    """A config type, or all forces; no note if the test side has them."""
     perfect = [with_emt(bulk("Cu", cubic=True, a=3.5 + 0.01 * n)) for n in range(10)]
     write_database(db, perfect[:2], side="test", config_type="bulk")
     write_database(db, perfect[2:], side="train", config_type="bulk")
@@ -749,12 +749,12 @@ def test_changed_settings_of_an_inherited_split_are_noted(db: Path, tmp_path: Pa
     assert any("none of the 3 new rows is a test row" in note for note in third.notes)
     assert not any("without effect" in note for note in third.notes)
     fourth = build(db, tmp_path / "d", **changed)
-    assert fourth.counts.test == 4  # two of three: nearer to 0.4 of all than one
+    assert fourth.counts.test == 4  # two of three: closer to 0.4 of all than one
     assert any("3 rows are new" in note for note in fourth.notes)
 
 
 def test_damaged_parent_index(db: Path, tmp_path: Path) -> None:
-    """An index that can't be read is named; nothing is guessed."""
+    """An unreadable index is named; nothing is guessed."""
     write_database(db, rattled(10))
     first = build(db, tmp_path / "a")
     (tmp_path / "a" / "index.csv.gz").write_bytes(b"\x1f\x8b broken")
@@ -766,7 +766,7 @@ def test_damaged_parent_index(db: Path, tmp_path: Path) -> None:
 
 
 def test_weights_per_config_type(db: Path, out: Path) -> None:
-    """Configured ratios reach the frames of both sides; all weights average to 1."""
+    """Configured ratios are in the frames of both sides; all weights average to 1."""
     write_database(db, rattled(20), config_type="bulk")
     write_database(db, rattled(10, seed=1), config_type="surface")
     write_database(db, rattled(10, seed=2))
@@ -784,7 +784,7 @@ def test_weights_per_config_type(db: Path, out: Path) -> None:
 
 
 def test_weights_of_an_absent_config_type(db: Path, out: Path) -> None:
-    """A misspelt config type in the weights is an error that names those there are."""
+    """A misspelt config type in the weights is an error that lists the existing ones."""
     write_database(db, rattled(10), config_type="surface")
     text = refused(
         DataError, db, out, training={"weighting": {"by_group": {"surfaces": {"energy": 2}}}}
@@ -841,7 +841,7 @@ def test_missing_and_unbalanced_forces_are_noted(db: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("how", ["initial charges", "key"])
 def test_charged_cells_among_neutral_ones_are_noted(db: Path, tmp_path: Path, how: str) -> None:
-    """The energy of the background is no part of a potential; one charge for all is no mixture."""
+    """The background energy can't be fitted; the same charge everywhere is no mixture."""
     structures = rattled(12)
     for number, atoms in enumerate(structures):
         charged = number < 2
@@ -857,7 +857,7 @@ def test_charged_cells_among_neutral_ones_are_noted(db: Path, tmp_path: Path, ho
 
 
 def test_methods_in_the_data_column_are_noted(db: Path, tmp_path: Path) -> None:
-    """Functional and calculator stand there where the labels come from a workflow."""
+    """Workflows store functional and calculator there."""
     for number, atoms in enumerate(rattled(12)):
         functional = "PBE" if number < 9 else "r2SCAN"
         with open_for_writing(db) as database:
@@ -874,7 +874,7 @@ def test_methods_in_the_data_column_are_noted(db: Path, tmp_path: Path) -> None:
 
 
 def test_references_of_a_fit_from_nothing(db: Path, tmp_path: Path) -> None:
-    """Configured ones need not be the parent's, and isolated atoms are taken when they arrive."""
+    """Configured ones may differ from the parent's; isolated atoms are used once they exist."""
     write_database(db, rattled(20))
     parent = as_parent(build(db, tmp_path / "a"), tmp_path / "a")
     zero = build(db, tmp_path / "b", parent=parent, reference_energies=0)
@@ -892,7 +892,7 @@ def test_references_of_a_fit_from_nothing(db: Path, tmp_path: Path) -> None:
 
 
 def test_rows_of_several_methods_are_noted(db: Path, tmp_path: Path) -> None:
-    """Calculators, their parameters, and keys that differ are noted with the number of rows."""
+    """Calculators, parameters and keys that differ are noted with the number of rows."""
     for number, atoms in enumerate(rattled(20)):
         atoms.calc.name = "emt" if number < 4 else "vasp"
         atoms.calc.parameters = {"xc": "pbe", "kpts": [number, 1, 1], "encut": 400 + (number > 17)}

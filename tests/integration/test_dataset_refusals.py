@@ -45,7 +45,7 @@ def test_bad_selection(db: Path, out: Path, select: str) -> None:
 
 
 def spoil(tmp_path: Path, kind: str) -> Path:
-    """Return a path that is no database, in the named way."""
+    """Return a path that is no database, of the named kind."""
     path = tmp_path / "spoilt.db"
     if kind == "directory":
         path.mkdir()
@@ -62,7 +62,7 @@ def spoil(tmp_path: Path, kind: str) -> Path:
 
 @pytest.mark.parametrize("kind", ["absent", "directory", "text", "empty", "other tables"])
 def test_not_a_database(tmp_path: Path, out: Path, kind: str) -> None:
-    """What is no ASE database is named with its path, and stays as it was."""
+    """The error names the path; the file is unchanged."""
     path = spoil(tmp_path, kind)
     before = path.read_bytes() if path.is_file() else path.exists()
     assert str(path) in refused(DatabaseError, path, out)
@@ -70,7 +70,7 @@ def test_not_a_database(tmp_path: Path, out: Path, kind: str) -> None:
 
 
 def test_damaged_database(db: Path, out: Path) -> None:
-    """A file that turns out to be damaged half-way through is reported as such."""
+    """A file that proves damaged halfway through is reported as damaged."""
     write_database(db, rattled(600))
     content = bytearray(db.read_bytes())
     content[len(content) // 4 : -4096] = b"\xff" * (len(content) - 4096 - len(content) // 4)
@@ -87,7 +87,7 @@ BAD_ROWS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("reason", BAD_ROWS)
 def test_bad_rows_are_listed_or_rejected(db: Path, tmp_path: Path, reason: str) -> None:
-    """Few bad rows are left out and listed; many are an error with reason, count and row ids."""
+    """A few bad rows are rejected and listed; many are an error with reason, count and row ids."""
     write_database(db, rattled(20))
     spoilt = write_database(db, [labelled(rattled(1)[0], **BAD_ROWS[reason])] * 2)
     record = build(db, tmp_path / "some")
@@ -104,7 +104,7 @@ def test_bad_rows_are_listed_or_rejected(db: Path, tmp_path: Path, reason: str) 
 
 
 def test_isolated_atoms_do_not_dilute_rejections(db: Path, out: Path) -> None:
-    """The rejected fraction is one of the rows meant for training."""
+    """The rejected fraction refers to the rows meant for training."""
     write_database(db, [labelled(Atoms("Cu"), energy=-1.0)] * 50)
     write_database(db, rattled(8))
     write_database(db, [labelled(rattled(1)[0], energy=-1.0)] * 2)
@@ -112,13 +112,13 @@ def test_isolated_atoms_do_not_dilute_rejections(db: Path, out: Path) -> None:
 
 
 def test_only_isolated_atoms(db: Path, out: Path) -> None:
-    """A selection of nothing but isolated atoms is rejected."""
+    """A selection of isolated atoms only is rejected."""
     write_database(db, [labelled(Atoms("Cu"), energy=-1.0)] * 3)
     assert "nothing is left to train on: 3 isolated atoms" in refused(DataError, db, out)
 
 
 def test_duplicates_share_a_side(db: Path, out: Path) -> None:
-    """Rows with the same structure and energy are accepted, noted, and never straddle."""
+    """Rows with the same structure and energy are accepted, noted, and kept on one side."""
     structures = rattled(10)
     write_database(db, structures)
     write_database(db, structures)
@@ -143,7 +143,7 @@ def test_contradicting_duplicates(db: Path, out: Path) -> None:
 
 
 def test_contradictions_are_listed_with_what_tells_the_rows_apart(db: Path, out: Path) -> None:
-    """All of them are counted, ten are listed, and the differences of their rows are named."""
+    """All are counted, ten are listed, with the differences of their rows."""
     structures = rattled(20)
     write_database(db, structures, xc="PBE")
     for atoms in structures[:12]:
@@ -170,7 +170,7 @@ def test_contradictions_are_listed_with_what_tells_the_rows_apart(db: Path, out:
 
 
 def test_labels_under_other_names(db: Path, out: Path, tmp_path: Path) -> None:
-    """Keys and data that look like the labels of rows without are named, with the remedy."""
+    """Keys and data that resemble labels of rows without any are named, with the remedy."""
     write_database(db, rattled(20))
     with open_for_writing(db) as database:
         for atoms in rattled(3, seed=5):
@@ -186,12 +186,12 @@ def test_labels_under_other_names(db: Path, out: Path, tmp_path: Path) -> None:
 
 
 def nested(depth: int) -> str:
-    """Return JSON of so many lists in each other."""
+    """Return JSON of this many nested lists."""
     return "[" * depth + "]" * depth
 
 
 def test_json_nested_too_deep(db: Path, out: Path) -> None:
-    """A row whose keys Python's JSON reader gives up on is rejected, wherever it is read."""
+    """A row whose keys exceed the recursion limit of Python's JSON reader is always rejected."""
     write_database(db, rattled(20))
     connection = sqlite3.connect(db)
     keys = f'{{"status": "completed", "a": {nested(100_000)}}}'
@@ -229,7 +229,7 @@ def test_whole_numbers_that_databases_round(db: Path, out: Path, select: str, re
 
 @pytest.mark.parametrize("select", ["uid=9007199254740991", "id<9007199254740993", "uid<1e20"])
 def test_numbers_that_databases_compare_exactly(db: Path, out: Path, select: str) -> None:
-    """Smaller ones, ids and floating-point limits are taken."""
+    """Smaller ones, ids and floating-point limits are accepted."""
     write_database(db, rattled(10), uid=2**53 - 1)
     assert build(db, out, select=select).counts.accepted == 10
 
@@ -245,7 +245,7 @@ def test_elements_must_agree(db: Path, out: Path, elements: tuple[str, ...], mes
 
 
 def test_element_only_in_test(db: Path, out: Path) -> None:
-    """An element with nothing to learn it from is an error with its rows."""
+    """An element without training data is an error with its rows."""
     write_database(db, [*rattled(3), *rattled(1, symbols=("Au",))])
     for seed in range(100):
         try:
@@ -272,7 +272,7 @@ def test_unknown_group_key(db: Path, out: Path) -> None:
 
 
 def test_key_that_gives_no_split(db: Path, out: Path) -> None:
-    """Rows without the key, with another value, and equal ones on both sides are in one error."""
+    """One error has rows without the key, with other values, and equal ones on both sides."""
     structures = rattled(10)
     write_database(db, structures[:6], side="train")
     write_database(db, structures[6:8], side="valid")
@@ -296,7 +296,7 @@ def test_reference_energies_out_of_range(db: Path, out: Path) -> None:
 
 
 def test_incomplete_reference_energies(db: Path, out: Path) -> None:
-    """Configured references that miss an element of the data are a configuration error."""
+    """Configured references that lack an element of the data are a configuration error."""
     write_database(db, rattled(10, symbols=("Cu", "Ni")))
     assert "no energy for Ni" in refused(ConfigError, db, out, reference_energies={"Cu": 0.0})
 
@@ -355,5 +355,5 @@ def test_memory_does_not_grow_with_structures(tmp_path: Path) -> None:
         accepted, peaks[count] = json.loads(done.stdout)
         assert accepted == count
     growth_kib = peaks[4000] - peaks[1000]
-    # Bare positions, forces and numbers of 3000 more structures of 64 atoms are 10 MiB.
+    # Positions, forces and numbers of 3000 more structures of 64 atoms are 10 MiB.
     assert growth_kib < 6 * 1024, f"{growth_kib} KiB more for 3000 more structures"

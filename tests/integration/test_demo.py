@@ -1,4 +1,4 @@
-"""The demo works as the README describes it, with the real pacemaker."""
+"""The demo works as described in the README, with the real pacemaker."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FIT = (*FEW, "--set", "training.max_iter=3")
 def test_demo_publishes_two_generations(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both are intact, the second starts from the first, and again changes nothing."""
+    """Both are intact, the second starts from the first, and repeating changes nothing."""
     from ase.build import bulk
     from pyace import PyACECalculator
 
@@ -90,7 +90,7 @@ def test_demo_database_has_rows_of_all_kinds(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("elements", "named"), [("Cu,Fe", "Fe"), ("H2O", "H2O"), ("", "")])
 def test_demo_rejects_other_elements(cli: Cli, tmp_path: Path, elements: str, named: str) -> None:
-    """The message has the elements of EMT."""
+    """The message lists the elements of EMT."""
     ended = cli("demo", "-o", tmp_path / "demo", "--elements", elements)
     assert ended.code == 64
     assert f"EMT has no parameters for {named}" in ended.err
@@ -99,7 +99,7 @@ def test_demo_rejects_other_elements(cli: Cli, tmp_path: Path, elements: str, na
 
 
 def test_demo_keeps_existing_files(cli: Cli, tmp_path: Path) -> None:
-    """A database of that name is not overwritten."""
+    """An existing database of that name is not overwritten."""
     (tmp_path / "structures.db").write_text("mine")
     assert cli("demo", "-o", tmp_path).code == 64
     assert (tmp_path / "structures.db").read_text() == "mine"

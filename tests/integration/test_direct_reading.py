@@ -1,4 +1,4 @@
-"""Rows read directly from ASE's tables are the rows that ASE reads, to the last bit."""
+"""Rows read directly from ASE's tables equal ASE's rows to the last bit."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ZERO = np.zeros((4, 3))
 def target(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[str, str]]:
-    """Give an empty database of each kind that is read directly: to write to, and to read."""
+    """Return an empty database of each kind that is read directly: to write to, and to read."""
     if request.param == "sqlite":
         path = str(tmp_path / "structures.db")
         yield path, path
@@ -46,7 +46,7 @@ def target(
 
 
 def odd_structures() -> list[Atoms]:
-    """Return structures of every kind that a row can hold, good and bad."""
+    """Return structures of every kind that a row can hold, valid and invalid."""
     fixed = fcc111("Cu", (2, 2, 2), vacuum=8)
     fixed.set_constraint(FixAtoms([0, 1]))
     first = rattled(1)[0]
@@ -102,7 +102,7 @@ def fill(name: str) -> None:
 def test_every_row_is_the_one_that_ase_reads(
     target: tuple[str, str], monkeypatch: pytest.MonkeyPatch, page: int
 ) -> None:
-    """Good and bad ones, for pages of any size."""
+    """Valid and invalid ones, for pages of any size."""
     monkeypatch.setattr("mlip_job.dataset.database.PAGE", page)
     fill(target[0])
     config = DatabaseConfig(url=target[1], select="")
@@ -161,7 +161,7 @@ SELECTIONS = [
 
 
 def test_selections_mean_what_they_mean_to_ase(target: tuple[str, str]) -> None:
-    """Every kind of expression gives the rows that ASE's own select gives; most give some only."""
+    """Every kind of expression gives the rows of ASE's select; most select only some."""
     fill(target[0])
     partial = 0
     for select in SELECTIONS:
@@ -176,7 +176,7 @@ def test_selections_mean_what_they_mean_to_ase(target: tuple[str, str]) -> None:
 
 
 def test_rows_written_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the selection and its page a row may change, cease to fit, or go."""
+    """Between selection and page a row may change, stop matching, or be deleted."""
     monkeypatch.setattr("mlip_job.dataset.database.PAGE", 2)
     path = tmp_path / "structures.db"
     structures = rattled(9)
@@ -184,7 +184,7 @@ def test_rows_written_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with StructureDatabase(DatabaseConfig(url=str(path))) as paged:
         pages = paged.pages(paged.select())
         found = next(pages)
-        # Nobody who writes has to wait for the reader: the lock is tried once.
+        # Writers do not have to wait for the reader: the lock is tried once.
         with closing(sqlite3.connect(path, timeout=0)) as connection:
             connection.execute("UPDATE information SET value = value")
             connection.commit()
@@ -204,7 +204,7 @@ def test_rows_written_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_snapshot_of_postgresql(
     postgresql: DatabaseServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There the rows are those of the moment of selection, even if others are written meanwhile."""
+    """The rows are those at the time of selection, even during concurrent writes."""
     monkeypatch.setenv("MLIP_JOB_DATABASE_PASSWORD", postgresql.password)
     monkeypatch.setattr("mlip_job.dataset.database.PAGE", 2)
     name = postgresql.new_database()
@@ -219,7 +219,7 @@ def test_a_snapshot_of_postgresql(
 
 
 def test_the_state_of_rows_changes_with_every_write(target: tuple[str, str]) -> None:
-    """A remark, a new row, a row less; looking changes nothing."""
+    """A changed keyword, a new row, a deleted row; reading changes nothing."""
     name, url = target
     ids = write_database(name, rattled(4))
 
@@ -253,7 +253,7 @@ def test_a_row_of_a_slow_transaction_changes_the_state(tmp_path: Path) -> None:
         connection.commit()
         with StructureDatabase(DatabaseConfig(url=str(path))) as paged:
             before = paged.select().summary()
-        # As ASE writes it, with the time at which the transaction began.
+        # ASE writes the time at which the transaction began.
         connection.execute("UPDATE systems SET mtime = mtime + 0.5, energy = 0 WHERE id = 1")
         connection.commit()
     with StructureDatabase(DatabaseConfig(url=str(path))) as paged:
@@ -266,7 +266,7 @@ def test_a_row_of_a_slow_transaction_changes_the_state(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("version", "fast"), [(7, False), (8, True), (9, True)])
 def test_versions_of_the_tables(tmp_path: Path, version: int, fast: bool) -> None:
-    """Other versions than the known ones are left to ASE, which gives the same."""
+    """Unknown versions are read through ASE, with the same result."""
     path = tmp_path / "structures.db"
     write_database(path, rattled(3))
     _execute(path, f"UPDATE information SET value = '{version}' WHERE name = 'version'")  # noqa: S608
@@ -280,7 +280,7 @@ def test_versions_of_the_tables(tmp_path: Path, version: int, fast: bool) -> Non
 
 
 def test_later_versions_are_rejected(tmp_path: Path) -> None:
-    """As ASE refuses them."""
+    """ASE rejects them too."""
     path = tmp_path / "structures.db"
     write_database(path, rattled(3))
     _execute(path, "UPDATE information SET value = '10' WHERE name = 'version'")
@@ -292,7 +292,7 @@ def test_later_versions_are_rejected(tmp_path: Path) -> None:
 
 
 def test_external_tables_change_nothing(tmp_path: Path) -> None:
-    """ASE reads them with each row; they hold nothing that a dataset is made of."""
+    """ASE reads them with each row; they hold nothing that a dataset uses."""
     path = tmp_path / "structures.db"
     with ase.db.connect(str(path), type="db") as database:
         for atoms in rattled(3):
@@ -306,7 +306,7 @@ def test_external_tables_change_nothing(tmp_path: Path) -> None:
 
 
 def test_values_of_a_wrong_kind(tmp_path: Path) -> None:
-    """SQLite stores anything anywhere; such rows are what ASE makes of them."""
+    """SQLite does not enforce types; such rows are the same as through ASE."""
     path = tmp_path / "structures.db"
     write_database(path, rattled(8))
     for id_, change in enumerate(

@@ -1,8 +1,8 @@
 """Every command in the documentation is run here, or a comment above it says why not.
 
-A comment before a block of ``sh`` or ``python`` marks it: ``<!-- run -->``,
-``<!-- exits with N -->`` or ``<!-- not run: REASON -->``. At the top of a page
-``<!-- blocks of this page are not run: REASON -->`` marks the others.
+A comment before a block of ``sh`` or ``python`` marks it: ``<!-- run -->``, ``<!-- exits with N
+-->`` or ``<!-- not run: REASON -->``. At the top of a page ``<!-- blocks of this page are not run:
+REASON -->`` marks the others.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Block:
 
     @property
     def exit_code(self) -> int | None:
-        """The exit code that the page promises; None if the block is not run."""
+        """The documented exit code; None if the block is not run."""
         if self.mark == "run":
             return 0
         found = _MARK.fullmatch(self.mark or "")
@@ -112,7 +112,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_block_is_run_or_marked(page: Path) -> None:
-    """Nobody has to guess whether a command still works."""
+    """Each block has a marker."""
     default = "not run: page" if _PAGE_MARK.search(page.read_text(encoding="utf-8")) else ""
     unmarked = [
         block.text
@@ -131,13 +131,13 @@ def test_commands_of_a_page_run_in_the_demo(name: str, demo: Path, tmp_path: Pat
 
 
 def test_commands_of_the_readme_run_on_a_database(demo: Path, tmp_path: Path) -> None:
-    """On one that has no configuration yet."""
+    """On a database without a configuration."""
     shutil.copy(demo / "structures.db", tmp_path)
     assert run_blocks(ROOT / "README.md", tmp_path) > 0
 
 
 def test_commands_of_a_page_run_in_the_clone(demo: Path, tmp_path: Path) -> None:
-    """With the demo in it, as ``make demo`` leaves it."""
+    """With the demo in it, as created by ``make demo``."""
     shutil.copytree(demo, tmp_path / "mlip-demo")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     assert run_blocks(ROOT / "docs" / "command-line.md", tmp_path) > 0
@@ -169,7 +169,7 @@ def test_scripts_that_label_rows(demo: Path, tmp_path: Path) -> None:
 
 
 def test_no_other_page_has_blocks_that_seem_to_run() -> None:
-    """A mark on a page that no test runs would be wrong."""
+    """A marker on a page that no test runs would be misleading."""
     names = (*RUN_IN_THE_DEMO, "command-line", "dataset")
     run = {ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in names)}
     marked = {p for p in PAGES if any(b.exit_code is not None for b in blocks(p, "sh", "python"))}
@@ -177,7 +177,7 @@ def test_no_other_page_has_blocks_that_seem_to_run() -> None:
 
 
 def test_documented_settings_are_valid() -> None:
-    """Blocks of YAML whose keys are those of a configuration, completed by the required ones."""
+    """Blocks of YAML with keys of a configuration, completed by the required ones."""
     checked = 0
     for page in PAGES:
         for block in blocks(page, "yaml"):
@@ -191,7 +191,7 @@ def test_documented_settings_are_valid() -> None:
 
 
 def test_messages_in_troubleshooting_exist() -> None:
-    """A user who searches for a message finds it."""
+    """So that searching for a message finds it."""
     texts = [
         node.value
         for path in (ROOT / "job" / "mlip_job").rglob("*.py")
@@ -205,7 +205,7 @@ def test_messages_in_troubleshooting_exist() -> None:
 
 
 def _with_image(document: dict[str, Any]) -> dict[str, Any]:
-    """Add the image that settings of Kubernetes need."""
+    """Add the image that Kubernetes settings need."""
     kubernetes = document.get("submit", {}).get("kubernetes")
     if kubernetes is not None:
         kubernetes.setdefault("image", "registry.example/mlip-job:0.1.0")

@@ -1,4 +1,4 @@
-"""Ensembles with the real pacemaker: members, the best of them, and what they have in common."""
+"""Ensembles with the real pacemaker: members, the best of them, and shared data."""
 
 from __future__ import annotations
 
@@ -77,14 +77,14 @@ def complete(fully_trained: Family, tmp_path: Path) -> Family:
 
 @pytest.fixture
 def half(half_trained: Family, tmp_path: Path) -> Family:
-    """Return a copy of the half trained ensemble for one test."""
+    """Return a copy of the partly trained ensemble for one test."""
     directory = tmp_path / "family"
     shutil.copytree(half_trained.root, directory)
     return Family(directory)
 
 
 def test_the_best_member_becomes_the_generation(complete: Family) -> None:
-    """By test loss; its seed, its report, its potential, and the errors of both."""
+    """By test loss; with its seed, its report, its potential, and the errors of both."""
     manifest = complete.registry.get(1)
     committee = manifest.ensemble
     assert committee is not None
@@ -110,13 +110,13 @@ def test_the_best_member_becomes_the_generation(complete: Family) -> None:
 
 
 def test_members_train_on_what_the_first_one_found(complete: Family) -> None:
-    """Rows that came meanwhile belong to the next generation."""
+    """Rows added after the first member belong to the next generation."""
     manifest = complete.registry.get(1)
     assert manifest.dataset.train + manifest.dataset.test == 12
 
 
 def test_how_far_the_predictions_are_apart(complete: Family) -> None:
-    """The standard deviation over two members is their distance over the square root of two."""
+    """The standard deviation of two members is their distance over the square root of two."""
     registry = complete.registry
     manifest = registry.get(1)
     assert manifest.ensemble is not None
@@ -140,7 +140,7 @@ def test_how_far_the_predictions_are_apart(complete: Family) -> None:
 def test_everything_of_it_is_verified_listed_and_pulled(
     complete: Family, cli: Callable[..., Ended], tmp_path: Path
 ) -> None:
-    """Also the members' potentials."""
+    """Including the members' potentials."""
     options = ("-c", complete.config_path)
     assert cli(*options, "verify", "-g", 1).out == "gen_01 is intact\n"
     listed = cli(*options, "list").out.splitlines()
@@ -162,9 +162,9 @@ def test_everything_of_it_is_verified_listed_and_pulled(
 
 
 def test_running_again_changes_nothing(complete: Family, cli: Callable[..., Ended]) -> None:
-    """Neither a member nor the whole; another number of members is another generation."""
+    """Neither a member nor the ensemble; another number of members is another generation."""
     values = yaml.safe_load(complete.config_path.read_text())
-    values["database"]["select"] = "status=completed,id<=12"  # what there was at the time
+    values["database"]["select"] = "status=completed,id<=12"  # rows at that time
     path = complete.root / "earlier.yaml"
     path.write_text(yaml.safe_dump(values))
     before = {p: p.stat().st_mtime_ns for p in (complete.root / "store").rglob("gen_01*")}
@@ -179,7 +179,7 @@ def test_running_again_changes_nothing(complete: Family, cli: Callable[..., Ende
 
 
 def test_nothing_of_it_is_garbage(complete: Family, half: Family) -> None:
-    """Only checkpoints are; what became no generation goes whole, once it is old enough."""
+    """Only checkpoints are; an unfinished ensemble is removed once it is old enough."""
     orphans = list(find_orphans(complete.registry, NOW))
     assert {orphan.what for orphan in orphans} == {"checkpoints of gen_01, which is published"}
     assert all("/members/member_0" in orphan.prefix for orphan in orphans)
@@ -194,7 +194,7 @@ def test_nothing_of_it_is_garbage(complete: Family, half: Family) -> None:
 
 
 def test_members_of_another_ensemble_are_refused(half: Family, cli: Callable[..., Ended]) -> None:
-    """Of another size, or with another configuration, before anything is trained."""
+    """Another size or another configuration, before anything is trained."""
     with pytest.raises(ConflictError, match="as an ensemble of 2 members, not 3"):
         _train(half, 2, of=3)
     config = half.config
@@ -208,7 +208,7 @@ def test_members_of_another_ensemble_are_refused(half: Family, cli: Callable[...
 
 
 def test_a_half_trained_ensemble_is_no_single_fit(half: Family, cli: Callable[..., Ended]) -> None:
-    """Neither by hand nor as a job; what is there is named, and nothing is published."""
+    """Neither by hand nor as a job; the error says what exists, and nothing is published."""
     for command in (["run", "-g", 1], ["submit", "-g", 1, "--scheduler", "local"]):
         ended = cli("-c", half.config_path, *command)
         assert ended.code == 73
@@ -218,7 +218,7 @@ def test_a_half_trained_ensemble_is_no_single_fit(half: Family, cli: Callable[..
 
 
 def test_any_member_publishes_after_a_crash(complete: Family) -> None:
-    """The last run died between its own manifest and the generation's."""
+    """The last run crashed between its own manifest and the generation's."""
     manifest = complete.registry.get(1)
     store = complete.registry.store
     store.delete("cu/generations/gen_01/manifest.json")
@@ -227,7 +227,7 @@ def test_any_member_publishes_after_a_crash(complete: Family) -> None:
         store.delete(f"cu/potentials/gen_01.{suffix}")
     outcome = _train(complete, 1)
     assert outcome.created
-    paths = {"config"}  # this is a copy in another place
+    paths = {"config"}  # a copy at another path
     assert outcome.manifest.model_dump(exclude=paths) == manifest.model_dump(exclude=paths)
     assert complete.registry.get(1) == outcome.manifest
     assert complete.registry.latest() == 1
@@ -253,7 +253,7 @@ def test_concurrent_last_members_publish_once(fully_trained: Family) -> None:
 def test_members_that_can_not_be(
     half: Family, cli: Callable[..., Ended], options: list[object]
 ) -> None:
-    """A usage error, with what is missing."""
+    """A usage error that says what is missing."""
     assert cli("-c", half.config_path, "run", "-g", 1, *options).code == 64
 
 
@@ -267,7 +267,7 @@ def test_an_array_numbers_its_members(
     variable: str,
     value: str,
 ) -> None:
-    """Slurm from 1, Kubernetes from 0; the wrong size tells that it was understood."""
+    """Slurm from 1, Kubernetes from 0; the error for the wrong size proves that it was read."""
     monkeypatch.setenv(variable, value)
     ended = cli("-c", half.config_path, "run", "-g", 1, "--of", 3)
     assert (ended.code, "as an ensemble of 2 members, not 3" in ended.err) == (73, True)

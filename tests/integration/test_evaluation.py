@@ -1,4 +1,4 @@
-"""Real potentials, evaluated by the job that made them."""
+"""Real potentials, evaluated by the job that trained them."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ TINY = {
 
 
 class Listener:
-    """An observer that keeps what it hears."""
+    """An observer that stores messages."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []
 
     def message(self, text: str) -> None:
-        """Keep it."""
+        """Store it."""
         self.messages.append(text)
 
     def progress(self, progress: object) -> None:
@@ -78,17 +78,17 @@ class Listener:
 
 @dataclass(frozen=True)
 class Project:
-    """A family in a directory of its own."""
+    """A family in a separate directory."""
 
     root: Path
 
     @property
     def config_path(self) -> Path:
-        """Return where the configuration is."""
+        """The configuration file."""
         return self.root / "mlip-job.yaml"
 
     def write(self, structures: list[Atoms], training: dict[str, Any], **sections: Any) -> None:
-        """Write a database, unless there are no structures, and the configuration."""
+        """Write the configuration, and a database if there are structures."""
         if structures:
             write_database(self.root / "structures.db", structures)
         values = {
@@ -126,7 +126,7 @@ class Project:
         return TrainingReport.from_json(self.registry.store.get(key))
 
     def evaluation(self, generation: int) -> Evaluation:
-        """Return what a published report says of its potential."""
+        """Return the evaluation in a published report."""
         evaluation = self.report(generation).evaluation
         assert evaluation is not None
         return evaluation
@@ -165,7 +165,7 @@ def project(tmp_path: Path) -> Project:
 
 
 def _predictions(project: Project, generation: int, side: str) -> list[dict[str, Any]]:
-    """Evaluate a published potential without any code of ours, one structure after the other."""
+    """Evaluate a published potential without mlip-job, one structure after the other."""
     from pyace import PyACECalculator
 
     references = project.registry.get(generation).reference_energies
@@ -189,7 +189,7 @@ def _predictions(project: Project, generation: int, side: str) -> list[dict[str,
 
 
 def _require_figures(found: Any, errors: np.ndarray) -> None:
-    """Hold statistics against numpy on the full array."""
+    """Compare statistics with numpy on the full array."""
     assert found.count == errors.size
     assert found.rmse == pytest.approx(np.sqrt(np.mean(np.square(errors))), rel=1e-9)
     assert found.mae == pytest.approx(np.abs(errors).mean(), rel=1e-9)
