@@ -1,4 +1,4 @@
-"""Manifests, datasets and checkpoints for tests that need them but train nothing."""
+"""Manifests, datasets and checkpoints for tests that do not train."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def make_manifest(
     dataset: DatasetReference | None = None,
     rejected_because: tuple[str, ...] = (),
 ) -> Manifest:
-    """Return a complete manifest; what a test cares about is given, the rest is made up."""
+    """Return a complete manifest; fields that are not given have made-up values."""
     config = JobConfig(family=family)
     errors = Errors(rmse_energy_mev_per_atom=7.5, rmse_force_mev_per_angstrom=31.25)
     return Manifest(
@@ -90,7 +90,7 @@ def make_manifest(
 
 
 def put_dataset(registry: Registry, directory: Path, content: str) -> DatasetReference:
-    """Publish a dataset whose files hold nothing but `content`; return how it is named."""
+    """Publish a dataset whose files contain `content`; return its name and hash."""
     directory.mkdir(parents=True, exist_ok=True)
     files = {}
     for name in ("train.xyz", "test.xyz", "index.csv.gz", "train.pckl.gzip", "test.pckl.gzip"):

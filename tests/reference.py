@@ -1,4 +1,4 @@
-"""Rows as ASE reads them, and comparisons to the last bit."""
+"""Rows as read by ASE, and comparisons to the last bit."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def require_same_frame(found: pd.DataFrame, expected: pd.DataFrame) -> None:
 
 
 def require_same_atoms(found: Atoms, expected: Atoms) -> None:
-    """Compare all that an Atoms object is made of."""
+    """Compare all data of two Atoms objects."""
     assert type(found) is type(expected)
     assert found.__dict__.keys() == expected.__dict__.keys()
     assert found.arrays.keys() == expected.arrays.keys()

@@ -1,4 +1,4 @@
-"""Reports for tests, with real learning curves, and what belongs to them."""
+"""Reports for tests, with real learning curves, and related data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STARTED = datetime(2026, 11, 23, 22, 40, tzinfo=UTC)
 
 
 def validate_report(text: str | bytes) -> None:
-    """Hold a ``report.json`` against the schema that is published in docs/."""
+    """Validate a ``report.json`` against the published schema in docs/."""
     document = json.loads(text)
     path = _ROOT / "docs" / "schemas" / f"report-{document['schema_version']}.schema.json"
     schema = json.loads(path.read_text())
@@ -87,7 +87,7 @@ def make_report(generation: int = 2, **changes: Any) -> TrainingReport:
 
 
 def make_facts(report: TrainingReport) -> Facts:
-    """Return all that a page about a report needs."""
+    """Return the arguments of a report page."""
     dataset = report.dataset
     manifest = make_manifest(report.generation, family=report.family)
     changes = {

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def labelled(atoms: Atoms, **results: Any) -> Atoms:
-    """Return a copy with the results (energy in eV, forces in eV/Å, …) that it shall have."""
+    """Return a copy with these results (energy in eV, forces in eV/Å, …)."""
     copy: Atoms = atoms.copy()
     copy.calc = SinglePointCalculator(copy, **results)
     return copy
@@ -41,7 +41,7 @@ def with_emt(atoms: Atoms) -> Atoms:
 
 
 def rattled(count: int, *, symbols: Iterable[str] = ("Cu",), seed: int = 0) -> list[Atoms]:
-    """Return `count` different four-atom fcc cells, the elements taking turns on their sites."""
+    """Return `count` different four-atom fcc cells, with the elements in turn on their sites."""
     symbols = list(symbols)
     rng = np.random.default_rng(seed)
     structures = []

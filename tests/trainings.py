@@ -1,4 +1,4 @@
-"""Training configurations whose basis has a size, as a fit's has once its data are known."""
+"""Training configurations with a basis of known size, as after the data are known."""
 
 from __future__ import annotations
 

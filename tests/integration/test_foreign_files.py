@@ -1,4 +1,4 @@
-"""Files that are no SQLite database are refused with the command that makes one of them."""
+"""Files that are no SQLite database are rejected with a command that converts them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def write(path: Path, kind: str, structures: list[Atoms]) -> None:
-    """Write structures in another back end or file format of ASE's, under any name."""
+    """Write structures in another back end or file format of ASE, under any name."""
     if kind in ("json", "aselmdb"):
         plain = path.with_name(f"written.{kind}")
         with ase.db.connect(str(plain), type=kind) as database:
@@ -35,7 +35,7 @@ def write(path: Path, kind: str, structures: list[Atoms]) -> None:
 
 
 def run_hint(text: str) -> None:
-    """Run the command that a message ends with, in a shell."""
+    """Run the command at the end of a message in a shell."""
     command = text.splitlines()[-1].partition("to the result")[2].partition(": ")[2]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     subprocess.run(
@@ -59,7 +59,7 @@ def run_hint(text: str) -> None:
     ],
 )
 def test_the_command_converts(tmp_path: Path, out: Path, kind: str, name: str, select: str) -> None:
-    """The message names the format; after its command the database trains as any other."""
+    """The message names the format; after its command the database trains like any other."""
     path = tmp_path / name
     structures = rattled(12)
     write(path, kind, structures)
@@ -84,7 +84,7 @@ def test_directory_of_another_back_end(tmp_path: Path, out: Path) -> None:
 
 
 def test_labels_of_a_file_under_other_names(tmp_path: Path, out: Path) -> None:
-    """Labels that ASE's converter would lose are named, with the script that keeps them."""
+    """Labels that ASE's converter would lose are named, with a script that keeps them."""
     path = tmp_path / "structures.xyz"
     structures = rattled(2)
     for atoms in structures:
@@ -98,7 +98,7 @@ def test_labels_of_a_file_under_other_names(tmp_path: Path, out: Path) -> None:
 
 
 def test_compressed_database(tmp_path: Path, out: Path) -> None:
-    """It is unpacked by the command that the message ends with."""
+    """The command at the end of the message decompresses it."""
     plain = tmp_path / "plain.db"
     write_database(plain, rattled(12))
     packed = tmp_path / "packed.db"
@@ -110,14 +110,14 @@ def test_compressed_database(tmp_path: Path, out: Path) -> None:
 
 
 def test_json_of_another_kind(tmp_path: Path, out: Path) -> None:
-    """No command converts what is no database."""
+    """There is no conversion for it."""
     path = tmp_path / "settings.json"
     path.write_text('{"x": [1, 2]}')
     assert "ase db" not in refused(DatabaseError, path, out)
 
 
 def test_empty_file(tmp_path: Path, out: Path) -> None:
-    """An empty file is called that."""
+    """An empty file is reported as empty."""
     path = tmp_path / "structures.db"
     path.touch()
     assert "is an empty file" in refused(DatabaseError, path, out)

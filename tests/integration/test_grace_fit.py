@@ -1,4 +1,4 @@
-"""Gracemaker fits our frames and input, in our units and weights, and resumes, run for real."""
+"""Gracemaker fits the exported frames with our units and weights, and resumes; run for real."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class _Structure:
 
 
 def _structures() -> list[_Structure]:
-    """Return structures with labels; one has no stress, so only its energy and forces count."""
+    """Return labelled structures; one has no stress, so only its energy and forces count."""
     structures = []
     for number, atoms in enumerate(rattled(10, seed=2), start=1):
         energy, forces = atoms.get_potential_energy(), atoms.get_forces()
@@ -90,7 +90,7 @@ def _begin(directory: Path) -> GraceWrapper:
 
 
 class _Watch:
-    """Stops the fit once it has a checkpoint, if it is to."""
+    """Stops the fit after its first checkpoint, if requested."""
 
     def __init__(self, trainer: Trainer, checkpoint: Path | None = None) -> None:
         self.taken: Snapshot | None = None
@@ -132,7 +132,7 @@ def _errors(structures: list[_Structure], calculator: Any) -> tuple[float, float
 def test_a_fit_is_stopped_resumed_elsewhere_and_has_the_errors_of_its_metrics(
     tmp_path: Path,
 ) -> None:
-    """The loss is ours; the C++ calculator of the exported potential has the trainer's errors."""
+    """The loss is ours; the C++ calculator of the exported potential reproduces the errors."""
     first = _begin(tmp_path / "first")
     first.begin(DATA, None)
     (tmp_path / "checkpoint").mkdir()
@@ -143,7 +143,7 @@ def test_a_fit_is_stopped_resumed_elsewhere_and_has_the_errors_of_its_metrics(
     assert watch.taken.position.iteration == 10
     assert {"starting", "building_graph", "fitting"} <= watch.phases
 
-    # The registry stores the files by their names; another machine gets them in a folder.
+    # The registry stores the files by name; another machine gets them in one folder.
     staging = tmp_path / "staging"
     for name, path in watch.taken.files.items():
         (staging / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Fits that begin with a linear least-squares fit, by the real pyace and pacemaker."""
+"""Fits that start with a linear least-squares fit, by the real pyace and pacemaker."""
 
 from __future__ import annotations
 
@@ -67,17 +67,17 @@ def _first_row(run: Trained) -> dict[str, float]:
     ],
 )
 def test_pacemaker_starts_at_the_loss_of_the_linear_fit(tmp_path: Path, weighting: object) -> None:
-    """Same basis, same order of its functions, same weights; two elements, several blocks."""
+    """Same basis, same order of functions, same weights; two elements, several blocks."""
     structures = rattled(10, symbols=("Cu", "Au", "Cu"))
     write_database(tmp_path / "structures.db", structures[::2], config_type="even")
     write_database(tmp_path / "structures.db", structures[1::2], config_type="odd")
     changes = {
         "ndensity": 2,
         "weighting": weighting,
-        # Pacemaker is given the test set, too: an energy-based weighting looks at both.
+        # Pacemaker is given the test set too: an energy-based weighting considers both.
         "validation_fraction": 0,
         "test_evaluation": "pacemaker",
-        # With more weight on energies pyace's finite differences find no way down from there.
+        # With more weight on energies, pyace's finite differences find no descent from there.
         "energy_weight": 1,
     }
     config = make_config(tmp_path, TINY | changes, dataset={"config_type": "config_type"})
@@ -103,7 +103,7 @@ def test_pacemaker_starts_at_the_loss_of_the_linear_fit(tmp_path: Path, weightin
 def test_a_linear_fit_that_nothing_improves_is_published(
     tmp_path: Path, evaluator: str, attempts: int
 ) -> None:
-    """One coefficient, whose optimum it finds; so it is where another attempt publishes it."""
+    """One coefficient, at its optimum; another attempt publishes it the same way."""
     write_database(tmp_path / "structures.db", rattled(10))
     one = {"ndensity": 1, "functions_per_element": 1, "max_iter": 50, "evaluator": evaluator}
     config = make_config(tmp_path, TINY | one)
@@ -153,7 +153,7 @@ def test_a_linear_fit_is_a_generation_like_any_other(
     assert evaluation.parent is not None
     assert evaluation.parent.generation == 1
 
-    other_weights = TINY | {"energy_weight": 1}  # whose minimum is elsewhere
+    other_weights = TINY | {"energy_weight": 1}  # with its minimum elsewhere
     third = train(make_config(tmp_path, other_weights), 3)
     assert third.manifest.parent is not None
     assert third.manifest.parent.generation == 2
@@ -194,7 +194,7 @@ def test_a_run_without_test_set_on_an_exported_dataset(tmp_path: Path) -> None:
 
 
 def test_a_linear_fit_that_only_has_to_be_published_is_not_repeated(tmp_path: Path) -> None:
-    """Its checkpoint is complete; it is no start for a fit with iterations, nor the reverse.
+    """Its checkpoint is complete; a fit with iterations does not start from it, nor vice versa.
 
     The report lists the structures above DEup that an energy-based weighting omits.
     """
@@ -216,7 +216,7 @@ def test_a_linear_fit_that_only_has_to_be_published_is_not_repeated(tmp_path: Pa
 
 
 def _block_tensorflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have every process that a run starts fail where it imports TensorFlow."""
+    """Make every child process of a run fail when it imports TensorFlow."""
     folder = tmp_path / "blocker"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(
@@ -230,7 +230,7 @@ def _block_tensorflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _loss(report: TrainingReport, config: JobConfig) -> float:
-    """Return the loss of what was evaluated."""
+    """Return the loss of an evaluation."""
     assert report.evaluation is not None
     train, training = report.evaluation.train, config.training
     energy = (train.energy_mev_per_atom.rmse / 1000) ** 2
@@ -240,7 +240,7 @@ def _loss(report: TrainingReport, config: JobConfig) -> float:
 
 
 def _require_zbl_cores_at_shortest_distances(run: Trained, tmp_path: Path) -> None:
-    """Require the cores that pacemaker adds, and none that reaches the test set."""
+    """Require the cores that pacemaker adds, and that none reaches the test set."""
     registry = registry_of(run.config)
     record = registry.dataset_record(run.manifest.dataset)
     shortest: dict[Pair, float] = {}
@@ -254,7 +254,7 @@ def _require_zbl_cores_at_shortest_distances(run: Trained, tmp_path: Path) -> No
 
 
 def test_an_interrupted_fit_resumes_without_another_linear_fit(tmp_path: Path) -> None:
-    """The linear fit replaces the ladder, and manifest and report name it in the end."""
+    """The linear fit replaces the ladder; manifest and report name it after resuming."""
     write_database(tmp_path / "structures.db", rattled(6))
     config = make_config(tmp_path, TINY | {"max_iter": 100_000, "ladder_step": 100})
     assert config.training.ladder_step is not None
@@ -305,7 +305,7 @@ def test_a_linear_fit_that_took_long_is_a_checkpoint(
 def test_a_signal_to_the_linear_fit_ends_the_job(
     tmp_path: Path, number: str, whom: str, code: int
 ) -> None:
-    """A stop signal at once; no fit from nothing if the linear fit was killed."""
+    """A signal stops it immediately; a killed linear fit is not replaced by a fit from scratch."""
     write_database(tmp_path / "structures.db", rattled(6))
     config = make_config(tmp_path, TINY)
     job = start_run(config, tmp_path)
@@ -321,16 +321,16 @@ def test_a_signal_to_the_linear_fit_ends_the_job(
 
 
 def test_an_error_of_the_linear_fit_has_its_cause(tmp_path: Path) -> None:
-    """What pandas, pyace or numpy say is passed on from the other process."""
+    """Errors of pandas, pyace or numpy are passed on from the other process."""
     with pytest.raises(TrainingError, match=r"linear start failed: FileNotFoundError: .*none\.gz"):
         run_linear_fit(_task(tmp_path, ("none.gz",)), print)
 
 
 @pytest.mark.parametrize("shards", [1, 3])
 def test_it_is_pyaces_own_linear_fit(tmp_path: Path, shards: int) -> None:
-    """Summed up over batches, it is what `LinearACEFit` finds in one piece.
+    """Summed over batches, it equals `LinearACEFit` on all data at once.
 
-    Whatever files the structures are in; each has its weight in the whole set.
+    Independent of the files that hold the structures; each has its weight in the whole set.
     """
     from pyace.basis import BBasisConfiguration
     from pyace.linearacefit import LinearACEDataset, LinearACEFit
@@ -355,7 +355,7 @@ def test_it_is_pyaces_own_linear_fit(tmp_path: Path, shards: int) -> None:
 
 
 def test_processes_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not one bit: what they find is summed in the order of the batches."""
+    """Bit by bit: results are summed in the order of the batches."""
     from mlip_job.training.pacemaker import linear_fit
 
     monkeypatch.setattr(linear_fit, "_BATCH_ATOMS", 16)
@@ -370,11 +370,11 @@ def test_processes_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("finished", [False, True])
 def test_held_out_structures_choose_the_ridge(tmp_path: Path, *, finished: bool) -> None:
-    """The one with the smallest loss on them; a fit that is finished is made to them, too."""
+    """The one with the smallest loss on them; the final fit includes them."""
     from mlip_job.training.pacemaker import linear_fit
 
     whole = _exported(tmp_path)
-    # Those of the validation part are in the training set, or in files of their own.
+    # The validation part is in the training set, or in separate files.
     given = pd.concat(
         [linear_fit._read(whole, n) for n in (whole.data.train if finished else whole.data.second)]
     )
@@ -397,7 +397,7 @@ def test_held_out_structures_choose_the_ridge(tmp_path: Path, *, finished: bool)
 
 
 def test_what_the_data_do_not_determine_is_named(tmp_path: Path) -> None:
-    """A block without structures is 0, and said; equations of nothing have no solution."""
+    """A block without structures is 0 and noted; an empty system has no solution."""
     from mlip_job.training.pacemaker import linear_fit
 
     apart = _exported(tmp_path, elements=("Cu", "Pt"))
@@ -433,7 +433,7 @@ def _saved_blocks(tmp_path: Path) -> list[dict[str, Any]]:
 
 
 def test_members_of_an_ensemble_differ_by_their_seed(tmp_path: Path) -> None:
-    """By the weights of the structures, where start_noise asks for that."""
+    """By the weights of the structures, if start_noise requests it."""
     from mlip_job.training.pacemaker import linear_fit
 
     texts = []

@@ -30,13 +30,13 @@ pytestmark = pytest.mark.pacemaker
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keep the cache of whoever runs the tests out of them."""
+    """Keep the user's cache out of the tests."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     return tmp_path / "xdg" / "mlip-job"
 
 
 def test_energies_are_those_of_dft(family: Family) -> None:
-    """The potential's and the reference energies of its atoms; forces and stress stay."""
+    """Potential plus reference energies of the atoms; forces and stress are unchanged."""
     from pyace import PyACECalculator
 
     calculator = load_potential(family.store, generation=1)
@@ -52,13 +52,13 @@ def test_energies_are_those_of_dft(family: Family) -> None:
         assert ours.get_potential_energies().sum() == pytest.approx(expected, abs=1e-9)
         np.testing.assert_array_equal(ours.get_forces(), theirs.get_forces())
         np.testing.assert_array_equal(ours.get_stress(), theirs.get_stress())
-        # Three iterations make no good potential, but its energies are near DFT's and not off by
-        # the reference energies.
+        # Three iterations make no good potential, but its energies are near DFT's, not off by the
+        # reference energies.
         assert ours.get_potential_energy() == pytest.approx(train.get_potential_energy(), abs=4)
 
 
 def test_optimiser_runs_on_it(family: Family) -> None:
-    """It is a calculator as any other."""
+    """It is a normal ASE calculator."""
     from ase.optimize import BFGS
 
     atoms = bulk("Cu", cubic=True)
@@ -89,7 +89,7 @@ def test_extrapolation_grades_where_asked_for(family: Family) -> None:
 
 
 def test_cache_is_used_and_checked(family: Family, cache: Path) -> None:
-    """A copy is taken from the cache, a damaged one fetched anew, a damaged artefact refused."""
+    """A copy comes from the cache, a damaged one is fetched again, a damaged artefact rejected."""
     load_potential(family.store)
     (copy,) = cache.iterdir()
     whole = copy.read_bytes()
@@ -112,7 +112,7 @@ def test_cache_is_used_and_checked(family: Family, cache: Path) -> None:
 
 
 def test_cache_may_lie_elsewhere(family: Family, tmp_path: Path) -> None:
-    """And where it can't lie, the error says what to set."""
+    """If it can't be created, the error says what to set."""
     load_potential(family.store, cache=tmp_path / "elsewhere")
     assert len(list((tmp_path / "elsewhere").iterdir())) == 1
     (tmp_path / "file").write_text("")
@@ -123,7 +123,7 @@ def test_cache_may_lie_elsewhere(family: Family, tmp_path: Path) -> None:
 def test_the_url_may_name_the_family(
     family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A store, a family's folder, file:// and relative paths; what is ambiguous is not guessed."""
+    """A store, a family's folder, file:// and relative paths; ambiguous ones are errors."""
     for url in (family.store, family.store / "cu", f"{family.store}/cu/", f"file://{family.store}"):
         load_potential(url, generation=1)
     monkeypatch.chdir(family.store)
@@ -179,7 +179,7 @@ def test_what_is_not_there_is_named(family: Family) -> None:
 def test_slabs_and_wires_are_those_of_their_periodicity(
     family: Family, pbc: tuple[bool, bool, bool], stored: str
 ) -> None:
-    """Energies and forces are those of the middle of many copies, whatever the idle vectors are."""
+    """Energies and forces are those in the middle of many copies, for any non-periodic vectors."""
     calculator = load_potential(family.store)
     atoms = bulk("Cu", cubic=True, a=3.62)
     atoms.rattle(0.05, seed=1)

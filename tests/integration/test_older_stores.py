@@ -54,7 +54,7 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Family:
 def test_what_is_printed_as_json_stays(
     golden: str, arguments: list[str], cli: Callable[..., Ended]
 ) -> None:
-    """A change shows as a difference here; MLIP_JOB_TEST_ACCEPT=1 accepts it."""
+    """Compare with the reviewed files; MLIP_JOB_TEST_ACCEPT=1 accepts a change."""
     text = cli(*arguments, "--json").out
     path = DATA / "2026-11" / f"{golden}.json"
     if ACCEPT:
@@ -66,7 +66,7 @@ def test_what_is_printed_as_json_stays(
 
 
 def test_published_generations_are_read(old: Family, cli: Callable[..., Ended]) -> None:
-    """Verify, pull with the dataset, report, load: of all kinds of generations."""
+    """Verify, pull with the dataset, report, load: generations of all kinds."""
     for number in PUBLISHED:
         assert cli("verify", "-g", number).code == 0
         pulled = old.root / f"pulled_{number}"
@@ -90,7 +90,7 @@ def test_published_generations_are_read(old: Family, cli: Callable[..., Ended]) 
 def test_the_unfinished_fit_resumes_and_the_next_generation_inherits(
     old: Family, cli: Callable[..., Ended]
 ) -> None:
-    """From the checkpoint on the same dataset, and then a linear fit with its split."""
+    """From the checkpoint on the same dataset; then a linear fit that inherits the split."""
     datasets = sorted((old.store / "cu" / "datasets").iterdir())
     position = old.registry.checkpoints(5).found()[0].position
     assert position.iteration == 2

@@ -180,7 +180,7 @@ def test_from_postgresql_to_s3(
 
 
 def test_energy_based_weighting_lists_the_rows_it_omits(tmp_path: Path) -> None:
-    """A row high above the convex hull is in the dataset, but not in the fit."""
+    """A row far above the convex hull is in the dataset, but not in the fit."""
     structures = rattled(11)
     high = structures[-1].copy()
     high.positions[0] += 1.0
@@ -198,7 +198,7 @@ def test_energy_based_weighting_lists_the_rows_it_omits(tmp_path: Path) -> None:
 
 
 def test_a_failed_fit_publishes_nothing(tmp_path: Path) -> None:
-    """The error has the cause and the end of the log; the work directory stays."""
+    """The error has the cause and the end of the log; the work directory is kept."""
     write_database(tmp_path / "structures.db", rattled(6))
     overrides = {"fit": {"optimizer": "steepest-guess"}}
     config = make_config(tmp_path, TINY | {"overrides": overrides})
@@ -211,7 +211,7 @@ def test_a_failed_fit_publishes_nothing(tmp_path: Path) -> None:
 
 
 def test_signals_end_pacemaker_and_the_next_run_resumes(tmp_path: Path) -> None:
-    """Each leaves no process behind and publishes nothing; 75 where a handler can set it."""
+    """No process is left and nothing is published; exit code 75 if a handler can set it."""
     write_database(tmp_path / "structures.db", rattled(6))
     training = TINY | {"functions_per_element": 8}
     endless = make_config(tmp_path, training | {"max_iter": 100_000})
@@ -234,7 +234,7 @@ def test_signals_end_pacemaker_and_the_next_run_resumes(tmp_path: Path) -> None:
 
 
 def _wait_for_pacemaker(job: subprocess.Popen[str], work: Path, before: set[Path]) -> int:
-    """Return the process id of a new attempt's pacemaker, once it has done some iterations."""
+    """Return the process id of a new attempt's pacemaker after some iterations."""
 
     def fitting() -> Path | None:
         assert job.poll() is None

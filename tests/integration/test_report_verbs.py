@@ -1,4 +1,4 @@
-"""The verbs that show and compare reports, on generations in a store."""
+"""Commands that show and compare reports, on generations in a store."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
 def _publish(
     registry: Registry, tmp_path: Path, report: TrainingReport, *, page: str | None = None
 ) -> Manifest:
-    """Publish a report as a run does, without a potential; with its page where it has one."""
+    """Publish a report like a run, without a potential; optionally with its page."""
     facts = make_facts(report)
     directory = tmp_path / f"work-{report.generation}"
     directory.mkdir()
@@ -61,7 +61,7 @@ def _publish(
 
 
 def test_a_published_page_is_fetched_as_it_is(cli: Cli, registry: Registry, tmp_path: Path) -> None:
-    """Under a name that says what it is, or where one wants it; again replaces it."""
+    """Under its default name, or the given one; a second call replaces it."""
     _publish(registry, tmp_path, make_report(2), page="<p>as published</p>")
     ended = cli("report", "-g", 2)
     assert (ended.code, ended.out) == (0, "cu-au-gen_02.html\n")
@@ -75,7 +75,7 @@ def test_a_published_page_is_fetched_as_it_is(cli: Cli, registry: Registry, tmp_
 def test_a_page_that_was_not_published_is_made(
     cli: Cli, registry: Registry, tmp_path: Path
 ) -> None:
-    """From what was published, with the parent's figures where the parent can be read."""
+    """From published data, with the parent's figures if the parent can be read."""
     old = make_report(1, evaluation=None)
     report = make_report(2, evaluation=None)
     parent = _publish(registry, tmp_path, old)
@@ -94,7 +94,7 @@ def test_a_page_that_was_not_published_is_made(
 
 
 def test_a_report_of_another_version_is_named(cli: Cli, registry: Registry, tmp_path: Path) -> None:
-    """With its key, and what may be the reason."""
+    """With its key and a possible reason."""
     report = make_report(1)
     facts = make_facts(report)
     (tmp_path / "dataset.json").write_text(facts.dataset.to_json())
@@ -113,7 +113,7 @@ def test_a_report_of_another_version_is_named(cli: Cli, registry: Registry, tmp_
 
 
 def test_pages_are_opened_in_the_browser(registry: Registry, tmp_path: Path) -> None:
-    """By the desktop's own command; where there is none the file is named."""
+    """By the desktop's command; without one the file is named."""
     _publish(registry, tmp_path, make_report(1), page="<p>")
     programs, opened = tmp_path / "bin", tmp_path / "opened"
     programs.mkdir()
@@ -129,7 +129,7 @@ def test_pages_are_opened_in_the_browser(registry: Registry, tmp_path: Path) -> 
 
 
 def _in_own_process(tmp_path: Path, search: str) -> tuple[int, str]:
-    """Run the verb as a process of its own, since the browser outlives it."""
+    """Run the command as a process, since the browser outlives it."""
     program = "from mlip_job.cli.main import main; main()"
     errors = tmp_path / "errors"
     with errors.open("w") as output:
@@ -146,7 +146,7 @@ def _in_own_process(tmp_path: Path, search: str) -> tuple[int, str]:
 def test_a_place_that_cannot_be_written_is_a_usage_error(
     cli: Cli, registry: Registry, tmp_path: Path
 ) -> None:
-    """One line, with what to do."""
+    """One line that says what to do."""
     _publish(registry, tmp_path, make_report(1), page="<p>")
     ended = cli("report", "-g", 1, "-o", "missing/page.html")
     assert ended.code == 64
@@ -155,7 +155,7 @@ def test_a_place_that_cannot_be_written_is_a_usage_error(
 
 
 def test_generations_are_compared(cli: Cli, registry: Registry, tmp_path: Path) -> None:
-    """A table, a page, and JSON without a page unless one is named."""
+    """A table, a page, and JSON; with JSON a page only if one is named."""
     for number in (1, 2, 3):
         _publish(registry, tmp_path, make_report(number))
     ended = cli("compare", 1, 3, "latest")
@@ -195,7 +195,7 @@ def test_impossible_comparisons_are_refused(
     arguments: tuple[object, ...],
     message: str,
 ) -> None:
-    """By what is wrong with them."""
+    """With the reason."""
     _publish(registry, tmp_path, make_report(1))
     ended = cli("compare", *arguments)
     assert ended.code == 64
@@ -206,7 +206,7 @@ def test_impossible_comparisons_are_refused(
 def test_the_list_compares_on_common_structures_only(
     cli: Cli, registry: Registry, tmp_path: Path
 ) -> None:
-    """Test errors on different test sets are not held against each other."""
+    """Test errors on different test sets are not compared."""
     for number in (1, 2):
         _publish(registry, tmp_path, make_report(number, evaluation=make_evaluation(number)))
     _publish(registry, tmp_path, make_report(3, evaluation=None))

@@ -1,4 +1,4 @@
-"""A dataset that the store has is found by its query, and never believed when a row was written."""
+"""A dataset in the store is found by its query, and not reused after a row was written."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FOUND = "no row was written since"
 
 
 class _Listener:
-    """An observer that keeps what it hears."""
+    """An observer that stores messages."""
 
     def __init__(self) -> None:
         self.heard = ""
@@ -53,7 +53,7 @@ def config_of(tmp_path: Path, **sections: Any) -> JobConfig:
 
 
 def export(config: JobConfig, generation: int = 1, **options: Any) -> tuple[DatasetRecord, bool]:
-    """Export, and tell whether the dataset was found."""
+    """Export, and return whether the dataset was found."""
     listener, store = _Listener(), open_store(config.storage)
     record = export_generation(config, generation, store=store, observer=listener, **options)
     found = FOUND in listener.heard
@@ -62,7 +62,7 @@ def export(config: JobConfig, generation: int = 1, **options: Any) -> tuple[Data
 
 
 def test_the_same_query_finds_its_dataset(tmp_path: Path) -> None:
-    """Without reading rows; with -o its files come from the store, as they were."""
+    """Without reading rows; with -o its files come unchanged from the store."""
     write_database(tmp_path / "structures.db", rattled(20))
     config = config_of(tmp_path)
     first, found = export(config, output=tmp_path / "built")
@@ -76,7 +76,7 @@ def test_the_same_query_finds_its_dataset(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", ["update", "write", "delete", "deselect"])
 def test_any_write_to_a_row_is_seen(tmp_path: Path, change: str) -> None:
-    """Then the rows are read; what they give decides, and is found the next time."""
+    """Then the rows are read; their content decides, and is found the next time."""
     path = tmp_path / "structures.db"
     structures = rattled(21)
     write_database(path, structures[:20], status="completed")
@@ -111,21 +111,21 @@ def test_any_write_to_a_row_is_seen(tmp_path: Path, change: str) -> None:
     ids=str,
 )
 def test_other_settings_are_another_query(tmp_path: Path, sections: dict[str, Any]) -> None:
-    """What decides the dataset, or how its rows are checked."""
+    """Settings that determine the dataset, or how its rows are checked."""
     write_database(tmp_path / "structures.db", rattled(20))
     export(config_of(tmp_path))
     assert not export(config_of(tmp_path, **sections))[1]
 
 
 def test_settings_of_the_fit_do_not_matter(tmp_path: Path) -> None:
-    """A dataset serves every fit on it."""
+    """A dataset is used for every fit to it."""
     write_database(tmp_path / "structures.db", rattled(20))
     export(config_of(tmp_path))
     assert export(config_of(tmp_path, training={"max_iter": 7, "force_weight": 3.0}))[1]
 
 
 def test_another_database_is_another_query(tmp_path: Path) -> None:
-    """Even where it is a copy: it may go its own way."""
+    """Even if it is a copy: it may change independently."""
     write_database(tmp_path / "structures.db", rattled(20))
     record, _ = export(config_of(tmp_path))
     copy = tmp_path / "copy.db"
@@ -136,7 +136,7 @@ def test_another_database_is_another_query(tmp_path: Path) -> None:
 
 
 def test_changes_past_ase_need_to_be_asked_for(tmp_path: Path) -> None:
-    """ASE notes the time of each write, SQL does not; --rebuild reads the rows all the same."""
+    """ASE records the time of each write, SQL does not; --rebuild always reads the rows."""
     path = tmp_path / "structures.db"
     write_database(path, rattled(20))
     config = config_of(tmp_path)
@@ -153,7 +153,7 @@ def test_changes_past_ase_need_to_be_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["note", "other note", "record", "no record", "file"])
 def test_what_is_damaged_is_built_anew(tmp_path: Path, damage: str) -> None:
-    """The note is a hint; nothing that is not what it was is used."""
+    """The query record is a hint; nothing damaged or changed is used."""
     write_database(tmp_path / "structures.db", rattled(20))
     config = config_of(tmp_path)
     first, _ = export(config)
@@ -177,7 +177,7 @@ def test_what_is_damaged_is_built_anew(tmp_path: Path, damage: str) -> None:
 
 
 def test_garbage_collection_takes_notes_of_what_is_gone(tmp_path: Path) -> None:
-    """And leaves those of datasets that stay."""
+    """Records of existing datasets stay."""
     write_database(tmp_path / "structures.db", rattled(20))
     config = config_of(tmp_path)
     export(config)
@@ -199,7 +199,7 @@ def test_on_postgresql_and_s3(
     s3_bucket: StorageConfig,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """There too; the note names no password."""
+    """The same there; the query record contains no password."""
     monkeypatch.setenv("MLIP_JOB_DATABASE_PASSWORD", postgresql.password)
     name = postgresql.new_database()
     write_database(postgresql.url_with_password(name), rattled(20))

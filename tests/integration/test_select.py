@@ -1,4 +1,4 @@
-"""Candidates for the next generation: graded by the real potential, chosen, written, marked."""
+"""Candidates for the next generation: graded by the real potential, selected, written, marked."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ PASSWORD = "MLIP_JOB_DATABASE_PASSWORD"  # noqa: S105 - the name of the variable
 def select(
     cli: Callable[..., Ended], family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Select:
-    """Return a function that calls the verb in a directory of its own, which has no file yet."""
+    """Return a function that calls the command in a separate directory, without its output."""
     work = tmp_path / "here"
     work.mkdir()
     monkeypatch.chdir(work)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    # Ten functions have large grades for what others would know well.
+    # With ten functions, grades of ordinary structures are large.
     given = ("-c", family.config_path, "-g", 1, "--max-grade", "inf")
     return lambda *arguments: cli("select", *given, *arguments)
 
@@ -61,7 +61,7 @@ def outliers() -> list[Atoms]:
 
 
 def candidates() -> tuple[list[Atoms], set[int]]:
-    """Return unlabelled structures, most like the training data, and where the outliers are."""
+    """Return unlabelled structures, most like the training data, and the indices of outliers."""
     near = rattled(30, seed=5)
     for atoms in near:
         atoms.calc = None
@@ -82,7 +82,7 @@ def statuses(database: Path) -> dict[int, str]:
 
 
 def test_choice_is_better_than_chance(select: Select, tmp_path: Path, family: Family) -> None:
-    """Every outlier is chosen, with grades far above those of a thousand random choices."""
+    """Every outlier is selected, with grades far above those of a thousand random selections."""
     from pyace import PyACECalculator
 
     structures, strange = candidates()
@@ -121,7 +121,7 @@ def test_choice_is_better_than_chance(select: Select, tmp_path: Path, family: Fa
 
 
 def test_nothing_left_out_extrapolates_once_the_choice_is_in(family: Family) -> None:
-    """That is what D-optimality means, whether candidates compete at once or batch by batch."""
+    """As D-optimality requires, whether candidates compete at once or batch by batch."""
     from mlip_job.selection import ActiveSetExtension, Grader
 
     grader = Grader(family.artefact("potential.yaml"), family.artefact("potential.asi"))
@@ -143,7 +143,7 @@ def test_nothing_left_out_extrapolates_once_the_choice_is_in(family: Family) -> 
 def test_broken_structures_are_left_out_by_default(
     cli: Callable[..., Ended], family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They would be chosen first; how many there are is said, and how to take them."""
+    """They would be selected first; their number is printed, and how to include them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     broken = bulk("Cu", cubic=True, a=1.9)
@@ -172,7 +172,7 @@ def test_the_same_structure_twice_is_chosen_once(select: Select, tmp_path: Path)
 
 
 def test_count_and_grades_limit_the_choice(select: Select, tmp_path: Path) -> None:
-    """The highest grades first, none outside of the limits."""
+    """The highest grades first, none outside the limits."""
     structures, _ = candidates()
     ase.io.write(tmp_path / "c.xyz", structures)
     every = json.loads(select(tmp_path / "c.xyz", "--json", "-o", "all.xyz").out)["candidates"]
@@ -195,7 +195,7 @@ def test_count_and_grades_limit_the_choice(select: Select, tmp_path: Path) -> No
 
 
 def test_rows_of_the_database_are_chosen_and_marked(select: Select, family: Family) -> None:
-    """Only those that were chosen, only when asked, and only once."""
+    """Only selected rows, only on request, and only once."""
     structures, strange = candidates()
     ids = add_rows(family, structures, status="candidate", origin="md")
     before = statuses(family.database)
@@ -221,7 +221,7 @@ def test_rows_of_the_database_are_chosen_and_marked(select: Select, family: Fami
 def test_a_failing_database_marks_nothing_and_leaves_no_file(
     select: Select, family: Family
 ) -> None:
-    """Not the rows before the one that failed either."""
+    """Including the rows before the one that failed."""
     structures, _ = candidates()
     ids = add_rows(family, structures, status="candidate")
     with closing(sqlite3.connect(family.database)) as database:
@@ -241,7 +241,7 @@ def test_a_failing_database_marks_nothing_and_leaves_no_file(
 
 
 def test_a_row_that_someone_else_took_marks_nothing(family: Family) -> None:
-    """What was a candidate when it was graded may be running by now."""
+    """A candidate may be running by the time it is marked."""
     ids = add_rows(family, rattled(3), status="candidate")
     with open_for_writing(family.database) as database:
         database.update(ids[1], status="running")
@@ -256,7 +256,7 @@ def test_a_row_that_someone_else_took_marks_nothing(family: Family) -> None:
 def test_servers_mark_all_or_none(
     kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PostgreSQL and MariaDB as SQLite."""
+    """PostgreSQL and MariaDB like SQLite."""
     server: DatabaseServer = request.getfixturevalue(kind)
     monkeypatch.setenv(PASSWORD, server.password)
     name = server.new_database()
@@ -305,7 +305,7 @@ def test_candidates_that_can_not_be_graded_are_listed(select: Select, tmp_path: 
 
 
 def test_slabs_are_graded_as_they_are(select: Select, tmp_path: Path, family: Family) -> None:
-    """Like the same slab with vacuum, and written with their own cell and periodicity."""
+    """Graded like the same slab with vacuum, written with their own cell and periodicity."""
     slab = bulk("Cu", cubic=True, a=3.3).repeat((1, 1, 2))
     slab.rattle(0.05, seed=1)
     padded = slab.copy()
@@ -325,7 +325,7 @@ def test_slabs_are_graded_as_they_are(select: Select, tmp_path: Path, family: Fa
 
 
 def test_unreadable_files_are_refused(select: Select, tmp_path: Path) -> None:
-    """Empty, absent, cut short, no structures at all."""
+    """Empty, absent, truncated, without structures."""
     (tmp_path / "empty.xyz").write_text("")
     (tmp_path / "text.dat").write_text("these are no structures\n")
     ase.io.write(tmp_path / "cut.xyz", rattled(3))
@@ -346,7 +346,7 @@ def test_unreadable_files_are_refused(select: Select, tmp_path: Path) -> None:
 
 
 def test_other_formats_are_read(select: Select, tmp_path: Path) -> None:
-    """Whatever ASE reads, such as its trajectories."""
+    """All formats that ASE reads, such as its trajectories."""
     ase.io.write(tmp_path / "c.traj", [*rattled(2, seed=5), *outliers()])
     ended = select(tmp_path / "c.traj", "--json")
     assert ended.code == 0, ended.err
@@ -356,7 +356,7 @@ def test_other_formats_are_read(select: Select, tmp_path: Path) -> None:
 def test_wrong_usage_is_refused_before_anything_is_read(
     select: Select, tmp_path: Path, family: Family
 ) -> None:
-    """With what to do instead."""
+    """With the correct usage."""
     ase.io.write(tmp_path / "c.xyz", rattled(1))
     for arguments, text in (
         ((tmp_path / "c.xyz", "--select", "status=candidate"), "not both"),
@@ -399,7 +399,7 @@ def test_active_sets_of_another_kind_are_refused(family: Family, tmp_path: Path)
 
 
 def test_candidates_above_the_largest_grade_are_counted() -> None:
-    """They are neither admitted nor too well known to be chosen."""
+    """They are not reported as well described."""
     from mlip_job.selection import Criteria, RankedCandidate, Selection
 
     grades = (4000.0, 25.1, 25.0, 3.0, 0.9)

@@ -1,4 +1,4 @@
-"""An unusable store is an error of one line, with the remedy and without secrets."""
+"""An unusable store is a one-line error with the remedy and without secrets."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class _Unconditional(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *args: object) -> None:
-        """Keep quiet."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def unconditional_server() -> Iterator[ThreadingHTTPServer]:
-    """Serve a store without conditional writes, as some S3-compatible ones are."""
+    """Serve a store without conditional writes, like some S3-compatible ones."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Unconditional)
     server.written_headers = []  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever)
@@ -97,7 +97,7 @@ class _CreatesOnMatch(DirectoryStore):
 def test_stores_with_wrong_conditions_are_rejected(
     tmp_path: Path, store: type[DirectoryStore], message: str
 ) -> None:
-    """Before a run: heartbeats would fail in the middle of it. The probe leaves nothing."""
+    """Before a run: heartbeats would fail in the middle of it. The probe is removed."""
     with pytest.raises(StoreError, match=message):
         store(tmp_path).check()
     assert list(DirectoryStore(tmp_path).list("")) == []
@@ -124,7 +124,7 @@ def test_another_region_is_named(s3_behind_proxy: StorageConfig, s3_proxy: Fault
 def test_line_ends_in_credentials_are_named(
     s3_bucket: StorageConfig, monkeypatch: pytest.MonkeyPatch, name: str, end: str
 ) -> None:
-    """At once, without the value: the request could not even be sent."""
+    """Immediately, without the value: the request could not even be sent."""
     monkeypatch.setenv(name, f"hunter2{end}")
     with pytest.raises(ConfigError, match=f"{name} holds a line end") as caught:
         open_store(s3_bucket, patience=60).check()
@@ -166,7 +166,7 @@ def test_absent_bucket_is_named(s3_server: S3Server, s3_credentials: None) -> No
 
 
 def test_missing_credentials(s3_bucket: StorageConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message has the variables to set."""
+    """The message lists the variables to set."""
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(StoreError, match="no credentials") as caught:
@@ -182,7 +182,7 @@ def test_unreachable_endpoint_is_named(s3_credentials: None) -> None:
 
 
 def test_no_secret_in_the_error(s3_server: S3Server, s3_credentials: None) -> None:
-    """Errors end up in logs that are published."""
+    """Errors are printed in logs that are published."""
     config = StorageConfig(url="s3://no-such-bucket/p", endpoint_url=s3_server.endpoint_url)
     with pytest.raises(StoreError) as caught:
         open_store(config).check()
@@ -197,14 +197,14 @@ def test_other_urls_are_usage_errors(url: str) -> None:
 
 
 def test_a_file_in_place_of_the_directory(tmp_path: Path) -> None:
-    """A store can't be made below a file."""
+    """A store can't be created below a file."""
     (tmp_path / "store").write_text("a file")
     with pytest.raises(StoreError, match=r"can't write .* in .*store: "):
         DirectoryStore(tmp_path / "store").check()
 
 
 def test_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No part of the object is there; the error tells what to check."""
+    """No part of the object remains; the error says what to check."""
     store = DirectoryStore(tmp_path)
     monkeypatch.setattr(os, "fsync", _full)
     with pytest.raises(StoreError, match="No space left on device") as caught:
@@ -220,7 +220,7 @@ def _full(_descriptor: int) -> None:
 
 
 def test_leftovers_of_a_crash_are_invisible(tmp_path: Path) -> None:
-    """A temporary file that a killed writer left is no object."""
+    """A temporary file of a killed writer is no object."""
     store = DirectoryStore(tmp_path)
     store.put("a/b", b"x")
     (tmp_path / "a" / ".tmp-0123").write_bytes(b"half")
@@ -230,7 +230,7 @@ def test_leftovers_of_a_crash_are_invisible(tmp_path: Path) -> None:
 
 
 def test_reading_makes_no_directory(tmp_path: Path) -> None:
-    """A misspelt storage.url leaves no empty store behind."""
+    """A misspelt storage.url creates no empty store."""
     store = DirectoryStore(tmp_path / "typo")
     assert list(store.list_prefixes("f/")) == []
     assert store.head("f/x") is None

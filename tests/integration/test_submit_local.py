@@ -1,4 +1,4 @@
-"""From a submission to this machine to a published generation, by the verbs alone."""
+"""From a local submission to a published generation, by the command line alone."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def config(tmp_path: Path) -> Path:
 
 @pytest.mark.pacemaker
 def test_submitted_and_waited_for(cli: Callable[..., Ended], config: Path) -> None:
-    """What was shown is what runs; afterwards the generation is there, and its log."""
+    """The plan that was shown is run; then generation and log exist."""
     shown = cli("-c", config, "submit", "-g", "1", "--dry-run")
     assert shown.code == 0, shown.err
     ended = cli("-c", config, "submit", "-g", "1", "--wait", "--json")
@@ -57,7 +57,7 @@ def test_submitted_and_waited_for(cli: Callable[..., Ended], config: Path) -> No
 
 @pytest.fixture
 def failed(cli: Callable[..., Ended], config: Path) -> Path:
-    """Return the configuration after a job that has failed: it selects no row."""
+    """Return the configuration after a failed job that selected no row."""
     values = yaml.safe_load(config.read_text())
     values["database"]["select"] = "status=nosuch"
     values["submit"] = {"poll_interval": 0.5}
@@ -74,7 +74,7 @@ def test_a_run_started_by_hand_blocks_a_submission(cli: Callable[..., Ended], fa
     shown = json.loads(cli("-c", failed, "status", "-g", "1", "--json").out)
     assert (shown["state"], shown["job"], shown["exit_code"]) == ("running", None, None)
     assert shown["outside"] == f"attempt 20260101T000000Z-abcdef, started by hand, {me}"
-    words = " ".join(cli("-c", failed, "status").out.split())  # without the breaks of lines
+    words = " ".join(cli("-c", failed, "status").out.split())  # without line breaks
     assert shown["outside"] in words
 
     ended = cli("-c", failed, "submit", "-g", "1")
@@ -114,7 +114,7 @@ def test_a_run_started_by_hand_blocks_a_submission(cli: Callable[..., Ended], fa
 def test_runs_outside_a_job(
     scheduler: str | None, job: str | None, state: JobState | None, *, outside: bool
 ) -> None:
-    """A claim that outlives its job for a while is the job's own."""
+    """A claim that outlives its job for a while still belongs to that job."""
     kind, _, number = (scheduler or "").partition(" ")
     run = TrainingProgress(
         attempt="a1",
@@ -130,7 +130,7 @@ def test_runs_outside_a_job(
     status = JobStatus(state, "") if state is not None else None
     assert is_outside(run, handle, status) is outside
     assert not is_outside(replace(run, live=False), handle, status)
-    if job is not None:  # a reader who can't tell the age of a claim believes the scheduler
+    if job is not None:  # if the age of a claim is unknown, the scheduler decides
         assert not is_outside(replace(run, certain=False), handle, status)
     if scheduler == "slurm 13" and job is not None:  # a task of the array
         assert not is_outside(run, handle, status, member=True)

@@ -1,4 +1,4 @@
-"""Fits with the TensorFlow evaluator: its test set, early stopping, and resuming after a kill."""
+"""Fits with the TensorFlow evaluator: test set, early stopping, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.pacemaker
 
 
 def test_the_test_set_is_evaluated_by_pacemaker_or_at_the_end(tmp_path: Path) -> None:
-    """The fits are equal bit by bit, and so are the errors; one graph less without a test set."""
+    """Fits and errors are equal bit by bit; one graph less without a test set."""
     # These weights are in the data frames; uniform ones depend on whether there is a test set.
     weighting = {"by_group": {"strained": {"energy": 3, "forces": 2}}}
     training = {
@@ -119,7 +119,7 @@ class _Interrupter(Silent):
 
 
 def _noisy(count: int) -> list[Atoms]:
-    """Return structures with errors in their energies, which a large basis learns by heart."""
+    """Return structures with errors in their energies, which a large basis overfits."""
     random = np.random.default_rng(0)
     return [
         labelled(

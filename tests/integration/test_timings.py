@@ -38,7 +38,7 @@ class _Interrupter(Silent):
 def test_times_of_an_interrupted_attempt_are_added(
     family: Family, cli: Callable[..., Ended]
 ) -> None:
-    """Stage by stage and phase by phase; an attempt that only publishes starts no pacemaker."""
+    """By stage and phase; an attempt that only publishes starts no pacemaker."""
     family.configure({"functions_per_element": 10, "max_iter": 100_000, "start_from": "none"})
     with pytest.raises(InterruptedRunError):
         train(family.config, 2, _Interrupter(), clock=StageClock(age_s=1000.0))
@@ -46,7 +46,7 @@ def test_times_of_an_interrupted_attempt_are_added(
     family.set_training(max_iter=done + 2)
     with stopped_before_publication():
         train(family.config, 2, clock=StageClock(age_s=500.0))
-    family.set_training(require_gpu=True)  # none is here, and publishing needs none
+    family.set_training(require_gpu=True)  # there is none here, and publishing needs none
     run = train(family.config, 2)
 
     first, second, third = (part.timings for part in run.manifest.attempts)
@@ -68,7 +68,7 @@ def test_times_of_an_interrupted_attempt_are_added(
     report = run.report
     assert report.timings_s["fit"] == pytest.approx(first.stages_s["fit"] + second.stages_s["fit"])
     assert report.phases_s == added(first.phases_s, second.phases_s)
-    # The report is part of what is published: how long that takes is in the manifest only.
+    # The time of publishing is in the manifest only: the report is published too.
     assert "publish" not in report.timings_s
     assert report.attempts[0] == run.manifest.attempts[0]
 
@@ -80,7 +80,7 @@ def test_times_of_an_interrupted_attempt_are_added(
 
 @pytest.fixture
 def _device_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Pretend that a GPU may be here: its device file without a driver."""
+    """Pretend that there may be a GPU: its device file without a driver."""
     (tmp_path / "nvidia0").touch()
     monkeypatch.setattr(programs, "_DEVICES", tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -90,7 +90,7 @@ def _device_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_no_fit_starts_if_tensorflow_sees_no_gpu(
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pacemaker's process asks before pacemaker starts; with the device the fit runs.
+    """The check runs in pacemaker's process before it starts; with a device the fit runs.
 
     The CPU, the only device here, stands for a GPU.
     """

@@ -1,4 +1,4 @@
-"""Published generations in a real MLflow server; and what its absence does to a job: nothing."""
+"""Published generations in a real MLflow server; its failure does not affect the job."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.pacemaker
 
 
 def track(family: Family, uri: str, experiment: str, *, cancelled: bool = False) -> list[str]:
-    """Log generation 1 and return what was said."""
+    """Log generation 1 and return the messages."""
     said: list[str] = []
     config = TrackingConfig(mlflow_uri=uri, experiment=experiment)
     manifest = family.registry.get(1)
@@ -88,7 +88,7 @@ def test_a_training_is_logged_once(
 
 
 def test_what_was_logged_half_is_completed(family: Family, mlflow_server: MlflowServer) -> None:
-    """A logging that was killed leaves an unfinished run, which is taken up."""
+    """A killed upload leaves an unfinished run, which is resumed."""
     created = mlflow_server.post("experiments/create", name="half")
     tag = {"key": "mlip_job.attempt", "value": family.registry.get(1).attempt}
     run = mlflow_server.post(
@@ -105,7 +105,7 @@ def test_what_was_logged_half_is_completed(family: Family, mlflow_server: Mlflow
 def test_a_server_that_is_down_is_a_warning(
     family: Family, cli: Callable[..., Ended], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The job ends as if there were none."""
+    """The job ends as without tracking."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{unused.getsockname()[1]}"
@@ -119,7 +119,7 @@ def test_a_server_that_is_down_is_a_warning(
 def test_check_asks_the_server(
     family: Family, mlflow_server: MlflowServer, refusing: str, cli: Callable[..., Ended]
 ) -> None:
-    """It answers and accepts the credentials, or it does not."""
+    """It is available and accepts the credentials, or check reports it."""
     check = ("check", "-c", family.config_path, "--set")
     ended = cli(*check, f"tracking.mlflow_uri={mlflow_server.uri}")
     assert f"ok    tracking      {mlflow_server.uri} answers" in ended.out
@@ -130,10 +130,10 @@ def test_check_asks_the_server(
 
 
 class _Refusing(BaseHTTPRequestHandler):
-    """Refuses everything, and repeats what it was sent."""
+    """Rejects every request, and repeats its content."""
 
     def do_GET(self) -> None:
-        """Answer with the credentials that came."""
+        """Respond with the received credentials."""
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.send_response(401)
         self.end_headers()
@@ -142,12 +142,12 @@ class _Refusing(BaseHTTPRequestHandler):
     do_POST = do_GET  # noqa: N815 - the name is http.server's
 
     def log_message(self, *_arguments: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def refusing() -> Iterator[str]:
-    """Start a server that refuses."""
+    """Start a server that rejects every request."""
     server = HTTPServer(("127.0.0.1", 0), _Refusing)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -163,7 +163,7 @@ def test_credentials_stay_out_of_the_warning(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Even where the server repeats them."""
+    """Even if the server repeats them."""
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "s3cret-word")
     assert track(family, refusing, "x") == []
@@ -171,13 +171,13 @@ def test_credentials_stay_out_of_the_warning(
     assert "no entry with" in caplog.text
     assert "***" in caplog.text
     assert "s3cret-word" not in caplog.text
-    assert "bWU6czNjcmV0LXdvcmQ=" not in caplog.text  # the same in base64, as it was sent
+    assert "bWU6czNjcmV0LXdvcmQ=" not in caplog.text  # the same in base64, as sent
 
 
 def test_a_server_that_never_responds_costs_seconds(
     family: Family, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In seconds, and at once where a signal came."""
+    """The timeout is seconds, and a signal ends the wait immediately."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))

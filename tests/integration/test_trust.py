@@ -1,4 +1,4 @@
-"""A run executes no data of the store, and passes on no secret."""
+"""A run executes no data of the store, and does not disclose secrets."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _poison(family: Family, config: JobConfig, generation: int) -> tuple[Path, s
 
 
 def test_frames_in_the_store_are_never_unpickled(family: Family) -> None:
-    """Not by linear start, fit, active set or evaluation."""
+    """Neither by linear start, fit, active set nor evaluation."""
     training = {"start_from": "none", "linear_start": True, "max_iter": 1}
     family.configure(training, evaluation={"gate": {"require_physics": False}})
     mark, sha256 = _poison(family, family.config, 2)
@@ -79,7 +79,7 @@ def _set(settings: Iterable[str]) -> list[str]:
 def test_secrets_of_the_environment_are_not_written(
     tmp_path: Path, cli: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not to any file of a run, to a script, a manifest or the output."""
+    """Neither to any file of a run, to a script, a manifest nor the output."""
     for name in VARIABLES:
         monkeypatch.setenv(name, PLANTED)
     write_database(tmp_path / "structures.db", rattled(8))

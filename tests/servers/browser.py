@@ -1,4 +1,4 @@
-"""Debian's Chromium without a window, driven by its driver."""
+"""Debian's headless Chromium, controlled by its driver."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class Browser:
             mobile=width < _PHONE_WIDTH,
         )
         for kind in ("browser", "performance"):
-            self._driver.get_log(kind)  # what was logged before is forgotten
+            self._driver.get_log(kind)  # discards older messages
         self._driver.get(page.as_uri())
 
     def run(self, script: str) -> Any:
-        """Return what a piece of JavaScript returns."""
+        """Return the result of a piece of JavaScript."""
         return self._driver.execute_script(script)
 
     def console(self) -> list[str]:
@@ -59,7 +59,7 @@ class Browser:
         return [entry["message"] for entry in self._driver.get_log("browser")]
 
     def requests(self) -> list[str]:
-        """Return the addresses that were asked for since the page was opened."""
+        """Return the addresses requested since the page was opened."""
         messages = (
             json.loads(e["message"])["message"] for e in self._driver.get_log("performance")
         )
@@ -70,7 +70,7 @@ class Browser:
         ]
 
     def pdf(self) -> bytes:
-        """Return the page as it is printed."""
+        """Return the printed page."""
         return base64.b64decode(self._command("Page.printToPDF", preferCSSPageSize=True)["data"])
 
     def _command(self, name: str, **arguments: Any) -> Any:
@@ -79,7 +79,7 @@ class Browser:
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """Start Chromium with a profile of its own, and end it with the session."""
+    """Start Chromium with a temporary profile, and end it with the session."""
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or driver is None:
         pytest.skip("Chromium is not installed: make servers installs it")

@@ -1,7 +1,7 @@
 """Podman and Apptainer, and the images that they build from the real definitions.
 
-Both start from the Debian that ``tools/make-test-base`` made; Apptainer from a layer of Podman's
-that has the locked packages. The next session builds only what has changed.
+Both start from the Debian base of ``tools/make-test-base``; Apptainer from a layer of Podman's
+image that has the locked packages. Later sessions build only changed layers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 BASE = CACHE / "debian-12.tar"
 CPU_IMAGE = "localhost/mlip-job:cpu"
 
-# The settings of pip that a build needs: how it reaches its index, no path of this machine.
+# pip settings that a build needs: how it reaches its index, without paths of this machine.
 _PIP_SETTINGS = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "retries")
 _SOURCES_OF_SIF = (
     "apptainer.def",
@@ -46,17 +46,17 @@ _SOURCES_OF_SIF = (
 
 @dataclass(frozen=True)
 class Podman:
-    """Podman with a storage of its own."""
+    """Podman with separate storage."""
 
     command: tuple[str, ...]
     limits: tuple[str, ...]
 
     def __call__(self, *arguments: object) -> str:
-        """Run it and return what it prints."""
+        """Run it and return its output."""
         return _run([*self.command, *map(str, arguments)])
 
     def job(self, *options: object, image: str = CPU_IMAGE) -> list[str]:
-        """Return the command that runs an image with as few rights as Kubernetes grants."""
+        """Return the command that runs an image with the rights that Kubernetes grants."""
         return [
             *self.command,
             *("run", "--rm", "--network=host", "--read-only", "--read-only-tmpfs=false"),
@@ -69,12 +69,12 @@ class Podman:
 
 @dataclass(frozen=True)
 class Apptainer:
-    """Apptainer, run as a user without rights."""
+    """Apptainer, run as an unprivileged user."""
 
     command: tuple[str, ...]
 
     def __call__(self, *arguments: object, cwd: Path = ROOT) -> str:
-        """Run it and return what it prints."""
+        """Run it and return its output."""
         return _run([*self.command, *map(str, arguments)], cwd=cwd)
 
 
@@ -88,10 +88,10 @@ def podman() -> Podman:
     return Podman(
         (
             *("podman", "--root", str(CACHE / "containers"), "--runroot", "/run/mlip-job-tests"),
-            # Neither systemd nor a journal runs on every machine that runs tests.
+            # Not every test machine has systemd or a journal.
             *("--cgroup-manager=cgroupfs", "--events-backend=file", "--runtime=runc"),
         ),
-        # Podman's own limits are higher than root may set them where it lacks CAP_SYS_RESOURCE.
+        # Podman's default limits are higher than root may set without CAP_SYS_RESOURCE.
         ("--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096"),
     )
 
@@ -110,7 +110,7 @@ def base_image(podman: Podman) -> str:
 
 @pytest.fixture(scope="session")
 def pip_settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write what pip needs to know here for builds to mount: pip.conf and ca.crt."""
+    """Write pip.conf and ca.crt for builds to mount."""
     directory = tmp_path_factory.mktemp("pip")
     found = dict(re.findall(r"^\S*\.(\S+?)=(.*)$", _run(_pip("config", "list")), re.MULTILINE))
     lines = [f"{key} = {ast.literal_eval(found[key])}" for key in _PIP_SETTINGS if key in found]
@@ -155,7 +155,7 @@ def apptainer(tmp_path_factory: pytest.TempPathFactory) -> Apptainer:
     _require("mksquashfs", "squashfuse")
     require_kernel("unshare", "--user", "--mount", "--map-root-user", "--", "true")
     home = tmp_path_factory.mktemp("apptainer")
-    # Root may lack rights that Apptainer takes for granted, and no user of a cluster is root.
+    # Root may lack rights that Apptainer expects, and no user of a cluster is root.
     plain = ("unshare", "--user", "--map-user=65534", "--map-group=65534", "--")
     environment = ("env", f"HOME={home}", f"APPTAINER_CACHEDIR={home}", f"APPTAINER_TMPDIR={home}")
     return Apptainer((*(plain if os.getuid() == 0 else ()), *environment, str(program)))
@@ -163,7 +163,7 @@ def apptainer(tmp_path_factory: pytest.TempPathFactory) -> Apptainer:
 
 @pytest.fixture(scope="session")
 def base_archive(podman: Podman, base_image: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write the base as an archive that Apptainer starts from."""
+    """Write the base as an archive for Apptainer."""
     return _archive(podman, base_image, tmp_path_factory)
 
 
@@ -174,7 +174,7 @@ def trainer_archive(
     pip_settings: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """Write a base that has the locked packages: pip finds them installed and takes seconds."""
+    """Write a base with the locked packages: pip finds them installed and takes seconds."""
     image = _build(podman, "trainer-cpu", base_image, pip_settings)
     return _archive(podman, image, tmp_path_factory)
 
@@ -202,7 +202,7 @@ def sif(
 
 
 def build_options(base_archive: Path, pip_settings: Path) -> Sequence[object]:
-    """Return how Apptainer builds here; it packs as fast as it can, not as small."""
+    """Return Apptainer's build options here; compression is fast instead of small."""
     return (
         *("build", "--build-arg", "bootstrap=docker-archive"),
         *("--build-arg", f"base={base_archive}", "--build-arg", "version=test"),
@@ -213,7 +213,7 @@ def build_options(base_archive: Path, pip_settings: Path) -> Sequence[object]:
 
 @contextmanager
 def _alone(what: str) -> Iterator[None]:
-    """Keep the other processes that run tests waiting: what they want to build is built here."""
+    """Lock out other test processes: they need the same builds."""
     with (CACHE / f"{what}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

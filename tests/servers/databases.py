@@ -46,7 +46,7 @@ class DatabaseServer:
         return f"{self.scheme}://{self.user}@127.0.0.1:{self.port}/{database}"
 
     def url_with_password(self, database: str) -> str:
-        """Return the URL that ASE itself needs."""
+        """Return the URL for ASE itself."""
         return f"{self.scheme}://{self.writer}@127.0.0.1:{self.port}/{database}"
 
 
@@ -135,7 +135,7 @@ def mariadb() -> Iterator[DatabaseServer]:
 
 @contextmanager
 def _server_directory(account: str) -> Iterator[Path]:
-    """Make a directory for a server; pytest's own are closed to the account that it runs as."""
+    """Make a directory for a server; pytest's are not accessible to the server's account."""
     with tempfile.TemporaryDirectory(prefix="mlip-job-") as name:
         if os.getuid() == 0:
             shutil.chown(name, account)

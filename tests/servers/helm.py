@@ -1,4 +1,4 @@
-"""Runs the real helm with our chart."""
+"""Run the real helm with our chart."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
 
 @dataclass(frozen=True)
 class Helm:
-    """The program, with its settings and caches in a private home."""
+    """The program, with settings and caches in a private home."""
 
     program: Path
     home: Path
@@ -32,7 +32,7 @@ class Helm:
     def run(
         self, *arguments: object, values: Mapping[str, Any] | None = None, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command; `values` are given as a file."""
+        """Run a command; `values` are passed as a file."""
         options = ["--values", "-"] if values is not None else []
         return subprocess.run(
             [self.program, *map(str, arguments), *options],
@@ -46,7 +46,7 @@ class Helm:
     def template(
         self, values: Mapping[str, Any] | Path, *, minor: str = "1.37", release: str = "release"
     ) -> list[dict[str, Any]]:
-        """Return what a release consists of."""
+        """Return the objects of a release."""
         command = ["template", release, CHART, "--kube-version", minor, "--namespace", "alloys"]
         if isinstance(values, Path):
             done = self.run(*command, "--values", values)
@@ -58,7 +58,7 @@ class Helm:
 
 @pytest.fixture(scope="session")
 def helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
-    """Find helm, which is built along with the control plane."""
+    """Find helm, which is built together with the control plane."""
     programs = find_programs()
     if programs is None or not (programs / "helm").exists():
         pytest.skip("helm is not there: make servers builds it, with Go")
@@ -72,7 +72,7 @@ def one_of_kind(documents: list[dict[str, Any]], kind: str) -> dict[str, Any]:
 
 
 def _as_yaml(values: Mapping[str, Any]) -> str:
-    """Write JSON, which is YAML but for surrogates and for line breaks of Unicode."""
+    """Write JSON, which is YAML except for surrogates and Unicode line breaks."""
     text = json.dumps(values, ensure_ascii=False)
     return re.sub(
         "[\x7f-\xa0\u2028\u2029\ufeff\ufffe\uffff]", lambda m: f"\\u{ord(m[0]):04x}", text

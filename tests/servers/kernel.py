@@ -1,4 +1,4 @@
-"""Rights that tests need of the kernel, and that a sandbox may deny."""
+"""Kernel rights that tests need, and that a sandbox may deny."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import subprocess
 import pytest
 
 FORBIDDEN = "the kernel of this machine forbids"
-"""Start of the reason of a skip that CI accepts."""
+"""First words of the reason of a skip that CI accepts."""
 
 
 def require_kernel(*command: str) -> None:
-    """Skip the test where a command that only asks for rights of the kernel is refused them."""
+    """Skip the test if a command that only needs kernel rights is denied them."""
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode != 0 and "not permitted" in done.stderr:
         pytest.skip(f"{FORBIDDEN} {' '.join(command)}: {done.stderr.strip()}")

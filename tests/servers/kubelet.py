@@ -1,10 +1,10 @@
 """A real node of the control plane: a kubelet and containerd, which run pods as containers.
 
-They run in a PID and a mount namespace of their own: when the tests end, or are killed, no process,
-mount or container is left. Pods have addresses in a network of this machine only.
+They run in separate PID and mount namespaces: when the tests end, or are killed, no process, mount
+or container is left. Pods have addresses in a network of this machine only.
 
-What this machine may not allow is left out: cgroups by quality of service, AppArmor, a lower
-`oom_score_adj`, and iptables. Memory limits are real; the node's GPUs are only a number.
+Features that this machine may not allow are disabled: cgroups by quality of service, AppArmor, a
+lower `oom_score_adj`, and iptables. Memory limits are real; the node's GPUs are simulated.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class RealNode:
     Attributes
     ----------
     address
-        Of this machine, by which pods reach servers on it.
+        Address of this machine for pods.
     """
 
     plane: ControlPlane
@@ -68,7 +68,7 @@ class RealNode:
 
     @property
     def placement(self) -> dict[str, Any]:
-        """Settings of ``submit.kubernetes`` by which a pod runs here and nowhere else."""
+        """Settings of ``submit.kubernetes`` that schedule a pod on this node only."""
         toleration = {"key": _TAINT["key"], "operator": "Exists"}
         selector = {"kubernetes.io/hostname": NODE}
         return {
@@ -79,13 +79,13 @@ class RealNode:
         }
 
     def pods(self, namespace: str, job: str) -> list[Any]:
-        """Return the pods of a Job, the oldest first."""
+        """Return the pods of a Job, oldest first."""
         selector = f"batch.kubernetes.io/job-name={job}"
         pods: list[Any] = self.core.list_namespaced_pod(namespace, label_selector=selector).items
         return sorted(pods, key=lambda pod: pod.metadata.creation_timestamp)
 
     def delete(self, pod: Any) -> Any:
-        """Delete a pod as kubectl does; return the last state of its first container."""
+        """Delete a pod like kubectl; return the last state of its first container."""
         from kubernetes import watch
 
         name, namespace = pod.metadata.name, pod.metadata.namespace
@@ -104,7 +104,7 @@ class RealNode:
     def wait_for(
         self, namespace: str, what: str, condition: Callable[[], Any], seconds: float = 600
     ) -> Any:
-        """Return what `condition` returns once that is true; else fail with what the pods say."""
+        """Return the result of `condition` once it is true; or fail with the pods' states."""
         deadline = time.monotonic() + seconds
         while not (found := condition()):
             if time.monotonic() > deadline:
@@ -113,7 +113,7 @@ class RealNode:
         return found
 
     def claim(self, namespace: str, name: str, directory: Path) -> str:
-        """Make a PersistentVolumeClaim of a directory of this machine; return its name."""
+        """Make a PersistentVolumeClaim for a directory of this machine; return its name."""
         size = {"storage": "1Gi"}
         self.core.create_persistent_volume(
             {
@@ -190,7 +190,7 @@ def real_node(control_plane: ControlPlane, podman: Podman, cpu_image: str) -> It
 
 
 def _make_network(stack: ExitStack, directory: Path) -> str:
-    """Make a bridge and the configuration that connects pods to it; return its address."""
+    """Make a bridge and the CNI configuration for pods; return its address."""
     number = os.getpid() % 250 + 1
     bridge, address = f"mlip{number}", f"10.244.{number}.1"
     ip = shutil.which("ip", path="/usr/sbin:/sbin:/usr/bin:/bin") or "ip"
@@ -248,7 +248,7 @@ state = "{directory}/containerd-state"
         "podLogsDir": str(directory / "logs"),
         "resolvConf": "",
         "volumePluginDir": str(directory / "plugins"),
-        # A full disk of this machine is no reason to end a test's pod.
+        # A full disk of this machine must not evict a test's pod.
         "evictionHard": {"nodefs.available": "0%", "imagefs.available": "0%"},
         "imageGCHighThresholdPercent": 100,
         "registerWithTaints": [_TAINT],
@@ -257,7 +257,7 @@ state = "{directory}/containerd-state"
 
 
 def _make_pause_image(podman: Podman, directory: Path) -> str:
-    """Make the image that holds a pod's namespaces; catatonit is what Podman uses for it."""
+    """Make the pause image that holds a pod's namespaces, with Podman's catatonit."""
     program = Path(shutil.which("catatonit") or "catatonit")
     archive = directory / "pause.tar"
     subprocess.run(["tar", "-cf", archive, "-C", program.parent, program.name], check=True)
@@ -289,7 +289,7 @@ def _register(plane: ControlPlane, address: str, log: Path) -> RealNode:
         return any(one.type == "Ready" and one.status == "True" for one in conditions())
 
     until(ready, "node", log)
-    # The API server makes each new node not ready, for a controller that is not here.
+    # The API server taints each new node as not ready, for a controller that is not running.
     core.patch_node(NODE, [{"op": "replace", "path": "/spec/taints", "value": [_TAINT]}])
     capacity = {"op": "add", "path": "/status/capacity/nvidia.com~1gpu", "value": str(GPUS)}
     core.patch_node_status(NODE, [capacity])

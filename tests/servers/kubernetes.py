@@ -1,8 +1,7 @@
 """A real control plane of Kubernetes on free ports: etcd, API server, controllers and scheduler.
 
 Its nodes are one that `tests.servers.node` simulates, and the real one of `tests.servers.kubelet`.
-Role-based access control is on, and
-namespaces enforce the restricted Pod Security level.
+Role-based access control is on, and namespaces enforce the restricted Pod Security level.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ if TYPE_CHECKING:
 ADMIN, SUBMITTER = "admin", "submitter"
 _RBAC = "rbac.authorization.k8s.io"
 _START_TIMEOUT = 120
-"""Seconds that the control plane may take to answer."""
+"""Start timeout of the control plane in seconds."""
 
-# What a Job's life needs; none of those that would look for clouds and kubelets.
+# Controllers that Jobs need, without those that need clouds or kubelets.
 _CONTROLLERS = (
     "garbage-collector-controller",
     "job-controller",
@@ -66,11 +65,11 @@ class ControlPlane:
 
     @property
     def authority(self) -> Path:
-        """The certificate that the API server's own is signed with."""
+        """The CA certificate of the API server."""
         return self.directory / "certs" / "apiserver.crt"
 
     def kubeconfig(self, user: str, *, namespace: str | None = None, **changes: Any) -> Path:
-        """Write a kubeconfig of a user, whose context is of a namespace; return its path."""
+        """Write a kubeconfig of a user, with a context for a namespace; return its path."""
         cluster = {"server": self.url, "certificate-authority": str(self.authority)}
         context = {"cluster": "tests", "user": user}
         values = {
@@ -119,14 +118,14 @@ class ControlPlane:
         self._bind(namespace, rules, subject)
 
     def label_jobs(self, namespace: str, labels: dict[str, str]) -> None:
-        """Have the API server add labels to all Jobs that are made in a namespace."""
+        """Make the API server add labels to all Jobs created in a namespace."""
         fields = ", ".join(f'"{key}": "{value}"' for key, value in labels.items())
         change = f"Object{{metadata: Object.metadata{{labels: {{{fields}}}}}}}"
         mutation = {"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": change}}
         self._mutate(namespace, "batch", "jobs", mutation)
 
     def add_to_pods(self, namespace: str, path: str, value: str) -> None:
-        """Have the API server add a value, written in CEL, to all pods that are made in it."""
+        """Make the API server add a value, written in CEL, to all pods created in a namespace."""
         patch = f'[JSONPatch{{op: "add", path: "{path}", value: {value}}}]'
         mutation = {"patchType": "JSONPatch", "jsonPatch": {"expression": patch}}
         self._mutate(namespace, "", "pods", mutation)
@@ -182,7 +181,7 @@ class ControlPlane:
 
 
 def find_programs() -> Path | None:
-    """Return the folder of the control plane's programs, as envtest does, or None."""
+    """Return the folder of the control plane's programs, with the variable of envtest, or None."""
     given = os.environ.get("KUBEBUILDER_ASSETS")
     if given:
         return Path(given)
@@ -191,14 +190,14 @@ def find_programs() -> Path | None:
 
 
 def find_built(name: str) -> Path | None:
-    """Return a folder of what tools/install-kubernetes has built, or None."""
+    """Return a folder built by tools/install-kubernetes, or None."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
     folder = cache / "mlip-job-tests" / name
     return folder if folder.is_dir() else None
 
 
 def pinned_version(module: str, folder: str = ".") -> str:
-    """Return the version of a module that tools/install-kubernetes builds."""
+    """Return the version of a module built by tools/install-kubernetes."""
     path = Path(__file__).parents[2] / "tools/kubernetes" / folder / "go.mod"
     match = re.search(rf"{re.escape(module)} v(\S+)", path.read_text(encoding="utf-8"))
     assert match is not None, module
@@ -274,17 +273,17 @@ def _start_api_server(
         *(f"--service-account-key-file={key}", f"--service-account-signing-key-file={key}"),
         "--service-account-issuer=https://kubernetes.default.svc",
         "--service-cluster-ip-range=10.0.0.0/24",
-        "--endpoint-reconciler-type=none",  # it refuses loopback addresses
+        "--endpoint-reconciler-type=none",  # loopback addresses are rejected
         "--kubelet-preferred-address-types=InternalIP",
     )
     return f"https://127.0.0.1:{port}"
 
 
 def start_program(stack: contextlib.ExitStack, directory: Path, *command: object) -> None:
-    """Start a program that is ended when the stack is left, the last one first."""
+    """Start a program and end it with the stack, in reverse order."""
     log = stack.enter_context((directory / f"{Path(str(command[0])).name}.log").open("wb"))
     process = subprocess.Popen(
-        # It must not outlive the tests, even where those are killed.
+        # It must not outlive the tests, even if those are killed.
         ["setpriv", "--pdeathsig", "KILL", *(str(part) for part in command)],
         stdin=subprocess.DEVNULL,
         stdout=log,
@@ -294,7 +293,7 @@ def start_program(stack: contextlib.ExitStack, directory: Path, *command: object
     )
 
     def end() -> None:
-        process.kill()  # there is nothing to be kept
+        process.kill()  # there is no data to keep
         process.wait()
 
     stack.callback(end)
@@ -313,7 +312,7 @@ def _is_ready(plane: ControlPlane) -> bool:
 
 
 def until(condition: Any, what: str, log: Path | None = None) -> None:
-    """Wait until a server is up; else fail with the end of its log."""
+    """Wait until a server is available; else fail with the end of its log."""
     deadline = time.monotonic() + _START_TIMEOUT
     while not condition():
         if time.monotonic() > deadline:
@@ -323,7 +322,7 @@ def until(condition: Any, what: str, log: Path | None = None) -> None:
 
 
 def free_port() -> int:
-    """Return a port that nothing listens on."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,7 +1,7 @@
 """Kueue's real controller on the tests' control plane, with the manifests of its chart.
 
-The controller is a process of this machine, so its webhooks are called by URL. Of them, those for
-Jobs and for Kueue's own objects are installed.
+The controller is a process of this machine, so its webhooks are called by URL. Only those for Jobs
+and for Kueue's own objects are installed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 GROUP, VERSION = "kueue.x-k8s.io", "v1beta2"
 _METRICS = Path("etc/kueue/metrics/certs")
-"""Where Kueue looks for a certificate, with no setting to change that."""
+"""Kueue's certificate directory, which can't be configured."""
 _START = 'mount -t overlay overlay -o "lowerdir=$0/etc:/etc" /etc && exec "$@"'
 
 
@@ -51,7 +51,7 @@ class Kueue:
         from kubernetes import client
 
         api = client.CustomObjectsApi(self.plane.client())
-        # Kueue admits no Job that requests what the queue does not cover.
+        # Kueue admits no Job with requests that the queue does not cover.
         quotas = {"cpu": 100, "memory": "1Ti", "ephemeral-storage": "1Ti", "nvidia.com/gpu": gpus}
         resources = [{"name": name, "nominalQuota": quota} for name, quota in quotas.items()]
         group = {
@@ -87,7 +87,7 @@ class Kueue:
 
 @pytest.fixture(scope="module")
 def kueue(control_plane: ControlPlane, helm: Helm) -> Iterator[Kueue]:
-    """Install Kueue; its webhooks are removed in the end, since nobody answers them then."""
+    """Install Kueue; its webhooks are removed at the end, since nothing serves them afterwards."""
     from kubernetes import client
 
     programs = find_built(f"kueue-{pinned_version('sigs.k8s.io/kueue', 'kueue')}")

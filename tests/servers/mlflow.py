@@ -27,7 +27,7 @@ class MlflowServer:
     uri: str
 
     def get(self, path: str, **query: str) -> Any:
-        """Call its REST API, with no client of MLflow's in between."""
+        """Call its REST API directly, without MLflow's client."""
         url = f"{self.uri}/api/2.0/mlflow/{path}?{urlencode(query)}"
         with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310 - ours
             return json.load(answer)
@@ -43,7 +43,7 @@ class MlflowServer:
             return json.load(answer)
 
     def runs(self, experiment: str) -> list[Any]:
-        """Return all runs of an experiment, none where it does not exist."""
+        """Return all runs of an experiment; none if it does not exist."""
         try:
             found = self.get("experiments/get-by-name", experiment_name=experiment)
         except urllib.error.HTTPError:
@@ -55,7 +55,7 @@ class MlflowServer:
 
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """Start a server with an SQLite file behind it, and end it with the session."""
+    """Start a server with an SQLite file, and end it with the session."""
     program = CACHE / "mlflow" / "bin" / "mlflow"
     if not program.is_file():
         pytest.skip(f"no MLflow server at {program}; install it with: make servers")
@@ -82,7 +82,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
             lambda: responds(f"{server.uri}/health", process),
             "the MLflow server",
             log=directory / "server.log",
-            timeout=180,  # it imports for ten seconds on an idle machine
+            timeout=180,  # its imports take ten seconds on an idle machine
         )
         yield server
     finally:

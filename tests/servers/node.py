@@ -1,4 +1,4 @@
-"""Simulates a node of a cluster: its entry, its kubelet's log server, and the kubelet's reports.
+"""Simulated node of a cluster: its entry, its kubelet's log server, and the kubelet's reports.
 
 It runs no container: a test sets the states of a pod (`Node.start`, `Node.end`, …), or
 `tests.servers.pods` runs the pods' arguments as processes.
@@ -33,7 +33,7 @@ _SECONDS = len("2026-01-02T03:04:05")
 
 @dataclass
 class PodLog:
-    """The output of a pod, and whether it has ended."""
+    """Output of a pod, and whether it has ended."""
 
     lines: list[tuple[str, str]] = field(default_factory=list)
     ended: bool = False
@@ -61,14 +61,14 @@ class PodLog:
                 return
 
     def end(self) -> None:
-        """Print nothing more."""
+        """End the output."""
         with self.changed:
             self.ended = True
             self.changed.notify_all()
 
 
 class Node:
-    """The node of a control plane, with the logs by namespace and name of the pod."""
+    """The node of a control plane, with logs by namespace and name of the pod."""
 
     def __init__(self, plane: ControlPlane) -> None:
         from kubernetes import client
@@ -87,7 +87,7 @@ class Node:
         self._server.server_close()
 
     def pod(self, namespace: str, job: str, *, number: int = 1) -> Any:
-        """Wait until a Job has had so many pods and the last is scheduled; return that one."""
+        """Wait until a Job has had this many pods and the last is scheduled; return that one."""
         selector = f"batch.kubernetes.io/job-name={job}"
 
         def scheduled() -> Any:
@@ -99,16 +99,16 @@ class Node:
         return wait_for(scheduled, f"pod {number} of {job} on its node")
 
     def log(self, pod: Any) -> PodLog:
-        """Return what a pod prints."""
+        """Return the output of a pod."""
         key = (pod.metadata.namespace, pod.metadata.name)
         return self.logs.setdefault(key, PodLog())
 
     def start(self, pod: Any) -> None:
-        """Report that the container runs."""
+        """Report that the container is running."""
         self.report(pod, phase="Running", state={"running": {"startedAt": _now()}})
 
     def keep_waiting(self, pod: Any, reason: str, message: str = "") -> None:
-        """Report that the container waits."""
+        """Report that the container is waiting."""
         self.report(pod, phase="Pending", state={"waiting": {"reason": reason, "message": message}})
 
     def end(
@@ -129,7 +129,7 @@ class Node:
         self.log(pod).end()
 
     def report(self, pod: Any, *, phase: str, state: dict[str, Any], **more: Any) -> None:
-        """Write a pod's status as the kubelet would."""
+        """Write a pod's status like the kubelet."""
         container = {
             "name": pod.spec.containers[0].name,
             "image": pod.spec.containers[0].image,
@@ -144,7 +144,7 @@ class Node:
         )
 
     def token(self, pod: Any) -> str | None:
-        """Return the token of a pod's service account that it asks for; None where it does not."""
+        """Return the service account token that a pod requests; None if it does not."""
         sources = [s for v in pod.spec.volumes if v.projected for s in v.projected.sources]
         asked = next((s.service_account_token for s in sources if s.service_account_token), None)
         if asked is None:
@@ -191,7 +191,8 @@ class Node:
         )
 
         def tolerable() -> bool:
-            # The API server makes each new node not ready, for a controller that is not here.
+            # The API server taints each new node as not ready, for a controller that is not
+            # running.
             taints = self.core.read_node(NODE).spec.taints
             extra = [one for one in taints if one.key != taint["key"]]
             if extra:
@@ -212,7 +213,7 @@ def node(control_plane: ControlPlane) -> Iterator[Node]:
 
 
 def wait_for(condition: Callable[[], Any], what: str) -> Any:
-    """Return what `condition` returns once that is something; fail after a minute."""
+    """Return the result of `condition` once it is not None; fail after a minute."""
     deadline = time.monotonic() + _PATIENCE
     while not (found := condition()):
         if time.monotonic() > deadline:
@@ -237,7 +238,7 @@ def _log_server(plane: ControlPlane, logs: dict[tuple[str, str], PodLog]) -> Thr
 
 class _LogServer(ThreadingHTTPServer):
     def handle_error(self, *arguments: object) -> None:
-        """Ignore readers that hang up."""
+        """Ignore clients that disconnect."""
 
 
 class _LogHandler(BaseHTTPRequestHandler):
@@ -250,10 +251,10 @@ class _LogHandler(BaseHTTPRequestHandler):
         super().__init__(*arguments)
 
     def log_message(self, *arguments: object) -> None:
-        """Print nothing."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
-        """Send a log in chunks, from a second on, and as it grows where it is followed."""
+        """Send a log in chunks, starting at a second, and follow it if requested."""
         address = urlsplit(self.path)
         query = {key: values[0] for key, values in parse_qs(address.query).items()}
         _, _, namespace, pod, _container = address.path.split("/")

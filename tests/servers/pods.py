@@ -1,8 +1,8 @@
-"""Runs the pods of a namespace: as a kubelet does, but as processes instead of containers.
+"""Runs the pods of a namespace like a kubelet, but as processes instead of containers.
 
 The arguments, the environment with its Secrets, the configuration from the ConfigMap, the stop
-signal with its grace period, exit code, log and termination message are the pod's; the image is
-this very package.
+signal with its grace period, exit code, log and termination message are the pod's; this package
+replaces the image.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class PodRunner:
             else:
                 environment[variable.name] = _field(pod, source.field_ref.field_path)
         if (token := self._node.token(pod)) is not None:
-            # Instead of the files in the container: a process has none of its own there.
+            # Replaces paths in the container, since a process has no file system of its own.
             plane = self._node.plane
             plane.tokens[pod.metadata.name] = token
             kubeconfig = plane.kubeconfig(pod.metadata.name, namespace=self._namespace)
@@ -140,7 +140,7 @@ class PodRunner:
 
     def _write_configuration(self, pod: Any, home: Path) -> None:
         (name,) = (v.config_map.name for v in pod.spec.volumes if v.config_map is not None)
-        # The Job is made before its ConfigMap: the kubelet, too, tries until it is there.
+        # The Job is created before its ConfigMap: the kubelet also retries until it exists.
         for _ in range(100):
             try:
                 data = self._node.core.read_namespaced_config_map(name, self._namespace).data

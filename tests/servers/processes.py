@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlip-job-tests"
-"""Where ``make servers`` installs what Debian has no package of."""
+"""Where ``make servers`` installs programs that Debian does not package."""
 
 PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 
 
 def free_port() -> int:
-    """Return a port that nothing listens on."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -42,7 +42,7 @@ def wait_until(
 
 
 def responds(url: str, process: subprocess.Popen[bytes]) -> bool:
-    """Tell whether a server responds; its process must not have ended."""
+    """Return whether a server responds; fail if its process has ended."""
     if process.poll() is not None:
         raise RuntimeError(f"the server of {url} ended with {process.returncode}")
     try:
@@ -55,7 +55,7 @@ def responds(url: str, process: subprocess.Popen[bytes]) -> bool:
 def run(command: Iterable[object], environment: Mapping[str, str] | None = None) -> str:
     """Run a command outside this directory and environment; return its output."""
     words = [str(word) for word in command]
-    # Output goes to a file: a daemon that inherits a pipe keeps its reader waiting for ever.
+    # Output goes to a file: a daemon that inherits a pipe blocks its reader forever.
     with tempfile.TemporaryFile("w+") as output:
         done = subprocess.run(
             [shutil.which(words[0], path=PATH) or words[0], *words[1:]],

@@ -1,4 +1,4 @@
-"""A real S3 API server for the tests: moto's, as a process of its own."""
+"""A real S3 API server for the tests: moto's, as a separate process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-# moto lists its own directory for every request, which takes it 40 % of its time.
+# moto lists its own directory for every request, which takes 40 % of its time.
 _SERVER = """
 import logging
 from moto import backends, server
@@ -51,7 +51,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @contextmanager
 def running_s3_server(log: Path, host: str = "127.0.0.1") -> Iterator[S3Server]:
-    """Run a server at an address of this machine, which writes into `log`."""
+    """Run a server at an address of this machine, with its output in `log`."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         port = probe.getsockname()[1]
@@ -84,7 +84,7 @@ def _wait_until_ready(server: S3Server, process: subprocess.Popen[bytes], log: o
 
 @pytest.fixture
 def s3_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give boto3 credentials, and none of those of whoever runs the tests."""
+    """Give boto3 test credentials, and remove the user's."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing-secret")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

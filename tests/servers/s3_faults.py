@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mlip_job.config import StorageConfig
     from tests.servers.s3 import S3Server
 
-# What S3 answers, by its code: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
+# S3's responses by code: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
 ERRORS = {
     "AccessDenied": 403,
     "AuthorizationHeaderMalformed": 400,
@@ -43,7 +43,7 @@ ERRORS = {
     "SlowDown": 503,
 }
 LATE = "late "
-"""Before an error's code: the request was executed all the same."""
+"""Prefix of an error's code: the request was executed all the same."""
 
 # Transient faults of a network and a busy store, each with the requests that it may affect.
 PASSING: dict[str, Callable[[_Request], bool]] = {
@@ -86,7 +86,7 @@ class _Answer:
 
 @dataclass
 class _Order:
-    """A fault that a test has ordered for certain requests."""
+    """A fault ordered by a test for certain requests."""
 
     fault: str
     path: re.Pattern[str]
@@ -104,7 +104,7 @@ class FaultProxy:
     hang_s: float = 3.0  # before a hanging connection is dropped
     clock_offset: timedelta = timedelta(0)  # of the store's clock
     checksums: bool = True  # without them corruption shows only in hashes
-    weak_etags: bool = False  # as behind a proxy that compresses
+    weak_etags: bool = False  # like a compressing proxy
     injected: Counter[str] = field(default_factory=Counter)
     requests: Counter[str] = field(default_factory=Counter)
     _upstream: str = ""
@@ -115,12 +115,12 @@ class FaultProxy:
     def order(
         self, fault: str, path: str = "", *, method: str = "", times: float = 1, after: int = 0
     ) -> None:
-        """Fail the next requests whose path matches, `after` so many that are let through."""
+        """Fail the next requests whose path matches, skipping the first `after`."""
         with self._lock:
             self._orders.append(_Order(fault, re.compile(path), method, times, after))
 
     def cancel(self) -> None:
-        """Cancel all orders, and fail no more."""
+        """Cancel all orders, and stop failing."""
         with self._lock:
             self._orders.clear()
             self.rate = 0.0
@@ -150,7 +150,7 @@ class FaultProxy:
         return self._random.choice([name for name, fits in PASSING.items() if fits(request)])
 
     def execute(self, request: _Request) -> _Answer:
-        """Pass a request on to the real server."""
+        """Forward a request to the real server."""
         connection = http.client.HTTPConnection(self._upstream, timeout=60)
         try:
             headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOP_BY_HOP}
@@ -174,7 +174,7 @@ class FaultProxy:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Treats one connection."""
+    """Handles one connection."""
 
     protocol_version = "HTTP/1.1"
     proxy: FaultProxy
@@ -215,7 +215,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = str(len(answer.body))
         for name, value in answer.headers:
             if name.lower() == "content-length":
-                length = value  # of a HEAD: the object's
+                length = value  # for HEAD, the object's
             elif name.lower() not in _HOP_BY_HOP:
                 self.send_header(name, value)
         self.send_header("Content-Length", length)
@@ -224,7 +224,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(answer.body[:sent])
 
     def _drop(self) -> None:
-        """End the connection as a crashed machine's router does."""
+        """Drop the connection like the router of a crashed machine."""
         self.close_connection = True
         self.wfile.flush()
         reset = struct.pack("ii", 1, 0)
@@ -232,7 +232,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.close()
 
     def log_message(self, *_arguments: object) -> None:
-        """Keep quiet."""
+        """Log nothing."""
 
 
 def _error(code: str) -> _Answer:
@@ -248,7 +248,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_arguments: object) -> None:
-        """Ignore clients that hang up: these tests kill them."""
+        """Ignore clients that disconnect: these tests kill them."""
 
 
 @contextmanager
@@ -275,7 +275,7 @@ def fault_proxy(upstream: str, *, seed: int = 0, **options: object) -> Iterator[
 
 @pytest.fixture
 def s3_proxy(s3_server: S3Server) -> Iterator[FaultProxy]:
-    """Return a proxy in front of the S3 server; it fails nothing without an order."""
+    """Return a proxy in front of the S3 server; it fails only as ordered."""
     with fault_proxy(s3_server.endpoint_url) as proxy:
         yield proxy
 

@@ -112,15 +112,15 @@ class SlurmCluster:
         return {"SLURM_CONF": str(self.directory / "slurm.conf")}
 
     def run(self, *command: object) -> str:
-        """Run one of Slurm's commands; return what it printed."""
+        """Run one of Slurm's commands; return its output."""
         return run(command, self.environment)
 
     def state(self, job_id: str) -> str:
-        """Return the state of a job as the controller has it."""
+        """Return the state of a job according to the controller."""
         return self.run("squeue", "-h", "-t", "all", "-j", job_id, "-o", "%T").strip()
 
     def wait_for(self, job_id: str, *states: str, timeout: float = 120) -> str:
-        """Wait until a job is in one of the states; return which."""
+        """Wait until a job is in one of the states; return the state."""
         end = time.monotonic() + timeout
         while (state := self.state(job_id)) not in states:
             assert time.monotonic() < end, f"job {job_id} stays {state}, not {states}"
@@ -128,13 +128,13 @@ class SlurmCluster:
         return state
 
     def end_jobs(self) -> None:
-        """End all jobs at once, and wait until they have."""
+        """End all jobs immediately, and wait for that."""
         self.run("scancel", "--full", "--signal=KILL", "--user", _user())
         self.run("scancel", "--user", _user())
         wait_until(lambda: not self.run("squeue", "-h", "-o", "%i").strip(), "end of the jobs")
 
     def start_controller(self, *, forgetting: bool) -> None:
-        """Start the controller, which may forget all jobs that it knew."""
+        """Start the controller; optionally it forgets all jobs."""
         run(("slurmctld", *(["-c"] if forgetting else [])), self.environment)
         wait_until(lambda: _answers(self, "scontrol", "ping"), "slurmctld")
 
@@ -155,7 +155,7 @@ class SlurmCluster:
         wait_until(self.node_is_up, "slurmd")
 
     def node_is_up(self) -> bool:
-        """Tell whether the node takes jobs."""
+        """Return whether the node accepts jobs."""
         return self.run("sinfo", "-h", "-p", "main", "-o", "%T").strip() in (
             "idle",
             "mixed",
@@ -173,7 +173,7 @@ class SlurmCluster:
                         yield int(entry.name)
 
     def processes_of_jobs(self, job_id: str = "") -> Iterator[int]:
-        """Yield what jobs started, or one job: it has the variables of both cluster and job."""
+        """Yield the processes of all jobs or of one, found by variables of cluster and job."""
         conf = f"SLURM_CONF={self.directory / 'slurm.conf'}".encode()
         job = f"SLURM_JOB_ID={job_id}".encode()
         for entry in Path("/proc").glob("[0-9]*"):
@@ -183,21 +183,21 @@ class SlurmCluster:
                     yield int(entry.name)
 
     def kill_processes(self, job_id: str) -> None:
-        """Kill all that a job started."""
+        """Kill all processes of a job."""
         for pid in list(self.processes_of_jobs(job_id)):
             _kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")
 def slurm_cluster() -> Iterator[SlurmCluster]:
-    """Run a cluster without accounting, as many sites have it."""
+    """Run a cluster without accounting, as at many sites."""
     with _cluster(accounting="") as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="session")
 def slurm_cluster_with_accounting(mariadb: DatabaseServer) -> Iterator[SlurmCluster]:
-    """Run a cluster with slurmdbd, so that sacct answers and accounts are enforced."""
+    """Run a cluster with slurmdbd, so that sacct works and accounts are enforced."""
     with _cluster(accounting=_ACCOUNTING, database=mariadb) as cluster:
         yield cluster
 
@@ -276,7 +276,7 @@ def _configure(cluster: SlurmCluster, accounting: str, database: DatabaseServer 
 
 
 def _fake_gpus(cluster: SlurmCluster) -> str:
-    """Return what gres.conf calls the GPUs' device files: distinct character devices."""
+    """Return the GPUs' device files for gres.conf: distinct character devices."""
     if os.getuid() != 0:
         return "/dev/tty[0-3]"
     for number in range(cluster.gpus):
@@ -310,7 +310,7 @@ def _start(cluster: SlurmCluster, *, with_accounting: bool) -> None:
 
 
 def _stop(cluster: SlurmCluster) -> None:
-    """End what was started, and nothing else: by the process ids that the daemons wrote."""
+    """End the started processes only: by the process ids that the daemons wrote."""
     with suppress(FileNotFoundError):
         for pid in (*cluster.daemons_of_node(), *cluster.processes_of_jobs()):
             _kill(pid, signal.SIGKILL)
