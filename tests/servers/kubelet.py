@@ -104,7 +104,7 @@ class RealNode:
     def wait_for(
         self, namespace: str, what: str, condition: Callable[[], Any], seconds: float = 600
     ) -> Any:
-        """Return the result of `condition` once it is true; or fail with the pods' states."""
+        """Return the result of `condition` once it is true, or fail with the pods' states."""
         deadline = time.monotonic() + seconds
         while not (found := condition()):
             if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""The published file is held against what pacemaker says of it."""
+"""The published file is compared with pacemaker's own errors."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _errors(*structures: Measured) -> SetErrors:
 
 @pytest.mark.parametrize("factor", [1.0, 1.0009, 0.9991])
 def test_figures_that_agree_are_reported_together(factor: float) -> None:
-    """To a relative 1e-3; measured, the difference is below 1e-6."""
+    """To a relative 1e-3; the measured difference is below 1e-6."""
     ours = _errors(_measured(1, 0.1, 0.3))
     found = agreement("train", ours, _pacemaker(100 * factor, 300 / factor))
     assert found is not None
@@ -78,7 +78,7 @@ def test_what_pacemaker_does_not_know_is_not_compared() -> None:
 
 
 def test_an_exact_fit_agrees_within_rounding() -> None:
-    """Positions are known to 1e-8 Å: relative differences of nothing mean nothing."""
+    """Positions are known to 1e-8 Å: relative differences of tiny errors are meaningless."""
     assert agreement("train", _errors(_measured(1, 1e-9, 1e-9)), _pacemaker(0.0, 0.0)) is not None
 
 
@@ -94,7 +94,7 @@ def test_a_conversion_that_changed_something_is_refused() -> None:
 
 
 def test_the_validation_part_is_held_apart() -> None:
-    """Each part against its own figures: together they would agree by chance only."""
+    """Each part is compared separately: together they would agree only by chance."""
     errors = SetErrors(apart={2})
     errors.add_all([_measured(1, 0.1, 0.3), _measured(2, 0.2, 0.5), _measured(3, 0.1, 0.3)])
     assert (errors.rest.structures, errors.apart.structures) == (2, 1)

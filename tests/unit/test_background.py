@@ -1,4 +1,4 @@
-"""Heartbeats and checkpoints go on beside the run, whatever happens to one of them."""
+"""Heartbeats and checkpoints continue in the background, whatever happens to one of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class _Calls:
-    """Counts calls; the first ones raise what they are given."""
+    """Counts calls; the first ones raise the given errors."""
 
     def __init__(self, *errors: Exception) -> None:
         self.count = 0
@@ -39,7 +39,7 @@ class _Calls:
 
 
 def test_it_is_called_again_and_again_until_the_end() -> None:
-    """And not once more."""
+    """And not after it."""
     calls = _Calls()
     with every(0.01, calls, "beating"):
         assert calls.wait_for(3)
@@ -61,7 +61,7 @@ def test_it_is_called_again_and_again_until_the_end() -> None:
 def test_an_error_is_logged_and_the_next_call_tries_again(
     caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
-    """Otherwise a single failure would end all heartbeats, and the claim be lost."""
+    """Otherwise a single failure would end all heartbeats, and the claim would be lost."""
     calls = _Calls(error)
     with every(0.01, calls, "beating"):
         assert calls.wait_for(3)
@@ -73,7 +73,7 @@ def test_an_error_is_logged_and_the_next_call_tries_again(
 
 @pytest.mark.parametrize("error", [None, StoreError("the store is away"), OSError("full")])
 def test_within_says_whether_it_succeeded(error: Exception | None) -> None:
-    """A last checkpoint that failed is none."""
+    """A failed last checkpoint returns False."""
     calls = _Calls(*([error] if error else []))
     assert within(30, calls, "storing") == (error is None)
     assert calls.count == 1
@@ -82,7 +82,7 @@ def test_within_says_whether_it_succeeded(error: Exception | None) -> None:
 def test_within_does_not_wait_for_ever(
     caplog: pytest.LogCaptureFixture, release: Callable[[], None]
 ) -> None:
-    """A scheduler that has sent its signal kills soon."""
+    """A scheduler kills soon after its signal."""
     started = time.monotonic()
     assert not within(0.1, release, "storing")
     assert time.monotonic() - started < 30
@@ -91,7 +91,7 @@ def test_within_does_not_wait_for_ever(
 
 @pytest.fixture
 def release() -> Iterator[Callable[[], None]]:
-    """Return an action that hangs until the test has ended."""
+    """Return an action that blocks until the test has ended."""
     event = threading.Event()
     yield lambda: event.wait(60) and None
     event.set()

@@ -26,7 +26,7 @@ def potential(tmp_path: Path) -> Path:
 
 
 def test_a_calculator_can_be_copied_and_pickled(potential: Path) -> None:
-    """By itself and with its structure; this ended the interpreter (std::bad_alloc)."""
+    """Alone and with its structure; this ended the interpreter (std::bad_alloc)."""
     from mlip_job.calculator import GenerationCalculator
 
     atoms = Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 2.4]])
@@ -45,7 +45,7 @@ def test_a_calculator_can_be_copied_and_pickled(potential: Path) -> None:
 
 
 def test_a_pickled_calculator_says_what_it_lacks(potential: Path) -> None:
-    """As on another machine, whose cache does not have the potential."""
+    """For example on another machine, whose cache does not have the potential."""
     from mlip_job.calculator import GenerationCalculator
 
     pickled = pickle.dumps(GenerationCalculator(potential, _REFERENCES, label="cu gen_01"))

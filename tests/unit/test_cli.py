@@ -41,7 +41,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def test_overview_says_what_each_verb_says_of_itself() -> None:
-    """The overview is written by hand so that it loads no verb; it must not drift."""
+    """The overview is written by hand so that it imports no command; it must stay consistent."""
     for verb, text in VERBS.items():
         command = group.get_command(click.Context(group), verb)
         assert command is not None
@@ -51,7 +51,7 @@ def test_overview_says_what_each_verb_says_of_itself() -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help(cli: Cli, verb: str) -> None:
-    """With the common options among its own."""
+    """Including the common options."""
     ended = cli(verb, "--help")
     assert ended.code == 0
     assert ended.out.startswith(f"Usage: mlip-job {verb}")
@@ -60,7 +60,7 @@ def test_every_verb_has_help(cli: Cli, verb: str) -> None:
 
 
 def test_overview_names_verbs_and_exit_codes(cli: Cli) -> None:
-    """What a user needs first."""
+    """Needed first by a user."""
     ended = cli("-h")
     assert ended.code == 0
     for verb in VERBS:
@@ -70,7 +70,7 @@ def test_overview_names_verbs_and_exit_codes(cli: Cli) -> None:
 
 
 def test_completion_is_installed_by_one_command(tmp_path: Path) -> None:
-    """Bash completes verbs, options and their values with the file that it finds."""
+    """Bash completes commands, options and their values with the file that it finds."""
     program = Path(sys.executable).with_name("mlip-job")
     environment = {"HOME": str(tmp_path), "PATH": f"{program.parent}:{os.environ['PATH']}"}
     subprocess.run([program, "completion"], env=environment, check=True, capture_output=True)
@@ -89,7 +89,7 @@ def test_completion_is_installed_by_one_command(tmp_path: Path) -> None:
 
 
 def modules_loaded_by(*arguments: object) -> set[str]:
-    """Run a command in a process of its own and return the packages that it imports."""
+    """Run a command in a new process and return the packages that it imports."""
     program = (
         "import sys\n"
         "from mlip_job.cli.main import cli\n"
@@ -106,7 +106,7 @@ def modules_loaded_by(*arguments: object) -> set[str]:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
-    """It answers at once, also on a login node with a slow file system."""
+    """It is immediate, also on a login node with a slow file system."""
     assert not modules_loaded_by(*arguments) & HEAVY
 
 
@@ -114,14 +114,14 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 def test_looking_at_a_directory_store_imports_nothing_slow(
     config: Path, arguments: list[str]
 ) -> None:
-    """A configuration has to be validated, but no science and no cloud is needed."""
+    """A configuration has to be validated, but neither science nor cloud libraries are needed."""
     loaded = modules_loaded_by("-c", config, *arguments)
     assert "pydantic" in loaded
     assert not loaded & SLOW
 
 
 def test_what_would_be_submitted_to_slurm_imports_no_science_and_no_cloud(config: Path) -> None:
-    """Scripts are written, from a template: jinja2 is all that it takes."""
+    """Scripts are rendered from a template: only jinja2 is needed."""
     loaded = modules_loaded_by(
         "-c", config, "submit", "-g", "1", "--scheduler", "slurm", "--dry-run"
     )
@@ -141,7 +141,7 @@ def test_usage_errors_end_with_64(cli: Cli, arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("removed", OPTIONS)
 def test_a_removed_option_says_what_replaces_it(cli: Cli, config: Path, removed: str) -> None:
-    """In one error, as for any mistake of a user."""
+    """In one error, like any usage error."""
     verb, option = removed.split()
     ended = cli("-c", config, verb, "-g", "1", option, "x")
     assert ended.code == 64
@@ -169,7 +169,7 @@ def test_impossible_generations_are_refused(
 
 
 def test_common_options_stand_before_or_after_the_verb(cli: Cli, config: Path) -> None:
-    """And the later --set wins."""
+    """The later --set wins."""
     before = cli("-c", config, "--set", "training.cutoff=6", "config", "show")
     after = cli("config", "show", "-c", config, "--set", "training.cutoff=6")
     both = cli(
@@ -183,7 +183,7 @@ def test_common_options_stand_before_or_after_the_verb(cli: Cli, config: Path) -
 def test_configuration_is_found_where_the_environment_says(
     cli: Cli, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """-c beats $MLIP_JOB_CONFIG beats the working directory."""
+    """-c overrides $MLIP_JOB_CONFIG, which overrides the working directory."""
     here = tmp_path / "here"
     here.mkdir()
     (here / "mlip-job.yaml").write_text("family: here\n")
@@ -195,7 +195,7 @@ def test_configuration_is_found_where_the_environment_says(
 
 
 def test_resolved_configuration_can_be_used_again(cli: Cli, config: Path) -> None:
-    """What `config show` prints is a configuration of the same meaning."""
+    """`config show` prints a configuration with the same meaning."""
     shown = cli("-c", config, "config", "show")
     again = config.with_name("again.yaml")
     again.write_text(shown.out)
@@ -242,7 +242,7 @@ def test_without_configuration_the_next_step_is_named(
 def test_a_bug_shows_its_traceback_without_secrets(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, config: Path
 ) -> None:
-    """Only errors that are meant for users are made short."""
+    """Only expected errors are shown without one."""
     from mlip_job.cli.options import Settings
 
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter3")
@@ -255,7 +255,7 @@ def test_a_bug_shows_its_traceback_without_secrets(
 
 
 def test_an_empty_family_is_listed_as_such(cli: Cli, config: Path) -> None:
-    """No generation is an answer; asking for the latest one is a mistake."""
+    """An empty list is a result; requesting the latest of none is an error."""
     assert cli("-c", config, "list").out == "no generation of cu is published yet\n"
     listed = json.loads(cli("-c", config, "list", "--json").out)
     assert listed == {"family": "cu", "latest": None, "generations": []}
@@ -280,14 +280,14 @@ def test_parse_reports_on_any_work_directory(cli: Cli, request: pytest.FixtureRe
 
 
 def test_parse_of_another_directory_is_a_usage_error(cli: Cli, tmp_path: Path) -> None:
-    """One line, with what was looked for."""
+    """One line with the expected files."""
     ended = cli("parse", tmp_path)
     assert ended.code == 64
     assert "is no work directory of pacemaker" in ended.err
 
 
 def test_packages_of_another_python_are_named(config: Path, tmp_path: Path) -> None:
-    """Environment modules leave PYTHONPATH behind; the error says so, without a traceback."""
+    """Environment modules set PYTHONPATH; the error says so, without a traceback."""
     package = tmp_path / "module" / "numpy"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise ImportError('numpy of another Python')\n")

@@ -22,7 +22,7 @@ def _fail_in(clock: StageClock) -> None:
 
 
 def test_stages_add_up_from_the_start_of_the_job() -> None:
-    """What came before the first one is a stage too; one that failed counts as well."""
+    """The time before the first stage is a stage too; failed stages count as well."""
     clock = StageClock(age_s=100.0)
     with clock.stage("checks"):
         time.sleep(0.02)
@@ -37,7 +37,7 @@ def test_stages_add_up_from_the_start_of_the_job() -> None:
 
 
 def test_a_stage_that_goes_on_is_in_what_a_checkpoint_says() -> None:
-    """The next attempt would know nothing of it if this one were killed now."""
+    """Otherwise it would be lost if the run were killed now."""
     clock = StageClock(age_s=10.0)
     with clock.stage("fit"):
         clock.phases.start(LogParser().state.phase_seconds)
@@ -53,7 +53,7 @@ def test_a_stage_that_goes_on_is_in_what_a_checkpoint_says() -> None:
 
 
 def test_imports_of_the_process_count() -> None:
-    """The kernel says when a process was started; Python's own clocks begin later."""
+    """The kernel knows when a process was started; Python's clocks begin later."""
     code = (
         "import time; begun = time.monotonic(); time.sleep(0.3)\n"
         "from mlip_job.runtime.environment import process_age_s\n"
@@ -68,7 +68,7 @@ def test_imports_of_the_process_count() -> None:
 
 
 def test_what_was_written_before_there_were_times_is_read() -> None:
-    """Manifests and checkpoints of earlier versions name none."""
+    """Manifests and checkpoints of earlier versions have no times."""
     part = {"attempt": "a", "started": datetime.now(UTC), "iterations": 3}
     assert AttemptPart.model_validate(part).timings == Timings()
     assert Timings().to_pacemaker_s is None

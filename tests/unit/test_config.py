@@ -92,7 +92,7 @@ def test_numbers_in_exponent_form_are_numbers(config_file: Path) -> None:
 def test_wrong_values_are_named_with_their_key(
     config_file: Path, assignment: str, message: str
 ) -> None:
-    """One line says which key is wrong and, for a misspelt one, what was meant."""
+    """One line names the wrong key and, for a misspelling, the similar one."""
     with pytest.raises(ConfigError) as caught:
         load_config(config_file, assignments=[assignment], environment={})
     assert message in str(caught.value)
@@ -101,7 +101,7 @@ def test_wrong_values_are_named_with_their_key(
 
 @pytest.mark.parametrize("key", sorted(KEYS.keys() - {"submit.kubernetes.claims.sub_path"}))
 def test_a_removed_key_says_what_replaces_it(config_file: Path, key: str) -> None:
-    """And not that it is unknown."""
+    """Instead of reporting an unknown key."""
     with pytest.raises(ConfigError) as caught:
         load_config(config_file, assignments=[f"{key}=1"], environment={})
     assert f"  {key}: this key was removed: {KEYS[key]} (--set)" in str(caught.value)
@@ -109,7 +109,7 @@ def test_a_removed_key_says_what_replaces_it(config_file: Path, key: str) -> Non
 
 
 def test_removed_keys_with_their_default_are_no_difference() -> None:
-    """A manifest of an earlier version records them; another value stays a difference."""
+    """A manifest of an earlier version has them; another value stays a difference."""
     earlier = {
         "l2_coeffs": 1e-10,
         "w0_rad": 2.0,
@@ -121,14 +121,14 @@ def test_removed_keys_with_their_default_are_no_difference() -> None:
 
 @pytest.mark.parametrize(("key", "value"), VALUES)
 def test_a_removed_value_says_what_replaces_it(config_file: Path, key: str, value: str) -> None:
-    """And not only which values there are."""
+    """In addition to the allowed values."""
     with pytest.raises(ConfigError) as caught:
         load_config(config_file, assignments=[f"{key}={value}"], environment={})
     assert f"  {key}: {value} was removed: {VALUES[key, value]} (--set)" in str(caught.value)
 
 
 def test_every_key_that_takes_several_kinds_says_which() -> None:
-    """A union without such a text would be explained in pydantic's words."""
+    """Otherwise pydantic's own message for a union would be shown."""
     unions = {
         f"{section}.{key}"
         for section, part in JobConfig.model_fields.items()
@@ -140,7 +140,7 @@ def test_every_key_that_takes_several_kinds_says_which() -> None:
 
 
 def test_all_problems_are_reported_at_once(config_file: Path) -> None:
-    """A user corrects a file once."""
+    """So that a file is corrected once."""
     with pytest.raises(ConfigError) as caught:
         load_config(config_file, assignments=["training.cutoff=-1", "storage.ur=x"], environment={})
     assert "training.cutoff" in str(caught.value)
@@ -161,7 +161,7 @@ def test_all_problems_are_reported_at_once(config_file: Path) -> None:
     ],
 )
 def test_unusable_files_are_refused(tmp_path: Path, text: str | None, message: str) -> None:
-    """An absent, empty or broken file is a usage error."""
+    """An absent, empty or invalid file is a usage error."""
     path = tmp_path / "mlip-job.yaml"
     if text is not None:
         path.write_text(text)
@@ -179,7 +179,7 @@ def test_unusable_files_are_refused(tmp_path: Path, text: str | None, message: s
 def test_a_password_in_a_url_is_refused_and_not_repeated(
     config_file: Path, assignment: str
 ) -> None:
-    """Secrets stay in the environment, out of files and out of error texts."""
+    """Secrets stay in the environment, out of files and error messages."""
     with pytest.raises(ConfigError) as caught:
         load_config(config_file, assignments=[assignment], environment={})
     assert "hunter2" not in str(caught.value)
@@ -187,7 +187,7 @@ def test_a_password_in_a_url_is_refused_and_not_repeated(
 
 
 def test_relative_paths_are_taken_from_the_file(config_file: Path) -> None:
-    """The same file means the same wherever the command is called from."""
+    """A file means the same from any working directory."""
     config = load_config(config_file, environment={})
     base = config_file.parent
     assert config.database.url == str(base / "structures.db")
@@ -196,7 +196,7 @@ def test_relative_paths_are_taken_from_the_file(config_file: Path) -> None:
 
 
 def test_urls_are_no_paths(config_file: Path) -> None:
-    """A bucket or a server is not looked for beside the file."""
+    """A bucket or a server is not resolved relative to the file."""
     config = load_config(
         config_file,
         assignments=["storage.url=s3://bucket/p", "database.url=postgresql://u@h/d"],
@@ -217,7 +217,7 @@ def test_active_set_is_a_choice_or_a_switch(value: str, kind: str | None) -> Non
 
 
 def test_limits_on_test_errors_need_a_test_side() -> None:
-    """With nothing held out they could never be judged; a key may hold something out."""
+    """With an empty test side they could not be checked; a split_key may fill it."""
     values = {
         "family": "cu",
         "training": {"test_fraction": 0},
@@ -230,7 +230,7 @@ def test_limits_on_test_errors_need_a_test_side() -> None:
 
 
 def test_fingerprint_follows_what_decides_the_potential() -> None:
-    """Another cutoff is another generation; another place of the store is not."""
+    """Another cutoff is another generation; another location of the store is not."""
     config = JobConfig.model_validate({"family": "cu"})
     moved = JobConfig.model_validate(
         {
@@ -246,7 +246,7 @@ def test_fingerprint_follows_what_decides_the_potential() -> None:
 
 
 def test_a_configuration_survives_its_own_dump() -> None:
-    """What a manifest stores can be read back."""
+    """The content of a manifest can be read back."""
     config = JobConfig.model_validate(
         {
             "family": "cu",
@@ -258,7 +258,7 @@ def test_a_configuration_survives_its_own_dump() -> None:
 
 
 def test_selection_can_name_the_generation() -> None:
-    """An active-learning loop tags rows with the iteration that asked for them."""
+    """An active-learning loop tags rows with the iteration that requested them."""
     config = JobConfig.model_validate(
         {"family": "cu", "database": {"select": "generation<={generation}"}}
     )
@@ -266,7 +266,7 @@ def test_selection_can_name_the_generation() -> None:
 
 
 def test_template_is_valid_and_has_the_given_values(tmp_path: Path) -> None:
-    """What init writes is loaded as it is, also with awkward values."""
+    """The output of init is loaded unchanged, also with unusual values."""
     path = tmp_path / "mlip-job.yaml"
     path.write_text(
         commented_config(
@@ -287,7 +287,7 @@ def test_template_is_valid_and_has_the_given_values(tmp_path: Path) -> None:
 
 
 def test_template_is_short_and_sets_nothing_else() -> None:
-    """At most 60 lines with every remark; all other keys have their defaults."""
+    """At most 60 lines including comments; all other keys have their defaults."""
     remarks = dict.fromkeys(("group_by", "config_type", "split_key", "cutoff"), "a remark " * 15)
     text = commented_config(family="cu", values={}, remarks=remarks)
     assert len(text.splitlines()) <= 60
@@ -296,14 +296,14 @@ def test_template_is_short_and_sets_nothing_else() -> None:
 
 
 def test_stress_weight_is_rejected() -> None:
-    """Pacemaker fits no stress; a weight without effect would mislead. 0 asks for nothing."""
+    """Pacemaker fits no stress; a weight without effect would mislead. 0 is allowed."""
     assert TrainingConfig(stress_weight=0).stress_weight == 0
     with pytest.raises(ValidationError, match="pacemaker fits no stress"):
         TrainingConfig(stress_weight=1)
 
 
 def test_one_set_is_measured_during_the_fit() -> None:
-    """The validation part, or the test set; pacemaker takes one."""
+    """The validation part, or the test set; pacemaker accepts one."""
     TrainingConfig.model_validate({"test_evaluation": "pacemaker", "validation_fraction": 0})
     with pytest.raises(ValidationError, match="set validation_fraction: 0, or leave"):
         TrainingConfig.model_validate({"test_evaluation": "pacemaker"})
@@ -327,7 +327,7 @@ def test_pacemakers_own_stopping_by_test_loss_is_out_of_reach(key: str) -> None:
 def test_a_linear_start_refuses_what_it_could_not_minimise(
     overrides: dict[str, object], named: str
 ) -> None:
-    """Without it the same overrides are fine."""
+    """Without a linear start the same overrides are valid."""
     training = {"overrides": overrides}
     JobConfig.model_validate(
         {"family": "cu", "training": training | {"linear_start": False, "max_iter": 1}}

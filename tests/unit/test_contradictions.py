@@ -27,7 +27,7 @@ def _measured(
     noise: float = 0.2,
     stress: Callable[[FloatArray], FloatArray] | None = None,
 ) -> Measured:
-    """Return four atoms: predictions are factors times the labels, and noise on both."""
+    """Return four atoms: predictions are factors times the labels, with noise on both."""
     forces = rng.normal(size=(4, 3))
     label = float(rng.normal(scale=0.1))
     true = rng.normal(scale=0.02, size=6)
@@ -74,7 +74,7 @@ def test_gradients_in_place_of_forces_are_a_warning() -> None:
 
 
 def test_forces_worse_than_zero_are_a_warning() -> None:
-    """In the right direction on the whole, but with an error above their size."""
+    """The direction is mostly right, but the error is larger than the forces."""
     (said,) = _warnings(force=2.5)
     assert said.startswith("PREDICTED FORCES ARE WORSE THAN ZERO")
 
@@ -88,7 +88,7 @@ def test_energies_are_held_against_their_mean() -> None:
 
 
 def test_a_handful_of_structures_is_no_correlation() -> None:
-    """Chance makes one of few energies; of forces there are more."""
+    """A few energies may correlate by chance; there are more forces."""
     assert _warnings(4, energy=-0.7) == []
     assert len(_warnings(4, force=-1.0)) == 1
 
@@ -113,7 +113,7 @@ def test_a_handful_of_structures_is_no_correlation() -> None:
 def test_stresses_of_another_convention_are_a_warning(
     given: Callable[[FloatArray], FloatArray], meant: str
 ) -> None:
-    """The sign, the unit and the order with which they fit far better."""
+    """The sign, unit and order for which they fit far better."""
     (said,) = _warnings(stress=given)
     assert meant.lower() in said.lower()
     assert "positive under tension" in said

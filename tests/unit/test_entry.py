@@ -12,7 +12,7 @@ from tests.datasets import Entry, entries_of
 
 
 def fingerprint(number: int) -> str:
-    """Return one of few fingerprints."""
+    """Return one of a few fingerprints."""
     return hashlib.sha256(str(number).encode()).hexdigest()
 
 
@@ -20,7 +20,7 @@ def fingerprint(number: int) -> str:
 def test_structures_are_numbered_in_the_order_of_their_fingerprints(
     count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As numpy does it with copies of all of them."""
+    """Same order as numpy on copies of all of them."""
     monkeypatch.setattr("mlip_job.dataset.entries._COMPARED_AT_ONCE", 4)
     random = np.random.default_rng(0)
     prints = [fingerprint(number) for number in random.integers(0, 12, count)]

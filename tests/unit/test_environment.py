@@ -1,4 +1,4 @@
-"""A manifest says what a run ran on, and not whose machine it was."""
+"""A manifest describes the environment of a run without identifying the machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def test_versions_are_those_that_are_installed() -> None:
-    """Of everything that decides the numbers."""
+    """Of every package that affects the numbers."""
     versions = RunEnvironment.current().versions
     assert versions["python-ace"] == metadata.version("python-ace")
     assert versions["tensorflow"] == metadata.version("tensorflow-cpu")
@@ -32,7 +32,7 @@ def test_versions_are_those_that_are_installed() -> None:
 
 
 def test_scheduler_and_image_come_from_their_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """None where there is none."""
+    """None if they are not set."""
     assert RunEnvironment.current().scheduler is None
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     monkeypatch.setenv("MLIP_JOB_IMAGE", "example/mlip-job@sha256:0123")
@@ -49,7 +49,7 @@ def test_scheduler_and_image_come_from_their_variables(monkeypatch: pytest.Monke
 def test_cores_are_counted_within_the_quota_of_a_container(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: int
 ) -> None:
-    """A node has many; a pod that may use two of them must not start many processes."""
+    """A node has many; a pod with a quota of two must not start many processes."""
     file = tmp_path / "cpu.max"
     if quota:
         file.write_text(f"{quota}\n")
@@ -72,7 +72,7 @@ def test_cores_are_counted_within_the_quota_of_a_container(
 def test_cores_are_those_that_the_scheduler_was_asked_for(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variables: dict[str, str], cores: int
 ) -> None:
-    """A pod's request, CPUs per task; a node that does not enforce them shows all that it has."""
+    """A pod's request, CPUs per task; a node that does not enforce them shows all its cores."""
     monkeypatch.setattr(environment, "_CPU_QUOTA", tmp_path / "absent")
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
     assert usable_cores(variables) == cores
@@ -85,7 +85,7 @@ def test_cores_are_those_that_the_scheduler_was_asked_for(
 def test_threads_follow_the_cores_and_the_users_own_win(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """BLAS libraries that are told nothing else take what OpenMP has."""
+    """BLAS libraries without their own variable use that of OpenMP."""
     monkeypatch.setattr(environment, "_CPU_QUOTA", tmp_path / "absent")
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
     assert thread_counts({"SLURM_CPUS_PER_TASK": "4"}) == dict.fromkeys(THREAD_VARIABLES, "4")
@@ -97,7 +97,7 @@ def test_threads_follow_the_cores_and_the_users_own_win(
 
 
 def test_pods_of_one_kubernetes_job_are_the_same_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a retry need not wait; members of an ensemble are different ones."""
+    """So that a retry need not wait; members of an ensemble are different jobs."""
     monkeypatch.setenv("MLIP_JOB_KUBERNETES_NAMESPACE", "alloys")
     monkeypatch.setenv("MLIP_JOB_KUBERNETES_JOB", "mlip-cu-ni-gen-04-01234567")
     job = RunEnvironment.current().scheduler
@@ -112,7 +112,7 @@ def test_pods_of_one_kubernetes_job_are_the_same_job(monkeypatch: pytest.MonkeyP
 def test_a_kubernetes_job_is_told_from_the_next_of_its_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By its UID, which its pods have in common; any of them may be the second."""
+    """By its UID, which its pods share; any of them may be the second."""
     monkeypatch.setenv("MLIP_JOB_KUBERNETES_JOB", "mlip-cu-ni-gen-04-01234567")
     assert (job_of_this_start(), job_of_earlier_starts()) == (None, None)
     monkeypatch.setenv("MLIP_JOB_KUBERNETES_JOB_UID", "0b7c")
@@ -120,7 +120,7 @@ def test_a_kubernetes_job_is_told_from_the_next_of_its_name(
 
 
 def test_only_a_requeued_slurm_job_had_earlier_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is run twice by hand, in one allocation, is none."""
+    """Repeated runs by hand in one allocation are not requeues."""
     assert (job_of_this_start(), job_of_earlier_starts()) == (None, None)
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     for count in (None, "0"):

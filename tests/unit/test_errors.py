@@ -1,4 +1,4 @@
-"""Every error says its exit code, its message and its remedy."""
+"""Every error has its exit code, its message and its remedy."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_exit_codes_are_the_documented_ones(name: str, code: int) -> None:
 
 
 def test_a_signal_is_named_and_what_was_interrupted_may_run_again() -> None:
-    """By the shell's codes; what a crash ended may not."""
+    """By the shell's codes; a crash is not retried."""
     assert meaning_of(143).reason == "it was interrupted by SIGTERM"
     assert (meaning_of(143).retry, meaning_of(143).error) == (True, InterruptedRunError)
     assert (meaning_of(130).retry, meaning_of(138).retry) == (True, True)
@@ -41,7 +41,7 @@ def test_a_signal_is_named_and_what_was_interrupted_may_run_again() -> None:
 
 
 def test_hint_stands_on_its_own_line() -> None:
-    """What to do is told apart from what is wrong."""
+    """So that the remedy is distinct from the problem."""
     error = errors.DataError("row 7 has no forces", hint="label it again")
     assert str(error) == "row 7 has no forces\n  hint: label it again"
     assert str(errors.DataError("bare")) == "bare"

@@ -1,4 +1,4 @@
-"""What a fit is given of its dataset, and what is said where nothing validates it."""
+"""Data of a fit from its dataset, and the note if nothing validates it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_two_parts_in_frames_of_their_own(tmp_path: Path, record: DatasetRecord)
 
 
 def test_without_a_validation_part(tmp_path: Path, record: DatasetRecord) -> None:
-    """All training structures; the test set only where pacemaker is to measure that."""
+    """All training structures; the test set only if pacemaker is to measure it."""
     given = _give(tmp_path, record, validation_fraction=0)
     assert given.train == WorkFiles.in_dataset(record.frames.train)
     assert given.second == ()

@@ -1,4 +1,4 @@
-"""Data frames hold what pacemaker reads; those made from texts are those of the export."""
+"""Data frames contain what pacemaker reads; those made from texts equal those of the export."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def write(
 
 
 def corrected(row: StructureRow) -> float:
-    """Return the energy of a row of copper, or of water, less the reference energies."""
+    """Return the energy of a row of copper or water, minus the reference energies."""
     return (row.energy or 0.0) - (2.0 if 29 in row.numbers else 0.5)
 
 
@@ -74,7 +74,7 @@ def structures() -> list[Atoms]:
 def test_shards_hold_what_they_would_hold(
     tmp_path: Path, weighting: GroupWeighting | None, pages: list[int], shard_size: int
 ) -> None:
-    """Every column, type and bit, in shards of the size asked for, for pages of any size."""
+    """Every column, type and bit, in shards of the requested size, for pages of any size."""
     rows = labelled_rows(structures())
     frames = write(tmp_path, rows, pages, shard_size=shard_size, weighting=weighting)
     assert [len(shard) for shard in frames[:-1]] == [shard_size] * (len(frames) - 1)
@@ -121,7 +121,7 @@ def test_structures_are_independent_of_each_other(tmp_path: Path) -> None:
     require_same_array(shard["forces"][1], rows[1].forces)
 
 
-# From the texts
+# From texts
 
 WEIGHTS = {"gas": {"energy": 3, "forces": 0.1}, "a b": {"energy": 0.7, "forces": 1.3}}
 
@@ -174,7 +174,7 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def test_parts_of_the_training_set(tmp_path: Path) -> None:
-    """Any rows of a side, in their order, with the weights that they have in the whole."""
+    """Any rows of a side, in order, with their weights in the whole side."""
     _fill(tmp_path / "cu.db")
     out = tmp_path / "out"
     record = _build(tmp_path / "cu.db", out, WEIGHTS)
@@ -226,7 +226,7 @@ def test_other_texts_are_rejected(tmp_path: Path, change: Any, message: str) -> 
 
 
 def test_an_element_without_reference_energy(tmp_path: Path) -> None:
-    """A record that does not fit its texts is named."""
+    """A record that does not match its texts is named."""
     write_database(tmp_path / "cu.db", rattled(6))
     record = build(tmp_path / "cu.db", tmp_path / "out")
     other = record.model_copy(update={"reference_energies": {}})

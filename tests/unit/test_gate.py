@@ -1,4 +1,4 @@
-"""What is accepted, and what is not."""
+"""Accepted and rejected evaluations."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _dynamics(verdict: Verdict, *, unstable: bool = False) -> DynamicsCheck:
 
 
 def test_limits_without_a_test_set_reject() -> None:
-    """They can't be judged; without limits nothing is asked."""
+    """They can't be checked; without limits nothing is required."""
     verdict = judge(GateConfig(max_force_rmse_mev=1000), None, None, [])
     assert not verdict.accepted
     assert "nothing was held out" in verdict.reasons[0]
@@ -48,7 +48,7 @@ def test_limits_without_a_test_set_reject() -> None:
 
 
 def test_without_limits_all_is_accepted() -> None:
-    """Nothing to compare with, nothing asked."""
+    """Nothing to compare with, nothing required."""
     verdict = judge(GateConfig(), TEST, None, [_dynamics("failed")])
     assert (verdict.accepted, verdict.reasons, verdict.limits_set) == (True, (), False)
 
@@ -65,7 +65,7 @@ def test_without_limits_all_is_accepted() -> None:
     ],
 )
 def test_accepted_is_said_only_where_something_was_asked(gate: GateConfig, word: str) -> None:
-    """A comparison with the predecessor alone says nothing of how good a potential is."""
+    """A comparison with the predecessor alone does not show how good a potential is."""
     found = judge(gate, TEST, _parent(8.0, 90.0), ())
     said = verdict_word(accepted=found.accepted, limits_set=found.limits_set, unchecked=False)
     assert said == word
@@ -77,13 +77,13 @@ def test_accepted_is_said_only_where_something_was_asked(gate: GateConfig, word:
         (("skipped", "skipped"), "accepted, stability not checked"),
         (("skipped", "passed"), "accepted"),
         (("passed", "passed"), "accepted"),
-        (("skipped", "failed"), "accepted"),  # it drifts, which is said but not limited
+        (("skipped", "failed"), "accepted"),  # it drifts, which is noted but not limited
     ],
 )
 def test_a_check_that_was_not_possible_is_not_claimed(
     verdicts: tuple[Verdict, ...], word: str
 ) -> None:
-    """The word says so where no check of its kind was made; the reason is kept."""
+    """The verdict says so if no check of its kind was made; the reason is kept."""
     found = judge(GateConfig(max_force_rmse_mev=50.0), TEST, None, list(map(_dynamics, verdicts)))
     unchecked = verdicts == ("skipped", "skipped")
     assert found.unchecked == (("it drifts",) if unchecked else ())
@@ -116,7 +116,7 @@ def test_a_verdict_of_an_older_version_is_not_made_better() -> None:
     ],
 )
 def test_limits_hold_for_the_test_set(limits: dict[str, float], reason: str | None) -> None:
-    """A figure that is equal to its limit passes."""
+    """A value equal to its limit passes."""
     verdict = judge(GateConfig(**limits), TEST, None, ())
     assert verdict.accepted == (reason is None)
     if reason is not None:
@@ -130,7 +130,7 @@ def test_limits_hold_for_the_test_set(limits: dict[str, float], reason: str | No
 def test_regression_is_limited_for_energies_and_forces(
     energy: float, force: float, count: int
 ) -> None:
-    """By default to 20 % of what the predecessor makes of the same structures."""
+    """By default to 20 % above the predecessor's errors on the same structures."""
     verdict = judge(GateConfig(), TEST, _parent(energy, force), ())
     assert len(verdict.reasons) == count
     assert verdict.accepted == (count == 0)
@@ -140,7 +140,7 @@ def test_regression_is_limited_for_energies_and_forces(
 
 
 def test_a_perfect_predecessor_can_be_equalled() -> None:
-    """No division by its error of zero."""
+    """Without division by its error of zero."""
     pair = ErrorPair(old=0.0, new=0.0, change=None)
     parent = ParentComparison(
         generation=1, structures=1, energy_mev_per_atom=pair, force_mev_per_angstrom=pair
@@ -150,7 +150,7 @@ def test_a_perfect_predecessor_can_be_equalled() -> None:
 
 @pytest.mark.parametrize(("verdict", "accepted"), [("passed", 1), ("skipped", 1), ("failed", 0)])
 def test_physics_counts_where_it_is_required(verdict: Verdict, accepted: int) -> None:
-    """What could not be checked does not reject."""
+    """A check that was not possible does not reject."""
     found = judge(GateConfig(require_physics=True), TEST, None, [_dynamics(verdict)])
     assert found.accepted == bool(accepted)
     if not accepted:
@@ -180,7 +180,7 @@ def test_what_reference_data_do_not_resolve_is_no_regression(
 def test_what_collapses_is_rejected_by_default(
     required: bool | Literal["stability"], *, of_drift: bool, of_collapse: bool
 ) -> None:
-    """A failed check of stability is; others are where that is asked for."""
+    """A failed check of stability is required by default; others only if configured."""
     assert GateConfig().require_physics == "stability"
     gate = GateConfig(require_physics=required)
     assert judge(gate, TEST, None, [_dynamics("failed")]).accepted == of_drift

@@ -1,4 +1,4 @@
-"""The settings of a submission as values of the chart, and Jobs without who made them."""
+"""Settings of a submission as chart values, and Jobs without their creator's metadata."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
     from mlip_job.schedulers.base import JobRequest
 
-# What tells who made it, and from what: all that may differ.
+# Metadata that identify creator and source: the only allowed difference.
 MAKERS = ("app.kubernetes.io/instance", "app.kubernetes.io/managed-by", "helm.sh/chart")
 
 ELSEWHERE = {"context", "namespace", "without_gpu"}
-"""What helm is told by its own options, or is only for linear fits that `mlip-job submit` makes."""
+"""Settings that are helm options, or only for linear fits submitted by `mlip-job submit`."""
 
 
 def values_for(request: JobRequest) -> dict[str, Any]:
-    """Return the values with which the chart shall make the Job of a request."""
+    """Return the values with which the chart creates the Job of a request."""
     settings = request.config.submit.kubernetes
     values: dict[str, Any] = {
         "generation": request.generation,
@@ -72,7 +72,7 @@ def _camel(name: str) -> str:
 
 
 def plain_values() -> dict[str, str]:
-    """Return the value that each setting has that is translated by its name alone."""
+    """Return the values of all settings that are translated by name alone."""
     return {
         name: _camel(name)
         for name in KubernetesConfig.model_fields
@@ -81,7 +81,7 @@ def plain_values() -> dict[str, str]:
 
 
 def same_job(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Return a Job without its name, that of its ConfigMap, and who made it."""
+    """Return a Job without its name, its ConfigMap's name, and its creator."""
     job = copy.deepcopy(manifest)
     metadata, pod = job["metadata"], job["spec"]["template"]
     del metadata["name"], metadata["namespace"]

@@ -53,7 +53,7 @@ EVERYTHING: dict[str, Any] = {
         "queue": "plain",
     },
 }
-"""A value for every setting but `context`, which is no part of a manifest."""
+"""A value for every setting except `context`, which is not part of a manifest."""
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def request_for() -> Callable[..., JobRequest]:
             "family": family,
             "database": {"url": database},
             "storage": {"url": storage},
-            "training": {"max_iter": 100},  # a linear fit would ask for no GPU
+            "training": {"max_iter": 100},  # a linear fit would request no GPU
             "submit": {"scheduler": "kubernetes", "kubernetes": kubernetes},
         }
         config = validate_config(values | (sections or {}), source="test")

@@ -1,4 +1,4 @@
-"""What a cluster may say that the real one of the integration tests does not."""
+"""Responses of a cluster that do not occur in the integration tests."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from mlip_job.schedulers.kubernetes.status import ending_of, newest_job, status_
 def test_every_answer_is_an_error_of_ours(
     status: int, body: Any, kind: type[Exception], words: str
 ) -> None:
-    """Those that may pass are marked so."""
+    """Transient ones are marked."""
     error = api_error(
         status, json.dumps(body) if isinstance(body, dict) else body, "create the Job"
     )
@@ -57,7 +57,7 @@ def test_every_answer_is_an_error_of_ours(
 def test_why_no_pod_is_created_is_the_job_controllers_message(
     message: str, hint: str | None
 ) -> None:
-    """With a hint where one is known."""
+    """With a hint if one is known."""
     event = {"reason": "FailedCreate", "message": message, "metadata": {}}
     status = status_of(job(), [], lambda _uid: [event])
     assert (status.state, status.native) == (JobState.PENDING, "FailedCreate")
@@ -110,7 +110,7 @@ def test_a_failed_job_tells_how_its_last_pod_ended(terminated: dict[str, Any], r
 
 
 def pod(phase: str, *, name: str = "a", **status: Any) -> dict[str, Any]:
-    """Return a pod as the API server has it."""
+    """Return a pod as returned by the API server."""
     return {
         "metadata": {"name": name, "uid": name},
         "spec": {"nodeName": "node", "containers": [{"name": "mlip-job"}]},
@@ -119,12 +119,12 @@ def pod(phase: str, *, name: str = "a", **status: Any) -> dict[str, Any]:
 
 
 def job(**status: Any) -> dict[str, Any]:
-    """Return a Job as the API server has it."""
+    """Return a Job as returned by the API server."""
     return {"metadata": {"name": "job", "uid": "job"}, "spec": {}, "status": status}
 
 
 def test_out_of_memory_names_the_limit() -> None:
-    """And what to change."""
+    """With the setting to change."""
     ended = of_state("Failed", {"state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}})
     limits = {"limits": {"memory": "16Gi"}}
     ended["spec"]["containers"] = [{"name": "mlip-job", "resources": limits}]
@@ -135,7 +135,7 @@ def test_out_of_memory_names_the_limit() -> None:
 
 
 def test_an_eviction_names_what_was_exceeded() -> None:
-    """A full emptyDir counts against the run: another node would fill as well."""
+    """A full emptyDir counts against the run: it would fill up on another node too."""
     message = 'Usage of EmptyDir volume "work" exceeds the limit "20Gi".'
     state = {"terminated": {"exitCode": 137, "reason": "Error"}}
     statuses = [{"name": "mlip-job", "state": state}]
@@ -146,14 +146,14 @@ def test_an_eviction_names_what_was_exceeded() -> None:
 
 
 def test_a_lost_node_is_unknown_and_no_failure() -> None:
-    """Its pod may still run."""
+    """Its pod may still be running."""
     status = status_of(job(), [pod("Unknown")], lambda _uid: ())
     assert status.state is JobState.UNKNOWN
     assert not status.state.ended
 
 
 def test_a_job_whose_pods_are_gone_tells_what_is_left() -> None:
-    """Their time to live ended before the Job's, or somebody deleted them."""
+    """They expired before the Job, or somebody deleted them."""
     failed = {
         "type": "Failed",
         "status": "True",
@@ -208,7 +208,7 @@ def test_why_kueue_holds_a_job_back(
 
 
 def test_a_drained_pod_stores_its_checkpoint() -> None:
-    """It runs until then."""
+    """It is running until then."""
     stopping = pod("Running")
     stopping["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     status = status_of(job(), [stopping], lambda _uid: ())
@@ -224,7 +224,7 @@ def test_a_pod_that_never_began_has_no_exit_code() -> None:
 
 @pytest.mark.parametrize("message", ["", "{", "[]", '{"hint": "no message"}', "plain text"])
 def test_any_termination_message_is_taken(message: str) -> None:
-    """It is the end of the log where the run wrote none."""
+    """It is the end of the log if the run wrote none."""
     state = {"terminated": {"exitCode": 70, "message": message}}
     ending = ending_of(pod("Failed", containerStatuses=[{"name": "mlip-job", "state": state}]))
     assert ending.exit_code == 70
@@ -241,7 +241,7 @@ def test_the_end_of_a_sidecar_is_not_the_runs() -> None:
     assert ending_of(pod("Failed", containerStatuses=statuses)).exit_code == 0
 
 
-# -- init containers and sidecars, which only a cluster's own webhooks add -------------------------
+# -- init containers and sidecars, which only webhooks of a cluster add ----------------------------
 
 
 def waiting_pod(
@@ -280,14 +280,14 @@ def waiting_pod(
     ],
 )
 def test_the_run_waits_for_an_init_container(init: dict[str, Any], native: str, words: str) -> None:
-    """Which is named, where it is one that keeps it waiting."""
+    """The init container that is not finished is named."""
     status = status_of(job(), [waiting_pod({"state": init})], lambda _uid: ())
     assert (status.state, status.native) == (JobState.PENDING, native)
     assert words in str(status.reason)
 
 
 def test_a_native_sidecar_that_runs_keeps_nothing_waiting() -> None:
-    """Once it has started; the run's own container is what is being waited for then."""
+    """Once it has started, the run's own container is the one that is pending."""
     running = {"state": {"running": {}}}
     image = {"waiting": {"reason": "ImagePullBackOff", "message": "its image"}}
     for started, words in ((False, "init container vault"), (True, "its image")):
@@ -296,7 +296,7 @@ def test_a_native_sidecar_that_runs_keeps_nothing_waiting() -> None:
 
 
 def test_an_init_container_that_failed_is_named() -> None:
-    """With its exit code, which is none of the run's."""
+    """With its exit code, which is not the run's."""
     failed = waiting_pod({"state": {"terminated": {"exitCode": 3, "message": "no token\n"}}})
     failed["status"]["phase"] = "Failed"
     ending = ending_of(failed)
@@ -306,7 +306,7 @@ def test_an_init_container_that_failed_is_named() -> None:
 
 
 def test_a_side_container_that_can_not_start_is_named() -> None:
-    """It is none of mlip-job's, and neither is what to do about it."""
+    """The hint does not suggest settings of mlip-job."""
     done = {"state": {"terminated": {"exitCode": 0}}}
     proxy = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
     seen = waiting_pod(done, **{"mlip-job": {"running": {}}, "proxy": proxy})
@@ -316,7 +316,7 @@ def test_a_side_container_that_can_not_start_is_named() -> None:
 
 
 def test_a_pod_whose_sidecars_are_being_stopped_is_ending() -> None:
-    """Native ones, by the kubelet: it takes seconds, and nothing has to be done."""
+    """The kubelet stops native sidecars within seconds; no action is needed."""
     ended = {"name": "mlip-job", "state": {"terminated": {"exitCode": 0, "message": "published"}}}
     status = status_of(job(), [pod("Running", containerStatuses=[ended])], lambda _uid: ())
     assert (status.state, status.native) == (JobState.RUNNING, "Completing")
@@ -324,7 +324,7 @@ def test_a_pod_whose_sidecars_are_being_stopped_is_ending() -> None:
 
 
 def test_members_whose_pods_are_kept_do_not_run() -> None:
-    """An ensemble runs for as long as a member's own container does."""
+    """An ensemble is running as long as a member's own container is."""
     ended = {"name": "mlip-job", "state": {"terminated": {"exitCode": 70}}}
     proxy = {"name": "proxy", "state": {"running": {}}}
     kept, running = pod("Running", containerStatuses=[ended, proxy]), pod("Running", name="b")
@@ -380,18 +380,18 @@ def test_a_program_that_can_not_be_executed_is_the_images_fault(state: dict[str,
 
 
 def of_state(phase: str, state: dict[str, Any]) -> dict[str, Any]:
-    """Return a pod whose run's container is in a state."""
+    """Return a pod whose main container is in a state."""
     return pod(phase, containerStatuses=[{"name": "mlip-job", **state}])
 
 
-# -- who made a Job --------------------------------------------------------------------------------
+# -- creator of a Job ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("labels", "annotations", "release"),
     [
         ({"app.kubernetes.io/managed-by": "Helm"}, {"meta.helm.sh/release-name": "four"}, "four"),
-        # As Argo CD has it, which renders the chart itself.
+        # Metadata by Argo CD, which renders the chart itself.
         (
             {"app.kubernetes.io/managed-by": "Helm", "app.kubernetes.io/instance": "four"},
             {},
@@ -408,7 +408,7 @@ def of_state(phase: str, state: dict[str, Any]) -> dict[str, Any]:
 def test_a_job_tells_its_release(
     labels: dict[str, str], annotations: dict[str, str], release: str | None
 ) -> None:
-    """By what helm and the chart write."""
+    """By the labels and annotations of helm and the chart."""
     made = job()
     made["metadata"] |= {"labels": labels, "annotations": annotations}
     assert release_of(made) == release
@@ -416,7 +416,7 @@ def test_a_job_tells_its_release(
 
 @pytest.mark.parametrize("ended_first", [True, False])
 def test_what_has_not_ended_is_the_newest(ended_first: bool) -> None:
-    """Where another one failed within the same second; Kubernetes keeps no more of the time."""
+    """Even if another one failed within the same second, the resolution of Kubernetes' times."""
 
     def of(name: str, **status: Any) -> dict[str, Any]:
         named = job(**status)

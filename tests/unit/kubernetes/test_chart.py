@@ -1,4 +1,4 @@
-"""The Helm chart makes the Job that is submitted, and takes no value that it does not know."""
+"""The Helm chart creates the same Job as `submit`, and rejects unknown values."""
 
 from __future__ import annotations
 
@@ -118,8 +118,8 @@ def test_the_chart_makes_the_job_that_is_submitted(
 def test_hostile_texts_are_the_same(
     helm: Helm, request_for: Callable[..., JobRequest], texts: list[str]
 ) -> None:
-    """Whatever is in a variable, an option or the configuration."""
-    plain = [re.sub(UNPRINTABLE, "", text) for text in texts]  # these are refused in `config`
+    """In any variable, option or key of the configuration."""
+    plain = [re.sub(UNPRINTABLE, "", text) for text in texts]  # these are rejected in `config`
     request = request_for(
         namespace="alloys",
         env={f"V{i}": text for i, text in enumerate(texts)},
@@ -135,7 +135,7 @@ def test_hostile_texts_are_the_same(
 
 
 def test_a_changed_configuration_is_another_config_map(helm: Helm) -> None:
-    """A pod that runs may read its own again."""
+    """A running pod may read its own again."""
     values = copy.deepcopy(LEAST)
     first = one_of_kind(helm.template(values), "ConfigMap")["metadata"]
     values["config"]["training"] = {"cutoff": 6.5}
@@ -143,13 +143,13 @@ def test_a_changed_configuration_is_another_config_map(helm: Helm) -> None:
     assert first["name"] != second["name"]
 
 
-# -- every combination that ci/ has ----------------------------------------------------------------
+# -- all combinations in ci/ -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("minor", MINORS)
 @pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
 def test_what_is_installed_fits_the_schemas(helm: Helm, values: Path, minor: str) -> None:
-    """Of the three newest minors, strictly; and every object is labelled as recommended."""
+    """Strict, for the three newest minor versions; every object has the recommended labels."""
     documents = helm.template(values, minor=minor)
     family = yaml.safe_load(values.read_text())["config"]["family"]
     for document in documents:
@@ -166,7 +166,7 @@ def test_what_is_installed_fits_the_schemas(helm: Helm, values: Path, minor: str
 
 @pytest.mark.parametrize("values", [None, *VALUES], ids=lambda path: path.stem if path else "none")
 def test_lint_has_nothing_to_say(helm: Helm, values: Path | None) -> None:
-    """Also where nothing is set."""
+    """Also without any values."""
     options = ["--values", values] if values is not None else []
     done = helm.run("lint", "--strict", CHART, "--kube-version", MINORS[0], *options)
     assert done.returncode == 0, done.stdout
@@ -175,7 +175,7 @@ def test_lint_has_nothing_to_say(helm: Helm, values: Path | None) -> None:
 
 
 def test_the_matrix_leaves_nothing_out(helm: Helm) -> None:
-    """Each value is in one of ci/, and each template made something of them."""
+    """Each value is in a file of ci/, and each template renders something."""
     documented = yaml.safe_load((CHART / "values.yaml").read_text())
     used = [yaml.safe_load(path.read_text()) for path in VALUES]
     assert set().union(*used) == set(documented)
@@ -194,7 +194,7 @@ def test_the_matrix_leaves_nothing_out(helm: Helm) -> None:
     ],
 )
 def test_helm_test_checks_what_the_run_needs(helm: Helm, name: str, arguments: list[str]) -> None:
-    """In a pod that has all that the run's has."""
+    """In a pod with the same settings as the run's."""
     documents = helm.template(CHART / f"ci/{name}-values.yaml")
     test, job = one_of_kind(documents, "Pod"), one_of_kind(documents, "Job")
     assert test["metadata"]["annotations"]["helm.sh/hook"] == "test"
@@ -204,7 +204,7 @@ def test_helm_test_checks_what_the_run_needs(helm: Helm, name: str, arguments: l
     assert test["spec"] == pod
 
 
-# -- what is refused -------------------------------------------------------------------------------
+# -- rejected values -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_helm_test_checks_what_the_run_needs(helm: Helm, name: str, arguments: l
     ],
 )
 def test_bad_values_are_refused(helm: Helm, values: dict[str, Any], message: str) -> None:
-    """Those that the submitter refuses, and keys that mean nothing; each message names the key."""
+    """Values that the submitter rejects, and unknown keys; each message names the key."""
     merged = copy.deepcopy(LEAST)
     for key, value in values.items():
         nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -296,7 +296,7 @@ def _objects(schema: Any) -> list[dict[str, Any]]:
 
 
 def test_no_object_takes_keys_that_it_does_not_name() -> None:
-    """Except those that are passed on to Kubernetes as they are."""
+    """Except those passed on to Kubernetes unchanged."""
     schema = json.loads((CHART / "values.schema.json").read_text())
     described = _objects(schema)
     assert len(described) > 10
@@ -305,7 +305,7 @@ def test_no_object_takes_keys_that_it_does_not_name() -> None:
 
 @pytest.mark.parametrize("how", ["in quotes", "--set-string", "--set"])
 def test_a_seed_arrives_as_it_was_given(helm: Helm, tmp_path: Path, how: str) -> None:
-    """Whatever a float64 would make of it: what `--set` gives is a whole number."""
+    """A value of `--set` stays a whole number where float64 would round it."""
     seed, values = 12345678901234567, copy.deepcopy(LEAST)
     options = [] if how == "in quotes" else [how, f"config.dataset.seed={seed}"]
     values["config"]["dataset"] = {"seed": str(seed)} if how == "in quotes" else {}
@@ -315,11 +315,11 @@ def test_a_seed_arrives_as_it_was_given(helm: Helm, tmp_path: Path, how: str) ->
     assert same_configuration(config_map, tmp_path / "mlip-job.yaml").dataset.seed == seed
 
 
-# -- kept up with what it follows ------------------------------------------------------------------
+# -- consistency with the sources ------------------------------------------------------------------
 
 
 def test_every_setting_of_a_submission_is_a_value() -> None:
-    """Under its own name, but for those that charts have other names for; so are their defaults."""
+    """With the same name, unless charts have a conventional one, and the same default."""
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     for name, key in plain_values().items():
         default = KubernetesConfig().model_dump(mode="json")[name]
@@ -327,7 +327,7 @@ def test_every_setting_of_a_submission_is_a_value() -> None:
 
 
 def test_values_schema_and_readme_are_kept_up() -> None:
-    """`make chart` writes what follows from the models, the values and the icon."""
+    """`make chart` generates them from the models, the values and the icon."""
     tool = Path(__file__).parents[3] / "tools" / "make-chart"
     done = subprocess.run(
         [sys.executable, tool, "--check"], capture_output=True, text=True, check=False
@@ -340,7 +340,7 @@ def test_every_value_is_documented_and_described() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     schema = json.loads((CHART / "values.schema.json").read_text())["properties"]
     readme = (CHART / "README.md").read_text()
-    assert set(schema) == set(values) | {"global"}  # which parents of a chart hand down
+    assert set(schema) == set(values) | {"global"}  # inherited from a parent chart
     for key, value in values.items():
         parts = schema[key].get("properties")
         if key != "config" and parts is not None:
@@ -350,7 +350,7 @@ def test_every_value_is_documented_and_described() -> None:
 
 
 def test_the_chart_is_of_this_version() -> None:
-    """It installs the image of that tag by default."""
+    """It installs the image with that tag by default."""
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["appVersion"] == chart["version"] == __version__
 
@@ -380,6 +380,6 @@ def test_the_documented_values_make_the_job_of_the_documented_configuration(helm
 
 
 def test_a_generation_needs_one(request_for: Callable[..., JobRequest]) -> None:
-    """It is numbered from 1."""
+    """They are numbered from 1."""
     with pytest.raises(ConfigError, match="generation 0 is not possible"):
         plan_job(request_for(0))

@@ -1,4 +1,4 @@
-"""The cluster is found as kubectl finds it."""
+"""The cluster is found like kubectl does."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def write_kubeconfig(path: Path, contexts: dict[str, str | None], current: str) -> Path:
-    """Write a kubeconfig with a cluster of its own for each context."""
+    """Write a kubeconfig with a different cluster for each context."""
     values: dict[str, Any] = {
         "clusters": [
             {"name": name, "cluster": {"server": f"https://{name}.example"}} for name in contexts
@@ -57,7 +57,7 @@ def test_context_and_namespace_are_kubectls(tmp_path: Path) -> None:
 
 
 def test_several_kubeconfigs_are_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """$KUBECONFIG may name several, some of which are absent."""
+    """$KUBECONFIG may list several, some of which are absent."""
     one = write_kubeconfig(tmp_path / "one.yaml", {"one": None}, "one")
     two = write_kubeconfig(tmp_path / "two.yaml", {"two": "alloys"}, "two")
     monkeypatch.setenv("KUBECONFIG", f"{one}:{tmp_path / 'absent'}:{two}")
@@ -84,7 +84,7 @@ def test_a_broken_kubeconfig_is_said(tmp_path: Path, text: str, words: str) -> N
 
 
 def test_an_unknown_context_is_said(tmp_path: Path) -> None:
-    """And how to see those there are."""
+    """With the command that lists the contexts."""
     write_kubeconfig(tmp_path / ".kube/config", {"one": None}, "one")
     with pytest.raises(ConfigError, match="three") as unknown:
         connect(KubernetesConfig(context="three"))
@@ -99,7 +99,7 @@ def test_no_kubeconfig_is_said() -> None:
 
 
 def test_a_pod_reaches_its_own_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With its service account, in its own namespace, where there is no kubeconfig."""
+    """By its service account and namespace, if there is no kubeconfig."""
     from kubernetes.config import incluster_config
 
     files = {"token": "hunter2", "ca.crt": "certificate", "namespace": "alloys\n"}
@@ -120,13 +120,13 @@ def test_a_pod_reaches_its_own_cluster(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def raise_without_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Connect as a pod whose service account's token is not mounted."""
+    """Connect as a pod whose service account token is not mounted."""
     monkeypatch.setattr(client, "SERVICE_ACCOUNT", tmp_path / "absent")
     connect(KubernetesConfig())
 
 
 def test_no_proxy_is_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client forgets the variable."""
+    """The client ignores the variable."""
     write_kubeconfig(tmp_path / ".kube/config", {"one": None}, "one")
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
     monkeypatch.setenv("NO_PROXY", "one.example")

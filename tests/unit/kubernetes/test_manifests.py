@@ -1,4 +1,4 @@
-"""Manifests are a pure function of the request, and valid in the newest three Kubernetes."""
+"""Manifests are a pure function of the request, valid for the three newest Kubernetes versions."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ def pod_of(request: JobRequest) -> dict[str, Any]:
 def test_manifests_are_as_reviewed(
     request_for: Callable[..., JobRequest], name: str, arguments: dict[str, Any]
 ) -> None:
-    """A change shows as a difference here; MLIP_JOB_TEST_ACCEPT=1 accepts it."""
+    """Compare with the reviewed files; MLIP_JOB_TEST_ACCEPT=1 accepts a change."""
     reviewed(plan_job(request_for(**arguments)), name)
 
 
 def reviewed(plan: Plan, name: str) -> None:
-    """Compare a plan with the one that is kept under a name."""
+    """Compare a plan with the reviewed file of this name."""
     job = from_yaml(plan.text)["Job"]
     digest = job["metadata"]["annotations"][SPEC_HASH]
-    # The configuration is the subject of other tests, and so is what changes with each release.
+    # Without the configuration, which other tests cover, and fields that change with each release.
     text = plan.text.replace(digest, "DIGEST").replace(digest[:8], "DIGEST")
     text = text.replace(f'version: "{__version__}"', 'version: "VERSION"')
     text = re.sub(r"(  mlip-job\.yaml: \|\n)(    .*\n)+", r"\1    CONFIGURATION\n", text)
@@ -81,7 +81,7 @@ def test_everything_is_set() -> None:
 def test_manifests_fit_the_schemas(
     request_for: Callable[..., JobRequest], version: str, arguments: dict[str, Any]
 ) -> None:
-    """Of the three newest minors, strictly: no field that Kubernetes does not know."""
+    """Strict, for the three newest minor versions: no unknown field."""
     for document in from_yaml(plan_job(request_for(**arguments)).text).values():
         assert kubernetes_validate.validate(document, version, strict=True) == version
 
@@ -89,7 +89,7 @@ def test_manifests_fit_the_schemas(
 @pytest.mark.parametrize("version", MINORS)
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.yaml")), ids=lambda path: path.stem)
 def test_reviewed_manifests_fit_the_schemas(path: Path, version: str) -> None:
-    """What is kept as an example is one."""
+    """The reviewed files are valid too."""
     documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
     assert [one["kind"] for one in documents] == ["ConfigMap", "Job"]
     for document in documents:
@@ -97,14 +97,14 @@ def test_reviewed_manifests_fit_the_schemas(path: Path, version: str) -> None:
 
 
 def test_those_are_the_newest_minors() -> None:
-    """The list above is to be kept up with the schemas that are installed."""
+    """The list above has to follow the installed schemas."""
     assert kubernetes_validate.latest_version().startswith(f"{MINORS[-1]}.")
 
 
 def test_the_pod_reads_what_was_submitted(
     request_for: Callable[..., JobRequest], tmp_path: Path
 ) -> None:
-    """The ConfigMap holds the same configuration, but for where the pod works."""
+    """The ConfigMap has the same configuration, except for the paths of the pod."""
     request = request_for(sections={"training": {"cutoff": 6.5, "elements": ["Cu", "Ni"]}})
     text = from_yaml(plan_job(request).text)["ConfigMap"]["data"]["mlip-job.yaml"]
     path = tmp_path / "mlip-job.yaml"
@@ -116,7 +116,7 @@ def test_the_pod_reads_what_was_submitted(
 
 
 def test_the_same_request_has_the_same_name(request_for: Callable[..., JobRequest]) -> None:
-    """And another one for whatever changes the pod or its configuration."""
+    """Any change of the pod or its configuration changes the name."""
     name = plan_job(request_for()).name
     assert name == plan_job(request_for()).name
     assert re.fullmatch("mlip-cu-ni-gen-04-[0-9a-f]{8}", name)
@@ -133,7 +133,7 @@ def test_the_same_request_has_the_same_name(request_for: Callable[..., JobReques
 def test_a_newer_submitter_makes_the_same_job(
     request_for: Callable[..., JobRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its version is a label, and no part of the name."""
+    """Its version is a label, and not part of the name."""
     name = plan_job(request_for()).name
     monkeypatch.setattr("mlip_job.schedulers.kubernetes.manifest.__version__", "99.0.0")
     assert plan_job(request_for()).name == name
@@ -142,7 +142,7 @@ def test_a_newer_submitter_makes_the_same_job(
 @pytest.mark.parametrize("family", ["a", "cu-ni", "x" * 40, "a" + "-" * 38 + "b"])
 @pytest.mark.parametrize("generation", [1, 99, 100, 1000, 123456])
 def test_names_are_short_enough(family: str, generation: int) -> None:
-    """With the number of a member behind it, Kubernetes takes 63 characters."""
+    """With the number of a member appended; Kubernetes' limit is 63 characters."""
     name = kubernetes_job_name(family, generation, "0123456789abcdef")
     assert re.fullmatch("[a-z0-9]([-a-z0-9]*[a-z0-9])?", name)
     assert len(f"{name}-9999") <= 63
@@ -189,7 +189,7 @@ def test_hostile_values_come_through_unchanged(
     ],
 )
 def test_yaml_does_not_change_texts(request_for: Callable[..., JobRequest], value: str) -> None:
-    """What looks like another kind of value, or like structure, stays a text."""
+    """Texts that look like numbers, booleans or structure stay texts."""
     plan = plan_job(request_for(annotations={"example.com/note": value}))
     job = list(yaml.safe_load_all(plan.text))[1]
     assert job["metadata"]["annotations"]["example.com/note"] == value
@@ -199,13 +199,13 @@ def test_yaml_does_not_change_texts(request_for: Callable[..., JobRequest], valu
 
 
 def test_what_yaml_can_not_hold_is_an_error(request_for: Callable[..., JobRequest]) -> None:
-    """The text is read back as data before it is shown or submitted."""
+    """The text is parsed again before it is shown or submitted."""
     with pytest.raises(ConfigError, match=r"submit\.kubernetes can't be written as YAML"):
         plan_job(request_for(labels={"x" * 2000: "a"}))
 
 
 def test_own_labels_and_annotations_win(request_for: Callable[..., JobRequest]) -> None:
-    """By them jobs are found and compared."""
+    """Jobs are found and compared by them."""
     labels = {"mlip-job/family": "other", "team": "alloys"}
     plan = plan_job(request_for(labels=labels, annotations={SPEC_HASH: "other"}))
     metadata = from_yaml(plan.text)["Job"]["metadata"]
@@ -230,7 +230,7 @@ def test_a_gpu_is_required_where_one_was_asked_for(request_for: Callable[..., Jo
 
 
 def test_limits_are_those_that_are_set(request_for: Callable[..., JobRequest]) -> None:
-    """Only memory has one by itself; what is reserved stays. Threads follow that, not the limit."""
+    """By default only memory has one. Threads follow the request, not the limit."""
 
     def resources(**settings_: Any) -> Any:
         return pod_of(request_for(gpus=0, **settings_))["containers"][0]["resources"]
@@ -251,7 +251,7 @@ def test_limits_are_those_that_are_set(request_for: Callable[..., JobRequest]) -
 
 
 def test_a_linear_fit_asks_for_no_gpu(request_for: Callable[..., JobRequest]) -> None:
-    """Nor for a node that has one; but for what the Jobs without a GPU are to have."""
+    """Nor a GPU node; settings for Jobs without a GPU apply."""
     linear = {"training": {"max_iter": 0}}
     settings = {
         "gpus": 2,
@@ -296,7 +296,7 @@ def test_a_claim_is_one_volume_however_often_it_is_mounted(
 
 
 def test_planning_needs_no_client() -> None:
-    """A dry run loads neither Kubernetes' client, which takes seconds, nor the trainer's side."""
+    """A dry run imports neither Kubernetes' client, which takes seconds, nor the trainer."""
     code = (
         "import sys\n"
         "from pathlib import Path\n"
@@ -313,7 +313,7 @@ def test_planning_needs_no_client() -> None:
     assert done.stdout == "set()\n"
 
 
-# -- what can't be submitted ----------------------------------------------------------------------
+# -- invalid requests ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("database", ["/home/me/structures.db", "/data2/structures.db"])
@@ -332,7 +332,7 @@ def test_a_database_that_pods_do_not_see_is_refused(
 def test_a_store_that_pods_do_not_see_is_refused(
     request_for: Callable[..., JobRequest], storage: str
 ) -> None:
-    """With the remedy; and so is one that they can't write to."""
+    """With the remedy; so is a store that pods can't write to."""
     with pytest.raises(ConfigError, match="/home/me/store is a directory that pods don't") as no:
         plan_job(request_for(storage=storage))
     assert "s3://" in str(no.value.hint)
@@ -343,7 +343,7 @@ def test_a_store_that_pods_do_not_see_is_refused(
 
 
 def test_a_volume_of_any_kind_makes_them_visible(request_for: Callable[..., JobRequest]) -> None:
-    """Also one that is given as in a pod's manifest."""
+    """Including a volume in the syntax of a pod's manifest."""
     volume = {"name": "nfs", "nfs": {"server": "nfs.example", "path": "/export"}}
     mount = {"name": "nfs", "mountPath": "/nfs/"}
     plan_job(
@@ -360,7 +360,7 @@ def test_no_image_is_an_error(request_for: Callable[..., JobRequest]) -> None:
 
 
 def test_an_order_of_jobs_is_an_error(request_for: Callable[..., JobRequest]) -> None:
-    """Kubernetes has none."""
+    """Kubernetes has no dependencies of Jobs."""
     with pytest.raises(ConfigError, match="no job that waits for another"):
         plan_job(request_for(after="mlip-cu-ni-gen-03-01234567"))
 
@@ -399,7 +399,7 @@ def test_an_order_of_jobs_is_an_error(request_for: Callable[..., JobRequest]) ->
 def test_settings_are_validated_when_they_are_read(
     request_for: Callable[..., JobRequest], settings_: dict[str, Any], message: str
 ) -> None:
-    """Each message names the key; a secret's value is in none."""
+    """Each message names the key, and none contains a secret's value."""
     with pytest.raises(ConfigError) as refused:
         request_for(**settings_)
     assert message in refused.value.message

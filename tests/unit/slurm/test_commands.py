@@ -1,4 +1,4 @@
-"""Slurm's commands as busy, noisy and bare sites answer them; stand-ins print what was seen."""
+"""Slurm's commands on busy, verbose and minimal sites; substitutes print recorded output."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BUSY = (
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Return a function that puts a command of a few lines of shell on PATH, before all others.
+    """Return a function that puts a shell command on PATH, before all others.
 
     Without one, the queue is empty and there is no accounting.
     """
@@ -65,20 +65,20 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 def test_the_id_is_found_in_what_sbatch_prints(
     install: Install, tmp_path: Path, printed: str, job_id: str
 ) -> None:
-    """Whatever a site's wrapper adds."""
+    """Despite additional output of a site's wrapper."""
     install("sbatch", f"printf '{printed}'")
     assert commands.submit(tmp_path / "script", NAME) == job_id
 
 
 def test_a_busy_controller_is_asked_again(install: Install, tmp_path: Path) -> None:
-    """Until it takes the job."""
+    """Until it accepts the job."""
     install("sbatch", f'[ "$(grep -c sbatch "$CALLS")" -ge 3 ] && {{ echo 12; exit; }}; {BUSY}')
     assert commands.submit(tmp_path / "script", NAME) == "12"
     assert (tmp_path / "calls").read_text().count("sbatch") == 3
 
 
 def test_a_lost_answer_makes_no_second_job(install: Install, tmp_path: Path) -> None:
-    """The first submission had got through, and is found by its name."""
+    """The first submission succeeded, and is found by its name."""
     install("sbatch", f"touch {tmp_path}/got-through; {BUSY}")
     install(
         "squeue",
@@ -90,7 +90,7 @@ def test_a_lost_answer_makes_no_second_job(install: Install, tmp_path: Path) -> 
 
 
 def test_a_controller_that_stays_away(install: Install, tmp_path: Path) -> None:
-    """Is an error that is worth a retry, not a refusal."""
+    """A transient error, not a rejection."""
     install("sbatch", BUSY)
     with pytest.raises(UnavailableError, match="Socket timed out"):
         commands.submit(tmp_path / "script", NAME)
@@ -116,7 +116,7 @@ def test_a_controller_that_stays_away(install: Install, tmp_path: Path) -> None:
 def test_a_refusal_names_the_setting(
     install: Install, tmp_path: Path, said: str, hint: str | None
 ) -> None:
-    """With what sbatch said, and it is not repeated."""
+    """With the message of sbatch; it is not retried."""
     install("sbatch", f"echo 'sbatch: error: Batch job submission failed: {said}' >&2; exit 1")
     with pytest.raises(ConfigError) as caught:
         commands.submit(tmp_path / "script", NAME)
@@ -131,7 +131,7 @@ def test_a_refusal_names_the_setting(
 def test_too_many_jobs_is_no_error_of_the_settings(
     install: Install, tmp_path: Path, limit: str
 ) -> None:
-    """It passes: the same submission is accepted later. Slurm is not asked again at once."""
+    """It is transient: the same submission is accepted later. Slurm is not retried at once."""
     install("sbatch", f"echo 'sbatch: error: {limit}' >&2; echo '{SAID}' >&2; exit 1")
     with pytest.raises(UnavailableError, match=f"{limit}.*submit limit") as caught:
         commands.submit(tmp_path / "script", NAME)
@@ -143,7 +143,7 @@ def test_too_many_jobs_is_no_error_of_the_settings(
 def test_a_refusal_of_a_job_without_a_gpu_names_its_own_settings(
     install: Install, tmp_path: Path
 ) -> None:
-    """And so does what it waits for."""
+    """The reason why it is pending does too."""
     refused = "echo 'sbatch: error: Batch job submission failed: Invalid qos specification' >&2"
     install("sbatch", f"{refused}; exit 1")
     with pytest.raises(ConfigError) as caught:
@@ -159,7 +159,7 @@ def test_a_refusal_of_a_job_without_a_gpu_names_its_own_settings(
 def test_without_slurm_the_next_step_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a laptop."""
+    """For example on a laptop."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="squeue is not on PATH") as caught:
         commands.my_jobs()
@@ -182,7 +182,7 @@ def test_an_outer_job_and_the_callers_defaults_change_nothing(
 
 
 def test_the_queue_is_read_through_noise(install: Install) -> None:
-    """Other clusters' headers, other people's names."""
+    """Headers of other clusters, names of other users."""
     install(
         "squeue",
         "printf 'CLUSTER: alps\\n1|RUNNING|None|a|b\\n2_[3-4]|PENDING|(null)|x\\n?|?|?|?\\n'",
@@ -194,7 +194,7 @@ def test_the_queue_is_read_through_noise(install: Install) -> None:
 
 
 def test_the_cluster_is_named_to_every_command(install: Install, tmp_path: Path) -> None:
-    """Where a job is on one among several."""
+    """If a job is on one of several clusters."""
     commands.queued("7;alps")
     commands.controlled("7;alps")
     commands.accounted("7;alps")
@@ -205,7 +205,7 @@ def test_the_cluster_is_named_to_every_command(install: Install, tmp_path: Path)
 
 
 def test_scontrol_is_read_by_its_own_keys(install: Install) -> None:
-    """And not by what a directory is called."""
+    """A directory name that contains a key is not misread."""
     install(
         "scontrol",
         "echo 'JobId=9 ArrayJobId=8 ArrayTaskId=1 JobName=x UserId=me(1) JobState=FAILED "
@@ -216,7 +216,7 @@ def test_scontrol_is_read_by_its_own_keys(install: Install) -> None:
 
 @pytest.fixture
 def scheduler(tmp_path: Path) -> SlurmScheduler:
-    """Return the scheduler of a family that has a work directory."""
+    """Return the scheduler of a family with a work directory."""
     return SlurmScheduler(
         JobConfig.model_validate({"family": "cu", "work_dir": str(tmp_path / "work")})
     )
@@ -226,7 +226,7 @@ HANDLE = JobHandle("slurm", "4711", NAME)
 
 
 def test_a_requeued_job_is_not_taken_for_ended(install: Install, scheduler: SlurmScheduler) -> None:
-    """The accounting still has its end; the queue knows better."""
+    """The accounting still has its end; the queue takes precedence."""
     install("sacct", "echo '4711|PREEMPTED|0:0'")
     install("squeue", f"echo '4711|PENDING|BeginTime|{NAME}'")
     status = scheduler.status(HANDLE)
@@ -237,7 +237,7 @@ def test_a_requeued_job_is_not_taken_for_ended(install: Install, scheduler: Slur
 def test_the_accounting_knows_what_the_controller_forgot(
     install: Install, scheduler: SlurmScheduler
 ) -> None:
-    """Also who cancelled it, which is cut off."""
+    """Including who cancelled it, which is truncated."""
     install("sacct", "printf 'noise\\n4711|CANCELLED by 1000|0:15\\n'")
     assert scheduler.status(HANDLE).state is JobState.CANCELLED
 
@@ -245,7 +245,7 @@ def test_the_accounting_knows_what_the_controller_forgot(
 def test_the_controller_knows_where_there_is_no_accounting(
     install: Install, scheduler: SlurmScheduler, tmp_path: Path
 ) -> None:
-    """With the exit code, and the log says why."""
+    """With the exit code, and the log has the reason."""
     log = tmp_path / "work" / "gen_04" / "slurm-4711.log"
     log.parent.mkdir(parents=True)
     log.write_text("error: bad config\n  training.cutoff: too small\n  hint: read the docs\n")
@@ -269,7 +269,7 @@ def test_a_job_that_nobody_knows(install: Install, scheduler: SlurmScheduler) ->
     [
         ("BOOT_FAIL", JobState.FAILED, True),
         ("CANCELLED", JobState.CANCELLED, False),
-        ("CANCELLED+", JobState.CANCELLED, False),  # in a column that is too narrow
+        ("CANCELLED+", JobState.CANCELLED, False),  # truncated column
         ("COMPLETED", JobState.SUCCEEDED, False),
         ("COMPLETING", JobState.RUNNING, False),
         ("CONFIGURING", JobState.PENDING, False),
@@ -289,7 +289,7 @@ def test_a_job_that_nobody_knows(install: Install, scheduler: SlurmScheduler) ->
     ],
 )
 def test_states(native: str, state: JobState, resubmit: bool) -> None:
-    """By table; what the table lacks is unknown. An external reason is retried."""
+    """By table; other states are unknown. An external reason is retried."""
     status = status_of(Task("1", native), None, "")
     assert (status.state, status.native, status.resubmit) == (state, native, resubmit)
     assert state is not JobState.FAILED or status.reason
@@ -321,7 +321,7 @@ def test_states(native: str, state: JobState, resubmit: bool) -> None:
     ],
 )
 def test_why_a_job_is_pending(reason: str, hint: str | None) -> None:
-    """In Slurm's own words, with what to do if waiting does not help."""
+    """Slurm's own reason, with advice if waiting does not help."""
     status = status_of(Task("1", "PENDING", reason), None, None)
     assert (status.state, status.native, status.reason) == (JobState.PENDING, "PENDING", reason)
     assert (status.hint is None) == (hint is None)
@@ -336,7 +336,7 @@ def test_a_rejected_job_in_the_queue() -> None:
 
 
 def test_members_together() -> None:
-    """One word for all, and a tally."""
+    """One state for all, and a count."""
     running = status_of(Task("1_1", "RUNNING"), None, "")
     failed = status_of(Task("1_2", "NODE_FAIL"), None, "")
     done = status_of(Task("1_3", "COMPLETED"), None, "")
@@ -352,7 +352,7 @@ def test_members_together() -> None:
 
 
 def test_a_forgotten_job_by_its_own_record() -> None:
-    """Its script wrote down how it ended."""
+    """Its script recorded its exit code."""
     status = status_by_record(Ended(exit_code=75, resubmit=True), "mlip-job: said\n")
     assert (status.state, status.resubmit) == (JobState.FAILED, True)
     assert status.reason == "it was stopped, its checkpoint is saved"

@@ -1,4 +1,4 @@
-"""The batch script: against a golden file, shellcheck, and values that try to become code."""
+"""The batch script: golden file, shellcheck, and values that try to become code."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def script(
             "family": "cu-ni",
             "database": {"url": "/scratch/me/structures.db"},
             "storage": {"url": "/scratch/me/store"},
-            "training": training or {"max_iter": 100},  # a linear fit would ask for no GPU
+            "training": training or {"max_iter": 100},  # a linear fit would request no GPU
             "work_dir": work_dir,
             "submit": {"slurm": slurm},
         }
@@ -108,7 +108,7 @@ def script(
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_script_is_as_reviewed(case: str) -> None:
-    """A change shows as a difference here; MLIP_JOB_TEST_ACCEPT=1 accepts it."""
+    """Compare with the reviewed file; MLIP_JOB_TEST_ACCEPT=1 accepts a change."""
     slurm, request = CASES[case]
     # The hashes in the job's name are of the whole configuration.
     text = re.sub(r"gen_04-[0-9a-f-]{17}", "gen_04-HASHES", script(slurm, **request))
@@ -122,7 +122,7 @@ def test_the_script_is_as_reviewed(case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_script_is_clean(case: str, tmp_path: Path) -> None:
-    """For bash and for shellcheck, at its strictest but for style."""
+    """For bash and for shellcheck with all checks except style."""
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed: make servers installs it")
     path = tmp_path / "submit.sbatch"
@@ -134,7 +134,7 @@ def test_the_script_is_clean(case: str, tmp_path: Path) -> None:
 
 
 def test_the_same_request_is_the_same_plan() -> None:
-    """And another one has another name, which distinguishes its job from the first."""
+    """A different request has a different name, which identifies its job."""
     config = JobConfig.model_validate({"family": "cu", "work_dir": "/w", "storage": {"url": "/s"}})
     config = config.model_copy(
         update={"database": config.database.model_copy(update={"url": "/d/s.db"})}
@@ -156,10 +156,10 @@ def test_the_same_request_is_the_same_plan() -> None:
 
 @pytest.fixture
 def run_script(tmp_path: Path) -> Callable[..., list[str]]:
-    """Return a function that runs a script as Slurm would, but with programs that only tell.
+    """Return a function that runs a script like Slurm, but with programs that only print.
 
-    It returns the words and variables that the run was given. A value that becomes code would make
-    the file ``owned``.
+    It returns the words and variables of the run. A value that becomes code would create the file
+    ``owned``.
     """
     bin_dir = tmp_path / "bin"
     bin_dir.mkdir()
@@ -200,7 +200,7 @@ def run_script(tmp_path: Path) -> Callable[..., list[str]]:
 
 
 def variables(directory: Path) -> dict[str, str]:
-    """Return the variables that the run was given."""
+    """Return the variables of the run."""
     found = (directory / "told-env").read_bytes().decode().split("\0")
     return dict(line.split("=", 1) for line in found if line)
 
@@ -209,7 +209,7 @@ def variables(directory: Path) -> dict[str, str]:
 def test_no_setting_becomes_code(
     tmp_path: Path, run_script: Callable[..., list[str]], value: str
 ) -> None:
-    """Each reaches the program whole, as one word, through a real shell."""
+    """Each reaches the program unchanged, as one word, through a real shell."""
     options = ("account", "partition", "qos", "gres")
     slurm = dict.fromkeys(options, value)
     slurm |= {"image": value, "env_file": None, "extra": [f"--comment={value}"]}
@@ -248,7 +248,7 @@ def test_a_work_directory_of_any_name(
 def test_secrets_reach_the_container_by_name_and_nothing_else(
     tmp_path: Path, run_script: Callable[..., list[str]], value: str
 ) -> None:
-    """Values are taken as they are; none is among the words of a command, or in the script."""
+    """Values are unchanged; none is an argument of a command, or in the script."""
     env_file = tmp_path / "secrets.env"
     env_file.write_text(f"# keys\n\nAWS_SECRET_ACCESS_KEY={value}\nEMPTY=\nLAST=1")
     env_file.chmod(0o600)
@@ -269,7 +269,7 @@ def test_secrets_reach_the_container_by_name_and_nothing_else(
 def test_the_image_is_read_at_submission_and_not_by_the_job(
     tmp_path: Path, run_script: Callable[..., list[str]]
 ) -> None:
-    """By its size and the time of its last change, the job knows that it is the same."""
+    """The job compares size and modification time."""
     image, work = tmp_path / "mlip job.sif", tmp_path / "work"
     image.write_bytes(b"an image")
     (work / "gen_04").mkdir(parents=True)
@@ -294,7 +294,7 @@ def test_the_image_is_read_at_submission_and_not_by_the_job(
     record_image(config)
     assert image_record(config).stat().st_mtime_ns == record
 
-    image.write_bytes(b"no image")  # as long, and later
+    image.write_bytes(b"no image")  # same size, newer
     assert "not the one that was there at submission: taking its" in name_in_job(b"no image")
     assert (tmp_path / "read").read_text() == "\n"
     record_image(config)
@@ -315,7 +315,7 @@ def test_an_image_that_cannot_be_read_here_is_read_by_the_job(tmp_path: Path) ->
 def test_a_container_has_the_cores_and_threads_of_its_job(
     tmp_path: Path, run_script: Callable[..., list[str]]
 ) -> None:
-    """What Slurm and the user's own lines say of them gets through its clean environment."""
+    """Cores of Slurm and threads of the user's own lines reach its clean environment."""
     (tmp_path / "work" / "gen_04").mkdir(parents=True)
     slurm = {"image": "docker://x", "setup": ["export OMP_NUM_THREADS=3"], "cpus": 8}
     run_script(script(slurm, str(tmp_path / "work")), SLURM_CPUS_PER_TASK="8")
@@ -328,7 +328,7 @@ def test_a_container_has_the_cores_and_threads_of_its_job(
 def test_a_requeued_job_is_told_to_start_over_and_that_it_is_requeued(
     tmp_path: Path, run_script: Callable[..., list[str]]
 ) -> None:
-    """Its first start may have died before it did; the run knows what this very job began."""
+    """Its first start may have died before removing state; the run knows the job's own attempts."""
     (tmp_path / "work" / "gen_04").mkdir(parents=True)
     for slurm in ({}, {"image": "docker://x"}):
         text = script(slurm, str(tmp_path / "work"), run_options=("--fresh",))
@@ -347,7 +347,7 @@ def test_a_gpu_that_was_asked_for_is_required() -> None:
 
 
 def test_a_linear_fit_asks_for_no_gpu() -> None:
-    """It runs where the jobs without a GPU run."""
+    """It runs with the settings of jobs without a GPU."""
     slurm = ON_GPUS | {"partition": "main", "cpu": {"partition": "small", "cpus": 64}}
     text = script(slurm, training={"max_iter": 0})
     gpu_only = ("gpu", "--nv", "--constraint", "--reservation")
@@ -359,7 +359,7 @@ def test_a_linear_fit_asks_for_no_gpu() -> None:
 
 
 def test_settings_of_jobs_without_a_gpu() -> None:
-    """What is given stands in place of the fit's; a QOS goes with its partition."""
+    """They replace those of the fit; a QOS is replaced with its partition."""
     cpu = {"partition": "cpu", "time": "30", "mem": "4G", "cpus": 2}
     cpu |= {"extra": ["--constraint=skylake"]}
     text = script(ON_GPUS | {"cpu": cpu}, training={"max_iter": 0})
@@ -380,7 +380,7 @@ def test_settings_of_jobs_without_a_gpu() -> None:
 
 
 def test_the_name_of_a_job_is_read_back() -> None:
-    """A job of another program, or of a version that split a run, is none."""
+    """A job of another program, or of a version that split a run, is ignored."""
     config = JobConfig.model_validate({"family": "cu", "work_dir": "/w", "storage": {"url": "/s"}})
     name = JobName.of(JobRequest(config, 4, Path("/w")))
     assert JobName.parse(str(name)) == name
@@ -399,7 +399,7 @@ def test_the_name_of_a_job_is_read_back() -> None:
     ],
 )
 def test_a_dependency_is_passed_on(after: str, option: str) -> None:
-    """A job's number alone has that job succeed first."""
+    """A plain job id means that this job has to succeed first."""
     text = script({}, after=after)
     assert f"#SBATCH --dependency={option}\n" in text
     assert "#SBATCH --kill-on-invalid-dep=yes\n" in text
@@ -407,13 +407,13 @@ def test_a_dependency_is_passed_on(after: str, option: str) -> None:
 
 @pytest.mark.parametrize("after", ["", "job", "afterok:", "afterok:x", "1 2", "afterok:1 --wrap=a"])
 def test_what_is_no_dependency_is_refused(after: str) -> None:
-    """Before Slurm is asked."""
+    """Before any call of Slurm."""
     with pytest.raises(ConfigError, match="is no job of Slurm's"):
         script({}, after=after)
 
 
 def test_a_job_that_is_submitted_again_goes_on() -> None:
-    """What its first submission removed is not there any more."""
+    """State removed by its first submission is not there any more."""
     over = {"run_options": ("--fresh",)}
     assert "--fresh" in script({}, **over)
     assert "--fresh" not in script({}, **over, again=True)
@@ -447,13 +447,13 @@ def test_a_job_that_is_submitted_again_goes_on() -> None:
     ],
 )
 def test_settings_that_can_not_be_meant(settings: dict[str, Any], message: str) -> None:
-    """Refused when the configuration is read, in words."""
+    """Rejected when the configuration is read, with an explanation."""
     with pytest.raises(ValidationError, match=message):
         SlurmConfig.model_validate(settings)
 
 
 def test_every_option_that_is_owned_is_refused() -> None:
-    """By its name."""
+    """With the name of the option."""
     for option in OWNED_OPTIONS:
         with pytest.raises(ValidationError, match="sets --"):
             SlurmConfig.model_validate({"extra": [f"--{option}=1"]})
@@ -472,21 +472,21 @@ def test_every_option_that_is_owned_is_refused() -> None:
 def test_plans_that_can_not_work(
     request_: dict[str, Any], settings: dict[str, Any], message: str
 ) -> None:
-    """Named by the key."""
+    """The error names the key."""
     with pytest.raises(ConfigError, match=message):
         script(settings, **request_)
 
 
 @pytest.mark.parametrize("path", ["work", "./work"])
 def test_relative_paths_are_refused(path: str) -> None:
-    """A job starts elsewhere; the command line makes them absolute."""
+    """A job starts in another directory; the command line makes paths absolute."""
     with pytest.raises(ConfigError, match=r"work_dir: '.*' is no absolute path"):
         script({}, path)
 
 
 @pytest.mark.parametrize("path", ["/a:b", "/a,b"])
 def test_paths_that_no_container_can_show(path: str) -> None:
-    """Apptainer splits there, and has no escape."""
+    """Apptainer splits them there, and has no escape."""
     script({}, path)
     with pytest.raises(ConfigError, match="work_dir: a container can't bind"):
         script({"image": "/x.sif"}, path)
