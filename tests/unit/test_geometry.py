@@ -1,4 +1,4 @@
-"""Bounds on the distances in many structures hold, and are tight."""
+"""Bounds on the distances in many structures are valid and tight."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def require_true(structures: Structures, *, proved: bool = False) -> None:
 
 @st.composite
 def random_atoms(draw: st.DrawFn) -> Atoms:
-    """Draw atoms in no order, in boxes of any shape or none, some of them far outside."""
+    """Generate random atoms, in boxes of any shape or none, some of them far outside."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     count = draw(st.integers(1, 12))
     size = draw(st.sampled_from([1.5, 2.5, 4.0, 7.0, 12.0, 30.0]))
@@ -90,7 +90,7 @@ def test_bounds_hold(atoms: list[Atoms]) -> None:
     ids=lambda atoms: f"{atoms.symbols}-{'periodic' if atoms.pbc.any() else 'free'}",
 )
 def test_bounds_are_tight_for_common_structures(atoms: Atoms) -> None:
-    """Primitive cells, supercells, slabs, molecules: none has to be looked at again."""
+    """Primitive cells, supercells, slabs, molecules: none needs a neighbour list."""
     atoms = atoms.copy()
     atoms.pbc = atoms.pbc.any()
     atoms.rattle(0.05, seed=1)
@@ -98,7 +98,7 @@ def test_bounds_are_tight_for_common_structures(atoms: Atoms) -> None:
 
 
 def test_positions_are_rounded_to_the_safe_side() -> None:
-    """In cells so long that single precision shows, bonds are not too long."""
+    """In cells so long that single precision matters, bonds are not too long."""
     rng = np.random.default_rng(0)
     pairs = []
     for _ in range(200):
@@ -108,11 +108,11 @@ def test_positions_are_rounded_to_the_safe_side() -> None:
     bonded, apart = bound_distances(structures_of(*pairs), np.ones(200, dtype=np.bool_), 2.502)
     assert (apart <= 2.5).all()
     assert (apart > 2.48).all()
-    assert not bonded.any()  # 2.5 Å is too near to the cutoff for single precision
+    assert not bonded.any()  # 2.5 Å is too close to the cutoff for single precision
 
 
 def test_lone_atoms_are_not_bonded() -> None:
-    """One atom in a box, two too far apart, a molecule with one atom that has left."""
+    """One atom in a box, two too far apart, a molecule with one distant atom."""
     apart = Atoms("Cu2", [(0, 0, 0), (CUTOFF + 0.1, 0, 0)])
     left = Atoms("Cu3", [(0, 0, 0), (2.2, 0, 0), (20, 0, 0)])
     boxed = Atoms("Cu", cell=[15, 15, 15], pbc=True)
@@ -123,7 +123,7 @@ def test_lone_atoms_are_not_bonded() -> None:
 
 
 def test_large_or_unsound_structures_have_no_bounds() -> None:
-    """Thousands of atoms, millimetres, and what must not be looked at."""
+    """Thousands of atoms, millimetres, and invalid numbers."""
     large = bulk("Cu", cubic=True).repeat((8, 8, 8))
     far = Atoms("Cu2", [(0, 0, 0), (1e7, 0, 0)])
     thin = Atoms("Cu2", [(0, 0, 0), (0, 0, 1e4)], cell=[4, 4, 2e4], pbc=True)

@@ -1,4 +1,4 @@
-"""Gracemaker's input, metrics and potential, by the output of a real fit killed and resumed."""
+"""Gracemaker's input, metrics and potential, from the output of a real fit, killed and resumed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ DATA = FitData(("Cu",), {"Cu": -3.7}, 30, 120, ("dataset/fit.gz",), ("dataset/va
 
 
 def test_a_resumed_fit_has_one_curve() -> None:
-    """The iterations after the checkpoint count as the second start measured them."""
+    """Iterations after the checkpoint have the values of the second start."""
     rows, dropped = read_curve(RUN / "train_metrics.yaml", "train")
     assert dropped == 0
     assert [row.epoch for row in rows] == list(range(1, 21))
@@ -58,7 +58,7 @@ def test_a_resumed_fit_has_one_curve() -> None:
 
 
 def test_the_result_is_the_iteration_with_the_best_second_loss() -> None:
-    """Since the last start: a restart forgets what was better before."""
+    """Since the last start: a restart forgets earlier minima."""
     train, _ = read_curve(RUN / "train_metrics.yaml", "train")
     second, _ = read_curve(RUN / "test_metrics.yaml", "test")
     best, best_of_all = best_row(train, second, resumed_from=10), best_row(train, second)
@@ -73,7 +73,7 @@ def test_the_result_is_the_iteration_with_the_best_second_loss() -> None:
 
 
 def test_lines_are_followed_as_they_are_written(tmp_path: Path) -> None:
-    """A line without its end waits; garbage is counted."""
+    """An incomplete line waits; garbage is counted."""
     path = tmp_path / "metrics.yaml"
     follower = MetricsFollower(path, "train")
     assert follower.poll() == ()
@@ -121,7 +121,7 @@ def test_weights_are_those_of_our_loss() -> None:
 
 
 def test_input_names_the_data_and_no_reference_energy() -> None:
-    """With one, gracemaker would fit another column than energy_corrected."""
+    """Otherwise gracemaker would fit another column than energy_corrected."""
     content = _input(seed=3, cutoff=4.5)
     assert content["data"] == {
         "filename": "dataset/fit.gz",
@@ -166,7 +166,7 @@ def test_a_structure_without_stress_has_no_weight_there(tmp_path: Path) -> None:
 
 
 def test_a_potential_is_read(tmp_path: Path) -> None:
-    """One that is truncated is none, although it is valid YAML."""
+    """A truncated one is rejected, although it is valid YAML."""
     path = RUN / "FS_model.yaml"
     assert elements_of(read_potential(path)) == ("Cu",)
     text = path.read_text()
@@ -209,7 +209,7 @@ def test_the_evaluation_loads_it_as_its_kind(tmp_path: Path) -> None:
 
 
 def test_a_published_one_is_loaded_from_a_store(tmp_path: Path) -> None:
-    """As pacemaker's, with the reference energies added back; its manifest has no .yace."""
+    """Like pacemaker's, with the reference energies added; its manifest has no .yace."""
     write_database(tmp_path / "cu.db", rattled(6))
     record = build(tmp_path / "cu.db", tmp_path / "dataset")
     registry = Registry(DirectoryStore(tmp_path / "store"), "cu-ni")
@@ -234,7 +234,7 @@ def test_a_published_one_is_loaded_from_a_store(tmp_path: Path) -> None:
 
 
 def test_log_of_a_start() -> None:
-    """Its phases, its checkpoints with their iterations, and how the optimiser ended."""
+    """Phases, checkpoints with their iterations, and the end of the optimiser."""
     log = GraceLog()
     for line in (RUN / "train.log").read_text().splitlines():
         log.feed(line)
@@ -256,7 +256,7 @@ def test_log_of_a_start() -> None:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Return a function that fits by a shell script in place of gracemaker."""
+    """Return a function that fits with a shell script in place of gracemaker."""
     wrapper = GraceWrapper(TrainingConfig(seed=42, max_iter=20), tmp_path)
     wrapper.begin(DATA, None)
     program = tmp_path / "gracemaker"
@@ -274,7 +274,7 @@ COPY = f"cp {RUN}/FS_model.yaml {RUN}/train_metrics.yaml seed/42/"
 
 
 def test_a_fit_that_left_all_is_a_success(run: Callable[[str], None]) -> None:
-    """Exit 0, iterations with finite losses and a whole potential."""
+    """Exit code 0, iterations with finite losses and a complete potential."""
     run(COPY)
 
 
@@ -293,14 +293,14 @@ def test_a_fit_that_left_all_is_a_success(run: Callable[[str], None]) -> None:
     ],
 )  # fmt: skip
 def test_failures_are_said_in_words(run: Callable[[str], None], script: str, cause: str) -> None:
-    """An exit code of 0 is not enough; the end of the log follows."""
+    """Exit code 0 is not sufficient; the end of the log follows."""
     with pytest.raises(TrainingError, match=cause) as caught:
         run(script)
     assert "gracemaker failed" in caught.value.message
 
 
 def test_a_damaged_checkpoint_is_refused_before_anything_moves(tmp_path: Path) -> None:
-    """It may lack files, or be of other elements."""
+    """Missing files, or other elements."""
     staging = tmp_path / "staging"
     (staging / "metrics").mkdir(parents=True)
     (staging / "metrics" / "train_metrics.yaml").write_text("")

@@ -1,4 +1,4 @@
-"""Settings that the key_value_pairs of a database suggest."""
+"""Settings proposed from the key_value_pairs of a database."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Rows = list[dict[str, Any]]
 
 
 def _trajectories(key: str, frames: int = 5) -> tuple[Rows, Rows]:
-    """Return consecutive rows, and some from everywhere, of many trajectories."""
+    """Return consecutive and scattered rows of many trajectories."""
     rows = [{key: f"t{n // frames}", "frame": n % frames, "t": 0.5 * n} for n in range(400)]
     return rows[:40], rows[::10]
 
@@ -26,13 +26,13 @@ def test_trajectories_are_grouped(key: str) -> None:
 
 
 def test_a_missing_number_is_no_trajectory() -> None:
-    """NaN, which pandas writes where there is none."""
+    """NaN, which pandas writes for a missing value."""
     rows = [{"traj": float("nan") if n == 7 else float(n // 4)} for n in range(40)]
     assert propose_keys([rows]).values == {"group_by": "traj"}
 
 
 def test_one_trajectory_among_consecutive_rows() -> None:
-    """The second sample shows the others."""
+    """The second sample contains the others."""
     assert propose_keys(_trajectories("traj", frames=100)).values == {"group_by": "traj"}
 
 
@@ -48,12 +48,12 @@ def test_one_trajectory_among_consecutive_rows() -> None:
     ],
 )
 def test_nothing_is_proposed_without_a_reason(rows: Rows) -> None:
-    """A group that is none would make the split worse."""
+    """A wrong group would make the split worse."""
     assert propose_keys([rows, rows]).values == {}
 
 
 def test_frames_without_a_trajectory_are_pointed_out() -> None:
-    """Nothing can be proposed, but the split will be too kind."""
+    """Nothing can be proposed, but the test errors will be too small."""
     rows = [{"step": n % 10} for n in range(40)]
     found = propose_keys([rows, rows])
     assert found.values == {}
@@ -72,7 +72,7 @@ def test_types_and_sides_are_found() -> None:
 
 
 def test_a_split_with_other_values_is_pointed_out() -> None:
-    """A split_key has the values train and test, and no others."""
+    """A split_key has the values train and test only."""
     rows = [{"split": ("train", "valid", "test")[n % 3]} for n in range(40)]
     found = propose_keys([rows, rows])
     assert "split_key" not in found.values

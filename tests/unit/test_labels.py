@@ -1,4 +1,4 @@
-"""Suspicious labels are distinguished from those that symmetry explains."""
+"""Suspicious labels are distinguished from those explained by symmetry."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def one_fixed_atom() -> Atoms:
 
 
 def fixed_direction() -> Atoms:
-    """Return a crystal of which one atom was fixed along z only."""
+    """Return a crystal with one atom fixed along z only."""
     (atoms,) = rattled(1)
     atoms.calc.results["forces"][2, 2] = 0.0
     return atoms
@@ -62,14 +62,14 @@ def relaxed_with_fixed_atom() -> Atoms:
     "make", [fixed_slab, one_fixed_atom, fixed_direction, relaxed_with_fixed_atom]
 )
 def test_zeroed_forces(make: Callable[[], Atoms]) -> None:
-    """Forces of exactly zero on fixed atoms are seen, and only in the row that has them."""
+    """Forces of exactly zero on fixed atoms are found, and only in the rows that have them."""
     found, missing = have_zeroed_forces(structures(*rattled(2, seed=3), make(), *rattled(1)), 5.0)
     assert found.tolist() == [False, False, True, False]
     assert not missing.any()
 
 
 def displaced() -> Atoms:
-    """Return a large crystal with one displaced atom: those far away feel nothing of it."""
+    """Return a large crystal with one displaced atom: distant atoms have no force."""
     atoms = bulk("Cu", cubic=True) * (5, 5, 5)
     atoms.positions[0] += 0.1
     return with_emt(atoms)
@@ -102,7 +102,7 @@ def stretched_molecule() -> Atoms:
 
 
 def strained() -> Atoms:
-    """Return a strained perfect crystal, all forces of which vanish."""
+    """Return a strained perfect crystal, in which all forces vanish."""
     atoms = with_emt(bulk("Cu", a=3.7, cubic=True))
     atoms.calc.results["forces"][:] = 0.0
     return atoms
@@ -119,14 +119,14 @@ def rounded() -> Atoms:
 
 @pytest.mark.parametrize("make", [displaced, rutile, stretched_molecule, strained, rounded])
 def test_forces_that_vanish_by_symmetry(make: Callable[[], Atoms]) -> None:
-    """Symmetry, and rounding, also give forces of exactly zero: nothing is wrong with them."""
+    """Symmetry and rounding also give forces of exactly zero: they are valid."""
     some, every = have_zeroed_forces(structures(make()), 5.0)
     assert not some.any()
     assert not every.any()
 
 
 def test_missing_forces() -> None:
-    """Zeros for all atoms are seen, but for perfect crystals, whose forces vanish."""
+    """Zeros for all atoms are noted, except in perfect crystals, whose forces vanish."""
     (atoms,) = rattled(1)
     atoms.calc.results["forces"][:] = 0.0
     some, every = have_zeroed_forces(structures(strained(), atoms, bulk_atom()), 5.0)
@@ -142,7 +142,7 @@ def bulk_atom() -> Atoms:
 
 
 def test_net_forces() -> None:
-    """Noise of DFT is no net force; a zeroed atom or a drift of 0.02 eV/Å leaves one."""
+    """Noise of DFT is accepted; a zeroed atom or a drift of 0.02 eV/Å gives a net force."""
     few = rattled(4)
     few[0].calc.results["forces"] += 0.005
     few[1].calc.results["forces"] += (0.02, 0.0, 0.0)
@@ -159,7 +159,7 @@ def test_net_forces() -> None:
     ],
 )  # fmt: skip
 def test_stated_charge(value: object, charge: float) -> None:
-    """Numbers and what chemists write; NaN is none."""
+    """Numbers and chemical notation; NaN is none."""
     assert stated_charge(value) == charge
 
 

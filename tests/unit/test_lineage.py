@@ -1,4 +1,4 @@
-"""A fit starts from an earlier generation only where its basis is a part of the new one."""
+"""A fit starts from an earlier generation only if its basis is a part of the new one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class _Published:
-    """The two questions that lineage asks a registry."""
+    """The two methods of a registry that lineage uses."""
 
     def __init__(self, *numbers: int) -> None:
         self._numbers = list(numbers)
@@ -41,23 +41,23 @@ def test_first_generation_starts_from_nothing() -> None:
 
 
 def test_previous_is_the_number_before() -> None:
-    """Both the data and the potential are inherited from it."""
+    """Data and potential are inherited from it."""
     assert _lineage(3, (1, 2, 5)) == (2, 2)
 
 
 def test_split_is_inherited_where_the_fit_starts_from_nothing() -> None:
-    """What was test stays test in any case."""
+    """Test structures stay test structures in any case."""
     assert _lineage(3, (1, 2), start_from="none") == (2, None)
 
 
 def test_start_can_be_an_older_generation() -> None:
-    """The split still comes from the nearest one."""
+    """The split is still inherited from the nearest one."""
     assert _lineage(3, (1, 2), start_from=1) == (2, 1)
 
 
 @pytest.mark.parametrize("start_from", ["previous", 3])
 def test_absent_parent_is_named_with_those_that_exist(start_from: object) -> None:
-    """A user sees what to start from instead."""
+    """With alternatives to start from."""
     with pytest.raises(ConfigError, match="gen_03, which is not published") as caught:
         _lineage(4, (1, 2), start_from=start_from)
     assert "gen_01, gen_02" in str(caught.value)
@@ -76,7 +76,7 @@ def _mode(elements: list[str], old: dict[str, Any], new: dict[str, Any]) -> str:
 
 
 def test_same_basis_is_continued() -> None:
-    """Settings that don't touch the basis don't matter."""
+    """Settings that don't affect the basis are ignored."""
     assert _mode(["Cu", "Ni"], {"max_iter": 5}, {"max_iter": 9, "force_weight": 1}) == "continue"
 
 
@@ -85,7 +85,7 @@ def test_same_basis_is_continued() -> None:
     [(["Cu", "Ni"], {"functions_per_element": 400}), (["Cu", "Ni", "Zn"], {})],
 )
 def test_larger_basis_is_an_extension(elements: list[str], new: dict[str, Any]) -> None:
-    """More functions or more elements grow from the old potential."""
+    """More functions or more elements extend the old potential."""
     assert _mode(elements, {}, new) == "extend"
 
 
@@ -106,7 +106,7 @@ def test_larger_basis_is_an_extension(elements: list[str], new: dict[str, Any]) 
 def test_other_bases_are_refused_with_the_difference(
     elements: list[str], new: dict[str, Any], reason: str
 ) -> None:
-    """A coefficient means nothing in another basis."""
+    """A coefficient is meaningless in another basis."""
     with pytest.raises(ConfigError) as caught:
         _mode(elements, {}, new)
     assert reason in str(caught.value)
@@ -114,7 +114,7 @@ def test_other_bases_are_refused_with_the_difference(
 
 
 def test_growing_into_new_elements_needs_functions_for_them() -> None:
-    """With fewer, TensorFlow fails deep in the fit: seen with 6 functions, and not with 8."""
+    """With too few, TensorFlow fails deep in the fit: observed with 6 functions, not with 8."""
     basis = potential_section(TrainingConfig(functions_per_element=6), ["Cu"])
     with pytest.raises(ConfigError, match="smallest that works is 8"):
         start_mode(TrainingConfig(functions_per_element=6), ["Au", "Cu"], basis, "gen_01")

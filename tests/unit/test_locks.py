@@ -1,4 +1,4 @@
-"""The lock files pin every package with hashes and agree, and a bill of materials lists them."""
+"""The lock files pin every package with hashes and agree; a bill of materials lists them."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_declared_dependencies_are_locked() -> None:
 
 
 def test_bill_of_materials_lists_every_package(tmp_path: Path) -> None:
-    """As ``make sbom`` writes it, with the hashes."""
+    """As written by ``make sbom``, with the hashes."""
     program = Path(sys.executable).parent / "cyclonedx-py"
     output = tmp_path / "trainer-cpu.cdx.json"
     subprocess.run(

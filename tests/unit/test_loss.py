@@ -34,14 +34,14 @@ def found(energy: float, forces: float, **regularisers: float) -> LossShares:
 
 
 def warned(result: LossShares, given: float | None = None, **settings: Any) -> list[str]:
-    """Return what is said of a fit with these settings."""
+    """Return the warnings for a fit with these settings."""
     training = TrainingConfig(**settings)
     asked = kappa(training.energy_weight, training.force_weight)
     return list(share_warnings(result, training, asked if given is None else given))
 
 
 def errors(energy: float | None, force: float | None = None) -> Errors:
-    """Return RMSEs; nothing else is known."""
+    """Return RMSEs without other metrics."""
     return Errors(
         rmse_energy_mev_per_atom=energy,
         rmse_force_mev_per_angstrom=force,
@@ -49,7 +49,7 @@ def errors(energy: float | None, force: float | None = None) -> Errors:
 
 
 def test_terms_are_named_with_the_largest_regulariser_first() -> None:
-    """Small shares have two digits; what is zero is left out."""
+    """Small shares have two digits; zeros are omitted."""
     result = found(0.5, 98.0, l1_coeffs=0.25, l2_coeffs=1.25, w0_rad=0.0)
     assert describe_shares(result) == (
         "energy 0.5 %, forces 98 %, l2_coeffs 1.2 %, l1_coeffs 0.25 %"
@@ -57,14 +57,14 @@ def test_terms_are_named_with_the_largest_regulariser_first() -> None:
 
 
 def test_what_a_table_lacks_is_not_made_up() -> None:
-    """No row, no parts of the loss, or a loss of zero give no shares."""
+    """No row, no terms of the loss, or a loss of zero give no shares."""
     assert shares_of(None) is None
     assert shares_of(MetricsRow(loss=1.0)) is None
     assert shares_of(MetricsRow(e_loss_contrib=0.0, f_loss_contrib=0.0)) is None
 
 
 def test_a_balanced_loss_is_no_matter() -> None:
-    """5 % energy and 30 % regularisation are no reason to warn."""
+    """5 % energy and 30 % regularisation cause no warning."""
     assert warned(found(5, 65, l2_coeffs=30)) == []
 
 
@@ -87,7 +87,7 @@ def test_regularisation_of_a_negligible_loss_is_no_matter(
 
 
 def test_weight_that_balances_the_loss_is_named() -> None:
-    """With the weight that is named, and the same errors, energies make up a fifth."""
+    """With the proposed weight and the same errors, energies contribute a fifth."""
     settings = {"energy_weight": 50.0, "force_weight": 100.0}
     (text,) = warned(found(0.02, 0.98), **settings)
     assert "energies make up 2 % of the final loss" in text
@@ -110,7 +110,7 @@ def test_energies_that_nobody_wanted_are_no_matter() -> None:
 
 
 def test_regularisers_that_dominate_are_named() -> None:
-    """With the coefficients that are named, and the same potential, they make up a tenth."""
+    """With the proposed coefficients and the same potential, they contribute a tenth."""
     result = found(20, 19, l2_coeffs=55, w2_rad=5.5, w0_rad=0.5)
     (text,) = warned(result, overrides={"fit": {"loss": {"L2_coeffs": 2e-8, "w2_rad": 1e-8}}})
     assert "regularisation makes up 61 % of the final loss" in text
@@ -120,7 +120,7 @@ def test_regularisers_that_dominate_are_named() -> None:
 
 
 def test_regularisers_from_an_override_are_what_is_to_change() -> None:
-    """Under pacemaker's own name."""
+    """With pacemaker's name."""
     overrides = {"fit": {"loss": {"L2_coeffs": 1e-5, "w_orth": 1e-3}}}
     (text,) = warned(found(20, 20, l2_coeffs=50, w_orth=10), overrides=overrides)
     assert "fit.loss.L2_coeffs in training.overrides" in text
@@ -128,7 +128,7 @@ def test_regularisers_from_an_override_are_what_is_to_change() -> None:
 
 
 def test_both_are_said_where_both_are_the_matter() -> None:
-    """As in a fit of 105 copper structures with default weights of old."""
+    """For example in a fit of 105 copper structures with former default weights."""
     assert len(warned(found(0.8, 38.2, l2_coeffs=61.0))) == 2
 
 
@@ -174,7 +174,7 @@ FALLING, LEVEL = np.exp(-np.arange(101) / 50), 1 + np.exp(-np.arange(101) / 5)
 
 
 def test_a_loss_that_still_falls_is_told() -> None:
-    """By how much in the last tenth, and what to raise."""
+    """By how much in the last tenth, and which setting to raise."""
     (said,) = _fit(_curve(FALLING), [])
     assert "still fell by 18 % in the last tenth of the 100 iterations" in said
     assert "raise training.max_iter" in said
@@ -190,7 +190,7 @@ def test_a_loss_that_still_falls_is_told() -> None:
     ],
 )
 def test_a_fit_that_came_to_its_end_is_left_alone(train: Any, changes: dict[str, Any]) -> None:
-    """One that levels off, that was stopped, that is too short to tell, and a linear one."""
+    """Converged, stopped, too short to tell, or linear."""
     assert _fit(_curve(train), [], **changes) == []
 
 
@@ -209,11 +209,11 @@ def test_overfitting_is_told_instead() -> None:
 
 @pytest.mark.parametrize("losses", [[3, 2, 1.5, 1.52, 1.53, 1.54], [3, 2, 1.8, 1.6, 1.4, 1.5]])
 def test_noise_at_the_end_is_no_overfitting(losses: list[float]) -> None:
-    """A few percent, or a best point that is near the end."""
+    """A few percent, or a best point near the end."""
     assert _fit(_curve(LEVEL), _curve(losses, every=20)) == []
 
 
 def test_only_the_last_ladder_step_counts() -> None:
-    """Each begins above the end of the one before."""
+    """Each starts above the end of the previous one."""
     curve = [*_curve(FALLING), *_curve(LEVEL, ladder_step=1)]
     assert _fit(curve, []) == []

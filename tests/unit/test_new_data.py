@@ -1,4 +1,4 @@
-"""A generation without new data is said to be one before its fit."""
+"""A generation without new data is noted before its fit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.reports import make_facts, make_report
 def test_the_same_structures_are_no_new_data(
     inherited: tuple[int, int], more: int, *, said: bool
 ) -> None:
-    """Where all are inherited, none was left out, and none has come."""
+    """If all are inherited, none was left out, and none is new."""
     facts = make_facts(make_report(2))
     record, dataset = facts.dataset, facts.manifest.dataset
     split = record.split.model_copy(

@@ -1,4 +1,4 @@
-"""States of a running fit are copied whole or not at all; the best potential is kept."""
+"""States of a running fit are copied completely or not at all; the best potential is kept."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _at(step: int, iteration: int, *, done: bool = False, finished: bool = False
 
 
 def test_positions_sort_from_beginning_to_end() -> None:
-    """The end of a step is behind all its iterations: it may have been stopped early."""
+    """The end of a step follows all its iterations: it may have stopped early."""
     expected = [
         _at(0, 1),
         _at(0, 9),
@@ -68,7 +68,7 @@ def test_positions_sort_from_beginning_to_end() -> None:
 
 
 def test_positions_are_said_in_words() -> None:
-    """Steps of a ladder count from 1, unlike pacemaker's; the first one goes without saying."""
+    """Steps of a ladder count from 1, unlike pacemaker's; the first one is not named."""
     assert str(_at(0, 12)) == "iteration 12"
     assert str(_at(3, 12, done=True)) == "ladder step 4, iteration 12"
     assert str(_at(3, 12, done=True, finished=True)) == "the end of the fit"
@@ -87,7 +87,7 @@ def _potential(step: int) -> bytes:
 def _fit_until(
     directory: Path, step: int, iteration: int, *, steps_done: int = 0
 ) -> PacemakerFiles:
-    """Lay out what pacemaker has written up to a row of its table, and the potential after it."""
+    """Write pacemaker's files up to a row of its table, and the potential after it."""
     files = PacemakerFiles(directory)
     header, *rows = (RUN / "metrics.txt").read_text().splitlines(keepends=True)
     upto = [row for row in rows if [int(n) for n in row.split()[:3]] <= [step, 0, iteration]]
@@ -148,7 +148,7 @@ def test_a_row_that_is_newer_than_the_potential_is_left_out(work: Path, take: An
 
 @pytest.mark.parametrize("newer", ["row", "potential"])
 def test_the_beginning_is_nothing_to_go_on_from(work: Path, take: Any, newer: str) -> None:
-    """Neither before the first iteration nor while it may not be complete."""
+    """Neither before the first iteration nor while it may be incomplete."""
     assert take(PacemakerFiles(work), SINGLE) is None
     files = _fit_until(work, 0, 0)
     assert take(files, SINGLE) is None
@@ -161,13 +161,13 @@ def test_the_beginning_is_nothing_to_go_on_from(work: Path, take: Any, newer: st
 
 
 def test_several_cycles_are_not_gone_on_from(work: Path, take: Any) -> None:
-    """Pacemaker takes the best of them, which a start of its own could not know."""
+    """Pacemaker uses the best of them, which a resumed fit could not know."""
     cycles = Segment({"potential": {}, "fit": {"maxiter": 8, "fit_cycles": 2}})
     assert take(_fit_until(work, 0, 5), cycles) is None
 
 
 def test_within_a_step_of_a_ladder(work: Path, take: Any) -> None:
-    """The step is not done; it is the last one where all functions are there."""
+    """The step is not finished; it is the last one if all functions are there."""
     snapshot = take(_fit_until(work, 1, 4, steps_done=1), LADDER)
     assert snapshot.position == FitPosition(
         ladder_step=1, iteration=4, step_done=False, last_step=False
@@ -181,7 +181,7 @@ def test_within_a_step_of_a_ladder(work: Path, take: Any) -> None:
 
 @pytest.mark.parametrize("begun", [False, True])
 def test_between_two_steps_of_a_ladder(work: Path, take: Any, begun: bool) -> None:
-    """What the last step ended with, also while the graph of the next is built."""
+    """The result of the last step, also while the graph of the next is built."""
     files = _fit_until(work, 1 if begun else 0, 0 if begun else 8, steps_done=1)
     files.interim_potential.write_bytes(_potential(0))
     snapshot = take(files, LADDER)
@@ -229,7 +229,7 @@ def test_what_changes_while_it_is_copied_does_not_count(
 
 
 def test_a_potential_of_another_size_does_not_count(work: Path, take: Any) -> None:
-    """It is of another step than the row, or was cut short between two functions."""
+    """It is of another step than the row, or was truncated between two functions."""
     files = _fit_until(work, 0, 5)
     files.interim_potential.write_bytes(_potential(1))
     _write_order(files.table("metrics"), files.interim_potential)
@@ -253,7 +253,7 @@ _WHOLE = _potential(0)
 
 
 def _snapshot_of(potential: bytes, metrics: bytes | None = None) -> Snapshot | None:
-    """Take a snapshot of a damaged work directory; check that what is taken is whole."""
+    """Take a snapshot of a damaged work directory; check that copied files are complete."""
     with tempfile.TemporaryDirectory() as directory:
         (work := Path(directory, "work")).mkdir()
         (target := Path(directory, "target")).mkdir()
@@ -274,14 +274,14 @@ def _snapshot_of(potential: bytes, metrics: bytes | None = None) -> Snapshot | N
 
 @given(st.integers(0, len(_WHOLE)))
 def test_a_potential_cut_anywhere_is_whole_or_not_taken(length: int) -> None:
-    """A kill, or a copy while it is rewritten, may find any part of it."""
+    """A kill, or a copy during a write, may leave any part of it."""
     snapshot = _snapshot_of(_WHOLE[:length])
     assert (snapshot is not None) == (length >= len(_WHOLE.rstrip()))
 
 
 @given(st.data())
 def test_a_damaged_potential_is_no_crash(data: Any) -> None:
-    """Garbage within it, lines lost or doubled."""
+    """Garbage within it, missing or duplicate lines."""
     lines = _WHOLE.splitlines(keepends=True)
     change = data.draw(st.sampled_from(["bytes", "drop", "double"]))
     place = data.draw(st.integers(0, len(lines) - 1))
@@ -312,7 +312,7 @@ _METRICS = b"".join((RUN / "metrics.txt").read_bytes().splitlines(keepends=True)
 
 @given(st.integers(0, len(_METRICS)), st.binary(max_size=12))
 def test_a_damaged_table_is_no_crash(length: int, garbage: bytes) -> None:
-    """Cut anywhere, with garbage in the place of what is missing."""
+    """Truncated anywhere, with garbage in place of the rest."""
     _snapshot_of(_WHOLE, _METRICS[:length] + garbage)
 
 
@@ -337,7 +337,7 @@ COLUMNS = (
 
 
 class _Potential:
-    """A potential as pacemaker hands it to a callback."""
+    """A potential as passed to callbacks by pacemaker."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -349,7 +349,7 @@ class _Potential:
 
 @dataclass
 class _Fit:
-    """Does what pacemaker does around a callback; the directory at hand is its work directory."""
+    """Acts like pacemaker around a callback, with the current directory as work directory."""
 
     files: PacemakerFiles
     display_step: int = 2
@@ -360,13 +360,13 @@ class _Fit:
         configure_callback(self.files, segment, patience)
 
     def measure(self, table: str, place: Sequence[int], loss: float) -> None:
-        # Regularisation is 1: only without it do the losses tell anything.
+        # Regularisation is 1: only without it are the losses conclusive.
         figures = (*place, loss + 1, loss, 0.0, loss, loss)
         with self.files.table(table).open("a") as file:
             file.write(" ".join(map(str, figures)) + "\n")
 
     def run(self, losses: Sequence[float], step: int = 0, restart_at: int | None = None) -> int:
-        """Run through validation losses, the first of them of the start; return the last one's."""
+        """Run through validation losses, starting with the start; return the last result."""
         began = 0
         for iteration, loss in enumerate(losses):
             if iteration == restart_at:
@@ -393,7 +393,7 @@ class _Fit:
 
 @pytest.fixture
 def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Fit:
-    """Return a fit in the directory at hand."""
+    """Return a fit in the current directory."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "start.yaml").write_text("the start")
     (tmp_path / "current_extended_potential.yaml").write_text("the step's start")
@@ -412,7 +412,7 @@ def _best(files: PacemakerFiles) -> tuple[int, str]:
 
 
 def test_the_smallest_loss_is_kept(fit: _Fit) -> None:
-    """Of the iterations at which it was measured; neither the training loss nor the last counts."""
+    """Of the measured iterations; neither the training loss nor the last one decides."""
     fit.start(FROM_FILE)
     fit.run([9, 8, 7, 1, 4, 3, 5, 6, 8])
     assert _best(fit.files) == (4, "iteration 4 of step 0")
@@ -433,7 +433,7 @@ def test_a_start_from_nothing_is_none(fit: _Fit) -> None:
 
 
 def test_each_step_of_a_ladder_has_its_own(fit: _Fit) -> None:
-    """The one before lacks functions, however small its loss."""
+    """The previous step lacks functions, however small its loss."""
     fit.start(FROM_NOTHING)
     fit.run([9, 8, 1, 1, 2])
     fit.run([5, 5, 6, 6, 7], step=1)
@@ -443,7 +443,7 @@ def test_each_step_of_a_ladder_has_its_own(fit: _Fit) -> None:
 
 
 def test_it_ends_where_nothing_better_comes(fit: _Fit, caplog: pytest.LogCaptureFixture) -> None:
-    """The patience counts from the best iteration; it says so as pacemaker would."""
+    """The patience counts from the best iteration; the message is pacemaker's."""
     fit.start(FROM_FILE, 4)
     with caplog.at_level("INFO"):
         assert fit.run([9, 8, 7, 6, 5, 6, 6, 6, 6, 6, 6, 6]) == 8
@@ -475,7 +475,7 @@ def test_a_resumed_fit_goes_on_as_if_it_had_not_stopped(fit: _Fit) -> None:
 
 
 def test_iterations_count_on_where_pacemaker_starts_a_step_again(fit: _Fit) -> None:
-    """Out of GPU memory it counts from 0 once more."""
+    """After running out of GPU memory it counts from 0 again."""
     fit.start(FROM_FILE)
     fit.run([9, 8, 7, 6, 5, 4, 3], restart_at=5)
     assert _best(fit.files) == (6, "iteration 6 of step 0")
@@ -484,7 +484,7 @@ def test_iterations_count_on_where_pacemaker_starts_a_step_again(fit: _Fit) -> N
 
 
 def test_a_line_cut_short_does_no_harm(fit: _Fit) -> None:
-    """It is left out, as everywhere."""
+    """It is skipped, as everywhere."""
     fit.start(FROM_FILE)
     fit.run([9, 8, 7])
     with fit.files.table("test_metrics").open("a") as file:
@@ -499,7 +499,7 @@ def test_a_line_cut_short_does_no_harm(fit: _Fit) -> None:
     assert _best(fit.files)[0] == 2
 
 
-# -- what becomes the result -----------------------------------------------------------------------
+# -- selection of the result -----------------------------------------------------------------------
 
 
 def _chosen(fit: _Fit, last: float, status: int = 1) -> Any:
@@ -515,7 +515,7 @@ def _chosen(fit: _Fit, last: float, status: int = 1) -> Any:
     [(5.0, 1, True), (2.0, 1, False), (5.0, 2, True), (2.0, 2, True), (5.0, 99, True)],
 )
 def test_the_last_potential_competes(fit: _Fit, last: float, status: int, chosen: bool) -> None:
-    """Unless the optimiser gave up, so that what was measured last is another one."""
+    """Unless the optimiser gave up, so that the last measurement is of another one."""
     fit.start(FROM_FILE)
     fit.run([9, 8, 3, 4, 5, 5])
     best = _chosen(fit, last, status)
@@ -549,7 +549,7 @@ def _write(path: Path, coefficient: float, **core: Any) -> None:
 
 
 def test_it_gets_the_cores_of_the_last_one(fit: _Fit) -> None:
-    """Pacemaker puts them on what it ends with only."""
+    """Pacemaker adds them to its final potential only."""
     fit.start(FROM_FILE)
     fit.run([9, 8, 3, 4, 5])
     kept = read_best(fit.files.best)
@@ -565,7 +565,7 @@ def test_it_gets_the_cores_of_the_last_one(fit: _Fit) -> None:
 
 
 def test_a_copy_is_of_one_piece(fit: _Fit, tmp_path: Path) -> None:
-    """The record and the potential that it names."""
+    """The record and the potential that it names match."""
     (tmp_path / "copy").mkdir()
     assert copy_best(fit.files, tmp_path / "copy") == {}
     fit.start(FROM_FILE)
@@ -579,7 +579,7 @@ def test_a_copy_is_of_one_piece(fit: _Fit, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"potential": 3}'])
 def test_a_damaged_record_is_said(tmp_path: Path, text: str) -> None:
-    """It would decide what is published."""
+    """It would decide which potential is published."""
     with suppress(FileNotFoundError):
         assert read_best(tmp_path / "best.json") is None
     (tmp_path / "best.json").write_text(text)

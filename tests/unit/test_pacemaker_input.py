@@ -44,7 +44,7 @@ def _functions_that_pacemaker_builds(training: TrainingConfig, n_elements: int) 
 
 @pytest.mark.parametrize("n_elements", [1, 2, 3, 4, 5])
 def test_smallest_basis_is_accepted_and_gives_every_block_a_function(n_elements: int) -> None:
-    """Pacemaker itself is asked what the smallest accepted budget yields."""
+    """Compared with pacemaker's own construction of the smallest accepted basis."""
     training = TrainingConfig(functions_per_element=SMALLEST[n_elements])
     blocks = n_elements * 2 ** (n_elements - 1)
     assert _functions_that_pacemaker_builds(training, n_elements) == blocks
@@ -121,14 +121,14 @@ def test_more_values_never_give_fewer_functions() -> None:
 @pytest.mark.parametrize("elements", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("structures", [1, 20, 1000, 100_000])
 def test_every_combination_of_elements_has_a_function(elements: int, structures: int) -> None:
-    """Pacemaker fails deep in the fit otherwise; and all functions together stay affordable."""
+    """Otherwise pacemaker fails deep in the fit; the total cost stays limited."""
     functions = _auto(structures, 60 * structures, elements)
     check_basis_budget(TrainingConfig(functions_per_element=functions), elements)
     assert functions * elements <= 2400
 
 
 def test_a_parent_is_kept_until_the_data_determine_clearly_more() -> None:
-    """A slightly larger basis would cost the start from the parent's own."""
+    """A slightly larger basis would lose the start from the parent's own."""
     data = DataSize(energies=100, forces=2400, elements=1)
     fresh = choose_size(AUTO, data, None)
     assert (fresh.functions_per_element, fresh.chosen) == (218, "automatic")
@@ -157,7 +157,7 @@ def test_a_number_that_the_data_can_not_determine_is_warned_of() -> None:
 
 
 def test_the_configuration_is_used_with_the_number() -> None:
-    """Wherever a basis is made; configurations of older checkpoints have theirs already."""
+    """For every basis; configurations of older checkpoints already have theirs."""
     size = choose_size(AUTO, DataSize(energies=94, forces=88, elements=1), None)
     assert with_size(AUTO, size).functions_per_element == 45
     old = TrainingConfig(functions_per_element=300)
@@ -186,7 +186,7 @@ DATA = _data(
 
 
 def _written(training: TrainingConfig, start: StartPotential | None = None) -> dict[str, object]:
-    """Return what a YAML reader finds in the written file."""
+    """Return the written file as a YAML reader loads it."""
     content = yaml.safe_load(dump_input(build_input(training, DATA, start)))
     assert isinstance(content, dict)
     return content
@@ -249,7 +249,7 @@ EVERYTHING = {
 def test_input_is_the_reviewed_one(
     name: str, training: dict[str, object], start: StartPotential | None, validation: bool
 ) -> None:
-    """A change shows as a difference here; MLIP_JOB_TEST_ACCEPT=1 accepts it."""
+    """Compare with the reviewed file; MLIP_JOB_TEST_ACCEPT=1 accepts a change."""
     data = replace(DATA, validation=frozenset({3} if validation else ()))
     text = dump_input(build_input(sized(**training), data, start))
     path = REVIEWED / f"input-{name}.yaml"
@@ -262,13 +262,13 @@ def test_input_is_the_reviewed_one(
 
 
 def test_without_a_test_set_pacemaker_is_told_of_none() -> None:
-    """An empty list would be an error of its own."""
+    """An empty list would be an error."""
     data = _data(("Cu",), ("dataset/train.pckl.gzip",), (), {"Cu": -3.72})
     assert "test_filename" not in build_input(sized(), data)["data"]
 
 
 def test_shards_are_given_as_a_list() -> None:
-    """A dataset of several frames is named in full."""
+    """All files of a dataset with several frames are named."""
     data = _data(DATA.elements, ("a.pckl.gzip", "b.pckl.gzip"), DATA.second, {})
     assert build_input(sized(), data)["data"]["filename"] == ["a.pckl.gzip", "b.pckl.gzip"]
 
@@ -294,7 +294,7 @@ def test_kappa_depends_on_the_ratio_of_the_weights(a: float, b: float, scale: fl
     ("step", "written"), [((100, 0.1), [100, 0.1]), (5, 5), (0.2, 0.2), ((0.1,), [0.1])]
 )
 def test_ladder_steps_keep_their_form(step: object, written: object) -> None:
-    """Counts are written as whole numbers: pacemaker takes 100.0 for neither kind."""
+    """Counts are written as integers: pacemaker accepts 100.0 for neither kind."""
     fit = _written(sized(ladder_step=step))["fit"]
     assert fit["ladder_step"] == written
     assert repr(fit["ladder_step"]) == repr(written)
@@ -302,7 +302,7 @@ def test_ladder_steps_keep_their_form(step: object, written: object) -> None:
 
 
 def test_pacemaker_never_stops_by_its_test_loss() -> None:
-    """It raises where that has not fallen in the evaluation after the minimiser has ended."""
+    """It raises if that has not decreased in the evaluation after the minimiser has ended."""
     fit = _written(sized(early_stopping_patience=5))["fit"]
     assert "min_relative_test_loss_per_iter" not in fit
 
@@ -329,7 +329,7 @@ def _segments(content: dict[str, Any], **position: Any) -> tuple[Segment, ...]:
 
 
 def test_a_single_shot_fit_does_what_is_left() -> None:
-    """From the checkpoint, with the same everything but the number of iterations."""
+    """From the checkpoint, with only the number of iterations changed."""
     content = _input(ladder_step=None)
     (segment,) = _segments(content, iteration=40)
     fit = content["fit"] | {"maxiter": 60}
@@ -340,7 +340,7 @@ def test_a_single_shot_fit_does_what_is_left() -> None:
 
 
 def test_a_single_shot_fit_that_is_through_still_ends() -> None:
-    """Pacemaker evaluates and puts the ZBL core on; a lower max_iter than before is no error."""
+    """Pacemaker evaluates and adds the ZBL core; reducing max_iter is no error."""
     for iteration in (100, 300):
         (segment,) = _segments(_input(ladder_step=None), iteration=iteration)
         assert segment.content["fit"]["maxiter"] == 0
@@ -359,7 +359,7 @@ def test_between_two_steps_the_ladder_is_climbed_on() -> None:
 
 
 def test_within_a_step_it_is_finished_before_the_ladder_goes_on() -> None:
-    """Pacemaker starts a ladder only between steps; the ZBL core belongs on the last of them."""
+    """Pacemaker starts a ladder only between steps; the ZBL core is added in the last one."""
     content = _input(ladder_step=20)
     finish, climb = _segments(content, ladder_step=2, iteration=30, last_step=False)
     assert finish.content["potential"] == "checkpoint.yaml"
@@ -386,14 +386,14 @@ def test_the_last_step_of_a_ladder_is_a_single_shot_fit(done: bool) -> None:
 
 
 def test_a_fit_that_grows_a_parent_is_a_ladder() -> None:
-    """Also without a step of its own: pacemaker climbs from the parent to the new basis."""
+    """Also without configured steps: pacemaker grows the basis from the parent to the new one."""
     parent = StartPotential("parent.yaml", same_basis=False)
     assert Segment(_input(parent, ladder_step=None)).is_ladder
     assert not Segment(_input(StartPotential("parent.yaml", same_basis=True))).is_ladder
 
 
 def test_cycles_are_not_resumable() -> None:
-    """The best of them is only known to the start that did them all."""
+    """The best of them is only known to the process that did them all."""
     assert Segment(_input()).resumable
     assert Segment(_input(overrides={"fit": {"fit_cycles": 1}})).resumable
     assert not Segment(_input(overrides={"fit": {"fit_cycles": 3}})).resumable

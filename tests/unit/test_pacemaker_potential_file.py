@@ -1,4 +1,4 @@
-"""Potentials are read and prepared for a further fit without losing a bit."""
+"""Potentials are read and prepared for another fit without any loss of precision."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mlip_job.training.pacemaker.potential_file import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-# As pacemaker writes it after a fit with `repulsion: auto`, cut down to two functions.
+# Written by pacemaker after a fit with `repulsion: auto`, reduced to two functions.
 FINISHED = """\
 metadata:
   _fit_cycles: 1
@@ -77,7 +77,7 @@ def test_elements_of_all_blocks(finished: Path) -> None:
 
 
 def test_a_start_is_unfinished_and_without_inner_cutoff(finished: Path) -> None:
-    """Else pacemaker would return at once, or switch the new data's short distances off."""
+    """Else pacemaker would return at once, or switch off short distances of the new data."""
     start = as_start(read_potential(finished))
     assert start["metadata"] == {"_loss": 0.12029631222181905}
     unary, binary = start["species"]
@@ -88,7 +88,7 @@ def test_a_start_is_unfinished_and_without_inner_cutoff(finished: Path) -> None:
 
 
 def test_coefficients_survive_writing(finished: Path, tmp_path: Path) -> None:
-    """Not a bit of a coefficient changes on the way into the next fit."""
+    """Every bit of a coefficient is kept for the next fit."""
     content = read_potential(finished)
     write_potential(content, tmp_path / "copy.yaml")
     assert read_potential(tmp_path / "copy.yaml") == content
@@ -96,7 +96,7 @@ def test_coefficients_survive_writing(finished: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "species: [", "species: []", "- 1", "metadata: {}"])
 def test_what_is_no_potential_is_refused(tmp_path: Path, text: str) -> None:
-    """A file cut short by a crash is not trained on."""
+    """A truncated file is not trained on."""
     path = tmp_path / "potential.yaml"
     path.write_text(text)
     with pytest.raises(TrainingError, match=r"potential\.yaml is no"):
@@ -104,7 +104,7 @@ def test_what_is_no_potential_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_noise_is_relative_and_follows_the_seed(finished: Path) -> None:
-    """Nothing but the functions' coefficients change, by a tenth or so."""
+    """Only the functions' coefficients change, by about a tenth."""
     content = read_potential(finished)
     noisy = perturbed(content, 0.1, seed=7)
     assert noisy == perturbed(content, 0.1, seed=7) != perturbed(content, 0.1, seed=8)

@@ -1,4 +1,4 @@
-"""The trainer's programs are found, see only what they need, and a GPU if one is required."""
+"""The trainer's programs are found, get a minimal environment, and a GPU if required."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mlip_job.training.programs import (
 
 
 def test_secrets_do_not_reach_the_trainer() -> None:
-    """Whatever pacemaker prints is published: it gets no credentials to print."""
+    """Pacemaker's output is published: it gets no credentials to print."""
     passed = trainer_environment(
         {
             "PATH": "/bin",
@@ -42,7 +42,7 @@ def test_secrets_do_not_reach_the_trainer() -> None:
 
 
 def test_the_trainer_has_as_many_threads_as_the_job_has_cores() -> None:
-    """By Slurm's count or a pod's; what the user has set stays."""
+    """By Slurm's count or a pod's; the user's settings are kept."""
     passed = trainer_environment({"SLURM_CPUS_PER_TASK": "1", "OPENBLAS_NUM_THREADS": "7"})
     assert "SLURM_CPUS_PER_TASK" not in passed
     assert {name: passed[name] for name in THREAD_VARIABLES} == {
@@ -55,7 +55,7 @@ def test_the_trainer_has_as_many_threads_as_the_job_has_cores() -> None:
 
 
 def test_programs_beside_python_come_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A pacemaker of another environment on the PATH is not taken."""
+    """A pacemaker of another environment on the PATH is not used."""
     other = tmp_path / "pacemaker"
     other.write_text("#!/bin/sh\n")
     other.chmod(0o755)
@@ -64,14 +64,14 @@ def test_programs_beside_python_come_first(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_absent_trainer_is_a_usage_error_with_the_remedy() -> None:
-    """A submitter's environment can't train, and says how to get one that can."""
+    """An environment without the trainer can't train; the error says how to install it."""
     with pytest.raises(ConfigError, match="pacemaker-of-mars is not installed") as caught:
         find_program("pacemaker-of-mars")
     assert "trainer-cpu.txt" in str(caught.value)
 
 
 def test_failed_conversion_names_the_file(tmp_path: Path) -> None:
-    """What pace_yaml2yace can't read is a failed training, in one line."""
+    """If pace_yaml2yace can't read a file, the training has failed, with one line."""
     broken = tmp_path / "output_potential.yaml"
     broken.write_text("species: 7\n")
     with pytest.raises(TrainingError, match=r"pace_yaml2yace failed on .*output_potential\.yaml"):
@@ -80,7 +80,7 @@ def test_failed_conversion_names_the_file(tmp_path: Path) -> None:
 
 @pytest.fixture
 def devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Return a directory that is taken for /dev."""
+    """Return a directory in place of /dev."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(programs, "_DEVICES", tmp_path)
     return tmp_path
@@ -88,7 +88,7 @@ def devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["nvidia0", "nvhost-gpu", "dxg", "kfd"])
 def test_a_device_file_is_enough_to_try(devices: Path, name: str) -> None:
-    """Whether TensorFlow can use it is seen when pacemaker starts."""
+    """Whether TensorFlow can use it is checked when pacemaker starts."""
     (devices / "null").touch()
     with pytest.raises(GpuRequiredError, match="no device file"):
         require_gpu_device()
@@ -98,7 +98,7 @@ def test_a_device_file_is_enough_to_try(devices: Path, name: str) -> None:
 
 @pytest.mark.parametrize("value", ["", "-1", "-1,0", "NoDevFiles"])
 def test_a_hidden_gpu_is_none(devices: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    """Slurm hides those that a job did not ask for."""
+    """Slurm hides GPUs that a job did not request."""
     (devices / "nvidia0").touch()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
     with pytest.raises(GpuRequiredError, match="hides it"):
@@ -117,7 +117,7 @@ def test_missing_at_once(devices: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_tensorflow_has_the_last_word(devices: Path) -> None:
-    """A file alone is no GPU: a driver may be missing, or the image the wrong one."""
+    """A device file alone is no GPU: the driver may be missing, or the image unsuitable."""
     (devices / "nvidia0").touch()
     with pytest.raises(GpuRequiredError, match="TensorFlow sees none"):
         require_gpu()

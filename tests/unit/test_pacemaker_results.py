@@ -82,7 +82,7 @@ def test_final_errors_with_a_test_set(
     ],
 )
 def test_pyace_measures_no_test_set(case: str, train: tuple[float, ...]) -> None:
-    """Its test errors are not known, rather than zero."""
+    """Its test errors are unknown, not zero."""
     summary = summarise_run(DATA / case)
     assert summary.status == "succeeded"
     assert _errors(summary, "train") == train
@@ -107,7 +107,7 @@ def test_single_shot() -> None:
     sizes = summary.structures
     assert (sizes["train"].found, sizes["train"].kept, sizes["train"].fitted) == (40, 40, 40)
     assert (sizes["test"].found, sizes["test"].kept, sizes["test"].fitted) == (10, 10, 10)
-    # 22:44:30,827 Running fit backend … as stamped in the log.
+    # 22:44:30,827 Running fit backend … in the log.
     assert summary.timings_s["building_graph"] == pytest.approx(31.2, abs=0.1)
     assert summary.timings_s["building_test_graph"] == pytest.approx(15.7, abs=0.1)
     assert summary.early_stopping is None
@@ -155,14 +155,14 @@ def test_test_errors_of_an_earlier_ladder_step_are_not_those_of_the_result(tmp_p
 
 
 def test_cycles() -> None:
-    """Two cycles, of which the second was the better one."""
+    """Two cycles, of which the second was better."""
     summary = summarise_run(DATA / "e_cycles2")
     assert [(c.cycle, c.iterations) for c in summary.cycles] == [(0, 8), (1, 8)]
     assert summary.cycles[1].final_loss == pytest.approx(0.302177, abs=1e-6)
 
 
 def test_the_best_cycle_counts_where_it_is_not_the_last(tmp_path: Path) -> None:
-    """As pacemaker publishes the best of them."""
+    """Pacemaker publishes the best of them."""
     shutil.copytree(DATA / "e_cycles2", tmp_path / "run")
     log = tmp_path / "run" / "log.txt"
     log.write_text(
@@ -173,7 +173,7 @@ def test_the_best_cycle_counts_where_it_is_not_the_last(tmp_path: Path) -> None:
 
 
 def test_early_stopping() -> None:
-    """Said in pacemaker's words, and a success."""
+    """With pacemaker's message; it is a success."""
     summary = summarise_run(DATA / "f_earlystop_pyace")
     assert summary.early_stopping is not None
     assert "Too small or even positive TRAIN loss change" in summary.early_stopping
@@ -203,7 +203,7 @@ def test_random_split_of_pacemakers_own() -> None:
     ],
 )
 def test_failures_are_told_in_words(case: str, cause: str) -> None:
-    """Also the one that ended with exit code 0."""
+    """Including the one that ended with exit code 0."""
     summary = summarise_run(DATA / case)
     assert summary.status == "failed"
     assert summary.cause is not None
@@ -211,7 +211,7 @@ def test_failures_are_told_in_words(case: str, cause: str) -> None:
 
 
 def test_a_start_that_is_a_minimum_is_a_success(tmp_path: Path) -> None:
-    """Of one function, by a linear fit; but not where pacemaker began with nothing, or gave up."""
+    """With one function, by a linear fit; not if pacemaker started from zero, or gave up."""
     summary = summarise_run(DATA / "nothing_to_improve")
     assert (summary.status, summary.cause, summary.iterations) == ("succeeded", None, 0)
     assert summary.train is not None
@@ -246,7 +246,7 @@ def test_a_start_that_is_a_minimum_is_a_success(tmp_path: Path) -> None:
 def test_a_linear_fit_that_no_line_search_improves_is_a_success(
     tmp_path: Path, start: str, status: str
 ) -> None:
-    """It was a good potential before; another start may have met data that can't be fitted."""
+    """The linear fit was good; another start may have data that can't be fitted."""
     run = tmp_path / "run"
     shutil.copytree(DATA / "nothing_to_improve", run)
     log = (run / "train.log").read_text()
@@ -258,12 +258,12 @@ def test_a_linear_fit_that_no_line_search_improves_is_a_success(
 
 
 def test_a_potential_that_lacks_an_element_looks_like_a_success() -> None:
-    """Text alone can't show it; the job checks elements before the fit and after it."""
+    """The log does not show it; the job checks elements before and after the fit."""
     assert summarise_run(DATA / "g_element_missing_in_potential").status == "succeeded"
 
 
 def test_a_log_that_just_stops_is_incomplete(tmp_path: Path) -> None:
-    """Killed without a trace, or still running; what it was doing is said."""
+    """Killed without a trace, or still running; the last phase is named."""
     shutil.copytree(DATA / "g_sigterm", tmp_path / "run")
     (tmp_path / "run" / "exit_code").unlink()
     summary = summarise_run(tmp_path / "run")
@@ -273,7 +273,7 @@ def test_a_log_that_just_stops_is_incomplete(tmp_path: Path) -> None:
 
 
 def test_tables_alone_are_no_success(tmp_path: Path) -> None:
-    """Without a log nobody knows how it ended."""
+    """Without a log the end is unknown."""
     shutil.copy(DATA / "b_single_test" / "metrics.txt", tmp_path)
     summary = summarise_run(tmp_path)
     assert summary.status == "incomplete"
@@ -291,7 +291,7 @@ def test_other_directories_are_usage_errors(tmp_path: Path) -> None:
 
 
 def test_log_and_table_are_held_against_each_other(tmp_path: Path) -> None:
-    """A figure that doesn't match is said, not averaged."""
+    """A figure that doesn't match is reported, not averaged."""
     shutil.copytree(DATA / "b_single_test", tmp_path / "run")
     log = tmp_path / "run" / "train.log"
     log.write_text(log.read_text().replace("  73.47  ", "  73.87  "))
@@ -301,7 +301,7 @@ def test_log_and_table_are_held_against_each_other(tmp_path: Path) -> None:
 
 
 def test_dropped_structures_are_a_warning(tmp_path: Path) -> None:
-    """The only trace that pacemaker leaves of them is a smaller number."""
+    """Only the smaller number in pacemaker's log shows that."""
     shutil.copytree(DATA / "b_single_test", tmp_path / "run")
     log = tmp_path / "run" / "train.log"
     text = log.read_text().replace(
@@ -329,7 +329,7 @@ def test_wide_figures_that_have_grown_together_are_told_apart() -> None:
 
 
 def test_gpu_out_of_memory_that_heals_is_a_warning() -> None:
-    """Pacemaker reduces the batch and starts again by itself."""
+    """Pacemaker reduces the batch and restarts by itself."""
     summary = summarise_run(DATA / "oom_healed")
     assert summary.status == "succeeded"
     assert summary.timings_s["building_graph"] > 0
@@ -337,7 +337,7 @@ def test_gpu_out_of_memory_that_heals_is_a_warning() -> None:
 
 
 def test_out_of_memory_that_does_not_heal_is_the_cause(tmp_path: Path) -> None:
-    """With the setting to change; pacemaker's own last words don't name memory."""
+    """With the setting to change; pacemaker's last message doesn't mention memory."""
     summary = summarise_run(DATA / "oom_failed")
     assert summary.status == "failed"
     assert summary.exit_code == 1
@@ -363,7 +363,7 @@ def test_error_below_in_user_code_is_the_cause() -> None:
 
 
 def test_phases_follow_the_log() -> None:
-    """What progress shows while a fit runs."""
+    """Progress shows them during a fit."""
     parser = LogParser()
     seen = [parser.phase]
     for line in (DATA / "b_single_test" / "train.log").read_text().splitlines():
@@ -400,7 +400,7 @@ def test_a_log_cut_anywhere_is_never_a_success_before_its_end(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(st.floats(0, 1))
 def test_a_table_cut_anywhere_gives_a_part_of_its_rows(tmp_path: Path, share: float) -> None:
-    """Truncated tables neither crash nor invent."""
+    """Truncated tables neither crash nor invent rows."""
     run = tmp_path / "run"
     if not run.exists():
         shutil.copytree(DATA / "c_ladder", run)
@@ -439,7 +439,7 @@ def test_garbage_between_lines_changes_no_figure(
 
 
 def test_a_huge_line_does_no_harm(tmp_path: Path) -> None:
-    """Twenty megabytes without a line end, in the middle of a log."""
+    """Twenty megabytes without a newline, in the middle of a log."""
     shutil.copytree(DATA / "b_single_test", tmp_path / "run")
     log = tmp_path / "run" / "train.log"
     lines = log.read_bytes().splitlines(keepends=True)
@@ -448,9 +448,9 @@ def test_a_huge_line_does_no_harm(tmp_path: Path) -> None:
 
 
 def test_a_trial_of_the_line_search_is_not_the_result(tmp_path: Path) -> None:
-    """Pacemaker's last figures of the test set are then those of parameters that it did not keep.
+    """Pacemaker's last figures of the test set may be of parameters that it did not keep.
 
-    The potential that this fit saved has 28.5809 meV/atom on the test set, evaluated by itself.
+    The potential saved by this fit has 28.5809 meV/atom on the test set, evaluated separately.
     """
     summary = summarise_run(DATA / "line_search_lost", exit_code=0)
     assert summary.status == "succeeded"
@@ -493,13 +493,13 @@ def _log(*lines: str) -> LogState:
     ],
 )
 def test_signals_are_named(code: int, text: str | None) -> None:
-    """By both conventions; other codes say nothing by themselves."""
+    """By both conventions; other codes have no meaning here."""
     described = describe_exit(code)
     assert described is None if text is None else described.startswith(text)
 
 
 def test_the_kernel_that_kills_for_memory_is_thought_of() -> None:
-    """It leaves no word in the log."""
+    """It leaves no message in the log."""
     text = describe_failure(LogState(), -9)
     assert text is not None
     assert "give the job more memory or reduce training.batch_size" in text
@@ -533,7 +533,7 @@ def test_out_of_memory_is_recognised_by_the_log(line: str, code: int | None) -> 
     ],
 )
 def test_what_pacemaker_tried_itself_is_said(sizes: list[tuple[int, int]], expected: str) -> None:
-    """There is no use in advising it again."""
+    """It is not advised again."""
     lines = [
         f"{STAMP}INFO - Decrease batch size (by factor 1.618): {before} -> {after}"
         for before, after in sizes
@@ -544,7 +544,7 @@ def test_what_pacemaker_tried_itself_is_said(sizes: list[tuple[int, int]], expec
 
 
 def test_out_of_memory_that_was_healed_is_no_failure() -> None:
-    """The potential is there; the rest is a warning."""
+    """The potential exists; the rest is a warning."""
     saved = f"{STAMP}INFO - Final potential is saved to output_potential.yaml"
     assert describe_failure(_log(f"{STAMP}ERROR - OOM when allocating", saved), 0) is None
 
@@ -558,7 +558,7 @@ def test_out_of_memory_that_was_healed_is_no_failure() -> None:
     ],
 )
 def test_errors_get_a_meaning_and_stay_readable(error: str, meaning: str) -> None:
-    """Both are shown: the meaning may be wrong."""
+    """Both are shown: the explanation may be wrong."""
     text = describe_failure(_log("Traceback (most recent call last):", error), 1)
     assert text is not None
     assert text.startswith(meaning)
@@ -566,7 +566,7 @@ def test_errors_get_a_meaning_and_stay_readable(error: str, meaning: str) -> Non
 
 
 def test_unknown_errors_are_told_as_they_are() -> None:
-    """No meaning is made up."""
+    """Without an explanation."""
     trace = _log("Traceback (most recent call last):", "ValueError: something new")
     assert describe_failure(trace, 1) == "ValueError: something new"
     assert describe_failure(LogState(), 1) is None
@@ -580,7 +580,7 @@ def test_divergence_names_the_next_step() -> None:
 
 
 def test_the_exception_that_ended_pacemaker_wins_over_a_harmless_memory_line() -> None:
-    """TensorFlow logs a refused allocation, takes what memory is left, and works."""
+    """TensorFlow logs a refused allocation, uses the memory that is left, and works."""
     state = _log(
         f"{STAMP}INFO - Start pacemaker",
         "2026-11-23 22:45:00.1: I cuda_executor.cc:1005] failed to allocate 70.25GiB from device: "
@@ -594,7 +594,7 @@ def test_the_exception_that_ended_pacemaker_wins_over_a_harmless_memory_line() -
 
 
 def test_an_exception_about_memory_is_out_of_memory() -> None:
-    """Also where no other line says so."""
+    """Even if no other line mentions it."""
     state = _log("Traceback (most recent call last):", "MemoryError: Unable to allocate 3.2 GiB")
     text = describe_failure(state, 1)
     assert text is not None

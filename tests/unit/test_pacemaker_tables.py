@@ -1,4 +1,4 @@
-"""Pacemaker's tables: read as far as possible, numbered through restarts, joined over starts."""
+"""Pacemaker's tables: read as far as possible, numbered across restarts, joined over starts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HEADER = "ladder_step cycle_step iter_num loss rmse_epa rmse_f_comp nfuncs\n"
 
 
 def test_a_real_table_is_read_whole() -> None:
-    """Three ladder steps of eight iterations each; figures as they stand in the file."""
+    """Three ladder steps of eight iterations each; values as in the file."""
     table = read_table(LADDER)
     assert table.dropped == 0
     assert len(table.rows) == 27
@@ -50,7 +50,7 @@ def test_columns_that_are_missing_are_not_known() -> None:
 
 
 def test_absent_and_empty_tables_have_no_rows(tmp_path: Path) -> None:
-    """Pacemaker writes the header before there is anything to say."""
+    """Pacemaker writes the header first."""
     assert read_table(tmp_path / "absent.txt").rows == ()
     (tmp_path / "empty.txt").write_text("")
     assert read_table(tmp_path / "empty.txt").rows == ()
@@ -74,7 +74,7 @@ def test_absent_and_empty_tables_have_no_rows(tmp_path: Path) -> None:
 def test_unreadable_lines_are_counted_not_guessed(
     tmp_path: Path, line: str, rows: int, dropped: int
 ) -> None:
-    """Cut short, merged, too long, no numbers: left out, and the reader knows."""
+    """Truncated, merged, too long, no numbers: skipped and counted."""
     path = tmp_path / "metrics.txt"
     path.write_text(HEADER + line, encoding="latin-1")
     table = read_table(path)
@@ -82,7 +82,7 @@ def test_unreadable_lines_are_counted_not_guessed(
 
 
 def test_what_is_no_finite_number_is_not_known(tmp_path: Path) -> None:
-    """A diverged fit has no RMSE, rather than one of nan."""
+    """A diverged fit has no RMSE, instead of nan."""
     path = tmp_path / "metrics.txt"
     path.write_text(HEADER + "0 0 1 nan inf 0.2 15\n")
     row = read_table(path).rows[0]
@@ -92,7 +92,7 @@ def test_what_is_no_finite_number_is_not_known(tmp_path: Path) -> None:
 
 
 def test_columns_may_stand_in_another_order(tmp_path: Path) -> None:
-    """They are found by name; unknown ones are passed over."""
+    """They are found by name; unknown ones are ignored."""
     path = tmp_path / "metrics.txt"
     path.write_text("new_column loss iter_num\n7 0.5 3\n")
     row = read_table(path).rows[0]
@@ -102,7 +102,7 @@ def test_columns_may_stand_in_another_order(tmp_path: Path) -> None:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(1, 900), max_size=60))
 def test_following_a_growing_table_gives_the_same_rows(tmp_path: Path, steps: list[int]) -> None:
-    """However the writes fall, no row is lost, halved or seen twice."""
+    """No row is lost, split or repeated, however the writes are divided."""
     text = LADDER.read_bytes()
     path = tmp_path / "metrics.txt"
     path.unlink(missing_ok=True)
@@ -133,7 +133,7 @@ def _places(*iterations: int, step: int = 0) -> list[Place]:
 @pytest.mark.parametrize("case", ["b_single_test", "c_ladder", "e_cycles2", "f_earlystop_pyace"])
 @pytest.mark.parametrize("table", ["metrics", "test_metrics"])
 def test_without_restarts_nothing_changes(case: str, table: str) -> None:
-    """Ladders and cycles count from 0 of their own accord."""
+    """Ladders and cycles always count from 0."""
     metrics, rows = (
         [r.place for r in read.rows]
         for read in (read_table(DATA / case / f"{name}.txt") for name in ("metrics", table))
@@ -143,7 +143,7 @@ def test_without_restarts_nothing_changes(case: str, table: str) -> None:
 
 
 def test_a_fit_that_ran_out_of_memory_counts_on() -> None:
-    """As pacemaker left it, in its sixth iteration; the test set was evaluated in every second."""
+    """In its sixth iteration; the test set was evaluated in every second."""
     metrics, test = (
         [r.place for r in read.rows]
         for read in (
@@ -167,12 +167,12 @@ def test_a_fit_that_ran_out_of_memory_counts_on() -> None:
 def test_a_restart_repeats_the_last_row_and_counts_on(
     iterations: list[int], expected: list[int]
 ) -> None:
-    """Its row 0 is an evaluation of the potential that was there before."""
+    """Its row 0 is an evaluation of the existing potential."""
     assert count_on(_places(*iterations)) == expected
 
 
 def test_each_step_counts_for_itself() -> None:
-    """A restart in one step of a ladder moves no other."""
+    """A restart in one step of a ladder does not affect others."""
     places = [*_places(0, 1, 0, 1), *_places(0, 1, 2, step=1), *_places(0, 0, 1, step=2)]
     assert count_on(places) == [0, 1, 1, 2, 0, 1, 2, 0, 0, 1]
 
@@ -194,7 +194,7 @@ def test_each_step_counts_for_itself() -> None:
 def test_the_test_set_follows_the_training_set(
     metrics: list[int], test: list[int], expected: list[int]
 ) -> None:
-    """Its own rows are too few to tell where a start began."""
+    """It has too few rows to detect a restart."""
     assert count_on_like(_places(*metrics), _places(*test)) == expected
 
 
@@ -203,7 +203,7 @@ _TABLES = st.lists(st.builds(Place, st.integers(0, 2), st.integers(0, 1), st.int
 
 @given(_TABLES, _TABLES)
 def test_damaged_tables_are_no_crash(metrics: list[Place], rows: list[Place]) -> None:
-    """Whatever lines were lost, each row that is left gets a number that is not too small."""
+    """Whichever lines are lost, the number of each remaining row is not too small."""
     for numbers, table in ((count_on(metrics), metrics), (count_on_like(metrics, rows), rows)):
         assert len(numbers) == len(table)
         assert all(n >= place.iteration for n, place in zip(numbers, table, strict=True))
@@ -237,7 +237,7 @@ def _join(
 
 
 def test_a_start_is_numbered_on_from_where_it_began(folder: Path) -> None:
-    """Its first row repeats the last one of the start before, which stays."""
+    """Its first row repeats the last one of the start before, which is kept."""
     old = [(0, 0, 9.0), (0, 1, 8.0), (0, 2, 7.0)]
     new = [(0, 0, 7.01), (0, 1, 6.0)]
     assert _join(folder, old, new, Offset(0, 2)) == [*old, (0, 3, 6.0)]
@@ -252,7 +252,7 @@ def test_only_the_first_step_of_a_start_is_moved_within_itself(folder: Path) -> 
 
 
 def test_rows_beyond_a_position_are_left_out(folder: Path) -> None:
-    """A checkpoint holds the rows that led to its potential, no more."""
+    """A checkpoint holds the rows that led to its potential only."""
     rows = [(0, 0, 9.0), (0, 1, 8.0), (1, 0, 8.0), (1, 1, 7.0), (1, 2, 6.0), (2, 0, 6.0)]
 
     def at(step: int, iteration: int, *, done: bool) -> Rows:
@@ -265,7 +265,7 @@ def test_rows_beyond_a_position_are_left_out(folder: Path) -> None:
 
 
 def test_a_row_per_step_counts_with_the_step(folder: Path) -> None:
-    """Tables of steps and cycles have no iterations: a row is there when the step is done."""
+    """Tables of steps and cycles have no iterations: a row exists once the step is finished."""
     (folder / "t").write_text("ladder_step cycle_step loss\n0 0 8.0\n1 0 7.0\n")
 
     def upto(*, done: bool) -> list[str]:
@@ -284,7 +284,7 @@ def test_a_row_per_step_counts_with_the_step(folder: Path) -> None:
 
 
 def test_restarts_within_a_start_are_numbered_on(folder: Path) -> None:
-    """Pacemaker ran out of GPU memory and went on with smaller batches."""
+    """Pacemaker ran out of GPU memory and continued with smaller batches."""
     losses = [(0, 7.0), (1, 6.0), (2, 5.0), (3, 4.0), (0, 4.0), (1, 3.0)]
     new = [(0, iteration, loss) for iteration, loss in losses]
     old = [(0, n, 9.0 - n) for n in range(3)]
@@ -299,7 +299,7 @@ def test_restarts_within_a_start_are_numbered_on(folder: Path) -> None:
     "damaged", [b"0 0 2 7.0 1", b"0 0 2 7.\xff0 15\n", b"0 0 2 7.0\n", b"\0\n"]
 )
 def test_a_damaged_row_leaves_its_place_to_a_whole_one(folder: Path, damaged: bytes) -> None:
-    """A kill cuts the last line; the next start writes it again."""
+    """A kill truncates the last line; the next start writes it again."""
     old = _write(folder / "old", [(0, 0, 9.0), (0, 1, 8.0)])
     old.write_bytes(old.read_bytes() + damaged)
     new = _write(folder / "new", [(0, 0, 8.0), (0, 1, 7.0)])
@@ -325,7 +325,7 @@ def test_a_table_that_is_absent_or_empty(folder: Path) -> None:
 
 
 def test_every_digit_is_kept(folder: Path) -> None:
-    """Figures are passed on as text."""
+    """Values are passed on as text."""
     (folder / "t").write_text(f"{HEADER_CURVE}\n0 0 0 0.36493819398394491234 5\n0 0 1 nan 5\n")
     text = join_tables(folder / "none", folder / "t", Offset())
     assert "0.36493819398394491234" in text
@@ -341,7 +341,7 @@ def test_every_digit_is_kept(folder: Path) -> None:
 def test_however_often_a_fit_is_killed_its_curve_is_one(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], cut: int, garbage: bytes
 ) -> None:
-    """Each start goes on from any iteration of the ones before; its table may end in garbage."""
+    """Each start resumes at any earlier iteration; its table may end in garbage."""
     folder = tmp_path_factory.mktemp("tables")
     history = folder / "history"
     reached = 0
@@ -361,7 +361,7 @@ def test_however_often_a_fit_is_killed_its_curve_is_one(
 
 
 def test_progress_shows_places_in_the_whole_fit() -> None:
-    """Row by row, as the tables are joined."""
+    """Row by row, like the joined tables."""
     offset = Offset(2, 30)
     assert offset.shift(MetricsRow(0, 0, 4)) == MetricsRow(2, 0, 34)
     assert offset.shift(MetricsRow(1, 0, 4)) == MetricsRow(3, 0, 4)

@@ -1,4 +1,4 @@
-"""Physics checks tell potentials apart whose behaviour is known: those that ASE has."""
+"""Physics checks distinguish potentials with known behaviour: those of ASE."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ VOLUMES = np.linspace(0.76, 1.36, 31)
 
 @dataclass
 class Known:
-    """One of ASE's calculators in the place of a potential from a file."""
+    """One of ASE's calculators in place of a potential from a file."""
 
     calculator: Calculator
     elements: tuple[str, ...] = ("Cu",)
@@ -61,23 +61,23 @@ class Known:
 
 
 class Leaking(EMT):
-    """EMT with friction against nothing: forces that are no derivative of the energy."""
+    """EMT with friction: forces that are no derivative of the energy."""
 
     def calculate(self, *arguments: Any, **options: Any) -> None:
-        """Calculate, and leak."""
+        """Calculate, and dissipate."""
         super().calculate(*arguments, **options)
         self.results["forces"] = 1.02 * self.results["forces"] + 0.01 * self.atoms.get_velocities()
 
 
 class Hollow(EMT):
-    """EMT with a hole in which atoms fall together: a Gaussian well at a distance."""
+    """EMT with a well in which atoms collapse: Gaussian, at a distance."""
 
     def __init__(self, at: float = 2.3, width: float = 0.05) -> None:
         super().__init__()
         self.at, self.width = at, width
 
     def calculate(self, *arguments: Any, **options: Any) -> None:
-        """Calculate, and add the wells; forces lack them."""
+        """Calculate, and add the wells to the energy, not to the forces."""
         super().calculate(*arguments, **options)
         distances = neighbor_list("d", self.atoms, 4.0)
         wells = np.exp(-(((distances - self.at) / self.width) ** 2)).sum()
@@ -134,7 +134,7 @@ def test_a_repulsive_dimer_passes() -> None:
 
 @pytest.mark.parametrize("core", [None, Core(2.1, 2.2)])
 def test_an_attractive_core_fails(core: Core | None) -> None:
-    """A Morse curve turned over: atoms fall into each other."""
+    """An inverted Morse curve: atoms collapse."""
     potential = Known(MorsePotential(epsilon=-0.5, r0=2.5, rho0=6, rcut1=6, rcut2=6.5))
     cores = {("Cu", "Cu"): core} if core else {}
     (check,) = check_dimers(potential, {}, cores)
@@ -146,7 +146,7 @@ def test_an_attractive_core_fails(core: Core | None) -> None:
 
 
 def test_repulsion_has_to_reach_up_to_the_core() -> None:
-    """With a minimum inside of it the core does not do what it is for."""
+    """With a minimum inside it the core has no effect."""
     potential = Known(LennardJones(sigma=1.6, epsilon=0.4, rc=20))
     (with_core,) = check_dimers(potential, {}, {("Cu", "Cu"): Core(2.1, 2.2)})
     assert (with_core.verdict, with_core.unstable) == ("failed", False)
@@ -156,7 +156,7 @@ def test_repulsion_has_to_reach_up_to_the_core() -> None:
 
 
 class Holed(LennardJones):
-    """Lennard-Jones with a Gaussian hole inside of its repulsion."""
+    """Lennard-Jones with a Gaussian hole in its repulsive part."""
 
     def __init__(self, depth: float, at: float, width: float) -> None:
         super().__init__(sigma=2.0, epsilon=0.4, rc=20)
@@ -172,14 +172,14 @@ class Holed(LennardJones):
 
 @pytest.mark.parametrize(("at", "width"), [(1.6, 0.1), (1.9, 0.4)])
 def test_a_hole_at_short_range_fails(at: float, width: float) -> None:
-    """Behind a hump or as deep as no bond, also where it is repulsive at the shortest distance."""
+    """Behind a barrier or deeper than any bond, even if repulsive at the shortest distance."""
     (check,) = check_dimers(Known(Holed(40.0, at, width)), {("Cu", "Cu"): 2.6}, {})
     assert (check.verdict, check.unstable) == ("failed", True)
     assert "has a hole at" in check.message
 
 
 def test_every_pair_of_five_elements_has_its_curve() -> None:
-    """Fifteen of them, whether the data has the pair or not."""
+    """Fifteen of them, whether the data have the pair or not."""
     elements = ("Ag", "Al", "Au", "Cu", "Ni")
     potential = Known(LennardJones(sigma=2.3, epsilon=0.4, rc=20), elements)
     checks = list(check_dimers(potential, {("Ag", "Au"): 2.5}, {}))
@@ -188,7 +188,7 @@ def test_every_pair_of_five_elements_has_its_curve() -> None:
 
 
 def test_cores_are_read_from_the_potential(tmp_path: Path) -> None:
-    """Of pairs only, in whatever order their blocks name the elements."""
+    """Of pairs only, for any order of elements in the names of their blocks."""
     blocks = [
         {"speciesblock": "Cu", "r_in": 2.3, "delta_in": 0.1, "inner_cutoff_type": "zbl"},
         {"speciesblock": "Cu Au", "r_in": 2.1, "delta_in": 0.1, "inner_cutoff_type": "zbl"},
@@ -203,7 +203,7 @@ def test_cores_are_read_from_the_potential(tmp_path: Path) -> None:
 
 
 def test_cores_are_moved_below_the_data(tmp_path: Path) -> None:
-    """Below distances shorter than in the training set; both blocks of a pair, and nothing else."""
+    """If distances are shorter than in the training set; both blocks of a pair, nothing else."""
     zbl = {"delta_in": 0.1, "inner_cutoff_type": "zbl"}
     blocks: list[dict[str, Any]] = [
         {"speciesblock": "Cu", "r_in": 2.3, **zbl},
@@ -229,7 +229,7 @@ def test_cores_are_moved_below_the_data(tmp_path: Path) -> None:
 
 
 def test_a_force_that_is_cut_off_is_found() -> None:
-    """Lennard-Jones without a smooth end: the jump is the force that was there."""
+    """Lennard-Jones without smoothing: the jump is the truncated force."""
     sigma, epsilon, cutoff = 2.3, 0.4, 5.0
     potential = Known(LennardJones(sigma=sigma, epsilon=epsilon, rc=cutoff, smooth=False))
     (check,) = check_smoothness(potential, {})
@@ -264,7 +264,7 @@ def test_copper_has_its_volume_and_bulk_modulus() -> None:
 
 
 def test_fit_recovers_the_curve_that_it_was_given() -> None:
-    """Birch-Murnaghan in, its parameters out."""
+    """Birch-Murnaghan curve in, its parameters out."""
     volumes = 12.0 * VOLUMES
     energies = birchmurnaghan(volumes, -3.5, 140 * GPa, 4.8, 11.8)
     found = minimum_of(volumes, energies, 12)
@@ -283,7 +283,7 @@ def test_fit_recovers_the_curve_that_it_was_given() -> None:
     ],
 )
 def test_a_minimum_has_to_be_the_lowest_point(energies: FloatArray, said: str) -> None:
-    """Without any, or with a small hill between it and much lower energies."""
+    """No minimum, or a small barrier between it and much lower energies."""
     has_minimum = energies[12] == energies[11:14].min()
     assert (minimum_of(12 * VOLUMES, energies, 12) is not None) == has_minimum
     assert said in str(instability(VOLUMES, energies))
@@ -291,7 +291,7 @@ def test_a_minimum_has_to_be_the_lowest_point(energies: FloatArray, said: str) -
 
 @pytest.mark.parametrize("height", [1, 100])
 def test_a_curve_has_to_rise_however_high_the_barrier(height: float) -> None:
-    """A bad start comes over any barrier: it is named, and fails."""
+    """A bad start crosses any barrier: the minimum is named, and the check fails."""
     turned = birchmurnaghan(12 * VOLUMES, 0.0, 140 * GPa, 4.8, 12.0)
     turned = np.where(VOLUMES < 0.83, 2 * turned[4] - turned[::-1][26 - np.arange(31)], turned)
     assert turned[:5].min() > turned.min()
@@ -302,7 +302,7 @@ def test_a_curve_has_to_rise_however_high_the_barrier(height: float) -> None:
 
 
 def test_a_crystal_that_collapses_fails_as_unstable() -> None:
-    """A hole in the pair potential at 2.2 Å: the volume at zero pressure is right all the same."""
+    """A hole in the pair potential at 2.2 Å; the volume at zero pressure is still right."""
     crystal = (bulk("Cu", cubic=True, a=3.59), -3.5)
     good, bad = Known(EMT()), Known(Hollow())
     assert [(c.verdict, c.unstable) for c in _curve(good, _lowest(crystal))] == [("passed", False)]
@@ -313,7 +313,7 @@ def test_a_crystal_that_collapses_fails_as_unstable() -> None:
 
 
 def test_with_a_core_the_curve_is_scanned_until_it_takes_over() -> None:
-    """A hole between the usual volumes and the core is found, and none where there is no core."""
+    """A hole between the usual volumes and the core is found; without a core none is searched."""
     crystal = (bulk("Cu", cubic=True, a=3.59), -3.5)
     deep = Known(Hollow(at=2.1, width=0.04))
     (without,) = _curve(deep, _lowest(crystal))
@@ -337,7 +337,7 @@ def _strained(energy_of: Calculator, scale: float = 1.0) -> list[tuple[Atoms, fl
 
 
 def test_volume_and_modulus_are_held_against_the_data() -> None:
-    """The data's own curve, of primitive cells as well, says what is right."""
+    """The curve of the data, also of primitive cells, is the reference."""
     lowest = _lowest(*_strained(EMT()))
     (check,) = _curve(Known(EMT()), lowest)
     assert (check.verdict, check.unstable) == ("passed", False)
@@ -351,7 +351,7 @@ def test_volume_and_modulus_are_held_against_the_data() -> None:
 
 
 def test_the_data_need_a_curve_to_be_compared_with() -> None:
-    """Five volumes around a minimum, and no scatter."""
+    """Five volumes around a minimum, without scatter."""
     points = [AtRest(1.12, 12 * v, 4 * (v - 1) ** 2) for v in VOLUMES]
     assert minimum_of_data(points) is not None
     assert minimum_of_data(points[12:15]) is None
@@ -362,7 +362,7 @@ def test_the_data_need_a_curve_to_be_compared_with() -> None:
 
 
 def test_a_second_structure_is_checked_too() -> None:
-    """Of one element what is packed otherwise; of several what has most elements."""
+    """Of one element the one with another packing; of several the one with most elements."""
     fcc, bcc = bulk("Cu", cubic=True, a=3.59), bulk("Cu", "bcc", a=2.87, cubic=True)
     strained = bulk("Cu", cubic=True, a=3.65)
     checks = _curve(Known(EMT()), _lowest((fcc, -3.5), (strained, -3.49), (bcc, -3.46)))
@@ -378,7 +378,7 @@ def test_a_second_structure_is_checked_too() -> None:
 
 
 def test_elements_without_bulk_are_skipped() -> None:
-    """A molecule, a slab and an alloy are none; the alloy is checked."""
+    """A molecule, a slab and an alloy are no bulk of an element; the alloy is checked."""
     alloy = bulk("Cu", cubic=True)
     alloy.symbols[0] = "Au"
     dimer = Atoms("Ni2", positions=[[0, 0, 0], [0, 0, 2.2]])
@@ -404,7 +404,7 @@ CLUSTER = Atoms("Cu4", positions=1.7 * np.array([[0, 0, 0], [1, 1, 0], [1, 0, 1]
 
 @pytest.mark.parametrize("structure", [_slab(), WIRE, CLUSTER])
 def test_without_bulk_nothing_passes(structure: Atoms) -> None:
-    """A slab, wire or cluster is scaled: it shows a collapse, but no volume and no modulus."""
+    """A scaled slab, wire or cluster shows a collapse, but no volume and no modulus."""
     lowest = _lowest((structure, -3.0))
     (check,) = _curve(Known(EMT()), lowest)
     assert (check.verdict, check.bulk_modulus_gpa) == ("skipped", None)
@@ -419,7 +419,7 @@ def test_without_bulk_nothing_passes(structure: Atoms) -> None:
 
 
 def test_a_crystal_keeps_its_volume_without_a_curve_in_the_data() -> None:
-    """It slides into a well that is no collapse by itself, but not where the crystal was."""
+    """It relaxes into a well that is no collapse, but away from the volume of the crystal."""
     potential = Known(Hollow(at=2.3, width=0.25))
     (check,) = _curve(potential, _lowest((bulk("Cu", cubic=True, a=3.59), -3.5)))
     assert (check.verdict, check.unstable) == ("failed", False)
@@ -455,7 +455,7 @@ def test_energy_that_leaks_is_found() -> None:
 
 
 def test_a_structure_that_flies_apart_is_found_at_once() -> None:
-    """Two atoms almost on top of each other: no number of steps is waited for."""
+    """Two atoms almost on top of each other: the run stops early."""
     close = Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 0.9]])
     potential = Known(LennardJones(sigma=2.3, epsilon=0.4, rc=5))
     check = check_dynamics(potential, Stable(1, close, 9.0), steps=100_000)
@@ -465,16 +465,16 @@ def test_a_structure_that_flies_apart_is_found_at_once() -> None:
 
 
 class Collapsing(EMT):
-    """EMT on which one atom falls without end."""
+    """EMT with a constant force on one atom."""
 
     def calculate(self, *arguments: Any, **options: Any) -> None:
-        """Calculate, and pull."""
+        """Calculate, and add the force."""
         super().calculate(*arguments, **options)
         self.results["forces"][0, 2] += 20.0
 
 
 def test_dynamics_begin_hotter_than_the_data() -> None:
-    """By what the data have above their lowest energy; what collapses is no drift."""
+    """By the data's energies above the lowest; a collapse is not reported as drift."""
     crystals = [(bulk("Cu", cubic=True), -3.5 + 0.0258 * (i % 10 + 1)) for i in range(40)]
     lowest = _lowest((bulk("Cu", cubic=True), -3.5), *crystals)
     start = lowest.for_dynamics()
@@ -495,7 +495,7 @@ def test_a_molecule_is_run_as_it_is() -> None:
 
 
 def test_dynamics_can_be_left_out() -> None:
-    """By the configuration, or for want of a structure."""
+    """By the configuration, or if there is no structure."""
     start = Stable(1, bulk("Cu"), -3.5)
     assert check_dynamics(Known(EMT()), start, steps=0).verdict == "skipped"
     assert check_dynamics(Known(EMT()), None, steps=10).verdict == "skipped"
@@ -505,7 +505,7 @@ def test_dynamics_can_be_left_out() -> None:
 
 
 def test_the_lowest_of_each_kind_is_kept() -> None:
-    """Joined from batches in any order, the same ones are left."""
+    """Joined from batches in any order, the same ones remain."""
     cu = bulk("Cu", cubic=True)
     alloy = cu.copy()
     alloy.symbols[0] = "Au"
@@ -524,7 +524,7 @@ def test_the_lowest_of_each_kind_is_kept() -> None:
 
 @pytest.mark.parametrize(("vacuum", "repeat"), [(4.0, 1), (8.0, 2)])
 def test_vacuum_is_measured_across_the_cell(vacuum: float, repeat: int) -> None:
-    """Wherever the slab lies in its cell; a crystal has only the gaps between its layers."""
+    """For any position of the slab in its cell; a crystal has only the gaps between its layers."""
     slab = fcc111("Cu", (repeat, repeat, 4), vacuum=vacuum)
     slab.pbc = True
     slab.positions += [0.3, 0.2, 11.0]

@@ -1,4 +1,4 @@
-"""Ids of jobs, which a scheduler or a file says, become names of files in the work directory."""
+"""Job ids of a scheduler or a file become names of files in the work directory."""
 
 from __future__ import annotations
 
