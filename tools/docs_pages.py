@@ -1,8 +1,8 @@
-"""Pages of the site that are generated while it is built, so that they can't be out of date.
+"""Pages of the site that are generated during the build, so that they are always up to date.
 
 ``reference/keys.md`` comes from the models of the configuration, ``reference/cli.md`` from the help
-of the verbs, ``reference/chart.md`` from the chart's README. Links from pages to files outside of
-``docs`` are written as paths.
+of the commands, ``reference/chart.md`` from the chart's README. Links from pages to files outside
+of ``docs`` are written as paths.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def _help(command: click.Command, path: str, parent: click.Context | None = None) -> Iterator[str]:
-    """Yield the help of a command and of the commands in it."""
+    """Yield the help of a command and of its subcommands."""
     context = click.Context(
         command, parent, info_name=path.rpartition(" ")[2], max_content_width=96
     )
@@ -75,7 +75,7 @@ def configuration_keys() -> str:
 
 
 def _sections(model: dict[str, Any], models: dict[str, Any], prefix: str) -> Iterator[str]:
-    """Yield the table of a model, then those of the models in it."""
+    """Yield the table of a model, then those of its nested models."""
     rows, nested = [], []
     for name, field in model["properties"].items():
         key = f"{prefix}{name}"
@@ -98,7 +98,7 @@ def _sections(model: dict[str, Any], models: dict[str, Any], prefix: str) -> Ite
 
 
 def _type(field: dict[str, Any], models: dict[str, Any]) -> str:
-    """Return the type of a field with its limits, in words."""
+    """Return the type of a field with its limits, as text."""
     if "anyOf" in field:
         return " or ".join(_type(one, models) for one in field["anyOf"])
     if "$ref" in field:

@@ -25,7 +25,7 @@ CU, NI, AU = 29, 28, 79
 
 
 def row(row_id: int, energy: float, **atoms: int) -> Entry:
-    """Return a row of so many Cu, Ni and Au atoms."""
+    """Return a row with these numbers of Cu, Ni and Au atoms."""
     numbers = {"Cu": CU, "Ni": NI, "Au": AU}
     composition = tuple(sorted((numbers[symbol], count) for symbol, count in atoms.items()))
     return Entry(row_id, f"{row_id:064x}", None, composition, energy)
@@ -53,7 +53,7 @@ def automatic(*, training: Sequence[Entry] = ALLOYS, **changes: object) -> Refer
 
 
 def test_least_squares_finds_additive_energies() -> None:
-    """Energies that are sums over atoms are taken apart exactly."""
+    """Energies that are sums over atoms are separated exactly."""
     references = automatic()
     assert references.energies == {"Cu": -3.0, "Ni": -4.0}
     assert set(references.sources.values()) == {"least_squares"}
@@ -62,7 +62,7 @@ def test_least_squares_finds_additive_energies() -> None:
 
 
 def test_isolated_atoms_come_before_the_fit() -> None:
-    """An element with isolated atoms takes their mean; the other one is fitted to the rest."""
+    """An element with isolated atoms gets their mean; the other one is fitted to the rest."""
     references = automatic(isolated=[atom(8, -3.5), atom(9, -3.5004)])
     assert references.energies["Cu"] == -3.5002
     assert references.sources == {"Cu": "isolated_atom", "Ni": "least_squares"}
@@ -72,13 +72,13 @@ def test_isolated_atoms_come_before_the_fit() -> None:
 
 
 def test_disagreeing_isolated_atoms_are_rejected() -> None:
-    """Two isolated atoms further apart than the tolerance are an error that names the rows."""
+    """Isolated atoms that differ by more than the tolerance are an error that names the rows."""
     with pytest.raises(DataError, match=r"Cu atoms disagree: row 9 .* row 8"):
         automatic(isolated=[atom(8, -3.5), atom(9, -3.6)])
 
 
 def test_inherited_energies_are_kept_and_extended() -> None:
-    """The parent's energies win over isolated atoms, stay, and gain new elements."""
+    """The parent's energies have priority over isolated atoms; new elements are added."""
     references = automatic(inherited={"Cu": -3.0, "Au": -2.5}, isolated=[atom(8, -9.0)])
     assert references.energies == {"Au": -2.5, "Cu": -3.0, "Ni": -4.0}
     assert references.sources == {"Au": "inherited", "Cu": "inherited", "Ni": "least_squares"}
@@ -96,7 +96,7 @@ def test_an_isolated_atom_that_arrives_later_is_named() -> None:
 
 
 def test_isolated_atoms_replace_inherited_energies_of_no_potential() -> None:
-    """Nothing was fitted to the inherited ones, which stay where no isolated atom arrives."""
+    """Nothing was fitted to the inherited ones, which stay if there are no isolated atoms."""
     references = automatic(
         inherited={"Cu": -3.0, "Ni": -4.0}, isolated=[atom(8, -6.66)], isolated_first=True
     )
@@ -115,7 +115,7 @@ def test_what_fitted_energies_mean_is_noted() -> None:
 
 
 def test_undetermined_energies_stay_so_when_they_are_inherited() -> None:
-    """A later generation can tell them apart, and has to know."""
+    """A later generation can separate them, and needs this information."""
     first = automatic(training=[row(1, -14.0, Cu=2, Ni=2)])
     assert set(first.sources.values()) == {"undetermined"}
     second = automatic(inherited=first.energies, undetermined=["Cu", "Ni"])
@@ -124,7 +124,7 @@ def test_undetermined_energies_stay_so_when_they_are_inherited() -> None:
 
 
 def test_other_energies_than_those_of_the_start_are_rejected() -> None:
-    """Zero, too: the potential that the fit starts from was fitted to others."""
+    """Also zero: the potential that the fit starts from was fitted to others."""
     zero = configured_references(0, ["Cu"])
     with pytest.raises(ConfigError, match="starts from has -3"):
         require_references_of_parent(zero, {"Cu": -3.0})
@@ -132,7 +132,7 @@ def test_other_energies_than_those_of_the_start_are_rejected() -> None:
 
 
 def test_one_composition_gets_the_smallest_solution_and_a_note() -> None:
-    """Where compositions can't tell elements apart, the fit is still exact and says so."""
+    """If compositions can't separate elements, the fit is still exact, and the record says so."""
     references = automatic(training=[row(1, -7.0, Cu=1, Ni=1), row(2, -14.0, Cu=2, Ni=2)])
     assert references.energies == {"Cu": -3.5, "Ni": -3.5}
     assert "Cu, Ni" in references.notes[0]
@@ -145,7 +145,7 @@ def test_order_of_rows_does_not_matter() -> None:
 
 
 def test_configured_energies() -> None:
-    """Configured energies are taken as they are; 0 is zero for all."""
+    """Configured energies are used unchanged; 0 is zero for all."""
     assert configured_references({"Cu": -1.0, "Ni": -2.0}, ("Cu",)).energies == {"Cu": -1.0}
     zero = configured_references(0, ("Cu", "Ni"))
     assert zero.energies == {"Cu": 0.0, "Ni": 0.0}

@@ -1,4 +1,4 @@
-"""Reports of generations: what is in them, and what pages, figures and tables show of them."""
+"""Reports of generations: their content, and the pages, figures and tables made of them."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ NUMBERS = st.floats(allow_nan=True, allow_infinity=True)
 
 @cache
 def page_of(report: str) -> str:
-    """Return the page of a report, as text without tags; pages take a while to draw."""
+    """Return the page of a report, as text without tags; cached, since drawing takes a while."""
     page = render_report(make_facts(TrainingReport.from_json(report)), make_report(1))
     return " ".join(
         re.sub(r"<svg.*?</svg>|<style.*?</style>|<[^>]*>", " ", page, flags=re.DOTALL).split()
@@ -101,7 +101,7 @@ def _definition(directory: Path, **training: Any) -> tuple[float, float, float]:
 
 @pytest.mark.parametrize("case", ["b_single_test", "c_ladder", "f_earlystop_pyace"])
 def test_the_loss_is_that_of_the_log(case: str) -> None:
-    """Whatever the weights of the configuration are: pacemaker was given κ = 0.3."""
+    """Whatever the weights of the configuration: pacemaker was given κ = 0.3."""
     found = _definition(DATA / case, energy_weight=1, force_weight=100)
     assert found == pytest.approx((0.3, 0.7 * 101, 0.3 * 101))
     found = _definition(DATA / case, energy_weight=7, force_weight=3)
@@ -113,7 +113,7 @@ def test_the_loss_is_that_of_the_log(case: str) -> None:
     [("0.0003127", 3.127e-4), ("np.float64(9.2e-05)", 9.2e-5), ("1", 1.0), ("0", 0.0)],
 )
 def test_a_kappa_that_pacemaker_chose_is_known(tmp_path: Path, printed: str, kappa: float) -> None:
-    """`auto` prints three digits of it, and then all of them; an override may be an integer."""
+    """`auto` prints three digits of it, and later all of them; an override may be an integer."""
     shutil.copytree(DATA / "b_single_test", tmp_path / "run")
     log = tmp_path / "run" / "train.log"
     log.write_text(log.read_text().replace("(kappa=0.3,", f"(kappa={printed},"))
@@ -154,7 +154,7 @@ def test_failed_checks_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_could_not_be_checked_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    """By the word, `show`, `list` and the page; `accepted` alone would claim it."""
+    """In the verdict, `show`, `list` and the page; `accepted` alone would be misleading."""
     evaluation = make_evaluation(2)
     reason = "energy over volume not possible: no bulk structure in the data"
     gate = evaluation.gate.model_copy(update={"unchecked": (reason,), "limits_set": True})
@@ -218,12 +218,12 @@ def test_report_without_a_test_side_says_so() -> None:
     ],
 )
 def test_numbers_as_people_write_them(text: str, expected: str) -> None:
-    """With a true minus, without false digits, and a dash for what is not known."""
+    """With a true minus, significant digits only, and a dash for unknown values."""
     assert text == expected
 
 
 def test_trends_in_a_few_characters() -> None:
-    """Arrows for what changed, a dash for what is not known."""
+    """Arrows for changes, a dash for unknown values."""
     changes = [-0.5, 0.3, 0.02, None]
     assert [describe_change(change) for change in changes] == ["↓ 50%", "↑ 30%", "=", "–"]
 
@@ -238,7 +238,7 @@ def test_trends_in_a_few_characters() -> None:
     ],
 )
 def test_the_gate_has_a_word(accepted: bool, limits_set: bool | None, word: str) -> None:
-    """With a sign before a verdict, for the eye that runs down a column."""
+    """With a sign before the verdict, to scan a column quickly."""
     unknown = Errors()
     headline = Headline(
         train=unknown,
@@ -252,7 +252,7 @@ def test_the_gate_has_a_word(accepted: bool, limits_set: bool | None, word: str)
 
 
 def test_the_verdict_comes_first() -> None:
-    """With the reasons, or that nobody judged."""
+    """With the reasons, or that no limits were set."""
     rejected = verdict(make_evaluation(3, accepted=False))
     assert (rejected.css, rejected.word) == ("failed", "Rejected")
     assert rejected.reasons[1] == "the dimer Au–Au is attractive below 1.1 Å"
@@ -273,7 +273,7 @@ def test_the_summary_names_what_was_fitted() -> None:
 
 
 def test_tables_have_units_and_all_groups() -> None:
-    """Config types of either side, a name for those without; worst structures by row id."""
+    """Config types of either side, a label for those without; worst structures by row id."""
     evaluation = make_evaluation(2, config_types=("", "rattled"))
     table = config_type_table(evaluation)
     assert table is not None
@@ -287,7 +287,7 @@ def test_tables_have_units_and_all_groups() -> None:
 
 
 def test_the_conversion_is_described_in_a_note() -> None:
-    """How far the published potential is from what it was made from; nothing if not known."""
+    """The difference between the published potential and its source; nothing if unknown."""
     evaluation = make_evaluation(2)
     table = agreement_table(evaluation)
     assert table is not None
@@ -301,7 +301,7 @@ def test_the_conversion_is_described_in_a_note() -> None:
 
 
 def test_every_check_has_its_number() -> None:
-    """What was looked at, the verdict, the number with its unit."""
+    """Subject, verdict, and the number with its unit."""
     rows = {str(row[0]): [str(cell) for cell in row] for row in physics_table(CHECKS).rows}
     assert rows["dimer Au–Au"][1:3] == ["failed", "–"]
     assert rows["dimer Cu–Cu"][2] == "repulsive below 2.30 Å"
@@ -316,7 +316,7 @@ def test_every_check_has_its_number() -> None:
 
 
 def test_a_comparison_holds_what_is_known() -> None:
-    """A column for each, the comparisons on the same structures, numbers for programs."""
+    """A column for each, comparisons on the same structures, numbers for programs."""
     reports = [make_report(1, evaluation=None), make_report(2), make_report(3)]
     table = figures_table(reports)
     rows = {str(row[0]): [str(cell) for cell in row[1:]] for row in table.rows}
@@ -342,7 +342,7 @@ def test_a_comparison_holds_what_is_known() -> None:
 
 
 def test_building_graphs_is_a_stage_of_its_own() -> None:
-    """The fit is shown by what pacemaker did, and what is left of it was ours."""
+    """Pacemaker's phases are shown separately from the overhead of the fit."""
     report = make_report(
         1,
         timings_s={"export": 20.0, "fit": 170.0, "evaluate": 10.0},
@@ -360,7 +360,7 @@ def test_building_graphs_is_a_stage_of_its_own() -> None:
 
 
 def test_attempts_show_how_long_pacemaker_had_to_wait() -> None:
-    """An attempt of before there were times has a dash."""
+    """An attempt from before times were recorded has a dash."""
     rows = attempts_table(make_report(1)).rows
     assert [row[4:] for row in rows] == [("6.5 s", "20.2 min"), ("–", "–")]
 
@@ -395,7 +395,7 @@ def _curve_report() -> TrainingReport:
 
 
 def test_the_learning_curve_runs_through_all_steps() -> None:
-    """Iterations go on counting; what is not known or has no logarithm is left out."""
+    """Iterations are numbered continuously; values that are unknown or ≤ 0 are omitted."""
     fit = _curve_report().fit
     loss, energy, forces = (learning_curves(fit, quantity.value_of) for quantity in QUANTITIES)
     assert [x for x, _ in loss[0]] == [0, 1, 2, 3, 3, 4, 5, 6]
@@ -405,9 +405,9 @@ def test_the_learning_curve_runs_through_all_steps() -> None:
 
 
 def test_steps_and_attempts_are_marked() -> None:
-    """With the numbers of functions, and where an attempt took over."""
+    """With the numbers of functions, and the start of each attempt."""
     report = _curve_report()
-    loss, energy = learning_figures(report)  # forces of zero have no logarithm
+    loss, energy = learning_figures(report)  # zero forces have no logarithm
     assert loss.legend == {"train": "train", "test": "test"}
     assert energy.title == "Energy"
     assert texts(loss.svg, "attempt") == ["attempt 2"]
@@ -464,7 +464,7 @@ def test_a_learning_curve_takes_any_numbers(values: list[float]) -> None:
     ],
 )
 def test_logarithmic_labels_are_enough(low: float, high: float, labels: list[str]) -> None:
-    """Decades where there are some, else more of each."""
+    """Decades if there are some, else more per decade."""
     report = _curve_report()
     curve = report.fit.train_curve
     ends = (curve[0].model_copy(update={"loss": low}), curve[1].model_copy(update={"loss": high}))
@@ -474,7 +474,7 @@ def test_logarithmic_labels_are_enough(low: float, high: float, labels: list[str
 
 
 def test_a_long_curve_is_thinned_but_keeps_its_extremes() -> None:
-    """A fit of thousands of iterations makes no megabytes; a spike is still visible."""
+    """Thousands of iterations do not make a large file; a spike is still visible."""
     places = np.linspace(1, 5, 50_000)
     energies = np.where(np.arange(50_000) == 31_234, 100.0, np.arange(50_000) % 7)
     svg = _figure_of(
@@ -489,14 +489,14 @@ def test_a_long_curve_is_thinned_but_keeps_its_extremes() -> None:
 
 
 def test_labels_stay_within_the_figure() -> None:
-    """A label at the right end of the axis stands at the left of its line."""
+    """A label at the right end of the axis is left of its line."""
     svg = _figure_of(DIMER, shortest_in_data_angstrom=4.9)
     (label,) = re.findall(r"<text[^>]*>shortest in the data", svg)
     assert "text-anchor: end" in label
 
 
 def test_texts_in_figures_are_escaped() -> None:
-    """Whatever a structure is called."""
+    """Any name of a structure."""
     svg = _figure_of(DIMER, elements=('"><script>', "</svg>"))
     assert "<script" not in svg
     assert svg.count("</svg>") == 1
@@ -530,7 +530,7 @@ def test_pages_depend_on_the_report_only(tmp_path: Path) -> None:
 
 
 def test_figures_are_compared_with_the_parents_on_the_same_structures() -> None:
-    """Better and worse in words, by how much, on how many."""
+    """Better or worse, by how much, and on how many structures."""
     report = make_report(2)
     assert report.evaluation is not None
     assert report.evaluation.parent is not None
@@ -555,7 +555,7 @@ def test_figures_are_compared_with_the_parents_on_the_same_structures() -> None:
 
 
 def test_without_an_evaluation_pacemakers_figures_are_shown() -> None:
-    """And the parent's are said to be of its own test set."""
+    """The page says that the parent's are on its own test set."""
     old = make_report(1)
     report = make_report(2, evaluation=None)
     assert report.fit.test is not None
@@ -586,7 +586,7 @@ def test_the_predecessor_is_the_one_compared_with() -> None:
 
 
 def test_checks_without_curves_are_no_obstacle() -> None:
-    """A crystal that could not be made has no points; neither page minds."""
+    """A crystal that could not be made has no points; both pages work."""
     empty = EnergyVolumeCheck(
         verdict="skipped",
         message="no reference structure",
@@ -607,7 +607,7 @@ def test_checks_without_curves_are_no_obstacle() -> None:
 
 
 def test_the_final_loss_is_shown_by_its_terms() -> None:
-    """On the page, and in the headline that the manifest keeps, with the warnings."""
+    """On the page, and in the headline in the manifest, with the warnings."""
     report = make_report(2)
     page = shown(report)
     assert "energy 18.7 %, forces 81.3 %, l1_coeffs 3.6e-05 %" in page
@@ -617,7 +617,7 @@ def test_the_final_loss_is_shown_by_its_terms() -> None:
 
 
 def test_the_cost_of_the_potential_is_shown() -> None:
-    """With the machine that it was measured on; an older report has none."""
+    """With the machine of the measurement; an older report has none."""
     report = make_report(2)
     assert "84.2 µs per atom on one core, Example CPU" in shown(report)
     assert report.evaluation is not None
@@ -629,7 +629,7 @@ def test_the_cost_of_the_potential_is_shown() -> None:
 
 
 def test_the_key_of_a_split_is_shown() -> None:
-    """It was the key that decided, not the seed."""
+    """The key determines the split, not the seed."""
     report = make_report(2)
     by_seed = make_facts(report)
     assert "split by" not in shown(report)
@@ -653,7 +653,7 @@ def _manifest(generation: int, **training: Any) -> Manifest:
 
 
 def test_show_names_the_settings_and_the_verdict(capsys: pytest.CaptureFixture[str]) -> None:
-    """Cutoff, basis, ladder, weights, regularisation and test fraction; nothing was asked."""
+    """Cutoff, basis, ladder, weights, regularisation and test fraction; no gate was set."""
     show_manifest(_manifest(1, cutoff=6.5, ladder_step=[100, 0.1], linear_start=False, max_iter=5))
     lines = capsys.readouterr().out.splitlines()
     shown = {line[:14].strip(): line[15:] for line in lines}
@@ -667,7 +667,7 @@ def test_show_names_the_settings_and_the_verdict(capsys: pytest.CaptureFixture[s
 
 
 def test_a_manifest_of_an_older_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    """What it did not record has a dash; its gate is that of its configuration."""
+    """Missing values have a dash; its gate is that of its configuration."""
     old = make_manifest(1)
     headline = old.headline.model_copy(update={"limits_set": None})
     gate = {"max_energy_rmse_mev": 5.0}
@@ -680,7 +680,7 @@ def test_a_manifest_of_an_older_version_is_shown(capsys: pytest.CaptureFixture[s
 
 
 def test_the_settings_that_differ_are_listed() -> None:
-    """Nested ones too, and no others; a dash is an unknown setting, null is a value."""
+    """Including nested ones, and no others; a dash is an unknown setting, null is a value."""
     by_group = {"by_group": {"surface": {"energy": 2, "forces": 1}}}
     changed = _manifest(2, cutoff=6.0, weighting=by_group)
     table = settings_table([_manifest(1), changed])

@@ -1,4 +1,4 @@
-"""The published JSON Schema of ``report.json``: up to date, and it tells good from bad."""
+"""The published JSON Schema of ``report.json`` is up to date and rejects invalid reports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PUBLISHED = Path(__file__).parents[2] / "docs" / "schemas"
 
 
 def test_the_published_schema_is_that_of_the_models() -> None:
-    """`make schemas` writes it anew."""
+    """`make schemas` generates it."""
     assert (_PUBLISHED / schema_file_name()).read_text() == schema_text()
     jsonschema.Draft202012Validator.check_schema(json.loads(schema_text()))
 
@@ -31,7 +31,7 @@ def test_the_published_schema_is_that_of_the_models() -> None:
     ids=["first", "not evaluated", "rejected"],
 )
 def test_reports_keep_to_it(report: TrainingReport) -> None:
-    """And are read back as they were."""
+    """And are read back unchanged."""
     text = report.to_json()
     validate_report(text)
     assert TrainingReport.from_json(text) == report

@@ -1,4 +1,4 @@
-"""What an attempt resumes from: the furthest checkpoint that is intact and of the same fit."""
+"""An attempt resumes from the furthest checkpoint that is intact and of the same fit."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TRAINING = {"cutoff": 5.0, "functions_per_element": 15, "max_iter": 100}
 
 
 class _Heard:
-    """An observer that keeps what it hears."""
+    """An observer that stores messages."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []
@@ -48,7 +48,7 @@ def registry(tmp_path: Path) -> Registry:
 
 @pytest.fixture
 def dataset(registry: Registry, tmp_path: Path) -> DatasetReference:
-    """Return a dataset in the store, whose frames run a call when they are read."""
+    """Return a dataset in the store, whose frames execute a call when unpickled."""
     write_database(tmp_path / "cu.db", rattled(6))
     directory = tmp_path / "dataset"
     record = build(tmp_path / "cu.db", directory)
@@ -109,7 +109,7 @@ def _config(training: dict[str, Any] | None = None, **sections: Any) -> JobConfi
 
 @pytest.fixture
 def fetch(registry: Registry, tmp_path: Path) -> Iterator[Callable[..., Fetched]]:
-    """Return a function that fetches what there is into a new work directory."""
+    """Return a function that fetches the checkpoint into a new work directory."""
 
     def fetch(config: JobConfig | None = None) -> Fetched:
         (tmp_path / "work").mkdir()
@@ -128,7 +128,7 @@ def fetch(registry: Registry, tmp_path: Path) -> Iterator[Callable[..., Fetched]
 
 
 def test_without_a_checkpoint_nothing_is_said(fetch: Any, dataset: DatasetReference) -> None:
-    """The first attempt begins."""
+    """The first attempt starts without a message."""
     found, files, messages = fetch()
     assert found is None
     assert messages == []
@@ -136,7 +136,7 @@ def test_without_a_checkpoint_nothing_is_said(fetch: Any, dataset: DatasetRefere
 
 
 def test_the_furthest_is_laid_out_for_pacemaker(fetch: Any, save: Any) -> None:
-    """Potential, tables of before, data frames: all that the next segments need."""
+    """Potential, previous tables, data frames: everything that the next segments need."""
     save(3)
     save(7)
     found, files, messages = fetch()
@@ -161,7 +161,7 @@ def _files(files: PacemakerFiles) -> list[Path]:
 
 
 def test_a_finished_fit_is_laid_out_for_publishing(fetch: Any, save: Any) -> None:
-    """Under the names that pacemaker gives what it ends with."""
+    """With pacemaker's names for its final files."""
     save(7)
     save(8, finished=True)
     found, files, messages = fetch()
@@ -176,7 +176,7 @@ def test_a_finished_fit_is_laid_out_for_publishing(fetch: Any, save: Any) -> Non
 
 
 def test_a_finished_fit_without_its_log_is_none(fetch: Any, save: Any) -> None:
-    """Whatever its state says: nothing fails later for want of a file."""
+    """Whatever its state says: nothing fails later because of a missing file."""
     save(7)
     save(8, finished=True, without=("train.log", "left_out_by_weighting.json"))
     found, _, messages = fetch()
@@ -200,7 +200,7 @@ def test_a_finished_fit_without_its_log_is_none(fetch: Any, save: Any) -> None:
 def test_a_checkpoint_of_another_fit_is_refused(
     fetch: Any, save: Any, training: dict[str, Any], difference: str
 ) -> None:
-    """With the difference, and with what to do about it."""
+    """With the difference and the remedy."""
     save(3)
     with pytest.raises(ConfigError) as caught:
         fetch(_config(training))
@@ -212,7 +212,7 @@ def test_a_checkpoint_of_another_fit_is_refused(
 
 
 def test_a_generation_of_an_earlier_version_is_confirmed() -> None:
-    """It lacks a setting that was added since: that is no difference unless it is set."""
+    """It lacks a setting added since: no difference unless the setting is used."""
     published = make_manifest(1)
     earlier = published.config | {
         "dataset": {k: v for k, v in published.config["dataset"].items() if k != "split_key"}
@@ -225,7 +225,7 @@ def test_a_generation_of_an_earlier_version_is_confirmed() -> None:
 
 
 def test_every_difference_is_named(fetch: Any, save: Any) -> None:
-    """Dataset and selection too."""
+    """Including dataset and selection."""
     save(3)
     other = _config(
         {"cutoff": 6.0}, dataset={"seed": 7}, database={"select": "status=done,gen<={generation}"}
@@ -240,7 +240,7 @@ def test_every_difference_is_named(fetch: Any, save: Any) -> None:
 
 
 def test_what_does_not_change_the_fit_may_change(fetch: Any, save: Any) -> None:
-    """A smaller batch after an out of memory, more iterations, another machine."""
+    """A smaller batch after running out of memory, more iterations, another machine."""
     save(3)
     found, _, _ = fetch(
         _config(
@@ -262,7 +262,7 @@ def test_what_does_not_change_the_fit_may_change(fetch: Any, save: Any) -> None:
 def test_a_damaged_one_is_passed_over_and_said(
     fetch: Any, save: Any, registry: Registry, damage: str
 ) -> None:
-    """The one before is intact."""
+    """The previous one is intact."""
     save(3)
     save(7)
     potential = registry.keys.checkpoint(1, "a1", 7, "potential.yaml")
@@ -286,7 +286,7 @@ def test_a_damaged_one_is_passed_over_and_said(
 
 
 def test_a_potential_of_other_elements_is_passed_over(fetch: Any, save: Any) -> None:
-    """Whatever its hash says."""
+    """Whatever its hash."""
     save(3, elements=("Cu", "Ni"))
     found, files, messages = fetch()
     assert found is None
@@ -300,7 +300,7 @@ def test_a_potential_of_other_elements_is_passed_over(fetch: Any, save: Any) -> 
 def test_a_dataset_that_is_damaged_ends_the_run(
     fetch: Any, save: Any, registry: Registry, dataset: DatasetReference
 ) -> None:
-    """Another dataset would give another generation; that is for a person to decide."""
+    """Another dataset would give another generation; a person has to decide."""
     save(3)
     key = registry.keys.dataset(dataset.id, "train.xyz")
     registry.store.put(key, b"damaged")

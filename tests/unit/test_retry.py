@@ -1,4 +1,4 @@
-"""Transient failures are retried: for a while, with pauses, and logged."""
+"""Transient failures are retried: for a limited time, with pauses, and logged."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ METHODS = [
 
 
 class _Clock:
-    """Time that passes only when somebody sleeps or works."""
+    """A clock that advances only during sleep or work."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
@@ -48,7 +48,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
 
 
 def _failing(clock: _Clock, times: int, *, takes: float = 0.0) -> Callable[[], str]:
-    """Return a call that fails so many times and takes so many seconds each time."""
+    """Return a call that fails a number of times and takes a number of seconds each time."""
     left = [times]
 
     def call() -> str:
@@ -64,7 +64,7 @@ def _failing(clock: _Clock, times: int, *, takes: float = 0.0) -> Callable[[], s
 def test_a_transient_failure_is_retried_and_logged(
     clock: _Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With pauses that grow, and a line for each that says why and how long."""
+    """With growing pauses, and a line for each with reason and length."""
     with caplog.at_level(logging.WARNING, logger=retry.__name__):
         assert retrying(_failing(clock, 4), 300) == "done"
     assert len(clock.sleeps) == 4
@@ -76,7 +76,7 @@ def test_a_transient_failure_is_retried_and_logged(
 
 
 def test_retries_end(clock: _Clock) -> None:
-    """The last error is raised within the time, and pauses stay short enough to notice a return."""
+    """The last error is raised in time, and pauses stay short enough to notice a recovery."""
     with pytest.raises(StoreError, match="the network is away"):
         retrying(_failing(clock, 10_000), 300)
     assert 200 < sum(clock.sleeps) < 300
@@ -88,7 +88,7 @@ def test_retries_end(clock: _Clock) -> None:
 
 
 def test_time_counts_from_the_first_failure(clock: _Clock) -> None:
-    """An export that ran for an hour before the server went away is tried again."""
+    """An export that ran for an hour before the server became unavailable is retried."""
     assert retrying(_failing(clock, 1, takes=3600.0), 300) == "done"
 
 
@@ -96,7 +96,7 @@ def test_time_counts_from_the_first_failure(clock: _Clock) -> None:
     "error", [StoreError("access denied"), DataError("a row is damaged"), ValueError("a bug")]
 )
 def test_a_lasting_failure_is_not_retried(clock: _Clock, error: Exception) -> None:
-    """No pause hides a mistake."""
+    """No pause hides a permanent error."""
 
     def call() -> None:
         raise error
@@ -107,7 +107,7 @@ def test_a_lasting_failure_is_not_retried(clock: _Clock, error: Exception) -> No
 
 
 class _Flaky(DirectoryStore):
-    """A store of which each call fails twice, before or after it did its work."""
+    """A store in which each call fails twice, before or after its effect."""
 
     def __init__(self, root: Path, *, after: bool, transient: bool = True) -> None:
         super().__init__(root)
@@ -143,7 +143,7 @@ class _Flaky(DirectoryStore):
 def test_every_call_of_a_store_is_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, after: bool
 ) -> None:
-    """Whether the call was lost or its answer: conditional writes know their own content."""
+    """Whether the request or the response was lost: conditional writes recognise their content."""
     monkeypatch.setattr(retry, "_LONGEST_WAIT_SECONDS", 0.0)
     monkeypatch.setattr(retry, "_FIRST_WAIT_SECONDS", 0.0)
     flaky = _Flaky(tmp_path / "store", after=after)
@@ -176,7 +176,7 @@ def test_every_call_of_a_store_is_retried(
 
 
 def test_lasting_errors_of_a_store_are_not_retried(tmp_path: Path) -> None:
-    """A store that refuses a call refuses it the second time too."""
+    """A rejected call is rejected the second time too."""
     flaky = _Flaky(tmp_path / "store", after=False, transient=False)
     with pytest.raises(StoreError, match="put failed"):
         RetryingStore(flaky, 60).put("a", b"x")
@@ -184,7 +184,7 @@ def test_lasting_errors_of_a_store_are_not_retried(tmp_path: Path) -> None:
 
 
 def test_retries_are_opt_in(tmp_path: Path) -> None:
-    """A command at a terminal gets the error itself."""
+    """An interactive command gets the error itself."""
     config = StorageConfig(url=str(tmp_path))
     assert isinstance(open_store(config), DirectoryStore)
     assert isinstance(open_store(config, patience=5), RetryingStore)

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MUCH = bytes(8_000_000)
-"""More than a pipe or a socket holds."""
+"""More than the capacity of a pipe or a socket."""
 
 
 DIED = TrainingError("it died", hint="try again")
 
 
 def test_it_returns_what_the_function_returns() -> None:
-    """From another process, which has ended then; much data passes both ways."""
+    """From another process, which has ended then; large data are passed both ways."""
     process = run_in_process(os.getpid, died=DIED)
     assert process != os.getpid()
     assert not _runs(process)
@@ -50,13 +50,13 @@ def _threads() -> list[str]:
 
 
 def test_it_may_have_processes_too() -> None:
-    """As a linear fit to many structures has."""
+    """For example those of a linear fit to many structures."""
     child, worker = run_in_process(_in_a_pool, died=DIED)
     assert len({os.getpid(), child, worker}) == 3
 
 
 def test_workers_share_the_threads_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four processes with four threads each would take turns; this process keeps its own."""
+    """Four processes with four threads each would compete; this process keeps its own."""
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "1")
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
@@ -79,14 +79,14 @@ def test_workers_share_the_threads_of_the_job(monkeypatch: pytest.MonkeyPatch) -
 def test_a_process_that_dies_is_an_error(
     function: Callable[[int], None], argument: int, message: str, hint: str | None
 ) -> None:
-    """The caller's, with the cause of death; only a kill is blamed on the memory."""
+    """The caller gets the cause of death; only a kill is attributed to memory."""
     with pytest.raises(TrainingError) as caught:
         run_in_process(function, argument, died=TrainingError("it died", hint="try again"))
     assert (caught.value.message, caught.value.hint) == (message, hint)
 
 
 def test_a_process_that_dies_before_it_begins_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sending its arguments does not wait forever."""
+    """Sending its arguments does not block forever."""
     start = SpawnProcess.start
 
     def start_and_kill(process: SpawnProcess) -> None:
@@ -101,7 +101,7 @@ def test_a_process_that_dies_before_it_begins_is_an_error(monkeypatch: pytest.Mo
 
 
 def test_it_is_killed_where_the_call_is_interrupted() -> None:
-    """A signal handler may raise at any time, here with the first message."""
+    """A signal handler may raise at any time, here during the first message."""
     started = time.monotonic()
     told: list[int] = []
 
@@ -116,7 +116,7 @@ def test_it_is_killed_where_the_call_is_interrupted() -> None:
 
 
 def test_it_ignores_the_signals_of_the_scheduler() -> None:
-    """Ending the job is for the job itself."""
+    """Only the job itself reacts to them."""
     assert run_in_process(_blocked_signals, died=DIED) >= {signal.SIGINT, signal.SIGUSR1}
 
 
@@ -152,7 +152,7 @@ def _send(number: signal.Signals) -> None:
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_raises_the_error_to_end_with(number: signal.Signals) -> None:
-    """Exit code 75: a scheduler shall start it again."""
+    """Exit code 75, so that a scheduler requeues it."""
     with (
         pytest.raises(InterruptedRunError, match=f"stopped by {number.name}") as caught,
         StopRequest(),
@@ -185,7 +185,7 @@ def test_the_second_signal_does_not_disturb_the_clean_up() -> None:
 
 
 def test_a_deferred_signal_waits_to_be_asked_for() -> None:
-    """While pacemaker runs, whoever follows it looks."""
+    """During pacemaker, the loop that follows it checks for signals."""
     with StopRequest() as stop:
         assert stop.error() is None
         with stop.deferred():
@@ -197,7 +197,7 @@ def test_a_deferred_signal_waits_to_be_asked_for() -> None:
 
 
 def test_deferring_ends_where_it_began() -> None:
-    """Also after an error within; the next signal raises again."""
+    """Also after an error inside; the next signal raises again."""
     with StopRequest() as stop:
         with pytest.raises(ValueError, match="x"), stop.deferred():
             raise ValueError("x")
@@ -206,7 +206,7 @@ def test_deferring_ends_where_it_began() -> None:
 
 
 def test_handlers_are_put_back() -> None:
-    """Whatever they were: a library must not change its caller."""
+    """A library must not change its caller's handlers."""
     heard: list[int] = []
     previous = signal.signal(signal.SIGUSR1, lambda number, _frame: heard.append(number))
     others = {number: signal.getsignal(number) for number in STOP_SIGNALS}

@@ -1,4 +1,4 @@
-"""No setting takes a secret or a control character, and no output shows one."""
+"""No setting accepts a secret or a control character, and no output shows one."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ LEAKED = ("hunter2", "ter2", "hun/", "HUNTER2")
 
 
 def settings(model: type[Part], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Yield the path of every setting, whatever it takes."""
+    """Yield the path of every setting of any type."""
     for name, field in model.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, Part):
@@ -134,7 +134,7 @@ def test_no_setting_takes_a_control_character(path: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_messages_are_printed_without_secrets(form: str) -> None:
-    """Also where a driver or a bug repeats what it was given."""
+    """Even if a driver or a bug repeats them."""
     assert secret_in(form) is not None
     printed = redact(f"can't open {form}", environment={})
     assert not any(part in printed for part in LEAKED)
@@ -142,12 +142,12 @@ def test_messages_are_printed_without_secrets(form: str) -> None:
 
 @pytest.mark.parametrize("text", HARMLESS)
 def test_what_is_no_secret_is_taken(text: str) -> None:
-    """Users' names, files of keys, ports, digests, references to variables."""
+    """Names of users, key files, ports, digests, references to variables."""
     assert secret_in(text) is None
 
 
 def test_variables_are_secret_by_the_end_of_their_name() -> None:
-    """Files of secrets are not."""
+    """Names of files with secrets are not secret."""
     private = (
         "AWS_SECRET_ACCESS_KEY AWS_ACCESS_KEY_ID AWS_SESSION_TOKEN PGPASSWORD MYSQL_PWD HF_TOKEN "
         "WANDB_API_KEY MY_CREDENTIALS PASSWORD2 DB_PASS GH_KEY apiKey"
@@ -161,7 +161,7 @@ def test_variables_are_secret_by_the_end_of_their_name() -> None:
 
 
 def test_values_of_secret_variables_are_taken_out() -> None:
-    """As they are, and as a URL has them."""
+    """Literally, and URL-encoded."""
     environment = {"PGPASSWORD": "p@ss/word", "HOME": "/root"}
     text = redact("p@ss/word, p%40ss%2Fword in /root", environment=environment)
     assert text == "***, *** in /root"
@@ -200,7 +200,7 @@ def test_an_error_names_the_place(tmp_path: Path) -> None:
 def test_a_syntax_error_does_not_repeat_the_line(
     cli: Callable[..., Ended], tmp_path: Path, line: str
 ) -> None:
-    """It has file, line and column, or says what kind of value is wrong."""
+    """It has file, line and column, or the wrong type of value."""
     path = tmp_path / "mlip-job.yaml"
     path.write_text(f"family: cu\n{line}\n")
     ended = cli("-c", path, "config", "show")
@@ -223,7 +223,7 @@ def test_a_syntax_error_does_not_repeat_the_line(
 def test_the_command_line_is_not_repeated(
     cli: Callable[..., Ended], tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
-    """Where a URL stands in a wrong place."""
+    """If a URL is in a wrong place."""
     path = tmp_path / "mlip-job.yaml"
     path.write_text("family: cu\n")
     ended = cli("-c", path, *arguments)
@@ -251,7 +251,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 def test_yaml_is_bounded(
     cli: Callable[..., Ended], tmp_path: Path, text: str, problem: str
 ) -> None:
-    """In a file, a variable and --set; PyYAML ends in a traceback, or crashes the interpreter."""
+    """In a file, a variable and --set; PyYAML would fail with a traceback or a crash."""
     with pytest.raises(YamlError, match=problem):
         load_yaml(text)
     path = tmp_path / "mlip-job.yaml"
@@ -274,7 +274,7 @@ def test_a_large_file_is_no_configuration(cli: Callable[..., Ended], tmp_path: P
 
 
 def test_a_directory_with_a_line_break_is_refused(tmp_path: Path) -> None:
-    """Relative paths of the configuration would carry it into scripts."""
+    """Relative paths of the configuration would pass it on to scripts."""
     directory = tmp_path / "a\nb"
     directory.mkdir()
     (directory / "mlip-job.yaml").write_text("family: cu\n")
@@ -283,7 +283,7 @@ def test_a_directory_with_a_line_break_is_refused(tmp_path: Path) -> None:
 
 
 def test_files_of_a_submission_are_private(tmp_path: Path) -> None:
-    """Whatever the umask; a directory that was there stays as it was."""
+    """Whatever the umask; an existing directory is not changed."""
     tmp_path.chmod(0o755)
     config = JobConfig(family="cu", work_dir=str(tmp_path / "deep" / "work"))
     files = SubmitFiles.of(config, 4)

@@ -1,4 +1,4 @@
-"""What an evaluation costs is a mean over the test set, whatever its size."""
+"""The cost of a potential is a mean over the test set, whatever its size."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class Timed:
-    """A potential that takes 50 µs per atom, but for an outlier among its calls."""
+    """A potential that takes 50 µs per atom, except for one slow call."""
 
     def __init__(self, outliers: int) -> None:
         self.asked: list[int] = []
         self._outliers = outliers
 
     def evaluator_seconds(self, atoms: Atoms) -> float:
-        """Return what it would have taken."""
+        """Return the simulated time."""
         self.asked.append(round(atoms.positions[:, 0].min()))
         slow = 100 if len(self.asked) <= self._outliers else 1
         return slow * 50e-6 * len(atoms)
@@ -46,13 +46,13 @@ def blocks(count: int) -> list[str]:
 
 
 def measure(potential: Timed, structures: int, atoms: int) -> Any:
-    """Measure a potential that is none."""
+    """Measure a simulated potential."""
     texts = blocks(structures)
     return measure_speed(cast("Potential", potential), texts, structures=structures, atoms=atoms)
 
 
 def test_cost_is_that_of_an_atom() -> None:
-    """The first call does not count, and a slow repeat is none of the median."""
+    """The first call does not count, and a slow repeat does not affect the median."""
     potential = Timed(outliers=21)
     speed = measure(potential, 100, 300)
     assert speed.evaluator_us_per_atom == pytest.approx(50.0)
@@ -61,7 +61,7 @@ def test_cost_is_that_of_an_atom() -> None:
 
 
 def test_sample_is_spread_over_the_test_set() -> None:
-    """At most twenty structures, fewer where they are large, and never none."""
+    """At most twenty structures, fewer if they are large, and at least one."""
     potential = Timed(outliers=0)
     measure(potential, 100, 300)
     assert potential.asked[1:21] == list(range(0, 100, 5))

@@ -1,4 +1,4 @@
-"""The split is exact, deterministic, stable and keeps together what belongs together."""
+"""The split is exact, deterministic, stable, and keeps related rows together."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
 
 
 def fingerprint_of(number: int) -> str:
-    """Return a fingerprint as uneven as real ones."""
+    """Return a fingerprint as unevenly distributed as real ones."""
     return hashlib.sha256(str(number).encode()).hexdigest()
 
 
 def singles(count: int, *, start: int = 0) -> list[Entry]:
-    """Return rows that all differ and belong to no group."""
+    """Return rows that are all different and without groups."""
     return [Entry(row_id=n + 1, fingerprint=fingerprint_of(n)) for n in range(start, count)]
 
 
 def split_items(
     items: list[Entry], *, fraction: float, seed: int, inherited: Inheritance | None = None
 ) -> Split:
-    """Split rows that are no columns yet."""
+    """Split a list of rows."""
     return split_rows(entries_of(items), fraction=fraction, seed=seed, inherited=inherited)
 
 
 def sides_of(split: Split) -> list[Side]:
-    """Name the side of each row."""
+    """Return the side of each row."""
     return ["test" if tested else "train" for tested in split.tested.tolist()]
 
 
@@ -55,7 +55,7 @@ seeds = st.integers(min_value=0, max_value=2**32)
 
 @st.composite
 def related_items(draw: st.DrawFn) -> list[Entry]:
-    """Draw rows of which some share a group, some a structure, and some both."""
+    """Generate rows of which some share a group, some a structure, and some both."""
     count = draw(st.integers(min_value=12, max_value=60))
     structures = st.integers(min_value=0, max_value=2 * count)
     groups = st.one_of(st.none(), st.integers(min_value=0, max_value=count).map(str))
@@ -66,7 +66,7 @@ def related_items(draw: st.DrawFn) -> list[Entry]:
 
 
 def try_split(items: list[Entry], fraction: float, seed: int) -> Split | None:
-    """Split, or return None where relations leave a side empty: that refusal is tested apart."""
+    """Split, or return None if relations leave a side empty: that error has other tests."""
     try:
         return split_items(items, fraction=fraction, seed=seed)
     except DataError:
@@ -84,7 +84,7 @@ def test_count_is_exact(count: int, fraction: float, seed: int) -> None:
 def test_order_of_rows_does_not_matter(
     items: list[Entry], fraction: float, seed: int, shuffle: random.Random
 ) -> None:
-    """The same rows in another order get the same sides, and so do they a second time."""
+    """The same rows in another order get the same sides, also a second time."""
     shuffled = items.copy()
     shuffle.shuffle(shuffled)
     first, second = try_split(items, fraction, seed), try_split(shuffled, fraction, seed)
@@ -133,7 +133,7 @@ def test_relations_never_straddle(items: list[Entry], fraction: float, seed: int
 def test_inherited_sides_are_kept(
     old: int, new: int, fraction: float, seeds: tuple[int, int]
 ) -> None:
-    """What was test stays test and what was train stays train when rows are added."""
+    """Test rows stay test and training rows stay training when rows are added."""
     parent_items = singles(old)
     parent = split_items(parent_items, fraction=fraction, seed=seeds[0])
     fingerprints = [item.fingerprint for item in parent_items]
@@ -141,14 +141,14 @@ def test_inherited_sides_are_kept(
     items = singles(old + new)
     child = split_items(items, fraction=fraction, seed=seeds[1], inherited=inherited)
     assert sides_of(child)[:old] == sides_of(parent)
-    share = new * fraction  # of the new rows, rounded so that the whole is exact
+    share = new * fraction  # of the new rows, rounded so that the total is exact
     assert floor(share + 1e-6) <= child.new_test <= ceil(share - 1e-6)
     assert abs(child.test - (old + new) * fraction) <= 1
     assert (child.inherited_test, child.inherited_train) == (parent.test, old - parent.test)
 
 
 def test_group_is_inherited_by_its_new_rows() -> None:
-    """New rows of a trajectory that was tested on are test rows too."""
+    """New rows of a trajectory on the test side are test rows too."""
     items = [*singles(20), Entry(21, fingerprint_of(99), "md-7")]
     for side in SIDES:
         inherited = Inheritance.of([], {"md-7": side})
@@ -159,7 +159,7 @@ def test_group_is_inherited_by_its_new_rows() -> None:
 
 @given(shrink=st.integers(min_value=0, max_value=9))
 def test_inherited_test_rows_are_never_moved(shrink: int) -> None:
-    """When training rows vanish, the test side keeps its rows though they are too many."""
+    """When training rows disappear, the test side keeps its rows even if they are too many."""
     items = singles(10 + shrink)
     sides: list[Side] = ["test"] * 5 + ["train"] * (len(items) - 5)
     fingerprints = [item.fingerprint for item in items]
@@ -169,7 +169,7 @@ def test_inherited_test_rows_are_never_moved(shrink: int) -> None:
 
 
 def test_contradicting_inheritance_is_rejected() -> None:
-    """Rows that the parent had on both sides and a group now ties together are an error."""
+    """Rows of one group that are on both sides in the parent are an error."""
     one, other = fingerprint_of(-1), fingerprint_of(-2)
     items = [Entry(1, one, "md"), Entry(2, other, "md"), *singles(10, start=2)]
     inherited = Inheritance.of([(one, "train"), (other, "test")])
@@ -180,13 +180,13 @@ def test_contradicting_inheritance_is_rejected() -> None:
 
 @pytest.mark.parametrize(("count", "fraction"), [(4, 0.1), (1, 0.9), (3, 0.9), (0, 0.5)])
 def test_empty_side_is_rejected(count: int, fraction: float) -> None:
-    """A fraction that leaves a side without a row is an error that says the numbers."""
+    """A fraction that leaves a side without a row is an error with the numbers."""
     with pytest.raises(DataError, match=f"{count} structures at .*{fraction}.* side empty"):
         split_items(singles(count), fraction=fraction, seed=1)
 
 
 def test_one_group_for_all_is_rejected() -> None:
-    """A single group can't be split: the error points at the grouping."""
+    """A single group can't be split: the error names the grouping."""
     items = [Entry(n, fingerprint_of(n), "all") for n in range(20)]
     with pytest.raises(DataError, match="test side empty") as caught:
         split_items(items, fraction=0.1, seed=1)
@@ -202,7 +202,7 @@ def grouped(sizes: list[int]) -> list[Entry]:
 @pytest.mark.parametrize(
     ("sizes", "fraction", "count"),
     [
-        ([10] * 16, 0.1, 20),  # 16 wanted: nearer than 10
+        ([10] * 16, 0.1, 20),  # 16 wanted: closer than 10
         ([10] * 14, 0.1, 10),  # 14 wanted
         ([10] * 15, 0.1, 10),  # 15 wanted: the smaller one of two
         ([3, 5, 7, 7, 9, 11, 13], 0.2, 11),
@@ -212,7 +212,7 @@ def grouped(sizes: list[int]) -> list[Entry]:
     ],
 )
 def test_nearest_count_is_found(sizes: list[int], fraction: float, count: int) -> None:
-    """Where groups forbid the exact count, the test side has the nearest one that they allow."""
+    """If groups prevent the exact count, the test side has the nearest possible one."""
     for seed in range(5):
         split = split_items(grouped(sizes), fraction=fraction, seed=seed)
         assert split.test == count
@@ -225,7 +225,7 @@ def test_nearest_count_is_found(sizes: list[int], fraction: float, count: int) -
     seed=seeds,
 )
 def test_no_choice_of_groups_is_nearer(sizes: list[int], fraction: float, seed: int) -> None:
-    """Against all choices there are; a choice that leaves a side empty is none."""
+    """Compared with all choices; those that leave a side empty are excluded."""
     total = sum(sizes)
     wanted = round(total * fraction)
     if wanted in (0, total):
@@ -240,7 +240,7 @@ def test_no_choice_of_groups_is_nearer(sizes: list[int], fraction: float, seed: 
 
 
 def test_new_rows_give_their_own_share() -> None:
-    """Whatever the parent's test side has too many or too few, a tenth of the new rows is test."""
+    """Whatever the surplus of the parent's test side, a tenth of the new rows is test."""
     for parent_test in (0, 5, 10, 40):
         sides: list[Side] = ["test"] * parent_test + ["train"] * (100 - parent_test)
         inherited = Inheritance.of(
@@ -252,7 +252,7 @@ def test_new_rows_give_their_own_share() -> None:
 
 
 def test_shares_of_few_new_rows_add_up() -> None:
-    """Four rows a generation give a test row every two or three of them, not never."""
+    """Four rows per generation give a test row every two or three generations, not never."""
     sides = sides_of(split_items(singles(100), fraction=0.1, seed=1))
     for total in range(104, 141, 4):
         known = [(fingerprint_of(n), side) for n, side in enumerate(sides)]
@@ -262,7 +262,7 @@ def test_shares_of_few_new_rows_add_up() -> None:
 
 
 def test_nothing_is_held_out_at_zero() -> None:
-    """A fraction of 0 leaves the test side empty; what the parent tested stays there."""
+    """A fraction of 0 leaves the test side empty; inherited test rows stay there."""
     split = split_items(singles(20), fraction=0, seed=1)
     assert (split.train, split.test, split.wanted_test) == (20, 0, 0)
     inherited = Inheritance.of([(fingerprint_of(3), "test")])
@@ -270,7 +270,7 @@ def test_nothing_is_held_out_at_zero() -> None:
 
 
 def keyed(sides: list[str | None], *, groups: dict[int, str] | None = None) -> list[Entry]:
-    """Return rows 1, 2, … that all differ, with the values of a key."""
+    """Return rows 1, 2, … that are all different, with the values of a key."""
     return [
         Entry(n, fingerprint_of(n), group=(groups or {}).get(n), side=side)
         for n, side in enumerate(sides, start=1)
@@ -286,7 +286,7 @@ def refused_by_key(items: list[Entry], inherited: Inheritance | None = None) -> 
 
 @given(tested=st.lists(st.booleans(), min_size=2, max_size=40))
 def test_key_decides_the_sides(tested: list[bool]) -> None:
-    """Each row is on the side that it names, for any numbers of both."""
+    """Each row is on the named side, for any numbers of both."""
     sides: list[Side] = ["test" if test else "train" for test in tested]
     if len(set(sides)) == 1:
         return
@@ -347,7 +347,7 @@ def test_contradictions_of_a_key_are_counted_where_they_are_many() -> None:
 
 
 def test_common_test_rows_are_test_in_both(tmp_path: Path) -> None:
-    """By structure, not by row id: another database may have numbered them anew."""
+    """By structure, not by row id: another database may have other numbers."""
     ours, theirs = tmp_path / "ours.csv.gz", tmp_path / "theirs.csv.gz"
     for path, first, tested in ((ours, 0, [1, 1, 1, 0, 0, 1]), (theirs, 100, [1, 0, 1, 0, 1])):
         rows = [Entry(first + n, fingerprint_of(n)) for n in range(len(tested))]

@@ -1,4 +1,4 @@
-"""Statistics of streams, held against numpy on the whole arrays."""
+"""Statistics of streams, compared with numpy on whole arrays."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _stream(errors: np.ndarray, batch: int = 333) -> ErrorStream:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_figures_are_those_of_the_whole_array(size: int) -> None:
-    """RMSE, MAE and maximum exactly; percentiles exactly while few, else within 0.1 %.
+    """RMSE, MAE and maximum are exact; percentiles for small samples, else within 0.1 %.
 
     They do not depend on the batches, and so not on the number of processes.
     """
@@ -50,7 +50,7 @@ def test_figures_are_those_of_the_whole_array(size: int) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_histogram_holds_every_error(size: int) -> None:
-    """Bins of equal width around zero; what lies beyond is in the outer ones."""
+    """Bins of equal width around zero; values beyond are in the outermost ones."""
     errors = _errors(size)
     found = _stream(errors).histogram()
     edges = np.array(found.edges)
@@ -66,7 +66,7 @@ def test_histogram_holds_every_error(size: int) -> None:
 
 @pytest.mark.parametrize("error", [0.0, 1e-15, 1e-9, 1e11])
 def test_extreme_errors_are_counted_too(error: float) -> None:
-    """Below and above what the bins resolve, and where all errors are the same."""
+    """Below and above the range of the bins, and if all errors are the same."""
     found = _stream(np.full(EXACT_UP_TO + 5, error), 4000)
     statistics = found.statistics()
     assert statistics.rmse == pytest.approx(error, rel=1e-9)
@@ -75,7 +75,7 @@ def test_extreme_errors_are_counted_too(error: float) -> None:
 
 
 def test_memory_does_not_grow_with_the_stream() -> None:
-    """Beyond the exact part only counts in bins are kept, half a megabyte."""
+    """Beyond the exact part only counts in bins are stored, half a megabyte."""
     found = ErrorStream()
     for number in range(300):
         found.add(np.random.default_rng(number).normal(size=1000))
@@ -84,7 +84,7 @@ def test_memory_does_not_grow_with_the_stream() -> None:
 
 @pytest.mark.parametrize("size", [1, 999, 1000, 1001, 30_000])
 def test_sample_holds_pairs_of_the_stream(size: int) -> None:
-    """All of them while few, in their order; else a thousand that belong together."""
+    """All of them if there are few, in order; else a thousand matching pairs."""
     reference = np.random.default_rng(1).normal(size=size)
     sample = PairSample(1000, seed=7)
     for begin in range(0, size, 77):
@@ -118,6 +118,6 @@ def test_sample_depends_on_the_seed_and_on_nothing_else() -> None:
 
 
 def test_grades_are_counted_above_the_tolerance_of_their_making() -> None:
-    """An active set's own structures have grades of up to 1.01."""
+    """Grades of an active set's own structures may reach 1.01."""
     found = grade_statistics(np.array([0.2, 1.0, 1.0099, 1.02, 7.0]))
     assert (found.count, found.above_one, found.max, found.p50) == (5, 2, 7.0, 1.0099)

@@ -1,4 +1,4 @@
-"""What status, logs and cancel say where the store or the scheduler can't be read."""
+"""Output of status, logs and cancel if the store or the scheduler can't be read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NO_CREDENTIALS = "s3://bucket/potentials: no credentials"
 
 
 class Site:
-    """A family whose jobs are records of its work directory.
+    """A family whose jobs are records in its work directory.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class Site:
         return self.directory / "mlip-job.yaml"
 
     def run(self, *arguments: object) -> Ended:
-        """Run a verb."""
+        """Run a command."""
         return self._cli("-c", self.path, *arguments)
 
     def record(self, generation: int = 1, *, scheduler: str = "local", job: str = "4-2") -> str:
@@ -75,7 +75,7 @@ class Site:
         return name
 
     def end(self, exit_code: int, log: str = "a line\n", generation: int = 1) -> None:
-        """Have a local job leave what it leaves at its end."""
+        """Create the files that a local job has at its end."""
         files = SubmitFiles.of(load_config(self.path, environment={}), generation)
         files.ended("local", "4-2").write_text(
             json.dumps({"exit_code": exit_code, "resubmit": False})
@@ -85,7 +85,7 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path, cli: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> Site:
-    """Return a family whose store needs credentials that nobody has."""
+    """Return a family whose store needs credentials that are missing."""
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
         monkeypatch.setenv(name, "/dev/null")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -95,7 +95,7 @@ def site(tmp_path: Path, cli: Callable[..., Ended], monkeypatch: pytest.MonkeyPa
 
 
 def test_a_failure_is_shown_without_the_store(site: Site) -> None:
-    """Its cause, its log, and one line about what could not be read."""
+    """Its cause, its log, and one line about the unreadable store."""
     site.record()
     site.end(65, "error: the rows are bad\n  hint: fix them\n")
     one = site.run("status", "-g", 1)
@@ -109,7 +109,7 @@ def test_a_failure_is_shown_without_the_store(site: Site) -> None:
 
 
 def test_all_generations_of_the_scheduler_are_shown_without_the_store(site: Site) -> None:
-    """Also where the first ones are known to the store alone."""
+    """Also if only the store has the first ones."""
     for generation in (3, 5):
         site.record(generation)
         site.end(70, generation=generation)
@@ -127,7 +127,7 @@ def test_all_generations_of_the_scheduler_are_shown_without_the_store(site: Site
     ],
 )
 def test_a_job_that_ended_with_0_and_no_manifest(site: Site, store: str, words: str) -> None:
-    """Is neither published nor running, and that is said."""
+    """It is neither published nor running, and the output says so."""
     site.configure(store=store)
     site.record()
     site.end(0)
@@ -167,7 +167,7 @@ def test_where_nothing_can_be_read_nothing_is_shown(site: Site) -> None:
 
 
 def test_waiting_ends_where_the_store_can_not_tell_the_end(site: Site) -> None:
-    """After a job that ended with 0; the user may look at the store with its credentials."""
+    """After a job that ended with 0; the user may read the store with its credentials."""
     site.record()
     site.end(0)
     config = load_config(site.path, environment={}, assignments=["submit.poll_interval=0.01"])
@@ -194,7 +194,7 @@ class _Kept:
         return [self.job] if (family, generation) == ("cu", 1) else []
 
     def status(self, handle: JobHandle) -> JobStatus:
-        """Return what keeps it."""
+        """Return the reason."""
         assert handle == self.job
         return JobStatus(JobState.SUCCEEDED, "NotReady", "proxy keeps the pod", "cancel it", 0)
 
@@ -221,7 +221,7 @@ def test_a_job_that_goes_on_after_its_generation_is_published_is_shown(site: Sit
 
 @pytest.fixture
 def slurm(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Return a function that has job 7 of the first generation be in a state."""
+    """Return a function that puts job 7 of the first generation into a state."""
     site.configure(scheduler="slurm")
     name = site.record(scheduler="slurm", job="7")
     bin_dir = tmp_path / "bin"
@@ -243,7 +243,7 @@ def slurm(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
 
 
 def test_a_job_that_waits_has_no_log(site: Site, slurm: Callable[..., None]) -> None:
-    """It says why it waits instead, also without the store."""
+    """The reason why it is pending is shown instead, also without the store."""
     slurm("PENDING", "Priority")
     ended = site.run("logs", "-g", 1)
     assert (ended.code, ended.out) == (0, "")
@@ -253,7 +253,7 @@ def test_a_job_that_waits_has_no_log(site: Site, slurm: Callable[..., None]) -> 
 
 
 def test_cancelling_need_not_wait(site: Site, slurm: Callable[..., None], tmp_path: Path) -> None:
-    """Where it does not, the job may still run; its last state is logged."""
+    """Without waiting, the job may still be running; its last state is logged."""
     slurm("RUNNING")
     ended = site.run("cancel", "-g", 1, "--no-wait")
     assert ended.code == 0, ended.err

@@ -1,4 +1,4 @@
-"""Tables on stdout: they fit 80 columns, whatever is in them."""
+"""Tables on stdout fit 80 columns, for any content."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def test_a_small_table_has_one_line_a_row(capsys: pytest.CaptureFixture[str]) -> None:
-    """Numbers stand to the right."""
+    """Numbers are right-aligned."""
     print_table(("name", "n"), [("a", "1"), ("b", "10")])
     assert _lines(capsys) == ["name    n", "─────────", "a       1", "b      10", ""]
 
@@ -37,7 +37,7 @@ def test_long_headings_and_texts_take_several_lines(capsys: pytest.CaptureFixtur
 
 
 def test_too_many_columns_are_continued_below(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each part has the first column."""
+    """Each part repeats the first column."""
     print_table(("", *map(str, range(9))), [("a row", *("1234567.890" for _ in range(9)))])
     lines = _lines(capsys)
     assert max(map(len, lines)) <= WIDTH
@@ -61,7 +61,7 @@ def _summary(generation: int, change: PredecessorChange | None) -> GenerationSum
 
 
 def test_a_list_compares_on_common_structures_only(capsys: pytest.CaptureFixture[str]) -> None:
-    """Where nothing was measured on the same structures, no change and no trend is shown."""
+    """Without a measurement on the same structures, neither change nor trend is shown."""
     change = PredecessorChange(generation=1, structures=6, energy=-0.47, force=1.09)
     show_generations("cu", [_summary(1, None), _summary(2, change), _summary(3, None)], 3)
     lines = _lines(capsys)
@@ -76,7 +76,7 @@ def test_a_list_compares_on_common_structures_only(capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("count", [2, 6])
 def test_a_comparison_fits(count: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of as many generations as can be compared."""
+    """For the maximum number of generations."""
     reports = [make_report(n, evaluation=make_evaluation(n)) for n in range(1, count + 1)]
     show_comparison(reports, None, None)
     assert max(map(len, _lines(capsys))) <= WIDTH

@@ -1,4 +1,4 @@
-"""A supervised run says how it ended where its supervisor looks."""
+"""A supervised run writes its result for its supervisor."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_it_fits_into_what_kubernetes_keeps(
 
 
 def test_nobody_asked_and_nowhere_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither changes how the run ends."""
+    """Neither affects the end of the run."""
     write_termination_message(70, "cause")
     monkeypatch.setenv(VARIABLE, str(tmp_path / "absent" / "termination-log"))
     write_termination_message(70, "cause")

@@ -1,4 +1,4 @@
-"""Metrics, parameters and tags that are logged of a generation."""
+"""Metrics, parameters and tags logged for a generation."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 def values(report: TrainingReport) -> dict[str, float]:
-    """Return the metrics that are no curves."""
+    """Return the metrics without curves."""
     return {name: value for name, value, _ in metrics_of(report) if "_curve." not in name}
 
 
 def test_metrics_are_named_by_their_place_in_the_report() -> None:
-    """Figures of the fit and timings; what is not known is left out."""
+    """Errors of the fit and timings; unknown values are omitted."""
     report = make_report(2, evaluation=None)
     found = values(report)
     assert report.fit.train is not None
@@ -47,7 +47,7 @@ def test_metrics_are_named_by_their_place_in_the_report() -> None:
 
 
 def test_steps_count_all_iterations_of_a_ladder() -> None:
-    """Iterations count from 0 in every ladder step, steps of a metric must not."""
+    """Iterations count from 0 in every ladder step; steps of a metric must not."""
     report = make_report(2, evaluation=None)
     train, test = report.fit.train_curve, report.fit.test_curve
     assert len({point.ladder_step for point in train}) == 3
@@ -64,7 +64,7 @@ def test_steps_count_all_iterations_of_a_ladder() -> None:
 
 
 def test_long_curves_are_thinned() -> None:
-    """To some hundred points, the last one among them."""
+    """To some hundred points, including the last one."""
     point = make_report(2, evaluation=None).fit.train_curve[-1]
     curve = tuple(
         point.model_copy(update={"ladder_step": 0, "iteration": n, "loss": n + 1.0})
@@ -81,7 +81,7 @@ def test_long_curves_are_thinned() -> None:
 
 
 def test_lineage_and_settings() -> None:
-    """Tags say what it is and where it lies, parameters how it was made."""
+    """Tags have identity and location, parameters the settings."""
     manifest = make_manifest(4)
     tags = tags_of(manifest, make_report(2, evaluation=None), "s3://mlip/p")
     assert tags["mlip_job.manifest"] == "cu-ni/generations/gen_04/manifest.json"
@@ -122,14 +122,14 @@ def test_an_evaluation_is_logged_if_there_is_one() -> None:
     ],
 )
 def test_addresses_that_are_refused(uri: str, problem: str) -> None:
-    """Secrets belong into the environment, and only servers are logged to."""
+    """Secrets belong in the environment, and only servers are supported."""
     with pytest.raises(ValidationError, match=problem) as refused:
         TrackingConfig(mlflow_uri=uri)
     assert "hunter2" not in str(refused.value)
 
 
 def test_tracking_does_not_decide_the_potential() -> None:
-    """Switching it on confirms what is published."""
+    """Enabling it confirms a published generation."""
     plain = JobConfig(family="cu")
     tracked = JobConfig(family="cu", tracking=TrackingConfig(mlflow_uri="http://host:5000"))
     assert plain.fingerprint() == tracked.fingerprint()

@@ -1,4 +1,4 @@
-"""A trainer is followed: lines of its log, progress, phases, stalls, the end of its log."""
+"""A running trainer: lines of its log, progress, phases, stalls, end of the log."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from mlip_job.training.trainer import PhaseClock, Progress, added
 
 @given(st.lists(st.binary(max_size=20), max_size=20))
 def test_lines_come_whole_however_they_arrive(blocks: list[bytes]) -> None:
-    """A line that is read in pieces is one line; what has no end yet waits."""
+    """A line read in pieces is one line; an incomplete one waits."""
     reader = LineReader()
     lines = [line for block in blocks for line in reader.lines(block)]
     whole = b"".join(blocks)
@@ -46,7 +46,7 @@ def test_lines_come_whole_however_they_arrive(blocks: list[bytes]) -> None:
 
 @pytest.mark.parametrize("pieces", [1, 7, 1000])
 def test_of_a_long_line_the_beginning_is_kept(pieces: int) -> None:
-    """The rest is dropped, up to its end; the next line is itself again."""
+    """The rest is dropped, up to its end; the next line is complete again."""
     data = (
         b"begin" + b"x" * (2 * LONGEST_LINE_BYTES) + b"2026-11-23 22:42:37,630 I - no line\nnext\n"
     )
@@ -63,14 +63,14 @@ def test_of_a_long_line_the_beginning_is_kept(pieces: int) -> None:
 
 @pytest.mark.parametrize("end", ["", "\n"])
 def test_the_last_line_of_a_file_needs_no_end(tmp_path: Path, end: str) -> None:
-    """A process that was killed may have left it open."""
+    """A killed process may leave it incomplete."""
     path = tmp_path / "log"
     path.write_bytes(b"one\n\n\xff\0two" + end.encode())
     assert [line for line in read_lines(path) if line] == ["one", "\ufffd\0two"]
 
 
 def test_a_line_of_100_mb_takes_no_memory(tmp_path: Path) -> None:
-    """Some library printed a binary."""
+    """For example binary output of a library."""
     path = tmp_path / "log"
     with path.open("wb") as file:
         for _ in range(100):
@@ -88,7 +88,7 @@ def test_a_line_of_100_mb_takes_no_memory(tmp_path: Path) -> None:
 
 
 def test_host_is_taken_out_of_the_log(tmp_path: Path) -> None:
-    """In both of pacemaker's formats, and nothing else is."""
+    """In both of pacemaker's formats; nothing else is removed."""
     log = tmp_path / "train.log"
     log.write_bytes(
         b"2026-11-23 22:42:37,630 I - Hostname: secret-node\n"
@@ -116,7 +116,7 @@ def test_a_copy_leaves_the_log_as_it_is(tmp_path: Path) -> None:
 
 
 def test_garbage_is_copied_as_it_is(tmp_path: Path) -> None:
-    """Whatever a library printed, in bounded memory."""
+    """Output of any library, in bounded memory."""
     log, copy = tmp_path / "train.log", tmp_path / "copy"
     log.write_bytes(bytes(range(11, 256)) * 40_000 + bytes(range(256)) * 400 + b"\n" * 9000)
     tracemalloc.start()
@@ -130,7 +130,7 @@ def test_garbage_is_copied_as_it_is(tmp_path: Path) -> None:
 
 
 def test_an_error_shows_the_last_lines(tmp_path: Path) -> None:
-    """Indented, a screen of them, each cut to a readable length."""
+    """Indented, a screenful, each cut to a readable length."""
     log = tmp_path / "train.log"
     log.write_text("".join(f"line {n}\n" for n in range(5000)) + "x" * 5000)
     lines = last_lines(log).split("\n")
@@ -138,7 +138,7 @@ def test_an_error_shows_the_last_lines(tmp_path: Path) -> None:
 
 
 def test_what_a_terminal_would_obey_is_not_shown(tmp_path: Path) -> None:
-    """Binary data in a log does not clear the screen of whoever reads the error."""
+    """Binary data in a log does not clear the reader's screen."""
     log = tmp_path / "train.log"
     log.write_bytes(b"good \xc3\xa9\n\x1b[2J\x00\x07bad\xff\r\n\ttab\n")
     assert last_lines(log) == "  good \u00e9\n  \ufffd[2J\ufffd\ufffdbad\ufffd\n      tab"
@@ -156,7 +156,7 @@ def _row(iteration: int, step: int = 0) -> CurvePoint:
 
 
 def test_clock_starts_after_the_graph_of_the_test_set() -> None:
-    """Between the rows 0 and 1 lie minutes that say nothing about an iteration."""
+    """The minutes between rows 0 and 1 are not the time of an iteration."""
     clock = IterationClock()
     clock.add([_row(0)], 0.0)
     clock.add([_row(1)], 300.0)
@@ -177,7 +177,7 @@ def test_clock_starts_anew_in_every_ladder_step() -> None:
 
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_the_live_line_keeps_its_elapsed_time(width: int) -> None:
-    """The description gives way, however long it is."""
+    """The description is cut, however long it is."""
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
     line = live_line(console, total=100)
     line.update(line.task_ids[0], description="fitting · iteration 20/100 · " + 30 * "long ")
@@ -190,7 +190,7 @@ def test_the_live_line_keeps_its_elapsed_time(width: int) -> None:
 
 
 def test_a_line_per_phase_and_interval(capsys: pytest.CaptureFixture[str]) -> None:
-    """Without a terminal, as in a batch job: not a line for every look at the tables."""
+    """Without a terminal, as in a batch job: not one line per poll of the tables."""
     reporter = Reporter(Settings(), max_iter=100)
     reporter.progress(Progress("building_graph", 1.0))
     for _ in range(50):
@@ -203,14 +203,14 @@ def test_a_line_per_phase_and_interval(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_the_test_set_is_shown_where_it_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    """Whoever measures it."""
+    """By pacemaker or by the evaluation."""
     progress = Progress("fitting", 2.0, _row(20), test_point=_row(18))
     Reporter(Settings()).progress(progress)
     assert " · test 12.3 meV/atom, 45.6 meV/Å\n" in capsys.readouterr().err
 
 
 def test_quiet_and_verbose(capsys: pytest.CaptureFixture[str]) -> None:
-    """-q says nothing; -v shows what pacemaker prints."""
+    """-q prints nothing; -v shows pacemaker's output."""
     quiet = Reporter(Settings(quiet=True))
     quiet.message("hello")
     quiet.progress(Progress("fitting", 2.0))
@@ -231,7 +231,7 @@ def _followed(case: str) -> LogParser:
 
 
 def test_graphs_of_all_ladder_steps_add_up() -> None:
-    """Each of the three steps builds both anew; by hand from the stamps in the log."""
+    """Each of the three steps builds both again; computed by hand from the times in the log."""
     seconds = _followed("c_ladder").state.phase_seconds()
     assert seconds["building_graph"] == pytest.approx(21.153 + 15.639 + 19.769, abs=0.002)
     assert seconds["building_test_graph"] == pytest.approx(8.277 + 8.509 + 18.913, abs=0.002)
@@ -255,7 +255,7 @@ def test_a_process_starts_before_its_first_line_and_ends_after_its_last() -> Non
 
 
 def test_a_log_without_a_stamp_has_no_phases() -> None:
-    """Unless it is known when its process was started."""
+    """Unless the start time of its process is known."""
     now = datetime.now()  # noqa: DTZ005
     state = LogParser().state
     assert state.phase_seconds() == {}
@@ -268,7 +268,7 @@ def _line(ago_s: float, message: str) -> str:
 
 
 def test_starts_add_up_also_while_one_is_running() -> None:
-    """A fit that goes on from within a ladder's step has two of them in one attempt."""
+    """A fit that resumes within a ladder step has two of them in one attempt."""
     clock = PhaseClock()
     assert (clock.first_start, clock.seconds()) == (None, {})
     for start in (1, 2):
@@ -310,7 +310,7 @@ input()
 
 
 class _Cpu:
-    """CPU time of a made-up session."""
+    """CPU time of a simulated session."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.used = 0.0
@@ -319,12 +319,12 @@ class _Cpu:
 
 @pytest.fixture
 def cpu(monkeypatch: pytest.MonkeyPatch) -> _Cpu:
-    """Replace the look at the processes."""
+    """Replace the query of processes."""
     return _Cpu(monkeypatch)
 
 
 def _stalled_after(dog: Watchdog, cpu: _Cpu, seconds: int, *, load: float, seen: object) -> int:
-    """Look once a second; return when it was found stalled first, 0 for never."""
+    """Check once a second; return the time of the first stall, 0 for never."""
     for now in range(1, seconds + 1):
         cpu.used += load
         if dog.is_stalled(seen, now):
@@ -333,30 +333,30 @@ def _stalled_after(dog: Watchdog, cpu: _Cpu, seconds: int, *, load: float, seen:
 
 
 def test_nothing_for_too_long_is_a_stall(cpu: _Cpu) -> None:
-    """Not a moment sooner."""
+    """Not a second earlier."""
     found = _stalled_after(Watchdog(1, TIMEOUT, 0.0), cpu, 2000, load=0.0, seen="row 3")
     assert TIMEOUT < found <= TIMEOUT + 2
 
 
 def test_a_sleeping_process_is_no_sign_of_life(cpu: _Cpu) -> None:
-    """Threads that wake up to look around use a little CPU time."""
+    """Threads that poll use a little CPU time."""
     assert _stalled_after(Watchdog(1, TIMEOUT, 0.0), cpu, 2000, load=0.002, seen="row 3")
 
 
 def test_building_a_graph_in_silence_is_no_stall(cpu: _Cpu) -> None:
-    """It takes minutes without a line, on one core or on a part of one."""
+    """It takes minutes without a line, on one core or on a fraction of one."""
     assert not _stalled_after(Watchdog(1, TIMEOUT, 0.0), cpu, 5000, load=0.05, seen="row 3")
 
 
 def test_each_row_and_line_starts_the_clock_anew(cpu: _Cpu) -> None:
-    """Whoever waits for a slow GPU uses no CPU, but gets on."""
+    """Waiting for a slow GPU uses no CPU, but makes progress."""
     dog = Watchdog(1, TIMEOUT, 0.0)
     assert not any(dog.is_stalled(now // 500, now) for now in range(5000))
     assert any(dog.is_stalled("last", now) for now in range(5000, 5700))
 
 
 def test_time_in_suspension_does_not_count(cpu: _Cpu) -> None:
-    """Slurm suspends a job and all its processes: after hours it goes on as if nothing had been."""
+    """Slurm suspends a job and all its processes; after hours it continues normally."""
     dog = Watchdog(1, TIMEOUT, 0.0)
     assert not dog.is_stalled("row 3", 1.0)
     assert not any(dog.is_stalled("row 3", 20_000.0 + second) for second in range(500))
@@ -364,7 +364,7 @@ def test_time_in_suspension_does_not_count(cpu: _Cpu) -> None:
 
 
 def test_cpu_time_is_that_of_the_whole_session() -> None:
-    """Also of children that have ended; others' is not counted."""
+    """Including finished children; other sessions are not counted."""
     process = subprocess.Popen(
         [sys.executable, "-c", BURN],
         stdin=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Large transfers are shown on a terminal, small ones and pipes see nothing."""
+"""Large transfers are shown on a terminal, not small ones, nor in a pipe."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mlip_job.cli.output import TransferLine
 
 @pytest.fixture
 def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Give a clock that the test turns."""
+    """Return a clock that the test advances."""
     now = [0.0]
     monkeypatch.setattr("mlip_job.cli.output.time.monotonic", lambda: now[0])
     return now
@@ -25,7 +25,7 @@ def move(seconds: list[float], line: TransferLine, step: float) -> None:
 def test_a_long_transfer_has_a_line_that_goes_away(
     seconds: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """After a second, a few times per second, with name, share and speed."""
+    """After a second, a few times per second, with name, fraction and speed."""
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     move(seconds, TransferLine(quiet=False), 0.5)
     shown = capsys.readouterr().err.split("\r")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def twins(*many: Atoms) -> list[int]:
-    """Return numbers of crystals, of structures that come in two pages."""
+    """Return the crystal numbers of structures that come in two pages."""
     pages = [Structures.of_rows(labelled_rows(part)) for part in (many[:2], many[2:])]
     finder = TwinFinder()
     found = []
@@ -61,14 +61,14 @@ def unwrapped(atoms: Atoms) -> Atoms:
 
 
 def translated(atoms: Atoms) -> Atoms:
-    """Move all atoms alike."""
+    """Translate all atoms."""
     copy = atoms.copy()
     copy.positions += (0.3, 0.7, 1.1)
     return with_emt(copy)
 
 
 def translated_with_other_labels(atoms: Atoms) -> Atoms:
-    """Move all atoms alike, in another order; the energy is wrong."""
+    """Translate all atoms, in another order; the energy is wrong."""
     copy = unwrapped(translated(atoms))
     copy.calc.results["energy"] += 1.0
     return copy
@@ -82,7 +82,7 @@ def rotated(atoms: Atoms) -> Atoms:
 
 
 def with_swapped_axes(atoms: Atoms) -> Atoms:
-    """Name the axes otherwise."""
+    """Rename the axes."""
     return with_emt(permute_axes(atoms, [1, 2, 0]))
 
 
@@ -130,7 +130,7 @@ def test_another_description_is_a_twin(describe: Callable[[Atoms], Atoms]) -> No
 
 
 def test_molecules() -> None:
-    """In another place; the mirror image is a twin too, and the stretched one is not."""
+    """Translated; the mirror image is a twin too, the stretched molecule is not."""
     water = molecule("H2O")
     stretched = water.copy()
     stretched.positions[0, 2] += 0.003
@@ -140,7 +140,7 @@ def test_molecules() -> None:
 
 
 def test_noise_is_found_in_each_of_many() -> None:
-    """None of sixty copies is missed, and none of the others taken for one."""
+    """None of sixty copies is missed, and none of the others is a twin."""
     many = rattled(60)
     found = twins(*many, *(noisy(atoms) for atoms in many))
     assert found[:60] == found[60:]
@@ -159,7 +159,7 @@ def test_near_structures_are_no_twins() -> None:
         orders.append(perfect.copy())
         orders[-1].numbers[list(places)] = 79
     many = [with_emt(atoms) for atoms in (perfect, moved, strained, *orders)]
-    for atoms in many:  # labels must not be what tells them apart
+    for atoms in many:  # labels must not be the distinction
         atoms.calc.results["energy"] = 0.0
         atoms.calc.results["forces"][:] = 0.0
     found = twins(*many)

@@ -1,4 +1,4 @@
-"""Every way in which a row can be unfit for training has its own reason."""
+"""Every reason for rejecting a row is reported separately."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def single(**changes: Any) -> StructureRow:
 
 
 class Judged(NamedTuple):
-    """What was found of one row; `reason` is None if it is accepted."""
+    """Result for one row; `reason` is None if it is accepted."""
 
     reason: Rejection | None
     is_reference: bool = False
@@ -111,23 +111,23 @@ def test_accepted() -> None:
     ids=lambda value: value.name if isinstance(value, Rejection) else "",
 )  # fmt: skip
 def test_rejections(changes: dict[str, Any], reason: Rejection) -> None:
-    """One fault in an otherwise good row gives exactly its reason."""
+    """One fault in an otherwise valid row gives exactly its reason."""
     assert judge(dimer(**changes)).reason is reason
 
 
 def test_an_energy_of_the_other_kind_is_none() -> None:
-    """A free energy does not stand in for an energy that is asked for."""
+    """A free energy does not replace a requested energy."""
     assert judge(dimer(energy=None), prefer_free_energy=False).reason is Rejection.NO_ENERGY
 
 
 def test_unreadable_rows() -> None:
-    """Single precision is named where it is known."""
+    """Single precision is named if it is known."""
     assert shape_problem(UnreadableRow(3)) is Rejection.UNREADABLE
     assert shape_problem(UnreadableRow(3, single_precision=True)) is Rejection.SINGLE_PRECISION
 
 
 def test_one_lonely_atom_of_many() -> None:
-    """A single atom out of reach spoils the structure: pacemaker would drop it in silence."""
+    """A single isolated atom makes the structure invalid: pacemaker would drop it silently."""
     row = dimer(
         numbers=np.array([29, 29, 29], dtype=np.int32),
         positions=np.array([[0.0, 0, 0], [2.2, 0, 0], [20.0, 0, 0]]),
@@ -144,20 +144,20 @@ def test_neighbours_between_the_near_shell_and_the_cutoff() -> None:
 
 
 def test_max_force() -> None:
-    """The limit is on the length of the force vector, and is itself allowed."""
+    """The limit applies to the length of the force vector, and is itself allowed."""
     assert judge(dimer(), max_force=0.51).reason is None
     assert judge(dimer(), max_force=0.49).reason is Rejection.LARGE_FORCE
 
 
 @pytest.mark.parametrize("box", [{}, {**PERIODIC, "cell": np.eye(3) * 12.0}])
 def test_isolated_atom_is_a_reference(box: dict[str, Any]) -> None:
-    """One atom alone needs an energy and nothing else, in vacuum as in a large box."""
+    """One atom alone needs only an energy, in vacuum as in a large box."""
     assert judge(single(**box))[:4] == (None, True, -1.1, True)
     assert judge(single(energy=None, free_energy=None, **box)).reason is Rejection.NO_ENERGY
 
 
 def test_which_energy() -> None:
-    """The free energy where it is wanted and stored, else the energy."""
+    """The free energy if wanted and stored, else the energy."""
     assert judge(dimer(), prefer_free_energy=False)[2:4] == (-1.0, False)
     assert judge(dimer(free_energy=None))[2:4] == (-1.0, False)
 

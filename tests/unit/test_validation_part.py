@@ -1,4 +1,4 @@
-"""The validation part follows from the training set alone, by the rules of the split."""
+"""The validation part depends on the training set alone, by the rules of the split."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_it_is_an_exact_fraction_of_the_training_set(tmp_path: Path) -> None:
 
 
 def test_the_same_wherever_it_is_made(tmp_path: Path) -> None:
-    """From the files of the dataset, once more; with another seed it is another."""
+    """From the files of the dataset again; another seed gives another part."""
     write_database(tmp_path / "s.db", rattled(60))
     first = _parts(tmp_path / "first", tmp_path / "s.db")
     assert _parts(tmp_path / "again", tmp_path / "s.db") == first
@@ -42,7 +42,7 @@ def test_the_same_wherever_it_is_made(tmp_path: Path) -> None:
 
 
 def test_groups_and_equal_structures_stay_together(tmp_path: Path) -> None:
-    """As in the split: a trajectory in the fit would tell of its other half."""
+    """As in the split: half a trajectory in the fit would reveal the other half."""
     structures = rattled(30)
     for number in range(10):
         write_database(tmp_path / "s.db", structures[3 * number : 3 * number + 3], traj=number)
@@ -57,7 +57,7 @@ def test_groups_and_equal_structures_stay_together(tmp_path: Path) -> None:
 
 
 def test_every_element_stays_in_the_fit(tmp_path: Path) -> None:
-    """Pacemaker numbers the elements of what it is fitted to: a lack would shift the ZBL cores."""
+    """Pacemaker numbers the elements of its training data: a missing one shifts the ZBL cores."""
     copper, gold = rattled(40), rattled(2, symbols=("Au",), seed=4)
     write_database(tmp_path / "s.db", copper)
     rows = write_database(tmp_path / "s.db", gold, traj="gold")
@@ -71,7 +71,7 @@ def test_every_element_stays_in_the_fit(tmp_path: Path) -> None:
 
 
 def test_few_structures_are_all_fitted_to(tmp_path: Path) -> None:
-    """It says why."""
+    """The note has the reason."""
     write_database(tmp_path / "s.db", rattled(21))
     parts = _parts(tmp_path / "d", tmp_path / "s.db")
     assert parts.validation == frozenset()
@@ -80,7 +80,7 @@ def test_few_structures_are_all_fitted_to(tmp_path: Path) -> None:
 
 
 def test_one_group_is_all_fitted_to(tmp_path: Path) -> None:
-    """It is no error, as it would be for the test set."""
+    """It is no error, unlike for the test set."""
     write_database(tmp_path / "s.db", rattled(30), traj="one")
     write_database(tmp_path / "s.db", rattled(3, seed=5), traj="two")
     parts = _parts(tmp_path / "d", tmp_path / "s.db", group_by="traj")
@@ -88,7 +88,7 @@ def test_one_group_is_all_fitted_to(tmp_path: Path) -> None:
 
 
 def test_the_next_generation_is_not_judged_by_what_its_parent_was_fitted_to(tmp_path: Path) -> None:
-    """The order in which structures are chosen stays, so that hardly one changes its part."""
+    """The selection order is kept, so that hardly any structure changes its part."""
     write_database(tmp_path / "s.db", rattled(100))
     record = build(tmp_path / "s.db", tmp_path / "first")
     first = part_training_set(DatasetFiles(tmp_path / "first"), record, 0.1)
@@ -101,7 +101,7 @@ def test_the_next_generation_is_not_judged_by_what_its_parent_was_fitted_to(tmp_
 
 @pytest.mark.parametrize("fraction", [0.05, 0.2, 0.5])
 def test_fractions(tmp_path: Path, fraction: float) -> None:
-    """Rounded as that of the test set."""
+    """Rounded like that of the test set."""
     write_database(tmp_path / "s.db", rattled(40))
     parts = _parts(tmp_path / "d", tmp_path / "s.db", fraction=fraction)
     assert len(parts.validation) == round(36 * fraction)

@@ -88,12 +88,12 @@ def test_names_never_damage_labels(group: str, config_type: str) -> None:
     "text", ["t 1", 'a "b" c', "back\\slash", "ends\\", "ü=1, {x}", "it's", "[1,2]", "a=b"]
 )
 def test_names_come_back(text: str) -> None:
-    """As they stand in the database."""
+    """Unchanged from the database."""
     assert _read_back(group=text).info["group"] == text
 
 
 def test_rows_without_names_have_none() -> None:
-    """Nothing is made up."""
+    """None are made up."""
     assert set(_read_back().info) == {"row_id"}
 
 
@@ -106,7 +106,7 @@ CELLS = st.sampled_from(
 
 @st.composite
 def rows(draw: st.DrawFn) -> StructureRow:
-    """Draw a row with any finite numbers."""
+    """Generate a row with any finite numbers."""
     atoms = draw(st.integers(1, 4))
     numbers = draw(st.lists(st.integers(1, 118), min_size=atoms, max_size=atoms))
     positions, forces = (
@@ -162,7 +162,7 @@ def test_numbers_come_back_to_the_last_bit(drawn: list[StructureRow], name: str 
 def test_batches_come_back_to_the_last_bit(
     drawn: list[StructureRow], config_type: str, group: str
 ) -> None:
-    """The same by this package's own reader, and labels as `label` says."""
+    """The same by this package's reader, and labels as requested by `label`."""
     structures = _named(drawn, config_type, group)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "train.xyz"
@@ -186,7 +186,7 @@ def _text(number: int, atoms: Atoms, config_type: str | None = None) -> str:
 
 
 def test_structures_come_back_one_by_one(tmp_path: Path) -> None:
-    """As ASE reads them all at once: crystals with stress, a molecule without cell."""
+    """Like ASE's reading of all at once: crystals with stress, a molecule without cell."""
     structures = [*rattled(3, symbols=("Cu", "Au")), with_emt(molecule("CH4"))]
     path = tmp_path / "train.xyz"
     path.write_text("".join(_text(n, atoms) for n, atoms in enumerate(structures, start=11)))
@@ -212,12 +212,12 @@ def test_structures_come_back_one_by_one(tmp_path: Path) -> None:
     ["two words", "001", "1e5", "T", "1 2 3", 'so-called "bulk"', "a\\b", "größe", "x_id=3"],
 )
 def test_config_types_come_back_as_they_were(name: str) -> None:
-    """ASE would read some of them as numbers, arrays or truth values."""
+    """ASE would read some of them as numbers, arrays or booleans."""
     assert parse(_text(1, rattled(1)[0], config_type=name)).config_type == name
 
 
 def test_a_structure_may_have_no_config_type() -> None:
-    """Then it has none, also where another key ends alike."""
+    """Also if another key has the same ending."""
     block = _text(1, rattled(1)[0]).replace("row_id=1", "row_id=1 my_config_type=x")
     assert parse(block).config_type is None
 
@@ -231,7 +231,7 @@ def test_a_structure_may_have_no_config_type() -> None:
     ids=["truncated", "a line too many"],
 )
 def test_damage_is_named(tmp_path: Path, damage: Callable[[str], str], message: str) -> None:
-    """The rest of a file is not taken for another structure."""
+    """The rest of a file is not read as another structure."""
     path = tmp_path / "test.xyz"
     path.write_text(damage(_text(1, rattled(1)[0]) * 2))
     with pytest.raises(IntegrityError, match=message):
