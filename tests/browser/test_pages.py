@@ -144,7 +144,7 @@ def test_a_comparison_can_be_read(
     assert browser.console() == []
 
 
-def test_a_page_asks_for_nothing(browser: Browser, page: Path) -> None:
+def test_a_page_loads_no_other_resource(browser: Browser, page: Path) -> None:
     """No network requests, no console messages, and a policy that blocks accidental loads."""
     browser.open(page, width=1280)
     assert [url for url in browser.requests() if not url.startswith("data:")] == [page.as_uri()]
@@ -211,7 +211,7 @@ def test_a_page_prints(browser: Browser, page: Path) -> None:
     assert 3 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 10
 
 
-def test_what_was_not_evaluated_is_not_shown(browser: Browser, tmp_path: Path) -> None:
+def test_a_page_without_evaluation(browser: Browser, tmp_path: Path) -> None:
     """The page of an older generation says so, and has the rest."""
     page = _write(tmp_path, make_report(2, evaluation=None), make_report(1, evaluation=None))
     browser.open(page, width=390)

@@ -88,14 +88,14 @@ def keys(registry: Registry) -> list[str]:
     return [info.key.removeprefix(prefix) for info in registry.store.list(prefix)]
 
 
-def test_nothing_is_found_where_nothing_was_saved(checkpoints: Checkpoints) -> None:
+def test_there_is_no_checkpoint_at_first(checkpoints: Checkpoints) -> None:
     """The first attempt starts from scratch."""
     assert checkpoints.found() == []
     assert checkpoints.unreadable() == []
     checkpoints.discard()
 
 
-def test_what_was_saved_comes_back(checkpoints: Checkpoints, tmp_path: Path) -> None:
+def test_a_stored_checkpoint_can_be_fetched(checkpoints: Checkpoints, tmp_path: Path) -> None:
     """State and files, on another machine."""
     saved = save(checkpoints, tmp_path, "a1", 1, at(7))
     assert checkpoints.found() == [saved]
@@ -129,7 +129,7 @@ def test_the_newest_two_are_kept(
     assert folders == ["a1000001", "a2000003", "a2000004"]
 
 
-def test_one_that_was_cut_short_does_not_count(
+def test_an_incomplete_checkpoint_is_ignored(
     checkpoints: Checkpoints,
     registry: Registry,
     tmp_path: Path,
@@ -172,7 +172,7 @@ def test_damage_is_found_when_it_is_fetched(
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b'{"schema_version": 2}'])
-def test_a_state_that_can_not_be_read_is_named(
+def test_an_unreadable_state_is_named(
     checkpoints: Checkpoints, registry: Registry, tmp_path: Path, data: bytes
 ) -> None:
     """It may be of a later version of this program."""
@@ -204,7 +204,7 @@ def test_discard_removes_checkpoints_and_nothing_else(
     assert len(other.found()) == 1
 
 
-def test_discard_leaves_what_a_job_began(
+def test_discard_keeps_state_of_the_same_job(
     checkpoints: Checkpoints, registry: Registry, tmp_path: Path
 ) -> None:
     """Checkpoints of other jobs or of no job are removed, also unreadable or incomplete ones."""
@@ -222,7 +222,7 @@ def test_discard_leaves_what_a_job_began(
     assert keys(registry) == []
 
 
-def test_a_state_of_an_older_version_is_of_no_job(
+def test_a_state_of_an_older_version_belongs_to_no_job(
     checkpoints: Checkpoints, registry: Registry, tmp_path: Path
 ) -> None:
     """It can be resumed, and --fresh removes it."""
@@ -237,7 +237,7 @@ def test_a_state_of_an_older_version_is_of_no_job(
 
 
 @pytest.mark.parametrize("where", ["files", "attempt"])
-def test_names_that_lead_elsewhere_are_unreadable(
+def test_unsafe_names_in_a_checkpoint_are_unreadable(
     registry: Registry, checkpoints: Checkpoints, tmp_path: Path, where: str
 ) -> None:
     """Such a checkpoint is skipped with a reason."""

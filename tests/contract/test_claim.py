@@ -176,7 +176,7 @@ class _Together:
 
 
 @pytest.mark.parametrize("before", [None, "released"])
-def test_of_many_at_once_one_claims(store: ObjectStore, before: str | None) -> None:
+def test_one_of_many_concurrent_attempts_claims(store: ObjectStore, before: str | None) -> None:
     """Eight attempts have all seen that the generation is free."""
     if before == "released":
         _take(store, "before").release()
@@ -216,9 +216,7 @@ class _LostAnswers:
 
 @pytest.mark.parametrize("failing", ["put_if_match", "get_versioned"])
 @pytest.mark.parametrize("then", ["beat", "release"])
-def test_a_beat_whose_answer_was_lost_loses_nothing(
-    store: ObjectStore, failing: str, then: str
-) -> None:
+def test_a_heartbeat_survives_a_lost_response(store: ObjectStore, failing: str, then: str) -> None:
     """The object is newer than expected, but still the holder's own."""
     lossy = _LostAnswers(store)
     held = _take(lossy, "first")
@@ -271,7 +269,7 @@ def test_age_is_by_the_stores_clock(store: ObjectStore, monkeypatch: pytest.Monk
     assert [info.key for info in store.list("")] == ["a"]
 
 
-def test_a_claim_says_what_people_need(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_claim_identifies_its_job(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """It names neither host nor user."""
     import getpass
     import platform

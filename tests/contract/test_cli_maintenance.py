@@ -45,7 +45,7 @@ def run(storage: StorageConfig, tmp_path: Path, cli: Any) -> Callable[..., Ended
     return lambda *arguments: cli("-c", path, *arguments)
 
 
-def test_show_says_what_the_final_loss_is_made_of(
+def test_show_prints_the_terms_of_the_final_loss(
     store: ObjectStore, tmp_path: Path, run: Callable[..., Ended]
 ) -> None:
     """With the warnings of the report; a generation of an earlier version has neither."""
@@ -75,7 +75,7 @@ def test_show_says_what_the_final_loss_is_made_of(
     assert "warning" not in earlier
 
 
-def test_repair_says_what_it_did(registry: Registry, run: Callable[..., Ended]) -> None:
+def test_repair_prints_its_actions(registry: Registry, run: Callable[..., Ended]) -> None:
     """One line for each repair, then a list of what gc would remove."""
     registry.store.delete(registry.keys.potential(1, "yace"))
     ended = run("repair")
@@ -128,7 +128,7 @@ def test_gc_is_dry_by_default(registry: Registry, run: Callable[..., Ended]) -> 
     assert registry.store.head(registry.keys.attempt(2, "killed", "train.log")) is not None
 
 
-def test_gc_keeps_what_is_young(registry: Registry, run: Callable[..., Ended]) -> None:
+def test_gc_keeps_recent_objects(registry: Registry, run: Callable[..., Ended]) -> None:
     """Objects younger than a week are kept, or than the given age."""
     ended = run("gc", "--delete")
     assert ended.out == "nothing to remove that is older than 7d\n"
@@ -161,7 +161,7 @@ def test_an_unclear_age_is_a_usage_error(registry: Registry, run: Callable[..., 
 
 
 @pytest.mark.parametrize("verb", ["pull", "verify", "show", "report", "repair"])
-def test_a_name_that_leads_elsewhere_ends_with_65(
+def test_an_unsafe_name_ends_with_65(
     registry: Registry, run: Callable[..., Ended], tmp_path: Path, verb: str
 ) -> None:
     """One line names object and name; nothing is written or lost."""

@@ -109,7 +109,7 @@ def test_ages(text: str, age: timedelta) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "7", "d", "-1d", "1.5d", "7 d", "1y", "7d1h"])
-def test_other_ages_are_refused(text: str) -> None:
+def test_invalid_ages_are_rejected(text: str) -> None:
     """A misread age might remove too much."""
     with pytest.raises(ConfigError, match="is no age"):
         parse_age(text)
@@ -123,7 +123,7 @@ def test_an_empty_store_needs_no_repair(registry: Registry) -> None:
     assert content(registry) == {}
 
 
-def test_repair_rolls_forward_what_a_crash_left(
+def test_repair_rolls_forward_after_a_crash(
     registry: Registry, tmp_path: Path, dataset: DatasetReference
 ) -> None:
     """Missing and damaged copies and the pointer, one line each; a second repair does nothing."""
@@ -177,7 +177,7 @@ def test_other_generations_are_repaired_despite_damage(
         collect_garbage(registry, NOW)
 
 
-def test_orphans_are_what_no_manifest_names(
+def test_objects_without_a_manifest_are_orphans(
     registry: Registry, tmp_path: Path, dataset: DatasetReference
 ) -> None:
     """Each kind has a description; reporting removes nothing."""
@@ -216,7 +216,7 @@ def test_orphans_are_what_no_manifest_names(
     assert whats(find_orphans(registry, NOW)) == {}
 
 
-def test_young_objects_are_kept(
+def test_recent_objects_are_kept(
     registry: Registry, tmp_path: Path, dataset: DatasetReference
 ) -> None:
     """Including everything that a run needs to resume from a checkpoint."""
@@ -227,7 +227,7 @@ def test_young_objects_are_kept(
     assert content(registry) == before
 
 
-def test_the_dataset_of_a_checkpoint_that_is_kept_is_kept(
+def test_the_dataset_of_a_kept_checkpoint_is_kept(
     registry: Registry,
     tmp_path: Path,
     dataset: DatasetReference,
@@ -268,7 +268,7 @@ def test_a_generation_in_training_is_kept(
     assert len(collect_garbage(registry, NOW)) == 3
 
 
-def test_a_generation_that_is_published_meanwhile_is_kept(
+def test_a_generation_published_during_gc_is_kept(
     registry: Registry,
     tmp_path: Path,
     dataset: DatasetReference,
@@ -288,7 +288,7 @@ def test_a_generation_that_is_published_meanwhile_is_kept(
     assert registry.verify(registry.get(1)) == []
 
 
-def test_states_and_records_go_first(
+def test_states_and_records_are_removed_first(
     registry: Registry, tmp_path: Path, dataset: DatasetReference
 ) -> None:
     """An interrupted gc leaves no incomplete object that looks complete."""
@@ -303,7 +303,7 @@ def test_states_and_records_go_first(
     assert len(names) == 9
 
 
-def test_writes_that_were_cut_short_are_removed(
+def test_interrupted_writes_are_removed(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are no objects, but take up space; a wrong local clock makes none of them old."""

@@ -32,12 +32,14 @@ def begin_ensemble(registry: Registry, members: int) -> MemberRegistry:
 
 @pytest.mark.parametrize("members", [None, 2])
 @pytest.mark.parametrize("fresh", [False, True])
-def test_of_nothing_either_is_made(registry: Registry, members: int | None, fresh: bool) -> None:
+def test_either_kind_may_start_from_nothing(
+    registry: Registry, members: int | None, fresh: bool
+) -> None:
     """Either kind may start."""
     require_one_kind(registry, 3, members, fresh=fresh)
 
 
-def test_a_begun_ensemble_is_no_single_fit(registry: Registry) -> None:
+def test_a_started_ensemble_is_no_single_fit(registry: Registry) -> None:
     """The error says what exists; members resume, and --fresh allows either kind."""
     begin_ensemble(registry, 3)
     with pytest.raises(ConflictError, match="an ensemble of 3, not as a single fit") as refused:
@@ -52,7 +54,7 @@ def test_a_begun_ensemble_is_no_single_fit(registry: Registry) -> None:
     require_one_kind(registry, 4, None, fresh=False)
 
 
-def test_a_half_trained_single_fit_is_no_ensemble(registry: Registry, tmp_path: Path) -> None:
+def test_a_partly_trained_single_fit_is_no_ensemble(registry: Registry, tmp_path: Path) -> None:
     """Until --fresh removes its checkpoints."""
     begin_ensemble(registry, 2)
     save(registry.checkpoints(3), tmp_path, "a1", 1, at(7))
@@ -68,7 +70,7 @@ def test_a_half_trained_single_fit_is_no_ensemble(registry: Registry, tmp_path: 
 
 
 @pytest.mark.parametrize("alive", ["member", "single fit"])
-def test_what_is_alive_is_not_started_over(registry: Registry, alive: str) -> None:
+def test_live_attempts_are_not_discarded(registry: Registry, alive: str) -> None:
     """A run of the other kind would publish the same generation."""
     member = begin_ensemble(registry, 2)
     place, asked = (member, None) if alive == "member" else (registry, 2)

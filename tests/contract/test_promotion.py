@@ -73,7 +73,7 @@ def test_a_rejected_generation_is_published_but_not_the_latest(
     )
 
 
-def test_a_rejected_generation_takes_force(registry: Registry, tmp_path: Path) -> None:
+def test_promoting_a_rejected_generation_needs_force(registry: Registry, tmp_path: Path) -> None:
     """Without --force the reasons are shown; with it, the promotion is recorded as forced."""
     _publish(registry, tmp_path, 1)
     _publish(registry, tmp_path, 2, *REJECTED)
@@ -105,7 +105,7 @@ def test_only_what_is_published_can_be_promoted(registry: Registry, tmp_path: Pa
     assert registry.latest() == 1
 
 
-def test_going_back_lasts_until_something_new_is_accepted(
+def test_promoting_an_older_generation_lasts_until_a_newer_one_is_accepted(
     registry: Registry, tmp_path: Path
 ) -> None:
     """Neither confirming nor repairing a published generation moves the pointer forward again."""
@@ -122,7 +122,9 @@ def test_going_back_lasts_until_something_new_is_accepted(
     assert registry.latest() == 5
 
 
-def test_a_chosen_rejected_generation_gives_way_too(registry: Registry, tmp_path: Path) -> None:
+def test_a_promoted_rejected_generation_is_replaced_by_the_next_accepted(
+    registry: Registry, tmp_path: Path
+) -> None:
     """The next accepted generation replaces it."""
     _publish(registry, tmp_path, 1)
     _publish(registry, tmp_path, 2, *REJECTED)
@@ -131,7 +133,9 @@ def test_a_chosen_rejected_generation_gives_way_too(registry: Registry, tmp_path
     assert registry.latest() == 3
 
 
-def test_what_a_crash_left_behind_is_made_good(registry: Registry, tmp_path: Path) -> None:
+def test_a_pointer_that_a_crash_left_outdated_is_repaired(
+    registry: Registry, tmp_path: Path
+) -> None:
     """A generation was published after a promotion, but its job died before moving the pointer."""
     for number in (1, 2):
         _publish(registry, tmp_path, number)
@@ -146,7 +150,7 @@ def test_what_a_crash_left_behind_is_made_good(registry: Registry, tmp_path: Pat
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b'{"generation": 9}', None])
-def test_a_lost_pointer_is_made_anew_from_the_accepted(
+def test_a_lost_pointer_is_restored_from_accepted_generations(
     registry: Registry, tmp_path: Path, data: bytes | None
 ) -> None:
     """It is restored from the accepted generations, or set by another promotion."""
@@ -162,18 +166,14 @@ def test_a_lost_pointer_is_made_anew_from_the_accepted(
         assert registry.latest() == 2
 
 
-def test_nothing_is_the_latest_where_nothing_is_accepted(
-    registry: Registry, tmp_path: Path
-) -> None:
+def test_nothing_is_latest_if_nothing_is_accepted(registry: Registry, tmp_path: Path) -> None:
     """Repair does not choose a generation."""
     _publish(registry, tmp_path, 1, *REJECTED)
     assert repair(registry).repaired == ()
     assert registry.latest() is None
 
 
-def test_choices_and_publications_at_once_lose_nothing(
-    storage: StorageConfig, tmp_path: Path
-) -> None:
+def test_concurrent_promotions_and_publications(storage: StorageConfig, tmp_path: Path) -> None:
     """A promotion supersedes exactly what was published by then, so there are two valid results.
 
     Either the promotion came last and supersedes all, or the highest generation is the latest.

@@ -60,7 +60,7 @@ def test_nothing_is_published_in_an_empty_store(registry: Registry) -> None:
         registry.get(1)
 
 
-def test_a_published_generation_is_found_whole(registry: Registry, tmp_path: Path) -> None:
+def test_a_published_generation_is_complete(registry: Registry, tmp_path: Path) -> None:
     """Manifest, artefacts, the copies under potentials/, the pointer."""
     manifest = _publish(registry, tmp_path, 4)
     assert registry.find(4) == manifest == registry.get(4)
@@ -93,7 +93,7 @@ def test_a_generation_is_published_once(registry: Registry, tmp_path: Path) -> N
     assert registry.store.get(registry.keys.potential(1, "yace")) == b"potential.yace of first\n"
 
 
-def test_of_many_attempts_exactly_one_publishes(storage: StorageConfig, tmp_path: Path) -> None:
+def test_exactly_one_of_many_attempts_publishes(storage: StorageConfig, tmp_path: Path) -> None:
     """Eight concurrent attempts, each with its own registry."""
 
     def publish(number: int) -> str | None:

@@ -354,7 +354,7 @@ class _Chosen:
         return self._attempt
 
 
-def test_two_that_meet(store: ObjectStore) -> None:
+def test_a_suspended_attempt_is_taken_over(store: ObjectStore) -> None:
     """Random steps rarely get here: one is suspended, another takes over and publishes."""
     machine = RegistryMachine(store)
     machine.claim(2)
@@ -379,7 +379,7 @@ def test_two_that_meet(store: ObjectStore) -> None:
     machine.teardown()
 
 
-def test_the_model_knows_the_pointer() -> None:
+def test_the_model_tracks_the_pointer() -> None:
     """A promotion of an older generation lasts until a newer one is accepted."""
     world = World()
     for generation, expected in ((2, (2, 0)), (1, (2, 0)), (3, (3, 0))):

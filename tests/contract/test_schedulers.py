@@ -184,7 +184,7 @@ def test_a_plan_is_a_function_of_its_request(site: Site) -> None:
     assert sorted(site.directory.rglob("*")) == before
 
 
-def test_what_was_never_submitted(site: Site) -> None:
+def test_a_job_that_was_never_submitted(site: Site) -> None:
     """It is not found, and its state is unknown; that is no failure."""
     assert site.scheduler.find("cu", 1) is None
     name = site.scheduler.plan(site.request()).name

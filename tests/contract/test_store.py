@@ -95,7 +95,7 @@ def test_create_only_keeps_the_first(store: ObjectStore) -> None:
     assert store.get("m") == b"first"
 
 
-def test_of_many_creators_one_wins(storage: StorageConfig) -> None:
+def test_one_of_many_concurrent_creators_succeeds(storage: StorageConfig) -> None:
     """Sixteen concurrent jobs for one generation, each with its own store object."""
 
     def create(number: int) -> int | None:
@@ -171,7 +171,7 @@ def test_check_passes_and_leaves_nothing(store: ObjectStore) -> None:
     assert list(store.list("")) == []
 
 
-def test_an_object_that_is_removed_meanwhile_is_not_listed(
+def test_an_object_removed_during_listing_is_not_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For example a checkpoint that a run replaces while another command reads the status."""

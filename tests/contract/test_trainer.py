@@ -175,7 +175,7 @@ def _lives(pid: str) -> bool:
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
-def test_an_incomplete_checkpoint_is_refused(kind: Kind, work: Path, tmp_path: Path) -> None:
+def test_an_incomplete_checkpoint_is_rejected(kind: Kind, work: Path, tmp_path: Path) -> None:
     """With its name and the missing files; nothing is moved."""
     staging = tmp_path / "staging"
     (staging / "metrics").mkdir(parents=True)

@@ -78,7 +78,7 @@ def test_parts_move_at_the_same_time(s3_bucket: StorageConfig, tmp_path: Path, b
     assert progress[-1] == (SIZE, SIZE)
 
 
-def test_an_object_that_changes_meanwhile_is_not_mixed(
+def test_parts_of_a_changing_object_are_not_mixed(
     s3_bucket: StorageConfig, tmp_path: Path, big: Path
 ) -> None:
     """Parts of two versions are never combined; the call may be retried."""

@@ -144,7 +144,7 @@ def test_a_locked_file_is_waited_for(make_config: Callable[..., JobConfig], tmp_
     jobs.require_complete(config)
 
 
-def test_a_file_that_is_cut_off_ends_the_export(
+def test_a_truncated_file_ends_the_export(
     make_config: Callable[..., JobConfig], tmp_path: Path
 ) -> None:
     """For example on a network file system that loses content."""

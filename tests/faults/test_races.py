@@ -34,7 +34,7 @@ def config(request: pytest.FixtureRequest, make_config: Callable[..., JobConfig]
 
 
 @pytest.mark.parametrize("count", [2, 8])
-def test_of_concurrent_jobs_one_publishes(
+def test_one_of_many_concurrent_jobs_publishes(
     config: JobConfig, tmp_path: Path, tally: Tally, count: int
 ) -> None:
     """The others name the running attempt, and end with 73 before they train."""
@@ -71,7 +71,7 @@ def test_without_claims_still_one_publishes(
     tally.count_end([job.text() for job in running], manifest.headline.iterations)
 
 
-def test_a_frozen_job_loses_its_claim_and_ends(
+def test_a_suspended_job_loses_its_claim_and_ends(
     config: JobConfig, tmp_path: Path, tally: Tally
 ) -> None:
     """After a suspension longer than the claim's lifetime, the job notices and stops training."""

@@ -70,7 +70,7 @@ def patient(s3_behind_proxy: StorageConfig) -> ObjectStore:
 
 
 @pytest.mark.parametrize("fault", PASSING)
-def test_no_passing_fault_reaches_a_run(
+def test_no_transient_fault_reaches_a_run(
     patient: ObjectStore, s3_proxy: FaultProxy, tmp_path: Path, fault: str
 ) -> None:
     """Each call fails as often as botocore retries, and once more; conditions still hold."""
@@ -119,7 +119,7 @@ def test_no_passing_fault_reaches_a_run(
 
 
 @pytest.mark.parametrize("fault", ["lost answer", "late InternalError", "late PreconditionFailed"])
-def test_a_lost_answer_to_ones_own_creation_is_a_success(
+def test_a_lost_response_to_a_create_is_a_success(
     impatient: ObjectStore, direct: ObjectStore, s3_proxy: FaultProxy, fault: str
 ) -> None:
     """The store rejects the retry, because it has the first copy."""
@@ -133,7 +133,7 @@ def test_a_lost_answer_to_ones_own_creation_is_a_success(
     assert s3_proxy.injected[fault] == 2
 
 
-def test_a_refusal_is_no_success_whatever_was_lost(
+def test_a_conflict_is_no_success_after_a_lost_response(
     impatient: ObjectStore, direct: ObjectStore, s3_proxy: FaultProxy
 ) -> None:
     """Another writer was first."""
@@ -149,7 +149,7 @@ def test_a_refusal_is_no_success_whatever_was_lost(
 
 @pytest.mark.parametrize("fault", ["lost answer", "dropped", "SlowDown"])
 @pytest.mark.parametrize("request_", ["uploads", "partNumber=2", "uploadId=[^&]*$"])
-def test_an_upload_in_parts_survives(
+def test_a_multipart_upload_is_retried(
     patient: ObjectStore,
     direct: ObjectStore,
     s3_proxy: FaultProxy,
@@ -190,7 +190,7 @@ def test_a_truncated_download_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_corrupted_download_is_seen_by_its_checksum(
+def test_a_checksum_detects_a_corrupted_download(
     impatient: ObjectStore, direct: ObjectStore, s3_proxy: FaultProxy, tmp_path: Path
 ) -> None:
     """If the store keeps one, small records are protected too."""
@@ -203,7 +203,7 @@ def test_a_corrupted_download_is_seen_by_its_checksum(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_corruption_without_checksums_is_seen_by_the_hash(
+def test_the_hash_detects_corruption_without_checksums(
     s3_behind_proxy: StorageConfig, s3_proxy: FaultProxy, tmp_path: Path
 ) -> None:
     """Data damaged once in transit are fetched again; permanent damage is rejected."""
@@ -239,7 +239,7 @@ def _publish(registry: Registry, directory: Path, attempt: str) -> Manifest:
 
 
 @pytest.mark.parametrize("fault", ["lost answer", "late InternalError", "late PreconditionFailed"])
-def test_ones_own_manifest_is_no_conflict(
+def test_the_attempts_own_manifest_is_no_conflict(
     s3_behind_proxy: StorageConfig, s3_proxy: FaultProxy, tmp_path: Path, fault: str
 ) -> None:
     """The response to the decisive write is lost, in botocore's retries and in ours."""
@@ -258,7 +258,7 @@ LASTING += ["RequestTimeTooSkewed", "SignatureDoesNotMatch", "InvalidRequest"]
 
 
 @pytest.mark.parametrize("code", LASTING)
-def test_lasting_errors_are_asked_for_once(
+def test_permanent_errors_are_not_retried(
     patient: ObjectStore, s3_proxy: FaultProxy, tmp_path: Path, code: str
 ) -> None:
     """Even in a run with long retries: only a person can fix them."""
@@ -281,7 +281,7 @@ def test_lasting_errors_are_asked_for_once(
         assert s3_proxy.requests.total() == number, ERRORS[code]
 
 
-def test_patience_is_bounded_and_logged(
+def test_retries_are_limited_and_logged(
     s3_behind_proxy: StorageConfig, s3_proxy: FaultProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A store that stays unavailable ends the retries; each wait is logged with its reason."""
@@ -298,7 +298,7 @@ def test_patience_is_bounded_and_logged(
     assert time.monotonic() - started < 60
 
 
-def test_conflicts_that_last_are_given_up(impatient: ObjectStore, s3_proxy: FaultProxy) -> None:
+def test_retries_of_conflicts_are_limited(impatient: ObjectStore, s3_proxy: FaultProxy) -> None:
     """With an explanation; the error is transient."""
     s3_proxy.order("ConditionalRequestConflict", method="PUT", times=float("inf"))
     with pytest.raises(StoreError, match=r"can't write m to s3://.* others keep writing") as caught:

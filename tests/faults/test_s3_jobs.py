@@ -115,7 +115,7 @@ def test_replayed_fits_through_a_worse_network(
         ("RequestTimeTooSkewed", "this machine's clock differs too much from the store's"),
     ],
 )
-def test_a_lasting_error_ends_a_job_at_once(
+def test_a_permanent_error_ends_a_job_at_once(
     run: Callable[..., Job], s3_proxy: FaultProxy, tmp_path: Path, code: str, words: str
 ) -> None:
     """Before any export, after one request, with one line."""
@@ -192,7 +192,7 @@ def test_the_clock_of_the_store_may_be_wrong(
     jobs.require_complete(seen)
 
 
-def test_the_answer_to_the_manifest_is_lost(
+def test_the_response_to_the_manifest_is_lost(
     seen: JobConfig, run: Callable[..., Job], s3_proxy: FaultProxy, tally: Tally
 ) -> None:
     """A job that has published does not report a conflict with itself."""

@@ -156,9 +156,7 @@ def _flat() -> Atoms:
         *("misshapen forces", "slab without area"),
     ],
 )
-def test_rows_that_can_not_be_trained_on(
-    cli: Cli, project: Family, atoms: Atoms, reason: str
-) -> None:
+def test_unusable_rows(cli: Cli, project: Family, atoms: Atoms, reason: str) -> None:
     """Too many of them are an error that lists their ids."""
     (row,) = write_database(project.database, [atoms])
     project.configure(dataset={"max_rejected_fraction": 0.0})

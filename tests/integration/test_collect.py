@@ -81,7 +81,7 @@ def take(config: DatabaseConfig, dataset: DatasetConfig, path: Path) -> tuple[Co
     ids=["defaults", "limited force", "energy"],
 )
 @pytest.mark.parametrize("page", [4, 500])
-def test_each_row_is_judged_as_if_it_were_alone(
+def test_rows_are_validated_independently(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], page: int
 ) -> None:
     """Accepted, rejected with the reason, or a reference; energies, extremes, fingerprints."""

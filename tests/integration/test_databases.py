@@ -107,7 +107,7 @@ def test_rows_come_in_the_order_of_ids_across_pages(
 
 
 @pytest.mark.parametrize("step", [3, 30])
-def test_only_the_rows_asked_for_are_read(server: DatabaseServer, step: int) -> None:
+def test_only_requested_rows_are_read(server: DatabaseServer, step: int) -> None:
     """A sample of the selected rows, also through ASE."""
     name = server.new_database()
     rows = structures()

@@ -329,7 +329,7 @@ def test_molecules(db: Path, out: Path) -> None:
     assert any("H, O" in note for note in record.notes)
 
 
-def test_isolated_atoms_give_references_and_leave(db: Path, out: Path) -> None:
+def test_isolated_atoms_give_references_and_are_excluded(db: Path, out: Path) -> None:
     """Isolated atoms define their element's reference energy and are on neither side."""
     write_database(db, rattled(20, symbols=("Cu", "Ni")))
     atom = labelled(Atoms("Cu"), energy=-0.25)
@@ -404,7 +404,7 @@ def test_undetermined_references_that_are_contradicted_are_rejected(
     assert "training.start_from: none" in text
 
 
-def test_single_precision_costs_no_more_than_it_must(db: Path, out: Path) -> None:
+def test_single_precision_loses_no_more_than_necessary(db: Path, out: Path) -> None:
     """ASE stores a calculator's precision: float32 forces can't be read back, other columns can."""
     write_database(db, rattled(20))
     forces, full, voigt, moments, infinite = rattled(5, seed=3)
@@ -709,7 +709,7 @@ def test_inexact_count_is_noted(db: Path, out: Path) -> None:
     assert any("4 rows instead of 5" in note for note in record.notes)
 
 
-def test_what_only_the_training_side_holds_is_noted(db: Path, tmp_path: Path) -> None:
+def test_data_on_the_training_side_only_are_noted(db: Path, tmp_path: Path) -> None:
     """A config type, or all forces; no note if the test side has them."""
     perfect = [with_emt(bulk("Cu", cubic=True, a=3.5 + 0.01 * n)) for n in range(10)]
     write_database(db, perfect[:2], side="test", config_type="bulk")
@@ -873,7 +873,7 @@ def test_methods_in_the_data_column_are_noted(db: Path, tmp_path: Path) -> None:
     assert not any("computed in the same way" in n for n in one)
 
 
-def test_references_of_a_fit_from_nothing(db: Path, tmp_path: Path) -> None:
+def test_references_of_a_fit_from_scratch(db: Path, tmp_path: Path) -> None:
     """Configured ones may differ from the parent's; isolated atoms are used once they exist."""
     write_database(db, rattled(20))
     parent = as_parent(build(db, tmp_path / "a"), tmp_path / "a")

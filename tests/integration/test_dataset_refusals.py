@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_nothing_selected_says_what_there_is(db: Path, out: Path) -> None:
+def test_nothing_selected_lists_the_statuses(db: Path, out: Path) -> None:
     """A selection without rows lists the statuses and their counts."""
     write_database(db, rattled(3), status="failed")
     write_database(db, rattled(2), status="running")
@@ -142,7 +142,7 @@ def test_contradicting_duplicates(db: Path, out: Path) -> None:
     assert build(db, out, duplicate_tolerance=0.05).counts.accepted == 11
 
 
-def test_contradictions_are_listed_with_what_tells_the_rows_apart(db: Path, out: Path) -> None:
+def test_contradictions_are_listed_with_differences_of_the_rows(db: Path, out: Path) -> None:
     """All are counted, ten are listed, with the differences of their rows."""
     structures = rattled(20)
     write_database(db, structures, xc="PBE")

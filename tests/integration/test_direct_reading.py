@@ -160,7 +160,7 @@ SELECTIONS = [
 ]
 
 
-def test_selections_mean_what_they_mean_to_ase(target: tuple[str, str]) -> None:
+def test_selections_agree_with_ase(target: tuple[str, str]) -> None:
     """Every kind of expression gives the rows of ASE's select; most select only some."""
     fill(target[0])
     partial = 0
@@ -175,7 +175,7 @@ def test_selections_mean_what_they_mean_to_ase(target: tuple[str, str]) -> None:
     assert partial > len(SELECTIONS) * 2 // 3
 
 
-def test_rows_written_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_written_during_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between selection and page a row may change, stop matching, or be deleted."""
     monkeypatch.setattr("mlip_job.dataset.database.PAGE", 2)
     path = tmp_path / "structures.db"

@@ -109,13 +109,13 @@ def test_the_best_member_becomes_the_generation(complete: Family) -> None:
     assert losses[committee.best] == pytest.approx(expected)
 
 
-def test_members_train_on_what_the_first_one_found(complete: Family) -> None:
+def test_members_train_on_the_dataset_of_the_first(complete: Family) -> None:
     """Rows added after the first member belong to the next generation."""
     manifest = complete.registry.get(1)
     assert manifest.dataset.train + manifest.dataset.test == 12
 
 
-def test_how_far_the_predictions_are_apart(complete: Family) -> None:
+def test_spread_of_the_predictions(complete: Family) -> None:
     """The standard deviation of two members is their distance over the square root of two."""
     registry = complete.registry
     manifest = registry.get(1)
@@ -137,7 +137,7 @@ def test_how_far_the_predictions_are_apart(complete: Family) -> None:
     assert 0 < spread.mean_force_mev_per_angstrom <= spread.max_force_mev_per_angstrom
 
 
-def test_everything_of_it_is_verified_listed_and_pulled(
+def test_an_ensemble_is_verified_listed_and_pulled(
     complete: Family, cli: Callable[..., Ended], tmp_path: Path
 ) -> None:
     """Including the members' potentials."""
@@ -178,7 +178,7 @@ def test_running_again_changes_nothing(complete: Family, cli: Callable[..., Ende
     assert "is published with 2 of the 3 members asked for" in ended.err
 
 
-def test_nothing_of_it_is_garbage(complete: Family, half: Family) -> None:
+def test_gc_keeps_an_ensemble(complete: Family, half: Family) -> None:
     """Only checkpoints are; an unfinished ensemble is removed once it is old enough."""
     orphans = list(find_orphans(complete.registry, NOW))
     assert {orphan.what for orphan in orphans} == {"checkpoints of gen_01, which is published"}
@@ -193,7 +193,7 @@ def test_nothing_of_it_is_garbage(complete: Family, half: Family) -> None:
     assert registry.store.head("cu/generations/gen_01/ensemble.json") is None
 
 
-def test_members_of_another_ensemble_are_refused(half: Family, cli: Callable[..., Ended]) -> None:
+def test_members_of_another_ensemble_are_rejected(half: Family, cli: Callable[..., Ended]) -> None:
     """Another size or another configuration, before anything is trained."""
     with pytest.raises(ConflictError, match="as an ensemble of 2 members, not 3"):
         _train(half, 2, of=3)
@@ -207,7 +207,9 @@ def test_members_of_another_ensemble_are_refused(half: Family, cli: Callable[...
     assert '"state": "stopped"' in found
 
 
-def test_a_half_trained_ensemble_is_no_single_fit(half: Family, cli: Callable[..., Ended]) -> None:
+def test_a_partly_trained_ensemble_is_no_single_fit(
+    half: Family, cli: Callable[..., Ended]
+) -> None:
     """Neither by hand nor as a job; the error says what exists, and nothing is published."""
     for command in (["run", "-g", 1], ["submit", "-g", 1, "--scheduler", "local"]):
         ended = cli("-c", half.config_path, *command)
@@ -250,9 +252,7 @@ def test_concurrent_last_members_publish_once(fully_trained: Family) -> None:
 @pytest.mark.parametrize(
     "options", [["--member", 1], ["--member", 3, "--of", 2], ["--of", 2], ["--of", 1]]
 )
-def test_members_that_can_not_be(
-    half: Family, cli: Callable[..., Ended], options: list[object]
-) -> None:
+def test_invalid_members(half: Family, cli: Callable[..., Ended], options: list[object]) -> None:
     """A usage error that says what is missing."""
     assert cli("-c", half.config_path, "run", "-g", 1, *options).code == 64
 

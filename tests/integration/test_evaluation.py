@@ -255,7 +255,7 @@ def test_the_worst_structures_are_named(trained: Project) -> None:
     assert {w.config_type for w in worst} <= {"mixed", "pure"}
 
 
-def test_headline_has_what_the_artefact_gives(trained: Project) -> None:
+def test_headline_has_the_errors_of_the_artefact(trained: Project) -> None:
     """Including the test set, which pacemaker's pyace evaluator does not measure."""
     for generation in (1, 2):
         headline = trained.registry.get(generation).headline
@@ -286,7 +286,7 @@ def test_pacemaker_agrees(trained: Project) -> None:
         assert conversion.max_force_difference_mev_per_angstrom < 1e-8
 
 
-def test_generations_are_compared_on_what_is_test_for_both(trained: Project) -> None:
+def test_generations_are_compared_on_common_test_structures(trained: Project) -> None:
     """The second has more test structures; both are evaluated on those of the first."""
     assert trained.evaluation(1).parent is None
     parent = trained.evaluation(2).parent
@@ -309,7 +309,7 @@ def test_generations_are_compared_on_what_is_test_for_both(trained: Project) -> 
     assert pair.change == pytest.approx(pair.new / pair.old - 1)
 
 
-def test_physics_is_checked_with_the_core_that_pacemaker_put_on(trained: Project) -> None:
+def test_physics_is_checked_with_pacemakers_core(trained: Project) -> None:
     """Three dimers, smooth at the cutoff and at the ZBL switch; a copper crystal; dynamics."""
     physics: dict[str, list[PhysicsCheck]] = {}
     for check in trained.evaluation(1).physics:
@@ -351,7 +351,7 @@ def _shortest_distances(path: Path) -> dict[tuple[str, str], float]:
     return shortest
 
 
-def test_active_set_grades_what_was_trained_on_and_what_was_not(trained: Project) -> None:
+def test_active_set_grades_known_and_unknown_structures(trained: Project) -> None:
     """Published with the potential; 1 for its own structures, more for an unusual one."""
     evaluation = trained.evaluation(1)
     assert evaluation.active_set == "linear"
@@ -519,7 +519,7 @@ def _a_little_more(number: str) -> str:
     return repr(float(number) * 1.0001)
 
 
-def test_a_spoilt_potential_is_caught(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_potential_is_rejected(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """One coefficient, NaN, half a file: each is reported, none is published, the fit is kept."""
     settings = {"active_set": False, "gate": {"require_physics": False}}
     project.write(rattled(12, symbols=("Cu", "Au")), {}, evaluation=settings)
@@ -568,7 +568,7 @@ def test_a_stop_signal_that_an_extension_module_replaces_stops_the_run(
     assert project.run(1)[0].generation == 1
 
 
-def test_a_potential_that_was_not_fitted_is_caught(
+def test_a_potential_that_was_not_fitted_is_rejected(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Changed before conversion: only pacemaker's own figures reveal it."""
@@ -654,7 +654,7 @@ def test_molecules_and_a_test_set_of_one(project: Project) -> None:
     assert len([c for c in evaluation.physics if c.kind == "dimer"]) == 6
 
 
-def test_without_bulk_the_verdict_says_what_is_not_checked(
+def test_without_bulk_the_verdict_names_missing_checks(
     project: Project, cli: Callable[..., Ended]
 ) -> None:
     """Only slabs: `run`, `show`, `list` and the report give the reason and a weaker verdict."""
@@ -714,7 +714,7 @@ def test_a_singular_active_set_is_not_published(project: Project) -> None:
         assert evaluation.train.extrapolation_grade.max < 1.1
 
 
-def test_a_core_gives_way_to_a_test_set_that_comes_closer(project: Project) -> None:
+def test_a_core_is_moved_below_the_distances_of_the_test_set(project: Project) -> None:
     """Pacemaker puts it at the shortest distance of the training set; a note reports the change."""
     structures = rattled(11)
     close = structures[0].copy()

@@ -69,7 +69,7 @@ def test_optimiser_runs_on_it(family: Family) -> None:
     assert atoms.get_potential_energy() < before
 
 
-def test_extrapolation_grades_where_asked_for(family: Family) -> None:
+def test_extrapolation_grades_on_request(family: Family) -> None:
     """Of each atom; interpolation near the training data, extrapolation far from it."""
     near = ase.io.read(next(family.store.glob("cu/datasets/*/train.xyz")), 0)
     far = bulk("Cu", cubic=True, a=2.9)
@@ -111,7 +111,7 @@ def test_cache_is_used_and_checked(family: Family, cache: Path) -> None:
     assert list(cache.iterdir()) == []
 
 
-def test_cache_may_lie_elsewhere(family: Family, tmp_path: Path) -> None:
+def test_cache_location_can_be_set(family: Family, tmp_path: Path) -> None:
     """If it can't be created, the error says what to set."""
     load_potential(family.store, cache=tmp_path / "elsewhere")
     assert len(list((tmp_path / "elsewhere").iterdir())) == 1
@@ -142,7 +142,7 @@ def test_the_url_may_name_the_family(
         load_potential(tmp_path / "nothing")
 
 
-def test_what_is_not_there_is_named(family: Family) -> None:
+def test_missing_objects_are_named(family: Family) -> None:
     """Generations, families, active sets, elements."""
     with pytest.raises(ConfigError, match=r"gen_07 of cu is not published.*published: gen_01"):
         load_potential(family.store, generation=7)

@@ -51,7 +51,7 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Family:
     [("list", ["list"]), *((f"show-{number}", ["show", "-g", str(number)]) for number in (2, 4))],
 )
 @pytest.mark.usefixtures("old")
-def test_what_is_printed_as_json_stays(
+def test_json_output_is_stable(
     golden: str, arguments: list[str], cli: Callable[..., Ended]
 ) -> None:
     """Compare with the reviewed files; MLIP_JOB_TEST_ACCEPT=1 accepts a change."""

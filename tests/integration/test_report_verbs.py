@@ -60,7 +60,9 @@ def _publish(
     return registry.publish(report.generation, "a1", files, describe)
 
 
-def test_a_published_page_is_fetched_as_it_is(cli: Cli, registry: Registry, tmp_path: Path) -> None:
+def test_a_published_page_is_fetched_unchanged(
+    cli: Cli, registry: Registry, tmp_path: Path
+) -> None:
     """Under its default name, or the given one; a second call replaces it."""
     _publish(registry, tmp_path, make_report(2), page="<p>as published</p>")
     ended = cli("report", "-g", 2)
@@ -72,9 +74,7 @@ def test_a_published_page_is_fetched_as_it_is(cli: Cli, registry: Registry, tmp_
     assert (tmp_path / "r.html").read_text() == "<p>as published</p>"
 
 
-def test_a_page_that_was_not_published_is_made(
-    cli: Cli, registry: Registry, tmp_path: Path
-) -> None:
+def test_a_missing_page_is_generated(cli: Cli, registry: Registry, tmp_path: Path) -> None:
     """From published data, with the parent's figures if the parent can be read."""
     old = make_report(1, evaluation=None)
     report = make_report(2, evaluation=None)
@@ -188,7 +188,7 @@ def test_generations_are_compared(cli: Cli, registry: Registry, tmp_path: Path) 
         ((1, "x"), "generation 'x' is none of a whole number, latest"),
     ],
 )
-def test_impossible_comparisons_are_refused(
+def test_impossible_comparisons_are_rejected(
     cli: Cli,
     registry: Registry,
     tmp_path: Path,

@@ -75,7 +75,7 @@ def test_the_same_query_finds_its_dataset(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["update", "write", "delete", "deselect"])
-def test_any_write_to_a_row_is_seen(tmp_path: Path, change: str) -> None:
+def test_any_write_to_a_row_is_detected(tmp_path: Path, change: str) -> None:
     """Then the rows are read; their content decides, and is found the next time."""
     path = tmp_path / "structures.db"
     structures = rattled(21)
@@ -117,7 +117,7 @@ def test_other_settings_are_another_query(tmp_path: Path, sections: dict[str, An
     assert not export(config_of(tmp_path, **sections))[1]
 
 
-def test_settings_of_the_fit_do_not_matter(tmp_path: Path) -> None:
+def test_settings_of_the_fit_do_not_change_the_query(tmp_path: Path) -> None:
     """A dataset is used for every fit to it."""
     write_database(tmp_path / "structures.db", rattled(20))
     export(config_of(tmp_path))
@@ -135,7 +135,7 @@ def test_another_database_is_another_query(tmp_path: Path) -> None:
     assert second.id == record.id
 
 
-def test_changes_past_ase_need_to_be_asked_for(tmp_path: Path) -> None:
+def test_changes_by_sql_need_rebuild(tmp_path: Path) -> None:
     """ASE records the time of each write, SQL does not; --rebuild always reads the rows."""
     path = tmp_path / "structures.db"
     write_database(path, rattled(20))
@@ -152,7 +152,7 @@ def test_changes_past_ase_need_to_be_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["note", "other note", "record", "no record", "file"])
-def test_what_is_damaged_is_built_anew(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_dataset_is_rebuilt(tmp_path: Path, damage: str) -> None:
     """The query record is a hint; nothing damaged or changed is used."""
     write_database(tmp_path / "structures.db", rattled(20))
     config = config_of(tmp_path)
@@ -176,7 +176,7 @@ def test_what_is_damaged_is_built_anew(tmp_path: Path, damage: str) -> None:
     assert (tmp_path / "out" / "train.pckl.gzip").stat().st_size > 0
 
 
-def test_garbage_collection_takes_notes_of_what_is_gone(tmp_path: Path) -> None:
+def test_gc_removes_query_records_of_removed_datasets(tmp_path: Path) -> None:
     """Records of existing datasets stay."""
     write_database(tmp_path / "structures.db", rattled(20))
     config = config_of(tmp_path)

@@ -81,7 +81,7 @@ def statuses(database: Path) -> dict[int, str]:
     return {row.id: row.status for row in connect(database).select()}
 
 
-def test_choice_is_better_than_chance(select: Select, tmp_path: Path, family: Family) -> None:
+def test_selection_is_better_than_random(select: Select, tmp_path: Path, family: Family) -> None:
     """Every outlier is selected, with grades far above those of a thousand random selections."""
     from pyace import PyACECalculator
 
@@ -140,7 +140,7 @@ def test_nothing_left_out_extrapolates_once_the_choice_is_in(family: Family) -> 
         assert grades.max() < tolerance
 
 
-def test_broken_structures_are_left_out_by_default(
+def test_broken_structures_are_excluded_by_default(
     cli: Callable[..., Ended], family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They would be selected first; their number is printed, and how to include them."""
@@ -240,7 +240,7 @@ def test_a_failing_database_marks_nothing_and_leaves_no_file(
     assert not Path("selected_gen_01.xyz").exists()
 
 
-def test_a_row_that_someone_else_took_marks_nothing(family: Family) -> None:
+def test_a_concurrently_changed_row_marks_nothing(family: Family) -> None:
     """A candidate may be running by the time it is marked."""
     ids = add_rows(family, rattled(3), status="candidate")
     with open_for_writing(family.database) as database:
@@ -253,7 +253,7 @@ def test_a_row_that_someone_else_took_marks_nothing(family: Family) -> None:
 
 @pytest.mark.filterwarnings("ignore:'(db|passwd)' is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
-def test_servers_mark_all_or_none(
+def test_servers_mark_all_rows_or_none(
     kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PostgreSQL and MariaDB like SQLite."""
@@ -280,7 +280,7 @@ def _statuses_on(server: DatabaseServer, name: str) -> list[str]:
         return [row.status for row in database.select(sort="id")]
 
 
-def test_candidates_that_can_not_be_graded_are_listed(select: Select, tmp_path: Path) -> None:
+def test_candidates_without_grade_are_listed(select: Select, tmp_path: Path) -> None:
     """By reason; the others are graded all the same."""
     lonely = bulk("Cu", cubic=True, a=3.6)
     lonely.set_cell([20, 20, 20])
@@ -304,7 +304,7 @@ def test_candidates_that_can_not_be_graded_are_listed(select: Select, tmp_path: 
     assert "no candidate can be graded: 3 × element that the potential lacks: Ni" in ended.err
 
 
-def test_slabs_are_graded_as_they_are(select: Select, tmp_path: Path, family: Family) -> None:
+def test_slabs_are_graded_without_vacuum(select: Select, tmp_path: Path, family: Family) -> None:
     """Graded like the same slab with vacuum, written with their own cell and periodicity."""
     slab = bulk("Cu", cubic=True, a=3.3).repeat((1, 1, 2))
     slab.rattle(0.05, seed=1)
@@ -324,7 +324,7 @@ def test_slabs_are_graded_as_they_are(select: Select, tmp_path: Path, family: Fa
         np.testing.assert_allclose(written[0].cell.array, slab.cell.array)
 
 
-def test_unreadable_files_are_refused(select: Select, tmp_path: Path) -> None:
+def test_unreadable_files_are_rejected(select: Select, tmp_path: Path) -> None:
     """Empty, absent, truncated, without structures."""
     (tmp_path / "empty.xyz").write_text("")
     (tmp_path / "text.dat").write_text("these are no structures\n")
@@ -353,7 +353,7 @@ def test_other_formats_are_read(select: Select, tmp_path: Path) -> None:
     assert len(json.loads(ended.out)["candidates"]) == 5
 
 
-def test_wrong_usage_is_refused_before_anything_is_read(
+def test_wrong_usage_is_rejected_before_reading(
     select: Select, tmp_path: Path, family: Family
 ) -> None:
     """With the correct usage."""
@@ -383,7 +383,7 @@ def test_wrong_usage_is_refused_before_anything_is_read(
     assert (ended.code, "gen_09 of cu is not published" in ended.err) == (64, True)
 
 
-def test_active_sets_of_another_kind_are_refused(family: Family, tmp_path: Path) -> None:
+def test_active_sets_of_another_kind_are_rejected(family: Family, tmp_path: Path) -> None:
     """Of other elements, or over all densities of the embedding."""
     from mlip_job.selection import Grader
 

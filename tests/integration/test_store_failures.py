@@ -132,7 +132,7 @@ def test_line_ends_in_credentials_are_named(
 
 
 @pytest.mark.parametrize(("setting", "sent"), [("when_supported", True), ("when_required", False)])
-def test_checksums_can_be_left_out(
+def test_checksums_can_be_disabled(
     unconditional_server: ThreadingHTTPServer,
     s3_credentials: None,
     monkeypatch: pytest.MonkeyPatch,
@@ -219,7 +219,7 @@ def _full(_descriptor: int) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_leftovers_of_a_crash_are_invisible(tmp_path: Path) -> None:
+def test_temporary_files_of_a_crash_are_ignored(tmp_path: Path) -> None:
     """A temporary file of a killed writer is no object."""
     store = DirectoryStore(tmp_path)
     store.put("a/b", b"x")

@@ -87,7 +87,7 @@ def test_a_training_is_logged_once(
     assert [r["info"]["run_id"] for r in mlflow_server.runs("cu")] == [run_id]
 
 
-def test_what_was_logged_half_is_completed(family: Family, mlflow_server: MlflowServer) -> None:
+def test_an_interrupted_upload_is_completed(family: Family, mlflow_server: MlflowServer) -> None:
     """A killed upload leaves an unfinished run, which is resumed."""
     created = mlflow_server.post("experiments/create", name="half")
     tag = {"key": "mlip_job.attempt", "value": family.registry.get(1).attempt}
@@ -102,7 +102,7 @@ def test_what_was_logged_half_is_completed(family: Family, mlflow_server: Mlflow
     assert len(found["data"]["metrics"]) > 5
 
 
-def test_a_server_that_is_down_is_a_warning(
+def test_an_unavailable_server_is_a_warning(
     family: Family, cli: Callable[..., Ended], caplog: pytest.LogCaptureFixture
 ) -> None:
     """The job ends as without tracking."""
@@ -116,7 +116,7 @@ def test_a_server_that_is_down_is_a_warning(
     assert "Connection refused" in caplog.text
 
 
-def test_check_asks_the_server(
+def test_check_tests_the_server(
     family: Family, mlflow_server: MlflowServer, refusing: str, cli: Callable[..., Ended]
 ) -> None:
     """It is available and accepts the credentials, or check reports it."""

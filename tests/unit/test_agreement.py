@@ -71,7 +71,7 @@ def test_figures_that_differ_are_both_named(energy: float, force: float, message
     assert caught.value.exit_code == 70
 
 
-def test_what_pacemaker_does_not_know_is_not_compared() -> None:
+def test_unknown_errors_of_pacemaker_are_not_compared() -> None:
     """Its pyace evaluator measures no test set."""
     for nothing in (None, _pacemaker(None, None)):
         assert agreement("test", _errors(_measured(1, 0.1, 0.3)), nothing) is None
@@ -82,7 +82,7 @@ def test_an_exact_fit_agrees_within_rounding() -> None:
     assert agreement("train", _errors(_measured(1, 1e-9, 1e-9)), _pacemaker(0.0, 0.0)) is not None
 
 
-def test_a_conversion_that_changed_something_is_refused() -> None:
+def test_a_conversion_that_changed_something_is_rejected() -> None:
     """Differences beyond rounding, on however few of the structures."""
     same = _errors(_measured(1, 0.1, 0.3, 1e-12), _measured(2, 0.1, 0.3))
     found = conversion(same, same)
@@ -93,7 +93,7 @@ def test_a_conversion_that_changed_something_is_refused() -> None:
         conversion(same, other)
 
 
-def test_the_validation_part_is_held_apart() -> None:
+def test_the_validation_part_is_compared_separately() -> None:
     """Each part is compared separately: together they would agree only by chance."""
     errors = SetErrors(apart={2})
     errors.add_all([_measured(1, 0.1, 0.3), _measured(2, 0.2, 0.5), _measured(3, 0.1, 0.3)])

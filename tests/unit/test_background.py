@@ -72,14 +72,14 @@ def test_an_error_is_logged_and_the_next_call_tries_again(
 
 
 @pytest.mark.parametrize("error", [None, StoreError("the store is away"), OSError("full")])
-def test_within_says_whether_it_succeeded(error: Exception | None) -> None:
+def test_within_returns_whether_it_succeeded(error: Exception | None) -> None:
     """A failed last checkpoint returns False."""
     calls = _Calls(*([error] if error else []))
     assert within(30, calls, "storing") == (error is None)
     assert calls.count == 1
 
 
-def test_within_does_not_wait_for_ever(
+def test_within_has_a_time_limit(
     caplog: pytest.LogCaptureFixture, release: Callable[[], None]
 ) -> None:
     """A scheduler kills soon after its signal."""

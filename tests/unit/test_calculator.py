@@ -44,7 +44,7 @@ def test_a_calculator_can_be_copied_and_pickled(potential: Path) -> None:
         assert other.get_potential_energy() == expected
 
 
-def test_a_pickled_calculator_says_what_it_lacks(potential: Path) -> None:
+def test_a_pickled_calculator_names_missing_files(potential: Path) -> None:
     """For example on another machine, whose cache does not have the potential."""
     from mlip_job.calculator import GenerationCalculator
 

@@ -40,7 +40,7 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def test_overview_says_what_each_verb_says_of_itself() -> None:
+def test_overview_matches_the_help_of_each_command() -> None:
     """The overview is written by hand so that it imports no command; it must stay consistent."""
     for verb, text in VERBS.items():
         command = group.get_command(click.Context(group), verb)
@@ -120,7 +120,7 @@ def test_looking_at_a_directory_store_imports_nothing_slow(
     assert not loaded & SLOW
 
 
-def test_what_would_be_submitted_to_slurm_imports_no_science_and_no_cloud(config: Path) -> None:
+def test_a_dry_run_for_slurm_imports_no_science_and_no_cloud(config: Path) -> None:
     """Scripts are rendered from a template: only jinja2 is needed."""
     loaded = modules_loaded_by(
         "-c", config, "submit", "-g", "1", "--scheduler", "slurm", "--dry-run"
@@ -140,7 +140,9 @@ def test_usage_errors_end_with_64(cli: Cli, arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("removed", OPTIONS)
-def test_a_removed_option_says_what_replaces_it(cli: Cli, config: Path, removed: str) -> None:
+def test_the_error_for_a_removed_option_names_its_replacement(
+    cli: Cli, config: Path, removed: str
+) -> None:
     """In one error, like any usage error."""
     verb, option = removed.split()
     ended = cli("-c", config, verb, "-g", "1", option, "x")
@@ -158,7 +160,7 @@ def test_a_removed_option_says_what_replaces_it(cli: Cli, config: Path, removed:
         ("1.5", "generation '1.5' is none of"),
     ],
 )
-def test_impossible_generations_are_refused(
+def test_impossible_generations_are_rejected(
     cli: Cli, config: Path, generation: str, message: str
 ) -> None:
     """Before anything is read or written."""
@@ -180,7 +182,7 @@ def test_common_options_stand_before_or_after_the_verb(cli: Cli, config: Path) -
     assert yaml.safe_load(both.out)["training"]["cutoff"] == 7
 
 
-def test_configuration_is_found_where_the_environment_says(
+def test_the_environment_names_the_configuration(
     cli: Cli, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """-c overrides $MLIP_JOB_CONFIG, which overrides the working directory."""

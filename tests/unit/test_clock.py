@@ -36,7 +36,7 @@ def test_stages_add_up_from_the_start_of_the_job() -> None:
     assert seconds["fetch"] >= 0.04
 
 
-def test_a_stage_that_goes_on_is_in_what_a_checkpoint_says() -> None:
+def test_a_checkpoint_includes_the_time_of_the_current_stage() -> None:
     """Otherwise it would be lost if the run were killed now."""
     clock = StageClock(age_s=10.0)
     with clock.stage("fit"):
@@ -67,7 +67,7 @@ def test_imports_of_the_process_count() -> None:
     assert inside - tick <= age <= outside + tick
 
 
-def test_what_was_written_before_there_were_times_is_read() -> None:
+def test_records_without_times_are_read() -> None:
     """Manifests and checkpoints of earlier versions have no times."""
     part = {"attempt": "a", "started": datetime.now(UTC), "iterations": 3}
     assert AttemptPart.model_validate(part).timings == Timings()

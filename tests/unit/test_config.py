@@ -100,7 +100,7 @@ def test_wrong_values_are_named_with_their_key(
 
 
 @pytest.mark.parametrize("key", sorted(KEYS.keys() - {"submit.kubernetes.claims.sub_path"}))
-def test_a_removed_key_says_what_replaces_it(config_file: Path, key: str) -> None:
+def test_the_error_for_a_removed_key_names_its_replacement(config_file: Path, key: str) -> None:
     """Instead of reporting an unknown key."""
     with pytest.raises(ConfigError) as caught:
         load_config(config_file, assignments=[f"{key}=1"], environment={})
@@ -120,14 +120,16 @@ def test_removed_keys_with_their_default_are_no_difference() -> None:
 
 
 @pytest.mark.parametrize(("key", "value"), VALUES)
-def test_a_removed_value_says_what_replaces_it(config_file: Path, key: str, value: str) -> None:
+def test_the_error_for_a_removed_value_names_its_replacement(
+    config_file: Path, key: str, value: str
+) -> None:
     """In addition to the allowed values."""
     with pytest.raises(ConfigError) as caught:
         load_config(config_file, assignments=[f"{key}={value}"], environment={})
     assert f"  {key}: {value} was removed: {VALUES[key, value]} (--set)" in str(caught.value)
 
 
-def test_every_key_that_takes_several_kinds_says_which() -> None:
+def test_the_error_for_a_union_names_its_types() -> None:
     """Otherwise pydantic's own message for a union would be shown."""
     unions = {
         f"{section}.{key}"
@@ -160,7 +162,7 @@ def test_all_problems_are_reported_at_once(config_file: Path) -> None:
         ("family: cu\n1: 2\n", "1: "),
     ],
 )
-def test_unusable_files_are_refused(tmp_path: Path, text: str | None, message: str) -> None:
+def test_unusable_files_are_rejected(tmp_path: Path, text: str | None, message: str) -> None:
     """An absent, empty or invalid file is a usage error."""
     path = tmp_path / "mlip-job.yaml"
     if text is not None:
@@ -176,7 +178,7 @@ def test_unusable_files_are_refused(tmp_path: Path, text: str | None, message: s
         "storage.endpoint_url=https://key:hunter2@host",
     ],
 )
-def test_a_password_in_a_url_is_refused_and_not_repeated(
+def test_a_password_in_a_url_is_rejected_and_not_repeated(
     config_file: Path, assignment: str
 ) -> None:
     """Secrets stay in the environment, out of files and error messages."""
@@ -186,7 +188,7 @@ def test_a_password_in_a_url_is_refused_and_not_repeated(
     assert "take it out" in str(caught.value) or "take them out" in str(caught.value)
 
 
-def test_relative_paths_are_taken_from_the_file(config_file: Path) -> None:
+def test_paths_are_relative_to_the_file(config_file: Path) -> None:
     """A file means the same from any working directory."""
     config = load_config(config_file, environment={})
     base = config_file.parent
@@ -229,7 +231,7 @@ def test_limits_on_test_errors_need_a_test_side() -> None:
     JobConfig.model_validate(values | {"evaluation": {}})
 
 
-def test_fingerprint_follows_what_decides_the_potential() -> None:
+def test_fingerprint_depends_on_settings_of_the_potential() -> None:
     """Another cutoff is another generation; another location of the store is not."""
     config = JobConfig.model_validate({"family": "cu"})
     moved = JobConfig.model_validate(
@@ -245,7 +247,7 @@ def test_fingerprint_follows_what_decides_the_potential() -> None:
     assert changed.fingerprint() != config.fingerprint()
 
 
-def test_a_configuration_survives_its_own_dump() -> None:
+def test_a_dumped_configuration_can_be_loaded() -> None:
     """The content of a manifest can be read back."""
     config = JobConfig.model_validate(
         {
@@ -310,7 +312,7 @@ def test_one_set_is_measured_during_the_fit() -> None:
 
 
 @pytest.mark.parametrize("key", ["min_relative_test_loss_per_iter", "early_stopping_patience"])
-def test_pacemakers_own_stopping_by_test_loss_is_out_of_reach(key: str) -> None:
+def test_pacemakers_stopping_by_test_loss_is_rejected(key: str) -> None:
     """It may raise after the minimiser has ended, and the fit would be lost."""
     with pytest.raises(ValidationError, match=r"follows from training\.early_stopping_patience"):
         TrainingConfig.model_validate({"overrides": {"fit": {key: 1}}})
@@ -324,7 +326,7 @@ def test_pacemakers_own_stopping_by_test_loss_is_out_of_reach(key: str) -> None:
         ({"fit": {"loss": {"kappa": "auto"}}}, "kappa"),
     ],
 )
-def test_a_linear_start_refuses_what_it_could_not_minimise(
+def test_a_linear_start_rejects_unsupported_overrides(
     overrides: dict[str, object], named: str
 ) -> None:
     """Without a linear start the same overrides are valid."""

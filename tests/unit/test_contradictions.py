@@ -79,7 +79,7 @@ def test_forces_worse_than_zero_are_a_warning() -> None:
     assert said.startswith("PREDICTED FORCES ARE WORSE THAN ZERO")
 
 
-def test_energies_are_held_against_their_mean() -> None:
+def test_energies_are_compared_with_their_mean() -> None:
     """Without the reference energies, which would hide it."""
     (said,) = _warnings(energy=-0.7)
     assert said.startswith("PREDICTED ENERGIES ARE ANTICORRELATED")

@@ -69,7 +69,7 @@ def test_cores_are_counted_within_the_quota_of_a_container(
         ({"MLIP_JOB_CORES": "0", "SLURM_CPUS_PER_TASK": ""}, 6),
     ],
 )
-def test_cores_are_those_that_the_scheduler_was_asked_for(
+def test_cores_are_those_requested_from_the_scheduler(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variables: dict[str, str], cores: int
 ) -> None:
     """A pod's request, CPUs per task; a node that does not enforce them shows all its cores."""
@@ -82,7 +82,7 @@ def test_cores_are_those_that_the_scheduler_was_asked_for(
     assert RunEnvironment.current().host.cores == cores
 
 
-def test_threads_follow_the_cores_and_the_users_own_win(
+def test_threads_follow_the_cores_unless_set_by_the_user(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """BLAS libraries without their own variable use that of OpenMP."""
@@ -109,7 +109,7 @@ def test_pods_of_one_kubernetes_job_are_the_same_job(monkeypatch: pytest.MonkeyP
     assert member.id == "alloys/mlip-cu-ni-gen-04-01234567/2"
 
 
-def test_a_kubernetes_job_is_told_from_the_next_of_its_name(
+def test_kubernetes_jobs_of_the_same_name_are_distinguished(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """By its UID, which its pods share; any of them may be the second."""

@@ -30,7 +30,7 @@ def test_exit_codes_are_the_documented_ones(name: str, code: int) -> None:
     assert issubclass(kind, errors.MlipJobError)
 
 
-def test_a_signal_is_named_and_what_was_interrupted_may_run_again() -> None:
+def test_a_signal_is_named_and_an_interrupted_run_may_be_retried() -> None:
     """By the shell's codes; a crash is not retried."""
     assert meaning_of(143).reason == "it was interrupted by SIGTERM"
     assert (meaning_of(143).retry, meaning_of(143).error) == (True, InterruptedRunError)
@@ -40,7 +40,7 @@ def test_a_signal_is_named_and_what_was_interrupted_may_run_again() -> None:
     assert meaning_of(3).reason == meaning_of(255).reason == "it failed without saying why"
 
 
-def test_hint_stands_on_its_own_line() -> None:
+def test_hint_is_on_a_separate_line() -> None:
     """So that the remedy is distinct from the problem."""
     error = errors.DataError("row 7 has no forces", hint="label it again")
     assert str(error) == "row 7 has no forces\n  hint: label it again"

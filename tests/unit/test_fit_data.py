@@ -49,7 +49,7 @@ def _rows(directory: Path, names: tuple[str, ...]) -> set[int]:
     return {int(name.removeprefix("row-")) for frame in frames for name in frame["name"]}
 
 
-def test_two_parts_in_frames_of_their_own(tmp_path: Path, record: DatasetRecord) -> None:
+def test_two_parts_in_separate_frames(tmp_path: Path, record: DatasetRecord) -> None:
     """Together they are the training set; no test row is in either."""
     given = _give(tmp_path, record)
     assert len(given.train) == 4
@@ -72,9 +72,7 @@ def test_without_a_validation_part(tmp_path: Path, record: DatasetRecord) -> Non
     assert measured == replace(given, second=WorkFiles.in_dataset(record.frames.test))
 
 
-def test_an_evaluator_that_measures_no_second_set_says_so(
-    tmp_path: Path, record: DatasetRecord
-) -> None:
+def test_an_evaluator_without_a_second_set_is_noted(tmp_path: Path, record: DatasetRecord) -> None:
     """It is a note of the potential."""
     given = _give(tmp_path, record, evaluator="pyace")
     assert given.train == WorkFiles.in_dataset(record.frames.train)

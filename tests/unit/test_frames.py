@@ -71,7 +71,7 @@ def structures() -> list[Atoms]:
 @pytest.mark.parametrize("weighting", [None, WEIGHTING], ids=["uniform", "weighted"])
 @pytest.mark.parametrize("pages", [[9], [1, 5, 3], [4, 5]], ids=str)
 @pytest.mark.parametrize("shard_size", [1, 3, 4, 100])
-def test_shards_hold_what_they_would_hold(
+def test_shards_do_not_depend_on_pages(
     tmp_path: Path, weighting: GroupWeighting | None, pages: list[int], shard_size: int
 ) -> None:
     """Every column, type and bit, in shards of the requested size, for pages of any size."""

@@ -64,7 +64,7 @@ def test_without_limits_all_is_accepted() -> None:
         (GateConfig(max_force_rmse_mev=49.0), "rejected"),
     ],
 )
-def test_accepted_is_said_only_where_something_was_asked(gate: GateConfig, word: str) -> None:
+def test_accepted_needs_a_limit(gate: GateConfig, word: str) -> None:
     """A comparison with the predecessor alone does not show how good a potential is."""
     found = judge(gate, TEST, _parent(8.0, 90.0), ())
     said = verdict_word(accepted=found.accepted, limits_set=found.limits_set, unchecked=False)
@@ -160,7 +160,7 @@ def test_physics_counts_where_it_is_required(verdict: Verdict, accepted: int) ->
 @pytest.mark.parametrize(
     ("energy", "force", "accepted"), [(0.7, 4.9, True), (0.71, 4.9, False), (0.7, 5.1, False)]
 )
-def test_what_reference_data_do_not_resolve_is_no_regression(
+def test_differences_below_the_resolution_of_the_data_are_no_regression(
     energy: float, force: float, *, accepted: bool
 ) -> None:
     """Half a meV/atom and 2 meV/Å, however good the predecessor is."""
@@ -177,7 +177,7 @@ def test_what_reference_data_do_not_resolve_is_no_regression(
     ("required", "of_drift", "of_collapse"),
     [("stability", True, False), (True, False, False), (False, True, True)],
 )
-def test_what_collapses_is_rejected_by_default(
+def test_a_collapse_is_rejected_by_default(
     required: bool | Literal["stability"], *, of_drift: bool, of_collapse: bool
 ) -> None:
     """A failed check of stability is required by default; others only if configured."""

@@ -64,7 +64,7 @@ def random_atoms(draw: st.DrawFn) -> Atoms:
 
 @settings(max_examples=100)
 @given(st.lists(random_atoms(), min_size=1, max_size=4))
-def test_bounds_hold(atoms: list[Atoms]) -> None:
+def test_bounds_are_valid(atoms: list[Atoms]) -> None:
     """In small, large, skewed, left-handed and absent cells."""
     volumes = [abs(np.linalg.det(each.cell)) for each in atoms]
     usable = [each for each, volume in zip(atoms, volumes, strict=True) if volume > 0.1]

@@ -86,7 +86,7 @@ def test_lines_are_followed_as_they_are_written(tmp_path: Path) -> None:
     assert follower.dropped == 1
 
 
-def test_a_loss_that_is_not_finite_is_none(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_is_unknown(tmp_path: Path) -> None:
     """A point without loss ends the fit as diverged."""
     path = tmp_path / "metrics.yaml"
     values = {"total_loss/train": float("nan"), "rmse/depa": float("inf"), "epoch": 3}
@@ -132,7 +132,7 @@ def test_input_names_the_data_and_no_reference_energy() -> None:
     assert _input(data=alone)["data"] == {"filename": ["a.gz", "b.gz"]}
 
 
-def test_overrides_reach_the_preset_and_none_that_we_own() -> None:
+def test_overrides_reach_the_preset_but_no_reserved_key() -> None:
     """As for pacemaker, they are merged last."""
     overrides = {"potential": {"kwargs": {"lmax": [2, 1]}}, "fit": {"optimizer": "BFGS"}}
     content = _input(overrides=overrides)
@@ -273,7 +273,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None
 COPY = f"cp {RUN}/FS_model.yaml {RUN}/train_metrics.yaml seed/42/"
 
 
-def test_a_fit_that_left_all_is_a_success(run: Callable[[str], None]) -> None:
+def test_a_fit_with_all_files_is_a_success(run: Callable[[str], None]) -> None:
     """Exit code 0, iterations with finite losses and a complete potential."""
     run(COPY)
 
@@ -292,14 +292,14 @@ def test_a_fit_that_left_all_is_a_success(run: Callable[[str], None]) -> None:
         (f"cat {RUN}/train.log; exit 1", "it ended while finished"),
     ],
 )  # fmt: skip
-def test_failures_are_said_in_words(run: Callable[[str], None], script: str, cause: str) -> None:
+def test_failures_are_explained(run: Callable[[str], None], script: str, cause: str) -> None:
     """Exit code 0 is not sufficient; the end of the log follows."""
     with pytest.raises(TrainingError, match=cause) as caught:
         run(script)
     assert "gracemaker failed" in caught.value.message
 
 
-def test_a_damaged_checkpoint_is_refused_before_anything_moves(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_rejected_before_files_are_moved(tmp_path: Path) -> None:
     """Missing files, or other elements."""
     staging = tmp_path / "staging"
     (staging / "metrics").mkdir(parents=True)

@@ -35,7 +35,7 @@ def _lineage(generation: int, published: tuple[int, ...], **training: Any) -> tu
     return tuple(m.generation if m else None for m in (lineage.dataset, lineage.potential))
 
 
-def test_first_generation_starts_from_nothing() -> None:
+def test_first_generation_starts_from_scratch() -> None:
     """There is no previous one."""
     assert _lineage(1, ()) == (None, None)
 
@@ -45,7 +45,7 @@ def test_previous_is_the_number_before() -> None:
     assert _lineage(3, (1, 2, 5)) == (2, 2)
 
 
-def test_split_is_inherited_where_the_fit_starts_from_nothing() -> None:
+def test_split_is_inherited_by_a_fit_from_scratch() -> None:
     """Test structures stay test structures in any case."""
     assert _lineage(3, (1, 2), start_from="none") == (2, None)
 
@@ -103,7 +103,7 @@ def test_larger_basis_is_an_extension(elements: list[str], new: dict[str, Any]) 
         ),
     ],
 )
-def test_other_bases_are_refused_with_the_difference(
+def test_other_bases_are_rejected_with_the_difference(
     elements: list[str], new: dict[str, Any], reason: str
 ) -> None:
     """A coefficient is meaningless in another basis."""

@@ -56,19 +56,19 @@ def test_terms_are_named_with_the_largest_regulariser_first() -> None:
     )
 
 
-def test_what_a_table_lacks_is_not_made_up() -> None:
+def test_missing_values_of_a_table_are_unknown() -> None:
     """No row, no terms of the loss, or a loss of zero give no shares."""
     assert shares_of(None) is None
     assert shares_of(MetricsRow(loss=1.0)) is None
     assert shares_of(MetricsRow(e_loss_contrib=0.0, f_loss_contrib=0.0)) is None
 
 
-def test_a_balanced_loss_is_no_matter() -> None:
+def test_a_balanced_loss_causes_no_warning() -> None:
     """5 % energy and 30 % regularisation cause no warning."""
     assert warned(found(5, 65, l2_coeffs=30)) == []
 
 
-def test_energies_that_are_fitted_well_are_no_matter() -> None:
+def test_well_fitted_energies_cause_no_warning() -> None:
     """Their share is small because their errors are; a larger weight would gain nothing."""
     training, result = TrainingConfig(), found(0.02, 0.98)
     assert list(share_warnings(result, training, 0.0099, errors(0.3))) == []
@@ -78,7 +78,7 @@ def test_energies_that_are_fitted_well_are_no_matter() -> None:
 @pytest.mark.parametrize(
     ("energy", "force", "warnings"), [(0.4, 1.5, 0), (0.4, 5.0, 1), (3.0, 1.5, 1), (None, None, 1)]
 )
-def test_regularisation_of_a_negligible_loss_is_no_matter(
+def test_regularisation_of_a_negligible_loss_causes_no_warning(
     energy: float | None, force: float | None, warnings: int
 ) -> None:
     """Its share is large because the errors are at round-off."""
@@ -96,7 +96,7 @@ def test_weight_that_balances_the_loss_is_named() -> None:
     assert energies / (energies + forces) == pytest.approx(0.2, abs=0.002)
 
 
-def test_kappa_from_an_override_is_what_is_to_change() -> None:
+def test_warning_names_kappa_of_an_override() -> None:
     """The weights have no effect then."""
     overrides = {"fit": {"loss": {"kappa": 0.5}}}
     (text,) = warned(found(0.02, 0.98), 0.5, overrides=overrides)
@@ -104,7 +104,7 @@ def test_kappa_from_an_override_is_what_is_to_change() -> None:
     assert "energy_weight" not in text
 
 
-def test_energies_that_nobody_wanted_are_no_matter() -> None:
+def test_energies_without_weight_cause_no_warning() -> None:
     """A fit to forces alone has none, and no weight would change that."""
     assert warned(found(0.0, 1.0), energy_weight=0.0) == []
 
@@ -119,7 +119,7 @@ def test_regularisers_that_dominate_are_named() -> None:
     assert "w0_rad" not in text
 
 
-def test_regularisers_from_an_override_are_what_is_to_change() -> None:
+def test_warning_names_regularisers_of_an_override() -> None:
     """With pacemaker's name."""
     overrides = {"fit": {"loss": {"L2_coeffs": 1e-5, "w_orth": 1e-3}}}
     (text,) = warned(found(20, 20, l2_coeffs=50, w_orth=10), overrides=overrides)
@@ -127,7 +127,7 @@ def test_regularisers_from_an_override_are_what_is_to_change() -> None:
     assert "fit.loss.w_orth" in text
 
 
-def test_both_are_said_where_both_are_the_matter() -> None:
+def test_both_warnings_are_given_together() -> None:
     """For example in a fit of 105 copper structures with former default weights."""
     assert len(warned(found(0.8, 38.2, l2_coeffs=61.0))) == 2
 
@@ -173,7 +173,7 @@ def _fit(train: list[CurvePoint], test: list[CurvePoint], **changes: Any) -> lis
 FALLING, LEVEL = np.exp(-np.arange(101) / 50), 1 + np.exp(-np.arange(101) / 5)
 
 
-def test_a_loss_that_still_falls_is_told() -> None:
+def test_a_decreasing_loss_is_noted() -> None:
     """By how much in the last tenth, and which setting to raise."""
     (said,) = _fit(_curve(FALLING), [])
     assert "still fell by 18 % in the last tenth of the 100 iterations" in said
@@ -189,12 +189,12 @@ def test_a_loss_that_still_falls_is_told() -> None:
         ([], {}),
     ],
 )
-def test_a_fit_that_came_to_its_end_is_left_alone(train: Any, changes: dict[str, Any]) -> None:
+def test_a_converged_fit_causes_no_note(train: Any, changes: dict[str, Any]) -> None:
     """Converged, stopped, too short to tell, or linear."""
     assert _fit(_curve(train), [], **changes) == []
 
 
-def test_overfitting_is_told_instead() -> None:
+def test_overfitting_is_noted_instead() -> None:
     """More iterations would make it worse."""
     test = _curve([3.0, 2.0, 1.5, 1.8, 2.1, 2.4], every=20)
     (said,) = _fit(_curve(FALLING), test)

@@ -67,7 +67,7 @@ def test_positions_sort_from_beginning_to_end() -> None:
     assert sorted(shuffled, key=FitPosition.order) == expected
 
 
-def test_positions_are_said_in_words() -> None:
+def test_positions_as_text() -> None:
     """Steps of a ladder count from 1, unlike pacemaker's; the first one is not named."""
     assert str(_at(0, 12)) == "iteration 12"
     assert str(_at(3, 12, done=True)) == "ladder step 4, iteration 12"
@@ -147,7 +147,7 @@ def test_a_row_that_is_newer_than_the_potential_is_left_out(work: Path, take: An
 
 
 @pytest.mark.parametrize("newer", ["row", "potential"])
-def test_the_beginning_is_nothing_to_go_on_from(work: Path, take: Any, newer: str) -> None:
+def test_a_fit_can_not_resume_from_its_beginning(work: Path, take: Any, newer: str) -> None:
     """Neither before the first iteration nor while it may be incomplete."""
     assert take(PacemakerFiles(work), SINGLE) is None
     files = _fit_until(work, 0, 0)
@@ -160,7 +160,7 @@ def test_the_beginning_is_nothing_to_go_on_from(work: Path, take: Any, newer: st
         assert take(files, SINGLE).position.iteration == 1
 
 
-def test_several_cycles_are_not_gone_on_from(work: Path, take: Any) -> None:
+def test_several_cycles_have_no_checkpoint(work: Path, take: Any) -> None:
     """Pacemaker uses the best of them, which a resumed fit could not know."""
     cycles = Segment({"potential": {}, "fit": {"maxiter": 8, "fit_cycles": 2}})
     assert take(_fit_until(work, 0, 5), cycles) is None
@@ -212,7 +212,7 @@ def _rows(snapshot: Snapshot) -> Any:
 
 
 @pytest.mark.parametrize("touched", ["metrics", "potential"])
-def test_what_changes_while_it_is_copied_does_not_count(
+def test_files_that_change_during_the_copy_are_ignored(
     work: Path, take: Any, monkeypatch: pytest.MonkeyPatch, touched: str
 ) -> None:
     """Pacemaker does not wait."""
@@ -228,7 +228,7 @@ def test_what_changes_while_it_is_copied_does_not_count(
     assert take(files, SINGLE) is None
 
 
-def test_a_potential_of_another_size_does_not_count(work: Path, take: Any) -> None:
+def test_a_potential_of_another_size_is_ignored(work: Path, take: Any) -> None:
     """It is of another step than the row, or was truncated between two functions."""
     files = _fit_until(work, 0, 5)
     files.interim_potential.write_bytes(_potential(1))
@@ -273,7 +273,7 @@ def _snapshot_of(potential: bytes, metrics: bytes | None = None) -> Snapshot | N
 
 
 @given(st.integers(0, len(_WHOLE)))
-def test_a_potential_cut_anywhere_is_whole_or_not_taken(length: int) -> None:
+def test_a_truncated_potential_is_complete_or_ignored(length: int) -> None:
     """A kill, or a copy during a write, may leave any part of it."""
     snapshot = _snapshot_of(_WHOLE[:length])
     assert (snapshot is not None) == (length >= len(_WHOLE.rstrip()))
@@ -425,14 +425,14 @@ def test_the_start_may_be_the_best(fit: _Fit) -> None:
     assert _best(fit.files) == (0, "the start")
 
 
-def test_a_start_from_nothing_is_none(fit: _Fit) -> None:
+def test_a_start_from_scratch_is_no_candidate(fit: _Fit) -> None:
     """All its coefficients are zero."""
     fit.start(FROM_NOTHING)
     fit.run([1, 2, 3, 2, 2])
     assert _best(fit.files) == (4, "iteration 4 of step 0")
 
 
-def test_each_step_of_a_ladder_has_its_own(fit: _Fit) -> None:
+def test_each_step_of_a_ladder_has_its_own_best_potential(fit: _Fit) -> None:
     """The previous step lacks functions, however small its loss."""
     fit.start(FROM_NOTHING)
     fit.run([9, 8, 1, 1, 2])
@@ -442,7 +442,7 @@ def test_each_step_of_a_ladder_has_its_own(fit: _Fit) -> None:
     assert _best(fit.files) == (4, "iteration 4 of step 2")
 
 
-def test_it_ends_where_nothing_better_comes(fit: _Fit, caplog: pytest.LogCaptureFixture) -> None:
+def test_early_stopping_after_no_improvement(fit: _Fit, caplog: pytest.LogCaptureFixture) -> None:
     """The patience counts from the best iteration; the message is pacemaker's."""
     fit.start(FROM_FILE, 4)
     with caplog.at_level("INFO"):
@@ -458,7 +458,7 @@ def test_the_last_gain_is_the_last_smaller_loss() -> None:
     assert last_gain([(0, float("nan")), (10, 3.0), (20, float("nan"))]) == 10
 
 
-def test_a_resumed_fit_goes_on_as_if_it_had_not_stopped(fit: _Fit) -> None:
+def test_a_resumed_fit_continues_unchanged(fit: _Fit) -> None:
     """The best potential, its iteration and the patience survive."""
     fit.start(FROM_FILE, 6)
     fit.run([9, 8, 3, 4, 5])
@@ -483,7 +483,7 @@ def test_iterations_count_on_where_pacemaker_starts_a_step_again(fit: _Fit) -> N
     assert [n for n, _ in numbered_losses(rows, 10)] == [10, 12, 14, 14, 16]
 
 
-def test_a_line_cut_short_does_no_harm(fit: _Fit) -> None:
+def test_a_truncated_line_is_skipped(fit: _Fit) -> None:
     """It is skipped, as everywhere."""
     fit.start(FROM_FILE)
     fit.run([9, 8, 7])
@@ -578,7 +578,7 @@ def test_a_copy_is_of_one_piece(fit: _Fit, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"potential": 3}'])
-def test_a_damaged_record_is_said(tmp_path: Path, text: str) -> None:
+def test_a_damaged_record_is_an_error(tmp_path: Path, text: str) -> None:
     """It would decide which potential is published."""
     with suppress(FileNotFoundError):
         assert read_best(tmp_path / "best.json") is None

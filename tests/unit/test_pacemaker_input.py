@@ -51,7 +51,7 @@ def test_smallest_basis_is_accepted_and_gives_every_block_a_function(n_elements:
 
 
 @pytest.mark.parametrize("n_elements", [2, 3, 4, 5])
-def test_smaller_basis_is_refused_with_the_smallest_that_works(n_elements: int) -> None:
+def test_smaller_basis_is_rejected_with_the_smallest_that_works(n_elements: int) -> None:
     """Below it pacemaker would build no function at all and fail deep in the fit."""
     training = TrainingConfig(functions_per_element=SMALLEST[n_elements] - 1)
     with pytest.raises(ConfigError, match=f"smallest that works is {SMALLEST[n_elements]}"):
@@ -140,13 +140,13 @@ def test_a_parent_is_kept_until_the_data_determine_clearly_more() -> None:
     assert larger.functions_per_element == 400
 
 
-def test_a_number_is_taken_as_it_is() -> None:
+def test_a_configured_number_is_used_unchanged() -> None:
     """A parent or other data make no difference."""
     size = choose_size(TrainingConfig(functions_per_element=77), MANY, 300)
     assert (size.functions_per_element, size.chosen, size.warning) == (77, "configured", None)
 
 
-def test_a_number_that_the_data_can_not_determine_is_warned_of() -> None:
+def test_a_number_that_the_data_do_not_determine_causes_a_warning() -> None:
     """With the number that fits."""
     asked = TrainingConfig(functions_per_element=300)
     size = choose_size(asked, DataSize(energies=94, forces=88, elements=1), None)
@@ -261,7 +261,7 @@ def test_input_is_the_reviewed_one(
     assert not difference, f"{path} (MLIP_JOB_TEST_ACCEPT=1 accepts this):\n{difference}"
 
 
-def test_without_a_test_set_pacemaker_is_told_of_none() -> None:
+def test_without_a_test_set_the_input_has_none() -> None:
     """An empty list would be an error."""
     data = _data(("Cu",), ("dataset/train.pckl.gzip",), (), {"Cu": -3.72})
     assert "test_filename" not in build_input(sized(), data)["data"]
@@ -328,7 +328,7 @@ def _segments(content: dict[str, Any], **position: Any) -> tuple[Segment, ...]:
     return remaining_segments(place, content, SECTION, "checkpoint.yaml")
 
 
-def test_a_single_shot_fit_does_what_is_left() -> None:
+def test_a_single_shot_fit_does_the_remaining_iterations() -> None:
     """From the checkpoint, with only the number of iterations changed."""
     content = _input(ladder_step=None)
     (segment,) = _segments(content, iteration=40)
@@ -339,7 +339,7 @@ def test_a_single_shot_fit_does_what_is_left() -> None:
     assert not segment.is_ladder
 
 
-def test_a_single_shot_fit_that_is_through_still_ends() -> None:
+def test_a_finished_single_shot_fit_still_runs_its_last_stage() -> None:
     """Pacemaker evaluates and adds the ZBL core; reducing max_iter is no error."""
     for iteration in (100, 300):
         (segment,) = _segments(_input(ladder_step=None), iteration=iteration)
@@ -347,7 +347,7 @@ def test_a_single_shot_fit_that_is_through_still_ends() -> None:
         assert segment.content["fit"]["repulsion"] == "auto"
 
 
-def test_between_two_steps_the_ladder_is_climbed_on() -> None:
+def test_between_two_steps_the_ladder_resumes() -> None:
     """One segment, whose first step is the next one of the fit."""
     content = _input(ladder_step=20)
     (climb,) = _segments(content, ladder_step=2, iteration=100, step_done=True, last_step=False)
@@ -358,7 +358,7 @@ def test_between_two_steps_the_ladder_is_climbed_on() -> None:
     assert not climb.partial
 
 
-def test_within_a_step_it_is_finished_before_the_ladder_goes_on() -> None:
+def test_an_interrupted_step_is_finished_before_the_ladder_resumes() -> None:
     """Pacemaker starts a ladder only between steps; the ZBL core is added in the last one."""
     content = _input(ladder_step=20)
     finish, climb = _segments(content, ladder_step=2, iteration=30, last_step=False)

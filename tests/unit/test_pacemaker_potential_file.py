@@ -95,7 +95,7 @@ def test_coefficients_survive_writing(finished: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "species: [", "species: []", "- 1", "metadata: {}"])
-def test_what_is_no_potential_is_refused(tmp_path: Path, text: str) -> None:
+def test_an_invalid_potential_is_rejected(tmp_path: Path, text: str) -> None:
     """A truncated file is not trained on."""
     path = tmp_path / "potential.yaml"
     path.write_text(text)
@@ -129,7 +129,7 @@ def _coefficients(potential: dict[str, Any]) -> list[list[float]]:
     return [function["c"] for block in potential["species"] for function in block.get("nbody", [])]
 
 
-def test_pacemaker_takes_the_start_for_the_same_function(tmp_path: Path, finished: Path) -> None:
+def test_pacemaker_evaluates_the_start_as_the_same_function(tmp_path: Path, finished: Path) -> None:
     """Above the inner cutoff the prepared potential gives pacemaker's own energies."""
     import numpy as np
     from ase.build import bulk

@@ -116,7 +116,7 @@ def test_missing_at_once(devices: Path, monkeypatch: pytest.MonkeyPatch) -> None
             check()
 
 
-def test_tensorflow_has_the_last_word(devices: Path) -> None:
+def test_tensorflow_decides(devices: Path) -> None:
     """A device file alone is no GPU: the driver may be missing, or the image unsuitable."""
     (devices / "nvidia0").touch()
     with pytest.raises(GpuRequiredError, match="TensorFlow sees none"):

@@ -202,7 +202,7 @@ def test_random_split_of_pacemakers_own() -> None:
         ("g_sigterm", "ended by SIGTERM"),
     ],
 )
-def test_failures_are_told_in_words(case: str, cause: str) -> None:
+def test_failures_have_a_message(case: str, cause: str) -> None:
     """Including the one that ended with exit code 0."""
     summary = summarise_run(DATA / case)
     assert summary.status == "failed"
@@ -262,7 +262,7 @@ def test_a_potential_that_lacks_an_element_looks_like_a_success() -> None:
     assert summarise_run(DATA / "g_element_missing_in_potential").status == "succeeded"
 
 
-def test_a_log_that_just_stops_is_incomplete(tmp_path: Path) -> None:
+def test_a_log_without_an_end_is_incomplete(tmp_path: Path) -> None:
     """Killed without a trace, or still running; the last phase is named."""
     shutil.copytree(DATA / "g_sigterm", tmp_path / "run")
     (tmp_path / "run" / "exit_code").unlink()
@@ -290,7 +290,7 @@ def test_other_directories_are_usage_errors(tmp_path: Path) -> None:
         summarise_run(tmp_path / "absent")
 
 
-def test_log_and_table_are_held_against_each_other(tmp_path: Path) -> None:
+def test_log_and_table_are_compared(tmp_path: Path) -> None:
     """A figure that doesn't match is reported, not averaged."""
     shutil.copytree(DATA / "b_single_test", tmp_path / "run")
     log = tmp_path / "run" / "train.log"
@@ -313,7 +313,7 @@ def test_dropped_structures_are_a_warning(tmp_path: Path) -> None:
     assert warnings[1] == "the weighting removed 2 of 37 train structures"
 
 
-def test_wide_figures_that_have_grown_together_are_told_apart() -> None:
+def test_merged_wide_figures_are_separated() -> None:
     """Each has two decimals; splitting at white space would merge them."""
     parser = LogParser()
     for line in (
@@ -328,7 +328,7 @@ def test_wide_figures_that_have_grown_together_are_told_apart() -> None:
     assert low_force != low_force  # noqa: PLR0124 - nan
 
 
-def test_gpu_out_of_memory_that_heals_is_a_warning() -> None:
+def test_recovered_gpu_out_of_memory_is_a_warning() -> None:
     """Pacemaker reduces the batch and restarts by itself."""
     summary = summarise_run(DATA / "oom_healed")
     assert summary.status == "succeeded"
@@ -336,7 +336,7 @@ def test_gpu_out_of_memory_that_heals_is_a_warning() -> None:
     assert summary.warnings == ("out of GPU memory: pacemaker reduced the batch size from 10 to 6",)
 
 
-def test_out_of_memory_that_does_not_heal_is_the_cause(tmp_path: Path) -> None:
+def test_permanent_out_of_memory_is_the_cause(tmp_path: Path) -> None:
     """With the setting to change; pacemaker's last message doesn't mention memory."""
     summary = summarise_run(DATA / "oom_failed")
     assert summary.status == "failed"
@@ -383,9 +383,7 @@ def test_phases_follow_the_log() -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(st.sampled_from(["b_single_test", "c_ladder", "f_earlystop_pyace"]), st.floats(0, 1))
-def test_a_log_cut_anywhere_is_never_a_success_before_its_end(
-    tmp_path: Path, case: str, share: float
-) -> None:
+def test_a_truncated_log_is_never_a_success(tmp_path: Path, case: str, share: float) -> None:
     """No crash, and no success without the final line."""
     run = tmp_path / case
     if not run.exists():
@@ -399,7 +397,7 @@ def test_a_log_cut_anywhere_is_never_a_success_before_its_end(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(st.floats(0, 1))
-def test_a_table_cut_anywhere_gives_a_part_of_its_rows(tmp_path: Path, share: float) -> None:
+def test_a_truncated_table_gives_a_part_of_its_rows(tmp_path: Path, share: float) -> None:
     """Truncated tables neither crash nor invent rows."""
     run = tmp_path / "run"
     if not run.exists():
@@ -438,7 +436,7 @@ def test_garbage_between_lines_changes_no_figure(
     assert _errors(summary, "train") == (179.42, 143.93, 365.61, 329.58, 207.71, 1943.07)
 
 
-def test_a_huge_line_does_no_harm(tmp_path: Path) -> None:
+def test_a_huge_line_is_skipped(tmp_path: Path) -> None:
     """Twenty megabytes without a newline, in the middle of a log."""
     shutil.copytree(DATA / "b_single_test", tmp_path / "run")
     log = tmp_path / "run" / "train.log"
@@ -498,7 +496,7 @@ def test_signals_are_named(code: int, text: str | None) -> None:
     assert described is None if text is None else described.startswith(text)
 
 
-def test_the_kernel_that_kills_for_memory_is_thought_of() -> None:
+def test_a_kill_by_the_kernel_may_be_out_of_memory() -> None:
     """It leaves no message in the log."""
     text = describe_failure(LogState(), -9)
     assert text is not None
@@ -532,7 +530,7 @@ def test_out_of_memory_is_recognised_by_the_log(line: str, code: int | None) -> 
         ([(1, 0)], "out of memory even with one structure at a time: reduce the basis"),
     ],
 )
-def test_what_pacemaker_tried_itself_is_said(sizes: list[tuple[int, int]], expected: str) -> None:
+def test_pacemakers_own_attempts_are_mentioned(sizes: list[tuple[int, int]], expected: str) -> None:
     """It is not advised again."""
     lines = [
         f"{STAMP}INFO - Decrease batch size (by factor 1.618): {before} -> {after}"
@@ -543,7 +541,7 @@ def test_what_pacemaker_tried_itself_is_said(sizes: list[tuple[int, int]], expec
     assert text.startswith(expected)
 
 
-def test_out_of_memory_that_was_healed_is_no_failure() -> None:
+def test_recovered_out_of_memory_is_no_failure() -> None:
     """The potential exists; the rest is a warning."""
     saved = f"{STAMP}INFO - Final potential is saved to output_potential.yaml"
     assert describe_failure(_log(f"{STAMP}ERROR - OOM when allocating", saved), 0) is None
@@ -557,7 +555,7 @@ def test_out_of_memory_that_was_healed_is_no_failure() -> None:
         ("FileNotFoundError: [Errno 2] No such file or directory: 'x'", "a file is missing"),
     ],
 )
-def test_errors_get_a_meaning_and_stay_readable(error: str, meaning: str) -> None:
+def test_errors_get_an_explanation_and_stay_readable(error: str, meaning: str) -> None:
     """Both are shown: the explanation may be wrong."""
     text = describe_failure(_log("Traceback (most recent call last):", error), 1)
     assert text is not None
@@ -565,7 +563,7 @@ def test_errors_get_a_meaning_and_stay_readable(error: str, meaning: str) -> Non
     assert text.endswith(f"({error})")
 
 
-def test_unknown_errors_are_told_as_they_are() -> None:
+def test_unknown_errors_are_shown_unchanged() -> None:
     """Without an explanation."""
     trace = _log("Traceback (most recent call last):", "ValueError: something new")
     assert describe_failure(trace, 1) == "ValueError: something new"

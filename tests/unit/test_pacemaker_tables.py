@@ -29,7 +29,7 @@ LADDER = DATA / "c_ladder" / "metrics.txt"
 HEADER = "ladder_step cycle_step iter_num loss rmse_epa rmse_f_comp nfuncs\n"
 
 
-def test_a_real_table_is_read_whole() -> None:
+def test_a_real_table_is_read_completely() -> None:
     """Three ladder steps of eight iterations each; values as in the file."""
     table = read_table(LADDER)
     assert table.dropped == 0
@@ -42,7 +42,7 @@ def test_a_real_table_is_read_whole() -> None:
     assert (last.nfuncs, last.ncoefs) == (15, 66)
 
 
-def test_columns_that_are_missing_are_not_known() -> None:
+def test_missing_columns_are_unknown() -> None:
     """The cycle tables have no iteration."""
     row = read_table(DATA / "c_ladder" / "cycle_metrics.txt").rows[0]
     assert row.iter_num is None
@@ -81,7 +81,7 @@ def test_unreadable_lines_are_counted_not_guessed(
     assert (len(table.rows), table.dropped) == (rows, dropped)
 
 
-def test_what_is_no_finite_number_is_not_known(tmp_path: Path) -> None:
+def test_numbers_that_are_not_finite_are_unknown(tmp_path: Path) -> None:
     """A diverged fit has no RMSE, instead of nan."""
     path = tmp_path / "metrics.txt"
     path.write_text(HEADER + "0 0 1 nan inf 0.2 15\n")
@@ -91,7 +91,7 @@ def test_what_is_no_finite_number_is_not_known(tmp_path: Path) -> None:
     assert row.rmse_force_ev_per_angstrom == 0.2
 
 
-def test_columns_may_stand_in_another_order(tmp_path: Path) -> None:
+def test_columns_may_have_another_order(tmp_path: Path) -> None:
     """They are found by name; unknown ones are ignored."""
     path = tmp_path / "metrics.txt"
     path.write_text("new_column loss iter_num\n7 0.5 3\n")
@@ -116,7 +116,7 @@ def test_following_a_growing_table_gives_the_same_rows(tmp_path: Path, steps: li
     assert tuple(rows) == read_table(LADDER).rows
 
 
-def test_a_table_that_is_begun_anew_is_followed_from_its_start(tmp_path: Path) -> None:
+def test_an_overwritten_table_is_followed_from_its_start(tmp_path: Path) -> None:
     """Every start of pacemaker overwrites its tables."""
     path = tmp_path / "metrics.txt"
     follower = TableFollower(path)
@@ -142,7 +142,7 @@ def test_without_restarts_nothing_changes(case: str, table: str) -> None:
     assert count_on(metrics) == [row.iteration for row in metrics]
 
 
-def test_a_fit_that_ran_out_of_memory_counts_on() -> None:
+def test_a_fit_that_ran_out_of_memory_continues_counting() -> None:
     """In its sixth iteration; the test set was evaluated in every second."""
     metrics, test = (
         [r.place for r in read.rows]
@@ -164,7 +164,7 @@ def test_a_fit_that_ran_out_of_memory_counts_on() -> None:
     ],
     ids=["in between", "at once", "again and again", "nothing"],
 )
-def test_a_restart_repeats_the_last_row_and_counts_on(
+def test_a_restart_repeats_the_last_row_and_continues_counting(
     iterations: list[int], expected: list[int]
 ) -> None:
     """Its row 0 is an evaluation of the existing potential."""
@@ -236,7 +236,7 @@ def _join(
     return [(int(s), int(i), float(loss)) for s, _, i, loss, _ in map(str.split, lines)]
 
 
-def test_a_start_is_numbered_on_from_where_it_began(folder: Path) -> None:
+def test_a_start_is_numbered_from_its_beginning(folder: Path) -> None:
     """Its first row repeats the last one of the start before, which is kept."""
     old = [(0, 0, 9.0), (0, 1, 8.0), (0, 2, 7.0)]
     new = [(0, 0, 7.01), (0, 1, 6.0)]
@@ -251,7 +251,7 @@ def test_only_the_first_step_of_a_start_is_moved_within_itself(folder: Path) -> 
     assert _join(folder, old, new, Offset(1, 1)) == expected
 
 
-def test_rows_beyond_a_position_are_left_out(folder: Path) -> None:
+def test_rows_beyond_a_position_are_excluded(folder: Path) -> None:
     """A checkpoint holds the rows that led to its potential only."""
     rows = [(0, 0, 9.0), (0, 1, 8.0), (1, 0, 8.0), (1, 1, 7.0), (1, 2, 6.0), (2, 0, 6.0)]
 
@@ -283,7 +283,7 @@ def test_a_row_per_step_counts_with_the_step(folder: Path) -> None:
     ]
 
 
-def test_restarts_within_a_start_are_numbered_on(folder: Path) -> None:
+def test_restarts_within_a_start_are_numbered_continuously(folder: Path) -> None:
     """Pacemaker ran out of GPU memory and continued with smaller batches."""
     losses = [(0, 7.0), (1, 6.0), (2, 5.0), (3, 4.0), (0, 4.0), (1, 3.0)]
     new = [(0, iteration, loss) for iteration, loss in losses]
@@ -298,7 +298,7 @@ def test_restarts_within_a_start_are_numbered_on(folder: Path) -> None:
 @pytest.mark.parametrize(
     "damaged", [b"0 0 2 7.0 1", b"0 0 2 7.\xff0 15\n", b"0 0 2 7.0\n", b"\0\n"]
 )
-def test_a_damaged_row_leaves_its_place_to_a_whole_one(folder: Path, damaged: bytes) -> None:
+def test_a_damaged_row_is_replaced_by_a_complete_one(folder: Path, damaged: bytes) -> None:
     """A kill truncates the last line; the next start writes it again."""
     old = _write(folder / "old", [(0, 0, 9.0), (0, 1, 8.0)])
     old.write_bytes(old.read_bytes() + damaged)
@@ -338,7 +338,7 @@ def test_every_digit_is_kept(folder: Path) -> None:
     cut=st.integers(0, 40),
     garbage=st.binary(max_size=10).map(b"\xff".__add__),
 )
-def test_however_often_a_fit_is_killed_its_curve_is_one(
+def test_a_fit_killed_many_times_has_one_curve(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], cut: int, garbage: bytes
 ) -> None:
     """Each start resumes at any earlier iteration; its table may end in garbage."""
@@ -360,7 +360,7 @@ def test_however_often_a_fit_is_killed_its_curve_is_one(
     assert losses == [100.0 - n for n in range(len(losses))]
 
 
-def test_progress_shows_places_in_the_whole_fit() -> None:
+def test_progress_shows_positions_in_the_whole_fit() -> None:
     """Row by row, like the joined tables."""
     offset = Offset(2, 30)
     assert offset.shift(MetricsRow(0, 0, 4)) == MetricsRow(2, 0, 34)

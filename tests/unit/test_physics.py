@@ -312,7 +312,7 @@ def test_a_crystal_that_collapses_fails_as_unstable() -> None:
     assert "collapses" in check.message
 
 
-def test_with_a_core_the_curve_is_scanned_until_it_takes_over() -> None:
+def test_with_a_core_the_curve_is_scanned_up_to_it() -> None:
     """A hole between the usual volumes and the core is found; without a core none is searched."""
     crystal = (bulk("Cu", cubic=True, a=3.59), -3.5)
     deep = Known(Hollow(at=2.1, width=0.04))
@@ -336,7 +336,7 @@ def _strained(energy_of: Calculator, scale: float = 1.0) -> list[tuple[Atoms, fl
     return crystals
 
 
-def test_volume_and_modulus_are_held_against_the_data() -> None:
+def test_volume_and_modulus_are_compared_with_the_data() -> None:
     """The curve of the data, also of primitive cells, is the reference."""
     lowest = _lowest(*_strained(EMT()))
     (check,) = _curve(Known(EMT()), lowest)
@@ -488,7 +488,7 @@ def test_dynamics_begin_hotter_than_the_data() -> None:
     assert (check.verdict, check.unstable) == ("failed", True)
 
 
-def test_a_molecule_is_run_as_it_is() -> None:
+def test_a_molecule_is_run_without_supercell() -> None:
     """Without supercell, with half the time step for light atoms."""
     check = check_dynamics(Known(EMT()), Stable(1, molecule("CH3OH"), -3.0), steps=20)
     assert (check.atoms, check.timestep_fs) == (6, 0.5)

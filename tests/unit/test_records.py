@@ -24,7 +24,7 @@ def test_ids_of_schedulers_name_files(tmp_path: Path, job_id: str) -> None:
 
 
 @pytest.mark.parametrize("job_id", BAD_IDS[:-2] + BAD_IDS[-1:], ids=ascii)
-def test_no_id_leads_out_of_the_work_directory(tmp_path: Path, job_id: str) -> None:
+def test_no_id_escapes_the_work_directory(tmp_path: Path, job_id: str) -> None:
     """From a scheduler or from a record."""
     files = SubmitFiles(tmp_path)
     for name in (files.log, files.ended, files.cancelled):
@@ -34,7 +34,7 @@ def test_no_id_leads_out_of_the_work_directory(tmp_path: Path, job_id: str) -> N
 
 
 @pytest.mark.parametrize("job_id", [*BAD_IDS, "0-1", "-1", "*"], ids=ascii)
-def test_a_record_with_such_an_id_is_none(tmp_path: Path, job_id: str) -> None:
+def test_a_record_with_an_unsafe_id_is_ignored(tmp_path: Path, job_id: str) -> None:
     """Nothing is read, signalled or cancelled by it; 0 would be this process's own group."""
     job = {"id": job_id, "name": "mlip-cu-gen-01-1a2b3c4d", "submitted": "2026-01-01T00:00:00Z"}
     (tmp_path / "submission.json").write_text(

@@ -112,7 +112,7 @@ def test_the_loss_is_that_of_the_log(case: str) -> None:
     ("printed", "kappa"),
     [("0.0003127", 3.127e-4), ("np.float64(9.2e-05)", 9.2e-5), ("1", 1.0), ("0", 0.0)],
 )
-def test_a_kappa_that_pacemaker_chose_is_known(tmp_path: Path, printed: str, kappa: float) -> None:
+def test_kappa_chosen_by_pacemaker_is_reported(tmp_path: Path, printed: str, kappa: float) -> None:
     """`auto` prints three digits of it, and later all of them; an override may be an integer."""
     shutil.copytree(DATA / "b_single_test", tmp_path / "run")
     log = tmp_path / "run" / "train.log"
@@ -153,7 +153,7 @@ def test_failed_checks_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"gen_02 failed a physics check: {failed.message}" in capsys.readouterr().out
 
 
-def test_what_could_not_be_checked_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_checks_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     """In the verdict, `show`, `list` and the page; `accepted` alone would be misleading."""
     evaluation = make_evaluation(2)
     reason = "energy over volume not possible: no bulk structure in the data"
@@ -237,7 +237,7 @@ def test_trends_in_a_few_characters() -> None:
         (False, False, "✗ rejected"),
     ],
 )
-def test_the_gate_has_a_word(accepted: bool, limits_set: bool | None, word: str) -> None:
+def test_the_gate_has_a_verdict(accepted: bool, limits_set: bool | None, word: str) -> None:
     """With a sign before the verdict, to scan a column quickly."""
     unknown = Errors()
     headline = Headline(

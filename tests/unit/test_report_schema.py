@@ -30,14 +30,14 @@ def test_the_published_schema_is_that_of_the_models() -> None:
     ],
     ids=["first", "not evaluated", "rejected"],
 )
-def test_reports_keep_to_it(report: TrainingReport) -> None:
+def test_reports_match_the_schema(report: TrainingReport) -> None:
     """And are read back unchanged."""
     text = report.to_json()
     validate_report(text)
     assert TrainingReport.from_json(text) == report
 
 
-def test_a_report_of_before_there_were_evaluations_keeps_to_it() -> None:
+def test_a_report_without_evaluation_matches_the_schema() -> None:
     """It lacks the key."""
     document = json.loads(make_report(1, evaluation=None).to_json())
     del document["evaluation"]
@@ -55,7 +55,7 @@ def test_a_report_of_before_there_were_evaluations_keeps_to_it() -> None:
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_what_is_no_report_is_refused(change: dict[str, object]) -> None:
+def test_an_invalid_report_is_rejected(change: dict[str, object]) -> None:
     """Wrong types, missing parts, unknown keys."""
     document = json.loads(make_report(1).to_json()) | change
     with pytest.raises(jsonschema.ValidationError):

@@ -127,7 +127,7 @@ def fetch(registry: Registry, tmp_path: Path) -> Iterator[Callable[..., Fetched]
     assert not (tmp_path / "was read").exists()
 
 
-def test_without_a_checkpoint_nothing_is_said(fetch: Any, dataset: DatasetReference) -> None:
+def test_without_a_checkpoint_nothing_is_printed(fetch: Any, dataset: DatasetReference) -> None:
     """The first attempt starts without a message."""
     found, files, messages = fetch()
     assert found is None
@@ -175,7 +175,7 @@ def test_a_finished_fit_is_laid_out_for_publishing(fetch: Any, save: Any) -> Non
     assert files.dataset.frame("train").read_bytes() != b"{}"
 
 
-def test_a_finished_fit_without_its_log_is_none(fetch: Any, save: Any) -> None:
+def test_a_finished_fit_without_its_log_is_ignored(fetch: Any, save: Any) -> None:
     """Whatever its state says: nothing fails later because of a missing file."""
     save(7)
     save(8, finished=True, without=("train.log", "left_out_by_weighting.json"))
@@ -197,7 +197,7 @@ def test_a_finished_fit_without_its_log_is_none(fetch: Any, save: Any) -> None:
         ({"zbl": False}, "training.zbl: True there, False asked"),
     ],
 )
-def test_a_checkpoint_of_another_fit_is_refused(
+def test_a_checkpoint_of_another_fit_is_rejected(
     fetch: Any, save: Any, training: dict[str, Any], difference: str
 ) -> None:
     """With the difference and the remedy."""
@@ -239,7 +239,7 @@ def test_every_difference_is_named(fetch: Any, save: Any) -> None:
     ]
 
 
-def test_what_does_not_change_the_fit_may_change(fetch: Any, save: Any) -> None:
+def test_settings_that_do_not_affect_the_fit_may_change(fetch: Any, save: Any) -> None:
     """A smaller batch after running out of memory, more iterations, another machine."""
     save(3)
     found, _, _ = fetch(
@@ -259,7 +259,7 @@ def test_what_does_not_change_the_fit_may_change(fetch: Any, save: Any) -> None:
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "state"])
-def test_a_damaged_one_is_passed_over_and_said(
+def test_a_damaged_checkpoint_is_skipped_with_a_message(
     fetch: Any, save: Any, registry: Registry, damage: str
 ) -> None:
     """The previous one is intact."""
@@ -285,7 +285,7 @@ def test_a_damaged_one_is_passed_over_and_said(
     assert not (files.directory / "checkpoint").exists()
 
 
-def test_a_potential_of_other_elements_is_passed_over(fetch: Any, save: Any) -> None:
+def test_a_potential_of_other_elements_is_skipped(fetch: Any, save: Any) -> None:
     """Whatever its hash."""
     save(3, elements=("Cu", "Ni"))
     found, files, messages = fetch()

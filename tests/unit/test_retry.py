@@ -95,7 +95,7 @@ def test_time_counts_from_the_first_failure(clock: _Clock) -> None:
 @pytest.mark.parametrize(
     "error", [StoreError("access denied"), DataError("a row is damaged"), ValueError("a bug")]
 )
-def test_a_lasting_failure_is_not_retried(clock: _Clock, error: Exception) -> None:
+def test_a_permanent_failure_is_not_retried(clock: _Clock, error: Exception) -> None:
     """No pause hides a permanent error."""
 
     def call() -> None:
@@ -175,7 +175,7 @@ def test_every_call_of_a_store_is_retried(
     assert set(flaky.failures.values()) == {2}
 
 
-def test_lasting_errors_of_a_store_are_not_retried(tmp_path: Path) -> None:
+def test_permanent_errors_of_a_store_are_not_retried(tmp_path: Path) -> None:
     """A rejected call is rejected the second time too."""
     flaky = _Flaky(tmp_path / "store", after=False, transient=False)
     with pytest.raises(StoreError, match="put failed"):

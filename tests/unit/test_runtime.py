@@ -151,7 +151,7 @@ def _send(number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_a_signal_raises_the_error_to_end_with(number: signal.Signals) -> None:
+def test_a_signal_raises_the_error(number: signal.Signals) -> None:
     """Exit code 75, so that a scheduler requeues it."""
     with (
         pytest.raises(InterruptedRunError, match=f"stopped by {number.name}") as caught,
@@ -184,7 +184,7 @@ def test_the_second_signal_does_not_disturb_the_clean_up() -> None:
     assert cleaned
 
 
-def test_a_deferred_signal_waits_to_be_asked_for() -> None:
+def test_a_deferred_signal_is_raised_on_request() -> None:
     """During pacemaker, the loop that follows it checks for signals."""
     with StopRequest() as stop:
         assert stop.error() is None
@@ -196,7 +196,7 @@ def test_a_deferred_signal_waits_to_be_asked_for() -> None:
         assert stop.received == signal.SIGTERM
 
 
-def test_deferring_ends_where_it_began() -> None:
+def test_deferring_ends_with_its_block() -> None:
     """Also after an error inside; the next signal raises again."""
     with StopRequest() as stop:
         with pytest.raises(ValueError, match="x"), stop.deferred():
@@ -205,7 +205,7 @@ def test_deferring_ends_where_it_began() -> None:
             _send(signal.SIGTERM)
 
 
-def test_handlers_are_put_back() -> None:
+def test_handlers_are_restored() -> None:
     """A library must not change its caller's handlers."""
     heard: list[int] = []
     previous = signal.signal(signal.SIGUSR1, lambda number, _frame: heard.append(number))

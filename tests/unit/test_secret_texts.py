@@ -101,7 +101,7 @@ def planted(path: tuple[str, ...], value: object) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("path", list(settings(JobConfig)), ids=".".join)
-def test_no_setting_takes_a_secret(path: tuple[str, ...]) -> None:
+def test_no_setting_accepts_a_secret(path: tuple[str, ...]) -> None:
     """Alone, in a list, or in a mapping; the error names the key and not the value."""
     shapes = itertools.cycle(
         (
@@ -123,7 +123,7 @@ def test_no_setting_takes_a_secret(path: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("path", list(settings(JobConfig)), ids=".".join)
-def test_no_setting_takes_a_control_character(path: tuple[str, ...]) -> None:
+def test_no_setting_accepts_a_control_character(path: tuple[str, ...]) -> None:
     """It would be another line of a script, a manifest or a log."""
     for character in "\n\r\t\0\x7f\x85\u2028\u2029":
         shape = {f"a{character}": "b"} if character == "\r" else f"a{character}b"
@@ -141,7 +141,7 @@ def test_messages_are_printed_without_secrets(form: str) -> None:
 
 
 @pytest.mark.parametrize("text", HARMLESS)
-def test_what_is_no_secret_is_taken(text: str) -> None:
+def test_values_without_secrets_are_accepted(text: str) -> None:
     """Names of users, key files, ports, digests, references to variables."""
     assert secret_in(text) is None
 
@@ -160,7 +160,7 @@ def test_variables_are_secret_by_the_end_of_their_name() -> None:
     assert not any(map(is_secret_variable, plain.split()))
 
 
-def test_values_of_secret_variables_are_taken_out() -> None:
+def test_values_of_secret_variables_are_redacted() -> None:
     """Literally, and URL-encoded."""
     environment = {"PGPASSWORD": "p@ss/word", "HOME": "/root"}
     text = redact("p@ss/word, p%40ss%2Fword in /root", environment=environment)
@@ -273,7 +273,7 @@ def test_a_large_file_is_no_configuration(cli: Callable[..., Ended], tmp_path: P
     assert (ended.code, "larger than 1 MiB" in ended.err) == (64, True)
 
 
-def test_a_directory_with_a_line_break_is_refused(tmp_path: Path) -> None:
+def test_a_directory_with_a_line_break_is_rejected(tmp_path: Path) -> None:
     """Relative paths of the configuration would pass it on to scripts."""
     directory = tmp_path / "a\nb"
     directory.mkdir()

@@ -139,7 +139,7 @@ def test_a_job_that_ended_with_0_and_no_manifest(site: Site, store: str, words: 
     assert ("check that storage.url is the job's" in shown.out) is (store == "store")
 
 
-def test_nothing_is_absent_that_could_not_be_asked_for(site: Site) -> None:
+def test_unreadable_sources_are_not_reported_absent(site: Site) -> None:
     """Neither without the scheduler nor without the store."""
     assert site.run("status", "-g", 1).out == "gen_01 unknown\n"
     site.configure(store="store", scheduler="kubernetes")
@@ -153,7 +153,7 @@ def test_nothing_is_absent_that_could_not_be_asked_for(site: Site) -> None:
     assert site.run("status", "-g", 1).out == "gen_01 absent\n"
 
 
-def test_where_nothing_can_be_read_nothing_is_shown(site: Site) -> None:
+def test_without_any_source_nothing_is_shown(site: Site) -> None:
     """That is no success."""
     site.configure(scheduler="kubernetes")
     for arguments in (("status",), ("status", "-g", 1)):
@@ -166,7 +166,7 @@ def test_where_nothing_can_be_read_nothing_is_shown(site: Site) -> None:
     assert "note: no kubeconfig" in ended.err
 
 
-def test_waiting_ends_where_the_store_can_not_tell_the_end(site: Site) -> None:
+def test_waiting_ends_if_the_store_is_unreadable(site: Site) -> None:
     """After a job that ended with 0; the user may read the store with its credentials."""
     site.record()
     site.end(0)
@@ -199,7 +199,7 @@ class _Kept:
         return JobStatus(JobState.SUCCEEDED, "NotReady", "proxy keeps the pod", "cancel it", 0)
 
 
-def test_a_job_that_goes_on_after_its_generation_is_published_is_shown(site: Site) -> None:
+def test_a_job_that_still_runs_after_publishing_is_shown(site: Site) -> None:
     """It may hold a GPU."""
     site.configure(store="store")
     config = load_config(site.path, environment={})

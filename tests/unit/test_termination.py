@@ -30,7 +30,7 @@ def test_an_error_is_written_with_its_exit_code(
 
 
 @pytest.mark.parametrize("character", ["x", "µ", '"', "\n", "🙂"])
-def test_it_fits_into_what_kubernetes_keeps(
+def test_it_fits_into_kubernetes_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, character: str
 ) -> None:
     """4096 bytes, and still JSON."""
@@ -43,7 +43,9 @@ def test_it_fits_into_what_kubernetes_keeps(
     assert written["hint"] == "a hint"
 
 
-def test_nobody_asked_and_nowhere_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_path_or_with_an_unwritable_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither affects the end of the run."""
     write_termination_message(70, "cause")
     monkeypatch.setenv(VARIABLE, str(tmp_path / "absent" / "termination-log"))

@@ -121,7 +121,7 @@ def test_an_evaluation_is_logged_if_there_is_one() -> None:
         ("http://", "takes the address of a server"),
     ],
 )
-def test_addresses_that_are_refused(uri: str, problem: str) -> None:
+def test_invalid_addresses(uri: str, problem: str) -> None:
     """Secrets belong in the environment, and only servers are supported."""
     with pytest.raises(ValidationError, match=problem) as refused:
         TrackingConfig(mlflow_uri=uri)

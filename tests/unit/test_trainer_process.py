@@ -35,7 +35,7 @@ from mlip_job.training.trainer import PhaseClock, Progress, added
 
 
 @given(st.lists(st.binary(max_size=20), max_size=20))
-def test_lines_come_whole_however_they_arrive(blocks: list[bytes]) -> None:
+def test_lines_are_complete_however_they_are_read(blocks: list[bytes]) -> None:
     """A line read in pieces is one line; an incomplete one waits."""
     reader = LineReader()
     lines = [line for block in blocks for line in reader.lines(block)]
@@ -45,7 +45,7 @@ def test_lines_come_whole_however_they_arrive(blocks: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize("pieces", [1, 7, 1000])
-def test_of_a_long_line_the_beginning_is_kept(pieces: int) -> None:
+def test_a_long_line_is_truncated(pieces: int) -> None:
     """The rest is dropped, up to its end; the next line is complete again."""
     data = (
         b"begin" + b"x" * (2 * LONGEST_LINE_BYTES) + b"2026-11-23 22:42:37,630 I - no line\nnext\n"
@@ -87,7 +87,7 @@ def test_a_line_of_100_mb_takes_no_memory(tmp_path: Path) -> None:
     assert peak < 8e6
 
 
-def test_host_is_taken_out_of_the_log(tmp_path: Path) -> None:
+def test_host_is_removed_from_the_log(tmp_path: Path) -> None:
     """In both of pacemaker's formats; nothing else is removed."""
     log = tmp_path / "train.log"
     log.write_bytes(
@@ -104,7 +104,7 @@ def test_host_is_taken_out_of_the_log(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [log]
 
 
-def test_a_copy_leaves_the_log_as_it_is(tmp_path: Path) -> None:
+def test_a_copy_does_not_change_the_log(tmp_path: Path) -> None:
     """Pacemaker may still write to it."""
     log, copy = tmp_path / "train.log", tmp_path / "copy"
     text = b"2026-11-23 22:42:37,630 I - Hostname: secret-node\nlast line without e"
@@ -115,7 +115,7 @@ def test_a_copy_leaves_the_log_as_it_is(tmp_path: Path) -> None:
     assert copy.read_bytes().endswith(b"\nlast line without e")
 
 
-def test_garbage_is_copied_as_it_is(tmp_path: Path) -> None:
+def test_garbage_is_copied_unchanged(tmp_path: Path) -> None:
     """Output of any library, in bounded memory."""
     log, copy = tmp_path / "train.log", tmp_path / "copy"
     log.write_bytes(bytes(range(11, 256)) * 40_000 + bytes(range(256)) * 400 + b"\n" * 9000)
@@ -137,7 +137,7 @@ def test_an_error_shows_the_last_lines(tmp_path: Path) -> None:
     assert lines == [*(f"  line {n}" for n in range(4986, 5000)), "  " + "x" * 300]
 
 
-def test_what_a_terminal_would_obey_is_not_shown(tmp_path: Path) -> None:
+def test_control_sequences_are_not_shown(tmp_path: Path) -> None:
     """Binary data in a log does not clear the reader's screen."""
     log = tmp_path / "train.log"
     log.write_bytes(b"good \xc3\xa9\n\x1b[2J\x00\x07bad\xff\r\n\ttab\n")
@@ -165,7 +165,7 @@ def test_clock_starts_after_the_graph_of_the_test_set() -> None:
     assert clock.seconds_per_iteration == pytest.approx(2.0)
 
 
-def test_clock_starts_anew_in_every_ladder_step() -> None:
+def test_clock_restarts_in_every_ladder_step() -> None:
     """Later steps have larger bases and slower iterations."""
     clock = IterationClock()
     clock.add([_row(0), _row(1)], 0.0)
@@ -332,7 +332,7 @@ def _stalled_after(dog: Watchdog, cpu: _Cpu, seconds: int, *, load: float, seen:
     return 0
 
 
-def test_nothing_for_too_long_is_a_stall(cpu: _Cpu) -> None:
+def test_no_progress_for_too_long_is_a_stall(cpu: _Cpu) -> None:
     """Not a second earlier."""
     found = _stalled_after(Watchdog(1, TIMEOUT, 0.0), cpu, 2000, load=0.0, seen="row 3")
     assert TIMEOUT < found <= TIMEOUT + 2
@@ -348,7 +348,7 @@ def test_building_a_graph_in_silence_is_no_stall(cpu: _Cpu) -> None:
     assert not _stalled_after(Watchdog(1, TIMEOUT, 0.0), cpu, 5000, load=0.05, seen="row 3")
 
 
-def test_each_row_and_line_starts_the_clock_anew(cpu: _Cpu) -> None:
+def test_each_row_and_line_restarts_the_clock(cpu: _Cpu) -> None:
     """Waiting for a slow GPU uses no CPU, but makes progress."""
     dog = Watchdog(1, TIMEOUT, 0.0)
     assert not any(dog.is_stalled(now // 500, now) for now in range(5000))

@@ -22,7 +22,7 @@ def move(seconds: list[float], line: TransferLine, step: float) -> None:
         line("datasets/1234/train.xyz", 10_000_000 * part, 100_000_000)
 
 
-def test_a_long_transfer_has_a_line_that_goes_away(
+def test_a_long_transfer_has_a_temporary_line(
     seconds: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """After a second, a few times per second, with name, fraction and speed."""

@@ -115,7 +115,7 @@ def test_rejections(changes: dict[str, Any], reason: Rejection) -> None:
     assert judge(dimer(**changes)).reason is reason
 
 
-def test_an_energy_of_the_other_kind_is_none() -> None:
+def test_an_energy_of_the_other_kind_is_not_used() -> None:
     """A free energy does not replace a requested energy."""
     assert judge(dimer(energy=None), prefer_free_energy=False).reason is Rejection.NO_ENERGY
 

@@ -87,7 +87,7 @@ def test_one_group_is_all_fitted_to(tmp_path: Path) -> None:
     assert parts.why_whole == "no group of training structures is small enough"
 
 
-def test_the_next_generation_is_not_judged_by_what_its_parent_was_fitted_to(tmp_path: Path) -> None:
+def test_the_next_generation_keeps_the_validation_part_of_its_parent(tmp_path: Path) -> None:
     """The selection order is kept, so that hardly any structure changes its part."""
     write_database(tmp_path / "s.db", rattled(100))
     record = build(tmp_path / "s.db", tmp_path / "first")

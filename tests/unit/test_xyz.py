@@ -87,7 +87,7 @@ def test_names_never_damage_labels(group: str, config_type: str) -> None:
 @pytest.mark.parametrize(
     "text", ["t 1", 'a "b" c', "back\\slash", "ends\\", "ü=1, {x}", "it's", "[1,2]", "a=b"]
 )
-def test_names_come_back(text: str) -> None:
+def test_names_are_read_back_from_text(text: str) -> None:
     """Unchanged from the database."""
     assert _read_back(group=text).info["group"] == text
 
@@ -137,7 +137,7 @@ def _named(drawn: list[StructureRow], config_type: str | None, group: str | None
 
 @settings(max_examples=200)
 @given(st.lists(rows(), min_size=1, max_size=4), st.none() | st.text(max_size=5))
-def test_numbers_come_back_to_the_last_bit(drawn: list[StructureRow], name: str | None) -> None:
+def test_numbers_are_read_back_to_the_last_bit(drawn: list[StructureRow], name: str | None) -> None:
     """Positions, forces, energy, stress, cell: denormals, huge ones, negative zeros."""
     structures = _named(drawn, name, name)
     text = b"".join(structures_text(structures)).decode()
@@ -159,7 +159,7 @@ def test_numbers_come_back_to_the_last_bit(drawn: list[StructureRow], name: str 
 
 @settings(max_examples=200)
 @given(st.lists(rows(), min_size=1, max_size=4), AWKWARD | st.text(), AWKWARD | st.text())
-def test_batches_come_back_to_the_last_bit(
+def test_batches_are_read_back_to_the_last_bit(
     drawn: list[StructureRow], config_type: str, group: str
 ) -> None:
     """The same by this package's reader, and labels as requested by `label`."""
@@ -185,7 +185,7 @@ def _text(number: int, atoms: Atoms, config_type: str | None = None) -> str:
     return xyz_of_row(_row_of(number, atoms), -1.5 * number, None, config_type)
 
 
-def test_structures_come_back_one_by_one(tmp_path: Path) -> None:
+def test_structures_are_read_back_one_by_one(tmp_path: Path) -> None:
     """Like ASE's reading of all at once: crystals with stress, a molecule without cell."""
     structures = [*rattled(3, symbols=("Cu", "Au")), with_emt(molecule("CH4"))]
     path = tmp_path / "train.xyz"
@@ -211,7 +211,7 @@ def test_structures_come_back_one_by_one(tmp_path: Path) -> None:
     "name",
     ["two words", "001", "1e5", "T", "1 2 3", 'so-called "bulk"', "a\\b", "größe", "x_id=3"],
 )
-def test_config_types_come_back_as_they_were(name: str) -> None:
+def test_config_types_are_read_back_unchanged(name: str) -> None:
     """ASE would read some of them as numbers, arrays or booleans."""
     assert parse(_text(1, rattled(1)[0], config_type=name)).config_type == name
 

@@ -82,7 +82,7 @@ def test_cancelling_need_not_wait(
     wait_for(lambda: scheduler.find("cu-ni", 4) is None, "the end of a cancelled Job")
 
 
-def test_a_job_that_has_ended_is_kept(
+def test_an_ended_job_is_kept(
     scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
     """With its pod and the pod's log."""

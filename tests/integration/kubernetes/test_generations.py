@@ -123,7 +123,7 @@ def test_an_indexed_job_trains_an_ensemble(
     assert manifest.environment.scheduler.id == f"{handle.id}/{manifest.ensemble.best - 1}"
 
 
-def test_a_cancelled_generation_goes_on_where_it_was(
+def test_a_cancelled_generation_resumes(
     scheduler: KubernetesScheduler,
     values: dict[str, Any],
     node: Node,
@@ -185,7 +185,7 @@ def test_a_pod_that_replaces_another_does_not_start_over(
     assert runner.exit_codes == [75, 75, 75]
 
 
-def test_a_failure_is_told_in_the_runs_own_words(
+def test_status_shows_the_runs_error_message(
     scheduler: KubernetesScheduler,
     values: dict[str, Any],
     node: Node,

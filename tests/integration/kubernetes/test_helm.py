@@ -65,7 +65,7 @@ def job_on_server(node: Node, namespace: str, name: str) -> dict[str, Any]:
     return {"metadata": metadata, "spec": spec}
 
 
-def test_what_is_submitted_and_what_is_installed_are_accepted_alike(
+def test_submitted_and_installed_jobs_are_equal_on_the_server(
     helm_in: Callable[..., Any],
     control_plane: ControlPlane,
     scheduler: KubernetesScheduler,
@@ -169,7 +169,7 @@ def test_a_release_and_a_submission_know_of_each_other(
 
 
 @pytest.mark.parametrize("exit_code", [0, 69])
-def test_helm_test_ends_as_the_check_does(
+def test_helm_test_ends_like_the_check(
     helm_in: Callable[..., Any],
     request_for: Callable[..., JobRequest],
     node: Node,

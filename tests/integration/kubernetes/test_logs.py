@@ -155,7 +155,7 @@ class Link:
             other.shutdown(socket.SHUT_WR)
 
 
-def test_following_outlives_a_cluster_that_is_away(
+def test_following_survives_an_unavailable_cluster(
     control_plane: ControlPlane,
     request_for: Callable[..., JobRequest],
     node: Node,
@@ -190,7 +190,7 @@ def test_following_outlives_a_cluster_that_is_away(
     link.close()
 
 
-def test_following_ends_when_the_job_is_gone(
+def test_following_ends_when_the_job_is_deleted(
     scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
     """Its pods and their logs are deleted with it."""
@@ -207,7 +207,7 @@ def test_following_ends_when_the_job_is_gone(
     assert list(scheduler.logs(handle, follow=False)) == []
 
 
-def test_members_are_told_apart(
+def test_log_lines_name_the_member(
     scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
     """Each line of an ensemble has its member's number as prefix."""

@@ -92,6 +92,6 @@ def test_a_missing_verb_is_named(
         assert all(job.metadata.deletion_timestamp for job in jobs)
 
 
-def test_the_whole_role_is_enough(namespace: str, life: Callable[[str], None]) -> None:
+def test_the_whole_role_is_sufficient(namespace: str, life: Callable[[str], None]) -> None:
     """For every operation."""
     life(namespace)

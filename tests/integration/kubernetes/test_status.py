@@ -118,7 +118,7 @@ def test_a_quota_on_what_pods_do_not_state(
     assert (limits["cpu"], limits["ephemeral-storage"]) == ("4", "30Gi")
 
 
-def test_kueue_holds_it_back(
+def test_kueue_suspends_the_job(
     scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
     """The Job is created suspended, with one label; Kueue starts it, here simulated."""
@@ -136,7 +136,7 @@ def test_kueue_holds_it_back(
 # -- ends -----------------------------------------------------------------------------------------
 
 
-def test_it_succeeds(
+def test_a_job_succeeds(
     scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
     """With one line about the published generation."""
@@ -186,7 +186,7 @@ def test_no_node_is_of_the_architecture(scheduler: KubernetesScheduler, submit: 
     assert "didn't match Pod's node affinity/selector" in str(status.reason)
 
 
-def test_a_failure_that_may_pass_is_tried_again(
+def test_a_transient_failure_is_retried(
     scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
     """As often as configured; the final status names the last cause."""
@@ -199,7 +199,7 @@ def test_a_failure_that_may_pass_is_tried_again(
     assert "no route to host" in str(status.reason)
 
 
-def test_an_interrupted_run_is_started_again_without_counting(
+def test_a_restart_after_an_interruption_is_no_retry(
     scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
     """Exit code 75 resumes in another pod of the same Job, even without retries."""
@@ -233,7 +233,7 @@ def test_a_disruption_does_not_count(
     assert "attempt 1 ended, it was disrupted: PreemptionByScheduler" in str(status.reason)
 
 
-def test_a_deadline_is_said(
+def test_a_deadline_is_shown(
     scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
     """It is not reported as a failure of the run, whose pod ends with 75."""
@@ -405,7 +405,7 @@ def test_without_the_stores_credentials_the_jobs_are_shown(
     assert (unknown.code, unknown.out) == (0, "gen_05 unknown\n")
 
 
-def test_without_permission_nothing_is_called_absent(
+def test_without_permission_nothing_is_reported_absent(
     control_plane: ControlPlane, config_file: Path, cli: Callable[..., Ended]
 ) -> None:
     """The store is readable, and may be empty."""

@@ -59,7 +59,7 @@ def test_the_same_submission_again_is_the_same_job(
     node.core.read_namespaced_config_map(first.name, namespace)
 
 
-def test_another_submission_for_the_generation_is_refused(submit: Submit) -> None:
+def test_another_submission_for_the_generation_is_rejected(submit: Submit) -> None:
     """While the first is pending or runs; other generations and families are free."""
     first = submit()
     with pytest.raises(ConflictError, match=first.name):
@@ -88,7 +88,7 @@ def test_a_failed_job_makes_room_for_the_same_submission(
     assert config_map.metadata.owner_references[0].uid == job.metadata.uid
 
 
-def test_a_job_of_somebody_else_is_left_alone(
+def test_a_job_of_another_user_is_not_changed(
     scheduler: KubernetesScheduler,
     request_for: Callable[..., JobRequest],
     node: Node,
@@ -144,7 +144,7 @@ def test_the_restricted_level_is_enforced(
     assert "hostPath" in status.reason
 
 
-def test_a_pod_with_everything_passes_it(
+def test_a_pod_with_all_settings_meets_the_restricted_level(
     scheduler: KubernetesScheduler,
     request_for: Callable[..., JobRequest],
     node: Node,
@@ -189,7 +189,7 @@ def test_a_pod_with_everything_passes_it(
         ({"volume_mounts": [{"name": "absent", "mountPath": "/more"}]}, "absent"),
     ],
 )
-def test_what_the_cluster_refuses_is_said(
+def test_a_rejection_by_the_cluster_is_shown(
     configure: Callable[..., JobConfig],
     request_for: Callable[..., JobRequest],
     settings: dict[str, Any],
@@ -206,7 +206,7 @@ def test_what_the_cluster_refuses_is_said(
     assert not node.batch.list_namespaced_job(namespace).items
 
 
-def test_an_absent_namespace_is_said_to_who_may_know(
+def test_an_absent_namespace_is_named_if_permitted(
     control_plane: ControlPlane,
     configure: Callable[..., JobConfig],
     request_for: Callable[..., JobRequest],
@@ -220,7 +220,7 @@ def test_an_absent_namespace_is_said_to_who_may_know(
         scheduler.submit(scheduler.plan(request))
 
 
-def test_a_job_without_its_configuration_is_taken_back(
+def test_a_job_without_its_configuration_is_deleted(
     scheduler: KubernetesScheduler,
     request_for: Callable[..., JobRequest],
     node: Node,
@@ -243,7 +243,7 @@ def test_a_job_without_its_configuration_is_taken_back(
         ({"certificate-authority": "/etc/ssl/certs/ca-certificates.crt"}, "certificate"),
     ],
 )
-def test_a_cluster_that_is_away_is_said(
+def test_an_unavailable_cluster_is_an_error(
     control_plane: ControlPlane,
     request_for: Callable[..., JobRequest],
     monkeypatch: pytest.MonkeyPatch,
@@ -259,7 +259,7 @@ def test_a_cluster_that_is_away_is_said(
     assert away.value.hint
 
 
-def test_wrong_credentials_are_said(
+def test_wrong_credentials_are_an_error(
     control_plane: ControlPlane,
     request_for: Callable[..., JobRequest],
     monkeypatch: pytest.MonkeyPatch,
@@ -272,7 +272,7 @@ def test_wrong_credentials_are_said(
         scheduler.submit(scheduler.plan(request))
 
 
-def test_two_submissions_at_once_make_one_job(
+def test_concurrent_submissions_make_one_job(
     scheduler: KubernetesScheduler,
     request_for: Callable[..., JobRequest],
     node: Node,

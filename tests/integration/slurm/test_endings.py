@@ -31,7 +31,7 @@ exit ${codes[$3]}
 """
 
 
-def test_an_error_for_a_person_is_no_reason_to_requeue(family: Family, stand_in: StandIn) -> None:
+def test_a_permanent_error_is_not_requeued(family: Family, stand_in: StandIn) -> None:
     """The exit code is returned, the message and the hint of the run are shown."""
     stand_in(BY_GENERATION)
     codes = {1: 64, 2: 65, 3: 70, 4: 71, 5: 73, 6: 1, 7: 127, 8: 137}
@@ -109,7 +109,7 @@ def test_a_node_fails_under_a_job_that_is_not_requeued(family: Family, stand_in:
     assert (found["native_state"], found["reason"]) == ("NODE_FAIL", "the node failed")
 
 
-def test_what_comes_after_a_failure_is_not_left_waiting(family: Family, stand_in: StandIn) -> None:
+def test_jobs_that_depend_on_a_failed_one_are_cancelled(family: Family, stand_in: StandIn) -> None:
     """The rest of a chain is cancelled, and status names the cause."""
     stand_in("exit 70")
     ended = family.run("submit", "-g", "1..2")
@@ -119,7 +119,7 @@ def test_what_comes_after_a_failure_is_not_left_waiting(family: Family, stand_in
     assert "DependencyNeverSatisfied" in found["reason"]
 
 
-def test_a_stop_before_the_run_listens_loses_nothing(family: Family, stand_in: StandIn) -> None:
+def test_a_stop_before_the_run_has_signal_handlers(family: Family, stand_in: StandIn) -> None:
     """The signal ends a run that has just started; it counts as stopped."""
     stand_in("echo started; kill -STOP $$; sleep 60")
     job = family.submit()
@@ -129,7 +129,7 @@ def test_a_stop_before_the_run_listens_loses_nothing(family: Family, stand_in: S
     family.wait_for_log("it is requeued")
 
 
-def test_the_work_directory_is_not_there_on_the_node(family: Family, stand_in: StandIn) -> None:
+def test_a_work_directory_missing_on_the_node(family: Family, stand_in: StandIn) -> None:
     """Slurm can't even open the log; status explains that."""
     stand_in("exit 0")
     blocker = family.cluster.run("sbatch", "--parsable", "-o", "/dev/null", "--wrap", "sleep 3")
@@ -142,7 +142,7 @@ def test_the_work_directory_is_not_there_on_the_node(family: Family, stand_in: S
     assert "that login node and compute nodes share" in found["remedy"]
 
 
-def test_the_program_is_not_there_on_the_node(family: Family) -> None:
+def test_a_program_missing_on_the_node(family: Family) -> None:
     """For example if the virtual environment is on a disk of the login node."""
     family.configure(command="/no/such/mlip-job")
     family.submit()
@@ -151,7 +151,7 @@ def test_the_program_is_not_there_on_the_node(family: Family) -> None:
     assert "No such file or directory" in family.log()
 
 
-def test_a_configuration_that_is_gone_on_the_node(family: Family) -> None:
+def test_a_configuration_missing_on_the_node(family: Family) -> None:
     """Status quotes the error of the run."""
     blocker = family.cluster.run("sbatch", "--parsable", "-o", "/dev/null", "--wrap", "sleep 2")
     family.submit("-g", 1, "--after", blocker.strip())
@@ -161,7 +161,7 @@ def test_a_configuration_that_is_gone_on_the_node(family: Family) -> None:
     assert found["reason"] == f"no configuration at {family.work() / 'mlip-job.yaml'}"
 
 
-def test_a_job_that_slurm_has_forgotten(family: Family, stand_in: StandIn) -> None:
+def test_a_job_unknown_to_slurm(family: Family, stand_in: StandIn) -> None:
     """Its own record has its end; while the controller is unavailable, only the store is read.
 
     A submission waits for the controller.

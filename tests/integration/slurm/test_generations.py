@@ -94,7 +94,7 @@ def test_a_requeue_and_a_time_limit_in_the_middle_of_the_fit(family: Family) -> 
     assert manifest.environment.scheduler.id == job
 
 
-def test_a_requeued_job_does_not_start_over_once_more(family: Family) -> None:
+def test_a_requeued_job_with_fresh_resumes(family: Family) -> None:
     """With ``--fresh`` it removes state of other jobs, and resumes from its own."""
     family.configure(training=LONG)
     family.submit()
@@ -138,7 +138,7 @@ def test_an_array_trains_an_ensemble(family: Family) -> None:
     assert family.run("submit", "-g", 1, "--ensemble", 3).code == 73
 
 
-def test_killed_and_cancelled_members_are_gone_on_with(family: Family) -> None:
+def test_killed_and_cancelled_members_resume(family: Family) -> None:
     """One is killed, the other cancelled; resubmitted, both end, and one publishes."""
     family.configure(training=LONG | {"max_iter": 30})
     job = family.submit("-g", 1, "--ensemble", 2)
@@ -201,7 +201,7 @@ def test_cancelled_and_submitted_again(family: Family) -> None:
     _require_published(family)
 
 
-def test_wait_submits_again_what_slurm_does_not_requeue(family: Family) -> None:
+def test_wait_resubmits_a_job_that_slurm_does_not_requeue(family: Family) -> None:
     """A preempted job at a site without requeue: the next step is printed and done."""
     family.configure(training=LONG, partition="spare", extra=["--exclusive"])
     waiting = family.start("submit", "-g", "next", "--wait")

@@ -59,7 +59,9 @@ def test_the_dry_run_prints_the_script_that_is_submitted(family: Family, stand_i
         ({"extra": ["--nosuch=1"]}, "unrecognized option", "submit.slurm.extra"),
     ],
 )
-def test_what_slurm_refuses(family: Family, asked: dict[str, Any], message: str, hint: str) -> None:
+def test_rejections_by_slurm(
+    family: Family, asked: dict[str, Any], message: str, hint: str
+) -> None:
     """Immediately, with the setting to check; no job remains."""
     family.configure(**asked)
     ended = family.run("submit", "-g", 1)
@@ -70,7 +72,7 @@ def test_what_slurm_refuses(family: Family, asked: dict[str, Any], message: str,
     assert family.status()["state"] in ("absent", "failed")
 
 
-def test_what_can_be_known_before_slurm_is_asked(family: Family, tmp_path: Path) -> None:
+def test_errors_found_before_slurm_is_called(family: Family, tmp_path: Path) -> None:
     """A missing image, a missing database, secrets that others can read."""
 
     def refusal(**slurm: Any) -> str:
@@ -203,7 +205,7 @@ def test_secrets_that_became_readable_are_not_used(
     assert "others have access to it" in found["reason"]
 
 
-def test_secrets_of_the_terminal_are_missed_in_time(
+def test_missing_secrets_of_the_terminal_are_reported_on_submission(
     family: Family, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     """A job gets nothing from the submitting environment."""

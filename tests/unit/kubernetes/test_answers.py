@@ -27,7 +27,7 @@ from mlip_job.schedulers.kubernetes.status import ending_of, newest_job, status_
         (418, "", UnavailableError, "418"),
     ],
 )
-def test_every_answer_is_an_error_of_ours(
+def test_every_api_error_becomes_our_error(
     status: int, body: Any, kind: type[Exception], words: str
 ) -> None:
     """Transient ones are marked."""
@@ -54,9 +54,7 @@ def test_every_answer_is_an_error_of_ours(
         ("another refusal", None),
     ],
 )
-def test_why_no_pod_is_created_is_the_job_controllers_message(
-    message: str, hint: str | None
-) -> None:
+def test_the_job_controllers_message_explains_a_missing_pod(message: str, hint: str | None) -> None:
     """With a hint if one is known."""
     event = {"reason": "FailedCreate", "message": message, "metadata": {}}
     status = status_of(job(), [], lambda _uid: [event])
@@ -98,7 +96,9 @@ def test_the_kubelet_says_why_a_container_waits(
         ),
     ],
 )
-def test_a_failed_job_tells_how_its_last_pod_ended(terminated: dict[str, Any], reason: str) -> None:
+def test_a_failed_job_shows_the_end_of_its_last_pod(
+    terminated: dict[str, Any], reason: str
+) -> None:
     """After the Job's own message."""
     failed = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"}
     ended = of_state("Failed", {"state": {"terminated": terminated}})
@@ -152,7 +152,7 @@ def test_a_lost_node_is_unknown_and_no_failure() -> None:
     assert not status.state.ended
 
 
-def test_a_job_whose_pods_are_gone_tells_what_is_left() -> None:
+def test_a_job_with_deleted_pods_shows_the_rest() -> None:
     """They expired before the Job, or somebody deleted them."""
     failed = {
         "type": "Failed",
@@ -167,7 +167,7 @@ def test_a_job_whose_pods_are_gone_tells_what_is_left() -> None:
     assert (status.state, status.exit_code) == (JobState.SUCCEEDED, 0)
 
 
-def test_a_condition_that_is_false_is_none() -> None:
+def test_a_false_condition_is_ignored() -> None:
     """A Job that was suspended and resumed keeps the condition."""
     failed = {"type": "Failed", "status": "False"}
     status = status_of(job(conditions=[failed]), [pod("Running")], lambda _uid: ())
@@ -190,7 +190,7 @@ def test_a_condition_that_is_false_is_none() -> None:
         ({"QuotaReserved": ("True", ""), "Admitted": ("True", "")}, "Kueue has admitted it"),
     ],
 )
-def test_why_kueue_holds_a_job_back(
+def test_why_kueue_suspends_a_job(
     conditions: dict[str, tuple[str, str]] | None, words: str
 ) -> None:
     """By the conditions of its Workload."""
@@ -223,7 +223,7 @@ def test_a_pod_that_never_began_has_no_exit_code() -> None:
 
 
 @pytest.mark.parametrize("message", ["", "{", "[]", '{"hint": "no message"}', "plain text"])
-def test_any_termination_message_is_taken(message: str) -> None:
+def test_any_termination_message_is_accepted(message: str) -> None:
     """It is the end of the log if the run wrote none."""
     state = {"terminated": {"exitCode": 70, "message": message}}
     ending = ending_of(pod("Failed", containerStatuses=[{"name": "mlip-job", "state": state}]))
@@ -279,14 +279,14 @@ def waiting_pod(
         ({"terminated": {"exitCode": 0}}, "PodInitializing", "PodInitializing"),
     ],
 )
-def test_the_run_waits_for_an_init_container(init: dict[str, Any], native: str, words: str) -> None:
+def test_a_run_pending_for_an_init_container(init: dict[str, Any], native: str, words: str) -> None:
     """The init container that is not finished is named."""
     status = status_of(job(), [waiting_pod({"state": init})], lambda _uid: ())
     assert (status.state, status.native) == (JobState.PENDING, native)
     assert words in str(status.reason)
 
 
-def test_a_native_sidecar_that_runs_keeps_nothing_waiting() -> None:
+def test_a_running_native_sidecar_blocks_nothing() -> None:
     """Once it has started, the run's own container is the one that is pending."""
     running = {"state": {"running": {}}}
     image = {"waiting": {"reason": "ImagePullBackOff", "message": "its image"}}
@@ -305,7 +305,7 @@ def test_an_init_container_that_failed_is_named() -> None:
     assert ending.hint == "kubectl logs a -c vault has what it printed"
 
 
-def test_a_side_container_that_can_not_start_is_named() -> None:
+def test_a_side_container_that_fails_to_start_is_named() -> None:
     """The hint does not suggest settings of mlip-job."""
     done = {"state": {"terminated": {"exitCode": 0}}}
     proxy = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
@@ -370,7 +370,7 @@ def test_an_image_of_another_architecture_has_its_own_hint(message: str) -> None
         {"terminated": {"exitCode": 127, "message": "no such file"}},
     ],
 )
-def test_a_program_that_can_not_be_executed_is_the_images_fault(state: dict[str, Any]) -> None:
+def test_a_program_that_fails_to_execute_is_an_error_of_the_image(state: dict[str, Any]) -> None:
     """With the message of the node."""
     ended = "terminated" in state
     seen = of_state("Failed" if ended else "Pending", {"state": state})
@@ -405,7 +405,7 @@ def of_state(phase: str, state: dict[str, Any]) -> dict[str, Any]:
         ({}, {}, None),
     ],
 )
-def test_a_job_tells_its_release(
+def test_the_release_of_a_job_is_known(
     labels: dict[str, str], annotations: dict[str, str], release: str | None
 ) -> None:
     """By the labels and annotations of helm and the chart."""
@@ -415,7 +415,7 @@ def test_a_job_tells_its_release(
 
 
 @pytest.mark.parametrize("ended_first", [True, False])
-def test_what_has_not_ended_is_the_newest(ended_first: bool) -> None:
+def test_an_active_job_counts_as_the_newest(ended_first: bool) -> None:
     """Even if another one failed within the same second, the resolution of Kubernetes' times."""
 
     def of(name: str, **status: Any) -> dict[str, Any]:

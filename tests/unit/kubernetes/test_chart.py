@@ -93,7 +93,7 @@ def same_configuration(config_map: dict[str, Any], path: Path) -> Any:
         ),
     ],
 )
-def test_the_chart_makes_the_job_that_is_submitted(
+def test_the_chart_makes_the_submitted_job(
     helm: Helm, request_for: Callable[..., JobRequest], arguments: dict[str, Any], tmp_path: Path
 ) -> None:
     """For the same settings; and its pod reads the same configuration."""
@@ -148,7 +148,7 @@ def test_a_changed_configuration_is_another_config_map(helm: Helm) -> None:
 
 @pytest.mark.parametrize("minor", MINORS)
 @pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
-def test_what_is_installed_fits_the_schemas(helm: Helm, values: Path, minor: str) -> None:
+def test_installed_objects_match_the_schemas(helm: Helm, values: Path, minor: str) -> None:
     """Strict, for the three newest minor versions; every object has the recommended labels."""
     documents = helm.template(values, minor=minor)
     family = yaml.safe_load(values.read_text())["config"]["family"]
@@ -165,7 +165,7 @@ def test_what_is_installed_fits_the_schemas(helm: Helm, values: Path, minor: str
 
 
 @pytest.mark.parametrize("values", [None, *VALUES], ids=lambda path: path.stem if path else "none")
-def test_lint_has_nothing_to_say(helm: Helm, values: Path | None) -> None:
+def test_lint_passes(helm: Helm, values: Path | None) -> None:
     """Also without any values."""
     options = ["--values", values] if values is not None else []
     done = helm.run("lint", "--strict", CHART, "--kube-version", MINORS[0], *options)
@@ -174,7 +174,7 @@ def test_lint_has_nothing_to_say(helm: Helm, values: Path | None) -> None:
     assert "[INFO]" not in done.stdout
 
 
-def test_the_matrix_leaves_nothing_out(helm: Helm) -> None:
+def test_the_matrix_is_complete(helm: Helm) -> None:
     """Each value is in a file of ci/, and each template renders something."""
     documented = yaml.safe_load((CHART / "values.yaml").read_text())
     used = [yaml.safe_load(path.read_text()) for path in VALUES]
@@ -193,7 +193,9 @@ def test_the_matrix_leaves_nothing_out(helm: Helm) -> None:
         ("openshift", ["check"]),
     ],
 )
-def test_helm_test_checks_what_the_run_needs(helm: Helm, name: str, arguments: list[str]) -> None:
+def test_helm_test_checks_the_requirements_of_the_run(
+    helm: Helm, name: str, arguments: list[str]
+) -> None:
     """In a pod with the same settings as the run's."""
     documents = helm.template(CHART / f"ci/{name}-values.yaml")
     test, job = one_of_kind(documents, "Pod"), one_of_kind(documents, "Job")
@@ -272,7 +274,7 @@ def test_helm_test_checks_what_the_run_needs(helm: Helm, name: str, arguments: l
         ({"activeDeadlineSeconds": 2**60}, "activeDeadlineSeconds: Helm can't hold"),
     ],
 )
-def test_bad_values_are_refused(helm: Helm, values: dict[str, Any], message: str) -> None:
+def test_bad_values_are_rejected(helm: Helm, values: dict[str, Any], message: str) -> None:
     """Values that the submitter rejects, and unknown keys; each message names the key."""
     merged = copy.deepcopy(LEAST)
     for key, value in values.items():
@@ -295,7 +297,7 @@ def _objects(schema: Any) -> list[dict[str, Any]]:
     return own + [found for part in schema.values() for found in _objects(part)]
 
 
-def test_no_object_takes_keys_that_it_does_not_name() -> None:
+def test_no_object_accepts_unknown_keys() -> None:
     """Except those passed on to Kubernetes unchanged."""
     schema = json.loads((CHART / "values.schema.json").read_text())
     described = _objects(schema)
@@ -304,7 +306,7 @@ def test_no_object_takes_keys_that_it_does_not_name() -> None:
 
 
 @pytest.mark.parametrize("how", ["in quotes", "--set-string", "--set"])
-def test_a_seed_arrives_as_it_was_given(helm: Helm, tmp_path: Path, how: str) -> None:
+def test_a_seed_is_passed_on_unchanged(helm: Helm, tmp_path: Path, how: str) -> None:
     """A value of `--set` stays a whole number where float64 would round it."""
     seed, values = 12345678901234567, copy.deepcopy(LEAST)
     options = [] if how == "in quotes" else [how, f"config.dataset.seed={seed}"]
@@ -326,7 +328,7 @@ def test_every_setting_of_a_submission_is_a_value() -> None:
         assert (values[key] or None) == (default or None), key
 
 
-def test_values_schema_and_readme_are_kept_up() -> None:
+def test_values_schema_and_readme_are_up_to_date() -> None:
     """`make chart` generates them from the models, the values and the icon."""
     tool = Path(__file__).parents[3] / "tools" / "make-chart"
     done = subprocess.run(

@@ -73,7 +73,7 @@ def test_several_kubeconfigs_are_merged(tmp_path: Path, monkeypatch: pytest.Monk
         ("current-context: absent\ncontexts: []\nclusters: []\nusers: []\n", "can't be used"),
     ],
 )
-def test_a_broken_kubeconfig_is_said(tmp_path: Path, text: str, words: str) -> None:
+def test_a_broken_kubeconfig_is_an_error(tmp_path: Path, text: str, words: str) -> None:
     """With the file and no traceback."""
     path = tmp_path / ".kube/config"
     path.parent.mkdir()
@@ -83,7 +83,7 @@ def test_a_broken_kubeconfig_is_said(tmp_path: Path, text: str, words: str) -> N
     assert str(path) in broken.value.message
 
 
-def test_an_unknown_context_is_said(tmp_path: Path) -> None:
+def test_an_unknown_context_is_an_error(tmp_path: Path) -> None:
     """With the command that lists the contexts."""
     write_kubeconfig(tmp_path / ".kube/config", {"one": None}, "one")
     with pytest.raises(ConfigError, match="three") as unknown:
@@ -92,7 +92,7 @@ def test_an_unknown_context_is_said(tmp_path: Path) -> None:
     assert "hunter2" not in str(unknown.value)
 
 
-def test_no_kubeconfig_is_said() -> None:
+def test_no_kubeconfig_is_an_error() -> None:
     """Neither a file nor a pod's credentials."""
     with pytest.raises(ConfigError, match="no kubeconfig"):
         connect(KubernetesConfig())

@@ -101,7 +101,7 @@ def test_those_are_the_newest_minors() -> None:
     assert kubernetes_validate.latest_version().startswith(f"{MINORS[-1]}.")
 
 
-def test_the_pod_reads_what_was_submitted(
+def test_the_pod_reads_the_submitted_configuration(
     request_for: Callable[..., JobRequest], tmp_path: Path
 ) -> None:
     """The ConfigMap has the same configuration, except for the paths of the pod."""
@@ -152,7 +152,7 @@ def test_names_are_short_enough(family: str, generation: int) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 @given(st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=40))
-def test_hostile_values_come_through_unchanged(
+def test_hostile_values_are_passed_on_unchanged(
     request_for: Callable[..., JobRequest], value: str
 ) -> None:
     """YAML reads them back, and the kubelet expands nothing in them."""
@@ -198,13 +198,15 @@ def test_yaml_does_not_change_texts(request_for: Callable[..., JobRequest], valu
     assert job["spec"]["template"]["metadata"]["annotations"]["example.com/note"] == value
 
 
-def test_what_yaml_can_not_hold_is_an_error(request_for: Callable[..., JobRequest]) -> None:
+def test_text_that_yaml_does_not_support_is_an_error(
+    request_for: Callable[..., JobRequest],
+) -> None:
     """The text is parsed again before it is shown or submitted."""
     with pytest.raises(ConfigError, match=r"submit\.kubernetes can't be written as YAML"):
         plan_job(request_for(labels={"x" * 2000: "a"}))
 
 
-def test_own_labels_and_annotations_win(request_for: Callable[..., JobRequest]) -> None:
+def test_own_labels_and_annotations_have_priority(request_for: Callable[..., JobRequest]) -> None:
     """Jobs are found and compared by them."""
     labels = {"mlip-job/family": "other", "team": "alloys"}
     plan = plan_job(request_for(labels=labels, annotations={SPEC_HASH: "other"}))
@@ -221,7 +223,7 @@ def test_the_grace_period_is_sized_to_a_checkpoint(request_for: Callable[..., Jo
     assert pod_of(request_for(sections=long))["terminationGracePeriodSeconds"] == 201
 
 
-def test_a_gpu_is_required_where_one_was_asked_for(request_for: Callable[..., JobRequest]) -> None:
+def test_a_gpu_is_required_if_requested(request_for: Callable[..., JobRequest]) -> None:
     """Unless the settings say otherwise."""
     assert "--require-gpu" in pod_of(request_for())["containers"][0]["args"]
     for settings_ in ({"gpus": 0}, {"require_gpu": False}):
@@ -250,7 +252,7 @@ def test_limits_are_those_that_are_set(request_for: Callable[..., JobRequest]) -
     assert cores == {"resource": "requests.cpu", "divisor": "1"}
 
 
-def test_a_linear_fit_asks_for_no_gpu(request_for: Callable[..., JobRequest]) -> None:
+def test_a_linear_fit_requests_no_gpu(request_for: Callable[..., JobRequest]) -> None:
     """Nor a GPU node; settings for Jobs without a GPU apply."""
     linear = {"training": {"max_iter": 0}}
     settings = {
@@ -279,7 +281,7 @@ def test_a_linear_fit_asks_for_no_gpu(request_for: Callable[..., JobRequest]) ->
     assert "affinity" not in overridden
 
 
-def test_a_claim_is_one_volume_however_often_it_is_mounted(
+def test_a_claim_mounted_several_times_is_one_volume(
     request_for: Callable[..., JobRequest],
 ) -> None:
     """Its name may be longer than that of a volume."""
@@ -317,7 +319,7 @@ def test_planning_needs_no_client() -> None:
 
 
 @pytest.mark.parametrize("database", ["/home/me/structures.db", "/data2/structures.db"])
-def test_a_database_that_pods_do_not_see_is_refused(
+def test_a_database_that_pods_do_not_see_is_rejected(
     request_for: Callable[..., JobRequest], database: str
 ) -> None:
     """With the remedy."""
@@ -329,7 +331,7 @@ def test_a_database_that_pods_do_not_see_is_refused(
 
 
 @pytest.mark.parametrize("storage", ["/home/me/store", "file:///home/me/store"])
-def test_a_store_that_pods_do_not_see_is_refused(
+def test_a_store_that_pods_do_not_see_is_rejected(
     request_for: Callable[..., JobRequest], storage: str
 ) -> None:
     """With the remedy; so is a store that pods can't write to."""

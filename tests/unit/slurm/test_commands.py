@@ -62,7 +62,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         ("4711\\n--- 3 jobs in the queue ---\\n", "4711"),
     ],
 )
-def test_the_id_is_found_in_what_sbatch_prints(
+def test_the_id_is_found_in_the_output_of_sbatch(
     install: Install, tmp_path: Path, printed: str, job_id: str
 ) -> None:
     """Despite additional output of a site's wrapper."""
@@ -70,14 +70,14 @@ def test_the_id_is_found_in_what_sbatch_prints(
     assert commands.submit(tmp_path / "script", NAME) == job_id
 
 
-def test_a_busy_controller_is_asked_again(install: Install, tmp_path: Path) -> None:
+def test_a_busy_controller_is_retried(install: Install, tmp_path: Path) -> None:
     """Until it accepts the job."""
     install("sbatch", f'[ "$(grep -c sbatch "$CALLS")" -ge 3 ] && {{ echo 12; exit; }}; {BUSY}')
     assert commands.submit(tmp_path / "script", NAME) == "12"
     assert (tmp_path / "calls").read_text().count("sbatch") == 3
 
 
-def test_a_lost_answer_makes_no_second_job(install: Install, tmp_path: Path) -> None:
+def test_a_lost_response_makes_no_second_job(install: Install, tmp_path: Path) -> None:
     """The first submission succeeded, and is found by its name."""
     install("sbatch", f"touch {tmp_path}/got-through; {BUSY}")
     install(
@@ -89,7 +89,7 @@ def test_a_lost_answer_makes_no_second_job(install: Install, tmp_path: Path) -> 
     assert (tmp_path / "calls").read_text().count("sbatch") == 1
 
 
-def test_a_controller_that_stays_away(install: Install, tmp_path: Path) -> None:
+def test_a_controller_that_stays_unavailable(install: Install, tmp_path: Path) -> None:
     """A transient error, not a rejection."""
     install("sbatch", BUSY)
     with pytest.raises(UnavailableError, match="Socket timed out"):
@@ -113,7 +113,7 @@ def test_a_controller_that_stays_away(install: Install, tmp_path: Path) -> None:
         (f"QOSMaxCpuPerJobLimit {POLICY}", "submit.slurm.cpus, gres, mem, time"),
     ],
 )
-def test_a_refusal_names_the_setting(
+def test_a_rejection_names_the_setting(
     install: Install, tmp_path: Path, said: str, hint: str | None
 ) -> None:
     """With the message of sbatch; it is not retried."""
@@ -140,7 +140,7 @@ def test_too_many_jobs_is_no_error_of_the_settings(
     assert (tmp_path / "calls").read_text().count("sbatch") == 1
 
 
-def test_a_refusal_of_a_job_without_a_gpu_names_its_own_settings(
+def test_a_rejection_of_a_job_without_a_gpu_names_its_settings(
     install: Install, tmp_path: Path
 ) -> None:
     """The reason why it is pending does too."""
@@ -204,7 +204,7 @@ def test_the_cluster_is_named_to_every_command(install: Install, tmp_path: Path)
         assert ";" not in line
 
 
-def test_scontrol_is_read_by_its_own_keys(install: Install) -> None:
+def test_output_of_scontrol_is_parsed_by_key(install: Install) -> None:
     """A directory name that contains a key is not misread."""
     install(
         "scontrol",
@@ -225,7 +225,7 @@ def scheduler(tmp_path: Path) -> SlurmScheduler:
 HANDLE = JobHandle("slurm", "4711", NAME)
 
 
-def test_a_requeued_job_is_not_taken_for_ended(install: Install, scheduler: SlurmScheduler) -> None:
+def test_a_requeued_job_has_not_ended(install: Install, scheduler: SlurmScheduler) -> None:
     """The accounting still has its end; the queue takes precedence."""
     install("sacct", "echo '4711|PREEMPTED|0:0'")
     install("squeue", f"echo '4711|PENDING|BeginTime|{NAME}'")
@@ -234,7 +234,7 @@ def test_a_requeued_job_is_not_taken_for_ended(install: Install, scheduler: Slur
     assert (status.reason, status.hint) == ("BeginTime", None)
 
 
-def test_the_accounting_knows_what_the_controller_forgot(
+def test_the_accounting_has_jobs_that_the_controller_forgot(
     install: Install, scheduler: SlurmScheduler
 ) -> None:
     """Including who cancelled it, which is truncated."""
@@ -242,7 +242,7 @@ def test_the_accounting_knows_what_the_controller_forgot(
     assert scheduler.status(HANDLE).state is JobState.CANCELLED
 
 
-def test_the_controller_knows_where_there_is_no_accounting(
+def test_the_controller_is_used_without_accounting(
     install: Install, scheduler: SlurmScheduler, tmp_path: Path
 ) -> None:
     """With the exit code, and the log has the reason."""
@@ -257,7 +257,7 @@ def test_the_controller_knows_where_there_is_no_accounting(
     assert status.hint == "read the docs"
 
 
-def test_a_job_that_nobody_knows(install: Install, scheduler: SlurmScheduler) -> None:
+def test_an_unknown_job(install: Install, scheduler: SlurmScheduler) -> None:
     """Unknown is not failure."""
     install("squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
     assert scheduler.status(HANDLE).state is JobState.UNKNOWN
@@ -335,7 +335,7 @@ def test_a_rejected_job_in_the_queue() -> None:
     assert "submit.slurm.extra (--constraint)" in (status.hint or "")
 
 
-def test_members_together() -> None:
+def test_state_of_all_members() -> None:
     """One state for all, and a count."""
     running = status_of(Task("1_1", "RUNNING"), None, "")
     failed = status_of(Task("1_2", "NODE_FAIL"), None, "")

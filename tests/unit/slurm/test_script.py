@@ -325,7 +325,7 @@ def test_a_container_has_the_cores_and_threads_of_its_job(
     assert "APPTAINERENV_MKL_NUM_THREADS" not in found
 
 
-def test_a_requeued_job_is_told_to_start_over_and_that_it_is_requeued(
+def test_a_requeued_job_gets_fresh_and_the_requeue_flag(
     tmp_path: Path, run_script: Callable[..., list[str]]
 ) -> None:
     """Its first start may have died before removing state; the run knows the job's own attempts."""
@@ -338,7 +338,7 @@ def test_a_requeued_job_is_told_to_start_over_and_that_it_is_requeued(
     assert variables(tmp_path)["APPTAINERENV_SLURM_RESTART_COUNT"] == "1"
 
 
-def test_a_gpu_that_was_asked_for_is_required() -> None:
+def test_a_requested_gpu_is_required() -> None:
     """Unless the configuration says otherwise."""
     assert "--require-gpu" in script({"gres": "gpu:a100:1"})
     assert "--require-gpu" in script({"extra": ["--gpus-per-node=1"]})
@@ -346,7 +346,7 @@ def test_a_gpu_that_was_asked_for_is_required() -> None:
     assert "--require-gpu" not in script({"gres": "gpu:1", "require_gpu": False})
 
 
-def test_a_linear_fit_asks_for_no_gpu() -> None:
+def test_a_linear_fit_requests_no_gpu() -> None:
     """It runs with the settings of jobs without a GPU."""
     slurm = ON_GPUS | {"partition": "main", "cpu": {"partition": "small", "cpus": 64}}
     text = script(slurm, training={"max_iter": 0})
@@ -406,13 +406,13 @@ def test_a_dependency_is_passed_on(after: str, option: str) -> None:
 
 
 @pytest.mark.parametrize("after", ["", "job", "afterok:", "afterok:x", "1 2", "afterok:1 --wrap=a"])
-def test_what_is_no_dependency_is_refused(after: str) -> None:
+def test_an_invalid_dependency_is_rejected(after: str) -> None:
     """Before any call of Slurm."""
     with pytest.raises(ConfigError, match="is no job of Slurm's"):
         script({}, after=after)
 
 
-def test_a_job_that_is_submitted_again_goes_on() -> None:
+def test_a_resubmitted_job_resumes() -> None:
     """State removed by its first submission is not there any more."""
     over = {"run_options": ("--fresh",)}
     assert "--fresh" in script({}, **over)
@@ -446,13 +446,13 @@ def test_a_job_that_is_submitted_again_goes_on() -> None:
         ({"max_requeues": -1}, "greater than or equal to 0"),
     ],
 )
-def test_settings_that_can_not_be_meant(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings(settings: dict[str, Any], message: str) -> None:
     """Rejected when the configuration is read, with an explanation."""
     with pytest.raises(ValidationError, match=message):
         SlurmConfig.model_validate(settings)
 
 
-def test_every_option_that_is_owned_is_refused() -> None:
+def test_every_reserved_option_is_rejected() -> None:
     """With the name of the option."""
     for option in OWNED_OPTIONS:
         with pytest.raises(ValidationError, match="sets --"):
@@ -469,23 +469,21 @@ def test_every_option_that_is_owned_is_refused() -> None:
         ({"after": "1:2"}, {}, "--after: '1:2' is no job of Slurm's"),
     ],
 )
-def test_plans_that_can_not_work(
-    request_: dict[str, Any], settings: dict[str, Any], message: str
-) -> None:
+def test_impossible_plans(request_: dict[str, Any], settings: dict[str, Any], message: str) -> None:
     """The error names the key."""
     with pytest.raises(ConfigError, match=message):
         script(settings, **request_)
 
 
 @pytest.mark.parametrize("path", ["work", "./work"])
-def test_relative_paths_are_refused(path: str) -> None:
+def test_relative_paths_are_rejected(path: str) -> None:
     """A job starts in another directory; the command line makes paths absolute."""
     with pytest.raises(ConfigError, match=r"work_dir: '.*' is no absolute path"):
         script({}, path)
 
 
 @pytest.mark.parametrize("path", ["/a:b", "/a,b"])
-def test_paths_that_no_container_can_show(path: str) -> None:
+def test_paths_that_apptainer_does_not_support(path: str) -> None:
     """Apptainer splits them there, and has no escape."""
     script({}, path)
     with pytest.raises(ConfigError, match="work_dir: a container can't bind"):
