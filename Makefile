@@ -5,6 +5,7 @@
 PYTHON ?= python3.11
 PYTEST_ARGS ?= -n 2 --dist worksteal --durations=30
 VENV := .venv
+TRAINER_LOCK := requirements/trainer-cpu.txt
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 LOCKED := $(PIP) --require-hashes --only-binary :all: -r
@@ -13,7 +14,7 @@ COMPILE_TOOL := $(BIN)/uv pip compile --quiet --no-header --no-annotate --genera
 COMPILE := $(COMPILE_TOOL) pyproject.toml \
 	--extra postgresql --extra mysql --extra mlflow
 
-.PHONY: demo test test-fast bench lint types docs schemas chart faults-long servers image sbom locks clean
+.PHONY: demo test test-fast bench bench-gpu lint types docs schemas chart faults-long servers image sbom locks clean
 
 demo: $(VENV)/.trainer
 	$(BIN)/mlip-job demo
@@ -32,6 +33,11 @@ faults-long: $(VENV)/.dev
 # Cost of exports, commands and fits, compared with ASE; 20 minutes on a quiet machine.
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+# On a node with an NVIDIA GPU, in .venv-gpu: self-test, a fit of 300 functions, idle time of the GPU.
+bench-gpu:
+	$(MAKE) VENV=.venv-gpu TRAINER_LOCK=requirements/trainer-gpu.txt .venv-gpu/.trainer
+	.venv-gpu/bin/python -m benchmarks.gpu $(BENCH_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -82,8 +88,8 @@ $(VENV)/.build: requirements/build.txt
 	$(LOCKED) requirements/build.txt
 	touch $@
 
-$(VENV)/.trainer: requirements/trainer-cpu.txt pyproject.toml $(VENV)/.build
-	$(LOCKED) requirements/trainer-cpu.txt
+$(VENV)/.trainer: $(TRAINER_LOCK) pyproject.toml $(VENV)/.build
+	$(LOCKED) $(TRAINER_LOCK)
 	$(PIP) --no-build-isolation --editable .
 	touch $@
 
@@ -103,4 +109,4 @@ locks: $(VENV)/.build
 	$(COMPILE_TOOL) requirements/test-mlflow.in -o requirements/test-mlflow.txt
 
 clean:
-	rm -rf $(VENV) mlip-demo site dist
+	rm -rf $(VENV) .venv-gpu mlip-demo site dist

@@ -12,7 +12,6 @@ from benchmarks.commands import compare_commands
 from benchmarks.design import show_design_costs
 from benchmarks.export import compare_routes, make_database, show_growth
 from benchmarks.fit import compare_test_evaluations
-from benchmarks.gpu import measure_gpu
 from benchmarks.linear import compare_starts
 from benchmarks.overhead import compare_with_bare_pacemaker
 from benchmarks.quality import Budget, compare_quality, read_sets
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PARTS = ("export", "growth", "read", "commands", "transfer", "fit", "linear", "quality")
-LONG = ("overhead", "scale", "gpu")  # only on request: long, or needs a GPU
+LONG = ("overhead", "scale")  # a quarter of an hour: only when asked for
 
 
 def _options() -> argparse.Namespace:
@@ -37,7 +36,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--mib", type=int, default=256, help="size of the file to transfer")
     parser.add_argument("--repeats", type=int, help="[5; 2 of the overhead]")
     parser.add_argument("--fits", type=int, default=1, help="repeats of fits, minutes each")
-    parser.add_argument("--iterations", type=int, default=400, help="of fits of overhead and gpu")
+    parser.add_argument("--iterations", type=int, default=400, help="of the overhead's fits")
     parser.add_argument("--directory", type=Path, help="where databases are kept for later runs")
     parser.add_argument("--database", action="append", default=[], help="URL to read from too")
     parser.add_argument("--sets", type=Path, help="YAML list of sets for quality")
@@ -46,8 +45,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--factors", type=float, nargs="+", default=[1.0], help="upstream's CPU over ours"
     )
-    parser.add_argument("--functions", type=int, default=300, help="of the GPU's fit")
-    parser.add_argument("--allow-cpu", action="store_true", help="measure gpu on a CPU")
     options = parser.parse_args()
     if unknown := set(options.parts).difference(PARTS, LONG):
         parser.error(f"there is no part {', '.join(sorted(unknown))}")
@@ -55,7 +52,7 @@ def _options() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Run the requested parts; by default all but the long ones."""
+    """Run the parts asked for, by default all but the long ones."""
     options = _options()
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as temporary:
         databases = options.directory or Path(temporary)
@@ -84,15 +81,6 @@ def _parts(
         budget = Budget(options.cpu_limit, tuple(sorted(options.factors)))
         compare_quality(scratch, sets, options.set, budget)
 
-    def gpu() -> None:
-        measure_gpu(
-            scratch,
-            next(iter(options.database), None),
-            options.functions,
-            options.iterations,
-            allow_cpu=options.allow_cpu,
-        )
-
     return {
         "export": lambda: compare_routes(databases, options.rows, repeats),
         "growth": lambda: show_growth(
@@ -108,7 +96,6 @@ def _parts(
             scratch, options.iterations, options.repeats or 2
         ),
         "scale": lambda: show_scale(scratch, databases, (10_000, 100_000), 1_000_000),
-        "gpu": gpu,
     }
 
 

@@ -1,16 +1,19 @@
-"""GPU use of a fit: seconds to the first iteration, per iteration, and idle time.
+"""What a fit does with a GPU: seconds to the first iteration, per iteration, and idle time.
 
-Run it on a node with an NVIDIA GPU, in an environment with ``requirements/trainer-gpu.txt``: ``make
-bench-gpu``. With `allow_cpu` everything but the GPU's own figures is measured on a CPU.
+``make bench-gpu`` runs it on a node with an NVIDIA GPU, in an environment with the lock
+``requirements/trainer-gpu.txt``. With ``--allow-cpu`` all but the figures of the GPU is measured on
+a CPU.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,7 +34,7 @@ _PROGRAM = str(Path(sys.executable).with_name("mlip-job"))
 _SELF_TEST = Path(__file__).parents[1] / "tools" / "image" / "mlip-job-self-test"
 _SAMPLE_MS = 500
 _IDLE = 1
-"""Utilisation in percent below which the GPU counts as idle."""
+"""Percent of utilisation below which the GPU counts as idle."""
 
 _BEFORE_FITTING = ("starting", "loading_data", "building_graph", "building_test_graph")
 
@@ -61,24 +64,44 @@ class _Samples:
         return f"{mean(self.utilisation):.0f}", f"{100 * idle:.1f}", f"{max(self.memory_mib):.0f}"
 
 
+def main() -> None:
+    """Measure with a temporary directory for all files."""
+    parser = argparse.ArgumentParser(prog="benchmarks.gpu")
+    parser.add_argument("--database", help="URL of labelled structures [copper of the demo]")
+    parser.add_argument("--functions", type=int, default=300)
+    parser.add_argument("--iterations", type=int, default=400)
+    parser.add_argument("--allow-cpu", action="store_true", help="continue without a GPU")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="benchmarks-") as directory:
+        measure_gpu(
+            Path(directory),
+            options.database,
+            options.functions,
+            options.iterations,
+            allow_cpu=options.allow_cpu,
+        )
+
+
 def measure_gpu(
     directory: Path, database: str | None, functions: int, iterations: int, *, allow_cpu: bool
 ) -> None:
-    """Run the self-test, a fit, and a fit that must fail without a GPU.
+    """Run the self-test, a run that must refuse to start without a GPU, and a fit.
 
     Parameters
     ----------
+    directory
+        For all files.
     database
         URL of labelled structures; the copper of the demo if None.
     functions, iterations
         Size and length of the fit.
     allow_cpu
-        Run on a CPU if there is no GPU.
+        Whether to continue without a GPU.
 
     Raises
     ------
     SystemExit
-        If there is no GPU, or if a command ends with an unexpected exit code.
+        If there is no GPU, or if something ended otherwise than it should.
     """
     gpu = _find_gpu()
     if gpu is None and not allow_cpu:
@@ -132,7 +155,7 @@ def _run(
     hidden: bool,
     required: bool = True,
 ) -> tuple[int, float]:
-    """Return exit code and wall time (s) of a run."""
+    """Return the exit code and the wall time (s) of a run."""
     values = {
         "family": "gpu",
         "database": {"url": database},
@@ -213,3 +236,7 @@ def _show(directory: Path, wall_s: float, samples: _Samples) -> None:
         ("stage", "s", "%"),
         [(name, f"{s:.1f}", f"{100 * s / wall_s:.1f}") for name, s in shares.items()],
     )
+
+
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,7 @@ from pathlib import Path
 def test_the_gpu_benchmark_looks_for_a_gpu(tmp_path: Path) -> None:
     """Without nvidia-smi it ends with one line, before anything is trained."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "gpu"],
+        [sys.executable, "-m", "benchmarks.gpu"],
         check=False,
         capture_output=True,
         text=True,
