@@ -207,6 +207,22 @@ def test_why_kueue_suspends_a_job(
     assert words in str(status.reason)
 
 
+def test_a_queue_without_a_quota_for_a_resource_is_named() -> None:
+    """Such a Job is never admitted, so waiting is no remedy. The words are those of Kueue 0.17."""
+    queued = job()
+    queued["spec"]["suspend"] = True
+    queued["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "training"}
+    message = (
+        "couldn't assign flavors to pod set main: resource nvidia.com/gpu unavailable in "
+        "ClusterQueue"
+    )
+    condition = {"type": "QuotaReserved", "status": "False", "message": message}
+    workload = {"status": {"conditions": [condition]}}
+    status = status_of(queued, [], lambda _uid: (), lambda: workload)
+    assert "nvidia.com/gpu" in str(status.reason)
+    assert "the ClusterQueue needs a quota" in str(status.hint)
+
+
 def test_a_drained_pod_stores_its_checkpoint() -> None:
     """It is running until then."""
     stopping = pod("Running")

@@ -232,6 +232,8 @@ def _in_queue(status: JobStatus, queue: str, workload: Manifest | None) -> JobSt
         )
         reason = "; ".join((f"it is pending in Kueue's queue {queue}", *said))
         hint = "wait for other jobs to end, or set submit.kubernetes.priority_class"
+        if "unavailable in ClusterQueue" in reason:  # Kueue's words for a resource without quota
+            hint = "no waiting helps: the ClusterQueue needs a quota for each resource of the pod"
     return replace(status, reason=_joined(status.reason, reason), hint=hint)
 
 
