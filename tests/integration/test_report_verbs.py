@@ -211,7 +211,7 @@ def test_the_list_compares_on_common_structures_only(
         _publish(registry, tmp_path, make_report(number, evaluation=make_evaluation(number)))
     _publish(registry, tmp_path, make_report(3, evaluation=None))
     lines = cli("list").out.splitlines()
-    rows = {line.split()[0]: line for line in lines if line.startswith(" gen_")}
+    rows = {line.split()[0]: line for line in lines if line.startswith("gen_")}
     assert rows["gen_01"].endswith("–")
     assert rows["gen_02"].endswith("↓ 49%, ↓ 49%")  # 6.8 to 3.45 meV/atom, 74 to 38 meV/Å
     assert rows["gen_03"].endswith("–")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from threading import Lock
@@ -141,8 +141,8 @@ class S3Store:
     def get_versioned(self, key: str) -> tuple[bytes, str]:
         with self._errors("read", key):
             answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key))
-            data: bytes = answer["Body"].read()
-            return data, answer["ETag"]
+            with closing(answer["Body"]) as body:
+                return body.read(), answer["ETag"]
 
     def head(self, key: str) -> ObjectInfo | None:
         try:
@@ -200,11 +200,11 @@ class S3Store:
     def download(self, key: str, path: Path) -> str:
         with whole_file(path) as target, self._errors("read", key):
             answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key))
-            total, body = answer["ContentLength"], answer["Body"]
-            if total < _PART:
-                target.write(body.read())
-            else:
-                body.close()
+            total = answer["ContentLength"]
+            with closing(answer["Body"]) as body:
+                if total < _PART:
+                    target.write(body.read())
+            if total >= _PART:
                 self._client.download_fileobj(
                     self._bucket, self._key(key), target, **self._in_parts(key, total)
                 )
