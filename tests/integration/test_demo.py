@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
     Cli = Callable[..., Ended]
 
-FEW = ("--set", "training.functions_per_element=20")
-FIT = (*FEW, "--set", "training.max_iter=3")
+FIT = ("--set", "training.max_iter=10")
 
 
 @pytest.mark.pacemaker
@@ -39,7 +38,7 @@ def test_demo_publishes_two_generations(
     assert "building graph" in ended.err
 
     monkeypatch.chdir(demo)
-    for generation, asked in ((1, (*FEW, "--set", "training.max_iter=0")), (2, FIT)):
+    for generation, asked in ((1, ("--set", "training.max_iter=0")), (2, FIT)):
         assert cli("verify", "-g", generation).out == f"gen_0{generation} is intact\n"
         again = cli("run", "-g", generation, *asked)
         assert again.code == 0
