@@ -87,7 +87,7 @@ def test_a_generation_is_published(
         lines = list(scheduler.logs(handle, follow=True))
         status = scheduler.status(handle)
     assert (status.state, status.exit_code) == (JobState.SUCCEEDED, 0), lines
-    assert str(status.reason).startswith("published gen_01, test errors: energy ")
+    assert str(status.reason).startswith("published gen_01, RMSE on the test set: ")
     assert any("published gen_01 in s3://" in line for line in lines)
     assert runner.exit_codes == [0]
     registry = Registry(open_store(request.config.storage), "cu")
