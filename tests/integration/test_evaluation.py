@@ -1,4 +1,4 @@
-"""Real potentials, evaluated by the job that made them."""
+"""Real potentials, evaluated by the job that trained them."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ TINY = {
 
 
 class Listener:
-    """An observer that keeps what it hears."""
+    """An observer that stores messages."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []
 
     def message(self, text: str) -> None:
-        """Keep it."""
+        """Store it."""
         self.messages.append(text)
 
     def progress(self, progress: object) -> None:
@@ -79,17 +79,17 @@ class Listener:
 
 @dataclass(frozen=True)
 class Project:
-    """A family in a directory of its own."""
+    """A family in a separate directory."""
 
     root: Path
 
     @property
     def config_path(self) -> Path:
-        """Return where the configuration is."""
+        """The configuration file."""
         return self.root / "mlip-job.yaml"
 
     def write(self, structures: list[Atoms], training: dict[str, Any], **sections: Any) -> None:
-        """Write a database, unless there are no structures, and the configuration."""
+        """Write the configuration, and a database if there are structures."""
         if structures:
             write_database(self.root / "structures.db", structures)
         values = {
@@ -127,7 +127,7 @@ class Project:
         return TrainingReport.from_json(self.registry.store.get(key))
 
     def evaluation(self, generation: int) -> Evaluation:
-        """Return what a published report says of its potential."""
+        """Return the evaluation in a published report."""
         evaluation = self.report(generation).evaluation
         assert evaluation is not None
         return evaluation
@@ -166,7 +166,7 @@ def project(tmp_path: Path) -> Project:
 
 
 def _predictions(project: Project, generation: int, side: str) -> list[dict[str, Any]]:
-    """Evaluate a published potential without any code of ours, one structure after the other."""
+    """Evaluate a published potential without mlip-job, one structure after the other."""
     from pyace import PyACECalculator
 
     references = project.registry.get(generation).reference_energies
@@ -190,7 +190,7 @@ def _predictions(project: Project, generation: int, side: str) -> list[dict[str,
 
 
 def _require_figures(found: Any, errors: np.ndarray) -> None:
-    """Hold statistics against numpy on the full array."""
+    """Compare statistics with numpy on the full array."""
     assert found.count == errors.size
     assert found.rmse == pytest.approx(np.sqrt(np.mean(np.square(errors))), rel=1e-9)
     assert found.mae == pytest.approx(np.abs(errors).mean(), rel=1e-9)
@@ -202,7 +202,7 @@ def _require_figures(found: Any, errors: np.ndarray) -> None:
 
 @pytest.mark.parametrize("side", ["train", "test"])
 def test_figures_are_those_of_the_published_potential(trained: Project, side: str) -> None:
-    """Energies, forces, stresses; all, per element, per config type; DFT's scale of energy."""
+    """Energies, forces, stresses; all, per element, per config type; on DFT's energy scale."""
     found = getattr(trained.evaluation(1), side)
     known = _predictions(trained, 1, side)
     energies = 1000 * np.array([k["energies"][1] - k["energies"][0] for k in known])
@@ -231,7 +231,7 @@ def test_figures_are_those_of_the_published_potential(trained: Project, side: st
 
 
 def test_cost_of_the_published_potential_is_measured(trained: Project, cli: Any) -> None:
-    """In report, manifest and `show`, with the machine that it was measured on."""
+    """In report, manifest and `show`, with the machine of the measurement."""
     speed = trained.evaluation(1).speed
     assert speed is not None
     assert speed.evaluator_us_per_atom > 0
@@ -242,7 +242,7 @@ def test_cost_of_the_published_potential_is_measured(trained: Project, cli: Any)
 
 
 def test_the_worst_structures_are_named(trained: Project) -> None:
-    """Ten of them, by energy and by force in turns."""
+    """Ten of them, alternately by energy and by force."""
     known = _predictions(trained, 1, "train")
     by_energy = max(known, key=lambda k: abs(k["energies"][1] - k["energies"][0]))
     by_force = max(known, key=lambda k: np.abs(k["forces"][1] - k["forces"][0]).max())
@@ -256,8 +256,8 @@ def test_the_worst_structures_are_named(trained: Project) -> None:
     assert {w.config_type for w in worst} <= {"mixed", "pure"}
 
 
-def test_headline_has_what_the_artefact_gives(trained: Project) -> None:
-    """Also for the test set, which pacemaker's pyace evaluator does not measure."""
+def test_headline_has_the_errors_of_the_artefact(trained: Project) -> None:
+    """Including the test set, which pacemaker's pyace evaluator does not measure."""
     for generation in (1, 2):
         headline = trained.registry.get(generation).headline
         evaluation = trained.evaluation(generation)
@@ -270,7 +270,7 @@ def test_headline_has_what_the_artefact_gives(trained: Project) -> None:
 
 
 def test_pacemaker_agrees(trained: Project) -> None:
-    """Its own RMSE of the training set to a relative 1e-6, as measured."""
+    """Its RMSE of the training set agrees to a relative 1e-6."""
     for generation in (1, 2):
         evaluation = trained.evaluation(generation)
         (agreement,) = evaluation.agreement
@@ -287,7 +287,7 @@ def test_pacemaker_agrees(trained: Project) -> None:
         assert conversion.max_force_difference_mev_per_angstrom < 1e-8
 
 
-def test_generations_are_compared_on_what_is_test_for_both(trained: Project) -> None:
+def test_generations_are_compared_on_common_test_structures(trained: Project) -> None:
     """The second has more test structures; both are evaluated on those of the first."""
     assert trained.evaluation(1).parent is None
     parent = trained.evaluation(2).parent
@@ -310,8 +310,8 @@ def test_generations_are_compared_on_what_is_test_for_both(trained: Project) -> 
     assert pair.change == pytest.approx(pair.new / pair.old - 1)
 
 
-def test_physics_is_checked_with_the_core_that_pacemaker_put_on(trained: Project) -> None:
-    """Three dimers, smooth at the cutoff and at the ZBL switch; a crystal of copper; a run."""
+def test_physics_is_checked_with_pacemakers_core(trained: Project) -> None:
+    """Three dimers, smooth at the cutoff and at the ZBL switch; a copper crystal; dynamics."""
     physics: dict[str, list[PhysicsCheck]] = {}
     for check in trained.evaluation(1).physics:
         physics.setdefault(check.kind, []).append(check)
@@ -352,8 +352,8 @@ def _shortest_distances(path: Path) -> dict[tuple[str, str], float]:
     return shortest
 
 
-def test_active_set_grades_what_was_trained_on_and_what_was_not(trained: Project) -> None:
-    """Published beside the potential; 1 for its own structures, more for a strange one."""
+def test_active_set_grades_known_and_unknown_structures(trained: Project) -> None:
+    """Published with the potential; 1 for its own structures, more for an unusual one."""
     evaluation = trained.evaluation(1)
     assert evaluation.active_set == "linear"
     assert evaluation.train.extrapolation_grade is not None
@@ -374,7 +374,7 @@ def test_active_set_grades_what_was_trained_on_and_what_was_not(trained: Project
 
 
 def test_stress_is_the_derivative_of_the_energy(trained: Project) -> None:
-    """In ASE's sign and order, as that of DFT in the dataset."""
+    """With ASE's sign and order, like that of DFT in the dataset."""
     potential = Potential(trained.artefact(1, "potential.yace"))
     (atoms, *_) = ase.io.read(trained.structures(1, "train"), ":")
     stress = potential.predict(atoms, "a structure").stress
@@ -387,7 +387,7 @@ def test_stress_is_the_derivative_of_the_energy(trained: Project) -> None:
 
 @pytest.fixture
 def models(trained: Project) -> Models:
-    """Return what the first generation is measured with."""
+    """Return the arguments to evaluate the first generation."""
     return Models(
         artefact=trained.artefact(1, "potential.yace"),
         reference_energies=trained.registry.get(1).reference_energies,
@@ -404,7 +404,7 @@ def _tasks(trained: Project, repeat: int = 1) -> list[Task]:
 def test_many_processes_find_the_same_in_the_same_order(
     trained: Project, models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To the last bit; and no process is started for what is done sooner without."""
+    """To the last bit; small tasks start no process."""
     tasks = _tasks(trained, 3)
     with measuring(models, atoms=1000, cores=64) as alone:
         expected = [m for batch in alone(tasks) for m in batch.measured]
@@ -423,7 +423,7 @@ def test_many_processes_find_the_same_in_the_same_order(
 
 
 def test_errors_of_a_worker_process_are_raised(trained: Project, models: Models) -> None:
-    """A file that is no potential: the reason, not that a pool is broken."""
+    """A file that is no potential: the error has the cause, not that a pool is broken."""
     broken = Models(trained.artefact(1, "report.json"), models.reference_energies)
     with (
         measuring(broken, atoms=1_000_000, cores=2) as parallel,
@@ -501,7 +501,7 @@ def _children(parent: int) -> list[int]:
 
 
 def _spoil(change: Callable[[str], str]) -> Callable[..., None]:
-    """Return a converter whose result is changed by someone else right after it."""
+    """Return a converter whose result is modified afterwards."""
     convert = process.convert_to_yace
 
     def spoiling(potential: Path, yace: Path) -> None:
@@ -520,8 +520,8 @@ def _a_little_more(number: str) -> str:
     return repr(float(number) * 1.0001)
 
 
-def test_a_spoilt_potential_is_caught(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One coefficient, NaN, half a file: each is told, none is published, the fit is kept."""
+def test_a_damaged_potential_is_rejected(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One coefficient, NaN, half a file: each is reported, none is published, the fit is kept."""
     settings = {"active_set": False, "gate": {"require_physics": False}}
     project.write(rattled(12, symbols=("Cu", "Au")), {}, evaluation=settings)
     for change, message in (
@@ -552,7 +552,7 @@ def test_a_spoilt_potential_is_caught(project: Project, monkeypatch: pytest.Monk
 def test_a_stop_signal_that_an_extension_module_replaces_stops_the_run(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As matplotlib does where the signal comes while it converts arguments: a TypeError."""
+    """Like matplotlib if the signal comes while it converts arguments: a TypeError."""
     settings = {"active_set": False, "gate": {"require_physics": False}}
     project.write(rattled(12), {"max_iter": 0, "linear_start": True}, evaluation=settings)
 
@@ -569,10 +569,10 @@ def test_a_stop_signal_that_an_extension_module_replaces_stops_the_run(
     assert project.run(1)[0].generation == 1
 
 
-def test_a_potential_that_was_not_fitted_is_caught(
+def test_a_potential_that_was_not_fitted_is_rejected(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Changed before it was converted: only pacemaker's own figures tell."""
+    """Changed before conversion: only pacemaker's own figures reveal it."""
     settings = {"active_set": False, "gate": {"require_physics": False}}
     project.write(rattled(12), {}, evaluation=settings)
     convert = process.convert_to_yace
@@ -598,7 +598,7 @@ def test_a_potential_that_was_not_fitted_is_caught(
 def test_a_rejected_generation_is_published_and_can_be_promoted(
     project: Project, cli: Callable[..., Ended]
 ) -> None:
-    """It ends with 0 and says so; list, show and JSON tell; the pointer needs a reason."""
+    """It ends with 0 and says so; list, show and JSON show it; promoting it needs a reason."""
     gate = {"gate": {"max_energy_rmse_mev": 1e-3, "max_force_rmse_mev": 1e9}, "active_set": False}
     project.write(rattled(8), {}, evaluation=gate)
     options = ("-c", project.config_path)
@@ -627,11 +627,11 @@ def test_a_rejected_generation_is_published_and_can_be_promoted(
     assert not project.registry.get(1).headline.accepted
 
 
-# -- data of every kind --------------------------------------------------------------------------
+# -- other kinds of data ---------------------------------------------------------------------------
 
 
 def test_molecules_and_a_test_set_of_one(project: Project) -> None:
-    """No stress, no crystal; the run is one of the molecule; what needs no cell is checked."""
+    """No stress, no crystal; dynamics of the molecule; checks that need no cell are done."""
     rng = np.random.default_rng(3)
     structures = []
     for _ in range(9):
@@ -655,10 +655,10 @@ def test_molecules_and_a_test_set_of_one(project: Project) -> None:
     assert len([c for c in evaluation.physics if c.kind == "dimer"]) == 6
 
 
-def test_without_bulk_the_verdict_says_what_is_not_checked(
+def test_without_bulk_the_verdict_names_missing_checks(
     project: Project, cli: Callable[..., Ended]
 ) -> None:
-    """Slabs alone: `run`, `show`, `list` and the report give the reason, the word is weaker."""
+    """Only slabs: `run`, `show`, `list` and the report give the reason and a weaker verdict."""
     rng = np.random.default_rng(3)
     structures = []
     for _ in range(10):
@@ -679,7 +679,7 @@ def test_without_bulk_the_verdict_says_what_is_not_checked(
 
 
 def test_five_elements_too_few_for_an_active_set(project: Project) -> None:
-    """Fifteen pairs; published all the same, with the reason in the report."""
+    """Fifteen pairs; published without one, with the reason in the report."""
     small = {
         "functions_per_element": 5,
         "nradmax_by_orders": {"UNARY": [2, 1], "BINARY": [2, 1]},
@@ -703,7 +703,7 @@ def test_five_elements_too_few_for_an_active_set(project: Project) -> None:
 
 
 def test_a_singular_active_set_is_not_published(project: Project) -> None:
-    """As python-ace 0.4.0rc1 makes with --full: its own structures would be extrapolations."""
+    """Made by python-ace 0.4.0rc1 with --full: its own structures would be extrapolations."""
     project.write(rattled(10), {}, evaluation={"active_set": "full", "dynamics_steps": 0})
     manifest, _ = project.run(1)
     evaluation = project.evaluation(1)
@@ -715,8 +715,8 @@ def test_a_singular_active_set_is_not_published(project: Project) -> None:
         assert evaluation.train.extrapolation_grade.max < 1.1
 
 
-def test_a_core_gives_way_to_a_test_set_that_comes_closer(project: Project) -> None:
-    """Pacemaker puts it at the shortest distance of the training set; the potential says less."""
+def test_a_core_is_moved_below_the_distances_of_the_test_set(project: Project) -> None:
+    """Pacemaker puts it at the shortest distance of the training set; a note reports the change."""
     structures = rattled(11)
     close = structures[0].copy()
     close.positions[1] += 0.3 * (close.positions[0] - close.positions[1])
@@ -748,7 +748,7 @@ def test_a_core_gives_way_to_a_test_set_that_comes_closer(project: Project) -> N
 
 
 def _require_core_mattered(project: Project, distance: float) -> None:
-    """Check that a core at the shortest distance of the training set would be eVs off."""
+    """Check that a core at the shortest distance of the training set has errors of eVs."""
     published = project.artefact(1, "potential.yaml")
     content = read_potential(published)
     for block in content["species"]:
