@@ -97,7 +97,7 @@ class Checkpoints:
     def save(
         self, files: Mapping[str, Path], describe: Callable[[dict[str, str]], Checkpoint]
     ) -> None:
-        """Store local files, by their names, and last the state; remove obsolete checkpoints.
+        """Store local files, then the state; remove obsolete checkpoints.
 
         `describe` makes the state from the hashes of the files.
         """

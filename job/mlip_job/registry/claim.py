@@ -1,8 +1,8 @@
 """The claim on a generation in training: ``claim.json``, kept alive by a heartbeat.
 
-A claim saves work, it does not guard the result: a generation is published by creating its
-manifest, which only one attempt can do. So a claim that is taken over wrongly costs GPU hours and
-nothing else.
+A claim avoids duplicate work; it does not protect the result: a generation is published by
+creating its manifest, which only one attempt can do. A claim taken over by mistake therefore
+costs only GPU hours.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Claim(Record):
     """Content of ``claim.json``.
 
     The next attempt of the same scheduler's job, or one that can see that the process has ended,
-    need not wait. ``taken`` is by the attempt's own clock: for people, nothing is decided by it.
+    need not wait. ``taken`` is by the attempt's clock and only informs; no decision uses it.
     ``beat`` counts the heartbeats, so that each one changes the object; without one for
     ``stale_after_s`` the claim is abandoned. ``released`` says that the attempt has ended.
     """
@@ -97,7 +97,7 @@ class HeldClaim:
         self._write(released=True)
 
     def loss(self) -> ConflictError | None:
-        """Return the error to end with, where another attempt has the generation now."""
+        """Return the error to raise if another attempt has taken over the generation."""
         if self.lost_to is None:
             return None
         return ConflictError(

@@ -40,7 +40,7 @@ COPIED_SUFFIXES = ("yace", "yaml", "asi")
 class KnownQuery(Record):
     """Content of ``queries/<key>.json``: the rows of a query, and the dataset made of them.
 
-    A hint that saves an export, nothing more: any of these objects may be removed or rewritten. A
+    A cache that saves an export: any of these objects may be removed or rewritten. A
     dataset is what its record says, and is found only if that has the hash that was noted.
     """
 
@@ -70,7 +70,7 @@ class Registry:
         return self._read_manifest(self.keys.manifest(generation))
 
     def find_own(self, generation: int) -> Manifest | None:
-        """Return the manifest of what is trained here: a generation, or a member's part of it."""
+        """Return the manifest of the generation trained here, or of a member's part of it."""
         return self._read_manifest(self.own.manifest(generation))
 
     def _read_manifest(self, key: str) -> Manifest | None:
@@ -108,7 +108,7 @@ class Registry:
         return [found for found in at_once(self.find, numbers) if found is not None]
 
     def summaries(self, generations: Iterable[int] | None = None) -> list[GenerationSummary]:
-        """Return what a list shows of `manifests`."""
+        """Return the summaries of `manifests`."""
         return [GenerationSummary.of(manifest) for manifest in self.manifests(generations)]
 
     def pointer(self) -> LatestPointer | None:
@@ -227,7 +227,7 @@ class Registry:
         return self.commit(describe(artefacts))
 
     def commit(self, manifest: Manifest) -> Manifest:
-        """Create the manifest, with which its generation begins to exist; see `publish`."""
+        """Create the manifest, which publishes its generation; see `publish`."""
         # A run whose heartbeat stopped for long may have lost its dataset to gc.
         self.dataset_record(manifest.dataset)
         generation = manifest.generation
@@ -256,7 +256,7 @@ class Registry:
             self._advance_latest(manifest)
 
     def repair_copy(self, manifest: Manifest, suffix: str) -> bool:
-        """Write the copy of a potential under ``potentials/`` unless it is there and whole.
+        """Write the copy of a potential under ``potentials/`` unless it exists and is intact.
 
         Return whether it had to be written.
         """
@@ -274,7 +274,7 @@ class Registry:
         return True
 
     def repair_latest(self) -> bool:
-        """Move ``latest.json`` to where it should be; return whether it had to be moved.
+        """Correct ``latest.json``; return whether it had to be changed.
 
         An unreadable one is removed first. A generation that a person chose stays.
         """
