@@ -13,7 +13,7 @@
     │       ├── ObjectNotFoundError
     │       ├── ObjectExistsError
     │       └── ObjectChangedError
-    ├── TrainingError              70   pacemaker failed, or what it made is no potential
+    ├── TrainingError              70   the trainer failed, or its result is no potential
     ├── GpuRequiredError           71   a GPU was required and none was seen
     ├── ConflictError              73   the generation exists, or is being trained elsewhere
     └── InterruptedRunError        75   stopped by a signal: start it again

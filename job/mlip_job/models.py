@@ -10,7 +10,7 @@ class Frozen(BaseModel, frozen=True, extra="forbid"):
 
 
 class Record(Frozen):
-    """A model that is stored as an object of its own."""
+    """A model that is stored as one object."""
 
     def to_json(self) -> bytes:
         """Return the text that is stored."""

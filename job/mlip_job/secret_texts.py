@@ -86,7 +86,7 @@ TEXTS: Mapping[str, str] = {
 """Pattern of each kind of secret in a text."""
 
 CONTROL_CHARACTERS = r"[\x00-\x1f\x7f-\x9f\x{2028}\x{2029}]"
-"""What ends a line or is no text, as the chart's schema has it (in Go's notation)."""
+"""Line ends and control characters, as in the chart's schema (in Go's notation)."""
 
 _TEXTS = {kind: re.compile(pattern) for kind, pattern in TEXTS.items()}
 _VARIABLE, _KEY = re.compile(VARIABLE), re.compile(KEY)
@@ -131,7 +131,7 @@ def is_secret_variable(name: str) -> bool:
 
 
 def control_character_in(text: str) -> str | None:
-    """Return what would end a line, or change how it is shown, or can't be written; or None."""
+    """Return the code of the first control character or line separator, as ``U+000A``; or None."""
     for character in text:
         if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp"):
             return f"U+{ord(character):04X}"

@@ -131,7 +131,7 @@ def show_command(settings: Settings, generation: int | str) -> None:
 
 
 def show_manifest(manifest: Manifest, latest: LatestPointer | None = None) -> None:
-    """Print what is known of one generation; `latest` is the pointer where it points there."""
+    """Print the record of one generation; `latest` is the pointer, if it names this one."""
     from mlip_job.report.comparison import fit_settings
 
     print_lines(_header(manifest, latest), _LABEL_WIDTH)

@@ -233,7 +233,7 @@ def _nearest_squares(fractions: FloatArray, cells: FloatArray, images: int) -> S
     fractions
         Fractional coordinates from 0 to 1, shape (structures, atoms, 3).
     images
-        How many images to look at in each direction, besides the nearest.
+        Number of images to examine in each direction, in addition to the nearest.
     """
     structures, atoms, _ = fractions.shape
     points = np.ascontiguousarray(fractions.transpose(0, 2, 1), dtype=np.float32)

@@ -217,7 +217,7 @@ def _with_limits(manifest: Manifest) -> Manifest:
 
 
 class GenerationSummary(Frozen):
-    """What a list says of a generation; the fields are those of its `Manifest`.
+    """One row of a list of generations; the fields are those of its `Manifest`.
 
     ``yace_sha256`` is the hash of the potential that LAMMPS reads, where there is one.
     """

@@ -54,7 +54,7 @@ class Agreement(Record):
 
 
 class MemberRegistry(Registry):
-    """Where one member, counted from 1, is trained: what it writes is its own.
+    """The place in the store where one member, counted from 1, is trained.
 
     `of` and `config_sha256` describe the ensemble; they are needed to train, not to read.
     """

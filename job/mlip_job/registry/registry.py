@@ -40,8 +40,8 @@ COPIED_SUFFIXES = ("yace", "yaml", "asi")
 class KnownQuery(Record):
     """Content of ``queries/<key>.json``: the rows of a query, and the dataset made of them.
 
-    A cache that saves an export: any of these objects may be removed or rewritten. A
-    dataset is what its record says, and is found only if that has the hash that was noted.
+    A cache that saves an export: any of these objects may be removed or rewritten. A dataset is
+    found only if its record has the hash that was noted here.
     """
 
     schema_version: Literal[1] = 1

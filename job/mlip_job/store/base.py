@@ -73,7 +73,7 @@ class ObjectStore(Protocol):
         """Return an object's bytes and their version, a token that `put_if_match` takes."""
 
     def head(self, key: str) -> ObjectInfo | None:
-        """Return what is known of an object, or None where there is none."""
+        """Return size and time of an object; None if it does not exist."""
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Yield every object whose key starts with `prefix`, in the order of their keys."""

@@ -247,7 +247,7 @@ def _kept(state: LogState, match: re.Match[str]) -> None:
     if state.datasets and state.datasets[-1].kept is None:
         state.datasets[-1].kept = kept
     elif state.datasets:
-        # `data.test_size`: no file of its own, these were split off the training set.
+        # `data.test_size`: no separate file; these were split off the training set.
         train = state.datasets[-1]
         train.found, train.kept = (train.found or 0) - kept, (train.kept or 0) - kept
         state.datasets.append(DatasetSizes(found=kept, kept=kept))
