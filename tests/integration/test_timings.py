@@ -74,7 +74,8 @@ def test_times_of_an_interrupted_attempt_are_added(
     assert report.attempts[0] == run.manifest.attempts[0]
 
     shown = cli("-c", family.config_path, "show", "-g", "2")
-    assert f"started {first.to_pacemaker_s:.1f} s after the start of the job" in shown.out
+    starts = f"{first.to_pacemaker_s:.1f} s, {second.to_pacemaker_s:.1f} s"
+    assert f"started {starts} after the start of the job" in shown.out
     document = json.loads(cli("-c", family.config_path, "show", "-g", "2", "--json").out)
     assert document["attempts"][0]["timings"]["to_pacemaker_s"] == first.to_pacemaker_s
 
