@@ -78,7 +78,7 @@ def compare_with_bare_pacemaker(directory: Path, iterations: int, repeats: int) 
 
 def _print(pairs: list[_Pair], iterations: int) -> None:
     table(
-        f"`mlip-job run` beside `pacemaker input.yaml`, {_STRUCTURES} structures, "
+        f"`mlip-job run` and `pacemaker input.yaml`, {_STRUCTURES} structures, "
         f"{iterations} iterations, bit-equal losses",
         (
             "round", "run, s", "pacemaker, s", "overhead, s", "%", "limit, s", "within",
@@ -120,7 +120,7 @@ def _print(pairs: list[_Pair], iterations: int) -> None:
                 (f"pacemaker: {name}", _median(phases, name), _median(bare, name))
                 for name in bare[0]
             ),
-            ("checkpoints, waiting", _cell(map(_beside_phases, pairs)), ""),
+            ("checkpoints, waiting", _cell(map(_outside_phases, pairs)), ""),
             ("tracking, exit, not in any stage", _cell(rest), ""),
             (
                 "from the start of the job to pacemaker's",
@@ -131,7 +131,7 @@ def _print(pairs: list[_Pair], iterations: int) -> None:
     )
 
 
-def _beside_phases(pair: _Pair) -> float:
+def _outside_phases(pair: _Pair) -> float:
     return pair.timings.stages_s["fit"] - sum(pair.timings.phases_s.values())
 
 

@@ -340,9 +340,9 @@ def test_it_is_pyaces_own_linear_fit(tmp_path: Path, shards: int) -> None:
 
     task = _exported(tmp_path, shards)
     assert len(task.data.train) == shards
-    told: list[Any] = []
-    made = linear_fit.fit_linear(told.append, task)
-    assert told[-1] == (made.structures, made.atoms) == (20, 80)
+    reports: list[Any] = []
+    made = linear_fit.fit_linear(reports.append, task)
+    assert reports[-1] == (made.structures, made.atoms) == (20, 80)
 
     train = pd.concat([linear_fit._read(task, name) for name in task.data.train], ignore_index=True)
     data = LinearACEDataset(linear_fit._basis(task), train)

@@ -54,7 +54,9 @@ def test_the_trainer_has_as_many_threads_as_the_job_has_cores() -> None:
     }
 
 
-def test_programs_beside_python_come_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_programs_next_to_python_come_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A pacemaker of another environment on the PATH is not used."""
     other = tmp_path / "pacemaker"
     other.write_text("#!/bin/sh\n")

@@ -103,16 +103,16 @@ def test_a_process_that_dies_before_it_begins_is_an_error(monkeypatch: pytest.Mo
 def test_it_is_killed_where_the_call_is_interrupted() -> None:
     """A signal handler may raise at any time, here during the first message."""
     started = time.monotonic()
-    told: list[int] = []
+    processes: list[int] = []
 
     def refuse(process: int) -> None:
-        told.append(process)
+        processes.append(process)
         _refuse()
 
     with pytest.raises(TrainingError, match="no"):
         run_in_process(_tell_and_sleep, died=DIED, on_message=refuse)
     assert time.monotonic() - started < 300
-    assert not _runs(told[0])
+    assert not _runs(processes[0])
 
 
 def test_it_ignores_the_signals_of_the_scheduler() -> None:

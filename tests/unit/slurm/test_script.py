@@ -163,9 +163,9 @@ def run_script(tmp_path: Path) -> Callable[..., list[str]]:
     """
     bin_dir = tmp_path / "bin"
     bin_dir.mkdir()
-    tell = 'printf "%s\\0" "$@" >"$TOLD"; env -0 >"$TOLD_ENV"; exit 0\n'
+    record = 'printf "%s\\0" "$@" >"$RECEIVED"; env -0 >"$RECEIVED_ENV"; exit 0\n'
     for name in ("mlip-job", "apptainer"):
-        (bin_dir / name).write_text(f"#!/bin/bash\n{tell}")
+        (bin_dir / name).write_text(f"#!/bin/bash\n{record}")
     (bin_dir / "srun").write_text('#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n')
     (bin_dir / "scontrol").write_text("#!/bin/bash\nexit 1\n")
     for program in bin_dir.iterdir():
@@ -177,8 +177,8 @@ def run_script(tmp_path: Path) -> Callable[..., list[str]]:
         environment = {
             "PATH": f"{bin_dir}:/usr/bin:/bin",
             "HOME": str(tmp_path),
-            "TOLD": str(tmp_path / "told"),
-            "TOLD_ENV": str(tmp_path / "told-env"),
+            "RECEIVED": str(tmp_path / "received"),
+            "RECEIVED_ENV": str(tmp_path / "received-env"),
             "OWNED": str(tmp_path / "owned"),
             "SLURM_JOB_ID": "17",
             "LC_ALL": "C.UTF-8",
@@ -194,14 +194,14 @@ def run_script(tmp_path: Path) -> Callable[..., list[str]]:
         assert done.returncode == 0, done.stderr
         assert not (tmp_path / "owned").exists()
         (tmp_path / "script.log").write_text(done.stderr)
-        return (tmp_path / "told").read_text().split("\0")[:-1]
+        return (tmp_path / "received").read_text().split("\0")[:-1]
 
     return run
 
 
 def variables(directory: Path) -> dict[str, str]:
     """Return the variables of the run."""
-    found = (directory / "told-env").read_bytes().decode().split("\0")
+    found = (directory / "received-env").read_bytes().decode().split("\0")
     return dict(line.split("=", 1) for line in found if line)
 
 
