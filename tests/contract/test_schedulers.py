@@ -18,6 +18,7 @@ from mlip_job.registry import Registry
 from mlip_job.schedulers import open_scheduler
 from mlip_job.schedulers.base import JobHandle, JobRequest, JobState
 from mlip_job.store.open import open_store
+from tests.generations import TINY
 from tests.servers.kubernetes import ADMIN
 from tests.servers.pods import PodRunner
 from tests.support import rattled, write_database
@@ -133,13 +134,7 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
         {
             "family": "cu",
             "database": {"url": str(tmp_path / "structures.db")},
-            "training": {
-                "linear_start": False,
-                "evaluator": "pyace",
-                "functions_per_element": 3,
-                "ladder_step": None,
-                "max_iter": 3,
-            },
+            "training": dict(TINY),
             "evaluation": {"active_set": False, "gate": {"require_physics": False}},
             "storage": {"url": str(tmp_path / "store")},
             "run": {"checkpoint_interval": 1, "heartbeat_interval": 0.5, "stop_timeout": 5},

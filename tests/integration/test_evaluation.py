@@ -39,6 +39,7 @@ from mlip_job.store.open import open_store
 from mlip_job.training.pacemaker import process
 from mlip_job.training.pacemaker.potential_file import read_potential, write_potential
 from tests.datasets import FIVE, build, rows_of
+from tests.generations import TINY
 from tests.support import rattled, with_emt, write_database
 
 if TYPE_CHECKING:
@@ -49,15 +50,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.pacemaker
 
-# The pyace evaluator needs no TensorFlow: such a fit takes seconds.
-TINY = {
-    "linear_start": False,
-    "evaluator": "pyace",
-    "functions_per_element": 4,
-    "ladder_step": None,
-    "max_iter": 3,
-    "test_fraction": 0.25,
-}
+SMALL = TINY | {"functions_per_element": 4, "test_fraction": 0.25}
 
 
 class Listener:
@@ -97,7 +90,7 @@ class Project:
             "database": {"url": str(self.root / "structures.db")},
             "storage": {"url": str(self.root / "store")},
             "work_dir": str(self.root / "work"),
-            "training": TINY | training,
+            "training": SMALL | training,
         }
         self.config_path.write_text(yaml.safe_dump(values | sections))
 
@@ -722,7 +715,7 @@ def test_a_core_is_moved_below_the_distances_of_the_test_set(project: Project) -
     close.positions[1] += 0.3 * (close.positions[0] - close.positions[1])
     structures.append(with_emt(close))
     project.write(structures, {}, evaluation={"active_set": False, "dynamics_steps": 0})
-    training = {"test_fraction": TINY["test_fraction"]}
+    training = {"test_fraction": SMALL["test_fraction"]}
     for seed in range(50):
         built = project.root / "built" / str(seed)
         build(project.root / "structures.db", built, training=training, seed=seed)

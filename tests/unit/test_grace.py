@@ -76,7 +76,7 @@ def test_lines_are_followed_as_they_are_written(tmp_path: Path) -> None:
     """An incomplete line waits; garbage is counted."""
     path = tmp_path / "metrics.yaml"
     follower = MetricsFollower(path, "train")
-    assert follower.poll() == ()
+    assert list(follower.poll()) == []
     lines = (RUN / "train_metrics.yaml").read_text().splitlines(keepends=True)
     path.write_text(lines[0] + lines[1][:50])
     assert [row.epoch for row in follower.poll()] == [1]

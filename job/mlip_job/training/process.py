@@ -303,6 +303,29 @@ class LineReader:
         self._line += piece[: LONGEST_LINE_BYTES - len(self._line)]
 
 
+class AppendedLines:
+    """Reads a file that grows; it may not exist yet, or be overwritten."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def read(self) -> tuple[bytes, bool]:
+        """Return the complete lines since the last call, and whether the file was overwritten."""
+        try:
+            with self._path.open("rb") as file:
+                overwritten = file.seek(0, os.SEEK_END) < self._offset
+                if overwritten:
+                    self._offset = 0
+                file.seek(self._offset)
+                added = file.read()
+        except FileNotFoundError:
+            return b"", False
+        complete = added[: added.rfind(b"\n") + 1]
+        self._offset += len(complete)
+        return complete, overwritten
+
+
 def read_lines(path: Path) -> Iterator[str]:
     """Yield the lines of a file, also a last one without its end."""
     reader = LineReader()

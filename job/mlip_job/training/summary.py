@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field
 
 from mlip_job.models import Errors, Frozen, FullErrors
+
+
+def milli(value: float | None) -> float | None:
+    """Return eV as meV; None for a number that is not finite."""
+    return None if value is None or not math.isfinite(value) else 1000 * value
 
 
 class LossShares(Frozen):

@@ -14,6 +14,7 @@ import yaml
 from mlip_job.config.load import validate_config
 from mlip_job.schedulers.base import JobRequest, JobState
 from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
+from tests.generations import TINY
 from tests.integration.kubernetes.families import Family
 from tests.servers.kubernetes import SUBMITTER
 from tests.servers.node import wait_for
@@ -160,13 +161,7 @@ def family(
     values = {
         "family": "cu",
         "database": {"url": "/data/structures.db"},
-        "training": {
-            "linear_start": False,
-            "evaluator": "pyace",
-            "functions_per_element": 3,
-            "ladder_step": None,
-            "max_iter": 3,
-        },
+        "training": dict(TINY),
         "storage": {"url": f"s3://{bucket}/some/prefix", "endpoint_url": s3_for_pods.endpoint_url},
         "evaluation": {
             "active_set": False,

@@ -12,6 +12,7 @@ from mlip_job.config.load import validate_config
 from mlip_job.registry import Registry
 from mlip_job.schedulers.base import JobRequest, JobState
 from mlip_job.store.open import open_store
+from tests.generations import TINY
 from tests.integration.kubernetes.conftest import cancel
 from tests.servers.node import wait_for
 from tests.servers.pods import PodRunner
@@ -45,13 +46,7 @@ def values(
     return {
         "family": "cu",
         "database": {"url": postgresql.url(database)},
-        "training": {
-            "linear_start": False,
-            "evaluator": "pyace",
-            "functions_per_element": 3,
-            "ladder_step": None,
-            "max_iter": 3,
-        },
+        "training": dict(TINY),
         "storage": s3_bucket.model_dump(mode="json"),
         "evaluation": {"gate": {"require_physics": False}},
         "submit": {

@@ -20,6 +20,7 @@ from mlip_job.config import load_config
 from mlip_job.paths import generation_name
 from mlip_job.registry import Registry
 from mlip_job.store.open import open_store
+from tests.generations import TINY
 from tests.support import rattled, write_database
 
 if TYPE_CHECKING:
@@ -29,14 +30,7 @@ if TYPE_CHECKING:
     from tests.cli import Ended
     from tests.servers.slurm import SlurmCluster
 
-# Seconds-long fits with the real pacemaker; LONG never ends by itself.
-TINY = {
-    "linear_start": False,
-    "evaluator": "pyace",
-    "functions_per_element": 3,
-    "ladder_step": None,
-    "max_iter": 3,
-}
+# LONG never ends by itself.
 LONG = {"functions_per_element": 8, "max_iter": 100_000}
 
 

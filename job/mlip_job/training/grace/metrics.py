@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mlip_job.models import FullErrors
-from mlip_job.training.summary import CurvePoint
+from mlip_job.training.process import AppendedLines
+from mlip_job.training.summary import CurvePoint, milli
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,8 +43,8 @@ class GraceRow(BaseModel):
             cycle=0,
             iteration=self.epoch,
             loss=_finite(self.loss),
-            rmse_energy_mev_per_atom=_milli(self.rmse_energy),
-            rmse_force_mev_per_angstrom=_milli(self.rmse_force),
+            rmse_energy_mev_per_atom=milli(self.rmse_energy),
+            rmse_force_mev_per_angstrom=milli(self.rmse_force),
         )
 
     @property
@@ -51,10 +52,10 @@ class GraceRow(BaseModel):
         """The errors of this iteration."""
         return FullErrors(
             loss=_finite(self.loss),
-            rmse_energy_mev_per_atom=_milli(self.rmse_energy),
-            mae_energy_mev_per_atom=_milli(self.mae_energy),
-            rmse_force_mev_per_angstrom=_milli(self.rmse_force),
-            mae_force_mev_per_angstrom=_milli(self.mae_force),
+            rmse_energy_mev_per_atom=milli(self.rmse_energy),
+            mae_energy_mev_per_atom=milli(self.mae_energy),
+            rmse_force_mev_per_angstrom=milli(self.rmse_force),
+            mae_force_mev_per_angstrom=milli(self.mae_force),
         )
 
 
@@ -66,21 +67,13 @@ class MetricsFollower:
 
     def __init__(self, path: Path, side: str) -> None:
         self.dropped = 0
-        self._path = path
+        self._file = AppendedLines(path)
         self._side = side
-        self._offset = 0
 
     def poll(self) -> Sequence[GraceRow]:
         """Return the complete rows that were added since the last call."""
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                added = file.read()
-        except FileNotFoundError:
-            return ()
-        complete = added[: added.rfind(b"\n") + 1]
-        self._offset += len(complete)
-        lines = complete.decode("utf-8", errors="replace").splitlines()
+        block, _overwritten = self._file.read()
+        lines = block.decode("utf-8", errors="replace").splitlines()
         rows = [_row_of(line, self._side) for line in lines if line.strip()]
         self.dropped += rows.count(None)
         return [row for row in rows if row is not None]
@@ -122,7 +115,3 @@ def _row_of(line: str, side: str) -> GraceRow | None:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _milli(value: float | None) -> float | None:
-    return 1000 * value if value is not None and math.isfinite(value) else None

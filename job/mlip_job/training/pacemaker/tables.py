@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mlip_job.training.summary import CurvePoint
+from mlip_job.training.process import AppendedLines
+from mlip_job.training.summary import CurvePoint, milli
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -117,11 +118,6 @@ def row_of(values: Mapping[str, str]) -> MetricsRow | None:
     return MetricsRow(**numbers)
 
 
-def milli(value: float | None) -> float | None:
-    """Return eV as meV; None for a number that is not finite."""
-    return None if value is None or not math.isfinite(value) else 1000 * value
-
-
 @dataclass(frozen=True)
 class MetricsTable:
     """A table; `dropped` counts lines that are truncated, merged or garbage."""
@@ -140,28 +136,17 @@ class TableFollower:
     """Follow a table during a run; it may not exist yet, or be overwritten."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._start_over()
+        self._file = AppendedLines(path)
+        self._parser = _Parser()
 
     def poll(self) -> Sequence[MetricsRow]:
         """Return the complete rows that were added since the last call."""
-        try:
-            with self._path.open("rb") as file:
-                if file.seek(0, 2) < self._offset:
-                    self._start_over()
-                file.seek(self._offset)
-                added = file.read()
-        except FileNotFoundError:
-            return ()
-        complete = added[: added.rfind(b"\n") + 1]
-        self._offset += len(complete)
+        block, overwritten = self._file.read()
+        if overwritten:
+            self._parser = _Parser()
         seen = len(self._parser.rows)
-        self._parser.feed(complete)
+        self._parser.feed(block)
         return self._parser.rows[seen:]
-
-    def _start_over(self) -> None:
-        self._offset = 0
-        self._parser = _Parser()
 
 
 class _Parser:
