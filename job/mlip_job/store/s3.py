@@ -201,6 +201,7 @@ class S3Store:
         with whole_file(path) as target, self._errors("read", key):
             answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key))
             total = answer["ContentLength"]
+            # Most objects are small: one request. A large one is requested again, in parts.
             with closing(answer["Body"]) as body:
                 if total < _PART:
                     target.write(body.read())
