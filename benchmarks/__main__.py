@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PARTS = ("export", "growth", "read", "commands", "transfer", "fit", "linear", "quality")
-LONG = ("overhead", "scale")  # a quarter of an hour: only when asked for
+LONG = ("overhead", "scale")  # minutes to a quarter of an hour: only when asked for
 
 
 def _options() -> argparse.Namespace:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import yaml
 
+from benchmarks.costs import PROGRAM
 from benchmarks.s3 import s3_storage
 from benchmarks.tables import table
 from mlip_job.config import StorageConfig
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 GENERATIONS = 1000
 FEWER_GENERATIONS = 200
 _FILES_PER_GENERATION = 12
-_PROGRAM = str(Path(sys.executable).with_name("mlip-job"))
 
 
 def compare_commands(directory: Path, repeats: int) -> None:
@@ -41,11 +41,11 @@ def compare_commands(directory: Path, repeats: int) -> None:
         (server,) = psutil.Process().children()
         stores = {"a directory": StorageConfig(url=str(directory / "store")), "S3": s3}
         empty = StorageConfig(url=str(directory / "empty"))
-        configured = [_PROGRAM, "-c", str(_configure(directory, "bench", empty))]
+        configured = [PROGRAM, "-c", str(_configure(directory, "bench", empty))]
         commands = {
             "import click": [sys.executable, "-c", "import click"],
-            "mlip-job --help": [_PROGRAM, "--help"],
-            "mlip-job --version": [_PROGRAM, "--version"],
+            "mlip-job --help": [PROGRAM, "--help"],
+            "mlip-job --version": [PROGRAM, "--version"],
             "mlip-job list": [*configured, "list"],
             "mlip-job submit -g 1 --scheduler slurm --dry-run": [
                 *configured, "submit", "-g", "1", "--scheduler", "slurm", "--dry-run"
@@ -63,7 +63,7 @@ def compare_commands(directory: Path, repeats: int) -> None:
                 config = str(_configure(directory, family, storage))
                 for verb in verbs:
                     what = f"mlip-job {verb}, {count} generations in {name}"
-                    commands[what] = [_PROGRAM, "-c", config, *verb.split()]
+                    commands[what] = [PROGRAM, "-c", config, *verb.split()]
                     if name == "S3":
                         requests[what] = _count_requests(store, partial(_READS[verb], registry))
         costs: dict[str, list[tuple[float, float, float]]] = {what: [] for what in commands}

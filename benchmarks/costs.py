@@ -8,12 +8,21 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Costs = dict[str, float]
+
+PROGRAM = str(Path(sys.executable).with_name("mlip-job"))
+
+
+def read_report(store: Path) -> dict[str, Any]:
+    """Return the report of the only generation in a store."""
+    (path,) = store.glob("*/generations/gen_01/attempts/*/report.json")
+    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return report
 
 
 def cpu_seconds() -> float:

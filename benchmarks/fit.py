@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
+from benchmarks.costs import PROGRAM, read_report
 from benchmarks.tables import table
 from mlip_job.demo import demo_config, write_demo_database
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 SETTINGS = ("pacemaker", "end")
 LADDERS = {"one step": "null", "a ladder of two steps": "10"}
-_PROGRAM = str(Path(sys.executable).with_name("mlip-job"))
 _SMALL = (
     "training.functions_per_element=20",
     "training.max_iter=60",
@@ -62,14 +63,13 @@ def _run(directory: Path, store: str, setting: str, ladder: str) -> Fit:
     options = [part for setting in settings for part in ("--set", setting)]
     started = time.monotonic()
     subprocess.run(
-        [_PROGRAM, "-q", *options, "run", "-g", "1"],
+        [PROGRAM, "-q", *options, "run", "-g", "1"],
         cwd=directory,
         check=True,
         capture_output=True,
     )
     wall = time.monotonic() - started
-    (path,) = (directory / store).glob("*/generations/gen_01/attempts/*/report.json")
-    fit = json.loads(path.read_text(encoding="utf-8"))["fit"]
+    fit = read_report(directory / store)["fit"]
     seconds = fit["timings_s"]
     return Fit(
         wall_s=wall,

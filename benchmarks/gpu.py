@@ -8,7 +8,6 @@ a CPU.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from benchmarks.costs import PROGRAM, read_report
 from benchmarks.tables import say, table
 from mlip_job.demo import write_demo_database
 from mlip_job.errors import GpuRequiredError
@@ -30,7 +30,6 @@ from mlip_job.errors import GpuRequiredError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_PROGRAM = str(Path(sys.executable).with_name("mlip-job"))
 _SELF_TEST = Path(__file__).parents[1] / "tools" / "image" / "mlip-job-self-test"
 _SAMPLE_MS = 500
 _IDLE = 1
@@ -173,7 +172,7 @@ def _run(
     started = time.monotonic()
     with (directory / "console.log").open("wb") as log:
         done = subprocess.run(
-            [_PROGRAM, "-c", "mlip-job.yaml", "run", "-g", "1"],
+            [PROGRAM, "-c", "mlip-job.yaml", "run", "-g", "1"],
             check=False,
             cwd=directory,
             env=environment,
@@ -204,8 +203,7 @@ def _sampling(path: Path, samples: _Samples, *, wanted: bool) -> Iterator[None]:
 
 
 def _show(directory: Path, wall_s: float, samples: _Samples) -> None:
-    (path,) = (directory / "store").glob("*/generations/gen_01/attempts/*/report.json")
-    report = json.loads(path.read_text(encoding="utf-8"))
+    report = read_report(directory / "store")
     phases, stages = report["phases_s"], report["timings_s"]
     iterations = report["fit"]["iterations"] or 0
     fitting_s = phases.pop("fitting", 0.0)

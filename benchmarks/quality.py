@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,6 +20,7 @@ import psutil
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from benchmarks.costs import PROGRAM
 from benchmarks.tables import say, table
 from benchmarks.upstream import INPUTS, examples_for, upstream_input
 from mlip_job.dataset.record import DatasetRecord
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from mlip_job.evaluation.results import SetEvaluation
 
 _POLL_S = 0.5
-_PROGRAM = str(Path(sys.executable).with_name("mlip-job"))
 _COLUMNS = (
     "fit", "CPU s", "functions", "E RMSE", "E MAE", "F RMSE", "F MAE", "µs/atom",
 )  # fmt: skip
@@ -170,7 +169,7 @@ def _run_ours(
     """Return the CPU time (s), and whether the run finished."""
     database = one.database if "://" in one.database else str(Path(one.database).absolute())
     subprocess.run(
-        [_PROGRAM, "-q", "init", database, "--family", "quality"],
+        [PROGRAM, "-q", "init", database, "--family", "quality"],
         cwd=root,
         check=True,
         stdout=subprocess.DEVNULL,
@@ -178,7 +177,7 @@ def _run_ours(
     if one.split_key is not None:
         settings = (f"dataset.split_key={one.split_key}", *settings)
     options = [part for setting in settings for part in ("--set", setting)]
-    command = [_PROGRAM, "-q", *options, "run", "-g", "1"]
+    command = [PROGRAM, "-q", *options, "run", "-g", "1"]
     limits = [] if limit_s is None else [limit_s]
     cpu_s, code = _run(command, root, dict(os.environ), limits, lambda _: None)
     if code != 0 and (limit_s is None or cpu_s < limit_s):

@@ -31,7 +31,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
-PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
+PAGES = (
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *(ROOT / folder / "README.md" for folder in ("charts/mlip-job", "requirements")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+)
 RUN_IN_THE_DEMO = (
     "tutorials/laptop",
     "tutorials/active-learning",
@@ -122,6 +126,13 @@ def test_every_block_is_run_or_marked(page: Path) -> None:
     assert unmarked == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_block_has_a_known_language(page: Path) -> None:
+    """Blocks of commands in another language, or without one, would not be checked."""
+    fences = re.findall(r"^ *```(.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert set(fences[::2]) <= {"sh", "python", "yaml", "text"}
+
+
 @pytest.mark.parametrize("name", RUN_IN_THE_DEMO)
 def test_commands_of_a_page_run_in_the_demo(name: str, demo: Path, tmp_path: Path) -> None:
     """In a copy of its folder, as the pages say."""
@@ -192,11 +203,18 @@ def test_documented_settings_are_valid() -> None:
 
 def test_messages_in_troubleshooting_exist() -> None:
     """So that searching for a message finds it."""
-    texts = [
-        node.value
+    nodes = [
+        node
         for path in (ROOT / "job" / "mlip_job").rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    texts = [
+        node.value
+        for node in nodes
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and id(node) not in docstrings
     ]
     page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     quoted = re.findall(r"(?<!\*)\*([^*\n|]+)\*(?!\*)", page)

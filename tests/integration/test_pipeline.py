@@ -253,3 +253,14 @@ def _wait_for_pacemaker(job: subprocess.Popen[str], work: Path, before: set[Path
         if attempt == directory:
             return int(process.name)
     pytest.fail("no process works in the attempt's directory")
+
+
+def test_without_tensorflow_the_test_set_has_no_curve(tmp_path: Path) -> None:
+    """The pyace evaluator ignores it; its errors are those of the published file."""
+    write_database(tmp_path / "structures.db", rattled(10))
+    training = TINY | {"validation_fraction": 0, "test_evaluation": "end"}
+    run = train(make_config(tmp_path, training))
+    assert run.report.fit.test_curve == ()
+    assert run.report.evaluation is not None
+    assert run.report.evaluation.test.structures == 1
+    assert not any("validation part" in text for text in run.report.warnings)

@@ -11,7 +11,7 @@ import pytest
 
 from mlip_job.errors import InterruptedRunError
 from mlip_job.training.pacemaker.snapshot import read_best
-from tests.generations import TINY, Silent, make_config, train
+from tests.generations import Silent, make_config, train
 from tests.support import labelled, rattled, write_database
 
 if TYPE_CHECKING:
@@ -91,17 +91,6 @@ def test_the_test_set_is_evaluated_by_pacemaker_or_at_the_end(tmp_path: Path) ->
         assert agreement.force_mev_per_angstrom == pytest.approx(
             agreement.force_by_pacemaker_mev_per_angstrom, rel=1e-5
         )
-
-
-def test_without_tensorflow_the_test_set_has_no_curve(tmp_path: Path) -> None:
-    """The pyace evaluator ignores it; its errors are those of the published file."""
-    write_database(tmp_path / "structures.db", rattled(10))
-    training = TINY | {"validation_fraction": 0, "test_evaluation": "end"}
-    run = train(make_config(tmp_path, training))
-    assert run.report.fit.test_curve == ()
-    assert run.report.evaluation is not None
-    assert run.report.evaluation.test.structures == 1
-    assert not any("validation part" in text for text in run.report.warnings)
 
 
 class _Interrupter(Silent):

@@ -25,7 +25,8 @@ import yaml
 
 from tests.servers.containers import CPU_IMAGE
 from tests.servers.kernel import require_kernel
-from tests.servers.kubernetes import ADMIN, find_programs, free_port, start_program, until
+from tests.servers.kubernetes import ADMIN, find_programs, start_program
+from tests.servers.processes import PATH, free_port, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -86,10 +87,14 @@ class RealNode:
 
     def delete(self, pod: Any) -> Any:
         """Delete a pod like kubectl; return the last state of its first container."""
+        self.core.delete_namespaced_pod(pod.metadata.name, pod.metadata.namespace)
+        return self.end_of(pod)
+
+    def end_of(self, pod: Any) -> Any:
+        """Wait until a pod is removed; return the last state of its first container."""
         from kubernetes import watch
 
         name, namespace = pod.metadata.name, pod.metadata.namespace
-        self.core.delete_namespaced_pod(name, namespace)
         for event in watch.Watch().stream(
             self.core.list_namespaced_pod,
             namespace,
@@ -163,7 +168,7 @@ def real_node(control_plane: ControlPlane, podman: Podman, cpu_image: str) -> It
     if programs is None or not (programs / "kubelet").exists():
         pytest.skip("there is no kubelet: make servers builds it, with Go")
     for program in ("containerd", "catatonit", "ip"):
-        if shutil.which(program, path=os.environ["PATH"] + ":/usr/sbin:/sbin") is None:
+        if shutil.which(program, path=PATH) is None:
             pytest.skip(f"{program} is not installed: make servers installs it")
     if not (_PLUGINS / "bridge").exists():
         pytest.skip("there are no CNI plugins: make servers installs them")
@@ -183,7 +188,7 @@ def real_node(control_plane: ControlPlane, podman: Podman, cpu_image: str) -> It
             *(f"--hostname-override={NODE}", f"--node-ip={address}"),
         )
         log = directory / "unshare.log"
-        until((directory / "containerd.sock").exists, "containerd", log)
+        wait_until((directory / "containerd.sock").exists, "containerd", log=log)
         _import_image(podman, directory, _make_pause_image(podman, directory))
         _import_image(podman, directory, cpu_image)
         yield _register(control_plane, address, log)
@@ -193,7 +198,7 @@ def _make_network(stack: ExitStack, directory: Path) -> str:
     """Make a bridge and the CNI configuration for pods; return its address."""
     number = os.getpid() % 250 + 1
     bridge, address = f"mlip{number}", f"10.244.{number}.1"
-    ip = shutil.which("ip", path="/usr/sbin:/sbin:/usr/bin:/bin") or "ip"
+    ip = shutil.which("ip", path=PATH) or "ip"
     subprocess.run([ip, "link", "delete", bridge], check=False, capture_output=True)
     for command in (
         ("link", "add", bridge, "type", "bridge"),
@@ -288,7 +293,7 @@ def _register(plane: ControlPlane, address: str, log: Path) -> RealNode:
     def ready() -> bool:
         return any(one.type == "Ready" and one.status == "True" for one in conditions())
 
-    until(ready, "node", log)
+    wait_until(ready, "node", log=log)
     # The API server taints each new node as not ready, for a controller that is not running.
     core.patch_node(NODE, [{"op": "replace", "path": "/spec/taints", "value": [_TAINT]}])
     capacity = {"op": "add", "path": "/status/capacity/nvidia.com~1gpu", "value": str(GPUS)}
@@ -297,5 +302,5 @@ def _register(plane: ControlPlane, address: str, log: Path) -> RealNode:
     def has_gpus() -> bool:
         return "nvidia.com/gpu" in core.read_node(NODE).status.allocatable
 
-    until(has_gpus, "GPUs of the node", log)
+    wait_until(has_gpus, "GPUs of the node", log=log)
     return RealNode(plane, address, core, batch)

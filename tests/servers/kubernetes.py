@@ -12,16 +12,16 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+
+from tests.servers.processes import CACHE, free_port, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,7 +103,7 @@ class ControlPlane:
         labels = {"pod-security.kubernetes.io/enforce": level}
         core = client.CoreV1Api(self.client())
         core.create_namespace({"metadata": {"name": name, "labels": labels}})
-        until(lambda: core.list_namespaced_service_account(name).items, "service account")
+        wait_until(lambda: core.list_namespaced_service_account(name).items, "service account")
         return name
 
     def allow(self, namespace: str, rules: list[dict[str, list[str]]], user: str) -> None:
@@ -191,8 +191,7 @@ def find_programs() -> Path | None:
 
 def find_built(name: str) -> Path | None:
     """Return a folder built by tools/install-kubernetes, or None."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-    folder = cache / "mlip-job-tests" / name
+    folder = CACHE / name
     return folder if folder.is_dir() else None
 
 
@@ -217,7 +216,7 @@ def control_plane() -> Iterator[ControlPlane]:
         storage = _start_etcd(stack, directory, etcd)
         url = _start_api_server(stack, directory, programs, storage, tokens)
         plane = ControlPlane(directory, url, tokens)
-        until(lambda: _is_ready(plane), "API server", directory / "kube-apiserver.log")
+        wait_until(lambda: _is_ready(plane), "API server", log=directory / "kube-apiserver.log")
         kubeconfig = plane.kubeconfig(ADMIN)
         for program, *options in (
             (
@@ -309,20 +308,3 @@ def _is_ready(plane: ControlPlane) -> bool:
     except Exception:  # noqa: BLE001 - refused, reset, not ready: whatever it is, it may pass
         return False
     return bool(answer == "ok")
-
-
-def until(condition: Any, what: str, log: Path | None = None) -> None:
-    """Wait until a server is available; else fail with the end of its log."""
-    deadline = time.monotonic() + _START_TIMEOUT
-    while not condition():
-        if time.monotonic() > deadline:
-            end = log.read_text(errors="replace")[-3000:] if log is not None else ""
-            raise RuntimeError(f"{what} does not come up: {end}")
-        time.sleep(0.1)
-
-
-def free_port() -> int:
-    """Return a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -22,11 +22,10 @@ from tests.servers.kernel import require_kernel
 from tests.servers.kubernetes import (
     ADMIN,
     find_built,
-    free_port,
     pinned_version,
     start_program,
-    until,
 )
+from tests.servers.processes import free_port, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -125,7 +124,7 @@ def kueue(control_plane: ControlPlane, helm: Helm) -> Iterator[Kueue]:
             kinds = [one.status.conditions or () for one in definitions]
             return all({"Established"} <= {c.type for c in k if c.status == "True"} for k in kinds)
 
-        until(are_served, "Kueue's resources")
+        wait_until(are_served, "Kueue's resources")
         start_program(
             stack,
             directory,
@@ -135,7 +134,7 @@ def kueue(control_plane: ControlPlane, helm: Helm) -> Iterator[Kueue]:
             "--feature-gates=VisibilityOnDemand=false",
         )
         log = directory / "unshare.log"
-        until(lambda: "Serving webhook server" in log.read_text(), "Kueue", log)
+        wait_until(lambda: "Serving webhook server" in log.read_text(), "Kueue", log=log)
         registration = client.AdmissionregistrationV1Api(control_plane.client())
         for kind, resource in (
             ("MutatingWebhookConfiguration", "mutating_webhook_configuration"),

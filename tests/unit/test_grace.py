@@ -270,6 +270,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None
     return run
 
 
+def test_another_active_set_is_rejected(tmp_path: Path) -> None:
+    """Gracemaker has no full one; a linear one under that name would mislead `select`."""
+    wrapper = GraceWrapper(TrainingConfig(seed=42), tmp_path)
+    with pytest.raises(TrainingError, match="linear active sets only"):
+        wrapper.write_active_set((), "full")
+
+
 COPY = f"cp {RUN}/FS_model.yaml {RUN}/train_metrics.yaml seed/42/"
 
 

@@ -50,9 +50,9 @@ def test_every_package_has_hashes(path: Path) -> None:
 def test_locks_of_one_environment_agree(name: str, other: str) -> None:
     """They are installed one after the other."""
     ours, theirs = lock(f"{name}.txt"), lock(f"{other}.txt")
-    assert {k: ours[k] for k in ours.keys() & theirs} == {
-        k: theirs[k] for k in ours.keys() & theirs
-    }
+    shared = ours.keys() & theirs
+    assert shared
+    assert {k: ours[k] for k in shared} == {k: theirs[k] for k in shared}
 
 
 def test_declared_dependencies_are_locked() -> None:

@@ -281,6 +281,22 @@ def describe_exit(exit_code: int) -> str | None:
     return f"ended by {name}"
 
 
+_OUT_OF_MEMORY = (
+    "ResourceExhaustedError",
+    "RESOURCE_EXHAUSTED",
+    "OOM when allocating",
+    "CUDA_ERROR_OUT_OF_MEMORY",
+    "std::bad_alloc",
+    "MemoryError",
+    "No further batch size reduction",  # pacemaker, after TensorFlow ran out of memory
+)
+
+
+def is_out_of_memory(text: str) -> bool:
+    """Return whether a log line or an exception reports out of memory."""
+    return any(sign in text for sign in _OUT_OF_MEMORY)
+
+
 # -- the log -------------------------------------------------------------------------------------
 
 

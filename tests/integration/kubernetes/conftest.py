@@ -141,8 +141,8 @@ def family(
     cli: Callable[..., Ended],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> Family:
-    """Make a family with its store in S3 and keys in a Secret."""
+) -> Iterator[Family]:
+    """Make a family with its store in S3 and keys in a Secret; remaining Jobs are deleted."""
     plane = real_node.plane
     namespace = plane.new_namespace()
     plane.allow(namespace, documented_rules(), SUBMITTER)
@@ -191,4 +191,5 @@ def family(
     }
     path = tmp_path / "mlip-job.yaml"
     path.write_text(yaml.safe_dump(values))
-    return Family(real_node, namespace, path, cli)
+    yield Family(real_node, namespace, path, cli)
+    real_node.batch.delete_collection_namespaced_job(namespace, propagation_policy="Background")

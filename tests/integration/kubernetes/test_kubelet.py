@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -153,20 +152,24 @@ def test_a_deadline_stores_a_checkpoint(family: Family) -> None:
     """The pod is stopped as by a preemption; status names the setting."""
     family.configure(training=ENDLESS, active_deadline_seconds=3600)
     job = family.submit()
-    before = family.wait_for_checkpoint()
+    family.wait_for_checkpoint()
+    (pod,) = family.node.pods(family.namespace, job)
     family.node.batch.patch_namespaced_job(
         job, family.namespace, {"spec": {"activeDeadlineSeconds": 1}}
     )
+    ended = family.node.end_of(pod)
+    assert ended.exit_code == 75, ended
+    assert "checkpoint" in json.loads(ended.message)["message"]
     status = family.wait_for_end(job)
     assert (status["state"], status["native_state"]) == ("failed", "DeadlineExceeded"), status
     assert "submit.kubernetes.active_deadline_seconds" in status["remedy"]
-    family.wait_for("no pod", lambda: not family.node.pods(family.namespace, job))
-    assert iterations_safe(family.config) >= before
 
 
 def test_a_missing_gpu_fails_the_job(family: Family) -> None:
     """The container lacks the device file of the requested GPU: 71, without a retry."""
     family.configure(require_gpu=True)
-    status = family.wait_for_end(family.submit())
+    job = family.submit()
+    status = family.wait_for_end(job)
     assert (status["state"], status["exit_code"]) == ("failed", 71), status
-    assert re.search("GPU", status["reason"])
+    assert "GPU" in status["reason"]
+    assert len(family.node.pods(family.namespace, job)) == 1

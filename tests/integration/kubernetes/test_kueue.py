@@ -36,5 +36,3 @@ def test_a_generation_of_higher_priority_preempts(family: Family, kueue: Kueue) 
     family.wait_for("an eviction", lambda: "evicted" in str(family.status(1)["reason"]))
     evicted = family.status(1)
     assert "Preempted to accommodate a workload" in evicted["reason"]
-    for generation in ("2", "1"):
-        family.run("cancel", "-g", generation)

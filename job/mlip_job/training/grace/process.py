@@ -16,7 +16,13 @@ from mlip_job.training.grace.input import build_input, dump_input, potential_sec
 from mlip_job.training.grace.metrics import MetricsFollower, best_row, read_curve
 from mlip_job.training.grace.potential_file import elements_of, read_potential, write_active_set
 from mlip_job.training.loss import DIVERGED
-from mlip_job.training.process import describe_exit, failure, read_lines, run_trainer
+from mlip_job.training.process import (
+    describe_exit,
+    failure,
+    is_out_of_memory,
+    read_lines,
+    run_trainer,
+)
 from mlip_job.training.programs import find_program, trainer_environment
 from mlip_job.training.summary import BestPotential, FitCycle, RunSummary, SetSizes
 from mlip_job.training.trainer import FitPosition, Snapshot, added
@@ -32,7 +38,6 @@ if TYPE_CHECKING:
 _STAMP = re.compile(r"(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) [DIWEC] - (.*)")
 _ITERATION = re.compile(r"Iteration #(\d+)/")
 _EXCEPTION = re.compile(r"(?:[A-Za-z_]\w*\.)*\w*(?:Error|Exception)(?::.*)?$")
-_OUT_OF_MEMORY = ("ResourceExhaustedError", "RESOURCE_EXHAUSTED", "std::bad_alloc", "MemoryError")
 _PHASES = {
     "Loading training data": "loading_data",
     "Constructing model": "building_graph",
@@ -284,7 +289,7 @@ class GraceWrapper:
 
     def _why_ended(self, exit_code: int) -> str:
         exception = self._log.exception or ""
-        if any(sign in exception for sign in _OUT_OF_MEMORY):
+        if is_out_of_memory(exception):
             return "out of memory: reduce training.batch_size or give the job more memory"
         phase = self._log.phase.replace("_", " ")
         return describe_exit(exit_code) or exception or f"it ended while {phase}"
@@ -409,8 +414,19 @@ class GraceWrapper:
         """Do nothing: the fit ends with the published potential."""
 
     def write_active_set(self, frames: Sequence[str], kind: Literal["linear", "full"]) -> Path:
-        """Make the linear active set of gracemaker's copy of the training set."""
-        del frames, kind
+        """Make the active set of gracemaker's copy of the training set, not of `frames`.
+
+        Raises
+        ------
+        TrainingError
+            For another kind than the linear one.
+        """
+        del frames
+        if kind != "linear":
+            raise TrainingError(
+                "gracemaker makes linear active sets only",
+                hint="set evaluation.active_set: linear",
+            )
         return write_active_set(self.potential, self.files.training_set)
 
     @property

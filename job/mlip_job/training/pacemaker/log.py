@@ -13,6 +13,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from mlip_job.training.process import is_out_of_memory
 from mlip_job.training.trainer import added
 
 if TYPE_CHECKING:
@@ -202,22 +203,7 @@ class LogParser:
             self.state.out_of_memory = True
 
 
-def is_out_of_memory(text: str) -> bool:
-    """Return whether a log line or an exception reports out of memory."""
-    return any(sign in text for sign in _OUT_OF_MEMORY)
-
-
 _ERROR_KINDS: Mapping[str, str] = {"RMSE": "rmse", "MAE": "mae", "MAX_AE": "max"}
-
-_OUT_OF_MEMORY = (
-    "ResourceExhaustedError",
-    "RESOURCE_EXHAUSTED",
-    "OOM when allocating",
-    "CUDA_ERROR_OUT_OF_MEMORY",
-    "std::bad_alloc",
-    "MemoryError",
-    "No further batch size reduction",  # pacemaker, after TensorFlow ran out of memory
-)
 
 _PHASE_STARTS: Mapping[str, Phase] = {
     "Start pacemaker": Phase.STARTING,

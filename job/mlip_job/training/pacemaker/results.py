@@ -10,10 +10,10 @@ from mlip_job.errors import ConfigError
 from mlip_job.models import FullErrors
 from mlip_job.training.loss import DIVERGED, shares
 from mlip_job.training.pacemaker.callbacks.mlip_job_callbacks import BEST, SETTINGS
-from mlip_job.training.pacemaker.log import LogParser, is_out_of_memory
+from mlip_job.training.pacemaker.log import LogParser
 from mlip_job.training.pacemaker.snapshot import Best, read_best
 from mlip_job.training.pacemaker.tables import MetricsRow, MetricsTable, read_table
-from mlip_job.training.process import describe_exit, read_lines
+from mlip_job.training.process import describe_exit, is_out_of_memory, read_lines
 from mlip_job.training.summary import (
     BestPotential,
     FitCycle,
