@@ -81,6 +81,7 @@ def test_bounds_are_valid(atoms: list[Atoms]) -> None:
         bulk("Fe"),
         bulk("Mg"),
         bulk("Si").repeat((1, 1, 4)),
+        bulk("Cu", cubic=True).repeat((1, 2, 5)),
         bulk("NaCl", "rocksalt", a=5.64).repeat((2, 2, 2)),
         fcc111("Cu", (3, 3, 4), vacuum=8, periodic=True),
         molecule("H2O"),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from ase.build import bulk, make_supercell, molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.geometry import permute_axes
 
 from mlip_job.dataset.rows import Structures
@@ -37,17 +38,17 @@ def twins(*many: Atoms) -> list[int]:
     return finder.join(entries, pages).twins.tolist()
 
 
-def noisy(atoms: Atoms) -> Atoms:
+def noisy(atoms: Atoms, scale: float = 1e-5, seed: int = 5) -> Atoms:
     """Move all atoms by 1e-5 Å, and keep the labels."""
     copy = atoms.copy()
-    copy.positions += np.random.default_rng(5).normal(scale=1e-5, size=copy.positions.shape)
-    copy.calc = atoms.calc
+    copy.positions += np.random.default_rng(seed).normal(scale=scale, size=copy.positions.shape)
+    copy.calc = SinglePointCalculator(copy, **atoms.calc.results)
     return copy
 
 
 def noisy_with_other_labels(atoms: Atoms) -> Atoms:
     """Move all atoms by 1e-5 Å; the energy is wrong."""
-    copy = with_emt(noisy(atoms))
+    copy = noisy(atoms)
     copy.calc.results["energy"] += 1.0
     return copy
 
@@ -145,6 +146,26 @@ def test_noise_is_found_in_each_of_many() -> None:
     found = twins(*many, *(noisy(atoms) for atoms in many))
     assert found[:60] == found[60:]
     assert len(set(found)) == 60
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_many_copies_of_each_are_found(seed: int) -> None:
+    """More than are compared at first, in clusters of nearly equal energy; in random order."""
+    rng = np.random.default_rng(seed)
+    descriptions = (noisy, unwrapped, translated, rotated, doubled)
+    copies, crystals = [], []
+    for crystal, atoms in enumerate(rattled(4, seed=seed)):
+        for shift in (0.0, 2e-3):  # eV
+            kind = descriptions[rng.integers(len(descriptions))](atoms)
+            for _ in range(15):
+                copy = noisy(kind, scale=1e-7, seed=int(rng.integers(2**32)))
+                copy.calc.results["energy"] += shift * len(copy) / len(atoms)
+                copies.append(copy)
+                crystals.append(crystal)
+    order = rng.permutation(len(copies)).tolist()
+    found = twins(*(copies[place] for place in order))
+    assert len(set(zip(found, (crystals[place] for place in order), strict=True))) == 4
+    assert len(set(found)) == 4
 
 
 def test_near_structures_are_no_twins() -> None:

@@ -180,10 +180,10 @@ def bound_distances(
     if free.any():
         cells[free] *= _box_edges(structures.take(free))[:, None, None]
     inverses = np.linalg.inv(cells)
-    heights = 1 / np.linalg.norm(inverses, axis=1).max(axis=1, initial=1e-300)
+    heights = 1 / np.linalg.norm(inverses, axis=1)
     lengths = np.linalg.norm(cells, axis=2)
     margins = _MARGIN + lengths.sum(axis=1) * _EPSILON
-    images = (periodic & (heights < _LOW_CELL)).astype(np.int64)
+    images = (periodic[:, None] & (heights < _LOW_CELL)).astype(np.int64)
     small = lengths.max(axis=1, initial=0.0) <= _LARGEST
     nearest, loneliest = (np.full(len(structures), np.inf) for _ in range(2))
     for members, atoms, around in _batches(structures.counts, images, sound & small):
@@ -191,7 +191,8 @@ def bound_distances(
         fractions = np.mod(structures.positions.take(places, axis=0) @ inverses[members], 1.0)
         squares = _nearest_squares(fractions, cells[members], around)
         nearest[members], loneliest[members] = squares.min(axis=1), squares.max(axis=1)
-    apart = np.minimum(np.sqrt(nearest), (images + 0.5) * heights) - margins
+    certain = ((images + 0.5) * heights).min(axis=1, initial=np.inf)
+    apart = np.minimum(np.sqrt(nearest), certain) - margins
     bonded = np.sqrt(loneliest) + margins < cutoff
     return bonded, np.where(np.isfinite(nearest), apart.clip(min=0.0), 0.0)
 
@@ -207,21 +208,22 @@ def _box_edges(structures: Structures) -> FloatArray:
 
 def _batches(
     counts: IndexArray, images: IndexArray, chosen: BoolArray
-) -> Iterator[tuple[IndexArray, int, int]]:
+) -> Iterator[tuple[IndexArray, int, tuple[int, ...]]]:
     """Yield batches of structures with equal numbers of atoms and images."""
-    kinds = 2 * counts + images
-    for kind in np.unique(kinds[chosen]).tolist():
-        atoms, around = divmod(kind, 2)
-        pairs = atoms**2 * (2 * around + 1) ** 3
+    kinds = np.column_stack([counts, images])
+    for atoms, *around in np.unique(kinds[chosen], axis=0).tolist():
+        pairs = atoms**2 * 3 ** sum(around)
         if pairs > _MOST_PAIRS:
             continue
-        members = np.flatnonzero(chosen & (kinds == kind))
-        size = max(1, _PAIRS_AT_ONCE // pairs)
+        members = np.flatnonzero(chosen & (kinds == (atoms, *around)).all(axis=1))
+        size = max(1, _PAIRS_AT_ONCE // atoms**2)
         for first in range(0, len(members), size):
-            yield members[first : first + size], atoms, around
+            yield members[first : first + size], atoms, tuple(around)
 
 
-def _nearest_squares(fractions: FloatArray, cells: FloatArray, images: int) -> SingleArray:
+def _nearest_squares(
+    fractions: FloatArray, cells: FloatArray, images: tuple[int, ...]
+) -> SingleArray:
     """Return the square of the distance to each atom's nearest neighbour, Å².
 
     The nearest image of each pair is that whose components along the cell's vectors are at most a
@@ -239,13 +241,16 @@ def _nearest_squares(fractions: FloatArray, cells: FloatArray, images: int) -> S
     points = np.ascontiguousarray(fractions.transpose(0, 2, 1), dtype=np.float32)
     vectors = points[:, :, None, :] - points[:, :, :, None]
     vectors -= np.rint(vectors)
-    vectors = vectors.reshape(structures, 3, -1)
     to_lengths = cells.transpose(0, 2, 1).astype(np.float32)
+    nearest = to_lengths @ vectors.reshape(structures, 3, -1)
     best: SingleArray = np.full((structures, atoms), np.inf, dtype=np.float32)
-    for offset in product(range(-images, images + 1), repeat=3):
-        lengths = to_lengths @ (vectors + np.array(offset, dtype=np.float32)[:, None])
+    offsets = list(product(*(range(-n, n + 1) for n in images)))
+    # The other half has the same pairs, with the atoms exchanged.
+    for offset in offsets[len(offsets) // 2 :]:
+        lengths = nearest + to_lengths @ np.array(offset, dtype=np.float32)[:, None]
         squares = np.einsum("ijk,ijk->ik", lengths, lengths).reshape(structures, atoms, atoms)
         if not any(offset):
             squares[:, range(atoms), range(atoms)] = np.inf
         np.minimum(best, squares.min(axis=1), out=best)
+        np.minimum(best, squares.min(axis=2), out=best)
     return best

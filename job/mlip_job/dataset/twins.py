@@ -131,24 +131,38 @@ class TwinFinder:
         kinds = 4 * entries.reduced_codes + np.concatenate(self._directions)
         table = np.concatenate(self._tables)
         self._tables.clear()
-        pairs = _candidates(table[first], kinds[first])
-        del table
-        chosen = np.unique(first[pairs])
+        table, kinds = table[first], kinds[first]
         described: dict[int, FloatArray] = {}
-        start = 0
-        for page in pages if len(chosen) else ():
-            low, high = np.searchsorted(chosen, (start, start + len(page)))
-            for index in chosen[low:high].tolist():
-                described[index] = _describe(page.row(index - start))
-            start += len(page)
-        near = [
-            bool(np.abs(described[a] - described[b]).max() < _SAME)
-            for a, b in first[pairs].tolist()
-        ]
-        ties = pairs[np.array(near, dtype=np.bool_)]
-        graph = coo_array((np.ones(len(ties)), ties.T), shape=(len(first), len(first)))
+        ties = [np.zeros((0, 2), dtype=np.int64)]
+        distinct = np.arange(len(first))
+        while not described or len(ties[-1]):
+            pairs = distinct[_candidates(table[distinct], kinds[distinct])]
+            if len(pairs) == 0:
+                break
+            described = described or _describe_all(pages, np.unique(first[pairs]))
+            near = [
+                bool(np.abs(described[a] - described[b]).max() < _SAME)
+                for a, b in first[pairs].tolist()
+            ]
+            ties.append(pairs[np.array(near, dtype=np.bool_)])
+            # The nearest candidates of many twins are each other: look again without these.
+            distinct = np.setdiff1d(distinct, ties[-1][:, 1])
+        rows, columns = np.concatenate(ties).T
+        graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(first), len(first)))
         _, labels = connected_components(graph, directed=False)
         return replace(entries, crystal_codes=labels.astype(np.int64)[numbers])
+
+
+def _describe_all(pages: Iterable[Structures], chosen: IndexArray) -> dict[int, FloatArray]:
+    """Return the descriptors of the chosen structures (ascending places), by place."""
+    described: dict[int, FloatArray] = {}
+    start = 0
+    for page in pages:
+        low, high = np.searchsorted(chosen, (start, start + len(page)))
+        for index in chosen[low:high].tolist():
+            described[index] = _describe(page.row(index - start))
+        start += len(page)
+    return described
 
 
 def _signatures(structures: Structures) -> FloatArray:
@@ -203,8 +217,8 @@ def _candidates(table: FloatArray, kinds: IndexArray) -> IndexArray:
             _, near = tree.query(part, k=range(1, count + 1), p=np.inf, distance_upper_bound=1.0)
             firsts = np.repeat(np.arange(start, start + len(part)), count)
             seconds = near.reshape(-1)
-            wanted = (firsts < seconds) & (seconds < len(points))
-            found.append(np.column_stack([firsts[wanted], seconds[wanted]]))
+            wanted = (firsts != seconds) & (seconds < len(points))
+            found.append(np.sort(np.column_stack([firsts[wanted], seconds[wanted]]), axis=1))
     return np.unique(np.concatenate(found), axis=0)
 
 
