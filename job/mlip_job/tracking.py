@@ -62,7 +62,7 @@ def track_generation(
     if config.mlflow_uri is None:
         return
     name = generation_name(manifest.generation)
-    experiment = config.experiment or manifest.family
+    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or manifest.family
     try:
         with tempfile.TemporaryDirectory(prefix="mlip-job-") as temporary:
             files = [Path(temporary) / one for one in _ARTEFACTS if one in manifest.artefacts]

@@ -85,7 +85,7 @@ def test_frame_has_what_pacemaker_reads(db: Path, out: Path) -> None:
 
 
 @pytest.mark.pacemaker
-def test_pacemaker_loads_the_frames(db: Path, out: Path) -> None:
+def test_pacemaker_loads_the_frames(db: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pacemaker's loader reads sharded, weighted frames of crystals and molecules completely.
 
     Two of the cells are stored left-handed, which would be an error for it.
@@ -103,10 +103,10 @@ def test_pacemaker_loads_the_frames(db: Path, out: Path) -> None:
     for atoms in left_handed:
         atoms.cell = atoms.cell[[1, 0, 2]]
     write_database(db, [with_emt(atoms) for atoms in left_handed])
+    monkeypatch.setattr("mlip_job.dataset.frames.STRUCTURES_PER_FRAME", 4)
     record = build(
         db,
         out,
-        frame_shard_size=4,
         training={
             "test_fraction": 0.2,
             "weighting": {"by_group": {"gas": {"energy": 3, "forces": 2}}},
@@ -195,7 +195,8 @@ def test_identity_is_that_of_the_content(
         lambda level, wbits: zlib.compressobj(level=level + 8, wbits=wbits),
     )
     monkeypatch.setattr("mlip_job.dataset.xyz.orjson.dumps", _dumps)
-    second = build(db, tmp_path / "b", frame_shard_size=4)
+    monkeypatch.setattr("mlip_job.dataset.frames.STRUCTURES_PER_FRAME", 4)
+    second = build(db, tmp_path / "b")
     assert first.id == second.id
     for name in ("train.xyz", "index.csv.gz", "train.pckl.gzip"):
         assert first.files[name] != second.files[name]

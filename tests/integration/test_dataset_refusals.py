@@ -320,9 +320,11 @@ _MEASURE = """
 import json, sys
 from pathlib import Path
 from mlip_job.config import DatabaseConfig, DatasetConfig, TrainingConfig
+from mlip_job.dataset import frames
 from mlip_job.dataset.builder import DatasetBuilder
+frames.STRUCTURES_PER_FRAME = 200
 record = DatasetBuilder(
-    DatabaseConfig(url=sys.argv[1]), DatasetConfig(frame_shard_size=200), TrainingConfig()
+    DatabaseConfig(url=sys.argv[1]), DatasetConfig(), TrainingConfig()
 ).build(Path(sys.argv[2]))
 # Not getrusage: its peak begins with that of the process that forked this one.
 peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))

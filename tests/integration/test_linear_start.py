@@ -490,9 +490,11 @@ def _exported(tmp_path: Path, shards: int = 1, **changes: Any) -> LinearTask:
     directory = tmp_path / WorkFiles.DATASET
     if not directory.exists():
         write_database(tmp_path / "structures.db", rattled(25))
-        config = make_config(tmp_path, TINY, dataset={"frame_shard_size": -(-20 // shards)})
+        config = make_config(tmp_path, TINY)
         store = open_store(config.storage)
-        export_generation(config, 1, store=store, observer=Silent(), output=directory)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("mlip_job.dataset.frames.STRUCTURES_PER_FRAME", -(-20 // shards))
+            export_generation(config, 1, store=store, observer=Silent(), output=directory)
     train, test = (
         WorkFiles.in_dataset(sorted(path.name for path in directory.glob(f"{side}*.pckl.gzip")))
         for side in ("train", "test")

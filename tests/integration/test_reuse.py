@@ -103,7 +103,6 @@ def test_any_write_to_a_row_is_detected(tmp_path: Path, change: str) -> None:
     [
         {"dataset": {"seed": 1}},
         {"dataset": {"max_force": 100.0}},
-        {"dataset": {"frame_shard_size": 7}},
         {"training": {"cutoff": 6.0}},
         {"training": {"test_fraction": 0.2}},
         {"training": {"elements": ["Cu"]}},

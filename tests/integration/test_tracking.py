@@ -28,9 +28,11 @@ pytestmark = pytest.mark.pacemaker
 def track(family: Family, uri: str, experiment: str, *, cancelled: bool = False) -> list[str]:
     """Log generation 1 and return the messages."""
     said: list[str] = []
-    config = TrackingConfig(mlflow_uri=uri, experiment=experiment)
     manifest = family.registry.get(1)
-    track_generation(config, family.registry, manifest, said.append, lambda: cancelled)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_EXPERIMENT_NAME", experiment)
+        config = TrackingConfig(mlflow_uri=uri)
+        track_generation(config, family.registry, manifest, said.append, lambda: cancelled)
     return said
 
 

@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def record(tmp_path: Path) -> DatasetRecord:
-    """Return a dataset in the work directory."""
+def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DatasetRecord:
+    """Return a dataset in the work directory; frames made later have 10 structures."""
     write_database(tmp_path / "s.db", rattled(40))
-    return build(tmp_path / "s.db", WorkFiles(tmp_path).dataset.directory)
+    record = build(tmp_path / "s.db", WorkFiles(tmp_path).dataset.directory)
+    monkeypatch.setattr("mlip_job.dataset.frames.STRUCTURES_PER_FRAME", 10)
+    return record
 
 
 def _give(directory: Path, record: DatasetRecord, **training: Any) -> FitData:
@@ -37,7 +39,6 @@ def _give(directory: Path, record: DatasetRecord, **training: Any) -> FitData:
             "database": {"url": "s.db"},
             "storage": {"url": "store"},
             "training": {"max_iter": 10, **training},
-            "dataset": {"frame_shard_size": 10},
         }
     )
     registry = Registry(DirectoryStore(directory / "store"), "cu")

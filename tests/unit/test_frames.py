@@ -72,11 +72,16 @@ def structures() -> list[Atoms]:
 @pytest.mark.parametrize("pages", [[9], [1, 5, 3], [4, 5]], ids=str)
 @pytest.mark.parametrize("shard_size", [1, 3, 4, 100])
 def test_shards_do_not_depend_on_pages(
-    tmp_path: Path, weighting: GroupWeighting | None, pages: list[int], shard_size: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    weighting: GroupWeighting | None,
+    pages: list[int],
+    shard_size: int,
 ) -> None:
-    """Every column, type and bit, in shards of the requested size, for pages of any size."""
+    """Every column, type and bit, in shards of one size, for pages of any size."""
+    monkeypatch.setattr("mlip_job.dataset.frames.STRUCTURES_PER_FRAME", shard_size)
     rows = labelled_rows(structures())
-    frames = write(tmp_path, rows, pages, shard_size=shard_size, weighting=weighting)
+    frames = write(tmp_path, rows, pages, weighting=weighting)
     assert [len(shard) for shard in frames[:-1]] == [shard_size] * (len(frames) - 1)
     columns = ["ase_atoms", "energy", "energy_corrected", "forces", "name"]
     weights = [] if weighting is None else ["w_energy", "w_forces"]
@@ -103,14 +108,14 @@ def test_structures_of_many_atoms_make_smaller_shards(
     for number, pages in enumerate(([8], [1, 2, 5])):
         directory = tmp_path / str(number)
         directory.mkdir()
-        frames = write(directory, rows, pages, shard_size=100)
+        frames = write(directory, rows, pages)
         assert [len(shard) for shard in frames] == [3, 3, 2]
 
 
 def test_structures_are_independent_of_each_other(tmp_path: Path) -> None:
     """Pacemaker moves atoms of molecules and changes their cells in place."""
     rows = labelled_rows(rattled(3))
-    (shard,) = write(tmp_path, rows, [3], shard_size=100)
+    (shard,) = write(tmp_path, rows, [3])
     first, second = shard["ase_atoms"][:2]
     first.positions += 1
     first.pbc = False
@@ -157,13 +162,14 @@ def test_frames_are_those_of_the_export(
 ) -> None:
     """Names, shards, columns, types and every bit."""
     monkeypatch.setattr("mlip_job.dataset.xyz.STRUCTURES_AT_ONCE", at_once)
+    monkeypatch.setattr("mlip_job.dataset.frames.STRUCTURES_PER_FRAME", shard_size)
     _fill(tmp_path / "cu.db")
-    record = _build(tmp_path / "cu.db", tmp_path / "out", weights, frame_shard_size=shard_size)
+    record = _build(tmp_path / "cu.db", tmp_path / "out", weights)
     names = [*record.frames.train, *record.frames.test]
     exported = {name: _read(tmp_path / "out" / name) for name in names}
     for name in names:
         (tmp_path / "out" / name).unlink()
-    found = frames_from_texts(record, tmp_path / "out", shard_size)
+    found = frames_from_texts(record, tmp_path / "out")
     assert found == {"train": record.frames.train, "test": record.frames.test}
     for name in names:
         require_same_frame(_read(tmp_path / "out" / name), exported[name])
@@ -184,7 +190,7 @@ def test_parts_of_the_training_set(tmp_path: Path) -> None:
         FramePart("fit", "train", rows_of(out, "train") - held),
         FramePart("validation", "train", held),
     ]
-    names = frames_from_texts(record, out, 100, parts)
+    names = frames_from_texts(record, out, parts)
     assert names == {"fit": ("fit.pckl.gzip",), "validation": ("validation.pckl.gzip",)}
     fit, validation = (_read(out / f"{name}.pckl.gzip").set_index("name") for name in names)
     assert [*validation.index] == [name for name in whole.index if int(name[4:]) in held]
@@ -221,7 +227,7 @@ def test_other_texts_are_rejected(tmp_path: Path, change: Any, message: str) -> 
     text = tmp_path / "out" / "train.xyz"
     text.write_text(change(text.read_text()))
     with pytest.raises(IntegrityError) as caught:
-        frames_from_texts(record, tmp_path / "out", 100)
+        frames_from_texts(record, tmp_path / "out")
     assert message in caught.value.message
 
 
@@ -231,7 +237,7 @@ def test_an_element_without_reference_energy(tmp_path: Path) -> None:
     record = build(tmp_path / "cu.db", tmp_path / "out")
     other = record.model_copy(update={"reference_energies": {}})
     with pytest.raises(IntegrityError, match=f"{record.id} has no reference energy for Cu"):
-        frames_from_texts(other, tmp_path / "out", 100)
+        frames_from_texts(other, tmp_path / "out")
 
 
 @pytest.mark.parametrize(("name", "back"), [("a  b", "'a b'"), ("=", "None")])

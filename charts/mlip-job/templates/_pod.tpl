@@ -159,14 +159,8 @@ imagePullSecrets:
   - name: {{ . }}
   {{- end }}
 {{- end }}
-{{- $selector := deepCopy $values.nodeSelector -}}
-{{- with $values.architecture -}}
-{{- $selector = merge $selector (dict "kubernetes.io/arch" .) -}}
-{{- end }}
-{{- with $selector }}
 nodeSelector:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
+  {{- merge (deepCopy $values.nodeSelector) (dict "kubernetes.io/arch" "amd64") | toYaml | nindent 2 }}
 {{- with $values.affinity }}
 affinity:
   {{- toYaml . | nindent 2 }}

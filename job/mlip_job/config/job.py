@@ -107,9 +107,6 @@ class TrackingConfig(Part):
         description="MLflow tracking server, as http://host:5000. Credentials come from "
         "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN.",
     )
-    experiment: str | None = Field(
-        None, min_length=1, description="Name of the experiment. null: the family's name."
-    )
 
     @field_validator("mlflow_uri")
     @classmethod
@@ -191,9 +188,6 @@ class DatasetConfig(Part):
         0.001,
         description="eV/atom. Identical structures with energies further apart are an error.",
     )
-    frame_shard_size: int = Field(
-        5000, ge=1, description="Structures per file of pacemaker's data frames, at most."
-    )
 
 
 class StorageConfig(Part):
@@ -206,7 +200,6 @@ class StorageConfig(Part):
     url: str = Field("store", min_length=1, description="A directory, or s3://bucket/prefix.")
     endpoint_url: Address | None = Field(None, description="Endpoint of an S3-compatible store.")
     region: str | None = None
-    addressing_style: Literal["auto", "path", "virtual"] = "auto"
 
 
 class RunConfig(Part):

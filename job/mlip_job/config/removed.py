@@ -43,9 +43,13 @@ KEYS: Mapping[str, str] = {
         f"training.weighting.energy_based.{name}": f"{_WEIGHTING}{{{name}: …}}}}}}"
         for name in ("DFup", "DE", "DF", "wlow", "reftype", "energy")
     },
+    "dataset.frame_shard_size": "a data frame has at most 5000 structures",
+    "storage.addressing_style": "it is path with storage.endpoint_url, and boto3's choice without",
     "storage.multipart_threshold_mib": "objects above 8 MiB move in parts",
     "storage.request_checksum_calculation": "set the environment variables "
     "AWS_REQUEST_CHECKSUM_CALCULATION and AWS_RESPONSE_CHECKSUM_VALIDATION to when_required",
+    "tracking.experiment": "it is the family's name; the environment variable "
+    "MLFLOW_EXPERIMENT_NAME sets another",
     "submit.max_resubmits": "submit --wait submits a job again up to 20 times",
     "submit.slurm.gpus_per_node": _EXTRA + "--gpus-per-node=a100:1",
     "submit.slurm.constraint": _EXTRA + "--constraint=a100",
@@ -53,6 +57,8 @@ KEYS: Mapping[str, str] = {
     "submit.slurm.reservation": _EXTRA + "--reservation=NAME",
     "submit.slurm.mail_user": _EXTRA + "--mail-user=me@example.org",
     "submit.slurm.mail_type": _EXTRA + "--mail-type=END,FAIL",
+    "submit.slurm.binds": "submit.slurm.container_options takes them, as in "
+    "['--nv', '--bind=/data']",
     "submit.slurm.cpu.account": "these jobs use submit.slurm.account",
     "submit.slurm.cpu.gres": "these jobs get what submit.slurm.gres has besides GPUs",
     "submit.slurm.cpu.constraint": _CPU + "--constraint=skylake",
@@ -60,6 +66,8 @@ KEYS: Mapping[str, str] = {
     "submit.slurm.cpu.reservation": _CPU + "--reservation=NAME",
     "submit.kubernetes.image_pull_policy": "it is IfNotPresent: name the image by its digest, or "
     "give every build a tag",
+    "submit.kubernetes.architecture": "it is amd64; submit.kubernetes.node_selector takes "
+    "another, as in {kubernetes.io/arch: arm64}",
     "submit.kubernetes.memory_limit": "submit.kubernetes.memory is reserved, and the limit too",
     "submit.kubernetes.tmp_size": "the volume of temporary files has 1 GiB; use "
     "submit.kubernetes.volumes for more",
@@ -79,6 +87,7 @@ KEYS: Mapping[str, str] = {
 
 
 DEFAULTS: Mapping[str, object] = {
+    "dataset.frame_shard_size": 5000,
     "training.ladder_type": "body_order",
     **{f"training.{name}_coeffs": 1e-10 for name in ("l1", "l2")},
     **{f"training.w{order}_rad": 1e-10 for order in range(3)},

@@ -170,11 +170,8 @@ class SlurmConfig(Part):
     )
     container: Line = Field("apptainer", description="Program that runs the image.")
     container_options: tuple[Line, ...] = Field(
-        ("--nv",), description="Further options of it; --nv is for NVIDIA GPUs."
-    )
-    binds: tuple[Line, ...] = Field(
-        (),
-        description="Further paths that the container shows, e.g. ['/data', '/scratch:/scratch']. "
+        ("--nv",),
+        description="Further options of it; --nv is for NVIDIA GPUs, --bind=/data shows a path. "
         "Work directory, database file and store directory are shown anyway.",
     )
     command: Line = Field(
@@ -359,12 +356,11 @@ class KubernetesConfig(Part):
     )
     queue: LabelName | None = Field(None, description="Kueue's LocalQueue.")
     priority_class: ObjectName | None = None
-    architecture: LabelName | None = Field(
-        "amd64",
-        description="Architecture of the image, kubernetes.io/arch of the node, unless "
-        "node_selector has that; null for an image of several.",
+    node_selector: dict[str, str] = Field(
+        {},
+        description="Labels that the node must have, besides kubernetes.io/arch: amd64, which an "
+        "image for another architecture replaces.",
     )
-    node_selector: dict[str, str] = Field({}, description="Labels that the node must have.")
     tolerations: tuple[Manifest, ...] = Field((), description="More tolerations than the GPU's.")
     affinity: Manifest = Field({}, description="Affinity, as in a pod's manifest.")
     labels: dict[str, str] = Field({}, description="More labels of Job and pods.")

@@ -60,14 +60,13 @@ _DECISIVE = {"cutoff", "test_fraction", "elements", "weighting"}
 """Training settings that affect a dataset."""
 
 
-def write_files(files: DatasetFiles, spool: Spool, outcome: Outcome, shard_size: int) -> Written:
-    """Write all files but the record; `shard_size` limits the structures of a data frame."""
+def write_files(files: DatasetFiles, spool: Spool, outcome: Outcome) -> Written:
+    """Write all files but the record."""
     split = outcome.split
     with OutputFile(files.index, compressed=True) as index:
         contents = {"index": write_index(index, outcome.collected.entries, split)}
     frames = {
-        side: FrameWriter(files, side, shard_size, outcome.references, outcome.weighting)
-        for side in SIDES
+        side: FrameWriter(files, side, outcome.references, outcome.weighting) for side in SIDES
     }
     hashes = {side: ContentHash() for side in SIDES}
     force_components = dict.fromkeys(SIDES, 0)
@@ -306,7 +305,7 @@ class DatasetBuilder:
     def _write(self, files: DatasetFiles, spool: Spool, outcome: Outcome) -> DatasetRecord:
         split = outcome.split
         self.progress(f"writing {split.train} train and {split.test} test rows")
-        written = write_files(files, spool, outcome, self.dataset.frame_shard_size)
+        written = write_files(files, spool, outcome)
         record = summarise(
             outcome,
             database=self.database,

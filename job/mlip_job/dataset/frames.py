@@ -41,8 +41,9 @@ if TYPE_CHECKING:
     from mlip_job.dataset.rows import Structures
     from mlip_job.dataset.split import Split
 
+STRUCTURES_PER_FRAME = 5_000
 _FRAME_ATOMS = 100_000
-"""Maximum number of atoms in a data frame, which is built in memory."""
+"""Maximum number of structures and of atoms in a data frame, which is built in memory."""
 
 _PICKLE_PROTOCOL = 4
 """With 5, arrays would not own their memory when they are read."""
@@ -67,7 +68,6 @@ BOTH_SIDES = (FramePart("train", "train"), FramePart("test", "test"))
 def frames_from_texts(
     record: DatasetRecord,
     directory: Path,
-    shard_size: int,
     parts: Sequence[FramePart] = BOTH_SIDES,
 ) -> dict[str, tuple[str, ...]]:
     """Write data frames from ``train.xyz`` and ``test.xyz``; return their names by part.
@@ -80,10 +80,7 @@ def frames_from_texts(
     files = DatasetFiles(directory)
     references = ReferenceEnergies(record.reference_energies, {})
     weighting = _weighting(record, files)
-    writers = {
-        part.name: FrameWriter(files, part.name, shard_size, references, weighting)
-        for part in parts
-    }
+    writers = {part.name: FrameWriter(files, part.name, references, weighting) for part in parts}
     for side in SIDES:
         of_side = [part for part in parts if part.side == side]
         count = 0
@@ -110,7 +107,7 @@ def frames_from_texts(
 
 @dataclass(eq=False)
 class FrameWriter:
-    """Collects structures and writes a data frame for every `shard_size` of them.
+    """Collects structures and writes a data frame for every `STRUCTURES_PER_FRAME`.
 
     The columns are those that ``pyace.preparedata.ACEDataset`` reads; ``data.filename`` and
     ``data.test_filename`` of its input take a list of files. Without `weighting`, pacemaker
@@ -119,7 +116,6 @@ class FrameWriter:
 
     files: DatasetFiles
     name: str
-    shard_size: int
     references: ReferenceEnergies
     weighting: GroupWeighting | None = None
     written: list[OutputFile] = field(default_factory=list)
@@ -154,7 +150,7 @@ class FrameWriter:
                     row["w_forces"] = np.full(len(structure.numbers), force_weight)
                 self._rows.append(row)
                 self._atoms += len(structure.numbers)
-                if len(self._rows) == self.shard_size or self._atoms >= _FRAME_ATOMS:
+                if len(self._rows) == STRUCTURES_PER_FRAME or self._atoms >= _FRAME_ATOMS:
                     self.flush()
 
     def flush(self) -> None:

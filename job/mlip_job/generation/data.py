@@ -92,19 +92,15 @@ Fetch = Callable[[Registry, DatasetRecord, Path], DatasetRecord]
 """Fetches files of a dataset into a directory; returns the record of the files there."""
 
 
-def make_frames(shard_size: int) -> Fetch:
-    """Make the frames for the trainer from the xyz files; return a fetch function.
+def make_frames(registry: Registry, record: DatasetRecord, directory: Path) -> DatasetRecord:
+    """Make the frames for the trainer from the xyz files.
 
     Frames from the store are not used, because they are pickles and unpickling can run any code.
     """
-
-    def fetch(registry: Registry, record: DatasetRecord, directory: Path) -> DatasetRecord:
-        files = DatasetFiles(directory)
-        fetch_missing(registry, record, files.xyz("train"), files.xyz("test"))
-        names = frames_from_texts(record, directory, shard_size)
-        return record.model_copy(update={"frames": SideNames(**names)})
-
-    return fetch
+    files = DatasetFiles(directory)
+    fetch_missing(registry, record, files.xyz("train"), files.xyz("test"))
+    names = frames_from_texts(record, directory)
+    return record.model_copy(update={"frames": SideNames(**names)})
 
 
 def all_files(registry: Registry, record: DatasetRecord, directory: Path) -> DatasetRecord:
@@ -264,7 +260,6 @@ def make_fit_data(
     frames = frames_from_texts(
         record,
         files.dataset.directory,
-        config.dataset.frame_shard_size,
         [FramePart("fit", "train", parts.fit), FramePart("validation", "train", parts.validation)],
     )
     return replace(

@@ -126,12 +126,12 @@ def _begin(run: Run) -> Prepared:
             lineage.dataset,
             run.files.dataset.directory,
             run.observer,
-            fetch=make_frames(run.config.dataset.frame_shard_size),
+            fetch=make_frames,
         )
         record = (
             dataset.record
             if isinstance(dataset, Dataset)
-            else _fetch_dataset(run.config, dataset, run.registry, run.files)
+            else _fetch_dataset(dataset, run.registry, run.files)
         )
     if (warning := without_new_data(record, lineage.dataset)) is not None:
         run.observer.message(warning)
@@ -287,7 +287,7 @@ def fetch_checkpoint(
             observer.message("no checkpoint can be used: starting over")
         return None
     try:
-        record = _fetch_dataset(config, found.training.dataset, registry, files)
+        record = _fetch_dataset(found.training.dataset, registry, files)
     except IntegrityError as error:
         raise IntegrityError(
             f"can't resume from {found}: {error.message}", hint="start over with --fresh"
@@ -301,12 +301,12 @@ def _settings_of(checkpoint: Checkpoint, config: JobConfig) -> TrainingConfig:
 
 
 def _fetch_dataset(
-    config: JobConfig, dataset: DatasetReference, registry: Registry, files: WorkFiles
+    dataset: DatasetReference, registry: Registry, files: WorkFiles
 ) -> DatasetRecord:
     """Put the frames of a stored dataset into the work directory; return its record."""
     files.dataset.directory.mkdir()
     record = registry.dataset_record(dataset)
-    return make_frames(config.dataset.frame_shard_size)(registry, record, files.dataset.directory)
+    return make_frames(registry, record, files.dataset.directory)
 
 
 def _require_same(checkpoint: Checkpoint, config: JobConfig, generation: int) -> None:

@@ -248,9 +248,8 @@ class S3Store:
     def _client(self) -> Any:
         config = self._config
         require_one_line(*_CREDENTIALS)
-        style = config.addressing_style
-        if style == "auto" and config.endpoint_url is not None:
-            style = "path"  # bucket names as host names need DNS that few such stores have
+        # Bucket names as host names need DNS that few stores other than Amazon's have.
+        style = "auto" if config.endpoint_url is None else "path"
         return boto3.session.Session().client(
             "s3",
             endpoint_url=config.endpoint_url,

@@ -182,7 +182,8 @@ def test_a_permanent_failure_ends_the_job(
 
 def test_no_node_is_of_the_architecture(scheduler: KubernetesScheduler, submit: Submit) -> None:
     """The pod stays pending instead of failing."""
-    status = until(scheduler, submit(architecture="arm64"), lambda s: s.native == "Unschedulable")
+    handle = submit(node_selector={"kubernetes.io/arch": "arm64"})
+    status = until(scheduler, handle, lambda s: s.native == "Unschedulable")
     assert "didn't match Pod's node affinity/selector" in str(status.reason)
 
 

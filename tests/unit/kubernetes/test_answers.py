@@ -371,11 +371,11 @@ def test_an_image_of_another_architecture_has_its_own_hint(message: str) -> None
     status = status_of(job(), [of_state("Pending", waiting)], lambda _uid: ())
     assert (status.state, status.native) == (JobState.PENDING, "ErrImagePull")
     assert status.reason == f"ErrImagePull: {message}"
-    assert "submit.kubernetes.architecture" in str(status.hint)
+    assert "kubernetes.io/arch" in str(status.hint)
     ended = {"state": {"terminated": {"exitCode": 255, "message": message}}}
     ending = ending_of(of_state("Failed", ended))
     assert ending.reason == f"exit code 255: it failed without saying why: {message}"
-    assert "submit.kubernetes.architecture" in str(ending.hint)
+    assert "kubernetes.io/arch" in str(ending.hint)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,6 @@ def same_configuration(config_map: dict[str, Any], path: Path) -> Any:
         pytest.param({"ensemble": 2, "gpus": 0, "run_options": ("--fresh",)}, id="ensemble"),
         pytest.param({"run_as_user": None, "require_gpu": False}, id="OpenShift"),
         pytest.param({"cpu": "1500m", "cpu_limit": 1.5}, id="limits"),
-        pytest.param({"architecture": None}, id="an image of several architectures"),
         pytest.param(
             {"node_selector": {"kubernetes.io/arch": "arm64"}}, id="an architecture of its own"
         ),
@@ -266,7 +265,6 @@ def test_helm_test_checks_the_requirements_of_the_run(
         ({"annotations": {"example.com/a": "http://u:hunter2@h"}}, "example.com~1a"),
         ({"runOptions": ["--set=database.url=postgresql://u:hunter2@h/d"]}, "/runOptions/0"),
         ({"image": {"repository": "u:hunter2@registry/img"}}, "repository"),
-        ({"architecture": "x86/64"}, "architecture"),
         ({"config": {"dataset": {"seed": 12345678901234567}}}, SEED),
         ({"config": {"training": {"seed": 2**53}}}, "--set-string config.training.seed=NUMBER"),
         ({"config": {"dataset": {"seed": -(2**53)}}}, "config.dataset.seed: Helm can't hold"),

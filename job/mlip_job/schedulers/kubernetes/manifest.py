@@ -62,13 +62,11 @@ def plan_job(request: JobRequest) -> Plan:
             hint="docs/kubernetes.md says how to build one",
         )
     _require_visible(config)
-    architecture = {"kubernetes.io/arch": settings.architecture} if settings.architecture else {}
     text = _config_text(config)
     values = {
         "job": settings.model_dump(mode="json", exclude={"context", "without_gpu"}),
         "labels": _labels(request, settings),
-        # Labels of a node that can run the image.
-        "node_selector": architecture | settings.node_selector,
+        "node_selector": {"kubernetes.io/arch": "amd64"} | settings.node_selector,
         "generation": request.generation,
         "ensemble": request.ensemble,
         # Not request.options: the same submission, made again to wait for it, is the same Job.

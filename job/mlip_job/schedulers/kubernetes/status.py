@@ -34,7 +34,8 @@ _NEXT_POD = "nothing: Kubernetes starts another pod, which resumes from the chec
 _HINTS: Mapping[str, str] = {
     # Messages of the kernel by runc, of containerd and of Docker.
     "(?i)exec format error|no match for platform|no matching manifest for": "the image is not "
-    "built for the node's architecture: use one that is, or set submit.kubernetes.architecture",
+    "built for the node's architecture: use one that is, or set kubernetes.io/arch in "
+    "submit.kubernetes.node_selector",
     "exceeded quota": "wait for other jobs to end, request less, or ask for a larger quota",
     r"failed quota.* must specify .*\blimits\.cpu\b": "cancel it, set submit.kubernetes.cpu_limit, "
     "and submit it again",

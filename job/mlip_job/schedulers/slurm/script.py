@@ -161,8 +161,7 @@ def _program(config: JobConfig, slurm: SlurmConfig) -> Iterator[str]:
         yield slurm.command
         return
     yield from (slurm.container, "run", *slurm.container_options, "--cleanenv")
-    for bind in dict.fromkeys((*directories.values(), *slurm.binds)):
-        yield f"--bind={bind}"
+    yield from (f"--bind={path}" for path in dict.fromkeys(directories.values()))
     yield slurm.image
 
 
