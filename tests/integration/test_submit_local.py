@@ -55,6 +55,21 @@ def test_submitted_and_waited_for(cli: Callable[..., Ended], config: Path) -> No
     assert "gen_01" in again.err
 
 
+def test_a_parent_that_is_not_published(cli: Callable[..., Ended], config: Path) -> None:
+    """The submission says that the job fails unless its parent is published first."""
+    ended = cli("-c", config, "submit", "-g", "2", "--wait")
+    assert ended.code == 64
+    note = "note: gen_02 is to start from gen_01, which is not published"
+    assert note in ended.err
+    family = Family(config.parent)
+    family.set_training(start_from="none")
+    values = yaml.safe_load(config.read_text())
+    values["database"]["select"] = "status=nosuch"
+    config.write_text(yaml.safe_dump(values))
+    ended = cli("-c", config, "submit", "-g", "2", "--wait")
+    assert (ended.code, "note: gen_02" in ended.err) == (65, False)
+
+
 @pytest.fixture
 def failed(cli: Callable[..., Ended], config: Path) -> Path:
     """Return the configuration after a failed job that selected no row."""

@@ -127,6 +127,7 @@ def submit_command(
     requests = [replace(request, generation=number) for number in numbers]
     for one in requests:
         submitter.require_absent(one)
+    submitter.note_missing_parent(requests[0])
     documents: list[dict[str, Any]] = []
     for one in requests:
         # The scheduler has each wait for the job of the one before; --wait waits here.
@@ -181,6 +182,19 @@ class _Submitter:
                 f"{name} is being trained: {describe_run(run)}",
                 hint=f"wait for it, or {way_to_end(run)}",
             )
+
+    def note_missing_parent(self, request: JobRequest) -> None:
+        """Log that a job which starts now would fail, because its parent is not published."""
+        from mlip_job.generation.lineage import find_lineage
+
+        if request.after is not None:
+            return
+        try:
+            find_lineage(self._registry, request.config.training, request.generation)
+        except ConfigError as error:
+            self._log(f"note: {error.message}; a job that starts before that fails")
+        except UnavailableError:
+            pass  # already logged
 
     def submit(self, request: JobRequest) -> JobHandle:
         """Submit a request, and return its job."""

@@ -12,13 +12,19 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.pacemaker
 
+# Long enough to be preempted midway.
+LONG = {"functions_per_element": 8, "max_iter": 40, "start_from": "none"}
+
 
 def test_a_generation_of_higher_priority_preempts(family: Family, kueue: Kueue) -> None:
-    """Status names the quota that the pending one waits for, and why the other was evicted."""
+    """The evicted one stores a checkpoint, waits for quota, resumes; both are published once.
+
+    Status names the quota that the pending one waits for, and why the other was evicted.
+    """
     queue = kueue.make_queue(family.namespace, gpus=1)
     kueue.make_priority("urgent", 1000)
-    family.configure(training={"functions_per_element": 8, "max_iter": 100_000}, queue=queue)
-    family.submit(1)
+    family.configure(training=LONG, queue=queue)
+    low = family.submit(1)
     family.wait_for_checkpoint()
     assert family.status(1)["native_state"] == "Running"
 
@@ -31,8 +37,20 @@ def test_a_generation_of_higher_priority_preempts(family: Family, kueue: Kueue) 
     cancelled = family.run("cancel", "-g", "2")
     assert cancelled.code == 0, cancelled.err
 
-    family.configure(priority_class="urgent")
-    family.submit(2)
+    family.configure(training={"max_iter": 3}, priority_class="urgent")
+    urgent = family.submit(2)
     family.wait_for("an eviction", lambda: "evicted" in str(family.status(1)["reason"]))
     evicted = family.status(1)
     assert "Preempted to accommodate a workload" in evicted["reason"]
+    status = family.wait_for_end(urgent, 2)
+    assert status["state"] == "published", status
+
+    status = family.wait_for_end(low)
+    assert status["state"] == "published", status
+    assert family.registry.numbers() == [1, 2]
+    for number, attempts in ((1, 2), (2, 1)):
+        manifest = family.registry.get(number)
+        assert family.registry.verify(manifest) == []
+        assert len(manifest.attempts) == attempts
+        assert sum(part.iterations for part in manifest.attempts) == manifest.headline.iterations
+    assert "resuming from iteration" in family.run("logs", "-g", "1").out
