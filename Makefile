@@ -14,7 +14,7 @@ COMPILE_TOOL := $(BIN)/uv pip compile --quiet --no-header --no-annotate --genera
 COMPILE := $(COMPILE_TOOL) pyproject.toml \
 	--extra postgresql --extra mysql --extra mlflow
 
-.PHONY: demo test test-fast bench bench-gpu lint types docs schemas chart faults-long servers image sbom locks clean
+.PHONY: demo test test-fast bench bench-gpu lint types docs schemas chart faults-long soak servers image sbom locks clean
 
 demo: $(VENV)/.trainer
 	$(BIN)/mlip-job demo
@@ -29,6 +29,12 @@ test-fast: $(VENV)/.dev
 # A thousand kills of replayed fits; half an hour or so.
 faults-long: $(VENV)/.dev
 	MLIP_JOB_TEST_FAULT_POINTS=1000 $(BIN)/pytest --timeout=7200 tests/faults/test_replayed.py
+
+# Random faults, drains and cancels under a real kubelet and a real Slurm, as root.
+SOAK_SECONDS ?= 3600
+soak: $(VENV)/.dev
+	MLIP_JOB_TEST_SOAK_SECONDS=$(SOAK_SECONDS) nice -n 19 $(BIN)/pytest -s \
+		tests/integration/kubernetes/test_soak.py
 
 # Cost of exports, commands and fits, compared with ASE; 20 minutes on a quiet machine.
 bench: $(VENV)/.dev

@@ -97,7 +97,10 @@ class _Order:
 
 @dataclass
 class FaultProxy:
-    """A running proxy; `injected` counts faults by kind, `requests` requests by method."""
+    """A running proxy.
+
+    `injected` counts faults by kind, `requests` requests by method, `writes` executed ones by path.
+    """
 
     endpoint_url: str
     rate: float = 0.0  # fraction of requests that fail in one of the ways of `PASSING`
@@ -107,6 +110,7 @@ class FaultProxy:
     weak_etags: bool = False  # like a compressing proxy
     injected: Counter[str] = field(default_factory=Counter)
     requests: Counter[str] = field(default_factory=Counter)
+    writes: Counter[str] = field(default_factory=Counter)
     _upstream: str = ""
     _random: random.Random = field(default_factory=lambda: random.Random(0))
     _orders: list[_Order] = field(default_factory=list)
@@ -156,6 +160,9 @@ class FaultProxy:
             headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOP_BY_HOP}
             connection.request(request.method, request.path, request.body, headers)
             answer = connection.getresponse()
+            if request.method == "PUT" and answer.status == 200:
+                with self._lock:
+                    self.writes[urlsplit(request.path).path] += 1
             return _Answer(answer.status, self._headers(answer), answer.read())
         finally:
             connection.close()
@@ -252,11 +259,13 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def fault_proxy(upstream: str, *, seed: int = 0, **options: object) -> Iterator[FaultProxy]:
+def fault_proxy(
+    upstream: str, *, seed: int = 0, host: str = "127.0.0.1", **options: object
+) -> Iterator[FaultProxy]:
     """Run a proxy in front of an endpoint; `options` are attributes of `FaultProxy`."""
-    server = _Server(("127.0.0.1", 0), _Handler)
+    server = _Server((host, 0), _Handler)
     proxy = FaultProxy(
-        f"http://127.0.0.1:{server.server_port}",
+        f"http://{host}:{server.server_port}",
         _upstream=urlsplit(upstream).netloc,
         _random=random.Random(seed),
         **options,  # type: ignore[arg-type]
