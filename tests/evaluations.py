@@ -31,6 +31,7 @@ def make_evaluation(
             structures=90,
             energy_mev_per_atom=_pair(6.8 / (generation - 1), 6.9 / generation),
             force_mev_per_angstrom=_pair(74.0 / (generation - 1), 76.0 / generation),
+            stress_gpa=_pair(0.2 / (generation - 1), 0.21 / generation),
         )
     return results.Evaluation(
         train=_side(rng, 860, scale, config_types),
@@ -42,6 +43,8 @@ def make_evaluation(
                 energy_by_pacemaker_mev_per_atom=scale,
                 force_mev_per_angstrom=10 * scale,
                 force_by_pacemaker_mev_per_angstrom=10 * scale,
+                stress_gpa=0.02 * scale,
+                stress_by_trainer_gpa=0.02 * scale,
                 relative_tolerance=0.01,
             )
             for side in ("train", "test")
@@ -157,6 +160,8 @@ def _side(
     energy_errors = scale * rng.standard_t(5, structures) / 1.3
     forces = rng.laplace(scale=0.9, size=30 * structures)
     force_errors = 10 * scale * rng.standard_t(4, forces.size) / 1.4
+    stresses = rng.normal(size=6 * structures)
+    stress_errors = 0.02 * scale * rng.standard_normal(6 * structures)
     kinds = rng.integers(len(config_types), size=structures)
     grades = rng.lognormal(-0.6, 0.35, structures)
     worst = np.argsort(-np.abs(energy_errors))[:10]
@@ -165,7 +170,7 @@ def _side(
         atoms=10 * structures,
         energy_mev_per_atom=_statistics(energy_errors),
         force_mev_per_angstrom=_statistics(force_errors),
-        stress_gpa=_statistics(0.02 * scale * rng.standard_normal(6 * structures)),
+        stress_gpa=_statistics(stress_errors),
         force_per_element_mev_per_angstrom={
             "Au": _statistics(force_errors[::2]),
             "Cu": _statistics(force_errors[1::2]),
@@ -177,6 +182,9 @@ def _side(
                 force_mev_per_angstrom=_statistics(
                     force_errors.reshape(structures, -1)[kinds == number].ravel()
                 ),
+                stress_gpa=_statistics(
+                    stress_errors.reshape(structures, -1)[kinds == number].ravel()
+                ),
             )
             for number, name in enumerate(config_types)
         },
@@ -184,6 +192,8 @@ def _side(
         force_error_histogram_mev_per_angstrom=_histogram(force_errors, 40 * scale),
         energy_parity_ev_per_atom=_parity(energies, energy_errors, 2000),
         force_parity_ev_per_angstrom=_parity(forces, force_errors, 2000),
+        stress_error_histogram_gpa=_histogram(stress_errors, 0.08 * scale),
+        stress_parity_gpa=_parity(stresses, 1000 * stress_errors, 2000),
         worst=tuple(
             results.WorstStructure(
                 row_id=int(index) + 1,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 
 class Frozen(BaseModel, frozen=True, extra="forbid"):
@@ -17,14 +17,21 @@ class Record(Frozen):
         return (self.model_dump_json(indent=2) + "\n").encode()
 
 
-class Errors(Frozen):
-    """Errors of predictions for a set of structures; forces are per component. None is not known.
+def is_unknown(value: float | None) -> bool:
+    """Return whether a field is left out of JSON: a later key, unknown to most records."""
+    return value is None
 
-    Of pacemaker's tables, a learning curve, an evaluation, a manifest or a page alike.
+
+class Errors(Frozen):
+    """Errors of predictions for a set of structures; forces and stresses are per component.
+
+    Of a trainer's tables, a learning curve, an evaluation, a manifest or a page alike. None is not
+    known; JSON has no key for an unknown error of stresses.
     """
 
     rmse_energy_mev_per_atom: float | None = None
     rmse_force_mev_per_angstrom: float | None = None
+    rmse_stress_gpa: float | None = Field(None, exclude_if=is_unknown)
 
 
 class FullErrors(Errors):
@@ -33,12 +40,15 @@ class FullErrors(Errors):
     loss: float | None = None
     mae_energy_mev_per_atom: float | None = None
     mae_force_mev_per_angstrom: float | None = None
+    mae_stress_gpa: float | None = Field(None, exclude_if=is_unknown)
     max_energy_mev_per_atom: float | None = None
     max_force_mev_per_angstrom: float | None = None
+    max_stress_gpa: float | None = Field(None, exclude_if=is_unknown)
 
     def rmse(self) -> Errors:
         """Return the RMSE alone."""
         return Errors(
             rmse_energy_mev_per_atom=self.rmse_energy_mev_per_atom,
             rmse_force_mev_per_angstrom=self.rmse_force_mev_per_angstrom,
+            rmse_stress_gpa=self.rmse_stress_gpa,
         )

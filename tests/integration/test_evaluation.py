@@ -579,7 +579,7 @@ def test_a_potential_that_was_not_fitted_is_rejected(
         convert(potential, yace)
 
     monkeypatch.setattr(process, "convert_to_yace", changing)
-    with pytest.raises(TrainingError, match=r"RMSE on the train set is .*, pacemaker says") as e:
+    with pytest.raises(TrainingError, match=r"RMSE on the train set is .*, the trainer says") as e:
         project.run(1)
     assert "is not the one that was fitted" in e.value.message
     assert project.registry.numbers() == []

@@ -54,7 +54,17 @@ def test_a_resumed_fit_has_one_curve() -> None:
     assert errors.rmse_energy_mev_per_atom == pytest.approx(161.9, abs=0.1)
     assert errors.rmse_force_mev_per_angstrom == pytest.approx(333.9, abs=0.1)
     assert rows[-1].point.iteration == 20
-    assert rows[-1].rmse_stress is not None
+    # The log of the run has the stress in GPa, and the loss as 16, 32 and 32 times the means.
+    assert errors.rmse_stress_gpa == pytest.approx(5.916, abs=5e-4)
+    assert errors.mae_stress_gpa == pytest.approx(3.390, abs=5e-4)
+    assert rows[-1].point.rmse_stress_gpa == errors.rmse_stress_gpa
+    shares, row = rows[-1].loss_shares, rows[-1]
+    assert shares is not None
+    assert row.rmse_energy is not None
+    assert row.rmse_stress is not None
+    assert shares.energy == pytest.approx(16 * row.rmse_energy**2 / row.loss)
+    assert shares.stress == pytest.approx(32 * row.rmse_stress**2 / row.loss)
+    assert shares.energy + shares.forces + shares.stress == pytest.approx(1)
 
 
 def test_the_result_is_the_iteration_with_the_best_second_loss() -> None:
@@ -94,7 +104,8 @@ def test_a_loss_that_is_not_finite_is_unknown(tmp_path: Path) -> None:
     ((row,), _) = read_curve(path, "train")
     assert row.point.loss is None
     assert row.errors.rmse_energy_mev_per_atom is None
-    assert row.rmse_stress is None
+    assert row.errors.rmse_stress_gpa is None
+    assert row.loss_shares is None
 
 
 # -- input -----------------------------------------------------------------------------------------
@@ -182,6 +193,8 @@ def test_a_potential_is_read(tmp_path: Path) -> None:
 def test_the_evaluation_loads_it_as_its_kind(tmp_path: Path) -> None:
     """Stress is the derivative of the energy, and there are no ZBL cores."""
     potential = Potential(RUN / "FS_model.yaml")
+    # Without preparation the evaluator crashes at a dimer that it gets first.
+    assert potential.predict(Atoms("Cu2", [[0, 0, 0], [0, 0, 2.5]]), "a dimer").energy < 0
     assert (potential.elements, potential.cutoff) == (("Cu",), 4.5)
     atoms = bulk("Cu", cubic=True)
     atoms.rattle(0.05, seed=1)
@@ -197,7 +210,7 @@ def test_the_evaluation_loads_it_as_its_kind(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.stress, calculate_numerical_stress(atoms), atol=1e-6)
     assert potential.predict(Atoms("Cu2", [[0, 0, 0], [0, 0, 2.5]]), "a dimer").stress is None
 
-    assert cores_of(RUN / "FS_model.yaml") == {}
+    assert cores_of(RUN / "FS_model.yaml") is None
     assert is_grace(RUN / "FS_model.yaml")
     other = RUN.parent / "pacemaker" / "c_ladder" / "output_potential.yaml"
     assert not is_grace(other)

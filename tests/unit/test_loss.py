@@ -18,12 +18,10 @@ from mlip_job.training.loss import (
 )
 from mlip_job.training.pacemaker.results import shares_of
 from mlip_job.training.pacemaker.tables import MetricsRow
-from mlip_job.training.summary import BestPotential, CurvePoint, RunSummary
+from mlip_job.training.summary import BestPotential, CurvePoint, LossShares, RunSummary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from mlip_job.training.summary import LossShares
 
 
 def found(energy: float, forces: float, **regularisers: float) -> LossShares:
@@ -54,6 +52,16 @@ def test_terms_are_named_with_the_largest_regulariser_first() -> None:
     assert describe_shares(result) == (
         "energy 0.5 %, forces 98 %, l2_coeffs 1.2 %, l1_coeffs 0.25 %"
     )
+
+
+def test_a_fitted_stress_is_a_term() -> None:
+    """The energy weight is raised against forces and stress together."""
+    result = shares(0.02, 0.48, {}, stress=0.5)
+    assert result is not None
+    assert describe_shares(result) == "energy 2 %, forces 48 %, stress 50 %"
+    (text,) = warned(result, energy_weight=50.0, force_weight=100.0)
+    assert "raise training.energy_weight from 50 to 610 (20 % with these errors" in text
+    assert LossShares.model_validate_json('{"energy": 0.5, "forces": 0.5}').stress is None
 
 
 def test_missing_values_of_a_table_are_unknown() -> None:

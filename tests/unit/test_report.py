@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -286,6 +287,71 @@ def test_tables_have_units_and_all_groups() -> None:
     assert worst.columns[-1].name == "grade"
 
 
+def test_stresses_are_reported_like_energies_and_forces(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On the page, in tables and comparisons, in the manifest's headline and by `show`."""
+    report = make_report(2)
+    evaluation = report.evaluation
+    assert evaluation is not None
+    kinds, agreed, steps = (
+        config_type_table(evaluation),
+        agreement_table(evaluation),
+        steps_table([make_report(1), report]),
+    )
+    assert kinds is not None
+    assert agreed is not None
+    assert steps is not None
+    assert [column.heading for column in kinds.columns[-2:]] == [
+        "stress train (GPa)",
+        "stress test (GPa)",
+    ]
+    assert [str(cell) for cell in agreed.rows[0][-3:-1]] == ["0.0600", "0.0600"]
+    assert [str(cell) for cell in steps.rows[0][-3:]] == ["0.200", "0.105", "−48\u202f%"]
+    page = shown(report)
+    assert "gen_01 0.200 → 0.105 on the same 90 structures better than gen_01 (−48 %)" in page
+    for text in ("Stress, predicted against reference", "Stress errors", "stress component (GPa)"):
+        assert text in page
+    headline = report.headline()
+    assert evaluation.test is not None
+    assert evaluation.test.stress_gpa is not None
+    assert headline.test.rmse_stress_gpa == evaluation.test.stress_gpa.rmse
+    show_manifest(make_manifest(2).model_copy(update={"headline": headline}))
+    said = capsys.readouterr().out
+    assert f"{significant(headline.test.rmse_stress_gpa)} test" in said
+    assert "↑ 1%" not in said
+    assert "↓ 49%, ↓ 49%, ↓ 48% since gen_01" in said
+    assert "(κ = 0.990099); no stress is fitted" in page
+    fitted = report.loss.model_copy(update={"stress_fitted": True, "stress_weight": 50.0})
+    assert "(κ = 0.990099); stress 50" in shown(report.model_copy(update={"loss": fitted}))
+
+
+def test_a_report_of_an_older_version_has_no_figures_of_stresses() -> None:
+    """Nor errors of stresses by config type, nor a comparison of them."""
+    document = json.loads(make_report(2).to_json())
+    for side in ("train", "test"):
+        found = document["evaluation"][side]
+        del found["stress_parity_gpa"], found["stress_error_histogram_gpa"]
+        for kind in found["per_config_type"].values():
+            del kind["stress_gpa"]
+    del document["evaluation"]["parent"]["stress_gpa"]
+    for agreement in document["evaluation"]["agreement"]:
+        del agreement["stress_gpa"], agreement["stress_by_trainer_gpa"]
+    report = TrainingReport.from_json(json.dumps(document))
+    page = shown(report)
+    assert "Stress errors per component" in page
+    assert "Stress, predicted against reference" not in page
+    assert "stress component" not in page
+    assert report.headline().change is not None
+    assert report.headline().change.stress is None
+
+
+def test_an_unknown_error_of_stresses_has_no_key() -> None:
+    """The records of fits without stress are as before."""
+    point = CurvePoint(ladder_step=0, cycle=0, iteration=1, loss=1.0)
+    assert "rmse_stress_gpa" not in json.loads(point.model_dump_json())
+
+
 def test_the_conversion_is_described_in_a_note() -> None:
     """The difference between the published potential and its source; nothing if unknown."""
     evaluation = make_evaluation(2)
@@ -397,7 +463,9 @@ def _curve_report() -> TrainingReport:
 def test_the_learning_curve_runs_through_all_steps() -> None:
     """Iterations are numbered continuously; values that are unknown or ≤ 0 are omitted."""
     fit = _curve_report().fit
-    loss, energy, forces = (learning_curves(fit, quantity.value_of) for quantity in QUANTITIES)
+    curves = [learning_curves(fit, quantity.value_of) for quantity in QUANTITIES]
+    loss, energy, forces, stress = curves
+    assert stress == ([], [])
     assert [x for x, _ in loss[0]] == [0, 1, 2, 3, 3, 4, 5, 6]
     assert loss[1] == [(6, 3.0)]
     assert [x for x, _ in energy[0]] == [0, 2, 3, 3, 5, 6]

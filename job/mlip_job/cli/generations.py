@@ -169,15 +169,21 @@ def _errors(manifest: Manifest) -> Iterator[tuple[str, str]]:
     train, test = manifest.headline.train, manifest.headline.test
     energies = (test.rmse_energy_mev_per_atom, train.rmse_energy_mev_per_atom)
     forces = (test.rmse_force_mev_per_angstrom, train.rmse_force_mev_per_angstrom)
-    for name, (of_test, of_train), unit in (
+    stresses = (test.rmse_stress_gpa, train.rmse_stress_gpa)
+    measured = [
         ("energy RMSE", energies, "meV/atom"),
         ("force RMSE", forces, "meV/Å per component"),
-    ):
+    ]
+    if any(stress is not None for stress in stresses):
+        measured.append(("stress RMSE", stresses, "GPa per component"))
+    for name, (of_test, of_train), unit in measured:
         yield name, f"{significant(of_test)} test, {significant(of_train)} train  {unit}"
     if (change := manifest.headline.change) is not None:
         since = generation_name(change.generation)
         where = f"on {count(change.structures, 'common test structure')}"
-        yield "change of both", f"{_change(change)} since {since}, {where}"
+        stress = "" if change.stress is None else f", {describe_change(change.stress)}"
+        name = "change of all" if stress else "change of both"
+        yield name, f"{_change(change)}{stress} since {since}, {where}"
 
 
 def _fit(manifest: Manifest) -> Iterator[tuple[str, str]]:
@@ -242,9 +248,12 @@ def _committee(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def format_rmse(errors: Errors) -> str:
-    """Return the RMSE of energies and forces with their units."""
+    """Return the RMSEs with their units; that of stresses if it is known."""
     energy = significant(errors.rmse_energy_mev_per_atom)
-    return f"{energy} meV/atom, {significant(errors.rmse_force_mev_per_angstrom)} meV/Å"
+    stress = errors.rmse_stress_gpa
+    return f"{energy} meV/atom, {significant(errors.rmse_force_mev_per_angstrom)} meV/Å" + (
+        "" if stress is None else f", {significant(stress)} GPa"
+    )
 
 
 @click.command("report")

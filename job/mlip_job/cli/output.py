@@ -260,4 +260,6 @@ def _describe(progress: Progress, max_iter: int | None) -> str:
 def _errors(name: str, errors: Errors) -> Iterator[str]:
     energy, force = errors.rmse_energy_mev_per_atom, errors.rmse_force_mev_per_angstrom
     if energy is not None and force is not None:
-        yield f"{name} {energy:.1f} meV/atom, {force:.1f} meV/Å"
+        stress = errors.rmse_stress_gpa
+        of_stress = "" if stress is None else f", {stress:.2f} GPa"
+        yield f"{name} {energy:.1f} meV/atom, {force:.1f} meV/Å{of_stress}"

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mlip_job.config import EvaluationConfig
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.dataset.split import Side
-    from mlip_job.evaluation.statistics import SubsetErrors
+    from mlip_job.evaluation.statistics import ErrorStream, SubsetErrors
     from mlip_job.models import Errors
     from mlip_job.paths import DatasetFiles
     from mlip_job.training.summary import RunSummary
@@ -39,9 +39,10 @@ _CHECKED_AGAINST_BASIS = 1000  # training structures, evenly spaced over the set
 
 RELATIVE_TOLERANCE = 1e-3
 """Relative tolerance. Pacemaker's RMSEs are unweighted for any loss, over the fitted structures
-(`pyace.metrics_aggregator.FitMetrics.compute_metrics`). Splines and positions rounded to 1e-8 Å
-cause a measured difference of 3e-7."""
-_FLOOR_MEV = 0.01  # relative differences are meaningless for an almost exact fit
+(`pyace.metrics_aggregator.FitMetrics.compute_metrics`), and gracemaker's too
+(`tensorpotential.metrics`). Splines and positions rounded to 1e-8 Å cause a measured difference of
+3e-7."""
+_FLOOR_MEV, _FLOOR_GPA = 0.01, 1e-3  # relative differences are meaningless for an almost exact fit
 
 CONVERSION_TOLERANCE_MEV = 1e-3
 """meV/atom and meV/Å; the measured difference of artefact and B-basis is 1e-15 eV."""
@@ -54,7 +55,9 @@ _HINT = (
 
 @dataclass(frozen=True)
 class Predecessor:
-    """The generation that a new one is compared with, evaluated by its published ``.yace``.
+    """The generation that a new one is compared with, evaluated by its published potential.
+
+    It may be one of another trainer.
 
     `common_test_rows` are test rows of both generations whose elements the predecessor covers.
     """
@@ -72,10 +75,10 @@ class Subject:
     Attributes
     ----------
     fitted
-        Figures reported by pacemaker.
+        Figures reported by the trainer.
     left_out
         Rows per side that the weighting excluded from the fit. They are not measured, because the
-        potential was not fitted to them and pacemaker's figures exclude them too.
+        potential was not fitted to them and the trainer's figures exclude them too.
     validation
         Training rows that choose the best iteration; not fitted.
     notes
@@ -115,7 +118,7 @@ def evaluate(
     Raises
     ------
     TrainingError
-        If the potential can't be loaded, yields NaN, or is not the one that pacemaker fitted.
+        If the potential can't be loaded, yields NaN, or is not the one that was fitted.
     """
     record, models = subject.record, subject.models
     train, test, stable = (
@@ -136,12 +139,13 @@ def evaluate(
     _require_structures("training", train)
     if record.counts.test:
         _require_structures("test", test)
-    agreements, converted = _agreements(subject, train, test), conversion(train, test)
+    agreements, notes = _agreements(subject, train, test)
+    converted = conversion(train, test) if models.converted else None
     parent = _compare(subject, cores=cores, progress=progress)
     potential = Potential(models.artefact)
     physics = check_physics(
         potential,
-        cores_of(models.basis) if models.basis else {},
+        cores_of(models.basis or models.artefact),
         shortest=shorter(train.shortest, test.shortest),
         stable=stable,
         reference_energies=models.reference_energies,
@@ -166,7 +170,7 @@ def evaluate(
         conversion=converted,
         speed=speed,
         warnings=warnings or tuple(train.contradictions.warnings("training")),
-        notes=(*subject.notes, *_notes(subject, train, test, parent)),
+        notes=(*subject.notes, *notes, *_notes(subject, train, test, parent)),
     )
 
 
@@ -179,23 +183,41 @@ def _require_structures(name: str, errors: SetErrors) -> None:
         )
 
 
-def _agreements(subject: Subject, train: SetErrors, test: SetErrors) -> tuple[Agreement, ...]:
-    """Compare each set given to pacemaker; the second is the validation part or the test set."""
+_AgreementSide = Literal["train", "test", "validation"]
+
+
+def _agreements(
+    subject: Subject, train: SetErrors, test: SetErrors
+) -> tuple[tuple[Agreement, ...], tuple[str, ...]]:
+    """Compare each set given to the trainer; also return notes.
+
+    The second set is the validation part or the test set.
+    """
     fitted = subject.fitted
-    if subject.validation:
-        found = (
-            agreement("train", train.rest, fitted.train),
-            agreement("validation", train.apart, fitted.test),
-        )
-    else:
-        found = (agreement("train", train, fitted.train), agreement("test", test, fitted.test))
-    return tuple(one for one in found if one is not None)
+    sets: tuple[tuple[_AgreementSide, SubsetErrors, Errors | None], ...] = (
+        ("train", train.rest if subject.validation else train, fitted.train),
+        ("validation", train.apart, fitted.test)
+        if subject.validation
+        else ("test", test, fitted.test),
+    )
+    found = tuple(one for each in sets if (one := agreement(*each)) is not None)
+    notes = tuple(
+        f"the stress RMSE on the {_set_name(side)} is not compared with the trainer's, which takes "
+        "a missing stress for 0"
+        for side, ours, theirs in sets
+        if theirs is not None and theirs.rmse_stress_gpa is not None and not ours.all_have_stress
+    )
+    return found, notes
 
 
-def agreement(
-    side: Literal["train", "test", "validation"], ours: SubsetErrors, theirs: Errors | None
-) -> Agreement | None:
-    """Compare the errors of the artefact with pacemaker's; None if pacemaker reported none.
+def _set_name(side: _AgreementSide) -> str:
+    return "validation part" if side == "validation" else f"{side} set"
+
+
+def agreement(side: _AgreementSide, ours: SubsetErrors, theirs: Errors | None) -> Agreement | None:
+    """Compare the errors of the artefact with the trainer's; None if it reported none.
+
+    Stresses are compared if the trainer fitted them and every structure has one.
 
     Raises
     ------
@@ -207,15 +229,19 @@ def agreement(
     energy, force = theirs.rmse_energy_mev_per_atom, theirs.rmse_force_mev_per_angstrom
     if energy is None or force is None:
         return None
-    for what, unit, own, given in (
-        ("energy", "meV/atom", ours.energy.rmse, energy),
-        ("force", "meV/Å", ours.force.rmse, force),
+    stress = theirs.rmse_stress_gpa if ours.all_have_stress else None
+    for what, unit, stream, given, floor in (
+        ("energy", "meV/atom", ours.energy, energy, _FLOOR_MEV),
+        ("force", "meV/Å", ours.force, force, _FLOOR_MEV),
+        ("stress", "GPa", ours.stress, stress, _FLOOR_GPA),
     ):
-        if abs(own - given) > RELATIVE_TOLERANCE * given + _FLOOR_MEV:
+        if given is None:
+            continue
+        if not abs(stream.rmse - given) <= RELATIVE_TOLERANCE * given + floor:
             raise TrainingError(
-                f"the potential is not the one that was fitted: its {what} RMSE on the {side} "
-                f"{'part' if side == 'validation' else 'set'} "
-                f"is {own:.4f} {unit}, pacemaker says {given:.4f} {unit}",
+                f"the potential is not the one that was fitted: its {what} RMSE on the "
+                f"{_set_name(side)} is {stream.rmse:.4f} {unit}, the trainer says {given:.4f} "
+                f"{unit}",
                 hint=_HINT,
             )
     return Agreement(
@@ -224,6 +250,8 @@ def agreement(
         energy_by_pacemaker_mev_per_atom=energy,
         force_mev_per_angstrom=ours.force.rmse,
         force_by_pacemaker_mev_per_angstrom=force,
+        stress_gpa=None if stress is None else ours.stress.rmse,
+        stress_by_trainer_gpa=stress,
         relative_tolerance=RELATIVE_TOLERANCE,
     )
 
@@ -276,13 +304,15 @@ def _compare(
     return ParentComparison(
         generation=predecessor.generation,
         structures=new.structures,
-        energy_mev_per_atom=_pair(old.energy.rmse, new.energy.rmse),
-        force_mev_per_angstrom=_pair(old.force.rmse, new.force.rmse),
+        energy_mev_per_atom=_pair(old.energy, new.energy),
+        force_mev_per_angstrom=_pair(old.force, new.force),
+        stress_gpa=_pair(old.stress, new.stress) if new.stress.count else None,
     )
 
 
-def _pair(old: float, new: float) -> ErrorPair:
-    return ErrorPair(old=old, new=new, change=new / old - 1 if old > 0 else None)
+def _pair(old: ErrorStream, new: ErrorStream) -> ErrorPair:
+    change = new.rmse / old.rmse - 1 if old.rmse > 0 else None
+    return ErrorPair(old=old.rmse, new=new.rmse, change=change)
 
 
 def _notes(

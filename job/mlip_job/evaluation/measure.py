@@ -29,14 +29,20 @@ if TYPE_CHECKING:
 class Models:
     """The potentials to evaluate.
 
-    `artefact` is measured and compared with `basis`, the potential it was converted from. The
-    active set of `basis` gives extrapolation grades. Reference energies are in eV.
+    `artefact` is measured and compared with `basis`, the potential it was converted from; they are
+    the same file if nothing was converted, as for GRACE/FS. The active set of `basis` gives
+    extrapolation grades. Reference energies are in eV.
     """
 
     artefact: Path
     reference_energies: Mapping[str, float]
     basis: Path | None = None
     active_set: Path | None = None
+
+    @property
+    def converted(self) -> bool:
+        """Whether the artefact was converted from another file, with which it is compared."""
+        return self.basis is not None and self.basis != self.artefact
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +154,10 @@ class _Measurer:
     def __init__(self, models: Models) -> None:
         self._references = models.reference_energies
         self._artefact = Potential(models.artefact)
-        self._basis = Potential(models.basis, models.active_set) if models.basis else None
+        self._converted = models.converted
+        self._basis = None
+        if models.basis is not None and (models.converted or models.active_set is not None):
+            self._basis = Potential(models.basis, models.active_set)
 
     def measure(self, tasks: Iterable[Task]) -> Batch:
         batch = Batch(stable=ReferenceStructures(self._artefact.cutoff))
@@ -171,10 +180,11 @@ class _Measurer:
         if basis is not None:
             other = basis.predict(structure.atoms, what)
             grade = other.grade
-            conversion = (
-                abs(found.energy - other.energy) / count,
-                float(np.abs(found.forces - other.forces).max()),
-            )
+            if self._converted:
+                conversion = (
+                    abs(found.energy - other.energy) / count,
+                    float(np.abs(found.forces - other.forces).max()),
+                )
         stress = None
         if found.stress is not None and structure.stress is not None:
             stress = (structure.stress, found.stress, float(structure.atoms.get_volume()))

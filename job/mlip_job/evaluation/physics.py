@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 
 def check_physics(
     potential: Potential,
-    cores: Mapping[Pair, Core],
+    cores: Mapping[Pair, Core] | None,
     *,
     shortest: Mapping[Pair, float],
     stable: ReferenceStructures,
     reference_energies: Mapping[str, float],
     dynamics_steps: int,
 ) -> tuple[PhysicsCheck, ...]:
-    """Return all checks with their verdicts."""
+    """Return all checks with their verdicts; `cores` is None if the potential can't have any."""
     start = stable.for_dynamics()
     hot = hotter_than(stable.temperature_k(start)) if start is not None else TEMPERATURE_K
     return (
         *check_dimers(potential, shortest, cores),
-        *check_smoothness(potential, cores),
-        *check_energy_volume(potential, stable, reference_energies, shortest, cores),
+        *check_smoothness(potential, cores or {}),
+        *check_energy_volume(potential, stable, reference_energies, shortest, cores or {}),
         check_dynamics(potential, start, steps=dynamics_steps),
         check_dynamics(potential, start, steps=dynamics_steps, temperature_k=hot),
     )
@@ -58,11 +58,13 @@ _MAX_JUMP_MEV_PER_ANGSTROM = 5.0
 
 
 def check_dimers(
-    potential: Potential, shortest: Mapping[Pair, float], cores: Mapping[Pair, Core]
+    potential: Potential, shortest: Mapping[Pair, float], cores: Mapping[Pair, Core] | None
 ) -> Iterator[DimerCheck]:
     """Yield the curve of every pair of elements."""
+    remedy = "" if cores is None else ", which training.zbl: true gives it"
     for pair in combinations_with_replacement(potential.elements, 2):
-        yield _check_curve(potential, pair, shortest.get(pair), cores.get(pair))
+        core = (cores or {}).get(pair)
+        yield _check_curve(potential, pair, shortest.get(pair), core, remedy)
 
 
 def check_smoothness(potential: Potential, cores: Mapping[Pair, Core]) -> Iterator[SmoothnessCheck]:
@@ -74,7 +76,7 @@ def check_smoothness(potential: Potential, cores: Mapping[Pair, Core]) -> Iterat
 
 
 def _check_curve(
-    potential: Potential, pair: Pair, known: float | None, core: Core | None
+    potential: Potential, pair: Pair, known: float | None, core: Core | None, remedy: str
 ) -> DimerCheck:
     radii = sum(float(covalent_radii[atomic_numbers[element]]) for element in pair)
     limit = core.outer if core else known or radii
@@ -104,7 +106,7 @@ def _check_curve(
     passed = falling >= _POINTS_BELOW - 1 if core else not unstable
     wanted = f"it has to be below {limit:.2f} Å" if core else "there is no ZBL core"
     if not (passed or core):
-        wanted += ", which training.zbl: true gives it"
+        wanted += remedy
     return DimerCheck(
         verdict="passed" if passed else "failed",
         unstable=not passed and unstable,

@@ -15,6 +15,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from ase import Atoms
 from ase.neighborlist import neighbor_list
 
 from mlip_job.dataset.xyz import parse, read_blocks, row_id
@@ -27,8 +28,6 @@ from mlip_job.training.pacemaker.potential_file import read_potential, write_pot
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
-
-    from ase import Atoms
 
     from mlip_job.dataset.rows import FloatArray
 
@@ -115,8 +114,11 @@ def _load(path: Path, active_set: Path | None) -> Any:
     """Return the ASE calculator for this kind of file."""
     pyace = import_pyace()
     try:
-        kind = pyace.asecalc.PyGRACEFSCalculator if is_grace(path) else pyace.PyACECalculator
-        calculator = kind(str(path))
+        if is_grace(path):
+            calculator = pyace.asecalc.PyGRACEFSCalculator(str(path))
+            _allocate(calculator)
+        else:
+            calculator = pyace.PyACECalculator(str(path))
         # Projections are needed for grades only and double the cost.
         calculator.compute_projections = active_set is not None
         if active_set is not None:
@@ -129,6 +131,16 @@ def _load(path: Path, active_set: Path | None) -> Any:
             "trainer's environment is at fault (mlip-job check)",
         ) from None
     return calculator
+
+
+def _allocate(calculator: Any) -> None:
+    """Evaluate a trimer of a GRACE/FS potential.
+
+    The evaluator of python-ace 0.4.0rc1 allocates its arrays at the first atom with two neighbours,
+    and crashes if it gets a dimer before.
+    """
+    element, side = str(calculator.basis.elements_name[0]), 0.5 * float(calculator.cutoff)
+    calculator.calculate(Atoms(3 * [element], [[0, 0, 0], [side, 0, 0], [0, side, 0]]))
 
 
 def import_pyace() -> Any:
@@ -245,10 +257,13 @@ class Core:
     outer: float
 
 
-def cores_of(potential: Path) -> dict[Pair, Core]:
-    """Return the ZBL cores in a potential file; empty without any, as of GRACE/FS."""
+def cores_of(potential: Path) -> dict[Pair, Core] | None:
+    """Return the ZBL cores in a potential file; None for GRACE/FS, which can't have any.
+
+    Its C++ format has no field for a core: it starts with elements, embedding and radial basis.
+    """
     if is_grace(potential):
-        return {}
+        return None
     return {
         pair: Core(float(block["r_in"]) - float(block["delta_in"]), float(block["r_in"]))
         for block in read_potential(potential)["species"]

@@ -52,6 +52,7 @@ class ConfigTypeErrors(Frozen):
     structures: int
     energy_mev_per_atom: ErrorStatistics
     force_mev_per_angstrom: ErrorStatistics
+    stress_gpa: ErrorStatistics | None = None
 
 
 class WorstStructure(Frozen):
@@ -83,7 +84,11 @@ class GradeStatistics(Frozen):
 
 
 class SetEvaluation(Frozen):
-    """Errors of the published potential on one side of the dataset."""
+    """Errors of the published potential on one side of the dataset.
+
+    Stresses are those of periodic structures whose labels have one; None without any, their
+    histogram and parity also in reports of older versions.
+    """
 
     structures: int
     atoms: int
@@ -96,27 +101,37 @@ class SetEvaluation(Frozen):
     force_error_histogram_mev_per_angstrom: Histogram
     energy_parity_ev_per_atom: Parity
     force_parity_ev_per_angstrom: Parity
+    stress_error_histogram_gpa: Histogram | None = None
+    stress_parity_gpa: Parity | None = None
     worst: tuple[WorstStructure, ...]
     extrapolation_grade: GradeStatistics | None = None
 
     @property
     def errors(self) -> FullErrors:
-        """Return the errors of energies and forces."""
-        energy, force = self.energy_mev_per_atom, self.force_mev_per_angstrom
+        """Return the errors."""
+        energy, force, stress = (
+            self.energy_mev_per_atom,
+            self.force_mev_per_angstrom,
+            self.stress_gpa,
+        )
         return FullErrors(
             rmse_energy_mev_per_atom=energy.rmse,
             rmse_force_mev_per_angstrom=force.rmse,
+            rmse_stress_gpa=stress.rmse if stress else None,
             mae_energy_mev_per_atom=energy.mae,
             mae_force_mev_per_angstrom=force.mae,
+            mae_stress_gpa=stress.mae if stress else None,
             max_energy_mev_per_atom=energy.max,
             max_force_mev_per_angstrom=force.max,
+            max_stress_gpa=stress.max if stress else None,
         )
 
 
 class Agreement(Frozen):
-    """RMSE of the artefact and as reported by pacemaker; the job fails if they differ.
+    """RMSE of the artefact and as reported by the trainer; the job fails if they differ.
 
-    ``train`` excludes the validation part, if there is one.
+    ``train`` excludes the validation part, if there is one. Keys with ``by_pacemaker`` are of any
+    trainer. Stresses are None if they are not fitted, or a structure of the set has none.
     """
 
     side: Literal["train", "test", "validation"]
@@ -124,6 +139,8 @@ class Agreement(Frozen):
     energy_by_pacemaker_mev_per_atom: float
     force_mev_per_angstrom: float
     force_by_pacemaker_mev_per_angstrom: float
+    stress_gpa: float | None = None
+    stress_by_trainer_gpa: float | None = None
     relative_tolerance: float
 
 
@@ -154,6 +171,7 @@ class ParentComparison(Frozen):
     structures: int
     energy_mev_per_atom: ErrorPair
     force_mev_per_angstrom: ErrorPair
+    stress_gpa: ErrorPair | None = None
 
 
 class _Check(Frozen):

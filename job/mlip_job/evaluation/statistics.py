@@ -41,6 +41,8 @@ SAMPLE_SIZE = 1000
 WORST = 10
 """Number of worst structures to list."""
 
+_COMPONENTS = 6  # of a stress
+
 # Bins of equal relative width; percentiles are accurate to half of it.
 _RATIO = 1.002
 _SMALLEST, _DECADES = 1e-9, 21
@@ -199,21 +201,29 @@ class PairSample:
 
 @dataclass
 class SubsetErrors:
-    """Errors of a subset of structures, in meV/atom and meV/Å."""
+    """Errors of a subset of structures, in meV/atom, meV/Å and GPa."""
 
     structures: int = 0
     energy: ErrorStream = field(default_factory=ErrorStream)
     force: ErrorStream = field(default_factory=ErrorStream)
+    stress: ErrorStream = field(default_factory=ErrorStream)
 
-    def add(self, energy: FloatArray, force: FloatArray) -> None:
+    def add(self, energy: FloatArray, force: FloatArray, stress: FloatArray | None) -> None:
         """Add a structure."""
         self.structures += 1
         self.energy.add(energy)
         self.force.add(force)
+        if stress is not None:
+            self.stress.add(stress)
+
+    @property
+    def all_have_stress(self) -> bool:
+        """Whether the stress of every structure was measured."""
+        return self.stress.count == _COMPONENTS * self.structures
 
 
 class SetErrors(SubsetErrors):
-    """Collects the measurements of one side, in meV/atom, meV/Å and GPa.
+    """Collects the measurements of one side.
 
     `seed` determines the samples for parity plots.
 
@@ -236,11 +246,11 @@ class SetErrors(SubsetErrors):
         self.shortest: dict[Pair, float] = {}
         self.conversions = (0, 0.0, 0.0)
         self.contradictions = Contradictions()
-        self._stress = ErrorStream()
         self._per_element: defaultdict[str, ErrorStream] = defaultdict(ErrorStream)
         self._per_type: defaultdict[str, SubsetErrors] = defaultdict(SubsetErrors)
         self._energies = PairSample(SAMPLE_SIZE, seed)
         self._forces = PairSample(SAMPLE_SIZE, seed)
+        self._stresses = PairSample(SAMPLE_SIZE, seed)
         self._grades: list[float] = []
         self._worst_energies: list[tuple[float, int, WorstStructure]] = []
         self._worst_forces: list[tuple[float, int, WorstStructure]] = []
@@ -259,17 +269,19 @@ class SetErrors(SubsetErrors):
         self.atoms += len(measured.symbols)
         energy = 1000 * np.array([measured.energy_predicted - measured.energy_reference])
         force = 1000 * (measured.forces_predicted - measured.forces_reference)
-        self.add(energy, force)
-        self.contradictions.add(measured)
+        stress = None
         if measured.stress is not None:
             reference, predicted, _ = measured.stress
-            self._stress.add((predicted - reference) / GPa)
+            stress = (predicted - reference) / GPa
+            self._stresses.add(reference / GPa, predicted / GPa)
+        self.add(energy, force, stress)
+        self.contradictions.add(measured)
         for element in np.unique(measured.symbols):
             self._per_element[str(element)].add(force[measured.symbols == element])
-        self._per_type[measured.config_type or ""].add(energy, force)
+        self._per_type[measured.config_type or ""].add(energy, force, stress)
         if self._apart:
             part = self.apart if measured.row_id in self._apart else self.rest
-            part.add(energy, force)
+            part.add(energy, force, stress)
         self._energies.add(
             np.array([measured.energy_reference]), np.array([measured.energy_predicted])
         )
@@ -306,7 +318,7 @@ class SetErrors(SubsetErrors):
             atoms=self.atoms,
             energy_mev_per_atom=self.energy.statistics(),
             force_mev_per_angstrom=self.force.statistics(),
-            stress_gpa=self._stress.statistics() if self._stress.count else None,
+            stress_gpa=_statistics_of(self.stress),
             force_per_element_mev_per_angstrom={
                 element: errors.statistics()
                 for element, errors in sorted(self._per_element.items())
@@ -316,6 +328,7 @@ class SetErrors(SubsetErrors):
                     structures=errors.structures,
                     energy_mev_per_atom=errors.energy.statistics(),
                     force_mev_per_angstrom=errors.force.statistics(),
+                    stress_gpa=_statistics_of(errors.stress),
                 )
                 for name, errors in sorted(self._per_type.items())
             },
@@ -323,9 +336,15 @@ class SetErrors(SubsetErrors):
             force_error_histogram_mev_per_angstrom=self.force.histogram(),
             energy_parity_ev_per_atom=self._energies.parity(),
             force_parity_ev_per_angstrom=self._forces.parity(),
+            stress_error_histogram_gpa=self.stress.histogram() if self.stress.count else None,
+            stress_parity_gpa=self._stresses.parity() if self.stress.count else None,
             worst=_in_turns(self._worst_energies, self._worst_forces),
             extrapolation_grade=grade_statistics(np.array(self._grades)) if self._grades else None,
         )
+
+
+def _statistics_of(stresses: ErrorStream) -> ErrorStatistics | None:
+    return stresses.statistics() if stresses.count else None
 
 
 def _in_turns(*heaps: Sequence[tuple[float, int, WorstStructure]]) -> tuple[WorstStructure, ...]:

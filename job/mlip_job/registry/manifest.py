@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from mlip_job.config.job import GateConfig, verdict_word
-from mlip_job.models import Errors, Frozen, Record
+from mlip_job.models import Errors, Frozen, Record, is_unknown
 from mlip_job.runtime.environment import RunEnvironment
 from mlip_job.store.base import Sha256, StoredName, StoredPath, unreadable
 from mlip_job.training.summary import LinearStart, LossShares
@@ -79,14 +79,15 @@ class AttemptPart(Frozen):
 class PredecessorChange(Frozen):
     """How test errors changed since another generation, both measured on the same structures.
 
-    ``structures`` counts those that are test for both; ``energy`` and ``force`` are
-    new RMSE / old RMSE - 1, None where the old one is 0.
+    ``structures`` counts those that are test for both; ``energy``, ``force`` and ``stress`` are
+    new RMSE / old RMSE - 1, None where the old one is 0, or no stress was measured.
     """
 
     generation: int
     structures: int
     energy: float | None
     force: float | None
+    stress: float | None = Field(None, exclude_if=is_unknown)
 
 
 class Headline(Frozen):

@@ -24,7 +24,7 @@ from mlip_job.report.texts import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from mlip_job.evaluation.results import Evaluation, ParentComparison
+    from mlip_job.evaluation.results import ErrorPair, Evaluation, ParentComparison
     from mlip_job.registry import Manifest
     from mlip_job.report.model import TrainingReport
 
@@ -91,30 +91,28 @@ def quantities(report: TrainingReport) -> tuple[Quantity, ...]:
 
 def _errors(report: TrainingReport) -> Iterator[Quantity]:
     """Yield RMSE, MAE and largest error of energies, forces and stresses on both sides."""
-    errors, found = (report.errors("train"), report.errors("test")), report.evaluation
-    tested = found.test if found else None
-    stress = (found.train.stress_gpa if found else None, tested.stress_gpa if tested else None)
+    errors = (report.errors("train"), report.errors("test"))
     for key, heading, energies, forces, stresses in (
         (
             "rmse",
             "RMSE",
             [side.rmse_energy_mev_per_atom for side in errors],
             [side.rmse_force_mev_per_angstrom for side in errors],
-            [side.rmse if side else None for side in stress],
+            [side.rmse_stress_gpa for side in errors],
         ),
         (
             "mae",
             "MAE",
             [side.mae_energy_mev_per_atom for side in errors],
             [side.mae_force_mev_per_angstrom for side in errors],
-            [side.mae if side else None for side in stress],
+            [side.mae_stress_gpa for side in errors],
         ),
         (
             "max",
             "largest",
             [side.max_energy_mev_per_atom for side in errors],
             [side.max_force_mev_per_angstrom for side in errors],
-            [side.max if side else None for side in stress],
+            [side.max_stress_gpa for side in errors],
         ),
     ):
         for quantity, symbol, unit, digits, values in (
@@ -149,6 +147,7 @@ def comparison_document(reports: Sequence[TrainingReport]) -> dict[str, Any]:
                 "structures": compared.structures,
                 "energy_mev_per_atom": compared.energy_mev_per_atom.model_dump(),
                 "force_mev_per_angstrom": compared.force_mev_per_angstrom.model_dump(),
+                "stress_gpa": compared.stress_gpa.model_dump() if compared.stress_gpa else None,
             }
             for report, compared in _steps(reports)
         ],
@@ -194,26 +193,33 @@ def _steps(
 
 def steps_table(reports: Sequence[TrainingReport]) -> Table | None:
     """Return the comparisons on the same structures, or None without any."""
-    rows = []
-    for report, compared in _steps(reports):
-        old, new = generation_name(compared.generation), generation_name(report.generation)
-        cells: list[str | Cell] = [f"{old} → {new}", str(compared.structures)]
-        for pair, digits in (
-            (compared.energy_mev_per_atom, 2),
-            (compared.force_mev_per_angstrom, 1),
-        ):
-            css = "" if not pair.change else "worse" if pair.change > 0 else "better"
-            change = Cell(percent(pair.change), css)
-            cells += [fixed(pair.old, digits), fixed(pair.new, digits), change]
-        rows.append(tuple(cells))
-    if not rows:
+    steps = list(_steps(reports))
+    if not steps:
         return None
+    quantities: list[tuple[str, str, int, list[ErrorPair] | list[ErrorPair | None]]] = [
+        ("E", ENERGY, 2, [compared.energy_mev_per_atom for _, compared in steps]),
+        ("F", FORCE, 1, [compared.force_mev_per_angstrom for _, compared in steps]),
+        ("stress", STRESS, 3, [compared.stress_gpa for _, compared in steps]),
+    ]
     columns = [Column("generations", numeric=False), Column("structures")]
-    for quantity, unit in (("E", ENERGY), ("F", FORCE)):
-        before, after = Column(f"RMSE {quantity} before", unit), Column("after", unit)
-        columns += [before, after, Column("change")]
+    rows: list[list[str | Cell]] = [
+        [
+            f"{generation_name(compared.generation)} → {generation_name(report.generation)}",
+            str(compared.structures),
+        ]
+        for report, compared in steps
+    ]
+    for quantity, unit, digits, pairs in quantities:
+        if not any(pairs):
+            continue
+        columns.append(Column(f"RMSE {quantity} before", unit))
+        columns += [Column("after", unit), Column("change")]
+        for row, pair in zip(rows, pairs, strict=True):
+            old, new, change = (pair.old, pair.new, pair.change) if pair else (None, None, None)
+            css = "" if not change else "worse" if change > 0 else "better"
+            row += [fixed(old, digits), fixed(new, digits), Cell(percent(change), css)]
     note = "Structures that are in neither training set."
-    return Table("On the same structures", tuple(columns), tuple(rows), note)
+    return Table("On the same structures", tuple(columns), tuple(map(tuple, rows)), note)
 
 
 # -- settings ------------------------------------------------------------------------------------
@@ -234,7 +240,8 @@ def fit_settings(manifest: Manifest) -> dict[str, str]:
         f"ndensity {of('ndensity')}",
         "ladder": _ladder(training),
         "weights": f"energy {of('energy_weight')}, force {of('force_weight')}, "
-        f"weighting {of('weighting')}",
+        + (f"stress {of('stress_weight')}, " if training.get("stress_weight") else "")
+        + f"weighting {of('weighting')}",
         "regularisation": _regularisation(training),
         "test fraction": of("test_fraction") if key is None else f"decided by the key {key}",
         **overrides,

@@ -20,7 +20,7 @@ from markupsafe import Markup, escape
 
 from mlip_job.evaluation.results import DimerCheck, EnergyVolumeCheck
 from mlip_job.paths import generation_name
-from mlip_job.report.texts import ENERGY, FORCE, count, fixed, power_of_ten, significant
+from mlip_job.report.texts import ENERGY, FORCE, STRESS, count, fixed, power_of_ten, significant
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -143,12 +143,18 @@ QUANTITIES = (
         "RMSE per component (meV/Å)",
         lambda p: p.rmse_force_mev_per_angstrom,
     ),
+    CurveQuantity(
+        "rmse_stress_gpa",
+        "Stress",
+        "RMSE per component (GPa)",
+        lambda p: p.rmse_stress_gpa,
+    ),
 )
 
 
 @_style()
 def learning_figures(report: TrainingReport) -> tuple[Figure, ...]:
-    """Return loss, energy RMSE and force RMSE over the iterations, on logarithmic scales."""
+    """Return loss and RMSEs over the iterations, on logarithmic scales."""
     found = []
     for _, title, label, value_of in QUANTITIES:
         train, test = learning_curves(report.fit, value_of)
@@ -165,16 +171,21 @@ def learning_figures(report: TrainingReport) -> tuple[Figure, ...]:
 def learning_overlays(reports: Sequence[TrainingReport]) -> tuple[Figure, ...]:
     """Return learning curves of the second set, or of the training set where a fit lacks it."""
     second = " or ".join(sorted({report.fit.second_set for report in reports}))
-    found = []
+    found, names = [], _names(reports)
     for _, title, label, value_of in QUANTITIES[1:]:
-        curves = [learning_curves(report.fit, value_of) for report in reports]
-        tested = all(test for _, test in curves)
-        lines = dict(zip(_SERIES, (test if tested else train for train, test in curves)))  # noqa: B905 - colours to spare
-        if any(lines.values()):
+        curves = {
+            css: curve
+            for css, report in _series(reports).items()
+            if any(curve := learning_curves(report.fit, value_of))
+        }
+        if curves:
+            tested = all(test for _, test in curves.values())
+            lines = {css: test if tested else train for css, (train, test) in curves.items()}
             of_set = f"{title}, {second if tested else 'train'} set"
             description = f"{of_set}, over the iterations of the fit, logarithmic"
             svg = _to_svg(_learning_axes(label, lines), description)
-            found.append(Figure(of_set, svg, legend=_names(reports)))
+            legend = {css: names[css] for css in lines}
+            found.append(Figure(of_set, svg, legend=legend))
     return tuple(found)
 
 
@@ -236,8 +247,11 @@ def _mark_steps(axes: Axes, report: TrainingReport) -> None:
 
 
 @_style()
-def error_figures(evaluation: Evaluation) -> tuple[tuple[Figure, Figure], tuple[Figure, Figure]]:
-    """Return parity plot and histogram of the errors, of energies and of force components."""
+def error_figures(evaluation: Evaluation) -> tuple[tuple[Figure, ...], ...]:
+    """Return parity plot and histogram of the errors of energies, forces and stresses.
+
+    No figures of stresses if there are none, or in a report of an older version.
+    """
     sides = {"train": evaluation.train, "test": evaluation.test}
     known = {side: found for side, found in sides.items() if found is not None}
     legend = {side: side for side in known}
@@ -245,6 +259,20 @@ def error_figures(evaluation: Evaluation) -> tuple[tuple[Figure, Figure], tuple[
     energy_errors = {side: e.energy_error_histogram_mev_per_atom for side, e in known.items()}
     forces = {side: e.force_parity_ev_per_angstrom for side, e in known.items()}
     force_errors = {side: e.force_error_histogram_mev_per_angstrom for side, e in known.items()}
+    stresses = {side: e.stress_parity_gpa for side, e in known.items() if e.stress_parity_gpa}
+    stress_errors = {
+        side: e.stress_error_histogram_gpa
+        for side, e in known.items()
+        if e.stress_error_histogram_gpa
+    }
+    of_stress = (
+        (
+            _parity("Stress", "component (GPa)", stresses, "component"),
+            _histogram("Stress errors", STRESS, stress_errors, {side: side for side in stresses}),
+        )
+        if stresses
+        else ()
+    )
     return (
         (
             _parity("Energy", "energy (eV/atom)", energies, "structure"),
@@ -254,6 +282,7 @@ def error_figures(evaluation: Evaluation) -> tuple[tuple[Figure, Figure], tuple[
             _parity("Forces", "component (eV/Å)", forces, "component"),
             _histogram("Force errors", FORCE, force_errors, legend),
         ),
+        of_stress,
     )
 
 
@@ -268,10 +297,19 @@ def error_overlays(reports: Sequence[TrainingReport]) -> tuple[Figure, ...]:
     legend = {css: names[css] for css in tests}
     energies = {css: test.energy_error_histogram_mev_per_atom for css, test in tests.items()}
     forces = {css: test.force_error_histogram_mev_per_angstrom for css, test in tests.items()}
-    return (
+    stresses = {
+        css: test.stress_error_histogram_gpa
+        for css, test in tests.items()
+        if test.stress_error_histogram_gpa
+    }
+    histograms = (
         _histogram("Energy errors on the test set", ENERGY, energies, legend),
         _histogram("Force errors on the test set", FORCE, forces, legend),
     )
+    if not stresses:
+        return histograms
+    measured = {css: names[css] for css in stresses}
+    return (*histograms, _histogram("Stress errors on the test set", STRESS, stresses, measured))
 
 
 def _parity(name: str, quantity: str, sides: Mapping[str, Parity], noun: str) -> Figure:

@@ -39,18 +39,19 @@ _NEGLIGIBLE_FORCE = 2.0  # meV/Å, that reference data do not resolve
 
 
 class LossDefinition(Frozen):
-    """The loss of the fit: (1-κ)·MSE(E/atom) + κ·mean|ΔF|² plus regularisation.
+    """The loss of the fit: a·MSE(E/atom) + b·mean|ΔF|² + c·MSE(stress) plus regularisation.
 
     The weights a and b are those of the configuration, or of the same sum if an override set
     another κ. ``kappa`` is b / (a + b), as pacemaker read it in input.yaml or chose it
-    (``kappa: auto``). Pacemaker fits no stress.
+    (``kappa: auto``). The stress (eV/Å³) is a mean over its six components; pacemaker fits none.
     """
 
     energy_weight: float
     force_weight: float
     kappa: float
     definition: str
-    stress_fitted: Literal[False] = False
+    stress_fitted: bool = False
+    stress_weight: float = 0.0
 
 
 class DatasetSummary(Frozen):
@@ -131,6 +132,7 @@ class TrainingReport(Frozen):
                 structures=compared.structures,
                 energy=compared.energy_mev_per_atom.change,
                 force=compared.force_mev_per_angstrom.change,
+                stress=compared.stress_gpa.change if compared.stress_gpa else None,
             )
         speed = evaluation.speed if evaluation is not None else None
         return Headline(
@@ -229,12 +231,15 @@ def loss_definition(training: TrainingConfig, summary: RunSummary) -> LossDefini
     total = training.energy_weight + training.force_weight
     by_weights = math.isclose(used, asked, rel_tol=1e-9)
     weighted = training.weighting != "uniform" or overridden.get("weighting") is not None
+    stress = " + stress_weight·MSE(stress, eV/Å³)" if training.stress_weight else ""
     return LossDefinition(
         energy_weight=training.energy_weight if by_weights else (1 - used) * total,
         force_weight=training.force_weight if by_weights else used * total,
         kappa=used,
-        definition="energy_weight·MSE(E/atom, eV) + force_weight·mean over atoms of |ΔF|² (eV/Å), "
-        + ("each mean weighted" if weighted else "uniform weights"),
+        stress_fitted=training.stress_weight > 0,
+        stress_weight=training.stress_weight,
+        definition="energy_weight·MSE(E/atom, eV) + force_weight·mean over atoms of |ΔF|² (eV/Å)"
+        f"{stress}, {'each mean weighted' if weighted else 'uniform weights'}",
     )
 
 

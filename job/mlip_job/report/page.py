@@ -36,7 +36,8 @@ def render_report(facts: Facts, parent: TrainingReport | None) -> str:
     measured: tuple[object, ...] = ()
     if evaluation is not None:
         statistics = tables.error_statistics(evaluation)
-        measured = tuple(zip(figures.error_figures(evaluation), statistics, strict=True))
+        drawn = figures.error_figures(evaluation)
+        measured = tuple(found for found in zip(drawn, statistics, strict=True) if any(found))
     checks = evaluation.physics if evaluation is not None else ()
     return _render(
         "report.html.j2",

@@ -53,10 +53,11 @@ def _text(name: str) -> Column:
 # -- errors --------------------------------------------------------------------------------------
 
 
-def error_statistics(evaluation: Evaluation) -> tuple[Table, Table]:
-    """Return the statistics of the errors of energies and of force components."""
+def error_statistics(evaluation: Evaluation) -> tuple[Table, Table, Table | None]:
+    """Return the statistics of the errors of energies, and of force and stress components."""
     train, test = evaluation.train, evaluation.test
     energy, force = train.energy_mev_per_atom, train.force_mev_per_angstrom
+    stresses = (train.stress_gpa, test.stress_gpa if test else None)
     return (
         _statistics(
             "Energy errors in numbers",
@@ -72,17 +73,14 @@ def error_statistics(evaluation: Evaluation) -> tuple[Table, Table]:
             force,
             test.force_mev_per_angstrom if test else None,
         ),
+        _statistics("Stress errors per component", STRESS, 3, *stresses) if any(stresses) else None,
     )
 
 
 def error_tables(evaluation: Evaluation, name: str) -> tuple[Table, ...]:
     """Return all other tables of the errors of a generation of this name."""
-    train = evaluation.train.stress_gpa
-    test = evaluation.test.stress_gpa if evaluation.test else None
-    stress = _statistics("Stress errors per component", STRESS, 3, train, test)
     tables = (
         _parent_table(evaluation, name),
-        stress if train or test else None,
         config_type_table(evaluation),
         _element_table(evaluation),
         _grade_table(evaluation),
@@ -115,9 +113,11 @@ def config_type_table(evaluation: Evaluation) -> Table | None:
     names = sorted({*train, *test})
     if len(names) <= 1:
         return None
+    stressed = any(found.stress_gpa for found in (*train.values(), *test.values()))
     rows = []
     for name in names:
         both = (train.get(name), test.get(name))
+        stresses = [found.stress_gpa if found else None for found in both] if stressed else []
         rows.append(
             (
                 name or "(none)",
@@ -125,6 +125,7 @@ def config_type_table(evaluation: Evaluation) -> Table | None:
                 *(fixed(found.energy_mev_per_atom.rmse if found else None, 2) for found in both),
                 *(fixed(found.force_mev_per_angstrom.rmse if found else None) for found in both),
                 fixed(both[1].force_mev_per_angstrom.max if both[1] else None),
+                *(fixed(stress.rmse if stress else None, 3) for stress in stresses),
             )
         )
     columns = (
@@ -133,6 +134,7 @@ def config_type_table(evaluation: Evaluation) -> Table | None:
         *(Column(f"E {side}", ENERGY) for side in _SIDES),
         *(Column(f"F {side}", FORCE) for side in _SIDES),
         Column("largest F test", FORCE),
+        *(Column(f"stress {side}", STRESS) for side in (_SIDES if stressed else ())),
     )
     note = "RMSE; train and test: numbers of structures."
     return Table("By config type", columns, tuple(rows), note)
@@ -184,7 +186,7 @@ def _grade_table(evaluation: Evaluation) -> Table | None:
 
 
 def agreement_table(evaluation: Evaluation) -> Table | None:
-    """Return the errors measured here and those that pacemaker reported."""
+    """Return the errors measured here and those that the trainer reported."""
     if not evaluation.agreement:
         return None
     note = "RMSE of the published potential, and of the model in the trainer."
@@ -194,10 +196,11 @@ def agreement_table(evaluation: Evaluation) -> Table | None:
             f"by no more than {significant(found.max_energy_difference_mev_per_atom)} {ENERGY} and "
             f"{significant(found.max_force_difference_mev_per_angstrom)} {FORCE}."
         )
+    stressed = any(agreement.stress_gpa is not None for agreement in evaluation.agreement)
     columns = (
         Column(f"{quantity} {source}", unit)
-        for quantity, unit in (("E", ENERGY), ("F", FORCE))
-        for source in ("here", "by pacemaker")
+        for quantity, unit in (("E", ENERGY), ("F", FORCE), ("stress", STRESS))[: 2 + stressed]
+        for source in ("here", "by the trainer")
     )
     rows = (
         (
@@ -206,12 +209,17 @@ def agreement_table(evaluation: Evaluation) -> Table | None:
             fixed(agreement.energy_by_pacemaker_mev_per_atom, 3),
             fixed(agreement.force_mev_per_angstrom, 3),
             fixed(agreement.force_by_pacemaker_mev_per_angstrom, 3),
+            *(
+                fixed(value, 4)
+                for value in (agreement.stress_gpa, agreement.stress_by_trainer_gpa)
+                if stressed
+            ),
             f"{100 * agreement.relative_tolerance:g}{NARROW_SPACE}%",
         )
         for agreement in evaluation.agreement
     )
     all_columns = (_text("set"), *columns, Column("tolerance"))
-    return Table("Agreement with pacemaker", all_columns, tuple(rows), note)
+    return Table("Agreement with the trainer", all_columns, tuple(rows), note)
 
 
 def _parent_table(evaluation: Evaluation, name: str) -> Table | None:
@@ -220,15 +228,18 @@ def _parent_table(evaluation: Evaluation, name: str) -> Table | None:
         return None
     parent = generation_name(comparison.generation)
 
-    def row(quantity: str, pair: ErrorPair, digits: int) -> tuple[str, ...]:
-        return (quantity, fixed(pair.old, digits), fixed(pair.new, digits), percent(pair.change))
-
+    pairs: tuple[tuple[str, ErrorPair | None, int], ...] = (
+        (f"energy ({ENERGY})", comparison.energy_mev_per_atom, 2),
+        (f"force component ({FORCE})", comparison.force_mev_per_angstrom, 1),
+        (f"stress component ({STRESS})", comparison.stress_gpa, 3),
+    )
     return Table(
         f"{name} and {parent} on the same {count(comparison.structures, 'structure')}",
         (_text("RMSE"), Column(parent), Column(name), Column("change")),
-        (
-            row(f"energy ({ENERGY})", comparison.energy_mev_per_atom, 2),
-            row(f"force component ({FORCE})", comparison.force_mev_per_angstrom, 1),
+        tuple(
+            (quantity, fixed(pair.old, digits), fixed(pair.new, digits), percent(pair.change))
+            for quantity, pair, digits in pairs
+            if pair is not None
         ),
         "Structures that are in neither training set, evaluated with both potentials.",
     )

@@ -47,14 +47,20 @@ def kappa(energy_weight: float, force_weight: float) -> float:
     return force_weight / (energy_weight + force_weight)
 
 
-def shares(energy: float, forces: float, regularisers: Mapping[str, float]) -> LossShares | None:
-    """Return the terms of a loss as fractions of it; None for a loss of zero."""
-    total = energy + forces + sum(regularisers.values())
+def shares(
+    energy: float, forces: float, regularisers: Mapping[str, float], stress: float | None = None
+) -> LossShares | None:
+    """Return the terms of a loss as fractions of it; None for a loss of zero.
+
+    `stress` is None if it is not fitted.
+    """
+    total = energy + forces + (stress or 0.0) + sum(regularisers.values())
     if not total > 0:
         return None
     return LossShares(
         energy=energy / total,
         forces=forces / total,
+        stress=None if stress is None else stress / total,
         regularisers={name: term / total for name, term in regularisers.items() if term},
     )
 
@@ -62,7 +68,8 @@ def shares(energy: float, forces: float, regularisers: Mapping[str, float]) -> L
 def describe_shares(found: LossShares) -> str:
     """Return the shares in one line, the largest regulariser first."""
     regularisers = sorted(found.regularisers.items(), key=lambda item: -item[1])
-    terms = [("energy", found.energy), ("forces", found.forces), *regularisers]
+    stress = [] if found.stress is None else [("stress", found.stress)]
+    terms = [("energy", found.energy), ("forces", found.forces), *stress, *regularisers]
     return ", ".join(f"{name} {_percent(share)}" for name, share in terms)
 
 
@@ -103,7 +110,7 @@ def _nothing_to_gain(errors: Errors | None) -> bool:
 def _energy_remedy(found: LossShares, training: TrainingConfig, kappa: float) -> str:
     # For constant errors, the shares of energies and forces go as (1-κ) and κ.
     wanted = _BALANCED_ENERGY / (1 - _BALANCED_ENERGY)
-    ratio = (1 - kappa) / kappa * wanted * found.forces / found.energy
+    ratio = (1 - kappa) / kappa * wanted * (found.forces + (found.stress or 0.0)) / found.energy
     aim = f"{_percent(_BALANCED_ENERGY)} with these errors, regularisation apart"
     if "kappa" in training.override("loss", default={}):
         return f"lower fit.loss.kappa in training.overrides to {1 / (1 + ratio):.2g} ({aim})"

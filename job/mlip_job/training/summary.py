@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mlip_job.models import Errors, Frozen, FullErrors
+from mlip_job.models import Errors, Frozen, FullErrors, is_unknown
 
 
 def milli(value: float | None) -> float | None:
@@ -19,10 +19,12 @@ class LossShares(Frozen):
     """The terms of a loss as fractions of it.
 
     Regularisers are named by their coefficient (``l2_coeffs``, ``w0_rad``, …); none is zero.
+    The share of the stress is None if it is not fitted.
     """
 
     energy: float
     forces: float
+    stress: float | None = Field(None, exclude_if=is_unknown)
     regularisers: dict[str, float] = Field(default_factory=dict)
 
     @property

@@ -10,9 +10,11 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
+from ase.units import GPa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mlip_job.models import FullErrors
+from mlip_job.training.loss import shares
 from mlip_job.training.process import AppendedLines
 from mlip_job.training.summary import CurvePoint, milli
 
@@ -20,9 +22,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from mlip_job.training.summary import LossShares
+
 
 class GraceRow(BaseModel):
-    """One iteration, measured on one set; ``stress`` is None if it is not fitted."""
+    """One iteration, measured on one set; ``stress`` is None if it is not fitted.
+
+    A structure without a stress counts in its errors as one with a stress of 0, but not in the
+    loss.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -34,6 +42,7 @@ class GraceRow(BaseModel):
     mae_force: float | None = Field(None, alias="mae/f_comp")
     rmse_stress: float | None = Field(None, alias="rmse/stress")
     mae_stress: float | None = Field(None, alias="mae/stress")
+    terms: dict[str, float] = Field(default_factory=dict)
 
     @property
     def point(self) -> CurvePoint:
@@ -45,6 +54,7 @@ class GraceRow(BaseModel):
             loss=_finite(self.loss),
             rmse_energy_mev_per_atom=milli(self.rmse_energy),
             rmse_force_mev_per_angstrom=milli(self.rmse_force),
+            rmse_stress_gpa=_gpa(self.rmse_stress),
         )
 
     @property
@@ -56,7 +66,18 @@ class GraceRow(BaseModel):
             mae_energy_mev_per_atom=milli(self.mae_energy),
             rmse_force_mev_per_angstrom=milli(self.rmse_force),
             mae_force_mev_per_angstrom=milli(self.mae_force),
+            rmse_stress_gpa=_gpa(self.rmse_stress),
+            mae_stress_gpa=_gpa(self.mae_stress),
         )
+
+    @property
+    def loss_shares(self) -> LossShares | None:
+        """The terms of the loss as fractions of it; None if they are unknown."""
+        terms = self.terms
+        if not all(map(math.isfinite, terms.values())):
+            return None
+        energy, forces = terms.get("energy", 0.0), terms.get("forces", 0.0)
+        return shares(energy, forces, {}, terms.get("stress"))
 
 
 class MetricsFollower:
@@ -108,10 +129,19 @@ def best_row(
 def _row_of(line: str, side: str) -> GraceRow | None:
     try:
         values: dict[str, Any] = json.loads(line.removeprefix("- "))
-        return GraceRow(**values, loss=values[f"total_loss/{side}"])
+        terms = {
+            name: values[key]
+            for name in ("energy", "forces", "stress")
+            if (key := f"loss_component/{name}/{side}") in values
+        }
+        return GraceRow(**values, loss=values[f"total_loss/{side}"], terms=terms)
     except (ValueError, KeyError, TypeError, AttributeError, ValidationError):
         return None
 
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def _gpa(value: float | None) -> float | None:
+    return value / GPa if value is not None and math.isfinite(value) else None

@@ -387,6 +387,7 @@ class GraceWrapper:
             exit_code=0,
             train=best.errors if best is not None else None,
             test=test.errors if test is not None else None,
+            loss_shares=best.loss_shares if best is not None else None,
             second_set="validation" if self._given.validation else "test",
             best=chosen,
             iterations=iterations,
