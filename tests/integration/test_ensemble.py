@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from typing import TYPE_CHECKING
 
+import ase.io
+import numpy as np
 import pytest
 import yaml
+from pyace import PyACECalculator
 
 from mlip_job.errors import ConflictError
 from mlip_job.generation import Member, run_generation
@@ -135,6 +139,62 @@ def test_spread_of_the_predictions(complete: Family) -> None:
     assert spread.mean_energy_mev_per_atom == pytest.approx(mean)
     assert spread.max_energy_mev_per_atom == pytest.approx(1000 * max(distances))
     assert 0 < spread.mean_force_mev_per_angstrom <= spread.max_force_mev_per_angstrom
+
+
+def test_candidates_are_selected_by_the_spread_of_the_members(
+    complete: Family,
+    cli: Callable[..., Ended],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each member's published potential is loaded; the largest spreads are written."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    structures = rattled(8, seed=11)
+    structures[3].set_cell(0.93 * structures[3].cell, scale_atoms=True)
+    for atoms in structures:
+        atoms.calc = None
+    ase.io.write(tmp_path / "c.xyz", structures)
+    options = ("-c", complete.config_path, "select", tmp_path / "c.xyz", "-g", 1)
+    committee = (*options, "--by", "committee", "--max-spread", "inf")
+    output = tmp_path / "chosen.xyz"
+    ended = cli(*committee, "--min-spread", 0, "-n", 2, "-o", output, "--json")
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out)["candidates"]
+    spreads = [candidate["force_spread_mev_per_angstrom"] for candidate in found]
+    assert spreads == sorted(spreads, reverse=True)
+    assert [candidate["chosen"] for candidate in found] == [True, True, *6 * [False]]
+
+    store, artefacts = complete.root / "store", complete.registry.get(1).artefacts
+    files = (store / artefacts[f"members/member_0{n}/potential.yace"].key for n in (1, 2))
+    calculators = [
+        PyACECalculator(str(shutil.copy(f, tmp_path / f"{n}.yace"))) for n, f in enumerate(files)
+    ]
+    for candidate in found:
+        forces, energies = [], []
+        for calculator in calculators:
+            atoms = structures[candidate["id"]]
+            atoms.calc = calculator
+            forces.append(atoms.get_forces())
+            energies.append(atoms.get_potential_energy() / len(atoms))
+        # The standard deviation of two values is half of their distance.
+        distance = np.linalg.norm(forces[0] - forces[1], axis=1).max()
+        assert candidate["force_spread_mev_per_angstrom"] == pytest.approx(500 * distance)
+        energy = 500 * abs(energies[0] - energies[1])
+        assert candidate["energy_spread_mev_per_atom"] == pytest.approx(energy)
+    written = ase.io.read(output, ":")
+    assert [atoms.info["candidate"] for atoms in written] == [c["id"] for c in found[:2]]
+    for atoms, spread in zip(written, spreads, strict=False):
+        assert atoms.info["force_spread_mev_per_angstrom"] == pytest.approx(spread, abs=1e-6)
+
+    ended = cli(*committee, "--min-spread", 1e6)
+    assert "0 of 8 candidates have a spread above 1e+06 meV/Å; nothing is written" in ended.err
+    assert "F spread" in ended.out
+    for arguments, text in (
+        (("--by", "committee", "--min-grade", 2), "--min-grade has no effect with --by committee"),
+        (("--max-spread", 2), "--max-spread has no effect with --by grade"),
+    ):
+        ended = cli(*options, *arguments)
+        assert (ended.code, text in ended.err) == (64, True), ended.err
 
 
 def test_an_ensemble_is_verified_listed_and_pulled(

@@ -301,7 +301,7 @@ def test_candidates_without_grade_are_listed(select: Select, tmp_path: Path) -> 
     ase.io.write(tmp_path / "ni.xyz", [bulk("Ni", cubic=True)] * 3)
     ended = select(tmp_path / "ni.xyz", "-o", "other.xyz")
     assert ended.code == 65
-    assert "no candidate can be graded: 3 × element that the potential lacks: Ni" in ended.err
+    assert "no candidate can be ranked: 3 × element that the potential lacks: Ni" in ended.err
 
 
 def test_slabs_are_graded_without_vacuum(select: Select, tmp_path: Path, family: Family) -> None:
@@ -354,7 +354,7 @@ def test_other_formats_are_read(select: Select, tmp_path: Path) -> None:
 
 
 def test_wrong_usage_is_rejected_before_reading(
-    select: Select, tmp_path: Path, family: Family
+    select: Select, tmp_path: Path, family: Family, cli: Callable[..., Ended]
 ) -> None:
     """With the correct usage."""
     ase.io.write(tmp_path / "c.xyz", rattled(1))
@@ -379,6 +379,14 @@ def test_wrong_usage_is_rejected_before_reading(
     path.write_text(path.read_text().replace('"potential.asi"', '"other.asi"'))
     ended = select(tmp_path / "c.xyz")
     assert (ended.code, "without an active set" in ended.err) == (64, True)
+    ended = select(tmp_path / "c.xyz", "--max-grade", "inf", "--by", "committee")
+    assert (ended.code, "has no effect" in ended.err) == (64, True)
+    ended = cli(
+        "select", "-c", family.config_path, tmp_path / "c.xyz", "-g", 1, "--by", "committee"
+    )
+    assert ended.code == 64
+    assert "gen_01 of cu is no ensemble: a committee needs" in ended.err
+    assert "mlip-job submit -g N --ensemble 4" in ended.err
     ended = select(tmp_path / "c.xyz", "-g", 9)
     assert (ended.code, "gen_09 of cu is not published" in ended.err) == (64, True)
 

@@ -23,13 +23,16 @@ from mlip_job.report.texts import fixed
 if TYPE_CHECKING:
     from mlip_job.cli.options import Settings
     from mlip_job.config import JobConfig
-    from mlip_job.selection import CandidateSource, Selection
+    from mlip_job.selection import By, CandidateSource, Selection
 
 _DEFAULT_SELECT = "status=candidate"
 _SHOWN_OTHERS = 5
-_BROKEN = 25.0
-"""Grade above which a structure is rarely one that a simulation should have reached; runs of LAMMPS
-with ``pair_style pace/extrapolation`` are usually stopped there."""
+_MIN_GRADE, _BROKEN = 1.0, 25.0
+"""Above 25 a structure is rarely one that a simulation should have reached; runs of LAMMPS with
+``pair_style pace/extrapolation`` are usually stopped there."""
+_MIN_SPREAD, _BROKEN_SPREAD = 50.0, 1000.0
+"""meV/Å; the lower one is DP-GEN's usual ``model_devi_f_trust_lo`` (Y. Zhang et al., Comput. Phys.
+Commun. 253, 107206 (2020))."""
 
 
 @click.command("select")
@@ -46,10 +49,16 @@ with ``pair_style pace/extrapolation`` are usually stopped there."""
 )
 @click.option("-n", "--count", type=click.IntRange(min=1), help="Choose at most so many.")
 @click.option(
+    "--by",
+    type=click.Choice(("grade", "committee")),
+    default="grade",
+    show_default=True,
+    help="Rank by extrapolation grade, or by how far the members of an ensemble differ.",
+)
+@click.option(
     "--min-grade",
     type=float,
-    default=1.0,
-    show_default=True,
+    show_default=f"{_MIN_GRADE:g}",
     help="Only candidates with a higher extrapolation grade.",
 )
 @click.option(
@@ -58,6 +67,18 @@ with ``pair_style pace/extrapolation`` are usually stopped there."""
     show_default=f"{_BROKEN:g}, if --min-grade is lower",
     help="Leave out candidates with a higher grade, most of which are broken structures; inf "
     "takes all.",
+)
+@click.option(
+    "--min-spread",
+    type=click.FloatRange(min=0),
+    show_default=f"{_MIN_SPREAD:g}",
+    help="By committee: only candidates with a larger spread of the forces, meV/Å.",
+)
+@click.option(
+    "--max-spread",
+    type=click.FloatRange(min=0),
+    show_default=f"{_BROKEN_SPREAD:g}, if --min-spread is lower",
+    help="By committee: leave out candidates with a larger spread, meV/Å; inf takes all.",
 )
 @output_option("Extended XYZ of the chosen ones. [default: selected_gen_NN.xyz]")
 @click.option(
@@ -75,34 +96,42 @@ def select_command(
     generation: int | str,
     expression: str | None,
     count: int | None,
-    min_grade: float,
+    by: By,
+    min_grade: float | None,
     max_grade: float | None,
+    min_spread: float | None,
+    max_spread: float | None,
     output: Path | None,
     marks: tuple[str, ...],
 ) -> None:
     """Choose candidates for the next generation.
 
-    Grades the structures of FILE (anything that ASE reads), or rows of the database, by how far
-    the generation's potential has to extrapolate for them, and chooses those that add most to its
-    active set. They need no labels.
+    Ranks the structures of FILE (anything that ASE reads), or rows of the database. By grade: how
+    far the generation's potential has to extrapolate for them; those that add most to its active
+    set are chosen. By committee: how far the forces of an ensemble's members differ; the largest
+    are chosen. They need no labels.
     """
     from mlip_job.dataset.database import mark_rows, parse_marks
     from mlip_job.potentials import cache_directory, require_pyace
 
     require_pyace()
     from mlip_job.selection import (
-        CandidateSelector,
         Criteria,
         DatabaseCandidates,
-        open_grader,
+        open_selector,
         require_free,
         writing,
     )
 
-    if max_grade is None:
-        max_grade = _BROKEN if min_grade < _BROKEN else math.inf
-    if max_grade <= min_grade:
-        raise ConfigError(f"--max-grade {max_grade:g} is not above --min-grade {min_grade:g}")
+    if by == "committee":
+        _require_unset(by, min_grade=min_grade, max_grade=max_grade)
+        low, high = _limits("spread", min_spread, max_spread, _MIN_SPREAD, _BROKEN_SPREAD)
+        limits = {"min_spread_mev_per_angstrom": low, "max_spread_mev_per_angstrom": high}
+        criteria = Criteria(by=by, count=count, min_grade=None, **limits)
+    else:
+        _require_unset(by, min_spread=min_spread, max_spread=max_spread)
+        low, high = _limits("grade", min_grade, max_grade, _MIN_GRADE, _BROKEN)
+        criteria = Criteria(count=count, min_grade=low, max_grade=high)
     pairs = parse_marks(marks)
     config = settings.config()
     registry = settings.registry(config)
@@ -112,15 +141,8 @@ def select_command(
         raise ConfigError("--mark is for rows of the database, not for a FILE")
     path = output or Path(f"selected_{generation_name(manifest.generation)}.xyz")
     require_free(path)
-    selector = CandidateSelector(
-        open_grader(registry, manifest, cache_directory()),
-        Criteria(
-            count=count,
-            min_grade=min_grade,
-            max_grade=max_grade if math.isfinite(max_grade) else None,
-        ),
-        Reporter(settings).message,
-    )
+    report = Reporter(settings).message
+    selector = open_selector(registry, manifest, cache_directory(), criteria, report)
     selection, rows = selector.run(source, registry.family, manifest.generation)
     with ExitStack() as finished:
         if rows:
@@ -132,7 +154,26 @@ def select_command(
         "marked": pairs if rows else {},
     }
     emit(settings, document, lambda: _show(selection, source.id_name))
-    Reporter(settings).message(_outcome(selection, path, marks))
+    report(_outcome(selection, path, marks))
+
+
+def _limits(
+    name: str, low: float | None, high: float | None, lowest: float, highest: float
+) -> tuple[float, float | None]:
+    """Return the limits with their defaults; the upper one is None if there is none."""
+    low = lowest if low is None else low
+    if high is None:
+        high = highest if low < highest else math.inf
+    if high <= low:
+        raise ConfigError(f"--max-{name} {high:g} is not above --min-{name} {low:g}")
+    return low, high if math.isfinite(high) else None
+
+
+def _require_unset(by: By, **limits: float | None) -> None:
+    for name, value in limits.items():
+        if value is not None:
+            option = name.replace("_", "-")
+            raise ConfigError(f"--{option} has no effect with --by {by}: remove it")
 
 
 def _source(
@@ -151,6 +192,8 @@ def _source(
 
 def _show(selection: Selection, id_name: str) -> None:
     """Show the chosen ones and the first few of the others."""
+    by_grade = selection.criteria.by == "grade"
+    headings = ("grade", "new environments") if by_grade else ("F spread", "E spread")
     others = [c for c in selection.candidates if not c.chosen]
     shown = {c.id for c in (*selection.chosen, *others[:_SHOWN_OTHERS])}
     rows = [
@@ -159,32 +202,43 @@ def _show(selection: Selection, id_name: str) -> None:
             str(c.id),
             c.formula,
             str(c.atoms),
-            fixed(c.extrapolation_grade, 2),
-            str(c.new_environments),
+            *(
+                (fixed(c.extrapolation_grade, 2), str(c.new_environments))
+                if by_grade
+                else (
+                    fixed(c.force_spread_mev_per_angstrom, 1),
+                    fixed(c.energy_spread_mev_per_atom, 2),
+                )
+            ),
             "*" if c.chosen else "",
         ]
         for rank, c in enumerate(selection.candidates, start=1)
         if c.id in shown
     ]
-    columns = ("rank", id_name, "formula", "atoms", "grade", "new environments", "chosen")
-    print_table(columns, rows)
+    print_table(("rank", id_name, "formula", "atoms", *headings, "chosen"), rows)
+    if not by_grade:
+        click.echo("F spread in meV/Å, the largest of the atoms; E spread in meV/atom")
     if hidden := len(selection.candidates) - len(rows):
         click.echo(f"and {hidden} more; --json has them all")
 
 
 def _outcome(selection: Selection, path: Path, marks: tuple[str, ...]) -> str:
     lines = [f"skipped {len(ids)}: {reason}" for reason, ids in selection.skipped.items()]
+    by_grade = selection.criteria.by == "grade"
+    (low, high), name = selection.criteria.limits, "grade" if by_grade else "spread"
+    unit = "" if by_grade else " meV/Å"
     if above := selection.above:
         lines.append(
-            f"left out {above} with a grade above {selection.criteria.max_grade:g}: look at some "
-            "of them, most are broken structures; --max-grade inf takes all"
+            f"left out {above} with a {name} above {high:g}{unit}: look at some of them, most are "
+            f"broken structures; --max-{name} inf takes all"
         )
-    graded, chosen = len(selection.candidates), len(selection.chosen)
-    admitted = f"{selection.admitted} of {graded} candidates have a grade above "
-    admitted += f"{selection.criteria.min_grade:g}"
-    if selection.criteria.max_grade is not None:
-        admitted += f" and up to {selection.criteria.max_grade:g}"
+    ranked, chosen = len(selection.candidates), len(selection.chosen)
+    admitted = f"{selection.admitted} of {ranked} candidates have a {name} above {low:g}"
+    if math.isfinite(high):
+        admitted += f" and up to {high:g}"
+    admitted += unit
     if not chosen:
-        return "\n".join([*lines, f"{admitted}; none adds to the active set, nothing is written"])
+        why = "none adds to the active set, " if by_grade else ""
+        return "\n".join([*lines, f"{admitted}; {why}nothing is written"])
     marked = f", marked {', '.join(marks)}" if marks else ""
     return "\n".join([*lines, f"{admitted}; {chosen} chosen: {path}{marked}"])

@@ -116,7 +116,7 @@ def _load(path: Path, active_set: Path | None) -> Any:
     try:
         if is_grace(path):
             calculator = pyace.asecalc.PyGRACEFSCalculator(str(path))
-            _allocate(calculator)
+            calculator.calculate(trimer(calculator.basis))
         else:
             calculator = pyace.PyACECalculator(str(path))
         # Projections are needed for grades only and double the cost.
@@ -133,14 +133,14 @@ def _load(path: Path, active_set: Path | None) -> Any:
     return calculator
 
 
-def _allocate(calculator: Any) -> None:
-    """Evaluate a trimer of a GRACE/FS potential.
+def trimer(basis: Any) -> Atoms:
+    """Return the structure that an evaluator of GRACE/FS has to get first.
 
-    The evaluator of python-ace 0.4.0rc1 allocates its arrays at the first atom with two neighbours,
-    and crashes if it gets a dimer before.
+    Those of python-ace 0.4.0rc1 allocate their arrays at the first atom with two neighbours, and
+    crash if they get a dimer before.
     """
-    element, side = str(calculator.basis.elements_name[0]), 0.5 * float(calculator.cutoff)
-    calculator.calculate(Atoms(3 * [element], [[0, 0, 0], [side, 0, 0], [0, side, 0]]))
+    element, side = str(basis.elements_name[0]), 0.5 * float(basis.cutoffmax)
+    return Atoms(3 * [element], [[0, 0, 0], [side, 0, 0], [0, side, 0]])
 
 
 def import_pyace() -> Any:
