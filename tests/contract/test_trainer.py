@@ -13,9 +13,9 @@ import yaml
 
 from mlip_job.config import TrainingConfig
 from mlip_job.errors import IntegrityError, InterruptedRunError, TrainingError
-from mlip_job.training.grace import process as grace
+from mlip_job.training import programs
+from mlip_job.training.grace import GraceFiles
 from mlip_job.training.grace.process import GraceWrapper
-from mlip_job.training.pacemaker import process as pacemaker
 from mlip_job.training.pacemaker.process import PacemakerWrapper
 from mlip_job.training.trainer import FitData, FitPosition, Monitor
 
@@ -29,6 +29,7 @@ DATA = Path(__file__).parents[1] / "data"
 TRAINING = TrainingConfig(
     functions_per_element=15, max_iter=8, linear_start=False, validation_fraction=0, seed=42
 )
+GRACE = TrainingConfig(trainer="grace-fs", functions_per_element=20, max_iter=8, seed=42)
 FIT = FitData(("Cu",), {"Cu": -3.7}, 9, 36, ("dataset/train.gz",))
 MIDDLE = FitPosition(ladder_step=0, iteration=3, step_done=False, last_step=True)
 
@@ -57,14 +58,17 @@ def _finish_grace(directory: Path) -> None:
     shutil.copy(DATA / "grace" / "train.log", directory)
     for name in ("FS_model.yaml", "train_metrics.yaml", "test_metrics.yaml"):
         shutil.copy(DATA / "grace" / name, output)
-    (output / "training_set.pkl.gz").touch()
+    (output / "checkpoints").mkdir()
+    checkpoint = [f"checkpoints/{name}" for name in GraceFiles.CHECKPOINT]
+    for name in ("training_set.pkl.gz", "model.yaml", *checkpoint):
+        (output / name).touch()
 
 
 KINDS = {
     "pacemaker": Kind(
         lambda path: PacemakerWrapper(TRAINING, path), _finish_pacemaker, "potential"
     ),
-    "grace": Kind(lambda path: GraceWrapper(TRAINING, path), _finish_grace, "checkpoints/"),
+    "grace": Kind(lambda path: GraceWrapper(GRACE, path), _finish_grace, "checkpoints/"),
 }
 
 
@@ -90,8 +94,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
 
-    for module in (pacemaker, grace):
-        monkeypatch.setattr(module, "find_program", lambda _: path)
+    monkeypatch.setattr(programs, "find_program", lambda _: path)
     return write
 
 

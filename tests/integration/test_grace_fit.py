@@ -1,30 +1,26 @@
-"""Gracemaker fits the exported frames with our units and weights, and resumes; run for real."""
+"""Generations by gracemaker: stopped, resumed, published, loaded and the start of another one."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+import os
+import signal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import yaml
 
-from mlip_job.config import TrainingConfig
-from mlip_job.errors import InterruptedRunError
-from mlip_job.evaluation.potential import Potential
-from mlip_job.training.grace.input import write_frame
+from mlip_job import load_potential
+from mlip_job.errors import ConfigError, DataError, InterruptedRunError
 from mlip_job.training.grace.metrics import read_curve
-from mlip_job.training.grace.process import GraceWrapper
-from mlip_job.training.trainer import FitData, Monitor
-from tests.support import rattled
+from tests.generations import QUICK, Silent, Trained, make_config, train
+from tests.support import labelled, rattled, write_database
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ase import Atoms
-
-    from mlip_job.errors import MlipJobError
-    from mlip_job.training.trainer import Progress, Snapshot, Trainer
+    from mlip_job.training.trainer import Progress
 
 pytestmark = pytest.mark.pacemaker
 
@@ -39,149 +35,115 @@ TINY = {
     "max_sum_l": [None, None],
     "lmax_hist": [None, None],
 }
-REFERENCE = {"Cu": -0.2}
-STRESS_WEIGHT = 1000.0
-TRAINING = TrainingConfig(
-    cutoff=4.5,
-    energy_weight=100,
-    force_weight=10,
-    seed=7,
-    max_iter=16,
-    overrides={"potential": {"kwargs": TINY}},
-)
-DATA = FitData(
-    elements=("Cu",),
-    reference_energies=REFERENCE,
-    structures=10,
-    atoms=40,
-    train=("train.pckl.gzip",),
-    second=("validation.pckl.gzip",),
-    validation=frozenset({9, 10}),
-)
+TRAINING: dict[str, Any] = {
+    "trainer": "grace-fs",
+    "cutoff": 4.5,
+    "functions_per_element": 20,
+    "energy_weight": 100,
+    "force_weight": 10,
+    "stress_weight": 1000,
+    "seed": 7,
+    "max_iter": 16,
+    "overrides": {"potential": {"kwargs": TINY}},
+}
 
 
-@dataclass(frozen=True)
-class _Structure:
-    row_id: int
-    atoms: Atoms
-    energy: float
-    forces: Any
-    stress: Any
+class _Interrupter(Silent):
+    """Sends SIGTERM to this process after the first checkpoint of gracemaker."""
+
+    def progress(self, progress: Progress) -> None:
+        super().progress(progress)
+        if progress.point is not None and progress.point.iteration >= 12:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _structures() -> list[_Structure]:
-    """Return labelled structures; one has no stress, so only its energy and forces count."""
-    structures = []
-    for number, atoms in enumerate(rattled(10, seed=2), start=1):
-        energy, forces = atoms.get_potential_energy(), atoms.get_forces()
-        stress = None if number == 8 else atoms.get_stress()
-        atoms.calc = None
-        structures.append(_Structure(number, atoms, energy, forces, stress))
-    return structures
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, Path]:
+    """Return a generation whose fit was interrupted and resumed, and its directory."""
+    directory = tmp_path_factory.mktemp("grace")
+    write_database(directory / "structures.db", rattled(26, seed=2))
+    config = make_config(directory, TRAINING, evaluation=QUICK | {"active_set": "linear"})
+    with pytest.raises(InterruptedRunError, match="checkpoint of iteration 10"):
+        train(config, observer=_Interrupter())
+    return train(config), directory
 
 
-def _begin(directory: Path) -> GraceWrapper:
-    directory.mkdir()
-    structures = _structures()
-    train, second = (directory / name for name in (*DATA.train, *DATA.second))
-    assert write_frame(structures[:8], REFERENCE, train, stress=True) == 7
-    assert write_frame(structures[8:], REFERENCE, second, stress=True) == 2
-    return GraceWrapper(TRAINING, directory, stress_weight=STRESS_WEIGHT)
+def test_an_interrupted_fit_is_resumed(run: tuple[Trained, Path]) -> None:
+    """It has one curve, and its published potential has the errors that gracemaker reports."""
+    report, fit = run[0].report, run[0].report.fit
+    observer = run[0].observer
+    assert {one.second_set for one in observer.reported} == {"validation"}
+    assert {"starting", "building_graph", "fitting"} <= {one.phase for one in observer.reported}
+    assert [point.iteration for point in fit.train_curve] == list(range(1, 17))
+    assert [attempt.iterations for attempt in report.attempts] == [10, 6]
+    assert fit.versions.keys() == {"tensorpotential", "tensorflow"}
+    assert report.evaluation is not None
+    assert [one.side for one in report.evaluation.agreement] == ["train", "validation"]
+    assert run[0].manifest.trainer == "grace-fs"
+    published = {"potential.yaml", "potential.asi", "model.yaml", "checkpoint.index"}
+    assert published <= set(run[0].manifest.artefacts)
 
 
-class _Watch:
-    """Stops the fit after its first checkpoint, if requested."""
+def test_the_loss_is_ours(run: tuple[Trained, Path]) -> None:
+    """Of energies, forces and stresses, by the potential that is loaded from the store."""
+    trained, directory = run
+    loss = yaml.safe_load(trained.read("input.yaml"))["fit"]["loss"]
+    weights = {name: term["weight"] for name, term in loss.items()}
+    assert weights == {"energy": 100, "forces": 30, "stress": 1000}
+    metrics = directory / "train_metrics.yaml"
+    metrics.write_bytes(trained.read("metrics/train_metrics.yaml"))
+    rows, _ = read_curve(metrics, "train")
+    best = trained.report.fit.best
+    row = rows[(best.iteration if best is not None else 16) - 1]
 
-    def __init__(self, trainer: Trainer, checkpoint: Path | None = None) -> None:
-        self.taken: Snapshot | None = None
-        self.points: list[int] = []
-        self.phases: set[str] = set()
-        self._trainer = trainer
-        self._checkpoint = checkpoint
-
-    def monitor(self) -> Monitor:
-        return Monitor(self._see, lambda _: None, self._stop, stall_timeout=1800)
-
-    def _see(self, progress: Progress) -> None:
-        assert progress.second_set == "validation"
-        self.phases.add(progress.phase)
-        if progress.point is not None:
-            self.points.append(progress.point.iteration)
-        if self._checkpoint is not None and self.taken is None:
-            self.taken = self._trainer.snapshot(self._checkpoint)
-
-    def _stop(self) -> MlipJobError | None:
-        return InterruptedRunError("stopped") if self.taken is not None else None
-
-
-def _errors(structures: list[_Structure], calculator: Any) -> tuple[float, float, float]:
-    """Return the RMSE of energies per atom, force components and stress components."""
+    calculator = load_potential(
+        directory / "store", family="cu", generation=1, cache=directory, extrapolation=True
+    )
+    frame = next((directory / "work").rglob("fit.pckl.gzip"))
+    fitted = set(pd.read_pickle(frame, compression="gzip")["name"])  # noqa: S301 - ours
     energy, force, stress = [], [], []
-    for each in structures:
-        atoms = each.atoms.copy()
-        atoms.calc = calculator
-        expected = each.energy - REFERENCE["Cu"] * len(atoms)
-        energy.append((atoms.get_potential_energy() - expected) / len(atoms))
-        force.append((atoms.get_forces() - each.forces).ravel())
-        if each.stress is not None:
-            stress.append(atoms.get_stress() - each.stress)
-    found = (math.sqrt(np.mean(np.square(errors))) for errors in (energy, force, stress))
-    return next(found), next(found), next(found)
+    for number, atoms in enumerate(rattled(26, seed=2), start=1):
+        if f"row-{number}" not in fitted:
+            continue
+        copy = atoms.copy()
+        copy.calc = calculator
+        energy.append((copy.get_potential_energy() - atoms.get_potential_energy()) / len(atoms))
+        force.append((copy.get_forces() - atoms.get_forces()).ravel())
+        stress.append(copy.get_stress() - atoms.get_stress())
+    means = [float(np.mean(np.square(errors))) for errors in (energy, force, stress)]
+    assert row.rmse_energy == pytest.approx(means[0] ** 0.5, rel=1e-3)
+    assert row.rmse_force == pytest.approx(means[1] ** 0.5, rel=1e-3)
+    assert row.rmse_stress == pytest.approx(means[2] ** 0.5, rel=1e-3)
+    assert row.loss == pytest.approx(100 * means[0] + 30 * means[1] + 1000 * means[2], rel=1e-3)
 
-
-def test_a_fit_is_stopped_resumed_elsewhere_and_has_the_errors_of_its_metrics(
-    tmp_path: Path,
-) -> None:
-    """The loss is ours; the C++ calculator of the exported potential reproduces the errors."""
-    first = _begin(tmp_path / "first")
-    first.begin(DATA, None)
-    (tmp_path / "checkpoint").mkdir()
-    watch = _Watch(first, tmp_path / "checkpoint")
-    with pytest.raises(InterruptedRunError):
-        first.fit(watch.monitor())
-    assert watch.taken is not None
-    assert watch.taken.position.iteration == 10
-    assert {"starting", "building_graph", "fitting"} <= watch.phases
-
-    # The registry stores the files by name; another machine gets them in one folder.
-    staging = tmp_path / "staging"
-    for name, path in watch.taken.files.items():
-        (staging / name).parent.mkdir(parents=True, exist_ok=True)
-        path.rename(staging / name)
-    second = _begin(tmp_path / "second")
-    second.restore(staging, "checkpoint 1", watch.taken.position, ("Cu",))
-    second.resume(DATA, None, watch.taken.position)
-    assert not second.finished
-    resumed = _Watch(second)
-    second.fit(resumed.monitor())
-    assert min(resumed.points) == 11
-    end = second.finish()
-    assert (end.position.iteration, end.position.finished) == (16, True)
-
-    summary = second.summary(None)
-    assert [point.iteration for point in summary.train_curve] == list(range(1, 17))
-    assert summary.iterations == 16
-    assert summary.timings_s["building_graph"] > 0
-
-    rows, _ = read_curve(second.files.metrics("train"), "train")
-    number = summary.best.iteration if summary.best is not None else 16
-    row = rows[number - 1]
-    structures = _structures()[:8]
-    energy, force, stress = _errors(structures, Potential(second.exported).calculator)
-    assert row.rmse_energy == pytest.approx(energy, rel=1e-3)
-    assert row.rmse_force == pytest.approx(force, rel=1e-3)
-    loss = 100 * energy**2 + 10 * 3 * force**2 + STRESS_WEIGHT * stress**2
-    assert row.loss == pytest.approx(loss, rel=1e-3)
-    assert summary.train is not None
-    assert summary.train.rmse_energy_mev_per_atom == pytest.approx(1000 * energy, rel=1e-3)
-
-    active_set = second.write_active_set(DATA.train, "linear")
-    graded = Potential(second.exported, active_set)
-    inside = graded.predict(structures[0].atoms, "a training structure").grade
-    assert inside is not None
-    assert inside < 1.1
-    squeezed = structures[0].atoms.copy()
+    squeezed = rattled(1)[0]
     squeezed.set_cell(0.8 * squeezed.cell, scale_atoms=True)
-    outside = graded.predict(squeezed, "a squeezed one").grade
-    assert outside is not None
-    assert outside > inside
+    squeezed.calc = calculator
+    squeezed.get_potential_energy()
+    assert calculator.results["gamma"].max() > 1
+
+
+def test_the_next_generation_starts_from_it(run: tuple[Trained, Path]) -> None:
+    """With its coefficients, and by gracemaker alone."""
+    trained, directory = run
+    write_database(directory / "structures.db", rattled(6, seed=5))
+    after = train(make_config(directory, TRAINING | {"max_iter": 3}), 2)
+    assert after.manifest.parent is not None
+    assert (after.manifest.parent.generation, after.manifest.parent.mode) == (1, "continue")
+    begun, before = after.report.fit.train_curve[0].loss, trained.report.fit.train_curve[0].loss
+    assert begun is not None
+    assert before is not None
+    assert begun < before / 2
+    with pytest.raises(ConfigError, match="is a potential of grace-fs, from which pacemaker"):
+        train(make_config(directory, {"max_iter": 3}), 3)
+
+
+def test_rows_without_stress_are_named(tmp_path: Path) -> None:
+    """Periodic ones; a molecule has no stress. Nothing is fitted or stored."""
+    structures = rattled(6)
+    energy, forces = structures[3].get_potential_energy(), structures[3].get_forces()
+    structures[3] = labelled(structures[3], energy=energy, forces=forces)
+    write_database(tmp_path / "structures.db", structures)
+    with pytest.raises(DataError, match=r"stress_weight is set, but 1 of 6 rows .* \(row 4\)"):
+        train(make_config(tmp_path, TRAINING))
+    assert not list((tmp_path / "store").rglob("dataset.json"))

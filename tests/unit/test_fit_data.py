@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -80,3 +81,19 @@ def test_an_evaluator_without_a_second_set_is_noted(tmp_path: Path, record: Data
     assert (given.second, given.validation) == ((), frozenset())
     (note,) = given.notes
     assert "the fit had no validation part: evaluator pyace measures no second set" in note
+
+
+@pytest.mark.parametrize("fraction", [0, 0.1])
+def test_frames_of_gracemaker(tmp_path: Path, record: DatasetRecord, fraction: float) -> None:
+    """One energy column, stress as in the database, and the weights by config type."""
+    given = _give(tmp_path, record, trainer="grace-fs", validation_fraction=fraction)
+    frames = [pd.read_pickle(tmp_path / name, compression="gzip") for name in given.train]  # noqa: S301 - ours
+    fitted = pd.concat(frames)
+    assert len(fitted) == 36 - len(given.validation)
+    assert "energy" not in fitted
+    by_row = dict(enumerate(rattled(40), start=1))
+    for _, row in fitted.iterrows():
+        atoms = by_row[int(row["name"].removeprefix("row-"))]
+        np.testing.assert_allclose(row["stress"], atoms.get_stress(), atol=1e-8)
+        assert (row["virial_weight"], row["energy_weight"]) == (1.0, 1.0)
+        assert row["force_weight"].tolist() == [1.0] * len(atoms)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import yaml
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.fd import calculate_numerical_stress
+from pydantic import ValidationError
 
 from mlip_job import load_potential
 from mlip_job.config import TrainingConfig
@@ -22,8 +21,18 @@ from mlip_job.evaluation.potential import Potential, cores_of
 from mlip_job.generation.data import refer_to
 from mlip_job.registry import Registry
 from mlip_job.store.directory import DirectoryStore
-from mlip_job.training.grace import process
-from mlip_job.training.grace.input import build_input, dump_input, write_frame
+from mlip_job.training import programs
+from mlip_job.training.grace import GraceFiles
+from mlip_job.training.grace.input import (
+    SMALLEST,
+    build_input,
+    count_functions,
+    describe_basis,
+    dump_input,
+    potential_section,
+    radial_functions,
+    require_same_basis,
+)
 from mlip_job.training.grace.metrics import MetricsFollower, best_row, read_curve
 from mlip_job.training.grace.potential_file import elements_of, is_grace, read_potential
 from mlip_job.training.grace.process import GraceLog, GraceWrapper
@@ -111,10 +120,13 @@ def test_a_loss_that_is_not_finite_is_unknown(tmp_path: Path) -> None:
 # -- input -----------------------------------------------------------------------------------------
 
 
-def _input(stress_weight: float = 0.0, data: FitData = DATA, **training: Any) -> dict[str, Any]:
-    content = build_input(
-        TrainingConfig(**training), data, stress_weight=stress_weight, remaining=50
-    )
+def _training(**settings: Any) -> TrainingConfig:
+    sized = {"trainer": "grace-fs", "functions_per_element": 20} | settings
+    return TrainingConfig.model_validate(sized)
+
+
+def _input(data: FitData = DATA, **settings: Any) -> dict[str, Any]:
+    content = build_input(_training(**settings), data, remaining=50)
     read: dict[str, Any] = yaml.safe_load(dump_input(content))
     return read
 
@@ -147,30 +159,67 @@ def test_overrides_reach_the_preset_but_no_reserved_key() -> None:
     """As for pacemaker, they are merged last."""
     overrides = {"potential": {"kwargs": {"lmax": [2, 1]}}, "fit": {"optimizer": "BFGS"}}
     content = _input(overrides=overrides)
-    assert content["potential"] == {"preset": "FS", "kwargs": {"lmax": [2, 1]}, "scale": True}
+    kwargs = {"n_rad_max": [2, 1, 1, 1], "lmax": [2, 1]}
+    assert content["potential"] == {"preset": "FS", "kwargs": kwargs, "scale": True}
     assert content["fit"]["optimizer"] == "BFGS"
     assert content["fit"]["maxiter"] == 50
-    with pytest.raises(ConfigError, match=r"overrides sets potential\.preset"):
-        _input(overrides={"potential": {"preset": "GRACE_1LAYER"}})
 
 
-def test_a_structure_without_stress_has_no_weight_there(tmp_path: Path) -> None:
-    """Reference energies are subtracted; the stress keeps ASE's order and sign."""
-    atoms = Atoms("Cu2", [[0, 0, 0], [0, 0, 2]], cell=[3, 3, 4], pbc=True)
-    forces, stress = np.ones((2, 3)), np.arange(6.0)
-    labelled = [
-        SimpleNamespace(row_id=n, atoms=atoms, energy=-8.0, forces=forces, stress=each)
-        for n, each in ((1, stress), (2, None))
-    ]
-    path = tmp_path / "frame.gz"
-    assert write_frame(labelled, {"Cu": -3.5}, path, stress=True) == 1
-    frame = pd.read_pickle(path, compression="gzip")  # noqa: S301 - ours
-    assert list(frame["name"]) == ["row-1", "row-2"]
-    assert list(frame["energy_corrected"]) == [-1.0, -1.0]
-    assert list(frame["virial_weight"]) == [1.0, 0.0]
-    assert frame["stress"][0] == list(stress)
-    write_frame(labelled, {"Cu": -3.5}, path, stress=False)
-    assert "stress" not in pd.read_pickle(path, compression="gzip")  # noqa: S301 - ours
+def test_the_basis_has_at_most_the_functions_asked_for() -> None:
+    """In the ratios of tensorpotential's FS preset, which is the one of 205."""
+    assert radial_functions(205) == (20, 15, 10, 5)
+    assert radial_functions(1) == (1, 1, 1, 1)
+    for functions in range(SMALLEST, 400, 7):
+        assert count_functions(radial_functions(functions)) <= functions
+    kwargs = potential_section(_training(functions_per_element=205))["kwargs"]
+    assert kwargs == {"n_rad_max": [20, 15, 10, 5]}
+
+
+def test_a_parent_has_the_same_basis() -> None:
+    """Gracemaker adds neither elements nor functions; the message names each difference."""
+    basis = describe_basis(_training(), ["Cu"])
+    require_same_basis(_training(max_iter=7), ["Cu"], basis, "gen_01")
+    with pytest.raises(ConfigError) as caught:
+        require_same_basis(_training(cutoff=6), ["Cu", "Ni"], basis, "gen_01")
+    assert "can't start from gen_01" in caught.value.message
+    assert "cutoff 5.5 there, 6.0 here" in caught.value.message
+    assert "elements ['Cu'] there, ['Cu', 'Ni'] here" in caught.value.message
+    content = build_input(
+        _training(), DATA, remaining=5, model="start_model.yaml", checkpoint="parent.index"
+    )
+    assert content["potential"]["filename"] == "start_model.yaml"
+    assert content["potential"]["checkpoint_name"] == "parent.index"
+    assert content["fit"]["reset_epoch_and_step"] is True
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_iter": 0}, "grace-fs makes no linear fit"),
+        ({"linear_start": True}, "starts from no linear fit"),
+        ({"zbl": True}, "has no ZBL core"),
+        ({"ladder_step": 10}, "is a setting of pacemaker"),
+        ({"nradmax_by_orders": {"ALL": [3]}}, "is a setting of pacemaker"),
+        ({"start_noise": 0.1}, "is a setting of pacemaker"),
+        ({"evaluator": "pyace"}, "is a setting of pacemaker"),
+        ({"weighting": {"energy_based": {}}}, "is a policy of pacemaker"),
+        ({"overrides": {"fit": {"loss": {"kappa": 0.1}}}}, "grace-fs does not know"),
+        ({"overrides": {"potential": {"preset": "GRACE_1LAYER"}}}, r"training\.trainer: change"),
+        ({"overrides": {"fit": {"maxiter": 9}}}, r"training\.max_iter: change"),
+    ],
+)
+def test_settings_of_pacemaker_are_rejected(settings: dict[str, Any], message: str) -> None:
+    """Gracemaker would ignore them without a word."""
+    with pytest.raises(ValidationError, match=message):
+        TrainingConfig.model_validate({"trainer": "grace-fs", **settings})
+
+
+def test_settings_of_gracemaker_are_rejected_for_pacemaker() -> None:
+    """The stress weight, and keys of its input."""
+    with pytest.raises(ValidationError, match="pacemaker fits no stress"):
+        TrainingConfig(stress_weight=1)
+    with pytest.raises(ValidationError, match="pacemaker does not know"):
+        TrainingConfig(overrides={"potential": {"kwargs": {"lmax": 2}}})
 
 
 # -- potential -------------------------------------------------------------------------------------
@@ -270,10 +319,10 @@ def test_log_of_a_start() -> None:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Return a function that fits with a shell script in place of gracemaker."""
-    wrapper = GraceWrapper(TrainingConfig(seed=42, max_iter=20), tmp_path)
+    wrapper = GraceWrapper(_training(seed=42, max_iter=20), tmp_path)
     wrapper.begin(DATA, None)
     program = tmp_path / "gracemaker"
-    monkeypatch.setattr(process, "find_program", lambda _: program)
+    monkeypatch.setattr(programs, "find_program", lambda _: program)
 
     def run(script: str) -> None:
         program.write_text(f"#!/bin/sh\nmkdir -p seed/42\n{script}\n")
@@ -285,7 +334,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None
 
 def test_another_active_set_is_rejected(tmp_path: Path) -> None:
     """Gracemaker has no full one; a linear one under that name would mislead `select`."""
-    wrapper = GraceWrapper(TrainingConfig(seed=42), tmp_path)
+    wrapper = GraceWrapper(_training(seed=42), tmp_path)
     with pytest.raises(TrainingError, match="linear active sets only"):
         wrapper.write_active_set((), "full")
 
@@ -324,12 +373,15 @@ def test_a_damaged_checkpoint_is_rejected_before_files_are_moved(tmp_path: Path)
     staging = tmp_path / "staging"
     (staging / "metrics").mkdir(parents=True)
     (staging / "metrics" / "train_metrics.yaml").write_text("")
-    wrapper = GraceWrapper(TrainingConfig(seed=42), tmp_path / "work")
+    wrapper = GraceWrapper(_training(seed=42), tmp_path / "work")
     position = FitPosition(ladder_step=0, iteration=10, step_done=False, last_step=True)
     with pytest.raises(IntegrityError, match=r"^one has no checkpoints/checkpoint\.data-00000"):
         wrapper.restore(staging, "one", position, ("Cu",))
     finished = position.model_copy(update={"finished": True})
-    (staging / "train.log").write_text("")
+    (staging / "checkpoints").mkdir()
+    names = [f"checkpoints/{name}" for name in GraceFiles.CHECKPOINT]
+    for name in ("train.log", "model.yaml", "training_set.pkl.gz", *names):
+        (staging / name).write_text("")
     (staging / "potential.yaml").write_bytes((RUN / "FS_model.yaml").read_bytes())
     with pytest.raises(IntegrityError, match=r"^one describes Cu"):
         wrapper.restore(staging, "one", finished, ("Au",))

@@ -11,7 +11,6 @@ import pytest
 from mlip_job.errors import ConfigError, GpuRequiredError, TrainingError
 from mlip_job.runtime.environment import THREAD_VARIABLES
 from mlip_job.training import programs
-from mlip_job.training.pacemaker.callbacks import mlip_job_callbacks
 from mlip_job.training.pacemaker.potential_file import convert_to_yace
 from mlip_job.training.programs import (
     find_program,
@@ -19,6 +18,7 @@ from mlip_job.training.programs import (
     require_gpu_device,
     trainer_environment,
 )
+from mlip_job.training.with_device import NO_DEVICE
 
 
 def test_secrets_do_not_reach_the_trainer() -> None:
@@ -127,4 +127,4 @@ def test_tensorflow_decides(devices: Path) -> None:
 
 def test_the_exit_code_is_that_of_the_error() -> None:
     """The file that starts pacemaker imports nothing of this package."""
-    assert GpuRequiredError.exit_code == mlip_job_callbacks.NO_DEVICE
+    assert GpuRequiredError.exit_code == NO_DEVICE

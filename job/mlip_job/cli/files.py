@@ -18,9 +18,10 @@ from mlip_job.errors import IntegrityError
 from mlip_job.paths import generation_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from mlip_job.cli.options import Settings
+    from mlip_job.registry import Manifest
     from mlip_job.registry.maintenance import Orphan
 
 
@@ -44,11 +45,31 @@ def pull_command(
     manifest = registry.get(resolve_generation(generation, registry))
     directory = output or Path(generation_name(manifest.generation))
     files = pull_generation(registry, manifest, directory, with_dataset=with_dataset)
-    emit(
-        settings,
-        {"generation": manifest.generation, "files": [str(file) for file in files]},
-        lambda: click.echo("\n".join(str(file) for file in files)),
-    )
+    lammps = list(_lammps_lines(manifest, directory))
+
+    def show() -> None:
+        click.echo("\n".join(str(file) for file in files))
+        click.echo("\nfor LAMMPS:\n" + "\n".join(f"  {line}" for line in lammps), err=True)
+
+    names = [str(file) for file in files]
+    emit(settings, {"generation": manifest.generation, "files": names, "lammps": lammps}, show)
+
+
+def _lammps_lines(manifest: Manifest, directory: Path) -> Iterator[str]:
+    """Yield the lines of a LAMMPS input for a pulled potential, with grades if it has them."""
+    base = directory / generation_name(manifest.generation)
+    elements = " ".join(manifest.elements)
+    if manifest.trainer == "grace-fs":
+        yield "pair_style grace/fs"
+        yield f"pair_coeff * * {base}.yaml {elements}"
+        graded = "grace/fs extrapolation"
+    else:
+        yield "pair_style pace"
+        yield f"pair_coeff * * {base}.yace {elements}"
+        graded = "pace/extrapolation"
+    if "potential.asi" in manifest.artefacts:
+        yield f"# with extrapolation grades: pair_style {graded}"
+        yield f"# pair_coeff * * {base}.yaml {base}.asi {elements}"
 
 
 @click.command("verify")

@@ -223,7 +223,7 @@ def _times(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "wall time", f"{duration(total)}: {parts}"
     starts = [f"{t.to_pacemaker_s:.1f} s" for t in timings if t.to_pacemaker_s is not None]
     if starts:
-        yield "pacemaker", f"started {', '.join(starts)} after the start of the job"
+        yield "trainer", f"started {', '.join(starts)} after the start of the job"
 
 
 def _committee(manifest: Manifest) -> Iterator[tuple[str, str]]:

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from mlip_job.config.fields import Element, NonNegative, Part, Positive
 from mlip_job.config.removed import refuse_removed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+Trainer = Literal["pacemaker", "grace-fs"]
 
 # What the job itself guarantees; an override would break the guarantee.
 OWNED_KEYS: Mapping[str, str] = {
@@ -32,22 +34,85 @@ OWNED_KEYS: Mapping[str, str] = {
     "fit.early_stopping_patience": "training.early_stopping_patience",
 }
 
+# The same for gracemaker.
+GRACE_OWNED_KEYS: Mapping[str, str] = {
+    "seed": "training.seed",
+    "cutoff": "training.cutoff",
+    "data.filename": "the database selection",
+    "data.test_filename": "training.validation_fraction",
+    "data.reference_energy": "dataset.reference_energies",
+    "potential.preset": "training.trainer",
+    "potential.filename": "training.start_from",
+    "potential.checkpoint_name": "training.start_from",
+    "potential.finetune_foundation_model": "training.start_from",
+    "fit.maxiter": "training.max_iter",
+    "fit.target_total_updates": "training.max_iter",
+    "fit.checkpoint_freq": "run.checkpoint_interval",
+    "fit.reset_epoch_and_step": "training.start_from",
+}
+
+# Keys that the other program would ignore without a word.
+FOREIGN_KEYS: Mapping[Trainer, tuple[str, ...]] = {
+    "pacemaker": (
+        "potential.preset", "potential.kwargs", "potential.scale", "potential.float_dtype",
+        "potential.param_dtype", "fit.loss.energy", "fit.loss.forces", "fit.loss.stress",
+        "fit.loss.virial", "fit.loss.switch", "fit.opt_params", "fit.batch_size",
+        "fit.checkpoint_freq", "fit.jit_compile",
+    ),
+    "grace-fs": (
+        "potential.functions", "potential.bonds", "potential.embeddings",
+        "potential.deltaSplineBins", "fit.loss.kappa", "fit.loss.L1_coeffs",
+        "fit.loss.L2_coeffs", "fit.loss.w0_rad", "fit.loss.w1_rad", "fit.loss.w2_rad",
+        "fit.ladder_step", "fit.ladder_type", "fit.trainable_parameters", "fit.repulsion",
+        "fit.weighting", "backend",
+    ),
+}  # fmt: skip
+
+GRACE_DEFAULTS: Mapping[str, object] = {
+    "max_iter": 500,
+    "zbl": False,
+    "linear_start": False,
+}
+"""Defaults with ``trainer: grace-fs`` that differ from those of pacemaker."""
+
+_ONLY_PACEMAKER = (
+    "nradmax_by_orders", "lmax_by_orders", "ndensity", "ladder_step", "evaluator",
+    "test_evaluation", "early_stopping_patience", "start_noise",
+)  # fmt: skip
+
+_NOT_GRACE: Mapping[str, tuple[object, str]] = {
+    "max_iter": (0, "grace-fs makes no linear fit: set a number of iterations, such as 500"),
+    "linear_start": (True, "grace-fs starts from no linear fit: remove it"),
+    "zbl": (
+        True,
+        "the FS preset of gracemaker has no ZBL core, so nothing repels atoms that are closer than "
+        "in the data: remove it, and add dimers at short distances to the data, or a "
+        "pair_style hybrid/overlay with zbl in LAMMPS",
+    ),
+}
+"""By key: a value, and why it does not go with grace-fs."""
+
 # With these the first density may not be linear, or not all of its coefficients are free.
 NOT_LINEAR = ("potential.embeddings", "fit.trainable_parameters")
 
 
-def check_overrides(overrides: Mapping[str, Any]) -> None:
-    """Reject overrides of keys that follow from other settings.
+def check_overrides(overrides: Mapping[str, Any], trainer: Trainer) -> None:
+    """Reject overrides of keys that follow from other settings, or are of another trainer.
 
     Raises
     ------
     ValueError
         Naming the key and the setting that it follows from.
     """
+    owned_keys = OWNED_KEYS if trainer == "pacemaker" else GRACE_OWNED_KEYS
     for key in _dotted(overrides):
-        for owned, setting in OWNED_KEYS.items():
+        for owned, setting in owned_keys.items():
             if key == owned or key.startswith(f"{owned}.") or owned.startswith(f"{key}."):
                 raise ValueError(f"sets {key}, which follows from {setting}: change that instead")
+        if any(
+            key == foreign or key.startswith(f"{foreign}.") for foreign in FOREIGN_KEYS[trainer]
+        ):
+            raise ValueError(f"sets {key}, which training.trainer {trainer} does not know")
 
 
 def check_linear(overrides: Mapping[str, Any]) -> None:
@@ -130,8 +195,13 @@ class ByGroup(Part):
 
 
 class TrainingConfig(Part):
-    """Settings of the fit by pacemaker; see docs/configuration.md for the mapping."""
+    """Settings of the fit; see docs/configuration.md for the mapping to the trainers' keys."""
 
+    trainer: Trainer = Field(
+        "pacemaker",
+        description="pacemaker (ACE), or grace-fs (GRACE/FS by gracemaker), which fits stress too; "
+        "with it the default of max_iter is 500, and those of zbl and linear_start are false.",
+    )
     cutoff: Positive = Field(
         5.5, le=20, description="Å. Outer cutoff of the potential; 4 is better for molecules."
     )
@@ -173,13 +243,15 @@ class TrainingConfig(Part):
     energy_weight: NonNegative = Field(10_000.0, description="a in a·MSE(E/atom) + b·mean|ΔF|².")
     force_weight: NonNegative = Field(100.0, description="b in a·MSE(E/atom) + b·mean|ΔF|².")
     stress_weight: NonNegative = Field(
-        0.0, description="0: pacemaker fits no stress; its errors are measured and reported."
+        0.0,
+        description="c in a·MSE(E/atom) + b·mean|ΔF|² + c·MSE(stress component), stress in eV/Å³; "
+        "grace-fs only, 0 fits no stress. Its errors are reported in any case.",
     )
     max_iter: int = Field(
         0,
         ge=0,
-        description="Iterations of pacemaker after the linear fit, in a ladder those of each step; "
-        "0 publishes the linear fit, made in minutes without GPU.",
+        description="Iterations of the trainer after the linear fit, in a ladder those of each "
+        "step; 0 publishes the linear fit, made in minutes without GPU.",
     )
     ladder_step: int | float | tuple[float, ...] | None = Field(
         None,
@@ -228,6 +300,45 @@ class TrainingConfig(Part):
         default_factory=dict, description="Merged deeply into input.yaml, last."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_trainer(cls, values: object) -> object:
+        if isinstance(values, dict) and values.get("trainer") == "grace-fs":
+            return {**GRACE_DEFAULTS, **values}
+        return values
+
+    @field_validator("stress_weight")
+    @classmethod
+    def _stress_weight(cls, weight: float, info: ValidationInfo) -> float:
+        if weight > 0 and info.data.get("trainer") == "pacemaker":
+            raise ValueError(
+                "pacemaker fits no stress: set it to 0 or remove it, or set training.trainer: "
+                "grace-fs; the errors of the stress are measured and reported in any case"
+            )
+        return weight
+
+    @field_validator("overrides")
+    @classmethod
+    def _overrides(cls, overrides: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        check_overrides(overrides, info.data.get("trainer", "pacemaker"))
+        return overrides
+
+    @field_validator(*_ONLY_PACEMAKER, "weighting", *GRACE_DEFAULTS)
+    @classmethod
+    def _fits_grace(cls, value: object, info: ValidationInfo) -> object:
+        name = str(info.field_name)
+        if info.data.get("trainer") != "grace-fs":
+            return value
+        if name in _ONLY_PACEMAKER and value != cls.model_fields[name].default:
+            raise ValueError("is a setting of pacemaker: remove it with training.trainer: grace-fs")
+        if name in _NOT_GRACE and value == _NOT_GRACE[name][0]:
+            raise ValueError(_NOT_GRACE[name][1])
+        if isinstance(value, EnergyBased):
+            raise ValueError(  # noqa: TRY004 - pydantic's own
+                "energy_based is a policy of pacemaker: with grace-fs use by_group"
+            )
+        return value
+
     @field_validator("test_evaluation", mode="before")
     @classmethod
     def _test_evaluation(cls, value: object) -> object:
@@ -246,22 +357,6 @@ class TrainingConfig(Part):
                 "takes a whole number ≥ 1, a fraction between 0 and 1, or [n, fraction]"
             )
         return step
-
-    @field_validator("stress_weight")
-    @classmethod
-    def _stress_weight(cls, weight: float) -> float:
-        if weight > 0:
-            raise ValueError(
-                "pacemaker fits no stress: set it to 0 or remove it; the errors of the stress are "
-                "measured and reported in any case"
-            )
-        return weight
-
-    @field_validator("overrides")
-    @classmethod
-    def _overrides(cls, overrides: dict[str, Any]) -> dict[str, Any]:
-        check_overrides(overrides)
-        return overrides
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

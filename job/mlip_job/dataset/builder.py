@@ -132,7 +132,8 @@ class Built:
 class DatasetBuilder:
     """Build the dataset of one generation.
 
-    Only cutoff, elements, test fraction and weighting of `training` are used. Split and reference
+    Of `training` only cutoff, elements, test fraction and weighting are used, and whether a stress
+    is fitted, which all periodic rows must have then. Split and reference
     energies of `parent` are inherited. `progress` is called with messages.
     """
 
@@ -206,6 +207,8 @@ class DatasetBuilder:
         }
         if parent and self._starts_from_nothing:
             query["isolated_first"] = True
+        if self.training.stress_weight > 0:
+            query["stresses_required"] = True
         text = json.dumps(query, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -228,6 +231,8 @@ class DatasetBuilder:
         """Split, determine reference energies and weights, and reject unusable data."""
         entries = collected.entries
         collected.require_few_rejections(self.dataset.max_rejected_fraction)
+        if self.training.stress_weight > 0:
+            collected.require_stresses()
         elements = require_configured_elements(entries, self.training.elements)
         repeats = require_consistent_duplicates(
             entries, self.dataset.duplicate_tolerance, source.describe_row

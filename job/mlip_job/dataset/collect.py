@@ -63,6 +63,8 @@ class Collected:
         in eV/atom: the highest, so that of the atoms furthest apart.
     lost_stresses
         Rows whose stress could not be read; they are accepted without.
+    without_stress
+        Accepted rows that are periodic in all directions, without a readable stress.
     partly_periodic
         Accepted slabs and wires.
     dropped_stresses
@@ -84,6 +86,7 @@ class Collected:
     ions: list[int] = field(default_factory=list)
     apart: dict[str, tuple[int, float]] = field(default_factory=dict)
     lost_stresses: list[int] = field(default_factory=list)
+    without_stress: list[int] = field(default_factory=list)
     partly_periodic: list[int] = field(default_factory=list)
     dropped_stresses: int = 0
     elsewhere_note: str | None = None
@@ -124,6 +127,17 @@ class Collected:
                 f"nothing is left to train on: {len(self.references)} isolated atoms"
                 + (f"; {reasons}" if reasons else ""),
                 hint="check database.select and training.cutoff",
+            )
+
+    def require_stresses(self) -> None:
+        """Raise `DataError` if periodic rows lack the stress that is to be fitted."""
+        if self.without_stress:
+            raise DataError(
+                f"training.stress_weight is set, but {len(self.without_stress)} of "
+                f"{len(self.entries)} rows are periodic and have no stress "
+                f"({name_rows(self.without_stress)})",
+                hint="compute it, exclude these rows with database.select, or set "
+                "training.stress_weight: 0",
             )
 
 
@@ -268,6 +282,8 @@ class _Collector:
         self._twins.add(structures)
         partly = is_partly_periodic(structures.pbc)
         found.partly_periodic += structures.ids[partly].tolist()
+        lacking = structures.pbc.all(axis=1) & np.isnan(structures.stresses[:, 0])
+        found.without_stress += structures.ids[lacking].tolist()
         found.dropped_stresses += int(np.count_nonzero(~np.isnan(structures.stresses[partly, 0])))
         found.force_components += structures.count_force_components()
         x, y, z = np.square(structures.forces).T

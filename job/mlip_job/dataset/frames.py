@@ -1,4 +1,4 @@
-"""Pacemaker's data frames, with weights per config type.
+"""The trainers' data frames, with weights per config type.
 
 A data frame is a gzip-compressed pickle: reading one runs code of its writer. So a run reads only
 frames that it wrote itself, and regenerates those of a stored dataset from the texts.
@@ -11,7 +11,7 @@ import pickle
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from ase.data import chemical_symbols
 from mlip_job.config.training import GroupWeights
 from mlip_job.dataset.files import OutputFile
 from mlip_job.dataset.references import ReferenceEnergies
+from mlip_job.dataset.rows import VOIGT
 from mlip_job.dataset.split import SIDES, Side
 from mlip_job.dataset.xyz import (
     config_type,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from mlip_job.dataset.entries import Entries
     from mlip_job.dataset.record import DatasetRecord
-    from mlip_job.dataset.rows import Structures
+    from mlip_job.dataset.rows import StructureRow, Structures
     from mlip_job.dataset.split import Split
 
 STRUCTURES_PER_FRAME = 5_000
@@ -47,6 +48,10 @@ _FRAME_ATOMS = 100_000
 
 _PICKLE_PROTOCOL = 4
 """With 5, arrays would not own their memory when they are read."""
+
+
+Columns = Literal["pacemaker", "gracemaker"]
+"""Kind of a data frame: the columns of ``pyace.preparedata.ACEDataset``, or of gracemaker."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +74,21 @@ def frames_from_texts(
     record: DatasetRecord,
     directory: Path,
     parts: Sequence[FramePart] = BOTH_SIDES,
+    columns: Columns = "pacemaker",
 ) -> dict[str, tuple[str, ...]]:
     """Write data frames from ``train.xyz`` and ``test.xyz``; return their names by part.
 
-    They equal those of a fresh export to the last bit, rows in the order of the texts. Weights are
-    scaled over the whole dataset, for any parts.
+    Those of pacemaker equal those of a fresh export to the last bit, rows in the order of the
+    texts. Weights are scaled over the whole dataset, for any parts.
 
     Raise `IntegrityError` if the texts in the directory are not those of the record.
     """
     files = DatasetFiles(directory)
     references = ReferenceEnergies(record.reference_energies, {})
     weighting = _weighting(record, files)
-    writers = {part.name: FrameWriter(files, part.name, references, weighting) for part in parts}
+    writers = {
+        part.name: FrameWriter(files, part.name, references, weighting, columns) for part in parts
+    }
     for side in SIDES:
         of_side = [part for part in parts if part.side == side]
         count = 0
@@ -109,15 +117,15 @@ def frames_from_texts(
 class FrameWriter:
     """Collects structures and writes a data frame for every `STRUCTURES_PER_FRAME`.
 
-    The columns are those that ``pyace.preparedata.ACEDataset`` reads; ``data.filename`` and
-    ``data.test_filename`` of its input take a list of files. Without `weighting`, pacemaker
-    chooses the weights.
+    ``data.filename`` and ``data.test_filename`` of both trainers' inputs take a list of files.
+    Without `weighting`, pacemaker chooses the weights, and all are 1 for gracemaker.
     """
 
     files: DatasetFiles
     name: str
     references: ReferenceEnergies
     weighting: GroupWeighting | None = None
+    columns: Columns = "pacemaker"
     written: list[OutputFile] = field(default_factory=list)
     _rows: list[dict[str, Any]] = field(default_factory=list, repr=False)
     _atoms: int = 0
@@ -144,10 +152,13 @@ class FrameWriter:
                     # Pacemaker lowers the weights of names that start with "augmented".
                     "name": f"row-{structure.id}",
                 }
-                if self.weighting is not None:
-                    energy_weight, force_weight = self.weighting.of(structures.pairs[index])
-                    row["w_energy"] = energy_weight
-                    row["w_forces"] = np.full(len(structure.numbers), force_weight)
+                weighting = self.weighting
+                weights = weighting.of(structures.pairs[index]) if weighting else None
+                if self.columns == "gracemaker":
+                    _for_gracemaker(row, structure, weights)
+                elif weights is not None:
+                    row["w_energy"] = weights[0]
+                    row["w_forces"] = np.full(len(structure.numbers), weights[1])
                 self._rows.append(row)
                 self._atoms += len(structure.numbers)
                 if len(self._rows) == STRUCTURES_PER_FRAME or self._atoms >= _FRAME_ATOMS:
@@ -167,6 +178,23 @@ class FrameWriter:
     def names(self) -> tuple[str, ...]:
         """Return the names of the files written."""
         return tuple(file.path.name for file in self.written)
+
+
+def _for_gracemaker(
+    row: dict[str, Any], structure: StructureRow, weights: tuple[float, float] | None
+) -> None:
+    """Make a row one of gracemaker: another energy column, stress (Voigt, eV/Å³), weights.
+
+    Gracemaker wants a stress of every periodic structure, so a missing one has the weight 0. A
+    config type has no weight of the stress, which gets that of the forces.
+    """
+    del row["energy"]  # it could be taken for energy_corrected
+    energy, force = (1.0, 1.0) if weights is None else weights
+    known = structure.stress is not None
+    row["stress"] = structure.stress if known else np.zeros(VOIGT)
+    row["virial_weight"] = force if known else 0.0
+    row["energy_weight"] = energy
+    row["force_weight"] = np.full(len(structure.numbers), force)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from mlip_job.dataset.builder import DatasetBuilder, ParentDataset
 from mlip_job.dataset.frames import FramePart, frames_from_texts
 from mlip_job.dataset.record import DatasetRecord, SideNames
-from mlip_job.dataset.validation_part import part_training_set
+from mlip_job.dataset.validation_part import Parts, part_training_set
 from mlip_job.errors import IntegrityError
 from mlip_job.generation.lineage import Lineage, find_lineage
 from mlip_job.paths import DatasetFiles, WorkFiles, cant_write, generation_name, reported
@@ -234,7 +234,7 @@ def make_fit_data(
 ) -> FitData:
     """Split the training set into a fitted and a validation part; write the frames of both.
 
-    The work directory must hold the frames of the whole dataset.
+    The work directory must hold pacemaker's frames of the whole dataset.
     """
     training = config.training
     whole = FitData(
@@ -247,28 +247,39 @@ def make_fit_data(
     )
     if training.is_linear or training.test_evaluation == "pacemaker":
         whole = replace(whole, second=whole.test)
-    if training.validation_fraction == 0:
-        return whole
-    if training.evaluator == "pyace" and not training.is_linear:
-        return _without_validation(whole, "evaluator pyace measures no second set")
-    fetch_missing(registry, record, files.dataset.index, files.dataset.xyz("train"))
-    parts = part_training_set(files.dataset, record, training.validation_fraction)
+    parts = _parts(config, record, registry, files)
     if training.is_linear:
         return replace(whole, held_out=parts.validation)
-    if parts.why_whole is not None:
-        return _without_validation(whole, parts.why_whole)
+    if not parts.validation and parts.why_whole is not None:
+        whole = _without_validation(whole, parts.why_whole)
+    if not parts.validation and training.trainer == "pacemaker":
+        return whole
+    fitted = FramePart("fit", "train", parts.fit if parts.validation else None)
+    held_out = [FramePart("validation", "train", parts.validation)] if parts.validation else []
     frames = frames_from_texts(
         record,
         files.dataset.directory,
-        [FramePart("fit", "train", parts.fit), FramePart("validation", "train", parts.validation)],
+        [fitted, *held_out],
+        "pacemaker" if training.trainer == "pacemaker" else "gracemaker",
     )
     return replace(
         whole,
         train=WorkFiles.in_dataset(frames["fit"]),
-        second=WorkFiles.in_dataset(frames["validation"]),
+        second=WorkFiles.in_dataset(frames.get("validation", ())),
         validation=parts.validation,
         held_out=parts.validation,
     )
+
+
+def _parts(config: JobConfig, record: DatasetRecord, registry: Registry, files: WorkFiles) -> Parts:
+    """Return the parts of the training set; without a validation part the rows don't matter."""
+    training = config.training
+    if training.validation_fraction == 0:
+        return Parts(frozenset())
+    if training.evaluator == "pyace" and not training.is_linear:
+        return Parts(frozenset(), why_whole="evaluator pyace measures no second set")
+    fetch_missing(registry, record, files.dataset.index, files.dataset.xyz("train"))
+    return part_training_set(files.dataset, record, training.validation_fraction)
 
 
 def _without_validation(whole: FitData, why: str) -> FitData:

@@ -37,17 +37,17 @@ class Member:
 def config_of(config: JobConfig, number: int) -> JobConfig:
     """Return the configuration of a member.
 
-    The first one is the fit without an ensemble. The others start from other coefficients: the
-    seed alone does not change a fit of pacemaker, whose coefficients start at zero or from the
-    parent.
+    The first one is the fit without an ensemble. The others start from other coefficients. Those of
+    gracemaker are drawn by the seed. The seed alone does not change a fit of pacemaker, whose
+    coefficients start at zero or from the parent.
     """
     if number == 1:
         return config
-    changed = {
-        "seed": config.training.seed + number - 1,
-        "start_noise": config.training.start_noise or _START_NOISE,
-    }
-    training = config.training.model_copy(update=changed)
+    training = config.training
+    changed: dict[str, object] = {"seed": training.seed + number - 1}
+    if training.trainer == "pacemaker":
+        changed["start_noise"] = training.start_noise or _START_NOISE
+    training = training.model_copy(update=changed)
     return config.model_copy(update={"training": training})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mlip_job.config import DatasetConfig, TrainingConfig
 from mlip_job.config.removed import without_defaults
 from mlip_job.errors import ConfigError, ConflictError
 from mlip_job.paths import generation_name
@@ -12,10 +13,14 @@ from mlip_job.paths import generation_name
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from mlip_job.config import JobConfig, TrainingConfig
+    from mlip_job.config import JobConfig
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.registry import Manifest, Registry
 
+_SECTIONS: Mapping[str, type[DatasetConfig | TrainingConfig]] = {
+    "dataset": DatasetConfig,
+    "training": TrainingConfig,
+}
 _HINT = "train it as a new generation (--generation next)"
 
 
@@ -65,10 +70,14 @@ def find_lineage(registry: Registry, training: TrainingConfig, generation: int) 
             f"not published (published before it: {known})",
             hint="publish that one first, or set training.start_from to one that is, or to none",
         )
-    return Lineage(
-        dataset=registry.get(earlier[-1]) if earlier else None,
-        potential=registry.get(start) if start is not None else None,
-    )
+    parent = registry.get(start) if start is not None else None
+    if parent is not None and parent.trainer != training.trainer:
+        raise ConfigError(
+            f"{generation_name(parent.generation)} is a potential of {parent.trainer}, from which "
+            f"{training.trainer} can't start",
+            hint="set training.start_from: none; split and reference energies are inherited",
+        )
+    return Lineage(dataset=registry.get(earlier[-1]) if earlier else None, potential=parent)
 
 
 def _start_number(start_from: str | int, generation: int) -> int | None:
@@ -84,9 +93,11 @@ def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], prefix: str
 ) -> Iterator[tuple[str, Any, Any]]:
     """Yield key, old and new value of each setting that differs between two configurations."""
+    defaults = _SECTIONS[prefix]().model_dump(mode="json") if prefix in _SECTIONS else {}
     old = without_defaults(old, prefix)
     for key in sorted({*old, *new}):
-        before, after = old.get(key), new.get(key)
+        # A setting that an earlier version lacked had its default.
+        before, after = old.get(key, defaults.get(key)), new.get(key)
         if before != after and key != "require_gpu":
             yield f"{prefix}.{key}", before, after
 

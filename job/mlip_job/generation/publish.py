@@ -110,6 +110,7 @@ def _describe(
         ended=datetime.now(UTC),
         config=config.model_dump(mode="json"),
         config_sha256=config.fingerprint(),
+        trainer=config.training.trainer,
         elements=record.elements,
         basis=prepared.trainer.basis(record.elements),
         parent=state.parent,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from mlip_job.config.job import GateConfig, verdict_word
+from mlip_job.config.training import Trainer
 from mlip_job.models import Errors, Frozen, Record, is_unknown
 from mlip_job.runtime.environment import RunEnvironment
 from mlip_job.store.base import Sha256, StoredName, StoredPath, unreadable
@@ -165,11 +166,12 @@ class Manifest(Record):
     """All that is known of a published generation.
 
     ``config`` is the configuration in full and ``config_sha256`` the hash of its decisive part
-    (`JobConfig.fingerprint`). ``basis`` is pacemaker's ``potential`` section: what a later
-    generation compares its own with. ``reference_energies`` (eV per atom) are what the potential's
-    energies lack: E_DFT = E_potential + Σ n·e0. ``attempts`` are all that the fit went through, the
-    publishing one last. ``ensemble`` is there where the potential is the best of several, and
-    ``linear_start`` where the fit began with a linear one.
+    (`JobConfig.fingerprint`). ``trainer`` decides the kind of the potential: ``.yace`` and
+    ``.yaml`` of pacemaker, or ``.yaml`` of GRACE/FS. ``basis`` is the ``potential`` section of its
+    input: what a later generation compares its own with. ``reference_energies`` (eV per atom) are
+    what the potential's energies lack: E_DFT = E_potential + Σ n·e0. ``attempts`` are all that the
+    fit went through, the publishing one last. ``ensemble`` is there where the potential is the best
+    of several, and ``linear_start`` where the fit began with a linear one.
     """
 
     schema_version: Literal[1] = 1
@@ -181,6 +183,7 @@ class Manifest(Record):
     ended: datetime
     config: dict[str, Any]
     config_sha256: str
+    trainer: Trainer = "pacemaker"
     elements: tuple[str, ...]
     basis: dict[str, Any]
     parent: Parent | None

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 def open_trainer(training: TrainingConfig, directory: Path) -> Trainer:
     """Return the configured trainer of an attempt in a work directory, which may not exist yet."""
+    if training.trainer == "grace-fs":
+        from mlip_job.training.grace.process import GraceWrapper  # noqa: PLC0415 - pandas
+
+        return GraceWrapper(training, directory)
     from mlip_job.training.pacemaker.process import PacemakerWrapper  # noqa: PLC0415 - pandas
 
     return PacemakerWrapper(training, directory)

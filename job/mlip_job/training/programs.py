@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from mlip_job.errors import ConfigError, GpuRequiredError, TrainingError
 from mlip_job.runtime.environment import thread_counts
 from mlip_job.runtime.processes import start_program
+from mlip_job.training import with_device
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,6 +59,21 @@ def find_program(name: str) -> Path:
             hint="pip install --no-deps -r requirements/trainer-cpu.txt (or trainer-gpu.txt)",
         )
     return Path(found)
+
+
+def trainer_command(name: str, *, require_gpu: bool) -> list[str]:
+    """Return the command of a trainer; one that requires a GPU ends with `NO_DEVICE` without it.
+
+    TensorFlow starts once, in the process that trains: a separate check would cost seconds.
+
+    Raises
+    ------
+    ConfigError
+        If it is not installed.
+    """
+    # -P keeps the modules in that file's folder from being imported by mistake.
+    launcher = [sys.executable, "-P", with_device.__file__, GPU] if require_gpu else []
+    return [*launcher, str(find_program(name))]
 
 
 def trainer_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:

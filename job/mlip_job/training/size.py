@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from mlip_job.models import Frozen
+from mlip_job.training.grace.input import SMALLEST
 from mlip_job.training.pacemaker.basis import smallest_budget
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ class DataSize:
             _LARGEST_IN_ALL // self.elements,
             _LARGEST,
         )
-        return max(wanted, smallest_budget(training, self.elements))
+        is_grace = training.trainer == "grace-fs"
+        return max(wanted, SMALLEST if is_grace else smallest_budget(training, self.elements))
 
     def can_determine(self, functions_per_element: int) -> bool:
         """Return whether there are enough values for a basis."""
@@ -84,7 +86,7 @@ def choose_size(training: TrainingConfig, data: DataSize, parent: int | None) ->
     """Choose the number of functions per element.
 
     The number of the parent, from whose potential the fit starts, is kept until the data determine
-    clearly more.
+    clearly more; always by gracemaker, which can't enlarge a basis.
     """
     if training.functions_per_element != "auto":
         return BasisSize(
@@ -94,7 +96,8 @@ def choose_size(training: TrainingConfig, data: DataSize, parent: int | None) ->
             warning=too_large(training, data),
         )
     fitting = data.functions_per_element(training)
-    if parent is not None and fitting < _WORTH_GROWING * parent:
+    can_grow = training.trainer == "pacemaker"
+    if parent is not None and not (can_grow and fitting >= _WORTH_GROWING * parent):
         return BasisSize(
             functions_per_element=parent,
             chosen="inherited",

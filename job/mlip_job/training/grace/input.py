@@ -1,60 +1,54 @@
-"""Gracemaker's ``input.yaml`` from a TrainingConfig, and its data frames."""
+"""Gracemaker's ``input.yaml`` from a TrainingConfig."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import yaml
 
 from mlip_job.config.training import deep_merge
 from mlip_job.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
-
-    import numpy as np
-    from ase import Atoms
+    from collections.abc import Mapping, Sequence
 
     from mlip_job.config import TrainingConfig
     from mlip_job.training.trainer import FitData
 
-    FloatArray = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
-
 CHECKPOINT_ITERATIONS = 10
 """Iterations between checkpoints; a resumed fit repeats at most as many."""
 
-# What the job itself guarantees; an override would break the guarantee.
-_OWNED = ("seed", "cutoff", "data", "potential.preset", "potential.filename", "fit.maxiter")
 _COMPONENTS = 3
+_FUNCTIONS = (1, 6, 7, 5)
+"""Functions of each body order for one radial function, of the FS preset's ``lmax``."""
+_RADIAL = (1, 3 / 4, 1 / 2, 1 / 4)
+"""Radial functions of each body order, as fractions of the first: those of the FS preset."""
+SMALLEST = sum(_FUNCTIONS)
+"""Functions per element of the smallest basis."""
 
 
-class Labelled(Protocol):
-    """A structure with its labels, in eV and Å; the stress is in Voigt order, or None."""
+def radial_functions(functions_per_element: int) -> tuple[int, ...]:
+    """Return ``n_rad_max`` of the largest basis with at most so many functions per element.
 
-    @property
-    def row_id(self) -> int:
-        """Its row in the database."""
-
-    @property
-    def atoms(self) -> Atoms:
-        """The structure."""
-
-    @property
-    def energy(self) -> float:
-        """Total energy."""
-
-    @property
-    def forces(self) -> FloatArray:
-        """Of all atoms, shape (n, 3)."""
-
-    @property
-    def stress(self) -> FloatArray | None:
-        """As ASE orders and signs it."""
+    The ratios between the body orders are those of tensorpotential's FS preset, which has
+    (20, 15, 10, 5) and 205 functions.
+    """
+    first = 1
+    while count_functions(_orders(first + 1)) <= functions_per_element:
+        first += 1
+    return _orders(first)
 
 
-def loss_weights(training: TrainingConfig, stress_weight: float) -> dict[str, float]:
+def _orders(first: int) -> tuple[int, ...]:
+    return tuple(max(1, int(first * share)) for share in _RADIAL)
+
+
+def count_functions(n_rad_max: Sequence[int]) -> int:
+    """Return the number of functions per element of a basis."""
+    return sum(n * count for n, count in zip(n_rad_max, _FUNCTIONS, strict=True))
+
+
+def loss_weights(training: TrainingConfig) -> dict[str, float]:
     r"""Return gracemaker's weights for those of a·MSE(E/atom) + b·mean(\|ΔF\|²) + c·MSE(stress).
 
     Gracemaker minimises the sum of weighted means (`tensorpotential.loss`: ``WeightedSSE…Loss``),
@@ -64,24 +58,25 @@ def loss_weights(training: TrainingConfig, stress_weight: float) -> dict[str, fl
     return {
         "energy": training.energy_weight,
         "forces": _COMPONENTS * training.force_weight,
-        "stress": stress_weight,
+        "stress": training.stress_weight,
     }
 
 
 def build_input(
-    training: TrainingConfig, data: FitData, *, stress_weight: float, remaining: int
+    training: TrainingConfig,
+    data: FitData,
+    *,
+    remaining: int,
+    model: str | None = None,
+    checkpoint: str | None = None,
 ) -> dict[str, Any]:
     """Return the content of ``input.yaml``.
 
     `remaining` iterations are to be done: gracemaker counts from its start. Without a second set
-    the last iteration is the result.
-
-    Raises
-    ------
-    ConfigError
-        If an override sets a key that follows from another setting.
+    the last iteration is the result. `model` is the architecture of a parent or of the fit that
+    resumes, `checkpoint` the parent's coefficients.
     """
-    weights = loss_weights(training, stress_weight)
+    weights = loss_weights(training)
     content: dict[str, Any] = {
         "seed": training.seed,
         "cutoff": training.cutoff,
@@ -107,7 +102,14 @@ def build_input(
         },
     }
     # The potential section already has its overrides.
-    return deep_merge(content, {k: v for k, v in training.overrides.items() if k != "potential"})
+    overrides = {k: v for k, v in training.overrides.items() if k != "potential"}
+    content = deep_merge(content, overrides)
+    if model is not None:
+        content["potential"]["filename"] = model
+    if checkpoint is not None:
+        content["potential"]["checkpoint_name"] = checkpoint
+        content["fit"]["reset_epoch_and_step"] = True
+    return content
 
 
 def potential_section(training: TrainingConfig) -> dict[str, Any]:
@@ -115,12 +117,49 @@ def potential_section(training: TrainingConfig) -> dict[str, Any]:
 
     Raises
     ------
-    ConfigError
-        If an override sets a key that follows from another setting.
+    ValueError
+        If the size of the basis is not chosen yet.
     """
-    _check_overrides(training.overrides)
-    section = {"preset": "FS", "kwargs": {}, "scale": True}
+    size = training.functions_per_element
+    if size == "auto":
+        raise ValueError("functions_per_element is not chosen yet")
+    section = {"preset": "FS", "kwargs": {"n_rad_max": list(radial_functions(size))}, "scale": True}
     return deep_merge(section, training.overrides.get("potential", {}))
+
+
+def require_same_basis(
+    training: TrainingConfig, elements: Sequence[str], parent_basis: Mapping[str, Any], parent: str
+) -> None:
+    """Require the basis of a parent: gracemaker can't enlarge one.
+
+    Raises
+    ------
+    ConfigError
+        Naming each difference.
+    """
+    own = describe_basis(training, elements)
+    found = [
+        f"  {name} {parent_basis.get(name)!r} there, {own.get(name)!r} here"
+        for name in sorted({*own, *parent_basis} - {"functions"})
+        if own.get(name) != parent_basis.get(name)
+    ]
+    if found:
+        raise ConfigError(
+            f"a fit by gracemaker can't start from {parent}, which has another basis:\n"
+            + "\n".join(found),
+            hint="set training.start_from: none, or restore these settings",
+        )
+
+
+def describe_basis(training: TrainingConfig, elements: Sequence[str]) -> dict[str, Any]:
+    """Return what a later generation compares its own basis with."""
+    size = training.functions_per_element
+    return {
+        "elements": sorted(elements),
+        "cutoff": training.cutoff,
+        "functions": {"number_of_functions_per_element": size},
+        **potential_section(training),
+    }
 
 
 def dump_input(content: Mapping[str, Any]) -> str:
@@ -128,50 +167,5 @@ def dump_input(content: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(content), sort_keys=False, default_flow_style=None, width=100)
 
 
-def write_frame(
-    structures: Iterable[Labelled],
-    reference_energies: Mapping[str, float],
-    path: Path,
-    *,
-    stress: bool,
-) -> int:
-    """Write a data frame for gracemaker; return the number of structures with a stress.
-
-    With `stress` structures without one get the weight 0: gracemaker takes a missing stress of a
-    periodic structure for an error.
-    """
-    rows = [_row(each, reference_energies, with_stress=stress) for each in structures]
-    pd.DataFrame(rows).to_pickle(path, compression="gzip")
-    return sum(1 for row in rows if row.get("virial_weight"))
-
-
-def _row(
-    structure: Labelled, reference_energies: Mapping[str, float], *, with_stress: bool
-) -> dict[str, Any]:
-    atoms = structure.atoms
-    reference = sum(reference_energies[symbol] for symbol in atoms.symbols)
-    row: dict[str, Any] = {
-        "name": f"row-{structure.row_id}",
-        "ase_atoms": atoms,
-        "energy_corrected": structure.energy - reference,
-        "forces": structure.forces,
-    }
-    if with_stress:
-        row["stress"] = [0.0] * 6 if structure.stress is None else list(structure.stress)
-        row["virial_weight"] = 0.0 if structure.stress is None else 1.0
-    return row
-
-
 def _one_or_all(files: Sequence[str]) -> str | list[str]:
     return files[0] if len(files) == 1 else list(files)
-
-
-def _check_overrides(overrides: Mapping[str, Any]) -> None:
-    for owned in _OWNED:
-        value: Any = overrides
-        for part in owned.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if value is not None:
-            raise ConfigError(
-                f"training.overrides sets {owned}, which follows from another setting: change that"
-            )

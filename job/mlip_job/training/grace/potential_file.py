@@ -46,6 +46,11 @@ def elements_of(content: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(sorted(map(str, content["elements"])))
 
 
+def count_functions(content: Mapping[str, Any]) -> int:
+    """Return the number of functions of all elements."""
+    return sum(len(functions) for functions in content["functions"].values())
+
+
 def write_active_set(potential: Path, training_set: Path) -> Path:
     """Make the active set of a potential from gracemaker's copy of the training set.
 

@@ -9,12 +9,22 @@ from datetime import datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
-from mlip_job.errors import ConfigError, IntegrityError, TrainingError
+from mlip_job.errors import IntegrityError, TrainingError
 from mlip_job.paths import reported
 from mlip_job.training.grace import GraceFiles
-from mlip_job.training.grace.input import build_input, dump_input, potential_section
+from mlip_job.training.grace.input import (
+    build_input,
+    describe_basis,
+    dump_input,
+    require_same_basis,
+)
 from mlip_job.training.grace.metrics import MetricsFollower, best_row, read_curve
-from mlip_job.training.grace.potential_file import elements_of, read_potential, write_active_set
+from mlip_job.training.grace.potential_file import (
+    count_functions,
+    elements_of,
+    read_potential,
+    write_active_set,
+)
 from mlip_job.training.loss import DIVERGED
 from mlip_job.training.process import (
     describe_exit,
@@ -23,9 +33,15 @@ from mlip_job.training.process import (
     read_lines,
     run_trainer,
 )
-from mlip_job.training.programs import find_program, trainer_environment
+from mlip_job.training.programs import (
+    find_program,
+    gpu_unseen,
+    trainer_command,
+    trainer_environment,
+)
 from mlip_job.training.summary import BestPotential, FitCycle, RunSummary, SetSizes
 from mlip_job.training.trainer import FitPosition, Snapshot, added
+from mlip_job.training.with_device import NO_DEVICE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -33,20 +49,26 @@ if TYPE_CHECKING:
 
     from mlip_job.config import TrainingConfig
     from mlip_job.training.summary import CurvePoint, LinearStart
-    from mlip_job.training.trainer import FitData, Monitor, SecondSet, Trainer
+    from mlip_job.training.trainer import FitData, Monitor, SecondSet
 
 _STAMP = re.compile(r"(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) [DIWEC] - (.*)")
 _ITERATION = re.compile(r"Iteration #(\d+)/")
+_PARAMETERS = re.compile(r"Number of trainable parameters: (\d+)")
+_VERSION = re.compile(r"(GRACEmaker|Tensorflow) version: (\S+)")
+_PROGRAMS = {"GRACEmaker": "tensorpotential", "Tensorflow": "tensorflow"}
 _EXCEPTION = re.compile(r"(?:[A-Za-z_]\w*\.)*\w*(?:Error|Exception)(?::.*)?$")
+_NEWEST = tuple(f"checkpoints/{name}" for name in GraceFiles.CHECKPOINT)
+_BEST = ("checkpoints/best.index", "checkpoints/best.data-00000-of-00001")
+"""Names in our checkpoints."""
 _PHASES = {
     "Loading training data": "loading_data",
-    "Constructing model": "building_graph",
+    "Saving model config to": "building_graph",
     "Iteration #": "fitting",
     "Loading best test loss model": "exporting",
     "Saving model to": "exporting",
     "Exporting FS-model done": "finished",
+    "Exporting to `saved_model.yaml` done": "finished",
 }
-_CHECKPOINT = ("checkpoint.index", "checkpoint.data-00000-of-00001")
 
 
 class GraceLog:
@@ -62,6 +84,8 @@ class GraceLog:
         self.iteration = 0
         self.resumed_from: int | None = None
         self.optimiser_message: str | None = None
+        self.parameters: int | None = None
+        self.versions: dict[str, str] = {}
         self.exception: str | None = None
 
     def feed(self, line: str) -> None:
@@ -80,12 +104,19 @@ class GraceLog:
         phase = next((p for begin, p in _PHASES.items() if message.startswith(begin)), None)
         if phase is not None and (not self.phases or self.phases[-1][0] != phase):
             self.phases.append((phase, time))
+        self._take(message, time)
+
+    def _take(self, message: str, time: datetime) -> None:
         if found := _ITERATION.match(message):
             self.iteration = int(found.group(1))
             if self.resumed_from is None:
                 self.resumed_from = self.iteration - 1
         elif message.startswith("Regular checkpointing"):
             self.checkpoints.append((self.iteration, time))
+        elif found := _PARAMETERS.match(message):
+            self.parameters = int(found.group(1))
+        elif found := _VERSION.match(message):
+            self.versions[_PROGRAMS[found.group(1)]] = found.group(2)
         elif message.startswith("L-BFGS-B optimization results"):
             self.optimiser_message = message.partition("message=")[2] or message
 
@@ -143,22 +174,18 @@ class GraceOutput:
 
 
 class GraceWrapper:
-    """A fit by gracemaker: implements `Trainer`.
-
-    `stress_weight` is c in a·MSE(E/atom) + b·mean|ΔF|² + c·MSE(stress), in eV/Å³.
-    """
+    """A fit by gracemaker: implements `Trainer`."""
 
     linear_fit_due = False
 
-    def __init__(
-        self, training: TrainingConfig, directory: Path, *, stress_weight: float = 0.0
-    ) -> None:
+    def __init__(self, training: TrainingConfig, directory: Path) -> None:
         self.files = GraceFiles(directory, training.seed)
         self.finished = False
         self._training = training
-        self._stress_weight = stress_weight
         self._data: FitData | None = None
+        self._remaining = training.max_iter
         self._resumed_from = 0
+        self._published = ""  # the suffix of the checkpoint that was exported
         self._log = GraceLog()
 
     def require_programs(self, *, active_set: bool) -> None:
@@ -168,32 +195,36 @@ class GraceWrapper:
 
     def basis(self, elements: Sequence[str]) -> dict[str, Any]:
         """Return cutoff, elements and the ``potential`` section."""
-        section = potential_section(self._training)
-        return {"elements": sorted(elements), "cutoff": self._training.cutoff, **section}
+        return describe_basis(self._training, elements)
 
     # -- the start -------------------------------------------------------------------------------
 
     @property
     def parent_files(self) -> Mapping[str, Path]:
-        """None: a fit always starts from nothing."""
-        return {}
+        """Potential, architecture and coefficients."""
+        files = self.files
+        return {
+            "potential.yaml": files.parent_potential,
+            files.MODEL: files.start_model,
+            **{name: files.parent_checkpoint(name) for name in files.CHECKPOINT},
+        }
 
     def start_mode(
         self, elements: Sequence[str], parent_basis: Mapping[str, Any], parent: str
     ) -> Literal["continue", "extend"]:
-        """Refuse: gracemaker can't start from another potential yet."""
-        del elements, parent_basis
-        raise ConfigError(
-            f"a fit by gracemaker can't start from {parent}", hint="set training.start_from: none"
-        )
+        """Require the basis of the parent."""
+        require_same_basis(self._training, elements, parent_basis, parent)
+        return "continue"
 
     def prepare_parent(self) -> None:
-        """Do nothing: there is no parent."""
+        """Do nothing: gracemaker starts from the files as they are."""
 
     def begin(self, data: FitData, mode: Literal["continue", "extend"] | None) -> None:
         """Write input.yaml of an uninterrupted fit."""
-        del mode
-        self._write_input(data, self._training.max_iter)
+        files = self.files
+        checkpoint = files.parent_checkpoint(files.CHECKPOINT[0]).name if mode else None
+        model = files.start_model.name if mode else None
+        self._write_input(data, model, checkpoint)
 
     def restore(
         self, staging: Path, name: str, position: FitPosition, elements: Sequence[str]
@@ -201,17 +232,19 @@ class GraceWrapper:
         """Move the files of a checkpoint to gracemaker's folder."""
         files = self.files
         moves = {"metrics/train_metrics.yaml": files.metrics("train")}
+        moves |= _named(_NEWEST, files.checkpoint())
         if position.finished:
             moves |= {"potential.yaml": files.potential, files.train_log.name: files.train_log}
+            moves |= {files.MODEL: files.model, "training_set.pkl.gz": files.training_set}
         else:
-            moves |= {f"checkpoints/{part}": files.checkpoints / part for part in _CHECKPOINT}
+            moves[files.MODEL] = files.start_model
         if missing := sorted(source for source in moves if not (staging / source).is_file()):
             raise IntegrityError(f"{name} has no {', '.join(missing)}")
         if position.finished:
             found = elements_of(read_potential(staging / "potential.yaml"))
             if found != tuple(sorted(elements)):
                 raise IntegrityError(f"{name} describes {', '.join(found)}")
-            moves["training_set.pkl.gz"] = files.training_set
+        moves |= _named(_BEST, files.checkpoint(files.EARLIER))
         moves["metrics/test_metrics.yaml"] = files.metrics("test")
         files.checkpoints.mkdir(parents=True, exist_ok=True)
         for source, target in moves.items():
@@ -225,12 +258,14 @@ class GraceWrapper:
         del mode
         self.finished = position.finished
         self._resumed_from = position.iteration
-        self._write_input(data, max(0, self._training.max_iter - position.iteration))
+        # A fit that was stopped in its export does one more: gracemaker's start needs one.
+        self._remaining = max(1, self._training.max_iter - position.iteration)
+        self._write_input(data, self.files.start_model.name, None)
 
-    def _write_input(self, data: FitData, remaining: int) -> None:
+    def _write_input(self, data: FitData, model: str | None, checkpoint: str | None) -> None:
         self._data = data
         content = build_input(
-            self._training, data, stress_weight=self._stress_weight, remaining=remaining
+            self._training, data, remaining=self._remaining, model=model, checkpoint=checkpoint
         )
         self.files.input_yaml.write_text(dump_input(content), encoding="utf-8")
 
@@ -248,26 +283,49 @@ class GraceWrapper:
         ------
         ConfigError
             If gracemaker is not installed.
+        GpuRequiredError
+            If TensorFlow sees no GPU, and one is required.
         MlipJobError
             The error that the monitor stopped it with.
         TrainingError
             If it failed or left no usable potential; the message has the cause and the last lines
             of the log.
         """
-        files, resume = self.files, ["-rl"] if self._resumed_from else []
-        program = str(find_program("gracemaker"))
+        files = self.files
+        self._run(["-rl"] if self._resumed_from else [], monitor)
+        self._published = files.BEST if files.checkpoint(files.BEST)[0].is_file() else ""
+        # Gracemaker exports the best iteration since its last start, but an earlier one may be it.
+        earlier = 0 < self._best() <= self._resumed_from
+        if earlier and files.checkpoint(files.EARLIER)[0].is_file():
+            self._run(["-rs", files.EARLIER, "-s"], monitor)
+            self._published = files.EARLIER
+
+    def _run(self, options: Sequence[str], monitor: Monitor) -> None:
+        """Run gracemaker; with ``-s`` it exports a checkpoint, without a fit."""
+        files, require_gpu = self.files, self._training.require_gpu
+        program = trainer_command("gracemaker", require_gpu=require_gpu)
         environment = trainer_environment() | {"TF_USE_LEGACY_KERAS": "1"}
         second_set: SecondSet = "validation" if self._given.validation else "test"
         with reported(files.directory):
             exit_code = run_trainer(
-                [program, *resume, "-sf", files.input_yaml.name],
+                [*program, *options, "-sf", files.input_yaml.name],
                 environment,
                 files.train_log,
                 GraceOutput(files, self._log, second_set),
                 monitor,
             )
+            if "-s" in options and files.exported_again.is_file():
+                files.exported_again.replace(files.potential)
+        if require_gpu and exit_code == NO_DEVICE:
+            raise gpu_unseen()
         if (cause := self._why_failed(exit_code)) is not None:
             raise failure("gracemaker", exit_code, cause, files.train_log)
+
+    def _best(self) -> int:
+        """Return the iteration with the smallest loss on the second set; 0 without one."""
+        rows, _ = read_curve(self.files.metrics("test"), "test")
+        best = min(rows, key=lambda row: row.loss, default=None)
+        return best.epoch if best is not None else 0
 
     def _why_failed(self, exit_code: int) -> str | None:
         """Return why there is no usable potential; an exit code of 0 is not enough."""
@@ -299,29 +357,44 @@ class GraceWrapper:
 
         None if there is none yet, or if it was being written.
         """
-        sources = [self.files.checkpoints / part for part in _CHECKPOINT]
+        files = self.files
+        newest = files.checkpoint()
         try:
-            before = [path.stat().st_mtime_ns for path in sources]
-            for path in sources:
-                shutil.copyfile(path, directory / path.name)
-            unchanged = before == [path.stat().st_mtime_ns for path in sources]
+            before = [path.stat().st_mtime_ns for path in newest]
+            content = _named(_NEWEST, _copied(newest, directory))
+            unchanged = before == [path.stat().st_mtime_ns for path in newest]
         except FileNotFoundError:
             return None
         written = datetime.fromtimestamp(before[0] / 1e9)  # noqa: DTZ006 - as the log's stamps
         iterations = [number for number, time in self._log.checkpoints if time <= written]
         if not unchanged or not iterations:
             return None
+        content |= _named(_BEST, self._best_until(iterations[-1], before[0], directory))
         shown = {}
         for side in ("train", "test"):
-            if self.files.metrics(side).is_file():
+            if files.metrics(side).is_file():
                 copy = directory / f"{side}_metrics.yaml"
-                shutil.copyfile(self.files.metrics(side), copy)
+                shutil.copyfile(files.metrics(side), copy)
                 shown[f"metrics/{copy.name}"] = copy
-        checkpoint = {f"checkpoints/{path.name}": directory / path.name for path in sources}
+        content[files.MODEL] = files.model
         position = FitPosition(
             ladder_step=0, iteration=iterations[-1], step_done=False, last_step=True
         )
-        return Snapshot(position, iterations[-1], checkpoint | shown, shown)
+        return Snapshot(position, iterations[-1], content | shown, shown)
+
+    def _best_until(self, iteration: int, written_ns: int, directory: Path) -> Sequence[Path]:
+        """Copy the best checkpoint until that of an iteration; nothing if it is a later one."""
+        files, best = self.files, self._best()
+        if best == iteration:
+            return _copied(files.checkpoint(), directory)
+        of_earlier_start = best <= self._resumed_from
+        source = files.checkpoint(files.EARLIER if of_earlier_start else files.BEST)
+        try:
+            if not 0 < best < iteration or source[0].stat().st_mtime_ns > written_ns:
+                return ()
+            return _copied(source, directory)
+        except FileNotFoundError:
+            return ()
 
     def finish(self) -> Snapshot:
         """Return the state of the finished fit."""
@@ -338,6 +411,8 @@ class GraceWrapper:
             "potential.yaml": self.files.potential,
             self.files.train_log.name: self.files.train_log,
             "training_set.pkl.gz": self.files.training_set,
+            **_named(_NEWEST, self.files.checkpoint(self._published)),
+            self.files.MODEL: self.files.model,
             **self._metrics(),
         }
         return Snapshot(position, position.iteration, content)
@@ -380,7 +455,12 @@ class GraceWrapper:
         cycle = FitCycle(
             ladder_step=0, cycle=0, functions=None, iterations=iterations, final_loss=final_loss
         )
-        fitted = self._given.structures - len(self._given.validation)
+        held_out = len(self._given.validation)
+        structures: dict[Literal["train", "test"], SetSizes] = {
+            "train": _sizes(self._given.structures - held_out)
+        }
+        if held_out:
+            structures["test"] = _sizes(held_out)
         return RunSummary(
             status="succeeded",
             cause=None,
@@ -391,14 +471,14 @@ class GraceWrapper:
             second_set="validation" if self._given.validation else "test",
             best=chosen,
             iterations=iterations,
-            functions=None,
-            parameters=None,
+            functions=count_functions(read_potential(self.potential)),
+            parameters=log.parameters,
             ladder=False,
             cycles=(cycle,),
             early_stopping=None,
             optimiser_message=log.optimiser_message,
-            structures={"train": SetSizes(found=None, kept=None, fitted=fitted)},
-            versions={},
+            structures=structures,
+            versions=log.versions,
             timings_s=log.phase_seconds(),
             train_curve=tuple(row.point for row in train),
             test_curve=tuple(row.point for row in second),
@@ -446,16 +526,29 @@ class GraceWrapper:
         return self.files.active_set
 
     def artefacts(self) -> dict[str, Path]:
-        """Return input, log, potential, active set and metrics."""
+        """Return input, log, potential, active set, metrics, and what a later fit starts from."""
         published = {
             "input.yaml": self.files.input_yaml,
             "train.log": self.files.train_log,
             "potential.yaml": self.files.potential,
+            self.files.MODEL: self.files.model,
+            **_named(self.files.CHECKPOINT, self.files.checkpoint(self._published)),
         }
         if self.files.active_set.exists():
             published["potential.asi"] = self.files.active_set
         return published | self._metrics()
 
 
-if TYPE_CHECKING:
-    _: type[Trainer] = GraceWrapper  # checked here as long as no configuration opens it
+def _sizes(structures: int) -> SetSizes:
+    return SetSizes(found=structures, kept=structures, fitted=structures)
+
+
+def _named(names: Sequence[str], paths: Sequence[Path]) -> dict[str, Path]:
+    return dict(zip(names, paths, strict=False))
+
+
+def _copied(paths: Sequence[Path], directory: Path) -> Sequence[Path]:
+    copies = [directory / path.name for path in paths]
+    for path, copy in zip(paths, copies, strict=True):
+        shutil.copyfile(path, copy)
+    return copies

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
@@ -54,8 +53,14 @@ from mlip_job.training.pacemaker.snapshot import (
 from mlip_job.training.pacemaker.tables import TableFollower, read_table
 from mlip_job.training.pacemaker.weighting import FITTED, rows_beyond_policy, rows_left_out
 from mlip_job.training.process import failure, run_trainer
-from mlip_job.training.programs import GPU, find_program, gpu_unseen, trainer_environment
+from mlip_job.training.programs import (
+    find_program,
+    gpu_unseen,
+    trainer_command,
+    trainer_environment,
+)
 from mlip_job.training.trainer import FitPosition, Snapshot
+from mlip_job.training.with_device import NO_DEVICE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -271,7 +276,11 @@ class PacemakerWrapper:
         try:
             exit_code = run_trainer(
                 # Its predictions and plots of the training data would cost two more graphs.
-                [*_program(training.require_gpu), "--no-predict", input_file.name],
+                [
+                    *trainer_command("pacemaker", require_gpu=training.require_gpu),
+                    "--no-predict",
+                    input_file.name,
+                ],
                 trainer_environment() | {"PYTHONPATH": callbacks},
                 files.train_log,
                 PacemakerOutput(files, segment.offset, second_set),
@@ -281,7 +290,7 @@ class PacemakerWrapper:
             with suppress(OSError):  # the curve is for display only
                 write_tables(files, segment, files.curves)
             raise
-        if training.require_gpu and exit_code == mlip_job_callbacks.NO_DEVICE:
+        if training.require_gpu and exit_code == NO_DEVICE:
             raise gpu_unseen()
         write_tables(files, segment, files.curves)
         return exit_code
@@ -420,14 +429,3 @@ class PacemakerOutput:
     ) -> dict[str, float]:
         """Return the seconds in each phase."""
         return self._log.state.phase_seconds(begun, until)
-
-
-def _program(require_gpu: bool) -> list[str]:
-    """Return pacemaker's command; one that must have a GPU ends with `NO_DEVICE` without it.
-
-    TensorFlow starts once, in the process that trains: a separate check would cost seconds.
-    """
-    # -P keeps the modules in that file's folder from being imported by mistake.
-    script = mlip_job_callbacks.__file__
-    launcher = [sys.executable, "-P", script, GPU] if require_gpu else []
-    return [*launcher, str(find_program("pacemaker"))]

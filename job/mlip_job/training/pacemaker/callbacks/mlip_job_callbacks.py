@@ -3,10 +3,6 @@
 It imports nothing of this package. `keep_best` stores the potential with the smallest validation
 loss, and stops a fit that does not improve: pacemaker calls it after every iteration
 (``fit.callbacks``). Its state is in files of the work directory, which checkpoints contain.
-
-As a script it runs a program if TensorFlow finds a device of the given type::
-
-    python -P mlip_job_callbacks.py GPU /path/to/pacemaker --no-predict input.yaml
 """
 
 from __future__ import annotations
@@ -14,10 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import runpy
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +25,6 @@ SETTINGS = "early_stopping.json"
 
 BEST = "best.json"
 """The best potential so far: path, iteration, and its rows of both tables."""
-
-NO_DEVICE = 71
-"""Exit code without a device: that of `GpuRequiredError`."""
 
 Row = dict[str, str]
 
@@ -156,19 +146,3 @@ def read_rows(table: Path, step: tuple[int, int]) -> list[Row]:
     rows = (dict(zip(columns, line.split(), strict=False)) for line in lines)
     place = {"ladder_step": str(step[0]), "cycle_step": str(step[1])}
     return [row for row in rows if len(row) == len(columns) and row.items() >= place.items()]
-
-
-def main() -> None:
-    """Check for the device, then run the program."""
-    kind, program, *arguments = sys.argv[1:]
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # as pacemaker sets it before its own import
-    import tensorflow as tf  # noqa: PLC0415
-
-    if not tf.config.list_physical_devices(kind):
-        sys.exit(NO_DEVICE)
-    sys.argv = [program, *arguments]
-    runpy.run_path(program, run_name="__main__")
-
-
-if __name__ == "__main__":
-    main()
