@@ -45,6 +45,27 @@ class FullErrors(Errors):
     max_force_mev_per_angstrom: float | None = None
     max_stress_gpa: float | None = Field(None, exclude_if=is_unknown)
 
+    @property
+    def by_kind(self) -> dict[str, tuple[float | None, float | None, float | None]]:
+        """RMSE, MAE and largest error of energies, forces and stresses."""
+        return {
+            "rmse": (
+                self.rmse_energy_mev_per_atom,
+                self.rmse_force_mev_per_angstrom,
+                self.rmse_stress_gpa,
+            ),
+            "mae": (
+                self.mae_energy_mev_per_atom,
+                self.mae_force_mev_per_angstrom,
+                self.mae_stress_gpa,
+            ),
+            "max": (
+                self.max_energy_mev_per_atom,
+                self.max_force_mev_per_angstrom,
+                self.max_stress_gpa,
+            ),
+        }
+
     def rmse(self) -> Errors:
         """Return the RMSE alone."""
         return Errors(

@@ -9,7 +9,7 @@ from ase.units import GPa
 from mlip_job.errors import TrainingError
 from mlip_job.evaluation.evaluate import agreement, conversion
 from mlip_job.evaluation.measure import Measured
-from mlip_job.evaluation.statistics import SetErrors
+from mlip_job.evaluation.statistics import SetErrors, SubsetErrors
 from mlip_job.models import Errors
 
 
@@ -47,10 +47,14 @@ def _trainer(
     )
 
 
-def _errors(*structures: Measured) -> SetErrors:
+def _all(*structures: Measured) -> SetErrors:
     errors = SetErrors()
     errors.add_all(structures)
     return errors
+
+
+def _errors(*structures: Measured) -> SubsetErrors:
+    return _all(*structures).all
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.0009, 0.9991])
@@ -110,11 +114,11 @@ def test_an_exact_fit_agrees_within_rounding() -> None:
 
 def test_a_conversion_that_changed_something_is_rejected() -> None:
     """Differences beyond rounding, on however few of the structures."""
-    same = _errors(_measured(1, 0.1, 0.3, 1e-12), _measured(2, 0.1, 0.3))
+    same = _all(_measured(1, 0.1, 0.3, 1e-12), _measured(2, 0.1, 0.3))
     found = conversion(same, same)
     assert found.structures == 2
     assert found.max_energy_difference_mev_per_atom == pytest.approx(1e-9)
-    other = _errors(_measured(3, 0.1, 0.3, 2e-6))
+    other = _all(_measured(3, 0.1, 0.3, 2e-6))
     with pytest.raises(TrainingError, match=r"on 2 structures by up to 0\.002 meV"):
         conversion(same, other)
 

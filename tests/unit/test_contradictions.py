@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from ase.units import GPa
 
-from mlip_job.evaluation.contradictions import Contradictions
-from mlip_job.evaluation.measure import Measured
+from mlip_job.evaluation.measure import Contradictions, Measured
 
 if TYPE_CHECKING:
     from collections.abc import Callable

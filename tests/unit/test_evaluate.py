@@ -167,7 +167,7 @@ def test_grace_is_evaluated_and_compared_with_a_parent_of_pacemaker(
         "energy_volume",
         "dynamics",
     }
-    assert all("zbl" not in check.message for check in found.physics)
+    assert all("training.zbl" not in check.message for check in found.physics)
     assert found.speed is not None
     assert found.speed.evaluator_us_per_atom > 0
 

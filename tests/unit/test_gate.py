@@ -8,7 +8,7 @@ import pytest
 
 from mlip_job.config import GateConfig
 from mlip_job.config.job import verdict_word
-from mlip_job.evaluation.gate import judge
+from mlip_job.evaluation.evaluate import judge
 from mlip_job.evaluation.results import DynamicsCheck, ErrorPair, ParentComparison, Verdict
 from tests.evaluations import make_uniform_side
 

@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from ase.units import GPa
 
 from mlip_job.config import TrainingConfig
+from mlip_job.generation.ensemble import loss_on_test
 from mlip_job.models import Errors
+from mlip_job.registry import Headline
 from mlip_job.training.loss import (
     convergence_warnings,
     describe_shares,
@@ -62,6 +65,18 @@ def test_a_fitted_stress_is_a_term() -> None:
     (text,) = warned(result, energy_weight=50.0, force_weight=100.0)
     assert "raise training.energy_weight from 50 to 610 (20 % with these errors" in text
     assert LossShares.model_validate_json('{"energy": 0.5, "forces": 0.5}').stress is None
+
+
+def test_members_are_compared_by_the_loss_that_was_fitted() -> None:
+    """With its stress term; on the training set if nothing is held out."""
+    training = TrainingConfig(
+        trainer="grace-fs", energy_weight=10, force_weight=2, stress_weight=50
+    )
+    known = Errors(rmse_energy_mev_per_atom=4, rmse_force_mev_per_angstrom=30, rmse_stress_gpa=0.5)
+    expected = 10 * 0.004**2 + 2 * 3 * 0.03**2 + 50 * (0.5 * GPa) ** 2
+    for train, test in ((Errors(), known), (known, Errors())):
+        headline = Headline(train=train, test=test, iterations=1, functions=1, accepted=True)
+        assert loss_on_test(headline, training) == pytest.approx(expected)
 
 
 def test_missing_values_of_a_table_are_unknown() -> None:

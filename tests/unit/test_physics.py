@@ -18,19 +18,17 @@ from ase.units import GPa
 
 from mlip_job.dataset.xyz import Labelled
 from mlip_job.evaluation.energy_volume import (
+    AtRest,
+    ReferenceStructures,
+    Stable,
     check_energy_volume,
     instability,
     minimum_of,
     minimum_of_data,
+    vacuum_width,
 )
 from mlip_job.evaluation.physics import check_dimers, check_dynamics, check_smoothness, hotter_than
 from mlip_job.evaluation.potential import Core, Prediction, cores_of, move_cores
-from mlip_job.evaluation.reference_structures import (
-    AtRest,
-    ReferenceStructures,
-    Stable,
-    vacuum_width,
-)
 from mlip_job.training.pacemaker.potential_file import read_potential, write_potential
 
 if TYPE_CHECKING:

@@ -31,16 +31,19 @@ from mlip_job.registry import (
     Manifest,
 )
 from mlip_job.registry.manifest import Artefact
-from mlip_job.report.comparison import (
-    comparison_document,
-    figures_table,
-    settings_table,
-    steps_table,
-    verdict,
-)
 from mlip_job.report.figures import QUANTITIES, learning_curves, learning_figures, physics_figures
 from mlip_job.report.model import Facts, TrainingReport, loss_definition
-from mlip_job.report.page import learning_caption, render_comparison, render_report, summary
+from mlip_job.report.page import (
+    comparison_document,
+    figures_table,
+    learning_caption,
+    render_comparison,
+    render_report,
+    settings_table,
+    steps_table,
+    summary,
+    verdict,
+)
 from mlip_job.report.tables import (
     agreement_table,
     attempts_table,
@@ -302,11 +305,11 @@ def test_stresses_are_reported_like_energies_and_forces(
     assert kinds is not None
     assert agreed is not None
     assert steps is not None
-    assert [column.heading for column in kinds.columns[-2:]] == [
+    assert [column.heading for column in kinds.columns[-3:-1]] == [
         "stress train (GPa)",
         "stress test (GPa)",
     ]
-    assert [str(cell) for cell in agreed.rows[0][-3:-1]] == ["0.0600", "0.0600"]
+    assert [str(cell) for cell in agreed.rows[0][-3:-1]] == ["0.060", "0.060"]
     assert [str(cell) for cell in steps.rows[0][-3:]] == ["0.200", "0.105", "−48\u202f%"]
     page = shown(report)
     assert "gen_01 0.200 → 0.105 on the same 90 structures better than gen_01 (−48 %)" in page

@@ -132,7 +132,7 @@ def show_command(settings: Settings, generation: int | str) -> None:
 
 def show_manifest(manifest: Manifest, latest: LatestPointer | None = None) -> None:
     """Print the record of one generation; `latest` is the pointer, if it names this one."""
-    from mlip_job.report.comparison import fit_settings
+    from mlip_job.report.page import fit_settings
 
     print_lines(_header(manifest, latest), _LABEL_WIDTH)
     print_lines(_errors(manifest), _LABEL_WIDTH)
@@ -319,9 +319,8 @@ def compare_command(
 ) -> None:
     """Compare generations: a table here, and one HTML file."""
     from mlip_job.registry.objects import at_once
-    from mlip_job.report.comparison import comparison_document, settings_table
     from mlip_job.report.model import read_report
-    from mlip_job.report.page import render_comparison
+    from mlip_job.report.page import comparison_document, render_comparison, settings_table
 
     registry = settings.registry()
     numbers = [resolve_generation(generation, registry) for generation in generations]
@@ -365,7 +364,7 @@ def show_comparison(
     reports: Sequence[TrainingReport], differing: Table | None, path: Path | None
 ) -> None:
     """Print the tables of several generations, and where the page is."""
-    from mlip_job.report.comparison import figures_table, steps_table
+    from mlip_job.report.page import figures_table, steps_table
 
     for table in (steps_table(reports), figures_table(reports), differing):
         if table is not None:

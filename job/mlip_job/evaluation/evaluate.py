@@ -8,28 +8,30 @@ from typing import TYPE_CHECKING, Literal
 
 from mlip_job.dataset.xyz import read_blocks, row_id
 from mlip_job.errors import TrainingError
-from mlip_job.evaluation.gate import judge
+from mlip_job.evaluation.energy_volume import ReferenceStructures
 from mlip_job.evaluation.measure import Models, Task, measuring
 from mlip_job.evaluation.physics import check_physics
 from mlip_job.evaluation.potential import Potential, cores_of, measure_speed, shorter
-from mlip_job.evaluation.reference_structures import ReferenceStructures
 from mlip_job.evaluation.results import (
+    QUANTITIES,
     Agreement,
     Conversion,
     ErrorPair,
     Evaluation,
+    GateVerdict,
     ParentComparison,
 )
 from mlip_job.evaluation.statistics import SetErrors
 from mlip_job.paths import generation_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from mlip_job.config import EvaluationConfig
+    from mlip_job.config import EvaluationConfig, GateConfig
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.dataset.split import Side
+    from mlip_job.evaluation.results import PhysicsCheck, SetEvaluation
     from mlip_job.evaluation.statistics import ErrorStream, SubsetErrors
     from mlip_job.models import Errors
     from mlip_job.paths import DatasetFiles
@@ -42,7 +44,7 @@ RELATIVE_TOLERANCE = 1e-3
 (`pyace.metrics_aggregator.FitMetrics.compute_metrics`), and gracemaker's too
 (`tensorpotential.metrics`). Splines and positions rounded to 1e-8 Å cause a measured difference of
 3e-7."""
-_FLOOR_MEV, _FLOOR_GPA = 0.01, 1e-3  # relative differences are meaningless for an almost exact fit
+_FLOORS = (0.01, 0.01, 1e-3)  # relative differences are meaningless for an almost exact fit
 
 CONVERSION_TOLERANCE_MEV = 1e-3
 """meV/atom and meV/Å; the measured difference of artefact and B-basis is 1e-15 eV."""
@@ -55,11 +57,10 @@ _HINT = (
 
 @dataclass(frozen=True)
 class Predecessor:
-    """The generation that a new one is compared with, evaluated by its published potential.
+    """The generation that a new one is compared with, by its published potential.
 
-    It may be one of another trainer.
-
-    `common_test_rows` are test rows of both generations whose elements the predecessor covers.
+    It may be one of another trainer. `common_test_rows` are test rows of both generations whose
+    elements the predecessor covers.
     """
 
     generation: int
@@ -121,14 +122,10 @@ def evaluate(
         If the potential can't be loaded, yields NaN, or is not the one that was fitted.
     """
     record, models = subject.record, subject.models
-    train, test, stable = (
-        SetErrors(seed, subject.validation),
-        SetErrors(seed),
-        ReferenceStructures(),
-    )
-    atoms = record.atoms.train + record.atoms.test
+    train, test = SetErrors(seed, subject.validation), SetErrors(seed)
+    stable = ReferenceStructures()
     every = math.ceil(record.counts.train / _CHECKED_AGAINST_BASIS)
-    with measuring(models, atoms=atoms, cores=cores) as measure:
+    with measuring(models, atoms=record.atoms.train + record.atoms.test, cores=cores) as measure:
         for batch in measure(subject.tasks("train", every)):
             train.add_all(batch.measured)
             stable.join(batch.stable)
@@ -152,12 +149,6 @@ def evaluate(
         dynamics_steps=config.dynamics_steps,
     )
     of_test = test.result() if record.counts.test else None
-    speed = measure_speed(
-        potential,
-        (task.block for task in subject.tasks("test" if record.counts.test else "train")),
-        structures=record.counts.test or record.counts.train,
-        atoms=record.atoms.test or record.atoms.train,
-    )
     warnings = tuple(test.contradictions.warnings("test"))
     return Evaluation(
         train=train.result(),
@@ -168,7 +159,12 @@ def evaluate(
         active_set=subject.active_set,
         gate=judge(config.gate, of_test, parent, physics),
         conversion=converted,
-        speed=speed,
+        speed=measure_speed(
+            potential,
+            (task.block for task in subject.tasks("test" if of_test else "train")),
+            structures=record.counts.test or record.counts.train,
+            atoms=record.atoms.test or record.atoms.train,
+        ),
         warnings=warnings or tuple(train.contradictions.warnings("training")),
         notes=(*subject.notes, *notes, *_notes(subject, train, test, parent)),
     )
@@ -183,22 +179,19 @@ def _require_structures(name: str, errors: SetErrors) -> None:
         )
 
 
+# -- agreement -----------------------------------------------------------------------------------
+
 _AgreementSide = Literal["train", "test", "validation"]
 
 
 def _agreements(
     subject: Subject, train: SetErrors, test: SetErrors
 ) -> tuple[tuple[Agreement, ...], tuple[str, ...]]:
-    """Compare each set given to the trainer; also return notes.
-
-    The second set is the validation part or the test set.
-    """
-    fitted = subject.fitted
+    """Compare the sets given to the trainer: fitted, and validation part or test; and notes."""
+    fitted, validation = subject.fitted, bool(subject.validation)
     sets: tuple[tuple[_AgreementSide, SubsetErrors, Errors | None], ...] = (
-        ("train", train.rest if subject.validation else train, fitted.train),
-        ("validation", train.apart, fitted.test)
-        if subject.validation
-        else ("test", test, fitted.test),
+        ("train", train.rest if validation else train.all, fitted.train),
+        ("validation", train.apart, fitted.test) if validation else ("test", test.all, fitted.test),
     )
     found = tuple(one for each in sets if (one := agreement(*each)) is not None)
     notes = tuple(
@@ -227,17 +220,14 @@ def agreement(side: _AgreementSide, ours: SubsetErrors, theirs: Errors | None) -
     if theirs is None:
         return None
     energy, force = theirs.rmse_energy_mev_per_atom, theirs.rmse_force_mev_per_angstrom
+    stress = theirs.rmse_stress_gpa if ours.all_have_stress else None
     if energy is None or force is None:
         return None
-    stress = theirs.rmse_stress_gpa if ours.all_have_stress else None
-    for what, unit, stream, given, floor in (
-        ("energy", "meV/atom", ours.energy, energy, _FLOOR_MEV),
-        ("force", "meV/Å", ours.force, force, _FLOOR_MEV),
-        ("stress", "GPa", ours.stress, stress, _FLOOR_GPA),
-    ):
-        if given is None:
-            continue
-        if not abs(stream.rmse - given) <= RELATIVE_TOLERANCE * given + floor:
+    compared = zip(QUANTITIES, ours.streams, (energy, force, stress), _FLOORS, strict=True)
+    for (what, unit), stream, given, floor in compared:
+        if given is not None and not (
+            abs(stream.rmse - given) <= RELATIVE_TOLERANCE * given + floor
+        ):
             raise TrainingError(
                 f"the potential is not the one that was fitted: its {what} RMSE on the "
                 f"{_set_name(side)} is {stream.rmse:.4f} {unit}, the trainer says {given:.4f} "
@@ -279,6 +269,9 @@ def conversion(train: SetErrors, test: SetErrors) -> Conversion:
     )
 
 
+# -- predecessor ---------------------------------------------------------------------------------
+
+
 def _compare(
     subject: Subject, *, cores: int, progress: Callable[[int], None]
 ) -> ParentComparison | None:
@@ -304,9 +297,9 @@ def _compare(
     return ParentComparison(
         generation=predecessor.generation,
         structures=new.structures,
-        energy_mev_per_atom=_pair(old.energy, new.energy),
-        force_mev_per_angstrom=_pair(old.force, new.force),
-        stress_gpa=_pair(old.stress, new.stress) if new.stress.count else None,
+        energy_mev_per_atom=_pair(old.all.energy, new.all.energy),
+        force_mev_per_angstrom=_pair(old.all.force, new.all.force),
+        stress_gpa=_pair(old.all.stress, new.all.stress) if new.all.stress.count else None,
     )
 
 
@@ -331,3 +324,73 @@ def _notes(
     if subject.predecessor is not None and parent is None:
         name = generation_name(subject.predecessor.generation)
         yield f"not compared with {name}: no structure is test for both"
+
+
+# -- gate ----------------------------------------------------------------------------------------
+
+_NEGLIGIBLE = (0.5, 2.0)
+"""meV/atom and meV/Å, below the accuracy of reference data; never a regression."""
+
+
+def judge(
+    gate: GateConfig,
+    test: SetEvaluation | None,
+    parent: ParentComparison | None,
+    physics: Sequence[PhysicsCheck],
+) -> GateVerdict:
+    """Return the verdict; limits on test errors reject a potential without a test set."""
+    reasons = (
+        *_too_large(gate, test),
+        *(_regressions(gate.max_regression, parent) if parent is not None else ()),
+        *_failed_checks(gate, physics),
+    )
+    return GateVerdict(
+        accepted=not reasons,
+        reasons=reasons,
+        limits_set=gate.has_limits,
+        unchecked=tuple(_unchecked(physics)),
+    )
+
+
+def _unchecked(physics: Sequence[PhysicsCheck]) -> Iterator[str]:
+    """Yield a reason for each kind of check (compression, dynamics) that was not possible."""
+    for kind in ("energy_volume", "dynamics"):
+        checks = [check for check in physics if check.kind == kind]
+        if checks and all(check.verdict == "skipped" for check in checks):
+            yield from dict.fromkeys(check.message for check in checks)
+
+
+def _too_large(gate: GateConfig, test: SetEvaluation | None) -> Iterator[str]:
+    limits = (gate.max_energy_rmse_mev, gate.max_force_rmse_mev)
+    if test is None:
+        if limits != (None, None):
+            yield "nothing was held out: the limits of the gate on test errors can't be judged"
+        return
+    for (what, unit), found, limit in zip(QUANTITIES, test.statistics, limits, strict=False):
+        # NaN exceeds any limit.
+        if limit is not None and found is not None and not found.rmse <= limit:
+            yield (
+                f"the {what} RMSE on the test set is {found.rmse:.4g} {unit}, "
+                f"more than the {limit:g} that the gate allows"
+            )
+
+
+def _regressions(most: float | None, parent: ParentComparison) -> Iterator[str]:
+    if most is None:
+        return
+    compared = zip(QUANTITIES, parent.pairs, _NEGLIGIBLE, strict=False)
+    for (what, unit), pair, negligible in compared:
+        if pair is not None and not pair.new - pair.old <= max(most * pair.old, negligible):
+            yield (
+                f"the {what} RMSE on the {parent.structures} test structures shared with "
+                f"{generation_name(parent.generation)} is {pair.new:.4g} {unit} after "
+                f"{pair.old:.4g}: worse by more than {100 * most:g} %"
+            )
+
+
+def _failed_checks(gate: GateConfig, physics: Sequence[PhysicsCheck]) -> Iterator[str]:
+    required = gate.require_physics
+    for check in physics:
+        if check.verdict == "failed" and (required is True or (required and check.unstable)):
+            what = "check of stability" if check.unstable else "check"
+            yield f"a physics {what} failed: {check.message}"

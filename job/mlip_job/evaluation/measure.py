@@ -1,19 +1,22 @@
-"""Evaluate structures in batches on all cores, with constant memory."""
+"""Evaluate structures in batches on all cores, with constant memory; contradictory labels."""
 
 from __future__ import annotations
 
+import math
 import time
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from ase.units import GPa
 
 from mlip_job.dataset.xyz import count_atoms, parse
 from mlip_job.errors import TrainingError
+from mlip_job.evaluation.energy_volume import ReferenceStructures
 from mlip_job.evaluation.potential import Potential
-from mlip_job.evaluation.reference_structures import ReferenceStructures
 from mlip_job.runtime.processes import in_order, worker_pool
 
 if TYPE_CHECKING:
@@ -47,24 +50,12 @@ class Models:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A structure with its labels and predictions.
+    """A structure with its labels and predictions; energies per atom, in eV and Å.
 
-    Attributes
-    ----------
-    energy_reference, energy_predicted
-        eV/atom, reference energies included.
-    forces_reference, forces_predicted
-        eV/Å.
-    stress
-        Reference and prediction (eV/Å³) and volume (Å³); only of labelled periodic structures.
-    shortest
-        Shortest distance of each pair of elements, Å.
-    conversion
-        Differences between artefact and basis: energy in eV/atom, largest force component in eV/Å.
-    grade
-        Largest extrapolation grade of its atoms.
-    reference_energy
-        eV/atom; included in both energies.
+    The `reference_energy` is included in both energies. The `stress`, reference, prediction and
+    volume, is that of labelled periodic structures. `shortest` has the shortest distance of each
+    pair of elements. The `conversion` is the difference between artefact and basis of the energy,
+    and of the forces the largest component. The `grade` is the largest of its atoms.
     """
 
     row_id: int
@@ -219,3 +210,156 @@ def _measure(tasks: list[Task]) -> Batch:
         _worker["measurer"] = _Measurer(_worker["models"])
     measurer: _Measurer = _worker["measurer"]
     return measurer.measure(tasks)
+
+
+# -- contradictions ------------------------------------------------------------------------------
+
+_SMALL_FORCES = 0.01  # eV/Å, RMS: smaller forces are noise
+_FEWEST_ENERGIES, _SMALL_ENERGIES = 5, 0.001  # eV/atom, standard deviation
+_FAR_BETTER = 0.25  # of the squared error, i.e. half of the error
+_OPPOSITE, _CHANCE = 0.2, 3.0
+"""A correlation below -0.2 is significant if it is also 3/√n away from zero."""
+
+_ORDERS: Mapping[str, tuple[int, ...]] = {
+    "xx, yy, zz, yz, xz, xy": (0, 1, 2, 3, 4, 5),
+    "xx, yy, zz, xy, yz, xz": (0, 1, 2, 4, 5, 3),
+    "xx, yy, zz, xy, xz, yz": (0, 1, 2, 5, 4, 3),
+    "xx, xy, xz, yy, yz, zz": (0, 3, 5, 4, 2, 1),
+}
+"""Positions of ASE's six stress components (the first order) in a label of another order."""
+
+_VOIGT = next(iter(_ORDERS))
+_SIGNS = {1.0: "", -1.0: "the opposite sign"}
+_UNITS = {"eV/Å³": 1.0, "GPa": GPa, "kbar": 0.1 * GPa}
+_VIRIAL = "eV, multiplied by the volume"
+_CONTRADICTORY = "energies and forces of the data may contradict each other"
+
+
+@dataclass
+class _PairMoments:
+    """Sums over pairs of a label and its prediction, taken about zero or about their means."""
+
+    about_mean: bool = False
+    count: int = 0
+    sums: FloatArray = field(default_factory=lambda: np.zeros(2))
+    products: FloatArray = field(default_factory=lambda: np.zeros((2, 2)))
+
+    def add(self, label: FloatArray, predicted: FloatArray) -> None:
+        pairs = np.stack([label.ravel(), predicted.ravel()])
+        self.count += pairs.shape[1]
+        self.sums = self.sums + pairs.sum(axis=1)
+        self.products = self.products + pairs @ pairs.T
+
+    def warnings(
+        self,
+        side: str,
+        *,
+        smallest: float,
+        opposite: str,
+        because: str,
+        worse: str,
+        unit: str,
+        trivially: str,
+        so: str,
+    ) -> Iterator[str]:
+        """Warn of a negative correlation (Pearson's), or of an error above the trivial one."""
+        means = self.sums / self.count if self.about_mean else np.zeros(2)
+        moments = self.products / self.count - np.outer(means, means)
+        baseline = math.sqrt(max(0.0, moments[0, 0]))
+        if baseline < smallest:
+            return
+        (label, both), (_, predicted) = self.products / self.count
+        rmse = math.sqrt(max(0.0, label - 2 * both + predicted))
+        size = math.sqrt(moments[0, 0] * moments[1, 1])
+        correlation = moments[0, 1] / size if size else 0.0
+        if correlation < -max(_OPPOSITE, _CHANCE / math.sqrt(self.count)):
+            yield (
+                f"{opposite}: on the {side} set their correlation with the labels is "
+                f"{correlation:.2f}; {because}"
+            )
+        elif rmse > baseline:
+            yield (
+                f"{worse}: on the {side} set their RMSE is {1000 * rmse:.4g} {unit}, that of "
+                f"{trivially} {1000 * baseline:.4g}; {so}"
+            )
+
+
+class Contradictions:
+    """Detects labels with a wrong sign, unit or component order from the predictions.
+
+    Its sums distinguish them from a poor potential.
+    """
+
+    def __init__(self) -> None:
+        self._energies, self._forces = _PairMoments(about_mean=True), _PairMoments()
+        self._stresses = 0
+        self._predicted_squares = 0.0
+        keys = product(_SIGNS, (*_UNITS, _VIRIAL), _ORDERS)
+        self._squares: dict[tuple[float, str, str], float] = dict.fromkeys(keys, 0.0)
+
+    def add(self, measured: Measured) -> None:
+        """Add a structure."""
+        offset = measured.reference_energy
+        self._energies.add(
+            np.array([measured.energy_reference - offset]),
+            np.array([measured.energy_predicted - offset]),
+        )
+        self._forces.add(measured.forces_reference, measured.forces_predicted)
+        if measured.stress is None:
+            return
+        label, predicted, volume = measured.stress
+        self._stresses += 1
+        self._predicted_squares += float(predicted @ predicted)
+        factors = {**_UNITS, _VIRIAL: 1 / volume}
+        for sign, unit, order in self._squares:
+            error = predicted - sign * factors[unit] * label[list(_ORDERS[order])]
+            self._squares[sign, unit, order] += float(error @ error)
+
+    def warnings(self, side: str) -> Iterator[str]:
+        """Yield a warning for each contradiction between labels and predictions."""
+        if self._forces.count:
+            yield from self._forces.warnings(
+                side,
+                smallest=_SMALL_FORCES,
+                opposite="PREDICTED FORCES HAVE THE OPPOSITE SIGN",
+                because="the data may hold gradients instead of forces",
+                worse="PREDICTED FORCES ARE WORSE THAN ZERO",
+                unit="meV/Å",
+                trivially="predicting no force at all",
+                so="do not use this potential before you know why",
+            )
+        if self._energies.count >= _FEWEST_ENERGIES:
+            yield from self._energies.warnings(
+                side,
+                smallest=_SMALL_ENERGIES,
+                opposite="PREDICTED ENERGIES ARE ANTICORRELATED",
+                because=_CONTRADICTORY,
+                worse="PREDICTED ENERGIES ARE WORSE THAN THEIR MEAN",
+                unit="meV/atom",
+                trivially="always predicting the mean",
+                so=_CONTRADICTORY,
+            )
+        yield from self._of_stresses(side)
+
+    def _of_stresses(self, side: str) -> Iterator[str]:
+        if not self._stresses:
+            return
+        as_given = self._squares[1.0, "eV/Å³", _VOIGT]
+        best = min(self._squares, key=lambda key: self._squares[key])
+        found = self._squares[best]
+        if found > _FAR_BETTER * min(as_given, self._predicted_squares):
+            return
+        sign, unit, order = best
+        conventions = [
+            _SIGNS[sign],
+            "" if unit == "eV/Å³" else f"the unit {unit}",
+            "" if order == _VOIGT else f"the order {order}",
+        ]
+        rmse, better = (
+            math.sqrt(squares / (6 * self._stresses)) / GPa for squares in (as_given, found)
+        )
+        yield (
+            f"STRESSES OF THE DATA SEEM TO HAVE {' AND '.join(filter(None, conventions))}: read "
+            f"like this, their RMSE on the {side} set is {better:.3g} GPa instead of {rmse:.3g}; "
+            f"ASE's are in eV/Å³, positive under tension, in the order {_VOIGT}"
+        )

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from mlip_job.dataset.rows import FloatArray
+    from mlip_job.evaluation.energy_volume import ReferenceStructures, Stable
     from mlip_job.evaluation.potential import Core, Pair, Potential
-    from mlip_job.evaluation.reference_structures import ReferenceStructures, Stable
     from mlip_job.evaluation.results import PhysicsCheck
 
 
@@ -221,16 +221,10 @@ def check_dynamics(
     """
     if start is None or steps == 0:
         why = "evaluation.dynamics_steps is 0" if steps == 0 else "the data holds no structure"
-        message = f"dynamics from {temperature_k:.0f} K not run: {why}"
         return DynamicsCheck(
             verdict="skipped",
-            message=message,
-            structure="",
-            atoms=0,
-            steps=0,
-            timestep_fs=0.0,
+            message=f"dynamics from {temperature_k:.0f} K not run: {why}",
             temperature_k=temperature_k,
-            drift_mev_per_atom_per_ps=None,
         )
     atoms = _supercell(start.atoms)
     timestep_fs = 0.5 if atoms.get_masses().min() < _LIGHT_U else 1.0

@@ -6,13 +6,20 @@ Errors are predicted minus reference. None means unknown.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field
 
 from mlip_job.models import Frozen, FullErrors
 
 Verdict = Literal["passed", "failed", "skipped"]
+
+T = TypeVar("T")
+Three = tuple[T, T, T | None]
+"""Something of energies, forces and stresses; None if no stress was measured."""
+
+QUANTITIES = (("energy", "meV/atom"), ("force", "meV/Å"), ("stress", "GPa"))
+"""Names and units, in this order everywhere."""
 
 
 class ErrorStatistics(Frozen):
@@ -54,6 +61,11 @@ class ConfigTypeErrors(Frozen):
     force_mev_per_angstrom: ErrorStatistics
     stress_gpa: ErrorStatistics | None = None
 
+    @property
+    def statistics(self) -> Three[ErrorStatistics]:
+        """By quantity."""
+        return self.energy_mev_per_atom, self.force_mev_per_angstrom, self.stress_gpa
+
 
 class WorstStructure(Frozen):
     """One of the structures with the largest errors."""
@@ -83,37 +95,47 @@ class GradeStatistics(Frozen):
     above_one: int
 
 
-class SetEvaluation(Frozen):
+class SetEvaluation(ConfigTypeErrors):
     """Errors of the published potential on one side of the dataset.
 
     Stresses are those of periodic structures whose labels have one; None without any, their
     histogram and parity also in reports of older versions.
     """
 
-    structures: int
     atoms: int
-    energy_mev_per_atom: ErrorStatistics
-    force_mev_per_angstrom: ErrorStatistics
-    stress_gpa: ErrorStatistics | None
     force_per_element_mev_per_angstrom: dict[str, ErrorStatistics]
     per_config_type: dict[str, ConfigTypeErrors]
     energy_error_histogram_mev_per_atom: Histogram
     force_error_histogram_mev_per_angstrom: Histogram
+    stress_error_histogram_gpa: Histogram | None = None
     energy_parity_ev_per_atom: Parity
     force_parity_ev_per_angstrom: Parity
-    stress_error_histogram_gpa: Histogram | None = None
     stress_parity_gpa: Parity | None = None
     worst: tuple[WorstStructure, ...]
     extrapolation_grade: GradeStatistics | None = None
 
     @property
-    def errors(self) -> FullErrors:
-        """Return the errors."""
-        energy, force, stress = (
-            self.energy_mev_per_atom,
-            self.force_mev_per_angstrom,
-            self.stress_gpa,
+    def histograms(self) -> Three[Histogram]:
+        """Errors by quantity."""
+        return (
+            self.energy_error_histogram_mev_per_atom,
+            self.force_error_histogram_mev_per_angstrom,
+            self.stress_error_histogram_gpa,
         )
+
+    @property
+    def parities(self) -> Three[Parity]:
+        """Labels and predictions by quantity."""
+        return (
+            self.energy_parity_ev_per_atom,
+            self.force_parity_ev_per_angstrom,
+            self.stress_parity_gpa,
+        )
+
+    @property
+    def errors(self) -> FullErrors:
+        """The errors without percentiles."""
+        energy, force, stress = self.statistics
         return FullErrors(
             rmse_energy_mev_per_atom=energy.rmse,
             rmse_force_mev_per_angstrom=force.rmse,
@@ -142,6 +164,18 @@ class Agreement(Frozen):
     stress_gpa: float | None = None
     stress_by_trainer_gpa: float | None = None
     relative_tolerance: float
+
+    @property
+    def values(self) -> tuple[float | None, ...]:
+        """Both RMSEs of each quantity."""
+        return (
+            self.energy_mev_per_atom,
+            self.energy_by_pacemaker_mev_per_atom,
+            self.force_mev_per_angstrom,
+            self.force_by_pacemaker_mev_per_angstrom,
+            self.stress_gpa,
+            self.stress_by_trainer_gpa,
+        )
 
 
 class Conversion(Frozen):
@@ -172,6 +206,11 @@ class ParentComparison(Frozen):
     energy_mev_per_atom: ErrorPair
     force_mev_per_angstrom: ErrorPair
     stress_gpa: ErrorPair | None = None
+
+    @property
+    def pairs(self) -> Three[ErrorPair]:
+        """By quantity."""
+        return self.energy_mev_per_atom, self.force_mev_per_angstrom, self.stress_gpa
 
 
 class _Check(Frozen):
@@ -206,11 +245,11 @@ class EnergyVolumeCheck(_Check):
 
     kind: Literal["energy_volume"] = "energy_volume"
     element: str
-    structure: str
-    volumes_angstrom3_per_atom: tuple[float, ...]
-    energies_ev_per_atom: tuple[float, ...]
-    minimum_angstrom3_per_atom: float | None
-    bulk_modulus_gpa: float | None
+    structure: str = ""
+    volumes_angstrom3_per_atom: tuple[float, ...] = ()
+    energies_ev_per_atom: tuple[float, ...] = ()
+    minimum_angstrom3_per_atom: float | None = None
+    bulk_modulus_gpa: float | None = None
     data_minimum_angstrom3_per_atom: float | None = None
     data_bulk_modulus_gpa: float | None = None
 
@@ -219,12 +258,12 @@ class DynamicsCheck(_Check):
     """A short NVE run (velocity Verlet); its total energy must not drift."""
 
     kind: Literal["dynamics"] = "dynamics"
-    structure: str
-    atoms: int
-    steps: int
-    timestep_fs: float
+    structure: str = ""
+    atoms: int = 0
+    steps: int = 0
+    timestep_fs: float = 0.0
     temperature_k: float
-    drift_mev_per_atom_per_ps: float | None
+    drift_mev_per_atom_per_ps: float | None = None
 
 
 class SmoothnessCheck(_Check):

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ase.units import GPa
 
-from mlip_job.evaluation.contradictions import Contradictions
+from mlip_job.evaluation.measure import Contradictions
 from mlip_job.evaluation.results import (
+    QUANTITIES,
     ConfigTypeErrors,
     ErrorStatistics,
     GradeStatistics,
@@ -217,20 +218,35 @@ class SubsetErrors:
             self.stress.add(stress)
 
     @property
+    def streams(self) -> tuple[ErrorStream, ErrorStream, ErrorStream]:
+        """Errors by quantity."""
+        return self.energy, self.force, self.stress
+
+    @property
     def all_have_stress(self) -> bool:
         """Whether the stress of every structure was measured."""
         return self.stress.count == _COMPONENTS * self.structures
 
+    def result(self) -> ConfigTypeErrors:
+        """Return the figures."""
+        return ConfigTypeErrors(
+            structures=self.structures,
+            energy_mev_per_atom=self.energy.statistics(),
+            force_mev_per_angstrom=self.force.statistics(),
+            stress_gpa=self.stress.statistics() if self.stress.count else None,
+        )
 
-class SetErrors(SubsetErrors):
+
+class SetErrors:
     """Collects the measurements of one side.
 
     `seed` determines the samples for parity plots.
 
     Attributes
     ----------
-    apart, rest
-        Errors of the rows given as `apart`, and of all others; empty without such rows.
+    all, apart, rest
+        Errors of all rows, of those given as `apart`, and of the others; the last two are empty
+        without such rows.
     shortest
         Shortest distance of each pair of elements, Å.
     conversions
@@ -239,21 +255,25 @@ class SetErrors(SubsetErrors):
     """
 
     def __init__(self, seed: int = 0, apart: Collection[int] = ()) -> None:
-        super().__init__()
+        self.all, self.apart, self.rest = SubsetErrors(), SubsetErrors(), SubsetErrors()
         self.atoms = 0
-        self.apart, self.rest = SubsetErrors(), SubsetErrors()
-        self._apart = apart
         self.shortest: dict[Pair, float] = {}
         self.conversions = (0, 0.0, 0.0)
         self.contradictions = Contradictions()
+        self._apart = apart
         self._per_element: defaultdict[str, ErrorStream] = defaultdict(ErrorStream)
         self._per_type: defaultdict[str, SubsetErrors] = defaultdict(SubsetErrors)
-        self._energies = PairSample(SAMPLE_SIZE, seed)
-        self._forces = PairSample(SAMPLE_SIZE, seed)
-        self._stresses = PairSample(SAMPLE_SIZE, seed)
+        self._energies, self._forces, self._stresses = (
+            PairSample(SAMPLE_SIZE, seed) for _ in QUANTITIES
+        )
         self._grades: list[float] = []
         self._worst_energies: list[tuple[float, int, WorstStructure]] = []
         self._worst_forces: list[tuple[float, int, WorstStructure]] = []
+
+    @property
+    def structures(self) -> int:
+        """Number of structures."""
+        return self.all.structures
 
     @property
     def elements(self) -> frozenset[str]:
@@ -269,23 +289,23 @@ class SetErrors(SubsetErrors):
         self.atoms += len(measured.symbols)
         energy = 1000 * np.array([measured.energy_predicted - measured.energy_reference])
         force = 1000 * (measured.forces_predicted - measured.forces_reference)
+        self._energies.add(
+            np.array([measured.energy_reference]), np.array([measured.energy_predicted])
+        )
+        self._forces.add(measured.forces_reference, measured.forces_predicted)
         stress = None
         if measured.stress is not None:
             reference, predicted, _ = measured.stress
             stress = (predicted - reference) / GPa
             self._stresses.add(reference / GPa, predicted / GPa)
-        self.add(energy, force, stress)
         self.contradictions.add(measured)
+        subsets = [self.all, self._per_type[measured.config_type or ""]]
+        if self._apart:
+            subsets.append(self.apart if measured.row_id in self._apart else self.rest)
+        for subset in subsets:
+            subset.add(energy, force, stress)
         for element in np.unique(measured.symbols):
             self._per_element[str(element)].add(force[measured.symbols == element])
-        self._per_type[measured.config_type or ""].add(energy, force, stress)
-        if self._apart:
-            part = self.apart if measured.row_id in self._apart else self.rest
-            part.add(energy, force, stress)
-        self._energies.add(
-            np.array([measured.energy_reference]), np.array([measured.energy_predicted])
-        )
-        self._forces.add(measured.forces_reference, measured.forces_predicted)
         for pair, distance in measured.shortest.items():
             self.shortest[pair] = min(distance, self.shortest.get(pair, distance))
         if measured.conversion is not None:
@@ -313,38 +333,24 @@ class SetErrors(SubsetErrors):
 
     def result(self) -> SetEvaluation:
         """Return the figures."""
+        errors, stressed = self.all, self.all.stress.count > 0
         return SetEvaluation(
-            structures=self.structures,
+            **dict(errors.result()),
             atoms=self.atoms,
-            energy_mev_per_atom=self.energy.statistics(),
-            force_mev_per_angstrom=self.force.statistics(),
-            stress_gpa=_statistics_of(self.stress),
             force_per_element_mev_per_angstrom={
-                element: errors.statistics()
-                for element, errors in sorted(self._per_element.items())
+                element: forces.statistics()
+                for element, forces in sorted(self._per_element.items())
             },
-            per_config_type={
-                name: ConfigTypeErrors(
-                    structures=errors.structures,
-                    energy_mev_per_atom=errors.energy.statistics(),
-                    force_mev_per_angstrom=errors.force.statistics(),
-                    stress_gpa=_statistics_of(errors.stress),
-                )
-                for name, errors in sorted(self._per_type.items())
-            },
-            energy_error_histogram_mev_per_atom=self.energy.histogram(),
-            force_error_histogram_mev_per_angstrom=self.force.histogram(),
+            per_config_type={name: each.result() for name, each in sorted(self._per_type.items())},
+            energy_error_histogram_mev_per_atom=errors.energy.histogram(),
+            force_error_histogram_mev_per_angstrom=errors.force.histogram(),
+            stress_error_histogram_gpa=errors.stress.histogram() if stressed else None,
             energy_parity_ev_per_atom=self._energies.parity(),
             force_parity_ev_per_angstrom=self._forces.parity(),
-            stress_error_histogram_gpa=self.stress.histogram() if self.stress.count else None,
-            stress_parity_gpa=self._stresses.parity() if self.stress.count else None,
+            stress_parity_gpa=self._stresses.parity() if stressed else None,
             worst=_in_turns(self._worst_energies, self._worst_forces),
             extrapolation_grade=grade_statistics(np.array(self._grades)) if self._grades else None,
         )
-
-
-def _statistics_of(stresses: ErrorStream) -> ErrorStatistics | None:
-    return stresses.statistics() if stresses.count else None
 
 
 def _in_turns(*heaps: Sequence[tuple[float, int, WorstStructure]]) -> tuple[WorstStructure, ...]:

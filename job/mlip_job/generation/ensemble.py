@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from ase.units import GPa
 
 from mlip_job.errors import ConflictError, IntegrityError
 from mlip_job.paths import generation_name, member_folder
@@ -116,7 +117,7 @@ def _committee(config: JobConfig, registry: Registry, members: Mapping[int, Mani
     ]
     return Committee(
         members=tuple(_member(registry, n, m, config.training) for n, m in members.items()),
-        best=min(members, key=lambda n: _test_loss(members[n].headline, config.training)),
+        best=min(members, key=lambda n: loss_on_test(members[n].headline, config.training)),
         spread=_spread(reports),
     )
 
@@ -156,12 +157,12 @@ def _member(
         seed=manifest.fit_seed,
         attempt=manifest.attempt,
         manifest=Artefact(key=key, sha256=hashlib.sha256(data).hexdigest(), size=len(data)),
-        test_loss=_test_loss(manifest.headline, training),
+        test_loss=loss_on_test(manifest.headline, training),
         headline=manifest.headline,
     )
 
 
-def _test_loss(headline: Headline, training: TrainingConfig) -> float:
+def loss_on_test(headline: Headline, training: TrainingConfig) -> float:
     """Return the loss on the test set, without regularisation.
 
     If nothing is held out, the training set is used.
@@ -175,6 +176,7 @@ def _test_loss(headline: Headline, training: TrainingConfig) -> float:
     return (
         training.energy_weight * (energy / 1000) ** 2
         + training.force_weight * components * (force / 1000) ** 2
+        + training.stress_weight * (GPa * (errors.rmse_stress_gpa or 0.0)) ** 2
     )
 
 

@@ -128,8 +128,8 @@ class Headline(Frozen):
 class CommitteeMember(Frozen):
     """One member of an ensemble, from 1; ``manifest`` is its own.
 
-    ``test_loss`` is a·MSE(E/atom) + b·mean|ΔF|² on the test set, with the weights of the fit; eV
-    and eV/Å.
+    ``test_loss`` is a·MSE(E/atom) + b·mean|ΔF|² + c·MSE(stress) on the test set, with the weights
+    of the fit; eV, eV/Å and eV/Å³.
     """
 
     number: int

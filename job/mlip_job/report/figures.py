@@ -13,7 +13,7 @@ from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mlip_job.report.model import TrainingReport
     from mlip_job.training.summary import CurvePoint, RunSummary
 
+T = TypeVar("T")
 Point = tuple[float, float]
 Legend = dict[str, str]
 """Labels by their colours: variables of the style sheet."""
@@ -246,44 +247,35 @@ def _mark_steps(axes: Axes, report: TrainingReport) -> None:
 # -- errors --------------------------------------------------------------------------------------
 
 
+_DRAWN = (
+    ("Energy", "energy (eV/atom)", "structure", "Energy errors", ENERGY),
+    ("Forces", "component (eV/Å)", "component", "Force errors", FORCE),
+    ("Stress", "component (GPa)", "component", "Stress errors", STRESS),
+)
+"""Titles and labels by quantity."""
+
+
 @_style()
 def error_figures(evaluation: Evaluation) -> tuple[tuple[Figure, ...], ...]:
-    """Return parity plot and histogram of the errors of energies, forces and stresses.
+    """Return parity plot and histogram of the errors by quantity.
 
     No figures of stresses if there are none, or in a report of an older version.
     """
     sides = {"train": evaluation.train, "test": evaluation.test}
     known = {side: found for side, found in sides.items() if found is not None}
-    legend = {side: side for side in known}
-    energies = {side: e.energy_parity_ev_per_atom for side, e in known.items()}
-    energy_errors = {side: e.energy_error_histogram_mev_per_atom for side, e in known.items()}
-    forces = {side: e.force_parity_ev_per_angstrom for side, e in known.items()}
-    force_errors = {side: e.force_error_histogram_mev_per_angstrom for side, e in known.items()}
-    stresses = {side: e.stress_parity_gpa for side, e in known.items() if e.stress_parity_gpa}
-    stress_errors = {
-        side: e.stress_error_histogram_gpa
-        for side, e in known.items()
-        if e.stress_error_histogram_gpa
-    }
-    of_stress = (
-        (
-            _parity("Stress", "component (GPa)", stresses, "component"),
-            _histogram("Stress errors", STRESS, stress_errors, {side: side for side in stresses}),
+    found = []
+    for number, (name, label, noun, title, unit) in enumerate(_DRAWN):
+        parities = _measured({side: e.parities[number] for side, e in known.items()})
+        errors = _measured({side: e.histograms[number] for side, e in known.items()})
+        found.append(
+            (
+                _parity(name, label, parities, noun),
+                _histogram(title, unit, errors, {side: side for side in errors}),
+            )
+            if parities and errors
+            else ()
         )
-        if stresses
-        else ()
-    )
-    return (
-        (
-            _parity("Energy", "energy (eV/atom)", energies, "structure"),
-            _histogram("Energy errors", ENERGY, energy_errors, legend),
-        ),
-        (
-            _parity("Forces", "component (eV/Å)", forces, "component"),
-            _histogram("Force errors", FORCE, force_errors, legend),
-        ),
-        of_stress,
-    )
+    return tuple(found)
 
 
 @_style()
@@ -291,25 +283,17 @@ def error_overlays(reports: Sequence[TrainingReport]) -> tuple[Figure, ...]:
     """Return the error histograms of the test sets."""
     evaluations = ((css, report.evaluation) for css, report in _series(reports).items())
     tests = {css: found.test for css, found in evaluations if found and found.test}
-    if not tests:
-        return ()
-    names = _names(reports)
-    legend = {css: names[css] for css in tests}
-    energies = {css: test.energy_error_histogram_mev_per_atom for css, test in tests.items()}
-    forces = {css: test.force_error_histogram_mev_per_angstrom for css, test in tests.items()}
-    stresses = {
-        css: test.stress_error_histogram_gpa
-        for css, test in tests.items()
-        if test.stress_error_histogram_gpa
-    }
-    histograms = (
-        _histogram("Energy errors on the test set", ENERGY, energies, legend),
-        _histogram("Force errors on the test set", FORCE, forces, legend),
-    )
-    if not stresses:
-        return histograms
-    measured = {css: names[css] for css in stresses}
-    return (*histograms, _histogram("Stress errors on the test set", STRESS, stresses, measured))
+    names, found = _names(reports), []
+    for number, (*_, title, unit) in enumerate(_DRAWN):
+        errors = _measured({css: test.histograms[number] for css, test in tests.items()})
+        if errors:
+            legend = {css: names[css] for css in errors}
+            found.append(_histogram(f"{title} on the test set", unit, errors, legend))
+    return tuple(found)
+
+
+def _measured(found: Mapping[str, T | None]) -> dict[str, T]:
+    return {css: one for css, one in found.items() if one is not None}
 
 
 def _parity(name: str, quantity: str, sides: Mapping[str, Parity], noun: str) -> Figure:

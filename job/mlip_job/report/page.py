@@ -1,32 +1,32 @@
-"""Pages about generations: self-contained HTML files."""
+"""Pages about generations, self-contained HTML files, and what compares generations.
+
+A comparison has their figures, settings, and errors on the same structures.
+"""
 
 from __future__ import annotations
 
+import json
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mlip_job import __version__
+from mlip_job.config.job import verdict_word
+from mlip_job.config.training import REGULARISATION
 from mlip_job.paths import generation_name
 from mlip_job.report import figures, tables, texts
-from mlip_job.report.comparison import (
-    figures_table,
-    fit_settings,
-    settings_table,
-    started_from,
-    steps_table,
-    verdict,
-)
-from mlip_job.report.texts import count
+from mlip_job.report.tables import QUANTITIES, count_verdicts
+from mlip_job.report.texts import UNKNOWN, Cell, Column, Table, count, fixed, percent
 from mlip_job.training.loss import describe_shares
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
+    from mlip_job.evaluation.results import Evaluation, ParentComparison
     from mlip_job.registry import Manifest
-    from mlip_job.report.model import Facts, TrainingReport
+    from mlip_job.report.model import Facts, Side, TrainingReport
 
 
 def render_report(facts: Facts, parent: TrainingReport | None) -> str:
@@ -132,3 +132,257 @@ def learning_caption(report: TrainingReport) -> str:
     if (attempts := len(report.attempts)) > 1:
         parts.append(f"{count(attempts, 'attempt')}, started at the dashed lines")
     return "; ".join(parts)
+
+
+# -- comparison ----------------------------------------------------------------------------------
+
+_SIDES: tuple[Side, Side] = ("train", "test")
+_COMPARED = ("dataset", "training", "evaluation")
+
+
+class Verdict(NamedTuple):
+    """The verdict of the gate as text, its reasons, and its CSS class."""
+
+    css: str
+    word: str
+    reasons: tuple[str, ...]
+
+
+def verdict(evaluation: Evaluation | None) -> Verdict:
+    """Return the gate's verdict as text."""
+    if evaluation is None:
+        return Verdict("skipped", "Not evaluated", ("The published potential was not evaluated.",))
+    gate = evaluation.gate
+    word = verdict_word(
+        accepted=gate.accepted, limits_set=gate.limits_set, unchecked=bool(gate.unchecked)
+    ).capitalize()
+    passed = "passed" if gate.limits_set and not gate.unchecked else "skipped"
+    unchecked = (f"Physics check {reason}" for reason in gate.unchecked)
+    return Verdict(passed if gate.accepted else "failed", word, (*gate.reasons, *unchecked))
+
+
+class Figure(NamedTuple):
+    """A number of a generation: its key in JSON, its heading in tables, and its decimals there."""
+
+    key: str
+    heading: str
+    digits: int
+    value: float | None
+
+
+def numbers(report: TrainingReport) -> tuple[Figure, ...]:
+    """Return the numbers to compare, in a fixed order for all reports."""
+    found = report.evaluation
+    grade = found.test.extrapolation_grade if found and found.test else None
+    checks = count_verdicts(found.physics) if found and found.physics else None
+    speed = found.speed.evaluator_us_per_atom if found and found.speed else None
+    return (
+        Figure("train_structures", "train (structures)", 0, report.dataset.train),
+        Figure("test_structures", "test (structures)", 0, report.dataset.test),
+        Figure("functions", "basis functions", 0, report.fit.functions),
+        Figure("iterations", "iterations", 0, report.fit.iterations),
+        *_errors(report),
+        Figure("largest_test_grade", "largest grade, test", 2, grade.max if grade else None),
+        Figure("checks_passed", "physics checks passed", 0, checks["passed"] if checks else None),
+        Figure("checks_failed", "physics checks failed", 0, checks["failed"] if checks else None),
+        Figure("evaluator_us_per_atom", "evaluator (µs/atom)", 1, speed),
+        Figure("fit_seconds", "fit (s)", 0, report.timings_s.get("fit")),
+    )
+
+
+def _errors(report: TrainingReport) -> Iterator[Figure]:
+    """Yield RMSE, MAE and largest error of energies, forces and stresses on both sides."""
+    keys = ("energy_mev_per_atom", "force_mev_per_angstrom", "stress_gpa")
+    sides = {side: report.errors(side) for side in _SIDES}
+    for kind, heading in (("rmse", "RMSE"), ("mae", "MAE"), ("max", "largest")):
+        for number, (key, quantity) in enumerate(zip(keys, QUANTITIES, strict=True)):
+            for side, errors in sides.items():
+                yield Figure(
+                    f"{kind}_{side}_{key}",
+                    f"{heading} {quantity.symbol} {side} ({quantity.unit})",
+                    quantity.digits,
+                    errors.by_kind[kind][number],
+                )
+
+
+def comparison_document(reports: Sequence[TrainingReport]) -> dict[str, Any]:
+    """Return the comparison as JSON."""
+    return {
+        "family": reports[0].family,
+        "generations": [
+            {
+                "generation": report.generation,
+                "started_from": report.parent.generation if report.parent is not None else None,
+                "accepted": report.evaluation.gate.accepted if report.evaluation else None,
+                "limits_set": report.evaluation.gate.limits_set if report.evaluation else None,
+                **{figure.key: figure.value for figure in numbers(report)},
+            }
+            for report in reports
+        ],
+        "on_the_same_structures": [
+            {
+                "old": compared.generation,
+                "new": report.generation,
+                "structures": compared.structures,
+                "energy_mev_per_atom": compared.energy_mev_per_atom.model_dump(),
+                "force_mev_per_angstrom": compared.force_mev_per_angstrom.model_dump(),
+                "stress_gpa": compared.stress_gpa.model_dump() if compared.stress_gpa else None,
+            }
+            for report, compared in _steps(reports)
+        ],
+    }
+
+
+def figures_table(reports: Sequence[TrainingReport]) -> Table:
+    """Return the figures, a column for each generation."""
+    verdicts = [verdict(report.evaluation) for report in reports]
+    rows: list[tuple[str | Cell, ...]] = [
+        ("verdict", *(Cell(found.word.lower(), found.css) for found in verdicts)),
+        ("started from", *(started_from(report) for report in reports)),
+    ]
+    for row in zip(*map(numbers, reports), strict=True):
+        if any(figure.value is not None for figure in row):
+            heading, digits = row[0].heading, row[0].digits
+            rows.append((heading, *(fixed(figure.value, digits) for figure in row)))
+    return Table(
+        "Figures",
+        (Column("", numeric=False), *(Column(generation_name(r.generation)) for r in reports)),
+        tuple(rows),
+        "Errors are each on the generation's own sets; those of forces are per component.",
+    )
+
+
+def started_from(report: TrainingReport) -> str:
+    """Describe the start of a fit: a parent, a linear fit or scratch."""
+    if report.parent is not None:
+        return generation_name(report.parent.generation)
+    return "a linear fit" if report.linear_start is not None else "nothing"
+
+
+def _steps(
+    reports: Sequence[TrainingReport],
+) -> Iterator[tuple[TrainingReport, ParentComparison]]:
+    """Yield the comparisons among these generations on the same structures."""
+    numbers = {report.generation for report in reports}
+    for report in reports:
+        compared = report.evaluation.parent if report.evaluation is not None else None
+        if compared is not None and compared.generation in numbers:
+            yield report, compared
+
+
+def steps_table(reports: Sequence[TrainingReport]) -> Table | None:
+    """Return the comparisons on the same structures, or None without any."""
+    steps = list(_steps(reports))
+    if not steps:
+        return None
+    columns = [Column("generations", numeric=False), Column("structures")]
+    rows: list[list[str | Cell]] = [
+        [
+            f"{generation_name(compared.generation)} → {generation_name(report.generation)}",
+            str(compared.structures),
+        ]
+        for report, compared in steps
+    ]
+    by_quantity = zip(*(compared.pairs for _, compared in steps), strict=True)
+    for (_, symbol, unit, digits), pairs in zip(QUANTITIES, by_quantity, strict=True):
+        if not any(pairs):
+            continue
+        columns.append(Column(f"RMSE {symbol} before", unit))
+        columns += [Column("after", unit), Column("change")]
+        for row, pair in zip(rows, pairs, strict=True):
+            old, new, change = (pair.old, pair.new, pair.change) if pair else (None, None, None)
+            css = "" if not change else "worse" if change > 0 else "better"
+            row += [fixed(old, digits), fixed(new, digits), Cell(percent(change), css)]
+    note = "Structures that are in neither training set."
+    return Table("On the same structures", tuple(columns), tuple(map(tuple, rows)), note)
+
+
+# -- settings ------------------------------------------------------------------------------------
+
+
+def fit_settings(manifest: Manifest) -> dict[str, str]:
+    """Return the settings of a fit; a dash stands for one that an older version did not record."""
+    training, dataset = _section(manifest, "training"), _section(manifest, "dataset")
+
+    def of(name: str) -> str:
+        return _text(training.get(name))
+
+    key = dataset.get("split_key")
+    overrides = {"overrides": of("overrides")} if training.get("overrides") else {}
+    return {
+        "cutoff": f"{of('cutoff')} Å",
+        "basis size": f"{of('functions_per_element')} functions per element asked for, "
+        f"ndensity {of('ndensity')}",
+        "ladder": _ladder(training),
+        "weights": f"energy {of('energy_weight')}, force {of('force_weight')}, "
+        + (f"stress {of('stress_weight')}, " if training.get("stress_weight") else "")
+        + f"weighting {of('weighting')}",
+        "regularisation": _regularisation(training),
+        "test fraction": of("test_fraction") if key is None else f"decided by the key {key}",
+        **overrides,
+    }
+
+
+def _regularisation(training: Mapping[str, Any]) -> str:
+    """Return the weights in the loss; earlier versions had settings for them."""
+    loss = ((training.get("overrides") or {}).get("fit") or {}).get("loss") or {}
+    return ", ".join(
+        f"{name} {_text(loss.get(name, training.get(name.lower(), default)))}"
+        for name, default in REGULARISATION.items()
+    )
+
+
+def _ladder(training: Mapping[str, Any]) -> str:
+    step = training.get("ladder_step")
+    if step is None:
+        return "none"
+    if training.get("linear_start"):
+        return f"none: a linear fit has the whole basis (ladder_step {_text(step)} has no effect)"
+    fit = (training.get("overrides") or {}).get("fit") or {}
+    kind = fit.get("ladder_type", training.get("ladder_type", "body_order"))
+    return f"ladder_step {_text(step)}, ladder_type {_text(kind)}"
+
+
+def settings_table(manifests: Sequence[Manifest]) -> Table | None:
+    """Return the settings that differ between generations, or None without any."""
+    known = [
+        {
+            f"{name}.{key}": "null" if value is None else _text(value)
+            for name in _COMPARED
+            for key, value in _flat(_section(manifest, name))
+        }
+        for manifest in manifests
+    ]
+    keys = dict.fromkeys(key for settings in known for key in settings)
+    rows = [(key, *(settings.get(key, UNKNOWN) for settings in known)) for key in keys]
+    differing = tuple(row for row in rows if len(set(row[1:])) > 1)
+    if not differing:
+        return None
+    dashes = any(UNKNOWN in row for row in differing)
+    return Table(
+        "Settings that differ",
+        (Column("", numeric=False), *(Column(generation_name(m.generation)) for m in manifests)),
+        differing,
+        "A dash: the version that published the generation had no such setting." if dashes else "",
+    )
+
+
+def _section(manifest: Manifest, name: str) -> Mapping[str, Any]:
+    found = manifest.config.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _flat(section: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        if isinstance(value, dict) and value:
+            yield from ((f"{key}.{inner}", deep) for inner, deep in _flat(value))
+        else:
+            yield key, value
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if value is None:
+        return UNKNOWN
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mlip_job.evaluation.results import (
     DimerCheck,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.evaluation.results import (
-        ErrorPair,
+        ConfigTypeErrors,
         ErrorStatistics,
         Evaluation,
         PhysicsCheck,
@@ -53,27 +53,52 @@ def _text(name: str) -> Column:
 # -- errors --------------------------------------------------------------------------------------
 
 
-def error_statistics(evaluation: Evaluation) -> tuple[Table, Table, Table | None]:
-    """Return the statistics of the errors of energies, and of force and stress components."""
-    train, test = evaluation.train, evaluation.test
-    energy, force = train.energy_mev_per_atom, train.force_mev_per_angstrom
-    stresses = (train.stress_gpa, test.stress_gpa if test else None)
-    return (
-        _statistics(
-            "Energy errors in numbers",
-            ENERGY,
-            2,
-            energy,
-            test.energy_mev_per_atom if test else None,
-        ),
-        _statistics(
-            "Force errors per component",
-            FORCE,
-            1,
-            force,
-            test.force_mev_per_angstrom if test else None,
-        ),
-        _statistics("Stress errors per component", STRESS, 3, *stresses) if any(stresses) else None,
+class Quantity(NamedTuple):
+    """How a quantity is called in texts and tables, and its decimals."""
+
+    name: str
+    symbol: str
+    unit: str
+    digits: int
+
+
+QUANTITIES = (
+    Quantity("energy", "E", ENERGY, 2),
+    Quantity("force", "F", FORCE, 1),
+    Quantity("stress", "stress", STRESS, 3),
+)
+"""In the order of `evaluation.results.Three`."""
+
+
+_TITLES = ("Energy errors in numbers", "Force errors per component", "Stress errors per component")
+
+
+def error_statistics(evaluation: Evaluation) -> tuple[Table | None, ...]:
+    """Return the statistics of the errors by quantity; None if none was measured."""
+    test = evaluation.test.statistics if evaluation.test else (None, None, None)
+    titles = (
+        "Energy errors in numbers",
+        "Force errors per component",
+        "Stress errors per component",
+    )
+    found = zip(titles, QUANTITIES, evaluation.train.statistics, test, strict=True)
+    return tuple(_statistics(*each) if any(each[2:]) else None for each in found)
+
+
+def _statistics(
+    title: str, quantity: Quantity, train: ErrorStatistics | None, test: ErrorStatistics | None
+) -> Table:
+    def column(found: ErrorStatistics | None) -> list[str]:
+        if found is None:
+            return [UNKNOWN] * 7
+        errors = (found.rmse, found.mae, found.p50, found.p90, found.p99, found.max)
+        return [*(fixed(error, quantity.digits) for error in errors), fixed(found.count, 0)]
+
+    labels = ("RMSE", "MAE", *(f"{n} % are below" for n in (50, 90, 99)), "largest", "values")
+    return Table(
+        title,
+        (_text(""), *(Column(side, quantity.unit) for side in _SIDES)),
+        tuple(zip(labels, column(train), column(test), strict=True)),
     )
 
 
@@ -89,55 +114,40 @@ def error_tables(evaluation: Evaluation, name: str) -> tuple[Table, ...]:
     return tuple(table for table in tables if table is not None)
 
 
-def _statistics(
-    title: str, unit: str, digits: int, train: ErrorStatistics | None, test: ErrorStatistics | None
-) -> Table:
-    def column(found: ErrorStatistics | None) -> list[str]:
-        if found is None:
-            return [UNKNOWN] * 7
-        errors = (found.rmse, found.mae, found.p50, found.p90, found.p99, found.max)
-        return [*(fixed(error, digits) for error in errors), fixed(found.count, 0)]
-
-    labels = ("RMSE", "MAE", *(f"{n} % are below" for n in (50, 90, 99)), "largest", "values")
-    return Table(
-        title,
-        (_text(""), Column("train", unit), Column("test", unit)),
-        tuple(zip(labels, column(train), column(test), strict=True)),
-    )
-
-
 def config_type_table(evaluation: Evaluation) -> Table | None:
     """Return the errors by config type, or None for a single one."""
     train = evaluation.train.per_config_type
     test = evaluation.test.per_config_type if evaluation.test else {}
-    names = sorted({*train, *test})
-    if len(names) <= 1:
+    kinds = {name: (train.get(name), test.get(name)) for name in sorted({*train, *test})}
+    if len(kinds) <= 1:
         return None
-    stressed = any(found.stress_gpa for found in (*train.values(), *test.values()))
-    rows = []
-    for name in names:
-        both = (train.get(name), test.get(name))
-        stresses = [found.stress_gpa if found else None for found in both] if stressed else []
-        rows.append(
-            (
-                name or "(none)",
-                *(fixed(found.structures if found else None, 0) for found in both),
-                *(fixed(found.energy_mev_per_atom.rmse if found else None, 2) for found in both),
-                *(fixed(found.force_mev_per_angstrom.rmse if found else None) for found in both),
-                fixed(both[1].force_mev_per_angstrom.max if both[1] else None),
-                *(fixed(stress.rmse if stress else None, 3) for stress in stresses),
-            )
+    measured = [
+        (number, quantity)
+        for number, quantity in enumerate(QUANTITIES)
+        if any(_rmse(found, number) is not None for both in kinds.values() for found in both)
+    ]
+    rows = [
+        (
+            name or "(none)",
+            *(fixed(found.structures if found else None, 0) for found in both),
+            *(fixed(_rmse(found, n), q.digits) for n, q in measured for found in both),
+            fixed(both[1].force_mev_per_angstrom.max if both[1] else None),
         )
+        for name, both in kinds.items()
+    ]
     columns = (
         _text("config type"),
         *(Column(side) for side in _SIDES),
-        *(Column(f"E {side}", ENERGY) for side in _SIDES),
-        *(Column(f"F {side}", FORCE) for side in _SIDES),
+        *(Column(f"{q.symbol} {side}", q.unit) for _, q in measured for side in _SIDES),
         Column("largest F test", FORCE),
-        *(Column(f"stress {side}", STRESS) for side in (_SIDES if stressed else ())),
     )
     note = "RMSE; train and test: numbers of structures."
     return Table("By config type", columns, tuple(rows), note)
+
+
+def _rmse(found: ConfigTypeErrors | None, quantity: int) -> float | None:
+    errors = found.statistics[quantity] if found else None
+    return errors.rmse if errors else None
 
 
 def _element_table(evaluation: Evaluation) -> Table | None:
@@ -149,14 +159,10 @@ def _element_table(evaluation: Evaluation) -> Table | None:
     rows = []
     for element in elements:
         both = (train.get(element), test.get(element))
-        rows.append(
-            (
-                element,
-                *(fixed(found.rmse if found else None) for found in both),
-                *(fixed(found.mae if found else None) for found in both),
-                *(fixed(found.max if found else None) for found in both),
-            )
-        )
+        rmse = (found.rmse if found else None for found in both)
+        mae = (found.mae if found else None for found in both)
+        largest = (found.max if found else None for found in both)
+        rows.append((element, *map(fixed, (*rmse, *mae, *largest))))
     columns = (
         Column(f"{name} {side}", FORCE) for name in ("RMSE", "MAE", "largest") for side in _SIDES
     )
@@ -171,7 +177,7 @@ def _grade_table(evaluation: Evaluation) -> Table | None:
             *(fixed(v, 2) for v in (grade.p50, grade.p90, grade.p99, grade.max)),
             f"{fixed(grade.above_one, 0)} of {fixed(grade.count, 0)}",
         )
-        for side, found in (("train", evaluation.train), ("test", evaluation.test))
+        for side, found in zip(_SIDES, (evaluation.train, evaluation.test), strict=True)
         if found is not None and (grade := found.extrapolation_grade) is not None
     )
     if not rows:
@@ -197,23 +203,16 @@ def agreement_table(evaluation: Evaluation) -> Table | None:
             f"{significant(found.max_force_difference_mev_per_angstrom)} {FORCE}."
         )
     stressed = any(agreement.stress_gpa is not None for agreement in evaluation.agreement)
+    quantities = QUANTITIES if stressed else QUANTITIES[:2]
     columns = (
-        Column(f"{quantity} {source}", unit)
-        for quantity, unit in (("E", ENERGY), ("F", FORCE), ("stress", STRESS))[: 2 + stressed]
+        Column(f"{quantity.symbol} {source}", quantity.unit)
+        for quantity in quantities
         for source in ("here", "by the trainer")
     )
     rows = (
         (
             agreement.side,
-            fixed(agreement.energy_mev_per_atom, 3),
-            fixed(agreement.energy_by_pacemaker_mev_per_atom, 3),
-            fixed(agreement.force_mev_per_angstrom, 3),
-            fixed(agreement.force_by_pacemaker_mev_per_angstrom, 3),
-            *(
-                fixed(value, 4)
-                for value in (agreement.stress_gpa, agreement.stress_by_trainer_gpa)
-                if stressed
-            ),
+            *(fixed(value, 3) for value in agreement.values[: 2 * len(quantities)]),
             f"{100 * agreement.relative_tolerance:g}{NARROW_SPACE}%",
         )
         for agreement in evaluation.agreement
@@ -227,18 +226,20 @@ def _parent_table(evaluation: Evaluation, name: str) -> Table | None:
     if comparison is None:
         return None
     parent = generation_name(comparison.generation)
-
-    pairs: tuple[tuple[str, ErrorPair | None, int], ...] = (
-        (f"energy ({ENERGY})", comparison.energy_mev_per_atom, 2),
-        (f"force component ({FORCE})", comparison.force_mev_per_angstrom, 1),
-        (f"stress component ({STRESS})", comparison.stress_gpa, 3),
-    )
+    names = ("energy", "force component", "stress component")
     return Table(
         f"{name} and {parent} on the same {count(comparison.structures, 'structure')}",
         (_text("RMSE"), Column(parent), Column(name), Column("change")),
         tuple(
-            (quantity, fixed(pair.old, digits), fixed(pair.new, digits), percent(pair.change))
-            for quantity, pair, digits in pairs
+            (
+                f"{quantity} ({unit})",
+                fixed(pair.old, digits),
+                fixed(pair.new, digits),
+                percent(pair.change),
+            )
+            for quantity, (*_, unit, digits), pair in zip(
+                names, QUANTITIES, comparison.pairs, strict=True
+            )
             if pair is not None
         ),
         "Structures that are in neither training set, evaluated with both potentials.",
