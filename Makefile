@@ -19,7 +19,8 @@ COMPILE := $(COMPILE_TOOL) pyproject.toml \
 demo: $(VENV)/.trainer
 	$(BIN)/mlip-job demo
 
-test: $(VENV)/.dev lint types docs
+test: $(VENV)/.dev
+	$(MAKE) --jobs=3 --output-sync=target lint types docs
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 # The daily loop: unit tests and those of the contracts on a directory, without fits; a minute or two.

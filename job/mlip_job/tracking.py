@@ -16,7 +16,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlip_job.config.job import verdict_word
 from mlip_job.errors import ConfigError, MlipJobError, UnavailableError
 from mlip_job.paths import FamilyKeys, generation_name
 from mlip_job.report.figures import QUANTITIES, learning_curves
@@ -29,12 +28,12 @@ if TYPE_CHECKING:
     from mlip_job.config import TrackingConfig
     from mlip_job.registry import Manifest, Registry
 
+    Call = Callable[..., Any]
+    """Calls a method of MLflow's client."""
+
 _log = logging.getLogger(__name__)
 
-_ATTEMPT_TAG = "mlip_job.attempt"  # identifies the run of a generation
 _ARTEFACTS = ("report.json", "report.html", "potential.yace")
-_ERRORS = {"energy_mev_per_atom", "force_mev_per_angstrom", "stress_gpa", "extrapolation_grade"}
-_FIT = {"train", "test", "iterations", "functions", "parameters", "loss_shares"}
 _MAX_POINTS = 500  # of a learning curve; report.json has all
 _MAX_PARAMETER, _MAX_METRICS, _MAX_ENTRIES = 6000, 1000, 100  # limits of MLflow
 _TIMEOUT_SECONDS = 60.0
@@ -61,7 +60,7 @@ def track_generation(
     """
     if config.mlflow_uri is None:
         return
-    name = generation_name(manifest.generation)
+    name, uri = generation_name(manifest.generation), config.mlflow_uri
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or manifest.family
     try:
         with tempfile.TemporaryDirectory(prefix="mlip-job-") as temporary:
@@ -69,13 +68,14 @@ def track_generation(
             for path in files:
                 registry.fetch(manifest, path.name, path)
             report = TrainingReport.from_json((Path(temporary) / "report.json").read_bytes())
-            call = _connect(config.mlflow_uri, cancelled)
-            created = _log_run(call, experiment, manifest, report, registry.store.url, files)
+            tags = tags_of(manifest, registry.store.url)
+            call = _connect(uri, cancelled)
+            created = _log_run(call, experiment, name, manifest, report, tags, files)
     except MlipJobError as error:
-        _log.warning("%s is published, but not logged to %s: %s", name, config.mlflow_uri, error)
+        _log.warning("%s is published, but not logged to %s: %s", name, uri, error)
         return
     done = "logged" if created else "is logged already"
-    message(f"{name} {done} in experiment {experiment!r} of {config.mlflow_uri}")
+    message(f"{name} {done} in experiment {experiment!r} of {uri}")
 
 
 def check_server(config: TrackingConfig) -> str:
@@ -84,7 +84,7 @@ def check_server(config: TrackingConfig) -> str:
     return f"{config.mlflow_uri} answers"
 
 
-def _connect(uri: str, cancelled: Callable[[], bool]) -> Callable[..., Any]:
+def _connect(uri: str, cancelled: Callable[[], bool]) -> Call:
     """Return a function that calls a method of MLflow's client, with our errors and in time."""
     if find_spec("mlflow") is None:
         raise ConfigError(
@@ -119,11 +119,12 @@ def _without_secrets(text: str) -> str:
 
 
 def _log_run(
-    call: Callable[..., Any],
+    call: Call,
     experiment: str,
+    name: str,
     manifest: Manifest,
     report: TrainingReport,
-    store_url: str,
+    tags: Mapping[str, str],
     files: list[Path],
 ) -> bool:
     """Log a generation, completing an unfinished run; return False if it was logged already."""
@@ -132,16 +133,11 @@ def _log_run(
     started, ended = (int(t.timestamp() * 1000) for t in (manifest.started, manifest.ended))
     found = call("get_experiment_by_name", experiment)
     where = str(found.experiment_id if found else call("create_experiment", experiment))
-    condition = f"tags.`{_ATTEMPT_TAG}` = '{manifest.attempt}'"
-    run = next(iter(call("search_runs", [where], filter_string=condition, max_results=1)), None)
-    if run is not None and run.info.status == "FINISHED":
+    condition = f"tags.`mlip_job.attempt` = '{manifest.attempt}'"
+    runs = call("search_runs", [where], filter_string=condition, max_results=1)
+    if runs and runs[0].info.status == "FINISHED":
         return False
-    tags = {_ATTEMPT_TAG: manifest.attempt}
-    if run is None:
-        name = generation_name(manifest.generation)
-        run = call("create_run", where, start_time=started, run_name=name, tags=tags)
-    run_id = run.info.run_id
-    tags |= tags_of(manifest, report, store_url)
+    run = runs[0] if runs else call("create_run", where, started, tags, name)
     entries: tuple[tuple[str, list[Any], int], ...] = (
         ("tags", [RunTag(*tag) for tag in tags.items()], _MAX_ENTRIES),
         ("params", [Param(*one) for one in parameters_of(manifest)], _MAX_ENTRIES),
@@ -150,20 +146,21 @@ def _log_run(
     )
     for kind, values, size in entries:
         for first in range(0, len(values), size):
-            call("log_batch", run_id, **{kind: values[first : first + size]})
+            call("log_batch", run.info.run_id, **{kind: values[first : first + size]})
     for path in files:
-        call("log_artifact", run_id, str(path))
-    call("set_terminated", run_id, end_time=ended)
+        call("log_artifact", run.info.run_id, str(path))
+    call("set_terminated", run.info.run_id, end_time=ended)
     return True
 
 
 # -- what is logged --------------------------------------------------------------------------------
 
 
-def tags_of(manifest: Manifest, report: TrainingReport, store_url: str) -> dict[str, str]:
-    """Return identity, lineage and place of a generation."""
-    parent = manifest.parent
+def tags_of(manifest: Manifest, store_url: str) -> dict[str, str]:
+    """Return identity, lineage, place and verdict of a generation; the attempt identifies a run."""
+    parent, headline = manifest.parent, manifest.headline
     tags = {
+        "attempt": manifest.attempt,
         "family": manifest.family,
         "generation": str(manifest.generation),
         "elements": ", ".join(manifest.elements),
@@ -171,13 +168,9 @@ def tags_of(manifest: Manifest, report: TrainingReport, store_url: str) -> dict[
         "dataset": manifest.dataset.id,
         "store": store_url,
         "manifest": FamilyKeys(manifest.family).manifest(manifest.generation),
+        "accepted": str(headline.accepted).lower(),
+        "gate": headline.verdict,
     }
-    gate = report.evaluation.gate if report.evaluation is not None else None
-    if gate is not None:
-        word = verdict_word(
-            accepted=gate.accepted, limits_set=gate.limits_set, unchecked=bool(gate.unchecked)
-        )
-        tags |= {"accepted": str(gate.accepted).lower(), "gate": word}
     return {f"mlip_job.{name}": value for name, value in tags.items()}
 
 
@@ -193,16 +186,19 @@ def parameters_of(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 def metrics_of(report: TrainingReport) -> Iterator[tuple[str, float, int]]:
     """Yield name, which is the place in report.json, value and step."""
-    figures: dict[str, Any] = {
-        "fit": report.fit.model_dump(include=_FIT),
-        "timings_s": report.timings_s,
-        "phases_s": report.phases_s,
+    errors = {"energy_mev_per_atom", "force_mev_per_angstrom", "stress_gpa", "extrapolation_grade"}
+    shown: dict[str, Any] = {
+        "fit": {"train", "test", "iterations", "functions", "parameters", "loss_shares"},
+        "timings_s": True,
+        "phases_s": True,
+        "evaluation": {
+            "train": errors,
+            "test": errors,
+            "parent": True,
+            "speed": {"evaluator_us_per_atom"},
+        },
     }
-    if report.evaluation is not None:
-        shown: Any = {"train": _ERRORS, "test": _ERRORS, "parent": True}
-        shown["speed"] = {"evaluator_us_per_atom"}
-        figures["evaluation"] = report.evaluation.model_dump(include=shown)
-    for name, value in _leaves(figures):
+    for name, value in _numbers(report.model_dump(include=shown)):
         yield name, value, 0
     for quantity in QUANTITIES:
         train, test = learning_curves(report.fit, quantity.value_of)
@@ -212,10 +208,10 @@ def metrics_of(report: TrainingReport) -> Iterator[tuple[str, float, int]]:
                 yield f"fit.{side}.{quantity.key}", value, int(iteration)
 
 
-def _leaves(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
+def _numbers(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
     """Yield every finite number below `value`; unknown values are omitted."""
     for key, inner in value.items():
         if isinstance(inner, dict):
-            yield from _leaves(inner, f"{path}{key}.")
+            yield from _numbers(inner, f"{path}{key}.")
         elif isinstance(inner, int | float) and math.isfinite(inner):
             yield f"{path}{key}", float(inner)

@@ -85,10 +85,10 @@ def test_a_damaged_manifest_is_named(registry: Registry, tmp_path: Path) -> None
         registry.summaries()
 
 
-def test_a_thousand_generations_are_read_several_at_a_time(s3_bucket: StorageConfig) -> None:
-    """One request for each generation, and one for a thousand names."""
+def test_many_generations_are_read_several_at_a_time(s3_bucket: StorageConfig) -> None:
+    """One request for each generation, and one for their names."""
     registry = Registry(open_store(s3_bucket), FAMILY)
-    manifests = {n: make_manifest(n, family=FAMILY) for n in range(1, 1001)}
+    manifests = {n: make_manifest(n, family=FAMILY) for n in range(1, 301)}
 
     def put(number: int) -> None:
         registry.store.put(registry.keys.manifest(number), manifests[number].to_json())
@@ -104,6 +104,6 @@ def test_a_thousand_generations_are_read_several_at_a_time(s3_bucket: StorageCon
     registry.store._client.meta.events.register("before-send.s3", note)  # type: ignore[attr-defined]
     assert [summary.generation for summary in registry.summaries()] == list(manifests)
     assert sorted(set(requests)) == ["GetObject", "ListObjectsV2"]
-    assert requests.count("GetObject") == 1000
-    assert requests.count("ListObjectsV2") <= 2
+    assert requests.count("GetObject") == 300
+    assert requests.count("ListObjectsV2") == 1
     assert len(threads) > 4

@@ -328,7 +328,7 @@ class RegistryMachine(RuleBasedStateMachine):
             yield
 
 
-EXAMPLES = {"DirectoryStore": 60, "S3Store": 4}  # a step on S3 takes a dozen requests
+EXAMPLES = {"DirectoryStore": 30, "S3Store": 2}  # a step on S3 takes a dozen requests
 
 
 def test_interleavings(store: ObjectStore) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.faults.jobs import Job
     from tests.faults.tally import Tally
 
-POINTS = int(os.environ.get("MLIP_JOB_TEST_FAULT_POINTS", "40"))
+POINTS = int(os.environ.get("MLIP_JOB_TEST_FAULT_POINTS", "20"))
 _KILLED_AGAIN = 0.3  # fraction of killed jobs whose next attempt is killed too
 
 

@@ -62,7 +62,7 @@ def random_atoms(draw: st.DrawFn) -> Atoms:
     return Atoms(np.full(count, 29), positions=positions, cell=cell, pbc=draw(st.booleans()))
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(st.lists(random_atoms(), min_size=1, max_size=4))
 def test_bounds_are_valid(atoms: list[Atoms]) -> None:
     """In small, large, skewed, left-handed and absent cells."""

@@ -73,7 +73,7 @@ VERBS = {
 # The module of each verb that is not named after it.
 _MODULES = {
     **dict.fromkeys(("init", "check", "demo", "config", "completion"), "setup"),
-    "export": "dataset",
+    "export": "run",
     **dict.fromkeys(("status", "logs", "cancel"), "jobs"),
     **dict.fromkeys(("list", "show", "report", "compare", "promote"), "generations"),
     **dict.fromkeys(("pull", "verify", "repair", "gc"), "files"),

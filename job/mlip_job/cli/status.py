@@ -61,24 +61,10 @@ T = TypeVar("T")
 class GenerationStatus:
     """State of a generation, from the store and the scheduler.
 
-    Attributes
-    ----------
-    manifest
-        Where it is published.
-    job, job_status
-        Its newest job, where the scheduler knows one. For a published one, only an active job.
-    others
-        More pending and running jobs, of other submissions.
-    training
-        Its progress in the store, where it is not published; of an ensemble, of one member.
-    members
-        Of each member of an ensemble; None for one that is trained.
-    max_iter
-        Iterations that a ladder step may take.
-    outside
-        The live run, where it is no job that the scheduler knows of.
-    store_read
-        Whether the store could be read.
+    `job` is its newest; of a published generation, only an active one. `others` are pending and
+    running jobs of other submissions. `training` is the progress of an unpublished one, or of one
+    of its `members`, where None is a trained one. `outside` is a live run that is no job that the
+    scheduler knows.
     """
 
     generation: int

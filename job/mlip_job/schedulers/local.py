@@ -63,7 +63,6 @@ class LocalScheduler:
         self._config = config
 
     def plan(self, request: JobRequest) -> Plan:
-        """See `Scheduler.plan`; the text is a shell script."""
         if request.after is not None and _JOB_ID.fullmatch(request.after) is None:
             raise ConfigError(f"--after: {request.after!r} is no job of this machine")
         files = SubmitFiles.of(request.config, request.generation)
@@ -84,7 +83,6 @@ class LocalScheduler:
         return Plan(request, str(JobName.of(request)), text)
 
     def submit(self, plan: Plan) -> JobHandle:
-        """See `Scheduler.submit`."""
         config, generation = plan.request.config, plan.request.generation
         for job in self.active(config.family, generation):
             require_same(job, plan)
@@ -96,21 +94,19 @@ class LocalScheduler:
         return JobHandle(self.name, job_id, plan.name)
 
     def find(self, family: str, generation: int) -> JobHandle | None:
-        """See `Scheduler.find`."""
         jobs = recorded_jobs(self._config, self.name, family, generation)
         return jobs[-1] if jobs else None
 
     def active(self, family: str, generation: int) -> Sequence[JobHandle]:
-        """See `Scheduler.active`; a job of another machine counts until it has ended."""
+        # A job of another machine counts until it has ended.
         job = self.find(family, generation)
         return [job] if job is not None and not self.status(job).state.ended else []
 
     def generations(self, family: str) -> set[int]:
-        """See `Scheduler.generations`."""
         return recorded_generations(self._config, self.name, family)
 
     def status(self, handle: JobHandle) -> JobStatus:
-        """See `Scheduler.status`; a job of another machine is unknown until it has ended."""
+        # A job of another machine is unknown until it has ended.
         files, me = SubmitFiles.of_job(self._config, handle), ProcessIdentity.current()
         job = files.submitted(handle.id)
         process = job.process if job is not None else None
@@ -126,7 +122,6 @@ class LocalScheduler:
         return JobStatus(JobState.UNKNOWN, "", "it is no process of this machine")
 
     def logs(self, handle: JobHandle, *, follow: bool) -> Iterator[str]:
-        """See `Scheduler.logs`; they stay in the work directory."""
         log = SubmitFiles.of_job(self._config, handle).log(self.name, handle.id)
 
         def ended() -> bool:
@@ -136,7 +131,7 @@ class LocalScheduler:
         return lines_of(lambda: {log: ""}, ended if follow else None, interval)
 
     def cancel(self, handle: JobHandle) -> None:
-        """See `Scheduler.cancel`; the time for the checkpoint is unlimited."""
+        # The time for the checkpoint is unlimited.
         state = self.status(handle).state
         if state is JobState.UNKNOWN:
             raise UnavailableError(f"{handle.id} is no process of this machine: cancel it there")

@@ -64,15 +64,11 @@ class KubernetesScheduler:
         self._silent_seconds = silent_seconds
 
     def plan(self, request: JobRequest) -> Plan:
-        """See `Scheduler.plan`; the text is the manifests."""
         return plan_job(request)
 
     def submit(self, plan: Plan) -> JobHandle:
-        """See `Scheduler.submit`.
-
-        The Job comes first, to own the ConfigMap: deleting the Job, or its time to live, removes
-        both. Its pod waits for the ConfigMap.
-        """
+        # The Job comes first, to own the ConfigMap: deleting the Job, or its time to live, removes
+        # both. Its pod waits for the ConfigMap.
         manifests = from_yaml(plan.text)
         namespace = manifests["Job"]["metadata"].get("namespace") or self._cluster.namespace
         cluster = replace(self._cluster, namespace=namespace)
@@ -92,23 +88,20 @@ class KubernetesScheduler:
         return JobHandle(self.name, f"{namespace}/{plan.name}", plan.name, found=found is not None)
 
     def find(self, family: str, generation: int) -> JobHandle | None:
-        """See `Scheduler.find`."""
         job = newest_job(self._cluster.jobs(identifying_labels(family, generation)))
         return _handle(job) if job is not None else None
 
     def active(self, family: str, generation: int) -> Sequence[JobHandle]:
-        """See `Scheduler.active`; Jobs of submissions and releases, by their labels."""
+        # Jobs of submissions and releases, by their labels.
         jobs = self._cluster.jobs(identifying_labels(family, generation))
         return [_handle(job) for job in jobs if not has_ended(job)]
 
     def generations(self, family: str) -> set[int]:
-        """See `Scheduler.generations`."""
         jobs = self._cluster.jobs({FAMILY_LABEL: family})
         names = (job["metadata"]["labels"].get(GENERATION_LABEL, "") for job in jobs)
         return {number for name in names if (number := parse_generation_name(name)) is not None}
 
     def status(self, handle: JobHandle) -> JobStatus:
-        """See `Scheduler.status`."""
         cluster = self._cluster_of(handle)
         job = cluster.job(handle.name)
         if job is None:
@@ -129,7 +122,7 @@ class KubernetesScheduler:
         return status_of(job, cluster.pods(handle.name), events_of, workload)
 
     def logs(self, handle: JobHandle, *, follow: bool) -> Iterator[str]:
-        """See `Scheduler.logs`; the lines of all pods, one pod after the other.
+        """Yield the lines of all pods, one pod after the other.
 
         With `follow`, until the Job has ended or is gone, or only containers are left that keep the
         pod of a run that has ended. An unavailable cluster is retried.
@@ -162,7 +155,6 @@ class KubernetesScheduler:
                 time.sleep(self._poll_seconds)
 
     def cancel(self, handle: JobHandle) -> None:
-        """See `Scheduler.cancel`; the Job is deleted."""
         cluster = self._cluster_of(handle)
         job = cluster.job(handle.name)
         if job is not None and not has_ended(job):

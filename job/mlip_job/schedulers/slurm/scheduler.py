@@ -48,12 +48,10 @@ class SlurmScheduler:
         self._section = f"{SECTION}.cpu" if config.training.is_linear else SECTION
 
     def plan(self, request: JobRequest) -> Plan:
-        """See `Scheduler.plan`; the text is the batch script."""
         name = str(JobName.of(request))
         return Plan(request, name, batch_script(request, name))
 
     def submit(self, plan: Plan) -> JobHandle:
-        """See `Scheduler.submit`."""
         config, generation = plan.request.config, plan.request.generation
         check_files(config)
         queue = commands.my_jobs(commands.SUBMIT_RETRY_SECONDS)
@@ -74,16 +72,15 @@ class SlurmScheduler:
         return JobHandle(self.name, job_id, plan.name)
 
     def find(self, family: str, generation: int) -> JobHandle | None:
-        """See `Scheduler.find`; also a job submitted from another work directory."""
+        # Also a job submitted from another work directory.
         known = self._known(family, generation)
         return known[-1] if known else None
 
     def active(self, family: str, generation: int) -> Sequence[JobHandle]:
-        """See `Scheduler.active`; only the caller's own."""
+        # Only the caller's own.
         return [job for job in self._known(family, generation) if self.status(job).state.active]
 
     def generations(self, family: str) -> set[int]:
-        """See `Scheduler.generations`."""
         found = recorded_generations(self._config, self.name, family)
         names = [JobName.parse(task.name) for task in self._queue(recorded=bool(found))]
         return found | {
@@ -93,11 +90,8 @@ class SlurmScheduler:
         }
 
     def status(self, handle: JobHandle) -> JobStatus:
-        """See `Scheduler.status`.
-
-        Pending and running jobs are those of the queue: the accounting lags behind a requeue.
-        Then come the accounting, the controller, and the record that the script left at its end.
-        """
+        # Pending and running jobs are those of the queue: the accounting lags behind a requeue.
+        # Then come the accounting, the controller, and the record that the script left at its end.
         tasks = commands.queued(handle.id)
         if not any(state_of(task.state).active for task in tasks):
             tasks = commands.accounted(handle.id) or commands.controlled(handle.id) or tasks
@@ -106,7 +100,6 @@ class SlurmScheduler:
         return combined([self._status_of_task(task, handle) for task in tasks])
 
     def logs(self, handle: JobHandle, *, follow: bool) -> Iterator[str]:
-        """See `Scheduler.logs`; they stay in the work directory."""
 
         def ended() -> bool:
             return not self.status(handle).state.active
@@ -115,7 +108,7 @@ class SlurmScheduler:
         return lines_of(lambda: self._logs(handle), ended if follow else None, interval)
 
     def cancel(self, handle: JobHandle) -> None:
-        """See `Scheduler.cancel`; a running job has the site's KillWait for its checkpoint."""
+        # A running job has the site's KillWait for its checkpoint.
         commands.cancel(handle.id)
 
     # -- jobs by the queue and by the records ----------------------------------------------------
