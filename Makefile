@@ -3,7 +3,7 @@
 #   make test    sets up .venv, then lint, types, documentation and all tests
 
 PYTHON ?= python3.11
-PYTEST_ARGS ?= -n 2 --dist worksteal --durations=30
+PYTEST_ARGS ?= -n 2 --dist loadgroup --no-loadscope-reorder --durations=30
 VENV := .venv
 TRAINER_LOCK := requirements/trainer-cpu.txt
 BIN := $(VENV)/bin

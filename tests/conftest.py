@@ -40,6 +40,24 @@ pytest_plugins = [
 _NO_SKIPS = "MLIP_JOB_TEST_NO_SKIPS"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a cluster, else those of a file, in one worker: each starts it once."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_cluster(item) or str(item.path)))
+
+
+def _cluster(item: pytest.Item) -> str | None:
+    if not isinstance(item, pytest.Function):
+        return None
+    names = set(item.fixturenames)
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    site = str(parameters.get("site", ""))
+    if "control_plane" in names or site == "kubernetes":
+        return "kubernetes"
+    clusters = {"slurm", "slurm_with_accounting"}
+    return "slurm" if clusters & names or site.startswith("slurm") else None
+
+
 @pytest.fixture(autouse=True)
 def _logging_enabled() -> Iterator[None]:
     """Enable logging again: a linear fit disables it in its process."""

@@ -39,6 +39,7 @@ def test_labels_and_help(apptainer: Apptainer, sif: Path) -> None:
     assert labels["mlip-job.variant"] == "cpu"
     assert "non-commercial" in labels["mlip-job.notice"]
     assert "run --generation 4" in apptainer("run-help", sif)
+    assert "mlip-job-self-test" in apptainer("inspect", "--test", sif)
 
 
 def test_no_build_files_are_left(apptainer: Apptainer, sif: Path) -> None:
@@ -86,7 +87,7 @@ def test_a_batch_job_in_the_image(
     slurm.run("scancel", "--signal=USR1", "--batch", job)
     family.wait_for_log("it is requeued, and resumes from its checkpoint")
     slurm.wait_for(job, "PENDING")
-    family.go_on_once_more(job)
+    family.resume_briefly(job)
     family.wait_for("published")
     log = family.log()
     assert "stopped by SIGUSR1; the checkpoint of" in log or "Bus error" in log
@@ -99,10 +100,10 @@ def test_a_batch_job_in_the_image(
 
 
 def test_unknown_variants_are_rejected(
-    apptainer: Apptainer, base_archive: Path, pip_settings: Path, tmp_path: Path
+    apptainer: Apptainer, base_files: Path, pip_settings: Path, tmp_path: Path
 ) -> None:
     """The build lists the variants before it installs anything."""
-    options = build_options(base_archive, pip_settings)
+    options = build_options(base_files, pip_settings)
     command = [*apptainer.command, *options, "--build-arg", "variant=rocm", tmp_path / "x.sif"]
     done = subprocess.run(
         [*map(str, command), "apptainer.def"], cwd=ROOT, check=False, capture_output=True, text=True

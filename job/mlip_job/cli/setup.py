@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 # Proposed settings: docs/performance.md has measurements.
 _CUTOFF_OF_MOLECULES = 4.0  # Å, if no structure is periodic
+_CUTOFF_REMARKS = {
+    True: "Here, for periodic structures.",
+    False: "Here, for molecules: no structure is periodic.",
+}
 _ENERGY_LIMIT_MEV = 10.0  # meV/atom, several times the errors with settings by default
 # Fraction of the forces' root mean square. Predicting no forces is 1, good fits are below 0.1.
 _FORCE_LIMIT = 0.2
@@ -84,7 +88,7 @@ def init_command(
             "max_energy_rmse_mev": "Proposed; null asks nothing.",
             "max_force_rmse_mev": f"Proposed: {100 * _FORCE_LIMIT:g} % of the forces' RMS in the "
             "data; null asks nothing.",
-            "cutoff": _why_cutoff(sample),
+            "cutoff": _CUTOFF_REMARKS[sample.periodic] if elements else "",
             "functions_per_element": f"Here {size}" if size is not None else "",
         },
     )
@@ -115,14 +119,6 @@ def _limits(sample: Sample) -> dict[str, float]:
     return {"max_energy_rmse_mev": _ENERGY_LIMIT_MEV, "max_force_rmse_mev": float(f"{force:.2g}")}
 
 
-def _why_cutoff(sample: Sample) -> str:
-    if not sample.elements:
-        return ""
-    if sample.periodic:
-        return "Here, for periodic structures."
-    return "Here, for molecules: no structure is periodic."
-
-
 Result = tuple[str, str, MlipJobError | None]
 """Name of a check, what was found, and the error if there is one."""
 
@@ -137,10 +133,12 @@ def check_command(ctx: click.Context) -> None:
     One line each, with the remedy where something is wrong; ends with the exit code of the first
     problem.
     """
+    from mlip_job.tracking import check_server
+
     settings: Settings = ctx.find_root().obj
     config = settings.config()
     probes: dict[str, Callable[[], str]] = {
-        "configuration": lambda: _configuration(settings, config),
+        "configuration": lambda: f"{settings.config_path} is valid (family {config.family})",
         "database": lambda: _database(config),
         "store": lambda: _store(settings, config),
         "trainer": _trainer,
@@ -148,7 +146,7 @@ def check_command(ctx: click.Context) -> None:
     if config.training.require_gpu and not config.training.is_linear:
         probes["gpu"] = _gpu
     if config.tracking.mlflow_uri is not None:
-        probes["tracking"] = lambda: _tracking(config)
+        probes["tracking"] = lambda: check_server(config.tracking)
     results: list[Result] = [(name, *_try(probe)) for name, probe in probes.items()]
     sound = {name for name, _, error in results if error is None}
     if "database" in sound:
@@ -178,10 +176,6 @@ def _try(probe: Callable[[], str]) -> tuple[str, MlipJobError | None]:
         return probe(), None
     except MlipJobError as error:
         return str(error), error
-
-
-def _configuration(settings: Settings, config: JobConfig) -> str:
-    return f"{settings.config_path} is valid (family {config.family})"
 
 
 def _database(config: JobConfig) -> str:
@@ -229,12 +223,6 @@ def _gpu() -> str:
 
     require_gpu()
     return "TensorFlow sees a GPU"
-
-
-def _tracking(config: JobConfig) -> str:
-    from mlip_job.tracking import check_server
-
-    return check_server(config.tracking)
 
 
 @click.group("config")

@@ -25,8 +25,8 @@ class LatestPointer(Record):
     """Content of ``latest.json``.
 
     ``forced`` says that a person chose a generation that the gate had rejected. ``passed_over`` is
-    the highest generation that was published when a person chose this one: accepted ones up to it
-    don't move the pointer any more, or going back to an older one would not last.
+    the highest generation at that time: accepted ones up to it don't move the pointer any more, so
+    that a rollback lasts.
     """
 
     schema_version: Literal[1] = 1

@@ -196,7 +196,7 @@ class DirectoryStore:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        """Hold the lock of replacements; a frozen holder does not block others for ever."""
+        """Hold the lock of replacements; a frozen holder does not block others forever."""
         path = self._root / _LOCK
         with path.open("ab") as lock:
             deadline = time.monotonic() + _LOCK_SECONDS

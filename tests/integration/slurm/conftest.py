@@ -137,7 +137,7 @@ class Family:
         values["training"]["max_iter"] = iterations
         path.write_text(yaml.safe_dump(values))
 
-    def go_on_once_more(self, job: str) -> None:
+    def resume_briefly(self, job: str) -> None:
         """Let a requeued job end a few iterations after its start."""
         self.cluster.run("scontrol", "hold", job)
         self.end_fit_after(self.wait_for_checkpoint() + 2)

@@ -85,7 +85,7 @@ def test_a_requeue_and_a_time_limit_in_the_middle_of_the_fit(family: Family) -> 
     family.wait_for_log("it is requeued, and resumes from its checkpoint")
     assert family.status()["iterations"] >= saved
     family.cluster.wait_for(job, "PENDING")
-    family.go_on_once_more(job)
+    family.resume_briefly(job)
     family.wait_for("published")
     assert "pacemaker failed" not in family.log()
     manifest = _require_published(family)
@@ -111,7 +111,7 @@ def test_a_requeued_job_with_fresh_resumes(family: Family) -> None:
     (own,) = {found.attempt for found in checkpoints.found()}
     family.cluster.run("scontrol", "requeue", job)
     family.cluster.wait_for(job, "PENDING")
-    family.go_on_once_more(job)
+    family.resume_briefly(job)
     family.wait_for("published")
     attempts = [part.attempt for part in _require_published(family).attempts]
     assert attempts[0] == own
@@ -172,7 +172,7 @@ def test_a_node_fails_in_the_middle_of_the_fit(family: Family) -> None:
         waiting = family.status()
         assert waiting["state"] == "pending"
         assert waiting["iterations"] > 0
-        family.go_on_once_more(job)
+        family.resume_briefly(job)
     finally:
         family.cluster.start_node()
     family.wait_for("published")
@@ -218,7 +218,7 @@ def test_wait_resubmits_a_job_that_slurm_does_not_requeue(family: Family) -> Non
     second = _wait_for_another(family, first)
     family.cluster.wait_for(second, "RUNNING")
     family.cluster.run("scontrol", "requeue", second)
-    family.go_on_once_more(second)
+    family.resume_briefly(second)
     out, err = waiting.communicate(timeout=300)
     assert waiting.returncode == 0, err
     assert f"gen_01: submitted again as slurm job {second}, to resume from its checkpoint" in err

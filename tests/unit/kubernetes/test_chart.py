@@ -110,7 +110,7 @@ def test_the_chart_makes_the_submitted_job(
 
 
 @settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15, deadline=None
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=8, deadline=None
 )
 @example(["08", "1e3", "0o17", "1_000", ".5", "+1.", "y", "N", "0x_f", "1:30"])
 @given(st.lists(st.text(st.characters(exclude_categories=NOT_IN_A_LINE), max_size=30), max_size=8))

@@ -150,7 +150,7 @@ def test_names_are_short_enough(family: str, generation: int) -> None:
     assert name.startswith(f"mlip-{family}"[:36].rstrip("-"))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
 @given(st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=40))
 def test_hostile_values_are_passed_on_unchanged(
     request_for: Callable[..., JobRequest], value: str
