@@ -1,10 +1,10 @@
-"""A whole evaluation, of a real GRACE/FS potential beside one of pacemaker."""
+"""Evaluations: agreement with the trainer, the gate, and whole ones of both kinds of files."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,16 +13,28 @@ from ase.units import GPa
 from pyace import PyACECalculator
 from pyace.asecalc import PyGRACEFSCalculator
 
-from mlip_job.config import EvaluationConfig
+from mlip_job.calculator import GenerationCalculator
+from mlip_job.config import EvaluationConfig, GateConfig
+from mlip_job.config.job import verdict_word
 from mlip_job.errors import TrainingError
-from mlip_job.evaluation.evaluate import Predecessor, Subject, evaluate
-from mlip_job.evaluation.measure import Models
+from mlip_job.evaluation.evaluate import (
+    Predecessor,
+    Subject,
+    agreement,
+    conversion,
+    evaluate,
+    judge,
+)
+from mlip_job.evaluation.measure import Measured, Models
 from mlip_job.evaluation.potential import check_active_set
-from mlip_job.models import FullErrors
+from mlip_job.evaluation.results import DynamicsCheck, ErrorPair, ParentComparison, Verdict
+from mlip_job.evaluation.statistics import SetErrors, SubsetErrors
+from mlip_job.models import Errors, FullErrors
 from mlip_job.paths import DatasetFiles
 from mlip_job.training.grace.potential_file import write_active_set
 from mlip_job.training.summary import RunSummary
 from tests.datasets import build, read, rows_of
+from tests.evaluations import make_uniform_side
 from tests.support import rattled, write_database
 
 if TYPE_CHECKING:
@@ -30,6 +42,318 @@ if TYPE_CHECKING:
 
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.evaluation.results import Evaluation
+
+
+# -- agreement -------------------------------------------------------------------------------------
+
+
+def _measured(
+    row_id: int,
+    energy_error: float,
+    force_error: float,
+    difference: float | None = None,
+    stress_gpa: float | None = None,
+) -> Measured:
+    """Return a structure of two atoms with errors in eV/atom, and eV/Å and GPa per component."""
+    return Measured(
+        row_id=row_id,
+        formula="Cu2",
+        config_type=None,
+        symbols=np.array(["Cu", "Cu"]),
+        energy_reference=-3.0,
+        energy_predicted=-3.0 + energy_error,
+        forces_reference=np.zeros((2, 3)),
+        forces_predicted=np.full((2, 3), force_error),
+        stress=None if stress_gpa is None else (np.ones(6), 1 + GPa * np.full(6, stress_gpa), 9.0),
+        shortest={("Cu", "Cu"): 2.4},
+        conversion=None if difference is None else (difference, difference),
+        grade=None,
+    )
+
+
+def _trainer(
+    energy_mev: float | None, force_mev: float | None, stress_gpa: float | None = None
+) -> Errors:
+    return Errors(
+        rmse_energy_mev_per_atom=energy_mev,
+        rmse_force_mev_per_angstrom=force_mev,
+        rmse_stress_gpa=stress_gpa,
+    )
+
+
+def _all(*structures: Measured) -> SetErrors:
+    errors = SetErrors()
+    errors.add_all(structures)
+    return errors
+
+
+def _errors(*structures: Measured) -> SubsetErrors:
+    return _all(*structures).all
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.0009, 0.9991])
+def test_figures_that_agree_are_reported_together(factor: float) -> None:
+    """To a relative 1e-3; the measured difference is below 1e-6."""
+    ours = _errors(_measured(1, 0.1, 0.3))
+    found = agreement("train", ours, _trainer(100 * factor, 300 / factor))
+    assert found is not None
+    assert found.energy_mev_per_atom == pytest.approx(100)
+    assert found.energy_by_pacemaker_mev_per_atom == 100 * factor
+    assert found.force_mev_per_angstrom == pytest.approx(300)
+    assert found.force_by_pacemaker_mev_per_angstrom == 300 / factor
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((101, 300, 2), r"energy RMSE on the test set is 100\.0000 meV/atom, the trainer says 101"),
+        ((100, 290, 2), r"force RMSE on the test set is 300\.0000 meV/Å, the trainer says 290"),
+        ((100, 300, 2.1), r"stress RMSE on the test set is 2\.0000 GPa, the trainer says 2\.1"),
+        ((100, 300, float("nan")), r"stress RMSE on the test set is 2\.0000 GPa"),
+    ],
+)
+def test_figures_that_differ_are_both_named(
+    given: tuple[float, float, float], message: str
+) -> None:
+    """Such a potential is not published."""
+    ours = _errors(_measured(1, 0.1, 0.3, stress_gpa=2.0))
+    with pytest.raises(TrainingError, match=message) as caught:
+        agreement("test", ours, _trainer(*given))
+    assert caught.value.exit_code == 70
+
+
+def test_stresses_are_compared_if_they_are_fitted_and_none_is_missing() -> None:
+    """Gracemaker takes a missing stress for zero, so its error means something else then."""
+    complete = _errors(_measured(1, 0.1, 0.3, stress_gpa=2.0), _measured(2, 0.1, 0.3, None, -2.0))
+    found = agreement("train", complete, _trainer(100, 300, 2.0005))
+    assert found is not None
+    assert (found.stress_gpa, found.stress_by_trainer_gpa) == (pytest.approx(2.0), 2.0005)
+    partial = _errors(_measured(1, 0.1, 0.3, stress_gpa=2.0), _measured(2, 0.1, 0.3))
+    for ours, stress in ((complete, None), (partial, 1.4)):
+        found = agreement("train", ours, _trainer(100, 300, stress))
+        assert found is not None
+        assert (found.stress_gpa, found.stress_by_trainer_gpa) == (None, None)
+
+
+def test_errors_unknown_to_the_trainer_are_not_compared() -> None:
+    """Its pyace evaluator measures no test set."""
+    for nothing in (None, _trainer(None, None)):
+        assert agreement("test", _errors(_measured(1, 0.1, 0.3)), nothing) is None
+
+
+def test_an_exact_fit_agrees_within_rounding() -> None:
+    """Positions are known to 1e-8 Å: relative differences of tiny errors are meaningless."""
+    assert agreement("train", _errors(_measured(1, 1e-9, 1e-9)), _trainer(0.0, 0.0)) is not None
+
+
+def test_a_conversion_that_changed_something_is_rejected() -> None:
+    """Differences beyond rounding, on however few of the structures."""
+    same = _all(_measured(1, 0.1, 0.3, 1e-12), _measured(2, 0.1, 0.3))
+    found = conversion(same, same)
+    assert found.structures == 2
+    assert found.max_energy_difference_mev_per_atom == pytest.approx(1e-9)
+    other = _all(_measured(3, 0.1, 0.3, 2e-6))
+    with pytest.raises(TrainingError, match=r"on 2 structures by up to 0\.002 meV"):
+        conversion(same, other)
+
+
+def test_the_validation_part_is_compared_separately() -> None:
+    """Each part is compared separately: together they would agree only by chance."""
+    errors = SetErrors(apart={2})
+    errors.add_all([_measured(1, 0.1, 0.3), _measured(2, 0.2, 0.5), _measured(3, 0.1, 0.3)])
+    assert (errors.rest.structures, errors.apart.structures) == (2, 1)
+    fitted = agreement("train", errors.rest, _trainer(100, 300))
+    aside = agreement("validation", errors.apart, _trainer(200, 500))
+    assert fitted is not None
+    assert aside is not None
+    assert aside.energy_mev_per_atom == pytest.approx(200)
+    with pytest.raises(TrainingError, match="energy RMSE on the validation part"):
+        agreement("validation", errors.apart, _trainer(100, 500))
+    with pytest.raises(TrainingError, match="energy RMSE on the train set"):
+        agreement("train", errors.rest, _trainer(200, 300))
+
+
+# -- gate ------------------------------------------------------------------------------------------
+
+TEST = make_uniform_side(5.0)  # 5 meV/atom, 50 meV/Å
+
+
+def _parent(energy: float, force: float) -> ParentComparison:
+    """Return a comparison with a predecessor whose errors were 10 meV/atom and 100 meV/Å."""
+    return ParentComparison(
+        generation=3,
+        structures=7,
+        energy_mev_per_atom=ErrorPair(old=10, new=energy, change=energy / 10 - 1),
+        force_mev_per_angstrom=ErrorPair(old=100, new=force, change=force / 100 - 1),
+    )
+
+
+def _dynamics(verdict: Verdict, *, unstable: bool = False) -> DynamicsCheck:
+    return DynamicsCheck(
+        verdict=verdict,
+        unstable=unstable,
+        message="it drifts",
+        structure="row 1",
+        atoms=32,
+        steps=10,
+        timestep_fs=1.0,
+        temperature_k=300.0,
+        drift_mev_per_atom_per_ps=9.0,
+    )
+
+
+def test_limits_without_a_test_set_reject() -> None:
+    """They can't be checked; without limits nothing is required."""
+    verdict = judge(GateConfig(max_force_rmse_mev=1000), None, None, [])
+    assert not verdict.accepted
+    assert "nothing was held out" in verdict.reasons[0]
+    assert judge(GateConfig(), None, None, []).accepted
+
+
+def test_without_limits_all_is_accepted() -> None:
+    """Nothing to compare with, nothing required."""
+    verdict = judge(GateConfig(), TEST, None, [_dynamics("failed")])
+    assert (verdict.accepted, verdict.reasons, verdict.limits_set) == (True, (), False)
+
+
+@pytest.mark.parametrize(
+    ("gate", "word"),
+    [
+        (GateConfig(), "published, no gate set"),
+        (GateConfig(max_regression=0.1), "published, no gate set"),
+        (GateConfig(max_energy_rmse_mev=5.0), "accepted"),
+        (GateConfig(max_force_rmse_mev=50.0), "accepted"),
+        (GateConfig(require_physics=True), "accepted"),
+        (GateConfig(max_force_rmse_mev=49.0), "rejected"),
+    ],
+)
+def test_accepted_needs_a_limit(gate: GateConfig, word: str) -> None:
+    """A comparison with the predecessor alone does not show how good a potential is."""
+    found = judge(gate, TEST, _parent(8.0, 90.0), ())
+    said = verdict_word(accepted=found.accepted, limits_set=found.limits_set, unchecked=False)
+    assert said == word
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "word"),
+    [
+        (("skipped", "skipped"), "accepted, stability not checked"),
+        (("skipped", "passed"), "accepted"),
+        (("passed", "passed"), "accepted"),
+        (("skipped", "failed"), "accepted"),  # it drifts, which is noted but not limited
+    ],
+)
+def test_a_check_that_was_not_possible_is_not_claimed(
+    verdicts: tuple[Verdict, ...], word: str
+) -> None:
+    """The verdict says so if no check of its kind was made; the reason is kept."""
+    found = judge(GateConfig(max_force_rmse_mev=50.0), TEST, None, list(map(_dynamics, verdicts)))
+    unchecked = verdicts == ("skipped", "skipped")
+    assert found.unchecked == (("it drifts",) if unchecked else ())
+    said = verdict_word(accepted=True, limits_set=True, unchecked=bool(found.unchecked))
+    assert said == word
+    assert verdict_word(accepted=True, limits_set=False, unchecked=True) == "published, no gate set"
+
+
+def test_errors_that_are_no_numbers_are_over_any_limit() -> None:
+    """NaN compares false with everything."""
+    side = make_uniform_side(float("nan"))
+    limits = GateConfig(max_energy_rmse_mev=5.0, max_force_rmse_mev=5.0)
+    found = judge(limits, side, _parent(float("nan"), float("nan")), ())
+    assert (found.accepted, len(found.reasons)) == (False, 4)
+
+
+def test_a_verdict_of_an_older_version_is_not_made_better() -> None:
+    """It did not record whether there were limits."""
+    assert verdict_word(accepted=True, limits_set=None, unchecked=False) == "published"
+    assert verdict_word(accepted=False, limits_set=None, unchecked=False) == "rejected"
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        ({"max_energy_rmse_mev": 5.0}, None),
+        ({"max_energy_rmse_mev": 4.9}, "the energy RMSE on the test set is 5 meV/atom, more than"),
+        ({"max_force_rmse_mev": 50.0}, None),
+        ({"max_force_rmse_mev": 49.0}, "the force RMSE on the test set is 50 meV/Å, more than"),
+    ],
+)
+def test_limits_hold_for_the_test_set(limits: dict[str, float], reason: str | None) -> None:
+    """A value equal to its limit passes."""
+    verdict = judge(GateConfig(**limits), TEST, None, ())
+    assert verdict.accepted == (reason is None)
+    if reason is not None:
+        assert verdict.reasons[0].startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("energy", "force", "count"),
+    [(8.0, 90.0, 0), (12.0, 120.0, 0), (12.1, 90.0, 1), (8.0, 120.1, 1), (99.0, 999.0, 2)],
+)
+def test_regression_is_limited_for_energies_and_forces(
+    energy: float, force: float, count: int
+) -> None:
+    """By default to 20 % above the predecessor's errors on the same structures."""
+    verdict = judge(GateConfig(), TEST, _parent(energy, force), ())
+    assert len(verdict.reasons) == count
+    assert verdict.accepted == (count == 0)
+    for reason in verdict.reasons:
+        assert "7 test structures shared with gen_03" in reason
+    assert judge(GateConfig(max_regression=None), TEST, _parent(energy, force), ()).accepted
+
+
+def test_a_perfect_predecessor_can_be_equalled() -> None:
+    """Without division by its error of zero."""
+    pair = ErrorPair(old=0.0, new=0.0, change=None)
+    parent = ParentComparison(
+        generation=1, structures=1, energy_mev_per_atom=pair, force_mev_per_angstrom=pair
+    )
+    assert judge(GateConfig(), TEST, parent, ()).accepted
+
+
+@pytest.mark.parametrize(("verdict", "accepted"), [("passed", 1), ("skipped", 1), ("failed", 0)])
+def test_physics_counts_where_it_is_required(verdict: Verdict, accepted: int) -> None:
+    """A check that was not possible does not reject."""
+    found = judge(GateConfig(require_physics=True), TEST, None, [_dynamics(verdict)])
+    assert found.accepted == bool(accepted)
+    if not accepted:
+        assert found.reasons == ("a physics check failed: it drifts",)
+
+
+@pytest.mark.parametrize(
+    ("energy", "force", "accepted"), [(0.7, 4.9, True), (0.71, 4.9, False), (0.7, 5.1, False)]
+)
+def test_differences_below_the_resolution_of_the_data_are_no_regression(
+    energy: float, force: float, *, accepted: bool
+) -> None:
+    """Half a meV/atom and 2 meV/Å, however good the predecessor is."""
+    parent = ParentComparison(
+        generation=1,
+        structures=6,
+        energy_mev_per_atom=ErrorPair(old=0.2, new=energy, change=None),
+        force_mev_per_angstrom=ErrorPair(old=3.0, new=force, change=None),
+    )
+    assert judge(GateConfig(), TEST, parent, ()).accepted == accepted
+
+
+@pytest.mark.parametrize(
+    ("required", "of_drift", "of_collapse"),
+    [("stability", True, False), (True, False, False), (False, True, True)],
+)
+def test_a_collapse_is_rejected_by_default(
+    required: bool | Literal["stability"], *, of_drift: bool, of_collapse: bool
+) -> None:
+    """A failed check of stability is required by default; others only if configured."""
+    assert GateConfig().require_physics == "stability"
+    gate = GateConfig(require_physics=required)
+    assert judge(gate, TEST, None, [_dynamics("failed")]).accepted == of_drift
+    found = judge(gate, TEST, None, [_dynamics("failed", unstable=True)])
+    assert found.accepted == of_collapse
+    if required == "stability":
+        assert found.reasons == ("a physics check of stability failed: it drifts",)
+
+
+# -- whole evaluations -----------------------------------------------------------------------------
 
 DATA = Path(__file__).parents[1] / "data"
 GRACE = DATA / "grace" / "FS_model.yaml"
@@ -234,3 +558,10 @@ def test_grace_has_extrapolation_grades(
     assert found.test is not None
     assert found.test.extrapolation_grade is not None
     assert found.test.extrapolation_grade.count == record.counts.test
+
+    calculator = GenerationCalculator(potential, record.reference_energies, active_set=active_set)
+    atoms = structures[0].copy()
+    atoms.calc = calculator
+    atoms.get_potential_energy()
+    assert calculator.results["gamma"].shape == (len(atoms),)
+    assert 0 < calculator.results["gamma"].max() < 1.02
