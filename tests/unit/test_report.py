@@ -36,6 +36,7 @@ from mlip_job.report.model import Facts, TrainingReport, loss_definition
 from mlip_job.report.page import (
     comparison_document,
     figures_table,
+    fit_settings,
     learning_caption,
     render_comparison,
     render_report,
@@ -733,6 +734,11 @@ def test_show_names_the_settings_and_the_verdict(capsys: pytest.CaptureFixture[s
     assert shown["basis size"] == "auto functions per element asked for, ndensity 2"
     assert shown["ladder"] == "ladder_step [100.0, 0.1], ladder_type body_order"
     assert shown["weights"] == "energy 10000, force 100, weighting uniform"
+    grace = TrainingConfig(trainer="grace-fs", stress_weight=50).model_dump(mode="json")
+    settings = fit_settings(make_manifest(1).model_copy(update={"config": {"training": grace}}))
+    assert settings["fitted by"] == "grace-fs"
+    assert settings["weights"].endswith(", stress 50, weighting uniform")
+    assert not {"ladder", "regularisation"} & settings.keys()
     assert shown["regularisation"].startswith("L1_coeffs 1e-10, L2_coeffs 1e-10, w0_rad 1e-10")
     assert shown["test fraction"] == "0.1"
 

@@ -78,7 +78,7 @@ class TrainingReport(Frozen):
     parent
         The generation that the fit started from.
     fit
-        Results from pacemaker's tables and log; ``second_set`` is the test set or the validation
+        Results from the trainer's tables and log; ``second_set`` is the test set or the validation
         part.
     left_out_by_weighting
         Row ids per side that energy-based weighting excluded from the fit.
@@ -87,7 +87,7 @@ class TrainingReport(Frozen):
     timings_s
         Wall time of the stages before publishing, s; of all attempts together.
     phases_s
-        Wall time of pacemaker's phases within the stage ``fit``, s.
+        Wall time of the trainer's phases within the stage ``fit``, s.
     """
 
     schema_version: Literal[1] = 1
@@ -109,7 +109,7 @@ class TrainingReport(Frozen):
     warnings: tuple[str, ...]
 
     def errors(self, side: Side) -> FullErrors:
-        """Return the errors of the published potential, or pacemaker's if it was not evaluated."""
+        """Return the errors of the published potential, or if not evaluated the trainer's."""
         if self.evaluation is not None:
             measured = self.evaluation.train if side == "train" else self.evaluation.test
             return measured.errors if measured is not None else FullErrors()
@@ -221,7 +221,7 @@ def make_report(
 
 
 def loss_definition(training: TrainingConfig, summary: RunSummary) -> LossDefinition:
-    """Return the loss from the log, since an override or pacemaker may choose κ."""
+    """Return the loss from the log, since an override or pacemaker's `auto` may choose κ."""
     asked = kappa(training.energy_weight, training.force_weight)
     overridden: dict[str, Any] = training.overrides.get("fit") or {}
     given = (overridden.get("loss") or {}).get("kappa", asked)

@@ -307,20 +307,21 @@ def fit_settings(manifest: Manifest) -> dict[str, str]:
     def of(name: str) -> str:
         return _text(training.get(name))
 
-    key = dataset.get("split_key")
-    overrides = {"overrides": of("overrides")} if training.get("overrides") else {}
-    return {
+    key, trainer = dataset.get("split_key"), training.get("trainer", "pacemaker")
+    size = f"{of('functions_per_element')} functions per element asked for"
+    stress = f", stress {of('stress_weight')}" if training.get("stress_weight") else ""
+    weights = f"energy {of('energy_weight')}, force {of('force_weight')}{stress}"
+    settings = {
+        "fitted by": trainer,
         "cutoff": f"{of('cutoff')} Å",
-        "basis size": f"{of('functions_per_element')} functions per element asked for, "
-        f"ndensity {of('ndensity')}",
-        "ladder": _ladder(training),
-        "weights": f"energy {of('energy_weight')}, force {of('force_weight')}, "
-        + (f"stress {of('stress_weight')}, " if training.get("stress_weight") else "")
-        + f"weighting {of('weighting')}",
-        "regularisation": _regularisation(training),
-        "test fraction": of("test_fraction") if key is None else f"decided by the key {key}",
-        **overrides,
+        "basis size": size,
+        "weights": f"{weights}, weighting {of('weighting')}",
     }
+    if trainer == "pacemaker":
+        settings["basis size"] += f", ndensity {of('ndensity')}"
+        settings |= {"ladder": _ladder(training), "regularisation": _regularisation(training)}
+    settings["test fraction"] = of("test_fraction") if key is None else f"decided by the key {key}"
+    return settings | ({"overrides": of("overrides")} if training.get("overrides") else {})
 
 
 def _regularisation(training: Mapping[str, Any]) -> str:

@@ -394,7 +394,7 @@ def attempts_table(report: TrainingReport) -> Table:
             _text("attempt"),
             _text("started (UTC)"),
             Column("iterations"),
-            Column("pacemaker after"),
+            Column("trainer after"),
             Column("wall time"),
         ),
         tuple(
@@ -408,13 +408,13 @@ def attempts_table(report: TrainingReport) -> Table:
             )
             for number, part in enumerate(report.attempts, start=1)
         ),
-        "pacemaker after: from the start of the job's process to pacemaker's; wall time up to this "
+        "trainer after: from the start of the job's process to the trainer's; wall time up to this "
         "report, or to an attempt's last checkpoint.",
     )
 
 
 def time_table(report: TrainingReport) -> Table:
-    """Return the time of each stage, that of the fit by pacemaker's phases."""
+    """Return the time of each stage, that of the fit by the trainer's phases."""
     seconds: dict[str, float] = {}
     for stage, time in report.timings_s.items():
         if stage == "fit" and report.phases_s:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 DIVERGED = (
     "it diverged: the loss is not finite; look for structures with extreme forces "
-    "(dataset.max_force), reduce the basis or raise fit.loss.L2_coeffs in training.overrides, then "
-    "run with --fresh"
+    "(dataset.max_force), reduce the basis or, for pacemaker, raise fit.loss.L2_coeffs in "
+    "training.overrides, then run with --fresh"
 )
 
 _LEAST_ENERGY = 0.05
