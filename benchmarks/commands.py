@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import resource
 import statistics
 import subprocess
@@ -20,10 +22,14 @@ from benchmarks.costs import PROGRAM
 from benchmarks.s3 import s3_storage
 from benchmarks.tables import table
 from mlip_job.config import StorageConfig
-from mlip_job.registry import Registry
+from mlip_job.registry import Artefact, Registry
 from mlip_job.registry.maintenance import find_orphans
+from mlip_job.registry.objects import at_once
+from mlip_job.report.figures import MAX_GENERATIONS
+from mlip_job.report.model import read_report
 from mlip_job.store.open import open_store
 from tests.manifests import make_manifest
+from tests.reports import make_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +38,9 @@ if TYPE_CHECKING:
 
 GENERATIONS = 1000
 FEWER_GENERATIONS = 200
-_FILES_PER_GENERATION = 12
+_FILES_PER_GENERATION = 11
+_COMPARED = range(FEWER_GENERATIONS - MAX_GENERATIONS + 1, FEWER_GENERATIONS + 1)
+_COMPARE = f"compare {' '.join(map(str, _COMPARED))} -o {os.devnull}"
 
 
 def compare_commands(directory: Path, repeats: int) -> None:
@@ -56,13 +64,13 @@ def compare_commands(directory: Path, repeats: int) -> None:
             store = open_store(storage)
             for family, count, verbs in (
                 ("many", GENERATIONS, ("list", "list --all")),
-                ("fewer", FEWER_GENERATIONS, ("list", "gc")),
+                ("fewer", FEWER_GENERATIONS, ("list", _COMPARE, "gc")),
             ):
                 registry = Registry(store, family)
                 _publish(registry, count)
                 config = str(_configure(directory, family, storage))
                 for verb in verbs:
-                    what = f"mlip-job {verb}, {count} generations in {name}"
+                    what = f"mlip-job {verb}: {count} generations in {name}"
                     commands[what] = [PROGRAM, "-c", config, *verb.split()]
                     if name == "S3":
                         requests[what] = _count_requests(store, partial(_READS[verb], registry))
@@ -79,7 +87,7 @@ def compare_commands(directory: Path, repeats: int) -> None:
         ("command", "CPU s", "CPU / import click", "S3 server's CPU s", "wall s", "requests"),
         [
             (
-                f"`{what}`" if "," not in what else what,
+                f"`{what}`" if ":" not in what else what,
                 f"{cpu:.3f}",
                 f"{cpu / medians['import click'][0]:.1f}",
                 f"{server_cpu:.3f}" if what in requests else "",
@@ -104,8 +112,15 @@ def _run(command: list[str], server: psutil.Process) -> tuple[float, float, floa
 def _publish(registry: Registry, generations: int) -> None:
     """Fill a store with generations that have as many objects as real ones."""
 
+    report = make_report().to_json().encode()
+    sha256 = hashlib.sha256(report).hexdigest()
+
     def put(number: int) -> None:
         manifest = make_manifest(number, family=registry.family)
+        key = registry.keys.attempt(number, manifest.attempt, "report.json")
+        artefact = Artefact(key=key, sha256=sha256, size=len(report))
+        manifest = manifest.model_copy(update={"artefacts": {"report.json": artefact}})
+        registry.store.put(key, report)
         registry.store.put(registry.keys.manifest(number), manifest.to_json())
         for file in range(_FILES_PER_GENERATION):
             key = registry.keys.attempt(number, manifest.attempt, f"file-{file}")
@@ -145,9 +160,14 @@ def _find_orphans(registry: Registry) -> None:
     list(find_orphans(registry, timedelta(days=30)))
 
 
+def _compare(registry: Registry) -> None:
+    at_once(lambda manifest: read_report(registry, manifest), at_once(registry.get, _COMPARED))
+
+
 _READS: dict[str, Callable[[Registry], None]] = {
     "list": partial(_list, newest=100),
     "list --all": partial(_list, newest=GENERATIONS),
+    _COMPARE: _compare,
     "gc": _find_orphans,
 }
 """Objects that a command reads from a store."""
