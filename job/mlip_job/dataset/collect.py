@@ -46,37 +46,11 @@ class IsolatedAtom(NamedTuple):
 class Collected:
     """Result of one pass over the database; rows are given by their ids.
 
-    Attributes
-    ----------
-    database
-        URL without secrets.
-    slow_because
-        Why the rows were read through ASE, if they were.
-    entries
-        One per accepted row, in the order of the ids and of the spool.
-    references
-        Isolated atoms, charged ones included.
-    ions
-        Charged isolated atoms: their energy is no reference.
-    apart
-        By element, a rejected row whose atoms have no neighbour within the cutoff, and its energy
-        in eV/atom: the highest, so that of the atoms furthest apart.
-    lost_stresses
-        Rows whose stress could not be read; they are accepted without.
-    without_stress
-        Accepted rows that are periodic in all directions, without a readable stress.
-    partly_periodic
-        Accepted slabs and wires.
-    dropped_stresses
-        Number of these that had a stress, which is dropped.
-    elsewhere_note, label_notes
-        Note on rejected rows that have labels under other names; all notes on labels.
-    free_energies
-        Number of accepted rows whose free energy was taken.
-    force_components
-        Of the accepted rows, see `Structures.count_force_components`.
-    max_force, min_distance
-        eV/Å and Å, of the accepted rows.
+    `references` are isolated atoms, of which `ions` are charged: their energy is no reference.
+    `apart` has by element a rejected row whose atoms have no neighbour within the cutoff, and its
+    energy in eV/atom: the highest, so that of the atoms furthest apart. `without_stress` are
+    accepted rows that are periodic in all directions, `partly_periodic` slabs and wires, of which
+    `dropped_stresses` had a stress. Forces are in eV/Å, distances in Å, of accepted rows.
     """
 
     database: str

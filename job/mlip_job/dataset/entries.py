@@ -38,21 +38,9 @@ _COMPARED_AT_ONCE = 10_000
 class Entries:
     """Data of rows for split, reference energies and checks, at a few dozen bytes each.
 
-    Attributes
-    ----------
-    row_ids
-        Ids in the database.
-    fingerprints
-        Equal for identical structures.
-    energies
-        eV, the energies to train on.
-    groups, compositions, config_types, sides
-        The distinct values: of trajectories or parent structures, of elements, of types of
-        structures, and of the key that decides the sides of the split.
-    group_codes, composition_codes, config_type_codes, side_codes
-        Which of these an entry has; -1 for none.
-    crystal_codes
-        Equal for twins (see `twins`); None where equal fingerprints are the only ones.
+    Energies are those to train on, eV. The tuples have the distinct values, the codes which of them
+    an entry has, -1 for none; `sides` are those of the key that decides the split. `crystal_codes`
+    are equal for twins (see `twins`); None where equal fingerprints are the only ones.
     """
 
     row_ids: IndexArray

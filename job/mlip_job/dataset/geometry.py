@@ -60,13 +60,7 @@ def complete_cells(cells: FloatArray, pbc: BoolArray) -> FloatArray:
 
     They are perpendicular to the periodic vectors and to each other, and the cells of slabs and
     wires are right-handed. A cell whose periodic vectors span no plane or line has no volume.
-
-    Parameters
-    ----------
-    cells
-        Å, shape (structures, 3, 3). Vectors of directions without periodicity don't count.
-    pbc
-        Shape (structures, 3).
+    Shapes (structures, 3, 3), Å, and (structures, 3).
     """
     complete: FloatArray = np.where(pbc[:, :, None], cells, np.eye(3))
     directions = pbc.sum(axis=1)
@@ -154,25 +148,12 @@ def _units(vectors: FloatArray) -> FloatArray:
 def bound_distances(
     structures: Structures, sound: BoolArray, cutoff: float
 ) -> tuple[BoolArray, FloatArray]:
-    """Bound the distances in all structures at once, in single precision.
+    """Return whether all atoms have a neighbour within the cutoff, and the least distance, both Å.
 
-    Neighbour lists of all structures would take longer than the rest of an export; this settles
-    nearly all of them.
-
-    Parameters
-    ----------
-    sound
-        Which structures to examine: those with finite positions and cells that are not flat, in
-        all directions periodic or in none.
-    cutoff
-        Å.
-
-    Returns
-    -------
-    bonded
-        Whether each atom has a neighbour within the cutoff; false if unknown.
-    apart
-        Å. Lower bound on the distance of two atoms; 0 if unknown.
+    Bounds in single precision, false and 0 if unknown. Neighbour lists of all structures would take
+    longer than the rest of an export; this settles nearly all of them. Only `sound` structures are
+    examined: those with finite positions and cells that are not flat, in all directions periodic or
+    in none.
     """
     periodic = sound & np.all(structures.pbc, axis=1)
     cells = np.where(periodic[:, None, None], structures.cells, np.eye(3))
@@ -228,14 +209,9 @@ def _nearest_squares(
 
     The nearest image of each pair is that whose components along the cell's vectors are at most a
     half. Of a vector that is shorter than half the height of the cell they are: no shorter
-    distance than this is missed, nor one than 3/2 of it where the images around are looked at.
-
-    Parameters
-    ----------
-    fractions
-        Fractional coordinates from 0 to 1, shape (structures, atoms, 3).
-    images
-        Number of images to examine in each direction, in addition to the nearest.
+    distance than this is missed, nor one than 3/2 of it in a direction with `images`, the number of
+    images to examine in addition to the nearest. Fractional coordinates are from 0 to 1, shape
+    (structures, atoms, 3).
     """
     structures, atoms, _ = fractions.shape
     points = np.ascontiguousarray(fractions.transpose(0, 2, 1), dtype=np.float32)

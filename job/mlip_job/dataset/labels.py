@@ -154,13 +154,7 @@ def have_zeroed_forces(structures: Structures, cutoff: float) -> tuple[BoolArray
     ``Atoms.get_forces()`` returns such for fixed atoms, or along fixed directions; zeros for all
     atoms stand for missing forces. The force on an atom vanishes by symmetry only where its
     neighbours are on all sides alike.
-
-    Parameters
-    ----------
-    structures
-        Periodic in all directions or in none.
-    cutoff
-        Å, of the potential: forces don't reach further.
+    The structures are periodic in all directions or in none; forces reach as far as the cutoff (Å).
     """
     zero = structures.forces == 0
     some, every = (np.zeros(len(structures), dtype=np.bool_) for _ in range(2))
@@ -237,13 +231,8 @@ def note_methods(
     """Return a note if rows come from several calculators, or were computed differently.
 
     Results that were stored without a calculator are ``unknown`` to ASE, and tell nothing.
-
-    Parameters
-    ----------
-    groups
-        Calculator, its parameters as ASE's decoded JSON, and the number of rows.
-    keys
-        Number of rows by value, for each key and each place in ``data`` that names a method.
+    `groups` are calculator, its parameters as ASE's decoded JSON, and the number of rows; `keys`
+    numbers of rows by value, for each key and each place in ``data`` that names a method.
     """
     calculators: Counter[str] = Counter()
     parameters: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)

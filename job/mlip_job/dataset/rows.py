@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
@@ -42,26 +42,10 @@ _OF_ATOMS = ("numbers", "positions", "forces")
 class StructureRow:
     """One labelled structure as stored, without defaults.
 
-    Attributes
-    ----------
-    numbers
-        Atomic numbers, shape (n,).
-    positions
-        Å, shape (n, 3).
-    cell
-        Å, shape (3, 3), one vector per row.
-    pbc
-        Periodicity along the three vectors, shape (3,).
-    energy, free_energy
-        eV, or None if the row has none.
-    forces
-        eV/Å in the shape that is stored, (n, 3) if it is right, or None. They are those of the
-        calculator: constraints of the structure don't set them to zero.
-    stress
-        eV/Å³ in Voigt order (xx, yy, zz, yz, xz, xy), shape (6,), or None where none is stored or
-        the stored value is invalid.
-    lost_stress
-        Whether the stored stress is invalid: wrong size, single precision or not finite.
+    Å, eV, eV/Å and eV/Å³; the vectors of `cell` are its rows. The forces have the stored shape,
+    (n, 3) if it is right. They are those of the calculator: constraints of the structure don't set
+    them to zero. The stress is in Voigt order (xx, yy, zz, yz, xz, xy); None and `lost_stress` if
+    the stored one is invalid: wrong size, single precision or not finite.
     """
 
     id: int
@@ -101,28 +85,11 @@ Row = StructureRow | UnreadableRow
 class Structures:
     """Structures in columns, in the order of their ids.
 
-    The arrays of the atoms follow each other: those of structure i are at
-    ``starts[i]:starts[i + 1]``.
-
-    Attributes
-    ----------
-    starts
-        Offset of the atoms of each structure, and the end: one more than structures.
-    numbers
-        Atomic numbers.
-    positions, forces
-        Å and eV/Å, shape (atoms, 3); forces are NaN if there are none.
-    cells
-        Å, shape (structures, 3, 3), one vector per row.
-    pbc
-        Shape (structures, 3).
-    energies
-        eV, the energies to train on; NaN if there is none.
-    stresses
-        eV/Å³ in Voigt order, shape (structures, 6). NaN if there is none.
-    pairs
-        The key_value_pairs of each; of accepted structures, and in the files of a dataset, only
-        ``group`` and ``config_type``.
+    The arrays of the atoms (numbers, and positions and forces of shape (atoms, 3)) follow each
+    other: those of structure i are at ``starts[i]:starts[i + 1]``. Å, eV, eV/Å and eV/Å³; cells
+    have one vector per row, stresses Voigt order. Energies are those to train on. Missing labels
+    are NaN. `pairs` are the key_value_pairs; of accepted structures, and in the files of a dataset,
+    only ``group`` and ``config_type``.
     """
 
     ids: IndexArray
@@ -239,11 +206,12 @@ class Structures:
         left = np.linalg.det(self.cells) < 0
         if not left.any():
             return self
-        columns = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name in ("cells", "pbc"):
-            columns[name] = columns[name].copy()
-            columns[name][left] = columns[name][left][:, [1, 0, 2]]
-        return type(self)(**columns)
+        swapped = [1, 0, 2]
+        return replace(
+            self,
+            cells=np.where(left[:, None, None], self.cells[:, swapped], self.cells),
+            pbc=np.where(left[:, None], self.pbc[:, swapped], self.pbc),
+        )
 
     def compositions(self) -> list[Composition]:
         """Return the composition of each."""

@@ -150,16 +150,8 @@ def divide(
     """Assign each entry to a side; this depends on the set of entries, not on their order.
 
     Of the entries whose sides are not inherited, a share is test: fraction · their number, rounded
-    up or down, whichever brings the whole nearer to round(n · fraction).
-
-    Parameters
-    ----------
-    fraction
-        Of the rows that shall be test rows, 0 or more and below 1.
-    inherited
-        Sides that must not change.
-    both
-        Whether to accept a count further away if the nearest one leaves a side empty.
+    up or down, whichever brings the whole nearer to round(n · fraction). With `both`, neither side
+    stays empty if a count further away avoids it.
 
     Raise `DataError` if rows on both sides of the parent's dataset now form one unit.
     """
@@ -368,11 +360,6 @@ def choose_subset(sizes: IndexArray, wanted: int, *, least: int = 0, most: int) 
     Units are taken in order as long as they fit. If this misses the wanted count, the nearest
     reachable count from `least` to `most` is used, the smaller one of two; if there is none, the
     units taken at first. Then the first units of each size are taken, about as many as before.
-
-    Parameters
-    ----------
-    sizes
-        Of the units, positive, in the order in which they are preferred.
     """
     first = _fill(sizes, wanted)
     total = int(sizes[first].sum())

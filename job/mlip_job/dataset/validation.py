@@ -97,14 +97,8 @@ def geometry_problem(row: Row, cutoff: float) -> Rejection | None:
 class Validator:
     """Apply the rules to pages of rows; the first violated rule is a row's rejection.
 
-    Parameters
-    ----------
-    cutoff
-        Å. Every atom needs a neighbour within it: pacemaker silently drops other structures.
-    prefer_free_energy
-        Whether to train on the free energy of a row that has one.
-    max_force
-        eV/Å, or None for no limit.
+    Every atom needs a neighbour within the cutoff (Å): pacemaker silently drops other structures.
+    The energy to train on is the free energy, if preferred and stored. `max_force` is in eV/Å.
     """
 
     def __init__(self, cutoff: float, *, prefer_free_energy: bool, max_force: float | None) -> None:
