@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from mlip_job.dataset.split import Side, Split
 
 
-_QUERY_VERSION = 3
+_QUERY_VERSION = 4
 """Increase it when the same rows and settings produce a different dataset, so that datasets of
 earlier versions are not reused. A dataset with unchanged content keeps its id."""
 
