@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from mlip_job.config import JobConfig
     from mlip_job.schedulers.base import JobRequest
+    from mlip_job.schedulers.records import Ended
     from mlip_job.schedulers.slurm.states import Task
 
 
@@ -95,9 +96,13 @@ class SlurmScheduler:
         tasks = commands.queued(handle.id)
         if not any(state_of(task.state).active for task in tasks):
             tasks = commands.accounted(handle.id) or commands.controlled(handle.id) or tasks
+        files = SubmitFiles.of_job(self._config, handle)
         if not tasks:
-            return self._status_by_records(handle)
-        return combined([self._status_of_task(task, handle) for task in tasks])
+            statuses = self._recorded_statuses(files, _number(handle))
+            return combined(statuses) if statuses else JobStatus(JobState.UNKNOWN, "")
+        # The logs of a job that was submitted from another work directory are there.
+        absent = None if files.submitted(handle.id) is not None else ""
+        return combined([self._status_of_task(files, task, absent) for task in tasks])
 
     def logs(self, handle: JobHandle, *, follow: bool) -> Iterator[str]:
 
@@ -149,23 +154,21 @@ class SlurmScheduler:
             return {path: f"[{path.stem.rpartition('_')[2]}] " for path in members}
         return {files.log(self.name, number): ""}
 
-    def _status_of_task(self, task: Task, handle: JobHandle) -> JobStatus:
-        files = SubmitFiles.of_job(self._config, handle)
-        log = read_end(files.log(self.name, task.id))
-        if log is None and files.submitted(handle.id) is None:
-            log = ""  # submitted from another work directory, which has the log
-        ended = files.how_it_ended(self.name, task.id)
-        return status_of(task, ended, log, self._section)
+    def _status_of_task(self, files: SubmitFiles, task: Task, absent: str | None) -> JobStatus:
+        ended, log = self._end_of(files, task.id)
+        return status_of(task, ended, absent if log is None else log, self._section)
 
-    def _status_by_records(self, handle: JobHandle) -> JobStatus:
-        files, number = SubmitFiles.of_job(self._config, handle), str(_number(handle))
-        found = []
-        for path in sorted(files.directory.glob(files.ended(self.name, f"{number}*").name)):
-            task_id = path.stem.partition("-")[2]
-            ended = files.how_it_ended(self.name, task_id)
-            if ended is not None and task_id.partition("_")[0] == number:
-                found.append(status_by_record(ended, read_end(files.log(self.name, task_id))))
-        return combined(found) if found else JobStatus(JobState.UNKNOWN, "")
+    def _recorded_statuses(self, files: SubmitFiles, number: int) -> list[JobStatus]:
+        paths = sorted(files.directory.glob(files.ended(self.name, f"{number}*").name))
+        tasks = [path.stem.partition("-")[2] for path in paths]
+        ends = [
+            self._end_of(files, task) for task in tasks if task.partition("_")[0] == f"{number}"
+        ]
+        return [status_by_record(ended, log) for ended, log in ends if ended is not None]
+
+    def _end_of(self, files: SubmitFiles, task_id: str) -> tuple[Ended | None, str | None]:
+        """Return the record of a task's end, and the end of its log."""
+        return files.how_it_ended(self.name, task_id), read_end(files.log(self.name, task_id))
 
 
 def _number(handle: JobHandle) -> int:
