@@ -36,11 +36,9 @@ from mlip_job.report.model import Facts, TrainingReport, loss_definition
 from mlip_job.report.page import (
     comparison_document,
     figures_table,
-    fit_settings,
     learning_caption,
     render_comparison,
     render_report,
-    settings_table,
     steps_table,
     summary,
     verdict,
@@ -57,9 +55,11 @@ from mlip_job.report.texts import (
     count,
     describe_change,
     duration,
+    fit_settings,
     fixed,
     gate_word,
     percent,
+    settings_table,
     significant,
 )
 from mlip_job.training.pacemaker.results import summarise_run

@@ -207,6 +207,9 @@ def test_the_test_set_is_shown_where_it_is_measured(capsys: pytest.CaptureFixtur
     progress = Progress("fitting", 2.0, _row(20), test_point=_row(18))
     Reporter(Settings()).progress(progress)
     assert " · test 12.3 meV/atom, 45.6 meV/Å\n" in capsys.readouterr().err
+    fitted = _row(21).model_copy(update={"rmse_stress_gpa": 1.234})
+    Reporter(Settings()).progress(Progress("fitting", 3.0, fitted))
+    assert "RMSE 12.3 meV/atom, 45.6 meV/Å, 1.23 GPa\n" in capsys.readouterr().err
 
 
 def test_quiet_and_verbose(capsys: pytest.CaptureFixture[str]) -> None:

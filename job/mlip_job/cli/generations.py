@@ -132,7 +132,7 @@ def show_command(settings: Settings, generation: int | str) -> None:
 
 def show_manifest(manifest: Manifest, latest: LatestPointer | None = None) -> None:
     """Print the record of one generation; `latest` is the pointer, if it names this one."""
-    from mlip_job.report.page import fit_settings
+    from mlip_job.report.texts import fit_settings
 
     print_lines(_header(manifest, latest), _LABEL_WIDTH)
     print_lines(_errors(manifest), _LABEL_WIDTH)
@@ -320,7 +320,8 @@ def compare_command(
     """Compare generations: a table here, and one HTML file."""
     from mlip_job.registry.objects import at_once
     from mlip_job.report.model import read_report
-    from mlip_job.report.page import comparison_document, render_comparison, settings_table
+    from mlip_job.report.page import comparison_document, render_comparison
+    from mlip_job.report.texts import settings_table
 
     registry = settings.registry()
     numbers = [resolve_generation(generation, registry) for generation in generations]

@@ -5,7 +5,6 @@ A comparison has their figures, settings, and errors on the same structures.
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,15 +13,23 @@ from markupsafe import Markup
 
 from mlip_job import __version__
 from mlip_job.config.job import verdict_word
-from mlip_job.config.training import REGULARISATION
 from mlip_job.paths import generation_name
 from mlip_job.report import figures, tables, texts
 from mlip_job.report.tables import QUANTITIES, count_verdicts
-from mlip_job.report.texts import UNKNOWN, Cell, Column, Table, count, fixed, percent
+from mlip_job.report.texts import (
+    Cell,
+    Column,
+    Table,
+    count,
+    fit_settings,
+    fixed,
+    percent,
+    settings_table,
+)
 from mlip_job.training.loss import describe_shares
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from mlip_job.evaluation.results import Evaluation, ParentComparison
     from mlip_job.registry import Manifest
@@ -137,7 +144,6 @@ def learning_caption(report: TrainingReport) -> str:
 # -- comparison ----------------------------------------------------------------------------------
 
 _SIDES: tuple[Side, Side] = ("train", "test")
-_COMPARED = ("dataset", "training", "evaluation")
 
 
 class Verdict(NamedTuple):
@@ -295,95 +301,3 @@ def steps_table(reports: Sequence[TrainingReport]) -> Table | None:
             row += [fixed(old, digits), fixed(new, digits), Cell(percent(change), css)]
     note = "Structures that are in neither training set."
     return Table("On the same structures", tuple(columns), tuple(map(tuple, rows)), note)
-
-
-# -- settings ------------------------------------------------------------------------------------
-
-
-def fit_settings(manifest: Manifest) -> dict[str, str]:
-    """Return the settings of a fit; a dash stands for one that an older version did not record."""
-    training, dataset = _section(manifest, "training"), _section(manifest, "dataset")
-
-    def of(name: str) -> str:
-        return _text(training.get(name))
-
-    key, trainer = dataset.get("split_key"), training.get("trainer", "pacemaker")
-    size = f"{of('functions_per_element')} functions per element asked for"
-    stress = f", stress {of('stress_weight')}" if training.get("stress_weight") else ""
-    weights = f"energy {of('energy_weight')}, force {of('force_weight')}{stress}"
-    settings = {
-        "fitted by": trainer,
-        "cutoff": f"{of('cutoff')} Å",
-        "basis size": size,
-        "weights": f"{weights}, weighting {of('weighting')}",
-    }
-    if trainer == "pacemaker":
-        settings["basis size"] += f", ndensity {of('ndensity')}"
-        settings |= {"ladder": _ladder(training), "regularisation": _regularisation(training)}
-    settings["test fraction"] = of("test_fraction") if key is None else f"decided by the key {key}"
-    return settings | ({"overrides": of("overrides")} if training.get("overrides") else {})
-
-
-def _regularisation(training: Mapping[str, Any]) -> str:
-    """Return the weights in the loss; earlier versions had settings for them."""
-    loss = ((training.get("overrides") or {}).get("fit") or {}).get("loss") or {}
-    return ", ".join(
-        f"{name} {_text(loss.get(name, training.get(name.lower(), default)))}"
-        for name, default in REGULARISATION.items()
-    )
-
-
-def _ladder(training: Mapping[str, Any]) -> str:
-    step = training.get("ladder_step")
-    if step is None:
-        return "none"
-    if training.get("linear_start"):
-        return f"none: a linear fit has the whole basis (ladder_step {_text(step)} has no effect)"
-    fit = (training.get("overrides") or {}).get("fit") or {}
-    kind = fit.get("ladder_type", training.get("ladder_type", "body_order"))
-    return f"ladder_step {_text(step)}, ladder_type {_text(kind)}"
-
-
-def settings_table(manifests: Sequence[Manifest]) -> Table | None:
-    """Return the settings that differ between generations, or None without any."""
-    known = [
-        {
-            f"{name}.{key}": "null" if value is None else _text(value)
-            for name in _COMPARED
-            for key, value in _flat(_section(manifest, name))
-        }
-        for manifest in manifests
-    ]
-    keys = dict.fromkeys(key for settings in known for key in settings)
-    rows = [(key, *(settings.get(key, UNKNOWN) for settings in known)) for key in keys]
-    differing = tuple(row for row in rows if len(set(row[1:])) > 1)
-    if not differing:
-        return None
-    dashes = any(UNKNOWN in row for row in differing)
-    return Table(
-        "Settings that differ",
-        (Column("", numeric=False), *(Column(generation_name(m.generation)) for m in manifests)),
-        differing,
-        "A dash: the version that published the generation had no such setting." if dashes else "",
-    )
-
-
-def _section(manifest: Manifest, name: str) -> Mapping[str, Any]:
-    found = manifest.config.get(name)
-    return found if isinstance(found, dict) else {}
-
-
-def _flat(section: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key, value in section.items():
-        if isinstance(value, dict) and value:
-            yield from ((f"{key}.{inner}", deep) for inner, deep in _flat(value))
-        else:
-            yield key, value
-
-
-def _text(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    if value is None:
-        return UNKNOWN
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

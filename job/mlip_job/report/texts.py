@@ -1,15 +1,19 @@
-"""Format numbers, tables and lists for a page or a terminal; unknown values are dashes."""
+"""Format numbers, tables, lists and settings for a page or a terminal; dashes are unknown."""
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from mlip_job.config.training import REGULARISATION
+from mlip_job.paths import generation_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from mlip_job.registry import Headline
+    from mlip_job.registry import Headline, Manifest
 
 UNKNOWN = "–"
 NARROW_SPACE = "\u202f"
@@ -132,3 +136,97 @@ def describe_change(change: float | None) -> str:
     if abs(rounded) <= _SAME_PERCENT:
         return "="
     return f"{'↓' if rounded < 0 else '↑'} {abs(rounded)}%"
+
+
+# -- settings ------------------------------------------------------------------------------------
+
+_COMPARED = ("dataset", "training", "evaluation")
+
+
+def fit_settings(manifest: Manifest) -> dict[str, str]:
+    """Return the settings of a fit; a dash stands for one that an older version did not record."""
+    training, dataset = _section(manifest, "training"), _section(manifest, "dataset")
+
+    def of(name: str) -> str:
+        return _text(training.get(name))
+
+    key, trainer = dataset.get("split_key"), training.get("trainer", "pacemaker")
+    size = f"{of('functions_per_element')} functions per element asked for"
+    stress = f", stress {of('stress_weight')}" if training.get("stress_weight") else ""
+    weights = f"energy {of('energy_weight')}, force {of('force_weight')}{stress}"
+    settings = {
+        "fitted by": trainer,
+        "cutoff": f"{of('cutoff')} Å",
+        "basis size": size,
+        "weights": f"{weights}, weighting {of('weighting')}",
+    }
+    if trainer == "pacemaker":
+        settings["basis size"] += f", ndensity {of('ndensity')}"
+        settings |= {"ladder": _ladder(training), "regularisation": _regularisation(training)}
+    settings["test fraction"] = of("test_fraction") if key is None else f"decided by the key {key}"
+    return settings | ({"overrides": of("overrides")} if training.get("overrides") else {})
+
+
+def _regularisation(training: Mapping[str, Any]) -> str:
+    """Return the weights in the loss; earlier versions had settings for them."""
+    loss = ((training.get("overrides") or {}).get("fit") or {}).get("loss") or {}
+    return ", ".join(
+        f"{name} {_text(loss.get(name, training.get(name.lower(), default)))}"
+        for name, default in REGULARISATION.items()
+    )
+
+
+def _ladder(training: Mapping[str, Any]) -> str:
+    step = training.get("ladder_step")
+    if step is None:
+        return "none"
+    if training.get("linear_start"):
+        return f"none: a linear fit has the whole basis (ladder_step {_text(step)} has no effect)"
+    fit = (training.get("overrides") or {}).get("fit") or {}
+    kind = fit.get("ladder_type", training.get("ladder_type", "body_order"))
+    return f"ladder_step {_text(step)}, ladder_type {_text(kind)}"
+
+
+def settings_table(manifests: Sequence[Manifest]) -> Table | None:
+    """Return the settings that differ between generations, or None without any."""
+    known = [
+        {
+            f"{name}.{key}": "null" if value is None else _text(value)
+            for name in _COMPARED
+            for key, value in _flat(_section(manifest, name))
+        }
+        for manifest in manifests
+    ]
+    keys = dict.fromkeys(key for settings in known for key in settings)
+    rows = [(key, *(settings.get(key, UNKNOWN) for settings in known)) for key in keys]
+    differing = tuple(row for row in rows if len(set(row[1:])) > 1)
+    if not differing:
+        return None
+    dashes = any(UNKNOWN in row for row in differing)
+    return Table(
+        "Settings that differ",
+        (Column("", numeric=False), *(Column(generation_name(m.generation)) for m in manifests)),
+        differing,
+        "A dash: the version that published the generation had no such setting." if dashes else "",
+    )
+
+
+def _section(manifest: Manifest, name: str) -> Mapping[str, Any]:
+    found = manifest.config.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _flat(section: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        if isinstance(value, dict) and value:
+            yield from ((f"{key}.{inner}", deep) for inner, deep in _flat(value))
+        else:
+            yield key, value
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if value is None:
+        return UNKNOWN
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
