@@ -42,6 +42,29 @@ TINY: dict[str, Any] = {
     "ladder_step": None,
     "max_iter": 3,
 }
+# A basis of GRACE/FS that TensorFlow traces in seconds.
+GRACE: dict[str, Any] = {
+    "trainer": "grace-fs",
+    "cutoff": 4.5,
+    "functions_per_element": 20,
+    "energy_weight": 100,
+    "force_weight": 10,
+    "stress_weight": 1000,
+    "overrides": {
+        "potential": {
+            "kwargs": {
+                "n_rad_base": 4,
+                "embedding_size": 2,
+                "max_order": 2,
+                "n_rad_max": [3, 2],
+                "lmax": [2, 1],
+                "Lmax": [None, 0],
+                "max_sum_l": [None, None],
+                "lmax_hist": [None, None],
+            }
+        }
+    },
+}
 # A potential of few functions fails the physics checks; most tests don't need the others.
 QUICK: dict[str, Any] = {
     "active_set": False,

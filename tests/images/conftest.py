@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.faults.conftest import RUN
-from tests.generations import TINY, make_config
+from tests.generations import make_config
 from tests.images.jobs import ImageJob
 from tests.support import rattled, write_database
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 def make_job(tmp_path: Path) -> Callable[..., ImageJob]:
     """Return a function that prepares a job in a directory with the same path inside the image."""
 
-    def make(**training: object) -> ImageJob:
+    def make(training: dict[str, Any]) -> ImageJob:
         directory = tmp_path / "job"
         directory.mkdir()
         write_database(directory / "structures.db", rattled(8))
-        config = make_config(directory, TINY | training, run=RUN)
+        config = make_config(directory, training, run=RUN)
         (directory / "mlip-job.yaml").write_text(json.dumps(config.model_dump(mode="json")))
         return ImageJob(config, directory)
 

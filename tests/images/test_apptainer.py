@@ -11,6 +11,7 @@ import pytest
 
 from mlip_job.config import load_config
 from tests.faults.jobs import require_complete
+from tests.generations import TINY
 from tests.images.jobs import LONG
 from tests.integration.slurm.conftest import make_family
 from tests.servers.containers import ROOT, build_options
@@ -54,7 +55,7 @@ def test_an_interrupted_job_resumes(
     apptainer: Apptainer, sif: Path, make_job: Callable[..., ImageJob]
 ) -> None:
     """SIGTERM to `apptainer run` reaches the job; exit code 75; the next run publishes."""
-    job = make_job(**LONG)
+    job = make_job(TINY | LONG)
     text = job.interrupt(in_image(apptainer, sif, job), subprocess.Popen.terminate)
     assert "stopped by SIGTERM" in text
     job.run(in_image(apptainer, sif, job))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.generations import GRACE, TINY
 from tests.images.jobs import LONG
 
 if TYPE_CHECKING:
@@ -78,9 +79,12 @@ def test_self_test(podman: Podman) -> None:
 
 
 @pytest.mark.pacemaker
-def test_an_interrupted_job_resumes(podman: Podman, make_job: Callable[..., ImageJob]) -> None:
+@pytest.mark.parametrize("training", [TINY | LONG, GRACE | {"max_iter": 40}], ids=["pace", "grace"])
+def test_an_interrupted_job_resumes(
+    podman: Podman, make_job: Callable[..., ImageJob], training: dict[str, Any]
+) -> None:
     """The init forwards SIGTERM; the exit code is returned; the next run publishes."""
-    job = make_job(**LONG)
+    job = make_job(training)
     name = f"mlip-job-{os.getpid()}"
     text = job.interrupt(
         in_container(podman, job, name), lambda _: podman("stop", "--time=120", name)

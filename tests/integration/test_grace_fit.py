@@ -14,7 +14,7 @@ import yaml
 from mlip_job import load_potential
 from mlip_job.errors import ConfigError, DataError, InterruptedRunError
 from mlip_job.training.grace.metrics import read_curve
-from tests.generations import QUICK, Silent, Trained, make_config, train
+from tests.generations import GRACE, QUICK, Silent, Trained, make_config, train
 from tests.support import labelled, rattled, write_database
 
 if TYPE_CHECKING:
@@ -24,28 +24,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.pacemaker
 
-# A basis that is traced in seconds of CPU.
-TINY = {
-    "n_rad_base": 4,
-    "embedding_size": 2,
-    "max_order": 2,
-    "n_rad_max": [3, 2],
-    "lmax": [2, 1],
-    "Lmax": [None, 0],
-    "max_sum_l": [None, None],
-    "lmax_hist": [None, None],
-}
-TRAINING: dict[str, Any] = {
-    "trainer": "grace-fs",
-    "cutoff": 4.5,
-    "functions_per_element": 20,
-    "energy_weight": 100,
-    "force_weight": 10,
-    "stress_weight": 1000,
-    "seed": 7,
-    "max_iter": 16,
-    "overrides": {"potential": {"kwargs": TINY}},
-}
+TRAINING: dict[str, Any] = GRACE | {"seed": 7, "max_iter": 16}
 
 
 class _Interrupter(Silent):
