@@ -62,7 +62,8 @@ GRACE: dict[str, Any] = {
                 "max_sum_l": [None, None],
                 "lmax_hist": [None, None],
             }
-        }
+        },
+        "fit": {"jit_compile": False},
     },
 }
 # A potential of few functions fails the physics checks; most tests don't need the others.

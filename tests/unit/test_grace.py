@@ -24,6 +24,7 @@ from mlip_job.store.directory import DirectoryStore
 from mlip_job.training import programs
 from mlip_job.training.grace import GraceFiles
 from mlip_job.training.grace.input import (
+    LARGEST,
     SMALLEST,
     build_input,
     count_functions,
@@ -159,20 +160,21 @@ def test_overrides_reach_the_preset_but_no_reserved_key() -> None:
     """As for pacemaker, they are merged last."""
     overrides = {"potential": {"kwargs": {"lmax": [2, 1]}}, "fit": {"optimizer": "BFGS"}}
     content = _input(overrides=overrides)
-    kwargs = {"n_rad_max": [2, 1, 1, 1], "lmax": [2, 1]}
-    assert content["potential"] == {"preset": "FS", "kwargs": kwargs, "scale": True}
+    kwargs = content["potential"]["kwargs"]
+    assert (kwargs["n_rad_max"], kwargs["lmax"]) == ([3, 2, 1], [2, 1])
+    assert content["potential"]["preset"] == "FS"
     assert content["fit"]["optimizer"] == "BFGS"
     assert content["fit"]["maxiter"] == 50
 
 
 def test_the_basis_has_at_most_the_functions_asked_for() -> None:
-    """In the ratios of tensorpotential's FS preset, which is the one of 205."""
-    assert radial_functions(205) == (20, 15, 10, 5)
-    assert radial_functions(1) == (1, 1, 1, 1)
+    """In the ratios of tensorpotential's FS preset."""
+    assert radial_functions(LARGEST) == (12, 9, 6)
+    assert radial_functions(1) == (1, 1, 1)
     for functions in range(SMALLEST, 400, 7):
         assert count_functions(radial_functions(functions)) <= functions
-    kwargs = potential_section(_training(functions_per_element=205))["kwargs"]
-    assert kwargs == {"n_rad_max": [20, 15, 10, 5]}
+    kwargs = potential_section(_training(functions_per_element=300))["kwargs"]
+    assert (kwargs["n_rad_max"], kwargs["n_rad_base"]) == ([36, 27, 18], 36)
 
 
 def test_a_parent_has_the_same_basis() -> None:

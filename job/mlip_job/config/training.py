@@ -70,6 +70,7 @@ FOREIGN_KEYS: Mapping[Trainer, tuple[str, ...]] = {
 
 GRACE_DEFAULTS: Mapping[str, object] = {
     "max_iter": 500,
+    "batch_size": 32,
     "zbl": False,
     "linear_start": False,
 }
@@ -200,7 +201,7 @@ class TrainingConfig(Part):
     trainer: Trainer = Field(
         "pacemaker",
         description="pacemaker (ACE), or grace-fs (GRACE/FS by gracemaker), which fits stress too; "
-        "with it the default of max_iter is 500, and those of zbl and linear_start are false.",
+        "its defaults are max_iter 500 and batch_size 32, zbl and linear_start false.",
     )
     cutoff: Positive = Field(
         5.5, le=20, description="Å. Outer cutoff of the potential; 4 is better for molecules."

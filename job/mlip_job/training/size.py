@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from mlip_job.models import Frozen
-from mlip_job.training.grace.input import SMALLEST
+from mlip_job.training.grace.input import LARGEST, SMALLEST
 from mlip_job.training.pacemaker.basis import smallest_budget
 
 if TYPE_CHECKING:
@@ -73,8 +73,9 @@ class DataSize:
             _LARGEST_IN_ALL // self.elements,
             _LARGEST,
         )
-        is_grace = training.trainer == "grace-fs"
-        return max(wanted, SMALLEST if is_grace else smallest_budget(training, self.elements))
+        if training.trainer == "grace-fs":
+            return max(min(wanted, LARGEST), SMALLEST)
+        return max(wanted, smallest_budget(training, self.elements))
 
     def can_determine(self, functions_per_element: int) -> bool:
         """Return whether there are enough values for a basis."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -19,10 +20,24 @@ CHECKPOINT_ITERATIONS = 10
 """Iterations between checkpoints; a resumed fit repeats at most as many."""
 
 _COMPONENTS = 3
-_FUNCTIONS = (1, 6, 7, 5)
-"""Functions of each body order for one radial function, of the FS preset's ``lmax``."""
-_RADIAL = (1, 3 / 4, 1 / 2, 1 / 4)
+_FEWEST_RADIAL = 8
+_ANGULAR: Mapping[str, Any] = MappingProxyType(
+    {
+        "max_order": 3,
+        "lmax": [4, 4, 3],
+        "Lmax": [None, 3, 0],
+        "max_sum_l": [None, None, 6],
+        "lmax_hist": [None, None, None],
+        "embedding_size": 16,
+    }
+)
+"""Of the FS preset: smaller than its own defaults, whose fits take hours without a GPU."""
+_FUNCTIONS = (1, 5, 7)
+"""Functions of each body order for one radial function, with this ``lmax``."""
+_RADIAL = (1, 3 / 4, 1 / 2)
 """Radial functions of each body order, as fractions of the first: those of the FS preset."""
+LARGEST = 100
+"""Most functions per element that are chosen from the data: (12, 9, 6) radial functions."""
 SMALLEST = sum(_FUNCTIONS)
 """Functions per element of the smallest basis."""
 
@@ -30,8 +45,7 @@ SMALLEST = sum(_FUNCTIONS)
 def radial_functions(functions_per_element: int) -> tuple[int, ...]:
     """Return ``n_rad_max`` of the largest basis with at most so many functions per element.
 
-    The ratios between the body orders are those of tensorpotential's FS preset, which has
-    (20, 15, 10, 5) and 205 functions.
+    The ratios between the body orders are those of tensorpotential's FS preset.
     """
     first = 1
     while count_functions(_orders(first + 1)) <= functions_per_element:
@@ -97,7 +111,7 @@ def build_input(
             "batch_size": training.batch_size,
             "test_batch_size": training.batch_size,
             "checkpoint_freq": CHECKPOINT_ITERATIONS,
-            "jit_compile": False,
+            "jit_compile": True,
             "progressbar": False,
         },
     }
@@ -123,7 +137,14 @@ def potential_section(training: TrainingConfig) -> dict[str, Any]:
     size = training.functions_per_element
     if size == "auto":
         raise ValueError("functions_per_element is not chosen yet")
-    section = {"preset": "FS", "kwargs": {"n_rad_max": list(radial_functions(size))}, "scale": True}
+    n_rad_max = list(radial_functions(size))
+    radial = {"n_rad_max": n_rad_max, "n_rad_base": max(_FEWEST_RADIAL, n_rad_max[0])}
+    section = {
+        "preset": "FS",
+        "kwargs": {**_ANGULAR, **radial},
+        "scale": True,
+        "param_dtype": "float64",  # with float32 L-BFGS-B stops after a few iterations
+    }
     return deep_merge(section, training.overrides.get("potential", {}))
 
 
