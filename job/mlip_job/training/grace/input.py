@@ -37,7 +37,7 @@ _FUNCTIONS = (1, 5, 7)
 _RADIAL = (1, 3 / 4, 1 / 2)
 """Radial functions of each body order, as fractions of the first: those of the FS preset."""
 LARGEST = 100
-"""Most functions per element that are chosen from the data: (12, 9, 6) radial functions."""
+"""Most functions per element that are chosen from the data: (13, 9, 6) radial functions."""
 SMALLEST = sum(_FUNCTIONS)
 """Functions per element of the smallest basis."""
 
