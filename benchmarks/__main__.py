@@ -14,7 +14,7 @@ from benchmarks.export import compare_routes, make_database, show_growth
 from benchmarks.fit import compare_test_evaluations
 from benchmarks.linear import compare_starts
 from benchmarks.overhead import compare_with_bare_pacemaker
-from benchmarks.quality import Budget, compare_quality, read_sets
+from benchmarks.quality import Budget, compare_quality, compare_trainers, read_sets
 from benchmarks.reading import compare_readers
 from benchmarks.scale import show_scale
 from benchmarks.tables import machine, say
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PARTS = ("export", "growth", "read", "commands", "transfer", "fit", "linear", "quality")
-LONG = ("overhead", "scale")  # minutes to a quarter of an hour: only when asked for
+LONG = ("overhead", "scale", "trainers")  # minutes to hours: only when asked for
 
 
 def _options() -> argparse.Namespace:
@@ -39,9 +39,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--iterations", type=int, default=400, help="of the overhead's fits")
     parser.add_argument("--directory", type=Path, help="where databases are kept for later runs")
     parser.add_argument("--database", action="append", default=[], help="URL to read from too")
-    parser.add_argument("--sets", type=Path, help="YAML list of sets for quality")
-    parser.add_argument("--set", action="append", default=[], help="of ours in quality: KEY=VALUE")
-    parser.add_argument("--cpu-limit", type=float, help="s of CPU, of each of ours in quality")
+    parser.add_argument("--sets", type=Path, help="YAML list of sets for quality, trainers")
+    parser.add_argument(
+        "--set", action="append", default=[], help="of ours, or grace-fs: KEY=VALUE"
+    )
+    parser.add_argument(
+        "--cpu-limit", type=float, help="s of CPU, of each of ours in quality, of trainers [1800]"
+    )
     parser.add_argument(
         "--factors", type=float, nargs="+", default=[1.0], help="upstream's CPU over ours"
     )
@@ -81,6 +85,12 @@ def _parts(
         budget = Budget(options.cpu_limit, tuple(sorted(options.factors)))
         compare_quality(scratch, sets, options.set, budget)
 
+    def trainers() -> None:
+        if not options.sets:
+            raise SystemExit("trainers compares on the sets of --sets FILE")
+        limit_s = options.cpu_limit or 1800.0
+        compare_trainers(scratch, read_sets(options.sets), options.set, limit_s)
+
     return {
         "export": lambda: compare_routes(databases, options.rows, repeats),
         "growth": lambda: show_growth(
@@ -92,6 +102,7 @@ def _parts(
         "fit": lambda: compare_test_evaluations(scratch, options.fits),
         "linear": linear,
         "quality": quality,
+        "trainers": trainers,
         "overhead": lambda: compare_with_bare_pacemaker(
             scratch, options.iterations, options.repeats or 2
         ),

@@ -31,6 +31,8 @@ from mlip_job.evaluation.potential import Potential, measure_speed
 from mlip_job.evaluation.statistics import SetErrors
 from mlip_job.paths import DatasetFiles
 from mlip_job.runtime.environment import usable_cores
+from mlip_job.training.grace import GraceFiles, potential_file
+from mlip_job.training.grace.potential_file import is_grace
 from mlip_job.training.pacemaker import PacemakerFiles
 from mlip_job.training.pacemaker.input import dump_input
 from mlip_job.training.pacemaker.potential_file import (
@@ -48,8 +50,10 @@ if TYPE_CHECKING:
     from mlip_job.evaluation.results import SetEvaluation
 
 _POLL_S = 0.5
+_SEED = 42  # the default of training.seed, after which gracemaker names its folder
+_UNLIMITED = 100_000  # iterations, of fits that the CPU time ends
 _COLUMNS = (
-    "fit", "CPU s", "functions", "E RMSE", "E MAE", "F RMSE", "F MAE", "µs/atom",
+    "fit", "CPU s", "functions", "E RMSE", "E MAE", "F RMSE", "F MAE", "S RMSE", "S MAE", "µs/atom",
 )  # fmt: skip
 
 
@@ -95,7 +99,7 @@ class Budget(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """A potential and its cost; None if there was none yet."""
+    """A potential (``.yaml``) and its cost; None if there was none yet."""
 
     name: str
     cpu_s: float
@@ -132,28 +136,61 @@ def compare_quality(
 
 
 def _compare(root: Path, one: BenchmarkSet, settings: Sequence[str], budget: Budget) -> None:
-    cpu_s, finished = _run_ours(root, one, settings, budget.cpu_limit_s)
-    say(f"<!-- {one.name}: ours took {cpu_s:.0f} s of CPU -->")
-    (folder,) = (root / "store").glob("*/datasets/*")
-    dataset = DatasetFiles(folder)
-    record = DatasetRecord.from_json(dataset.record.read_text(encoding="utf-8"), key="dataset.json")
-    (work,) = map(PacemakerFiles, (root / "work" / "gen_01").iterdir())
-    potential = work.output_potential if finished else _stopped(work, record, root / "newest.yaml")
-    fits = [Fit("ours" if finished else "ours, stopped", cpu_s, potential)]
+    ours, dataset, record = _fit("ours", root, one, settings, budget.cpu_limit_s)
+    say(f"<!-- {one.name}: ours took {ours.cpu_s:.0f} s of CPU -->")
+    fits = [ours]
     for name in one.upstream or examples_for(record, periodic=_is_periodic(dataset)):
-        fits += _run_upstream(root / name, name, dataset, record, cpu_s, budget.factors)
+        fits += _run_upstream(root / name, name, dataset, record, ours.cpu_s, budget.factors)
         say(f"<!-- {one.name}: {name} ended after {fits[-1].cpu_s:.0f} s of CPU -->")
+    rows = [_row(fit, _errors(fit, dataset, record), dataset, record) for fit in fits]
+    _table(one, record, [*rows, *_published(one)])
+
+
+def compare_trainers(
+    directory: Path, sets: Sequence[BenchmarkSet], settings: Sequence[str], cpu_limit_s: float
+) -> None:
+    """Compare grace-fs with pacemaker, as a linear fit and with iterations, one table per set.
+
+    The fits with iterations are stopped at the same CPU time, exports and publishing of finished
+    runs included. `settings` are those of grace-fs; the last rows are its errors over those of
+    pacemaker.
+    """
+    for number, one in enumerate(sets):
+        root = directory / f"trainers-{number}"
+        candidates = {
+            "pacemaker, linear": (),
+            "pacemaker, iterations": (f"training.max_iter={_UNLIMITED}",),
+            "grace-fs": (
+                "training.trainer=grace-fs", f"training.max_iter={_UNLIMITED}", *settings,
+            ),
+        }  # fmt: skip
+        rows: list[tuple[str, ...]] = []
+        measured: list[tuple[str, SetEvaluation | None]] = []
+        for name, own in candidates.items():
+            folder = root / name.replace(", ", "-")
+            folder.mkdir(parents=True)
+            fit, dataset, record = _fit(name, folder, one, own, cpu_limit_s)
+            say(f"<!-- {one.name}: {fit.name} took {fit.cpu_s:.0f} s of CPU -->")
+            errors = _errors(fit, dataset, record)
+            rows.append(_row(fit, errors, dataset, record))
+            measured.append((name, errors))
+        grace = measured.pop()[1]
+        ratios = [_ratios(f"grace-fs / {name}", grace, errors) for name, errors in measured]
+        _table(one, record, [*rows, *ratios, *_published(one)])
+
+
+def _table(one: BenchmarkSet, record: DatasetRecord, rows: Sequence[Sequence[str]]) -> None:
     table(
         f"{one.name}: {record.counts.train} train, {record.counts.test} test; test errors in "
-        "meV/atom and meV/Å",
+        "meV/atom, meV/Å and GPa",
         _COLUMNS,
-        [*(_row(fit, dataset, record) for fit in fits), *_published(one)],
+        rows,
     )
 
 
 def _published(one: BenchmarkSet) -> Iterator[tuple[str, ...]]:
     for name, (energy, force) in one.published.items():
-        yield f"{name}, published", "", "", "", f"{energy:.2f}", "", f"{force:.1f}", ""
+        yield f"{name}, published", "", "", "", f"{energy:.2f}", "", f"{force:.1f}", "", "", ""
 
 
 def _is_periodic(dataset: DatasetFiles) -> bool:
@@ -161,6 +198,41 @@ def _is_periodic(dataset: DatasetFiles) -> bool:
 
 
 # -- fits ------------------------------------------------------------------------------------------
+
+
+def _fit(
+    name: str, root: Path, one: BenchmarkSet, settings: Sequence[str], limit_s: float | None
+) -> tuple[Fit, DatasetFiles, DatasetRecord]:
+    """Run mlip-job; of a stopped run take the newest potential."""
+    cpu_s, finished = _run_ours(root, one, settings, limit_s)
+    (folder,) = (root / "store").glob("*/datasets/*")
+    dataset = DatasetFiles(folder)
+    record = DatasetRecord.from_json(dataset.record.read_text(encoding="utf-8"), key="dataset.json")
+    (work,) = (root / "work" / "gen_01").iterdir()
+    grace, pacemaker = GraceFiles(work, _SEED), PacemakerFiles(work)
+    potential: Path | None
+    if grace.output.is_dir():
+        export_s, potential = (0.0, grace.potential) if finished else _export(grace)
+        cpu_s += export_s
+    elif finished:
+        potential = pacemaker.output_potential
+    else:
+        potential = _stopped(pacemaker, record, root / "newest.yaml")
+    return Fit(name if finished else f"{name}, stopped", cpu_s, potential), dataset, record
+
+
+def _export(files: GraceFiles) -> tuple[float, Path | None]:
+    """Export the best iteration of a stopped fit by gracemaker; return the CPU time (s) too."""
+    if not files.checkpoint(files.BEST)[0].is_file():
+        return 0.0, None
+    cpu_s, code = _run(
+        [str(find_program("gracemaker")), "-rs", files.BEST, "-s", "-sf", files.input_yaml.name],
+        files.directory,
+        trainer_environment() | {"TF_USE_LEGACY_KERAS": "1"},
+        [],
+        lambda _: None,
+    )
+    return cpu_s, files.exported_again if code == 0 else None
 
 
 def _run_ours(
@@ -293,34 +365,64 @@ def _newest(files: PacemakerFiles, elements: Sequence[str], copy: Path) -> Path 
 # -- figures ---------------------------------------------------------------------------------------
 
 
-def _row(fit: Fit, dataset: DatasetFiles, record: DatasetRecord) -> tuple[str, ...]:
+def _row(
+    fit: Fit, errors: SetEvaluation | None, dataset: DatasetFiles, record: DatasetRecord
+) -> tuple[str, ...]:
     cost = (fit.name, f"{fit.cpu_s:.0f}")
-    if fit.potential is None:
-        return (*cost, "no potential yet", "", "", "", "", "")
-    yace = fit.potential.with_suffix(".yace")
-    convert_to_yace(fit.potential, yace)
-    errors = _test_errors(yace, dataset, record)
+    if fit.potential is None or errors is None:
+        return (*cost, "no potential yet", *[""] * (len(_COLUMNS) - 3))
     speed = measure_speed(
-        Potential(yace),
+        Potential(_artefact(fit.potential)),
         read_blocks(dataset.xyz("test")),
         structures=record.counts.test,
         atoms=record.atoms.test,
     )
-    energy, force = errors.energy_mev_per_atom, errors.force_mev_per_angstrom
     return (
         *cost,
-        str(count_functions(read_potential(fit.potential))),
-        f"{energy.rmse:.2f}",
-        f"{energy.mae:.2f}",
-        f"{force.rmse:.1f}",
-        f"{force.mae:.1f}",
+        str(_functions(fit.potential)),
+        *(
+            "" if found is None else f"{found:.{digits}f}"
+            for found, digits in zip(_figures(errors), (2, 2, 1, 1, 3, 3), strict=True)
+        ),
         f"{speed.evaluator_us_per_atom:.0f}",
     )
 
 
-def _test_errors(yace: Path, dataset: DatasetFiles, record: DatasetRecord) -> SetEvaluation:
+def _ratios(name: str, ours: SetEvaluation | None, other: SetEvaluation | None) -> tuple[str, ...]:
+    pairs = zip(_figures(ours), _figures(other), strict=True)
+    return (name, "", "", *("" if not a or not b else f"{a / b:.2f}" for a, b in pairs), "")
+
+
+def _figures(errors: SetEvaluation | None) -> tuple[float | None, ...]:
+    """Return RMSE and MAE of energy, forces and stress."""
+    statistics = errors.statistics if errors is not None else (None, None, None)
+    return tuple(
+        figure
+        for each in statistics
+        for figure in ((each.rmse, each.mae) if each else (None, None))
+    )
+
+
+def _artefact(potential: Path) -> Path:
+    """Return the file that LAMMPS reads."""
+    if is_grace(potential):
+        return potential
+    yace = potential.with_suffix(".yace")
+    convert_to_yace(potential, yace)
+    return yace
+
+
+def _functions(potential: Path) -> int:
+    if is_grace(potential):
+        return potential_file.count_functions(potential_file.read_potential(potential))
+    return count_functions(read_potential(potential))
+
+
+def _errors(fit: Fit, dataset: DatasetFiles, record: DatasetRecord) -> SetEvaluation | None:
+    if fit.potential is None:
+        return None
     errors = SetErrors()
-    models = Models(yace, record.reference_energies)
+    models = Models(_artefact(fit.potential), record.reference_energies)
     with measuring(models, atoms=record.atoms.test, cores=usable_cores()) as measure:
         for batch in measure(map(Task, read_blocks(dataset.xyz("test")))):
             errors.add_all(batch.measured)
