@@ -66,24 +66,24 @@ def test_a_poor_potential_is_no_contradiction() -> None:
 
 def test_gradients_in_place_of_forces_are_a_warning() -> None:
     """They have the opposite sign."""
-    (said,) = _warnings(force=-0.6)
-    assert said.startswith("PREDICTED FORCES HAVE THE OPPOSITE SIGN")
-    assert "on the test set" in said
-    assert "gradients" in said
+    (warning,) = _warnings(force=-0.6)
+    assert warning.startswith("PREDICTED FORCES HAVE THE OPPOSITE SIGN")
+    assert "on the test set" in warning
+    assert "gradients" in warning
 
 
 def test_forces_worse_than_zero_are_a_warning() -> None:
     """The direction is mostly right, but the error is larger than the forces."""
-    (said,) = _warnings(force=2.5)
-    assert said.startswith("PREDICTED FORCES ARE WORSE THAN ZERO")
+    (warning,) = _warnings(force=2.5)
+    assert warning.startswith("PREDICTED FORCES ARE WORSE THAN ZERO")
 
 
 def test_energies_are_compared_with_their_mean() -> None:
     """Without the reference energies, which would hide it."""
-    (said,) = _warnings(energy=-0.7)
-    assert said.startswith("PREDICTED ENERGIES ARE ANTICORRELATED")
-    (said,) = _warnings(energy=1.0, noise=1.5, force=4.0)[1:]
-    assert said.startswith("PREDICTED ENERGIES ARE WORSE THAN THEIR MEAN")
+    (warning,) = _warnings(energy=-0.7)
+    assert warning.startswith("PREDICTED ENERGIES ARE ANTICORRELATED")
+    (warning,) = _warnings(energy=1.0, noise=1.5, force=4.0)[1:]
+    assert warning.startswith("PREDICTED ENERGIES ARE WORSE THAN THEIR MEAN")
 
 
 def test_a_handful_of_structures_is_no_correlation() -> None:
@@ -113,6 +113,6 @@ def test_stresses_of_another_convention_are_a_warning(
     given: Callable[[FloatArray], FloatArray], meant: str
 ) -> None:
     """The sign, unit and order for which they fit far better."""
-    (said,) = _warnings(stress=given)
-    assert meant.lower() in said.lower()
-    assert "positive under tension" in said
+    (warning,) = _warnings(stress=given)
+    assert meant.lower() in warning.lower()
+    assert "positive under tension" in warning

@@ -230,8 +230,8 @@ def test_without_limits_all_is_accepted() -> None:
 def test_accepted_needs_a_limit(gate: GateConfig, word: str) -> None:
     """A comparison with the predecessor alone does not show how good a potential is."""
     found = judge(gate, TEST, _parent(8.0, 90.0), ())
-    said = verdict_word(accepted=found.accepted, limits_set=found.limits_set, unchecked=False)
-    assert said == word
+    verdict = verdict_word(accepted=found.accepted, limits_set=found.limits_set, unchecked=False)
+    assert verdict == word
 
 
 @pytest.mark.parametrize(
@@ -250,8 +250,8 @@ def test_a_check_that_was_not_possible_is_not_claimed(
     found = judge(GateConfig(max_force_rmse_mev=50.0), TEST, None, list(map(_dynamics, verdicts)))
     unchecked = verdicts == ("skipped", "skipped")
     assert found.unchecked == (("it drifts",) if unchecked else ())
-    said = verdict_word(accepted=True, limits_set=True, unchecked=bool(found.unchecked))
-    assert said == word
+    verdict = verdict_word(accepted=True, limits_set=True, unchecked=bool(found.unchecked))
+    assert verdict == word
     assert verdict_word(accepted=True, limits_set=False, unchecked=True) == "published, no gate set"
 
 

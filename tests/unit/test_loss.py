@@ -198,9 +198,9 @@ FALLING, LEVEL = np.exp(-np.arange(101) / 50), 1 + np.exp(-np.arange(101) / 5)
 
 def test_a_decreasing_loss_is_noted() -> None:
     """By how much in the last tenth, and which setting to raise."""
-    (said,) = _fit(_curve(FALLING), [])
-    assert "still fell by 18 % in the last tenth of the 100 iterations" in said
-    assert "raise training.max_iter" in said
+    (warning,) = _fit(_curve(FALLING), [])
+    assert "still fell by 18 % in the last tenth of the 100 iterations" in warning
+    assert "raise training.max_iter" in warning
 
 
 @pytest.mark.parametrize(
@@ -220,14 +220,14 @@ def test_a_converged_fit_causes_no_note(train: Any, changes: dict[str, Any]) -> 
 def test_overfitting_is_noted_instead() -> None:
     """More iterations would make it worse."""
     test = _curve([3.0, 2.0, 1.5, 1.8, 2.1, 2.4], every=20)
-    (said,) = _fit(_curve(FALLING), test)
-    assert "the loss on the test set was at its best in iteration 40 of 100" in said
-    assert "60 % larger at the end" in said
-    assert "lower training.max_iter" in said
+    (warning,) = _fit(_curve(FALLING), test)
+    assert "the loss on the test set was at its best in iteration 40 of 100" in warning
+    assert "60 % larger at the end" in warning
+    assert "lower training.max_iter" in warning
     best = BestPotential(ladder_step=0, cycle=0, iteration=42, loss=1.4, last_loss=2.4)
-    (said,) = _fit(_curve(FALLING), test, second_set="validation", best=best)
-    assert "validation part" in said
-    assert "the potential of iteration 42 is published" in said
+    (warning,) = _fit(_curve(FALLING), test, second_set="validation", best=best)
+    assert "validation part" in warning
+    assert "the potential of iteration 42 is published" in warning
 
 
 @pytest.mark.parametrize("losses", [[3, 2, 1.5, 1.52, 1.53, 1.54], [3, 2, 1.8, 1.6, 1.4, 1.5]])

@@ -272,7 +272,7 @@ def test_fit_recovers_the_curve_that_it_was_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("energies", "said"),
+    ("energies", "problem"),
     [
         (-VOLUMES, "no minimum up to"),
         (VOLUMES, "it collapses"),
@@ -280,11 +280,11 @@ def test_fit_recovers_the_curve_that_it_was_given() -> None:
         ((VOLUMES - 1) ** 2 - 40 * np.clip(0.9 - VOLUMES, 0, None) ** 2, "collap"),
     ],
 )
-def test_a_minimum_has_to_be_the_lowest_point(energies: FloatArray, said: str) -> None:
+def test_a_minimum_has_to_be_the_lowest_point(energies: FloatArray, problem: str) -> None:
     """No minimum, or a small barrier between it and much lower energies."""
     has_minimum = energies[12] == energies[11:14].min()
     assert (minimum_of(12 * VOLUMES, energies, 12) is not None) == has_minimum
-    assert said in str(instability(VOLUMES, energies))
+    assert problem in str(instability(VOLUMES, energies))
 
 
 @pytest.mark.parametrize("height", [1, 100])
@@ -293,10 +293,10 @@ def test_a_curve_has_to_rise_however_high_the_barrier(height: float) -> None:
     turned = birchmurnaghan(12 * VOLUMES, 0.0, 140 * GPa, 4.8, 12.0)
     turned = np.where(VOLUMES < 0.83, 2 * turned[4] - turned[::-1][26 - np.arange(31)], turned)
     assert turned[:5].min() > turned.min()
-    said = str(instability(VOLUMES, height * turned))
-    assert "it collapses under compression: from " in said
+    problem = str(instability(VOLUMES, height * turned))
+    assert "it collapses under compression: from " in problem
     peak = height * turned[:12].max()
-    assert f"behind a barrier of {peak:.2g} eV per atom" in said
+    assert f"behind a barrier of {peak:.2g} eV per atom" in problem
 
 
 def test_a_crystal_that_collapses_fails_as_unstable() -> None:

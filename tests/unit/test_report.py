@@ -321,10 +321,10 @@ def test_stresses_are_reported_like_energies_and_forces(
     assert evaluation.test.stress_gpa is not None
     assert headline.test.rmse_stress_gpa == evaluation.test.stress_gpa.rmse
     show_manifest(make_manifest(2).model_copy(update={"headline": headline}))
-    said = capsys.readouterr().out
-    assert f"{significant(headline.test.rmse_stress_gpa)} test" in said
-    assert "↑ 1%" not in said
-    assert "↓ 49%, ↓ 49%, ↓ 48% since gen_01" in said
+    output = capsys.readouterr().out
+    assert f"{significant(headline.test.rmse_stress_gpa)} test" in output
+    assert "↑ 1%" not in output
+    assert "↓ 49%, ↓ 49%, ↓ 48% since gen_01" in output
     assert "(κ = 0.990099); no stress is fitted" in page
     fitted = report.loss.model_copy(update={"stress_fitted": True, "stress_weight": 50.0})
     assert "(κ = 0.990099); stress 50" in shown(report.model_copy(update={"loss": fitted}))

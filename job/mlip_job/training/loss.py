@@ -159,11 +159,11 @@ def convergence_warnings(fit: RunSummary) -> Iterator[str]:
     train, second = _last_part(fit.train_curve), _last_part(fit.test_curve)
     if not train or train[-1][0] < _FEWEST_ITERATIONS:
         return
-    said = _overfitting(fit, second)
-    if said is None and fit.early_stopping is None:
-        said = _falling(train)
-    if said is not None:
-        yield said
+    warning = _overfitting(fit, second)
+    if warning is None and fit.early_stopping is None:
+        warning = _falling(train)
+    if warning is not None:
+        yield warning
 
 
 def _last_part(curve: Sequence[CurvePoint]) -> list[tuple[int, float]]:
