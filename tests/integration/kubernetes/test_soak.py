@@ -152,7 +152,6 @@ class Lane:
         registry = self.registry
         numbers = registry.numbers()
         assert numbers == sorted(self.seen) == list(range(1, self.generation))
-        assert registry.latest() == numbers[-1]
         for number in numbers:
             verified = self.run_command("verify", "-g", str(number))
             assert verified.code == 0, verified.err
