@@ -57,7 +57,10 @@ def test_an_interrupted_fit_is_resumed(run: tuple[Trained, Path]) -> None:
     assert [attempt.iterations for attempt in report.attempts] == [10, 6]
     assert fit.versions.keys() == {"tensorpotential", "tensorflow"}
     assert report.evaluation is not None
-    assert [one.side for one in report.evaluation.agreement] == ["train", "validation"]
+    agreements = report.evaluation.agreement
+    assert [one.side for one in agreements] == ["train", "validation"]
+    for one in agreements:
+        assert one.stress_gpa == pytest.approx(one.stress_by_trainer_gpa, rel=1e-3)
     assert run[0].manifest.trainer == "grace-fs"
     published = {"potential.yaml", "potential.asi", "model.yaml", "checkpoint.index"}
     assert published <= set(run[0].manifest.artefacts)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mlip_job.config import TrainingConfig
+from mlip_job.config import JobConfig, TrainingConfig
 from mlip_job.errors import ConfigError
+from mlip_job.generation.ensemble import require_different_members
 from mlip_job.generation.lineage import find_lineage
 from mlip_job.training.pacemaker.basis import potential_section, start_mode
 from tests.manifests import make_manifest
@@ -122,3 +123,25 @@ def test_growing_into_new_elements_needs_functions_for_them() -> None:
         start_mode(TrainingConfig(functions_per_element=8), ["Au", "Cu"], basis, "gen_01")
         == "extend"
     )
+
+
+def test_a_trainer_starts_from_its_own_potentials() -> None:
+    """The error comes before anything expensive."""
+    grace = {"trainer": "grace-fs", "zbl": False, "linear_start": False}
+    with pytest.raises(ConfigError, match="is a potential of pacemaker, from which grace-fs"):
+        _lineage(2, (1,), **grace)
+    assert _lineage(2, (1,), **grace, start_from="none") == (1, None)
+
+
+def test_an_ensemble_of_gracemaker_starts_from_nothing() -> None:
+    """From a parent all members would be equal."""
+
+    def config(**training: Any) -> JobConfig:
+        values = {"family": "cu", "database": {"url": "a.db"}, "storage": {"url": "store"}}
+        return JobConfig.model_validate(values | {"training": training})
+
+    require_different_members(config(trainer="grace-fs"), 1)
+    require_different_members(config(trainer="grace-fs", start_from="none"), 2)
+    require_different_members(config(), 2)
+    with pytest.raises(ConfigError, match="would start from the same coefficients"):
+        require_different_members(config(trainer="grace-fs"), 2)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from ase.units import GPa
 
-from mlip_job.errors import ConflictError, IntegrityError
+from mlip_job.errors import ConfigError, ConflictError, IntegrityError
 from mlip_job.paths import generation_name, member_folder
 from mlip_job.registry import Artefact, Committee, CommitteeMember, MemberRegistry, Spread
 from mlip_job.report.model import TrainingReport
@@ -50,6 +50,23 @@ def config_of(config: JobConfig, number: int) -> JobConfig:
         changed["start_noise"] = training.start_noise or _START_NOISE
     training = training.model_copy(update=changed)
     return config.model_copy(update={"training": training})
+
+
+def require_different_members(config: JobConfig, generation: int) -> None:
+    """Raise a ConfigError if all members would start from the coefficients of a parent.
+
+    Gracemaker can't add noise to them, so the members would be equal.
+    """
+    training = config.training
+    from_parent = training.start_from != "none" and (
+        generation > 1 or training.start_from != "previous"
+    )
+    if training.trainer == "grace-fs" and from_parent:
+        raise ConfigError(
+            "all members of an ensemble of grace-fs would start from the same coefficients, and be "
+            "equal",
+            hint="set training.start_from: none; split and reference energies are inherited",
+        )
 
 
 def registry_of(registry: Registry, config: JobConfig, member: Member) -> MemberRegistry:

@@ -17,6 +17,7 @@ from mlip_job.generation.ensemble import (
     config_of,
     publish_best,
     registry_of,
+    require_different_members,
     require_ensemble,
 )
 from mlip_job.generation.fit import fit
@@ -96,6 +97,8 @@ def run_generation(
     registry = Registry(store, config.family)
     published = registry.find(generation)
     size = member.of if member is not None else None
+    if member is not None and published is None:
+        require_different_members(config, generation)
     if published is not None and size is not None:
         require_ensemble(published, size)
     if published is None:
