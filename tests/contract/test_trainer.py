@@ -60,8 +60,9 @@ def _finish_grace(directory: Path) -> None:
         shutil.copy(DATA / "grace" / name, output)
     (output / "checkpoints").mkdir()
     checkpoint = [f"checkpoints/{name}" for name in GraceFiles.CHECKPOINT]
-    for name in ("training_set.pkl.gz", "model.yaml", *checkpoint):
+    for name in checkpoint:
         (output / name).touch()
+    shutil.copy(DATA / "grace" / "model.yaml", output)
 
 
 KINDS = {

@@ -35,7 +35,12 @@ from mlip_job.training.grace.input import (
     require_same_basis,
 )
 from mlip_job.training.grace.metrics import MetricsFollower, best_row, read_curve
-from mlip_job.training.grace.potential_file import elements_of, is_grace, read_potential
+from mlip_job.training.grace.potential_file import (
+    elements_of,
+    is_grace,
+    read_potential,
+    require_architecture,
+)
 from mlip_job.training.grace.process import GraceLog, GraceWrapper
 from mlip_job.training.trainer import FitData, FitPosition, Monitor
 from tests.datasets import build
@@ -382,11 +387,33 @@ def test_a_damaged_checkpoint_is_rejected_before_files_are_moved(tmp_path: Path)
     finished = position.model_copy(update={"finished": True})
     (staging / "checkpoints").mkdir()
     names = [f"checkpoints/{name}" for name in GraceFiles.CHECKPOINT]
-    for name in ("train.log", "model.yaml", "training_set.pkl.gz", *names):
+    for name in ("train.log", *names):
         (staging / name).write_text("")
+    (staging / "model.yaml").write_bytes((RUN / "model.yaml").read_bytes())
     (staging / "potential.yaml").write_bytes((RUN / "FS_model.yaml").read_bytes())
     with pytest.raises(IntegrityError, match=r"^one describes Cu"):
         wrapper.restore(staging, "one", finished, ("Au",))
     assert not (tmp_path / "work").exists()
     wrapper.restore(staging, "one", finished, ("Cu",))
     assert wrapper.files.potential.is_file()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os.system",
+        "tensorpotential.instructions.compute.tf",
+        "tensorpotential.instructions.base.load_instructions",
+        "x import y; import os; os.system('true') #.z",
+        7,
+    ],
+)
+def test_an_architecture_that_names_other_code_is_rejected(tmp_path: Path, name: object) -> None:
+    """Gracemaker would import it: a writer of the store could run code in a job."""
+    require_architecture(RUN / "model.yaml")
+    content = yaml.safe_load((RUN / "model.yaml").read_text())
+    content["instructions"]["A"]["nested"] = [{"__cls__": name}]
+    path = tmp_path / "model.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(IntegrityError, match="no architecture of a GRACE/FS potential"):
+        require_architecture(path)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mlip_job.cli.options import Settings
-    from mlip_job.config import JobConfig
+    from mlip_job.config import JobConfig, TrainingConfig
     from mlip_job.dataset.survey import Sample
 
 # Proposed settings: docs/performance.md has measurements.
@@ -141,7 +141,7 @@ def check_command(ctx: click.Context) -> None:
         "configuration": lambda: f"{settings.config_path} is valid (family {config.family})",
         "database": lambda: _database(config),
         "store": lambda: _store(settings, config),
-        "trainer": _trainer,
+        "trainer": lambda: _trainer(config.training),
     }
     if config.training.require_gpu and not config.training.is_linear:
         probes["gpu"] = _gpu
@@ -207,12 +207,11 @@ def _store(settings: Settings, config: JobConfig) -> str:
     return f"{registry.store.url}: conditional writes work; {published} generations published"
 
 
-def _trainer() -> str:
+def _trainer(training: TrainingConfig) -> str:
     from mlip_job.runtime.environment import installed_versions
-    from mlip_job.training.programs import find_program
+    from mlip_job.training import open_trainer
 
-    find_program("pacemaker")
-    find_program("pace_yaml2yace")
+    open_trainer(training, Path()).require_programs(active_set=True)
     versions = installed_versions()
     shown = ("python-ace", "tensorpotential", "tensorflow", "numpy")
     return ", ".join(f"{name} {versions[name] or 'absent'}" for name in shown)

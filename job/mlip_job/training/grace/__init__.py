@@ -64,11 +64,6 @@ class GraceFiles(WorkFiles):
         )
         return self.checkpoints / index, self.checkpoints / data
 
-    @property
-    def training_set(self) -> Path:
-        """Gracemaker's copy of the training set, of which active sets are made."""
-        return self.output / "training_set.pkl.gz"
-
     def metrics(self, side: str) -> Path:
         """Return the metrics of ``train`` or ``test``, one line per iteration."""
         return self.output / f"{side}_metrics.yaml"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
-from mlip_job.errors import TrainingError
+from mlip_job.errors import IntegrityError, TrainingError
 from mlip_job.training.programs import run_program
 from mlip_job.yaml_text import YamlError, load_yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 
@@ -32,6 +33,45 @@ def read_potential(path: Path) -> dict[str, Any]:
     return content
 
 
+_CLASS = re.compile(
+    r"tensorpotential\.instructions\.(?:compute\.(?:BondLength|CropProductFunction|FunctionReduceN|"
+    r"LinearRadialFunction|RadialBasis|ScalarChemicalEmbedding|ScaledBondVector|"
+    r"SingleParticleBasisFunctionScalarInd|SphericalHarmonic)|"
+    r"output\.(?:ConstantScaleShiftTarget|CreateOutputTarget|FSOut2ScalarTarget))"
+)
+"""Classes in the architecture of the FS preset (`tensorpotential.potentials.presets.FS`)."""
+
+
+def require_architecture(path: Path) -> None:
+    """Require that ``model.yaml`` names the classes of the FS preset only.
+
+    Gracemaker imports and calls any class or function that it names
+    (`tensorpotential.instructions.base.str_to_class`), and it may come from a store.
+
+    Raises
+    ------
+    IntegrityError
+        If it names another one, or is no YAML.
+    """
+    try:
+        content = load_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, YamlError) as error:
+        raise IntegrityError(f"{path} is no readable model: {type(error).__name__}") from None
+    names = list(_classes(content))
+    if not names or not all(isinstance(name, str) and _CLASS.fullmatch(name) for name in names):
+        raise IntegrityError(f"{path} is no architecture of a GRACE/FS potential")
+
+
+def _classes(content: object) -> Iterator[object]:
+    if isinstance(content, dict):
+        if "__cls__" in content:
+            yield content["__cls__"]
+        content = list(content.values())
+    if isinstance(content, list):
+        for value in content:
+            yield from _classes(value)
+
+
 def is_grace(path: Path) -> bool:
     """Return whether a potential file is one of GRACE/FS: it begins with its elements."""
     try:
@@ -51,15 +91,16 @@ def count_functions(content: Mapping[str, Any]) -> int:
     return sum(len(functions) for functions in content["functions"].values())
 
 
-def write_active_set(potential: Path, training_set: Path) -> Path:
-    """Make the active set of a potential from gracemaker's copy of the training set.
+def write_active_set(potential: Path, frames: Sequence[Path]) -> Path:
+    """Make the active set of a potential from data frames, which are unpickled.
 
     Raises
     ------
     TrainingError
         If the program fails.
     """
-    run_program("pace_activeset", ["-d", str(training_set), potential.name], potential.parent)
+    arguments = [part for frame in frames for part in ("-d", str(frame.resolve()))]
+    run_program("pace_activeset", [*arguments, potential.name], potential.parent)
     written = potential.with_suffix(".asi")
     if not written.is_file():
         raise TrainingError(f"pace_activeset left no {written}")

@@ -23,6 +23,7 @@ from mlip_job.training.grace.potential_file import (
     count_functions,
     elements_of,
     read_potential,
+    require_architecture,
     write_active_set,
 )
 from mlip_job.training.loss import DIVERGED
@@ -217,7 +218,8 @@ class GraceWrapper:
         return "continue"
 
     def prepare_parent(self) -> None:
-        """Do nothing: gracemaker starts from the files as they are."""
+        """Check the architecture: gracemaker starts from the files as they are."""
+        require_architecture(self.files.start_model)
 
     def begin(self, data: FitData, mode: Literal["continue", "extend"] | None) -> None:
         """Write input.yaml of an uninterrupted fit."""
@@ -235,11 +237,12 @@ class GraceWrapper:
         moves |= _named(_NEWEST, files.checkpoint())
         if position.finished:
             moves |= {"potential.yaml": files.potential, files.train_log.name: files.train_log}
-            moves |= {files.MODEL: files.model, "training_set.pkl.gz": files.training_set}
+            moves[files.MODEL] = files.model
         else:
             moves[files.MODEL] = files.start_model
         if missing := sorted(source for source in moves if not (staging / source).is_file()):
             raise IntegrityError(f"{name} has no {', '.join(missing)}")
+        require_architecture(staging / files.MODEL)
         if position.finished:
             found = elements_of(read_potential(staging / "potential.yaml"))
             if found != tuple(sorted(elements)):
@@ -410,7 +413,6 @@ class GraceWrapper:
         content = {
             "potential.yaml": self.files.potential,
             self.files.train_log.name: self.files.train_log,
-            "training_set.pkl.gz": self.files.training_set,
             **_named(_NEWEST, self.files.checkpoint(self._published)),
             self.files.MODEL: self.files.model,
             **self._metrics(),
@@ -495,20 +497,19 @@ class GraceWrapper:
         """Do nothing: the fit ends with the published potential."""
 
     def write_active_set(self, frames: Sequence[str], kind: Literal["linear", "full"]) -> Path:
-        """Make the active set of gracemaker's copy of the training set, not of `frames`.
+        """Make the active set of data frames, relative to the work directory.
 
         Raises
         ------
         TrainingError
             For another kind than the linear one.
         """
-        del frames
         if kind != "linear":
             raise TrainingError(
                 "gracemaker makes linear active sets only",
                 hint="set evaluation.active_set: linear",
             )
-        return write_active_set(self.potential, self.files.training_set)
+        return write_active_set(self.potential, [self.files.directory / name for name in frames])
 
     @property
     def potential(self) -> Path:
