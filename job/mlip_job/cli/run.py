@@ -17,7 +17,6 @@ from mlip_job.cli.options import (
 from mlip_job.cli.output import Reporter, emit, print_lines
 from mlip_job.errors import ConfigError
 from mlip_job.paths import generation_name
-from mlip_job.report.texts import row_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,6 +58,8 @@ def export_command(
 
 
 def _lines(record: DatasetRecord) -> Iterator[tuple[str, str]]:
+    from mlip_job.report.texts import row_ids
+
     counts, sources = record.counts, record.reference_energy_sources
     yield "dataset", record.id
     yield "rows", f"{counts.selected} selected by {record.selection or 'nothing (all rows)'}"
