@@ -7,7 +7,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mlip_job.config.training import REGULARISATION
 from mlip_job.paths import generation_name
 
 if TYPE_CHECKING:
@@ -169,6 +168,8 @@ def fit_settings(manifest: Manifest) -> dict[str, str]:
 
 def _regularisation(training: Mapping[str, Any]) -> str:
     """Return the weights in the loss; earlier versions had settings for them."""
+    from mlip_job.config.training import REGULARISATION  # noqa: PLC0415 - pydantic, in a CLI module
+
     loss = ((training.get("overrides") or {}).get("fit") or {}).get("loss") or {}
     return ", ".join(
         f"{name} {_text(loss.get(name, training.get(name.lower(), default)))}"
