@@ -161,7 +161,8 @@ def compare_trainers(
             "pacemaker, linear": (),
             "pacemaker, iterations": (f"training.max_iter={_UNLIMITED}",),
             "grace-fs": (
-                "training.trainer=grace-fs", f"training.max_iter={_UNLIMITED}", *settings,
+                "training.trainer=grace-fs", "training.zbl=false",
+                f"training.max_iter={_UNLIMITED}", *settings,
             ),
         }  # fmt: skip
         rows: list[tuple[str, ...]] = []
