@@ -41,7 +41,7 @@ soak: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
-# On a node with an NVIDIA GPU, in .venv-gpu: self-test, a fit of 300 functions, idle time of the GPU.
+# On a node with an NVIDIA GPU, in .venv-gpu: self-test, a fit by each trainer, idle time of the GPU.
 bench-gpu:
 	$(MAKE) VENV=.venv-gpu TRAINER_LOCK=requirements/trainer-gpu.txt .venv-gpu/.trainer
 	.venv-gpu/bin/python -m benchmarks.gpu $(BENCH_ARGS)

@@ -18,17 +18,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 
 from benchmarks.costs import PROGRAM, read_report
 from benchmarks.tables import say, table
+from mlip_job.config.training import Trainer
 from mlip_job.demo import write_demo_database
 from mlip_job.errors import GpuRequiredError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 _SELF_TEST = Path(__file__).parents[1] / "tools" / "image" / "mlip-job-self-test"
 _SAMPLE_MS = 500
@@ -84,7 +85,7 @@ def main() -> None:
 def measure_gpu(
     directory: Path, database: str | None, functions: int, iterations: int, *, allow_cpu: bool
 ) -> None:
-    """Run the self-test, a run that must refuse to start without a GPU, and a fit.
+    """Run the self-test, runs that must refuse to start without a GPU, and a fit by each trainer.
 
     Parameters
     ----------
@@ -93,7 +94,7 @@ def measure_gpu(
     database
         URL of labelled structures; the copper of the demo if None.
     functions, iterations
-        Size and length of the fit.
+        Size and length of the fits.
     allow_cpu
         Whether to continue without a GPU.
 
@@ -110,17 +111,22 @@ def measure_gpu(
         write_demo_database(directory / "structures.db", ["Cu"])
         database = str(directory / "structures.db")
     _self_test()
-    code, _ = _run(directory, database, functions, iterations, hidden=True)
-    if code != GpuRequiredError.exit_code:
-        raise SystemExit(f"error: a run that requires a GPU and has none ended with {code}")
-    samples = _Samples()
-    with _sampling(directory / "nvidia-smi.csv", samples, wanted=gpu is not None):
-        code, wall_s = _run(
-            directory, database, functions, iterations, hidden=False, required=gpu is not None
-        )
-    if code != 0:
-        raise SystemExit(f"error: the run ended with {code}: see {directory / 'console.log'}")
-    _show(directory, wall_s, samples)
+    for trainer in get_args(Trainer):
+        folder = directory / trainer
+        folder.mkdir()
+        training = {
+            "trainer": trainer, "functions_per_element": functions, "max_iter": iterations,
+        }  # fmt: skip
+        code, _ = _run(folder, database, training | {"require_gpu": True}, hidden=True)
+        if code != GpuRequiredError.exit_code:
+            raise SystemExit(f"error: a run that requires a GPU and has none ended with {code}")
+        samples = _Samples()
+        with _sampling(folder / "nvidia-smi.csv", samples, wanted=gpu is not None):
+            training["require_gpu"] = gpu is not None
+            code, wall_s = _run(folder, database, training, hidden=False)
+        if code != 0:
+            raise SystemExit(f"error: the run ended with {code}: see {folder / 'console.log'}")
+        _show(trainer, folder, wall_s, samples)
 
 
 def _find_gpu() -> str | None:
@@ -146,24 +152,14 @@ def _self_test() -> None:
 
 
 def _run(
-    directory: Path,
-    database: str,
-    functions: int,
-    iterations: int,
-    *,
-    hidden: bool,
-    required: bool = True,
+    directory: Path, database: str, training: Mapping[str, Any], *, hidden: bool
 ) -> tuple[int, float]:
     """Return the exit code and the wall time (s) of a run."""
     values = {
         "family": "gpu",
         "database": {"url": database},
         "storage": {"url": "store"},
-        "training": {
-            "functions_per_element": functions,
-            "max_iter": iterations,
-            "require_gpu": required,
-        },
+        "training": dict(training),
     }
     (directory / "mlip-job.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     environment = dict(os.environ)
@@ -202,7 +198,7 @@ def _sampling(path: Path, samples: _Samples, *, wanted: bool) -> Iterator[None]:
     samples.read(path.read_text(encoding="utf-8"))
 
 
-def _show(directory: Path, wall_s: float, samples: _Samples) -> None:
+def _show(trainer: str, directory: Path, wall_s: float, samples: _Samples) -> None:
     report = read_report(directory / "store")
     phases, stages = report["phases_s"], report["timings_s"]
     iterations = report["fit"]["iterations"] or 0
@@ -210,7 +206,7 @@ def _show(directory: Path, wall_s: float, samples: _Samples) -> None:
     before_s = report["attempts"][-1]["timings"]["to_pacemaker_s"] or 0.0
     first_s = before_s + sum(phases.get(name, 0.0) for name in _BEFORE_FITTING)
     table(
-        f"{report['fit']['functions']} functions, {iterations} iterations",
+        f"{trainer}: {report['fit']['functions']} functions, {iterations} iterations",
         (
             "job, s", "to the first iteration, s", "per iteration, s", "GPU utilisation, %",
             "GPU idle, % of the job", "GPU memory, MiB",
@@ -226,8 +222,8 @@ def _show(directory: Path, wall_s: float, samples: _Samples) -> None:
     )  # fmt: skip
     shares = {
         **{name: seconds for name, seconds in stages.items() if name != "fit"},
-        **{f"pacemaker: {name}": seconds for name, seconds in phases.items()},
-        "pacemaker: fitting": fitting_s,
+        **{f"{trainer}: {name}": seconds for name, seconds in phases.items()},
+        f"{trainer}: fitting": fitting_s,
     }
     table(
         "Share of the job by stage",

@@ -109,7 +109,7 @@ def test_a_report_can_be_read(browser: Browser, page: Path, width: int, scheme: 
     assert browser.run("return document.documentElement.scrollWidth") <= width
     assert browser.run(OVERFLOWING) == []
     figures = browser.run(FIGURES)
-    assert len(figures) == 3 + 4 + 3 + 2
+    assert len(figures) == 3 + 6 + 3 + 2
     for figure in figures:
         assert figure["label"]
         assert 300 < figure["width"] <= width
@@ -132,7 +132,7 @@ def test_a_comparison_can_be_read(
     assert browser.run("return document.documentElement.scrollWidth") <= width
     assert browser.run(OVERFLOWING) == []
     figures = browser.run(FIGURES)
-    assert len(figures) == 2 + 2 + 3 + 2
+    assert len(figures) == 2 + 3 + 3 + 2
     assert all(figure["drawn"] >= MAX_GENERATIONS for figure in figures)
     ratio, text = browser.run(CONTRASTS)[0]
     assert ratio >= 4.5, text
