@@ -252,6 +252,6 @@ def test_a_fit_of_gracemaker_is_requeued(family: Family) -> None:
     family.wait_for_checkpoint()
     family.cluster.run("scontrol", "requeue", job)
     family.cluster.wait_for(job, "PENDING")
-    family.go_on_once_more(job)
+    family.resume_briefly(job)
     family.wait_for("published")
     assert _require_published(family).trainer == "grace-fs"
