@@ -12,7 +12,6 @@ import pytest
 from mlip_job.errors import GpuRequiredError, InterruptedRunError
 from mlip_job.generation.context import StageClock
 from mlip_job.training import programs
-from mlip_job.training.pacemaker import process
 from mlip_job.training.trainer import added
 from tests.generations import Silent, stopped_before_publication, train
 
@@ -104,5 +103,5 @@ def test_no_fit_starts_if_tensorflow_sees_no_gpu(
     assert "Start pacemaker" not in log.read_text()
     assert family.registry.checkpoints(2).found() == []
 
-    monkeypatch.setattr(process, "GPU", "CPU")
+    monkeypatch.setattr(programs, "GPU", "CPU")
     assert train(family.config, 2).manifest.headline.iterations > 0

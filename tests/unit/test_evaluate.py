@@ -547,7 +547,7 @@ def test_grace_has_extrapolation_grades(
     frame.to_pickle(tmp_path / "training_set.pkl.gz", compression="gzip")
     potential = tmp_path / GRACE.name
     shutil.copy(GRACE, potential)
-    active_set = write_active_set(potential, tmp_path / "training_set.pkl.gz")
+    active_set = write_active_set(potential, [tmp_path / "training_set.pkl.gz"])
     check_active_set(potential, active_set, directory / "train.xyz")
     models = Models(potential, record.reference_energies, potential, active_set)
     found = evaluate_grace(directory, record, None, models=models, active_set="linear")

@@ -68,7 +68,7 @@ def test_grades_of_grace_are_those_of_its_calculator(
     frame = {"ase_atoms": [atoms.copy() for atoms in training]}
     frame["forces"] = [atoms.get_forces() for atoms in training]
     pd.DataFrame(frame).to_pickle(tmp_path / "set.pkl.gz", compression="gzip")
-    active_set = write_active_set(potential, tmp_path / "set.pkl.gz")
+    active_set = write_active_set(potential, [tmp_path / "set.pkl.gz"])
     selector = GradeSelector(Grader(potential, active_set), Criteria(), print)
     found = {candidate.id: candidate for candidate in ranked(selector, structures, tmp_path)}
     graded = Potential(potential, active_set)
