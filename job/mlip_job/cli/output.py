@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-import textwrap
 import time
-from itertools import zip_longest
 from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
     from rich.progress import Progress as RichProgress
+    from rich.table import Table
 
     from mlip_job.cli.options import Settings
     from mlip_job.models import Errors
@@ -59,11 +58,12 @@ def print_table(
     itself, with its first column again. `numeric` says which columns hold numbers where their cells
     don't show it.
     """
+    from rich.console import Console
+
     if numeric is None:
         numeric = [all(_is_number(row[index]) for row in rows) for index in range(len(columns))]
     widths, gap = _widths(columns, rows)
-    total = sum(widths) + gap * (len(widths) - 1)
-    if total > WIDTH and len(columns) > 2:  # noqa: PLR2004 - nothing to split
+    if _total(widths, gap) > WIDTH and len(columns) > 2:  # noqa: PLR2004 - nothing to split
         middle = len(columns) // 2 + 1
         for part in (slice(1, middle), slice(middle, None)):
             print_table(
@@ -72,20 +72,10 @@ def print_table(
                 [numeric[0], *numeric[part]],
             )
         return
-
-    def print_row(cells: Sequence[str]) -> None:
-        wrapped = [textwrap.wrap(text, width) for text, width in zip(cells, widths, strict=True)]
-        for line in zip_longest(*wrapped, fillvalue=""):
-            aligned = (
-                text.rjust(width) if right else text.ljust(width)
-                for text, width, right in zip(line, widths, numeric, strict=True)
-            )
-            click.echo((" " * gap).join(aligned).rstrip())
-
-    print_row(columns)
-    click.echo("─" * total)
-    for row in rows:
-        print_row(row)
+    console = Console(width=max(WIDTH, _total(widths, gap)), color_system=None)
+    with console.capture() as captured:
+        console.print(_table(columns, rows, numeric, widths, gap))
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
     click.echo()
 
 
@@ -93,13 +83,37 @@ def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list
     """Return the width of each column and of the gap between two of them."""
     cells = [max((len(row[index]) for row in rows), default=1) for index in range(len(columns))]
     widths = [max(1, cell, len(name)) for cell, name in zip(cells, columns, strict=True)]
-    if sum(widths) + 3 * (len(widths) - 1) <= WIDTH:
+    if _total(widths, 3) <= WIDTH:
         return widths, 3
     words = [max(map(len, name.split()), default=1) for name in columns]
     widths = [max(1, *pair) for pair in zip(cells, words, strict=True)]
-    while sum(widths) + 2 * (len(widths) - 1) > WIDTH and max(widths) > _NARROWEST:
+    while _total(widths, 2) > WIDTH and max(widths) > _NARROWEST:
         widths[widths.index(max(widths))] -= 1
     return widths, 2
+
+
+def _total(widths: Sequence[int], gap: int) -> int:
+    return sum(widths) + gap * (len(widths) - 1)
+
+
+def _table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    numeric: Sequence[bool],
+    widths: Sequence[int],
+    gap: int,
+) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    # The box adds one character to the gap.
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap - 1, 0, 0))
+    for name, right, width in zip(columns, numeric, widths, strict=True):
+        table.add_column(Text(name), justify="right" if right else "left", width=width)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
 
 
 def _is_number(text: str) -> bool:
