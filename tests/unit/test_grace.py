@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from mlip_job import load_potential
 from mlip_job.config import TrainingConfig
-from mlip_job.errors import ConfigError, IntegrityError, TrainingError
+from mlip_job.errors import ConfigError, IntegrityError, InterruptedRunError, TrainingError
 from mlip_job.evaluation.potential import Potential, cores_of
 from mlip_job.generation.data import refer_to
 from mlip_job.registry import Registry
@@ -42,7 +42,7 @@ from mlip_job.training.grace.potential_file import (
     require_architecture,
 )
 from mlip_job.training.grace.process import GraceLog, GraceWrapper
-from mlip_job.training.trainer import FitData, FitPosition, Monitor
+from mlip_job.training.trainer import FitData, FitPosition, Monitor, Snapshot
 from tests.datasets import build
 from tests.manifests import make_manifest
 from tests.support import rattled, write_database
@@ -417,3 +417,79 @@ def test_an_architecture_that_names_other_code_is_rejected(tmp_path: Path, name:
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(IntegrityError, match="no architecture of a GRACE/FS potential"):
         require_architecture(path)
+
+
+# -- the best iteration before an interruption ----------------------------------------------------
+
+_PRELUDE = """mkdir -p seed/42/checkpoints && cd seed/42
+say() { echo "$(date '+%Y/%m/%d %H:%M:%S') I - $1"; }
+row() { echo "- {\\"epoch\\": $2, \\"total_loss/$1\\": $3}" >>"$1_metrics.yaml"; }
+say '            Start GRACEmaker'
+"""
+# Iteration 2 has the smallest loss on the second set, and the checkpoint is that of iteration 3.
+_FIRST = f"""{_PRELUDE}cp {RUN}/model.yaml .
+for n in 1 2 3; do row train $n 1; row test $n $(((n - 2) * (n - 2) + 1)); done
+echo of 2 | tee checkpoints/checkpoint.best_test_loss.index \\
+    >checkpoints/checkpoint.best_test_loss.data-00000-of-00001
+say 'Iteration #3/6'
+say 'Regular checkpointing'
+echo of 3 | tee checkpoints/checkpoint.index >checkpoints/checkpoint.data-00000-of-00001
+sleep 600
+"""
+_SECOND = f"""again="$*"; {_PRELUDE}case $again in
+*-rs*) (cat {RUN}/FS_model.yaml && echo '# of 2') >saved_model.yaml ;;
+*) cp {RUN}/FS_model.yaml .; for n in 4 5 6; do row train $n 1; row test $n $((n + LOSS)); done
+   echo of 4 | tee checkpoints/checkpoint.best_test_loss.index \\
+       >checkpoints/checkpoint.best_test_loss.data-00000-of-00001 ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(("loss", "best"), [(0, 2), (-4, 4)])
+def test_the_best_iteration_before_an_interruption_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: int, best: int
+) -> None:
+    """Gracemaker forgets it at a restart; it is exported again unless a later one is better."""
+    program = tmp_path / "gracemaker"
+    monkeypatch.setattr(programs, "find_program", lambda _: program)
+
+    def gracemaker(script: str) -> None:
+        program.write_text(f"#!/bin/bash\n{script}")
+        program.chmod(0o755)
+
+    def wrapper(name: str) -> GraceWrapper:
+        (tmp_path / name).mkdir()
+        return GraceWrapper(_training(seed=42, max_iter=6), tmp_path / name)
+
+    first, taken = wrapper("first"), tmp_path / "taken"
+    first.begin(DATA, None)
+    gracemaker(_FIRST)
+    found: list[Snapshot] = []
+
+    def observe(_: object) -> None:
+        taken.mkdir(exist_ok=True)
+        if not found and (snapshot := first.snapshot(taken)) is not None:
+            found.append(snapshot)
+
+    def interruption() -> InterruptedRunError | None:
+        return InterruptedRunError("stopped") if found else None
+
+    with pytest.raises(InterruptedRunError):
+        first.fit(Monitor(observe, lambda _: None, interruption, stall_timeout=60))
+    (snapshot,) = found
+    assert snapshot.position.iteration == 3
+    for name, path in snapshot.files.items():
+        (tmp_path / "staging" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "staging" / name).write_bytes(path.read_bytes())
+
+    second = wrapper("second")
+    second.restore(tmp_path / "staging", "one", snapshot.position, ("Cu",))
+    second.resume(DATA, None, snapshot.position)
+    gracemaker(_SECOND.replace("LOSS", str(loss)))
+    second.fit(Monitor(lambda _: None, lambda _: None, lambda: None, stall_timeout=60))
+    second.finish()
+    assert second.potential.read_text().endswith("# of 2\n") == (best == 2)
+    assert second.artefacts()["checkpoint.index"].read_text() == f"of {best}\n"
+    chosen = second.summary(None).best
+    assert chosen is not None
+    assert chosen.iteration == best

@@ -108,11 +108,9 @@ def check_overrides(overrides: Mapping[str, Any], trainer: Trainer) -> None:
     owned_keys = OWNED_KEYS if trainer == "pacemaker" else GRACE_OWNED_KEYS
     for key in _dotted(overrides):
         for owned, setting in owned_keys.items():
-            if key == owned or key.startswith(f"{owned}.") or owned.startswith(f"{key}."):
+            if _is_in(key, owned) or _is_in(owned, key):
                 raise ValueError(f"sets {key}, which follows from {setting}: change that instead")
-        if any(
-            key == foreign or key.startswith(f"{foreign}.") for foreign in FOREIGN_KEYS[trainer]
-        ):
+        if any(_is_in(key, foreign) for foreign in FOREIGN_KEYS[trainer]):
             raise ValueError(f"sets {key}, which training.trainer {trainer} does not know")
 
 
@@ -125,7 +123,7 @@ def check_linear(overrides: Mapping[str, Any]) -> None:
         Naming the key.
     """
     for key in _dotted(overrides):
-        if any(key == part or key.startswith(f"{part}.") for part in NOT_LINEAR):
+        if any(_is_in(key, part) for part in NOT_LINEAR):
             raise ValueError(
                 f"overrides.{key} changes what a linear fit solves for: set linear_start: false"
             )
@@ -144,6 +142,10 @@ def deep_merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
         both = isinstance(old, dict) and isinstance(value, dict)
         merged[key] = deep_merge(old, value) if both else value  # type: ignore[arg-type]
     return merged
+
+
+def _is_in(key: str, section: str) -> bool:
+    return f"{key}.".startswith(f"{section}.")
 
 
 def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -111,6 +111,12 @@ def read_curve(path: Path, side: str) -> tuple[tuple[GraceRow, ...], int]:
     return tuple(by_epoch.values()), follower.dropped
 
 
+def best_epoch(second: Sequence[GraceRow], after: int = 0) -> int | None:
+    """Return the iteration with the smallest finite loss of those after another one."""
+    finite = [row for row in second if row.epoch > after and math.isfinite(row.loss)]
+    return min(finite, key=lambda row: row.loss).epoch if finite else None
+
+
 def best_row(
     train: Sequence[GraceRow], second: Sequence[GraceRow], resumed_from: int = 0
 ) -> GraceRow | None:
@@ -119,10 +125,9 @@ def best_row(
     It has the smallest loss on the second set since the last start, which resumed from an
     iteration: a restart forgets the best one before. Without a second set it is the last one.
     """
-    finite = [row for row in second if row.epoch > resumed_from and math.isfinite(row.loss)]
-    if not finite:
+    best = best_epoch(second, resumed_from)
+    if best is None:
         return train[-1] if train else None
-    best = min(finite, key=lambda row: row.loss).epoch
     return next((row for row in train if row.epoch == best), None)
 
 

@@ -18,7 +18,7 @@ from mlip_job.training.grace.input import (
     dump_input,
     require_same_basis,
 )
-from mlip_job.training.grace.metrics import MetricsFollower, best_row, read_curve
+from mlip_job.training.grace.metrics import MetricsFollower, best_epoch, best_row, read_curve
 from mlip_job.training.grace.potential_file import (
     count_functions,
     elements_of,
@@ -298,8 +298,8 @@ class GraceWrapper:
         self._run(["-rl"] if self._resumed_from else [], monitor)
         self._published = files.BEST if files.checkpoint(files.BEST)[0].is_file() else ""
         # Gracemaker exports the best iteration since its last start, but an earlier one may be it.
-        earlier = 0 < self._best() <= self._resumed_from
-        if earlier and files.checkpoint(files.EARLIER)[0].is_file():
+        best, kept = self._best_epoch(), files.checkpoint(files.EARLIER)[0].is_file()
+        if kept and best is not None and best <= self._resumed_from:
             self._run(["-rs", files.EARLIER, "-s"], monitor)
             self._published = files.EARLIER
 
@@ -324,11 +324,8 @@ class GraceWrapper:
         if (cause := self._why_failed(exit_code)) is not None:
             raise failure("gracemaker", exit_code, cause, files.train_log)
 
-    def _best(self) -> int:
-        """Return the iteration with the smallest loss on the second set; 0 without one."""
-        rows, _ = read_curve(self.files.metrics("test"), "test")
-        best = min(rows, key=lambda row: row.loss, default=None)
-        return best.epoch if best is not None else 0
+    def _best_epoch(self) -> int | None:
+        return best_epoch(read_curve(self.files.metrics("test"), "test")[0])
 
     def _why_failed(self, exit_code: int) -> str | None:
         """Return why there is no usable potential; an exit code of 0 is not enough."""
@@ -387,13 +384,14 @@ class GraceWrapper:
 
     def _best_until(self, iteration: int, written_ns: int, directory: Path) -> Sequence[Path]:
         """Copy the best checkpoint until that of an iteration; nothing if it is a later one."""
-        files, best = self.files, self._best()
+        files, best = self.files, self._best_epoch()
+        if best is None or best > iteration:
+            return ()
         if best == iteration:
             return _copied(files.checkpoint(), directory)
-        of_earlier_start = best <= self._resumed_from
-        source = files.checkpoint(files.EARLIER if of_earlier_start else files.BEST)
+        source = files.checkpoint(files.EARLIER if best <= self._resumed_from else files.BEST)
         try:
-            if not 0 < best < iteration or source[0].stat().st_mtime_ns > written_ns:
+            if source[0].stat().st_mtime_ns > written_ns:
                 return ()
             return _copied(source, directory)
         except FileNotFoundError:
