@@ -180,6 +180,34 @@ def test_an_unsafe_name_ends_with_65(
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize(
+    ("trainer", "style", "suffix"),
+    [("pacemaker", "pace", "yace"), ("grace-fs", "grace/fs", "yaml")],
+)
+def test_pull_prints_the_lines_for_lammps(
+    registry: Registry,
+    run: Callable[..., Ended],
+    tmp_path: Path,
+    trainer: str,
+    style: str,
+    suffix: str,
+) -> None:
+    """On stderr: stdout has the files alone. A path with a space is quoted."""
+    key = registry.keys.manifest(1)
+    data = json.loads(registry.store.get(key)) | {"trainer": trainer}
+    registry.store.put(key, json.dumps(data).encode())
+    target = tmp_path / "my potentials"
+    ended = run("pull", "-g", 1, "-o", target)
+    elements = " ".join(data["elements"])
+    assert ended.err.splitlines()[-2:] == [
+        f"  pair_style {style}",
+        f'  pair_coeff * * "{target}/gen_01.{suffix}" {elements}',
+    ]
+    assert "pair_" not in ended.out
+    lines = json.loads(run("--json", "pull", "-g", 1, "-o", tmp_path / "again").out)["lammps"]
+    assert lines[0] == f"pair_style {style}"
+
+
 def test_a_list_has_the_newest_hundred(store: ObjectStore, run: Callable[..., Ended]) -> None:
     """Each costs a request, which is slow for many; JSON has all."""
     registry = Registry(store, "cu-ni")

@@ -57,19 +57,21 @@ def pull_command(
 
 def _lammps_lines(manifest: Manifest, directory: Path) -> Iterator[str]:
     """Yield the lines of a LAMMPS input for a pulled potential, with grades if it has them."""
-    base = directory / generation_name(manifest.generation)
+    is_grace = manifest.trainer == "grace-fs"
     elements = " ".join(manifest.elements)
-    if manifest.trainer == "grace-fs":
-        yield "pair_style grace/fs"
-        yield f"pair_coeff * * {base}.yaml {elements}"
-        graded = "grace/fs extrapolation"
-    else:
-        yield "pair_style pace"
-        yield f"pair_coeff * * {base}.yace {elements}"
-        graded = "pace/extrapolation"
+
+    def coefficients(*suffixes: str) -> str:
+        base = directory / generation_name(manifest.generation)
+        paths = (f"{base}.{suffix}" for suffix in suffixes)
+        quoted = (f'"{path}"' if " " in path else path for path in paths)
+        return " ".join(("pair_coeff * *", *quoted, elements))
+
+    yield "pair_style grace/fs" if is_grace else "pair_style pace"
+    yield coefficients("yaml" if is_grace else "yace")
     if "potential.asi" in manifest.artefacts:
+        graded = "grace/fs extrapolation" if is_grace else "pace/extrapolation"
         yield f"# with extrapolation grades: pair_style {graded}"
-        yield f"# pair_coeff * * {base}.yaml {base}.asi {elements}"
+        yield f"# {coefficients('yaml', 'asi')}"
 
 
 @click.command("verify")
