@@ -32,10 +32,10 @@ from mlip_job.evaluation.statistics import SetErrors, SubsetErrors
 from mlip_job.models import Errors, FullErrors
 from mlip_job.paths import DatasetFiles
 from mlip_job.training.grace.potential_file import write_active_set
-from mlip_job.training.summary import RunSummary
 from tests.datasets import build, read, rows_of
-from tests.evaluations import make_uniform_side
+from tests.evaluations import make_dynamics, make_uniform_side
 from tests.support import rattled, write_database
+from tests.trainings import make_summary
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -189,17 +189,7 @@ def _parent(energy: float, force: float) -> ParentComparison:
 
 
 def _dynamics(verdict: Verdict, *, unstable: bool = False) -> DynamicsCheck:
-    return DynamicsCheck(
-        verdict=verdict,
-        unstable=unstable,
-        message="it drifts",
-        structure="row 1",
-        atoms=32,
-        steps=10,
-        timestep_fs=1.0,
-        temperature_k=300.0,
-        drift_mev_per_atom_per_ps=9.0,
-    )
+    return make_dynamics(verdict=verdict, unstable=unstable, message="it drifts")
 
 
 def test_limits_without_a_test_set_reject() -> None:
@@ -395,26 +385,7 @@ def evaluate_grace(
     directory: Path, record: DatasetRecord, fitted: FullErrors | None, **changes: Any
 ) -> Evaluation:
     """Evaluate the GRACE/FS potential, with these errors of its trainer on the training set."""
-    summary = RunSummary(
-        status="succeeded",
-        cause=None,
-        exit_code=0,
-        train=fitted,
-        test=None,
-        iterations=1,
-        functions=None,
-        parameters=None,
-        ladder=False,
-        cycles=(),
-        early_stopping=None,
-        optimiser_message=None,
-        structures={},
-        versions={},
-        timings_s={},
-        train_curve=(),
-        test_curve=(),
-        warnings=(),
-    )
+    summary = make_summary(train=fitted, iterations=1)
     values: dict[str, Any] = {
         "models": Models(GRACE, record.reference_energies, basis=GRACE),
         "dataset": DatasetFiles(directory),

@@ -21,7 +21,8 @@ from mlip_job.training.loss import (
 )
 from mlip_job.training.pacemaker.results import shares_of
 from mlip_job.training.pacemaker.tables import MetricsRow
-from mlip_job.training.summary import BestPotential, CurvePoint, LossShares, RunSummary
+from mlip_job.training.summary import BestPotential, CurvePoint, LossShares
+from tests.trainings import make_summary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -170,26 +171,7 @@ def _curve(losses: Iterable[float], every: int = 1, ladder_step: int = 0) -> lis
 
 
 def _fit(train: list[CurvePoint], test: list[CurvePoint], **changes: Any) -> list[str]:
-    fit = RunSummary(
-        status="succeeded",
-        cause=None,
-        exit_code=0,
-        train=None,
-        test=None,
-        iterations=100,
-        functions=10,
-        parameters=20,
-        ladder=False,
-        cycles=(),
-        early_stopping=None,
-        optimiser_message=None,
-        structures={},
-        versions={},
-        timings_s={},
-        train_curve=tuple(train),
-        test_curve=tuple(test),
-        warnings=(),
-    )
+    fit = make_summary(train_curve=tuple(train), test_curve=tuple(test), iterations=100)
     return list(convergence_warnings(fit.model_copy(update=changes)))
 
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from mlip_job.cli.generations import show_generations, show_manifest
 from mlip_job.config import JobConfig, TrainingConfig
-from mlip_job.evaluation.results import DimerCheck, DynamicsCheck, EnergyVolumeCheck, ErrorPair
+from mlip_job.evaluation.results import DimerCheck, EnergyVolumeCheck, ErrorPair
 from mlip_job.models import Errors
 from mlip_job.registry import (
     Committee,
@@ -64,7 +64,7 @@ from mlip_job.report.texts import (
 )
 from mlip_job.training.pacemaker.results import summarise_run
 from mlip_job.training.summary import CurvePoint, FitCycle
-from tests.evaluations import make_evaluation, make_physics
+from tests.evaluations import make_dynamics, make_evaluation, make_physics
 from tests.manifests import make_manifest
 from tests.reports import make_facts, make_report
 
@@ -138,16 +138,7 @@ def test_a_linear_fit_has_the_kappa_of_its_overrides(kappa: float) -> None:
 
 def test_failed_checks_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     """By `show`, `run` and `list`, although the generation is accepted."""
-    failed = DynamicsCheck(
-        verdict="failed",
-        message="the energy drifts by 9 meV/atom per ps",
-        structure="row 1",
-        atoms=32,
-        steps=10,
-        timestep_fs=1.0,
-        temperature_k=300.0,
-        drift_mev_per_atom_per_ps=9.0,
-    )
+    failed = make_dynamics(verdict="failed", message="the energy drifts by 9 meV/atom per ps")
     passed = failed.model_copy(update={"verdict": "passed", "message": "it is conserved"})
     report = make_report(2, evaluation=make_evaluation(2, physics=(failed, passed)))
     assert report.headline().failed_checks == (failed.message,)
