@@ -216,7 +216,7 @@ def test_a_parent_has_the_same_basis() -> None:
     ],
 )
 def test_settings_of_pacemaker_are_rejected(settings: dict[str, Any], message: str) -> None:
-    """Gracemaker would ignore them without a word."""
+    """Gracemaker would ignore them silently."""
     with pytest.raises(ValidationError, match=message):
         TrainingConfig.model_validate({"trainer": "grace-fs", **settings})
 

@@ -51,7 +51,7 @@ GRACE_OWNED_KEYS: Mapping[str, str] = {
     "fit.reset_epoch_and_step": "training.start_from",
 }
 
-# Keys that the other program would ignore without a word.
+# Keys of the other trainer, which would be ignored silently.
 FOREIGN_KEYS: Mapping[Trainer, tuple[str, ...]] = {
     "pacemaker": (
         "potential.preset", "potential.kwargs", "potential.scale", "potential.float_dtype",

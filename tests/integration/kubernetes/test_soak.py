@@ -108,8 +108,8 @@ class Lane:
 
     def advance(self) -> bool:
         """Submit the generation unless its job is active; return whether it was published."""
-        said = self.run("status", "--json")
-        status = json.loads(said.out) if said.code == 0 else {"state": "unknown"}
+        ended = self.run("status", "--json")
+        status = json.loads(ended.out) if ended.code == 0 else {"state": "unknown"}
         state = status["state"]
         if state == "published":
             self.record()
