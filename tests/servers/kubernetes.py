@@ -117,23 +117,15 @@ class ControlPlane:
         subject = {"kind": "ServiceAccount", "name": account, "namespace": namespace}
         self._bind(namespace, rules, subject)
 
-    def label_jobs(self, namespace: str, labels: dict[str, str]) -> None:
-        """Make the API server add labels to all Jobs created in a namespace."""
-        fields = ", ".join(f'"{key}": "{value}"' for key, value in labels.items())
-        change = f"Object{{metadata: Object.metadata{{labels: {{{fields}}}}}}}"
-        mutation = {"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": change}}
-        self._mutate(namespace, "batch", "jobs", mutation)
+    def add_init_container(self, namespace: str, container: str) -> None:
+        """Make the API server add a container, written in CEL, to all pods created in a namespace.
 
-    def add_to_pods(self, namespace: str, path: str, value: str) -> None:
-        """Make the API server add a value, written in CEL, to all pods created in a namespace."""
-        patch = f'[JSONPatch{{op: "add", path: "{path}", value: {value}}}]'
-        mutation = {"patchType": "JSONPatch", "jsonPatch": {"expression": patch}}
-        self._mutate(namespace, "", "pods", mutation)
-
-    def _mutate(self, namespace: str, group: str, resource: str, mutation: dict[str, Any]) -> None:
+        Returns when it does: the server reads new policies with a delay.
+        """
         from kubernetes import client
 
-        rule = {"apiGroups": [group], "apiVersions": ["v1"], "resources": [resource]}
+        patch = f'[JSONPatch{{op: "add", path: "/spec/initContainers", value: [{container}]}}]'
+        rule = {"apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"]}
         own = {"kubernetes.io/metadata.name": namespace}
         specs = {
             "MutatingAdmissionPolicy": {
@@ -143,7 +135,7 @@ class ControlPlane:
                     "namespaceSelector": {"matchLabels": own},
                     "resourceRules": [{**rule, "operations": ["CREATE"]}],
                 },
-                "mutations": [mutation],
+                "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": patch}}],
             },
             "MutatingAdmissionPolicyBinding": {"policyName": namespace},
         }
@@ -161,6 +153,30 @@ class ControlPlane:
                     "spec": spec,
                 },
             )
+        core = client.CoreV1Api(self.client())
+        pod = {
+            "metadata": {"name": "probe"},
+            "spec": {
+                "containers": [
+                    {
+                        "name": "probe",
+                        "image": "probe",
+                        "securityContext": {
+                            "runAsNonRoot": True,
+                            "allowPrivilegeEscalation": False,
+                            "capabilities": {"drop": ["ALL"]},
+                            "seccompProfile": {"type": "RuntimeDefault"},
+                        },
+                    }
+                ]
+            },
+        }
+
+        def added() -> bool:
+            created = core.create_namespaced_pod(namespace, pod, dry_run="All")
+            return bool(created.spec.init_containers)
+
+        wait_until(added, "the admission policy")
 
     def _bind(
         self, namespace: str, rules: list[dict[str, list[str]]], subject: dict[str, str]

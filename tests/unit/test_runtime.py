@@ -8,13 +8,21 @@ import os
 import signal
 import time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import SpawnProcess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from mlip_job.errors import InterruptedRunError, TrainingError
-from mlip_job.runtime.processes import STOP_SIGNALS, StopRequest, run_in_process, starting_workers
+from mlip_job.runtime.processes import (
+    STOP_SIGNALS,
+    StopRequest,
+    in_order,
+    run_in_process,
+    starting_workers,
+    worker_pool,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,7 +125,37 @@ def test_it_is_killed_where_the_call_is_interrupted() -> None:
 
 def test_it_ignores_the_signals_of_the_scheduler() -> None:
     """Only the job itself reacts to them."""
-    assert run_in_process(_blocked_signals, died=DIED) >= {signal.SIGINT, signal.SIGUSR1}
+    assert run_in_process(_blocked_signals, died=DIED) >= set(STOP_SIGNALS)
+
+
+def test_a_signal_to_all_processes_ends_no_worker() -> None:
+    """One that died while sending its result would block the pool forever."""
+    with worker_pool(2, _do_nothing) as pool:
+        for number in STOP_SIGNALS:
+            assert list(in_order(pool, _signal_and_return_much, [number] * 3, 2)) == [MUCH] * 3
+
+
+def test_a_dead_worker_breaks_the_pool() -> None:
+    """The others are ended, although they ignore SIGTERM."""
+    started = time.monotonic()
+    with worker_pool(2, _do_nothing) as pool, pytest.raises(BrokenProcessPool):
+        list(in_order(pool, _die_or_sleep, [3, 0, 0], 2))
+    assert time.monotonic() - started < 300
+
+
+def _do_nothing() -> None:
+    pass
+
+
+def _signal_and_return_much(number: int) -> bytes:
+    os.kill(os.getpid(), number)
+    return MUCH
+
+
+def _die_or_sleep(status: int) -> None:
+    if status:
+        os._exit(status)
+    time.sleep(600)
 
 
 def _tell_and_sleep(tell: Callable[[int], None]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -91,7 +90,6 @@ class Batch:
 
 _BATCH_ATOMS = 1000  # about a second, even for a large basis
 _ATOMS_WORTH_A_PROCESS = 20_000  # its imports take seconds
-_SECONDS_FOR_A_SIGNAL = 0.5
 
 
 @contextmanager
@@ -116,8 +114,6 @@ def measuring(
     try:
         yield lambda tasks: in_order(pool, _measure, _in_batches(tasks), processes)
     except BrokenProcessPool:
-        # If a signal was sent to all processes of the job, our handler raises here.
-        time.sleep(_SECONDS_FOR_A_SIGNAL)
         raise TrainingError(
             "a process that evaluated the potential died, possibly out of memory",
             hint="give the job more memory, or fewer cores",

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
 import os
 import signal
 import subprocess
-import time
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
+from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from mlip_job.errors import InterruptedRunError
@@ -29,7 +28,6 @@ Result = TypeVar("Result")
 
 # Slurm sends TERM (or what --signal names), Kubernetes TERM, a terminal INT.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-_SECONDS_FOR_A_SIGNAL = 0.5
 _PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 _LIBC = ctypes.CDLL(None)  # loaded here: it can't be between fork and exec
 
@@ -111,8 +109,7 @@ def run_in_process(
         added to its message. The hint of `died` is for a process that was killed, most likely for
         its memory.
     """
-    # A fork would copy locks that other threads hold: the heartbeat's, an S3 client's.
-    context = multiprocessing.get_context("spawn")
+    context = _Context()
     ours, theirs = context.Pipe()
     # Not a daemon, which could not start processes itself.
     process = context.Process(target=_work, args=(theirs, os.getpid()))
@@ -128,9 +125,7 @@ def run_in_process(
             on_message(value)
             outcome, value = ours.recv()
     except (EOFError, ConnectionError):
-        # Perhaps a signal was sent to all processes of the job; then our own handler raises.
-        time.sleep(_SECONDS_FOR_A_SIGNAL)
-        process.join(_SECONDS_FOR_A_SIGNAL)
+        process.join()
         died.message += _cause_of_death(process.exitcode)
         if process.exitcode != -signal.SIGKILL:
             died.hint = None
@@ -152,7 +147,7 @@ def worker_pool(
     """Return a pool of processes, each of which calls `initialise` first."""
     return ProcessPoolExecutor(
         count,
-        mp_context=multiprocessing.get_context("spawn"),
+        mp_context=_Context(),
         initializer=_start_worker,
         initargs=(os.getpid(), initialise, arguments),
     )
@@ -197,15 +192,29 @@ def starting_workers(count: int) -> Iterator[None]:
 
 @contextmanager
 def stop_signals_blocked() -> Iterator[None]:
-    """Start processes that never see them: ending the job is for the job's own process.
+    """Start processes that never see them, as ending the job is for the job's own process.
 
-    SIGTERM is none of them, by which a pool, or the kernel when their parent dies, ends them.
+    Slurm signals all processes of a job. A worker that died while it sent a result would leave half
+    a message, for the rest of which its pool would wait forever.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGUSR1))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Process(SpawnProcess):
+    """A process with the stop signals blocked; a broken pool ends its processes by `terminate`."""
+
+    def terminate(self) -> None:
+        self.kill()
+
+
+class _Context(SpawnContext):
+    """A fork would copy locks that other threads hold: the heartbeat's, an S3 client's."""
+
+    Process = _Process
 
 
 def _cause_of_death(code: int | None) -> str:
@@ -235,7 +244,7 @@ def _start_worker(parent: int, initialise: Callable[..., None], arguments: tuple
 
 def _die_with_parent() -> None:
     """Have the kernel end this process when its parent ends; callable between fork and exec."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _die_with(parent: int) -> None:

@@ -65,17 +65,17 @@ def test_a_release_trains_with_a_native_sidecar(family: Family, helm: Helm, tmp_
     """A linear fit to a store on a volume; the injected proxy ends after the run."""
     plane, namespace = family.node.plane, family.namespace
     rights = "Object.spec.initContainers.securityContext"
-    plane.add_to_pods(
+    plane.add_init_container(
         namespace,
-        "/spec/initContainers",
-        f"""[Object.spec.initContainers{{
+        f"""Object.spec.initContainers{{
             name: "proxy", image: "{CPU_IMAGE}", restartPolicy: "Always",
             command: ["tini", "--", "sleep", "infinity"],
             securityContext: {rights}{{
-                allowPrivilegeEscalation: false,
-                capabilities: {rights}.capabilities{{drop: ["ALL"]}}
+                allowPrivilegeEscalation: false, runAsNonRoot: true,
+                capabilities: {rights}.capabilities{{drop: ["ALL"]}},
+                seccompProfile: {rights}.seccompProfile{{type: "RuntimeDefault"}}
             }}
-        }}]""",
+        }}""",
     )
     store = tmp_path / "store"
     store.mkdir()
