@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import settings
 
 from tests.cli import Ended, run_cli
 from tests.servers.kernel import FORBIDDEN
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 # No deadline: the machine may be training potentials at the same time.
 settings.register_profile("mlip-job", deadline=None)

@@ -6,8 +6,10 @@ import gzip
 import hashlib
 import os
 import pickle
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import ase.io
 import numpy as np
@@ -17,20 +19,12 @@ from ase import Atoms
 
 from mlip_job.config import DatabaseConfig, DatasetConfig, TrainingConfig
 from mlip_job.dataset.builder import DatasetBuilder, ParentDataset
-from mlip_job.dataset.entries import EntryCollector
-from mlip_job.dataset.record import FileRecord
-from mlip_job.dataset.rows import StructureRow, Structures
+from mlip_job.dataset.entries import Entries, EntryCollector
+from mlip_job.dataset.record import DatasetRecord, FileRecord
+from mlip_job.dataset.rows import Composition, StructureRow, Structures
 from mlip_job.dataset.xyz import structures_text
+from mlip_job.errors import MlipJobError
 from mlip_job.paths import DatasetFiles
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from pathlib import Path
-
-    from mlip_job.dataset.entries import Entries
-    from mlip_job.dataset.record import DatasetRecord
-    from mlip_job.dataset.rows import Composition
-    from mlip_job.errors import MlipJobError
 
 FIVE = ("Cu", "Ag", "Au", "Ni", "Pt")
 

@@ -9,10 +9,12 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import yaml
@@ -20,19 +22,13 @@ import yaml
 from mlip_job.config import JobConfig, load_config
 from mlip_job.errors import InterruptedRunError
 from mlip_job.generation import run, run_generation
-from mlip_job.registry import Registry
+from mlip_job.registry import Manifest, Registry
 from mlip_job.report.model import TrainingReport
 from mlip_job.runtime.processes import StopRequest
 from mlip_job.store.open import open_store
+from mlip_job.training.trainer import Progress
 from tests.reports import validate_report
 from tests.support import rattled, write_database
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
-
-    from mlip_job.registry import Manifest
-    from mlip_job.training.trainer import Progress
 
 # The pyace evaluator needs no TensorFlow: such a fit takes seconds.
 TINY: dict[str, Any] = {

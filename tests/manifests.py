@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from mlip_job.config import JobConfig
 from mlip_job.dataset import record as dataset_record
@@ -17,17 +18,13 @@ from mlip_job.registry import (
     DatasetReference,
     Headline,
     Manifest,
+    Registry,
     TrainingState,
 )
 from mlip_job.runtime.environment import HostClass, RunEnvironment
 from mlip_job.training.pacemaker.basis import potential_section
+from mlip_job.training.trainer import FitPosition
 from tests.trainings import sized
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from mlip_job.registry import Registry
-    from mlip_job.training.trainer import FitPosition
 
 _STARTED = datetime(2026, 1, 1, tzinfo=UTC)
 

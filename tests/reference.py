@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from ase import Atoms
 
+from mlip_job.config import DatabaseConfig
 from mlip_job.dataset.database import StructureDatabase
 from mlip_job.dataset.rows import Row, UnreadableRow
-
-if TYPE_CHECKING:
-    from ase import Atoms
-
-    from mlip_job.config import DatabaseConfig
 
 
 def read_rows(config: DatabaseConfig) -> list[Row]:

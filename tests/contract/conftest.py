@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from mlip_job.config import StorageConfig
+from mlip_job.store.base import ObjectStore
 from mlip_job.store.open import open_store
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from mlip_job.store.base import ObjectStore
 
 
 @pytest.fixture(params=["directory", "s3"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> StorageConfig:
-    """Return the configuration of an empty store of each kind."""
     if request.param == "directory":
         return StorageConfig(url=str(tmp_path / "store"))
     config: StorageConfig = request.getfixturevalue("s3_bucket")
@@ -26,5 +21,4 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> StorageConfig:
 
 @pytest.fixture
 def store(storage: StorageConfig) -> ObjectStore:
-    """Return an empty store of each kind."""
     return open_store(storage)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mlip_job.errors import IntegrityError, StoreError
 from mlip_job.registry import Checkpoint, Checkpoints, DatasetReference, Registry
+from mlip_job.store.base import ObjectStore
 from mlip_job.training.trainer import FitPosition
 from tests.manifests import make_checkpoint
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from mlip_job.store.base import ObjectStore
 
 DATASET = DatasetReference(
     id="0123456789abcdef",
@@ -30,18 +27,15 @@ DATASET = DatasetReference(
 
 @pytest.fixture
 def registry(store: ObjectStore) -> Registry:
-    """Return the registry of an empty store."""
     return Registry(store, "cu-ni")
 
 
 @pytest.fixture
 def checkpoints(registry: Registry) -> Checkpoints:
-    """Return the checkpoints of a generation that has none yet."""
     return registry.checkpoints(3)
 
 
 def at(iteration: int, *, step: int = 0, finished: bool = False) -> FitPosition:
-    """Return a position."""
     return FitPosition(
         ladder_step=step,
         iteration=iteration,
@@ -59,7 +53,6 @@ def save(
     position: FitPosition,
     **details: Any,
 ) -> Checkpoint:
-    """Store a checkpoint whose potential contains its position; return it."""
     files = {"potential.yaml": directory / "p", "metrics/metrics.txt": directory / "m"}
     for path in files.values():
         path.write_text(f"{path.name} of {attempt} at {position}")
@@ -83,20 +76,17 @@ def save(
 
 
 def keys(registry: Registry) -> list[str]:
-    """Return all objects below the attempts of the generation."""
     prefix = registry.keys.generation(3, "attempts/")
     return [info.key.removeprefix(prefix) for info in registry.store.list(prefix)]
 
 
 def test_there_is_no_checkpoint_at_first(checkpoints: Checkpoints) -> None:
-    """The first attempt starts from scratch."""
     assert checkpoints.found() == []
     assert checkpoints.unreadable() == []
     checkpoints.discard()
 
 
 def test_a_stored_checkpoint_can_be_fetched(checkpoints: Checkpoints, tmp_path: Path) -> None:
-    """State and files, on another machine."""
     saved = save(checkpoints, tmp_path, "a1", 1, at(7))
     assert checkpoints.found() == [saved]
     checkpoints.fetch(saved, tmp_path / "new")
@@ -175,7 +165,6 @@ def test_damage_is_found_when_it_is_fetched(
 def test_an_unreadable_state_is_named(
     checkpoints: Checkpoints, registry: Registry, tmp_path: Path, data: bytes
 ) -> None:
-    """It may be of a later version of this program."""
     save(checkpoints, tmp_path, "a1", 1, at(1))
     save(checkpoints, tmp_path, "a1", 2, at(2))
     key = registry.keys.checkpoint(3, "a1", 2, "state.json")
@@ -225,7 +214,6 @@ def test_discard_keeps_state_of_the_same_job(
 def test_a_state_of_an_older_version_belongs_to_no_job(
     checkpoints: Checkpoints, registry: Registry, tmp_path: Path
 ) -> None:
-    """It can be resumed, and --fresh removes it."""
     save(checkpoints, tmp_path, "a1", 1, at(1))
     key = registry.keys.checkpoint(3, "a1", 1, "state.json")
     state = json.loads(registry.store.get(key))
@@ -240,7 +228,6 @@ def test_a_state_of_an_older_version_belongs_to_no_job(
 def test_unsafe_names_in_a_checkpoint_are_unreadable(
     registry: Registry, checkpoints: Checkpoints, tmp_path: Path, where: str
 ) -> None:
-    """Such a checkpoint is skipped with a reason."""
     save(checkpoints, tmp_path, "a1", 1, at(5))
     (key,) = (i.key for i in registry.store.list("") if i.key.endswith("/state.json"))
     data = json.loads(registry.store.get(key))

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -21,9 +21,7 @@ from mlip_job.registry.claim import (
     take_claim,
 )
 from mlip_job.runtime.environment import ProcessIdentity, _started
-
-if TYPE_CHECKING:
-    from mlip_job.store.base import ObjectStore
+from mlip_job.store.base import ObjectStore
 
 KEY = "cu/generations/gen_01/claim.json"
 ELSEWHERE = ProcessIdentity(host="another", pid=1, started=1)
@@ -65,7 +63,6 @@ def test_a_live_claim_is_a_conflict(store: ObjectStore, monkeypatch: pytest.Monk
 
 
 def test_a_released_claim_is_free(store: ObjectStore) -> None:
-    """Without waiting, and without a takeover."""
     held = _take(store, "first")
     held.beat()
     held.release()
@@ -140,7 +137,6 @@ def test_a_claim_without_heartbeat_is_taken_over(
 def test_an_unreadable_claim_is_held_until_it_is_old(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A later version of this program may have written it."""
     store.put(KEY, b'{"schema_version": 2}')
     with pytest.raises(ConflictError, match=r"by attempt \(unreadable\), whose last sign"):
         _take(store, "second")
@@ -163,7 +159,6 @@ class _Together:
         return getattr(self._store, name)
 
     def get_versioned(self, key: str) -> tuple[bytes, str]:
-        """Wait for the others after the first read, and let them write after the second."""
         self._reads.count = getattr(self._reads, "count", 0) + 1
         try:
             return self._store.get_versioned(key)
@@ -270,7 +265,6 @@ def test_age_is_by_the_stores_clock(store: ObjectStore, monkeypatch: pytest.Monk
 
 
 def test_a_claim_identifies_its_job(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It names neither host nor user."""
     import getpass
     import platform
 

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mlip_job.config import StorageConfig
 from mlip_job.registry import Artefact, Manifest, Registry
+from mlip_job.store.base import ObjectStore
 from mlip_job.training.summary import LossShares
+from tests.cli import Ended
 from tests.manifests import make_manifest, put_dataset
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from mlip_job.config import StorageConfig
-    from mlip_job.store.base import ObjectStore
-    from tests.cli import Ended
 
 
 @pytest.fixture
 def registry(store: ObjectStore, tmp_path: Path) -> Registry:
-    """Return a registry with one generation and one killed attempt at the next."""
     registry = Registry(store, "cu-ni")
     dataset = put_dataset(registry, tmp_path / "dataset", "one")
     yace = tmp_path / "potential.yace"
@@ -38,7 +34,6 @@ def registry(store: ObjectStore, tmp_path: Path) -> Registry:
 
 @pytest.fixture
 def run(storage: StorageConfig, tmp_path: Path, cli: Any) -> Callable[..., Ended]:
-    """Return a function that runs a command on that store."""
     path = tmp_path / "mlip-job.yaml"
     values = {"family": "cu-ni", "storage": storage.model_dump()}
     path.write_text(json.dumps(values))
@@ -91,7 +86,6 @@ def test_repair_prints_its_actions(registry: Registry, run: Callable[..., Ended]
 
 
 def test_repair_in_json(registry: Registry, run: Callable[..., Ended]) -> None:
-    """`repair --json` for scripts."""
     registry.store.delete(registry.keys.latest)
     assert json.loads(run("--json", "repair").out) == {
         "mended": ["wrote cu-ni/latest.json"],
@@ -136,7 +130,6 @@ def test_gc_keeps_recent_objects(registry: Registry, run: Callable[..., Ended]) 
 
 
 def test_gc_removes_on_demand(registry: Registry, run: Callable[..., Ended]) -> None:
-    """All generations stay complete."""
     document = json.loads(run("--json", "gc", "--keep", "0s", "--delete").out)
     assert document == {
         "deleted": True,
@@ -154,7 +147,6 @@ def test_gc_removes_on_demand(registry: Registry, run: Callable[..., Ended]) -> 
 
 
 def test_an_unclear_age_is_a_usage_error(registry: Registry, run: Callable[..., Ended]) -> None:
-    """Nothing is removed if the age is ambiguous."""
     ended = run("gc", "--keep", "week", "--delete")
     assert ended.code == 64
     assert "'week' is no age" in ended.err

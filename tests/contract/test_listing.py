@@ -5,34 +5,28 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mlip_job.config import StorageConfig
 from mlip_job.errors import IntegrityError
-from mlip_job.registry import GenerationSummary, Manifest, Registry
+from mlip_job.registry import Artefact, GenerationSummary, Manifest, Registry
 from mlip_job.registry.maintenance import collect_garbage, repair
+from mlip_job.store.base import ObjectStore
 from mlip_job.store.open import open_store
 from tests.manifests import make_manifest, put_dataset
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from mlip_job.config import StorageConfig
-    from mlip_job.registry import Artefact
-    from mlip_job.store.base import ObjectStore
 
 FAMILY = "cu-ni"
 
 
 @pytest.fixture
 def registry(store: ObjectStore) -> Registry:
-    """Return the registry of an empty store."""
     return Registry(store, FAMILY)
 
 
 def publish(registry: Registry, directory: Path, generation: int, attempt: str = "a1") -> Manifest:
-    """Publish a generation with one file."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{attempt}-{generation}.yace"
     path.write_text(f"{attempt} of {generation}")
@@ -47,7 +41,6 @@ def publish(registry: Registry, directory: Path, generation: int, attempt: str =
 
 
 def require_true_list(registry: Registry) -> None:
-    """Compare a list with the manifests."""
     expected = [GenerationSummary.of(manifest) for manifest in registry.manifests()]
     assert registry.summaries() == expected
     assert [summary.generation for summary in expected] == registry.numbers()
@@ -56,7 +49,6 @@ def require_true_list(registry: Registry) -> None:
 def test_generations_are_listed_in_the_order_of_their_numbers(
     registry: Registry, tmp_path: Path
 ) -> None:
-    """A generation in training has no manifest, and is not listed."""
     assert registry.summaries() == []
     for generation in (100, 2, 1):
         publish(registry, tmp_path, generation)
@@ -67,7 +59,6 @@ def test_generations_are_listed_in_the_order_of_their_numbers(
 
 
 def test_the_catalog_of_an_earlier_version_is_ignored(registry: Registry, tmp_path: Path) -> None:
-    """Whatever its content; nothing writes or removes it."""
     publish(registry, tmp_path, 1)
     registry.store.put(f"{FAMILY}/catalog.json", b'{"schema_version": 1, "generations": {}}')
     require_true_list(registry)

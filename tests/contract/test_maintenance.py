@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from mlip_job.errors import ConfigError, IntegrityError
-from mlip_job.registry import Artefact, DatasetReference, Manifest, Registry, maintenance
+from mlip_job.registry import Artefact, Claim, DatasetReference, Manifest, Registry, maintenance
 from mlip_job.registry.claim import read_claim
 from mlip_job.registry.maintenance import Orphan, collect_garbage, find_orphans, parse_age, repair
 from mlip_job.runtime.environment import ProcessIdentity
+from mlip_job.store.base import ObjectInfo, ObjectStore
 from mlip_job.training.trainer import FitPosition
 from tests.manifests import make_checkpoint, make_manifest, put_dataset
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from mlip_job.registry import Claim
-    from mlip_job.store.base import ObjectInfo, ObjectStore
 
 FAMILY = "cu-ni"
 NOW = timedelta(0)
@@ -31,20 +27,17 @@ LONG = timedelta(days=7)
 
 @pytest.fixture
 def registry(store: ObjectStore) -> Registry:
-    """Return the registry of an empty store."""
     return Registry(store, FAMILY)
 
 
 @pytest.fixture
 def dataset(registry: Registry, tmp_path: Path) -> DatasetReference:
-    """Return a dataset in the store."""
     return put_dataset(registry, tmp_path / "dataset", "one")
 
 
 def publish(
     registry: Registry, directory: Path, generation: int, attempt: str, dataset: DatasetReference
 ) -> Manifest:
-    """Publish a generation with its log and a checkpoint, like a run."""
     files = {}
     for name in ("potential.yace", "potential.yaml", "report.json"):
         files[name] = directory / f"{attempt}-{name}"
@@ -62,7 +55,6 @@ def publish(
 def begin(
     registry: Registry, directory: Path, generation: int, attempt: str, dataset: DatasetReference
 ) -> None:
-    """Create the objects of an attempt that was killed during training."""
     potential = directory / "potential"
     potential.write_text(attempt)
     place = FitPosition(ladder_step=0, iteration=5, step_done=False, last_step=True)
@@ -76,17 +68,14 @@ def begin(
 
 
 def whats(orphans: Iterable[Orphan]) -> dict[str, str]:
-    """Return the findings by their keys relative to the family."""
     return {orphan.prefix.removeprefix(f"{FAMILY}/"): orphan.what for orphan in orphans}
 
 
 def content(registry: Registry) -> dict[str, bytes]:
-    """Return all objects of the store."""
     return {info.key: registry.store.get(info.key) for info in registry.store.list("")}
 
 
 def hold(registry: Registry, generation: int, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Claim a generation as a live process on another machine."""
     elsewhere = ProcessIdentity(host="another", pid=1, started=1)
     with monkeypatch.context() as patched:
         patched.setattr(ProcessIdentity, "current", lambda: elsewhere)
@@ -104,19 +93,16 @@ def hold(registry: Registry, generation: int, monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_ages(text: str, age: timedelta) -> None:
-    """Formats that people use."""
     assert parse_age(text) == age
 
 
 @pytest.mark.parametrize("text", ["", "7", "d", "-1d", "1.5d", "7 d", "1y", "7d1h"])
 def test_invalid_ages_are_rejected(text: str) -> None:
-    """A misread age might remove too much."""
     with pytest.raises(ConfigError, match="is no age"):
         parse_age(text)
 
 
 def test_an_empty_store_needs_no_repair(registry: Registry) -> None:
-    """Nothing is repaired, found or written."""
     repairs = repair(registry)
     assert (repairs.repaired, repairs.damaged, repairs.orphans) == ((), (), ())
     assert collect_garbage(registry, NOW) == []
@@ -320,7 +306,6 @@ def test_interrupted_writes_are_removed(
 
 
 def _cut_short(registry: Registry) -> None:
-    """Create the remains of a writer that was killed halfway."""
     store: Any = registry.store
     if store.url.startswith("s3://"):
         store._client.create_multipart_upload(Bucket=store._bucket, Key=store._key(f"{FAMILY}/big"))

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from mlip_job.errors import ConflictError
 from mlip_job.registry import MemberRegistry, Registry
 from mlip_job.registry.members import discard_single_fit, require_one_kind
+from mlip_job.store.base import ObjectStore
 from tests.contract.test_checkpoints import DATASET, at, save
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from mlip_job.store.base import ObjectStore
 
 
 @pytest.fixture
 def registry(store: ObjectStore) -> Registry:
-    """Return the registry of an empty store."""
     return Registry(store, "cu-ni")
 
 
@@ -35,7 +30,6 @@ def begin_ensemble(registry: Registry, members: int) -> MemberRegistry:
 def test_either_kind_may_start_from_nothing(
     registry: Registry, members: int | None, fresh: bool
 ) -> None:
-    """Either kind may start."""
     require_one_kind(registry, 3, members, fresh=fresh)
 
 
@@ -55,7 +49,6 @@ def test_a_started_ensemble_is_no_single_fit(registry: Registry) -> None:
 
 
 def test_a_partly_trained_single_fit_is_no_ensemble(registry: Registry, tmp_path: Path) -> None:
-    """Until --fresh removes its checkpoints."""
     begin_ensemble(registry, 2)
     save(registry.checkpoints(3), tmp_path, "a1", 1, at(7))
     with pytest.raises(ConflictError, match="half trained as a single fit") as refused:

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
+from mlip_job.config import StorageConfig
 from mlip_job.errors import ConfigError
 from mlip_job.registry import Artefact, LatestPointer, Manifest, Registry
 from mlip_job.registry.maintenance import repair
+from mlip_job.store.base import ObjectStore
 from mlip_job.store.open import open_store
 from tests.manifests import make_manifest, put_dataset
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from mlip_job.config import StorageConfig
-    from mlip_job.store.base import ObjectStore
 
 FAMILY = "cu-ni"
 REJECTED = ("the energy RMSE on the test set is 9 meV/atom, more than the 5 that the gate allows",)
@@ -26,12 +22,10 @@ REJECTED = ("the energy RMSE on the test set is 9 meV/atom, more than the 5 that
 
 @pytest.fixture
 def registry(store: ObjectStore) -> Registry:
-    """Return the registry of an empty store."""
     return Registry(store, FAMILY)
 
 
 def _publish(registry: Registry, directory: Path, generation: int, *reasons: str) -> Manifest:
-    """Publish a generation that is accepted, or rejected for `reasons`."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{generation}.yace"
     path.write_text(f"potential {generation}")
@@ -91,14 +85,12 @@ def test_promoting_a_rejected_generation_needs_force(registry: Registry, tmp_pat
 
 
 def test_force_is_not_recorded_where_it_was_not_needed(registry: Registry, tmp_path: Path) -> None:
-    """Promoting an accepted generation needs no force."""
     _publish(registry, tmp_path, 1)
     registry.promote(1, "again", force=True)
     assert not _pointer(registry).forced
 
 
 def test_only_what_is_published_can_be_promoted(registry: Registry, tmp_path: Path) -> None:
-    """With or without force."""
     _publish(registry, tmp_path, 1)
     with pytest.raises(ConfigError, match="gen_02 of cu-ni is not published"):
         registry.promote(2, "why not", force=True)
@@ -125,7 +117,6 @@ def test_promoting_an_older_generation_lasts_until_a_newer_one_is_accepted(
 def test_a_promoted_rejected_generation_is_replaced_by_the_next_accepted(
     registry: Registry, tmp_path: Path
 ) -> None:
-    """The next accepted generation replaces it."""
     _publish(registry, tmp_path, 1)
     _publish(registry, tmp_path, 2, *REJECTED)
     registry.promote(2, "a try", force=True)
@@ -153,7 +144,6 @@ def test_a_pointer_that_a_crash_left_outdated_is_repaired(
 def test_a_lost_pointer_is_restored_from_accepted_generations(
     registry: Registry, tmp_path: Path, data: bytes | None
 ) -> None:
-    """It is restored from the accepted generations, or set by another promotion."""
     _publish(registry, tmp_path, 1)
     _publish(registry, tmp_path, 2)
     _publish(registry, tmp_path, 3, *REJECTED)
@@ -167,7 +157,6 @@ def test_a_lost_pointer_is_restored_from_accepted_generations(
 
 
 def test_nothing_is_latest_if_nothing_is_accepted(registry: Registry, tmp_path: Path) -> None:
-    """Repair does not choose a generation."""
     _publish(registry, tmp_path, 1, *REJECTED)
     assert repair(registry).repaired == ()
     assert registry.latest() is None

@@ -5,35 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
+from mlip_job.config import StorageConfig
+from mlip_job.dataset.record import DatasetRecord
 from mlip_job.errors import ConfigError, ConflictError, IntegrityError, StoreError
 from mlip_job.registry import Artefact, Manifest, MemberRegistry, Registry
 from mlip_job.registry.maintenance import pull_generation
 from mlip_job.registry.members import read_agreement
+from mlip_job.store.base import ObjectStore
 from mlip_job.store.open import open_store
 from tests.manifests import make_manifest, put_dataset
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from mlip_job.config import StorageConfig
-    from mlip_job.dataset.record import DatasetRecord
-    from mlip_job.store.base import ObjectStore
 
 FAMILY = "cu-ni"
 
 
 @pytest.fixture
 def registry(store: ObjectStore) -> Registry:
-    """Return the registry of an empty store."""
     return Registry(store, FAMILY)
 
 
 def _publish(registry: Registry, directory: Path, generation: int, attempt: str = "a1") -> Manifest:
-    """Publish a generation whose files name the attempt."""
     directory.mkdir(parents=True, exist_ok=True)
     files = {}
     for name in ("potential.yace", "potential.yaml", "report.json"):
@@ -51,7 +45,6 @@ def _publish(registry: Registry, directory: Path, generation: int, attempt: str 
 
 
 def test_nothing_is_published_in_an_empty_store(registry: Registry) -> None:
-    """Listing and looking up are no errors there."""
     assert registry.numbers() == []
     assert list(registry.manifests()) == []
     assert registry.latest() is None
@@ -75,7 +68,6 @@ def test_a_published_generation_is_complete(registry: Registry, tmp_path: Path) 
 
 
 def test_a_generation_without_manifest_does_not_exist(registry: Registry, tmp_path: Path) -> None:
-    """Files of an unfinished attempt are not a generation."""
     key = registry.keys.attempt(1, "a1", "potential.yace")
     registry.store.put(key, b"half a generation")
     registry.store.put(f"{registry.keys.generations}notes/readme", b"a stray folder")
@@ -161,7 +153,6 @@ def test_damage_is_found_and_named(registry: Registry, tmp_path: Path) -> None:
 
 
 def test_a_damaged_artefact_is_not_fetched(registry: Registry, tmp_path: Path) -> None:
-    """No file appears, and an existing one is kept."""
     manifest = _publish(registry, tmp_path, 1)
     registry.store.put(manifest.artefacts["potential.yace"].key, b"tampered")
     mine = tmp_path / "mine" / "local.yace"
@@ -273,7 +264,6 @@ BAD_NAMES = [
 
 
 def _rename(registry: Registry, key: str, old: str, new: str) -> None:
-    """Replace a text in a JSON object of the store."""
     text = registry.store.get(key).decode()
     assert json.dumps(old) in text
     registry.store.put(key, text.replace(json.dumps(old), json.dumps(new)).encode())

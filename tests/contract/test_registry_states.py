@@ -6,11 +6,12 @@ import hashlib
 import itertools
 import shutil
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -25,15 +26,11 @@ from hypothesis.stateful import (
 
 from mlip_job.errors import ConfigError, ConflictError
 from mlip_job.registry import Artefact, Manifest, Registry, claim
+from mlip_job.registry.claim import HeldClaim
 from mlip_job.registry.maintenance import collect_garbage, pull_generation, repair
 from mlip_job.runtime.environment import ProcessIdentity
+from mlip_job.store.base import ObjectStore
 from tests.manifests import make_manifest, put_dataset
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mlip_job.registry.claim import HeldClaim
-    from mlip_job.store.base import ObjectStore
 
 STALE_AFTER_S = 100.0
 GENERATIONS = st.integers(1, 3)
@@ -79,7 +76,6 @@ class World:
     pointer: tuple[int, int] | None = None
 
     def advance(self, generation: int) -> None:
-        """Move the pointer as publishing an accepted generation does."""
         if self.pointer is None or generation > max(self.pointer):
             self.pointer = (generation, 0)
 
@@ -97,7 +93,6 @@ class RegistryMachine(RuleBasedStateMachine):
         self.dataset = put_dataset(self.registry, self.directory / "dataset", "ninety and ten")
 
     def teardown(self) -> None:
-        """Create an empty store."""
         shutil.rmtree(self.directory)
         for info in list(self.registry.store.list("")):
             self.registry.store.delete(info.key)
@@ -106,7 +101,6 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @rule(generation=st.sampled_from([1, 1, 2, 3]))  # some have to collide
     def claim(self, generation: int) -> None:
-        """Claim the generation, unless a live attempt holds it."""
         name, holder = next(self.names), self.world.holders.get(generation)
         free = holder is None or self._age(generation) > STALE_AFTER_S
         with self._at(name, generation):
@@ -123,13 +117,11 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([10, 150]))
     def wait(self, seconds: float) -> None:
-        """Advance the clock."""
         self.world.now += seconds
 
     @precondition(lambda self: self._living())
     @rule(data=st.data())
     def heartbeat(self, data: Any) -> None:
-        """Beat: an attempt that lost its claim notices, and no other attempt loses one."""
         attempt = self._someone(data)
         with self._at(attempt.name, attempt.generation):
             attempt.held.beat()
@@ -143,7 +135,6 @@ class RegistryMachine(RuleBasedStateMachine):
     @precondition(lambda self: self._living())
     @rule(data=st.data())
     def crash(self, data: Any) -> None:
-        """Crash without releasing the claim."""
         self._someone(data).alive = False
 
     @precondition(lambda self: self._living())
@@ -161,7 +152,6 @@ class RegistryMachine(RuleBasedStateMachine):
         dies=st.sampled_from([None, None, None, "manifest", "copies", "pointer"]),
     )
     def publish(self, data: Any, accepted: bool, dies: str | None) -> None:
-        """Publish first, with or without a claim and a crash at any point, or be rejected."""
         attempt = self._someone(data)
         taken = attempt.generation in self.world.published
         with self._dying(dies), suppress(_PowerFailureError):
@@ -198,7 +188,6 @@ class RegistryMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.world.published)
     @rule(generation=GENERATIONS)
     def pull(self, generation: int) -> None:
-        """Pull what the manifest says, or get an error if there is no generation."""
         target = self.directory / next(self.names)
         if generation not in self.world.published:
             with pytest.raises(ConfigError):
@@ -252,7 +241,6 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_pointer_is_where_it_belongs(self) -> None:
-        """Compare the pointer with the model."""
         pointer = self.registry.pointer()
         found = (pointer.generation, pointer.passed_over) if pointer is not None else None
         assert found == self.world.pointer
@@ -313,8 +301,6 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @contextmanager
     def _dying(self, where: str | None) -> Iterator[None]:
-        """Crash the process right before one of the steps of publishing."""
-
         def die(*_: Any, **__: Any) -> None:
             raise _PowerFailureError
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -16,19 +17,13 @@ from mlip_job.config import JobConfig
 from mlip_job.errors import ConfigError, ConflictError
 from mlip_job.registry import Registry
 from mlip_job.schedulers import open_scheduler
-from mlip_job.schedulers.base import JobHandle, JobRequest, JobState
+from mlip_job.schedulers.base import JobHandle, JobRequest, JobState, JobStatus, Scheduler
 from mlip_job.store.open import open_store
 from tests.generations import TINY
-from tests.servers.kubernetes import ADMIN
+from tests.servers.kubernetes import ADMIN, ControlPlane
+from tests.servers.node import Node
 from tests.servers.pods import PodRunner
 from tests.support import rattled, write_database
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mlip_job.schedulers.base import JobStatus, Scheduler
-    from tests.servers.kubernetes import ControlPlane
-    from tests.servers.node import Node
 
 _FOR_EVER = {"functions_per_element": 8, "max_iter": 100_000}
 _NO_ROWS = {"select": "status=nosuch"}
@@ -47,7 +42,6 @@ class Site:
     def request(
         self, generation: int = 1, *, training: dict[str, Any] | None = None, **sections: Any
     ) -> JobRequest:
-        """Return a request; some settings differ."""
         values = self.config.model_dump(mode="json")
         values["training"] |= training or {}
         for section, changes in sections.items():
@@ -55,17 +49,14 @@ class Site:
         return JobRequest(JobConfig.model_validate(values), generation, self.directory)
 
     def submit(self, request: JobRequest) -> JobHandle:
-        """Submit a request."""
         return self.scheduler.submit(self.scheduler.plan(request))
 
     def find(self) -> JobHandle:
-        """Return the current job of the first generation."""
         found = self.scheduler.find("cu", 1)
         assert found is not None
         return found
 
     def wait(self, handle: JobHandle, *states: JobState) -> JobStatus:
-        """Wait until a job is in one of the states."""
         end = time.monotonic() + _TIMEOUT
         while (status := self.scheduler.status(handle)).state not in states:
             assert time.monotonic() < end, (status, self.log(handle))
@@ -73,7 +64,6 @@ class Site:
         return status
 
     def wait_for_log(self, handle: JobHandle, text: str) -> None:
-        """Wait until a job has printed a text."""
         end = time.monotonic() + _TIMEOUT
         while text not in self.log(handle):
             assert time.monotonic() < end, self.log(handle)
@@ -90,7 +80,6 @@ class Site:
         return Registry(open_store(self.config.storage), "cu")
 
     def wait_for_checkpoint(self) -> int:
-        """Wait for a checkpoint; return its number of iterations."""
         end = time.monotonic() + _TIMEOUT
         while not (found := self.registry.checkpoints(1).found()):
             assert time.monotonic() < end
@@ -98,7 +87,6 @@ class Site:
         return found[0].iterations
 
     def log(self, handle: JobHandle) -> str:
-        """Return the output of a job."""
         return "\n".join(self.scheduler.logs(handle, follow=False))
 
 
@@ -109,7 +97,6 @@ def namespace(
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[str]:
-    """Return a namespace whose pods are run, and point Kubernetes' client at it."""
     name = control_plane.new_namespace()
     monkeypatch.setenv("KUBECONFIG", str(control_plane.kubeconfig(ADMIN, namespace=name)))
     with PodRunner(node, name, tmp_path_factory.mktemp("pods")):
@@ -125,7 +112,6 @@ _SERVERS = {
 
 @pytest.fixture(params=[*_SERVERS, "local"])
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
-    """Return each scheduler; jobs left by a test are cancelled."""
     if request.param in _SERVERS:
         request.getfixturevalue(_SERVERS[request.param])
     write_database(tmp_path / "structures.db", rattled(8))

@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mlip_job.config import StorageConfig
 from mlip_job.errors import (
     ObjectChangedError,
     ObjectExistsError,
     ObjectNotFoundError,
     StoreError,
 )
+from mlip_job.store.base import ObjectStore
 from mlip_job.store.directory import DirectoryStore
 from mlip_job.store.open import open_store
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from mlip_job.config import StorageConfig
-    from mlip_job.store.base import ObjectStore
 
 WRITERS = 16
 
 
 @pytest.mark.parametrize("data", [b"", b"text", bytes(range(256)) * 100], ids=len)
 def test_bytes_are_returned_unchanged(store: ObjectStore, data: bytes) -> None:
-    """Empty, textual and binary objects."""
     store.put("a/b.bin", data)
     assert store.get("a/b.bin") == data
     info = store.head("a/b.bin")
@@ -56,7 +52,6 @@ def test_unsafe_keys_are_rejected(store: ObjectStore, key: str) -> None:
 
 
 def test_an_absent_object_is_no_error_of_the_store(store: ObjectStore, tmp_path: Path) -> None:
-    """Listings are empty, reads name the missing object."""
     assert store.head("a/b") is None
     assert list(store.list("a/")) == []
     assert list(store.list_prefixes("a/")) == []
@@ -69,7 +64,6 @@ def test_an_absent_object_is_no_error_of_the_store(store: ObjectStore, tmp_path:
 
 
 def test_put_replaces_and_delete_removes(store: ObjectStore) -> None:
-    """Plain put and delete."""
     store.put("k", b"1")
     store.put("k", b"2")
     assert store.get("k") == b"2"
@@ -112,7 +106,6 @@ def test_one_of_many_concurrent_creators_succeeds(storage: StorageConfig) -> Non
 
 
 def test_compare_and_swap_replaces_only_the_given_version(store: ObjectStore) -> None:
-    """Absent, current and outdated versions."""
     with pytest.raises(ObjectChangedError):
         store.put_if_match("p", b"1", '"0123"')
     store.put("p", b"1")
@@ -191,7 +184,6 @@ def test_an_object_removed_during_listing_is_not_listed(
 
 @pytest.mark.parametrize("prefix", ["../", "cu/../../", "/etc/", "cu/./"])
 def test_nothing_outside_a_directory_is_listed(tmp_path: Path, prefix: str) -> None:
-    """A prefix may contain a name from a record."""
     (tmp_path / "store").mkdir()
     store = DirectoryStore(tmp_path / "store")
     for listing in (store.list, store.list_prefixes):

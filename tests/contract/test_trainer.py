@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 
 from mlip_job.config import TrainingConfig
-from mlip_job.errors import IntegrityError, InterruptedRunError, TrainingError
+from mlip_job.errors import IntegrityError, InterruptedRunError, MlipJobError, TrainingError
 from mlip_job.training import programs
 from mlip_job.training.grace import GraceFiles
 from mlip_job.training.grace.process import GraceWrapper
 from mlip_job.training.pacemaker.process import PacemakerWrapper
-from mlip_job.training.trainer import FitData, FitPosition, Monitor
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from mlip_job.errors import MlipJobError
-    from mlip_job.training.trainer import Trainer
+from mlip_job.training.trainer import FitData, FitPosition, Monitor, Trainer
 
 DATA = Path(__file__).parents[1] / "data"
 TRAINING = TrainingConfig(
@@ -75,20 +69,17 @@ KINDS = {
 
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> Kind:
-    """Return each kind of trainer."""
     return KINDS[request.param]
 
 
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
-    """Return an empty work directory."""
     (tmp_path / "work").mkdir()
     return tmp_path / "work"
 
 
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Return a function that makes a shell script the program of both trainers."""
     path = tmp_path / "program"
 
     def write(script: str) -> None:
@@ -119,7 +110,6 @@ def test_the_input_names_the_data_and_is_published(kind: Kind, work: Path) -> No
 
 
 def test_nothing_to_resume_before_the_fit(kind: Kind, work: Path, tmp_path: Path) -> None:
-    """A snapshot may be requested at any time."""
     trainer = kind.open(work)
     trainer.begin(FIT, None)
     (tmp_path / "copy").mkdir()
@@ -153,7 +143,6 @@ def test_an_exit_code_of_0_is_not_enough(
 def test_an_interruption_ends_the_program_and_is_raised(
     kind: Kind, work: Path, program: Callable[[str], None]
 ) -> None:
-    """Including its children."""
     program("sleep 600 & echo $! > child; wait")
     trainer = kind.open(work)
     trainer.begin(FIT, None)
@@ -191,7 +180,6 @@ def test_an_incomplete_checkpoint_is_rejected(kind: Kind, work: Path, tmp_path: 
 def test_a_finished_fit_is_published_from_its_checkpoint(
     kind: Kind, work: Path, tmp_path: Path
 ) -> None:
-    """On another machine, with the same result."""
     kind.finish(work)
     trainer = kind.open(work)
     trainer.begin(FIT, None)

@@ -5,17 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mlip_job.config import StorageConfig
 from mlip_job.errors import StoreError
 from mlip_job.store.s3 import S3Store
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from mlip_job.config import StorageConfig
 
 MIB = 1 << 20
 SIZE = 31 * MIB + 17  # four parts of at most 8 MiB
@@ -47,14 +44,12 @@ class _Overlap:
 
 @pytest.fixture
 def big(tmp_path: Path) -> Path:
-    """Return a file that is transferred in parts."""
     path = tmp_path / "big"
     path.write_bytes(os.urandom(SIZE))
     return path
 
 
 def sha256(path: Path) -> str:
-    """Hash a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

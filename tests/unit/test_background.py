@@ -7,15 +7,12 @@ import logging
 import os
 import threading
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from mlip_job.errors import StoreError
 from mlip_job.generation.context import every, within
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 
 class _Calls:
@@ -39,7 +36,6 @@ class _Calls:
 
 
 def test_it_is_called_again_and_again_until_the_end() -> None:
-    """And not after it."""
     calls = _Calls()
     with every(0.01, calls, "beating"):
         assert calls.wait_for(3)
@@ -73,7 +69,6 @@ def test_an_error_is_logged_and_the_next_call_tries_again(
 
 @pytest.mark.parametrize("error", [None, StoreError("the store is away"), OSError("full")])
 def test_within_returns_whether_it_succeeded(error: Exception | None) -> None:
-    """A failed last checkpoint returns False."""
     calls = _Calls(*([error] if error else []))
     assert within(30, calls, "storing") == (error is None)
     assert calls.count == 1
@@ -82,7 +77,6 @@ def test_within_returns_whether_it_succeeded(error: Exception | None) -> None:
 def test_within_has_a_time_limit(
     caplog: pytest.LogCaptureFixture, release: Callable[[], None]
 ) -> None:
-    """A scheduler kills soon after its signal."""
     started = time.monotonic()
     assert not within(0.1, release, "storing")
     assert time.monotonic() - started < 30
@@ -91,7 +85,6 @@ def test_within_has_a_time_limit(
 
 @pytest.fixture
 def release() -> Iterator[Callable[[], None]]:
-    """Return an action that blocks until the test has ended."""
     event = threading.Event()
     yield lambda: event.wait(60) and None
     event.set()

@@ -19,7 +19,6 @@ pytestmark = pytest.mark.pacemaker
 
 @pytest.fixture
 def potential(tmp_path: Path) -> Path:
-    """Return a copy of a potential, which may be removed."""
     path = tmp_path / "potential.yaml"
     path.write_bytes(_POTENTIAL.read_bytes())
     return path

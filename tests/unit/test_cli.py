@@ -6,8 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 import pytest
@@ -17,13 +17,9 @@ from mlip_job import __version__
 from mlip_job.cli.main import VERBS
 from mlip_job.cli.main import cli as group
 from mlip_job.config.removed import OPTIONS
+from tests.cli import Ended
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tests.cli import Ended
-
-    Cli = Callable[..., Ended]
+Cli = Callable[..., Ended]
 
 SLOW = {
     "ase", "boto3", "botocore", "isal", "jinja2", "kubernetes", "matplotlib", "numpy", "orjson",
@@ -34,7 +30,6 @@ HEAVY = SLOW | {"pydantic", "yaml"}
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """Return a minimal configuration."""
     path = tmp_path / "mlip-job.yaml"
     path.write_text("family: cu\n")
     return path
@@ -51,7 +46,6 @@ def test_overview_matches_the_help_of_each_command() -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help(cli: Cli, verb: str) -> None:
-    """Including the common options."""
     ended = cli(verb, "--help")
     assert ended.code == 0
     assert ended.out.startswith(f"Usage: mlip-job {verb}")
@@ -60,7 +54,6 @@ def test_every_verb_has_help(cli: Cli, verb: str) -> None:
 
 
 def test_overview_names_verbs_and_exit_codes(cli: Cli) -> None:
-    """Needed first by a user."""
     ended = cli("-h")
     assert ended.code == 0
     for verb in VERBS:
@@ -89,7 +82,6 @@ def test_completion_is_installed_by_one_command(tmp_path: Path) -> None:
 
 
 def modules_loaded_by(*arguments: object) -> set[str]:
-    """Run a command in a new process and return the packages that it imports."""
     program = (
         "import sys\n"
         "from mlip_job.cli.main import cli\n"
@@ -143,7 +135,6 @@ def test_usage_errors_end_with_64(cli: Cli, arguments: list[str]) -> None:
 def test_the_error_for_a_removed_option_names_its_replacement(
     cli: Cli, config: Path, removed: str
 ) -> None:
-    """In one error, like any usage error."""
     verb, option = removed.split()
     ended = cli("-c", config, verb, "-g", "1", option, "x")
     assert ended.code == 64
@@ -163,7 +154,6 @@ def test_the_error_for_a_removed_option_names_its_replacement(
 def test_impossible_generations_are_rejected(
     cli: Cli, config: Path, generation: str, message: str
 ) -> None:
-    """Before anything is read or written."""
     ended = cli("-c", config, "run", "-g", generation)
     assert ended.code == 64
     assert ended.err.startswith(f"error: {message}")
@@ -171,7 +161,6 @@ def test_impossible_generations_are_rejected(
 
 
 def test_common_options_stand_before_or_after_the_verb(cli: Cli, config: Path) -> None:
-    """The later --set wins."""
     before = cli("-c", config, "--set", "training.cutoff=6", "config", "show")
     after = cli("config", "show", "-c", config, "--set", "training.cutoff=6")
     both = cli(
@@ -208,7 +197,6 @@ def test_resolved_configuration_can_be_used_again(cli: Cli, config: Path) -> Non
 
 
 def test_schema_knows_every_section(cli: Cli) -> None:
-    """For editors."""
     schema = json.loads(cli("config", "schema").out)
     assert set(schema["properties"]) == {
         "family",
@@ -231,7 +219,6 @@ def test_schema_knows_every_section(cli: Cli) -> None:
 def test_without_configuration_the_next_step_is_named(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
-    """A new user's first mistake."""
     monkeypatch.chdir(tmp_path)
     ended = cli(verb, *(["-g", "1"] if verb not in ("list", "check") else []))
     assert ended.code == 64
@@ -244,7 +231,6 @@ def test_without_configuration_the_next_step_is_named(
 def test_a_bug_shows_its_traceback_without_secrets(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, config: Path
 ) -> None:
-    """Only expected errors are shown without one."""
     from mlip_job.cli.options import Settings
 
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter3")
@@ -282,7 +268,6 @@ def test_parse_reports_on_any_work_directory(cli: Cli, request: pytest.FixtureRe
 
 
 def test_parse_of_another_directory_is_a_usage_error(cli: Cli, tmp_path: Path) -> None:
-    """One line with the expected files."""
     ended = cli("parse", tmp_path)
     assert ended.code == 64
     assert "is no work directory of pacemaker" in ended.err

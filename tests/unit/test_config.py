@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Union, get_args, get_origin
+from typing import Union, get_args, get_origin
 
 import pytest
 import yaml
@@ -15,13 +16,9 @@ from mlip_job.config.removed import KEYS, VALUES, without_defaults
 from mlip_job.config.template import commented_config
 from mlip_job.errors import ConfigError
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
-    """Return a minimal configuration."""
     path = tmp_path / "mlip-job.yaml"
     path.write_text("family: cu-ni\ntraining:\n  cutoff: 5.5\n")
     return path
@@ -101,7 +98,6 @@ def test_wrong_values_are_named_with_their_key(
 
 @pytest.mark.parametrize("key", sorted(KEYS.keys() - {"submit.kubernetes.claims.sub_path"}))
 def test_the_error_for_a_removed_key_names_its_replacement(config_file: Path, key: str) -> None:
-    """Instead of reporting an unknown key."""
     with pytest.raises(ConfigError) as caught:
         load_config(config_file, assignments=[f"{key}=1"], environment={})
     assert f"  {key}: this key was removed: {KEYS[key]} (--set)" in str(caught.value)
@@ -123,7 +119,6 @@ def test_removed_keys_with_their_default_are_no_difference() -> None:
 def test_the_error_for_a_removed_value_names_its_replacement(
     config_file: Path, key: str, value: str
 ) -> None:
-    """In addition to the allowed values."""
     with pytest.raises(ConfigError) as caught:
         load_config(config_file, assignments=[f"{key}={value}"], environment={})
     assert f"  {key}: {value} was removed: {VALUES[key, value]} (--set)" in str(caught.value)
@@ -163,7 +158,6 @@ def test_all_problems_are_reported_at_once(config_file: Path) -> None:
     ],
 )
 def test_unusable_files_are_rejected(tmp_path: Path, text: str | None, message: str) -> None:
-    """An absent, empty or invalid file is a usage error."""
     path = tmp_path / "mlip-job.yaml"
     if text is not None:
         path.write_text(text)
@@ -189,7 +183,6 @@ def test_a_password_in_a_url_is_rejected_and_not_repeated(
 
 
 def test_paths_are_relative_to_the_file(config_file: Path) -> None:
-    """A file means the same from any working directory."""
     config = load_config(config_file, environment={})
     base = config_file.parent
     assert config.database.url == str(base / "structures.db")
@@ -213,7 +206,6 @@ def test_urls_are_no_paths(config_file: Path) -> None:
     [("true", "linear"), ("linear", "linear"), ("full", "full"), ("false", None)],
 )
 def test_active_set_is_a_choice_or_a_switch(value: str, kind: str | None) -> None:
-    """As YAML has them."""
     given = {"family": "cu", "evaluation": {"active_set": yaml.safe_load(value)}}
     assert JobConfig.model_validate(given).evaluation.active_set_kind == kind
 
@@ -248,7 +240,6 @@ def test_fingerprint_depends_on_settings_of_the_potential() -> None:
 
 
 def test_a_dumped_configuration_can_be_loaded() -> None:
-    """The content of a manifest can be read back."""
     config = JobConfig.model_validate(
         {
             "family": "cu",
@@ -329,7 +320,6 @@ def test_pacemakers_stopping_by_test_loss_is_rejected(key: str) -> None:
 def test_a_linear_start_rejects_unsupported_overrides(
     overrides: dict[str, object], named: str
 ) -> None:
-    """Without a linear start the same overrides are valid."""
     training = {"overrides": overrides}
     JobConfig.model_validate(
         {"family": "cu", "training": training | {"linear_start": False, "max_iter": 1}}

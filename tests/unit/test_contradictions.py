@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from ase.units import GPa
 
+from mlip_job.dataset.rows import FloatArray
 from mlip_job.evaluation.measure import Contradictions, Measured
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from mlip_job.dataset.rows import FloatArray
 
 VOLUME = 47.0
 
@@ -26,7 +22,6 @@ def _measured(
     noise: float = 0.2,
     stress: Callable[[FloatArray], FloatArray] | None = None,
 ) -> Measured:
-    """Return four atoms: predictions are factors times the labels, with noise on both."""
     forces = rng.normal(size=(4, 3))
     label = float(rng.normal(scale=0.1))
     true = rng.normal(scale=0.02, size=6)
@@ -65,7 +60,6 @@ def test_a_poor_potential_is_no_contradiction() -> None:
 
 
 def test_gradients_in_place_of_forces_are_a_warning() -> None:
-    """They have the opposite sign."""
     (warning,) = _warnings(force=-0.6)
     assert warning.startswith("PREDICTED FORCES HAVE THE OPPOSITE SIGN")
     assert "on the test set" in warning

@@ -12,7 +12,6 @@ from tests.datasets import Entry, entries_of
 
 
 def fingerprint(number: int) -> str:
-    """Return one of a few fingerprints."""
     return hashlib.sha256(str(number).encode()).hexdigest()
 
 
@@ -20,7 +19,6 @@ def fingerprint(number: int) -> str:
 def test_structures_are_numbered_in_the_order_of_their_fingerprints(
     count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Same order as numpy on copies of all of them."""
     monkeypatch.setattr("mlip_job.dataset.entries._COMPARED_AT_ONCE", 4)
     random = np.random.default_rng(0)
     prints = [fingerprint(number) for number in random.integers(0, 12, count)]
@@ -30,7 +28,6 @@ def test_structures_are_numbered_in_the_order_of_their_fingerprints(
 
 
 def test_fewer_entries_than_expected() -> None:
-    """More rows were selected than accepted."""
     collector = EntryCollector(5)
     for row_id, group in ((3, "a"), (8, None)):
         collector.add(

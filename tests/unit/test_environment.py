@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import socket
 from importlib import metadata
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -19,12 +19,8 @@ from mlip_job.runtime.environment import (
     usable_cores,
 )
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 
 def test_versions_are_those_that_are_installed() -> None:
-    """Of every package that affects the numbers."""
     versions = RunEnvironment.current().versions
     assert versions["python-ace"] == metadata.version("python-ace")
     assert versions["tensorflow"] == metadata.version("tensorflow-cpu")
@@ -32,7 +28,6 @@ def test_versions_are_those_that_are_installed() -> None:
 
 
 def test_scheduler_and_image_come_from_their_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """None if they are not set."""
     assert RunEnvironment.current().scheduler is None
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     monkeypatch.setenv("MLIP_JOB_IMAGE", "example/mlip-job@sha256:0123")
@@ -132,7 +127,6 @@ def test_only_a_requeued_slurm_job_had_earlier_starts(monkeypatch: pytest.Monkey
 
 
 def test_names_of_host_and_user_are_left_out() -> None:
-    """Manifests are published."""
     text = RunEnvironment.current().model_dump_json()
     assert f'"{socket.gethostname()}"' not in text
     assert f'"{getpass.getuser()}"' not in text

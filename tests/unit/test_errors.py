@@ -24,14 +24,12 @@ from mlip_job.schedulers.base import meaning_of
     ],
 )
 def test_exit_codes_are_the_documented_ones(name: str, code: int) -> None:
-    """Schedulers decide by these numbers."""
     kind = getattr(errors, name)
     assert kind.exit_code == code
     assert issubclass(kind, errors.MlipJobError)
 
 
 def test_a_signal_is_named_and_an_interrupted_run_may_be_retried() -> None:
-    """By the shell's codes; a crash is not retried."""
     assert meaning_of(143).reason == "it was interrupted by SIGTERM"
     assert (meaning_of(143).retry, meaning_of(143).error) == (True, InterruptedRunError)
     assert (meaning_of(130).retry, meaning_of(138).retry) == (True, True)

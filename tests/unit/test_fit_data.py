@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from mlip_job.config import JobConfig
+from mlip_job.dataset.record import DatasetRecord
 from mlip_job.generation.data import make_fit_data
 from mlip_job.paths import WorkFiles
 from mlip_job.registry import Registry
 from mlip_job.store.directory import DirectoryStore
+from mlip_job.training.trainer import FitData
 from tests.datasets import build, rows_of
 from tests.support import rattled, write_database
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from mlip_job.dataset.record import DatasetRecord
-    from mlip_job.training.trainer import FitData
 
 
 @pytest.fixture
 def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DatasetRecord:
-    """Return a dataset in the work directory; frames made later have 10 structures."""
     write_database(tmp_path / "s.db", rattled(40))
     record = build(tmp_path / "s.db", WorkFiles(tmp_path).dataset.directory)
     monkeypatch.setattr("mlip_job.dataset.frames.STRUCTURES_PER_FRAME", 10)
@@ -75,7 +71,6 @@ def test_without_a_validation_part(tmp_path: Path, record: DatasetRecord) -> Non
 
 
 def test_an_evaluator_without_a_second_set_is_noted(tmp_path: Path, record: DatasetRecord) -> None:
-    """It is a note of the potential."""
     given = _give(tmp_path, record, evaluator="pyace")
     assert given.train == WorkFiles.in_dataset(record.frames.train)
     assert (given.second, given.validation) == ((), frozenset())

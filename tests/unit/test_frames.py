@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -12,8 +13,9 @@ from ase.build import molecule
 
 from mlip_job.config.training import GroupWeights
 from mlip_job.dataset.frames import FramePart, FrameWriter, GroupWeighting, frames_from_texts
+from mlip_job.dataset.record import DatasetRecord
 from mlip_job.dataset.references import ReferenceEnergies
-from mlip_job.dataset.rows import Structures
+from mlip_job.dataset.rows import StructureRow, Structures
 from mlip_job.errors import ConfigError, IntegrityError
 from mlip_job.paths import DatasetFiles
 from tests.datasets import build, frame, labelled_rows, refused, rows_of
@@ -24,12 +26,6 @@ from tests.reference import (
 )
 from tests.support import rattled, with_emt, write_database
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from mlip_job.dataset.record import DatasetRecord
-    from mlip_job.dataset.rows import StructureRow
-
 TYPES = ("bulk", "gas", None)
 WEIGHTING = GroupWeighting({"gas": GroupWeights(energy=3, forces=0.1)}, 0.9, 1.1)
 
@@ -37,7 +33,6 @@ WEIGHTING = GroupWeighting({"gas": GroupWeights(energy=3, forces=0.1)}, 0.9, 1.1
 def write(
     directory: Path, rows: list[StructureRow], pages: list[int], **settings: Any
 ) -> list[pd.DataFrame]:
-    """Write rows that come in pages of these sizes; read the shards back."""
     references = ReferenceEnergies({"Cu": 0.5, "H": -0.25, "O": 1.0}, {})
     writer = FrameWriter(DatasetFiles(directory), "train", references=references, **settings)
     first = 0
@@ -57,12 +52,10 @@ def write(
 
 
 def corrected(row: StructureRow) -> float:
-    """Return the energy of a row of copper or water, minus the reference energies."""
     return (row.energy or 0.0) - (2.0 if 29 in row.numbers else 0.5)
 
 
 def structures() -> list[Atoms]:
-    """Return crystals, one of them left-handed, and molecules."""
     left_handed = rattled(1, seed=3)[0]
     left_handed.cell = left_handed.cell[[1, 0, 2]]
     return [*rattled(4), with_emt(molecule("H2O")), with_emt(left_handed), *rattled(3, seed=1)]
@@ -132,7 +125,6 @@ WEIGHTS = {"gas": {"energy": 3, "forces": 0.1}, "a b": {"energy": 0.7, "forces":
 
 
 def _fill(db: Path) -> None:
-    """Write crystals, left-handed cells and molecules of several config types, and of none."""
     left_handed = rattled(3, seed=3)
     for atoms in left_handed:
         atoms.cell = atoms.cell[[1, 0, 2]]
@@ -160,7 +152,6 @@ def test_frames_are_those_of_the_export(
     shard_size: int,
     at_once: int,
 ) -> None:
-    """Names, shards, columns, types and every bit."""
     monkeypatch.setattr("mlip_job.dataset.xyz.STRUCTURES_AT_ONCE", at_once)
     monkeypatch.setattr("mlip_job.dataset.frames.STRUCTURES_PER_FRAME", shard_size)
     _fill(tmp_path / "cu.db")
@@ -232,7 +223,6 @@ def test_other_texts_are_rejected(tmp_path: Path, change: Any, message: str) -> 
 
 
 def test_an_element_without_reference_energy(tmp_path: Path) -> None:
-    """A record that does not match its texts is named."""
     write_database(tmp_path / "cu.db", rattled(6))
     record = build(tmp_path / "cu.db", tmp_path / "out")
     other = record.model_copy(update={"reference_energies": {}})
@@ -242,7 +232,6 @@ def test_an_element_without_reference_energy(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "back"), [("a  b", "'a b'"), ("=", "None")])
 def test_weights_of_types_that_no_text_holds(tmp_path: Path, name: str, back: str) -> None:
-    """They could not be found again in train.xyz."""
     write_database(tmp_path / "cu.db", rattled(6), config_type=name)
     weights = {name: {"energy": 2}}
     message = refused(

@@ -19,14 +19,12 @@ CUTOFF = 5.0
 
 
 def structures_of(*atoms: Atoms) -> Structures:
-    """Put structures into columns; their labels don't matter here."""
     return Structures.of_rows(
         labelled_rows(labelled(a, energy=0.0, forces=np.zeros((len(a), 3))) for a in atoms)
     )
 
 
 def require_true(structures: Structures, *, proved: bool = False) -> None:
-    """Compare the bounds with full neighbour lists; with `proved`, they have to be tight."""
     bonded, apart = bound_distances(structures, np.ones(len(structures), dtype=np.bool_), CUTOFF)
     for index in range(len(structures)):
         row = structures.row(index)
@@ -46,7 +44,6 @@ def require_true(structures: Structures, *, proved: bool = False) -> None:
 
 @st.composite
 def random_atoms(draw: st.DrawFn) -> Atoms:
-    """Generate random atoms, in boxes of any shape or none, some of them far outside."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     count = draw(st.integers(1, 12))
     size = draw(st.sampled_from([1.5, 2.5, 4.0, 7.0, 12.0, 30.0]))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,9 +47,6 @@ from mlip_job.training.trainer import FitData, FitPosition, Monitor, Snapshot
 from tests.datasets import build
 from tests.manifests import make_manifest
 from tests.support import rattled, write_database
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 # 30 copper structures; killed in iteration 14, resumed from the checkpoint of iteration 10.
 RUN = Path(__file__).parents[1] / "data" / "grace"
@@ -98,7 +96,6 @@ def test_the_result_is_the_iteration_with_the_best_second_loss() -> None:
 
 
 def test_lines_are_followed_as_they_are_written(tmp_path: Path) -> None:
-    """An incomplete line waits; garbage is counted."""
     path = tmp_path / "metrics.yaml"
     follower = MetricsFollower(path, "train")
     assert list(follower.poll()) == []
@@ -112,7 +109,6 @@ def test_lines_are_followed_as_they_are_written(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_is_unknown(tmp_path: Path) -> None:
-    """A point without loss ends the fit as diverged."""
     path = tmp_path / "metrics.yaml"
     values = {"total_loss/train": float("nan"), "rmse/depa": float("inf"), "epoch": 3}
     path.write_text(f"- {json.dumps(values)}\n")
@@ -173,7 +169,6 @@ def test_overrides_reach_the_preset_but_no_reserved_key() -> None:
 
 
 def test_the_basis_has_at_most_the_functions_asked_for() -> None:
-    """In the ratios of tensorpotential's FS preset."""
     assert radial_functions(LARGEST) == (13, 9, 6)
     assert radial_functions(1) == (1, 1, 1)
     for functions in range(SMALLEST, 400, 7):
@@ -222,7 +217,6 @@ def test_settings_of_pacemaker_are_rejected(settings: dict[str, Any], message: s
 
 
 def test_settings_of_gracemaker_are_rejected_for_pacemaker() -> None:
-    """The stress weight, and keys of its input."""
     with pytest.raises(ValidationError, match="pacemaker fits no stress"):
         TrainingConfig(stress_weight=1)
     with pytest.raises(ValidationError, match="pacemaker does not know"):
@@ -325,7 +319,6 @@ def test_log_of_a_start() -> None:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Return a function that fits with a shell script in place of gracemaker."""
     wrapper = GraceWrapper(_training(seed=42, max_iter=20), tmp_path)
     wrapper.begin(DATA, None)
     program = tmp_path / "gracemaker"
@@ -376,7 +369,6 @@ def test_failures_are_explained(run: Callable[[str], None], script: str, cause: 
 
 
 def test_a_damaged_checkpoint_is_rejected_before_files_are_moved(tmp_path: Path) -> None:
-    """Missing files, or other elements."""
     staging = tmp_path / "staging"
     (staging / "metrics").mkdir(parents=True)
     (staging / "metrics" / "train_metrics.yaml").write_text("")

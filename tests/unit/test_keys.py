@@ -12,27 +12,23 @@ Rows = list[dict[str, Any]]
 
 
 def _trajectories(key: str, frames: int = 5) -> tuple[Rows, Rows]:
-    """Return consecutive and scattered rows of many trajectories."""
     rows = [{key: f"t{n // frames}", "frame": n % frames, "t": 0.5 * n} for n in range(400)]
     return rows[:40], rows[::10]
 
 
 @pytest.mark.parametrize("key", ["trajectory", "traj_id", "run_id", "relaxation", "mp_id"])
 def test_trajectories_are_grouped(key: str) -> None:
-    """By the key whose value their frames share."""
     found = propose_keys(_trajectories(key))
     assert found.values == {"group_by": key}
     assert key in found.remarks["group_by"]
 
 
 def test_a_missing_number_is_no_trajectory() -> None:
-    """NaN, which pandas writes for a missing value."""
     rows = [{"traj": float("nan") if n == 7 else float(n // 4)} for n in range(40)]
     assert propose_keys([rows]).values == {"group_by": "traj"}
 
 
 def test_one_trajectory_among_consecutive_rows() -> None:
-    """The second sample contains the others."""
     assert propose_keys(_trajectories("traj", frames=100)).values == {"group_by": "traj"}
 
 
@@ -61,7 +57,6 @@ def test_frames_without_a_trajectory_are_pointed_out() -> None:
 
 
 def test_types_and_sides_are_found() -> None:
-    """A key is used once."""
     rows = [
         {"kind": ("bulk", "surface")[n % 2], "dataset": "test" if n % 5 == 0 else "train"}
         for n in range(40)
@@ -72,7 +67,6 @@ def test_types_and_sides_are_found() -> None:
 
 
 def test_a_split_with_other_values_is_pointed_out() -> None:
-    """A split_key has the values train and test only."""
     rows = [{"split": ("train", "valid", "test")[n % 3]} for n in range(40)]
     found = propose_keys([rows, rows])
     assert "split_key" not in found.values

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from ase.calculators.morse import MorsePotential
 from ase.spacegroup import crystal
@@ -15,11 +16,6 @@ from mlip_job.dataset.labels import have_net_forces, have_zeroed_forces, names_m
 from mlip_job.dataset.rows import Structures, stated_charge
 from tests.datasets import labelled_rows
 from tests.support import rattled, with_emt
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ase import Atoms
 
 
 def structures(*many: Atoms) -> Structures:
@@ -159,7 +155,6 @@ def test_net_forces() -> None:
     ],
 )  # fmt: skip
 def test_stated_charge(value: object, charge: float) -> None:
-    """Numbers and chemical notation; NaN is none."""
     assert stated_charge(value) == charge
 
 
@@ -172,5 +167,4 @@ def test_stated_charge(value: object, charge: float) -> None:
     ],
 )  # fmt: skip
 def test_keys_that_name_a_method(key: str, named: bool) -> None:
-    """By whole words."""
     assert names_method(key) is named

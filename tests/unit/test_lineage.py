@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -10,12 +10,10 @@ from mlip_job.config import JobConfig, TrainingConfig
 from mlip_job.errors import ConfigError
 from mlip_job.generation.ensemble import require_different_members
 from mlip_job.generation.lineage import find_lineage
+from mlip_job.registry import Manifest
 from mlip_job.training.pacemaker.basis import potential_section, start_mode
 from tests.manifests import make_manifest
 from tests.trainings import sized
-
-if TYPE_CHECKING:
-    from mlip_job.registry import Manifest
 
 
 class _Published:
@@ -37,28 +35,23 @@ def _lineage(generation: int, published: tuple[int, ...], **training: Any) -> tu
 
 
 def test_first_generation_starts_from_scratch() -> None:
-    """There is no previous one."""
     assert _lineage(1, ()) == (None, None)
 
 
 def test_previous_is_the_number_before() -> None:
-    """Data and potential are inherited from it."""
     assert _lineage(3, (1, 2, 5)) == (2, 2)
 
 
 def test_split_is_inherited_by_a_fit_from_scratch() -> None:
-    """Test structures stay test structures in any case."""
     assert _lineage(3, (1, 2), start_from="none") == (2, None)
 
 
 def test_start_can_be_an_older_generation() -> None:
-    """The split is still inherited from the nearest one."""
     assert _lineage(3, (1, 2), start_from=1) == (2, 1)
 
 
 @pytest.mark.parametrize("start_from", ["previous", 3])
 def test_absent_parent_is_named_with_those_that_exist(start_from: object) -> None:
-    """With alternatives to start from."""
     with pytest.raises(ConfigError, match="gen_03, which is not published") as caught:
         _lineage(4, (1, 2), start_from=start_from)
     assert "gen_01, gen_02" in str(caught.value)
@@ -66,7 +59,6 @@ def test_absent_parent_is_named_with_those_that_exist(start_from: object) -> Non
 
 @pytest.mark.parametrize("start_from", [4, 5])
 def test_parent_has_to_come_before(start_from: int) -> None:
-    """Neither itself nor a later one."""
     with pytest.raises(ConfigError, match="can only start from an earlier generation"):
         _lineage(4, (1, 2, 3, 4, 5), start_from=start_from)
 
@@ -77,7 +69,6 @@ def _mode(elements: list[str], old: dict[str, Any], new: dict[str, Any]) -> str:
 
 
 def test_same_basis_is_continued() -> None:
-    """Settings that don't affect the basis are ignored."""
     assert _mode(["Cu", "Ni"], {"max_iter": 5}, {"max_iter": 9, "force_weight": 1}) == "continue"
 
 
@@ -107,7 +98,6 @@ def test_larger_basis_is_an_extension(elements: list[str], new: dict[str, Any]) 
 def test_other_bases_are_rejected_with_the_difference(
     elements: list[str], new: dict[str, Any], reason: str
 ) -> None:
-    """A coefficient is meaningless in another basis."""
     with pytest.raises(ConfigError) as caught:
         _mode(elements, {}, new)
     assert reason in str(caught.value)
@@ -126,7 +116,6 @@ def test_growing_into_new_elements_needs_functions_for_them() -> None:
 
 
 def test_a_trainer_starts_from_its_own_potentials() -> None:
-    """The error comes before anything expensive."""
     grace = {"trainer": "grace-fs", "zbl": False, "linear_start": False}
     with pytest.raises(ConfigError, match="is a potential of pacemaker, from which grace-fs"):
         _lineage(2, (1,), **grace)

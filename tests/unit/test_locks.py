@@ -21,7 +21,6 @@ _PINNED = re.compile(r"^([\w.-]+)(?:\[[\w,-]+\])?==(\S+) \\$")
 
 
 def lock(name: str) -> dict[str, tuple[str, int]]:
-    """Return version and number of hashes of each package in a lock file."""
     found: dict[str, tuple[str, int]] = {}
     package = ""
     for line in (ROOT / "requirements" / name).read_text(encoding="utf-8").splitlines():
@@ -48,7 +47,6 @@ def test_every_package_has_hashes(path: Path) -> None:
     ("name", "other"), [("core", "trainer-cpu"), ("dev", "trainer-cpu"), ("build", "dev")]
 )
 def test_locks_of_one_environment_agree(name: str, other: str) -> None:
-    """They are installed one after the other."""
     ours, theirs = lock(f"{name}.txt"), lock(f"{other}.txt")
     shared = ours.keys() & theirs
     assert shared
@@ -65,7 +63,6 @@ def test_declared_dependencies_are_locked() -> None:
 
 
 def test_bill_of_materials_lists_every_package(tmp_path: Path) -> None:
-    """As written by ``make sbom``, with the hashes."""
     program = Path(sys.executable).parent / "cyclonedx-py"
     output = tmp_path / "trainer-cpu.cdx.json"
     subprocess.run(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,26 +25,20 @@ from mlip_job.training.pacemaker.tables import MetricsRow
 from mlip_job.training.summary import BestPotential, CurvePoint, LossShares
 from tests.trainings import make_summary
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
 
 def found(energy: float, forces: float, **regularisers: float) -> LossShares:
-    """Return shares of terms that are not all zero."""
     result = shares(energy, forces, regularisers)
     assert result is not None
     return result
 
 
 def warned(result: LossShares, given: float | None = None, **settings: Any) -> list[str]:
-    """Return the warnings for a fit with these settings."""
     training = TrainingConfig(**settings)
     asked = kappa(training.energy_weight, training.force_weight)
     return list(share_warnings(result, training, asked if given is None else given))
 
 
 def errors(energy: float | None, force: float | None = None) -> Errors:
-    """Return RMSEs without other metrics."""
     return Errors(
         rmse_energy_mev_per_atom=energy,
         rmse_force_mev_per_angstrom=force,
@@ -51,7 +46,6 @@ def errors(energy: float | None, force: float | None = None) -> Errors:
 
 
 def test_terms_are_named_with_the_largest_regulariser_first() -> None:
-    """Small shares have two digits; zeros are omitted."""
     result = found(0.5, 98.0, l1_coeffs=0.25, l2_coeffs=1.25, w0_rad=0.0)
     assert describe_shares(result) == (
         "energy 0.5 %, forces 98 %, l2_coeffs 1.2 %, l1_coeffs 0.25 %"
@@ -88,7 +82,6 @@ def test_missing_values_of_a_table_are_unknown() -> None:
 
 
 def test_a_balanced_loss_causes_no_warning() -> None:
-    """5 % energy and 30 % regularisation cause no warning."""
     assert warned(found(5, 65, l2_coeffs=30)) == []
 
 
@@ -121,7 +114,6 @@ def test_weight_that_balances_the_loss_is_named() -> None:
 
 
 def test_warning_names_kappa_of_an_override() -> None:
-    """The weights have no effect then."""
     overrides = {"fit": {"loss": {"kappa": 0.5}}}
     (text,) = warned(found(0.02, 0.98), 0.5, overrides=overrides)
     assert "lower fit.loss.kappa in training.overrides to 0.075" in text
@@ -195,7 +187,6 @@ def test_a_decreasing_loss_is_noted() -> None:
     ],
 )
 def test_a_converged_fit_causes_no_note(train: Any, changes: dict[str, Any]) -> None:
-    """Converged, stopped, too short to tell, or linear."""
     assert _fit(_curve(train), [], **changes) == []
 
 
@@ -214,11 +205,9 @@ def test_overfitting_is_noted_instead() -> None:
 
 @pytest.mark.parametrize("losses", [[3, 2, 1.5, 1.52, 1.53, 1.54], [3, 2, 1.8, 1.6, 1.4, 1.5]])
 def test_noise_at_the_end_is_no_overfitting(losses: list[float]) -> None:
-    """A few percent, or a best point near the end."""
     assert _fit(_curve(LEVEL), _curve(losses, every=20)) == []
 
 
 def test_only_the_last_ladder_step_counts() -> None:
-    """Each starts above the end of the previous one."""
     curve = [*_curve(FALLING), *_curve(LEVEL, ladder_step=1)]
     assert _fit(curve, []) == []

@@ -14,14 +14,12 @@ from mlip_job.paths import FamilyKeys, generation_name, parse_generation_name
     ("number", "name"), [(1, "gen_01"), (4, "gen_04"), (99, "gen_99"), (100, "gen_100")]
 )
 def test_generation_names_have_two_digits_or_more(number: int, name: str) -> None:
-    """Users and LAMMPS inputs rely on the names."""
     assert generation_name(number) == name
     assert parse_generation_name(name) == number
 
 
 @pytest.mark.parametrize("number", [0, -1])
 def test_generations_count_from_one(number: int) -> None:
-    """Generation 0 and -1 are usage errors."""
     with pytest.raises(ConfigError, match=f"generation {number} is not possible"):
         generation_name(number)
 
@@ -34,7 +32,6 @@ def test_other_names_are_no_generations(name: str) -> None:
 
 @given(st.integers(min_value=1, max_value=10**6))
 def test_names_are_read_back(number: int) -> None:
-    """Every generation's name gives its number."""
     assert parse_generation_name(generation_name(number)) == number
 
 

@@ -7,10 +7,11 @@ import os
 import random
 import shutil
 import tempfile
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import yaml
@@ -42,9 +43,6 @@ from mlip_job.training.pacemaker.snapshot import (
 )
 from mlip_job.training.pacemaker.tables import Offset, read_table
 from mlip_job.training.trainer import FitPosition, Snapshot
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 
 def _at(step: int, iteration: int, *, done: bool = False, finished: bool = False) -> FitPosition:
@@ -87,7 +85,6 @@ def _potential(step: int) -> bytes:
 def _fit_until(
     directory: Path, step: int, iteration: int, *, steps_done: int = 0
 ) -> PacemakerFiles:
-    """Write pacemaker's files up to a row of its table, and the potential after it."""
     files = PacemakerFiles(directory)
     header, *rows = (RUN / "metrics.txt").read_text().splitlines(keepends=True)
     upto = [row for row in rows if [int(n) for n in row.split()[:3]] <= [step, 0, iteration]]
@@ -107,8 +104,6 @@ def _write_order(*paths: Path) -> None:
 
 @pytest.fixture
 def take(tmp_path: Path) -> Callable[..., Snapshot | None]:
-    """Return a function that takes a snapshot of a work directory into a new one."""
-
     def take(files: PacemakerFiles, segment: Segment) -> Snapshot | None:
         target = Path(tempfile.mkdtemp(dir=tmp_path))
         return take_snapshot(files, segment, ("Cu",), target)
@@ -118,13 +113,11 @@ def take(tmp_path: Path) -> Callable[..., Snapshot | None]:
 
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
-    """Return an empty work directory."""
     (tmp_path / "work").mkdir()
     return tmp_path / "work"
 
 
 def test_a_single_shot_fit_is_copied_at_its_last_iteration(work: Path, take: Any) -> None:
-    """The potential, and the rows that led to it."""
     files = _fit_until(work, 0, 5)
     snapshot = take(files, SINGLE)
     assert snapshot.position == FitPosition(
@@ -239,7 +232,6 @@ def test_a_potential_of_another_size_is_ignored(work: Path, take: Any) -> None:
 
 
 def test_a_diverged_fit_is_not_saved(work: Path, take: Any) -> None:
-    """The last good checkpoint stays the last."""
     files = _fit_until(work, 0, 5)
     lines = files.table("metrics").read_text().splitlines()
     fields = lines[-1].split()
@@ -281,7 +273,6 @@ def test_a_truncated_potential_is_complete_or_ignored(length: int) -> None:
 
 @given(st.data())
 def test_a_damaged_potential_is_no_crash(data: Any) -> None:
-    """Garbage within it, missing or duplicate lines."""
     lines = _WHOLE.splitlines(keepends=True)
     change = data.draw(st.sampled_from(["bytes", "drop", "double"]))
     place = data.draw(st.integers(0, len(lines) - 1))
@@ -298,7 +289,6 @@ def test_a_damaged_potential_is_no_crash(data: Any) -> None:
 @pytest.mark.parametrize("value", [None, 3, "text", [1], {"a": 1}, [[]], [None], ""], ids=repr)
 @pytest.mark.parametrize("key", ["metadata", "global", "species", "speciesblock", "nbody"])
 def test_a_potential_of_another_shape_is_no_crash(key: str, value: object) -> None:
-    """Valid YAML need not be a potential."""
     content = yaml.safe_load(_WHOLE)
     for part in (content, content["species"][0]):
         if key in part:
@@ -366,7 +356,6 @@ class _Fit:
             file.write(" ".join(map(str, figures)) + "\n")
 
     def run(self, losses: Sequence[float], step: int = 0, restart_at: int | None = None) -> int:
-        """Run through validation losses, starting with the start; return the last result."""
         began = 0
         for iteration, loss in enumerate(losses):
             if iteration == restart_at:
@@ -393,7 +382,6 @@ class _Fit:
 
 @pytest.fixture
 def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Fit:
-    """Return a fit in the current directory."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "start.yaml").write_text("the start")
     (tmp_path / "current_extended_potential.yaml").write_text("the step's start")
@@ -426,7 +414,6 @@ def test_the_start_may_be_the_best(fit: _Fit) -> None:
 
 
 def test_a_start_from_scratch_is_no_candidate(fit: _Fit) -> None:
-    """All its coefficients are zero."""
     fit.start(FROM_NOTHING)
     fit.run([1, 2, 3, 2, 2])
     assert _best(fit.files) == (4, "iteration 4 of step 0")
@@ -452,7 +439,6 @@ def test_early_stopping_after_no_improvement(fit: _Fit, caplog: pytest.LogCaptur
 
 
 def test_the_last_gain_is_the_last_smaller_loss() -> None:
-    """A loss that is not finite is no gain."""
     losses = [(0, 1.0), (10, 0.5), (20, 0.499), (30, 0.6)]
     assert last_gain(losses) == 20
     assert last_gain([(0, float("nan")), (10, 3.0), (20, float("nan"))]) == 10
@@ -484,7 +470,6 @@ def test_iterations_count_on_where_pacemaker_starts_a_step_again(fit: _Fit) -> N
 
 
 def test_a_truncated_line_is_skipped(fit: _Fit) -> None:
-    """It is skipped, as everywhere."""
     fit.start(FROM_FILE)
     fit.run([9, 8, 7])
     with fit.files.table("test_metrics").open("a") as file:
@@ -526,7 +511,6 @@ def test_the_last_potential_competes(fit: _Fit, last: float, status: int, chosen
 
 
 def test_the_last_iteration_needs_no_choice(fit: _Fit) -> None:
-    """It is the best one itself."""
     fit.start(FROM_FILE)
     fit.run([9, 8, 7, 6, 5])
     assert _chosen(fit, 5.0) is None
@@ -565,7 +549,6 @@ def test_it_gets_the_cores_of_the_last_one(fit: _Fit) -> None:
 
 
 def test_a_copy_is_of_one_piece(fit: _Fit, tmp_path: Path) -> None:
-    """The record and the potential that it names match."""
     (tmp_path / "copy").mkdir()
     assert copy_best(fit.files, tmp_path / "copy") == {}
     fit.start(FROM_FILE)
@@ -588,7 +571,6 @@ def test_a_damaged_record_is_an_error(tmp_path: Path, text: str) -> None:
 
 
 def test_a_record_names_no_file_elsewhere(fit: _Fit) -> None:
-    """It comes from the store."""
     fit.start(FROM_FILE)
     fit.run([9, 8, 3])
     content = json.loads(fit.files.best.read_text())

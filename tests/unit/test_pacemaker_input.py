@@ -112,7 +112,6 @@ def test_many_values_are_limited_by_the_cost() -> None:
 
 
 def test_more_values_never_give_fewer_functions() -> None:
-    """From one structure to millions."""
     sizes = [_auto(10**n, 3 * 10**n) for n in range(7)]
     assert sizes == sorted(sizes)
     assert sizes[0] >= 1
@@ -141,13 +140,11 @@ def test_a_parent_is_kept_until_the_data_determine_clearly_more() -> None:
 
 
 def test_a_configured_number_is_used_unchanged() -> None:
-    """A parent or other data make no difference."""
     size = choose_size(TrainingConfig(functions_per_element=77), MANY, 300)
     assert (size.functions_per_element, size.chosen, size.warning) == (77, "configured", None)
 
 
 def test_a_number_that_the_data_do_not_determine_causes_a_warning() -> None:
-    """With the number that fits."""
     asked = TrainingConfig(functions_per_element=300)
     size = choose_size(asked, DataSize(energies=94, forces=88, elements=1), None)
     assert size.functions_per_element == 300
@@ -186,7 +183,6 @@ DATA = _data(
 
 
 def _written(training: TrainingConfig, start: StartPotential | None = None) -> dict[str, object]:
-    """Return the written file as a YAML reader loads it."""
     content = yaml.safe_load(dump_input(build_input(training, DATA, start)))
     assert isinstance(content, dict)
     return content
@@ -277,7 +273,6 @@ def test_shards_are_given_as_a_list() -> None:
     ("energy", "force", "expected"), [(1, 100, 100 / 101), (1, 1, 0.5), (1, 0, 0), (0, 1, 1)]
 )
 def test_kappa_of_the_two_weights(energy: float, force: float, expected: float) -> None:
-    """κ = b / (a + b)."""
     assert kappa(energy, force) == pytest.approx(expected, rel=1e-15)
     fit = _written(sized(energy_weight=energy, force_weight=force))["fit"]
     assert fit["loss"]["kappa"] == pytest.approx(expected, rel=1e-15)
@@ -308,7 +303,6 @@ def test_pacemaker_never_stops_by_its_test_loss() -> None:
 
 
 def test_elements_that_look_like_yaml_words_stay_elements() -> None:
-    """Y, N and No are elements, not booleans."""
     data = _data(("N", "No", "Y"), DATA.train, DATA.second, {"N": 1.0, "No": 2.0, "Y": 3.0})
     content = yaml.safe_load(dump_input(build_input(sized(), data)))
     assert content["potential"]["elements"] == ["N", "No", "Y"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,9 +15,6 @@ from mlip_job.training.pacemaker.potential_file import (
     read_potential,
     write_potential,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 # Written by pacemaker after a fit with `repulsion: auto`, reduced to two functions.
 FINISHED = """\
@@ -58,7 +56,6 @@ species:
 
 @pytest.fixture
 def finished(tmp_path: Path) -> Path:
-    """Return a finished potential with a ZBL core."""
     path = tmp_path / "output_potential.yaml"
     path.write_text(FINISHED)
     return path
@@ -72,7 +69,6 @@ def test_exponents_without_a_dot_are_numbers(finished: Path) -> None:
 
 
 def test_elements_of_all_blocks(finished: Path) -> None:
-    """Blocks of several elements count too."""
     assert elements_of(read_potential(finished)) == ("Cu", "Ni")
 
 
@@ -88,7 +84,6 @@ def test_a_start_is_unfinished_and_without_inner_cutoff(finished: Path) -> None:
 
 
 def test_coefficients_survive_writing(finished: Path, tmp_path: Path) -> None:
-    """Every bit of a coefficient is kept for the next fit."""
     content = read_potential(finished)
     write_potential(content, tmp_path / "copy.yaml")
     assert read_potential(tmp_path / "copy.yaml") == content
@@ -96,7 +91,6 @@ def test_coefficients_survive_writing(finished: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "species: [", "species: []", "- 1", "metadata: {}"])
 def test_an_invalid_potential_is_rejected(tmp_path: Path, text: str) -> None:
-    """A truncated file is not trained on."""
     path = tmp_path / "potential.yaml"
     path.write_text(text)
     with pytest.raises(TrainingError, match=r"potential\.yaml is no"):

@@ -82,7 +82,6 @@ def test_failed_conversion_names_the_file(tmp_path: Path) -> None:
 
 @pytest.fixture
 def devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Return a directory in place of /dev."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(programs, "_DEVICES", tmp_path)
     return tmp_path
@@ -100,7 +99,6 @@ def test_a_device_file_is_enough_to_try(devices: Path, name: str) -> None:
 
 @pytest.mark.parametrize("value", ["", "-1", "-1,0", "NoDevFiles"])
 def test_a_hidden_gpu_is_none(devices: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    """Slurm hides GPUs that a job did not request."""
     (devices / "nvidia0").touch()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
     with pytest.raises(GpuRequiredError, match="hides it"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,16 +14,13 @@ from mlip_job.training.loss import DIVERGED
 from mlip_job.training.pacemaker.log import LogParser, LogState, Phase
 from mlip_job.training.pacemaker.results import describe_failure, summarise_run
 from mlip_job.training.process import describe_exit
-
-if TYPE_CHECKING:
-    from mlip_job.training.summary import RunSummary
+from mlip_job.training.summary import RunSummary
 
 DATA = Path(__file__).parent.parent / "data" / "pacemaker"
 SAVED = b"Final potential is saved to output_potential.yaml"
 
 
 def _errors(summary: RunSummary, side: str) -> tuple[float | None, ...]:
-    """Return RMSE, MAE and maximum of energies, then of forces, to the printed precision."""
     errors = getattr(summary, side)
     values = (
         errors.rmse_energy_mev_per_atom,
@@ -82,7 +78,6 @@ def test_final_errors_with_a_test_set(
     ],
 )
 def test_pyace_measures_no_test_set(case: str, train: tuple[float, ...]) -> None:
-    """Its test errors are unknown, not zero."""
     summary = summarise_run(DATA / case)
     assert summary.status == "succeeded"
     assert _errors(summary, "train") == train
@@ -91,7 +86,6 @@ def test_pyace_measures_no_test_set(case: str, train: tuple[float, ...]) -> None
 
 
 def test_single_shot() -> None:
-    """One cycle, its curves, sizes, versions and timings."""
     summary = summarise_run(DATA / "b_single_test")
     assert (summary.iterations, summary.functions, summary.parameters) == (15, 15, 66)
     assert summary.ladder is False
@@ -127,7 +121,6 @@ def test_shares_of_the_final_loss() -> None:
 
 
 def test_ladder() -> None:
-    """Three steps with a growing basis."""
     summary = summarise_run(DATA / "c_ladder")
     assert summary.ladder is True
     assert [(c.ladder_step, c.functions, c.iterations) for c in summary.cycles] == [
@@ -155,7 +148,6 @@ def test_test_errors_of_an_earlier_ladder_step_are_not_those_of_the_result(tmp_p
 
 
 def test_cycles() -> None:
-    """Two cycles, of which the second was better."""
     summary = summarise_run(DATA / "e_cycles2")
     assert [(c.cycle, c.iterations) for c in summary.cycles] == [(0, 8), (1, 8)]
     assert summary.cycles[1].final_loss == pytest.approx(0.302177, abs=1e-6)
@@ -273,7 +265,6 @@ def test_a_log_without_an_end_is_incomplete(tmp_path: Path) -> None:
 
 
 def test_tables_alone_are_no_success(tmp_path: Path) -> None:
-    """Without a log the end is unknown."""
     shutil.copy(DATA / "b_single_test" / "metrics.txt", tmp_path)
     summary = summarise_run(tmp_path)
     assert summary.status == "incomplete"
@@ -283,7 +274,6 @@ def test_tables_alone_are_no_success(tmp_path: Path) -> None:
 
 
 def test_other_directories_are_usage_errors(tmp_path: Path) -> None:
-    """A misspelt path is not an empty result."""
     with pytest.raises(ConfigError, match="is no work directory of pacemaker"):
         summarise_run(tmp_path)
     with pytest.raises(ConfigError):
@@ -363,7 +353,6 @@ def test_error_below_in_user_code_is_the_cause() -> None:
 
 
 def test_phases_follow_the_log() -> None:
-    """Progress shows them during a fit."""
     parser = LogParser()
     seen = [parser.phase]
     for line in (DATA / "b_single_test" / "train.log").read_text().splitlines():
@@ -384,7 +373,6 @@ def test_phases_follow_the_log() -> None:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(st.sampled_from(["b_single_test", "c_ladder", "f_earlystop_pyace"]), st.floats(0, 1))
 def test_a_truncated_log_is_never_a_success(tmp_path: Path, case: str, share: float) -> None:
-    """No crash, and no success without the final line."""
     run = tmp_path / case
     if not run.exists():
         shutil.copytree(DATA / case, run)
@@ -398,7 +386,6 @@ def test_a_truncated_log_is_never_a_success(tmp_path: Path, case: str, share: fl
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(st.floats(0, 1))
 def test_a_truncated_table_gives_a_part_of_its_rows(tmp_path: Path, share: float) -> None:
-    """Truncated tables neither crash nor invent rows."""
     run = tmp_path / "run"
     if not run.exists():
         shutil.copytree(DATA / "c_ladder", run)
@@ -423,7 +410,6 @@ def test_a_truncated_table_gives_a_part_of_its_rows(tmp_path: Path, share: float
 def test_garbage_between_lines_changes_no_figure(
     tmp_path: Path, garbage: list[tuple[float, str]]
 ) -> None:
-    """Other libraries print into the same stream."""
     run = tmp_path / "run"
     if not run.exists():
         shutil.copytree(DATA / "c_ladder", run)
@@ -497,7 +483,6 @@ def test_signals_are_named(code: int, text: str | None) -> None:
 
 
 def test_a_kill_by_the_kernel_may_be_out_of_memory() -> None:
-    """It leaves no message in the log."""
     text = describe_failure(LogState(), -9)
     assert text is not None
     assert "give the job more memory or reduce training.batch_size" in text
@@ -515,7 +500,6 @@ def test_a_kill_by_the_kernel_may_be_out_of_memory() -> None:
 )
 @pytest.mark.parametrize("code", [1, -6, -9, None])
 def test_out_of_memory_is_recognised_by_the_log(line: str, code: int | None) -> None:
-    """Whatever ended the process then."""
     text = describe_failure(_log("Traceback (most recent call last):", line), code)
     assert text == (
         "out of memory: reduce training.batch_size or the basis, or give the job more memory"
@@ -531,7 +515,6 @@ def test_out_of_memory_is_recognised_by_the_log(line: str, code: int | None) -> 
     ],
 )
 def test_pacemakers_own_attempts_are_mentioned(sizes: list[tuple[int, int]], expected: str) -> None:
-    """It is not advised again."""
     lines = [
         f"{STAMP}INFO - Decrease batch size (by factor 1.618): {before} -> {after}"
         for before, after in sizes
@@ -542,7 +525,6 @@ def test_pacemakers_own_attempts_are_mentioned(sizes: list[tuple[int, int]], exp
 
 
 def test_recovered_out_of_memory_is_no_failure() -> None:
-    """The potential exists; the rest is a warning."""
     saved = f"{STAMP}INFO - Final potential is saved to output_potential.yaml"
     assert describe_failure(_log(f"{STAMP}ERROR - OOM when allocating", saved), 0) is None
 
@@ -556,7 +538,6 @@ def test_recovered_out_of_memory_is_no_failure() -> None:
     ],
 )
 def test_errors_get_an_explanation_and_stay_readable(error: str, meaning: str) -> None:
-    """Both are shown: the explanation may be wrong."""
     text = describe_failure(_log("Traceback (most recent call last):", error), 1)
     assert text is not None
     assert text.startswith(meaning)
@@ -564,7 +545,6 @@ def test_errors_get_an_explanation_and_stay_readable(error: str, meaning: str) -
 
 
 def test_unknown_errors_are_shown_unchanged() -> None:
-    """Without an explanation."""
     trace = _log("Traceback (most recent call last):", "ValueError: something new")
     assert describe_failure(trace, 1) == "ValueError: something new"
     assert describe_failure(LogState(), 1) is None
@@ -592,7 +572,6 @@ def test_the_exception_that_ended_pacemaker_wins_over_a_harmless_memory_line() -
 
 
 def test_an_exception_about_memory_is_out_of_memory() -> None:
-    """Even if no other line mentions it."""
     state = _log("Traceback (most recent call last):", "MemoryError: Unable to allocate 3.2 GiB")
     text = describe_failure(state, 1)
     assert text is not None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,9 +20,6 @@ from mlip_job.training.pacemaker.tables import (
     read_table,
 )
 from mlip_job.training.trainer import FitPosition
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 DATA = Path(__file__).parent.parent / "data" / "pacemaker"
 LADDER = DATA / "c_ladder" / "metrics.txt"
@@ -43,7 +40,6 @@ def test_a_real_table_is_read_completely() -> None:
 
 
 def test_missing_columns_are_unknown() -> None:
-    """The cycle tables have no iteration."""
     row = read_table(DATA / "c_ladder" / "cycle_metrics.txt").rows[0]
     assert row.iter_num is None
     assert row.cycle_step == 0
@@ -82,7 +78,6 @@ def test_unreadable_lines_are_counted_not_guessed(
 
 
 def test_numbers_that_are_not_finite_are_unknown(tmp_path: Path) -> None:
-    """A diverged fit has no RMSE, instead of nan."""
     path = tmp_path / "metrics.txt"
     path.write_text(HEADER + "0 0 1 nan inf 0.2 15\n")
     row = read_table(path).rows[0]
@@ -92,7 +87,6 @@ def test_numbers_that_are_not_finite_are_unknown(tmp_path: Path) -> None:
 
 
 def test_columns_may_have_another_order(tmp_path: Path) -> None:
-    """They are found by name; unknown ones are ignored."""
     path = tmp_path / "metrics.txt"
     path.write_text("new_column loss iter_num\n7 0.5 3\n")
     row = read_table(path).rows[0]
@@ -117,7 +111,6 @@ def test_following_a_growing_table_gives_the_same_rows(tmp_path: Path, steps: li
 
 
 def test_an_overwritten_table_is_followed_from_its_start(tmp_path: Path) -> None:
-    """Every start of pacemaker overwrites its tables."""
     path = tmp_path / "metrics.txt"
     follower = TableFollower(path)
     path.write_text(HEADER + "0 0 0 9 1 1 15\n0 0 1 8 1 1 15\n")
@@ -194,7 +187,6 @@ def test_each_step_counts_for_itself() -> None:
 def test_the_test_set_follows_the_training_set(
     metrics: list[int], test: list[int], expected: list[int]
 ) -> None:
-    """It has too few rows to detect a restart."""
     assert count_on_like(_places(*metrics), _places(*test)) == expected
 
 
@@ -216,7 +208,6 @@ Rows = list[tuple[int, int, float]]
 
 @pytest.fixture
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return an empty folder."""
     return tmp_path_factory.mktemp("tables")
 
 
@@ -325,7 +316,6 @@ def test_a_table_that_is_absent_or_empty(folder: Path) -> None:
 
 
 def test_every_digit_is_kept(folder: Path) -> None:
-    """Values are passed on as text."""
     (folder / "t").write_text(f"{HEADER_CURVE}\n0 0 0 0.36493819398394491234 5\n0 0 1 nan 5\n")
     text = join_tables(folder / "none", folder / "t", Offset())
     assert "0.36493819398394491234" in text
@@ -361,7 +351,6 @@ def test_a_fit_killed_many_times_has_one_curve(
 
 
 def test_progress_shows_positions_in_the_whole_fit() -> None:
-    """Row by row, like the joined tables."""
     offset = Offset(2, 30)
     assert offset.shift(MetricsRow(0, 0, 4)) == MetricsRow(2, 0, 34)
     assert offset.shift(MetricsRow(1, 0, 4)) == MetricsRow(3, 0, 4)

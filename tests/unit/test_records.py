@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from mlip_job.errors import UnavailableError
 from mlip_job.schedulers.records import SubmitFiles
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 BAD_IDS = ["../../etc/passwd", "7/../../x", "7\n", "7_\x1b[2J", "7\\8", "", "x" * 300]
 
@@ -25,7 +22,6 @@ def test_ids_of_schedulers_name_files(tmp_path: Path, job_id: str) -> None:
 
 @pytest.mark.parametrize("job_id", BAD_IDS[:-2] + BAD_IDS[-1:], ids=ascii)
 def test_no_id_escapes_the_work_directory(tmp_path: Path, job_id: str) -> None:
-    """From a scheduler or from a record."""
     files = SubmitFiles(tmp_path)
     for name in (files.log, files.ended, files.cancelled):
         with pytest.raises(UnavailableError, match="is no id of a job of slurm") as caught:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -18,21 +18,16 @@ from mlip_job.dataset.references import (
 from mlip_job.errors import ConfigError, DataError
 from tests.datasets import Entry, entries_of
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 CU, NI, AU = 29, 28, 79
 
 
 def row(row_id: int, energy: float, **atoms: int) -> Entry:
-    """Return a row with these numbers of Cu, Ni and Au atoms."""
     numbers = {"Cu": CU, "Ni": NI, "Au": AU}
     composition = tuple(sorted((numbers[symbol], count) for symbol, count in atoms.items()))
     return Entry(row_id, f"{row_id:064x}", None, composition, energy)
 
 
 def atom(row_id: int, energy: float, element: str = "Cu") -> IsolatedAtom:
-    """Return an isolated atom."""
     return IsolatedAtom(row_id, element, energy)
 
 

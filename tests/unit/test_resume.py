@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -21,10 +22,7 @@ from tests.datasets import build, poison_frames, read
 from tests.manifests import make_checkpoint, make_manifest
 from tests.support import rattled, write_database
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    Fetched = tuple[Any, PacemakerFiles, list[str]]
+Fetched = tuple[Any, PacemakerFiles, list[str]]
 
 RUN = Path(__file__).parents[1] / "data" / "pacemaker" / "c_ladder"
 TRAINING = {"cutoff": 5.0, "functions_per_element": 15, "max_iter": 100}
@@ -42,13 +40,11 @@ class _Heard:
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Registry:
-    """Return the registry of an empty store."""
     return Registry(DirectoryStore(tmp_path / "store"), "cu")
 
 
 @pytest.fixture
 def dataset(registry: Registry, tmp_path: Path) -> DatasetReference:
-    """Return a dataset in the store, whose frames execute a call when unpickled."""
     write_database(tmp_path / "cu.db", rattled(6))
     directory = tmp_path / "dataset"
     record = build(tmp_path / "cu.db", directory)
@@ -58,8 +54,6 @@ def dataset(registry: Registry, tmp_path: Path) -> DatasetReference:
 
 @pytest.fixture
 def save(registry: Registry, dataset: DatasetReference, tmp_path: Path) -> Callable[..., None]:
-    """Return a function that stores a checkpoint of a real potential."""
-
     def save(
         number: int,
         *,
@@ -109,8 +103,6 @@ def _config(training: dict[str, Any] | None = None, **sections: Any) -> JobConfi
 
 @pytest.fixture
 def fetch(registry: Registry, tmp_path: Path) -> Iterator[Callable[..., Fetched]]:
-    """Return a function that fetches the checkpoint into a new work directory."""
-
     def fetch(config: JobConfig | None = None) -> Fetched:
         (tmp_path / "work").mkdir()
         files = PacemakerFiles(tmp_path / "work")
@@ -128,7 +120,6 @@ def fetch(registry: Registry, tmp_path: Path) -> Iterator[Callable[..., Fetched]
 
 
 def test_without_a_checkpoint_nothing_is_printed(fetch: Any, dataset: DatasetReference) -> None:
-    """The first attempt starts without a message."""
     found, files, messages = fetch()
     assert found is None
     assert messages == []
@@ -200,7 +191,6 @@ def test_a_finished_fit_without_its_log_is_ignored(fetch: Any, save: Any) -> Non
 def test_a_checkpoint_of_another_fit_is_rejected(
     fetch: Any, save: Any, training: dict[str, Any], difference: str
 ) -> None:
-    """With the difference and the remedy."""
     save(3)
     with pytest.raises(ConfigError) as caught:
         fetch(_config(training))
@@ -225,7 +215,6 @@ def test_a_generation_of_an_earlier_version_is_confirmed() -> None:
 
 
 def test_every_difference_is_named(fetch: Any, save: Any) -> None:
-    """Including dataset and selection."""
     save(3)
     other = _config(
         {"cutoff": 6.0}, dataset={"seed": 7}, database={"select": "status=done,gen<={generation}"}
@@ -262,7 +251,6 @@ def test_settings_that_do_not_affect_the_fit_may_change(fetch: Any, save: Any) -
 def test_a_damaged_checkpoint_is_skipped_with_a_message(
     fetch: Any, save: Any, registry: Registry, damage: str
 ) -> None:
-    """The previous one is intact."""
     save(3)
     save(7)
     potential = registry.keys.checkpoint(1, "a1", 7, "potential.yaml")
@@ -286,7 +274,6 @@ def test_a_damaged_checkpoint_is_skipped_with_a_message(
 
 
 def test_a_potential_of_other_elements_is_skipped(fetch: Any, save: Any) -> None:
-    """Whatever its hash."""
     save(3, elements=("Cu", "Ni"))
     found, files, messages = fetch()
     assert found is None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,10 +17,6 @@ from mlip_job.retry import retrying
 from mlip_job.store.base import ObjectStore
 from mlip_job.store.directory import DirectoryStore
 from mlip_job.store.open import RetryingStore, open_store
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
 
 METHODS = [
     name
@@ -43,12 +41,10 @@ class _Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
-    """Replace the clock of retries."""
     return _Clock(monkeypatch)
 
 
 def _failing(clock: _Clock, times: int, *, takes: float = 0.0) -> Callable[[], str]:
-    """Return a call that fails a number of times and takes a number of seconds each time."""
     left = [times]
 
     def call() -> str:
@@ -96,8 +92,6 @@ def test_time_counts_from_the_first_failure(clock: _Clock) -> None:
     "error", [StoreError("access denied"), DataError("a row is damaged"), ValueError("a bug")]
 )
 def test_a_permanent_failure_is_not_retried(clock: _Clock, error: Exception) -> None:
-    """No pause hides a permanent error."""
-
     def call() -> None:
         raise error
 
@@ -176,7 +170,6 @@ def test_every_call_of_a_store_is_retried(
 
 
 def test_permanent_errors_of_a_store_are_not_retried(tmp_path: Path) -> None:
-    """A rejected call is rejected the second time too."""
     flaky = _Flaky(tmp_path / "store", after=False, transient=False)
     with pytest.raises(StoreError, match="put failed"):
         RetryingStore(flaky, 60).put("a", b"x")
@@ -184,7 +177,6 @@ def test_permanent_errors_of_a_store_are_not_retried(tmp_path: Path) -> None:
 
 
 def test_retries_are_opt_in(tmp_path: Path) -> None:
-    """An interactive command gets the error itself."""
     config = StorageConfig(url=str(tmp_path))
     assert isinstance(open_store(config), DirectoryStore)
     assert isinstance(open_store(config, patience=5), RetryingStore)

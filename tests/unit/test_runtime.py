@@ -7,10 +7,11 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import SpawnProcess
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -23,9 +24,6 @@ from mlip_job.runtime.processes import (
     starting_workers,
     worker_pool,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 MUCH = bytes(8_000_000)
 """More than the capacity of a pipe or a socket."""
@@ -43,7 +41,6 @@ def test_it_returns_what_the_function_returns() -> None:
 
 
 def test_an_error_of_the_function_is_raised_here() -> None:
-    """With its attributes."""
     with pytest.raises(FileNotFoundError) as caught:
         run_in_process(os.stat, "/absent", died=DIED)
     assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, "/absent")
@@ -94,7 +91,6 @@ def test_a_process_that_dies_is_an_error(
 
 
 def test_a_process_that_dies_before_it_begins_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sending its arguments does not block forever."""
     start = SpawnProcess.start
 
     def start_and_kill(process: SpawnProcess) -> None:
@@ -124,7 +120,6 @@ def test_it_is_killed_where_the_call_is_interrupted() -> None:
 
 
 def test_it_ignores_the_signals_of_the_scheduler() -> None:
-    """Only the job itself reacts to them."""
     assert run_in_process(_blocked_signals, died=DIED) >= set(STOP_SIGNALS)
 
 
@@ -136,7 +131,6 @@ def test_a_signal_to_all_processes_ends_no_worker() -> None:
 
 
 def test_a_dead_worker_breaks_the_pool() -> None:
-    """The others are ended, although they ignore SIGTERM."""
     started = time.monotonic()
     with worker_pool(2, _do_nothing) as pool, pytest.raises(BrokenProcessPool):
         list(in_order(pool, _die_or_sleep, [3, 0, 0], 2))
@@ -244,7 +238,6 @@ def test_deferring_ends_with_its_block() -> None:
 
 
 def test_handlers_are_restored() -> None:
-    """A library must not change its caller's handlers."""
     heard: list[int] = []
     previous = signal.signal(signal.SIGUSR1, lambda number, _frame: heard.append(number))
     others = {number: signal.getsignal(number) for number in STOP_SIGNALS}

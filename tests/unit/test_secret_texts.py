@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import stat
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,12 +16,7 @@ from mlip_job.errors import ConfigError
 from mlip_job.schedulers.records import SubmitFiles
 from mlip_job.secret_texts import is_secret_variable, redact, secret_in
 from mlip_job.yaml_text import YamlError, load_yaml
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from tests.cli import Ended
+from tests.cli import Ended
 
 FORMS = (
     "postgresql://u:hunter2@h/d",
@@ -83,7 +79,6 @@ LEAKED = ("hunter2", "ter2", "hun/", "HUNTER2")
 
 
 def settings(model: type[Part], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Yield the path of every setting of any type."""
     for name, field in model.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, Part):
@@ -93,7 +88,6 @@ def settings(model: type[Part], path: tuple[str, ...] = ()) -> Iterator[tuple[st
 
 
 def planted(path: tuple[str, ...], value: object) -> dict[str, object]:
-    """Return a configuration with a value in one setting."""
     for name in reversed(path):
         value = {name: value}
     assert isinstance(value, dict)
@@ -134,7 +128,6 @@ def test_no_setting_accepts_a_control_character(path: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_messages_are_printed_without_secrets(form: str) -> None:
-    """Even if a driver or a bug repeats them."""
     assert secret_in(form) is not None
     printed = redact(f"can't open {form}", environment={})
     assert not any(part in printed for part in LEAKED)
@@ -147,7 +140,6 @@ def test_values_without_secrets_are_accepted(text: str) -> None:
 
 
 def test_variables_are_secret_by_the_end_of_their_name() -> None:
-    """Names of files with secrets are not secret."""
     private = (
         "AWS_SECRET_ACCESS_KEY AWS_ACCESS_KEY_ID AWS_SESSION_TOKEN PGPASSWORD MYSQL_PWD HF_TOKEN "
         "WANDB_API_KEY MY_CREDENTIALS PASSWORD2 DB_PASS GH_KEY apiKey"
@@ -161,14 +153,12 @@ def test_variables_are_secret_by_the_end_of_their_name() -> None:
 
 
 def test_values_of_secret_variables_are_redacted() -> None:
-    """Literally, and URL-encoded."""
     environment = {"PGPASSWORD": "p@ss/word", "HOME": "/root"}
     text = redact("p@ss/word, p%40ss%2Fword in /root", environment=environment)
     assert text == "***, *** in /root"
 
 
 def test_an_error_names_the_place(tmp_path: Path) -> None:
-    """The line of the file, the variable, or --set."""
     path = tmp_path / "mlip-job.yaml"
     path.write_text("family: cu\ndatabase:\n  url: postgresql://u:hunter2@h/d\n")
     url = "https://h?token=hunter2"
@@ -223,7 +213,6 @@ def test_a_syntax_error_does_not_repeat_the_line(
 def test_the_command_line_is_not_repeated(
     cli: Callable[..., Ended], tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
-    """If a URL is in a wrong place."""
     path = tmp_path / "mlip-job.yaml"
     path.write_text("family: cu\n")
     ended = cli("-c", path, *arguments)
@@ -266,7 +255,6 @@ def test_yaml_is_bounded(
 
 
 def test_a_large_file_is_no_configuration(cli: Callable[..., Ended], tmp_path: Path) -> None:
-    """It is not read to its end."""
     path = tmp_path / "mlip-job.yaml"
     path.write_text("#" * (1 << 20) + "\nfamily: cu\n")
     ended = cli("-c", path, "config", "show")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import ase.io
 import numpy as np
@@ -15,18 +14,17 @@ from ase import Atoms
 
 from mlip_job.evaluation.potential import Potential
 from mlip_job.selection import (
+    CandidateSelector,
     Criteria,
     FileCandidates,
     Grader,
     GradeSelector,
+    RankedCandidate,
     SpreadSelector,
     force_spread,
 )
 from mlip_job.training.grace.potential_file import write_active_set
 from tests.support import rattled
-
-if TYPE_CHECKING:
-    from mlip_job.selection import CandidateSelector, RankedCandidate
 
 GRACE = Path(__file__).parents[1] / "data" / "grace" / "FS_model.yaml"
 SQUEEZED = 0.9
@@ -46,7 +44,6 @@ def structures() -> list[Atoms]:
 def ranked(
     selector: CandidateSelector, structures: list[Atoms], directory: Path
 ) -> tuple[RankedCandidate, ...]:
-    """Return the candidates of a file with these structures; the last can't be ranked."""
     for atoms in structures:
         atoms.calc = None
     ase.io.write(directory / "candidates.xyz", structures, format="extxyz")
@@ -82,7 +79,6 @@ def test_grades_of_grace_are_those_of_its_calculator(
 
 @pytest.fixture(scope="module")
 def committee(tmp_path_factory: pytest.TempPathFactory) -> list[Potential]:
-    """Return three potentials whose energies and forces are in the ratio 1 : 0.9 : 1.2."""
     directory = tmp_path_factory.mktemp("committee")
     text, members = GRACE.read_text(), []
     (scale,) = re.findall(r"^scale: (\S+)", text, flags=re.MULTILINE)
@@ -117,7 +113,6 @@ def test_a_committee_ranks_by_the_spread_of_its_forces(
 def test_a_count_takes_the_largest_spreads(
     structures: list[Atoms], committee: list[Potential], tmp_path: Path
 ) -> None:
-    """However many are admitted."""
     criteria = Criteria(**BY_SPREAD, count=2)
     candidates = ranked(SpreadSelector(committee, criteria, print), structures, tmp_path)
     assert [candidate.chosen for candidate in candidates] == [

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import pytest
+from ase import Atoms
 from ase.build import molecule
 from ase.io import write
 
-from mlip_job.evaluation.potential import measure_speed
-
-if TYPE_CHECKING:
-    from ase import Atoms
-
-    from mlip_job.evaluation.potential import Potential
+from mlip_job.evaluation.potential import Potential, measure_speed
 
 
 class Timed:
@@ -25,14 +21,12 @@ class Timed:
         self._outliers = outliers
 
     def evaluator_seconds(self, atoms: Atoms) -> float:
-        """Return the simulated time."""
         self.asked.append(round(atoms.positions[:, 0].min()))
         slow = 100 if len(self.asked) <= self._outliers else 1
         return slow * 50e-6 * len(atoms)
 
 
 def blocks(count: int) -> list[str]:
-    """Return the texts of molecules of three atoms; the first coordinate is their number."""
     texts = []
     for number in range(count):
         atoms = molecule("H2O")
@@ -46,7 +40,6 @@ def blocks(count: int) -> list[str]:
 
 
 def measure(potential: Timed, structures: int, atoms: int) -> Any:
-    """Measure a simulated potential."""
     texts = blocks(structures)
     return measure_speed(cast("Potential", potential), texts, structures=structures, atoms=atoms)
 

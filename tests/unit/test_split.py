@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from itertools import product
 from math import ceil, floor
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,35 +18,26 @@ from mlip_job.dataset.split import SIDES, Inheritance, Side, Split, split_by_key
 from mlip_job.errors import DataError
 from tests.datasets import Entry, entries_of
 
-if TYPE_CHECKING:
-    import random
-    from pathlib import Path
-
 
 def fingerprint_of(number: int) -> str:
-    """Return a fingerprint as unevenly distributed as real ones."""
     return hashlib.sha256(str(number).encode()).hexdigest()
 
 
 def singles(count: int, *, start: int = 0) -> list[Entry]:
-    """Return rows that are all different and without groups."""
     return [Entry(row_id=n + 1, fingerprint=fingerprint_of(n)) for n in range(start, count)]
 
 
 def split_items(
     items: list[Entry], *, fraction: float, seed: int, inherited: Inheritance | None = None
 ) -> Split:
-    """Split a list of rows."""
     return split_rows(entries_of(items), fraction=fraction, seed=seed, inherited=inherited)
 
 
 def sides_of(split: Split) -> list[Side]:
-    """Return the side of each row."""
     return ["test" if tested else "train" for tested in split.tested.tolist()]
 
 
 def sides_by_row(items: list[Entry], split: Split) -> dict[int, str]:
-    """Map row ids to sides."""
     return {item.row_id: side for item, side in zip(items, sides_of(split), strict=True)}
 
 
@@ -55,7 +47,6 @@ seeds = st.integers(min_value=0, max_value=2**32)
 
 @st.composite
 def related_items(draw: st.DrawFn) -> list[Entry]:
-    """Generate rows of which some share a group, some a structure, and some both."""
     count = draw(st.integers(min_value=12, max_value=60))
     structures = st.integers(min_value=0, max_value=2 * count)
     groups = st.one_of(st.none(), st.integers(min_value=0, max_value=count).map(str))
@@ -66,7 +57,6 @@ def related_items(draw: st.DrawFn) -> list[Entry]:
 
 
 def try_split(items: list[Entry], fraction: float, seed: int) -> Split | None:
-    """Split, or return None if relations leave a side empty: that error has other tests."""
     try:
         return split_items(items, fraction=fraction, seed=seed)
     except DataError:
@@ -104,7 +94,6 @@ def test_row_ids_do_not_matter() -> None:
 
 
 def test_seed_matters() -> None:
-    """Another seed gives another test side."""
     items = singles(100)
     assert sides_of(split_items(items, fraction=0.1, seed=1)) != sides_of(
         split_items(items, fraction=0.1, seed=2)
@@ -113,7 +102,6 @@ def test_seed_matters() -> None:
 
 @given(items=related_items(), fraction=fractions, seed=seeds)
 def test_relations_never_straddle(items: list[Entry], fraction: float, seed: int) -> None:
-    """Rows of one group or one structure are on one side."""
     split = try_split(items, fraction, seed)
     if split is None:
         return
@@ -148,7 +136,6 @@ def test_inherited_sides_are_kept(
 
 
 def test_group_is_inherited_by_its_new_rows() -> None:
-    """New rows of a trajectory on the test side are test rows too."""
     items = [*singles(20), Entry(21, fingerprint_of(99), "md-7")]
     for side in SIDES:
         inherited = Inheritance.of([], {"md-7": side})
@@ -194,7 +181,6 @@ def test_one_group_for_all_is_rejected() -> None:
 
 
 def grouped(sizes: list[int]) -> list[Entry]:
-    """Return groups of rows of these sizes."""
     groups = [str(number) for number, size in enumerate(sizes) for _ in range(size)]
     return [Entry(n + 1, fingerprint_of(n), group) for n, group in enumerate(groups)]
 
@@ -270,7 +256,6 @@ def test_nothing_is_held_out_at_zero() -> None:
 
 
 def keyed(sides: list[str | None], *, groups: dict[int, str] | None = None) -> list[Entry]:
-    """Return rows 1, 2, … that are all different, with the values of a key."""
     return [
         Entry(n, fingerprint_of(n), group=(groups or {}).get(n), side=side)
         for n, side in enumerate(sides, start=1)
@@ -278,7 +263,6 @@ def keyed(sides: list[str | None], *, groups: dict[int, str] | None = None) -> l
 
 
 def refused_by_key(items: list[Entry], inherited: Inheritance | None = None) -> str:
-    """Split by a key, expect an error, and return its message."""
     with pytest.raises(DataError) as caught:
         split_by_key(entries_of(items), key="side", inherited=inherited)
     return caught.value.message

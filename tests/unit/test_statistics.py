@@ -13,7 +13,6 @@ SIZES = (1, 2, 10, 997, EXACT_UP_TO, EXACT_UP_TO + 1, 200_000)
 
 
 def _errors(size: int) -> np.ndarray:
-    """Return heavy-tailed errors of both signs, some of them zero."""
     rng = np.random.default_rng(size)
     errors = 3 * rng.standard_t(3, size)
     errors[:: max(2, size // 20)] = 0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -15,17 +17,11 @@ from mlip_job.config.load import load_config
 from mlip_job.errors import UnavailableError
 from mlip_job.registry import Registry
 from mlip_job.schedulers import open_scheduler
-from mlip_job.schedulers.base import JobHandle, JobName, JobRequest, JobState, JobStatus
+from mlip_job.schedulers.base import JobHandle, JobName, JobRequest, JobState, JobStatus, Scheduler
 from mlip_job.schedulers.records import SubmitFiles, SubmittedJob
 from mlip_job.store.open import open_store
+from tests.cli import Ended
 from tests.manifests import make_manifest
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from mlip_job.schedulers.base import Scheduler
-    from tests.cli import Ended
 
 NO_CREDENTIALS = "s3://bucket/potentials: no credentials"
 
@@ -47,7 +43,6 @@ class Site:
         self.configure()
 
     def configure(self, *, store: str = "s3://bucket/potentials", scheduler: str = "local") -> None:
-        """Write the configuration."""
         values = {
             "family": "cu",
             "database": {"url": "structures.db"},
@@ -58,11 +53,9 @@ class Site:
 
     @property
     def path(self) -> Path:
-        """The configuration."""
         return self.directory / "mlip-job.yaml"
 
     def run(self, *arguments: object) -> Ended:
-        """Run a command."""
         return self._cli("-c", self.path, *arguments)
 
     def record(self, generation: int = 1, *, scheduler: str = "local", job: str = "4-2") -> str:
@@ -75,7 +68,6 @@ class Site:
         return name
 
     def end(self, exit_code: int, log: str = "a line\n", generation: int = 1) -> None:
-        """Create the files that a local job has at its end."""
         files = SubmitFiles.of(load_config(self.path, environment={}), generation)
         files.ended("local", "4-2").write_text(
             json.dumps({"exit_code": exit_code, "resubmit": False})
@@ -85,7 +77,6 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path, cli: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> Site:
-    """Return a family whose store needs credentials that are missing."""
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
         monkeypatch.setenv(name, "/dev/null")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -109,7 +100,6 @@ def test_a_failure_is_shown_without_the_store(site: Site) -> None:
 
 
 def test_all_generations_of_the_scheduler_are_shown_without_the_store(site: Site) -> None:
-    """Also if only the store has the first ones."""
     for generation in (3, 5):
         site.record(generation)
         site.end(70, generation=generation)
@@ -140,7 +130,6 @@ def test_a_job_that_ended_with_0_and_no_manifest(site: Site, store: str, words: 
 
 
 def test_unreadable_sources_are_not_reported_absent(site: Site) -> None:
-    """Neither without the scheduler nor without the store."""
     assert site.run("status", "-g", 1).out == "gen_01 unknown\n"
     site.configure(store="store", scheduler="kubernetes")
     shown = site.run("status", "-g", 1)
@@ -154,7 +143,6 @@ def test_unreadable_sources_are_not_reported_absent(site: Site) -> None:
 
 
 def test_without_any_source_nothing_is_shown(site: Site) -> None:
-    """That is no success."""
     site.configure(scheduler="kubernetes")
     for arguments in (("status",), ("status", "-g", 1)):
         ended = site.run(*arguments)
@@ -190,17 +178,14 @@ class _Kept:
     job = JobHandle("kubernetes", "alloys/mlip-cu", "mlip-cu")
 
     def active(self, family: str, generation: int) -> list[JobHandle]:
-        """Return it for the first generation."""
         return [self.job] if (family, generation) == ("cu", 1) else []
 
     def status(self, handle: JobHandle) -> JobStatus:
-        """Return the reason."""
         assert handle == self.job
         return JobStatus(JobState.SUCCEEDED, "NotReady", "proxy keeps the pod", "cancel it", 0)
 
 
 def test_a_job_that_still_runs_after_publishing_is_shown(site: Site) -> None:
-    """It may hold a GPU."""
     site.configure(store="store")
     config = load_config(site.path, environment={})
     registry = Registry(open_store(config.storage), config.family)
@@ -221,7 +206,6 @@ def test_a_job_that_still_runs_after_publishing_is_shown(site: Site) -> None:
 
 @pytest.fixture
 def slurm(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Return a function that puts job 7 of the first generation into a state."""
     site.configure(scheduler="slurm")
     name = site.record(scheduler="slurm", job="7")
     bin_dir = tmp_path / "bin"

@@ -19,13 +19,11 @@ def _lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def test_a_small_table_has_one_line_a_row(capsys: pytest.CaptureFixture[str]) -> None:
-    """Numbers are right-aligned."""
     print_table(("name", "n"), [("a", "1"), ("b", "10")])
     assert _lines(capsys) == ["name    n", "─────────", "a       1", "b      10", ""]
 
 
 def test_long_headings_and_texts_take_several_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    """Numbers are not broken."""
     print_table(
         ("generation", "RMSE of the energy (meV/atom)", "what it does"),
         [("gen_01", "123456.789", "it " + "waits for the queue " * 8)],
@@ -37,7 +35,6 @@ def test_long_headings_and_texts_take_several_lines(capsys: pytest.CaptureFixtur
 
 
 def test_too_many_columns_are_continued_below(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each part repeats the first column."""
     print_table(("", *map(str, range(9))), [("a row", *("1234567.890" for _ in range(9)))])
     lines = _lines(capsys)
     assert max(map(len, lines)) <= WIDTH
@@ -76,7 +73,6 @@ def test_a_list_compares_on_common_structures_only(capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("count", [2, 6])
 def test_a_comparison_fits(count: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """For the maximum number of generations."""
     reports = [make_report(n, evaluation=make_evaluation(n)) for n in range(1, count + 1)]
     show_comparison(reports, None, None)
     assert max(map(len, _lines(capsys))) <= WIDTH

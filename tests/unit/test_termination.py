@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from mlip_job.cli.main import VARIABLE, write_termination_message
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from tests.cli import Ended
+from tests.cli import Ended
 
 
 def test_an_error_is_written_with_its_exit_code(
     cli: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As it is printed."""
     target = tmp_path / "termination-log"
     monkeypatch.setenv(VARIABLE, str(target))
     ended = cli("-c", tmp_path / "absent.yaml", "run", "-g", "1")
@@ -46,7 +41,6 @@ def test_it_fits_into_kubernetes_limit(
 def test_without_a_path_or_with_an_unwritable_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither affects the end of the run."""
     write_termination_message(70, "cause")
     monkeypatch.setenv(VARIABLE, str(tmp_path / "absent" / "termination-log"))
     write_termination_message(70, "cause")

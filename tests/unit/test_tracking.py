@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import pytest
 from pydantic import ValidationError
 
 from mlip_job.config import JobConfig, TrackingConfig
+from mlip_job.report.model import TrainingReport
 from mlip_job.tracking import metrics_of, parameters_of, tags_of
 from tests.evaluations import make_evaluation
 from tests.manifests import make_manifest
 from tests.reports import make_report
 
-if TYPE_CHECKING:
-    from mlip_job.report.model import TrainingReport
-
 
 def values(report: TrainingReport) -> dict[str, float]:
-    """Return the metrics without curves."""
     return {name: value for name, value, _ in metrics_of(report) if "_curve." not in name}
 
 
@@ -64,7 +60,6 @@ def test_steps_count_all_iterations_of_a_ladder() -> None:
 
 
 def test_long_curves_are_thinned() -> None:
-    """To some hundred points, including the last one."""
     point = make_report(2, evaluation=None).fit.train_curve[-1]
     curve = tuple(
         point.model_copy(update={"ladder_step": 0, "iteration": n, "loss": n + 1.0})
@@ -126,7 +121,6 @@ def test_invalid_addresses(uri: str, problem: str) -> None:
 
 
 def test_tracking_does_not_decide_the_potential() -> None:
-    """Enabling it confirms a published generation."""
     plain = JobConfig(family="cu")
     tracked = JobConfig(family="cu", tracking=TrackingConfig(mlflow_uri="http://host:5000"))
     assert plain.fingerprint() == tracked.fingerprint()

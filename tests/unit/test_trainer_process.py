@@ -63,14 +63,12 @@ def test_a_long_line_is_truncated(pieces: int) -> None:
 
 @pytest.mark.parametrize("end", ["", "\n"])
 def test_the_last_line_of_a_file_needs_no_end(tmp_path: Path, end: str) -> None:
-    """A killed process may leave it incomplete."""
     path = tmp_path / "log"
     path.write_bytes(b"one\n\n\xff\0two" + end.encode())
     assert [line for line in read_lines(path) if line] == ["one", "\ufffd\0two"]
 
 
 def test_a_line_of_100_mb_takes_no_memory(tmp_path: Path) -> None:
-    """For example binary output of a library."""
     path = tmp_path / "log"
     with path.open("wb") as file:
         for _ in range(100):
@@ -116,7 +114,6 @@ def test_a_copy_does_not_change_the_log(tmp_path: Path) -> None:
 
 
 def test_garbage_is_copied_unchanged(tmp_path: Path) -> None:
-    """Output of any library, in bounded memory."""
     log, copy = tmp_path / "train.log", tmp_path / "copy"
     log.write_bytes(bytes(range(11, 256)) * 40_000 + bytes(range(256)) * 400 + b"\n" * 9000)
     tracemalloc.start()
@@ -166,7 +163,6 @@ def test_clock_starts_after_the_graph_of_the_test_set() -> None:
 
 
 def test_clock_restarts_in_every_ladder_step() -> None:
-    """Later steps have larger bases and slower iterations."""
     clock = IterationClock()
     clock.add([_row(0), _row(1)], 0.0)
     clock.add([_row(9)], 8.0)
@@ -177,7 +173,6 @@ def test_clock_restarts_in_every_ladder_step() -> None:
 
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_the_live_line_keeps_its_elapsed_time(width: int) -> None:
-    """The description is cut, however long it is."""
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
     line = live_line(console, total=100)
     line.update(line.task_ids[0], description="fitting · iteration 20/100 · " + 30 * "long ")
@@ -203,7 +198,6 @@ def test_a_line_per_phase_and_interval(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_the_test_set_is_shown_where_it_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    """By pacemaker or by the evaluation."""
     progress = Progress("fitting", 2.0, _row(20), test_point=_row(18))
     Reporter(Settings()).progress(progress)
     assert " · test 12.3 meV/atom, 45.6 meV/Å\n" in capsys.readouterr().err
@@ -246,7 +240,6 @@ def test_graphs_of_all_ladder_steps_add_up() -> None:
 
 
 def test_a_process_starts_before_its_first_line_and_ends_after_its_last() -> None:
-    """Its imports take seconds."""
     state = _followed("c_ladder").state
     (_, first), last = state.phases[0], state.last_time
     assert last is not None
@@ -258,7 +251,6 @@ def test_a_process_starts_before_its_first_line_and_ends_after_its_last() -> Non
 
 
 def test_a_log_without_a_stamp_has_no_phases() -> None:
-    """Unless the start time of its process is known."""
     now = datetime.now()  # noqa: DTZ005
     state = LogParser().state
     assert state.phase_seconds() == {}
@@ -291,7 +283,6 @@ def test_starts_add_up_also_while_one_is_running() -> None:
 
 
 def test_sums_keep_the_order_of_what_came_first() -> None:
-    """Stages are shown in the order in which they ran."""
     assert list(added({"b": 1.0, "a": 2.0}, {"c": 1.0, "a": 0.5}).items()) == [
         ("b", 1.0),
         ("a", 2.5),
@@ -322,7 +313,6 @@ class _Cpu:
 
 @pytest.fixture
 def cpu(monkeypatch: pytest.MonkeyPatch) -> _Cpu:
-    """Replace the query of processes."""
     return _Cpu(monkeypatch)
 
 
@@ -336,13 +326,11 @@ def _stalled_after(dog: Watchdog, cpu: _Cpu, seconds: int, *, load: float, seen:
 
 
 def test_no_progress_for_too_long_is_a_stall(cpu: _Cpu) -> None:
-    """Not a second earlier."""
     found = _stalled_after(Watchdog(1, TIMEOUT, 0.0), cpu, 2000, load=0.0, seen="row 3")
     assert TIMEOUT < found <= TIMEOUT + 2
 
 
 def test_a_sleeping_process_is_no_sign_of_life(cpu: _Cpu) -> None:
-    """Threads that poll use a little CPU time."""
     assert _stalled_after(Watchdog(1, TIMEOUT, 0.0), cpu, 2000, load=0.002, seen="row 3")
 
 

@@ -9,14 +9,12 @@ from mlip_job.cli.output import TransferLine
 
 @pytest.fixture
 def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Return a clock that the test advances."""
     now = [0.0]
     monkeypatch.setattr("mlip_job.cli.output.time.monotonic", lambda: now[0])
     return now
 
 
 def move(seconds: list[float], line: TransferLine, step: float) -> None:
-    """Move 100 MB in ten parts, one per step."""
     for part in range(1, 11):
         seconds[0] += step
         line("datasets/1234/train.xyz", 10_000_000 * part, 100_000_000)
@@ -45,7 +43,6 @@ def test_otherwise_nothing_is_shown(
     quiet: bool,
     step: float,
 ) -> None:
-    """A short one, a pipe, or -q."""
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
     move(seconds, TransferLine(quiet=quiet), step)
     assert capsys.readouterr().err == ""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import bulk, make_supercell, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.geometry import permute_axes
@@ -14,11 +15,6 @@ from mlip_job.dataset.rows import Structures
 from mlip_job.dataset.twins import TwinFinder
 from tests.datasets import Entry, entries_of, labelled_rows
 from tests.support import rattled, with_emt
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ase import Atoms
 
 
 def twins(*many: Atoms) -> list[int]:
@@ -120,7 +116,6 @@ DESCRIPTIONS = [
 
 @pytest.mark.parametrize("describe", DESCRIPTIONS)
 def test_another_description_is_a_twin(describe: Callable[[Atoms], Atoms]) -> None:
-    """Of distorted and of perfect crystals, among others."""
     alloy = bulk("CuAu", "rocksalt", a=5.0, cubic=True)
     alloy.rattle(0.08, seed=4)
     for atoms in (rattled(1)[0], with_emt(alloy), with_emt(bulk("Cu", a=3.7, cubic=True))):

@@ -16,7 +16,6 @@ NAN, INF = float("nan"), float("inf")
 
 
 def dimer(**changes: Any) -> StructureRow:
-    """Return a copper dimer, 2.2 Å long, with all its labels."""
     row = StructureRow(
         id=7,
         numbers=np.array([29, 29], dtype=np.int32),
@@ -33,7 +32,6 @@ def dimer(**changes: Any) -> StructureRow:
 
 
 def single(**changes: Any) -> StructureRow:
-    """Return one copper atom without forces."""
     return dimer(
         **{"numbers": np.array([29], dtype=np.int32), "positions": np.zeros((1, 3)), "forces": None}
         | changes
@@ -116,12 +114,10 @@ def test_rejections(changes: dict[str, Any], reason: Rejection) -> None:
 
 
 def test_an_energy_of_the_other_kind_is_not_used() -> None:
-    """A free energy does not replace a requested energy."""
     assert judge(dimer(energy=None), prefer_free_energy=False).reason is Rejection.NO_ENERGY
 
 
 def test_unreadable_rows() -> None:
-    """Single precision is named if it is known."""
     assert shape_problem(UnreadableRow(3)) is Rejection.UNREADABLE
     assert shape_problem(UnreadableRow(3, single_precision=True)) is Rejection.SINGLE_PRECISION
 
@@ -172,7 +168,6 @@ def test_geometry_without_labels() -> None:
 
 
 def fingerprint(row: StructureRow) -> bytes:
-    """Return the fingerprint of one row."""
     return fingerprints(Structures.of_rows([row]))
 
 

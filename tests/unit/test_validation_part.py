@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mlip_job.dataset.validation_part import part_training_set
+from mlip_job.dataset.validation_part import Parts, part_training_set
 from mlip_job.paths import DatasetFiles
 from tests.datasets import as_parent, build, rows_of
 from tests.support import rattled, write_database
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from mlip_job.dataset.validation_part import Parts
 
 
 def _parts(directory: Path, database: Path, fraction: float = 0.1, **settings: Any) -> Parts:
@@ -71,7 +67,6 @@ def test_every_element_stays_in_the_fit(tmp_path: Path) -> None:
 
 
 def test_few_structures_are_all_fitted_to(tmp_path: Path) -> None:
-    """The note has the reason."""
     write_database(tmp_path / "s.db", rattled(21))
     parts = _parts(tmp_path / "d", tmp_path / "s.db")
     assert parts.validation == frozenset()
@@ -80,7 +75,6 @@ def test_few_structures_are_all_fitted_to(tmp_path: Path) -> None:
 
 
 def test_one_group_is_all_fitted_to(tmp_path: Path) -> None:
-    """It is no error, unlike for the test set."""
     write_database(tmp_path / "s.db", rattled(30), traj="one")
     write_database(tmp_path / "s.db", rattled(3, seed=5), traj="two")
     parts = _parts(tmp_path / "d", tmp_path / "s.db", group_by="traj")
@@ -101,7 +95,6 @@ def test_the_next_generation_keeps_the_validation_part_of_its_parent(tmp_path: P
 
 @pytest.mark.parametrize("fraction", [0.05, 0.2, 0.5])
 def test_fractions(tmp_path: Path, fraction: float) -> None:
-    """Rounded like that of the test set."""
     write_database(tmp_path / "s.db", rattled(40))
     parts = _parts(tmp_path / "d", tmp_path / "s.db", fraction=fraction)
     assert len(parts.validation) == round(36 * fraction)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import ase.io
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import molecule
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -29,11 +30,6 @@ from mlip_job.errors import IntegrityError
 from tests import reference
 from tests.datasets import labelled_rows, xyz_of_row
 from tests.support import rattled, with_emt
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ase import Atoms
 
 FORCES = np.array([[0.25, -0.5, 0.125], [-0.25, 0.5, -0.125]])
 AWKWARD = st.text("=\"'\\\\ ,:;[]{}()_JSONTF01.-", max_size=6)
@@ -88,12 +84,10 @@ def test_names_never_damage_labels(group: str, config_type: str) -> None:
     "text", ["t 1", 'a "b" c', "back\\slash", "ends\\", "ü=1, {x}", "it's", "[1,2]", "a=b"]
 )
 def test_names_are_read_back_from_text(text: str) -> None:
-    """Unchanged from the database."""
     assert _read_back(group=text).info["group"] == text
 
 
 def test_rows_without_names_have_none() -> None:
-    """None are made up."""
     assert set(_read_back().info) == {"row_id"}
 
 
@@ -106,7 +100,6 @@ CELLS = st.sampled_from(
 
 @st.composite
 def rows(draw: st.DrawFn) -> StructureRow:
-    """Generate a row with any finite numbers."""
     atoms = draw(st.integers(1, 4))
     numbers = draw(st.lists(st.integers(1, 118), min_size=atoms, max_size=atoms))
     positions, forces = (
@@ -217,7 +210,6 @@ def test_config_types_are_read_back_unchanged(name: str) -> None:
 
 
 def test_a_structure_may_have_no_config_type() -> None:
-    """Also if another key has the same ending."""
     block = _text(1, rattled(1)[0]).replace("row_id=1", "row_id=1 my_config_type=x")
     assert parse(block).config_type is None
 
@@ -231,7 +223,6 @@ def test_a_structure_may_have_no_config_type() -> None:
     ids=["truncated", "a line too many"],
 )
 def test_damage_is_named(tmp_path: Path, damage: Callable[[str], str], message: str) -> None:
-    """The rest of a file is not read as another structure."""
     path = tmp_path / "test.xyz"
     path.write_text(damage(_text(1, rattled(1)[0]) * 2))
     with pytest.raises(IntegrityError, match=message):

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from mlip_job.config.schedulers import KubernetesConfig
+from mlip_job.schedulers.base import JobRequest
 from mlip_job.schedulers.kubernetes.manifest import SPEC_HASH
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from mlip_job.schedulers.base import JobRequest
 
 # Metadata that identify creator and source: the only allowed difference.
 MAKERS = ("app.kubernetes.io/instance", "app.kubernetes.io/managed-by", "helm.sh/chart")
@@ -21,7 +18,6 @@ ELSEWHERE = {"context", "namespace", "without_gpu"}
 
 
 def values_for(request: JobRequest) -> dict[str, Any]:
-    """Return the values with which the chart creates the Job of a request."""
     settings = request.config.submit.kubernetes
     values: dict[str, Any] = {
         "generation": request.generation,
@@ -72,7 +68,6 @@ def _camel(name: str) -> str:
 
 
 def plain_values() -> dict[str, str]:
-    """Return the values of all settings that are translated by name alone."""
     return {
         name: _camel(name)
         for name in KubernetesConfig.model_fields
@@ -81,7 +76,6 @@ def plain_values() -> dict[str, str]:
 
 
 def same_job(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Return a Job without its name, its ConfigMap's name, and its creator."""
     job = copy.deepcopy(manifest)
     metadata, pod = job["metadata"], job["spec"]["template"]
     del metadata["name"], metadata["namespace"]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from mlip_job.config.load import validate_config
 from mlip_job.schedulers.base import JobRequest
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 EVERYTHING: dict[str, Any] = {
     "namespace": "alloys",
@@ -57,8 +55,6 @@ EVERYTHING: dict[str, Any] = {
 
 @pytest.fixture
 def request_for() -> Callable[..., JobRequest]:
-    """Return a function that makes a request; its keywords are settings of Kubernetes."""
-
     def make(
         generation: int = 4,
         *,

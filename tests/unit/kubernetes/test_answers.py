@@ -30,7 +30,6 @@ from mlip_job.schedulers.kubernetes.status import ending_of, newest_job, status_
 def test_every_api_error_becomes_our_error(
     status: int, body: Any, kind: type[Exception], words: str
 ) -> None:
-    """Transient ones are marked."""
     error = api_error(
         status, json.dumps(body) if isinstance(body, dict) else body, "create the Job"
     )
@@ -55,7 +54,6 @@ def test_every_api_error_becomes_our_error(
     ],
 )
 def test_the_job_controllers_message_explains_a_missing_pod(message: str, hint: str | None) -> None:
-    """With a hint if one is known."""
     event = {"reason": "FailedCreate", "message": message, "metadata": {}}
     status = status_of(job(), [], lambda _uid: [event])
     assert (status.state, status.native) == (JobState.PENDING, "FailedCreate")
@@ -78,7 +76,6 @@ def test_the_job_controllers_message_explains_a_missing_pod(message: str, hint: 
 def test_the_kubelet_says_why_a_container_waits(
     reason: str, message: str, hint: str | None
 ) -> None:
-    """Its reason and message are shown unchanged."""
     waiting = of_state("Pending", {"state": {"waiting": {"reason": reason, "message": message}}})
     status = status_of(job(), [waiting], lambda _uid: ())
     assert (status.state, status.native) == (JobState.PENDING, reason)
@@ -99,7 +96,6 @@ def test_the_kubelet_says_why_a_container_waits(
 def test_a_failed_job_shows_the_end_of_its_last_pod(
     terminated: dict[str, Any], reason: str
 ) -> None:
-    """After the Job's own message."""
     failed = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"}
     ended = of_state("Failed", {"state": {"terminated": terminated}})
     seen = job(conditions=[failed | {"message": "Job has reached the specified backoff limit"}])
@@ -110,7 +106,6 @@ def test_a_failed_job_shows_the_end_of_its_last_pod(
 
 
 def pod(phase: str, *, name: str = "a", **status: Any) -> dict[str, Any]:
-    """Return a pod as returned by the API server."""
     return {
         "metadata": {"name": name, "uid": name},
         "spec": {"nodeName": "node", "containers": [{"name": "mlip-job"}]},
@@ -119,12 +114,10 @@ def pod(phase: str, *, name: str = "a", **status: Any) -> dict[str, Any]:
 
 
 def job(**status: Any) -> dict[str, Any]:
-    """Return a Job as returned by the API server."""
     return {"metadata": {"name": "job", "uid": "job"}, "spec": {}, "status": status}
 
 
 def test_out_of_memory_names_the_limit() -> None:
-    """With the setting to change."""
     ended = of_state("Failed", {"state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}})
     limits = {"limits": {"memory": "16Gi"}}
     ended["spec"]["containers"] = [{"name": "mlip-job", "resources": limits}]
@@ -146,7 +139,6 @@ def test_an_eviction_names_what_was_exceeded() -> None:
 
 
 def test_a_lost_node_is_unknown_and_no_failure() -> None:
-    """Its pod may still be running."""
     status = status_of(job(), [pod("Unknown")], lambda _uid: ())
     assert status.state is JobState.UNKNOWN
     assert not status.state.ended
@@ -193,7 +185,6 @@ def test_a_false_condition_is_ignored() -> None:
 def test_why_kueue_suspends_a_job(
     conditions: dict[str, tuple[str, str]] | None, words: str
 ) -> None:
-    """By the conditions of its Workload."""
     queued = job()
     queued["spec"]["suspend"] = True
     queued["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "training"}
@@ -224,7 +215,6 @@ def test_a_queue_without_a_quota_for_a_resource_is_named() -> None:
 
 
 def test_a_drained_pod_stores_its_checkpoint() -> None:
-    """It is running until then."""
     stopping = pod("Running")
     stopping["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     status = status_of(job(), [stopping], lambda _uid: ())
@@ -232,7 +222,6 @@ def test_a_drained_pod_stores_its_checkpoint() -> None:
 
 
 def test_a_pod_that_never_began_has_no_exit_code() -> None:
-    """Its own reason is shown."""
     ending = ending_of(pod("Failed", reason="NodeAffinity", message="node labels changed"))
     assert (ending.native, ending.reason) == ("NodeAffinity", "node labels changed")
     assert ending.exit_code is None
@@ -240,7 +229,6 @@ def test_a_pod_that_never_began_has_no_exit_code() -> None:
 
 @pytest.mark.parametrize("message", ["", "{", "[]", '{"hint": "no message"}', "plain text"])
 def test_any_termination_message_is_accepted(message: str) -> None:
-    """It is the end of the log if the run wrote none."""
     state = {"terminated": {"exitCode": 70, "message": message}}
     ending = ending_of(pod("Failed", containerStatuses=[{"name": "mlip-job", "state": state}]))
     assert ending.exit_code == 70
@@ -249,7 +237,6 @@ def test_any_termination_message_is_accepted(message: str) -> None:
 
 
 def test_the_end_of_a_sidecar_is_not_the_runs() -> None:
-    """Only our container's exit code counts."""
     statuses = [
         {"name": "proxy", "state": {"terminated": {"exitCode": 64}}},
         {"name": "mlip-job", "state": {"terminated": {"exitCode": 0, "message": "done"}}},
@@ -263,7 +250,6 @@ def test_the_end_of_a_sidecar_is_not_the_runs() -> None:
 def waiting_pod(
     init: dict[str, Any], *, sidecar: bool = False, **statuses: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return a pod with an init container in some state, and other containers' states."""
     policy = {"restartPolicy": "Always"} if sidecar else {}
     others = {"mlip-job": {"waiting": {"reason": "PodInitializing"}}} | statuses
     found = pod("Pending")
@@ -296,7 +282,6 @@ def waiting_pod(
     ],
 )
 def test_a_run_pending_for_an_init_container(init: dict[str, Any], native: str, words: str) -> None:
-    """The init container that is not finished is named."""
     status = status_of(job(), [waiting_pod({"state": init})], lambda _uid: ())
     assert (status.state, status.native) == (JobState.PENDING, native)
     assert words in str(status.reason)
@@ -312,7 +297,6 @@ def test_a_running_native_sidecar_blocks_nothing() -> None:
 
 
 def test_an_init_container_that_failed_is_named() -> None:
-    """With its exit code, which is not the run's."""
     failed = waiting_pod({"state": {"terminated": {"exitCode": 3, "message": "no token\n"}}})
     failed["status"]["phase"] = "Failed"
     ending = ending_of(failed)
@@ -322,7 +306,6 @@ def test_an_init_container_that_failed_is_named() -> None:
 
 
 def test_a_side_container_that_fails_to_start_is_named() -> None:
-    """The hint does not suggest settings of mlip-job."""
     done = {"state": {"terminated": {"exitCode": 0}}}
     proxy = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
     seen = waiting_pod(done, **{"mlip-job": {"running": {}}, "proxy": proxy})
@@ -387,7 +370,6 @@ def test_an_image_of_another_architecture_has_its_own_hint(message: str) -> None
     ],
 )
 def test_a_program_that_fails_to_execute_is_an_error_of_the_image(state: dict[str, Any]) -> None:
-    """With the message of the node."""
     ended = "terminated" in state
     seen = of_state("Failed" if ended else "Pending", {"state": state})
     status = ending_of(seen) if ended else status_of(job(), [seen], lambda _: ())
@@ -396,7 +378,6 @@ def test_a_program_that_fails_to_execute_is_an_error_of_the_image(state: dict[st
 
 
 def of_state(phase: str, state: dict[str, Any]) -> dict[str, Any]:
-    """Return a pod whose main container is in a state."""
     return pod(phase, containerStatuses=[{"name": "mlip-job", **state}])
 
 
@@ -424,7 +405,6 @@ def of_state(phase: str, state: dict[str, Any]) -> dict[str, Any]:
 def test_the_release_of_a_job_is_known(
     labels: dict[str, str], annotations: dict[str, str], release: str | None
 ) -> None:
-    """By the labels and annotations of helm and the chart."""
     made = job()
     made["metadata"] |= {"labels": labels, "annotations": annotations}
     assert release_of(made) == release

@@ -7,8 +7,9 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import kubernetes_validate
 import pytest
@@ -22,15 +23,10 @@ from mlip_job.config.schedulers import KubernetesConfig
 from mlip_job.errors import ConfigError
 from mlip_job.schedulers.base import JobRequest
 from mlip_job.schedulers.kubernetes.manifest import from_yaml, plan_job
-from tests.servers.helm import CHART, VALUES, one_of_kind
+from tests.servers.helm import CHART, VALUES, Helm, one_of_kind
 from tests.unit.kubernetes.chart_values import plain_values, same_job, values_for
 from tests.unit.kubernetes.conftest import EVERYTHING
 from tests.unit.kubernetes.test_manifests import MINORS
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tests.servers.helm import Helm
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "kubernetes.md"
 LEAST: dict[str, Any] = yaml.safe_load((CHART / "ci/generation-values.yaml").read_text())
@@ -46,7 +42,6 @@ UNPRINTABLE = "[\ufeff\ufffe\uffff]"
 
 
 def same_configuration(config_map: dict[str, Any], path: Path) -> Any:
-    """Return the configuration that a pod reads."""
     path.write_text(config_map["data"]["mlip-job.yaml"], encoding="utf-8")
     return load_config(path, environment={})
 
@@ -117,7 +112,6 @@ def test_the_chart_makes_the_submitted_job(
 def test_hostile_texts_are_the_same(
     helm: Helm, request_for: Callable[..., JobRequest], texts: list[str]
 ) -> None:
-    """In any variable, option or key of the configuration."""
     plain = [re.sub(UNPRINTABLE, "", text) for text in texts]  # these are rejected in `config`
     request = request_for(
         namespace="alloys",
@@ -134,7 +128,6 @@ def test_hostile_texts_are_the_same(
 
 
 def test_a_changed_configuration_is_another_config_map(helm: Helm) -> None:
-    """A running pod may read its own again."""
     values = copy.deepcopy(LEAST)
     first = one_of_kind(helm.template(values), "ConfigMap")["metadata"]
     values["config"]["training"] = {"cutoff": 6.5}
@@ -165,7 +158,6 @@ def test_installed_objects_match_the_schemas(helm: Helm, values: Path, minor: st
 
 @pytest.mark.parametrize("values", [None, *VALUES], ids=lambda path: path.stem if path else "none")
 def test_lint_passes(helm: Helm, values: Path | None) -> None:
-    """Also without any values."""
     options = ["--values", values] if values is not None else []
     done = helm.run("lint", "--strict", CHART, "--kube-version", MINORS[0], *options)
     assert done.returncode == 0, done.stdout
@@ -195,7 +187,6 @@ def test_the_matrix_is_complete(helm: Helm) -> None:
 def test_helm_test_checks_the_requirements_of_the_run(
     helm: Helm, name: str, arguments: list[str]
 ) -> None:
-    """In a pod with the same settings as the run's."""
     documents = helm.template(CHART / f"ci/{name}-values.yaml")
     test, job = one_of_kind(documents, "Pod"), one_of_kind(documents, "Job")
     assert test["metadata"]["annotations"]["helm.sh/hook"] == "test"
@@ -286,7 +277,6 @@ def test_bad_values_are_rejected(helm: Helm, values: dict[str, Any], message: st
 
 
 def _objects(schema: Any) -> list[dict[str, Any]]:
-    """Return all parts of a schema that describe an object's keys."""
     if isinstance(schema, list):
         return [found for part in schema for found in _objects(part)]
     if not isinstance(schema, dict):
@@ -296,7 +286,6 @@ def _objects(schema: Any) -> list[dict[str, Any]]:
 
 
 def test_no_object_accepts_unknown_keys() -> None:
-    """Except those passed on to Kubernetes unchanged."""
     schema = json.loads((CHART / "values.schema.json").read_text())
     described = _objects(schema)
     assert len(described) > 10
@@ -336,7 +325,6 @@ def test_values_schema_and_readme_are_up_to_date() -> None:
 
 
 def test_every_value_is_documented_and_described() -> None:
-    """In the table of the README, and in the schema."""
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     schema = json.loads((CHART / "values.schema.json").read_text())["properties"]
     readme = (CHART / "README.md").read_text()
@@ -350,13 +338,11 @@ def test_every_value_is_documented_and_described() -> None:
 
 
 def test_the_chart_is_of_this_version() -> None:
-    """It installs the image with that tag by default."""
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["appVersion"] == chart["version"] == __version__
 
 
 def documented() -> list[dict[str, Any]]:
-    """Return all YAML documents in the pages about Kubernetes."""
     pages = (DOCUMENT, DOCUMENT.parent / "tutorials" / "kubernetes.md")
     blocks = [
         block.partition("```")[0]

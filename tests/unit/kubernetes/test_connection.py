@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -11,9 +12,6 @@ from mlip_job.config.schedulers import KubernetesConfig
 from mlip_job.errors import ConfigError
 from mlip_job.schedulers.kubernetes import client
 from mlip_job.schedulers.kubernetes.client import connect
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +23,6 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def write_kubeconfig(path: Path, contexts: dict[str, str | None], current: str) -> Path:
-    """Write a kubeconfig with a different cluster for each context."""
     values: dict[str, Any] = {
         "clusters": [
             {"name": name, "cluster": {"server": f"https://{name}.example"}} for name in contexts
@@ -74,7 +71,6 @@ def test_several_kubeconfigs_are_merged(tmp_path: Path, monkeypatch: pytest.Monk
     ],
 )
 def test_a_broken_kubeconfig_is_an_error(tmp_path: Path, text: str, words: str) -> None:
-    """With the file and no traceback."""
     path = tmp_path / ".kube/config"
     path.parent.mkdir()
     path.write_text(text, encoding="utf-8")
@@ -84,7 +80,6 @@ def test_a_broken_kubeconfig_is_an_error(tmp_path: Path, text: str, words: str) 
 
 
 def test_an_unknown_context_is_an_error(tmp_path: Path) -> None:
-    """With the command that lists the contexts."""
     write_kubeconfig(tmp_path / ".kube/config", {"one": None}, "one")
     with pytest.raises(ConfigError, match="three") as unknown:
         connect(KubernetesConfig(context="three"))
@@ -93,7 +88,6 @@ def test_an_unknown_context_is_an_error(tmp_path: Path) -> None:
 
 
 def test_no_kubeconfig_is_an_error() -> None:
-    """Neither a file nor a pod's credentials."""
     with pytest.raises(ConfigError, match="no kubeconfig"):
         connect(KubernetesConfig())
 
@@ -126,7 +120,6 @@ def raise_without_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 
 
 def test_no_proxy_is_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client ignores the variable."""
     write_kubeconfig(tmp_path / ".kube/config", {"one": None}, "one")
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
     monkeypatch.setenv("NO_PROXY", "one.example")

@@ -7,8 +7,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import kubernetes_validate
 import pytest
@@ -21,13 +22,9 @@ from mlip_job.config.load import load_config
 from mlip_job.config.schedulers import KubernetesConfig
 from mlip_job.errors import ConfigError
 from mlip_job.paths import kubernetes_job_name
+from mlip_job.schedulers.base import JobRequest, Plan
 from mlip_job.schedulers.kubernetes.manifest import SPEC_HASH, from_yaml, plan_job
 from tests.unit.kubernetes.conftest import EVERYTHING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from mlip_job.schedulers.base import JobRequest, Plan
 
 GOLDEN = Path(__file__).parents[2] / "data" / "kubernetes"
 ACCEPT = os.environ.get("MLIP_JOB_TEST_ACCEPT")
@@ -35,7 +32,6 @@ MINORS = ("1.35", "1.36", "1.37")
 
 
 def pod_of(request: JobRequest) -> dict[str, Any]:
-    """Return the pod's specification in a request's plan."""
     pod: dict[str, Any] = from_yaml(plan_job(request).text)["Job"]["spec"]["template"]["spec"]
     return pod
 
@@ -56,7 +52,6 @@ def test_manifests_are_as_reviewed(
 
 
 def reviewed(plan: Plan, name: str) -> None:
-    """Compare a plan with the reviewed file of this name."""
     job = from_yaml(plan.text)["Job"]
     digest = job["metadata"]["annotations"][SPEC_HASH]
     # Without the configuration, which other tests cover, and fields that change with each release.
@@ -89,7 +84,6 @@ def test_manifests_fit_the_schemas(
 @pytest.mark.parametrize("version", MINORS)
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.yaml")), ids=lambda path: path.stem)
 def test_reviewed_manifests_fit_the_schemas(path: Path, version: str) -> None:
-    """The reviewed files are valid too."""
     documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
     assert [one["kind"] for one in documents] == ["ConfigMap", "Job"]
     for document in documents:
@@ -97,7 +91,6 @@ def test_reviewed_manifests_fit_the_schemas(path: Path, version: str) -> None:
 
 
 def test_those_are_the_newest_minors() -> None:
-    """The list above has to follow the installed schemas."""
     assert kubernetes_validate.latest_version().startswith(f"{MINORS[-1]}.")
 
 
@@ -116,7 +109,6 @@ def test_the_pod_reads_the_submitted_configuration(
 
 
 def test_the_same_request_has_the_same_name(request_for: Callable[..., JobRequest]) -> None:
-    """Any change of the pod or its configuration changes the name."""
     name = plan_job(request_for()).name
     assert name == plan_job(request_for()).name
     assert re.fullmatch("mlip-cu-ni-gen-04-[0-9a-f]{8}", name)
@@ -133,7 +125,6 @@ def test_the_same_request_has_the_same_name(request_for: Callable[..., JobReques
 def test_a_newer_submitter_makes_the_same_job(
     request_for: Callable[..., JobRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its version is a label, and not part of the name."""
     name = plan_job(request_for()).name
     monkeypatch.setattr("mlip_job.schedulers.kubernetes.manifest.__version__", "99.0.0")
     assert plan_job(request_for()).name == name
@@ -207,7 +198,6 @@ def test_text_that_yaml_does_not_support_is_an_error(
 
 
 def test_own_labels_and_annotations_have_priority(request_for: Callable[..., JobRequest]) -> None:
-    """Jobs are found and compared by them."""
     labels = {"mlip-job/family": "other", "team": "alloys"}
     plan = plan_job(request_for(labels=labels, annotations={SPEC_HASH: "other"}))
     metadata = from_yaml(plan.text)["Job"]["metadata"]
@@ -284,7 +274,6 @@ def test_a_linear_fit_requests_no_gpu(request_for: Callable[..., JobRequest]) ->
 def test_a_claim_mounted_several_times_is_one_volume(
     request_for: Callable[..., JobRequest],
 ) -> None:
-    """Its name may be longer than that of a volume."""
     long = ".".join(["x" * 60] * 3)
     claims = [
         {"claim": long, "mount_path": "/data", "read_only": True},
@@ -322,7 +311,6 @@ def test_planning_needs_no_client() -> None:
 def test_a_database_that_pods_do_not_see_is_rejected(
     request_for: Callable[..., JobRequest], database: str
 ) -> None:
-    """With the remedy."""
     claims = [{"claim": "data", "mount_path": "/data"}]
     with pytest.raises(ConfigError, match=f"{database} is a file that pods don't see") as refused:
         plan_job(request_for(database=database, claims=claims))
@@ -356,13 +344,11 @@ def test_a_volume_of_any_kind_makes_them_visible(request_for: Callable[..., JobR
 
 
 def test_no_image_is_an_error(request_for: Callable[..., JobRequest]) -> None:
-    """It names the key."""
     with pytest.raises(ConfigError, match=r"submit\.kubernetes\.image is not set"):
         plan_job(request_for(image=None))
 
 
 def test_an_order_of_jobs_is_an_error(request_for: Callable[..., JobRequest]) -> None:
-    """Kubernetes has no dependencies of Jobs."""
     with pytest.raises(ConfigError, match="no job that waits for another"):
         plan_job(request_for(after="mlip-cu-ni-gen-03-01234567"))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -14,11 +15,7 @@ from mlip_job.schedulers.slurm import commands
 from mlip_job.schedulers.slurm.scheduler import SlurmScheduler
 from mlip_job.schedulers.slurm.states import Task, combined, status_by_record, status_of
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    Install = Callable[[str, str], None]
+Install = Callable[[str, str], None]
 
 NAME = "mlip-cu-gen_04-89abcdef-0123abcd"
 POLICY = "Job violates accounting/QOS policy (job submit limit, users size and/or time limits)"
@@ -65,13 +62,11 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 def test_the_id_is_found_in_the_output_of_sbatch(
     install: Install, tmp_path: Path, printed: str, job_id: str
 ) -> None:
-    """Despite additional output of a site's wrapper."""
     install("sbatch", f"printf '{printed}'")
     assert commands.submit(tmp_path / "script", NAME) == job_id
 
 
 def test_a_busy_controller_is_retried(install: Install, tmp_path: Path) -> None:
-    """Until it accepts the job."""
     install("sbatch", f'[ "$(grep -c sbatch "$CALLS")" -ge 3 ] && {{ echo 12; exit; }}; {BUSY}')
     assert commands.submit(tmp_path / "script", NAME) == "12"
     assert (tmp_path / "calls").read_text().count("sbatch") == 3
@@ -90,7 +85,6 @@ def test_a_lost_response_makes_no_second_job(install: Install, tmp_path: Path) -
 
 
 def test_a_controller_that_stays_unavailable(install: Install, tmp_path: Path) -> None:
-    """A transient error, not a rejection."""
     install("sbatch", BUSY)
     with pytest.raises(UnavailableError, match="Socket timed out"):
         commands.submit(tmp_path / "script", NAME)
@@ -116,7 +110,6 @@ def test_a_controller_that_stays_unavailable(install: Install, tmp_path: Path) -
 def test_a_rejection_names_the_setting(
     install: Install, tmp_path: Path, said: str, hint: str | None
 ) -> None:
-    """With the message of sbatch; it is not retried."""
     install("sbatch", f"echo 'sbatch: error: Batch job submission failed: {said}' >&2; exit 1")
     with pytest.raises(ConfigError) as caught:
         commands.submit(tmp_path / "script", NAME)
@@ -143,7 +136,6 @@ def test_too_many_jobs_is_no_error_of_the_settings(
 def test_a_rejection_of_a_job_without_a_gpu_names_its_settings(
     install: Install, tmp_path: Path
 ) -> None:
-    """The reason why it is pending does too."""
     refused = "echo 'sbatch: error: Batch job submission failed: Invalid qos specification' >&2"
     install("sbatch", f"{refused}; exit 1")
     with pytest.raises(ConfigError) as caught:
@@ -159,7 +151,6 @@ def test_a_rejection_of_a_job_without_a_gpu_names_its_settings(
 def test_without_slurm_the_next_step_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For example on a laptop."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="squeue is not on PATH") as caught:
         commands.my_jobs()
@@ -182,7 +173,6 @@ def test_an_outer_job_and_the_callers_defaults_change_nothing(
 
 
 def test_the_queue_is_read_through_noise(install: Install) -> None:
-    """Headers of other clusters, names of other users."""
     install(
         "squeue",
         "printf 'CLUSTER: alps\\n1|RUNNING|None|a|b\\n2_[3-4]|PENDING|(null)|x\\n?|?|?|?\\n'",
@@ -194,7 +184,6 @@ def test_the_queue_is_read_through_noise(install: Install) -> None:
 
 
 def test_the_cluster_is_named_to_every_command(install: Install, tmp_path: Path) -> None:
-    """If a job is on one of several clusters."""
     commands.queued("7;alps")
     commands.controlled("7;alps")
     commands.accounted("7;alps")
@@ -205,7 +194,6 @@ def test_the_cluster_is_named_to_every_command(install: Install, tmp_path: Path)
 
 
 def test_output_of_scontrol_is_parsed_by_key(install: Install) -> None:
-    """A directory name that contains a key is not misread."""
     install(
         "scontrol",
         "echo 'JobId=9 ArrayJobId=8 ArrayTaskId=1 JobName=x UserId=me(1) JobState=FAILED "
@@ -216,7 +204,6 @@ def test_output_of_scontrol_is_parsed_by_key(install: Install) -> None:
 
 @pytest.fixture
 def scheduler(tmp_path: Path) -> SlurmScheduler:
-    """Return the scheduler of a family with a work directory."""
     return SlurmScheduler(
         JobConfig.model_validate({"family": "cu", "work_dir": str(tmp_path / "work")})
     )
@@ -237,7 +224,6 @@ def test_a_requeued_job_has_not_ended(install: Install, scheduler: SlurmSchedule
 def test_the_accounting_has_jobs_that_the_controller_forgot(
     install: Install, scheduler: SlurmScheduler
 ) -> None:
-    """Including who cancelled it, which is truncated."""
     install("sacct", "printf 'noise\\n4711|CANCELLED by 1000|0:15\\n'")
     assert scheduler.status(HANDLE).state is JobState.CANCELLED
 
@@ -245,7 +231,6 @@ def test_the_accounting_has_jobs_that_the_controller_forgot(
 def test_the_controller_is_used_without_accounting(
     install: Install, scheduler: SlurmScheduler, tmp_path: Path
 ) -> None:
-    """With the exit code, and the log has the reason."""
     log = tmp_path / "work" / "gen_04" / "slurm-4711.log"
     log.parent.mkdir(parents=True)
     log.write_text("error: bad config\n  training.cutoff: too small\n  hint: read the docs\n")
@@ -258,7 +243,6 @@ def test_the_controller_is_used_without_accounting(
 
 
 def test_an_unknown_job(install: Install, scheduler: SlurmScheduler) -> None:
-    """Unknown is not failure."""
     install("squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
     assert scheduler.status(HANDLE).state is JobState.UNKNOWN
     assert not scheduler.status(HANDLE).state.ended
@@ -329,14 +313,12 @@ def test_why_a_job_is_pending(reason: str, hint: str | None) -> None:
 
 
 def test_a_rejected_job_in_the_queue() -> None:
-    """It never ran, so that it has no log."""
     status = status_of(Task("1", "FAILED", "BadConstraints"), None, None)
     assert status.reason == "BadConstraints"
     assert "submit.slurm.extra (--constraint)" in (status.hint or "")
 
 
 def test_state_of_all_members() -> None:
-    """One state for all, and a count."""
     running = status_of(Task("1_1", "RUNNING"), None, "")
     failed = status_of(Task("1_2", "NODE_FAIL"), None, "")
     done = status_of(Task("1_3", "COMPLETED"), None, "")
@@ -352,7 +334,6 @@ def test_state_of_all_members() -> None:
 
 
 def test_a_forgotten_job_by_its_own_record() -> None:
-    """Its script recorded its exit code."""
     status = status_by_record(Ended(exit_code=75, resubmit=True), "mlip-job: said\n")
     assert (status.state, status.resubmit) == (JobState.FAILED, True)
     assert status.reason == "it was stopped, its checkpoint is saved"

@@ -8,8 +8,9 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -20,9 +21,6 @@ from mlip_job.errors import ConfigError
 from mlip_job.schedulers.base import JobName, JobRequest
 from mlip_job.schedulers.slurm.scheduler import SlurmScheduler
 from mlip_job.schedulers.slurm.script import image_record, quote_directive, record_image
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 ON_GPUS = {
     "account": "alloys",
@@ -91,7 +89,6 @@ def script(
     training: dict[str, Any] | None = None,
     **request: Any,
 ) -> str:
-    """Return the script of generation 4 with some settings."""
     config = JobConfig.model_validate(
         {
             "family": "cu-ni",
@@ -200,7 +197,6 @@ def run_script(tmp_path: Path) -> Callable[..., list[str]]:
 
 
 def variables(directory: Path) -> dict[str, str]:
-    """Return the variables of the run."""
     found = (directory / "received-env").read_bytes().decode().split("\0")
     return dict(line.split("=", 1) for line in found if line)
 
@@ -268,7 +264,6 @@ def test_secrets_reach_the_container_by_name_and_nothing_else(
 def test_the_image_is_read_at_submission_and_not_by_the_job(
     tmp_path: Path, run_script: Callable[..., list[str]]
 ) -> None:
-    """The job compares size and modification time."""
     image, work = tmp_path / "mlip job.sif", tmp_path / "work"
     image.write_bytes(b"an image")
     (work / "gen_04").mkdir(parents=True)
@@ -346,7 +341,6 @@ def test_a_requested_gpu_is_required() -> None:
 
 
 def test_a_linear_fit_requests_no_gpu() -> None:
-    """It runs with the settings of jobs without a GPU."""
     slurm = ON_GPUS | {"partition": "main", "cpu": {"partition": "small", "cpus": 64}}
     text = script(slurm, training={"max_iter": 0})
     gpu_only = ("gpu", "--nv", "--constraint", "--reservation")
@@ -406,7 +400,6 @@ def test_a_dependency_is_passed_on(after: str, option: str) -> None:
 
 @pytest.mark.parametrize("after", ["", "job", "afterok:", "afterok:x", "1 2", "afterok:1 --wrap=a"])
 def test_an_invalid_dependency_is_rejected(after: str) -> None:
-    """Before any call of Slurm."""
     with pytest.raises(ConfigError, match="is no job of Slurm's"):
         script({}, after=after)
 
@@ -452,7 +445,6 @@ def test_invalid_settings(settings: dict[str, Any], message: str) -> None:
 
 
 def test_every_reserved_option_is_rejected() -> None:
-    """With the name of the option."""
     for option in OWNED_OPTIONS:
         with pytest.raises(ValidationError, match="sets --"):
             SlurmConfig.model_validate({"extra": [f"--{option}=1"]})
@@ -469,7 +461,6 @@ def test_every_reserved_option_is_rejected() -> None:
     ],
 )
 def test_impossible_plans(request_: dict[str, Any], settings: dict[str, Any], message: str) -> None:
-    """The error names the key."""
     with pytest.raises(ConfigError, match=message):
         script(settings, **request_)
 
@@ -483,7 +474,6 @@ def test_relative_paths_are_rejected(path: str) -> None:
 
 @pytest.mark.parametrize("path", ["/a:b", "/a,b"])
 def test_paths_that_apptainer_does_not_support(path: str) -> None:
-    """Apptainer splits them there, and has no escape."""
     script({}, path)
     with pytest.raises(ConfigError, match="work_dir: a container can't bind"):
         script({"image": "/x.sif"}, path)
