@@ -37,22 +37,32 @@ pytest_plugins = [
 _NO_SKIPS = "MLIP_JOB_TEST_NO_SKIPS"
 
 
+# Longest first, so that all workers of pytest-xdist end at the same time.
+_GROUPS = {"kubelet": {"real_node"}, "slurm": {"slurm_cluster", "slurm_cluster_with_accounting"}}
+_GROUPS |= {"images": {"cpu_image", "sif", "podman"}, "kubernetes": {"control_plane"}}
+
+
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist appends the groups to the names in its own hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of a cluster, else those of a file, in one worker: each starts it once."""
+    order = [*_GROUPS, "pacemaker", ""]
+    places: dict[pytest.Item, int] = {}
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(_cluster(item) or str(item.path)))
+        cluster = _cluster(item)
+        item.add_marker(pytest.mark.xdist_group(cluster or str(item.path)))
+        kind = cluster or ("pacemaker" if item.get_closest_marker("pacemaker") else "")
+        places[item] = order.index(kind)
+    items.sort(key=places.__getitem__)
 
 
 def _cluster(item: pytest.Item) -> str | None:
     if not isinstance(item, pytest.Function):
         return None
     names = set(item.fixturenames)
-    parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    site = str(parameters.get("site", ""))
-    if "control_plane" in names or site == "kubernetes":
-        return "kubernetes"
-    clusters = {"slurm", "slurm_with_accounting"}
-    return "slurm" if clusters & names or site.startswith("slurm") else None
+    if hasattr(item, "callspec"):  # a scheduler whose fixture is requested by name
+        names.add(str(item.callspec.params.get("site", "")).partition(" ")[0])
+    found = (group for group, servers in _GROUPS.items() if names & (servers | {group}))
+    return next(found, None)
 
 
 @pytest.fixture(autouse=True)
