@@ -161,7 +161,7 @@ def _fit(config: JobConfig, directory: Path) -> Fit:
     files = trainer.files
     record = _dataset(config, files)
     registry = Registry(open_store(config.storage), config.family)
-    trainer.begin(make_fit_data(config, record, registry, files), None)
+    trainer.begin(make_fit_data(config.training, record, registry, files), None)
     begun, before = time.perf_counter(), _cpu_of_children()
     if trainer.linear_fit_due:
         trainer.fit_linearly(lambda _: None)

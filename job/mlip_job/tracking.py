@@ -21,6 +21,7 @@ from mlip_job.paths import FamilyKeys, generation_name
 from mlip_job.report.figures import QUANTITIES, learning_curves
 from mlip_job.report.model import TrainingReport
 from mlip_job.secret_texts import redact
+from mlip_job.training import published_potential
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -33,9 +34,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_ARTEFACTS = ("report.json", "report.html", "potential.yace")
+_REPORTS = ("report.json", "report.html")
 _MAX_POINTS = 500  # of a learning curve; report.json has all
-_MAX_PARAMETER, _MAX_METRICS, _MAX_ENTRIES = 6000, 1000, 100  # limits of MLflow
+_MAX_PARAMETER, _MAX_METRICS = 6000, 1000  # limits of MLflow
 _TIMEOUT_SECONDS = 60.0
 _SETTINGS = {
     # One retry, and no waiting for minutes: the result of the job does not depend on it.
@@ -64,7 +65,8 @@ def track_generation(
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or manifest.family
     try:
         with tempfile.TemporaryDirectory(prefix="mlip-job-") as temporary:
-            files = [Path(temporary) / one for one in _ARTEFACTS if one in manifest.artefacts]
+            names = (*_REPORTS, published_potential(manifest.artefacts))
+            files = [Path(temporary) / name for name in names]
             for path in files:
                 registry.fetch(manifest, path.name, path)
             report = TrainingReport.from_json((Path(temporary) / "report.json").read_bytes())
@@ -128,7 +130,7 @@ def _log_run(
     files: list[Path],
 ) -> bool:
     """Log a generation, completing an unfinished run; return False if it was logged already."""
-    from mlflow.entities import Metric, Param, RunTag  # noqa: PLC0415 - see _connect
+    from mlflow.entities import Metric, Param  # noqa: PLC0415 - see _connect
 
     started, ended = (int(t.timestamp() * 1000) for t in (manifest.started, manifest.ended))
     found = call("get_experiment_by_name", experiment)
@@ -137,23 +139,16 @@ def _log_run(
     runs = call("search_runs", [where], filter_string=condition, max_results=1)
     if runs and runs[0].info.status == "FINISHED":
         return False
-    run = runs[0] if runs else call("create_run", where, started, tags, name)
-    entries: tuple[tuple[str, list[Any], int], ...] = (
-        ("tags", [RunTag(*tag) for tag in tags.items()], _MAX_ENTRIES),
-        ("params", [Param(*one) for one in parameters_of(manifest)], _MAX_ENTRIES),
-        # The same time in each attempt: MLflow stores equal values at equal times once.
-        ("metrics", [Metric(n, v, ended, step) for n, v, step in metrics_of(report)], _MAX_METRICS),
-    )
-    for kind, values, size in entries:
-        for first in range(0, len(values), size):
-            call("log_batch", run.info.run_id, **{kind: values[first : first + size]})
+    run = (runs[0] if runs else call("create_run", where, started, tags, name)).info.run_id
+    call("log_batch", run, params=[Param(*one) for one in parameters_of(manifest)])
+    # The same time in each attempt: MLflow stores equal values at equal times once.
+    metrics = [Metric(key, value, ended, step) for key, value, step in metrics_of(report)]
+    for first in range(0, len(metrics), _MAX_METRICS):
+        call("log_batch", run, metrics=metrics[first : first + _MAX_METRICS])
     for path in files:
-        call("log_artifact", run.info.run_id, str(path))
-    call("set_terminated", run.info.run_id, end_time=ended)
+        call("log_artifact", run, str(path))
+    call("set_terminated", run, end_time=ended)
     return True
-
-
-# -- what is logged --------------------------------------------------------------------------------
 
 
 def tags_of(manifest: Manifest, store_url: str) -> dict[str, str]:
@@ -175,7 +170,7 @@ def tags_of(manifest: Manifest, store_url: str) -> dict[str, str]:
 
 
 def parameters_of(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """Yield the settings of a generation."""
+    """Yield the settings of a generation, and the sizes of its sets."""
     for section in ("dataset", "training"):
         for key, value in manifest.config.get(section, {}).items():
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -187,19 +182,13 @@ def parameters_of(manifest: Manifest) -> Iterator[tuple[str, str]]:
 def metrics_of(report: TrainingReport) -> Iterator[tuple[str, float, int]]:
     """Yield name, which is the place in report.json, value and step."""
     errors = {"energy_mev_per_atom", "force_mev_per_angstrom", "stress_gpa", "extrapolation_grade"}
-    shown: dict[str, Any] = {
+    logged: dict[str, Any] = {
         "fit": {"train", "test", "iterations", "functions", "parameters", "loss_shares"},
         "timings_s": True,
         "phases_s": True,
-        "evaluation": {
-            "train": errors,
-            "test": errors,
-            "parent": True,
-            "speed": {"evaluator_us_per_atom"},
-        },
+        "evaluation": {"train": errors, "test": errors, "parent": True, "speed": True},
     }
-    for name, value in _numbers(report.model_dump(include=shown)):
-        yield name, value, 0
+    yield from _numbers(report.model_dump(include=logged))
     for quantity in QUANTITIES:
         train, test = learning_curves(report.fit, quantity.value_of)
         for side, points in (("train_curve", train), ("test_curve", test)):
@@ -208,10 +197,10 @@ def metrics_of(report: TrainingReport) -> Iterator[tuple[str, float, int]]:
                 yield f"fit.{side}.{quantity.key}", value, int(iteration)
 
 
-def _numbers(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
-    """Yield every finite number below `value`; unknown values are omitted."""
-    for key, inner in value.items():
+def _numbers(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float, int]]:
+    """Yield every finite number below `values`, not those in lists."""
+    for key, inner in values.items():
         if isinstance(inner, dict):
             yield from _numbers(inner, f"{path}{key}.")
         elif isinstance(inner, int | float) and math.isfinite(inner):
-            yield f"{path}{key}", float(inner)
+            yield f"{path}{key}", float(inner), 0

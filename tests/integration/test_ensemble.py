@@ -14,6 +14,7 @@ from pyace import PyACECalculator
 
 from mlip_job.errors import ConflictError
 from mlip_job.generation import Member, run_generation
+from mlip_job.generation.context import Run
 from mlip_job.generation.ensemble import publish_best
 from mlip_job.registry import MemberRegistry
 from mlip_job.registry.maintenance import collect_garbage, find_orphans, parse_age
@@ -300,10 +301,8 @@ def test_concurrent_last_members_publish_once(fully_trained: Family) -> None:
     """Both saw that nothing was published; the slower one changes nothing."""
     before, path = fully_trained.registry.get(1), fully_trained.root / "store/cu/generations/gen_01"
     written = (path / "manifest.json").stat()
-    assert publish_best(fully_trained.config, 1, fully_trained.registry, 2, Silent()) == (
-        before,
-        (),
-    )
+    run = Run(fully_trained.config, 1, fully_trained.registry, Silent())
+    assert publish_best(run, 2) == (before, ())
     now = (path / "manifest.json").stat()
     assert (now.st_ino, now.st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
     assert fully_trained.registry.verify(before) == []

@@ -39,7 +39,7 @@ def _give(directory: Path, record: DatasetRecord, **training: Any) -> FitData:
         }
     )
     registry = Registry(DirectoryStore(directory / "store"), "cu")
-    return make_fit_data(config, record, registry, WorkFiles(directory))
+    return make_fit_data(config.training, record, registry, WorkFiles(directory))
 
 
 def _rows(directory: Path, names: tuple[str, ...]) -> set[int]:

@@ -11,8 +11,9 @@ import pytest
 
 from mlip_job.config import JobConfig
 from mlip_job.errors import ConfigError, ConflictError, IntegrityError
+from mlip_job.generation.confirm import confirm_config
+from mlip_job.generation.context import Run
 from mlip_job.generation.data import refer_to
-from mlip_job.generation.lineage import confirm_config
 from mlip_job.generation.prepare import fetch_checkpoint
 from mlip_job.registry import Checkpoint, DatasetReference, Registry
 from mlip_job.store.directory import DirectoryStore
@@ -104,10 +105,13 @@ def _config(training: dict[str, Any] | None = None, **sections: Any) -> JobConfi
 @pytest.fixture
 def fetch(registry: Registry, tmp_path: Path) -> Iterator[Callable[..., Fetched]]:
     def fetch(config: JobConfig | None = None) -> Fetched:
-        (tmp_path / "work").mkdir()
-        files = PacemakerFiles(tmp_path / "work")
+        config = config or _config()
         heard = _Heard()
-        found = fetch_checkpoint(config or _config(), 1, registry, files, heard)
+        # Settings of the work directory don't affect the fit.
+        run = Run(config.model_copy(update={"work_dir": str(tmp_path)}), 1, registry, heard)
+        files = PacemakerFiles(run.files.directory)
+        files.directory.mkdir(parents=True)
+        found = fetch_checkpoint(run)
         if found is None:
             return None, files, heard.messages
         checkpoint, record = found

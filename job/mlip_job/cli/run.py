@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
     from mlip_job.cli.options import Settings
     from mlip_job.dataset.record import DatasetRecord
-    from mlip_job.generation import Member
-    from mlip_job.generation.run import Outcome
+    from mlip_job.generation import Member, Outcome
 
 
 @click.command("export")

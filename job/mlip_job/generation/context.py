@@ -6,7 +6,7 @@ import logging
 import secrets
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event, Thread
@@ -16,15 +16,15 @@ from mlip_job.errors import MlipJobError
 from mlip_job.paths import WorkFiles
 from mlip_job.registry import AttemptPart, Timings
 from mlip_job.runtime.environment import process_age_s
+from mlip_job.runtime.processes import StopRequest
 from mlip_job.training.trainer import PhaseClock, added
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from mlip_job.config import JobConfig
-    from mlip_job.registry import Registry
+    from mlip_job.registry import Manifest, Registry
     from mlip_job.registry.claim import HeldClaim
-    from mlip_job.runtime.processes import StopRequest
     from mlip_job.training.trainer import Progress
 
 _START_UP = "start_up"
@@ -44,75 +44,6 @@ class Observer(Protocol):
 
     def trainer_line(self, line: str) -> None:
         """Receive a line that the trainer printed."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One attempt at a generation: the argument of all its stages.
-
-    ``attempt`` is the record of this attempt for later ones; ``files`` is its work directory.
-    """
-
-    config: JobConfig
-    generation: int
-    registry: Registry
-    attempt: AttemptPart
-    files: WorkFiles
-    claim: HeldClaim
-    observer: Observer
-    stop: StopRequest
-    clock: StageClock
-
-    def interruption(self) -> MlipJobError | None:
-        """Return the reason to stop: a signal, or a claim that another attempt took over."""
-        return self.stop.error() or self.claim.loss()
-
-    def raise_if_lost(self) -> None:
-        """Raise a ConflictError if another attempt took the claim over."""
-        if (lost := self.claim.loss()) is not None:
-            raise lost
-
-
-@contextmanager
-def claimed(
-    config: JobConfig,
-    generation: int,
-    registry: Registry,
-    observer: Observer,
-    stop: StopRequest,
-    clock: StageClock,
-) -> Iterator[Run]:
-    """Hold the claim on a generation with a heartbeat, for one attempt.
-
-    Raises
-    ------
-    ConflictError
-        If another attempt holds it.
-    """
-    started = datetime.now(UTC)
-    name = f"{started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
-    claim = registry.claim(
-        generation, name, stale_after_s=_MISSED_HEARTBEATS * config.run.heartbeat_interval
-    )
-    if claim.takeover is not None:
-        observer.message(
-            f"taking over from attempt {claim.takeover.attempt}, {claim.takeover.reason}"
-        )
-    try:
-        with every(config.run.heartbeat_interval, claim.beat, "heartbeat"):
-            yield Run(
-                config,
-                generation,
-                registry,
-                AttemptPart(attempt=name, started=started, iterations=0),
-                WorkFiles(Path(config.work_dir) / registry.own.folder(generation) / name),
-                claim,
-                observer,
-                stop,
-                clock,
-            )
-    finally:
-        within(config.run.stop_timeout, claim.release, "releasing the claim")
 
 
 class StageClock:
@@ -161,6 +92,89 @@ class StageClock:
             return self._seconds
         name, started = self._stage
         return added(self._seconds, {name: time.monotonic() - started})
+
+
+def _new_attempt() -> AttemptPart:
+    started = datetime.now(UTC)
+    name = f"{started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    return AttemptPart(attempt=name, started=started, iterations=0)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One attempt at a generation: the argument of all its stages.
+
+    ``attempt`` is the record of this attempt for later ones. ``claim`` is None until it is held.
+    """
+
+    config: JobConfig
+    generation: int
+    registry: Registry
+    observer: Observer
+    stop: StopRequest = field(default_factory=StopRequest)
+    clock: StageClock = field(default_factory=StageClock)
+    attempt: AttemptPart = field(default_factory=_new_attempt)
+    claim: HeldClaim | None = None
+
+    @property
+    def files(self) -> WorkFiles:
+        """The work directory of this attempt."""
+        folder = self.registry.own.folder(self.generation)
+        return WorkFiles(Path(self.config.work_dir) / folder / self.attempt.attempt)
+
+    def interruption(self) -> MlipJobError | None:
+        """Return the reason to stop: a signal, or a claim that another attempt took over."""
+        return self.stop.error() or self._lost()
+
+    def raise_if_lost(self) -> None:
+        """Raise a ConflictError if another attempt took the claim over."""
+        if (lost := self._lost()) is not None:
+            raise lost
+
+    def _lost(self) -> MlipJobError | None:
+        return self.claim.loss() if self.claim is not None else None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of a run.
+
+    Attributes
+    ----------
+    manifest
+        Manifest of the generation; of the member if other members are missing.
+    created
+        False if it was already published.
+    missing
+        Members of the ensemble that are not trained yet; the generation is unpublished.
+    """
+
+    manifest: Manifest
+    created: bool
+    missing: tuple[int, ...] = ()
+
+
+@contextmanager
+def claimed(run: Run) -> Iterator[Run]:
+    """Hold the claim on the run's generation, with a heartbeat.
+
+    Raises
+    ------
+    ConflictError
+        If another attempt holds it.
+    """
+    settings = run.config.run
+    stale_after_s = _MISSED_HEARTBEATS * settings.heartbeat_interval
+    claim = run.registry.claim(run.generation, run.attempt.attempt, stale_after_s=stale_after_s)
+    if claim.takeover is not None:
+        run.observer.message(
+            f"taking over from attempt {claim.takeover.attempt}, {claim.takeover.reason}"
+        )
+    try:
+        with every(settings.heartbeat_interval, claim.beat, "heartbeat"):
+            yield replace(run, claim=claim)
+    finally:
+        within(settings.stop_timeout, claim.release, "releasing the claim")
 
 
 @contextmanager

@@ -15,7 +15,14 @@ from mlip_job.dataset.record import DatasetRecord, SideNames
 from mlip_job.dataset.validation_part import Parts, part_training_set
 from mlip_job.errors import IntegrityError
 from mlip_job.generation.lineage import Lineage, find_lineage
-from mlip_job.paths import DatasetFiles, WorkFiles, cant_write, generation_name, reported
+from mlip_job.paths import (
+    DatasetFiles,
+    WorkFiles,
+    cant_write,
+    generation_name,
+    make_private_directory,
+    reported,
+)
 from mlip_job.registry import DatasetReference, KnownQuery, Registry
 from mlip_job.retry import retrying
 from mlip_job.training.size import DataSize, choose_size
@@ -27,7 +34,7 @@ if TYPE_CHECKING:
     from mlip_job.config import JobConfig, TrainingConfig
     from mlip_job.dataset.record import SelectedRows
     from mlip_job.dataset.survey import Sample
-    from mlip_job.generation.context import Observer
+    from mlip_job.generation.context import Run
     from mlip_job.registry import Manifest
     from mlip_job.training.size import BasisSize
 
@@ -126,15 +133,7 @@ def fetch_missing(registry: Registry, record: DatasetRecord, *paths: Path) -> No
 
 
 def find_or_build_dataset(
-    config: JobConfig,
-    generation: int,
-    registry: Registry,
-    parent: Manifest | None,
-    directory: Path,
-    observer: Observer,
-    *,
-    fetch: Fetch,
-    rebuild: bool = False,
+    run: Run, parent: Manifest | None, directory: Path, *, fetch: Fetch, rebuild: bool = False
 ) -> Dataset:
     """Find a generation's dataset in the store, or build it in `directory`.
 
@@ -153,21 +152,23 @@ def find_or_build_dataset(
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cant_write(directory, error, hint="set work_dir, or choose -o DIR") from None
-    with reported(directory), _builder(config, generation, registry, parent, observer) as builder:
+    observe = run.observer.message
+    builders = _builder(run.config, run.generation, run.registry, parent, observe)
+    with reported(directory), builders as builder:
         key = builder.query_key()
         stored: list[str] = []
 
         def find(rows: SelectedRows) -> DatasetRecord | None:
-            found = None if rebuild else registry.known_dataset(key, rows)
+            found = None if rebuild else run.registry.known_dataset(key, rows)
             if found is None:
                 return None
             try:
-                record = fetch(registry, found[0], directory)
+                record = fetch(run.registry, found[0], directory)
             except IntegrityError as error:
-                observer.message(f"warning: {error.message}; rebuilding the dataset")
+                observe(f"warning: {error.message}; rebuilding the dataset")
                 return None
             stored.append(found[1])
-            observer.message(
+            observe(
                 f"dataset {record.id} of {record.counts.train} train and {record.counts.test} test "
                 "rows is in the store; no row was written since it was made"
             )
@@ -175,7 +176,7 @@ def find_or_build_dataset(
 
         try:
             built = retrying(
-                lambda: builder.find_or_build(directory, find), config.run.retry_timeout
+                lambda: builder.find_or_build(directory, find), run.config.run.retry_timeout
             )
         except BaseException:
             with suppress(OSError):
@@ -185,12 +186,25 @@ def find_or_build_dataset(
 
 
 @contextmanager
+def scratch_directory(config: JobConfig) -> Iterator[WorkFiles]:
+    """Make a temporary directory for a dataset; in the work directory, which has enough space."""
+    work = Path(config.work_dir)
+    try:
+        make_private_directory(work)
+        scratch = tempfile.TemporaryDirectory(dir=work, prefix="scratch-")
+    except OSError as error:
+        raise cant_write(work, error, hint="set work_dir") from None
+    with reported(work), scratch as directory:
+        yield WorkFiles(Path(directory))
+
+
+@contextmanager
 def _builder(
     config: JobConfig,
     generation: int,
     registry: Registry | None,
     parent: Manifest | None,
-    observer: Observer | None = None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Iterator[DatasetBuilder]:
     """Make a builder that inherits the split and the reference energies of `parent`."""
     with tempfile.TemporaryDirectory(prefix="mlip-job-") as temporary:
@@ -205,7 +219,7 @@ def _builder(
             config.dataset,
             config.training,
             parent=inherited,
-            progress=observer.message if observer is not None else lambda _: None,
+            progress=progress,
         )
 
 
@@ -230,13 +244,12 @@ def without_new_data(record: DatasetRecord, before: Manifest | None) -> str | No
 
 
 def make_fit_data(
-    config: JobConfig, record: DatasetRecord, registry: Registry, files: WorkFiles
+    training: TrainingConfig, record: DatasetRecord, registry: Registry, files: WorkFiles
 ) -> FitData:
     """Split the training set into a fitted and a validation part; write the frames of both.
 
     The work directory must hold pacemaker's frames of the whole dataset.
     """
-    training = config.training
     whole = FitData(
         elements=record.elements,
         reference_energies={e: record.reference_energies[e] for e in record.elements},
@@ -247,7 +260,7 @@ def make_fit_data(
     )
     if training.is_linear or training.test_evaluation == "pacemaker":
         whole = replace(whole, second=whole.test)
-    parts = _parts(config, record, registry, files)
+    parts = _parts(training, record, registry, files)
     if training.is_linear:
         return replace(whole, held_out=parts.validation)
     if not parts.validation and parts.why_whole is not None:
@@ -271,9 +284,10 @@ def make_fit_data(
     )
 
 
-def _parts(config: JobConfig, record: DatasetRecord, registry: Registry, files: WorkFiles) -> Parts:
+def _parts(
+    training: TrainingConfig, record: DatasetRecord, registry: Registry, files: WorkFiles
+) -> Parts:
     """Return the parts of the training set; without a validation part the rows don't matter."""
-    training = config.training
     if training.validation_fraction == 0:
         return Parts(frozenset())
     if training.evaluator == "pyace" and not training.is_linear:

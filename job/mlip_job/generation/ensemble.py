@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mlip_job.config import JobConfig, TrainingConfig
     from mlip_job.dataset.rows import FloatArray
     from mlip_job.evaluation.results import Parity
-    from mlip_job.generation.context import Observer
+    from mlip_job.generation.context import Run
     from mlip_job.registry import Headline, Manifest, Registry
 
 _START_NOISE = 0.1
@@ -91,9 +91,7 @@ def require_ensemble(published: Manifest, of: int) -> None:
         )
 
 
-def publish_best(
-    config: JobConfig, generation: int, registry: Registry, of: int, observer: Observer
-) -> tuple[Manifest | None, tuple[int, ...]]:
+def publish_best(run: Run, of: int) -> tuple[Manifest | None, tuple[int, ...]]:
     """Publish the generation once all members are published; any run may do so.
 
     Returns
@@ -103,6 +101,7 @@ def publish_best(
     tuple of int
         The missing members.
     """
+    registry, generation, config = run.registry, run.generation, run.config
     found = {
         number: MemberRegistry(registry.store, registry.family, number).find_own(generation)
         for number in range(1, of + 1)
@@ -123,7 +122,7 @@ def publish_best(
             raise
         return published, ()
     best = f"member {committee.best} of {of}, which has the lowest test loss"
-    observer.message(f"published {generation_name(generation)} in {registry.store.url}: {best}")
+    run.observer.message(f"published {generation_name(generation)} in {registry.store.url}: {best}")
     return manifest, ()
 
 

@@ -1,27 +1,16 @@
-"""Lineage of a generation, and differences between its configuration and an earlier one."""
+"""Lineage of a generation: the published ones that it builds on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mlip_job.config import DatasetConfig, TrainingConfig
-from mlip_job.config.removed import without_defaults
-from mlip_job.errors import ConfigError, ConflictError
+from mlip_job.errors import ConfigError
 from mlip_job.paths import generation_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from mlip_job.config import JobConfig
-    from mlip_job.dataset.record import DatasetRecord
+    from mlip_job.config import TrainingConfig
     from mlip_job.registry import Manifest, Registry
-
-_SECTIONS: Mapping[str, type[DatasetConfig | TrainingConfig]] = {
-    "dataset": DatasetConfig,
-    "training": TrainingConfig,
-}
-_HINT = "train it as a new generation (--generation next)"
 
 
 @dataclass(frozen=True)
@@ -84,50 +73,3 @@ def _start_number(start_from: str | int, generation: int) -> int | None:
     if start_from == "none" or (start_from == "previous" and generation == 1):
         return None
     return generation - 1 if start_from == "previous" else int(start_from)
-
-
-# -- differences ---------------------------------------------------------------------------------
-
-
-def differences(
-    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str
-) -> Iterator[tuple[str, Any, Any]]:
-    """Yield key, old and new value of each setting that differs between two configurations."""
-    defaults = _SECTIONS[prefix]().model_dump(mode="json") if prefix in _SECTIONS else {}
-    old = without_defaults(old, prefix)
-    for key in sorted({*old, *new}):
-        # A setting that an earlier version lacked had its default.
-        before, after = old.get(key, defaults.get(key)), new.get(key)
-        if before != after and key != "require_gpu":
-            yield f"{prefix}.{key}", before, after
-
-
-def confirm_config(published: Manifest, config: JobConfig) -> None:
-    """Raise a ConflictError naming each setting that differs from the published generation's.
-
-    Comparing hashes is not enough, because later versions of the program add settings.
-    """
-    asked = config.model_dump(mode="json")
-    found = [
-        f"  {key}: {old!r} published, {new!r} asked"
-        for section in ("dataset", "training")
-        for key, old, new in differences(published.config.get(section, {}), asked[section], section)
-    ]
-    if found:
-        raise ConflictError(
-            f"{generation_name(published.generation)} of {published.family} is published with "
-            "another configuration:\n" + "\n".join(found),
-            hint=_HINT,
-        )
-
-
-def confirm_dataset(published: Manifest, record: DatasetRecord) -> None:
-    """Raise a ConflictError if the database now gives another dataset."""
-    then, now = published.dataset, record.counts
-    if then.id != record.id:
-        raise ConflictError(
-            f"{generation_name(published.generation)} of {published.family} is published with "
-            f"another dataset: {then.id} ({then.train} train, {then.test} test); the database now "
-            f"yields {record.id} ({now.train} train, {now.test} test)",
-            hint=_HINT,
-        )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlip_job.errors import ConfigError, IntegrityError, TrainingError
+from mlip_job.generation.confirm import differences
 from mlip_job.generation.data import (
     Dataset,
     data_size,
@@ -17,7 +18,7 @@ from mlip_job.generation.data import (
     refer_to,
     without_new_data,
 )
-from mlip_job.generation.lineage import differences, find_lineage
+from mlip_job.generation.lineage import find_lineage
 from mlip_job.paths import generation_name, make_private_directory
 from mlip_job.registry import Parent, TrainingState
 from mlip_job.runtime.environment import job_of_earlier_starts, job_of_this_start
@@ -30,10 +31,9 @@ if TYPE_CHECKING:
 
     from mlip_job.config import JobConfig, TrainingConfig
     from mlip_job.dataset.record import DatasetRecord
-    from mlip_job.generation.context import Observer, Run
+    from mlip_job.generation.context import Run
     from mlip_job.generation.lineage import Lineage
-    from mlip_job.paths import WorkFiles
-    from mlip_job.registry import Checkpoint, DatasetReference, Manifest, Registry
+    from mlip_job.registry import Checkpoint, DatasetReference, Manifest
     from mlip_job.training.size import BasisSize
     from mlip_job.training.trainer import FitData, Trainer
 
@@ -60,30 +60,30 @@ class Prepared:
     trainer: Trainer
 
 
-def check_before_claim(
-    config: JobConfig, generation: int, registry: Registry, *, fresh: bool
-) -> None:
-    """Raise an error if the generation could not be trained and published.
+def check_before_claim(run: Run, *, fresh: bool) -> Lineage:
+    """Return the lineage; raise an error if the generation could not be trained and published.
 
     Runs before anything expensive. A finished fit that only has to be published needs no GPU.
     """
-    registry.agreed_dataset(generation)
-    find_lineage(registry, config.training, generation)
+    config, registry = run.config, run.registry
+    registry.agreed_dataset(run.generation)
+    lineage = find_lineage(registry, config.training, run.generation)
     registry.store.check()
     trainer = open_trainer(config.training, Path(config.work_dir))
     trainer.require_programs(active_set=config.evaluation.active_set_kind is not None)
     if not config.training.require_gpu or config.training.is_linear:
-        return
+        return lineage
     own = job_of_earlier_starts()
     fitted = any(
         checkpoint.position.finished and (not fresh or checkpoint.training.was_begun_by(own))
-        for checkpoint in registry.checkpoints(generation).found()
+        for checkpoint in registry.checkpoints(run.generation).found()
     )
     if not fitted:
         require_gpu_device()
+    return lineage
 
 
-def prepare(run: Run, *, fresh: bool) -> Prepared:
+def prepare(run: Run, lineage: Lineage, *, fresh: bool) -> Prepared:
     """Put all input of the fit into the work directory.
 
     Parameters
@@ -99,10 +99,8 @@ def prepare(run: Run, *, fresh: bool) -> Prepared:
     run.files.directory.mkdir(mode=0o700)
     try:
         with run.clock.stage("fetch"):
-            found = fetch_checkpoint(
-                run.config, run.generation, run.registry, run.files, run.observer
-            )
-        return _begin(run) if found is None else _resume(run, *found)
+            found = fetch_checkpoint(run)
+        return _begin(run, lineage) if found is None else _resume(run, *found)
     except BaseException:
         # Nothing has been trained yet, so the work directory can be discarded.
         shutil.rmtree(run.files.directory, ignore_errors=True)
@@ -112,27 +110,16 @@ def prepare(run: Run, *, fresh: bool) -> Prepared:
 # -- begin ---------------------------------------------------------------------------------------
 
 
-def _begin(run: Run) -> Prepared:
+def _begin(run: Run, lineage: Lineage) -> Prepared:
     """Export the dataset; start from the parent or from scratch."""
-    lineage = find_lineage(run.registry, run.config.training, run.generation)
     if run.config.training.is_linear and run.config.training.start_from == "previous":
         _explain_linear_fit(run, lineage)
     agreed = run.registry.agreed_dataset(run.generation)
     with run.clock.stage("fetch" if agreed else "export"):
         dataset = agreed or find_or_build_dataset(
-            run.config,
-            run.generation,
-            run.registry,
-            lineage.dataset,
-            run.files.dataset.directory,
-            run.observer,
-            fetch=make_frames,
+            run, lineage.dataset, run.files.dataset.directory, fetch=make_frames
         )
-        record = (
-            dataset.record
-            if isinstance(dataset, Dataset)
-            else _fetch_dataset(dataset, run.registry, run.files)
-        )
+        record = dataset.record if isinstance(dataset, Dataset) else _fetch_dataset(run, dataset)
     if (warning := without_new_data(record, lineage.dataset)) is not None:
         run.observer.message(warning)
     size = _choose_size(run, record, lineage)
@@ -175,7 +162,7 @@ def _agree_on(run: Run, dataset: Dataset | DatasetReference, lineage: Lineage) -
 
 
 def _give(run: Run, record: DatasetRecord) -> FitData:
-    given = make_fit_data(run.config, record, run.registry, run.files)
+    given = make_fit_data(run.config.training, record, run.registry, run.files)
     if given.validation:
         fitted = record.counts.train - len(given.validation)
         run.observer.message(
@@ -247,9 +234,7 @@ def _resume(run: Run, checkpoint: Checkpoint, record: DatasetRecord) -> Prepared
     return Prepared(record, given, state, trainer)
 
 
-def fetch_checkpoint(
-    config: JobConfig, generation: int, registry: Registry, files: WorkFiles, observer: Observer
-) -> tuple[Checkpoint, DatasetRecord] | None:
+def fetch_checkpoint(run: Run) -> tuple[Checkpoint, DatasetRecord] | None:
     """Put the newest intact checkpoint and its dataset into the work directory.
 
     Returns
@@ -263,13 +248,14 @@ def fetch_checkpoint(
     ConfigError
         If its configuration differs; the message names each difference.
     """
-    checkpoints = registry.checkpoints(generation)
+    files, message = run.files, run.observer.message
+    checkpoints = run.registry.checkpoints(run.generation)
     unusable = checkpoints.unreadable()
     found = None
     for checkpoint in checkpoints.found():
-        _require_same(checkpoint, config, generation)
+        _require_same(checkpoint, run)
         staging = files.directory / "checkpoint"
-        trainer = open_trainer(_settings_of(checkpoint, config), files.directory)
+        trainer = open_trainer(_settings_of(checkpoint, run.config), files.directory)
         try:
             checkpoints.fetch(checkpoint, staging)
             elements = checkpoint.training.elements
@@ -281,18 +267,18 @@ def fetch_checkpoint(
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     for problem in unusable:
-        observer.message(f"warning: {problem}; this checkpoint is skipped")
+        message(f"warning: {problem}; this checkpoint is skipped")
     if found is None:
         if unusable:
-            observer.message("no checkpoint can be used: starting over")
+            message("no checkpoint can be used: starting over")
         return None
     try:
-        record = _fetch_dataset(found.training.dataset, registry, files)
+        record = _fetch_dataset(run, found.training.dataset)
     except IntegrityError as error:
         raise IntegrityError(
             f"can't resume from {found}: {error.message}", hint="start over with --fresh"
         ) from None
-    observer.message(f"resuming from {found.position} ({found})")
+    message(f"resuming from {found.position} ({found})")
     return found, record
 
 
@@ -300,27 +286,25 @@ def _settings_of(checkpoint: Checkpoint, config: JobConfig) -> TrainingConfig:
     return with_size(config.training, checkpoint.training.basis)
 
 
-def _fetch_dataset(
-    dataset: DatasetReference, registry: Registry, files: WorkFiles
-) -> DatasetRecord:
+def _fetch_dataset(run: Run, dataset: DatasetReference) -> DatasetRecord:
     """Put the frames of a stored dataset into the work directory; return its record."""
-    files.dataset.directory.mkdir()
-    record = registry.dataset_record(dataset)
-    return make_frames(registry, record, files.dataset.directory)
+    directory = run.files.dataset.directory
+    directory.mkdir()
+    return make_frames(run.registry, run.registry.dataset_record(dataset), directory)
 
 
-def _require_same(checkpoint: Checkpoint, config: JobConfig, generation: int) -> None:
-    if found := list(_changes(checkpoint, config, generation)):
+def _require_same(checkpoint: Checkpoint, run: Run) -> None:
+    if found := list(_changes(checkpoint, run)):
         raise ConfigError(
-            f"{generation_name(generation)} is half trained with another configuration "
+            f"{generation_name(run.generation)} is half trained with another configuration "
             f"({checkpoint}):\n" + "\n".join(found),
             hint="undo that to resume, or start over with --fresh",
         )
 
 
-def _changes(checkpoint: Checkpoint, config: JobConfig, generation: int) -> Iterator[str]:
+def _changes(checkpoint: Checkpoint, run: Run) -> Iterator[str]:
     """Describe the changed settings that affect the fit."""
-    asked, then = config.model_dump(mode="json"), checkpoint.training.config
+    asked, then = run.config.model_dump(mode="json"), checkpoint.training.config
     for section in ("dataset", "training"):
         for key, old, new in differences(then.get(section, {}), asked[section], section):
             # With max_iter 0 the linear fit is published, which is another potential.
@@ -328,6 +312,6 @@ def _changes(checkpoint: Checkpoint, config: JobConfig, generation: int) -> Iter
             if key.removeprefix("training.") not in _FREE or becomes_linear:
                 yield f"  {key}: {old!r} there, {new!r} asked"
     selection = checkpoint.training.dataset.selection
-    select = config.database.for_generation(generation).select
+    select = run.config.database.for_generation(run.generation).select
     if selection != select:
         yield f"  database.select: {selection!r} there, {select!r} asked"
