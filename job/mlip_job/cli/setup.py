@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -39,6 +39,13 @@ _LEAST_FORCE_LIMIT_MEV = 20.0  # meV/Å
     "--storage", default="store", show_default=True, help="A directory, or s3://bucket/prefix."
 )
 @click.option(
+    "--trainer",
+    type=click.Choice(("pacemaker", "grace-fs")),
+    default="pacemaker",
+    show_default=True,
+    help="What fits the potential.",
+)
+@click.option(
     "-o",
     "--output",
     metavar="FILE",
@@ -50,7 +57,12 @@ _LEAST_FORCE_LIMIT_MEV = 20.0  # meV/Å
 @common_options
 @click.pass_obj
 def init_command(
-    settings: Settings, database: str, family: str | None, storage: str, output: Path
+    settings: Settings,
+    database: str,
+    family: str | None,
+    storage: str,
+    trainer: Literal["pacemaker", "grace-fs"],
+    output: Path,
 ) -> None:
     """Write a commented mlip-job.yaml for a database.
 
@@ -77,9 +89,11 @@ def init_command(
         "evaluation": {"gate": _limits(sample)},
         "storage": {"url": storage},
     }
+    training = TrainingConfig(trainer=trainer)
+    values["training"] = {} if trainer == "pacemaker" else _of_grace(training)
     if elements and not sample.periodic:
-        values["training"] = {"cutoff": _CUTOFF_OF_MOLECULES}
-    size = expected_size(TrainingConfig(), sample)
+        values["training"]["cutoff"] = _CUTOFF_OF_MOLECULES
+    size = expected_size(training, sample)
     text = commented_config(
         family=family,
         values=values,
@@ -90,6 +104,7 @@ def init_command(
             "data; null asks nothing.",
             "cutoff": _CUTOFF_REMARKS[sample.periodic] if elements else "",
             "functions_per_element": f"Here {size}" if size is not None else "",
+            "stress_weight": "Above 0, every periodic structure needs a stress.",
         },
     )
     try:
@@ -111,6 +126,12 @@ def init_command(
         click.echo(f"wrote {output}; next: mlip-job -c {output} check")
 
     emit(settings, document, show)
+
+
+def _of_grace(training: TrainingConfig) -> dict[str, object]:
+    """Return the settings of GRACE/FS that a first configuration shows."""
+    names = ("trainer", "stress_weight", "max_iter", "zbl")
+    return {name: getattr(training, name) for name in names}
 
 
 def _limits(sample: Sample) -> dict[str, float]:

@@ -29,7 +29,7 @@ _SHOWN: Mapping[str, Mapping[str, str]] = {
         "test_fraction": "Of the structures, held out of the fit.",
         "energy_weight": "a in a·MSE(E/atom) + b·mean|ΔF|².",
         "force_weight": "b.",
-        "max_iter": "Iterations of pacemaker after the linear fit; 0 publishes the linear fit.",
+        "max_iter": "Iterations; 0 publishes the linear fit of pacemaker.",
         "zbl": "A repulsive core where atoms are closer than in the data.",
     },
     "evaluation": {"gate": ""},
