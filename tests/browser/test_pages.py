@@ -5,21 +5,17 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from mlip_job.evaluation.results import DimerCheck
 from mlip_job.report.figures import MAX_GENERATIONS
+from mlip_job.report.model import TrainingReport
 from mlip_job.report.page import render_comparison, render_report
 from tests.evaluations import make_evaluation, make_physics
 from tests.reports import make_facts, make_report
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from mlip_job.report.model import TrainingReport
-    from tests.servers.browser import Browser
+from tests.servers.browser import Browser
 
 SECTIONS = ["headline", "learning", "accuracy", "physics", "worst", "dataset", "lineage"]
 HOSTILE = "<script>document.title='owned'</script>\"'><img src=x onerror=alert(1)></style>{{7*7}}"

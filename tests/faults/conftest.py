@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mlip_job.config import JobConfig
 from tests.faults.tally import TALLY, Tally
 from tests.generations import TINY
 from tests.generations import make_config as config_in
 from tests.support import rattled, write_database
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from mlip_job.config import JobConfig
 
 RUN = {"checkpoint_interval": 1, "heartbeat_interval": 0.5, "retry_timeout": 20}
 

@@ -11,22 +11,18 @@ import sys
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mlip_job.config import JobConfig
 from mlip_job.evaluation.potential import import_pyace
+from mlip_job.registry import Manifest
 from mlip_job.training.pacemaker import PacemakerFiles
 from mlip_job.training.pacemaker.tables import read_table
+from mlip_job.training.summary import CurvePoint
 from tests.generations import registry_of, report_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from mlip_job.config import JobConfig
-    from mlip_job.registry import Manifest
-    from mlip_job.training.summary import CurvePoint
-
 
 import_pyace()  # saves each forked job some seconds
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
 from tests.faults import replay_program as program
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
 
 # The recorded fit: a ladder of three steps of eight iterations.
 REPLAYED = {"functions_per_element": 15, "max_iter": 8, "linear_start": False, "ladder_step": 5}

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from mlip_job.config import JobConfig
 from mlip_job.training.pacemaker.potential_file import read_potential
 from tests.faults import jobs
 from tests.faults.replay import REPLAYED, REPLAYED_ITERATIONS, replayed_pacemaker
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from mlip_job.config import JobConfig
-    from tests.faults.tally import Tally
+from tests.faults.tally import Tally
 
 LONG_LINE_BYTES = 100_000_000
 

@@ -6,22 +6,19 @@ import sqlite3
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mlip_job.config import JobConfig
+from mlip_job.dataset.rows import Row
 from tests.faults import jobs
+from tests.faults.jobs import Job
 from tests.faults.replay import REPLAYED, both, replayed_pacemaker
+from tests.servers.databases import DatabaseServer
 from tests.support import rattled, write_database
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from mlip_job.config import JobConfig
-    from mlip_job.dataset.rows import Row
-    from tests.faults.jobs import Job
-    from tests.servers.databases import DatabaseServer
 
 RUN = {"checkpoint_interval": 0.1, "heartbeat_interval": 0.3, "retry_timeout": 20}
 

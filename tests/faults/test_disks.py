@@ -6,26 +6,21 @@ import os
 import sqlite3
 import subprocess
 import time
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
-from mlip_job.config import DatabaseConfig
+from mlip_job.config import DatabaseConfig, JobConfig
 from mlip_job.dataset.database import StructureDatabase
 from mlip_job.errors import DatabaseError
 from tests.faults import jobs
+from tests.faults.jobs import Job
 from tests.faults.replay import REPLAYED, REPLAYED_ITERATIONS, replayed_pacemaker
+from tests.faults.tally import Tally
 from tests.servers.kernel import require_kernel
 from tests.support import rattled, write_database
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from mlip_job.config import JobConfig
-    from tests.faults.jobs import Job
-    from tests.faults.tally import Tally
 
 RUN = {"checkpoint_interval": 0.05, "heartbeat_interval": 0.2, "retry_timeout": 3}
 

@@ -5,20 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from mlip_job.config import JobConfig
 from mlip_job.registry import Registry
 from tests.faults import jobs
 from tests.faults.replay import REPLAYED, both, replayed_pacemaker
 from tests.faults.test_kills import kill_at
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from mlip_job.config import JobConfig
 
 RUN = {"checkpoint_interval": 0.1, "heartbeat_interval": 0.3, "retry_timeout": 20}
 HAND: dict[str, str] = {}

@@ -6,25 +6,22 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mlip_job.config import JobConfig
 from mlip_job.generation import prepare, publish
 from mlip_job.generation.fit import CheckpointWriter
 from mlip_job.registry import Registry
 from mlip_job.training.pacemaker.process import PacemakerWrapper
 from tests.faults import jobs
+from tests.faults.jobs import Job
 from tests.faults.replay import REPLAYED, both, replayed_pacemaker
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from mlip_job.config import JobConfig
-    from tests.faults.jobs import Job
-    from tests.faults.tally import Tally
+from tests.faults.tally import Tally
 
 KILL, TERM = signal.SIGKILL, signal.SIGTERM
 

@@ -6,22 +6,18 @@ import fcntl
 import os
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
+from mlip_job.config import JobConfig
 from mlip_job.store.open import open_store
 from tests.faults import jobs
+from tests.faults.jobs import Job
 from tests.faults.replay import REPLAYED, both, replayed_pacemaker
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from mlip_job.config import JobConfig
-    from tests.faults.jobs import Job
-    from tests.faults.tally import Tally
+from tests.faults.tally import Tally
 
 
 @pytest.fixture(params=["directory", "s3"])

@@ -7,18 +7,14 @@ import random
 import shutil
 import signal
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
+from mlip_job.config import JobConfig
 from tests.faults import jobs
+from tests.faults.jobs import Job
 from tests.faults.replay import REPLAYED, REPLAYED_ITERATIONS, replayed_pacemaker
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from mlip_job.config import JobConfig
-    from tests.faults.jobs import Job
-    from tests.faults.tally import Tally
+from tests.faults.tally import Tally
 
 POINTS = int(os.environ.get("MLIP_JOB_TEST_FAULT_POINTS", "20"))
 _KILLED_AGAIN = 0.3  # fraction of killed jobs whose next attempt is killed too

@@ -6,11 +6,13 @@ import gc
 import hashlib
 import os
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from mlip_job import retry
+from mlip_job.config import StorageConfig
 from mlip_job.errors import (
     ConflictError,
     IntegrityError,
@@ -20,18 +22,11 @@ from mlip_job.errors import (
 )
 from mlip_job.registry import Artefact, Manifest, Registry
 from mlip_job.store import s3
+from mlip_job.store.base import ObjectStore
 from mlip_job.store.open import RetryingStore, open_store
+from tests.faults.tally import Tally
 from tests.manifests import make_manifest, put_dataset
-from tests.servers.s3_faults import ERRORS, PASSING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from mlip_job.config import StorageConfig
-    from mlip_job.store.base import ObjectStore
-    from tests.faults.tally import Tally
-    from tests.servers.s3_faults import FaultProxy
+from tests.servers.s3_faults import ERRORS, PASSING, FaultProxy
 
 LARGE = 9 << 20  # B; transferred in two parts
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mlip_job.config import JobConfig, StorageConfig
 from mlip_job.registry import Registry
 from mlip_job.registry.maintenance import collect_garbage
 from mlip_job.store.open import open_store
 from tests.faults import jobs
+from tests.faults.jobs import Job
 from tests.faults.replay import (
     REPLAYED,
     REPLAYED_ITERATIONS,
@@ -18,16 +22,8 @@ from tests.faults.replay import (
     replayed_pacemaker,
     retry_soon,
 )
-from tests.servers.s3_faults import PASSING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from mlip_job.config import JobConfig, StorageConfig
-    from tests.faults.jobs import Job
-    from tests.faults.tally import Tally
-    from tests.servers.s3_faults import FaultProxy
+from tests.faults.tally import Tally
+from tests.servers.s3_faults import PASSING, FaultProxy
 
 RUN = {"checkpoint_interval": 0.1, "heartbeat_interval": 0.3, "retry_timeout": 60}
 

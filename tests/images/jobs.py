@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+from mlip_job.config import JobConfig
+from mlip_job.registry import Manifest
 from tests.faults.jobs import iterations_safe, require_complete
 from tests.generations import registry_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
-    from mlip_job.config import JobConfig
-    from mlip_job.registry import Manifest
 
 # A fit long enough to be stopped midway.
 LONG = {"functions_per_element": 8, "max_iter": 40, "linear_start": False}

@@ -5,25 +5,19 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from mlip_job.config import load_config
+from tests.cli import Ended
 from tests.faults.jobs import require_complete
 from tests.generations import TINY
-from tests.images.jobs import LONG
+from tests.images.jobs import LONG, ImageJob
 from tests.integration.slurm.conftest import make_family
-from tests.servers.containers import ROOT, build_options
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from tests.cli import Ended
-    from tests.images.jobs import ImageJob
-    from tests.servers.containers import Apptainer
-    from tests.servers.slurm import SlurmCluster
+from tests.servers.containers import ROOT, Apptainer, build_options
+from tests.servers.slurm import SlurmCluster
 
 
 def in_image(apptainer: Apptainer, sif: Path, job: ImageJob) -> list[str]:

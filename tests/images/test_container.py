@@ -5,18 +5,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from tests.generations import GRACE, TINY
-from tests.images.jobs import LONG
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tests.images.jobs import ImageJob
-    from tests.servers.containers import Podman
+from tests.images.jobs import LONG, ImageJob
+from tests.servers.containers import Podman
 
 UID = 10001
 

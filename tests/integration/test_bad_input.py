@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from ase import Atoms
 from ase.build import molecule
 
+from mlip_job.config import StorageConfig
 from mlip_job.generation.data import preview
+from tests.cli import Ended
 from tests.generations import Family
+from tests.servers.databases import DatabaseServer
+from tests.servers.s3 import S3Server
 from tests.support import labelled, rattled, write_database
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ase import Atoms
-
-    from mlip_job.config import StorageConfig
-    from tests.cli import Ended
-    from tests.servers.databases import DatabaseServer
-    from tests.servers.s3 import S3Server
-
-    Cli = Callable[..., Ended]
+Cli = Callable[..., Ended]
 
 
 def _content(project: Family) -> dict[str, int]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +21,6 @@ from mlip_job.dataset.twins import fingerprints
 from mlip_job.dataset.validation import Rejection, Validator, shape_problem
 from tests.reference import read_rows
 from tests.support import labelled, rattled, with_emt, write_database
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def mixed(rng: np.random.Generator) -> list[Atoms]:

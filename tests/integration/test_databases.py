@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,15 +13,11 @@ from ase.constraints import FixAtoms
 from mlip_job.config import DatabaseConfig, DatasetConfig, TrainingConfig
 from mlip_job.dataset.builder import DatasetBuilder
 from mlip_job.dataset.database import Selected, StructureDatabase
+from mlip_job.dataset.record import DatasetRecord
 from mlip_job.dataset.rows import StructureRow
 from mlip_job.errors import ConfigError, DatabaseError, DataError
+from tests.servers.databases import DatabaseServer
 from tests.support import labelled, open_for_writing, rattled, with_emt, write_database
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from mlip_job.dataset.record import DatasetRecord
-    from tests.servers.databases import DatabaseServer
 
 # ase-db-backends 0.11 calls PyMySQL with deprecated argument names.
 pytestmark = pytest.mark.filterwarnings("ignore:'(db|passwd)' is deprecated:DeprecationWarning")

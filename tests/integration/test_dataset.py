@@ -8,8 +8,9 @@ import json
 import resource
 import signal
 import zlib
+from collections.abc import Iterator
 from itertools import product
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -25,11 +26,6 @@ from mlip_job.errors import ConfigError, DataError, IntegrityError
 from tests.cli import run_cli
 from tests.datasets import FIVE, as_parent, build, frame, read, refused, rows_of
 from tests.support import labelled, open_for_writing, rattled, with_emt, write_database
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
 
 # Output
 

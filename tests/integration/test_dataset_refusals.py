@@ -6,7 +6,8 @@ import json
 import sqlite3
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +18,6 @@ from mlip_job.dataset.database import StructureDatabase
 from mlip_job.errors import ConfigError, DatabaseError, DataError
 from tests.datasets import build, refused, rows_of
 from tests.support import labelled, open_for_writing, rattled, write_database
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_nothing_selected_lists_the_statuses(db: Path, out: Path) -> None:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 from ase.db import connect
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from tests.cli import Ended
 
-    from tests.cli import Ended
-
-    Cli = Callable[..., Ended]
+Cli = Callable[..., Ended]
 
 FIT = ("--set", "training.max_iter=10")
 

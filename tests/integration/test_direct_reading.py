@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
 from contextlib import closing
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import ase.db
 import numpy as np
@@ -18,13 +19,8 @@ from mlip_job.dataset.database import StructureDatabase
 from mlip_job.dataset.rows import Row, StructureRow
 from mlip_job.errors import DatabaseError
 from tests.reference import read_rows, require_same_row
+from tests.servers.databases import DatabaseServer
 from tests.support import labelled, open_for_writing, rattled, with_emt, write_database
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from tests.servers.databases import DatabaseServer
 
 NAN, INF = float("nan"), float("inf")
 ZERO = np.zeros((4, 3))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
 import ase.io
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import yaml
 from pyace import PyACECalculator
 
+from mlip_job.config import JobConfig
 from mlip_job.errors import ConflictError
 from mlip_job.generation import Member, run_generation
 from mlip_job.generation.context import Run
@@ -21,16 +23,9 @@ from mlip_job.registry.maintenance import collect_garbage, find_orphans, parse_a
 from mlip_job.report.model import TrainingReport
 from mlip_job.runtime.processes import StopRequest
 from mlip_job.store.open import open_store
+from tests.cli import Ended
 from tests.generations import Family, Silent, build_once, report_of
 from tests.support import rattled, write_database
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from mlip_job.config import JobConfig
-    from mlip_job.generation import Outcome
-    from tests.cli import Ended
 
 pytestmark = pytest.mark.pacemaker
 

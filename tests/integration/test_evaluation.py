@@ -11,10 +11,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ase.io
 import numpy as np
@@ -31,6 +32,7 @@ from mlip_job.errors import InterruptedRunError, TrainingError
 from mlip_job.evaluation import measure
 from mlip_job.evaluation.measure import Models, Task, measuring
 from mlip_job.evaluation.potential import Potential, cores_of
+from mlip_job.evaluation.results import Evaluation, PhysicsCheck
 from mlip_job.generation import publish, run_generation
 from mlip_job.registry import Manifest, Registry
 from mlip_job.report.model import TrainingReport
@@ -38,15 +40,10 @@ from mlip_job.runtime.processes import StopRequest
 from mlip_job.store.open import open_store
 from mlip_job.training.pacemaker import process
 from mlip_job.training.pacemaker.potential_file import read_potential, write_potential
+from tests.cli import Ended
 from tests.datasets import FIVE, build, rows_of
 from tests.generations import TINY
 from tests.support import rattled, with_emt, write_database
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from mlip_job.evaluation.results import Evaluation, PhysicsCheck
-    from tests.cli import Ended
 
 pytestmark = pytest.mark.pacemaker
 

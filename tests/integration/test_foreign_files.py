@@ -8,18 +8,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import ase.db
 import ase.io
 import pytest
+from ase import Atoms
 
 from mlip_job.errors import ConfigError, DatabaseError
 from tests.datasets import build, refused
 from tests.support import rattled, write_database
-
-if TYPE_CHECKING:
-    from ase import Atoms
 
 
 def write(path: Path, kind: str, structures: list[Atoms]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,13 +15,9 @@ import yaml
 from mlip_job import load_potential
 from mlip_job.errors import ConfigError, DataError, InterruptedRunError
 from mlip_job.training.grace.metrics import read_curve
+from mlip_job.training.trainer import Progress
 from tests.generations import GRACE, QUICK, Silent, Trained, make_config, train
 from tests.support import labelled, rattled, write_database
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from mlip_job.training.trainer import Progress
 
 pytestmark = pytest.mark.pacemaker
 

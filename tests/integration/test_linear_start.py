@@ -7,18 +7,19 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
-from mlip_job.config import TrainingConfig
+from mlip_job.config import JobConfig, TrainingConfig
 from mlip_job.errors import ConfigError, TrainingError
-from mlip_job.evaluation.potential import cores_of, shorter, shortest_distances
+from mlip_job.evaluation.potential import Pair, cores_of, shorter, shortest_distances
 from mlip_job.generation import export_generation
 from mlip_job.paths import WorkFiles
+from mlip_job.report.model import TrainingReport
 from mlip_job.store.open import open_store
 from mlip_job.training import programs
 from mlip_job.training.pacemaker.linear_fit import LinearTask, run_linear_fit, undetermined
@@ -27,6 +28,7 @@ from mlip_job.training.pacemaker.process import PacemakerWrapper
 from mlip_job.training.trainer import FitData
 from tests.generations import (
     Silent,
+    Trained,
     make_config,
     registry_of,
     start_run,
@@ -35,12 +37,6 @@ from tests.generations import (
     wait_for,
 )
 from tests.support import rattled, with_emt, write_database
-
-if TYPE_CHECKING:
-    from mlip_job.config import JobConfig
-    from mlip_job.evaluation.potential import Pair
-    from mlip_job.report.model import TrainingReport
-    from tests.generations import Trained
 
 pytestmark = pytest.mark.pacemaker
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import ase.io
 import numpy as np
@@ -14,16 +14,12 @@ from ase.build import bulk
 from ase.calculators.calculator import PropertyNotImplementedError
 
 from mlip_job import load_potential
+from mlip_job.config import StorageConfig
 from mlip_job.errors import ConfigError, DataError, IntegrityError
 from mlip_job.store.directory import DirectoryStore
 from mlip_job.store.open import open_store
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from mlip_job.config import StorageConfig
-    from tests.generations import Family
-    from tests.servers.s3 import S3Server
+from tests.generations import Family
+from tests.servers.s3 import S3Server
 
 pytestmark = pytest.mark.pacemaker
 

@@ -15,19 +15,15 @@ import difflib
 import json
 import os
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from ase.build import bulk
 
 from mlip_job import load_potential
+from tests.cli import Ended
 from tests.generations import Family
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tests.cli import Ended
 
 pytestmark = pytest.mark.pacemaker
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import ase.io
 import numpy as np
 import pytest
 import yaml
 
+from mlip_job.config import StorageConfig
 from mlip_job.errors import ConflictError, TrainingError
+from mlip_job.registry import Manifest
 from mlip_job.store.open import open_store
 from tests.generations import (
     TINY,
+    Family,
     make_config,
     registry_of,
     report_of,
@@ -23,15 +26,8 @@ from tests.generations import (
     train,
     wait_for,
 )
+from tests.servers.databases import DatabaseServer
 from tests.support import rattled, with_emt, write_database
-
-if TYPE_CHECKING:
-    import subprocess
-
-    from mlip_job.config import StorageConfig
-    from mlip_job.registry import Manifest
-    from tests.generations import Family
-    from tests.servers.databases import DatabaseServer
 
 pytestmark = pytest.mark.pacemaker
 

@@ -6,25 +6,21 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from mlip_job.registry import Artefact, Manifest, Registry
+from mlip_job.report.model import TrainingReport
 from mlip_job.report.page import render_report
 from mlip_job.store.directory import DirectoryStore
+from tests.cli import Ended
 from tests.evaluations import make_evaluation
 from tests.reports import make_facts, make_report
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from mlip_job.report.model import TrainingReport
-    from tests.cli import Ended
-
-    Cli = Callable[..., Ended]
+Cli = Callable[..., Ended]
 
 FAMILY = "cu-au"
 

@@ -5,22 +5,19 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mlip_job.config import JobConfig, StorageConfig
+from mlip_job.dataset.record import DatasetRecord
 from mlip_job.generation import export_generation
 from mlip_job.registry import Registry
 from mlip_job.registry.maintenance import collect_garbage, find_orphans
 from mlip_job.store.open import open_store
+from tests.servers.databases import DatabaseServer
 from tests.support import open_for_writing, rattled, write_database
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from mlip_job.dataset.record import DatasetRecord
-    from tests.servers.databases import DatabaseServer
 
 FOUND = "no row was written since"
 

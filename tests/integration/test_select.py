@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ase.io
 import numpy as np
@@ -19,16 +20,12 @@ from mlip_job.config import DatabaseConfig
 from mlip_job.dataset.database import mark_rows
 from mlip_job.dataset.validation import Rejection
 from mlip_job.errors import ConfigError, ConflictError, DatabaseError, IntegrityError
+from tests.cli import Ended
+from tests.generations import Family
+from tests.servers.databases import DatabaseServer
 from tests.support import open_for_writing, rattled
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tests.cli import Ended
-    from tests.generations import Family
-    from tests.servers.databases import DatabaseServer
-
-    Select = Callable[..., Ended]
+Select = Callable[..., Ended]
 
 pytestmark = pytest.mark.pacemaker
 

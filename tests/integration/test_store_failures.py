@@ -6,9 +6,9 @@ import errno
 import fcntl
 import os
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,12 +17,8 @@ from mlip_job.errors import ConfigError, ObjectChangedError, ObjectNotFoundError
 from mlip_job.store import directory
 from mlip_job.store.directory import DirectoryStore
 from mlip_job.store.open import open_store
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.servers.s3 import S3Server
-    from tests.servers.s3_faults import FaultProxy
+from tests.servers.s3 import S3Server
+from tests.servers.s3_faults import FaultProxy
 
 
 class _Unconditional(BaseHTTPRequestHandler):

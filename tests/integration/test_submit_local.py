@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import yaml
@@ -17,14 +18,9 @@ from mlip_job.registry.checkpoints import TrainingProgress
 from mlip_job.runtime.environment import ProcessIdentity, SchedulerJob
 from mlip_job.schedulers.base import JobHandle, JobState, JobStatus
 from mlip_job.store.open import open_store
+from tests.cli import Ended
 from tests.generations import Family
 from tests.support import rattled, write_database
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from tests.cli import Ended
 
 
 @pytest.fixture

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
+from ase import Atoms
 
 from mlip_job.errors import InterruptedRunError
 from mlip_job.training.pacemaker.snapshot import read_best
+from mlip_job.training.trainer import Progress
 from tests.generations import Silent, make_config, train
 from tests.support import labelled, rattled, write_database
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from ase import Atoms
-
-    from mlip_job.training.trainer import Progress
 
 pytestmark = pytest.mark.pacemaker
 

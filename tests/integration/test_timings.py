@@ -5,23 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from mlip_job.errors import GpuRequiredError, InterruptedRunError
 from mlip_job.generation.context import StageClock
 from mlip_job.training import programs
-from mlip_job.training.trainer import added
-from tests.generations import Silent, stopped_before_publication, train
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from mlip_job.training.trainer import Progress
-    from tests.cli import Ended
-    from tests.generations import Family
+from mlip_job.training.trainer import Progress, added
+from tests.cli import Ended
+from tests.generations import Family, Silent, stopped_before_publication, train
 
 pytestmark = pytest.mark.pacemaker
 

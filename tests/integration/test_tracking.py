@@ -6,21 +6,18 @@ import socket
 import threading
 import time
 import urllib.request
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from mlip_job.config import TrackingConfig
 from mlip_job.report.model import TrainingReport
 from mlip_job.tracking import track_generation
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from tests.cli import Ended
-    from tests.generations import Family
-    from tests.servers.mlflow import MlflowServer
+from tests.cli import Ended
+from tests.generations import Family
+from tests.servers.mlflow import MlflowServer
 
 pytestmark = pytest.mark.pacemaker
 

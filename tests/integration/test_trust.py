@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import pytest
 import yaml
 
+from mlip_job.config import JobConfig
 from mlip_job.generation import export_generation
+from tests.cli import Ended
 from tests.datasets import poison_frames
-from tests.generations import Silent, make_config
+from tests.generations import Family, Silent, make_config
 from tests.support import rattled, write_database
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from pathlib import Path
-
-    from mlip_job.config import JobConfig
-    from tests.cli import Ended
-    from tests.generations import Family
 
 pytestmark = pytest.mark.pacemaker
 

@@ -6,17 +6,15 @@ import json
 import os
 import re
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import yaml
 
 from tests.servers.kubernetes import find_programs
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 CHART = Path(__file__).parents[2] / "charts" / "mlip-job"
 VALUES = sorted((CHART / "ci").glob("*-values.yaml"))

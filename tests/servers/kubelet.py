@@ -15,24 +15,19 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import yaml
 
-from tests.servers.containers import CPU_IMAGE
+from tests.servers.containers import CPU_IMAGE, Podman
 from tests.servers.kernel import require_kernel
-from tests.servers.kubernetes import ADMIN, find_programs, start_program
+from tests.servers.kubernetes import ADMIN, ControlPlane, find_programs, start_program
 from tests.servers.processes import PATH, free_port, wait_until
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from tests.servers.containers import Podman
-    from tests.servers.kubernetes import ControlPlane
 
 NODE = "kubelet-node"
 GPUS = 2

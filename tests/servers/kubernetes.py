@@ -14,19 +14,16 @@ import secrets
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import yaml
+from kubernetes import client
 
 from tests.servers.processes import CACHE, free_port, wait_until
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from kubernetes import client
 
 ADMIN, SUBMITTER = "admin", "submitter"
 _RBAC = "rbac.authorization.k8s.io"

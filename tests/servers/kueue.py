@@ -10,28 +10,25 @@ import base64
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import yaml
 
+from tests.servers.helm import Helm
 from tests.servers.kernel import require_kernel
 from tests.servers.kubernetes import (
     ADMIN,
+    ControlPlane,
     find_built,
     pinned_version,
     start_program,
 )
 from tests.servers.processes import free_port, wait_until
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.servers.helm import Helm
-    from tests.servers.kubernetes import ControlPlane
 
 GROUP, VERSION = "kueue.x-k8s.io", "v1beta2"
 _METRICS = Path("etc/kueue/metrics/certs")

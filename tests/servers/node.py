@@ -9,19 +9,17 @@ from __future__ import annotations
 import ssl
 import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from tests.servers.kubernetes import ControlPlane
+from tests.servers.kubernetes import ControlPlane
 
 NODE = "gpu-node"
 GPUS = 1000

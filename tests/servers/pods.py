@@ -17,16 +17,14 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 from kubernetes.client import ApiException
 from kubernetes.utils.quantity import parse_quantity
 
-if TYPE_CHECKING:
-    from pathlib import Path
-    from types import TracebackType
-
-    from tests.servers.node import Node
+from tests.servers.node import Node
 
 _MLIP_JOB = (sys.executable, "-c", "from mlip_job.cli.main import main; main()")
 _VARIABLE = re.compile(r"\$\$|\$\((\w+)\)")

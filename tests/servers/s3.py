@@ -9,19 +9,15 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import boto3
 import pytest
 
 from mlip_job.config import StorageConfig
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
 
 # moto lists its own directory for every request, which takes 40 % of its time.
 _SERVER = """

@@ -10,21 +10,18 @@ import struct
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from email.utils import format_datetime, parsedate_to_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from mlip_job.config import StorageConfig
-    from tests.servers.s3 import S3Server
+from mlip_job.config import StorageConfig
+from tests.servers.s3 import S3Server
 
 # S3's responses by code: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
 ERRORS = {

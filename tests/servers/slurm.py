@@ -11,19 +11,15 @@ import socket
 import stat
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.servers.databases import DatabaseServer
 from tests.servers.processes import PATH, free_port, run, wait_until
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.servers.databases import DatabaseServer
 
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 _NULL_DEVICE = os.makedev(1, 3)

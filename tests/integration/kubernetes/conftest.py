@@ -4,35 +4,28 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import boto3
 import pytest
 import yaml
 
+from mlip_job.config import JobConfig
 from mlip_job.config.load import validate_config
-from mlip_job.schedulers.base import JobRequest, JobState
+from mlip_job.schedulers.base import JobHandle, JobRequest, JobState
 from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
+from tests.cli import Ended
 from tests.generations import TINY
 from tests.integration.kubernetes.families import Family
-from tests.servers.kubernetes import SUBMITTER
-from tests.servers.node import wait_for
-from tests.servers.s3 import running_s3_server
+from tests.servers.kubelet import RealNode
+from tests.servers.kubernetes import SUBMITTER, ControlPlane
+from tests.servers.node import Node, wait_for
+from tests.servers.s3 import S3Server, running_s3_server
 from tests.support import rattled, write_database
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    Submit = Callable[..., "JobHandle"]
-
-    from mlip_job.config import JobConfig
-    from mlip_job.schedulers.base import JobHandle
-    from tests.cli import Ended
-    from tests.servers.kubelet import RealNode
-    from tests.servers.kubernetes import ControlPlane
-    from tests.servers.node import Node
-    from tests.servers.s3 import S3Server
+Submit = Callable[..., "JobHandle"]
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "kubernetes.md"
 

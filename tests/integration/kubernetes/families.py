@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import yaml
 
+from mlip_job.config import JobConfig
 from mlip_job.config.load import load_config
+from mlip_job.registry import Registry
 from mlip_job.schedulers.kubernetes.status import has_ended
+from tests.cli import Ended
 from tests.faults.jobs import iterations_safe, registry_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from mlip_job.config import JobConfig
-    from mlip_job.registry import Registry
-    from tests.cli import Ended
-    from tests.servers.kubelet import RealNode
+from tests.servers.kubelet import RealNode
 
 
 @dataclass(frozen=True)

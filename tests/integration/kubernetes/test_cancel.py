@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from mlip_job.errors import ConflictError
-from mlip_job.schedulers.base import JobState
-from tests.servers.node import wait_for
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from mlip_job.schedulers.base import JobRequest
-    from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
-    from tests.cli import Ended
-    from tests.integration.kubernetes.conftest import Submit
-    from tests.servers.node import Node
+from mlip_job.schedulers.base import JobRequest, JobState
+from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
+from tests.cli import Ended
+from tests.integration.kubernetes.conftest import Submit
+from tests.servers.node import Node, wait_for
 
 
 def test_cancelling_waits_for_the_pod(

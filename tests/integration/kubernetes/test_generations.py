@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
+from kubernetes import client
 
+from mlip_job.config import StorageConfig
 from mlip_job.config.load import validate_config
 from mlip_job.registry import Registry
 from mlip_job.schedulers.base import JobRequest, JobState
+from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
 from mlip_job.store.open import open_store
 from tests.generations import TINY
 from tests.integration.kubernetes.conftest import cancel
-from tests.servers.node import wait_for
+from tests.servers.databases import DatabaseServer
+from tests.servers.node import Node, wait_for
 from tests.servers.pods import PodRunner
 from tests.support import rattled, write_database
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from kubernetes import client
-
-    from mlip_job.config import StorageConfig
-    from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
-    from tests.servers.databases import DatabaseServer
-    from tests.servers.node import Node
 
 pytestmark = pytest.mark.pacemaker
 

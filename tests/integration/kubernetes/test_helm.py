@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from mlip_job.schedulers.base import JobState
-from tests.servers.helm import CHART, VALUES
-from tests.servers.kubernetes import ADMIN
-from tests.servers.node import wait_for
+from mlip_job.schedulers.base import JobRequest, JobState
+from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
+from tests.cli import Ended
+from tests.servers.helm import CHART, VALUES, Helm
+from tests.servers.kubernetes import ADMIN, ControlPlane
+from tests.servers.node import Node, wait_for
 from tests.unit.kubernetes.chart_values import same_job, values_for
-
-if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from mlip_job.schedulers.base import JobRequest
-    from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
-    from tests.cli import Ended
-    from tests.servers.helm import Helm
-    from tests.servers.kubernetes import ControlPlane
-    from tests.servers.node import Node
 
 # Fields that the API server adds, or that differ between two equal Jobs.
 CONTROLLER_LABELS = (

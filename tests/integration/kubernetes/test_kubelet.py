@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import yaml
@@ -15,15 +15,10 @@ from mlip_job.schedulers.kubernetes.manifest import from_yaml
 from mlip_job.schedulers.kubernetes.status import has_ended
 from mlip_job.store.open import open_store
 from tests.faults.jobs import iterations_safe, require_complete
+from tests.integration.kubernetes.families import Family
 from tests.servers.containers import CPU_IMAGE
-from tests.servers.helm import CHART
+from tests.servers.helm import CHART, Helm
 from tests.servers.kubernetes import ADMIN
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.integration.kubernetes.families import Family
-    from tests.servers.helm import Helm
 
 pytestmark = pytest.mark.pacemaker
 

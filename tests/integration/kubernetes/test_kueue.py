@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
-if TYPE_CHECKING:
-    from tests.integration.kubernetes.families import Family
-    from tests.servers.kueue import Kueue
+from tests.integration.kubernetes.families import Family
+from tests.servers.kueue import Kueue
 
 pytestmark = pytest.mark.pacemaker
 

@@ -6,22 +6,16 @@ import contextlib
 import socket
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
+import pytest
+
+from mlip_job.schedulers.base import JobHandle, JobRequest
 from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
-from tests.servers.kubernetes import SUBMITTER
-from tests.servers.node import wait_for
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import pytest
-
-    from mlip_job.schedulers.base import JobHandle, JobRequest
-    from tests.integration.kubernetes.conftest import Submit
-    from tests.servers.kubernetes import ControlPlane
-    from tests.servers.node import Node
+from tests.integration.kubernetes.conftest import Submit
+from tests.servers.kubernetes import SUBMITTER, ControlPlane
+from tests.servers.node import Node, wait_for
 
 
 class Follower:

@@ -5,23 +5,17 @@ All other tests of this folder run with that role; these remove one verb at a ti
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from mlip_job.errors import ConfigError
-from mlip_job.schedulers.base import JobState
+from mlip_job.schedulers.base import JobRequest, JobState
 from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
 from tests.integration.kubernetes.conftest import documented_rules
-from tests.servers.kubernetes import SUBMITTER
-from tests.servers.node import wait_for
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from mlip_job.schedulers.base import JobRequest
-    from tests.servers.kubernetes import ControlPlane
-    from tests.servers.node import Node
+from tests.servers.kubernetes import SUBMITTER, ControlPlane
+from tests.servers.node import Node, wait_for
 
 VERBS = [
     (resource, verb)

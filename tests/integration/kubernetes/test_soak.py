@@ -14,9 +14,11 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -27,22 +29,16 @@ from mlip_job.config.load import load_config
 from mlip_job.registry import Registry
 from mlip_job.schedulers.kubernetes.status import has_ended
 from mlip_job.store.open import open_store
+from tests.cli import Ended
 from tests.generations import TINY
+from tests.integration.kubernetes.families import Family
 from tests.integration.slurm.conftest import make_family
 from tests.servers.kubelet import NODE
 from tests.servers.processes import wait_until
-from tests.servers.s3_faults import fault_proxy
+from tests.servers.s3 import S3Server
+from tests.servers.s3_faults import FaultProxy, fault_proxy
 from tests.servers.slurm import NODE as SLURM_NODE
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from tests.cli import Ended
-    from tests.integration.kubernetes.families import Family
-    from tests.servers.s3 import S3Server
-    from tests.servers.s3_faults import FaultProxy
-    from tests.servers.slurm import SlurmCluster
+from tests.servers.slurm import SlurmCluster
 
 pytestmark = pytest.mark.pacemaker
 

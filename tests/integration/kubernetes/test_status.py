@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from mlip_job.schedulers.base import JobHandle, JobState, JobStatus
+from mlip_job.schedulers.base import JobHandle, JobRequest, JobState, JobStatus
 from mlip_job.schedulers.kubernetes.manifest import from_yaml
+from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
+from tests.cli import Ended
+from tests.integration.kubernetes.conftest import Submit
+from tests.servers.kubernetes import ControlPlane
 from tests.servers.node import GPUS, Node, wait_for
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from mlip_job.schedulers.base import JobRequest
-    from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
-    from tests.cli import Ended
-    from tests.integration.kubernetes.conftest import Submit
-    from tests.servers.kubernetes import ControlPlane
 
 
 def until(

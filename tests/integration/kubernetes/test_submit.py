@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import yaml
 
+from mlip_job.config import JobConfig
 from mlip_job.errors import ConfigError, ConflictError, UnavailableError
-from mlip_job.schedulers.base import JobState
+from mlip_job.schedulers.base import JobRequest, JobState
 from mlip_job.schedulers.kubernetes.manifest import from_yaml
 from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
-from tests.servers.node import wait_for
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from mlip_job.config import JobConfig
-    from mlip_job.schedulers.base import JobRequest
-    from tests.integration.kubernetes.conftest import Submit
-    from tests.servers.kubernetes import ControlPlane
-    from tests.servers.node import Node
+from tests.integration.kubernetes.conftest import Submit
+from tests.servers.kubernetes import ControlPlane
+from tests.servers.node import Node, wait_for
 
 
 def test_a_submission_is_a_job_that_owns_its_configuration(

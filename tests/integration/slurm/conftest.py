@@ -8,27 +8,23 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import yaml
 
 import mlip_job
-from mlip_job.config import load_config
+from mlip_job.config import JobConfig, load_config
 from mlip_job.paths import generation_name
 from mlip_job.registry import Registry
 from mlip_job.store.open import open_store
+from tests.cli import Ended
 from tests.generations import TINY
+from tests.servers.slurm import SlurmCluster
 from tests.support import rattled, write_database
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from mlip_job.config import JobConfig
-    from tests.cli import Ended
-    from tests.servers.slurm import SlurmCluster
 
 # LONG never ends by itself.
 LONG = {"functions_per_element": 8, "max_iter": 100_000}

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import pytest
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from tests.integration.slurm.conftest import Family
 
-    from tests.integration.slurm.conftest import Family
-
-    StandIn = Callable[[str], None]
+StandIn = Callable[[str], None]
 
 # Ends with 75 on a signal, like a run.
 STOPPABLE = """

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import pytest
 
 from mlip_job.config import load_config
-from mlip_job.registry import MemberRegistry
+from mlip_job.registry import Manifest, MemberRegistry
 from tests.faults.jobs import require_complete
 from tests.generations import GRACE
-from tests.integration.slurm.conftest import LONG
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from mlip_job.registry import Manifest
-    from tests.integration.slurm.conftest import Family
+from tests.integration.slurm.conftest import LONG, Family
 
 pytestmark = pytest.mark.pacemaker
 

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.integration.slurm.conftest import make_family
+from tests.cli import Ended
+from tests.integration.slurm.conftest import Family, make_family
+from tests.servers.slurm import SlurmCluster
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from tests.cli import Ended
-    from tests.integration.slurm.conftest import Family
-    from tests.servers.slurm import SlurmCluster
-
-    StandIn = Callable[[str], None]
+StandIn = Callable[[str], None]
 
 
 def test_the_dry_run_prints_the_script_that_is_submitted(family: Family, stand_in: StandIn) -> None:
