@@ -82,13 +82,11 @@ def _write(tmp_path: Path, report: TrainingReport, parent: TrainingReport | None
 
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
-    """Return the page of an evaluated generation."""
     return _write(tmp_path, make_report(2), make_report(1))
 
 
 @pytest.fixture
 def comparison(tmp_path: Path) -> Path:
-    """Return the page of a comparison with as many generations as possible."""
     path = tmp_path / "comparison.html"
     reports = [make_report(number) for number in range(1, MAX_GENERATIONS + 1)]
     path.write_text(render_comparison(reports), encoding="utf-8")

@@ -19,13 +19,11 @@ RUN = {"checkpoint_interval": 1, "heartbeat_interval": 0.5, "retry_timeout": 20}
 
 @pytest.fixture(scope="session")
 def tally(pytestconfig: pytest.Config) -> Tally:
-    """Return the counts of this session."""
     return pytestconfig.stash.setdefault(TALLY, Tally())
 
 
 @pytest.fixture
 def make_config(tmp_path: Path) -> Callable[..., JobConfig]:
-    """Return a function that configures a job on a small database."""
     write_database(tmp_path / "structures.db", rattled(8))
 
     def make(training: dict[str, Any] | None = None, **sections: Any) -> JobConfig:

@@ -38,7 +38,6 @@ class Job:
     code: int | None = None
 
     def wait(self, timeout: float = 300) -> int:
-        """Wait and return the exit code, negative after a signal."""
         end = time.monotonic() + timeout
         while self.poll() is None:
             assert time.monotonic() < end, f"the job does not end: {self.text()}"
@@ -47,7 +46,6 @@ class Job:
         return self.code
 
     def poll(self) -> int | None:
-        """Return its exit code, or None while it runs."""
         if self.code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -55,12 +53,10 @@ class Job:
         return self.code
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal, if it still runs."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def wait_for_iteration(self) -> None:
-        """Wait until its pacemaker has done an iteration or the job has ended."""
         for _ in range(6000):
             if self.poll() is not None:
                 return
@@ -80,7 +76,6 @@ class Job:
         raise AssertionError(f"there is no {name}: {self.text()}")
 
     def text(self) -> str:
-        """Return its output."""
         return self.log.read_text(errors="replace")
 
 
@@ -104,7 +99,6 @@ def start_job(
 
 
 def run_job(config: JobConfig, directory: Path, *arguments: str, **options: Any) -> Job:
-    """Run a job to its end."""
     job = start_job(config, directory, *arguments, **options)
     job.wait()
     return job
@@ -155,7 +149,6 @@ def iterations_reached(config: JobConfig) -> int:
 
 
 def iterations_safe(config: JobConfig) -> int:
-    """Return the number of iterations from which the next attempt resumes."""
     registry = registry_of(config)
     if (manifest := registry.find(1)) is not None:
         return manifest.headline.iterations
@@ -163,7 +156,6 @@ def iterations_safe(config: JobConfig) -> int:
 
 
 def require_whole_or_nothing(config: JobConfig) -> None:
-    """Check an invariant: a generation that exists has all its artefacts."""
     registry = registry_of(config)
     manifest = registry.find(1)
     if manifest is None:
@@ -205,7 +197,6 @@ def require_one_error(job: Job, *words: str) -> None:
 
 
 def require_one_curve(curve: tuple[CurvePoint, ...]) -> None:
-    """Check that a learning curve has no gap, no repetition and no step back."""
     steps: dict[int, list[CurvePoint]] = {}
     for point in curve:
         steps.setdefault(point.ladder_step, []).append(point)
@@ -222,7 +213,6 @@ def require_one_curve(curve: tuple[CurvePoint, ...]) -> None:
 
 
 def require_repeatable(config: JobConfig, directory: Path) -> None:
-    """Check that repeating the command changes nothing."""
     registry = registry_of(config)
     before = registry.store.get(registry.keys.manifest(1))
     again = run_job(config, directory)

@@ -43,7 +43,6 @@ def replayed_pacemaker(
 
 
 def retry_soon() -> None:
-    """Shorten the waits between retries, and the timeout of a hanging server."""
     from botocore.retries.standard import ExponentialBackoff
 
     from mlip_job import retry
@@ -55,8 +54,6 @@ def retry_soon() -> None:
 
 
 def both(*faults: Callable[[], None]) -> Callable[[], None]:
-    """Return a fault that combines these."""
-
     def install() -> None:
         for fault in faults:
             fault()

@@ -20,7 +20,6 @@ _HALF_WRITTEN_SECONDS = 0.0005
 
 
 def main(arguments: list[str]) -> None:
-    """Act as ``pacemaker`` or as ``pace_yaml2yace``, depending on the options."""
     iteration_s, first, *others = arguments
     if first == "-o":
         Path(others[0]).write_bytes(Path(others[1]).read_bytes())

@@ -21,19 +21,16 @@ class Tally:
     s3_faults: int = 0
 
     def count_end(self, texts: list[str], iterations: int) -> None:
-        """Count one published generation, by the output of its jobs."""
         said = sum(text.count("published gen_01 in ") for text in texts)
         self.publishes += 1
         self.duplicates += max(0, said - 1)
         self.iterations_done += iterations
 
     def add(self, other: Tally) -> None:
-        """Add the counts of another process."""
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
     def __str__(self) -> str:
-        """Return the summary line."""
         return (
             f"{self.kill_points} kill points, {self.iterations_lost} of {self.iterations_done} "
             f"iterations lost, {self.races} jobs raced, {self.s3_faults} S3 requests failed, "
@@ -47,7 +44,6 @@ _FROM_WORKER = "fault_tally"
 
 @pytest.hookimpl
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Send the counts of a pytest-xdist worker to the controller."""
     tally = session.config.stash.get(TALLY, None)
     if tally is not None and hasattr(session.config, "workeroutput"):
         session.config.workeroutput[_FROM_WORKER] = asdict(tally)
@@ -55,7 +51,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
-    """Add the counts of a pytest-xdist worker."""
     counts = getattr(node, "workeroutput", {}).get(_FROM_WORKER)
     if counts is not None:
         node.config.stash.setdefault(TALLY, Tally()).add(Tally(**counts))
@@ -64,7 +59,6 @@ def pytest_testnodedown(node: Any, error: object) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Print the counts of the fault suite."""
     tally = config.stash.get(TALLY, None)
     if tally is not None:
         terminalreporter.section("fault suite")

@@ -48,7 +48,6 @@ def after_pages(count: int, action: Callable[[], None]) -> Callable[[], None]:
 
 @pytest.fixture
 def database(postgresql: DatabaseServer, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return the name of a database with some structures."""
     monkeypatch.setenv("MLIP_JOB_DATABASE_PASSWORD", postgresql.password)
     name = postgresql.new_database()
     write_database(postgresql.url_with_password(name), rattled(8))
@@ -56,13 +55,11 @@ def database(postgresql: DatabaseServer, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 def disconnect(server: DatabaseServer, name: str) -> None:
-    """Close all connections to a database."""
     ids = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
     server.execute(f"{ids} WHERE datname = '{name}'")
 
 
 def require_nothing_written(job: Job, config: JobConfig, tmp_path: Path) -> None:
-    """Check that a job ended with 69 and one line, before there was a dataset."""
     jobs.require_one_error(job)
     registry = jobs.registry_of(config)
     assert not list(registry.store.list(registry.keys.datasets))

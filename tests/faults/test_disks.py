@@ -27,7 +27,6 @@ RUN = {"checkpoint_interval": 0.05, "heartbeat_interval": 0.2, "retry_timeout": 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a file system without free space."""
     if os.getuid() != 0:
         pytest.skip("only root mounts file systems: run the tests as root")
     require_kernel("unshare", "--mount", "--", "mount", "-t", "tmpfs", "none", str(tmp_path))
@@ -39,7 +38,6 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def remount(disk: Path, options: str) -> None:
-    """Change its size or mode; it can't become read-only during a write."""
     command = ["mount", "-o", f"remount,{options}", str(disk)]
     for _ in range(1000):
         if subprocess.run(command, check=False, capture_output=True).returncode == 0:

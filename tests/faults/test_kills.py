@@ -67,7 +67,6 @@ def kill_at(owner: Any, name: str, when: str, number: signal.Signals, call: int 
 def require_survived(
     config: JobConfig, directory: Path, killed: list[Job], tally: Tally, **options: Any
 ) -> None:
-    """Run the job again and check that everything exists once, and complete."""
     for job in killed:
         assert job.code in (0, -KILL, 75), job.text()
         assert "Traceback" not in job.text()
@@ -90,13 +89,11 @@ def kill(job: Job, number: signal.Signals, config: JobConfig, tally: Tally) -> N
 
 
 def registry_saved(config: JobConfig) -> datetime | None:
-    """Return when the furthest checkpoint was stored."""
     found = jobs.registry_of(config).checkpoints(1).found()
     return found[0].saved if found else None
 
 
 def settle(job: Job, config: JobConfig, tally: Tally) -> None:
-    """Check and count after a killed job."""
     jobs.require_whole_or_nothing(config)
     lost = jobs.iterations_reached(config) - jobs.iterations_safe(config)
     tally.kill_points += 1

@@ -22,7 +22,6 @@ from tests.faults.tally import Tally
 
 @pytest.fixture(params=["directory", "s3"])
 def config(request: pytest.FixtureRequest, make_config: Callable[..., JobConfig]) -> JobConfig:
-    """Return a job on each kind of store."""
     sections = {}
     if request.param == "s3":
         sections["storage"] = request.getfixturevalue("s3_bucket").model_dump()

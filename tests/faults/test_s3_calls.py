@@ -33,7 +33,6 @@ LARGE = 9 << 20  # B; transferred in two parts
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Limit all waits to the length of a test."""
     monkeypatch.setattr(retry, "_FIRST_WAIT_SECONDS", 0.02)
     backoff = "botocore.retries.standard.ExponentialBackoff.delay_amount"
     monkeypatch.setattr(backoff, lambda *_: 0.02)
@@ -42,14 +41,12 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def counted(s3_proxy: FaultProxy, tally: Tally) -> Iterator[None]:
-    """Add the injected faults to the count of this session."""
     yield
     tally.s3_faults += s3_proxy.injected.total()
 
 
 @pytest.fixture
 def direct(s3_bucket: StorageConfig) -> ObjectStore:
-    """Return the store itself, for inspection."""
     return open_store(s3_bucket)
 
 
@@ -61,7 +58,6 @@ def impatient(s3_behind_proxy: StorageConfig) -> ObjectStore:
 
 @pytest.fixture
 def patient(s3_behind_proxy: StorageConfig) -> ObjectStore:
-    """Return the store behind the proxy, with the settings of a run."""
     return open_store(s3_behind_proxy, patience=30)
 
 
@@ -166,7 +162,6 @@ def test_a_multipart_upload_is_retried(
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a file that is transferred in parts."""
     path = tmp_path_factory.mktemp("large") / "file"
     path.write_bytes(os.urandom(LARGE))
     return path

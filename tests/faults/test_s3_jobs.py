@@ -30,26 +30,22 @@ RUN = {"checkpoint_interval": 0.1, "heartbeat_interval": 0.3, "retry_timeout": 6
 
 @pytest.fixture(autouse=True)
 def counted(s3_proxy: FaultProxy, tally: Tally) -> Iterator[None]:
-    """Add the injected faults to the count of this session."""
     yield
     tally.s3_faults += s3_proxy.injected.total()
 
 
 @pytest.fixture
 def config(make_config: Callable[..., JobConfig], s3_behind_proxy: StorageConfig) -> JobConfig:
-    """Return a job with a replayed fit, on the store behind the proxy."""
     return make_config(REPLAYED, storage=s3_behind_proxy.model_dump(), run=RUN)
 
 
 @pytest.fixture
 def seen(config: JobConfig, s3_bucket: StorageConfig) -> JobConfig:
-    """Return the same job without the proxy, to inspect the store."""
     return config.model_copy(update={"storage": s3_bucket})
 
 
 @pytest.fixture
 def run(config: JobConfig, tmp_path: Path) -> Callable[..., Job]:
-    """Return a function that runs the job."""
     fault = both(replayed_pacemaker(tmp_path), retry_soon)
     return lambda *arguments: jobs.run_job(config, tmp_path, *arguments, fault=fault)
 

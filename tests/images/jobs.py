@@ -25,7 +25,6 @@ class ImageJob:
     directory: Path
 
     def run(self, command: Sequence[str]) -> str:
-        """Run it to its end and return its output."""
         process, log = self._start(command)
         assert process.wait(600) == 0, log.read_text()
         return log.read_text()
@@ -46,7 +45,6 @@ class ImageJob:
         return log.read_text()
 
     def require_published(self) -> Manifest:
-        """Check the published generation."""
         return require_complete(self.config)
 
     def _start(self, command: Sequence[str]) -> tuple[subprocess.Popen[bytes], Path]:

@@ -31,7 +31,6 @@ def in_container(podman: Podman, job: ImageJob, name: str = "") -> list[str]:
 
 
 def shell(podman: Podman, script: str) -> str:
-    """Run a shell script in the image."""
     command = [*podman.job("--entrypoint=sh"), "-c", script]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 

@@ -9,11 +9,9 @@ import pytest
 
 @pytest.fixture
 def db(tmp_path: Path) -> Path:
-    """Name an SQLite database that does not exist yet."""
     return tmp_path / "structures.db"
 
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    """Name a directory that does not exist yet."""
     return tmp_path / "dataset"

@@ -42,7 +42,6 @@ def _is_released_claim(path: Path) -> bool:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Family:
-    """Return a project with ten valid structures and nothing published."""
     project = Family(tmp_path)
     project.configure()
     write_database(project.database, rattled(10))
@@ -127,7 +126,6 @@ def _with(name: str, value: object) -> Atoms:
 
 
 def _flat() -> Atoms:
-    """Return a slab whose periodic vectors are linearly dependent."""
     atoms = rattled(1, seed=7)[0]
     results = atoms.calc.results
     atoms.pbc = (True, True, False)

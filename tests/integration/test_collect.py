@@ -24,7 +24,6 @@ from tests.support import labelled, rattled, with_emt, write_database
 
 
 def mixed(rng: np.random.Generator) -> list[Atoms]:
-    """Return valid structures, and others with every known fault."""
     strong = rattled(1, seed=7)[0]
     strong.calc.results["forces"][:] = 40.0
     close = bulk("Cu", cubic=True)
@@ -58,7 +57,6 @@ def mixed(rng: np.random.Generator) -> list[Atoms]:
 
 
 def take(config: DatabaseConfig, dataset: DatasetConfig, path: Path) -> tuple[Collected, list[int]]:
-    """Read a database, and return also the ids of the spooled structures."""
     with StructureDatabase(config) as source, Spool(path) as spool:
         collected = collect_rows(
             source,

@@ -27,7 +27,6 @@ PASSWORD = "MLIP_JOB_DATABASE_PASSWORD"  # noqa: S105 - the name of the variable
 
 @pytest.fixture(params=["postgresql", "mariadb"])
 def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> DatabaseServer:
-    """Return each server in turn, with its password in the environment."""
     running: DatabaseServer = request.getfixturevalue(request.param)
     monkeypatch.setenv(PASSWORD, running.password)
     return running
@@ -60,7 +59,6 @@ def fill(target: Path | str, rows: list[Atoms], order: list[int]) -> None:
 
 
 def build(url: str, directory: Path, select: str = "status=completed") -> DatasetRecord:
-    """Build a dataset with the default settings."""
     config = DatabaseConfig(url=url, select=select)
     return DatasetBuilder(config, DatasetConfig(), TrainingConfig()).build(directory)
 

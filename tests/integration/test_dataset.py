@@ -208,7 +208,6 @@ def test_identity_is_that_of_the_content(
 
 
 def _dumps(rows: np.ndarray, option: int) -> bytes:
-    """Write numbers with more digits than needed."""
     digits = [[f"{number:.25e}" for number in row] for row in rows]
     return json.dumps(digits, separators=(",", ":")).replace('"', "").encode()
 
@@ -233,7 +232,6 @@ def test_building_again_replaces_what_was_there(db: Path, out: Path) -> None:
 
 @pytest.fixture
 def file_size_limit() -> Iterator[None]:
-    """Restore the limit of the size of files."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -592,7 +590,6 @@ def test_equal_numbers_are_one_group_and_nan_is_none(db: Path, tmp_path: Path) -
 
 
 def _stored_otherwise(atoms: Atoms, how: str, seed: int) -> Atoms:
-    """Return the same crystal with atoms in other cells, or in another order."""
     rng, again = np.random.default_rng(seed), atoms.copy()
     if how == "order":
         return again[rng.permutation(len(again))]

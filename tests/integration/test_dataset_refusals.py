@@ -43,7 +43,6 @@ def test_bad_selection(db: Path, out: Path, select: str) -> None:
 
 
 def spoil(tmp_path: Path, kind: str) -> Path:
-    """Return a path that is no database, of the named kind."""
     path = tmp_path / "spoilt.db"
     if kind == "directory":
         path.mkdir()
@@ -184,7 +183,6 @@ def test_labels_under_other_names(db: Path, out: Path, tmp_path: Path) -> None:
 
 
 def nested(depth: int) -> str:
-    """Return JSON of this many nested lists."""
     return "[" * depth + "]" * depth
 
 

@@ -42,7 +42,6 @@ def target(
 
 
 def odd_structures() -> list[Atoms]:
-    """Return structures of every kind that a row can hold, valid and invalid."""
     fixed = fcc111("Cu", (2, 2, 2), vacuum=8)
     fixed.set_constraint(FixAtoms([0, 1]))
     first = rattled(1)[0]
@@ -83,7 +82,6 @@ PAIRS = [
 
 
 def fill(name: str) -> None:
-    """Store all of them, some with keys; delete one and update others."""
     with open_for_writing(name) as database:
         for index, atoms in enumerate(odd_structures()):
             data = {"array": np.arange(3.0)} if index % 4 == 0 else {}

@@ -63,7 +63,6 @@ class Block:
 
     @property
     def exit_code(self) -> int | None:
-        """The documented exit code; None if the block is not run."""
         if self.mark == "run":
             return 0
         found = _MARK.fullmatch(self.mark or "")
@@ -71,14 +70,12 @@ class Block:
 
 
 def blocks(page: Path, *languages: str) -> Iterator[Block]:
-    """Yield the blocks of a page in some languages."""
     for found in _BLOCK.finditer(page.read_text(encoding="utf-8")):
         if found["language"] in languages:
             yield Block(found["language"], found["text"], found["mark"])
 
 
 def run_blocks(page: Path, cwd: Path, **variables: str) -> int:
-    """Run the marked blocks of a page in order, and return their number."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, **variables}
     count = 0
@@ -101,7 +98,6 @@ def run_blocks(page: Path, cwd: Path, **variables: str) -> int:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run the demo without iterations of pacemaker."""
     folder = tmp_path_factory.mktemp("documentation") / "mlip-demo"
     program = Path(sys.executable).parent / "mlip-job"
     subprocess.run(
@@ -221,7 +217,6 @@ def test_messages_in_troubleshooting_exist() -> None:
 
 
 def _with_image(document: dict[str, Any]) -> dict[str, Any]:
-    """Add the image that Kubernetes settings need."""
     kubernetes = document.get("submit", {}).get("kubernetes")
     if kubernetes is not None:
         kubernetes.setdefault("image", "registry.example/mlip-job:0.1.0")

@@ -33,7 +33,6 @@ NOW = parse_age("0s")
 
 
 def _train(family: Family, number: int, of: int = 2, config: JobConfig | None = None) -> Outcome:
-    """Train a member of the first generation."""
     config = config or family.config
     store, member = open_store(config.storage), Member(number, of)
     with StopRequest() as stop:
@@ -42,8 +41,6 @@ def _train(family: Family, number: int, of: int = 2, config: JobConfig | None = 
 
 @pytest.fixture(scope="module")
 def half_trained(tmp_path_factory: pytest.TempPathFactory) -> Family:
-    """Train the first of two members, and then change the database."""
-
     def build(directory: Path) -> None:
         family = Family(directory)
         write_database(family.database, rattled(12))
@@ -57,8 +54,6 @@ def half_trained(tmp_path_factory: pytest.TempPathFactory) -> Family:
 
 @pytest.fixture(scope="module")
 def fully_trained(half_trained: Family, tmp_path_factory: pytest.TempPathFactory) -> Family:
-    """Train the other member too, in a copy."""
-
     def build(directory: Path) -> None:
         shutil.copytree(half_trained.root, directory, dirs_exist_ok=True)
         outcome = _train(Family(directory), 2)
@@ -69,7 +64,6 @@ def fully_trained(half_trained: Family, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def complete(fully_trained: Family, tmp_path: Path) -> Family:
-    """Return a copy of the complete ensemble for one test."""
     directory = tmp_path / "complete"
     shutil.copytree(fully_trained.root, directory)
     return Family(directory)
@@ -77,7 +71,6 @@ def complete(fully_trained: Family, tmp_path: Path) -> Family:
 
 @pytest.fixture
 def half(half_trained: Family, tmp_path: Path) -> Family:
-    """Return a copy of the partly trained ensemble for one test."""
     directory = tmp_path / "family"
     shutil.copytree(half_trained.root, directory)
     return Family(directory)

@@ -57,7 +57,6 @@ class Listener:
         self.messages: list[str] = []
 
     def message(self, text: str) -> None:
-        """Store it."""
         self.messages.append(text)
 
     def progress(self, progress: object) -> None:
@@ -75,11 +74,9 @@ class Project:
 
     @property
     def config_path(self) -> Path:
-        """The configuration file."""
         return self.root / "mlip-job.yaml"
 
     def write(self, structures: list[Atoms], training: dict[str, Any], **sections: Any) -> None:
-        """Write the configuration, and a database if there are structures."""
         if structures:
             write_database(self.root / "structures.db", structures)
         values = {
@@ -93,16 +90,13 @@ class Project:
 
     @property
     def config(self) -> JobConfig:
-        """Load the configuration."""
         return JobConfig.model_validate(yaml.safe_load(self.config_path.read_text()))
 
     @property
     def registry(self) -> Registry:
-        """Open the registry."""
         return Registry(open_store(self.config.storage), "cu")
 
     def run(self, generation: int) -> tuple[Manifest, Listener]:
-        """Run a generation."""
         config, listener = self.config, Listener()
         with StopRequest() as stop:
             outcome = run_generation(
@@ -111,23 +105,19 @@ class Project:
         return outcome.manifest, listener
 
     def report(self, generation: int) -> TrainingReport:
-        """Return a published report."""
         manifest = self.registry.get(generation)
         key = manifest.artefacts["report.json"].key
         return TrainingReport.from_json(self.registry.store.get(key))
 
     def evaluation(self, generation: int) -> Evaluation:
-        """Return the evaluation in a published report."""
         evaluation = self.report(generation).evaluation
         assert evaluation is not None
         return evaluation
 
     def artefact(self, generation: int, name: str) -> Path:
-        """Return the file of an artefact in the store."""
         return self.root / "store" / self.registry.get(generation).artefacts[name].key
 
     def structures(self, generation: int, side: str) -> Path:
-        """Return a generation's structures."""
         dataset = self.registry.get(generation).dataset.id
         return self.root / "store" / "cu" / "datasets" / dataset / f"{side}.xyz"
 
@@ -151,7 +141,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    """Return an empty project."""
     return Project(tmp_path)
 
 
@@ -180,7 +169,6 @@ def _predictions(project: Project, generation: int, side: str) -> list[dict[str,
 
 
 def _require_figures(found: Any, errors: np.ndarray) -> None:
-    """Compare statistics with numpy on the full array."""
     assert found.count == errors.size
     assert found.rmse == pytest.approx(np.sqrt(np.mean(np.square(errors))), rel=1e-9)
     assert found.mae == pytest.approx(np.abs(errors).mean(), rel=1e-9)
@@ -377,7 +365,6 @@ def test_stress_is_the_derivative_of_the_energy(trained: Project) -> None:
 
 @pytest.fixture
 def models(trained: Project) -> Models:
-    """Return the arguments to evaluate the first generation."""
     return Models(
         artefact=trained.artefact(1, "potential.yace"),
         reference_energies=trained.registry.get(1).reference_energies,
@@ -491,7 +478,6 @@ def _children(parent: int) -> list[int]:
 
 
 def _spoil(change: Callable[[str], str]) -> Callable[..., None]:
-    """Return a converter whose result is modified afterwards."""
     convert = process.convert_to_yace
 
     def spoiling(potential: Path, yace: Path) -> None:
@@ -502,7 +488,6 @@ def _spoil(change: Callable[[str], str]) -> Callable[..., None]:
 
 
 def _with_first_coefficient(text: str, change: Callable[[str], str]) -> str:
-    """Change one coefficient of a .yace."""
     return re.sub(r"(?<=ctildes: \[)[^,\]]+", lambda match: change(match.group()), text, count=1)
 
 

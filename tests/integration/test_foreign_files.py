@@ -32,7 +32,6 @@ def write(path: Path, kind: str, structures: list[Atoms]) -> None:
 
 
 def run_hint(text: str) -> None:
-    """Run the command at the end of a message in a shell."""
     command = text.splitlines()[-1].partition("to the result")[2].partition(": ")[2]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     subprocess.run(

@@ -50,7 +50,6 @@ TINY = {
 
 
 def _first_row(run: Trained) -> dict[str, float]:
-    """Return pacemaker's errors of the start potential."""
     header, row, *_ = run.read("metrics/metrics.txt").decode().splitlines()
     return dict(zip(header.split(), map(float, row.split()), strict=True))
 
@@ -212,7 +211,6 @@ def test_a_linear_fit_that_only_has_to_be_published_is_not_repeated(tmp_path: Pa
 
 
 def _block_tensorflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make every child process of a run fail when it imports TensorFlow."""
     folder = tmp_path / "blocker"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(
@@ -226,7 +224,6 @@ def _block_tensorflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _loss(report: TrainingReport, config: JobConfig) -> float:
-    """Return the loss of an evaluation."""
     assert report.evaluation is not None
     train, training = report.evaluation.train, config.training
     energy = (train.energy_mev_per_atom.rmse / 1000) ** 2

@@ -26,7 +26,6 @@ pytestmark = pytest.mark.pacemaker
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keep the user's cache out of the tests."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     return tmp_path / "xdg" / "mlip-job"
 
@@ -200,7 +199,6 @@ def test_slabs_and_wires_are_those_of_their_periodicity(
 
 
 def bulk_energy(calculator: object, atoms: Atoms) -> float:
-    """Return the energy of a copy."""
     copy = atoms.copy()
     copy.calc = calculator
     return float(copy.get_potential_energy())

@@ -34,7 +34,6 @@ PUBLISHED = (1, 2, 3, 4)
 
 @pytest.fixture
 def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Family:
-    """Return the family in a directory of this test."""
     with tarfile.open(DATA / "2026-11.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
     monkeypatch.chdir(tmp_path)

@@ -27,7 +27,6 @@ FAMILY = "cu-au"
 
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
-    """Return the registry of a configuration in the working directory."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mlip-job.yaml").write_text(f"family: {FAMILY}\n")
     return Registry(DirectoryStore(tmp_path / "store"), FAMILY)
@@ -125,7 +124,6 @@ def test_pages_are_opened_in_the_browser(registry: Registry, tmp_path: Path) -> 
 
 
 def _in_own_process(tmp_path: Path, search: str) -> tuple[int, str]:
-    """Run the command as a process, since the browser outlives it."""
     program = "from mlip_job.cli.main import main; main()"
     errors = tmp_path / "errors"
     with errors.open("w") as output:

@@ -39,7 +39,6 @@ class _Listener:
 
 
 def config_of(tmp_path: Path, **sections: Any) -> JobConfig:
-    """Return the configuration of a directory's database and store."""
     values = {
         "family": "cu",
         "database": {"url": str(tmp_path / "structures.db")},
@@ -50,7 +49,6 @@ def config_of(tmp_path: Path, **sections: Any) -> JobConfig:
 
 
 def export(config: JobConfig, generation: int = 1, **options: Any) -> tuple[DatasetRecord, bool]:
-    """Export, and return whether the dataset was found."""
     listener, store = _Listener(), open_store(config.storage)
     record = export_generation(config, generation, store=store, observer=listener, **options)
     found = FOUND in listener.heard

@@ -47,7 +47,6 @@ def select(
 
 
 def outliers() -> list[Atoms]:
-    """Return compressed cells, and one with vacancies."""
     rng = np.random.default_rng(3)
     compressed = [bulk("Cu", cubic=True, a=a) for a in (3.35, 3.25)]
     defective = bulk("Cu", cubic=True, a=3.65).repeat((2, 2, 1))
@@ -68,13 +67,11 @@ def candidates() -> tuple[list[Atoms], set[int]]:
 
 
 def add_rows(family: Family, structures: list[Atoms], **pairs: Any) -> list[int]:
-    """Add unlabelled rows to the family's database."""
     with open_for_writing(family.database) as database:
         return [database.write(atoms, **pairs) for atoms in structures]
 
 
 def statuses(database: Path) -> dict[int, str]:
-    """Return the status of every row."""
     return {row.id: row.status for row in connect(database).select()}
 
 

@@ -44,7 +44,6 @@ class _Unconditional(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def unconditional_server() -> Iterator[ThreadingHTTPServer]:
-    """Serve a store without conditional writes, like some S3-compatible ones."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Unconditional)
     server.written_headers = []  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever)

@@ -25,7 +25,6 @@ from tests.support import rattled, write_database
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """Write the configuration of a fit that takes seconds."""
     family = Family(tmp_path)
     write_database(family.database, rattled(8))
     family.configure({"max_iter": 2})
@@ -68,7 +67,6 @@ def test_a_parent_that_is_not_published(cli: Callable[..., Ended], config: Path)
 
 @pytest.fixture
 def failed(cli: Callable[..., Ended], config: Path) -> Path:
-    """Return the configuration after a failed job that selected no row."""
     values = yaml.safe_load(config.read_text())
     values["database"]["select"] = "status=nosuch"
     values["submit"] = {"poll_interval": 0.5}

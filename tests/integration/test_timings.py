@@ -75,7 +75,6 @@ def test_times_of_an_interrupted_attempt_are_added(
 
 @pytest.fixture
 def _device_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Pretend that there may be a GPU: its device file without a driver."""
     (tmp_path / "nvidia0").touch()
     monkeypatch.setattr(programs, "_DEVICES", tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

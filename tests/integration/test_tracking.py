@@ -23,7 +23,6 @@ pytestmark = pytest.mark.pacemaker
 
 
 def track(family: Family, uri: str, experiment: str, *, cancelled: bool = False) -> list[str]:
-    """Log generation 1 and return the messages."""
     said: list[str] = []
     manifest = family.registry.get(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -132,7 +131,6 @@ class _Refusing(BaseHTTPRequestHandler):
     """Rejects every request, and repeats its content."""
 
     def do_GET(self) -> None:
-        """Respond with the received credentials."""
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.send_response(401)
         self.end_headers()
@@ -146,7 +144,6 @@ class _Refusing(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def refusing() -> Iterator[str]:
-    """Start a server that rejects every request."""
     server = HTTPServer(("127.0.0.1", 0), _Refusing)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

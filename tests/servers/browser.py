@@ -33,7 +33,6 @@ class Browser:
         self._driver = driver
 
     def open(self, page: Path, *, width: int, scheme: str = "light", media: str = "") -> None:
-        """Load a page in a window of a width (px), with a preferred colour scheme."""
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self._command("Emulation.setEmulatedMedia", media=media, features=features)
         self._command(
@@ -48,15 +47,12 @@ class Browser:
         self._driver.get(page.as_uri())
 
     def run(self, script: str) -> Any:
-        """Return the result of a piece of JavaScript."""
         return self._driver.execute_script(script)
 
     def console(self) -> list[str]:
-        """Return the messages on the console."""
         return [entry["message"] for entry in self._driver.get_log("browser")]
 
     def requests(self) -> list[str]:
-        """Return the addresses requested since the page was opened."""
         messages = (
             json.loads(e["message"])["message"] for e in self._driver.get_log("performance")
         )
@@ -67,7 +63,6 @@ class Browser:
         ]
 
     def pdf(self) -> bytes:
-        """Return the printed page."""
         return base64.b64decode(self._command("Page.printToPDF", preferCSSPageSize=True)["data"])
 
     def _command(self, name: str, **arguments: Any) -> Any:
@@ -76,7 +71,6 @@ class Browser:
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """Start Chromium with a temporary profile, and end it with the session."""
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or driver is None:
         pytest.skip("Chromium is not installed: make servers installs it")

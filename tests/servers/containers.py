@@ -49,7 +49,6 @@ class Podman:
     limits: tuple[str, ...]
 
     def __call__(self, *arguments: object) -> str:
-        """Run it and return its output."""
         return _run([*self.command, *map(str, arguments)])
 
     def job(self, *options: object, image: str = CPU_IMAGE) -> list[str]:
@@ -71,13 +70,11 @@ class Apptainer:
     command: tuple[str, ...]
 
     def __call__(self, *arguments: object, cwd: Path = ROOT) -> str:
-        """Run it and return its output."""
         return _run([*self.command, *map(str, arguments)], cwd=cwd)
 
 
 @pytest.fixture(scope="session")
 def podman() -> Podman:
-    """Set up Podman."""
     _require("podman", "runc")
     if os.getuid() != 0:
         pytest.skip("Podman is set up for root here: run the tests as root")
@@ -95,7 +92,6 @@ def podman() -> Podman:
 
 @pytest.fixture(scope="session")
 def base_image(podman: Podman) -> str:
-    """Import the base."""
     if not BASE.exists():
         pytest.skip("there is no base to build images from: make servers makes it")
     name = f"localhost/debian:12-{BASE.stat().st_mtime_ns}"
@@ -107,7 +103,6 @@ def base_image(podman: Podman) -> str:
 
 @pytest.fixture(scope="session")
 def pip_settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write pip.conf and ca.crt for builds to mount."""
     directory = tmp_path_factory.mktemp("pip")
     found = dict(re.findall(r"^\S*\.(\S+?)=(.*)$", _run(_pip("config", "list")), re.MULTILINE))
     lines = [f"{key} = {ast.literal_eval(found[key])}" for key in _PIP_SETTINGS if key in found]
@@ -119,7 +114,6 @@ def pip_settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cpu_image(podman: Podman, base_image: str, pip_settings: Path) -> str:
-    """Build the CPU image of the Dockerfile."""
     return _build(podman, "cpu", base_image, pip_settings)
 
 
@@ -159,7 +153,6 @@ def _mounted(podman: Podman, image: str, directory: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def apptainer(tmp_path_factory: pytest.TempPathFactory) -> Apptainer:
-    """Set up Apptainer."""
     program = shutil.which("apptainer") or CACHE / "apptainer/usr/bin/apptainer"
     if not Path(program).exists():
         pytest.skip("Apptainer is not installed: make servers installs it")
@@ -176,7 +169,6 @@ def apptainer(tmp_path_factory: pytest.TempPathFactory) -> Apptainer:
 def base_files(
     podman: Podman, base_image: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Path]:
-    """Mount the base for Apptainer."""
     with _mounted(podman, base_image, tmp_path_factory.mktemp("base")) as files:
         yield files
 
@@ -201,7 +193,6 @@ def sif(
     pip_settings: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """Build the CPU image of apptainer.def."""
     image = CACHE / f"mlip-job-{_hash_of_sources()}.sif"
     with _alone("apptainer"):
         if not image.exists():
@@ -230,7 +221,6 @@ def build_options(base_files: Path, pip_settings: Path) -> Sequence[object]:
 
 @contextmanager
 def _alone(what: str) -> Iterator[None]:
-    """Lock out other test processes: they need the same builds."""
     with (CACHE / f"{what}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

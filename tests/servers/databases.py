@@ -33,23 +33,19 @@ class DatabaseServer:
     execute: Callable[[str], None]
 
     def new_database(self) -> str:
-        """Create an empty database and return its name."""
         name = f"ase_{secrets.token_hex(4)}"
         self.execute(f"CREATE DATABASE {name}")
         return name
 
     def url(self, database: str) -> str:
-        """Return the URL that a configuration names: without the password."""
         return f"{self.scheme}://{self.user}@127.0.0.1:{self.port}/{database}"
 
     def url_with_password(self, database: str) -> str:
-        """Return the URL for ASE itself."""
         return f"{self.scheme}://{self.writer}@127.0.0.1:{self.port}/{database}"
 
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[DatabaseServer]:
-    """Run PostgreSQL with password authentication."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not found:
         pytest.skip("PostgreSQL is not installed: make servers installs it")

@@ -30,7 +30,6 @@ class Helm:
     def run(
         self, *arguments: object, values: Mapping[str, Any] | None = None, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command; `values` are passed as a file."""
         options = ["--values", "-"] if values is not None else []
         return subprocess.run(
             [self.program, *map(str, arguments), *options],
@@ -44,7 +43,6 @@ class Helm:
     def template(
         self, values: Mapping[str, Any] | Path, *, minor: str = "1.37", release: str = "release"
     ) -> list[dict[str, Any]]:
-        """Return the objects of a release."""
         command = ["template", release, CHART, "--kube-version", minor, "--namespace", "alloys"]
         if isinstance(values, Path):
             done = self.run(*command, "--values", values)
@@ -56,7 +54,6 @@ class Helm:
 
 @pytest.fixture(scope="session")
 def helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
-    """Find helm, which is built together with the control plane."""
     programs = find_programs()
     if programs is None or not (programs / "helm").exists():
         pytest.skip("helm is not there: make servers builds it, with Go")
@@ -64,13 +61,11 @@ def helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
 
 
 def one_of_kind(documents: list[dict[str, Any]], kind: str) -> dict[str, Any]:
-    """Return the only document of a kind."""
     (found,) = (one for one in documents if one["kind"] == kind)
     return found
 
 
 def _as_yaml(values: Mapping[str, Any]) -> str:
-    """Write JSON, which is YAML except for surrogates and Unicode line breaks."""
     text = json.dumps(values, ensure_ascii=False)
     return re.sub(
         "[\x7f-\xa0\u2028\u2029\ufeff\ufffe\uffff]", lambda m: f"\\u{ord(m[0]):04x}", text

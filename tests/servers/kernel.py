@@ -11,7 +11,6 @@ FORBIDDEN = "the kernel of this machine forbids"
 
 
 def require_kernel(*command: str) -> None:
-    """Skip the test if a command that only needs kernel rights is denied them."""
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode != 0 and "not permitted" in done.stderr:
         pytest.skip(f"{FORBIDDEN} {' '.join(command)}: {done.stderr.strip()}")

@@ -64,7 +64,6 @@ class RealNode:
 
     @property
     def placement(self) -> dict[str, Any]:
-        """Settings of ``submit.kubernetes`` that schedule a pod on this node only."""
         toleration = {"key": _TAINT["key"], "operator": "Exists"}
         selector = {"kubernetes.io/hostname": NODE}
         return {
@@ -75,13 +74,11 @@ class RealNode:
         }
 
     def pods(self, namespace: str, job: str) -> list[Any]:
-        """Return the pods of a Job, oldest first."""
         selector = f"batch.kubernetes.io/job-name={job}"
         pods: list[Any] = self.core.list_namespaced_pod(namespace, label_selector=selector).items
         return sorted(pods, key=lambda pod: pod.metadata.creation_timestamp)
 
     def delete(self, pod: Any) -> Any:
-        """Delete a pod like kubectl; return the last state of its first container."""
         self.core.delete_namespaced_pod(pod.metadata.name, pod.metadata.namespace)
         return self.end_of(pod)
 
@@ -158,7 +155,6 @@ class RealNode:
 
 @pytest.fixture(scope="session")
 def real_node(control_plane: ControlPlane, podman: Podman, cpu_image: str) -> Iterator[RealNode]:
-    """Start a node that has our image."""
     programs = find_programs()
     if programs is None or not (programs / "kubelet").exists():
         pytest.skip("there is no kubelet: make servers builds it, with Go")
@@ -190,7 +186,6 @@ def real_node(control_plane: ControlPlane, podman: Podman, cpu_image: str) -> It
 
 
 def _make_network(stack: ExitStack, directory: Path) -> str:
-    """Make a bridge and the CNI configuration for pods; return its address."""
     number = os.getpid() % 250 + 1
     bridge, address = f"mlip{number}", f"10.244.{number}.1"
     ip = shutil.which("ip", path=PATH) or "ip"
@@ -276,7 +271,6 @@ def _import_image(podman: Podman, directory: Path, image: str) -> None:
 
 
 def _register(plane: ControlPlane, address: str, log: Path) -> RealNode:
-    """Wait until the node is ready, and give it GPUs."""
     from kubernetes import client
 
     core, batch = client.CoreV1Api(plane.client()), client.BatchV1Api(plane.client())

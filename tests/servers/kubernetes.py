@@ -62,7 +62,6 @@ class ControlPlane:
 
     @property
     def authority(self) -> Path:
-        """The CA certificate of the API server."""
         return self.directory / "certs" / "apiserver.crt"
 
     def kubeconfig(self, user: str, *, namespace: str | None = None, **changes: Any) -> Path:
@@ -84,7 +83,6 @@ class ControlPlane:
         return path
 
     def client(self, user: str = ADMIN) -> client.ApiClient:
-        """Return the official client, as a user."""
         from kubernetes import client, config
 
         path = str(self.kubeconfig(user))
@@ -93,7 +91,6 @@ class ControlPlane:
         return client.ApiClient(configuration)
 
     def new_namespace(self, *, level: str = "restricted") -> str:
-        """Create a namespace that enforces a Pod Security level; return its name."""
         from kubernetes import client
 
         name = f"mlip-{secrets.token_hex(4)}"
@@ -104,13 +101,11 @@ class ControlPlane:
         return name
 
     def allow(self, namespace: str, rules: list[dict[str, list[str]]], user: str) -> None:
-        """Give a user a role with these rules in a namespace."""
         self._bind(namespace, rules, {"apiGroup": _RBAC, "kind": "User", "name": user})
 
     def allow_account(
         self, namespace: str, rules: list[dict[str, list[str]]], account: str
     ) -> None:
-        """Give a service account a role with these rules in its namespace."""
         subject = {"kind": "ServiceAccount", "name": account, "namespace": namespace}
         self._bind(namespace, rules, subject)
 
@@ -203,13 +198,11 @@ def find_programs() -> Path | None:
 
 
 def find_built(name: str) -> Path | None:
-    """Return a folder built by tools/install-kubernetes, or None."""
     folder = CACHE / name
     return folder if folder.is_dir() else None
 
 
 def pinned_version(module: str, folder: str = ".") -> str:
-    """Return the version of a module built by tools/install-kubernetes."""
     path = Path(__file__).parents[2] / "tools/kubernetes" / folder / "go.mod"
     match = re.search(rf"{re.escape(module)} v(\S+)", path.read_text(encoding="utf-8"))
     assert match is not None, module
@@ -218,7 +211,6 @@ def pinned_version(module: str, folder: str = ".") -> str:
 
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[ControlPlane]:
-    """Start a control plane, and end it with the session."""
     programs, etcd = find_programs(), shutil.which("etcd")
     if programs is None or etcd is None:
         pytest.skip("Kubernetes' control plane is not there: make servers builds it, with Go")
@@ -292,7 +284,6 @@ def _start_api_server(
 
 
 def start_program(stack: contextlib.ExitStack, directory: Path, *command: object) -> None:
-    """Start a program and end it with the stack, in reverse order."""
     log = stack.enter_context((directory / f"{Path(str(command[0])).name}.log").open("wb"))
     process = subprocess.Popen(
         # It must not outlive the tests, even if those are killed.

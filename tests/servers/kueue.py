@@ -74,7 +74,6 @@ class Kueue:
         return "training"
 
     def make_priority(self, name: str, value: int) -> None:
-        """Make a PriorityClass."""
         from kubernetes import client
 
         api = client.SchedulingV1Api(self.plane.client())

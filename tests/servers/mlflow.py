@@ -25,13 +25,11 @@ class MlflowServer:
     uri: str
 
     def get(self, path: str, **query: str) -> Any:
-        """Call its REST API directly, without MLflow's client."""
         url = f"{self.uri}/api/2.0/mlflow/{path}?{urlencode(query)}"
         with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310 - ours
             return json.load(answer)
 
     def post(self, path: str, **body: Any) -> Any:
-        """Call its REST API with a document."""
         request = urllib.request.Request(  # noqa: S310 - ours
             f"{self.uri}/api/2.0/mlflow/{path}",
             data=json.dumps(body).encode(),
@@ -41,7 +39,6 @@ class MlflowServer:
             return json.load(answer)
 
     def runs(self, experiment: str) -> list[Any]:
-        """Return all runs of an experiment; none if it does not exist."""
         try:
             found = self.get("experiments/get-by-name", experiment_name=experiment)
         except urllib.error.HTTPError:
@@ -53,7 +50,6 @@ class MlflowServer:
 
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """Start a server with an SQLite file, and end it with the session."""
     program = CACHE / "mlflow" / "bin" / "mlflow"
     if not program.is_file():
         pytest.skip(f"no MLflow server at {program}; install it with: make servers")

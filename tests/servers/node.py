@@ -39,14 +39,12 @@ class PodLog:
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     def say(self, text: str, *, moment: datetime | None = None) -> None:
-        """Print a line."""
         at = (moment or datetime.now(UTC)).isoformat().replace("+00:00", "000Z")
         with self.changed:
             self.lines.append((at, text))
             self.changed.notify_all()
 
     def read(self, *, follow: bool) -> Iterator[tuple[str, str]]:
-        """Yield the lines with their time; with `follow` until the end."""
         sent = 0
         while True:
             with self.changed:
@@ -59,7 +57,6 @@ class PodLog:
                 return
 
     def end(self) -> None:
-        """End the output."""
         with self.changed:
             self.ended = True
             self.changed.notify_all()
@@ -80,7 +77,6 @@ class Node:
         self._register(self._server.server_address[1])
 
     def close(self) -> None:
-        """Stop serving logs."""
         self._server.shutdown()
         self._server.server_close()
 
@@ -97,16 +93,13 @@ class Node:
         return wait_for(scheduled, f"pod {number} of {job} on its node")
 
     def log(self, pod: Any) -> PodLog:
-        """Return the output of a pod."""
         key = (pod.metadata.namespace, pod.metadata.name)
         return self.logs.setdefault(key, PodLog())
 
     def start(self, pod: Any) -> None:
-        """Report that the container is running."""
         self.report(pod, phase="Running", state={"running": {"startedAt": _now()}})
 
     def keep_waiting(self, pod: Any, reason: str, message: str = "") -> None:
-        """Report that the container is waiting."""
         self.report(pod, phase="Pending", state={"waiting": {"reason": reason, "message": message}})
 
     def end(
@@ -127,7 +120,6 @@ class Node:
         self.log(pod).end()
 
     def report(self, pod: Any, *, phase: str, state: dict[str, Any], **more: Any) -> None:
-        """Write a pod's status like the kubelet."""
         container = {
             "name": pod.spec.containers[0].name,
             "image": pod.spec.containers[0].image,
@@ -158,7 +150,6 @@ class Node:
         return token
 
     def remove(self, pod: Any) -> None:
-        """Confirm the deletion of a pod."""
         name, namespace = pod.metadata.name, pod.metadata.namespace
         self.core.delete_namespaced_pod(name, namespace, grace_period_seconds=0)
 
@@ -204,7 +195,6 @@ class Node:
 
 @pytest.fixture(scope="session")
 def node(control_plane: ControlPlane) -> Iterator[Node]:
-    """Give the control plane a node with GPUs."""
     node = Node(control_plane)
     yield node
     node.close()
@@ -225,7 +215,6 @@ def _now() -> str:
 
 
 def _log_server(plane: ControlPlane, logs: dict[tuple[str, str], PodLog]) -> ThreadingHTTPServer:
-    """Serve logs as a kubelet does for the API server."""
     server = _LogServer(("127.0.0.1", 0), partial(_LogHandler, logs))
     server.daemon_threads = True
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -252,7 +241,6 @@ class _LogHandler(BaseHTTPRequestHandler):
         """Log nothing."""
 
     def do_GET(self) -> None:
-        """Send a log in chunks, starting at a second, and follow it if requested."""
         address = urlsplit(self.path)
         query = {key: values[0] for key, values in parse_qs(address.query).items()}
         _, _, namespace, pod, _container = address.path.split("/")

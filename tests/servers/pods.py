@@ -168,8 +168,6 @@ class PodRunner:
 
 
 def _expand(text: str, environment: dict[str, str]) -> str:
-    """Replace ``$(NAME)`` and ``$$`` as the kubelet does."""
-
     def replacement(match: re.Match[str]) -> str:
         name = match.group(1)
         return "$" if name is None else environment.get(name, match.group(0))

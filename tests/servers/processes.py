@@ -20,7 +20,6 @@ PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 
 
 def free_port() -> int:
-    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -40,7 +39,6 @@ def wait_until(
 
 
 def responds(url: str, process: subprocess.Popen[bytes]) -> bool:
-    """Return whether a server responds; fail if its process has ended."""
     if process.poll() is not None:
         raise RuntimeError(f"the server of {url} ended with {process.returncode}")
     try:
@@ -51,7 +49,6 @@ def responds(url: str, process: subprocess.Popen[bytes]) -> bool:
 
 
 def run(command: Iterable[object], environment: Mapping[str, str] | None = None) -> str:
-    """Run a command outside this directory and environment; return its output."""
     words = [str(word) for word in command]
     # Output goes to a file: a daemon that inherits a pipe blocks its reader forever.
     with tempfile.TemporaryFile("w+") as output:

@@ -47,7 +47,6 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @contextmanager
 def running_s3_server(log: Path, host: str = "127.0.0.1") -> Iterator[S3Server]:
-    """Run a server at an address of this machine, with its output in `log`."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         port = probe.getsockname()[1]
@@ -80,7 +79,6 @@ def _wait_until_ready(server: S3Server, process: subprocess.Popen[bytes], log: o
 
 @pytest.fixture
 def s3_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give boto3 test credentials, and remove the user's."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing-secret")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -90,7 +88,6 @@ def s3_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def s3_bucket(s3_server: S3Server, s3_credentials: None) -> StorageConfig:
-    """Return the configuration of a store in a fresh bucket."""
     bucket = f"mlip-{secrets.token_hex(6)}"
     client = boto3.client("s3", endpoint_url=s3_server.endpoint_url, region_name="us-east-1")
     client.create_bucket(Bucket=bucket)

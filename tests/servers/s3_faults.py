@@ -116,18 +116,15 @@ class FaultProxy:
     def order(
         self, fault: str, path: str = "", *, method: str = "", times: float = 1, after: int = 0
     ) -> None:
-        """Fail the next requests whose path matches, skipping the first `after`."""
         with self._lock:
             self._orders.append(_Order(fault, re.compile(path), method, times, after))
 
     def cancel(self) -> None:
-        """Cancel all orders, and stop failing."""
         with self._lock:
             self._orders.clear()
             self.rate = 0.0
 
     def fault_for(self, request: _Request) -> str | None:
-        """Decide what happens to a request."""
         with self._lock:
             self.requests[request.method] += 1
             fault = self._ordered(request) or self._random_fault(request)
@@ -151,7 +148,6 @@ class FaultProxy:
         return self._random.choice([name for name, fits in PASSING.items() if fits(request)])
 
     def execute(self, request: _Request) -> _Answer:
-        """Forward a request to the real server."""
         connection = http.client.HTTPConnection(self._upstream, timeout=60)
         try:
             headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOP_BY_HOP}
@@ -184,7 +180,6 @@ class _Handler(BaseHTTPRequestHandler):
     proxy: FaultProxy
 
     def handle_request(self) -> None:
-        """Execute a request, fail it, or both."""
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         request = _Request(self.command, self.path, dict(self.headers.items()), body)
         fault = self.proxy.fault_for(request)
@@ -228,7 +223,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(answer.body[:sent])
 
     def _drop(self) -> None:
-        """Drop the connection like the router of a crashed machine."""
         self.close_connection = True
         self.wfile.flush()
         reset = struct.pack("ii", 1, 0)
@@ -281,12 +275,10 @@ def fault_proxy(
 
 @pytest.fixture
 def s3_proxy(s3_server: S3Server) -> Iterator[FaultProxy]:
-    """Return a proxy in front of the S3 server; it fails only as ordered."""
     with fault_proxy(s3_server.endpoint_url) as proxy:
         yield proxy
 
 
 @pytest.fixture
 def s3_behind_proxy(s3_bucket: StorageConfig, s3_proxy: FaultProxy) -> StorageConfig:
-    """Return the configuration of a store that is reached through the proxy."""
     return s3_bucket.model_copy(update={"endpoint_url": s3_proxy.endpoint_url})

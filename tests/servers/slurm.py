@@ -104,19 +104,15 @@ class SlurmCluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables with which Slurm's commands find this cluster."""
         return {"SLURM_CONF": str(self.directory / "slurm.conf")}
 
     def run(self, *command: object) -> str:
-        """Run one of Slurm's commands; return its output."""
         return run(command, self.environment)
 
     def state(self, job_id: str) -> str:
-        """Return the state of a job according to the controller."""
         return self.run("squeue", "-h", "-t", "all", "-j", job_id, "-o", "%T").strip()
 
     def wait_for(self, job_id: str, *states: str, timeout: float = 120) -> str:
-        """Wait until a job is in one of the states; return the state."""
         end = time.monotonic() + timeout
         while (state := self.state(job_id)) not in states:
             assert time.monotonic() < end, f"job {job_id} stays {state}, not {states}"
@@ -124,18 +120,15 @@ class SlurmCluster:
         return state
 
     def end_jobs(self) -> None:
-        """End all jobs immediately, and wait for that."""
         self.run("scancel", "--full", "--signal=KILL", "--user", _user())
         self.run("scancel", "--user", _user())
         wait_until(lambda: not self.run("squeue", "-h", "-o", "%i").strip(), "end of the jobs")
 
     def start_controller(self, *, forgetting: bool) -> None:
-        """Start the controller; optionally it forgets all jobs."""
         run(("slurmctld", *(["-c"] if forgetting else [])), self.environment)
         wait_until(lambda: _answers(self, "scontrol", "ping"), "slurmctld")
 
     def stop_controller(self) -> None:
-        """End the controller."""
         _end(self.directory / "slurmctld.pid")
 
     def kill_node(self) -> None:
@@ -145,13 +138,11 @@ class SlurmCluster:
         self.run("scontrol", "update", f"nodename={NODE}", "state=down", "reason=power")
 
     def start_node(self) -> None:
-        """Restart the node."""
         run(("slurmd", "-N", NODE), self.environment)
         self.run("scontrol", "update", f"nodename={NODE}", "state=resume")
         wait_until(self.node_is_up, "slurmd")
 
     def node_is_up(self) -> bool:
-        """Return whether the node accepts jobs."""
         return self.run("sinfo", "-h", "-p", "main", "-o", "%T").strip() in (
             "idle",
             "mixed",
@@ -159,7 +150,6 @@ class SlurmCluster:
         )
 
     def daemons_of_node(self) -> Iterator[int]:
-        """Yield the node's daemon and those of its jobs' steps."""
         yield int((self.directory / "slurmd.pid").read_text())
         for entry in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
@@ -179,14 +169,12 @@ class SlurmCluster:
                     yield int(entry.name)
 
     def kill_processes(self, job_id: str) -> None:
-        """Kill all processes of a job."""
         for pid in list(self.processes_of_jobs(job_id)):
             _kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")
 def slurm_cluster() -> Iterator[SlurmCluster]:
-    """Run a cluster without accounting, as at many sites."""
     with _cluster(accounting="") as cluster:
         yield cluster
 
@@ -200,7 +188,6 @@ def slurm_cluster_with_accounting(mariadb: DatabaseServer) -> Iterator[SlurmClus
 
 @pytest.fixture
 def slurm(slurm_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:
-    """Use the cluster without accounting; a test's jobs end with it."""
     yield from _used(slurm_cluster, monkeypatch)
 
 
@@ -208,7 +195,6 @@ def slurm(slurm_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Itera
 def slurm_with_accounting(
     slurm_cluster_with_accounting: SlurmCluster, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[SlurmCluster]:
-    """Use the cluster with accounting; a test's jobs end with it."""
     yield from _used(slurm_cluster_with_accounting, monkeypatch)
 
 
@@ -272,7 +258,6 @@ def _configure(cluster: SlurmCluster, accounting: str, database: DatabaseServer 
 
 
 def _fake_gpus(cluster: SlurmCluster) -> str:
-    """Return the GPUs' device files for gres.conf: distinct character devices."""
     if os.getuid() != 0:
         return "/dev/tty[0-3]"
     for number in range(cluster.gpus):

@@ -31,7 +31,6 @@ DOCUMENT = Path(__file__).parents[3] / "docs" / "kubernetes.md"
 
 
 def documented_rules(name: str = "mlip-job-submitter") -> list[dict[str, Any]]:
-    """Return the rules of a role in docs/kubernetes.md."""
     text = DOCUMENT.read_text(encoding="utf-8")
     blocks = [block.partition("```")[0] for block in text.split("```yaml\n")[1:]]
     documents = [document for block in blocks for document in yaml.safe_load_all(block)]
@@ -42,7 +41,6 @@ def documented_rules(name: str = "mlip-job-submitter") -> list[dict[str, Any]]:
 
 
 def cancel(scheduler: KubernetesScheduler, handle: JobHandle) -> None:
-    """Cancel a Job and wait until it is deleted."""
     scheduler.cancel(handle)
     wait_for(lambda: scheduler.status(handle).state is JobState.GONE, "the end of a cancelled Job")
 
@@ -59,7 +57,6 @@ def namespace(control_plane: ControlPlane, node: Node) -> str:
 def configure(
     namespace: str, control_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., JobConfig]:
-    """Return a function that makes a configuration with Kubernetes settings."""
     kubeconfig = control_plane.kubeconfig(SUBMITTER, namespace=namespace)
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
 
@@ -81,8 +78,6 @@ def configure(
 
 @pytest.fixture
 def request_for(configure: Callable[..., JobConfig]) -> Callable[..., JobRequest]:
-    """Return a function that makes a request; see `configure`."""
-
     def make(
         generation: int = 4,
         ensemble: int | None = None,
@@ -104,13 +99,11 @@ def config_file(configure: Callable[..., JobConfig], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def scheduler(configure: Callable[..., JobConfig]) -> KubernetesScheduler:
-    """Return the scheduler of a user with the documented role."""
     return KubernetesScheduler(configure().submit.kubernetes, poll_seconds=0.1)
 
 
 @pytest.fixture
 def submit(scheduler: KubernetesScheduler, request_for: Callable[..., JobRequest]) -> Submit:
-    """Return a function that submits a request; see `configure`."""
     return lambda *arguments, **settings: scheduler.submit(
         scheduler.plan(request_for(*arguments, **settings))
     )
@@ -120,7 +113,6 @@ def submit(scheduler: KubernetesScheduler, request_for: Callable[..., JobRequest
 def s3_for_pods(
     real_node: RealNode, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[S3Server]:
-    """Start a server that pods can reach."""
     log = tmp_path_factory.mktemp("s3") / "server.log"
     with running_s3_server(log, real_node.address) as server:
         yield server

@@ -29,7 +29,6 @@ class Family:
     cli: Callable[..., Ended]
 
     def configure(self, *, training: dict[str, Any] | None = None, **kubernetes: Any) -> None:
-        """Change the settings of the fit and of the Job."""
         values = yaml.safe_load(self.path.read_text())
         values["training"] |= training or {}
         values["submit"]["kubernetes"] |= kubernetes
@@ -37,47 +36,38 @@ class Family:
 
     @property
     def config(self) -> JobConfig:
-        """The configuration."""
         return load_config(self.path, environment={})
 
     @property
     def registry(self) -> Registry:
-        """The registry."""
         return registry_of(self.config)
 
     def run(self, *arguments: str) -> Ended:
-        """Run mlip-job as the submitting user."""
         return self.cli("-c", self.path, *arguments)
 
     def submit(self, generation: int = 1) -> str:
-        """Submit a generation and return the Job's name."""
         submitted = self.run("submit", "-g", str(generation), "--json")
         assert submitted.code == 0, submitted.err
         (job,) = json.loads(submitted.out)["jobs"]
         return str(job["name"])
 
     def job(self, name: str) -> dict[str, Any]:
-        """Return a Job from the API server."""
         job = self.node.batch.read_namespaced_job(name, self.namespace)
         manifest: dict[str, Any] = self.node.batch.api_client.sanitize_for_serialization(job)
         return manifest
 
     def wait_for(self, what: str, condition: Callable[[], Any]) -> Any:
-        """Return the result of `condition` once it is true."""
         return self.node.wait_for(self.namespace, what, condition)
 
     def wait_for_checkpoint(self) -> int:
-        """Wait for a checkpoint of generation 1; return its number of iterations."""
         count: int = self.wait_for("a checkpoint", lambda: iterations_safe(self.config))
         return count
 
     def wait_for_end(self, job: str, generation: int = 1) -> dict[str, Any]:
-        """Wait for the end of a Job; return the output of ``status``."""
         self.wait_for(f"the end of {job}", lambda: has_ended(self.job(job)))
         return self.status(generation)
 
     def status(self, generation: int = 1) -> dict[str, Any]:
-        """Return the output of ``status`` for a generation."""
         said = self.run("status", "-g", str(generation), "--json")
         status: dict[str, Any] = json.loads(said.out)
         return status

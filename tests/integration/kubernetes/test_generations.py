@@ -30,7 +30,6 @@ pytestmark = pytest.mark.pacemaker
 def values(
     node: Node, namespace: str, postgresql: DatabaseServer, s3_bucket: StorageConfig
 ) -> dict[str, Any]:
-    """Return a configuration with passwords in a Secret of the namespace."""
     database = postgresql.new_database()
     write_database(postgresql.url_with_password(database), rattled(10))
     names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")

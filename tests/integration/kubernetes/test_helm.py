@@ -30,8 +30,6 @@ CONTROLLER_LABELS = (
 
 @pytest.fixture
 def helm_in(helm: Helm, control_plane: ControlPlane) -> Callable[..., Any]:
-    """Return a function that runs helm in a namespace, as its administrator."""
-
     def run(
         namespace: str, *arguments: object, fails: bool = False, **options: Any
     ) -> subprocess.CompletedProcess[str]:
@@ -44,7 +42,6 @@ def helm_in(helm: Helm, control_plane: ControlPlane) -> Callable[..., Any]:
 
 
 def job_on_server(node: Node, namespace: str, name: str) -> dict[str, Any]:
-    """Return a Job from the API server, without the fields that it adds."""
     job = node.batch.read_namespaced_job(name, namespace)
     manifest: dict[str, Any] = node.batch.api_client.sanitize_for_serialization(job)
     own = ("name", "namespace", "labels", "annotations")

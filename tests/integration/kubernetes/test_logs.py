@@ -31,12 +31,10 @@ class Follower:
             self.lines.append(line)
 
     def wait(self, lines: list[str]) -> None:
-        """Wait for exactly these lines."""
         wait_for(lambda: len(self.lines) >= len(lines), f"{len(lines)} lines")
         assert self.lines == lines
 
     def join(self) -> list[str]:
-        """Wait for the end of the log."""
         wait_for(lambda: not self._thread.is_alive(), "the end of the log")
         return self.lines
 
@@ -114,7 +112,6 @@ class Link:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self) -> None:
-        """Close all connections, and accept none."""
         self.up = False
         for one in self._sockets:
             with contextlib.suppress(OSError):
@@ -123,7 +120,6 @@ class Link:
         self._sockets.clear()
 
     def close(self) -> None:
-        """Release the port."""
         self.cut()
         self._listener.close()
 

@@ -26,7 +26,6 @@ VERBS = [
 
 
 def without(resource: str, verb: str) -> list[dict[str, Any]]:
-    """Return the documented rules without one verb."""
     rules = [
         {
             **rule,

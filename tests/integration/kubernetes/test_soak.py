@@ -74,7 +74,6 @@ class Lane:
         self.start_next()
 
     def start_next(self) -> None:
-        """Configure the next generation with one of the fits."""
         self.generation += 1
         values = yaml.safe_load(self.path.read_text())
         values["training"] = {**self.choose.choice(FITS), "start_from": "none"}
@@ -82,13 +81,11 @@ class Lane:
 
     @property
     def registry(self) -> Registry:
-        """The registry, past the proxy."""
         config = load_config(self.path, environment={})
         storage = config.storage.model_copy(update={"endpoint_url": self.endpoint_url})
         return Registry(open_store(storage), config.family)
 
     def run(self, command: str, *arguments: str) -> Ended:
-        """Run a command for the current generation, and count a failure."""
         ended = self.run_command(command, "-g", str(self.generation), *arguments)
         if ended.code != 0:
             self.log(f"{command} ended with {ended.code}: {ended.err.strip()}")
@@ -96,7 +93,6 @@ class Lane:
         return ended
 
     def log(self, text: str) -> None:
-        """Print an event."""
         stream = sys.__stdout__
         assert stream is not None
         stream.write(f"{time.strftime('%H:%M:%S')} {self.name} gen {self.generation}: {text}\n")
@@ -120,7 +116,6 @@ class Lane:
         return False
 
     def record(self) -> None:
-        """Check that a generation is complete as soon as it is visible."""
         registry = self.registry
         manifest = registry.get(self.generation)
         # Copies for people are made afterwards.
@@ -130,21 +125,18 @@ class Lane:
         self.log("published")
 
     def disturb(self) -> None:
-        """Do one of the disturbances."""
         name = self.choose.choice(list(self.disturbances))
         self.log(name)
         self.disturbances[name]()
         self.counts[name] += 1
 
     def finish(self) -> None:
-        """Train the current generation to its end."""
         deadline = time.monotonic() + PATIENCE
         while not self.advance():
             assert time.monotonic() < deadline, self.run("status").out
             time.sleep(1)
 
     def require_published_once(self, writes: Counter[str]) -> None:
-        """Check files, hashes and attempts of all generations."""
         registry = self.registry
         numbers = registry.numbers()
         assert numbers == sorted(self.seen) == list(range(1, self.generation))
@@ -169,14 +161,12 @@ def _hash(registry: Registry, generation: int) -> str:
 
 @pytest.fixture
 def proxy(s3_for_pods: S3Server, family: Family) -> Iterator[FaultProxy]:
-    """Put a proxy that pods can reach in front of the store."""
     with fault_proxy(s3_for_pods.endpoint_url, host=family.node.address, seed=SEED) as proxy:
         yield proxy
 
 
 @pytest.fixture
 def kubernetes(family: Family, s3_for_pods: S3Server, proxy: FaultProxy) -> Lane:
-    """Make the family under Kubernetes."""
     values = yaml.safe_load(family.path.read_text())
     values["storage"]["endpoint_url"] = proxy.endpoint_url
     values["run"] |= {"heartbeat_interval": 0.5, "retry_timeout": 60}
@@ -219,7 +209,6 @@ def kubernetes(family: Family, s3_for_pods: S3Server, proxy: FaultProxy) -> Lane
 def slurm_lane(
     slurm: SlurmCluster, kubernetes: Lane, cli: Callable[..., Ended], tmp_path: Path
 ) -> Lane:
-    """Make the family under Slurm, with the same store."""
     directory = tmp_path / "slurm"
     directory.mkdir()
     family = make_family(directory, slurm, cli)

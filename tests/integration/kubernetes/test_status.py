@@ -23,7 +23,6 @@ from tests.servers.node import GPUS, Node, wait_for
 def until(
     scheduler: KubernetesScheduler, handle: JobHandle, condition: Callable[[JobStatus], Any]
 ) -> JobStatus:
-    """Wait for a status."""
     seen = []
 
     def look() -> JobStatus | None:
@@ -269,7 +268,6 @@ def with_proxy(
 
 
 def keep(node: Node, pod: Any, exit_code: int, message: str = "") -> None:
-    """Report that the run has ended, and that the proxy is running."""
     fields = {"image": "", "imageID": "", "restartCount": 0}
     ended = {"exitCode": exit_code, "reason": "Error", "message": message}
     statuses = [

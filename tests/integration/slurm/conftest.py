@@ -51,22 +51,18 @@ class Family:
 
     @property
     def path(self) -> Path:
-        """The configuration."""
         return self.directory / "mlip-job.yaml"
 
     def configure(self, *, training: dict[str, Any] | None = None, **slurm: Any) -> JobConfig:
-        """Write the configuration, with some keys changed."""
         self.values["training"] |= training or {}
         self.values["submit"]["slurm"] |= slurm
         self.path.write_text(yaml.safe_dump(self.values))
         return load_config(self.path, environment={})
 
     def run(self, *arguments: object) -> Ended:
-        """Run a command in this process."""
         return self.cli("-c", self.path, *arguments)
 
     def start(self, *arguments: object) -> subprocess.Popen[str]:
-        """Start a command as a process."""
         return subprocess.Popen(
             [sys.executable, "-m", "mlip_job", "-c", self.path, *map(str, arguments)],
             stdout=subprocess.PIPE,
@@ -75,26 +71,22 @@ class Family:
         )
 
     def preempt(self) -> None:
-        """Submit a job of higher priority that briefly takes the whole node."""
         options = ("--partition=urgent", "--exclusive", "--output=/dev/null")
         self.cluster.run("sbatch", *options, "--wrap", "sleep 1")
 
     def submit(self, *arguments: object) -> str:
-        """Submit a generation, by default the first; return its job's id."""
         ended = self.run("submit", *(arguments or ("-g", 1)), "--json")
         assert ended.code == 0, ended.err
         job_id: str = json.loads(ended.out)["jobs"][0]["id"]
         return job_id
 
     def status(self, generation: int = 1) -> dict[str, Any]:
-        """Return the output of ``mlip-job status`` for a generation."""
         ended = self.run("status", "-g", generation, "--json")
         assert (ended.code, ended.err) == (0, "")
         document: dict[str, Any] = json.loads(ended.out)
         return document
 
     def wait_for(self, *states: str, generation: int = 1, timeout: float = 300) -> dict[str, Any]:
-        """Wait until a generation is in one of the states; return its status."""
         end = time.monotonic() + timeout
         while (found := self.status(generation))["state"] not in states:
             assert time.monotonic() < end, (found, self.log())
@@ -118,29 +110,24 @@ class Family:
         return log
 
     def log(self, generation: int = 1) -> str:
-        """Return the output of the jobs of a generation."""
         logs = sorted(self.work(generation).glob("slurm-*.log"))
         return "".join(path.read_text(errors="replace") for path in logs)
 
     def work(self, generation: int = 1) -> Path:
-        """Return the work directory of a generation."""
         return self.directory / "work" / generation_name(generation)
 
     def end_fit_after(self, iterations: int, generation: int = 1) -> None:
-        """Change ``max_iter`` in the file that the next start of a job reads."""
         path = self.work(generation) / "mlip-job.yaml"
         values = yaml.safe_load(path.read_text())
         values["training"]["max_iter"] = iterations
         path.write_text(yaml.safe_dump(values))
 
     def resume_briefly(self, job: str) -> None:
-        """Let a requeued job end a few iterations after its start."""
         self.cluster.run("scontrol", "hold", job)
         self.end_fit_after(self.wait_for_checkpoint() + 2)
         self.cluster.run("scontrol", "release", job)
 
     def registry(self) -> Registry:
-        """Return the registry of its jobs."""
         config = load_config(self.path, environment={})
         return Registry(open_store(config.storage), config.family)
 
@@ -152,7 +139,6 @@ def family(tmp_path: Path, slurm: SlurmCluster, cli: Callable[..., Ended]) -> Fa
 
 
 def make_family(directory: Path, cluster: SlurmCluster, cli: Callable[..., Ended]) -> Family:
-    """Write database and configuration of a family."""
     write_database(directory / "structures.db", rattled(8))
     package = shlex.quote(str(Path(mlip_job.__file__).parent.parent))
     values: dict[str, Any] = {

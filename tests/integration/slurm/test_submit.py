@@ -250,7 +250,6 @@ def test_accounts_are_checked_and_ended_jobs_remembered(
 
 @pytest.fixture
 def limited(slurm_with_accounting: SlurmCluster) -> Iterator[Callable[..., None]]:
-    """Return a function that limits the account; the limits end with the test."""
     account = ("sacctmgr", "-i", "-Q", "modify", "account", "science", "set")
 
     def limit(**limits: str) -> None:
