@@ -21,7 +21,6 @@ DAMAGE = {
         "half": lambda data: data[: len(data) // 2],
         "garbage": lambda _: b"\x00\xff\xfe: [",
         "of other elements": lambda data: data.replace(b"Cu", b"Ag"),
-        "empty": lambda _: b"",
     },
     "metrics.txt": {
         "half a row": lambda data: data[:-40],
@@ -33,20 +32,11 @@ DAMAGE = {
 }
 
 
-@pytest.mark.pacemaker
-def test_a_potential_of_pacemaker_is_damaged_right_before_the_last_checkpoint(
-    make_config: Callable[..., JobConfig], tmp_path: Path, tally: Tally
-) -> None:
-    """Its checkpoint can be resumed, and the published curve has no gaps."""
-    config = make_config({"functions_per_element": 6, "max_iter": 8})
-    _damage(config, tmp_path, tally, "interim_potential_0.yaml", "half")
-
-
 @pytest.mark.parametrize(("name", "how"), [(name, how) for name in DAMAGE for how in DAMAGE[name]])
 def test_a_file_is_damaged_right_before_the_last_checkpoint(
     make_config: Callable[..., JobConfig], tmp_path: Path, tally: Tally, name: str, how: str
 ) -> None:
-    """The same with a replayed fit."""
+    """Its checkpoint can be resumed, and the published curve has no gaps."""
     replay = replayed_pacemaker(tmp_path, iteration_s=0.05)
     _damage(make_config(REPLAYED), tmp_path, tally, name, how, fault=replay)
 

@@ -100,8 +100,13 @@ def settle(job: Job, config: JobConfig, tally: Tally) -> None:
     tally.iterations_lost += max(0, lost)
 
 
-@pytest.mark.parametrize(("when", "number"), [("before", KILL), ("after", TERM)])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    ("stage", "when", "number"),
+    [
+        *((stage, "before", KILL) for stage in STAGES),
+        *((stage, "after", TERM) for stage in ("publish dataset", "fit", "evaluate", "publish")),
+    ],
+)
 def test_killed_at_a_stage_boundary(
     make_config: Callable[..., JobConfig],
     tmp_path: Path,
@@ -123,9 +128,7 @@ def test_killed_at_a_stage_boundary(
 @pytest.mark.parametrize(
     ("stage", "when", "number"),
     [
-        ("fit", "before", KILL),
         ("ship the end", "after", TERM),
-        ("evaluate", "after", TERM),
         ("publish", "before", KILL),
     ],
 )
@@ -155,7 +158,7 @@ def test_killed_at_random_moments_of_a_fit(
     ladder = (
         {"ladder_step": 3, "overrides": {"fit": {"ladder_type": "power_order"}}} if seed % 2 else {}
     )
-    config = make_config({"functions_per_element": 6, "max_iter": 20, **ladder})
+    config = make_config({"functions_per_element": 6, "max_iter": 12, **ladder})
     killed = []
     for _ in range(2):
         job = jobs.start_job(config, tmp_path)

@@ -16,7 +16,7 @@ from tests.faults.jobs import Job
 from tests.faults.replay import REPLAYED, REPLAYED_ITERATIONS, replayed_pacemaker
 from tests.faults.tally import Tally
 
-POINTS = int(os.environ.get("MLIP_JOB_TEST_FAULT_POINTS", "20"))
+POINTS = int(os.environ.get("MLIP_JOB_TEST_FAULT_POINTS", "10"))
 _KILLED_AGAIN = 0.3  # fraction of killed jobs whose next attempt is killed too
 
 

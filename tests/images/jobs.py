@@ -14,7 +14,7 @@ from tests.faults.jobs import iterations_safe, require_complete
 from tests.generations import registry_of
 
 # A fit long enough to be stopped midway.
-LONG = {"functions_per_element": 8, "max_iter": 40, "linear_start": False}
+LONG = {"functions_per_element": 8, "max_iter": 15, "linear_start": False}
 
 
 @dataclass(frozen=True)

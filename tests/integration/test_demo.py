@@ -14,7 +14,7 @@ from tests.cli import Ended
 
 Cli = Callable[..., Ended]
 
-FIT = ("--set", "training.max_iter=10")
+FIT = ("--set", "training.max_iter=3")
 
 
 @pytest.mark.pacemaker

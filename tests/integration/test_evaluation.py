@@ -432,8 +432,10 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("to_all", [False, True], ids=["one", "all"])
+@pytest.mark.parametrize(
+    ("number", "to_all"),
+    [(signal.SIGKILL, False), (signal.SIGTERM, False), (signal.SIGINT, True)],
+)
 def test_no_process_outlives_the_job(
     trained: Project, tmp_path: Path, number: signal.Signals, *, to_all: bool
 ) -> None:

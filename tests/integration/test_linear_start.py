@@ -94,20 +94,16 @@ def test_pacemaker_starts_at_the_loss_of_the_linear_fit(tmp_path: Path, weightin
     assert f"linear fit of 12 coefficients to 8 structures: loss {made.loss:.3g}" in run.messages
 
 
-@pytest.mark.parametrize(("evaluator", "attempts"), [("pyace", 1), ("tensorpot", 2)])
-def test_a_linear_fit_that_nothing_improves_is_published(
-    tmp_path: Path, evaluator: str, attempts: int
-) -> None:
+def test_a_linear_fit_that_nothing_improves_is_published(tmp_path: Path) -> None:
     """One coefficient, at its optimum; another attempt publishes it the same way."""
     write_database(tmp_path / "structures.db", rattled(10))
-    one = {"ndensity": 1, "functions_per_element": 1, "max_iter": 50, "evaluator": evaluator}
-    config = make_config(tmp_path, TINY | one)
-    if attempts > 1:
-        with stopped_before_publication():
-            train(config)
+    one = {"ndensity": 1, "functions_per_element": 1, "max_iter": 50}
+    config = make_config(tmp_path, TINY | one | {"evaluator": "tensorpot"})
+    with stopped_before_publication():
+        train(config)
     run = train(config)
     assert run.manifest.headline.iterations == 0
-    assert [part.iterations for part in run.manifest.attempts] == [0] * attempts
+    assert [part.iterations for part in run.manifest.attempts] == [0, 0]
     assert sum("nothing to improve" in note for note in run.report.warnings) == 1
     assert "nothing to improve" in run.read("report.html").decode()
     assert registry_of(config).latest() == 1

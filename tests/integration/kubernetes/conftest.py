@@ -14,14 +14,14 @@ import yaml
 
 from mlip_job.config import JobConfig
 from mlip_job.config.load import validate_config
-from mlip_job.schedulers.base import JobHandle, JobRequest, JobState
+from mlip_job.schedulers.base import JobHandle, JobRequest
 from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
 from tests.cli import Ended
 from tests.generations import TINY
 from tests.integration.kubernetes.families import Family
 from tests.servers.kubelet import RealNode
 from tests.servers.kubernetes import SUBMITTER, ControlPlane
-from tests.servers.node import Node, wait_for
+from tests.servers.node import Node
 from tests.servers.s3 import S3Server, running_s3_server
 from tests.support import rattled, write_database
 
@@ -38,11 +38,6 @@ def documented_rules(name: str = "mlip-job-submitter") -> list[dict[str, Any]]:
     (role,) = (one for one in roles if one["metadata"]["name"] == name)
     rules: list[dict[str, Any]] = role["rules"]
     return rules
-
-
-def cancel(scheduler: KubernetesScheduler, handle: JobHandle) -> None:
-    scheduler.cancel(handle)
-    wait_for(lambda: scheduler.status(handle).state is JobState.GONE, "the end of a cancelled Job")
 
 
 @pytest.fixture

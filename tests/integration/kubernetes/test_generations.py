@@ -17,7 +17,6 @@ from mlip_job.schedulers.base import JobRequest, JobState
 from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
 from mlip_job.store.open import open_store
 from tests.generations import TINY
-from tests.integration.kubernetes.conftest import cancel
 from tests.servers.databases import DatabaseServer
 from tests.servers.node import Node, wait_for
 from tests.servers.pods import PodRunner
@@ -60,28 +59,38 @@ def _request(values: dict[str, Any], directory: Path, **training: Any) -> JobReq
     return JobRequest(validate_config(changed, source="test"), 1, directory)
 
 
-def test_a_generation_is_published(
+def test_a_pod_that_replaces_another_publishes(
     scheduler: KubernetesScheduler,
     values: dict[str, Any],
     node: Node,
     namespace: str,
     tmp_path: Path,
 ) -> None:
-    """The manifest names the Job and the image; status shows the published generation."""
-    request = _request(values, tmp_path)
+    """With ``--fresh``, a replacement resumes from the checkpoint of its Job's first pod.
+
+    The manifest names the Job and the image; status shows the published generation.
+    """
+    values["training"] |= {"functions_per_element": 8, "max_iter": 15}
+    values["run"] = {"checkpoint_interval": 1}
+    request = replace(_request(values, tmp_path), run_options=("--fresh",))
     plan = scheduler.plan(request)
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in plan.text
+    registry = Registry(open_store(request.config.storage), "cu")
     with PodRunner(node, namespace, tmp_path) as runner:
         handle = scheduler.submit(plan)
+        first, *_ = wait_for(registry.checkpoints(1).found, "a checkpoint")
+        (pod,) = node.core.list_namespaced_pod(namespace).items
+        node.core.delete_namespaced_pod(pod.metadata.name, namespace)
         lines = list(scheduler.logs(handle, follow=True))
         status = scheduler.status(handle)
     assert (status.state, status.exit_code) == (JobState.SUCCEEDED, 0), lines
     assert str(status.reason).startswith("published gen_01, RMSE on the test set: ")
     assert any("published gen_01 in s3://" in line for line in lines)
-    assert runner.exit_codes == [0]
-    registry = Registry(open_store(request.config.storage), "cu")
+    assert runner.exit_codes == [75, 0]
     manifest = registry.get(1)
     assert registry.verify(manifest) == []
+    assert len(manifest.attempts) == 2
+    assert manifest.attempts[0].attempt == first.attempt
     assert manifest.environment.scheduler is not None
     assert manifest.environment.scheduler.model_dump() == {"kind": "kubernetes", "id": handle.id}
     assert manifest.environment.image == "mlip-job:tests"
@@ -110,68 +119,6 @@ def test_an_indexed_job_trains_an_ensemble(
     assert [(m.number, m.seed) for m in manifest.ensemble.members] == [(1, 42), (2, 43)]
     assert manifest.environment.scheduler is not None
     assert manifest.environment.scheduler.id == f"{handle.id}/{manifest.ensemble.best - 1}"
-
-
-def test_a_cancelled_generation_resumes(
-    scheduler: KubernetesScheduler,
-    values: dict[str, Any],
-    node: Node,
-    namespace: str,
-    tmp_path: Path,
-) -> None:
-    """A cancelled pod stores its checkpoint; the next submission resumes from it."""
-    values["training"] |= {"functions_per_element": 8, "max_iter": 25}
-    values["run"] = {"checkpoint_interval": 1}
-    request = _request(values, tmp_path)
-    checkpoints = Registry(open_store(request.config.storage), "cu").checkpoints(1)
-    plan = scheduler.plan(request)
-    with PodRunner(node, namespace, tmp_path) as runner:
-        handle = scheduler.submit(plan)
-        wait_for(checkpoints.found, "a checkpoint")
-        cancel(scheduler, handle)
-        assert runner.exit_codes == [75]
-        handle = scheduler.submit(plan)
-        lines = list(scheduler.logs(handle, follow=True))
-        assert scheduler.status(handle).state is JobState.SUCCEEDED, lines
-    manifest = Registry(open_store(request.config.storage), "cu").get(1)
-    assert len(manifest.attempts) == 2
-    assert manifest.attempts[0].iterations > 0
-
-
-def test_a_pod_that_replaces_another_does_not_start_over(
-    scheduler: KubernetesScheduler,
-    values: dict[str, Any],
-    node: Node,
-    namespace: str,
-    tmp_path: Path,
-) -> None:
-    """Job with ``--fresh``: the first pod removes state of other Jobs, its replacements do not."""
-    values["training"] |= {"functions_per_element": 8, "max_iter": 100_000}
-    values["run"] = {"checkpoint_interval": 1}
-    request = _request(values, tmp_path)
-    checkpoints = Registry(open_store(request.config.storage), "cu").checkpoints(1)
-    seen: set[str] = set()
-
-    def new_attempt() -> str | None:
-        found = {checkpoint.attempt for checkpoint in checkpoints.found()} - seen
-        seen.update(found)
-        return next(iter(found), None)
-
-    with PodRunner(node, namespace, tmp_path) as runner:
-        handle = scheduler.submit(scheduler.plan(request))
-        wait_for(new_attempt, "a checkpoint")
-        cancel(scheduler, handle)
-
-        handle = scheduler.submit(scheduler.plan(replace(request, run_options=("--fresh",))))
-        first = wait_for(new_attempt, "a checkpoint of a Job that starts over")
-        assert {checkpoint.attempt for checkpoint in checkpoints.found()} == {first}
-        (pod,) = node.core.list_namespaced_pod(namespace).items
-        node.core.delete_namespaced_pod(pod.metadata.name, namespace)
-        second = wait_for(new_attempt, "a checkpoint of the pod that replaces its pod")
-        furthest, *_ = (c.training for c in checkpoints.found() if c.attempt == second)
-        assert [part.attempt for part in furthest.attempts] == [first, second]
-        cancel(scheduler, handle)
-    assert runner.exit_codes == [75, 75, 75]
 
 
 def test_status_shows_the_runs_error_message(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.integration.kubernetes.families import Family
+from tests.servers.containers import CPU_IMAGE
 from tests.servers.kueue import Kueue
 
 pytestmark = pytest.mark.pacemaker
 
 # Long enough to be preempted midway.
-LONG = {"functions_per_element": 8, "max_iter": 40, "start_from": "none"}
+LONG = {"functions_per_element": 8, "max_iter": 15, "start_from": "none"}
 
 
 def test_a_generation_of_higher_priority_preempts(family: Family, kueue: Kueue) -> None:
@@ -34,7 +37,7 @@ def test_a_generation_of_higher_priority_preempts(family: Family, kueue: Kueue) 
     cancelled = family.run("cancel", "-g", "2")
     assert cancelled.code == 0, cancelled.err
 
-    family.configure(training={"max_iter": 3}, priority_class="urgent")
+    family.configure(training={"max_iter": 0}, priority_class="urgent")
     urgent = family.submit(2)
     family.wait_for("an eviction", lambda: "evicted" in str(family.status(1)["reason"]))
     evicted = family.status(1)
@@ -45,9 +48,16 @@ def test_a_generation_of_higher_priority_preempts(family: Family, kueue: Kueue) 
     status = family.wait_for_end(low)
     assert status["state"] == "published", status
     assert family.registry.numbers() == [1, 2]
-    for number, attempts in ((1, 2), (2, 1)):
+    for number, attempts, job in ((1, 2, low), (2, 1, urgent)):
         manifest = family.registry.get(number)
         assert family.registry.verify(manifest) == []
         assert len(manifest.attempts) == attempts
         assert sum(part.iterations for part in manifest.attempts) == manifest.headline.iterations
-    assert "resuming from iteration" in family.run("logs", "-g", "1").out
+        assert manifest.environment.scheduler is not None
+        assert manifest.environment.scheduler.id == f"{family.namespace}/{job}"
+        assert manifest.environment.image == CPU_IMAGE
+    logs = family.run("logs", "-g", "1").out
+    assert "resuming from iteration" in logs
+    assert "published gen_01 in s3://" in logs
+    container, *_ = family.node.pods(family.namespace, low)[-1].status.container_statuses
+    assert json.loads(container.state.terminated.message)["message"].startswith("published gen_01")

@@ -42,13 +42,13 @@ from tests.servers.slurm import SlurmCluster
 
 pytestmark = pytest.mark.pacemaker
 
-SECONDS = float(os.environ.get("MLIP_JOB_TEST_SOAK_SECONDS", "60"))
+SECONDS = float(os.environ.get("MLIP_JOB_TEST_SOAK_SECONDS", "25"))
 SEED = int(os.environ.get("MLIP_JOB_TEST_SOAK_SEED", "0"))
 PATIENCE = 900.0
 FITS: tuple[dict[str, Any], ...] = (
     {"max_iter": 0, "functions_per_element": 3},
     TINY,
-    TINY | {"functions_per_element": 8, "max_iter": 30},
+    TINY | {"functions_per_element": 8, "max_iter": 12},
 )
 UID_OF_PODS = 10001
 

@@ -11,7 +11,6 @@ import pytest
 from mlip_job.config import load_config
 from mlip_job.registry import Manifest, MemberRegistry
 from tests.faults.jobs import require_complete
-from tests.generations import GRACE
 from tests.integration.slurm.conftest import LONG, Family
 
 pytestmark = pytest.mark.pacemaker
@@ -64,38 +63,21 @@ def test_a_chain_of_generations_is_published(family: Family) -> None:
     ]
 
 
-def test_a_requeue_and_a_time_limit_in_the_middle_of_the_fit(family: Family) -> None:
-    """The generation survives both, and is published once with one learning curve."""
-    family.configure(training=LONG, time="1", warning=10, max_requeues=50)
+def test_cancelled_requeued_lost_and_out_of_time(family: Family) -> None:
+    """The generation is published once; ``--fresh`` removes checkpoints of other jobs only."""
+    family.configure(training=LONG, warning=60, max_requeues=50)
+    run = family.cluster.run
     job = family.submit()
     family.wait_for_checkpoint()
-    family.cluster.run("scontrol", "requeue", job)
-    saved = family.status()["iterations"]
-    assert (
-        family.run("submit", "-g", 1).err
-        == f"gen_01 is pending or running already as slurm job {job}\n"
-    )
-
-    family.wait_for_log("stopped by SIGUSR1; the checkpoint of", timeout=600)
-    family.wait_for_log("it is requeued, and resumes from its checkpoint")
-    assert family.status()["iterations"] >= saved
-    family.cluster.wait_for(job, "PENDING")
-    family.resume_briefly(job)
-    family.wait_for("published")
-    assert "pacemaker failed" not in family.log()
-    manifest = _require_published(family)
-    assert len(manifest.attempts) > 2
-    assert manifest.environment.scheduler is not None
-    assert manifest.environment.scheduler.id == job
-
-
-def test_a_requeued_job_with_fresh_resumes(family: Family) -> None:
-    """With ``--fresh`` it removes state of other jobs, and resumes from its own."""
-    family.configure(training=LONG)
-    family.submit()
-    family.wait_for_checkpoint()
-    assert family.run("cancel", "-g", 1).code == 0
-    family.wait_for("cancelled")
+    ended = family.run("cancel", "-g", 1)
+    assert (ended.code, ended.out) == (0, f"slurm job {job} of gen_01 is cancelled\n")
+    assert "stopped by SIG" in family.log()
+    assert "it is not requeued: Slurm is ending it" in family.wait_for_log("not requeued")
+    found = family.status()
+    assert (found["state"], found["native_state"]) == ("cancelled", "CANCELLED")
+    assert found["iterations"] > 0
+    assert found["remedy"] == "mlip-job submit -g 1 resumes from there"
+    assert "had ended: cancelled" in family.run("cancel", "-g", 1).out
     checkpoints = family.registry().checkpoints(1)
     (other,) = {found.attempt for found in checkpoints.found()}
 
@@ -104,38 +86,38 @@ def test_a_requeued_job_with_fresh_resumes(family: Family) -> None:
         lambda: {found.attempt for found in checkpoints.found()} not in ({other}, set()), family
     )
     (own,) = {found.attempt for found in checkpoints.found()}
-    family.cluster.run("scontrol", "requeue", job)
+    again = family.run("submit", "-g", 1, "--fresh")
+    assert again.err == f"gen_01 is pending or running already as slurm job {job}\n"
+    run("scontrol", "requeue", job)
+    _wait_until(lambda: family.log().count("resuming from") == 1, family)
+
+    family.cluster.kill_node()
+    try:
+        family.cluster.wait_for(job, "PENDING")
+        waiting = family.status()
+        assert (waiting["state"], waiting["iterations"] > 0) == ("pending", True)
+    finally:
+        family.cluster.start_node()
+    _wait_until(lambda: family.log().count("resuming from") == 2, family)
+    assert "which was an earlier run of the same job" in family.log()
+
+    run("scontrol", "update", f"jobid={job}", "endtime=now+45")
+    family.wait_for_log("stopped by SIGUSR1; the checkpoint of")
+    family.wait_for_log("it is requeued, and resumes from its checkpoint")
     family.cluster.wait_for(job, "PENDING")
+    run("scontrol", "update", f"jobid={job}", "timelimit=60")
     family.resume_briefly(job)
     family.wait_for("published")
-    attempts = [part.attempt for part in _require_published(family).attempts]
-    assert attempts[0] == own
-    assert len(attempts) > 1
-
-
-def test_an_array_trains_an_ensemble(family: Family) -> None:
-    """The last task to end publishes the best member as the generation."""
-    family.submit("-g", 1, "--ensemble", 3)
-    family.wait_for("published")
-    registry = family.registry()
-    manifest = registry.get(1)
-    assert registry.verify(manifest) == []
-    assert manifest.ensemble is not None
-    assert [(m.number, m.seed) for m in manifest.ensemble.members] == [(1, 42), (2, 43), (3, 44)]
-    assert len({m.test_loss for m in manifest.ensemble.members}) == 3
+    assert "pacemaker failed" not in family.log()
+    manifest = _require_published(family)
+    assert manifest.attempts[0].attempt == own
     assert manifest.environment.scheduler is not None
-    assert manifest.environment.scheduler.kind == "slurm"
-    assert registry.latest() == 1
-    logs = family.run("logs", "-g", 1).out
-    for member in (1, 2, 3):
-        assert f"[{member}] member {member} of 3 of gen_01 is trained" in logs
-    assert "not trained yet" in logs
-    assert family.run("submit", "-g", 1, "--ensemble", 3).code == 73
+    assert manifest.environment.scheduler.id == job
 
 
-def test_killed_and_cancelled_members_resume(family: Family) -> None:
-    """One is killed, the other cancelled; resubmitted, both end, and one publishes."""
-    family.configure(training=LONG | {"max_iter": 30})
+def test_an_array_whose_tasks_were_killed_and_cancelled_trains_an_ensemble(family: Family) -> None:
+    """Resubmitted, both resume; the last to end publishes the best member as the generation."""
+    family.configure(training=LONG | {"max_iter": 20})
     job = family.submit("-g", 1, "--ensemble", 2)
     registry = family.registry()
     second = MemberRegistry(registry.store, registry.family, 2)
@@ -148,57 +130,30 @@ def test_killed_and_cancelled_members_resume(family: Family) -> None:
 
     assert family.submit("-g", 1, "--ensemble", 2) != job
     family.wait_for("published")
-    assert registry.verify(registry.get(1)) == []
+    manifest = registry.get(1)
+    assert registry.verify(manifest) == []
+    assert registry.latest() == 1
+    assert manifest.ensemble is not None
+    assert [(m.number, m.seed) for m in manifest.ensemble.members] == [(1, 42), (2, 43)]
+    assert len({m.test_loss for m in manifest.ensemble.members}) == 2
+    assert manifest.environment.scheduler is not None
+    assert manifest.environment.scheduler.kind == "slurm"
     own = second.find_own(1)
     assert own is not None
     assert len(own.attempts) == 2
     assert own.attempts[0].iterations > 0
+    logs = family.run("logs", "-g", 1).out
+    for member in (1, 2):
+        assert f"[{member}] member {member} of 2 of gen_01 is trained" in logs
+    assert "not trained yet" in logs
     assert "Traceback" not in family.log()
-
-
-def test_a_node_fails_in_the_middle_of_the_fit(family: Family) -> None:
-    """Slurm restarts the job once there is a node, and it resumes at once."""
-    family.configure(training=LONG)
-    job = family.submit()
-    family.wait_for_checkpoint()
-    family.cluster.kill_node()
-    try:
-        family.cluster.wait_for(job, "PENDING")
-        waiting = family.status()
-        assert waiting["state"] == "pending"
-        assert waiting["iterations"] > 0
-        family.resume_briefly(job)
-    finally:
-        family.cluster.start_node()
-    family.wait_for("published")
-    assert "which was an earlier run of the same job" in family.log()
-    _require_published(family)
-
-
-def test_cancelled_and_submitted_again(family: Family) -> None:
-    """A cancelled run stores its checkpoint, is not requeued, and can be resumed."""
-    family.configure(training=LONG)
-    job = family.submit()
-    family.wait_for_checkpoint()
-    ended = family.run("cancel", "-g", 1)
-    assert (ended.code, ended.out) == (0, f"slurm job {job} of gen_01 is cancelled\n")
-    assert "stopped by SIG" in family.log()
-    assert "it is not requeued: Slurm is ending it" in family.wait_for_log("not requeued")
-    found = family.status()
-    assert (found["state"], found["native_state"]) == ("cancelled", "CANCELLED")
-    assert found["iterations"] > 0
-    assert found["remedy"] == "mlip-job submit -g 1 resumes from there"
-    assert "had ended: cancelled" in family.run("cancel", "-g", 1).out
-
-    family.configure(training={"max_iter": found["iterations"] + 2})
-    again = family.run("submit", "-g", 1, "--wait")
-    assert again.code == 0, again.err
-    _require_published(family)
+    assert family.run("submit", "-g", 1, "--ensemble", 2).code == 73
 
 
 def test_wait_resubmits_a_job_that_slurm_does_not_requeue(family: Family) -> None:
     """A preempted job at a site without requeue: the next step is printed and done."""
-    family.configure(training=LONG, partition="spare", extra=["--exclusive"])
+    training = LONG | {"max_iter": 20}
+    family.configure(training=training, partition="spare", extra=["--exclusive"])
     waiting = family.start("submit", "-g", "next", "--wait")
     family.wait_for_checkpoint()
     first = family.status()["job"]["id"]
@@ -211,9 +166,6 @@ def test_wait_resubmits_a_job_that_slurm_does_not_requeue(family: Family) -> Non
     assert record == {"exit_code": 75, "resubmit": True}
 
     second = _wait_for_another(family, first)
-    family.cluster.wait_for(second, "RUNNING")
-    family.cluster.run("scontrol", "requeue", second)
-    family.resume_briefly(second)
     out, err = waiting.communicate(timeout=300)
     assert waiting.returncode == 0, err
     assert f"gen_01: submitted again as slurm job {second}, to resume from its checkpoint" in err
@@ -236,16 +188,3 @@ def _wait_for_another(family: Family, job: str) -> str:
         assert time.monotonic() < end, family.log()
         time.sleep(0.3)
     return str(found)
-
-
-def test_a_fit_of_gracemaker_is_requeued(family: Family) -> None:
-    """As one of pacemaker: the generation is resumed, and published once."""
-    family.values["training"] = GRACE | {"max_iter": LONG["max_iter"]}
-    family.configure()
-    job = family.submit()
-    family.wait_for_checkpoint()
-    family.cluster.run("scontrol", "requeue", job)
-    family.cluster.wait_for(job, "PENDING")
-    family.resume_briefly(job)
-    family.wait_for("published")
-    assert _require_published(family).trainer == "grace-fs"
