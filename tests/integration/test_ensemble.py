@@ -15,7 +15,7 @@ from pyace import PyACECalculator
 
 from mlip_job.config import JobConfig
 from mlip_job.errors import ConflictError
-from mlip_job.generation import Member, run_generation
+from mlip_job.generation import Member, Outcome, run_generation
 from mlip_job.generation.context import Run
 from mlip_job.generation.ensemble import publish_best
 from mlip_job.registry import MemberRegistry
