@@ -34,7 +34,6 @@ from mlip_job.runtime.environment import usable_cores
 from mlip_job.training.grace import GraceFiles, potential_file
 from mlip_job.training.grace.potential_file import is_grace
 from mlip_job.training.pacemaker import PacemakerFiles
-from mlip_job.training.pacemaker.input import dump_input
 from mlip_job.training.pacemaker.potential_file import (
     convert_to_yace,
     copy_whole,
@@ -43,6 +42,7 @@ from mlip_job.training.pacemaker.potential_file import (
 )
 from mlip_job.training.pacemaker.tables import read_table
 from mlip_job.training.programs import find_program, trainer_environment
+from mlip_job.training.trainer import dump_input
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

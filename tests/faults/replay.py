@@ -30,12 +30,10 @@ def replayed_pacemaker(
         from mlip_job.generation import publish
         from mlip_job.training import process as child
         from mlip_job.training import programs
-        from mlip_job.training.pacemaker import process
         from tests.evaluations import make_uniform_evaluation
 
         child._POLL_SECONDS = 0.02
-        find = process.find_program = lambda name: folder / name  # type: ignore[assignment]
-        programs.find_program = find
+        programs.find_program = lambda name: folder / name
         # The replayed fit was made to other data.
         publish.evaluate_generation = lambda *_: make_uniform_evaluation()
 

@@ -31,7 +31,7 @@ from mlip_job.evaluation.results import DynamicsCheck, ErrorPair, ParentComparis
 from mlip_job.evaluation.statistics import SetErrors, SubsetErrors
 from mlip_job.models import Errors, FullErrors
 from mlip_job.paths import DatasetFiles
-from mlip_job.training.grace.potential_file import write_active_set
+from mlip_job.training.programs import write_active_set
 from tests.datasets import build, read, rows_of
 from tests.evaluations import make_dynamics, make_uniform_side
 from tests.support import rattled, write_database

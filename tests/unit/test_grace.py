@@ -13,6 +13,7 @@ import yaml
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.fd import calculate_numerical_stress
+from ase.units import GPa
 from pydantic import ValidationError
 
 from mlip_job import load_potential
@@ -30,7 +31,6 @@ from mlip_job.training.grace.input import (
     build_input,
     count_functions,
     describe_basis,
-    dump_input,
     potential_section,
     radial_functions,
     require_same_basis,
@@ -43,7 +43,7 @@ from mlip_job.training.grace.potential_file import (
     require_architecture,
 )
 from mlip_job.training.grace.process import GraceLog, GraceWrapper
-from mlip_job.training.trainer import FitData, FitPosition, Monitor, Snapshot
+from mlip_job.training.trainer import FitData, FitPosition, Monitor, Snapshot, dump_input
 from tests.datasets import build
 from tests.manifests import make_manifest
 from tests.support import rattled, write_database
@@ -60,7 +60,7 @@ def test_a_resumed_fit_has_one_curve() -> None:
     """Iterations after the checkpoint have the values of the second start."""
     rows, dropped = read_curve(RUN / "train_metrics.yaml", "train")
     assert dropped == 0
-    assert [row.epoch for row in rows] == list(range(1, 21))
+    assert [row.iteration for row in rows] == list(range(1, 21))
     assert rows[9].loss == pytest.approx(5.393, abs=5e-4)
     assert rows[10].loss == pytest.approx(5.313, abs=5e-4)
     errors = rows[-1].errors
@@ -73,10 +73,11 @@ def test_a_resumed_fit_has_one_curve() -> None:
     assert rows[-1].point.rmse_stress_gpa == errors.rmse_stress_gpa
     shares, row = rows[-1].loss_shares, rows[-1]
     assert shares is not None
-    assert row.rmse_energy is not None
-    assert row.rmse_stress is not None
-    assert shares.energy == pytest.approx(16 * row.rmse_energy**2 / row.loss)
-    assert shares.stress == pytest.approx(32 * row.rmse_stress**2 / row.loss)
+    assert row.loss is not None
+    assert errors.rmse_energy_mev_per_atom is not None
+    energy, stress = errors.rmse_energy_mev_per_atom / 1000, errors.rmse_stress_gpa * GPa
+    assert shares.energy == pytest.approx(16 * energy**2 / row.loss)
+    assert shares.stress == pytest.approx(32 * stress**2 / row.loss)
     assert shares.energy + shares.forces + shares.stress == pytest.approx(1)
 
 
@@ -86,12 +87,12 @@ def test_the_result_is_the_iteration_with_the_best_second_loss() -> None:
     second, _ = read_curve(RUN / "test_metrics.yaml", "test")
     best, best_of_all = best_row(train, second, resumed_from=10), best_row(train, second)
     assert best is not None
-    assert best.epoch == 16  # as in the log of the run
+    assert best.iteration == 16  # as in the log of the run
     assert best_of_all is not None
-    assert best_of_all.epoch == 3
+    assert best_of_all.iteration == 3
     last = best_row(train, ())
     assert last is not None
-    assert last.epoch == 20
+    assert last.iteration == 20
     assert best_row((), ()) is None
 
 
@@ -101,10 +102,10 @@ def test_lines_are_followed_as_they_are_written(tmp_path: Path) -> None:
     assert list(follower.poll()) == []
     lines = (RUN / "train_metrics.yaml").read_text().splitlines(keepends=True)
     path.write_text(lines[0] + lines[1][:50])
-    assert [row.epoch for row in follower.poll()] == [1]
+    assert [row.iteration for row in follower.poll()] == [1]
     with path.open("a") as file:
         file.write(lines[1][50:] + "- {broken\n" + lines[2])
-    assert [row.epoch for row in follower.poll()] == [2, 3]
+    assert [row.iteration for row in follower.poll()] == [2, 3]
     assert follower.dropped == 1
 
 
@@ -301,7 +302,8 @@ def test_log_of_a_start() -> None:
     log = GraceLog()
     for line in (RUN / "train.log").read_text().splitlines():
         log.feed(line)
-    assert [phase for phase, _ in log.phases] == [
+    state = log.state
+    assert [phase for phase, _ in state.phases] == [
         "starting",
         "loading_data",
         "building_graph",
@@ -309,12 +311,12 @@ def test_log_of_a_start() -> None:
         "exporting",
         "finished",
     ]
-    assert [iteration for iteration, _ in log.checkpoints] == [15, 20]
-    assert log.resumed_from == 10
-    assert log.optimiser_message == "STOP: TOTAL NO. OF ITERATIONS REACHED LIMIT"
-    seconds = log.phase_seconds()
+    assert [iteration for iteration, _ in state.checkpoints] == [15, 20]
+    assert state.resumed_from == 10
+    assert state.optimiser_message == "STOP: TOTAL NO. OF ITERATIONS REACHED LIMIT"
+    seconds = state.phase_seconds()
     assert seconds["building_graph"] > seconds["loading_data"] > 0
-    assert log.exception is None
+    assert state.exception is None
 
 
 @pytest.fixture

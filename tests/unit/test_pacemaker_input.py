@@ -22,12 +22,11 @@ from mlip_job.training.pacemaker.input import (
     Segment,
     StartPotential,
     build_input,
-    dump_input,
     remaining_segments,
 )
 from mlip_job.training.pacemaker.tables import Offset
 from mlip_job.training.size import DataSize, choose_size, with_size
-from mlip_job.training.trainer import FitData, FitPosition
+from mlip_job.training.trainer import FitData, FitPosition, dump_input
 from tests.trainings import sized
 
 ELEMENTS = ("Al", "Cu", "Fe", "Ni", "Zn")

@@ -13,12 +13,12 @@ from mlip_job.runtime.environment import THREAD_VARIABLES
 from mlip_job.training import programs
 from mlip_job.training.pacemaker.potential_file import convert_to_yace
 from mlip_job.training.programs import (
+    NO_DEVICE,
     find_program,
     require_gpu,
     require_gpu_device,
     trainer_environment,
 )
-from mlip_job.training.with_device import NO_DEVICE
 
 
 def test_secrets_do_not_reach_the_trainer() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mlip_job.errors import ConfigError
 from mlip_job.training.loss import DIVERGED
-from mlip_job.training.pacemaker.log import LogParser, LogState, Phase
+from mlip_job.training.pacemaker.log import LogParser, LogState
 from mlip_job.training.pacemaker.results import describe_failure, summarise_run
 from mlip_job.training.process import describe_exit
 from mlip_job.training.summary import RunSummary
@@ -354,19 +354,19 @@ def test_error_below_in_user_code_is_the_cause() -> None:
 
 def test_phases_follow_the_log() -> None:
     parser = LogParser()
-    seen = [parser.phase]
+    seen = [parser.state.phase]
     for line in (DATA / "b_single_test" / "train.log").read_text().splitlines():
         parser.feed(line)
-        if parser.phase is not seen[-1]:
-            seen.append(parser.phase)
+        if parser.state.phase is not seen[-1]:
+            seen.append(parser.state.phase)
     assert seen == [
-        Phase.STARTING,
-        Phase.LOADING_DATA,
-        Phase.BUILDING_GRAPH,
-        Phase.BUILDING_TEST_GRAPH,
-        Phase.FITTING,
-        Phase.FINISHED,
-        Phase.PREDICTING,
+        "starting",
+        "loading_data",
+        "building_graph",
+        "building_test_graph",
+        "fitting",
+        "finished",
+        "predicting",
     ]
 
 

@@ -23,7 +23,7 @@ from mlip_job.selection import (
     SpreadSelector,
     force_spread,
 )
-from mlip_job.training.grace.potential_file import write_active_set
+from mlip_job.training.programs import write_active_set
 from tests.support import rattled
 
 GRACE = Path(__file__).parents[1] / "data" / "grace" / "FS_model.yaml"

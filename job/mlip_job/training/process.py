@@ -7,17 +7,25 @@ import re
 import signal
 import subprocess
 import time
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from mlip_job.errors import TrainingError
 from mlip_job.paths import full, is_full, private
 from mlip_job.runtime.processes import start_program
 from mlip_job.training.loss import DIVERGED
-from mlip_job.training.trainer import Progress
+from mlip_job.training.programs import (
+    NO_DEVICE,
+    gpu_unseen,
+    trainer_command,
+    trainer_environment,
+)
+from mlip_job.training.trainer import Progress, added
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from mlip_job.errors import MlipJobError
@@ -43,42 +51,95 @@ _LONGEST_SHOWN = 300
 _HOSTNAME = re.compile(rb"^([-0-9 :,a-zA-Z]{0,60} - Hostname: ).*")
 
 
-class Output(Protocol):
-    """The output of a trainer, parsed while it is written."""
+# Of Python: "module.Error: message", or the name alone.
+_EXCEPTION = re.compile(r"(?:[A-Za-z_]\w*\.)*\w*(?:Error|Exception|Interrupt)(?::.*)?$")
 
-    second_set: SecondSet
+
+@dataclass
+class PhaseLog:
+    """What the logs of all trainers tell: the phases with their begin, and the last exception.
+
+    Times are local ones without a zone, as in the logs: only differences count.
+    """
+
+    phases: list[tuple[str, datetime]] = field(default_factory=list)
+    last_time: datetime | None = None
+    exception: str | None = None
 
     @property
     def phase(self) -> str:
         """The present phase, such as ``building_graph``."""
+        return self.phases[-1][0] if self.phases else "starting"
 
-    def feed(self, line: str) -> None:
-        """Take a line of the log."""
+    def enter(self, phase: str | None, time: datetime) -> None:
+        """Note the time of a message, and the phase that it begins."""
+        self.last_time = time
+        if phase is not None and (not self.phases or phase != self.phase):
+            self.phases.append((phase, time))
 
-    def poll(self) -> Sequence[CurvePoint]:
-        """Return the points of the training curve that were written since the last call."""
-
-    @property
-    def test_point(self) -> CurvePoint | None:
-        """The newest point of the second set's curve."""
+    def note_exception(self, line: str) -> None:
+        """Note a line without stamp if it names an exception."""
+        if found := _EXCEPTION.match(line.strip()):
+            self.exception = found.group(0)
 
     def phase_seconds(
         self, begun: datetime | None = None, until: datetime | None = None
-    ) -> Mapping[str, float]:
-        """Return the seconds in each phase."""
+    ) -> dict[str, float]:
+        """Return the seconds in each phase, those of a ladder's steps added up.
+
+        Without `begun`, the start of the process, its imports are missing, which come before the
+        first line; without `until` the last stamp is the end.
+        """
+        phases = [*([("starting", begun)] if begun is not None else []), *self.phases]
+        end = until or self.last_time
+        if not phases or end is None:
+            return {}
+        spans = pairwise([*phases, ("", end)])
+        return added(
+            *({name: (stop - start).total_seconds()} for (name, start), (_, stop) in spans)
+        )
+
+
+@dataclass
+class Output:
+    """Log and curves of a trainer, read while it writes them.
+
+    `poll_train` and `poll_second` return the points that were written since their last call, with
+    positions in the whole fit.
+    """
+
+    feed: Callable[[str], None]
+    state: Callable[[], PhaseLog]
+    poll_train: Callable[[], Sequence[CurvePoint]]
+    poll_second: Callable[[], Sequence[CurvePoint]]
+    second_set: SecondSet
+    second_point: CurvePoint | None = None
+
+    def poll(self) -> Sequence[CurvePoint]:
+        """Return the new points of the training curve."""
+        if second := self.poll_second():
+            self.second_point = second[-1]
+        return self.poll_train()
 
 
 def run_trainer(
-    command: Sequence[str],
-    environment: Mapping[str, str],
+    program: str,
+    arguments: Sequence[str],
     log: Path,
     output: Output,
     monitor: Monitor,
+    *,
+    variables: Mapping[str, str],
+    require_gpu: bool,
 ) -> int:
     """Run a trainer in the directory of its log, to which it appends; return the exit code.
 
     Raises
     ------
+    ConfigError
+        If it is not installed.
+    GpuRequiredError
+        If it sees no GPU, and one is required.
     MlipJobError
         The error that `monitor.interruption` returned.
     TrainingError
@@ -87,9 +148,9 @@ def run_trainer(
     with open(log, "ab", buffering=0, opener=private) as file:
         begin = file.tell()
         process = start_program(
-            command,
+            [*trainer_command(program, require_gpu=require_gpu), *arguments],
             cwd=log.parent,
-            env=environment,
+            env={**trainer_environment(), **variables},
             stdout=file,
             stderr=subprocess.STDOUT,
             umask=0o077,
@@ -100,6 +161,8 @@ def run_trainer(
         _stop_group(process)
         monitor.phases.end()
     hide_host(log)
+    if require_gpu and exit_code == NO_DEVICE:
+        raise gpu_unseen()
     return exit_code
 
 
@@ -114,7 +177,7 @@ class _Follower:
         self._output = output
         self._monitor = monitor
         self._started = time.monotonic()
-        monitor.phases.start(output.phase_seconds)
+        monitor.phases.start(lambda *times: output.state().phase_seconds(*times))
         self._log_bytes = 0
         self._clock = IterationClock()
         self._watchdog = Watchdog(process.pid, monitor.stall_timeout, self._started)
@@ -144,12 +207,12 @@ class _Follower:
         self._clock.add(points, now)
         self._monitor.observe(
             Progress(
-                phase=self._output.phase,
+                phase=self._output.state().phase,
                 elapsed_s=now - self._started,
                 point=self._clock.last,
                 seconds_per_iteration=self._clock.seconds_per_iteration,
-                test_point=self._output.test_point,
-                timings_s=self._output.phase_seconds(),
+                test_point=self._output.second_point,
+                timings_s=self._output.state().phase_seconds(),
                 second_set=self._output.second_set,
             )
         )
@@ -161,8 +224,9 @@ class _Follower:
     def _require_life(self) -> None:
         seen = (self._log_bytes, self._clock.last)
         if self._watchdog.is_stalled(seen, time.monotonic()):
+            phase = self._output.state().phase.replace("_", " ")
             raise TrainingError(
-                f"the trainer hung while {self._output.phase.replace('_', ' ')}: no iteration, "
+                f"the trainer hung while {phase}: no iteration, "
                 f"no output and no CPU use for {self._monitor.stall_timeout:.0f} s",
                 hint="check the GPU and its driver (nvidia-smi, dmesg), then run the same command "
                 "again; run.stall_timeout sets the limit",
@@ -192,17 +256,7 @@ class IterationClock:
 
 
 class Watchdog:
-    """Detects a session of processes that hangs: no output, no use of the CPU.
-
-    Parameters
-    ----------
-    session
-        Its id.
-    timeout
-        Longest time without any sign of life, s.
-    now
-        The time, s.
-    """
+    """Detects a session of processes that hangs: no output, no use of the CPU; times in seconds."""
 
     def __init__(self, session: int, timeout: float, now: float) -> None:
         self._session = session

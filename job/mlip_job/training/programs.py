@@ -13,13 +13,25 @@ from typing import TYPE_CHECKING
 from mlip_job.errors import ConfigError, GpuRequiredError, TrainingError
 from mlip_job.runtime.environment import thread_counts
 from mlip_job.runtime.processes import start_program
-from mlip_job.training import with_device
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 GPU = "GPU"
 """TensorFlow's name for it."""
+NO_DEVICE = 71
+"""Exit code of a trainer without a device: that of `GpuRequiredError`."""
+# Runs a Python program if TensorFlow finds a device of a type: python -P -c CODE GPU PROGRAM ...
+_WITH_DEVICE = f"""
+import os, runpy, sys
+kind = sys.argv.pop(1)
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # as pacemaker sets it before its own import
+import tensorflow as tf
+if not tf.config.list_physical_devices(kind):
+    sys.exit({NO_DEVICE})
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 # The trainer needs no credentials, so it gets none: only variables of these names or prefixes.
 _PASSED_NAMES = {
@@ -71,8 +83,8 @@ def trainer_command(name: str, *, require_gpu: bool) -> list[str]:
     ConfigError
         If it is not installed.
     """
-    # -P keeps the modules in that file's folder from being imported by mistake.
-    launcher = [sys.executable, "-P", with_device.__file__, GPU] if require_gpu else []
+    # -P keeps the modules in the work directory from being imported by mistake.
+    launcher = [sys.executable, "-P", "-c", _WITH_DEVICE, GPU] if require_gpu else []
     return [*launcher, str(find_program(name))]
 
 
@@ -120,6 +132,24 @@ def run_program(name: str, arguments: Sequence[str], directory: Path) -> None:
         by_signal = process.returncode < 0
         cause = f"ended by {signal.Signals(-process.returncode).name}" if by_signal else last[0]
         raise TrainingError(f"{name} failed on {directory / arguments[-1]}: {cause}")
+
+
+def write_active_set(
+    potential: Path, frames: Sequence[Path], *options: str, suffix: str = ".asi"
+) -> Path:
+    """Make the active set of a potential from data frames, which are unpickled.
+
+    Raises
+    ------
+    TrainingError
+        If the program fails.
+    """
+    given = [part for frame in frames for part in ("-d", str(frame.resolve()))]
+    run_program("pace_activeset", [*options, *given, potential.name], potential.parent)
+    written = potential.with_suffix(suffix)
+    if not written.is_file():
+        raise TrainingError(f"pace_activeset left no {written}")
+    return written
 
 
 # -- the GPU -------------------------------------------------------------------------------------

@@ -47,6 +47,19 @@ class CurvePoint(Errors):
         return self.ladder_step, self.cycle
 
 
+def curve_point(
+    errors: FullErrors, iteration: int, ladder_step: int = 0, cycle: int = 0
+) -> CurvePoint:
+    """Return the errors of an iteration as a point of a learning curve."""
+    return CurvePoint(
+        ladder_step=ladder_step,
+        cycle=cycle,
+        iteration=iteration,
+        loss=errors.loss,
+        **errors.rmse().model_dump(),
+    )
+
+
 class FitCycle(Frozen):
     """One cycle of one ladder step."""
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+import yaml
 
 from mlip_job.models import Frozen
+from mlip_job.training import programs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from mlip_job.config import TrainingConfig
     from mlip_job.errors import MlipJobError
     from mlip_job.training.summary import CurvePoint, LinearStart, RunSummary
 
@@ -21,11 +26,13 @@ PhaseSeconds = Callable[[datetime, datetime], "Mapping[str, float]"]
 """Seconds in each phase between two times, by the stamps of a trainer's log."""
 
 SecondSet = Literal["test", "validation"]
+StartMode = Literal["continue", "extend"]
+"""A fit starts from a parent with the same basis, or grows the parent's basis."""
 
 
 @dataclass(frozen=True)
 class FitData:
-    """The data of a fit; files are relative to the work directory.
+    """The data of a fit; files are data frames, relative to the work directory.
 
     Attributes
     ----------
@@ -33,12 +40,8 @@ class FitData:
         eV per atom of each element.
     structures, atoms
         Of the training set, with its validation part.
-    train
-        Data frames to fit.
     second
-        Data frames that the trainer evaluates during the fit: the validation part or the test set.
-    test
-        Data frames of the test set.
+        Evaluated by the trainer during the fit: the validation part or the test set.
     validation
         Rows of the validation part, whose loss selects the iteration that is published.
     held_out
@@ -59,6 +62,17 @@ class FitData:
     held_out: frozenset[int] = frozenset()
     notes: tuple[str, ...] = ()
 
+    @property
+    def second_set(self) -> SecondSet:
+        """What `second` is."""
+        return "validation" if self.validation else "test"
+
+    @property
+    def files(self) -> dict[str, Any]:
+        """The files as the input of both trainers names them."""
+        named = {"filename": self.train, "test_filename": self.second}
+        return {key: f[0] if len(f) == 1 else list(f) for key, f in named.items() if f}
+
 
 # -- positions and states ------------------------------------------------------------------------
 
@@ -72,8 +86,6 @@ class FitPosition(Frozen):
         From 0; 0 without a ladder.
     iteration
         Iterations done in this step.
-    step_done
-        Whether the step is complete.
     last_step
         Whether the potential has all its functions: no step of a ladder follows.
     finished
@@ -85,6 +97,17 @@ class FitPosition(Frozen):
     step_done: bool
     last_step: bool
     finished: bool = False
+
+    @classmethod
+    def end(cls, iteration: int, ladder_step: int = 0) -> FitPosition:
+        """Return the position of a finished fit."""
+        return cls(
+            ladder_step=ladder_step,
+            iteration=iteration,
+            step_done=True,
+            last_step=True,
+            finished=True,
+        )
 
     def order(self) -> tuple[bool, int, bool, int]:
         """Return a sort key: earlier positions of a fit come first."""
@@ -102,14 +125,9 @@ class FitPosition(Frozen):
 class Snapshot:
     """A copy of the state of a fit.
 
-    Attributes
-    ----------
-    iterations
-        Length of the learning curve up to there, over all steps and attempts.
-    files
-        By their names in the checkpoint.
-    shown
-        Those that a user may want to see while the fit runs.
+    `iterations` is the length of the learning curve up to there, over all steps and attempts.
+    `files` are by their names in the checkpoint; `shown` are those that a user may want to see
+    while the fit runs.
     """
 
     position: FitPosition
@@ -127,8 +145,6 @@ class Progress:
 
     Attributes
     ----------
-    phase
-        The trainer's current phase.
     elapsed_s
         Since the trainer was started.
     point, test_point
@@ -177,29 +193,68 @@ class Monitor:
 # -- the trainer ---------------------------------------------------------------------------------
 
 
-class Trainer(Protocol):
+class Trainer(ABC):
     """The fit of one attempt in its work directory, by pacemaker or another program.
 
     `begin` or, after `restore`, `resume` writes the input; `fit` and `finish` follow, and at last
     `export`. The size of the basis must be chosen before `begin`.
+
+    Attributes
+    ----------
+    programs
+        The programs that a fit needs.
+    finished
+        Whether nothing is left to fit, and `finish` was called by this or an earlier attempt.
+    parent_files
+        The artefacts of a parent that the fit starts from, the potential first; and where.
+    potential
+        The potential that the trainer writes.
+    exported
+        The potential that simulations use; may be the same file.
+    active_set
+        The active set of the potential; may not exist.
     """
+
+    programs: ClassVar[tuple[str, ...]]
+    parent_files: Mapping[str, Path]
+    potential: Path
+    exported: Path
+    active_set: Path
+
+    def __init__(self, training: TrainingConfig) -> None:
+        self.finished = False
+        self._training = training
+        self._given: FitData | None = None
 
     def require_programs(self, *, active_set: bool) -> None:
         """Raise a ConfigError if a program that the fit or its active set needs is missing."""
+        for name in (*self.programs, *(["pace_activeset"] if active_set else [])):
+            programs.find_program(name)
 
+    @property
+    def _data(self) -> FitData:
+        if self._given is None:
+            raise ValueError("begin or resume comes first")
+        return self._given
+
+    def _wrong_elements(self, found: tuple[str, ...]) -> str | None:
+        """Return what is wrong with the elements that a potential describes, if anything."""
+        expected = tuple(sorted(self._data.elements))
+        if found == expected:
+            return None
+        return f"the potential describes {', '.join(found)}, not {', '.join(expected)}"
+
+    @abstractmethod
     def basis(self, elements: Sequence[str]) -> dict[str, Any]:
         """Return the description of the basis for the manifest."""
 
     # the start
 
-    @property
-    def parent_files(self) -> Mapping[str, Path]:
-        """The artefacts of a parent that the fit starts from, the potential first; and where."""
-
+    @abstractmethod
     def start_mode(
         self, elements: Sequence[str], parent_basis: Mapping[str, Any], parent: str
-    ) -> Literal["continue", "extend"]:
-        """Decide how a fit can start from a parent: with the same basis, or growing it.
+    ) -> StartMode:
+        """Decide how a fit can start from a parent.
 
         Raises
         ------
@@ -207,12 +262,15 @@ class Trainer(Protocol):
             If it cannot; the message names each difference.
         """
 
+    @abstractmethod
     def prepare_parent(self) -> None:
         """Make the fetched `parent_files` a start for this fit."""
 
-    def begin(self, data: FitData, mode: Literal["continue", "extend"] | None) -> None:
+    @abstractmethod
+    def begin(self, data: FitData, mode: StartMode | None) -> None:
         """Write the input of a fit, from a parent or from nothing."""
 
+    @abstractmethod
     def restore(
         self, staging: Path, name: str, position: FitPosition, elements: Sequence[str]
     ) -> None:
@@ -224,9 +282,8 @@ class Trainer(Protocol):
             If the checkpoint is incomplete or damaged; nothing was moved.
         """
 
-    def resume(
-        self, data: FitData, mode: Literal["continue", "extend"] | None, position: FitPosition
-    ) -> None:
+    @abstractmethod
+    def resume(self, data: FitData, mode: StartMode | None, position: FitPosition) -> None:
         """Write the input of the remaining fit."""
 
     # the fit
@@ -234,62 +291,68 @@ class Trainer(Protocol):
     @property
     def linear_fit_due(self) -> bool:
         """Whether a linear fit comes first."""
+        return False
 
     def fit_linearly(self, tell: Callable[[str], None]) -> LinearStart:
         """Make the linear potential that the fit starts from, or that is published."""
+        raise NotImplementedError(f"no linear fit is due: {tell}")
 
-    @property
-    def finished(self) -> bool:
-        """Whether nothing is left to fit, and `finish` was called by this or an earlier attempt."""
-
+    @abstractmethod
     def fit(self, monitor: Monitor) -> None:
         """Run the trainer to its end.
 
         Raises
         ------
-        TrainingError
-            If it failed or left no usable potential.
+        ConfigError
+            If it is not installed.
+        GpuRequiredError
+            If TensorFlow sees no GPU, and one is required.
         MlipJobError
             The error that the monitor stopped it with.
+        DiskError
+            If the disk is full or fails.
+        TrainingError
+            If it failed or left no usable potential; the message has the cause and the last lines
+            of the log.
         """
 
+    @abstractmethod
     def snapshot(self, directory: Path) -> Snapshot | None:
         """Copy a resumable state into an empty directory; thread-safe."""
 
+    @abstractmethod
     def finish(self) -> Snapshot:
         """Return the state of the finished fit, of files in the work directory."""
 
     # the result
 
+    @abstractmethod
     def summary(self, linear_start: LinearStart | None) -> RunSummary:
         """Return the result of the finished fit; `linear_start` is its linear fit, if any."""
 
     def left_out(self) -> dict[str, tuple[int, ...]]:
         """Return the rows that the weighting of the finished fit excluded, by side."""
+        return {}
 
+    @abstractmethod
     def export(self) -> None:
         """Write the potential that simulations use; raise a TrainingError if that fails."""
 
+    @abstractmethod
     def write_active_set(self, frames: Sequence[str], kind: Literal["linear", "full"]) -> Path:
         """Make the active set of the potential from data frames, relative to the work directory.
 
         Raises a TrainingError if the program fails.
         """
 
-    @property
-    def potential(self) -> Path:
-        """The potential that the trainer wrote."""
-
-    @property
-    def exported(self) -> Path:
-        """The potential that simulations use; may be the same file."""
-
-    @property
-    def active_set(self) -> Path:
-        """The active set of the potential; may not exist."""
-
+    @abstractmethod
     def artefacts(self) -> dict[str, Path]:
         """Return the files to publish, by their published names."""
+
+
+def dump_input(content: Mapping[str, Any]) -> str:
+    """Return the content of an ``input.yaml`` as text."""
+    return yaml.safe_dump(dict(content), sort_keys=False, default_flow_style=None, width=100)
 
 
 # -- phases --------------------------------------------------------------------------------------

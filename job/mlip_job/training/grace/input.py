@@ -5,8 +5,6 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from mlip_job.config.training import deep_merge
 from mlip_job.errors import ConfigError
 
@@ -95,10 +93,7 @@ def build_input(
         "seed": training.seed,
         "cutoff": training.cutoff,
         # No reference_energy: with one gracemaker ignores the column energy_corrected.
-        "data": {
-            "filename": _one_or_all(data.train),
-            **({"test_filename": _one_or_all(data.second)} if data.second else {}),
-        },
+        "data": data.files,
         "potential": potential_section(training),
         "fit": {
             "loss": {
@@ -181,12 +176,3 @@ def describe_basis(training: TrainingConfig, elements: Sequence[str]) -> dict[st
         "functions": {"number_of_functions_per_element": size},
         **potential_section(training),
     }
-
-
-def dump_input(content: Mapping[str, Any]) -> str:
-    """Return ``input.yaml`` as text."""
-    return yaml.safe_dump(dict(content), sort_keys=False, default_flow_style=None, width=100)
-
-
-def _one_or_all(files: Sequence[str]) -> str | list[str]:
-    return files[0] if len(files) == 1 else list(files)

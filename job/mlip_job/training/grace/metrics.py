@@ -8,76 +8,43 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ase.units import GPa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from mlip_job.models import FullErrors
 from mlip_job.training.loss import shares
 from mlip_job.training.process import AppendedLines
-from mlip_job.training.summary import CurvePoint, milli
+from mlip_job.training.summary import curve_point, milli
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from mlip_job.training.summary import LossShares
+    from mlip_job.training.summary import CurvePoint, LossShares
 
 
-class GraceRow(BaseModel):
-    """One iteration, measured on one set; ``stress`` is None if it is not fitted.
+class GraceRow(NamedTuple):
+    """One iteration, measured on one set.
 
-    A structure without a stress counts in its errors as one with a stress of 0, but not in the
-    loss.
+    A structure without a stress counts in the errors as one with a stress of 0, but not in the
+    loss. The shares are None if a term of the loss is not finite.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    epoch: int = Field(ge=0)
-    loss: float
-    rmse_energy: float | None = Field(None, alias="rmse/depa")
-    mae_energy: float | None = Field(None, alias="mae/depa")
-    rmse_force: float | None = Field(None, alias="rmse/f_comp")
-    mae_force: float | None = Field(None, alias="mae/f_comp")
-    rmse_stress: float | None = Field(None, alias="rmse/stress")
-    mae_stress: float | None = Field(None, alias="mae/stress")
-    terms: dict[str, float] = Field(default_factory=dict)
+    point: CurvePoint
+    errors: FullErrors
+    loss_shares: LossShares | None
 
     @property
-    def point(self) -> CurvePoint:
-        """The row as a point of a learning curve."""
-        return CurvePoint(
-            ladder_step=0,
-            cycle=0,
-            iteration=self.epoch,
-            loss=_finite(self.loss),
-            rmse_energy_mev_per_atom=milli(self.rmse_energy),
-            rmse_force_mev_per_angstrom=milli(self.rmse_force),
-            rmse_stress_gpa=_gpa(self.rmse_stress),
-        )
+    def iteration(self) -> int:
+        """From 1, over all starts."""
+        return self.point.iteration
 
     @property
-    def errors(self) -> FullErrors:
-        """The errors of this iteration."""
-        return FullErrors(
-            loss=_finite(self.loss),
-            rmse_energy_mev_per_atom=milli(self.rmse_energy),
-            mae_energy_mev_per_atom=milli(self.mae_energy),
-            rmse_force_mev_per_angstrom=milli(self.rmse_force),
-            mae_force_mev_per_angstrom=milli(self.mae_force),
-            rmse_stress_gpa=_gpa(self.rmse_stress),
-            mae_stress_gpa=_gpa(self.mae_stress),
-        )
-
-    @property
-    def loss_shares(self) -> LossShares | None:
-        """The terms of the loss as fractions of it; None if they are unknown."""
-        terms = self.terms
-        if not all(map(math.isfinite, terms.values())):
-            return None
-        energy, forces = terms.get("energy", 0.0), terms.get("forces", 0.0)
-        return shares(energy, forces, {}, terms.get("stress"))
+    def loss(self) -> float | None:
+        """None if it is not finite."""
+        return self.errors.loss
 
 
 class MetricsFollower:
@@ -99,22 +66,30 @@ class MetricsFollower:
         self.dropped += rows.count(None)
         return [row for row in rows if row is not None]
 
+    def points(self) -> Sequence[CurvePoint]:
+        """Return the same rows as points of the learning curve."""
+        return [row.point for row in self.poll()]
+
 
 def read_curve(path: Path, side: str) -> tuple[tuple[GraceRow, ...], int]:
     """Return the rows of a whole fit, one per iteration, and the number of unreadable lines."""
     follower = MetricsFollower(path, side)
-    by_epoch: dict[int, GraceRow] = {}
+    rows: dict[int, GraceRow] = {}
     for row in follower.poll():
-        if row.epoch in by_epoch:
-            by_epoch = {epoch: kept for epoch, kept in by_epoch.items() if epoch < row.epoch}
-        by_epoch[row.epoch] = row
-    return tuple(by_epoch.values()), follower.dropped
+        if row.iteration in rows:
+            rows = {number: kept for number, kept in rows.items() if number < row.iteration}
+        rows[row.iteration] = row
+    return tuple(rows.values()), follower.dropped
 
 
-def best_epoch(second: Sequence[GraceRow], after: int = 0) -> int | None:
+def best_iteration(second: Sequence[GraceRow], after: int = 0) -> int | None:
     """Return the iteration with the smallest finite loss of those after another one."""
-    finite = [row for row in second if row.epoch > after and math.isfinite(row.loss)]
-    return min(finite, key=lambda row: row.loss).epoch if finite else None
+    finite = [
+        (row.loss, row.iteration)
+        for row in second
+        if row.iteration > after and row.loss is not None
+    ]
+    return min(finite)[1] if finite else None
 
 
 def best_row(
@@ -125,28 +100,33 @@ def best_row(
     It has the smallest loss on the second set since the last start, which resumed from an
     iteration: a restart forgets the best one before. Without a second set it is the last one.
     """
-    best = best_epoch(second, resumed_from)
+    best = best_iteration(second, resumed_from)
     if best is None:
         return train[-1] if train else None
-    return next((row for row in train if row.epoch == best), None)
+    return next((row for row in train if row.iteration == best), None)
 
 
 def _row_of(line: str, side: str) -> GraceRow | None:
     try:
         values: dict[str, Any] = json.loads(line.removeprefix("- "))
-        terms = {
-            name: values[key]
-            for name in ("energy", "forces", "stress")
-            if (key := f"loss_component/{name}/{side}") in values
-        }
-        return GraceRow(**values, loss=values[f"total_loss/{side}"], terms=terms)
+        errors = FullErrors(
+            loss=_finite(values[f"total_loss/{side}"]),
+            rmse_energy_mev_per_atom=milli(values.get("rmse/depa")),
+            mae_energy_mev_per_atom=milli(values.get("mae/depa")),
+            rmse_force_mev_per_angstrom=milli(values.get("rmse/f_comp")),
+            mae_force_mev_per_angstrom=milli(values.get("mae/f_comp")),
+            rmse_stress_gpa=_finite(values.get("rmse/stress"), GPa),
+            mae_stress_gpa=_finite(values.get("mae/stress"), GPa),
+        )
+        names = ("energy", "forces", "stress")
+        terms = {name: values.get(f"loss_component/{name}/{side}") for name in names}
+        known = all(term is None or math.isfinite(term) for term in terms.values())
+        energy, forces = terms["energy"] or 0.0, terms["forces"] or 0.0
+        found = shares(energy, forces, {}, terms["stress"]) if known else None
+        return GraceRow(curve_point(errors, values["epoch"]), errors, found)
     except (ValueError, KeyError, TypeError, AttributeError, ValidationError):
         return None
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _gpa(value: float | None) -> float | None:
-    return value / GPa if value is not None and math.isfinite(value) else None
+def _finite(value: float | None, unit: float = 1.0) -> float | None:
+    return value / unit if value is not None and math.isfinite(value) else None

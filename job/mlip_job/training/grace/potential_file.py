@@ -1,4 +1,4 @@
-"""GRACE/FS potentials for C++: reading, and their active sets."""
+"""GRACE/FS potentials for C++, and their architecture."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from mlip_job.errors import IntegrityError, TrainingError
-from mlip_job.training.programs import run_program
 from mlip_job.yaml_text import YamlError, load_yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 
@@ -89,19 +88,3 @@ def elements_of(content: Mapping[str, Any]) -> tuple[str, ...]:
 def count_functions(content: Mapping[str, Any]) -> int:
     """Return the number of functions of all elements."""
     return sum(len(functions) for functions in content["functions"].values())
-
-
-def write_active_set(potential: Path, frames: Sequence[Path]) -> Path:
-    """Make the active set of a potential from data frames, which are unpickled.
-
-    Raises
-    ------
-    TrainingError
-        If the program fails.
-    """
-    arguments = [part for frame in frames for part in ("-d", str(frame.resolve()))]
-    run_program("pace_activeset", [*arguments, potential.name], potential.parent)
-    written = potential.with_suffix(".asi")
-    if not written.is_file():
-        raise TrainingError(f"pace_activeset left no {written}")
-    return written

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from mlip_job.config.training import REGULARISATION, EnergyBased, deep_merge
 from mlip_job.training.loss import kappa
 from mlip_job.training.pacemaker.basis import potential_section
@@ -52,8 +50,7 @@ def build_input(
         "metadata": {"origin": "mlip-job"},
         "potential": _potential(training, data.elements, start),
         "data": {
-            "filename": _one_or_all(data.train),
-            **({"test_filename": _one_or_all(data.second)} if data.second else {}),
+            **data.files,
             "reference_energy": dict(data.reference_energies),
         },
         "fit": _fit(training, start),
@@ -94,15 +91,6 @@ def weighting_policy(training: TrainingConfig) -> dict[str, Any] | None:
         **_WEIGHTING,
     }
     return deep_merge(policy, training.override("weighting", default={}))
-
-
-def dump_input(content: Mapping[str, Any]) -> str:
-    """Return ``input.yaml`` as text."""
-    return yaml.safe_dump(dict(content), sort_keys=False, default_flow_style=None, width=100)
-
-
-def _one_or_all(files: Sequence[str]) -> str | list[str]:
-    return files[0] if len(files) == 1 else list(files)
 
 
 def _potential(

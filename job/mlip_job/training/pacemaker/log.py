@@ -10,11 +10,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from mlip_job.training.process import is_out_of_memory
-from mlip_job.training.trainer import added
+from mlip_job.training.process import PhaseLog, is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,20 +31,6 @@ _TITLE = re.compile(
     r"-{44}(INIT STATS|FIT STATS|Cycle last iteration:"
     r"|INIT TEST STATS|TEST STATS|TEST Cycle last iteration:)-{44}"
 )
-
-_EXCEPTION = re.compile(r"((?:[A-Za-z_]\w*\.)*\w*(?:Error|Exception|Interrupt))(?::\s*(.*))?$")
-
-
-class Phase(StrEnum):
-    """A phase of pacemaker."""
-
-    STARTING = "starting"
-    LOADING_DATA = "loading_data"
-    BUILDING_GRAPH = "building_graph"
-    BUILDING_TEST_GRAPH = "building_test_graph"
-    FITTING = "fitting"
-    PREDICTING = "predicting"
-    FINISHED = "finished"
 
 
 @dataclass
@@ -79,11 +63,9 @@ class OptimiserResult:
 
 
 @dataclass
-class LogState:
+class LogState(PhaseLog):
     """The content of a log of one run so far."""
 
-    phases: list[tuple[Phase, datetime]] = field(default_factory=list)
-    last_time: datetime | None = None
     versions: dict[str, str] = field(default_factory=dict)
     datasets: list[DatasetSizes] = field(default_factory=list)
     fitted_train: int | None = None
@@ -100,28 +82,7 @@ class LogState:
     extreme_energies: bool = False
     potential_saved: bool = False
     out_of_memory: bool = False
-    exception: str | None = None
     blocks: list[StatisticsBlock] = field(default_factory=list)
-
-    def phase_seconds(
-        self, begun: datetime | None = None, until: datetime | None = None
-    ) -> dict[str, float]:
-        """Return the seconds in each phase, those of a ladder's steps added up.
-
-        Without `begun`, the start of the process, its imports are missing, which come before the
-        first line; without `until` the last stamp is the end.
-        """
-        phases = list(self.phases)
-        if begun is not None:
-            phases = [(Phase.STARTING, begun), *phases]
-        end = until if until is not None else self.last_time
-        ends = [*(time for _, time in phases[1:]), *([end] if phases and end is not None else [])]
-        return added(
-            *(
-                {phase.value: (stop - start).total_seconds()}
-                for (phase, start), stop in zip(phases, ends, strict=False)
-            )
-        )
 
 
 class LogParser:
@@ -131,11 +92,6 @@ class LogParser:
         self.state = LogState()
         self._block: StatisticsBlock | None = None
         self._in_traceback = False
-
-    @property
-    def phase(self) -> Phase:
-        """The present phase."""
-        return self.state.phases[-1][0] if self.state.phases else Phase.STARTING
 
     def feed(self, line: str) -> None:
         """Parse one line, with or without its line break."""
@@ -149,29 +105,23 @@ class LogParser:
         except ValueError:
             return
         self._block, self._in_traceback = None, False
-        self.state.last_time = time
         self._message(stamped.group(2), time)
 
     def _message(self, message: str, time: datetime) -> None:
         if message.startswith("Start pacemaker"):
-            self.state = LogState(last_time=time)
-        phase = self._phase_of(message)
-        if phase is not None and (phase is not self.phase or not self.state.phases):
-            self.state.phases.append((phase, time))
+            self.state = LogState()
+        self.state.enter(self._phase_of(message), time)
         for pattern, handle in _HANDLERS.items():
             if match := pattern.match(message):
                 handle(self.state, match)
         self._note_memory(message)
 
-    def _phase_of(self, message: str) -> Phase | None:
+    def _phase_of(self, message: str) -> str | None:
         if message.startswith("Initial state:"):
             # The test set has a separate graph, built after the first evaluation.
             has_test = self.state.fitted_test is not None and "tensorpot" in self.state.versions
-            return Phase.BUILDING_TEST_GRAPH if has_test else Phase.FITTING
-        for start, phase in _PHASE_STARTS.items():
-            if message.startswith(start):
-                return phase
-        return None
+            return "building_test_graph" if has_test else "fitting"
+        return next((p for start, p in _PHASES.items() if message.startswith(start)), None)
 
     def _unstamped(self, line: str) -> None:
         if title := _TITLE.match(line):
@@ -181,9 +131,9 @@ class LogParser:
             self._block_line(self._block, line)
         elif line.startswith("Traceback (most recent call last)"):
             self._in_traceback = True
-        elif self._in_traceback and (match := _EXCEPTION.match(line.strip())):
+        elif self._in_traceback:
             # TensorFlow says "ValueError: in user code:" and the error itself further down.
-            self.state.exception = match.group(0)
+            self.state.note_exception(line)
         elif "are too extreme" in line:
             self.state.extreme_energies = True
         self._note_memory(line)
@@ -205,15 +155,15 @@ class LogParser:
 
 _ERROR_KINDS: Mapping[str, str] = {"RMSE": "rmse", "MAE": "mae", "MAX_AE": "max"}
 
-_PHASE_STARTS: Mapping[str, Phase] = {
-    "Start pacemaker": Phase.STARTING,
-    "Search for dataset": Phase.LOADING_DATA,
-    "Running fit backend": Phase.BUILDING_GRAPH,
-    "Decrease batch size": Phase.BUILDING_GRAPH,  # again, out of GPU memory
-    "Initial(TEST)": Phase.FITTING,
-    "Iteration   #": Phase.FITTING,
-    "Final potential is saved": Phase.FINISHED,
-    "Making predictions": Phase.PREDICTING,
+_PHASES: Mapping[str, str] = {
+    "Start pacemaker": "starting",
+    "Search for dataset": "loading_data",
+    "Running fit backend": "building_graph",
+    "Decrease batch size": "building_graph",  # again, out of GPU memory
+    "Initial(TEST)": "fitting",
+    "Iteration   #": "fitting",
+    "Final potential is saved": "finished",
+    "Making predictions": "predicting",
 }
 
 

@@ -1,11 +1,11 @@
-"""Pacemaker's potentials in YAML (B-basis): read, edit, convert; active sets."""
+"""Pacemaker's potentials in YAML (B-basis): read, edit, convert."""
 
 from __future__ import annotations
 
 import random
 import re
 import shutil
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -168,25 +168,3 @@ def convert_to_yace(potential: Path, yace: Path) -> None:
     run_program("pace_yaml2yace", ["-o", yace.name, potential.name], potential.parent)
     if not yace.is_file():
         raise TrainingError(f"pace_yaml2yace left no {yace}")
-
-
-def write_active_set(
-    potential: Path, frames: Sequence[str], kind: Literal["linear", "full"]
-) -> Path:
-    """Make the active set of a potential from data frames, relative to its directory.
-
-    Raises
-    ------
-    TrainingError
-        If the program fails.
-    """
-    # All atoms, not only those whose forces are described well: then a grade above 1 means outside
-    # of the training data, and data that has to be taken in batches needs it anyway.
-    arguments = ["--all-atoms", "-V", *(["--full"] if kind == "full" else [])]
-    for frame in frames:
-        arguments += ["-d", frame]
-    run_program("pace_activeset", [*arguments, potential.name], potential.parent)
-    written = potential.with_suffix({"linear": ".asi", "full": ".asi.nonlinear"}[kind])
-    if not written.is_file():
-        raise TrainingError(f"pace_activeset left no {written}")
-    return written

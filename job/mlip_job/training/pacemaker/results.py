@@ -206,7 +206,7 @@ def _judge(
     cause = describe_failure(state, exit_code)
     if cause is not None:
         return "failed", cause
-    phase = state.phases[-1][0].value.replace("_", " ") if state.phases else "nothing had begun"
+    phase = state.phase.replace("_", " ") if state.phases else "nothing had begun"
     if exit_code not in (None, 0):
         return "failed", f"exit code {exit_code} while {phase}"
     if not state.potential_saved:
