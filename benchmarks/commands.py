@@ -111,7 +111,7 @@ def _run(command: list[str], server: psutil.Process) -> tuple[float, float, floa
 
 def _publish(registry: Registry, generations: int) -> None:
     """Fill a store with generations that have as many objects as real ones."""
-    report = make_report().to_json().encode()
+    report = make_report().to_json()
     sha256 = hashlib.sha256(report).hexdigest()
 
     def put(number: int) -> None:

@@ -203,7 +203,7 @@ def _show(trainer: str, directory: Path, wall_s: float, samples: _Samples) -> No
     phases, stages = report["phases_s"], report["timings_s"]
     iterations = report["fit"]["iterations"] or 0
     fitting_s = phases.pop("fitting", 0.0)
-    before_s = report["attempts"][-1]["timings"]["to_pacemaker_s"] or 0.0
+    before_s = report["attempts"][-1]["timings"]["to_trainer_s"] or 0.0
     first_s = before_s + sum(phases.get(name, 0.0) for name in _BEFORE_FITTING)
     table(
         f"{trainer}: {report['fit']['functions']} functions, {iterations} iterations",

@@ -124,7 +124,7 @@ def _print(pairs: list[_Pair], iterations: int) -> None:
             ("tracking, exit, not in any stage", _cell(rest), ""),
             (
                 "from the start of the job to pacemaker's",
-                _cell(pair.timings.to_pacemaker_s or 0.0 for pair in pairs),
+                _cell(pair.timings.to_trainer_s or 0.0 for pair in pairs),
                 "",
             ),
         ],

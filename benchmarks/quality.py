@@ -396,12 +396,9 @@ def _ratios(name: str, ours: SetEvaluation | None, other: SetEvaluation | None) 
 
 def _figures(errors: SetEvaluation | None) -> tuple[float | None, ...]:
     """Return RMSE and MAE of energy, forces and stress."""
-    statistics = errors.statistics if errors is not None else (None, None, None)
-    return tuple(
-        figure
-        for each in statistics
-        for figure in ((each.rmse, each.mae) if each else (None, None))
-    )
+    if errors is None:
+        return (None,) * 6
+    return tuple(figure for both in zip(errors.rmse, errors.mae, strict=True) for figure in both)
 
 
 def _artefact(potential: Path) -> Path:

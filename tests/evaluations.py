@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mlip_job.evaluation import results
+from mlip_job.models import Errors
 
 CONFIG_TYPES = ("isolated_atom", "rattled", "strained", "surface", "vacancy")
 _WELLS = {"CuCu": (1.8, 2.3), "AuCu": (2.1, 2.4), "AuAu": (2.3, 2.55)}  # eV, Å
@@ -30,9 +31,8 @@ def make_evaluation(
         parent = results.ParentComparison(
             generation=generation - 1,
             structures=90,
-            energy_mev_per_atom=_pair(6.8 / (generation - 1), 6.9 / generation),
-            force_mev_per_angstrom=_pair(74.0 / (generation - 1), 76.0 / generation),
-            stress_gpa=_pair(0.2 / (generation - 1), 0.21 / generation),
+            old=_rmse(*(error / (generation - 1) for error in (6.8, 74.0, 0.2))),
+            new=_rmse(*(error / generation for error in (6.9, 76.0, 0.21))),
         )
     return results.Evaluation(
         train=_side(rng, 860, scale, config_types),
@@ -40,12 +40,8 @@ def make_evaluation(
         agreement=tuple(
             results.Agreement(
                 side=side,
-                energy_mev_per_atom=scale,
-                energy_by_pacemaker_mev_per_atom=scale,
-                force_mev_per_angstrom=10 * scale,
-                force_by_pacemaker_mev_per_angstrom=10 * scale,
-                stress_gpa=0.02 * scale,
-                stress_by_trainer_gpa=0.02 * scale,
+                errors=_rmse(scale, 10 * scale, 0.02 * scale),
+                errors_by_trainer=_rmse(scale, 10 * scale, 0.02 * scale),
                 relative_tolerance=0.01,
             )
             for side in ("train", "test")
@@ -111,22 +107,36 @@ def make_physics(generation: int, *, hole: bool) -> tuple[results.PhysicsCheck, 
     )
 
 
-def _pair(old: float, new: float) -> results.ErrorPair:
-    return results.ErrorPair(old=old, new=new, change=new / old - 1)
-
-
-def _statistics(errors: np.ndarray) -> results.ErrorStatistics:
-    size = np.abs(errors)
-    p50, p90, p99 = (float(p) for p in np.percentile(size, (50, 90, 99)))
-    return results.ErrorStatistics(
-        count=errors.size,
-        rmse=float(np.sqrt(np.mean(errors**2))),
-        mae=float(size.mean()),
-        max=float(size.max()),
-        p50=p50,
-        p90=p90,
-        p99=p99,
+def _rmse(energy: float, force: float, stress: float) -> Errors:
+    return Errors(
+        rmse_energy_mev_per_atom=energy, rmse_force_mev_per_angstrom=force, rmse_stress_gpa=stress
     )
+
+
+def _errors(
+    energy: np.ndarray | None, force: np.ndarray, stress: np.ndarray | None
+) -> dict[str, float]:
+    """Return the fields of `Errors` for errors of each quantity."""
+    quantities = {
+        "energy_mev_per_atom": energy,
+        "force_mev_per_angstrom": force,
+        "stress_gpa": stress,
+    }
+    return {
+        f"{kind}_{name}": float(figure)
+        for name, errors in quantities.items()
+        if errors is not None
+        for kind, figure in (
+            ("rmse", np.sqrt(np.mean(errors**2))),
+            ("mae", np.abs(errors).mean()),
+            ("max", np.abs(errors).max()),
+        )
+    }
+
+
+def _percentiles(errors: np.ndarray) -> results.Percentiles:
+    p50, p90, p99 = (float(p) for p in np.percentile(np.abs(errors), (50, 90, 99)))
+    return results.Percentiles(count=errors.size, p50=p50, p90=p90, p99=p99)
 
 
 def _histogram(errors: np.ndarray, reach: float) -> results.Histogram:
@@ -160,22 +170,21 @@ def _side(
     return results.SetEvaluation(
         structures=structures,
         atoms=10 * structures,
-        energy_mev_per_atom=_statistics(energy_errors),
-        force_mev_per_angstrom=_statistics(force_errors),
-        stress_gpa=_statistics(stress_errors),
-        force_per_element_mev_per_angstrom={
-            "Au": _statistics(force_errors[::2]),
-            "Cu": _statistics(force_errors[1::2]),
+        **_errors(energy_errors, force_errors, stress_errors),
+        energy_percentiles_mev_per_atom=_percentiles(energy_errors),
+        force_percentiles_mev_per_angstrom=_percentiles(force_errors),
+        stress_percentiles_gpa=_percentiles(stress_errors),
+        per_element={
+            element: Errors(**_errors(None, force_errors[begin::2], None))
+            for begin, element in enumerate(("Au", "Cu"))
         },
         per_config_type={
             name: results.ConfigTypeErrors(
                 structures=int((kinds == number).sum()),
-                energy_mev_per_atom=_statistics(energy_errors[kinds == number]),
-                force_mev_per_angstrom=_statistics(
-                    force_errors.reshape(structures, -1)[kinds == number].ravel()
-                ),
-                stress_gpa=_statistics(
-                    stress_errors.reshape(structures, -1)[kinds == number].ravel()
+                **_errors(
+                    energy_errors[kinds == number],
+                    force_errors.reshape(structures, -1)[kinds == number],
+                    stress_errors.reshape(structures, -1)[kinds == number],
                 ),
             )
             for number, name in enumerate(config_types)
@@ -263,18 +272,15 @@ def make_uniform_side(rmse: float) -> results.SetEvaluation:
     parity = results.Parity(reference=(), predicted=(), sampled_from=0)
     histogram = results.Histogram(edges=(-rmse, rmse), counts=(1,))
     energy, force = (
-        results.ErrorStatistics(
-            count=1, rmse=error, mae=error, max=error, p50=error, p90=error, p99=error
-        )
-        for error in (rmse, 10 * rmse)
+        results.Percentiles(count=1, p50=error, p90=error, p99=error) for error in (rmse, 10 * rmse)
     )
     return results.SetEvaluation(
         structures=1,
         atoms=1,
-        energy_mev_per_atom=energy,
-        force_mev_per_angstrom=force,
-        stress_gpa=None,
-        force_per_element_mev_per_angstrom={},
+        **_errors(np.array([rmse]), np.array([10 * rmse]), None),
+        energy_percentiles_mev_per_atom=energy,
+        force_percentiles_mev_per_angstrom=force,
+        per_element={},
         per_config_type={},
         energy_error_histogram_mev_per_atom=histogram,
         force_error_histogram_mev_per_angstrom=histogram,

@@ -50,7 +50,7 @@ def make_report(generation: int = 2, **changes: Any) -> TrainingReport:
                 started=started,
                 iterations=11,
                 timings=Timings(
-                    to_pacemaker_s=6.5, stages_s={"start_up": 2.3, "export": 4.2, "fit": 1204.0}
+                    to_trainer_s=6.5, stages_s={"start_up": 2.3, "export": 4.2, "fit": 1204.0}
                 ),
             ),
             AttemptPart(

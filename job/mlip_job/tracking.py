@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlip_job.errors import ConfigError, MlipJobError, UnavailableError
+from mlip_job.models import Errors
 from mlip_job.paths import FamilyKeys, generation_name
 from mlip_job.report.figures import QUANTITIES, learning_curves
 from mlip_job.report.model import TrainingReport
@@ -181,7 +182,13 @@ def parameters_of(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 def metrics_of(report: TrainingReport) -> Iterator[tuple[str, float, int]]:
     """Yield name, which is the place in report.json, value and step."""
-    errors = {"energy_mev_per_atom", "force_mev_per_angstrom", "stress_gpa", "extrapolation_grade"}
+    errors = {
+        *Errors.model_fields,
+        "energy_percentiles_mev_per_atom",
+        "force_percentiles_mev_per_angstrom",
+        "stress_percentiles_gpa",
+        "extrapolation_grade",
+    }
     logged: dict[str, Any] = {
         "fit": {"train", "test", "iterations", "functions", "parameters", "loss_shares"},
         "timings_s": True,

@@ -161,7 +161,7 @@ def test_damage_is_found_when_it_is_fetched(
         checkpoints.fetch(saved, tmp_path / "newer")
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b'{"schema_version": 2}'])
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b'{"schema_version": 3}'])
 def test_an_unreadable_state_is_named(
     checkpoints: Checkpoints, registry: Registry, tmp_path: Path, data: bytes
 ) -> None:

@@ -196,7 +196,7 @@ def test_unreadable_records_are_named(
 ) -> None:
     """A manifest or pointer that is truncated or of a later version is named by its key."""
     if data is None:
-        later = json.loads(_publish(registry, tmp_path, 1).to_json()) | {"schema_version": 2}
+        later = json.loads(_publish(registry, tmp_path, 1).to_json()) | {"schema_version": 3}
         data = json.dumps(later).encode()
     registry.store.put(registry.keys.manifest(1), data)
     with pytest.raises(IntegrityError, match=r"gen_01/manifest\.json is no manifest that this ver"):

@@ -34,6 +34,7 @@ from mlip_job.evaluation.measure import Models, Task, measuring
 from mlip_job.evaluation.potential import Potential, cores_of
 from mlip_job.evaluation.results import Evaluation, PhysicsCheck
 from mlip_job.generation import publish, run_generation
+from mlip_job.models import Errors
 from mlip_job.registry import Manifest, Registry
 from mlip_job.report.model import TrainingReport
 from mlip_job.runtime.processes import StopRequest
@@ -168,14 +169,12 @@ def _predictions(project: Project, generation: int, side: str) -> list[dict[str,
     return found
 
 
-def _require_figures(found: Any, errors: np.ndarray) -> None:
-    assert found.count == errors.size
-    assert found.rmse == pytest.approx(np.sqrt(np.mean(np.square(errors))), rel=1e-9)
-    assert found.mae == pytest.approx(np.abs(errors).mean(), rel=1e-9)
-    assert found.max == pytest.approx(np.abs(errors).max(), rel=1e-9)
-    for percent in (50, 90, 99):
-        expected = np.percentile(np.abs(errors), percent, method="inverted_cdf")
-        assert getattr(found, f"p{percent}") == pytest.approx(expected, rel=1e-9)
+def _require_figures(found: Errors, quantity: int, errors: np.ndarray) -> None:
+    """Compare errors with numpy on the full array."""
+    figures = (found.rmse[quantity], found.mae[quantity], found.max[quantity])
+    absolute = np.abs(errors)
+    expected = (np.sqrt(np.mean(np.square(errors))), absolute.mean(), absolute.max())
+    assert figures == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("side", ["train", "test"])
@@ -186,18 +185,23 @@ def test_figures_are_those_of_the_published_potential(trained: Project, side: st
     energies = 1000 * np.array([k["energies"][1] - k["energies"][0] for k in known])
     forces = [1000 * (k["forces"][1] - k["forces"][0]) for k in known]
     assert (found.structures, found.atoms) == (len(known), 4 * len(known))
-    _require_figures(found.energy_mev_per_atom, energies)
-    _require_figures(found.force_mev_per_angstrom, np.concatenate(forces))
-    _require_figures(found.stress_gpa, np.concatenate([k["stress"] for k in known]))
-    assert set(found.force_per_element_mev_per_angstrom) == {"Au", "Cu"}
-    for element, figures in found.force_per_element_mev_per_angstrom.items():
+    stresses = np.concatenate([k["stress"] for k in known])
+    for quantity, errors in enumerate((energies, np.concatenate(forces), stresses)):
+        _require_figures(found, quantity, errors)
+        percentiles = found.percentiles[quantity]
+        assert percentiles.count == errors.size
+        expected = np.percentile(np.abs(errors), (50, 90, 99), method="inverted_cdf")
+        found_here = (percentiles.p50, percentiles.p90, percentiles.p99)
+        assert found_here == pytest.approx(expected, rel=1e-9)
+    assert set(found.per_element) == {"Au", "Cu"}
+    for element, figures in found.per_element.items():
         of_element = [f[k["symbols"] == element] for f, k in zip(forces, known, strict=True)]
-        _require_figures(figures, np.concatenate(of_element))
+        _require_figures(figures, 1, np.concatenate(of_element))
     assert sum(t.structures for t in found.per_config_type.values()) == len(known)
     for name, of_type in found.per_config_type.items():
         mask = np.array([k["type"] == name for k in known])
         assert of_type.structures == mask.sum()
-        _require_figures(of_type.energy_mev_per_atom, energies[mask])
+        _require_figures(of_type, 0, energies[mask])
     np.testing.assert_allclose(
         found.energy_parity_ev_per_atom.reference, [k["energies"][0] for k in known], atol=1e-12
     )
@@ -242,8 +246,11 @@ def test_headline_has_the_errors_of_the_artefact(trained: Project) -> None:
         assert trained.report(generation).fit.test is None
         for side in ("train", "test"):
             errors, figures = getattr(evaluation, side), getattr(headline, side)
-            assert figures.rmse_energy_mev_per_atom == errors.energy_mev_per_atom.rmse
-            assert figures.rmse_force_mev_per_angstrom == errors.force_mev_per_angstrom.rmse
+            assert (figures.rmse, figures.mae, figures.max) == (
+                errors.rmse,
+                errors.mae,
+                errors.max,
+            )
         assert headline.accepted == evaluation.gate.accepted
 
 
@@ -253,12 +260,8 @@ def test_pacemaker_agrees(trained: Project) -> None:
         evaluation = trained.evaluation(generation)
         (agreement,) = evaluation.agreement
         assert agreement.side == "train"
-        assert agreement.energy_mev_per_atom == pytest.approx(
-            agreement.energy_by_pacemaker_mev_per_atom, rel=1e-5
-        )
-        assert agreement.force_mev_per_angstrom == pytest.approx(
-            agreement.force_by_pacemaker_mev_per_angstrom, rel=1e-5
-        )
+        ours, theirs = agreement.errors.rmse, agreement.errors_by_trainer.rmse
+        assert ours[:2] == pytest.approx(theirs[:2], rel=1e-5)
         conversion = evaluation.conversion
         assert conversion is not None
         assert conversion.structures == evaluation.train.structures + evaluation.test.structures
@@ -277,15 +280,16 @@ def test_generations_are_compared_on_common_test_structures(trained: Project) ->
     new = [k for k in _predictions(trained, 2, "test") if k["row_id"] in common]
     assert parent.structures == len(old) == len(new)
     for known, energy, force in (
-        (old, parent.energy_mev_per_atom.old, parent.force_mev_per_angstrom.old),
-        (new, parent.energy_mev_per_atom.new, parent.force_mev_per_angstrom.new),
+        (old, *parent.old.rmse[:2]),
+        (new, *parent.new.rmse[:2]),
     ):
         errors = np.array([k["energies"][1] - k["energies"][0] for k in known])
         forces = np.concatenate([k["forces"][1] - k["forces"][0] for k in known])
         assert energy == pytest.approx(1000 * np.sqrt(np.mean(errors**2)), rel=1e-9)
         assert force == pytest.approx(1000 * np.sqrt(np.mean(forces**2)), rel=1e-9)
-    pair = parent.energy_mev_per_atom
-    assert pair.change == pytest.approx(pair.new / pair.old - 1)
+    change = parent.rmse[0]
+    assert change is not None
+    assert change.relative == pytest.approx(change.new / change.old - 1)
 
 
 def test_physics_is_checked_with_pacemakers_core(trained: Project) -> None:
@@ -619,10 +623,11 @@ def test_molecules_and_a_test_set_of_one(project: Project) -> None:
     manifest, _ = project.run(1)
     evaluation = project.evaluation(1)
     assert manifest.dataset.test == evaluation.test.structures == 1
-    assert evaluation.test.stress_gpa is None
-    only = evaluation.test.energy_mev_per_atom
+    test = evaluation.test
+    assert test.rmse_stress_gpa is None
+    only = test.energy_percentiles_mev_per_atom
     assert only.count == 1
-    assert only.rmse == only.mae == only.max == only.p50 == only.p99
+    assert only.p50 == only.p99 == test.rmse[0] == test.mae[0] == test.max[0]
     (curve,) = (check for check in evaluation.physics if check.kind == "energy_volume")
     assert curve.verdict != "passed"
     assert curve.bulk_modulus_gpa is None
@@ -669,7 +674,7 @@ def test_five_elements_too_few_for_an_active_set(project: Project) -> None:
     manifest, listener = project.run(1)
     evaluation = project.evaluation(1)
     assert len([c for c in evaluation.physics if c.kind == "dimer"]) == 15
-    assert set(evaluation.train.force_per_element_mev_per_angstrom) == set(FIVE)
+    assert set(evaluation.train.per_element) == set(FIVE)
     assert evaluation.active_set is None
     assert "potential.asi" not in manifest.artefacts
     (reason,) = (note for note in evaluation.notes if "no active set" in note)

@@ -57,7 +57,9 @@ def test_an_interrupted_fit_is_resumed(run: tuple[Trained, Path]) -> None:
     agreements = report.evaluation.agreement
     assert [one.side for one in agreements] == ["train", "validation"]
     for one in agreements:
-        assert one.stress_gpa == pytest.approx(one.stress_by_trainer_gpa, rel=1e-3)
+        stress = one.errors_by_trainer.rmse_stress_gpa
+        assert stress is not None
+        assert one.errors.rmse_stress_gpa == pytest.approx(stress, rel=1e-3)
     assert run[0].manifest.trainer == "grace-fs"
     published = {"potential.yaml", "potential.asi", "model.yaml", "checkpoint.index"}
     assert published <= set(run[0].manifest.artefacts)

@@ -222,8 +222,10 @@ def _block_tensorflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _loss(report: TrainingReport, config: JobConfig) -> float:
     assert report.evaluation is not None
     train, training = report.evaluation.train, config.training
-    energy = (train.energy_mev_per_atom.rmse / 1000) ** 2
-    force = 3 * (train.force_mev_per_angstrom.rmse / 1000) ** 2
+    assert train.rmse_energy_mev_per_atom is not None
+    assert train.rmse_force_mev_per_angstrom is not None
+    energy = (train.rmse_energy_mev_per_atom / 1000) ** 2
+    force = 3 * (train.rmse_force_mev_per_angstrom / 1000) ** 2
     weights = training.energy_weight, training.force_weight
     return (weights[0] * energy + weights[1] * force) / sum(weights)
 

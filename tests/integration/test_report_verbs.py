@@ -42,7 +42,7 @@ def _publish(
     (directory / "dataset.json").write_text(facts.dataset.to_json())
     sha256 = registry.publish_dataset(directory, facts.dataset)
     files = {"report.json": directory / "report.json"}
-    files["report.json"].write_text(report.to_json())
+    files["report.json"].write_bytes(report.to_json())
     if page is not None:
         files["report.html"] = directory / "report.html"
         files["report.html"].write_text(page)
@@ -94,7 +94,7 @@ def test_a_report_of_another_version_is_named(cli: Cli, registry: Registry, tmp_
     facts = make_facts(report)
     (tmp_path / "dataset.json").write_text(facts.dataset.to_json())
     sha256 = registry.publish_dataset(tmp_path, facts.dataset)
-    (tmp_path / "report.json").write_text('{"schema_version": 2}')
+    (tmp_path / "report.json").write_text('{"schema_version": 3}')
 
     def describe(artefacts: dict[str, Artefact]) -> Manifest:
         dataset = facts.manifest.dataset.model_copy(update={"record_sha256": sha256})
@@ -104,7 +104,7 @@ def test_a_report_of_another_version_is_named(cli: Cli, registry: Registry, tmp_
     ended = cli("report", "-g", 1)
     assert ended.code == 65
     assert "a1/report.json: a report can't be read" in ended.err
-    assert "another version of mlip-job" in ended.err
+    assert "schema version 3, but this version of mlip-job reads 1 and 2" in ended.err
 
 
 def test_pages_are_opened_in_the_browser(registry: Registry, tmp_path: Path) -> None:

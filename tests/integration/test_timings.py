@@ -43,9 +43,9 @@ def test_times_of_an_interrupted_attempt_are_added(
     run = train(family.config, 2)
 
     first, second, third = (part.timings for part in run.manifest.attempts)
-    assert first.to_pacemaker_s is not None
-    assert second.to_pacemaker_s is not None
-    assert first.to_pacemaker_s > 1000.0 > second.to_pacemaker_s > 500.0
+    assert first.to_trainer_s is not None
+    assert second.to_trainer_s is not None
+    assert first.to_trainer_s > 1000.0 > second.to_trainer_s > 500.0
     assert first.stages_s["start_up"] >= 1000.0
     assert {"checks", "export", "publish_dataset", "fit"} <= first.stages_s.keys()
     assert "evaluate" not in first.stages_s
@@ -54,7 +54,7 @@ def test_times_of_an_interrupted_attempt_are_added(
     for timings in (first, second):
         assert timings.phases_s["fitting"] > 0
         assert sum(timings.phases_s.values()) <= timings.stages_s["fit"] + 0.1
-    assert third.to_pacemaker_s is None
+    assert third.to_trainer_s is None
     assert third.phases_s == {}
     assert {"convert", "evaluate", "report", "publish"} <= third.stages_s.keys()
 
@@ -67,10 +67,10 @@ def test_times_of_an_interrupted_attempt_are_added(
     assert report.attempts[0] == run.manifest.attempts[0]
 
     shown = cli("-c", family.config_path, "show", "-g", "2")
-    starts = f"{first.to_pacemaker_s:.1f} s, {second.to_pacemaker_s:.1f} s"
+    starts = f"{first.to_trainer_s:.1f} s, {second.to_trainer_s:.1f} s"
     assert f"started {starts} after the start of the job" in shown.out
     document = json.loads(cli("-c", family.config_path, "show", "-g", "2", "--json").out)
-    assert document["attempts"][0]["timings"]["to_pacemaker_s"] == first.to_pacemaker_s
+    assert document["attempts"][0]["timings"]["to_trainer_s"] == first.to_trainer_s
 
 
 @pytest.fixture

@@ -48,8 +48,8 @@ def test_a_checkpoint_includes_the_time_of_the_current_stage() -> None:
         clock.phases.end()
     after = clock.timings()
     assert after.stages_s["fit"] >= during.stages_s["fit"]
-    assert after.to_pacemaker_s == during.to_pacemaker_s is not None
-    assert after.to_pacemaker_s >= 10.0
+    assert after.to_trainer_s == during.to_trainer_s is not None
+    assert after.to_trainer_s >= 10.0
 
 
 def test_imports_of_the_process_count() -> None:
@@ -71,4 +71,4 @@ def test_records_without_times_are_read() -> None:
     """Manifests and checkpoints of earlier versions have no times."""
     part = {"attempt": "a", "started": datetime.now(UTC), "iterations": 3}
     assert AttemptPart.model_validate(part).timings == Timings()
-    assert Timings().to_pacemaker_s is None
+    assert Timings().to_trainer_s is None

@@ -27,9 +27,9 @@ from mlip_job.evaluation.evaluate import (
 )
 from mlip_job.evaluation.measure import Measured, Models
 from mlip_job.evaluation.potential import check_active_set
-from mlip_job.evaluation.results import DynamicsCheck, ErrorPair, ParentComparison, Verdict
+from mlip_job.evaluation.results import DynamicsCheck, ParentComparison, Verdict
 from mlip_job.evaluation.statistics import SetErrors, SubsetErrors
-from mlip_job.models import Errors, FullErrors
+from mlip_job.models import Errors
 from mlip_job.paths import DatasetFiles
 from mlip_job.training.programs import write_active_set
 from tests.datasets import build, read, rows_of
@@ -97,10 +97,8 @@ def test_figures_that_agree_are_reported_together(factor: float) -> None:
     ours = _errors(_measured(1, 0.1, 0.3))
     found = agreement("train", ours, _trainer(100 * factor, 300 / factor))
     assert found is not None
-    assert found.energy_mev_per_atom == pytest.approx(100)
-    assert found.energy_by_pacemaker_mev_per_atom == 100 * factor
-    assert found.force_mev_per_angstrom == pytest.approx(300)
-    assert found.force_by_pacemaker_mev_per_angstrom == 300 / factor
+    assert found.errors.rmse == (pytest.approx(100), pytest.approx(300), None)
+    assert found.errors_by_trainer.rmse == (100 * factor, 300 / factor, None)
 
 
 @pytest.mark.parametrize(
@@ -127,12 +125,14 @@ def test_stresses_are_compared_if_they_are_fitted_and_none_is_missing() -> None:
     complete = _errors(_measured(1, 0.1, 0.3, stress_gpa=2.0), _measured(2, 0.1, 0.3, None, -2.0))
     found = agreement("train", complete, _trainer(100, 300, 2.0005))
     assert found is not None
-    assert (found.stress_gpa, found.stress_by_trainer_gpa) == (pytest.approx(2.0), 2.0005)
+    assert found.errors.rmse_stress_gpa == pytest.approx(2.0)
+    assert found.errors_by_trainer.rmse_stress_gpa == 2.0005
     partial = _errors(_measured(1, 0.1, 0.3, stress_gpa=2.0), _measured(2, 0.1, 0.3))
     for ours, stress in ((complete, None), (partial, 1.4)):
         found = agreement("train", ours, _trainer(100, 300, stress))
         assert found is not None
-        assert (found.stress_gpa, found.stress_by_trainer_gpa) == (None, None)
+        assert found.errors.rmse_stress_gpa is None
+        assert found.errors_by_trainer.rmse_stress_gpa is None
 
 
 def test_errors_unknown_to_the_trainer_are_not_compared() -> None:
@@ -166,7 +166,7 @@ def test_the_validation_part_is_compared_separately() -> None:
     aside = agreement("validation", errors.apart, _trainer(200, 500))
     assert fitted is not None
     assert aside is not None
-    assert aside.energy_mev_per_atom == pytest.approx(200)
+    assert aside.errors.rmse_energy_mev_per_atom == pytest.approx(200)
     with pytest.raises(TrainingError, match="energy RMSE on the validation part"):
         agreement("validation", errors.apart, _trainer(100, 500))
     with pytest.raises(TrainingError, match="energy RMSE on the train set"):
@@ -178,13 +178,10 @@ def test_the_validation_part_is_compared_separately() -> None:
 TEST = make_uniform_side(5.0)  # 5 meV/atom, 50 meV/Å
 
 
-def _parent(energy: float, force: float) -> ParentComparison:
+def _parent(energy: float, force: float, old: tuple[float, float] = (10, 100)) -> ParentComparison:
     """Return a comparison with a predecessor whose errors were 10 meV/atom and 100 meV/Å."""
     return ParentComparison(
-        generation=3,
-        structures=7,
-        energy_mev_per_atom=ErrorPair(old=10, new=energy, change=energy / 10 - 1),
-        force_mev_per_angstrom=ErrorPair(old=100, new=force, change=force / 100 - 1),
+        generation=3, structures=7, old=_trainer(*old), new=_trainer(energy, force)
     )
 
 
@@ -294,11 +291,9 @@ def test_regression_is_limited_for_energies_and_forces(
 
 def test_a_perfect_predecessor_can_be_equalled() -> None:
     """Without division by its error of zero."""
-    pair = ErrorPair(old=0.0, new=0.0, change=None)
-    parent = ParentComparison(
-        generation=1, structures=1, energy_mev_per_atom=pair, force_mev_per_angstrom=pair
-    )
+    parent = _parent(0.0, 0.0, old=(0.0, 0.0))
     assert judge(GateConfig(), TEST, parent, ()).accepted
+    assert [rmse and rmse.relative for rmse in parent.rmse] == [None, None, None]
 
 
 @pytest.mark.parametrize(("verdict", "accepted"), [("passed", 1), ("skipped", 1), ("failed", 0)])
@@ -317,12 +312,7 @@ def test_differences_below_the_resolution_of_the_data_are_no_regression(
     energy: float, force: float, *, accepted: bool
 ) -> None:
     """Half a meV/atom and 2 meV/Å, however good the predecessor is."""
-    parent = ParentComparison(
-        generation=1,
-        structures=6,
-        energy_mev_per_atom=ErrorPair(old=0.2, new=energy, change=None),
-        force_mev_per_angstrom=ErrorPair(old=3.0, new=force, change=None),
-    )
+    parent = _parent(energy, force, old=(0.2, 3.0))
     assert judge(GateConfig(), TEST, parent, ()).accepted == accepted
 
 
@@ -359,7 +349,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DatasetReco
     return directory, build(directory / "cu.db", directory, training={"test_fraction": 0.3})
 
 
-def errors_of(structures: list[Atoms], calculator: Any, energy_of_atom: float) -> FullErrors:
+def errors_of(structures: list[Atoms], calculator: Any, energy_of_atom: float) -> Errors:
     """Return the errors by ASE and numpy alone."""
     energies, forces, stresses = [], [], []
     for atoms in structures:
@@ -372,7 +362,7 @@ def errors_of(structures: list[Atoms], calculator: Any, energy_of_atom: float) -
     energy, force, stress = (
         np.sqrt(np.mean(np.square(errors))) for errors in (energies, forces, stresses)
     )
-    return FullErrors(
+    return Errors(
         rmse_energy_mev_per_atom=1000 * energy,
         rmse_force_mev_per_angstrom=1000 * force,
         rmse_stress_gpa=stress / GPa,
@@ -382,7 +372,7 @@ def errors_of(structures: list[Atoms], calculator: Any, energy_of_atom: float) -
 
 
 def evaluate_grace(
-    directory: Path, record: DatasetRecord, fitted: FullErrors | None, **changes: Any
+    directory: Path, record: DatasetRecord, fitted: Errors | None, **changes: Any
 ) -> Evaluation:
     """Evaluate the GRACE/FS potential, with these errors of its trainer on the training set."""
     summary = make_summary(train=fitted, iterations=1)
@@ -423,7 +413,7 @@ def test_grace_is_evaluated_and_compared_with_a_parent_of_pacemaker(
     found = evaluate_grace(directory, record, train, predecessor=predecessor)
 
     assert found.test is not None
-    for measured, expected in ((found.train.errors, train), (found.test.errors, test)):
+    for measured, expected in ((found.train, train), (found.test, test)):
         known = expected.model_dump(exclude_none=True)
         assert {key: measured.model_dump()[key] for key in known} == pytest.approx(known, rel=1e-6)
     for side in (found.train, found.test):
@@ -432,28 +422,15 @@ def test_grace_is_evaluated_and_compared_with_a_parent_of_pacemaker(
         assert side.stress_parity_gpa.sampled_from == 6 * side.structures
         assert sum(side.stress_error_histogram_gpa.counts) == 6 * side.structures
         kinds = side.per_config_type.values()
-        squares = sum(k.stress_gpa.rmse**2 * k.structures for k in kinds if k.stress_gpa)
-        assert squares / side.structures == pytest.approx((side.errors.rmse_stress_gpa or 0) ** 2)
-    (agreement,) = found.agreement
-    assert agreement.stress_gpa == pytest.approx(agreement.stress_by_trainer_gpa)
+        squares = sum((kind.rmse_stress_gpa or 0) ** 2 * kind.structures for kind in kinds)
+        assert squares / side.structures == pytest.approx((side.rmse_stress_gpa or 0) ** 2)
+    (agreed,) = found.agreement
+    assert agreed.errors.rmse_stress_gpa == pytest.approx(agreed.errors_by_trainer.rmse_stress_gpa)
 
     compared = found.parent
     assert compared is not None
-    assert compared.stress_gpa is not None
-    for pair, old, new in (
-        (
-            compared.energy_mev_per_atom,
-            parent.rmse_energy_mev_per_atom,
-            test.rmse_energy_mev_per_atom,
-        ),
-        (
-            compared.force_mev_per_angstrom,
-            parent.rmse_force_mev_per_angstrom,
-            test.rmse_force_mev_per_angstrom,
-        ),
-        (compared.stress_gpa, parent.rmse_stress_gpa, test.rmse_stress_gpa),
-    ):
-        assert (pair.old, pair.new) == pytest.approx((old, new), rel=1e-6)
+    assert compared.old.rmse == pytest.approx(parent.rmse, rel=1e-6)
+    assert compared.new.rmse == pytest.approx(test.rmse, rel=1e-6)
 
     assert found.conversion is None  # the fit ends with the published file
     assert {check.kind for check in found.physics} == {
@@ -495,8 +472,8 @@ def test_missing_stresses_are_noted(tmp_path: Path) -> None:
         atoms.calc.results.setdefault("stress", np.zeros(6))
     trainer = errors_of(labelled, calculator, record.reference_energies["Cu"])
     found = evaluate_grace(tmp_path, record, trainer)
-    assert found.train.errors.rmse_stress_gpa == pytest.approx(expected.rmse_stress_gpa)
-    assert found.agreement[0].stress_gpa is None
+    assert found.train.rmse_stress_gpa == pytest.approx(expected.rmse_stress_gpa)
+    assert found.agreement[0].errors.rmse_stress_gpa is None
     assert (
         "the stress RMSE on the train set is not compared with the trainer's, which takes a "
         "missing stress for 0"

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 
 from mlip_job.cli.generations import show_generations, show_manifest
 from mlip_job.config import JobConfig, TrainingConfig
-from mlip_job.evaluation.results import DimerCheck, EnergyVolumeCheck, ErrorPair
+from mlip_job.evaluation.results import DimerCheck, EnergyVolumeCheck
 from mlip_job.models import Errors
 from mlip_job.registry import (
     Committee,
@@ -77,7 +78,7 @@ NUMBERS = st.floats(allow_nan=True, allow_infinity=True)
 
 
 @cache
-def page_of(report: str) -> str:
+def page_of(report: bytes) -> str:
     """Return the page of a report, as text without tags; cached, since drawing takes a while."""
     page = render_report(make_facts(TrainingReport.from_json(report)), make_report(1))
     return " ".join(
@@ -134,6 +135,23 @@ def test_a_linear_fit_has_the_kappa_of_its_overrides(kappa: float) -> None:
     training = TrainingConfig(overrides={"fit": {"loss": {"kappa": kappa}}})
     assert loss_definition(training, summary).kappa == kappa
     assert loss_definition(TrainingConfig(), summary).kappa == pytest.approx(1 / 101)
+
+
+def test_the_weights_of_grace_are_shown_without_kappa() -> None:
+    """Gracemaker has weights of energy, force and stress, and no κ."""
+    training = TrainingConfig(trainer="grace-fs", max_iter=1, stress_weight=50.0)
+    fit = make_report(2).fit.model_copy(update={"kappa": None})
+    loss = loss_definition(training, fit)
+    assert (loss.energy_weight, loss.force_weight, loss.stress_weight) == (10_000, 100, 50)
+    assert loss.kappa is None
+    facts = make_facts(make_report(2, loss=loss, fit=fit))
+    grace = replace(facts, manifest=facts.manifest.model_copy(update={"trainer": "grace-fs"}))
+    page = render_report(grace, None)
+    assert "energy 10000, force 100, stress 50<" in page
+    assert "κ" not in page
+    # Version 1 reported pacemaker's κ for any trainer.
+    old = grace.report.model_copy(update={"loss": loss.model_copy(update={"kappa": 1 / 101})})
+    assert "κ" not in render_report(replace(grace, report=old), None)
 
 
 def test_failed_checks_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -309,36 +327,13 @@ def test_stresses_are_reported_like_energies_and_forces(
         assert text in page
     headline = report.headline()
     assert evaluation.test is not None
-    assert evaluation.test.stress_gpa is not None
-    assert headline.test.rmse_stress_gpa == evaluation.test.stress_gpa.rmse
+    assert headline.test.rmse_stress_gpa == evaluation.test.rmse_stress_gpa
     show_manifest(make_manifest(2).model_copy(update={"headline": headline}))
     output = capsys.readouterr().out
     assert f"{significant(headline.test.rmse_stress_gpa)} test" in output
     assert "↑ 1%" not in output
     assert "↓ 49%, ↓ 49%, ↓ 48% since gen_01" in output
     assert "(κ = 0.990099); no stress is fitted" in page
-    fitted = report.loss.model_copy(update={"stress_fitted": True, "stress_weight": 50.0})
-    assert "(κ = 0.990099); stress 50" in shown(report.model_copy(update={"loss": fitted}))
-
-
-def test_a_report_of_an_older_version_has_no_figures_of_stresses() -> None:
-    """Nor errors of stresses by config type, nor a comparison of them."""
-    document = json.loads(make_report(2).to_json())
-    for side in ("train", "test"):
-        found = document["evaluation"][side]
-        del found["stress_parity_gpa"], found["stress_error_histogram_gpa"]
-        for kind in found["per_config_type"].values():
-            del kind["stress_gpa"]
-    del document["evaluation"]["parent"]["stress_gpa"]
-    for agreement in document["evaluation"]["agreement"]:
-        del agreement["stress_gpa"], agreement["stress_by_trainer_gpa"]
-    report = TrainingReport.from_json(json.dumps(document))
-    page = shown(report)
-    assert "Stress errors per component" in page
-    assert "Stress, predicted against reference" not in page
-    assert "stress component" not in page
-    assert report.headline().change is not None
-    assert report.headline().change.stress is None
 
 
 def test_an_unknown_error_of_stresses_has_no_key() -> None:
@@ -397,7 +392,7 @@ def test_a_comparison_holds_what_is_known() -> None:
     assert reports[1].evaluation is not None
     assert (
         second["max_test_force_mev_per_angstrom"]
-        == reports[1].evaluation.test.force_mev_per_angstrom.max
+        == reports[1].evaluation.test.max_force_mev_per_angstrom
     )
     assert document["on_the_same_structures"][0]["energy_mev_per_atom"]["old"] == 6.8
 
@@ -599,8 +594,8 @@ def test_figures_are_compared_with_the_parents_on_the_same_structures() -> None:
     assert report.evaluation.parent is not None
     worse = report.evaluation.parent.model_copy(
         update={
-            "energy_mev_per_atom": ErrorPair(old=10.0, new=12.5, change=0.25),
-            "force_mev_per_angstrom": ErrorPair(old=10.0, new=10.1, change=0.01),
+            "old": Errors(rmse_energy_mev_per_atom=10.0, rmse_force_mev_per_angstrom=10.0),
+            "new": Errors(rmse_energy_mev_per_atom=12.5, rmse_force_mev_per_angstrom=10.1),
         }
     )
     report = report.model_copy(

@@ -94,12 +94,14 @@ def test_an_evaluation_is_logged_if_there_is_one() -> None:
     found = values(make_report(3, evaluation=evaluation))
     assert evaluation.test is not None
     assert evaluation.parent is not None
-    errors, grade = evaluation.test.energy_mev_per_atom, evaluation.test.extrapolation_grade
-    assert found["evaluation.test.energy_mev_per_atom.rmse"] == errors.rmse
+    test, grade = evaluation.test, evaluation.test.extrapolation_grade
+    assert found["evaluation.test.rmse_energy_mev_per_atom"] == test.rmse_energy_mev_per_atom
+    p90 = test.force_percentiles_mev_per_angstrom.p90
+    assert found["evaluation.test.force_percentiles_mev_per_angstrom.p90"] == p90
     assert grade is not None
     assert found["evaluation.test.extrapolation_grade.max"] == grade.max
-    change = evaluation.parent.force_mev_per_angstrom.change
-    assert found["evaluation.parent.force_mev_per_angstrom.change"] == change
+    old = evaluation.parent.old.rmse_force_mev_per_angstrom
+    assert found["evaluation.parent.old.rmse_force_mev_per_angstrom"] == old
     assert not any("parity" in name or "histogram" in name for name in found)
 
 

@@ -221,7 +221,7 @@ def _times(manifest: Manifest) -> Iterator[tuple[str, str]]:
     graphs = sum(t.phases_s.get(name, 0.0) for t in timings for name in phases)
     parts = f"{duration(fit)} to fit, {duration(graphs)} of it to build graphs"
     yield "wall time", f"{duration(total)}: {parts}"
-    starts = [f"{t.to_pacemaker_s:.1f} s" for t in timings if t.to_pacemaker_s is not None]
+    starts = [f"{t.to_trainer_s:.1f} s" for t in timings if t.to_trainer_s is not None]
     if starts:
         yield "trainer", f"started {', '.join(starts)} after the start of the job"
 

@@ -13,7 +13,7 @@ from mlip_job.report.texts import fixed
 
 if TYPE_CHECKING:
     from mlip_job.cli.options import Settings
-    from mlip_job.models import FullErrors
+    from mlip_job.models import Errors
     from mlip_job.training.summary import RunSummary
 
 _LABEL_WIDTH = 11
@@ -70,7 +70,7 @@ def _show(summary: RunSummary) -> None:
     print_lines((("warning", warning) for warning in summary.warnings), _LABEL_WIDTH)
 
 
-def _figures(errors: FullErrors) -> tuple[str, ...]:
+def _figures(errors: Errors) -> tuple[str, ...]:
     values = (
         errors.rmse_energy_mev_per_atom,
         errors.mae_energy_mev_per_atom,

@@ -16,7 +16,6 @@ from mlip_job.evaluation.results import (
     QUANTITIES,
     Agreement,
     Conversion,
-    ErrorPair,
     Evaluation,
     GateVerdict,
     ParentComparison,
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.dataset.split import Side
     from mlip_job.evaluation.results import PhysicsCheck, SetEvaluation
-    from mlip_job.evaluation.statistics import ErrorStream, SubsetErrors
+    from mlip_job.evaluation.statistics import SubsetErrors
     from mlip_job.models import Errors
     from mlip_job.paths import DatasetFiles
     from mlip_job.training.summary import RunSummary
@@ -182,6 +181,7 @@ def _require_structures(name: str, errors: SetErrors) -> None:
 # -- agreement -----------------------------------------------------------------------------------
 
 _AgreementSide = Literal["train", "test", "validation"]
+_NO_STRESS = {"rmse_stress_gpa": None, "mae_stress_gpa": None, "max_stress_gpa": None}
 
 
 def _agreements(
@@ -219,29 +219,25 @@ def agreement(side: _AgreementSide, ours: SubsetErrors, theirs: Errors | None) -
     """
     if theirs is None:
         return None
-    energy, force = theirs.rmse_energy_mev_per_atom, theirs.rmse_force_mev_per_angstrom
-    stress = theirs.rmse_stress_gpa if ours.all_have_stress else None
-    if energy is None or force is None:
+    if theirs.rmse_energy_mev_per_atom is None or theirs.rmse_force_mev_per_angstrom is None:
         return None
-    compared = zip(QUANTITIES, ours.streams, (energy, force, stress), _FLOORS, strict=True)
-    for (what, unit), stream, given, floor in compared:
-        if given is not None and not (
-            abs(stream.rmse - given) <= RELATIVE_TOLERANCE * given + floor
-        ):
+    comparable = ours.all_have_stress and theirs.rmse_stress_gpa is not None
+    known = {} if comparable else _NO_STRESS
+    errors, by_trainer = ours.errors().model_copy(update=known), theirs.model_copy(update=known)
+    compared = zip(QUANTITIES, errors.rmse, by_trainer.rmse, _FLOORS, strict=True)
+    for (what, unit), here, given, floor in compared:
+        if here is None or given is None:
+            continue
+        if not abs(here - given) <= RELATIVE_TOLERANCE * given + floor:  # NaN agrees with nothing
             raise TrainingError(
                 f"the potential is not the one that was fitted: its {what} RMSE on the "
-                f"{_set_name(side)} is {stream.rmse:.4f} {unit}, the trainer says {given:.4f} "
-                f"{unit}",
+                f"{_set_name(side)} is {here:.4f} {unit}, the trainer says {given:.4f} {unit}",
                 hint=_HINT,
             )
     return Agreement(
         side=side,
-        energy_mev_per_atom=ours.energy.rmse,
-        energy_by_pacemaker_mev_per_atom=energy,
-        force_mev_per_angstrom=ours.force.rmse,
-        force_by_pacemaker_mev_per_angstrom=force,
-        stress_gpa=None if stress is None else ours.stress.rmse,
-        stress_by_trainer_gpa=stress,
+        errors=errors,
+        errors_by_trainer=by_trainer,
         relative_tolerance=RELATIVE_TOLERANCE,
     )
 
@@ -297,15 +293,9 @@ def _compare(
     return ParentComparison(
         generation=predecessor.generation,
         structures=new.structures,
-        energy_mev_per_atom=_pair(old.all.energy, new.all.energy),
-        force_mev_per_angstrom=_pair(old.all.force, new.all.force),
-        stress_gpa=_pair(old.all.stress, new.all.stress) if new.all.stress.count else None,
+        old=old.all.errors(),
+        new=new.all.errors(),
     )
-
-
-def _pair(old: ErrorStream, new: ErrorStream) -> ErrorPair:
-    change = new.rmse / old.rmse - 1 if old.rmse > 0 else None
-    return ErrorPair(old=old.rmse, new=new.rmse, change=change)
 
 
 def _notes(
@@ -366,11 +356,11 @@ def _too_large(gate: GateConfig, test: SetEvaluation | None) -> Iterator[str]:
         if limits != (None, None):
             yield "nothing was held out: the limits of the gate on test errors can't be judged"
         return
-    for (what, unit), found, limit in zip(QUANTITIES, test.statistics, limits, strict=False):
+    for (what, unit), found, limit in zip(QUANTITIES, test.rmse, limits, strict=False):
         # NaN exceeds any limit.
-        if limit is not None and found is not None and not found.rmse <= limit:
+        if limit is not None and found is not None and not found <= limit:
             yield (
-                f"the {what} RMSE on the test set is {found.rmse:.4g} {unit}, "
+                f"the {what} RMSE on the test set is {found:.4g} {unit}, "
                 f"more than the {limit:g} that the gate allows"
             )
 
@@ -378,13 +368,12 @@ def _too_large(gate: GateConfig, test: SetEvaluation | None) -> Iterator[str]:
 def _regressions(most: float | None, parent: ParentComparison) -> Iterator[str]:
     if most is None:
         return
-    compared = zip(QUANTITIES, parent.pairs, _NEGLIGIBLE, strict=False)
-    for (what, unit), pair, negligible in compared:
-        if pair is not None and not pair.new - pair.old <= max(most * pair.old, negligible):
+    for (what, unit), rmse, negligible in zip(QUANTITIES, parent.rmse, _NEGLIGIBLE, strict=False):
+        if rmse is not None and not rmse.new - rmse.old <= max(most * rmse.old, negligible):
             yield (
                 f"the {what} RMSE on the {parent.structures} test structures shared with "
-                f"{generation_name(parent.generation)} is {pair.new:.4g} {unit} after "
-                f"{pair.old:.4g}: worse by more than {100 * most:g} %"
+                f"{generation_name(parent.generation)} is {rmse.new:.4g} {unit} after "
+                f"{rmse.old:.4g}: worse by more than {100 * most:g} %"
             )
 
 

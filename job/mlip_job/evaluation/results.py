@@ -6,33 +6,22 @@ Errors are predicted minus reference. None means unknown.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from mlip_job.models import Frozen, FullErrors
+from mlip_job.models import Errors, Frozen, Three
 
 Verdict = Literal["passed", "failed", "skipped"]
-
-T = TypeVar("T")
-Three = tuple[T, T, T | None]
-"""Something of energies, forces and stresses; None if no stress was measured."""
 
 QUANTITIES = (("energy", "meV/atom"), ("force", "meV/Å"), ("stress", "GPa"))
 """Names and units, in this order everywhere."""
 
 
-class ErrorStatistics(Frozen):
-    """Errors of one quantity, in the unit named by the key of the statistics.
-
-    `count` is the number of values: structures, force components or stress components. `p50`,
-    `p90` and `p99` are percentiles of the absolute error.
-    """
+class Percentiles(Frozen):
+    """Percentiles of absolute errors, or of grades, over a number of values."""
 
     count: int
-    rmse: float
-    mae: float
-    max: float
     p50: float
     p90: float
     p99: float
@@ -53,18 +42,10 @@ class Parity(Frozen):
     sampled_from: int
 
 
-class ConfigTypeErrors(Frozen):
+class ConfigTypeErrors(Errors):
     """Errors of the structures of one config type (``""`` if they have none)."""
 
     structures: int
-    energy_mev_per_atom: ErrorStatistics
-    force_mev_per_angstrom: ErrorStatistics
-    stress_gpa: ErrorStatistics | None = None
-
-    @property
-    def statistics(self) -> Three[ErrorStatistics]:
-        """By quantity."""
-        return self.energy_mev_per_atom, self.force_mev_per_angstrom, self.stress_gpa
 
 
 class WorstStructure(Frozen):
@@ -78,7 +59,7 @@ class WorstStructure(Frozen):
     extrapolation_grade: float | None = None
 
 
-class GradeStatistics(Frozen):
+class GradeStatistics(Percentiles):
     """Extrapolation grades of structures (largest over their atoms); above 1 is extrapolation.
 
     ``above_one`` counts grades above 1.01, the tolerance of the active set. On the training set
@@ -87,11 +68,7 @@ class GradeStatistics(Frozen):
     Source: Y. Lysogorskiy et al., Phys. Rev. Materials 7, 043801 (2023).
     """
 
-    count: int
     max: float
-    p50: float
-    p90: float
-    p99: float
     above_one: int
 
 
@@ -99,12 +76,15 @@ class SetEvaluation(ConfigTypeErrors):
     """Errors of the published potential on one side of the dataset.
 
     Stresses are those of periodic structures whose labels have one; None without any, their
-    histogram and parity also in reports of older versions.
+    histogram and parity also in reports of older versions. ``per_element`` has errors of forces.
     """
 
     atoms: int
-    force_per_element_mev_per_angstrom: dict[str, ErrorStatistics]
+    per_element: dict[str, Errors]
     per_config_type: dict[str, ConfigTypeErrors]
+    energy_percentiles_mev_per_atom: Percentiles
+    force_percentiles_mev_per_angstrom: Percentiles
+    stress_percentiles_gpa: Percentiles | None = None
     energy_error_histogram_mev_per_atom: Histogram
     force_error_histogram_mev_per_angstrom: Histogram
     stress_error_histogram_gpa: Histogram | None = None
@@ -115,7 +95,16 @@ class SetEvaluation(ConfigTypeErrors):
     extrapolation_grade: GradeStatistics | None = None
 
     @property
-    def histograms(self) -> Three[Histogram]:
+    def percentiles(self) -> Three[Percentiles | None]:
+        """By quantity."""
+        return (
+            self.energy_percentiles_mev_per_atom,
+            self.force_percentiles_mev_per_angstrom,
+            self.stress_percentiles_gpa,
+        )
+
+    @property
+    def histograms(self) -> Three[Histogram | None]:
         """Errors by quantity."""
         return (
             self.energy_error_histogram_mev_per_atom,
@@ -124,7 +113,7 @@ class SetEvaluation(ConfigTypeErrors):
         )
 
     @property
-    def parities(self) -> Three[Parity]:
+    def parities(self) -> Three[Parity | None]:
         """Labels and predictions by quantity."""
         return (
             self.energy_parity_ev_per_atom,
@@ -132,50 +121,18 @@ class SetEvaluation(ConfigTypeErrors):
             self.stress_parity_gpa,
         )
 
-    @property
-    def errors(self) -> FullErrors:
-        """The errors without percentiles."""
-        energy, force, stress = self.statistics
-        return FullErrors(
-            rmse_energy_mev_per_atom=energy.rmse,
-            rmse_force_mev_per_angstrom=force.rmse,
-            rmse_stress_gpa=stress.rmse if stress else None,
-            mae_energy_mev_per_atom=energy.mae,
-            mae_force_mev_per_angstrom=force.mae,
-            mae_stress_gpa=stress.mae if stress else None,
-            max_energy_mev_per_atom=energy.max,
-            max_force_mev_per_angstrom=force.max,
-            max_stress_gpa=stress.max if stress else None,
-        )
-
 
 class Agreement(Frozen):
     """RMSE of the artefact and as reported by the trainer; the job fails if they differ.
 
-    ``train`` excludes the validation part, if there is one. Keys with ``by_pacemaker`` are of any
-    trainer. Stresses are None if they are not fitted, or a structure of the set has none.
+    ``train`` excludes the validation part, if there is one. Stresses are None if they are not
+    fitted, or a structure of the set has none.
     """
 
     side: Literal["train", "test", "validation"]
-    energy_mev_per_atom: float
-    energy_by_pacemaker_mev_per_atom: float
-    force_mev_per_angstrom: float
-    force_by_pacemaker_mev_per_angstrom: float
-    stress_gpa: float | None = None
-    stress_by_trainer_gpa: float | None = None
+    errors: Errors
+    errors_by_trainer: Errors
     relative_tolerance: float
-
-    @property
-    def values(self) -> tuple[float | None, ...]:
-        """Both RMSEs of each quantity."""
-        return (
-            self.energy_mev_per_atom,
-            self.energy_by_pacemaker_mev_per_atom,
-            self.force_mev_per_angstrom,
-            self.force_by_pacemaker_mev_per_angstrom,
-            self.stress_gpa,
-            self.stress_by_trainer_gpa,
-        )
 
 
 class Conversion(Frozen):
@@ -190,27 +147,37 @@ class Conversion(Frozen):
     max_force_difference_mev_per_angstrom: float
 
 
-class ErrorPair(Frozen):
-    """RMSE of two generations on the same structures; ``change`` is new/old - 1."""
+class Change(NamedTuple):
+    """A figure of two generations; `relative` is new/old - 1, None for an old one of 0."""
 
     old: float
     new: float
-    change: float | None
+
+    @property
+    def relative(self) -> float | None:
+        """Relative change."""
+        return self.new / self.old - 1 if self.old > 0 else None
 
 
 class ParentComparison(Frozen):
-    """A generation and its predecessor, both evaluated by this run on common test structures."""
+    """Errors of a predecessor and of a generation, measured by this run on common test structures.
+
+    An error is None if the structures have no label of it.
+    """
 
     generation: int
     structures: int
-    energy_mev_per_atom: ErrorPair
-    force_mev_per_angstrom: ErrorPair
-    stress_gpa: ErrorPair | None = None
+    old: Errors
+    new: Errors
 
     @property
-    def pairs(self) -> Three[ErrorPair]:
+    def rmse(self) -> Three[Change | None]:
         """By quantity."""
-        return self.energy_mev_per_atom, self.force_mev_per_angstrom, self.stress_gpa
+        energy, force, stress = (
+            None if old is None or new is None else Change(old, new)
+            for old, new in zip(self.old.rmse, self.new.rmse, strict=True)
+        )
+        return energy, force, stress
 
 
 class _Check(Frozen):

@@ -16,13 +16,14 @@ from mlip_job.evaluation.measure import Contradictions
 from mlip_job.evaluation.results import (
     QUANTITIES,
     ConfigTypeErrors,
-    ErrorStatistics,
     GradeStatistics,
     Histogram,
     Parity,
+    Percentiles,
     SetEvaluation,
     WorstStructure,
 )
+from mlip_job.models import Errors
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -88,25 +89,26 @@ class ErrorStream:
             self._kept.clear()
 
     @property
-    def rmse(self) -> float:
-        """Root mean square of the errors."""
-        return math.sqrt(self._squares / self.count)
+    def rmse(self) -> float | None:
+        """Root mean square of the errors; None without any."""
+        return math.sqrt(self._squares / self.count) if self.count else None
 
-    def statistics(self) -> ErrorStatistics:
-        """Return the statistics; requires at least one value."""
+    @property
+    def mae(self) -> float | None:
+        """Mean absolute error; None without any."""
+        return self._absolute / self.count if self.count else None
+
+    @property
+    def max(self) -> float | None:
+        """Largest absolute error; None without any."""
+        return self._largest if self.count else None
+
+    def percentiles(self) -> Percentiles:
+        """Return percentiles of the absolute errors; requires at least one value."""
         values, counts = self._weighted()
         # The middle of a bin may lie above the largest value in it.
         values = np.minimum(np.abs(values), self._largest)
-        p50, p90, p99 = _percentiles(values, counts, (0.5, 0.9, 0.99))
-        return ErrorStatistics(
-            count=self.count,
-            rmse=self.rmse,
-            mae=self._absolute / self.count,
-            max=self._largest,
-            p50=p50,
-            p90=p90,
-            p99=p99,
-        )
+        return _percentiles_of(values, counts)
 
     def histogram(self) -> Histogram:
         """Return counts in equal bins around zero; the outermost include all values beyond."""
@@ -152,16 +154,16 @@ def _percentiles(
     return tuple(float(values[order][np.searchsorted(cumulative, rank)]) for rank in ranks)
 
 
+def _percentiles_of(values: FloatArray, counts: Counts) -> Percentiles:
+    p50, p90, p99 = _percentiles(values, counts, (0.5, 0.9, 0.99))
+    return Percentiles(count=int(counts.sum()), p50=p50, p90=p90, p99=p99)
+
+
 def grade_statistics(grades: FloatArray) -> GradeStatistics:
     """Return the statistics of extrapolation grades, one per structure."""
-    ones = np.ones(grades.size, dtype=np.int64)
-    p50, p90, p99 = _percentiles(grades, ones, (0.5, 0.9, 0.99))
     return GradeStatistics(
-        count=grades.size,
+        **dict(_percentiles_of(grades, np.ones(grades.size, dtype=np.int64))),
         max=float(grades.max()),
-        p50=p50,
-        p90=p90,
-        p99=p99,
         above_one=int((grades > _GRADE_TOLERANCE).sum()),
     )
 
@@ -218,22 +220,23 @@ class SubsetErrors:
             self.stress.add(stress)
 
     @property
-    def streams(self) -> tuple[ErrorStream, ErrorStream, ErrorStream]:
-        """Errors by quantity."""
-        return self.energy, self.force, self.stress
-
-    @property
     def all_have_stress(self) -> bool:
         """Whether the stress of every structure was measured."""
         return self.stress.count == _COMPONENTS * self.structures
 
-    def result(self) -> ConfigTypeErrors:
-        """Return the figures."""
-        return ConfigTypeErrors(
-            structures=self.structures,
-            energy_mev_per_atom=self.energy.statistics(),
-            force_mev_per_angstrom=self.force.statistics(),
-            stress_gpa=self.stress.statistics() if self.stress.count else None,
+    def errors(self) -> Errors:
+        """Return RMSE, MAE and largest error of each quantity."""
+        energy, force, stress = self.energy, self.force, self.stress
+        return Errors(
+            rmse_energy_mev_per_atom=energy.rmse,
+            rmse_force_mev_per_angstrom=force.rmse,
+            rmse_stress_gpa=stress.rmse,
+            mae_energy_mev_per_atom=energy.mae,
+            mae_force_mev_per_angstrom=force.mae,
+            mae_stress_gpa=stress.mae,
+            max_energy_mev_per_atom=energy.max,
+            max_force_mev_per_angstrom=force.max,
+            max_stress_gpa=stress.max,
         )
 
 
@@ -335,13 +338,20 @@ class SetErrors:
         """Return the figures."""
         errors, stressed = self.all, self.all.stress.count > 0
         return SetEvaluation(
-            **dict(errors.result()),
+            **dict(errors.errors()),
+            structures=errors.structures,
             atoms=self.atoms,
-            force_per_element_mev_per_angstrom={
-                element: forces.statistics()
+            per_element={
+                element: SubsetErrors(force=forces).errors()
                 for element, forces in sorted(self._per_element.items())
             },
-            per_config_type={name: each.result() for name, each in sorted(self._per_type.items())},
+            per_config_type={
+                name: ConfigTypeErrors(**dict(each.errors()), structures=each.structures)
+                for name, each in sorted(self._per_type.items())
+            },
+            energy_percentiles_mev_per_atom=errors.energy.percentiles(),
+            force_percentiles_mev_per_angstrom=errors.force.percentiles(),
+            stress_percentiles_gpa=errors.stress.percentiles() if stressed else None,
             energy_error_histogram_mev_per_atom=errors.energy.histogram(),
             force_error_histogram_mev_per_angstrom=errors.force.histogram(),
             stress_error_histogram_gpa=errors.stress.histogram() if stressed else None,

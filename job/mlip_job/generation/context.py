@@ -82,7 +82,7 @@ class StageClock:
         """Return the times until now, including the current stage."""
         first = self.phases.first_start
         return Timings(
-            to_pacemaker_s=None if first is None else round(first - self._begun, 3),
+            to_trainer_s=None if first is None else round(first - self._begun, 3),
             stages_s=self._so_far(),
             phases_s=self.phases.seconds(),
         )

@@ -82,7 +82,7 @@ def _publish(run: Run, prepared: Prepared, fitted: Fitted) -> Manifest:
         return _describe(run, prepared, state(), report.headline(), artefacts)
 
     with run.clock.stage("report"):
-        files.report.write_text(report.to_json(), encoding="utf-8")
+        files.report.write_bytes(report.to_json())
         facts = Facts(report, described({}), record)
         page = render_report(facts, read_predecessor(run.registry, report))
         files.report_page.write_text(page, encoding="utf-8")

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from mlip_job.errors import IntegrityError, ObjectNotFoundError, StoreError
-from mlip_job.models import Frozen, Record
+from mlip_job.models import Frozen, VersionedRecord
 from mlip_job.paths import sha256_of
 from mlip_job.registry.claim import is_live, read_claim
 from mlip_job.registry.manifest import AttemptPart, DatasetReference, Parent
@@ -65,14 +65,13 @@ class TrainingState(Frozen):
         return job is not None and self.job == job
 
 
-class Checkpoint(Record):
+class Checkpoint(VersionedRecord):
     """Content of a checkpoint's ``state.json``.
 
     ``files`` are the sha256 of the other files by name; ``iterations`` is the length of the
     learning curve up to here.
     """
 
-    schema_version: Literal[1] = 1
     attempt: StoredName
     number: int
     saved: datetime

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 
 from mlip_job.config.job import GateConfig, verdict_word
 from mlip_job.config.training import Trainer
-from mlip_job.models import Errors, Frozen, Record, is_unknown
+from mlip_job.models import Errors, Frozen, VersionedRecord, is_unknown
 from mlip_job.runtime.environment import RunEnvironment
 from mlip_job.store.base import Sha256, StoredName, StoredPath, unreadable
 from mlip_job.training.summary import LinearStart, LossShares
@@ -55,11 +55,11 @@ class DatasetReference(Frozen):
 class Timings(Frozen):
     """Where the time of one attempt went, s of wall time; docs/report.md names the stages.
 
-    ``to_pacemaker_s`` is from the start of the job's process to pacemaker's, None where there was
-    nothing to fit. ``phases_s`` are pacemaker's within the stage ``fit``, over all its starts.
+    ``to_trainer_s`` is from the start of the job's process to the trainer's, None where there was
+    nothing to fit. ``phases_s`` are the trainer's within the stage ``fit``, over all its starts.
     """
 
-    to_pacemaker_s: float | None = None
+    to_trainer_s: float | None = None
     stages_s: dict[str, float] = Field(default_factory=dict)
     phases_s: dict[str, float] = Field(default_factory=dict)
 
@@ -162,7 +162,7 @@ class Committee(Frozen):
     spread: Spread | None
 
 
-class Manifest(Record):
+class Manifest(VersionedRecord):
     """All that is known of a published generation.
 
     ``config`` is the configuration in full and ``config_sha256`` the hash of its decisive part
@@ -174,7 +174,6 @@ class Manifest(Record):
     of several, and ``linear_start`` where the fit began with a linear one.
     """
 
-    schema_version: Literal[1] = 1
     family: str
     generation: int
     attempt: StoredName

@@ -13,13 +13,14 @@ from pydantic import Field, ValidationError
 
 from mlip_job.errors import IntegrityError
 from mlip_job.evaluation.results import Evaluation
-from mlip_job.models import Frozen, FullErrors
+from mlip_job.models import Errors, Frozen, VersionedRecord
 from mlip_job.registry.manifest import (
     AttemptPart,
     Headline,
     Parent,
     PredecessorChange,
 )
+from mlip_job.store.base import unreadable
 from mlip_job.training.loss import convergence_warnings, kappa, share_warnings
 from mlip_job.training.size import BasisSize
 from mlip_job.training.summary import LinearStart, RunSummary
@@ -41,17 +42,16 @@ _NEGLIGIBLE_FORCE = 2.0  # meV/Å, that reference data do not resolve
 class LossDefinition(Frozen):
     """The loss of the fit: a·MSE(E/atom) + b·mean|ΔF|² + c·MSE(stress) plus regularisation.
 
-    The weights a and b are those of the configuration, or of the same sum if an override set
-    another κ. ``kappa`` is b / (a + b), as pacemaker read it in input.yaml or chose it
-    (``kappa: auto``). The stress (eV/Å³) is a mean over its six components; pacemaker fits none.
+    The weights are a, b and c of the configuration, or a and b of the same sum if an override set
+    another κ. ``kappa`` is pacemaker's b / (a + b), as it read or chose it (``kappa: auto``); None
+    for another trainer. The stress (eV/Å³) is a mean over its six components, not fitted if c = 0.
     """
 
     energy_weight: float
     force_weight: float
-    kappa: float
-    definition: str
-    stress_fitted: bool = False
     stress_weight: float = 0.0
+    kappa: float | None = None
+    definition: str
 
 
 class DatasetSummary(Frozen):
@@ -70,7 +70,7 @@ class DatasetSummary(Frozen):
     notes: tuple[str, ...]
 
 
-class TrainingReport(Frozen):
+class TrainingReport(VersionedRecord):
     """The report of one training; docs/report.md describes it.
 
     Attributes
@@ -90,7 +90,6 @@ class TrainingReport(Frozen):
         Wall time of the trainer's phases within the stage ``fit``, s.
     """
 
-    schema_version: Literal[1] = 1
     family: str
     generation: int
     elements: tuple[str, ...]
@@ -108,14 +107,17 @@ class TrainingReport(Frozen):
     phases_s: dict[str, float] = Field(default_factory=dict)
     warnings: tuple[str, ...]
 
-    def errors(self, side: Side) -> FullErrors:
+    def errors(self, side: Side) -> Errors:
         """Return the errors of the published potential, or if not evaluated the trainer's."""
         if self.evaluation is not None:
-            measured = self.evaluation.train if side == "train" else self.evaluation.test
-            return measured.errors if measured is not None else FullErrors()
-        if side == "train":
-            return self.fit.train or FullErrors()
-        return (self.fit.test if self.fit.second_set == "test" else None) or FullErrors()
+            found: Errors | None = (
+                self.evaluation.train if side == "train" else self.evaluation.test
+            )
+        elif side == "train":
+            found = self.fit.train
+        else:
+            found = self.fit.test if self.fit.second_set == "test" else None
+        return Errors(**found.model_dump(include=set(Errors.model_fields))) if found else Errors()
 
     def predecessor(self) -> int | None:
         """Return the generation to compare this one with: of the evaluation, or the parent."""
@@ -127,17 +129,18 @@ class TrainingReport(Frozen):
         """Return the figures for a table of generations; none is accepted without evaluation."""
         evaluation, parent = self.evaluation, None
         if evaluation is not None and (compared := evaluation.parent) is not None:
+            energy, force, stress = (rmse.relative if rmse else None for rmse in compared.rmse)
             parent = PredecessorChange(
                 generation=compared.generation,
                 structures=compared.structures,
-                energy=compared.energy_mev_per_atom.change,
-                force=compared.force_mev_per_angstrom.change,
-                stress=compared.stress_gpa.change if compared.stress_gpa else None,
+                energy=energy,
+                force=force,
+                stress=stress,
             )
         speed = evaluation.speed if evaluation is not None else None
         return Headline(
-            train=self.errors("train").rmse(),
-            test=self.errors("test").rmse(),
+            train=self.errors("train"),
+            test=self.errors("test"),
             iterations=self.fit.iterations or 0,
             functions=self.fit.functions,
             accepted=evaluation is not None and evaluation.gate.accepted,
@@ -156,10 +159,6 @@ class TrainingReport(Frozen):
             change=parent,
         )
 
-    def to_json(self) -> str:
-        """Return the text of ``report.json``."""
-        return self.model_dump_json(indent=2) + "\n"
-
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
         """Read ``report.json``.
@@ -172,9 +171,70 @@ class TrainingReport(Frozen):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            raise IntegrityError(
-                f"a report can't be read: {error.error_count()} wrong fields"
-            ) from None
+            raise unreadable("a report can't be read", error) from None
+
+    @classmethod
+    def from_version_1(cls, document: dict[str, Any]) -> dict[str, Any]:
+        """Return a report of version 1 with the keys of version 2."""
+        found = super().from_version_1(document)
+        found["loss"].pop("stress_fitted", None)
+        evaluation = found.get("evaluation") or {}
+        for side in ("train", "test"):
+            if evaluation.get(side):
+                evaluation[side] = _set_of_version_1(evaluation[side])
+        for agreement in evaluation.get("agreement", ()):
+            ours = {quantity: {"rmse": agreement.pop(quantity, None)} for quantity in _BY_TRAINER}
+            theirs = {key: {"rmse": agreement.pop(old, None)} for key, old in _BY_TRAINER.items()}
+            agreement["errors"] = _errors_of_version_1(ours)
+            agreement["errors_by_trainer"] = _errors_of_version_1(theirs)
+        if parent := evaluation.get("parent"):
+            pairs = {quantity: parent.pop(quantity, None) for quantity in _PERCENTILES}
+            for which in ("old", "new"):
+                rmse = {
+                    quantity: pair and {"rmse": pair[which]} for quantity, pair in pairs.items()
+                }
+                parent[which] = _errors_of_version_1(rmse)
+        return found
+
+
+_PERCENTILES = {
+    "energy_mev_per_atom": "energy_percentiles_mev_per_atom",
+    "force_mev_per_angstrom": "force_percentiles_mev_per_angstrom",
+    "stress_gpa": "stress_percentiles_gpa",
+}
+"""Keys of errors in version 1, and where version 2 has their percentiles."""
+_BY_TRAINER = {
+    "energy_mev_per_atom": "energy_by_pacemaker_mev_per_atom",
+    "force_mev_per_angstrom": "force_by_pacemaker_mev_per_angstrom",
+    "stress_gpa": "stress_by_trainer_gpa",
+}
+
+
+def _errors_of_version_1(figures: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
+    """Return `Errors` from figures by quantity, where they are known."""
+    return {
+        f"{kind}_{quantity}": value
+        for quantity, by_kind in figures.items()
+        for kind, value in (by_kind or {}).items()
+        if kind in ("rmse", "mae", "max")
+    }
+
+
+def _set_of_version_1(found: dict[str, Any]) -> dict[str, Any]:
+    """Return the errors of a set, or of one of its config types."""
+    figures = {quantity: found.pop(quantity, None) for quantity in _PERCENTILES}
+    found |= _errors_of_version_1(figures)
+    if "per_config_type" in found:
+        kinds, elements = found["per_config_type"], found.pop("force_per_element_mev_per_angstrom")
+        found["per_config_type"] = {name: _set_of_version_1(kind) for name, kind in kinds.items()}
+        found["per_element"] = {
+            element: _errors_of_version_1({"force_mev_per_angstrom": errors})
+            for element, errors in elements.items()
+        }
+        for quantity, key in _PERCENTILES.items():
+            if errors := figures[quantity]:
+                found[key] = {name: errors[name] for name in ("count", "p50", "p90", "p99")}
+    return found
 
 
 # -- making a report -----------------------------------------------------------------------------
@@ -221,23 +281,22 @@ def make_report(
 
 
 def loss_definition(training: TrainingConfig, summary: RunSummary) -> LossDefinition:
-    """Return the loss from the log, since an override or pacemaker's `auto` may choose κ."""
+    """Return the loss; an override or pacemaker's `auto` may have chosen κ, as its log says."""
     asked = kappa(training.energy_weight, training.force_weight)
     overridden: dict[str, Any] = training.overrides.get("fit") or {}
-    given = (overridden.get("loss") or {}).get("kappa", asked)
     used = summary.kappa
     if used is None:  # a linear fit has no log; it takes numbers only
+        given = (overridden.get("loss") or {}).get("kappa", asked)
         used = float(given) if isinstance(given, int | float) else asked
     total = training.energy_weight + training.force_weight
-    by_weights = math.isclose(used, asked, rel_tol=1e-9)
+    by_weights = training.trainer != "pacemaker" or math.isclose(used, asked, rel_tol=1e-9)
     weighted = training.weighting != "uniform" or overridden.get("weighting") is not None
     stress = " + stress_weight·MSE(stress, eV/Å³)" if training.stress_weight else ""
     return LossDefinition(
         energy_weight=training.energy_weight if by_weights else (1 - used) * total,
         force_weight=training.force_weight if by_weights else used * total,
-        kappa=used,
-        stress_fitted=training.stress_weight > 0,
         stress_weight=training.stress_weight,
+        kappa=used if training.trainer == "pacemaker" else None,
         definition="energy_weight·MSE(E/atom, eV) + force_weight·mean over atoms of |ΔF|² (eV/Å)"
         f"{stress}, {'each mean weighted' if weighted else 'uniform weights'}",
     )
@@ -254,8 +313,9 @@ def _warnings(
     if basis is not None and basis.warning is not None:
         yield basis.warning
     if summary.loss_shares is not None:
-        train = evaluation.train.errors if evaluation else summary.train
-        yield from share_warnings(summary.loss_shares, training, loss.kappa, train)
+        train = evaluation.train if evaluation else summary.train
+        ratio = kappa(loss.energy_weight, loss.force_weight)
+        yield from share_warnings(summary.loss_shares, training, ratio, train)
     yield from summary.warnings
     yield from convergence_warnings(summary)
     yield from _generalisation(evaluation) if evaluation else ()
@@ -264,14 +324,15 @@ def _warnings(
 
 def _generalisation(evaluation: Evaluation) -> Iterator[str]:
     """Warn where the test errors are far above those on the training set."""
-    if evaluation.test is None:
+    if (test := evaluation.test) is None:
         return
-    test = evaluation.test.force_mev_per_angstrom
-    train = evaluation.train.force_mev_per_angstrom
-    if test.count >= _ENOUGH_FORCES and test.rmse > max(_FAR_WORSE * train.rmse, _NEGLIGIBLE_FORCE):
+    found = (test.rmse_force_mev_per_angstrom, evaluation.train.rmse_force_mev_per_angstrom)
+    of_test, of_train = (error or 0.0 for error in found)
+    enough = test.force_percentiles_mev_per_angstrom.count >= _ENOUGH_FORCES
+    if enough and of_test > max(_FAR_WORSE * of_train, _NEGLIGIBLE_FORCE):
         yield (
-            f"the force RMSE on the test set ({test.rmse:.4g} meV/Å) is more than twice that on "
-            f"the training set ({train.rmse:.4g}): the basis is too large for the data, or the "
+            f"the force RMSE on the test set ({of_test:.4g} meV/Å) is more than twice that on "
+            f"the training set ({of_train:.4g}): the basis is too large for the data, or the "
             "test set holds structures unlike them, see the worst ones in the report"
         )
 

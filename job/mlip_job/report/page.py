@@ -29,9 +29,10 @@ from mlip_job.report.texts import (
 from mlip_job.training.loss import describe_shares
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from mlip_job.evaluation.results import Evaluation, ParentComparison
+    from mlip_job.models import Errors, Three
     from mlip_job.registry import Manifest
     from mlip_job.report.model import Facts, Side, TrainingReport
 
@@ -144,6 +145,7 @@ def learning_caption(report: TrainingReport) -> str:
 # -- comparison ----------------------------------------------------------------------------------
 
 _SIDES: tuple[Side, Side] = ("train", "test")
+_KEYS = ("energy_mev_per_atom", "force_mev_per_angstrom", "stress_gpa")
 
 
 class Verdict(NamedTuple):
@@ -198,16 +200,20 @@ def numbers(report: TrainingReport) -> tuple[Figure, ...]:
 
 def _errors(report: TrainingReport) -> Iterator[Figure]:
     """Yield RMSE, MAE and largest error of energies, forces and stresses on both sides."""
-    keys = ("energy_mev_per_atom", "force_mev_per_angstrom", "stress_gpa")
     sides = {side: report.errors(side) for side in _SIDES}
-    for kind, heading in (("rmse", "RMSE"), ("mae", "MAE"), ("max", "largest")):
-        for number, (key, quantity) in enumerate(zip(keys, QUANTITIES, strict=True)):
+    kinds: tuple[tuple[str, str, Callable[[Errors], Three[float | None]]], ...] = (
+        ("rmse", "RMSE", lambda errors: errors.rmse),
+        ("mae", "MAE", lambda errors: errors.mae),
+        ("max", "largest", lambda errors: errors.max),
+    )
+    for kind, heading, values_of in kinds:
+        for number, (key, quantity) in enumerate(zip(_KEYS, QUANTITIES, strict=True)):
             for side, errors in sides.items():
                 yield Figure(
                     f"{kind}_{side}_{key}",
                     f"{heading} {quantity.symbol} {side} ({quantity.unit})",
                     quantity.digits,
-                    errors.by_kind[kind][number],
+                    values_of(errors)[number],
                 )
 
 
@@ -230,9 +236,10 @@ def comparison_document(reports: Sequence[TrainingReport]) -> dict[str, Any]:
                 "old": compared.generation,
                 "new": report.generation,
                 "structures": compared.structures,
-                "energy_mev_per_atom": compared.energy_mev_per_atom.model_dump(),
-                "force_mev_per_angstrom": compared.force_mev_per_angstrom.model_dump(),
-                "stress_gpa": compared.stress_gpa.model_dump() if compared.stress_gpa else None,
+                **{
+                    key: rmse and {"old": rmse.old, "new": rmse.new, "change": rmse.relative}
+                    for key, rmse in zip(_KEYS, compared.rmse, strict=True)
+                },
             }
             for report, compared in _steps(reports)
         ],
@@ -289,14 +296,14 @@ def steps_table(reports: Sequence[TrainingReport]) -> Table | None:
         ]
         for report, compared in steps
     ]
-    by_quantity = zip(*(compared.pairs for _, compared in steps), strict=True)
+    by_quantity = zip(*(compared.rmse for _, compared in steps), strict=True)
     for (_, symbol, unit, digits), pairs in zip(QUANTITIES, by_quantity, strict=True):
         if not any(pairs):
             continue
         columns.append(Column(f"RMSE {symbol} before", unit))
         columns += [Column("after", unit), Column("change")]
         for row, pair in zip(rows, pairs, strict=True):
-            old, new, change = (pair.old, pair.new, pair.change) if pair else (None, None, None)
+            old, new, change = (*pair, pair.relative) if pair else (None, None, None)
             css = "" if not change else "worse" if change > 0 else "better"
             row += [fixed(old, digits), fixed(new, digits), Cell(percent(change), css)]
     note = "Structures that are in neither training set."

@@ -11,6 +11,7 @@ from mlip_job.evaluation.results import (
     EnergyVolumeCheck,
     SmoothnessCheck,
 )
+from mlip_job.models import Errors
 from mlip_job.paths import generation_name
 from mlip_job.report.texts import (
     ENERGY,
@@ -34,10 +35,9 @@ if TYPE_CHECKING:
 
     from mlip_job.dataset.record import DatasetRecord
     from mlip_job.evaluation.results import (
-        ConfigTypeErrors,
-        ErrorStatistics,
         Evaluation,
         PhysicsCheck,
+        SetEvaluation,
     )
     from mlip_job.report.model import TrainingReport
 
@@ -67,39 +67,31 @@ QUANTITIES = (
     Quantity("force", "F", FORCE, 1),
     Quantity("stress", "stress", STRESS, 3),
 )
-"""In the order of `evaluation.results.Three`."""
-
+"""In the order of `models.Three`."""
 
 _TITLES = ("Energy errors in numbers", "Force errors per component", "Stress errors per component")
 
 
 def error_statistics(evaluation: Evaluation) -> tuple[Table | None, ...]:
     """Return the statistics of the errors by quantity; None if none was measured."""
-    test = evaluation.test.statistics if evaluation.test else (None, None, None)
-    titles = (
-        "Energy errors in numbers",
-        "Force errors per component",
-        "Stress errors per component",
-    )
-    found = zip(titles, QUANTITIES, evaluation.train.statistics, test, strict=True)
-    return tuple(_statistics(*each) if any(each[2:]) else None for each in found)
-
-
-def _statistics(
-    title: str, quantity: Quantity, train: ErrorStatistics | None, test: ErrorStatistics | None
-) -> Table:
-    def column(found: ErrorStatistics | None) -> list[str]:
-        if found is None:
-            return [UNKNOWN] * 7
-        errors = (found.rmse, found.mae, found.p50, found.p90, found.p99, found.max)
-        return [*(fixed(error, quantity.digits) for error in errors), fixed(found.count, 0)]
-
     labels = ("RMSE", "MAE", *(f"{n} % are below" for n in (50, 90, 99)), "largest", "values")
-    return Table(
-        title,
-        (_text(""), *(Column(side, quantity.unit) for side in _SIDES)),
-        tuple(zip(labels, column(train), column(test), strict=True)),
-    )
+    found: list[Table | None] = []
+    for number, (title, quantity) in enumerate(zip(_TITLES, QUANTITIES, strict=True)):
+        sides = [_statistics(side, number) for side in (evaluation.train, evaluation.test)]
+        digits = [quantity.digits] * 6 + [0]
+        columns = [map(fixed, side, digits) for side in sides]
+        header = (_text(""), *(Column(side, quantity.unit) for side in _SIDES))
+        table = Table(title, header, tuple(zip(labels, *columns, strict=True)))
+        found.append(table if any(map(any, sides)) else None)
+    return tuple(found)
+
+
+def _statistics(found: SetEvaluation | None, number: int) -> tuple[float | None, ...]:
+    percentiles = found.percentiles[number] if found else None
+    if found is None or percentiles is None:
+        return (None,) * 7
+    middle = (percentiles.p50, percentiles.p90, percentiles.p99)
+    return found.rmse[number], found.mae[number], *middle, found.max[number], percentiles.count
 
 
 def error_tables(evaluation: Evaluation, name: str) -> tuple[Table, ...]:
@@ -121,17 +113,18 @@ def config_type_table(evaluation: Evaluation) -> Table | None:
     kinds = {name: (train.get(name), test.get(name)) for name in sorted({*train, *test})}
     if len(kinds) <= 1:
         return None
+    errors = {name: [found or Errors() for found in both] for name, both in kinds.items()}
     measured = [
         (number, quantity)
         for number, quantity in enumerate(QUANTITIES)
-        if any(_rmse(found, number) is not None for both in kinds.values() for found in both)
+        if any(found.rmse[number] is not None for both in errors.values() for found in both)
     ]
     rows = [
         (
             name or "(none)",
             *(fixed(found.structures if found else None, 0) for found in both),
-            *(fixed(_rmse(found, n), q.digits) for n, q in measured for found in both),
-            fixed(both[1].force_mev_per_angstrom.max if both[1] else None),
+            *(fixed(found.rmse[n], q.digits) for n, q in measured for found in errors[name]),
+            fixed(errors[name][1].max_force_mev_per_angstrom),
         )
         for name, both in kinds.items()
     ]
@@ -145,23 +138,18 @@ def config_type_table(evaluation: Evaluation) -> Table | None:
     return Table("By config type", columns, tuple(rows), note)
 
 
-def _rmse(found: ConfigTypeErrors | None, quantity: int) -> float | None:
-    errors = found.statistics[quantity] if found else None
-    return errors.rmse if errors else None
-
-
 def _element_table(evaluation: Evaluation) -> Table | None:
-    train = evaluation.train.force_per_element_mev_per_angstrom
-    test = evaluation.test.force_per_element_mev_per_angstrom if evaluation.test else {}
+    train = evaluation.train.per_element
+    test = evaluation.test.per_element if evaluation.test else {}
     elements = sorted({*train, *test})
     if len(elements) <= 1:
         return None
     rows = []
     for element in elements:
-        both = (train.get(element), test.get(element))
-        rmse = (found.rmse if found else None for found in both)
-        mae = (found.mae if found else None for found in both)
-        largest = (found.max if found else None for found in both)
+        both = [found.get(element, Errors()) for found in (train, test)]
+        rmse = (found.rmse_force_mev_per_angstrom for found in both)
+        mae = (found.mae_force_mev_per_angstrom for found in both)
+        largest = (found.max_force_mev_per_angstrom for found in both)
         rows.append((element, *map(fixed, (*rmse, *mae, *largest))))
     columns = (
         Column(f"{name} {side}", FORCE) for name in ("RMSE", "MAE", "largest") for side in _SIDES
@@ -202,7 +190,11 @@ def agreement_table(evaluation: Evaluation) -> Table | None:
             f"by no more than {significant(found.max_energy_difference_mev_per_atom)} {ENERGY} and "
             f"{significant(found.max_force_difference_mev_per_angstrom)} {FORCE}."
         )
-    stressed = any(agreement.stress_gpa is not None for agreement in evaluation.agreement)
+    compared = [
+        list(zip(found.errors.rmse, found.errors_by_trainer.rmse, strict=True))
+        for found in evaluation.agreement
+    ]
+    stressed = any(stress != (None, None) for _, _, stress in compared)
     quantities = QUANTITIES if stressed else QUANTITIES[:2]
     columns = (
         Column(f"{quantity.symbol} {source}", quantity.unit)
@@ -211,11 +203,11 @@ def agreement_table(evaluation: Evaluation) -> Table | None:
     )
     rows = (
         (
-            agreement.side,
-            *(fixed(value, 3) for value in agreement.values[: 2 * len(quantities)]),
-            f"{100 * agreement.relative_tolerance:g}{NARROW_SPACE}%",
+            found.side,
+            *(fixed(rmse, 3) for both in pairs[: len(quantities)] for rmse in both),
+            f"{100 * found.relative_tolerance:g}{NARROW_SPACE}%",
         )
-        for agreement in evaluation.agreement
+        for found, pairs in zip(evaluation.agreement, compared, strict=True)
     )
     all_columns = (_text("set"), *columns, Column("tolerance"))
     return Table("Agreement with the trainer", all_columns, tuple(rows), note)
@@ -233,14 +225,14 @@ def _parent_table(evaluation: Evaluation, name: str) -> Table | None:
         tuple(
             (
                 f"{quantity} ({unit})",
-                fixed(pair.old, digits),
-                fixed(pair.new, digits),
-                percent(pair.change),
+                fixed(rmse.old, digits),
+                fixed(rmse.new, digits),
+                percent(rmse.relative),
             )
-            for quantity, (*_, unit, digits), pair in zip(
-                names, QUANTITIES, comparison.pairs, strict=True
+            for quantity, (*_, unit, digits), rmse in zip(
+                names, QUANTITIES, comparison.rmse, strict=True
             )
-            if pair is not None
+            if rmse is not None
         ),
         "Structures that are in neither training set, evaluated with both potentials.",
     )
@@ -403,7 +395,7 @@ def attempts_table(report: TrainingReport) -> Table:
                 part.attempt,
                 f"{part.started:%Y-%m-%d %H:%M}",
                 fixed(part.iterations, 0),
-                duration(part.timings.to_pacemaker_s),
+                duration(part.timings.to_trainer_s),
                 duration(sum(part.timings.stages_s.values()) or None),
             )
             for number, part in enumerate(report.attempts, start=1)

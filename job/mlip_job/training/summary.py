@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mlip_job.models import Errors, Frozen, FullErrors, is_unknown
+from mlip_job.models import Errors, Frozen, is_unknown
 
 
 def milli(value: float | None) -> float | None:
@@ -39,7 +39,6 @@ class CurvePoint(Errors):
     ladder_step: int
     cycle: int
     iteration: int
-    loss: float | None
 
     @property
     def step(self) -> tuple[int, int]:
@@ -47,16 +46,16 @@ class CurvePoint(Errors):
         return self.ladder_step, self.cycle
 
 
-def curve_point(
-    errors: FullErrors, iteration: int, ladder_step: int = 0, cycle: int = 0
-) -> CurvePoint:
+def curve_point(errors: Errors, iteration: int, ladder_step: int = 0, cycle: int = 0) -> CurvePoint:
     """Return the errors of an iteration as a point of a learning curve."""
     return CurvePoint(
         ladder_step=ladder_step,
         cycle=cycle,
         iteration=iteration,
         loss=errors.loss,
-        **errors.rmse().model_dump(),
+        rmse_energy_mev_per_atom=errors.rmse_energy_mev_per_atom,
+        rmse_force_mev_per_angstrom=errors.rmse_force_mev_per_angstrom,
+        rmse_stress_gpa=errors.rmse_stress_gpa,
     )
 
 
@@ -110,9 +109,9 @@ class RunSummary(Frozen):
     loss_shares
         Terms of the training loss of the result.
     kappa
-        The weight of the forces in the loss, as pacemaker read or chose it.
+        Pacemaker's weight of the forces in the loss, as it read or chose it.
     second_set
-        The set that pacemaker used as its test set; `test`, `test_curve` and `structures` are of
+        The set that the trainer used as its test set; `test`, `test_curve` and `structures` are of
         that.
     best
         The iteration whose potential is the result, if it is not the last one.
@@ -132,8 +131,8 @@ class RunSummary(Frozen):
     status: Literal["succeeded", "failed", "incomplete"]
     cause: str | None
     exit_code: int | None
-    train: FullErrors | None
-    test: FullErrors | None
+    train: Errors | None
+    test: Errors | None
     loss_shares: LossShares | None = None
     kappa: float | None = None
     second_set: Literal["test", "validation"] = "test"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ase.units import GPa
 from pydantic import ValidationError
 
-from mlip_job.models import FullErrors
+from mlip_job.models import Errors
 from mlip_job.training.loss import shares
 from mlip_job.training.process import AppendedLines
 from mlip_job.training.summary import curve_point, milli
@@ -33,7 +33,7 @@ class GraceRow(NamedTuple):
     """
 
     point: CurvePoint
-    errors: FullErrors
+    errors: Errors
     loss_shares: LossShares | None
 
     @property
@@ -109,7 +109,7 @@ def best_row(
 def _row_of(line: str, side: str) -> GraceRow | None:
     try:
         values: dict[str, Any] = json.loads(line.removeprefix("- "))
-        errors = FullErrors(
+        errors = Errors(
             loss=_finite(values[f"total_loss/{side}"]),
             rmse_energy_mev_per_atom=milli(values.get("rmse/depa")),
             mae_energy_mev_per_atom=milli(values.get("mae/depa")),

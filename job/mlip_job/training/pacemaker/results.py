@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
 from mlip_job.errors import ConfigError
-from mlip_job.models import FullErrors
+from mlip_job.models import Errors
 from mlip_job.training.loss import DIVERGED, shares
 from mlip_job.training.pacemaker.callbacks.mlip_job_callbacks import BEST, SETTINGS
 from mlip_job.training.pacemaker.log import LogParser
@@ -304,7 +304,7 @@ def _describe_memory(state: LogState) -> str:
 
 def _final_errors(
     state: LogState, tables: Tables
-) -> tuple[FullErrors | None, FullErrors | None, list[str]]:
+) -> tuple[Errors | None, Errors | None, list[str]]:
     """Return the errors of the result on train and test, and warnings about them.
 
     They are those of the last ladder step, and of its best cycle. Pacemaker measures the test set
@@ -346,7 +346,7 @@ def _last_loss(state: LogState, tables: Tables) -> float | None:
 
 def _of_cycle(
     state: LogState, table: MetricsTable, title: str, warnings: list[str]
-) -> FullErrors | None:
+) -> Errors | None:
     index = _final_index(state, table)
     if index is None:
         return None
@@ -375,7 +375,7 @@ def _gave_up(state: LogState, cycles: MetricsTable) -> bool:
     return state.optimiser_results[index].status not in _ENDED_AT_ITERATION
 
 
-def _of_last_iteration(state: LogState, tables: Tables) -> FullErrors | None:
+def _of_last_iteration(state: LogState, tables: Tables) -> Errors | None:
     train, test = tables["metrics"].rows, tables["test_metrics"].rows
     step = train[-1].ladder_step if train else None
     places = [
@@ -391,8 +391,8 @@ def _in_last_step(rows: Sequence[MetricsRow]) -> list[int]:
     return [i for i, row in enumerate(rows) if row.ladder_step == rows[-1].ladder_step]
 
 
-def _errors(row: MetricsRow, block: StatisticsBlock | None = None) -> FullErrors:
-    return FullErrors(
+def _errors(row: MetricsRow, block: StatisticsBlock | None = None) -> Errors:
+    return Errors(
         loss=row.loss,
         rmse_energy_mev_per_atom=milli(row.rmse_energy_ev_per_atom),
         rmse_force_mev_per_angstrom=milli(row.rmse_force_ev_per_angstrom),
