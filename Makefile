@@ -3,7 +3,8 @@
 #   make test    sets up .venv, then lint, types, documentation and all tests
 
 PYTHON ?= python3.11
-PYTEST_ARGS ?= -n 2 --dist loadgroup --no-loadscope-reorder --durations=30
+# One more worker than CI has cores: many tests wait for Slurm or Kubernetes.
+PYTEST_ARGS ?= -n 3 --dist loadgroup --no-loadscope-reorder --durations=30
 VENV := .venv
 TRAINER_LOCK := requirements/trainer-cpu.txt
 BIN := $(VENV)/bin

@@ -28,17 +28,16 @@ def config(request: pytest.FixtureRequest, make_config: Callable[..., JobConfig]
     return make_config(REPLAYED, **sections)
 
 
-@pytest.mark.parametrize("count", [2, 8])
 def test_one_of_many_concurrent_jobs_publishes(
-    config: JobConfig, tmp_path: Path, tally: Tally, count: int
+    config: JobConfig, tmp_path: Path, tally: Tally
 ) -> None:
     """The others name the running attempt, and end with 73 before they train."""
     slow = replayed_pacemaker(tmp_path, iteration_s=0.2)
-    running = [jobs.start_job(config, tmp_path / str(n), fault=slow) for n in range(count)]
+    running = [jobs.start_job(config, tmp_path / str(n), fault=slow) for n in range(5)]
     codes = [job.wait() for job in running]
-    assert sorted(codes) == [0] + [73] * (count - 1), [job.text() for job in running]
+    assert sorted(codes) == [0, 73, 73, 73, 73], [job.text() for job in running]
     manifest = jobs.require_complete(config)
-    tally.races += count
+    tally.races += len(running)
     tally.count_end([job.text() for job in running], manifest.headline.iterations)
     for job in running:
         if job.code == 73:

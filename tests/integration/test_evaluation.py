@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +25,20 @@ from ase.build import fcc111, molecule
 from ase.calculators.fd import calculate_numerical_stress
 from ase.units import GPa
 
-from mlip_job.config import JobConfig
 from mlip_job.dataset.xyz import parse, read_blocks
 from mlip_job.errors import InterruptedRunError, TrainingError
 from mlip_job.evaluation import measure
 from mlip_job.evaluation.measure import Models, Task, measuring
 from mlip_job.evaluation.potential import Potential, cores_of
 from mlip_job.evaluation.results import Evaluation, PhysicsCheck
-from mlip_job.generation import publish, run_generation
+from mlip_job.generation import publish
 from mlip_job.models import Errors
-from mlip_job.registry import Manifest, Registry
 from mlip_job.report.model import TrainingReport
-from mlip_job.runtime.processes import StopRequest
-from mlip_job.store.open import open_store
 from mlip_job.training.pacemaker import process
 from mlip_job.training.pacemaker.potential_file import read_potential, write_potential
 from tests.cli import Ended
 from tests.datasets import FIVE, build, rows_of
-from tests.generations import TINY
+from tests.generations import TINY, Family, Trained, report_of, train
 from tests.support import rattled, with_emt, write_database
 
 pytestmark = pytest.mark.pacemaker
@@ -51,76 +46,31 @@ pytestmark = pytest.mark.pacemaker
 SMALL = TINY | {"functions_per_element": 4, "test_fraction": 0.25}
 
 
-class Listener:
-    """An observer that stores messages."""
-
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
-
-    def progress(self, progress: object) -> None:
-        """Ignore it."""
-
-    def trainer_line(self, line: str) -> None:
-        """Ignore it."""
+LINEAR = {"max_iter": 0, "linear_start": True}
 
 
-@dataclass(frozen=True)
-class Project:
-    """A family in a separate directory."""
-
-    root: Path
-
-    @property
-    def config_path(self) -> Path:
-        return self.root / "mlip-job.yaml"
+class Project(Family):
+    """A family whose generations have all figures of the evaluation."""
 
     def write(self, structures: list[Atoms], training: dict[str, Any], **sections: Any) -> None:
         if structures:
-            write_database(self.root / "structures.db", structures)
-        values = {
-            "family": "cu",
-            "database": {"url": str(self.root / "structures.db")},
-            "storage": {"url": str(self.root / "store")},
-            "work_dir": str(self.root / "work"),
-            "training": SMALL | training,
-        }
-        self.config_path.write_text(yaml.safe_dump(values | sections))
+            write_database(self.database, structures)
+        self.configure(SMALL | training, **{"evaluation": {}} | sections)
 
-    @property
-    def config(self) -> JobConfig:
-        return JobConfig.model_validate(yaml.safe_load(self.config_path.read_text()))
-
-    @property
-    def registry(self) -> Registry:
-        return Registry(open_store(self.config.storage), "cu")
-
-    def run(self, generation: int) -> tuple[Manifest, Listener]:
-        config, listener = self.config, Listener()
-        with StopRequest() as stop:
-            outcome = run_generation(
-                config, generation, store=open_store(config.storage), observer=listener, stop=stop
-            )
-        return outcome.manifest, listener
+    def train(self, generation: int) -> Trained:
+        return train(self.config, generation)
 
     def report(self, generation: int) -> TrainingReport:
-        manifest = self.registry.get(generation)
-        key = manifest.artefacts["report.json"].key
-        return TrainingReport.from_json(self.registry.store.get(key))
+        return report_of(self.registry, self.registry.get(generation))
 
     def evaluation(self, generation: int) -> Evaluation:
         evaluation = self.report(generation).evaluation
         assert evaluation is not None
         return evaluation
 
-    def artefact(self, generation: int, name: str) -> Path:
-        return self.root / "store" / self.registry.get(generation).artefacts[name].key
-
     def structures(self, generation: int, side: str) -> Path:
         dataset = self.registry.get(generation).dataset.id
-        return self.root / "store" / "cu" / "datasets" / dataset / f"{side}.xyz"
+        return self.store / "cu" / "datasets" / dataset / f"{side}.xyz"
 
 
 @pytest.fixture(scope="session")
@@ -133,9 +83,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
     write_database(database, rattled(6, symbols=("Cu",), seed=1), generation=1, config_type="pure")
     write_database(database, rattled(10, symbols=symbols, seed=2), generation=2)
     select = "status=completed,generation<={generation}"
-    project.write([], {}, database={"url": str(database), "select": select})
+    project.write([], {}, database={"url": "structures.db", "select": select})
     for generation in (1, 2):
-        project.run(generation)
+        project.train(generation)
     shutil.rmtree(project.root / "work")
     return project
 
@@ -149,8 +99,9 @@ def _predictions(project: Project, generation: int, side: str) -> list[dict[str,
     """Evaluate a published potential without mlip-job, one structure after the other."""
     from pyace import PyACECalculator
 
-    references = project.registry.get(generation).reference_energies
-    calculator = PyACECalculator(str(project.artefact(generation, "potential.yace")))
+    manifest = project.registry.get(generation)
+    references = manifest.reference_energies
+    calculator = PyACECalculator(str(project.store / manifest.artefacts["potential.yace"].key))
     found = []
     for known in ase.io.read(project.structures(generation, side), ":"):
         atoms = known.copy()
@@ -346,8 +297,8 @@ def test_active_set_grades_known_and_unknown_structures(trained: Project) -> Non
     manifest = trained.registry.get(1)
     assert trained.registry.verify(manifest) == []
     copy = trained.registry.store.get(trained.registry.keys.potential(1, "asi"))
-    assert copy == trained.artefact(1, "potential.asi").read_bytes()
-    graded = Potential(trained.artefact(1, "potential.yaml"), trained.artefact(1, "potential.asi"))
+    assert copy == trained.artefact("potential.asi").read_bytes()
+    graded = Potential(trained.artefact("potential.yaml"), trained.artefact("potential.asi"))
     squeezed = ase.io.read(trained.structures(1, "train"), 0)
     squeezed.set_cell(0.7 * squeezed.cell, scale_atoms=True)
     grade = graded.predict(squeezed, "a strange structure").grade
@@ -357,7 +308,7 @@ def test_active_set_grades_known_and_unknown_structures(trained: Project) -> Non
 
 def test_stress_is_the_derivative_of_the_energy(trained: Project) -> None:
     """With ASE's sign and order, like that of DFT in the dataset."""
-    potential = Potential(trained.artefact(1, "potential.yace"))
+    potential = Potential(trained.artefact("potential.yace"))
     (atoms, *_) = ase.io.read(trained.structures(1, "train"), ":")
     stress = potential.predict(atoms, "a structure").stress
     atoms.calc = potential.calculator
@@ -370,10 +321,10 @@ def test_stress_is_the_derivative_of_the_energy(trained: Project) -> None:
 @pytest.fixture
 def models(trained: Project) -> Models:
     return Models(
-        artefact=trained.artefact(1, "potential.yace"),
+        artefact=trained.artefact("potential.yace"),
         reference_energies=trained.registry.get(1).reference_energies,
-        basis=trained.artefact(1, "potential.yaml"),
-        active_set=trained.artefact(1, "potential.asi"),
+        basis=trained.artefact("potential.yaml"),
+        active_set=trained.artefact("potential.asi"),
     )
 
 
@@ -405,7 +356,7 @@ def test_many_processes_find_the_same_in_the_same_order(
 
 def test_errors_of_a_worker_process_are_raised(trained: Project, models: Models) -> None:
     """A file that is no potential: the error has the cause, not that a pool is broken."""
-    broken = Models(trained.artefact(1, "report.json"), models.reference_energies)
+    broken = Models(trained.artefact("report.json"), models.reference_energies)
     with (
         measuring(broken, atoms=1_000_000, cores=2) as parallel,
         pytest.raises(TrainingError, match=r"report\.json can't be loaded"),
@@ -450,7 +401,7 @@ def test_no_process_outlives_the_job(
         [
             sys.executable,
             str(script),
-            str(trained.artefact(1, "potential.yace")),
+            str(trained.artefact("potential.yace")),
             str(trained.structures(1, "train")),
         ],
         stdout=subprocess.PIPE,
@@ -519,13 +470,13 @@ def test_a_damaged_potential_is_rejected(project: Project, monkeypatch: pytest.M
         with monkeypatch.context() as patch:
             patch.setattr(process, "convert_to_yace", _spoil(change))
             with pytest.raises(TrainingError, match=message) as caught:
-                project.run(1)
+                project.train(1)
         assert caught.value.exit_code == 70
         assert caught.value.hint is not None
         assert project.registry.numbers() == []
         assert project.registry.latest() is None
-    _, listener = project.run(1)
-    assert any("resuming from the end of the fit" in message for message in listener.messages)
+    run = project.train(1)
+    assert any("resuming from the end of the fit" in message for message in run.messages)
     assert project.registry.latest() == 1
     assert len(list((project.root / "work" / "gen_01").glob("*/metrics.txt"))) == 1
 
@@ -535,7 +486,7 @@ def test_a_stop_signal_that_an_extension_module_replaces_stops_the_run(
 ) -> None:
     """Like matplotlib if the signal comes while it converts arguments: a TypeError."""
     settings = {"active_set": False, "gate": {"require_physics": False}}
-    project.write(rattled(12), {"max_iter": 0, "linear_start": True}, evaluation=settings)
+    project.write(rattled(12), LINEAR, evaluation=settings)
 
     def replacing(*_: object) -> str:
         with suppress(InterruptedRunError):
@@ -545,9 +496,9 @@ def test_a_stop_signal_that_an_extension_module_replaces_stops_the_run(
     with monkeypatch.context() as patch:
         patch.setattr(publish, "render_report", replacing)
         with pytest.raises(InterruptedRunError, match="stopped by SIGTERM; the checkpoint of"):
-            project.run(1)
+            project.train(1)
     assert project.registry.numbers() == []
-    assert project.run(1)[0].generation == 1
+    assert project.train(1).created
 
 
 def test_a_potential_that_was_not_fitted_is_rejected(
@@ -568,7 +519,7 @@ def test_a_potential_that_was_not_fitted_is_rejected(
 
     monkeypatch.setattr(process, "convert_to_yace", changing)
     with pytest.raises(TrainingError, match=r"RMSE on the train set is .*, the trainer says") as e:
-        project.run(1)
+        project.train(1)
     assert "is not the one that was fitted" in e.value.message
     assert project.registry.numbers() == []
 
@@ -581,7 +532,7 @@ def test_a_rejected_generation_is_published_and_can_be_promoted(
 ) -> None:
     """It ends with 0 and says so; list, show and JSON show it; promoting it needs a reason."""
     gate = {"gate": {"max_energy_rmse_mev": 1e-3, "max_force_rmse_mev": 1e9}, "active_set": False}
-    project.write(rattled(8), {}, evaluation=gate)
+    project.write(rattled(8), LINEAR, evaluation=gate)
     options = ("-c", project.config_path)
     ended = cli(*options, "--json", "run", "-g", "1")
     assert ended.code == 0, ended.err
@@ -619,10 +570,10 @@ def test_molecules_and_a_test_set_of_one(project: Project) -> None:
         atoms = molecule("CH3OH")
         atoms.positions += rng.normal(scale=0.03, size=atoms.positions.shape)
         structures.append(with_emt(atoms))
-    project.write(structures, {"test_fraction": 0.12, "functions_per_element": 8})
-    manifest, _ = project.run(1)
+    project.write(structures, LINEAR | {"test_fraction": 0.12, "functions_per_element": 8})
+    run = project.train(1)
     evaluation = project.evaluation(1)
-    assert manifest.dataset.test == evaluation.test.structures == 1
+    assert run.manifest.dataset.test == evaluation.test.structures == 1
     test = evaluation.test
     assert test.rmse_stress_gpa is None
     only = test.energy_percentiles_mev_per_atom
@@ -633,7 +584,7 @@ def test_molecules_and_a_test_set_of_one(project: Project) -> None:
     assert curve.bulk_modulus_gpa is None
     assert "energy over volume not possible: no bulk structure in the data" in curve.message
     dynamics = [check for check in evaluation.physics if check.kind == "dynamics"]
-    assert [(run.atoms, run.timestep_fs) for run in dynamics] == [(6, 0.5), (6, 0.25)]
+    assert [(one.atoms, one.timestep_fs) for one in dynamics] == [(6, 0.5), (6, 0.25)]
     assert len([c for c in evaluation.physics if c.kind == "dimer"]) == 6
 
 
@@ -648,14 +599,14 @@ def test_without_bulk_the_verdict_names_missing_checks(
         slab.positions += rng.normal(scale=0.05, size=slab.positions.shape)
         structures.append(with_emt(slab))
     gate = {"max_energy_rmse_mev": 1e9, "max_force_rmse_mev": 1e9, "require_physics": False}
-    project.write(structures, {}, evaluation={"gate": gate, "active_set": False})
-    manifest, listener = project.run(1)
+    project.write(structures, LINEAR, evaluation={"gate": gate, "active_set": False})
+    run = project.train(1)
     (curve,) = (c for c in project.evaluation(1).physics if c.kind == "energy_volume")
     assert curve.verdict == "skipped"
     assert "not possible: no bulk structure in the data, only row" in curve.message
-    assert manifest.headline.verdict == "accepted, stability not checked"
-    assert manifest.headline.unchecked == (curve.message,)
-    assert f"warning: physics check {curve.message}" in listener.messages
+    assert run.manifest.headline.verdict == "accepted, stability not checked"
+    assert run.manifest.headline.unchecked == (curve.message,)
+    assert f"warning: physics check {curve.message}" in run.messages
     for verb in (["show", "-g", "1"], ["list"]):
         assert curve.message in cli("-c", project.config_path, *verb).out
 
@@ -671,27 +622,27 @@ def test_five_elements_too_few_for_an_active_set(project: Project) -> None:
         "max_iter": 1,
     }
     project.write(rattled(8, symbols=FIVE), small)
-    manifest, listener = project.run(1)
+    run = project.train(1)
     evaluation = project.evaluation(1)
     assert len([c for c in evaluation.physics if c.kind == "dimer"]) == 15
     assert set(evaluation.train.per_element) == set(FIVE)
     assert evaluation.active_set is None
-    assert "potential.asi" not in manifest.artefacts
+    assert "potential.asi" not in run.manifest.artefacts
     (reason,) = (note for note in evaluation.notes if "no active set" in note)
     assert "Insufficient atomic environments" in reason
     assert reason in project.report(1).warnings
-    assert f"note: {reason}" in listener.messages
+    assert f"note: {reason}" in run.messages
     assert evaluation.test.extrapolation_grade is None
 
 
 def test_a_singular_active_set_is_not_published(project: Project) -> None:
     """Made by python-ace 0.4.0rc1 with --full: its own structures would be extrapolations."""
-    project.write(rattled(10), {}, evaluation={"active_set": "full", "dynamics_steps": 0})
-    manifest, _ = project.run(1)
+    project.write(rattled(10), LINEAR, evaluation={"active_set": "full", "dynamics_steps": 0})
+    run = project.train(1)
     evaluation = project.evaluation(1)
     if evaluation.active_set is None:
         assert any("made a singular active set: row" in note for note in evaluation.notes)
-        assert "potential.asi" not in manifest.artefacts
+        assert "potential.asi" not in run.manifest.artefacts
     else:
         assert evaluation.train.extrapolation_grade is not None
         assert evaluation.train.extrapolation_grade.max < 1.1
@@ -716,10 +667,10 @@ def test_a_core_is_moved_below_the_distances_of_the_test_set(project: Project) -
         dataset={"seed": seed},
         evaluation={"active_set": False, "dynamics_steps": 0},
     )
-    project.run(1)
+    project.train(1)
     evaluation = project.evaluation(1)
     assert "the ZBL core of Cu-Cu begins at" in evaluation.notes[0]
-    cores = cores_of(project.artefact(1, "potential.yaml"))
+    cores = cores_of(project.artefact("potential.yaml"))
     by_side = {side: project.structures(1, side) for side in ("train", "test")}
     shortest = {side: _shortest_distances(path)["Cu", "Cu"] for side, path in by_side.items()}
     assert shortest["test"] < shortest["train"] - 0.3
@@ -731,7 +682,7 @@ def test_a_core_is_moved_below_the_distances_of_the_test_set(project: Project) -
 
 def _require_core_mattered(project: Project, distance: float) -> None:
     """Check that a core at the shortest distance of the training set has errors of eVs."""
-    published = project.artefact(1, "potential.yaml")
+    published = project.artefact("potential.yaml")
     content = read_potential(published)
     for block in content["species"]:
         block["r_in"] = float(distance)

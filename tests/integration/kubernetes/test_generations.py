@@ -119,20 +119,3 @@ def test_an_indexed_job_trains_an_ensemble(
     assert [(m.number, m.seed) for m in manifest.ensemble.members] == [(1, 42), (2, 43)]
     assert manifest.environment.scheduler is not None
     assert manifest.environment.scheduler.id == f"{handle.id}/{manifest.ensemble.best - 1}"
-
-
-def test_status_shows_the_runs_error_message(
-    scheduler: KubernetesScheduler,
-    values: dict[str, Any],
-    node: Node,
-    namespace: str,
-    tmp_path: Path,
-) -> None:
-    """Its termination message reaches status through pod and Job."""
-    values["database"]["select"] = "status=absent"
-    with PodRunner(node, namespace, tmp_path):
-        handle = scheduler.submit(scheduler.plan(_request(values, tmp_path)))
-        status = wait_for(lambda: (s := scheduler.status(handle)).state.ended and s, "the end")
-    assert (status.state, status.native) == (JobState.FAILED, "PodFailurePolicy")
-    assert status.exit_code == 65
-    assert "status=absent" in status.reason

@@ -113,37 +113,7 @@ def test_a_quota_on_what_pods_do_not_state(
     assert (limits["cpu"], limits["ephemeral-storage"]) == ("4", "30Gi")
 
 
-def test_kueue_suspends_the_job(
-    scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
-) -> None:
-    """The Job is created suspended, with one label; Kueue starts it, here simulated."""
-    handle = submit(queue="training")
-    status = scheduler.status(handle)
-    assert (status.state, status.native) == (JobState.PENDING, "Suspended")
-    assert "Kueue's queue training" in str(status.reason)
-    job = node.batch.read_namespaced_job(handle.name, namespace)
-    assert job.metadata.labels["kueue.x-k8s.io/queue-name"] == "training"
-    node.batch.patch_namespaced_job(handle.name, namespace, {"spec": {"suspend": False}})
-    node.start(node.pod(namespace, handle.name))
-    assert scheduler.status(handle).state is JobState.RUNNING
-
-
 # -- ends -----------------------------------------------------------------------------------------
-
-
-def test_a_job_succeeds(
-    scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
-) -> None:
-    """With one line about the published generation."""
-    handle = submit()
-    pod = node.pod(namespace, handle.name)
-    node.start(pod)
-    message = json.dumps({"exit_code": 0, "message": "published gen_04, test errors: …"})
-    node.end(pod, 0, message=message)
-    status = until(scheduler, handle, lambda s: s.state.ended)
-    assert status == JobStatus(
-        JobState.SUCCEEDED, "Complete", "published gen_04, test errors: …", None, 0
-    )
 
 
 @pytest.mark.parametrize(
@@ -227,24 +197,6 @@ def test_a_disruption_does_not_count(
     status = scheduler.status(handle)
     assert status.state is JobState.RUNNING
     assert "attempt 1 ended, it was disrupted: PreemptionByScheduler" in str(status.reason)
-
-
-def test_a_deadline_is_shown(
-    scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
-) -> None:
-    """It is not reported as a failure of the run, whose pod ends with 75."""
-    handle = submit(active_deadline_seconds=1)
-    pod = node.pod(namespace, handle.name)
-    node.start(pod)
-    read = node.core.read_namespaced_pod
-    wait_for(
-        lambda: read(pod.metadata.name, namespace).metadata.deletion_timestamp, "a stopped pod"
-    )
-    node.end(pod, 75)
-    node.remove(pod)
-    status = until(scheduler, handle, lambda s: s.state.ended)
-    assert (status.state, status.native) == (JobState.FAILED, "DeadlineExceeded")
-    assert "active_deadline_seconds" in str(status.hint)
 
 
 # -- other containers ------------------------------------------------------------------------------
@@ -349,18 +301,6 @@ def test_an_ensemble_counts_its_members(
     status = until(scheduler, handle, lambda s: s.state.ended)
     assert (status.state, status.native) == (JobState.FAILED, "FailedIndexes")
     assert "failed indexes; last, exit code 70" in str(status.reason)
-
-
-def test_an_ensemble_succeeds(
-    scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
-) -> None:
-    """When all members have succeeded."""
-    handle = submit(ensemble=2)
-    for _ in range(2):
-        node.end(node.pod(namespace, handle.name), 0)
-    status = until(scheduler, handle, lambda s: s.state.ended)
-    assert status.state is JobState.SUCCEEDED
-    assert status.reason == "all 2 members are done"
 
 
 # -- what can't be read ----------------------------------------------------------------------------
