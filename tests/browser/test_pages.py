@@ -121,7 +121,6 @@ def test_a_report_can_be_read(browser: Browser, page: Path, width: int, scheme: 
 def test_a_comparison_can_be_read(
     browser: Browser, comparison: Path, width: int, scheme: str
 ) -> None:
-    """Same as for a report; each generation has a distinct colour."""
     browser.open(comparison, width=width, scheme=scheme)
     assert browser.run("return document.documentElement.scrollWidth") <= width
     assert browser.run(OVERFLOWING) == []
@@ -206,7 +205,6 @@ def test_a_page_prints(browser: Browser, page: Path) -> None:
 
 
 def test_a_page_without_evaluation(browser: Browser, tmp_path: Path) -> None:
-    """The page of an older generation says so, and has the rest."""
     page = _write(tmp_path, make_report(2, evaluation=None), make_report(1, evaluation=None))
     browser.open(page, width=390)
     assert browser.run("return document.querySelector('h1 .badge').textContent") == "Not evaluated"

@@ -72,7 +72,6 @@ def test_a_lost_connection_is_restored(
     database: str,
     tmp_path: Path,
 ) -> None:
-    """The export restarts, and has every row once."""
     config = make_config(REPLAYED, run=RUN, database={"url": postgresql.url(database)})
     cut = after_pages(1, lambda: disconnect(postgresql, database))
     job = jobs.run_job(config, tmp_path, fault=both(replayed_pacemaker(tmp_path), cut))
@@ -110,7 +109,6 @@ def test_a_server_that_stays_unavailable_ends_the_job(
 
 
 def test_a_locked_file_is_waited_for(make_config: Callable[..., JobConfig], tmp_path: Path) -> None:
-    """Another program writes to the SQLite database for a while."""
     config = make_config(REPLAYED, run=RUN)
 
     def wait_little_for_locks() -> None:
@@ -141,7 +139,6 @@ def test_a_locked_file_is_waited_for(make_config: Callable[..., JobConfig], tmp_
 def test_a_truncated_file_ends_the_export(
     make_config: Callable[..., JobConfig], tmp_path: Path
 ) -> None:
-    """For example on a network file system that loses content."""
     config = make_config(REPLAYED, run=RUN)
     path = tmp_path / "structures.db"
     whole = path.read_bytes()

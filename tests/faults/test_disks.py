@@ -72,7 +72,6 @@ def test_a_disk_fills_up(
 def test_a_store_turns_read_only_in_the_fit(
     make_config: Callable[..., JobConfig], disk: Path, tmp_path: Path, tally: Tally
 ) -> None:
-    """Stored checkpoints are not lost; nothing is published."""
     remount(disk, "size=50m")
     config = make_config(REPLAYED, run=RUN, storage={"url": str(disk)})
     fault = replayed_pacemaker(tmp_path)
@@ -110,7 +109,6 @@ def test_an_unused_database_in_wal_mode_is_read_from_a_read_only_disk(disk: Path
 
 
 def test_a_database_in_use_in_wal_mode_on_a_read_only_disk_has_a_remedy(disk: Path) -> None:
-    """The content of its -wal file would be missing."""
     remount(disk, "size=50m")
     path = disk / "structures.db"
     write_database(path, rattled(4))

@@ -72,7 +72,6 @@ def test_only_state_of_the_same_job_is_kept(
     *,
     resumes: bool,
 ) -> None:
-    """State of another run is removed in either case."""
     config = make_config(REPLAYED, run=RUN)
     _stopped(config, tmp_path, HAND)
     own = _stopped(config, tmp_path, first, "--fresh")

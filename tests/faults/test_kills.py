@@ -140,7 +140,6 @@ def test_killed_at_a_stage_boundary_of_a_real_fit(
     when: str,
     number: signal.Signals,
 ) -> None:
-    """The same with pacemaker."""
     config = make_config()
     job = jobs.run_job(config, tmp_path, fault=kill_at(*STAGES[stage], when, number))
     assert job.code != 0 or number == TERM, job.text()

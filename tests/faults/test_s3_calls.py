@@ -114,7 +114,6 @@ def test_no_transient_fault_reaches_a_run(
 def test_a_lost_response_to_a_create_is_a_success(
     impatient: ObjectStore, direct: ObjectStore, s3_proxy: FaultProxy, fault: str
 ) -> None:
-    """The store rejects the retry, because it has the first copy."""
     s3_proxy.order(fault, method="PUT")
     impatient.put_if_absent("m", b"by attempt a")
     assert direct.get("m") == b"by attempt a"
@@ -128,7 +127,6 @@ def test_a_lost_response_to_a_create_is_a_success(
 def test_a_conflict_is_no_success_after_a_lost_response(
     impatient: ObjectStore, direct: ObjectStore, s3_proxy: FaultProxy
 ) -> None:
-    """Another writer was first."""
     direct.put("m", b"by attempt b")
     s3_proxy.order("lost answer", method="PUT", times=2)
     with pytest.raises(ObjectExistsError):
@@ -188,7 +186,6 @@ def test_a_truncated_download_leaves_nothing(
 def test_a_checksum_detects_a_corrupted_download(
     impatient: ObjectStore, direct: ObjectStore, s3_proxy: FaultProxy, tmp_path: Path
 ) -> None:
-    """If the store keeps one, small records are protected too."""
     direct.put("k", b"x" * 1000)
     s3_proxy.order("corrupted", method="GET", times=2)
     for call in (lambda: impatient.download("k", tmp_path / "down"), lambda: impatient.get("k")):
@@ -256,7 +253,6 @@ LASTING += ["RequestTimeTooSkewed", "SignatureDoesNotMatch", "InvalidRequest"]
 def test_permanent_errors_are_not_retried(
     patient: ObjectStore, s3_proxy: FaultProxy, tmp_path: Path, code: str
 ) -> None:
-    """Even in a run with long retries: only a person can fix them."""
     (tmp_path / "up").write_bytes(b"x")
     calls = [
         lambda: patient.get("a"),
@@ -294,7 +290,6 @@ def test_retries_are_limited_and_logged(
 
 
 def test_retries_of_conflicts_are_limited(impatient: ObjectStore, s3_proxy: FaultProxy) -> None:
-    """With an explanation; the error is transient."""
     s3_proxy.order("ConditionalRequestConflict", method="PUT", times=float("inf"))
     with pytest.raises(StoreError, match=r"can't write m to s3://.* others keep writing") as caught:
         impatient.put_if_absent("m", b"x")

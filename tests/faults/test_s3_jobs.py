@@ -77,7 +77,6 @@ def test_replayed_fits_through_a_worse_network(
     s3_proxy: FaultProxy,
     tally: Tally,
 ) -> None:
-    """Every kind of fault occurs; damaged data are never accepted."""
     texts: list[str] = []
     s3_proxy.hang_s = 1.2
     # The order of requests varies: repeat until each kind of fault was drawn.
@@ -110,7 +109,6 @@ def test_replayed_fits_through_a_worse_network(
 def test_a_permanent_error_ends_a_job_at_once(
     run: Callable[..., Job], s3_proxy: FaultProxy, tmp_path: Path, code: str, words: str
 ) -> None:
-    """Before any export, after one request, with one line."""
     s3_proxy.order(code, times=float("inf"))
     job = run()
     jobs.require_one_error(job, words)

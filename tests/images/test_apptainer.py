@@ -27,7 +27,6 @@ def in_image(apptainer: Apptainer, sif: Path, job: ImageJob) -> list[str]:
 
 
 def test_labels_and_help(apptainer: Apptainer, sif: Path) -> None:
-    """Version, variant and licence of the content; help."""
     described = json.loads(apptainer("inspect", "--json", "--labels", sif))
     labels = described["data"]["attributes"]["labels"]
     assert labels["org.opencontainers.image.version"] == "test"
@@ -38,7 +37,6 @@ def test_labels_and_help(apptainer: Apptainer, sif: Path) -> None:
 
 
 def test_no_build_files_are_left(apptainer: Apptainer, sif: Path) -> None:
-    """No pip, no pip settings, no sources."""
     removed = "/mnt/* /etc/pip.conf /opt/pip /opt/mlip-job/bin/pip /opt/build/source"
     script = f"for path in {removed}; do test ! -e $path || echo $path; done"
     assert apptainer("exec", "--containall", sif, "sh", "-c", script) == ""
@@ -94,7 +92,6 @@ def test_a_batch_job_in_the_image(
 def test_unknown_variants_are_rejected(
     apptainer: Apptainer, base_files: Path, pip_settings: Path, tmp_path: Path
 ) -> None:
-    """The build lists the variants before it installs anything."""
     options = build_options(base_files, pip_settings)
     command = [*apptainer.command, *options, "--build-arg", "variant=rocm", tmp_path / "x.sif"]
     done = subprocess.run(

@@ -90,7 +90,6 @@ def test_an_interrupted_job_resumes(podman: Podman, make_job: Callable[..., Imag
 
 
 def test_exit_codes_are_passed_on(podman: Podman) -> None:
-    """The init returns the exit code of the job."""
     done = subprocess.run(
         [*podman.job(), "run", "-g", "1"], check=False, capture_output=True, text=True
     )

@@ -83,7 +83,6 @@ def _rejected(cli: Cli, project: Family, code: int, *arguments: object) -> str:
 def test_settings(
     cli: Cli, project: Family, sections: dict[str, Any], code: int, words: list[str]
 ) -> None:
-    """The message names the setting or the file."""
     (project.root / "notes.db").write_text("not a database, but long enough to be one" * 9)
     project.configure(**sections)
     message = _rejected(cli, project, code, "run", "-g", "1")
@@ -93,7 +92,6 @@ def test_settings(
 
 @pytest.mark.parametrize("verb", ["run", "export"])
 def test_no_row_selected(cli: Cli, project: Family, verb: str) -> None:
-    """The message lists all statuses with their counts."""
     write_database(project.database, rattled(2), status="failed")
     project.configure(database={"select": "status=done"})
     message = _rejected(cli, project, 65, verb, "-g", "1")
@@ -105,7 +103,6 @@ def test_no_row_selected(cli: Cli, project: Family, verb: str) -> None:
 def test_wrong_password(
     cli: Cli, project: Family, postgresql: DatabaseServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The message does not contain the password."""
     monkeypatch.setenv("MLIP_JOB_DATABASE_PASSWORD", "hunter2-is-wrong")
     project.configure(database={"url": postgresql.url(postgresql.new_database())})
     message = _rejected(cli, project, 69, "run", "-g", "1")
@@ -151,7 +148,6 @@ def _flat() -> Atoms:
     ],
 )
 def test_unusable_rows(cli: Cli, project: Family, atoms: Atoms, reason: str) -> None:
-    """Too many of them are an error that lists their ids."""
     (row,) = write_database(project.database, [atoms])
     project.configure(dataset={"max_rejected_fraction": 0.0})
     message = _rejected(cli, project, 65, "export", "-g", "1").replace("_", " ")
@@ -171,7 +167,6 @@ def test_same_structure_with_other_energy(cli: Cli, project: Family) -> None:
 
 
 def test_element_that_the_configuration_lacks(cli: Cli, project: Family) -> None:
-    """A potential without it would still be fitted to its atoms."""
     (row,) = write_database(project.database, rattled(1, symbols=("Cu", "Ni"), seed=8))
     project.configure({"elements": ["Cu"]})
     message = _rejected(cli, project, 65, "run", "-g", "1")
@@ -180,7 +175,6 @@ def test_element_that_the_configuration_lacks(cli: Cli, project: Family) -> None
 
 
 def test_basis_too_small_for_the_elements(cli: Cli, tmp_path: Path) -> None:
-    """The message has the smallest number that works."""
     project = Family(tmp_path)
     project.configure()
     write_database(project.database, rattled(12, symbols=("Al", "Cu", "Ni")))
@@ -191,14 +185,12 @@ def test_basis_too_small_for_the_elements(cli: Cli, tmp_path: Path) -> None:
 def test_pacemaker_not_installed(
     cli: Cli, project: Family, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The error comes before the export."""
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "pacemaker is not installed" in _rejected(cli, project, 64, "run", "-g", "1")
 
 
 def test_generation_to_start_from_is_absent(cli: Cli, project: Family) -> None:
-    """The message names it."""
     message = _rejected(cli, project, 64, "run", "-g", "2")
     assert "gen_01, which is not published" in message
 
@@ -206,7 +198,6 @@ def test_generation_to_start_from_is_absent(cli: Cli, project: Family) -> None:
 def test_absent_bucket(
     cli: Cli, project: Family, s3_server: S3Server, s3_credentials: None
 ) -> None:
-    """The message names it."""
     project.configure(
         storage={"url": "s3://no-such-bucket/p", "endpoint_url": s3_server.endpoint_url}
     )
@@ -217,7 +208,6 @@ def test_absent_bucket(
 def test_missing_credentials(
     cli: Cli, project: Family, s3_bucket: StorageConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The message lists the variables to set."""
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     project.configure(storage=s3_bucket.model_dump())
@@ -229,14 +219,12 @@ def test_missing_credentials(
 
 @pytest.mark.pacemaker
 def test_generation_exists_with_another_cutoff(cli: Cli, family: Family) -> None:
-    """The difference is named."""
     message = _rejected(cli, family, 73, "run", "-g", "1", "--set", "training.cutoff=6.0")
     assert "training.cutoff: 5.5 published, 6.0 asked" in message
 
 
 @pytest.mark.pacemaker
 def test_generation_exists_with_this_configuration(cli: Cli, family: Family) -> None:
-    """Nothing to do is no error: a retried pod succeeds."""
     before = _without_hints(_content(family))
     ended = cli("-c", family.config_path, "run", "-g", "1", "--json")
     assert ended.code == 0
@@ -268,7 +256,6 @@ def test_stored_object_whose_hash_is_wrong(cli: Cli, family: Family, verb: list[
 
 @pytest.mark.pacemaker
 def test_pull_keeps_existing_files(cli: Cli, family: Family) -> None:
-    """A file of the same name with other content."""
     target = family.root / "here"
     target.mkdir()
     (target / "gen_01.yace").write_text("mine")
@@ -278,7 +265,6 @@ def test_pull_keeps_existing_files(cli: Cli, family: Family) -> None:
 
 @pytest.mark.pacemaker
 def test_pull_with_dataset_and_verify(cli: Cli, family: Family) -> None:
-    """All files, verified."""
     target = family.root / "here"
     ended = cli("-c", family.config_path, "pull", "-g", "latest", "-o", target, "--dataset")
     assert ended.code == 0
@@ -293,7 +279,6 @@ def test_pull_with_dataset_and_verify(cli: Cli, family: Family) -> None:
 
 @pytest.mark.pacemaker
 def test_list_and_show(cli: Cli, family: Family) -> None:
-    """As text for people, as one JSON document for programs."""
     listed = cli("-c", family.config_path, "list")
     assert "gen_01 *" in listed.out
     document = json.loads(cli("-c", family.config_path, "list", "--json").out)
@@ -373,7 +358,6 @@ def test_init_proposes_the_keys_of_the_rows(
 def test_check_finds_errors_of_the_dataset(
     cli: Cli, project: Family, dataset: dict[str, Any], code: int, text: str
 ) -> None:
-    """It selects, validates and splits like a run."""
     project.configure(dataset=dataset)
     checked = cli("-c", project.config_path, "check")
     assert checked.code == code
@@ -382,7 +366,6 @@ def test_check_finds_errors_of_the_dataset(
 
 
 def test_check_looks_at_a_sample_of_many_rows(project: Family) -> None:
-    """The basis is that of all rows, estimated."""
     write_database(project.database, rattled(30, seed=9))
     project.configure({"functions_per_element": "auto"})
     config = project.config
@@ -411,7 +394,6 @@ def test_init_writes_a_short_cutoff_for_molecules(
 
 
 def test_check_warns_of_a_basis_that_the_data_can_not_determine(cli: Cli, project: Family) -> None:
-    """With the number that fits, before anything is computed."""
     project.configure({"functions_per_element": 3000})
     checked = cli("-c", project.config_path, "check")
     assert checked.code == 0
@@ -420,7 +402,6 @@ def test_check_warns_of_a_basis_that_the_data_can_not_determine(cli: Cli, projec
 
 
 def test_check_notes_rows_of_several_calculators(cli: Cli, project: Family) -> None:
-    """With the number of rows of each, before a fit mixes them."""
     one, other = rattled(2, seed=9)
     one.calc.name = "vasp"
     write_database(project.database, [one])
@@ -438,7 +419,6 @@ def test_check_notes_rows_of_several_calculators(cli: Cli, project: Family) -> N
 def test_init_keeps_passwords_out(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither in the file nor in the error."""
     monkeypatch.chdir(tmp_path)
     ended = cli("init", "postgresql://me:hunter2@host:5432/db")
     assert ended.code == 64
@@ -450,7 +430,6 @@ def test_init_keeps_passwords_out(
 def test_check_names_every_problem_with_its_remedy(
     cli: Cli, project: Family, s3_server: S3Server, s3_credentials: None
 ) -> None:
-    """All in one run; the exit code is that of the first."""
     project.configure(
         database={"url": "absent.db"},
         storage={"url": "s3://no-such-bucket", "endpoint_url": s3_server.endpoint_url},

@@ -102,7 +102,6 @@ def test_rows_come_in_the_order_of_ids_across_pages(
 
 @pytest.mark.parametrize("step", [3, 30])
 def test_only_requested_rows_are_read(server: DatabaseServer, step: int) -> None:
-    """A sample of the selected rows, also through ASE."""
     name = server.new_database()
     rows = structures()
     fill(server.url_with_password(name), rows, list(range(len(rows))))
@@ -142,7 +141,6 @@ def test_misshapen_forces(server: DatabaseServer, tmp_path: Path) -> None:
 def test_not_finite_numbers(
     postgresql: DatabaseServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PostgreSQL stores NaN; such rows are rejected and named."""
     monkeypatch.setenv(PASSWORD, postgresql.password)
     name = postgresql.new_database()
     target = postgresql.url_with_password(name)
@@ -153,7 +151,6 @@ def test_not_finite_numbers(
 
 
 def test_nothing_selected(server: DatabaseServer, tmp_path: Path) -> None:
-    """The statuses of a server's rows are counted too."""
     name = server.new_database()
     write_database(server.url_with_password(name), rattled(3), status="failed")
     with pytest.raises(DataError, match="failed: 3"):
@@ -178,7 +175,6 @@ def test_wrong_password(
 def test_password_of_the_drivers_own_variable(
     server: DatabaseServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without our variable, PGPASSWORD or MYSQL_PWD is used."""
     monkeypatch.delenv(PASSWORD)
     own = "PGPASSWORD" if server.scheme == "postgresql" else "MYSQL_PWD"
     monkeypatch.setenv(own, server.password)
@@ -199,7 +195,6 @@ def test_empty_database_is_left_empty(server: DatabaseServer, tmp_path: Path) ->
 
 
 def test_absent_database(server: DatabaseServer, tmp_path: Path) -> None:
-    """A database name that the server does not know is named."""
     with pytest.raises(DatabaseError, match="no_such_database"):
         build(server.url("no_such_database"), tmp_path / "out")
 

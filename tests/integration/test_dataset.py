@@ -239,7 +239,6 @@ def file_size_limit() -> Iterator[None]:
 
 @pytest.mark.usefixtures("file_size_limit")
 def test_a_full_disk_leaves_nothing(db: Path, tmp_path: Path) -> None:
-    """The operating system's error is raised."""
     write_database(db, rattled(20))
     size = build(db, tmp_path / "whole").files["train.xyz"].size
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -306,7 +305,6 @@ def test_constrained_slab_keeps_its_real_forces(db: Path, out: Path) -> None:
 
 
 def test_molecules(db: Path, out: Path) -> None:
-    """Molecules are written without cell and stress."""
     rng = np.random.default_rng(0)
     waters = []
     for _ in range(10):
@@ -360,7 +358,6 @@ def test_nearly_free_atoms_far_from_the_reference_energies_are_noted(db: Path, o
 
 @pytest.mark.parametrize("how", ["initial charges", "key"])
 def test_ions_are_no_references(db: Path, out: Path, how: str) -> None:
-    """A charged atom has another energy; the record names its row."""
     write_database(db, rattled(20))
     charges = [1.0] if how == "initial charges" else [0.0]
     ion = labelled(Atoms("Cu", charges=charges), energy=7.5)
@@ -417,7 +414,6 @@ def test_single_precision_loses_no_more_than_necessary(db: Path, out: Path) -> N
 
 
 def test_energies_far_from_cohesive_energies_are_noted(db: Path, out: Path) -> None:
-    """Tens of eV per atom are always noted."""
     write_database(db, rattled(20))
     odd = rattled(1, seed=7)[0]
     for name in ("energy", "free_energy"):
@@ -529,7 +525,6 @@ def test_slabs_with_other_idle_vectors_are_equal(db: Path, out: Path) -> None:
 
 
 def test_slabs_that_contradict_each_other_are_rejected(db: Path, out: Path) -> None:
-    """One slab with two energies, stored in two cells."""
     slab = with_emt(fcc111("Cu", (1, 1, 3), a=3.6, vacuum=4))
     other = slab.copy()
     other.cell[2, 2] = 50
@@ -618,7 +613,6 @@ def test_the_same_crystal_stays_on_one_side(db: Path, tmp_path: Path, how: str) 
 def test_contradicting_energies_of_one_crystal_are_rejected(
     db: Path, tmp_path: Path, how: str
 ) -> None:
-    """Also translated, in other cells and in another order."""
     original = rattled(1)[0]
     twin = with_emt(_stored_otherwise(original, how, 1))
     for name in ("energy", "free_energy"):
@@ -748,7 +742,6 @@ def test_changed_settings_of_an_inherited_split_are_noted(db: Path, tmp_path: Pa
 
 
 def test_damaged_parent_index(db: Path, tmp_path: Path) -> None:
-    """An unreadable index is named; nothing is guessed."""
     write_database(db, rattled(10))
     first = build(db, tmp_path / "a")
     (tmp_path / "a" / "index.csv.gz").write_bytes(b"\x1f\x8b broken")
@@ -851,7 +844,6 @@ def test_charged_cells_among_neutral_ones_are_noted(db: Path, tmp_path: Path, ho
 
 
 def test_methods_in_the_data_column_are_noted(db: Path, tmp_path: Path) -> None:
-    """Workflows store functional and calculator there."""
     for number, atoms in enumerate(rattled(12)):
         functional = "PBE" if number < 9 else "r2SCAN"
         with open_for_writing(db) as database:

@@ -59,7 +59,6 @@ def spoil(tmp_path: Path, kind: str) -> Path:
 
 @pytest.mark.parametrize("kind", ["absent", "directory", "text", "empty", "other tables"])
 def test_not_a_database(tmp_path: Path, out: Path, kind: str) -> None:
-    """The error names the path; the file is unchanged."""
     path = spoil(tmp_path, kind)
     before = path.read_bytes() if path.is_file() else path.exists()
     assert str(path) in refused(DatabaseError, path, out)
@@ -101,7 +100,6 @@ def test_bad_rows_are_listed_or_rejected(db: Path, tmp_path: Path, reason: str) 
 
 
 def test_isolated_atoms_do_not_dilute_rejections(db: Path, out: Path) -> None:
-    """The rejected fraction refers to the rows meant for training."""
     write_database(db, [labelled(Atoms("Cu"), energy=-1.0)] * 50)
     write_database(db, rattled(8))
     write_database(db, [labelled(rattled(1)[0], energy=-1.0)] * 2)
@@ -109,7 +107,6 @@ def test_isolated_atoms_do_not_dilute_rejections(db: Path, out: Path) -> None:
 
 
 def test_only_isolated_atoms(db: Path, out: Path) -> None:
-    """A selection of isolated atoms only is rejected."""
     write_database(db, [labelled(Atoms("Cu"), energy=-1.0)] * 3)
     assert "nothing is left to train on: 3 isolated atoms" in refused(DataError, db, out)
 
@@ -225,7 +222,6 @@ def test_whole_numbers_that_databases_round(db: Path, out: Path, select: str, re
 
 @pytest.mark.parametrize("select", ["uid=9007199254740991", "id<9007199254740993", "uid<1e20"])
 def test_numbers_that_databases_compare_exactly(db: Path, out: Path, select: str) -> None:
-    """Smaller ones, ids and floating-point limits are accepted."""
     write_database(db, rattled(10), uid=2**53 - 1)
     assert build(db, out, select=select).counts.accepted == 10
 
@@ -241,7 +237,6 @@ def test_elements_must_agree(db: Path, out: Path, elements: tuple[str, ...], mes
 
 
 def test_element_only_in_test(db: Path, out: Path) -> None:
-    """An element without training data is an error with its rows."""
     write_database(db, [*rattled(3), *rattled(1, symbols=("Au",))])
     for seed in range(100):
         try:
@@ -262,7 +257,6 @@ def test_side_left_empty(db: Path, out: Path) -> None:
 
 
 def test_unknown_group_key(db: Path, out: Path) -> None:
-    """A group_by that no row has is a misspelling."""
     write_database(db, rattled(10), traj="a")
     assert "'trajectory'" in refused(DataError, db, out, group_by="trajectory")
 
@@ -298,7 +292,6 @@ def test_incomplete_reference_energies(db: Path, out: Path) -> None:
 
 
 def test_unsupported_scheme(out: Path) -> None:
-    """A URL of an unknown kind lists the known ones."""
     assert "oracle:// is not supported" in refused(ConfigError, "oracle://u@h/d", out)
 
 

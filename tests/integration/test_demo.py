@@ -63,7 +63,6 @@ def test_demo_publishes_two_generations(
 
 
 def test_demo_database_has_rows_of_all_kinds(tmp_path: Path) -> None:
-    """Rows of two generations, and rows to reject."""
     from mlip_job.demo import write_demo_database
 
     write_demo_database(tmp_path / "s.db", ["Cu", "Au"])
@@ -86,7 +85,6 @@ def test_demo_database_has_rows_of_all_kinds(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("elements", "named"), [("Cu,Fe", "Fe"), ("H2O", "H2O"), ("", "")])
 def test_demo_rejects_other_elements(cli: Cli, tmp_path: Path, elements: str, named: str) -> None:
-    """The message lists the elements of EMT."""
     ended = cli("demo", "-o", tmp_path / "demo", "--elements", elements)
     assert ended.code == 64
     assert f"EMT has no parameters for {named}" in ended.err
@@ -95,7 +93,6 @@ def test_demo_rejects_other_elements(cli: Cli, tmp_path: Path, elements: str, na
 
 
 def test_demo_keeps_existing_files(cli: Cli, tmp_path: Path) -> None:
-    """An existing database of that name is not overwritten."""
     (tmp_path / "structures.db").write_text("mine")
     assert cli("demo", "-o", tmp_path).code == 64
     assert (tmp_path / "structures.db").read_text() == "mine"

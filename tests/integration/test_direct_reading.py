@@ -96,7 +96,6 @@ def fill(name: str) -> None:
 def test_every_row_is_the_one_that_ase_reads(
     target: tuple[str, str], monkeypatch: pytest.MonkeyPatch, page: int
 ) -> None:
-    """Valid and invalid ones, for pages of any size."""
     monkeypatch.setattr("mlip_job.dataset.database.PAGE", page)
     fill(target[0])
     config = DatabaseConfig(url=target[1], select="")
@@ -260,7 +259,6 @@ def test_a_row_of_a_slow_transaction_changes_the_state(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("version", "fast"), [(7, False), (8, True), (9, True)])
 def test_versions_of_the_tables(tmp_path: Path, version: int, fast: bool) -> None:
-    """Unknown versions are read through ASE, with the same result."""
     path = tmp_path / "structures.db"
     write_database(path, rattled(3))
     _execute(path, f"UPDATE information SET value = '{version}' WHERE name = 'version'")  # noqa: S608
@@ -274,7 +272,6 @@ def test_versions_of_the_tables(tmp_path: Path, version: int, fast: bool) -> Non
 
 
 def test_later_versions_are_rejected(tmp_path: Path) -> None:
-    """ASE rejects them too."""
     path = tmp_path / "structures.db"
     write_database(path, rattled(3))
     _execute(path, "UPDATE information SET value = '10' WHERE name = 'version'")

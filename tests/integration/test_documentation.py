@@ -110,7 +110,6 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_block_is_run_or_marked(page: Path) -> None:
-    """Each block has a marker."""
     default = "not run: page" if _PAGE_MARK.search(page.read_text(encoding="utf-8")) else ""
     unmarked = [
         block.text
@@ -129,20 +128,17 @@ def test_every_block_has_a_known_language(page: Path) -> None:
 
 @pytest.mark.parametrize("name", RUN_IN_THE_DEMO)
 def test_commands_of_a_page_run_in_the_demo(name: str, demo: Path, tmp_path: Path) -> None:
-    """In a copy of its folder, as the pages say."""
     folder = shutil.copytree(demo, tmp_path / "mlip-demo")
     page = ROOT / "docs" / f"{name}.md"
     assert run_blocks(page, folder, MLIP_JOB__TRAINING__MAX_ITER="0") > 0
 
 
 def test_commands_of_the_readme_run_on_a_database(demo: Path, tmp_path: Path) -> None:
-    """On a database without a configuration."""
     shutil.copy(demo / "structures.db", tmp_path)
     assert run_blocks(ROOT / "README.md", tmp_path) > 0
 
 
 def test_commands_of_a_page_run_in_the_clone(demo: Path, tmp_path: Path) -> None:
-    """With the demo in it, as created by ``make demo``."""
     shutil.copytree(demo, tmp_path / "mlip-demo")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     assert run_blocks(ROOT / "docs" / "command-line.md", tmp_path) > 0
@@ -174,7 +170,6 @@ def test_scripts_that_label_rows(demo: Path, tmp_path: Path) -> None:
 
 
 def test_no_other_page_has_blocks_that_seem_to_run() -> None:
-    """A marker on a page that no test runs would be misleading."""
     names = (*RUN_IN_THE_DEMO, "command-line", "dataset")
     run = {ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in names)}
     marked = {p for p in PAGES if any(b.exit_code is not None for b in blocks(p, "sh", "python"))}
@@ -196,7 +191,6 @@ def test_documented_settings_are_valid() -> None:
 
 
 def test_messages_in_troubleshooting_exist() -> None:
-    """So that searching for a message finds it."""
     nodes = [
         node
         for path in (ROOT / "job" / "mlip_job").rglob("*.py")

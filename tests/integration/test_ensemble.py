@@ -189,7 +189,6 @@ def test_candidates_are_selected_by_the_spread_of_the_members(
 def test_an_ensemble_is_verified_listed_and_pulled(
     complete: Family, cli: Callable[..., Ended], tmp_path: Path
 ) -> None:
-    """Including the members' potentials."""
     options = ("-c", complete.config_path)
     assert cli(*options, "verify", "-g", 1).out == "gen_01 is intact\n"
     listed = cli(*options, "list").out.splitlines()
@@ -300,7 +299,6 @@ def test_concurrent_last_members_publish_once(fully_trained: Family) -> None:
     "options", [["--member", 1], ["--member", 3, "--of", 2], ["--of", 2], ["--of", 1]]
 )
 def test_invalid_members(half: Family, cli: Callable[..., Ended], options: list[object]) -> None:
-    """A usage error that says what is missing."""
     assert cli("-c", half.config_path, "run", "-g", 1, *options).code == 64
 
 

@@ -175,7 +175,6 @@ def test_cost_of_the_published_potential_is_measured(trained: Project, cli: Any)
 
 
 def test_the_worst_structures_are_named(trained: Project) -> None:
-    """Ten of them, alternately by energy and by force."""
     known = _predictions(trained, 1, "train")
     by_energy = max(known, key=lambda k: abs(k["energies"][1] - k["energies"][0]))
     by_force = max(known, key=lambda k: np.abs(k["forces"][1] - k["forces"][0]).max())
@@ -206,7 +205,6 @@ def test_headline_has_the_errors_of_the_artefact(trained: Project) -> None:
 
 
 def test_pacemaker_agrees(trained: Project) -> None:
-    """Its RMSE of the training set agrees to a relative 1e-6."""
     for generation in (1, 2):
         evaluation = trained.evaluation(generation)
         (agreement,) = evaluation.agreement
@@ -307,7 +305,6 @@ def test_active_set_grades_known_and_unknown_structures(trained: Project) -> Non
 
 
 def test_stress_is_the_derivative_of_the_energy(trained: Project) -> None:
-    """With ASE's sign and order, like that of DFT in the dataset."""
     potential = Potential(trained.artefact("potential.yace"))
     (atoms, *_) = ase.io.read(trained.structures(1, "train"), ":")
     stress = potential.predict(atoms, "a structure").stress
@@ -336,7 +333,6 @@ def _tasks(trained: Project, repeat: int = 1) -> list[Task]:
 def test_many_processes_find_the_same_in_the_same_order(
     trained: Project, models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To the last bit; small tasks start no process."""
     tasks = _tasks(trained, 3)
     with measuring(models, atoms=1000, cores=64) as alone:
         expected = [m for batch in alone(tasks) for m in batch.measured]

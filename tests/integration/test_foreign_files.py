@@ -70,7 +70,6 @@ def test_the_command_converts(tmp_path: Path, out: Path, kind: str, name: str, s
 
 
 def test_directory_of_another_back_end(tmp_path: Path, out: Path) -> None:
-    """A directory of LMDB files is converted by a loop."""
     directory = tmp_path / "parts"
     directory.mkdir()
     write(directory / "a.aselmdb", "aselmdb", rattled(2))
@@ -94,7 +93,6 @@ def test_labels_of_a_file_under_other_names(tmp_path: Path, out: Path) -> None:
 
 
 def test_compressed_database(tmp_path: Path, out: Path) -> None:
-    """The command at the end of the message decompresses it."""
     plain = tmp_path / "plain.db"
     write_database(plain, rattled(12))
     packed = tmp_path / "packed.db"
@@ -106,14 +104,12 @@ def test_compressed_database(tmp_path: Path, out: Path) -> None:
 
 
 def test_json_of_another_kind(tmp_path: Path, out: Path) -> None:
-    """There is no conversion for it."""
     path = tmp_path / "settings.json"
     path.write_text('{"x": [1, 2]}')
     assert "ase db" not in refused(DatabaseError, path, out)
 
 
 def test_empty_file(tmp_path: Path, out: Path) -> None:
-    """An empty file is reported as empty."""
     path = tmp_path / "structures.db"
     path.touch()
     assert "is an empty file" in refused(DatabaseError, path, out)

@@ -105,7 +105,6 @@ def test_the_loss_is_ours(run: tuple[Trained, Path]) -> None:
 
 
 def test_the_next_generation_starts_from_it(run: tuple[Trained, Path]) -> None:
-    """With its coefficients, and by gracemaker alone."""
     trained, directory = run
     write_database(directory / "structures.db", rattled(6, seed=5))
     after = train(make_config(directory, TRAINING | {"max_iter": 3}), 2)

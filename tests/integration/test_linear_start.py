@@ -346,7 +346,6 @@ def test_it_is_pyaces_own_linear_fit(tmp_path: Path, shards: int) -> None:
 
 
 def test_processes_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bit by bit: results are summed in the order of the batches."""
     from mlip_job.training.pacemaker import linear_fit
 
     monkeypatch.setattr(linear_fit, "_BATCH_ATOMS", 16)

@@ -53,7 +53,6 @@ def test_energies_are_those_of_dft(family: Family) -> None:
 
 
 def test_optimiser_runs_on_it(family: Family) -> None:
-    """It is a normal ASE calculator."""
     from ase.optimize import BFGS
 
     atoms = bulk("Cu", cubic=True)
@@ -107,7 +106,6 @@ def test_cache_is_used_and_checked(family: Family, cache: Path) -> None:
 
 
 def test_cache_location_can_be_set(family: Family, tmp_path: Path) -> None:
-    """If it can't be created, the error says what to set."""
     load_potential(family.store, cache=tmp_path / "elsewhere")
     assert len(list((tmp_path / "elsewhere").iterdir())) == 1
     (tmp_path / "file").write_text("")
@@ -138,7 +136,6 @@ def test_the_url_may_name_the_family(
 
 
 def test_missing_objects_are_named(family: Family) -> None:
-    """Generations, families, active sets, elements."""
     with pytest.raises(ConfigError, match=r"gen_07 of cu is not published.*published: gen_01"):
         load_potential(family.store, generation=7)
     with pytest.raises(ConfigError, match=r"no generation of ag is published in "):
@@ -207,7 +204,6 @@ def bulk_energy(calculator: object, atoms: Atoms) -> float:
 def test_from_a_bucket(
     family: Family, s3_bucket: StorageConfig, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the endpoint as an argument or from the environment."""
     bucket, local = open_store(s3_bucket), DirectoryStore(family.store)
     for found in local.list(""):
         bucket.upload(family.store / found.key, found.key)
@@ -236,7 +232,6 @@ def test_the_package_stays_light() -> None:
 
 
 def test_without_python_ace(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error says what to install."""
     monkeypatch.setattr("mlip_job.potentials.find_spec", lambda _name: None)
     with pytest.raises(ConfigError, match="python-ace is not installed"):
         load_potential(family.store)

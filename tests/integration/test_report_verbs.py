@@ -89,7 +89,6 @@ def test_a_missing_page_is_generated(cli: Cli, registry: Registry, tmp_path: Pat
 
 
 def test_a_report_of_another_version_is_named(cli: Cli, registry: Registry, tmp_path: Path) -> None:
-    """With its key and a possible reason."""
     report = make_report(1)
     facts = make_facts(report)
     (tmp_path / "dataset.json").write_text(facts.dataset.to_json())
@@ -108,7 +107,6 @@ def test_a_report_of_another_version_is_named(cli: Cli, registry: Registry, tmp_
 
 
 def test_pages_are_opened_in_the_browser(registry: Registry, tmp_path: Path) -> None:
-    """By the desktop's command; without one the file is named."""
     _publish(registry, tmp_path, make_report(1), page="<p>")
     programs, opened = tmp_path / "bin", tmp_path / "opened"
     programs.mkdir()
@@ -140,7 +138,6 @@ def _in_own_process(tmp_path: Path, search: str) -> tuple[int, str]:
 def test_a_place_that_cannot_be_written_is_a_usage_error(
     cli: Cli, registry: Registry, tmp_path: Path
 ) -> None:
-    """One line that says what to do."""
     _publish(registry, tmp_path, make_report(1), page="<p>")
     ended = cli("report", "-g", 1, "-o", "missing/page.html")
     assert ended.code == 64
@@ -189,7 +186,6 @@ def test_impossible_comparisons_are_rejected(
     arguments: tuple[object, ...],
     message: str,
 ) -> None:
-    """With the reason."""
     _publish(registry, tmp_path, make_report(1))
     ended = cli("compare", *arguments)
     assert ended.code == 64
@@ -200,7 +196,6 @@ def test_impossible_comparisons_are_rejected(
 def test_the_list_compares_on_common_structures_only(
     cli: Cli, registry: Registry, tmp_path: Path
 ) -> None:
-    """Test errors on different test sets are not compared."""
     for number in (1, 2):
         _publish(registry, tmp_path, make_report(number, evaluation=make_evaluation(number)))
     _publish(registry, tmp_path, make_report(3, evaluation=None))

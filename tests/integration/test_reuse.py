@@ -16,43 +16,23 @@ from mlip_job.generation import export_generation
 from mlip_job.registry import Registry
 from mlip_job.registry.maintenance import collect_garbage, find_orphans
 from mlip_job.store.open import open_store
+from tests.generations import Silent, make_config
 from tests.servers.databases import DatabaseServer
 from tests.support import open_for_writing, rattled, write_database
 
 FOUND = "no row was written since"
 
 
-class _Listener:
-    """An observer that stores messages."""
-
-    def __init__(self) -> None:
-        self.heard = ""
-
-    def message(self, text: str) -> None:
-        self.heard += text + "\n"
-
-    def trainer_line(self, line: str) -> None:
-        raise AssertionError(line)
-
-    def progress(self, progress: object) -> None:
-        raise AssertionError(progress)
-
-
 def config_of(tmp_path: Path, **sections: Any) -> JobConfig:
-    values = {
-        "family": "cu",
-        "database": {"url": str(tmp_path / "structures.db")},
-        "storage": {"url": str(tmp_path / "store")},
-        "work_dir": str(tmp_path / "work"),
-    }
-    return JobConfig.model_validate(values | sections)
+    return make_config(tmp_path, **{"training": {}} | sections)
 
 
 def export(config: JobConfig, generation: int = 1, **options: Any) -> tuple[DatasetRecord, bool]:
-    listener, store = _Listener(), open_store(config.storage)
-    record = export_generation(config, generation, store=store, observer=listener, **options)
-    found = FOUND in listener.heard
-    assert found != ("reading " in listener.heard)
+    observer, store = Silent(), open_store(config.storage)
+    record = export_generation(config, generation, store=store, observer=observer, **options)
+    said = "\n".join(observer.messages)
+    found = FOUND in said
+    assert found != ("reading " in said)
     return record, found
 
 
@@ -112,14 +92,12 @@ def test_other_settings_are_another_query(tmp_path: Path, sections: dict[str, An
 
 
 def test_settings_of_the_fit_do_not_change_the_query(tmp_path: Path) -> None:
-    """A dataset is used for every fit to it."""
     write_database(tmp_path / "structures.db", rattled(20))
     export(config_of(tmp_path))
     assert export(config_of(tmp_path, training={"max_iter": 7, "force_weight": 3.0}))[1]
 
 
 def test_another_database_is_another_query(tmp_path: Path) -> None:
-    """Even if it is a copy: it may change independently."""
     write_database(tmp_path / "structures.db", rattled(20))
     record, _ = export(config_of(tmp_path))
     copy = tmp_path / "copy.db"
@@ -171,7 +149,6 @@ def test_a_damaged_dataset_is_rebuilt(tmp_path: Path, damage: str) -> None:
 
 
 def test_gc_removes_query_records_of_removed_datasets(tmp_path: Path) -> None:
-    """Records of existing datasets stay."""
     write_database(tmp_path / "structures.db", rattled(20))
     config = config_of(tmp_path)
     export(config)
@@ -193,7 +170,6 @@ def test_on_postgresql_and_s3(
     s3_bucket: StorageConfig,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The same there; the query record contains no password."""
     monkeypatch.setenv("MLIP_JOB_DATABASE_PASSWORD", postgresql.password)
     name = postgresql.new_database()
     write_database(postgresql.url_with_password(name), rattled(20))

@@ -154,7 +154,6 @@ def test_broken_structures_are_excluded_by_default(
 
 
 def test_the_same_structure_twice_is_chosen_once(select: Select, tmp_path: Path) -> None:
-    """The second one adds nothing, however high its grade."""
     strange = outliers()[0]
     ase.io.write(tmp_path / "twice.xyz", [strange, strange, *rattled(3, seed=5)])
     ranked = json.loads(select(tmp_path / "twice.xyz", "--json").out)["candidates"]
@@ -166,7 +165,6 @@ def test_the_same_structure_twice_is_chosen_once(select: Select, tmp_path: Path)
 
 
 def test_count_and_grades_limit_the_choice(select: Select, tmp_path: Path) -> None:
-    """The highest grades first, none outside the limits."""
     structures, _ = candidates()
     ase.io.write(tmp_path / "c.xyz", structures)
     every = json.loads(select(tmp_path / "c.xyz", "--json", "-o", "all.xyz").out)["candidates"]
@@ -189,7 +187,6 @@ def test_count_and_grades_limit_the_choice(select: Select, tmp_path: Path) -> No
 
 
 def test_rows_of_the_database_are_chosen_and_marked(select: Select, family: Family) -> None:
-    """Only selected rows, only on request, and only once."""
     structures, strange = candidates()
     ids = add_rows(family, structures, status="candidate", origin="md")
     before = statuses(family.database)
@@ -215,7 +212,6 @@ def test_rows_of_the_database_are_chosen_and_marked(select: Select, family: Fami
 def test_a_failing_database_marks_nothing_and_leaves_no_file(
     select: Select, family: Family
 ) -> None:
-    """Including the rows before the one that failed."""
     structures, _ = candidates()
     ids = add_rows(family, structures, status="candidate")
     with closing(sqlite3.connect(family.database)) as database:
@@ -235,7 +231,6 @@ def test_a_failing_database_marks_nothing_and_leaves_no_file(
 
 
 def test_a_concurrently_changed_row_marks_nothing(family: Family) -> None:
-    """A candidate may be running by the time it is marked."""
     ids = add_rows(family, rattled(3), status="candidate")
     with open_for_writing(family.database) as database:
         database.update(ids[1], status="running")
@@ -250,7 +245,6 @@ def test_a_concurrently_changed_row_marks_nothing(family: Family) -> None:
 def test_servers_mark_all_rows_or_none(
     kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PostgreSQL and MariaDB like SQLite."""
     server: DatabaseServer = request.getfixturevalue(kind)
     monkeypatch.setenv(PASSWORD, server.password)
     name = server.new_database()
@@ -275,7 +269,6 @@ def _statuses_on(server: DatabaseServer, name: str) -> list[str]:
 
 
 def test_candidates_without_grade_are_listed(select: Select, tmp_path: Path) -> None:
-    """By reason; the others are graded all the same."""
     lonely = bulk("Cu", cubic=True, a=3.6)
     lonely.set_cell([20, 20, 20])
     flat = Atoms("Cu2", [(0, 0, 0), (2, 0, 0)], cell=[4, 0, 0], pbc=(True, True, False))
@@ -319,7 +312,6 @@ def test_slabs_are_graded_without_vacuum(select: Select, tmp_path: Path, family:
 
 
 def test_unreadable_files_are_rejected(select: Select, tmp_path: Path) -> None:
-    """Empty, absent, truncated, without structures."""
     (tmp_path / "empty.xyz").write_text("")
     (tmp_path / "text.dat").write_text("these are no structures\n")
     ase.io.write(tmp_path / "cut.xyz", rattled(3))
@@ -340,7 +332,6 @@ def test_unreadable_files_are_rejected(select: Select, tmp_path: Path) -> None:
 
 
 def test_other_formats_are_read(select: Select, tmp_path: Path) -> None:
-    """All formats that ASE reads, such as its trajectories."""
     ase.io.write(tmp_path / "c.traj", [*rattled(2, seed=5), *outliers()])
     ended = select(tmp_path / "c.traj", "--json")
     assert ended.code == 0, ended.err
@@ -350,7 +341,6 @@ def test_other_formats_are_read(select: Select, tmp_path: Path) -> None:
 def test_wrong_usage_is_rejected_before_reading(
     select: Select, tmp_path: Path, family: Family, cli: Callable[..., Ended]
 ) -> None:
-    """With the correct usage."""
     ase.io.write(tmp_path / "c.xyz", rattled(1))
     for arguments, text in (
         ((tmp_path / "c.xyz", "--select", "status=candidate"), "not both"),
@@ -386,7 +376,6 @@ def test_wrong_usage_is_rejected_before_reading(
 
 
 def test_active_sets_of_another_kind_are_rejected(family: Family, tmp_path: Path) -> None:
-    """Of other elements, or over all densities of the embedding."""
     from mlip_job.selection import Grader
 
     potential = family.artefact("potential.yaml")
@@ -401,7 +390,6 @@ def test_active_sets_of_another_kind_are_rejected(family: Family, tmp_path: Path
 
 
 def test_candidates_above_the_largest_grade_are_counted() -> None:
-    """They are not reported as well described."""
     from mlip_job.selection import Criteria, RankedCandidate, Selection
 
     grades = (4000.0, 25.1, 25.0, 3.0, 0.9)

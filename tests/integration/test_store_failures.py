@@ -57,7 +57,6 @@ def unconditional_server() -> Iterator[ThreadingHTTPServer]:
 def test_a_store_that_ignores_conditions_is_rejected(
     unconditional_server: ThreadingHTTPServer, s3_credentials: None
 ) -> None:
-    """On such a store two jobs could publish one generation."""
     store = open_store(
         StorageConfig(url="s3://bucket", endpoint_url=_endpoint(unconditional_server))
     )
@@ -99,7 +98,6 @@ def test_stores_with_wrong_conditions_are_rejected(
 
 
 def test_weak_etags_are_rejected(s3_behind_proxy: StorageConfig, s3_proxy: FaultProxy) -> None:
-    """They match no condition; the message has the remedy."""
     s3_proxy.weak_etags = True
     with pytest.raises(StoreError, match="with the current version") as caught:
         open_store(s3_behind_proxy).check()
@@ -107,7 +105,6 @@ def test_weak_etags_are_rejected(s3_behind_proxy: StorageConfig, s3_proxy: Fault
 
 
 def test_another_region_is_named(s3_behind_proxy: StorageConfig, s3_proxy: FaultProxy) -> None:
-    """With the region that was used, and the setting."""
     s3_proxy.order("AuthorizationHeaderMalformed")
     with pytest.raises(StoreError, match="signed for the region us-east-1") as caught:
         open_store(s3_behind_proxy).check()
@@ -148,7 +145,6 @@ def _endpoint(server: ThreadingHTTPServer) -> str:
 
 
 def test_absent_bucket_is_named(s3_server: S3Server, s3_credentials: None) -> None:
-    """Not "NoSuchBucket" in a traceback."""
     config = StorageConfig(url="s3://no-such-bucket/p", endpoint_url=s3_server.endpoint_url)
     for call in (
         open_store(config).check,
@@ -161,7 +157,6 @@ def test_absent_bucket_is_named(s3_server: S3Server, s3_credentials: None) -> No
 
 
 def test_missing_credentials(s3_bucket: StorageConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message lists the variables to set."""
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(StoreError, match="no credentials") as caught:
@@ -170,14 +165,12 @@ def test_missing_credentials(s3_bucket: StorageConfig, monkeypatch: pytest.Monke
 
 
 def test_unreachable_endpoint_is_named(s3_credentials: None) -> None:
-    """The message has its address."""
     config = StorageConfig(url="s3://bucket", endpoint_url="http://127.0.0.1:9")
     with pytest.raises(StoreError, match=r"http://127\.0\.0\.1:9 can't be reached"):
         open_store(config).check()
 
 
 def test_no_secret_in_the_error(s3_server: S3Server, s3_credentials: None) -> None:
-    """Errors are printed in logs that are published."""
     config = StorageConfig(url="s3://no-such-bucket/p", endpoint_url=s3_server.endpoint_url)
     with pytest.raises(StoreError) as caught:
         open_store(config).check()
@@ -186,20 +179,17 @@ def test_no_secret_in_the_error(s3_server: S3Server, s3_credentials: None) -> No
 
 @pytest.mark.parametrize("url", ["ftp://host/x", "s3://", "gs://bucket/x", "file://relative"])
 def test_other_urls_are_usage_errors(url: str) -> None:
-    """A misspelt scheme does not become a directory of that name."""
     with pytest.raises(ConfigError, match="is no store"):
         open_store(StorageConfig(url=url))
 
 
 def test_a_file_in_place_of_the_directory(tmp_path: Path) -> None:
-    """A store can't be created below a file."""
     (tmp_path / "store").write_text("a file")
     with pytest.raises(StoreError, match=r"can't write .* in .*store: "):
         DirectoryStore(tmp_path / "store").check()
 
 
 def test_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No part of the object remains; the error says what to check."""
     store = DirectoryStore(tmp_path)
     monkeypatch.setattr(os, "fsync", _full)
     with pytest.raises(StoreError, match="No space left on device") as caught:
@@ -215,7 +205,6 @@ def _full(_descriptor: int) -> None:
 
 
 def test_temporary_files_of_a_crash_are_ignored(tmp_path: Path) -> None:
-    """A temporary file of a killed writer is no object."""
     store = DirectoryStore(tmp_path)
     store.put("a/b", b"x")
     (tmp_path / "a" / ".tmp-0123").write_bytes(b"half")
@@ -225,7 +214,6 @@ def test_temporary_files_of_a_crash_are_ignored(tmp_path: Path) -> None:
 
 
 def test_reading_makes_no_directory(tmp_path: Path) -> None:
-    """A misspelt storage.url creates no empty store."""
     store = DirectoryStore(tmp_path / "typo")
     assert list(store.list_prefixes("f/")) == []
     assert store.head("f/x") is None
@@ -235,7 +223,6 @@ def test_reading_makes_no_directory(tmp_path: Path) -> None:
 def test_a_process_that_keeps_the_lock_blocks_others_for_a_limited_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their error names the file and is transient."""
     monkeypatch.setattr(directory, "_LOCK_SECONDS", 0.2)
     store = DirectoryStore(tmp_path)
     store.put("a", b"1")

@@ -147,7 +147,6 @@ def test_runs_outside_a_job(
 
 @pytest.mark.pacemaker
 def test_an_ensemble_on_this_machine(cli: Callable[..., Ended], config: Path) -> None:
-    """One member after the other; the best becomes the generation."""
     ended = cli("-c", config, "submit", "-g", "1", "--ensemble", "2", "--wait", "--json")
     assert ended.code == 0, ended.err
     (job,) = json.loads(ended.out)["jobs"]

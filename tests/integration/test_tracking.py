@@ -86,7 +86,6 @@ def test_a_training_is_logged_once(
 
 
 def test_an_interrupted_upload_is_completed(family: Family, mlflow_server: MlflowServer) -> None:
-    """A killed upload leaves an unfinished run, which is resumed."""
     created = mlflow_server.post("experiments/create", name="half")
     tag = {"key": "mlip_job.attempt", "value": family.registry.get(1).attempt}
     run = mlflow_server.post(
@@ -103,7 +102,6 @@ def test_an_interrupted_upload_is_completed(family: Family, mlflow_server: Mlflo
 def test_an_unavailable_server_is_a_warning(
     family: Family, cli: Callable[..., Ended], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The job ends as without tracking."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{unused.getsockname()[1]}"
@@ -159,7 +157,6 @@ def test_credentials_stay_out_of_the_warning(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Even if the server repeats them."""
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "s3cret-word")
     assert track(family, refusing, "x") == []
@@ -193,7 +190,6 @@ def test_a_server_that_never_responds_costs_seconds(
 def test_a_missing_client_is_a_warning(
     family: Family, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It says what to install."""
     monkeypatch.setattr("mlip_job.tracking.find_spec", lambda _name: None)
     assert track(family, "http://127.0.0.1:9", "x") == []
     assert "pip install 'mlip-job[mlflow]'" in caplog.text

@@ -38,7 +38,6 @@ def _poison(family: Family, config: JobConfig, generation: int) -> tuple[Path, s
 
 
 def test_frames_in_the_store_are_never_unpickled(family: Family) -> None:
-    """Neither by linear start, fit, active set nor evaluation."""
     training = {"start_from": "none", "linear_start": True, "max_iter": 1}
     family.configure(training, evaluation={"gate": {"require_physics": False}})
     mark, sha256 = _poison(family, family.config, 2)

@@ -79,7 +79,6 @@ def test_cancelling_need_not_wait(
 def test_an_ended_job_is_kept(
     scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
-    """With its pod and the pod's log."""
     handle = submit()
     node.end(node.pod(namespace, handle.name), 0)
     wait_for(lambda: scheduler.status(handle).state.ended, "the end")

@@ -166,7 +166,6 @@ def test_helm_test_ends_like_the_check(
     namespace: str,
     exit_code: int,
 ) -> None:
-    """It prints the result of the check."""
     helm_in(namespace, "install", "gen-04", CHART, values=values_for(request_for()))
     with ThreadPoolExecutor() as pool:
         command = ("test", "gen-04", "--logs", "--timeout", "60s")

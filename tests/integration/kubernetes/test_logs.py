@@ -42,7 +42,6 @@ class Follower:
 def test_there_is_no_log_before_the_container(
     scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
-    """That is no error."""
     handle = submit()
     node.pod(namespace, handle.name)
     assert list(scheduler.logs(handle, follow=False)) == []
@@ -152,7 +151,6 @@ def test_following_survives_an_unavailable_cluster(
     namespace: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Also after a silence longer than the connection timeout."""
     request, link = request_for(), Link(control_plane)
     kubeconfig = control_plane.kubeconfig(SUBMITTER, namespace=namespace, server=link.url)
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
@@ -183,7 +181,6 @@ def test_following_survives_an_unavailable_cluster(
 def test_following_ends_when_the_job_is_deleted(
     scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
-    """Its pods and their logs are deleted with it."""
     handle = submit()
     pod = node.pod(namespace, handle.name)
     node.log(pod).say("begun")
@@ -200,7 +197,6 @@ def test_following_ends_when_the_job_is_deleted(
 def test_log_lines_name_the_member(
     scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
-    """Each line of an ensemble has its member's number as prefix."""
     handle = submit(ensemble=2)
     for _ in range(2):
         pod = node.pod(namespace, handle.name)

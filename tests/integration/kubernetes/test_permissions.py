@@ -86,5 +86,4 @@ def test_a_missing_verb_is_named(
 
 
 def test_the_whole_role_is_sufficient(namespace: str, life: Callable[[str], None]) -> None:
-    """For every operation."""
     life(namespace)

@@ -41,7 +41,6 @@ def until(
 
 
 def test_no_node_fits(scheduler: KubernetesScheduler, submit: Submit) -> None:
-    """The scheduler's own message, which counts the nodes."""
     handle = submit(gpus=GPUS + 1)
     status = until(scheduler, handle, lambda s: s.native == "Unschedulable")
     assert status.state is JobState.PENDING
@@ -52,7 +51,6 @@ def test_no_node_fits(scheduler: KubernetesScheduler, submit: Submit) -> None:
 def test_a_volume_is_missing(
     scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
-    """Only an event says so."""
     handle = submit()
     pod = node.pod(namespace, handle.name)
     node.keep_waiting(pod, "ContainerCreating")
@@ -76,7 +74,6 @@ def test_a_volume_is_missing(
 def test_a_quota_is_used_up(
     scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
-    """The quota controller of the real cluster rejects the pod."""
     node.core.create_namespaced_resource_quota(
         namespace,
         {"metadata": {"name": "gpus"}, "spec": {"hard": {"requests.nvidia.com/gpu": "1"}}},
@@ -146,7 +143,6 @@ def test_a_permanent_failure_ends_the_job(
 
 
 def test_no_node_is_of_the_architecture(scheduler: KubernetesScheduler, submit: Submit) -> None:
-    """The pod stays pending instead of failing."""
     handle = submit(node_selector={"kubernetes.io/arch": "arm64"})
     status = until(scheduler, handle, lambda s: s.native == "Unschedulable")
     assert "didn't match Pod's node affinity/selector" in str(status.reason)
@@ -277,7 +273,6 @@ def test_a_container_that_outlives_the_run_is_named(
 def test_an_ensemble_counts_its_members(
     scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:
-    """A permanently failed member does not end the others."""
     handle = submit(ensemble=3)
     job = node.batch.read_namespaced_job(handle.name, namespace)
     assert (job.spec.completion_mode, job.spec.completions) == ("Indexed", 3)
@@ -343,7 +338,6 @@ def test_without_the_stores_credentials_the_jobs_are_shown(
 def test_without_permission_nothing_is_reported_absent(
     control_plane: ControlPlane, config_file: Path, cli: Callable[..., Ended]
 ) -> None:
-    """The store is readable, and may be empty."""
     namespace = control_plane.new_namespace()
     verbs = ("-c", config_file, "--set", f"submit.kubernetes.namespace={namespace}", "--set")
     store = f"storage.url={config_file.parent / 'store'}"

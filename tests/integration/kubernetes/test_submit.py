@@ -89,7 +89,6 @@ def test_a_job_of_another_user_is_not_changed(
     node: Node,
     namespace: str,
 ) -> None:
-    """Whatever its name."""
     plan = scheduler.plan(request_for())
     pod = {"restartPolicy": "Never", "containers": [{"name": "other", "image": "other"}]}
     node.batch.create_namespaced_job(
@@ -129,7 +128,6 @@ def test_nothing_is_left_of_a_job(
 def test_the_restricted_level_is_enforced(
     scheduler: KubernetesScheduler, submit: Submit, namespace: str
 ) -> None:
-    """A pod that violates it is not created, and status says so."""
     volume = {"name": "host", "hostPath": {"path": "/"}}
     handle = submit(volumes=[volume])
     status = wait_for(
@@ -192,7 +190,6 @@ def test_a_rejection_by_the_cluster_is_shown(
     node: Node,
     namespace: str,
 ) -> None:
-    """Before anything is created."""
     scheduler = KubernetesScheduler(configure(**settings).submit.kubernetes, poll_seconds=0.1)
     with pytest.raises(ConfigError) as refused:
         scheduler.submit(scheduler.plan(request_for(**settings)))
@@ -245,7 +242,6 @@ def test_an_unavailable_cluster_is_an_error(
     changes: dict[str, str],
     words: str,
 ) -> None:
-    """With a hint, and the exit code of a transient failure."""
     request = request_for()
     monkeypatch.setenv("KUBECONFIG", str(control_plane.kubeconfig("submitter", **changes)))
     scheduler = KubernetesScheduler(request.config.submit.kubernetes)
@@ -259,7 +255,6 @@ def test_wrong_credentials_are_an_error(
     request_for: Callable[..., JobRequest],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """They are not repeated in the message."""
     request = request_for()
     monkeypatch.setenv("KUBECONFIG", str(control_plane.kubeconfig("nobody")))
     scheduler = KubernetesScheduler(request.config.submit.kubernetes)
@@ -273,7 +268,6 @@ def test_concurrent_submissions_make_one_job(
     node: Node,
     namespace: str,
 ) -> None:
-    """Both get its handle."""
     plan = scheduler.plan(request_for())
     with ThreadPoolExecutor(8) as pool:
         handles = list(pool.map(lambda _: scheduler.submit(plan), range(8)))

@@ -41,7 +41,6 @@ def test_a_permanent_error_is_not_requeued(family: Family, stand_in: StandIn) ->
 
 
 def test_requeues_are_counted(family: Family, stand_in: StandIn) -> None:
-    """One requeue is allowed, no second."""
     stand_in("echo start; exit 69")
     family.configure(max_requeues=1)
     job = family.submit()
@@ -56,7 +55,6 @@ def test_requeues_are_counted(family: Family, stand_in: StandIn) -> None:
 
 
 def test_preempted_where_slurm_only_cancels(family: Family, stand_in: StandIn) -> None:
-    """The script requests the requeue."""
     stand_in(STOPPABLE)
     family.configure(partition="spare", extra=["--exclusive"])
     job = family.submit()
@@ -90,7 +88,6 @@ def test_time_is_up_before_the_warning(family: Family, stand_in: StandIn) -> Non
 
 
 def test_a_node_fails_under_a_job_that_is_not_requeued(family: Family, stand_in: StandIn) -> None:
-    """NODE_FAIL is not the run's fault."""
     stand_in(STOPPABLE)
     job = family.submit()
     family.wait_for_log("started 0")
@@ -124,7 +121,6 @@ def test_a_stop_before_the_run_has_signal_handlers(family: Family, stand_in: Sta
 
 
 def test_a_work_directory_missing_on_the_node(family: Family, stand_in: StandIn) -> None:
-    """Slurm can't even open the log; status explains that."""
     stand_in("exit 0")
     blocker = family.cluster.run("sbatch", "--parsable", "-o", "/dev/null", "--wrap", "sleep 3")
     job = family.submit("-g", 1, "--after", blocker.strip())
@@ -146,7 +142,6 @@ def test_a_program_missing_on_the_node(family: Family) -> None:
 
 
 def test_a_configuration_missing_on_the_node(family: Family) -> None:
-    """Status quotes the error of the run."""
     blocker = family.cluster.run("sbatch", "--parsable", "-o", "/dev/null", "--wrap", "sleep 2")
     family.submit("-g", 1, "--after", blocker.strip())
     (family.work() / "mlip-job.yaml").unlink()

@@ -33,7 +33,6 @@ def _wait_until(condition: Callable[[], bool], family: Family) -> None:
 
 
 def test_a_chain_of_generations_is_published(family: Family) -> None:
-    """Each waits for the one before; the jobs get a simulated GPU."""
     family.configure(gres="gpu:1", require_gpu=False)
     ended = family.run("submit", "-g", "1..2", "--json")
     jobs = json.loads(ended.out)["jobs"]
@@ -101,6 +100,7 @@ def test_cancelled_requeued_lost_and_out_of_time(family: Family) -> None:
     _wait_until(lambda: family.log().count("resuming from") == 2, family)
     assert "which was an earlier run of the same job" in family.log()
 
+    family.wait_for_checkpoint(beyond=waiting["iterations"])
     run("scontrol", "update", f"jobid={job}", "endtime=now+45")
     family.wait_for_log("stopped by SIGUSR1; the checkpoint of")
     family.wait_for_log("it is requeued, and resumes from its checkpoint")

@@ -18,7 +18,6 @@ StandIn = Callable[[str], None]
 
 
 def test_the_dry_run_prints_the_script_that_is_submitted(family: Family, stand_in: StandIn) -> None:
-    """Exactly the same text, and nothing is written or submitted."""
     stand_in("exit 0")
     before = sorted(family.directory.iterdir())
     shown = family.run("submit", "-g", 1, "--dry-run")
@@ -58,7 +57,6 @@ def test_the_dry_run_prints_the_script_that_is_submitted(family: Family, stand_i
 def test_rejections_by_slurm(
     family: Family, asked: dict[str, Any], message: str, hint: str
 ) -> None:
-    """Immediately, with the setting to check; no job remains."""
     family.configure(**asked)
     ended = family.run("submit", "-g", 1)
     assert ended.code == 64
@@ -204,7 +202,6 @@ def test_secrets_that_became_readable_are_not_used(
 def test_missing_secrets_of_the_terminal_are_reported_on_submission(
     family: Family, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    """A job gets nothing from the submitting environment."""
     stand_in("env")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
     job = family.submit()
@@ -214,7 +211,6 @@ def test_missing_secrets_of_the_terminal_are_reported_on_submission(
 
 
 def test_a_failed_module_ends_the_job(family: Family, stand_in: StandIn) -> None:
-    """With the module's name."""
     stand_in("exit 0")
     family.configure(modules=["nosuch/1.0"])
     family.submit()
@@ -299,7 +295,6 @@ def _wait_for_accounting(cluster: SlurmCluster, job: str) -> None:
 
 
 def test_json_is_one_document(family: Family, stand_in: StandIn) -> None:
-    """For every command; messages go to stderr."""
     stand_in("echo a line; sleep 60")
 
     def submit() -> dict[str, Any]:
@@ -330,7 +325,6 @@ def test_json_is_one_document(family: Family, stand_in: StandIn) -> None:
 
 
 def test_logs_are_followed_to_the_end(family: Family, stand_in: StandIn) -> None:
-    """Including output after the last poll."""
     stand_in("for n in 1 2 3; do echo line $n; sleep 0.7; done; printf 'no newline'")
     family.submit()
     assert family.run("logs", "-g", 1, "-f").out == "line 1\nline 2\nline 3\nno newline\n"
