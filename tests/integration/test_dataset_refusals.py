@@ -75,6 +75,8 @@ def test_damaged_database(db: Path, out: Path) -> None:
 
 
 BAD_ROWS: dict[str, dict[str, Any]] = {
+    "no energy": {"forces": np.zeros((4, 3))},
+    "energy not finite": {"energy": np.inf, "forces": np.zeros((4, 3))},
     "no forces": {"energy": -1.0},
     "values can't be decoded": {"energy": -1.0, "forces": np.zeros((4, 2))},
     "forces not finite": {"energy": -1.0, "forces": np.full((4, 3), np.nan)},

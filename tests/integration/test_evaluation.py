@@ -566,7 +566,7 @@ def test_molecules_and_a_test_set_of_one(project: Project) -> None:
         atoms = molecule("CH3OH")
         atoms.positions += rng.normal(scale=0.03, size=atoms.positions.shape)
         structures.append(with_emt(atoms))
-    project.write(structures, LINEAR | {"test_fraction": 0.12, "functions_per_element": 8})
+    project.write(structures, {"test_fraction": 0.12, "functions_per_element": 8})
     run = project.train(1)
     evaluation = project.evaluation(1)
     assert run.manifest.dataset.test == evaluation.test.structures == 1
@@ -595,7 +595,7 @@ def test_without_bulk_the_verdict_names_missing_checks(
         slab.positions += rng.normal(scale=0.05, size=slab.positions.shape)
         structures.append(with_emt(slab))
     gate = {"max_energy_rmse_mev": 1e9, "max_force_rmse_mev": 1e9, "require_physics": False}
-    project.write(structures, LINEAR, evaluation={"gate": gate, "active_set": False})
+    project.write(structures, {}, evaluation={"gate": gate, "active_set": False})
     run = project.train(1)
     (curve,) = (c for c in project.evaluation(1).physics if c.kind == "energy_volume")
     assert curve.verdict == "skipped"

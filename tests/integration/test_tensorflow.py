@@ -24,7 +24,7 @@ def test_the_test_set_is_evaluated_by_pacemaker(tmp_path: Path) -> None:
     # These weights are in the data frames; uniform ones depend on whether there is a test set.
     training = {
         "functions_per_element": 6,
-        "max_iter": 3,
+        "max_iter": 8,
         "overrides": {"backend": {"display_step": 1}},
         "test_fraction": 0.25,
         "test_evaluation": "pacemaker",

@@ -37,7 +37,7 @@ def test_a_generation_of_higher_priority_preempts(family: Family, kueue: Kueue) 
     cancelled = family.run("cancel", "-g", "2")
     assert cancelled.code == 0, cancelled.err
 
-    family.configure(training={"max_iter": 0}, priority_class="urgent")
+    family.configure(training={"max_iter": 1}, priority_class="urgent")
     urgent = family.submit(2)
     family.wait_for("an eviction", lambda: "evicted" in str(family.status(1)["reason"]))
     evicted = family.status(1)
