@@ -16,10 +16,7 @@ SCHEDULERS = ("kubernetes", "slurm", "local")
 def open_scheduler(config: JobConfig, name: str | None = None) -> Scheduler:
     """Return the scheduler of a name, else of ``submit.scheduler``; only its module is imported.
 
-    Raises
-    ------
-    ConfigError
-        If there is none of this name.
+    Raise a ConfigError if there is none of this name.
     """
     match name or config.submit.scheduler:
         case "kubernetes":

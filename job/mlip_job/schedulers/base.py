@@ -14,7 +14,7 @@ import signal
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -166,21 +166,14 @@ class Scheduler(Protocol):
     def plan(self, request: JobRequest) -> Plan:
         """Return the submission as text; pure, and the same for the same request.
 
-        Raises
-        ------
-        ConfigError
-            If the settings can't be submitted; the message names the key.
+        A ConfigError names the key of a setting that can't be submitted.
         """
 
     def submit(self, plan: Plan) -> JobHandle:
         """Submit a plan and return its job.
 
-        While a job of the same plan is pending or running, that job is returned.
-
-        Raises
-        ------
-        ConflictError
-            If a job of another submission for the same generation is pending or running.
+        While a job of the same plan is pending or running, that job is returned. One of another
+        submission for the same generation is a ConflictError.
         """
 
     def find(self, family: str, generation: int) -> JobHandle | None:
@@ -263,13 +256,7 @@ class JobName:
 
 
 def require_same(active: JobHandle, plan: Plan) -> None:
-    """Require that a pending or running job belongs to the same submission as a plan.
-
-    Raises
-    ------
-    ConflictError
-        If it belongs to another submission.
-    """
+    """Raise a ConflictError if a pending or running job belongs to another submission."""
     if active.name == plan.name:
         return
     generation = plan.request.generation
@@ -291,8 +278,7 @@ def _hash(text: str) -> str:
 # -- exit codes of a run ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ExitMeaning:
+class ExitMeaning(NamedTuple):
     """How a run ended, and the kind of error that it ended with."""
 
     reason: str

@@ -123,12 +123,8 @@ class LocalScheduler:
 
     def logs(self, handle: JobHandle, *, follow: bool) -> Iterator[str]:
         log = SubmitFiles.of_job(self._config, handle).log(self.name, handle.id)
-
-        def ended() -> bool:
-            return self.status(handle).state is not JobState.RUNNING
-
-        interval = self._config.submit.poll_interval
-        return lines_of(lambda: {log: ""}, ended if follow else None, interval)
+        ended = (lambda: self.status(handle).state is not JobState.RUNNING) if follow else None
+        return lines_of(lambda: {log: ""}, ended, self._config.submit.poll_interval)
 
     def cancel(self, handle: JobHandle) -> None:
         # The time for the checkpoint is unlimited.

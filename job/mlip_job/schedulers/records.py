@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -235,33 +236,19 @@ def lines_of(
     `logs` returns the logs that exist, each with the prefix of its lines. They are followed until
     `ended` is true, with a look every `interval` seconds; without `ended`, they are read once.
     """
-    readers: dict[Path, _Reader] = {}
+    unread: dict[Path, tuple[int, str]] = {}  # position, and a last line without its end
     while True:
         over = ended is None or ended()  # first: lines that are printed meanwhile are read below
         for path, prefix in logs().items():
-            yield from readers.setdefault(path, _Reader(path, prefix)).more()
-        if over:
-            break
-        time.sleep(interval)
-    yield from (reader.prefix + reader.rest for reader in readers.values() if reader.rest)
-
-
-@dataclass
-class _Reader:
-    """Reads a growing file line by line; `rest` is the last line while its end is missing."""
-
-    path: Path
-    prefix: str
-    position: int = 0
-    rest: str = ""
-
-    def more(self) -> list[str]:
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self.position)
+            position, rest = unread.get(path, (0, ""))
+            with suppress(FileNotFoundError), path.open("rb") as file:
+                file.seek(position)
                 data = file.read()
-        except FileNotFoundError:
-            return []
-        self.position += len(data)
-        *whole, self.rest = (self.rest + data.decode(errors="replace")).split("\n")
-        return [self.prefix + line for line in whole]
+                *whole, rest = (rest + data.decode(errors="replace")).split("\n")
+                unread[path] = position + len(data), rest
+                yield from (prefix + line for line in whole)
+            if over and rest:
+                yield prefix + rest
+        if over:
+            return
+        time.sleep(interval)

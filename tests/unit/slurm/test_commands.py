@@ -45,7 +45,6 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 
     put("squeue", "exit 0")
     put("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
-    put("scontrol", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
     put("scancel", "exit 0")
     return put
 
@@ -185,21 +184,11 @@ def test_the_queue_is_read_through_noise(install: Install) -> None:
 
 def test_the_cluster_is_named_to_every_command(install: Install, tmp_path: Path) -> None:
     commands.queued("7;alps")
-    commands.controlled("7;alps")
     commands.accounted("7;alps")
     commands.cancel("7;alps")
     for line in (tmp_path / "calls").read_text().splitlines():
         assert "--clusters=alps" in line
         assert ";" not in line
-
-
-def test_output_of_scontrol_is_parsed_by_key(install: Install) -> None:
-    install(
-        "scontrol",
-        "echo 'JobId=9 ArrayJobId=8 ArrayTaskId=1 JobName=x UserId=me(1) JobState=FAILED "
-        "Reason=NonZeroExitCode Dependency=(null) ExitCode=70:0 WorkDir=/a JobState=RUNNING b'",
-    )
-    assert commands.controlled("8") == [Task("8_1", "FAILED", "NonZeroExitCode", 70)]
 
 
 @pytest.fixture
@@ -228,16 +217,19 @@ def test_the_accounting_has_jobs_that_the_controller_forgot(
     assert scheduler.status(HANDLE).state is JobState.CANCELLED
 
 
-def test_the_controller_is_used_without_accounting(
-    install: Install, scheduler: SlurmScheduler, tmp_path: Path
+@pytest.mark.parametrize("recorded", [True, False])
+def test_the_queue_and_the_log_are_used_without_accounting(
+    install: Install, scheduler: SlurmScheduler, tmp_path: Path, recorded: bool
 ) -> None:
+    """Only the record of the script has the exit code then."""
     log = tmp_path / "work" / "gen_04" / "slurm-4711.log"
     log.parent.mkdir(parents=True)
     log.write_text("error: bad config\n  training.cutoff: too small\n  hint: read the docs\n")
+    if recorded:
+        log.with_suffix(".ended").write_text('{"exit_code": 64, "resubmit": false}\n')
     install("squeue", f"echo '4711|FAILED|NonZeroExitCode|{NAME}'")
-    install("scontrol", "echo 'JobId=4711 JobState=FAILED Reason=NonZeroExitCode ExitCode=64:0'")
     status = scheduler.status(HANDLE)
-    assert (status.state, status.exit_code) == (JobState.FAILED, 64)
+    assert (status.state, status.exit_code) == (JobState.FAILED, 64 if recorded else None)
     assert status.reason == "bad config training.cutoff: too small"
     assert status.hint == "read the docs"
 

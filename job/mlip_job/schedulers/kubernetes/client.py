@@ -183,10 +183,7 @@ def connect(settings: KubernetesConfig) -> Cluster:
 
     No request is made.
 
-    Raises
-    ------
-    ConfigError
-        If there is no kubeconfig, it can't be read, or has no such context.
+    Raise a ConfigError if there is no kubeconfig, it can't be read, or has no such context.
     """
     from kubernetes import client, config  # noqa: PLC0415 - takes a second
 

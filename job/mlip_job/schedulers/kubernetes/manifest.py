@@ -45,10 +45,7 @@ _GRACE_MARGIN_SECONDS = 20  # pacemaker ends, TensorFlow releases its GPU, the i
 def plan_job(request: JobRequest) -> Plan:
     """Return the manifests of a request as text: first the ConfigMap, then the Job.
 
-    Raises
-    ------
-    ConfigError
-        If the settings can't be submitted.
+    Raise a ConfigError if the settings can't be submitted.
     """
     if request.after is not None:
         raise ConfigError(

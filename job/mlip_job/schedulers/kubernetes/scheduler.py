@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -108,16 +109,14 @@ class KubernetesScheduler:
             return GONE
 
         def events_of(uid: str) -> Sequence[Manifest]:
-            try:
+            with suppress(ConfigError):  # without this permission the status explains less
                 return cluster.events(uid)
-            except ConfigError:  # without this permission the status explains less
-                return ()
+            return ()
 
         def workload() -> Manifest | None:
-            try:
+            with suppress(ConfigError):  # likewise
                 return cluster.workload(job)
-            except ConfigError:  # likewise
-                return None
+            return None
 
         return status_of(job, cluster.pods(handle.name), events_of, workload)
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 EventsOf = Callable[[str], Sequence["Manifest"]]
 """Returns the events of the object with a uid."""
-WorkloadOf = Callable[[], "Manifest | None"]
-"""Returns what Kueue decided about the Job."""
 
 GONE = JobStatus(
     JobState.GONE,
@@ -71,7 +69,7 @@ def status_of(
     job: Manifest,
     pods: Sequence[Manifest],
     events_of: EventsOf,
-    workload_of: WorkloadOf = lambda: None,
+    workload_of: Callable[[], Manifest | None] = lambda: None,
 ) -> JobStatus:
     """Return the status of a Job; `pods` are ordered from the oldest.
 
@@ -214,24 +212,21 @@ def _without_pod(job: Manifest, pods: Sequence[Manifest], events_of: EventsOf) -
 
 
 def _in_queue(status: JobStatus, queue: str, workload: Manifest | None) -> JobStatus:
-    """Return why Kueue holds a Job back; `status` is that of the Job itself."""
+    """Return why Kueue holds a Job back, in its words; `status` is that of the Job itself."""
+    reason, hint = f"it is pending in Kueue's queue {queue}", None
     if workload is None:
-        reason = f"it is pending in Kueue's queue {queue}"
         hint = "check that Kueue runs, and submit.kubernetes.queue; kubectl get localqueues"
     elif _condition(workload, "Admitted") is not None:
-        reason, hint = "Kueue has admitted it, and starts it", None
+        reason = "Kueue has admitted it, and starts it"
     elif _condition(workload, "QuotaReserved") is not None:
         reason = f"it has its quota of Kueue's queue {queue}, and waits for admission checks"
         hint = "kubectl describe workload says which checks"
     else:
-        words = {"Evicted": "evicted", "QuotaReserved": "no quota"}
-        conditions = {one["type"]: one for one in workload.get("status", {}).get("conditions", ())}
-        said = (
-            f"{word}: {conditions[kind].get('message')}"
-            for kind, word in words.items()
-            if kind in conditions and (kind != "Evicted" or conditions[kind]["status"] == "True")
-        )
-        reason = "; ".join((f"it is pending in Kueue's queue {queue}", *said))
+        evicted = _condition(workload, "Evicted")
+        refused = _condition(workload, "QuotaReserved", "False")
+        said = {"evicted": evicted, "no quota": refused}
+        texts = (f"{word}: {one.get('message')}" for word, one in said.items() if one is not None)
+        reason = "; ".join((reason, *texts))
         hint = "wait for other jobs to end, or set submit.kubernetes.priority_class"
         if "unavailable in ClusterQueue" in reason:  # Kueue's words for a resource without quota
             hint = "no waiting helps: the ClusterQueue needs a quota for each resource of the pod"

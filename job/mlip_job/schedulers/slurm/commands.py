@@ -12,14 +12,11 @@ from mlip_job.retry import retrying
 from mlip_job.schedulers.slurm.states import SECTION, Task, refusal, state_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
+# How long a command is retried while the controller is unavailable; a person waits for a query.
 SUBMIT_RETRY_SECONDS = 60.0
-"""How long a submission is retried while the controller is unavailable."""
 QUERY_RETRY_SECONDS = 10.0
-"""The same for a query: a person waits for the answer."""
-
 _TIMEOUT_SECONDS = 60.0
 # Printed while the controller is busy, restarts or can't be reached.
 _TRANSIENT = re.compile(
@@ -55,19 +52,22 @@ def submit(script: Path, name: str, *, section: str = SECTION) -> str:
     If the response to a submission is lost, the job is found by its name. `section` is the part of
     the configuration with the job's settings, for messages.
 
-    Raises
-    ------
-    ConfigError
-        If Slurm rejects the job.
-    UnavailableError
-        If Slurm does not respond, or a limit on the number of jobs is reached.
+    Raise a ConfigError if Slurm rejects the job, an UnavailableError if it does not respond, or a
+    limit on the number of jobs is reached.
     """
 
     def attempt() -> str:
         for job in _squeue("--me"):
             if job.name == name and state_of(job.state).active:
                 return job.id.partition("_")[0]
-        return _read_id(_run("sbatch", "--parsable", str(script)))
+        # A site's wrappers and plugins add lines to the id.
+        printed = _run("sbatch", "--parsable", str(script))
+        lines = (line.strip() for line in reversed(printed.splitlines()))
+        found = next((line for line in lines if _SUBMITTED.fullmatch(line)), None)
+        if found is None:
+            # The job may have been accepted: the next attempt finds it by its name.
+            raise SlurmError("sbatch", f"no job id in {printed[:200]!r}", transient=True)
+        return found
 
     try:
         return retrying(attempt, SUBMIT_RETRY_SECONDS)
@@ -86,7 +86,12 @@ def my_jobs(retry_seconds: float | None = None) -> list[Task]:
 def queued(job_id: str) -> list[Task]:
     """Return a job's tasks by the queue; none if it does not know the job (any more)."""
     number, cluster = _split(job_id)
-    return _unless_unknown(lambda: _squeue(*cluster, f"--jobs={number}"))
+    try:
+        return retrying(lambda: _squeue(*cluster, f"--jobs={number}"), QUERY_RETRY_SECONDS)
+    except SlurmError as error:
+        if "Invalid job id" in error.output:
+            return []
+        raise
 
 
 def accounted(job_id: str) -> list[Task]:
@@ -106,30 +111,10 @@ def accounted(job_id: str) -> list[Task]:
     ]
 
 
-def controlled(job_id: str) -> list[Task]:
-    """Return a job's tasks by the controller; none once it has forgotten the job."""
-    number, cluster = _split(job_id)
-
-    def show() -> list[Task]:
-        text = _run("scontrol", *cluster, "--oneliner", "show", "job", number)
-        return [task for line in text.splitlines() if (task := _record(line)) is not None]
-
-    return _unless_unknown(show)
-
-
 def cancel(job_id: str) -> None:
     """End a job: a pending one at once, a running one after KillWait at the latest."""
     number, cluster = _split(job_id)
     retrying(lambda: _run("scancel", *cluster, number), QUERY_RETRY_SECONDS)
-
-
-def _unless_unknown(ask: Callable[[], list[Task]]) -> list[Task]:
-    try:
-        return retrying(ask, QUERY_RETRY_SECONDS)
-    except SlurmError as error:
-        if "Invalid job id" in error.output:
-            return []
-        raise
 
 
 def _run(program: str, *arguments: str) -> str:
@@ -161,16 +146,6 @@ def _run(program: str, *arguments: str) -> str:
     raise SlurmError(program, output, transient=_TRANSIENT.search(output) is not None)
 
 
-def _read_id(printed: str) -> str:
-    """Find the id in the output of sbatch, to which a site's wrappers and plugins add lines."""
-    lines = [line.strip() for line in printed.splitlines()]
-    found = [line for line in lines if _SUBMITTED.fullmatch(line)]
-    if not found:
-        # The job may have been accepted: the next attempt finds it by its name.
-        raise SlurmError("sbatch", f"no job id in {printed[:200]!r}", transient=True)
-    return found[-1]
-
-
 def _split(job_id: str) -> tuple[str, list[str]]:
     """Return a job's number, and the option that selects its cluster."""
     number, _, cluster = job_id.partition(";")
@@ -182,33 +157,13 @@ def _squeue(*arguments: str) -> list[Task]:
     lines = _run("squeue", *form, *arguments).splitlines()
     rows = (line.strip().split("|", 3) for line in lines if line.count("|") >= 3)  # noqa: PLR2004
     return [
-        Task(job_id, state, _reason(reason), None, name)
+        Task(job_id, state, None if reason in ("None", "(null)") else reason, None, name)
         for job_id, state, reason, name in rows
         if _JOB_ID.fullmatch(job_id)
     ]
 
 
-def _record(line: str) -> Task | None:
-    """Read a line of ``scontrol show job -o``."""
-    found: dict[str, str] = {}
-    for key, value in re.findall(r"(?:^| )(\w+)=(\S*)", line):
-        found.setdefault(key, value)  # the first of each key is Slurm's, later ones may be paths
-    if "JobId" not in found or "JobState" not in found:
-        return None
-    array, task = found.get("ArrayJobId"), found.get("ArrayTaskId")
-    return Task(
-        id=f"{array}_{task}" if array and task else found["JobId"],
-        state=found["JobState"],
-        reason=_reason(found.get("Reason", "None")),
-        exit_code=_exit_code(found.get("ExitCode", "")),
-    )
-
-
-def _reason(text: str) -> str | None:
-    return None if text in ("None", "(null)") else text
-
-
 def _exit_code(text: str) -> int | None:
-    """Return the code in ``75:0``; after the colon is the signal that ended the script."""
+    """Return the code in ``75:0``; behind the colon is the signal that ended the script."""
     code, _, number = text.partition(":")
     return int(code) if code.isdecimal() and number == "0" else None

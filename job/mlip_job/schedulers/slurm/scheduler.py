@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from mlip_job.config import JobConfig
     from mlip_job.schedulers.base import JobRequest
-    from mlip_job.schedulers.records import Ended
     from mlip_job.schedulers.slurm.states import Task
 
 
@@ -92,25 +91,27 @@ class SlurmScheduler:
 
     def status(self, handle: JobHandle) -> JobStatus:
         # Pending and running jobs are those of the queue: the accounting lags behind a requeue.
-        # Then come the accounting, the controller, and the record that the script left at its end.
+        # Then come the accounting, and the record that the script left at its end.
         tasks = commands.queued(handle.id)
         if not any(state_of(task.state).active for task in tasks):
-            tasks = commands.accounted(handle.id) or commands.controlled(handle.id) or tasks
+            tasks = commands.accounted(handle.id) or tasks
         files = SubmitFiles.of_job(self._config, handle)
         if not tasks:
             statuses = self._recorded_statuses(files, _number(handle))
             return combined(statuses) if statuses else JobStatus(JobState.UNKNOWN, "")
         # The logs of a job that was submitted from another work directory are there.
         absent = None if files.submitted(handle.id) is not None else ""
-        return combined([self._status_of_task(files, task, absent) for task in tasks])
+
+        def status(task: Task) -> JobStatus:
+            log = read_end(files.log(self.name, task.id))
+            ended = files.how_it_ended(self.name, task.id)
+            return status_of(task, ended, absent if log is None else log, self._section)
+
+        return combined([status(task) for task in tasks])
 
     def logs(self, handle: JobHandle, *, follow: bool) -> Iterator[str]:
-
-        def ended() -> bool:
-            return not self.status(handle).state.active
-
-        interval = self._config.submit.poll_interval
-        return lines_of(lambda: self._logs(handle), ended if follow else None, interval)
+        ended = (lambda: not self.status(handle).state.active) if follow else None
+        return lines_of(lambda: self._logs(handle), ended, self._config.submit.poll_interval)
 
     def cancel(self, handle: JobHandle) -> None:
         # A running job has the site's KillWait for its checkpoint.
@@ -154,21 +155,15 @@ class SlurmScheduler:
             return {path: f"[{path.stem.rpartition('_')[2]}] " for path in members}
         return {files.log(self.name, number): ""}
 
-    def _status_of_task(self, files: SubmitFiles, task: Task, absent: str | None) -> JobStatus:
-        ended, log = self._end_of(files, task.id)
-        return status_of(task, ended, absent if log is None else log, self._section)
-
     def _recorded_statuses(self, files: SubmitFiles, number: int) -> list[JobStatus]:
         paths = sorted(files.directory.glob(files.ended(self.name, f"{number}*").name))
         tasks = [path.stem.partition("-")[2] for path in paths]
-        ends = [
-            self._end_of(files, task) for task in tasks if task.partition("_")[0] == f"{number}"
+        return [
+            status_by_record(ended, read_end(files.log(self.name, task)))
+            for task in tasks
+            if task.partition("_")[0] == f"{number}"
+            and (ended := files.how_it_ended(self.name, task)) is not None
         ]
-        return [status_by_record(ended, log) for ended, log in ends if ended is not None]
-
-    def _end_of(self, files: SubmitFiles, task_id: str) -> tuple[Ended | None, str | None]:
-        """Return the record of a task's end, and the end of its log."""
-        return files.how_it_ended(self.name, task_id), read_end(files.log(self.name, task_id))
 
 
 def _number(handle: JobHandle) -> int:

@@ -40,10 +40,7 @@ _log = logging.getLogger(__name__)
 def batch_script(request: JobRequest, name: str) -> str:
     """Return the batch script of a request.
 
-    Raises
-    ------
-    ConfigError
-        If a setting can't be submitted; the message names the key.
+    Raise a ConfigError if a setting can't be submitted; the message names the key.
     """
     config, slurm = request.config, _settings(request)
     files = SubmitFiles.of(config, request.generation)
@@ -171,10 +168,7 @@ def _program(config: JobConfig, slurm: SlurmConfig) -> Iterator[str]:
 def check_files(config: JobConfig) -> None:
     """Check the files that a job will need, as far as this machine can see them.
 
-    Raises
-    ------
-    ConfigError
-        Naming the setting.
+    Raise a ConfigError that names the setting.
     """
     slurm, storage = config.submit.slurm, config.storage.url
     if "://" not in config.database.url and not Path(config.database.url).is_file():

@@ -119,39 +119,33 @@ def status_of(
     `ended` is the exit code that the script recorded at its end, `log` the end of the task's log,
     if there is one. `section` is the part of the configuration with the job's settings.
     """
-    state = state_of(task.state)
-    if state is JobState.PENDING:
-        hint = _hint(task.reason, section) if task.reason else None
-        return JobStatus(state, task.state, task.reason, hint)
-    if state is JobState.CANCELLED and task.reason == "DependencyNeverSatisfied":
-        return JobStatus(state, task.state, task.reason, "the job of --after failed")
+    state, native, reason = state_of(task.state), task.state, task.reason
+    hint = _hint(reason, section) if reason else None
     if state is not JobState.FAILED:
-        return JobStatus(state, task.state, exit_code=0 if state is JobState.SUCCEEDED else None)
-    return _failed_task(task, ended, log, section)
-
-
-def _failed_task(task: Task, ended: Ended | None, log: str | None, section: str) -> JobStatus:
-    state = JobState.FAILED
-    if task.state in _ENDINGS:
-        reason, again = _ENDINGS[task.state]
-        return JobStatus(state, task.state, reason.format(section=section), resubmit=again)
-    if task.reason is not None and (hint := _hint(task.reason, section)) is not None:
-        return JobStatus(state, task.state, task.reason, hint)
+        if state is JobState.CANCELLED:
+            failed = reason == "DependencyNeverSatisfied"
+            hint = "the job of --after failed" if failed else None
+        told = reason if hint is not None or state is JobState.PENDING else None
+        code = 0 if state is JobState.SUCCEEDED else None
+        return JobStatus(state, native, told, hint if told else None, code)
+    if native in _ENDINGS:
+        reason, again = _ENDINGS[native]
+        return JobStatus(state, native, reason.format(section=section), resubmit=again)
+    if hint is not None:
+        return JobStatus(state, native, reason, hint)
     code = ended.exit_code if ended is not None else task.exit_code
     if log is None and ended is None:
         reason = "it left no log: work_dir can't be written on the node"
         hint = "set work_dir to a directory that login node and compute nodes share"
-        return JobStatus(state, task.state, reason, hint, code)
-    if code is None:
-        return JobStatus(state, task.state, _last_line(log or ""))
-    return _failed(code, bool(ended and ended.resubmit), task.state, log)
+        return JobStatus(state, native, reason, hint, code)
+    return _failed(code, bool(ended and ended.resubmit), native, log or "")
 
 
 def status_by_record(ended: Ended, log: str | None) -> JobStatus:
     """Return the status of a job that Slurm has forgotten, by the record of its script."""
     if ended.exit_code == 0:
         return JobStatus(JobState.SUCCEEDED, "", exit_code=0)
-    return _failed(ended.exit_code, bool(ended.resubmit), "", log)
+    return _failed(ended.exit_code, bool(ended.resubmit), "", log or "")
 
 
 def combined(statuses: Sequence[JobStatus]) -> JobStatus:
@@ -194,13 +188,18 @@ def _hint(reason: str, section: str) -> str | None:
     return None
 
 
-def _failed(code: int, resubmit: bool, native: str, log: str | None) -> JobStatus:
-    meaning = meaning_of(code)
-    message, hint = error_in(log or "") or (None, None)
-    if message is None and not meaning.retry:
-        printed = _last_line(log or "")
-        message = f"{meaning.reason} (exit code {code})" + (f": {printed}" if printed else "")
-    reason = message or meaning.reason
+def _failed(code: int | None, resubmit: bool, native: str, log: str) -> JobStatus:
+    printed = _last_line(log)
+    meaning = meaning_of(code) if code is not None else None
+    if (error := error_in(log)) is not None:
+        reason, hint = error
+    elif meaning is None:
+        reason, hint = printed, None
+    elif meaning.retry:
+        reason, hint = meaning.reason, None
+    else:
+        reason = f"{meaning.reason} (exit code {code})" + (f": {printed}" if printed else "")
+        hint = None
     return JobStatus(JobState.FAILED, native, reason, hint, code, resubmit=resubmit)
 
 
