@@ -13,7 +13,7 @@ from ase.db import connect
 from benchmarks.tables import table
 from mlip_job.config import TrainingConfig
 from mlip_job.demo import write_demo_database
-from mlip_job.training.pacemaker.basis import potential_section
+from mlip_job.training.pacemaker.input import potential_section
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

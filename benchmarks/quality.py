@@ -36,10 +36,10 @@ from mlip_job.training.grace.potential_file import is_grace
 from mlip_job.training.pacemaker import PacemakerFiles
 from mlip_job.training.pacemaker.potential_file import (
     convert_to_yace,
-    copy_whole,
     count_functions,
     read_potential,
 )
+from mlip_job.training.pacemaker.snapshot import copy_potential
 from mlip_job.training.pacemaker.tables import read_table
 from mlip_job.training.programs import find_program, trainer_environment
 from mlip_job.training.trainer import dump_input
@@ -357,7 +357,7 @@ def _newest(files: PacemakerFiles, elements: Sequence[str], copy: Path) -> Path 
         rows = read_table(files.table("metrics")).rows
         if rows and rows[-1].iter_num:
             source = files.directory / f"interim_potential_{rows[-1].cycle_step or 0}.yaml"
-            if copy_whole(source, elements, rows[-1].nfuncs, copy) is not None:
+            if copy_potential(source, elements, rows[-1].nfuncs, copy) is not None:
                 return copy
         time.sleep(0.1)
     return None

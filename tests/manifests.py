@@ -22,7 +22,7 @@ from mlip_job.registry import (
     TrainingState,
 )
 from mlip_job.runtime.environment import HostClass, RunEnvironment
-from mlip_job.training.pacemaker.basis import potential_section
+from mlip_job.training.pacemaker.input import potential_section
 from mlip_job.training.trainer import FitPosition
 from tests.trainings import sized
 

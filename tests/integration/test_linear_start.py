@@ -400,11 +400,11 @@ def test_what_the_data_do_not_determine_is_named(tmp_path: Path) -> None:
     names = [block["speciesblock"] for block in _saved_blocks(tmp_path)]
     assert set(blocks) == set(names)
     size = sum(map(len, blocks.values()))
-    nothing = linear_fit.Equations(np.zeros((size, size)), np.zeros(size), 0.0, 1.0)
+    nothing = linear_fit.Equations(np.zeros((size + 1, size + 1)), 1.0)
     expected = rf"block Cu Pt \(rank 0 of {len(blocks['Cu Pt'])} functions\)"
     with pytest.raises(TrainingError, match=expected):
         linear_fit._require_solvable(nothing, blocks)
-    infinite = nothing._replace(matrix=np.full((size, size), np.inf))
+    infinite = nothing._replace(gram=np.full((size + 1, size + 1), np.inf))
     with pytest.raises(TrainingError, match=r"block Pt \(not finite of"):
         linear_fit._require_solvable(infinite, blocks)
 

@@ -11,7 +11,7 @@ from mlip_job.errors import ConfigError
 from mlip_job.generation.ensemble import require_different_members
 from mlip_job.generation.lineage import find_lineage
 from mlip_job.registry import Manifest
-from mlip_job.training.pacemaker.basis import potential_section, start_mode
+from mlip_job.training.pacemaker.input import potential_section, start_mode
 from tests.manifests import make_manifest
 from tests.trainings import sized
 

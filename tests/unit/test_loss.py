@@ -20,7 +20,6 @@ from mlip_job.training.loss import (
     share_warnings,
     shares,
 )
-from mlip_job.training.pacemaker.results import shares_of
 from mlip_job.training.pacemaker.tables import MetricsRow
 from mlip_job.training.summary import BestPotential, CurvePoint, LossShares
 from tests.trainings import make_summary
@@ -75,10 +74,9 @@ def test_members_are_compared_by_the_loss_that_was_fitted() -> None:
 
 
 def test_missing_values_of_a_table_are_unknown() -> None:
-    """No row, no terms of the loss, or a loss of zero give no shares."""
-    assert shares_of(None) is None
-    assert shares_of(MetricsRow(loss=1.0)) is None
-    assert shares_of(MetricsRow(e_loss_contrib=0.0, f_loss_contrib=0.0)) is None
+    """No terms of the loss, or a loss of zero, give no shares."""
+    assert MetricsRow(loss=1.0).loss_shares is None
+    assert MetricsRow(e_loss_contrib=0.0, f_loss_contrib=0.0).loss_shares is None
 
 
 def test_a_balanced_loss_causes_no_warning() -> None:

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from mlip_job.config import TrainingConfig
 from mlip_job.errors import ConfigError
 from mlip_job.training.loss import kappa
-from mlip_job.training.pacemaker.basis import check_basis_budget, potential_section
 from mlip_job.training.pacemaker.input import (
     Segment,
     StartPotential,
     build_input,
+    check_basis_budget,
+    potential_section,
     remaining_segments,
 )
 from mlip_job.training.pacemaker.tables import Offset

@@ -352,7 +352,11 @@ def test_a_fit_killed_many_times_has_one_curve(
 
 def test_progress_shows_positions_in_the_whole_fit() -> None:
     offset = Offset(2, 30)
-    assert offset.shift(MetricsRow(0, 0, 4)) == MetricsRow(2, 0, 34)
-    assert offset.shift(MetricsRow(1, 0, 4)) == MetricsRow(3, 0, 4)
-    assert offset.shift(MetricsRow(None, None, 4)) == MetricsRow(None, None, 34)
-    assert Offset().shift(MetricsRow(1, 2, 3)) == MetricsRow(1, 2, 3)
+
+    def row(step: int | None, cycle: int | None, iteration: int) -> MetricsRow:
+        return MetricsRow(ladder_step=step, cycle_step=cycle, iter_num=iteration)
+
+    assert offset.shift(row(0, 0, 4)) == row(2, 0, 34)
+    assert offset.shift(row(1, 0, 4)) == row(3, 0, 4)
+    assert offset.shift(row(None, None, 4)) == row(None, None, 34)
+    assert Offset().shift(row(1, 2, 3)) == row(1, 2, 3)

@@ -50,16 +50,12 @@ _PASSED_PREFIXES = ("CUDA_", "NVIDIA_", "TF_", "XLA_", "OMP_", "MKL_", "OPENBLAS
 _DEVICES = Path("/dev")
 _DEVICE_FILES = ("nvidia*", "nvhost*", "nvgpu*", "dxg", "kfd")
 _HIDING = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES; the last one is Slurm's
-_PROBE = f"import tensorflow as tf; print(len(tf.config.list_physical_devices({GPU!r})))"
 
 
 def find_program(name: str) -> Path:
     """Return the path of a program, first of the environment of the running Python.
 
-    Raises
-    ------
-    ConfigError
-        If it is not installed.
+    Raise a ConfigError if it is not installed.
     """
     own = Path(sys.executable).parent / name
     if own.is_file():
@@ -78,14 +74,14 @@ def trainer_command(name: str, *, require_gpu: bool) -> list[str]:
 
     TensorFlow starts once, in the process that trains: a separate check would cost seconds.
 
-    Raises
-    ------
-    ConfigError
-        If it is not installed.
+    Raise a ConfigError if it is not installed.
     """
+    return [*(_requiring_gpu() if require_gpu else []), str(find_program(name))]
+
+
+def _requiring_gpu() -> list[str]:
     # -P keeps the modules in the work directory from being imported by mistake.
-    launcher = [sys.executable, "-P", "-c", _WITH_DEVICE, GPU] if require_gpu else []
-    return [*launcher, str(find_program(name))]
+    return [sys.executable, "-P", "-c", _WITH_DEVICE, GPU]
 
 
 def trainer_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -110,12 +106,8 @@ def trainer_environment(environment: Mapping[str, str] | None = None) -> dict[st
 def run_program(name: str, arguments: Sequence[str], directory: Path) -> None:
     """Run a program in a directory.
 
-    Raises
-    ------
-    ConfigError
-        If it is not installed.
-    TrainingError
-        If it fails; the message has its last line of output.
+    Raise a ConfigError if it is not installed, a TrainingError if it fails; the message has its
+    last line of output.
     """
     process = start_program(
         [str(find_program(name)), *arguments],
@@ -139,10 +131,7 @@ def write_active_set(
 ) -> Path:
     """Make the active set of a potential from data frames, which are unpickled.
 
-    Raises
-    ------
-    TrainingError
-        If the program fails.
+    Raise a TrainingError if the program fails.
     """
     given = [part for frame in frames for part in ("-d", str(frame.resolve()))]
     run_program("pace_activeset", [*options, *given, potential.name], potential.parent)
@@ -158,10 +147,7 @@ def write_active_set(
 def require_gpu_device() -> None:
     """Require a GPU device file: a cheap check, without TensorFlow.
 
-    Raises
-    ------
-    GpuRequiredError
-        If it has no device file, or is hidden from CUDA.
+    Raise a GpuRequiredError if it has no device file, or is hidden from CUDA.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.split(",")[0].strip() in _HIDING:
@@ -173,29 +159,24 @@ def require_gpu_device() -> None:
 def require_gpu() -> None:
     """Require that TensorFlow finds a GPU; takes seconds.
 
-    Raises
-    ------
-    ConfigError
-        If TensorFlow does not start.
-    GpuRequiredError
-        If it sees none.
+    Raise a ConfigError if TensorFlow does not start, a GpuRequiredError if it sees none.
     """
     require_gpu_device()
-    done = subprocess.run(  # noqa: S603 - this very Python
-        [sys.executable, "-c", _PROBE],
+    done = subprocess.run(  # noqa: S603 - this very Python, and an empty program
+        [*_requiring_gpu(), os.devnull],
         env=trainer_environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
     )
+    if done.returncode == NO_DEVICE:
+        raise gpu_unseen()
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise ConfigError(
             f"TensorFlow does not start: {last[0]}", hint="mlip-job check shows the trainer"
         )
-    if done.stdout.split()[-1:] in ([], ["0"]):
-        raise gpu_unseen()
 
 
 def gpu_unseen() -> GpuRequiredError:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mlip_job.models import Frozen
 from mlip_job.training.grace.input import LARGEST, SMALLEST
-from mlip_job.training.pacemaker.basis import smallest_budget
+from mlip_job.training.pacemaker.input import smallest_budget
 
 if TYPE_CHECKING:
     from mlip_job.config import TrainingConfig

@@ -256,10 +256,7 @@ class Trainer(ABC):
     ) -> StartMode:
         """Decide how a fit can start from a parent.
 
-        Raises
-        ------
-        ConfigError
-            If it cannot; the message names each difference.
+        Raise a ConfigError if it cannot; the message names each difference.
         """
 
     @abstractmethod
@@ -276,10 +273,8 @@ class Trainer(ABC):
     ) -> None:
         """Move the files of a checkpoint from a folder to the work directory.
 
-        Raises
-        ------
-        IntegrityError or TrainingError
-            If the checkpoint is incomplete or damaged; nothing was moved.
+        Raise an IntegrityError or TrainingError if the checkpoint is incomplete or damaged; nothing
+        was moved.
         """
 
     @abstractmethod

@@ -190,16 +190,13 @@ def _hint(reason: str, section: str) -> str | None:
 
 def _failed(code: int | None, resubmit: bool, native: str, log: str) -> JobStatus:
     printed = _last_line(log)
-    meaning = meaning_of(code) if code is not None else None
-    if (error := error_in(log)) is not None:
-        reason, hint = error
-    elif meaning is None:
-        reason, hint = printed, None
-    elif meaning.retry:
-        reason, hint = meaning.reason, None
-    else:
-        reason = f"{meaning.reason} (exit code {code})" + (f": {printed}" if printed else "")
-        hint = None
+    error = error_in(log)
+    reason, hint = error or (printed, None)
+    if error is None and code is not None:
+        meaning = meaning_of(code)
+        reason = meaning.reason
+        if not meaning.retry:
+            reason += f" (exit code {code})" + (f": {printed}" if printed else "")
     return JobStatus(JobState.FAILED, native, reason, hint, code, resubmit=resubmit)
 
 

@@ -124,10 +124,7 @@ def build_input(
 def potential_section(training: TrainingConfig) -> dict[str, Any]:
     """Return the ``potential`` section, with overrides.
 
-    Raises
-    ------
-    ValueError
-        If the size of the basis is not chosen yet.
+    Raise a ValueError if the size of the basis is not chosen yet.
     """
     size = training.functions_per_element
     if size == "auto":
@@ -148,10 +145,7 @@ def require_same_basis(
 ) -> None:
     """Require the basis of a parent: gracemaker can't enlarge one.
 
-    Raises
-    ------
-    ConfigError
-        Naming each difference.
+    Raise a ConfigError that names each difference.
     """
     own = describe_basis(training, elements)
     found = [

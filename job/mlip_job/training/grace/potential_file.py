@@ -16,10 +16,7 @@ if TYPE_CHECKING:
 def read_potential(path: Path) -> dict[str, Any]:
     """Parse a potential.
 
-    Raises
-    ------
-    TrainingError
-        If the file is missing, truncated or not a GRACE/FS potential.
+    Raise a TrainingError if the file is missing, truncated or not a GRACE/FS potential.
     """
     try:
         content = load_yaml(path.read_text(encoding="utf-8"))
@@ -47,10 +44,7 @@ def require_architecture(path: Path) -> None:
     Gracemaker imports and calls any class or function that it names
     (`tensorpotential.instructions.base.str_to_class`), and it may come from a store.
 
-    Raises
-    ------
-    IntegrityError
-        If it names another one, or is no YAML.
+    Raise an IntegrityError if it names another one, or is no YAML.
     """
     try:
         content = load_yaml(path.read_text(encoding="utf-8"))

@@ -33,8 +33,7 @@ from mlip_job.runtime.environment import available_memory
 from mlip_job.runtime.processes import in_order, run_in_process, worker_pool
 from mlip_job.training.loss import shares
 from mlip_job.training.pacemaker import PacemakerFiles
-from mlip_job.training.pacemaker.basis import potential_section
-from mlip_job.training.pacemaker.input import build_input
+from mlip_job.training.pacemaker.input import build_input, potential_section
 from mlip_job.training.pacemaker.weighting import FITTED, weighted
 from mlip_job.training.programs import find_program
 from mlip_job.training.summary import LinearStart, RunSummary, SetSizes
@@ -87,10 +86,9 @@ class LinearTask:
         return files.output_potential if self.published else files.linear_start
 
     @cached_property
-    def input(self) -> Mapping[str, Any]:
+    def input(self) -> dict[str, Any]:
         """Pacemaker's ``fit`` section, which has the loss and the weighting."""
-        content: Mapping[str, Any] = build_input(self.training, self.data)["fit"]
-        return content
+        return dict(build_input(self.training, self.data)["fit"])
 
     @property
     def kappa(self) -> float:
@@ -103,34 +101,20 @@ class LinearTask:
         return float(self.input["loss"]["L2_coeffs"])
 
 
-class LinearProgress(NamedTuple):
-    """The processed part of the training set."""
-
-    structures: int
-    atoms: int
-
-
 def run_linear_fit(task: LinearTask, tell: Callable[[str], None]) -> LinearStart:
     """Run a linear fit in a separate process, which releases its memory at the end.
 
-    `tell` receives progress and remaining time every few seconds.
-
-    Raises
-    ------
-    ConfigError
-        If python-ace is not installed.
-    TrainingError
-        If the fit fails.
+    `tell` receives progress and remaining time every few seconds. A failure is a TrainingError.
     """
     find_program("pacemaker")  # python-ace comes with it
     died = TrainingError(
         "the process of the linear start died",
         hint="give the job more memory, or set training.linear_start: false",
     )
-    return run_in_process(_fit, task, died=died, on_message=_Forecast(task.data, tell))
+    return run_in_process(_fit, task, died=died, on_message=_forecast(task.data, tell))
 
 
-def _fit(tell: Callable[[LinearProgress], None], task: LinearTask) -> LinearStart:
+def _fit(tell: Callable[[tuple[int, int]], None], task: LinearTask) -> LinearStart:
     # Standard output is reserved for the job's own output.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     try:
@@ -145,23 +129,20 @@ def _fit(tell: Callable[[LinearProgress], None], task: LinearTask) -> LinearStar
         ) from None
 
 
-class _Forecast:
-    """Reports progress and remaining time of a linear fit every few seconds."""
+def _forecast(data: FitData, tell: Callable[[str], None]) -> Callable[[tuple[int, int]], None]:
+    """Return a function that reports progress and remaining time every few seconds."""
+    started = told = time.monotonic()
 
-    def __init__(self, data: FitData, tell: Callable[[str], None]) -> None:
-        self._data = data
-        self._tell = tell
-        self._started = self._last_line = time.monotonic()
-
-    def __call__(self, done: LinearProgress) -> None:
-        now, structures = time.monotonic(), self._data.structures
-        if now - self._last_line < _LINE_INTERVAL_SECONDS or done.structures >= structures:
+    def report(done: tuple[int, int]) -> None:
+        nonlocal told
+        now, (structures, atoms) = time.monotonic(), done
+        if now - told < _LINE_INTERVAL_SECONDS or structures >= data.structures:
             return
-        self._last_line = now
-        left = (now - self._started) * max(0.0, self._data.atoms / done.atoms - 1)
-        self._tell(
-            f"linear fit: {done.structures} of {structures} structures, about {left:.0f} s left"
-        )
+        told = now
+        left = (now - started) * max(0.0, data.atoms / atoms - 1)
+        tell(f"linear fit: {structures} of {data.structures} structures, about {left:.0f} s left")
+
+    return report
 
 
 def undetermined(made: LinearStart) -> Iterator[str]:
@@ -205,8 +186,11 @@ def summarise_linear_fit(made: LinearStart) -> RunSummary:
 # -- the fit ---------------------------------------------------------------------------------------
 
 
-def fit_linear(tell: Callable[[LinearProgress], None], task: LinearTask) -> LinearStart:
-    """Fit a potential by linear least squares, and write it; `tell` is called after each batch."""
+def fit_linear(tell: Callable[[tuple[int, int]], None], task: LinearTask) -> LinearStart:
+    """Fit a potential by linear least squares, and write it.
+
+    `tell` gets the number of structures and atoms after each batch.
+    """
     _silence()
     basis = _basis(task)
     functions = _count_functions(basis)
@@ -313,11 +297,20 @@ def _read(task: LinearTask, name: str) -> Any:
 def _weighting(task: LinearTask) -> Callable[[Any], Any]:
     """Return a function that adds pacemaker's weights to structures (`pyace.preparedata`).
 
-    They need not be normalised: each sum of equations knows the sum of its weights.
+    They need not be normalised: each sum of equations knows the sum of its weights. An energy-based
+    policy leaves out some structures; which are left is written, as pacemaker does.
     """
     if not task.input.get("weighting"):
         return _with_weights
-    weights = _weights_by_policy(task)
+    sides = [
+        _read(task, name).assign(train=train)
+        for train, names in ((True, task.data.train), (False, task.data.second))
+        for name in names
+    ]
+    frame = weighted(sides, task.input["weighting"])
+    for side, fitted in (("train", frame["train"]), ("test", ~frame["train"])):
+        frame.loc[fitted, ["name"]].to_pickle(f"{task.directory}/{FITTED[side]}", "gzip")
+    weights = frame.set_index("name")[["w_energy", "w_forces"]]
     return lambda frame: frame.join(weights, on="name", how="inner").reset_index(drop=True)
 
 
@@ -329,31 +322,13 @@ def _with_weights(frame: Any) -> Any:
     return frame.assign(w_energy=1.0, w_forces=ones)
 
 
-def _weights_by_policy(task: LinearTask) -> Any:
-    """Return the weights of an energy-based policy by structure; some are left out.
-
-    Writes which structures are left, as pacemaker does.
-    """
-    sides = [
-        _read(task, name).assign(train=train)
-        for train, names in ((True, task.data.train), (False, task.data.second))
-        for name in names
-    ]
-    frame = weighted(sides, task.input["weighting"])
-    for side, fitted in (("train", frame["train"]), ("test", ~frame["train"])):
-        frame.loc[fitted, ["name"]].to_pickle(f"{task.directory}/{FITTED[side]}", "gzip")
-    return frame.set_index("name")[["w_energy", "w_forces"]]
-
-
 # -- the equations ---------------------------------------------------------------------------------
 
 
 class Equations(NamedTuple):
-    """AᵀWA, AᵀWy, yᵀWy and ΣW of some rows of the design matrix."""
+    """[A y]ᵀW[A y] and ΣW of some rows of the design matrix A and the targets y."""
 
-    matrix: FloatArray
-    right: FloatArray
-    square: float
+    gram: FloatArray
     weight: float
 
     @classmethod
@@ -361,27 +336,27 @@ class Equations(NamedTuple):
         """Return those of all rows given."""
         roots = np.sqrt(weights)
         rows, target = design * roots[:, None], target * roots
-        return cls(rows.T @ rows, rows.T @ target, float(target @ target), float(weights.sum()))
+        right = rows.T @ target
+        gram = np.block([[rows.T @ rows, right[:, None]], [right, target @ target]])
+        return cls(gram, float(weights.sum()))
+
+    @property
+    def matrix(self) -> FloatArray:
+        """AᵀWA."""
+        return self.gram[:-1, :-1]
 
     def plus(self, other: Equations) -> Equations:
         """Return the sum of both."""
-        return Equations(
-            self.matrix + other.matrix,
-            self.right + other.right,
-            self.square + other.square,
-            self.weight + other.weight,
-        )
+        return Equations(self.gram + other.gram, self.weight + other.weight)
 
     def times(self, factor: float) -> Equations:
         """Return them with all weights scaled."""
-        return Equations(
-            factor * self.matrix, factor * self.right, factor * self.square, factor * self.weight
-        )
+        return Equations(factor * self.gram, factor * self.weight)
 
     def squared_error(self, coefficients: FloatArray) -> float:
         """Return the weighted sum of squared residuals."""
-        left = self.square - 2 * coefficients @ self.right
-        return float(left + coefficients @ self.matrix @ coefficients)
+        vector = np.append(coefficients, -1.0)
+        return float(vector @ self.gram @ vector)
 
 
 class Sums(NamedTuple):
@@ -436,7 +411,7 @@ def best_ridge(fitted: Sums, held_out: Sums | None, task: LinearTask) -> float:
 
 
 def sum_batches(
-    basis: str, functions: int, task: LinearTask, tell: Callable[[LinearProgress], None]
+    basis: str, functions: int, task: LinearTask, tell: Callable[[tuple[int, int]], None]
 ) -> dict[bool, Sums]:
     """Return the sums over the fitted and, under True, the held-out structures.
 
@@ -452,7 +427,7 @@ def sum_batches(
         for is_out, more in found:
             sums[is_out] = sums[is_out].plus(more) if is_out in sums else more
             structures, atoms = structures + more.structures, atoms + more.atoms
-            tell(LinearProgress(structures, atoms))
+            tell((structures, atoms))
     return sums
 
 
@@ -512,8 +487,8 @@ def _loaded(basis: str) -> Any:
 
 def solve(equations: Equations, ridge: float) -> FloatArray:
     """Minimise the weighted sum of squared residuals plus ridge · Σc² over c."""
-    matrix = equations.matrix + ridge * np.eye(len(equations.right))
-    return np.asarray(np.linalg.solve(matrix, equations.right), dtype=np.float64)
+    matrix = equations.matrix + ridge * np.eye(len(equations.matrix))
+    return np.asarray(np.linalg.solve(matrix, equations.gram[:-1, -1]), dtype=np.float64)
 
 
 # -- what the data don't determine -----------------------------------------------------------------
@@ -544,7 +519,7 @@ def _zero_blocks(equations: Equations, blocks: Blocks) -> Iterator[str]:
 def _require_solvable(equations: Equations, blocks: Blocks) -> None:
     """Reject equations that no ridge makes solvable; name the affected blocks."""
     matrix = equations.matrix
-    if np.isfinite(matrix).all() and np.isfinite(equations.right).all() and matrix.any():
+    if np.isfinite(equations.gram).all() and matrix.any():
         return
     found = []
     for name, numbers in blocks.items():

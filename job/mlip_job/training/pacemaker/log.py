@@ -17,8 +17,6 @@ from mlip_job.training.process import PhaseLog, is_out_of_memory
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-_LONGEST_LINE = 4096  # longer than any message of pacemaker
-
 _STAMP = re.compile(
     r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) (?:[DIWEC] - |- [\w.]+ - [A-Z]+ - )(.*)", re.DOTALL
 )
@@ -95,13 +93,13 @@ class LogParser:
 
     def feed(self, line: str) -> None:
         """Parse one line, with or without its line break."""
-        line = line[:_LONGEST_LINE].rstrip("\r\n")
+        line = line.rstrip("\r\n")
         stamped = _STAMP.match(line)
         if stamped is None:
             self._unstamped(line)
             return
         try:
-            time = datetime.strptime(stamped.group(1), "%Y-%m-%d %H:%M:%S,%f")  # noqa: DTZ007 - local, only differences count
+            time = datetime.fromisoformat(stamped.group(1))
         except ValueError:
             return
         self._block, self._in_traceback = None, False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-import shutil
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -14,7 +13,7 @@ from mlip_job.training.programs import run_program
 from mlip_job.yaml_text import YamlError, load_yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
 POTENTIAL = "potential.yaml"
@@ -49,10 +48,7 @@ _NO_INNER_CUTOFF: Mapping[str, Any] = {
 def read_potential(path: Path) -> dict[str, Any]:
     """Parse a potential.
 
-    Raises
-    ------
-    TrainingError
-        If the file is missing, truncated or not a potential.
+    Raise a TrainingError if the file is missing, truncated or not a potential.
     """
     try:
         content = load_yaml(path.read_text(encoding="utf-8"), loader=_Loader)
@@ -134,35 +130,10 @@ def write_potential(content: Mapping[str, Any], path: Path) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def copy_whole(
-    source: Path, elements: Sequence[str], functions: int | None, copy: Path
-) -> dict[str, Any] | None:
-    """Copy and parse a potential; return None if it is incomplete.
-
-    A truncated file may still be valid YAML, with fewer functions.
-    """
-    try:
-        shutil.copyfile(source, copy)
-    except OSError:
-        return None
-    try:
-        content = read_potential(copy)
-    except TrainingError:
-        return None
-    whole = functions in (None, count_functions(content))
-    return content if whole and elements_of(content) == tuple(sorted(elements)) else None
-
-
-# -- programs ------------------------------------------------------------------------------------
-
-
 def convert_to_yace(potential: Path, yace: Path) -> None:
     """Convert a B-basis potential into the .yace that LAMMPS reads.
 
-    Raises
-    ------
-    TrainingError
-        If the converter fails.
+    Raise a TrainingError if the converter fails.
     """
     # Without -o the converter replaces every "yaml" in the whole path.
     run_program("pace_yaml2yace", ["-o", yace.name, potential.name], potential.parent)

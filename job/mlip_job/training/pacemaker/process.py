@@ -13,13 +13,14 @@ from mlip_job.errors import IntegrityError, MlipJobError, TrainingError
 from mlip_job.paths import reported
 from mlip_job.runtime.environment import usable_cores
 from mlip_job.training.pacemaker import PacemakerFiles
-from mlip_job.training.pacemaker.basis import potential_section, start_mode
 from mlip_job.training.pacemaker.callbacks import mlip_job_callbacks
 from mlip_job.training.pacemaker.input import (
     Segment,
     StartPotential,
     build_input,
+    potential_section,
     remaining_segments,
+    start_mode,
     weighting_policy,
 )
 from mlip_job.training.pacemaker.linear_fit import (

@@ -7,8 +7,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
 from mlip_job.errors import ConfigError
-from mlip_job.models import Errors
-from mlip_job.training.loss import DIVERGED, shares
+from mlip_job.training.loss import DIVERGED
+from mlip_job.training.pacemaker import TABLES
 from mlip_job.training.pacemaker.callbacks.mlip_job_callbacks import BEST, SETTINGS
 from mlip_job.training.pacemaker.log import LogParser
 from mlip_job.training.pacemaker.snapshot import Best, read_best
@@ -17,7 +17,6 @@ from mlip_job.training.process import describe_exit, is_out_of_memory, read_line
 from mlip_job.training.summary import (
     BestPotential,
     FitCycle,
-    LossShares,
     RunSummary,
     SetSizes,
     milli,
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from mlip_job.models import Errors
     from mlip_job.training.pacemaker.log import LogState, StatisticsBlock
 
     Tables = Mapping[str, MetricsTable]
@@ -55,10 +55,7 @@ def summarise_run(directory: Path, *, exit_code: int | None = None) -> RunSummar
 
     Without an exit code a file ``exit_code`` in the directory is read, if there is one.
 
-    Raises
-    ------
-    ConfigError
-        If it is not a work directory of pacemaker.
+    Raise a ConfigError if it is not a work directory of pacemaker.
     """
     if not any((directory / name).is_file() for name in _KNOWN_FILES):
         raise ConfigError(
@@ -69,21 +66,19 @@ def summarise_run(directory: Path, *, exit_code: int | None = None) -> RunSummar
     # A run of ours joins the tables of all its attempts in a folder.
     joined = directory / "metrics"
     folder = joined if (joined / "metrics.txt").is_file() else directory
-    tables = {
-        name: read_table(folder / f"{name}.txt")
-        for name in ("metrics", "test_metrics", "cycle_metrics", "test_cycle_metrics")
-    }
+    tables = {name: read_table(folder / f"{name}.txt") for name in TABLES}
     exit_code = _read_exit_code(directory) if exit_code is None else exit_code
     status, cause = _judge(state, tables["metrics"], exit_code)
     rows = tables["metrics"].rows
     last = rows[-1] if rows else MetricsRow()
     train, test, warnings = _final_errors(state, tables)
-    row = _final_row(state, tables["cycle_metrics"])
+    index = _final_index(state, tables["cycle_metrics"])
+    row = None if index is None else tables["cycle_metrics"].rows[index]
     kept = read_best(directory / BEST)
     best = better_than_last(kept, state, tables)
     if kept is not None and best is not None:
         row = kept.train
-        train, test, warnings = _errors(kept.train), _errors(kept.validation), []
+        train, test, warnings = kept.train.errors, kept.validation.errors, []
     cycles = tuple(_cycles(rows))
     return RunSummary(
         status=status,
@@ -91,7 +86,7 @@ def summarise_run(directory: Path, *, exit_code: int | None = None) -> RunSummar
         exit_code=exit_code,
         train=train,
         test=test,
-        loss_shares=shares_of(row),
+        loss_shares=row.loss_shares if row is not None else None,
         kappa=state.kappa,
         second_set="validation" if (directory / SETTINGS).is_file() else "test",
         best=best,
@@ -165,13 +160,11 @@ def _cycles(rows: Sequence[MetricsRow]) -> Iterator[FitCycle]:
 
 
 def _structures(state: LogState) -> dict[Literal["train", "test"], SetSizes]:
-    sides: tuple[tuple[Literal["train", "test"], int | None], ...] = (
-        ("train", state.fitted_train),
-        ("test", state.fitted_test),
-    )
+    sides: tuple[Literal["train", "test"], ...] = ("train", "test")
+    fitted = (state.fitted_train, state.fitted_test)
     return {
-        side: SetSizes(found=sizes.found, kept=sizes.kept, fitted=fitted)
-        for (side, fitted), sizes in zip(sides, state.datasets, strict=False)
+        side: SetSizes(found=sizes.found, kept=sizes.kept, fitted=count)
+        for side, count, sizes in zip(sides, fitted, state.datasets, strict=False)
     }
 
 
@@ -185,8 +178,9 @@ def _warnings(state: LogState, tables: Tables) -> Iterator[str]:
         if sizes.kept is not None and sizes.fitted is not None and sizes.fitted != sizes.kept:
             removed = sizes.kept - sizes.fitted
             yield f"the weighting removed {removed} of {sizes.kept} {side} structures"
-    for before, after in ((before, after) for before, after in state.batch_sizes if after):
-        yield f"out of GPU memory: pacemaker reduced the batch size from {before} to {after}"
+    for before, after in state.batch_sizes:
+        if after:
+            yield f"out of GPU memory: pacemaker reduced the batch size from {before} to {after}"
     if state.extreme_energies:
         yield "energies per atom below -20 or above 250 eV: pacemaker fitted reference energies"
     if state.potential_saved and _began_at_its_best(state, tables["metrics"].rows):
@@ -324,13 +318,8 @@ def _final_errors(
     return train, test, warnings
 
 
-def _final_row(state: LogState, table: MetricsTable) -> MetricsRow | None:
-    """Return the row of the result in a table of cycles: of the last step and its best cycle."""
-    index = _final_index(state, table)
-    return None if index is None else table.rows[index]
-
-
 def _final_index(state: LogState, table: MetricsTable) -> int | None:
+    """Return the row of the result in a table of cycles: of the last step and its best cycle."""
     in_step = _in_last_step(table.rows)
     return in_step[state.best_cycle] if state.best_cycle < len(in_step) else None
 
@@ -340,8 +329,8 @@ def _last_loss(state: LogState, tables: Tables) -> float | None:
     cycles = tables["test_cycle_metrics"]
     if not _reaches_last_step(tables) or _gave_up(state, cycles):
         return None
-    row = _final_row(state, cycles)
-    return None if row is None else row.error_loss
+    index = _final_index(state, cycles)
+    return None if index is None else cycles.rows[index].error_loss
 
 
 def _of_cycle(
@@ -384,30 +373,29 @@ def _of_last_iteration(state: LogState, tables: Tables) -> Errors | None:
         if row.ladder_step == step and row.place.cycle == state.best_cycle
     ]
     found = [row for row in test if row.place in places[-1:]]
-    return _errors(found[0]) if found else None
+    return found[0].errors if found else None
 
 
 def _in_last_step(rows: Sequence[MetricsRow]) -> list[int]:
     return [i for i, row in enumerate(rows) if row.ladder_step == rows[-1].ladder_step]
 
 
-def _errors(row: MetricsRow, block: StatisticsBlock | None = None) -> Errors:
-    return Errors(
-        loss=row.loss,
-        rmse_energy_mev_per_atom=milli(row.rmse_energy_ev_per_atom),
-        rmse_force_mev_per_angstrom=milli(row.rmse_force_ev_per_angstrom),
-        mae_energy_mev_per_atom=_from_block(block, "mae", 0),
-        mae_force_mev_per_angstrom=milli(row.mae_force_ev_per_angstrom),
-        max_energy_mev_per_atom=_from_block(block, "max", 0),
-        max_force_mev_per_angstrom=_from_block(block, "max", 2),
-    )
+def _errors(row: MetricsRow, block: StatisticsBlock | None) -> Errors:
+    """Add what only the log has."""
+    figures = {
+        "mae_energy_mev_per_atom": _from_block(block, "mae", 0),
+        "max_energy_mev_per_atom": _from_block(block, "max", 0),
+        "max_force_mev_per_angstrom": _from_block(block, "max", 2),
+    }
+    return row.errors.model_copy(update=figures)
 
 
 def _disagreement(row: MetricsRow, block: StatisticsBlock) -> str | None:
     """Compare the table with the log, to the decimals that the log prints."""
+    errors = row.errors
     pairs = (
-        ("energy", milli(row.rmse_energy_ev_per_atom), _from_block(block, "rmse", 0)),
-        ("force", milli(row.rmse_force_ev_per_angstrom), _from_block(block, "rmse", 2)),
+        ("energy", errors.rmse_energy_mev_per_atom, _from_block(block, "rmse", 0)),
+        ("force", errors.rmse_force_mev_per_angstrom, _from_block(block, "rmse", 2)),
     )
     for name, in_table, in_log in pairs:
         if in_table is None or in_log is None:
@@ -423,22 +411,3 @@ def _from_block(block: StatisticsBlock | None, kind: str, column: int) -> float 
     value = milli(block.errors[kind][column])
     # Back to the two decimals that were printed.
     return round(value, 2) if value is not None else None
-
-
-def shares_of(row: MetricsRow | None) -> LossShares | None:
-    """Return the terms of a row's loss as fractions; None if the table lacks them."""
-    if row is None or row.e_loss_contrib is None or row.f_loss_contrib is None:
-        return None
-    terms = {
-        "l1_coeffs": row.l1_reg_contrib,
-        "l2_coeffs": row.l2_reg_contrib,
-        "w_orth": row.smooth_orth,
-        "w0_rad": row.smooth_w1,
-        "w1_rad": row.smooth_w2,
-        "w2_rad": row.smooth_w3,
-    }
-    return shares(
-        row.e_loss_contrib,
-        row.f_loss_contrib,
-        {name: term for name, term in terms.items() if term is not None},
-    )

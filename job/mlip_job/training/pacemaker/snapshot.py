@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ValidationError
 
 from mlip_job.errors import TrainingError
 from mlip_job.training.pacemaker import TABLES
@@ -20,19 +21,13 @@ from mlip_job.training.pacemaker.callbacks.mlip_job_callbacks import numbered_lo
 from mlip_job.training.pacemaker.potential_file import (
     POTENTIAL,
     as_start,
-    copy_whole,
     count_functions,
+    elements_of,
     read_potential,
     with_cores_of,
     write_potential,
 )
-from mlip_job.training.pacemaker.tables import (
-    MetricsRow,
-    count_on,
-    join_tables,
-    read_table,
-    row_of,
-)
+from mlip_job.training.pacemaker.tables import MetricsRow, count_on, join_tables, read_table
 from mlip_job.training.trainer import FitPosition, Snapshot
 
 if TYPE_CHECKING:
@@ -47,10 +42,7 @@ def take_snapshot(
 ) -> Snapshot | None:
     """Copy the newest potential of a fit that may be running into an empty directory.
 
-    Returns
-    -------
-    Snapshot or None
-        None if there is no resumable state yet.
+    None if there is no resumable state yet.
     """
     if not segment.resumable:
         return None
@@ -59,7 +51,7 @@ def take_snapshot(
     if stamps is None or not rows:
         return None
     numbers = count_on(row.place for row in rows)
-    counted = [replace(row, iter_num=n) for row, n in zip(rows, numbers, strict=True)]
+    counted = [row.model_copy(update={"iter_num": n}) for row, n in zip(rows, numbers, strict=True)]
     found = _within_step(files, segment, elements, counted[-1], target)
     if found is not None and _stamps(files) != stamps:
         found = None  # written concurrently: the iteration of the copy is unknown
@@ -98,20 +90,13 @@ def write_tables(
     return written
 
 
-class _Stamps(NamedTuple):
-    """When the newest row and the newest potential were written, ns."""
-
-    row: int
-    potential: int
-
-
-def _stamps(files: PacemakerFiles) -> _Stamps | None:
+def _stamps(files: PacemakerFiles) -> tuple[int, int] | None:
+    """Return when the newest row and the newest potential were written, ns."""
     try:
-        return _Stamps(
-            files.table("metrics").stat().st_mtime_ns, files.interim_potential.stat().st_mtime_ns
-        )
+        row, potential = files.table("metrics").stat(), files.interim_potential.stat()
     except FileNotFoundError:
         return None
+    return row.st_mtime_ns, potential.st_mtime_ns
 
 
 def _within_step(
@@ -124,8 +109,9 @@ def _within_step(
     if segment.is_ladder and files.ladder_potential(row.place.ladder_step).is_file():
         return None
     # The row comes first, then the potential; the test set may be evaluated in between.
-    lag = 0 if stamps.potential >= stamps.row else 1
-    functions = _copy(files.interim_potential, elements, row.nfuncs, target)
+    row_ns, potential_ns = stamps
+    lag = 0 if potential_ns >= row_ns else 1
+    functions = copy_potential(files.interim_potential, elements, row.nfuncs, target / POTENTIAL)
     if functions is None or row.iter_num == lag:
         return None
     place = segment.offset.shift(row).place
@@ -151,7 +137,9 @@ def _between_steps(
     of_step = [row for row in rows if row.ladder_step == step]
     if not of_step:
         return None
-    functions = _copy(files.ladder_potential(step), elements, of_step[-1].nfuncs, target)
+    functions = copy_potential(
+        files.ladder_potential(step), elements, of_step[-1].nfuncs, target / POTENTIAL
+    )
     if functions is None:
         return None
     return FitPosition(
@@ -162,14 +150,23 @@ def _between_steps(
     )
 
 
-def _copy(source: Path, elements: Sequence[str], functions: int | None, target: Path) -> int | None:
-    """Copy a potential in the form that a fit can start from; return the number of functions."""
-    copy = target / POTENTIAL
-    content = copy_whole(source, elements, functions, copy)
-    if content is None:
+def copy_potential(
+    source: Path, elements: Sequence[str], functions: int | None, copy: Path
+) -> int | None:
+    """Copy a potential in the form that a fit can start from; return the number of functions.
+
+    None if it is incomplete: a truncated file may still be valid YAML, with fewer functions.
+    """
+    try:
+        shutil.copyfile(source, copy)
+        content = read_potential(copy)
+    except (OSError, TrainingError):
+        return None
+    count = count_functions(content)
+    if functions not in (None, count) or elements_of(content) != tuple(sorted(elements)):
         return None
     write_potential(as_start(content), copy)
-    return count_functions(content)
+    return count
 
 
 def _is_last(files: PacemakerFiles, segment: Segment, functions: int) -> bool:
@@ -182,8 +179,7 @@ def _is_last(files: PacemakerFiles, segment: Segment, functions: int) -> bool:
 # -- the best potential --------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Best:
+class Best(BaseModel, frozen=True, extra="ignore"):
     """The best potential so far, with its position in the whole fit.
 
     The loss is on the validation part, without regularisation; the rows are of pacemaker's tables.
@@ -219,26 +215,15 @@ def configure_callback(files: PacemakerFiles, segment: Segment, patience: int) -
 def read_best(record: Path) -> Best | None:
     """Read ``best.json``; return None if there is none.
 
-    Raises
-    ------
-    TrainingError
-        If it is damaged.
+    Raise a TrainingError if it is damaged.
     """
     try:
-        content = json.loads(record.read_text(encoding="utf-8"))
-        return Best(
-            potential=record.parent / Path(content["potential"]).name,
-            ladder_step=int(content["ladder_step"]),
-            cycle=int(content["cycle"]),
-            iteration=int(content["iteration"]),
-            loss=float(content["loss"]),
-            train=row_of(content["train"]) or MetricsRow(),
-            validation=row_of(content["validation"]) or MetricsRow(),
-        )
+        best = Best.model_validate_json(record.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValidationError) as error:
         raise TrainingError(f"{record} can't be read: {type(error).__name__}") from None
+    return best.model_copy(update={"potential": record.parent / best.potential.name})
 
 
 def copy_best(files: PacemakerFiles, target: Path) -> dict[str, Path]:

@@ -12,41 +12,28 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
+
+from mlip_job.models import Errors
+from mlip_job.training.loss import shares
 from mlip_job.training.process import AppendedLines
-from mlip_job.training.summary import CurvePoint, milli
+from mlip_job.training.summary import curve_point, milli
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from mlip_job.training.summary import CurvePoint, LossShares
     from mlip_job.training.trainer import FitPosition
 
-_STEP, _CYCLE, _ITERATION = "ladder_step", "cycle_step", "iter_num"
-_WHOLE = (_STEP, _CYCLE, _ITERATION, "nfuncs", "ncoefs")
-_RENAMED = {
-    "rmse_epa": "rmse_energy_ev_per_atom",
-    "rmse_f_comp": "rmse_force_ev_per_angstrom",
-    "mae_f_comp": "mae_force_ev_per_angstrom",
-}
-_REAL = _RENAMED | {
-    name: name
-    for name in (
-        "loss",
-        "e_loss_contrib",
-        "f_loss_contrib",
-        "l1_reg_contrib",
-        "l2_reg_contrib",
-        "smooth_orth",
-        "smooth_w1",
-        "smooth_w2",
-        "smooth_w3",
-    )
-}
 _WIDTH = 23  # of a column
+Number = Annotated[
+    float | None, AfterValidator(lambda n: n if n is None or math.isfinite(n) else None)
+]
 
 
 class Place(NamedTuple):
@@ -57,8 +44,7 @@ class Place(NamedTuple):
     iteration: int
 
 
-@dataclass(frozen=True)
-class MetricsRow:
+class MetricsRow(BaseModel, frozen=True, extra="ignore", populate_by_name=True):
     """One row; None stands for a column that the table lacks and for a number that is not finite.
 
     ``e_loss_contrib`` and the like are the terms of ``loss``; ``smooth_w1`` to ``smooth_w3`` are
@@ -68,18 +54,18 @@ class MetricsRow:
     ladder_step: int | None = None
     cycle_step: int | None = None
     iter_num: int | None = None
-    loss: float | None = None
-    e_loss_contrib: float | None = None
-    f_loss_contrib: float | None = None
-    l1_reg_contrib: float | None = None
-    l2_reg_contrib: float | None = None
-    smooth_orth: float | None = None
-    smooth_w1: float | None = None
-    smooth_w2: float | None = None
-    smooth_w3: float | None = None
-    rmse_energy_ev_per_atom: float | None = None
-    rmse_force_ev_per_angstrom: float | None = None
-    mae_force_ev_per_angstrom: float | None = None
+    loss: Number = None
+    e_loss_contrib: Number = None
+    f_loss_contrib: Number = None
+    l1_reg_contrib: Number = None
+    l2_reg_contrib: Number = None
+    smooth_orth: Number = None
+    smooth_w1: Number = None
+    smooth_w2: Number = None
+    smooth_w3: Number = None
+    rmse_energy_ev_per_atom: Number = Field(None, alias="rmse_epa")
+    rmse_force_ev_per_angstrom: Number = Field(None, alias="rmse_f_comp")
+    mae_force_ev_per_angstrom: Number = Field(None, alias="mae_f_comp")
     nfuncs: int | None = None
     ncoefs: int | None = None
 
@@ -89,14 +75,19 @@ class MetricsRow:
         return Place(self.ladder_step or 0, self.cycle_step or 0, self.iter_num or 0)
 
     @property
-    def point(self) -> CurvePoint:
-        """The row as a point of a learning curve."""
-        return CurvePoint(
-            **self.place._asdict(),
+    def errors(self) -> Errors:
+        """The errors, as far as the table has them."""
+        return Errors(
             loss=self.loss,
             rmse_energy_mev_per_atom=milli(self.rmse_energy_ev_per_atom),
             rmse_force_mev_per_angstrom=milli(self.rmse_force_ev_per_angstrom),
+            mae_force_mev_per_angstrom=milli(self.mae_force_ev_per_angstrom),
         )
+
+    @property
+    def point(self) -> CurvePoint:
+        """The row as a point of a learning curve."""
+        return curve_point(self.errors, **self.place._asdict())
 
     @property
     def error_loss(self) -> float | None:
@@ -105,17 +96,21 @@ class MetricsRow:
             return None
         return self.e_loss_contrib + self.f_loss_contrib
 
-
-def row_of(values: Mapping[str, str]) -> MetricsRow | None:
-    """Return the row of fields by column; None if one is not a number."""
-    try:
-        numbers: dict[str, Any] = {name: int(values[name]) for name in _WHOLE if name in values}
-        for theirs, ours in _REAL.items():
-            if theirs in values and math.isfinite(number := float(values[theirs])):
-                numbers[ours] = number
-    except ValueError:
-        return None
-    return MetricsRow(**numbers)
+    @property
+    def loss_shares(self) -> LossShares | None:
+        """The terms of the loss as fractions; None if the table lacks them."""
+        if self.e_loss_contrib is None or self.f_loss_contrib is None:
+            return None
+        terms = {
+            "l1_coeffs": self.l1_reg_contrib,
+            "l2_coeffs": self.l2_reg_contrib,
+            "w_orth": self.smooth_orth,
+            "w0_rad": self.smooth_w1,
+            "w1_rad": self.smooth_w2,
+            "w2_rad": self.smooth_w3,
+        }
+        known = {name: term for name, term in terms.items() if term is not None}
+        return shares(self.e_loss_contrib, self.f_loss_contrib, known)
 
 
 @dataclass(frozen=True)
@@ -166,14 +161,16 @@ class _Parser:
             if not self.columns and "loss" in fields:
                 self.columns = fields
                 continue
-            text = dict(zip(self.columns, fields, strict=False))
-            row = row_of(text)
             # A line without its end was truncated, maybe within a number.
-            if row is None or len(fields) != len(self.columns) or not line.endswith("\n"):
+            if len(fields) != len(self.columns) or not line.endswith("\n"):
                 self.dropped += 1
-            else:
-                self.rows.append(row)
+                continue
+            text = dict(zip(self.columns, fields, strict=True))
+            try:
+                self.rows.append(MetricsRow.model_validate(text))
                 self.texts.append(text)
+            except ValidationError:
+                self.dropped += 1
 
 
 def _parse(path: Path) -> _Parser:
@@ -250,15 +247,12 @@ class Offset:
 
     def shift(self, row: MetricsRow) -> MetricsRow:
         """Return a row with its place in the whole fit."""
-        in_first = row.ladder_step in (0, None)
-        step, iteration = row.ladder_step, row.iter_num
-        return replace(
-            row,
-            ladder_step=None if step is None else step + self.ladder_step,
-            iter_num=iteration + self.iteration
-            if iteration is not None and in_first
-            else iteration,
-        )
+        moved: dict[str, int] = {}
+        if row.ladder_step is not None:
+            moved["ladder_step"] = row.ladder_step + self.ladder_step
+        if row.iter_num is not None and not row.ladder_step:
+            moved["iter_num"] = row.iter_num + self.iteration
+        return row.model_copy(update=moved)
 
 
 def join_tables(
@@ -271,18 +265,10 @@ def join_tables(
 ) -> str | None:
     """Return the table of all starts as text; None if neither table has a header yet.
 
-    A row that is in `earlier` stays: the first row of a start repeats the last one before it.
-
-    Parameters
-    ----------
-    earlier, current
-        The table of all starts before, and of the latest one; either may be absent.
-    offset
-        Position at which the latest start began.
-    upto
-        Rows after it are omitted.
-    metrics
-        ``metrics.txt`` of the latest start, if `current` is another table.
+    `earlier` is the table of all starts before, `current` that of the latest one, which began at
+    `offset`; either may be absent. Rows after `upto` are omitted. `metrics` is ``metrics.txt`` of
+    the latest start, if `current` is another table. A row that is in `earlier` stays: the first row
+    of a start repeats the last one before it.
     """
     old, new = _parse(earlier), _parse(current)
     columns = old.columns or new.columns
@@ -294,9 +280,9 @@ def join_tables(
     starts = [row.place for row in _parse(metrics).rows] if metrics is not None else None
     numbers = count_on(places) if starts is None else count_on_like(starts, places)
     for row, number, text in zip(new.rows, numbers, new.texts, strict=True):
-        numbered = row if row.iter_num is None else replace(row, iter_num=number)
+        numbered = row if row.iter_num is None else row.model_copy(update={"iter_num": number})
         moved = offset.shift(numbered)
-        place = {_STEP: moved.ladder_step, _ITERATION: moved.iter_num}
+        place = {"ladder_step": moved.ladder_step, "iter_num": moved.iter_num}
         known = {name: str(number) for name, number in place.items() if number is not None}
         rows.setdefault(_key(moved), text | known)
     kept = [text for key, text in rows.items() if upto is None or _is_within(key, upto)]

@@ -40,10 +40,7 @@ def keep_best(
 
     Pacemaker adds the rows of an iteration to its tables before it calls this.
 
-    Raises
-    ------
-    StopIteration
-        To end the minimiser, and so this step and cycle, normally.
+    Raise a StopIteration to end the minimiser, and so this step and cycle, normally.
     """
     settings = json.loads(Path(SETTINGS).read_text(encoding="utf-8"))
     step = (current_ladder_step, current_fit_cycle)
