@@ -157,7 +157,7 @@ def test_killed_at_random_moments_of_a_fit(
     ladder = (
         {"ladder_step": 3, "overrides": {"fit": {"ladder_type": "power_order"}}} if seed % 2 else {}
     )
-    config = make_config({"functions_per_element": 6, "max_iter": 12, **ladder})
+    config = make_config({"functions_per_element": 6, "max_iter": 8, **ladder})
     killed = []
     for _ in range(2):
         job = jobs.start_job(config, tmp_path)

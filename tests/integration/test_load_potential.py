@@ -52,17 +52,6 @@ def test_energies_are_those_of_dft(family: Family) -> None:
         assert ours.get_potential_energy() == pytest.approx(train.get_potential_energy(), abs=4)
 
 
-def test_optimiser_runs_on_it(family: Family) -> None:
-    from ase.optimize import BFGS
-
-    atoms = bulk("Cu", cubic=True)
-    atoms.rattle(0.05, seed=1)
-    atoms.calc = load_potential(family.store)
-    before = atoms.get_potential_energy()
-    BFGS(atoms, logfile=None).run(fmax=0.05, steps=5)
-    assert atoms.get_potential_energy() < before
-
-
 def test_extrapolation_grades_on_request(family: Family) -> None:
     """Of each atom; interpolation near the training data, extrapolation far from it."""
     near = ase.io.read(next(family.store.glob("cu/datasets/*/train.xyz")), 0)

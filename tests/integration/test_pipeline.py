@@ -38,23 +38,42 @@ def _functions(manifest: Manifest) -> int:
     return int(manifest.basis["functions"]["number_of_functions_per_element"])
 
 
-def test_five_structures_end_to_end(tmp_path: Path) -> None:
-    """ASE reads the dataset with its labels; E_DFT = E_potential + Σ n·e0 gives the RMSE."""
+def test_five_structures_from_postgresql_to_s3(
+    tmp_path: Path,
+    postgresql: DatabaseServer,
+    s3_bucket: StorageConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """ASE reads the dataset with its labels; E_DFT = E_potential + Σ n·e0 gives the RMSE.
+
+    No secret is in any file or message.
+    """
     from pyace import PyACECalculator
 
     structures = rattled(5, symbols=("Cu", "Au"))
-    write_database(tmp_path / "structures.db", structures)
-    config = make_config(tmp_path, TINY | {"test_fraction": 0.2, "cutoff": 6.0})
+    name = postgresql.new_database()
+    write_database(postgresql.url_with_password(name), structures)
+    monkeypatch.setenv("MLIP_JOB_DATABASE_PASSWORD", postgresql.password)
+    config = make_config(
+        tmp_path,
+        TINY | {"test_fraction": 0.2, "cutoff": 6.0},
+        database={"url": postgresql.url(name)},
+        storage=s3_bucket.model_dump(),
+    )
     run = train(config)
-    manifest = run.manifest
+    manifest, registry = run.manifest, registry_of(config)
     assert run.created
     assert (manifest.dataset.train, manifest.dataset.test) == (4, 1)
-    assert registry_of(config).verify(manifest) == []
+    assert registry.verify(manifest) == []
+    assert registry.latest() == 1
     assert yaml.safe_load(run.read("input.yaml"))["potential"]["bonds"]["ALL"]["rcut"] == 6.0
 
-    folder = tmp_path / "store" / "cu" / "datasets" / manifest.dataset.id
-    train_set = ase.io.read(folder / "train.xyz", ":")
-    dataset = train_set + ase.io.read(folder / "test.xyz", ":")
+    record = registry.dataset_record(manifest.dataset)
+    sides = {}
+    for side in ("train", "test"):
+        registry.fetch_dataset_file(record, f"{side}.xyz", tmp_path / f"{side}.xyz")
+        sides[side] = ase.io.read(tmp_path / f"{side}.xyz", ":")
+    dataset = sides["train"] + sides["test"]
     assert len(dataset) == 5
     for atoms in dataset:
         original = structures[atoms.info["row_id"] - 1]
@@ -63,9 +82,10 @@ def test_five_structures_end_to_end(tmp_path: Path) -> None:
         )
         np.testing.assert_allclose(atoms.get_forces(), original.get_forces(), atol=1e-7)
 
-    calculator = PyACECalculator(str(tmp_path / "store" / "cu" / "potentials" / "gen_01.yace"))
+    registry.fetch(manifest, "potential.yace", tmp_path / "gen_01.yace")
+    calculator = PyACECalculator(str(tmp_path / "gen_01.yace"))
     errors = []
-    for labelled in train_set:
+    for labelled in sides["train"]:
         atoms = labelled.copy()
         atoms.calc = calculator
         references = sum(manifest.reference_energies[symbol] for symbol in atoms.symbols)
@@ -73,6 +93,13 @@ def test_five_structures_end_to_end(tmp_path: Path) -> None:
         errors.append((energy - labelled.get_potential_energy()) / len(atoms))
     rmse_mev = 1000 * float(np.sqrt(np.mean(np.square(errors))))
     assert rmse_mev == pytest.approx(manifest.headline.train.rmse_energy_mev_per_atom, rel=1e-4)
+
+    store = open_store(config.storage)
+    texts = [store.get(info.key) for info in store.list("cu/")]
+    texts += [path.read_bytes() for path in (tmp_path / "work").rglob("*") if path.is_file()]
+    texts.append("\n".join(run.messages).encode())
+    for secret in (postgresql.password, os.environ["AWS_SECRET_ACCESS_KEY"]):
+        assert not any(secret.encode() in text for text in texts)
 
 
 def test_the_basis_follows_from_the_data_and_is_inherited(tmp_path: Path) -> None:
@@ -144,35 +171,6 @@ def test_running_again_changes_nothing(family: Family) -> None:
     family.set_training(cutoff=6.0)
     with pytest.raises(ConflictError, match=r"training\.cutoff: 5\.5 published, 6\.0 asked"):
         train(family.config)
-
-
-def test_from_postgresql_to_s3(
-    tmp_path: Path,
-    postgresql: DatabaseServer,
-    s3_bucket: StorageConfig,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A database server with a password, a bucket, and no secret in any file or message."""
-    name = postgresql.new_database()
-    write_database(postgresql.url_with_password(name), rattled(6))
-    monkeypatch.setenv("MLIP_JOB_DATABASE_PASSWORD", postgresql.password)
-    config = make_config(
-        tmp_path,
-        TINY,
-        database={"url": postgresql.url(name)},
-        storage=s3_bucket.model_dump(),
-    )
-    run = train(config)
-    assert run.created
-    assert registry_of(config).verify(run.manifest) == []
-    assert registry_of(config).latest() == 1
-    store = open_store(config.storage)
-    texts = [store.get(info.key) for info in store.list("cu/")] + [
-        path.read_bytes() for path in (tmp_path / "work").rglob("*") if path.is_file()
-    ]
-    texts.append("\n".join(run.messages).encode())
-    for secret in (postgresql.password, os.environ["AWS_SECRET_ACCESS_KEY"]):
-        assert not any(secret.encode() in text for text in texts)
 
 
 def test_energy_based_weighting_lists_the_rows_it_omits(tmp_path: Path) -> None:

@@ -37,20 +37,19 @@ def test_a_training_is_logged_once(
 ) -> None:
     """With parameters, metrics, learning curve, lineage and artefacts; again changes nothing."""
     tracking = ("--set", f"tracking.mlflow_uri={mlflow_server.uri}")
-    command = ("run", "-c", family.config_path, "-g", 2, *tracking)
+    command = ("run", "-c", family.config_path, "-g", 1, *tracking)
     ended = cli(*command)
     assert ended.code == 0, ended.err
-    assert "gen_02 logged in experiment 'cu'" in ended.err
+    assert "gen_01 logged in experiment 'cu'" in ended.err
     (run,) = mlflow_server.runs("cu")
-    assert run["info"]["run_name"] == "gen_02"
+    assert run["info"]["run_name"] == "gen_01"
     assert run["info"]["status"] == "FINISHED"
 
-    manifest = family.registry.get(2)
+    manifest = family.registry.get(1)
     tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
     assert tags["mlip_job.attempt"] == manifest.attempt
-    assert tags["mlip_job.parent"] == "gen_01"
     assert tags["mlip_job.dataset"] == manifest.dataset.id
-    assert tags["mlip_job.manifest"] == "cu/generations/gen_02/manifest.json"
+    assert tags["mlip_job.manifest"] == "cu/generations/gen_01/manifest.json"
     parameters = {p["key"]: p["value"] for p in run["data"]["params"]}
     assert parameters["training.functions_per_element"] == "10"
     assert parameters["training.evaluator"] == "pyace"
@@ -81,7 +80,7 @@ def test_a_training_is_logged_once(
     again = cli(*command)
     assert again.code == 0
     assert "nothing to do" in again.err
-    assert "gen_02 is logged already" in again.err
+    assert "gen_01 is logged already" in again.err
     assert [r["info"]["run_id"] for r in mlflow_server.runs("cu")] == [run_id]
 
 

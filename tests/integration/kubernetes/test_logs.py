@@ -39,14 +39,6 @@ class Follower:
         return self.lines
 
 
-def test_there_is_no_log_before_the_container(
-    scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
-) -> None:
-    handle = submit()
-    node.pod(namespace, handle.name)
-    assert list(scheduler.logs(handle, follow=False)) == []
-
-
 def test_logs_of_all_attempts_follow_each_other(
     scheduler: KubernetesScheduler, submit: Submit, node: Node, namespace: str
 ) -> None:

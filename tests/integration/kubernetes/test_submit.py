@@ -54,15 +54,6 @@ def test_the_same_submission_again_is_the_same_job(
     node.core.read_namespaced_config_map(first.name, namespace)
 
 
-def test_another_submission_for_the_generation_is_rejected(submit: Submit) -> None:
-    """While the first is pending or runs; other generations and families are free."""
-    first = submit()
-    with pytest.raises(ConflictError, match=first.name):
-        submit(cutoff=6.0)
-    submit(5, cutoff=6.0)
-    submit(family="cu-ni-2", cutoff=6.0)
-
-
 def test_a_failed_job_makes_room_for_the_same_submission(
     scheduler: KubernetesScheduler,
     request_for: Callable[..., JobRequest],
