@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -16,6 +17,9 @@ class Ended:
     code: int
     out: str
     err: str
+
+
+Cli = Callable[..., Ended]
 
 
 def run_cli(capsys: pytest.CaptureFixture[str], *arguments: object) -> Ended:

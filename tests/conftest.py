@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
-from tests.cli import Ended, run_cli
+from tests.cli import Cli, run_cli
 from tests.servers.kernel import FORBIDDEN
 
 # No deadline: the machine may be training potentials at the same time.
@@ -97,6 +97,6 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
     """Return a function that runs the command line with its arguments."""
     return lambda *arguments: run_cli(capsys, *arguments)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlip_job.config import JobConfig
+from tests.faults.jobs import MakeConfig
 from tests.faults.tally import TALLY, Tally
 from tests.generations import TINY
 from tests.generations import make_config as config_in
@@ -23,7 +23,7 @@ def tally(pytestconfig: pytest.Config) -> Tally:
 
 
 @pytest.fixture
-def make_config(tmp_path: Path) -> Callable[..., JobConfig]:
+def make_config(tmp_path: Path) -> MakeConfig:
     write_database(tmp_path / "structures.db", rattled(8))
 
     def make(training: dict[str, Any] | None = None, **sections: Any) -> JobConfig:

@@ -24,6 +24,8 @@ from mlip_job.training.pacemaker.tables import read_table
 from mlip_job.training.summary import CurvePoint
 from tests.generations import registry_of, report_of
 
+MakeConfig = Callable[..., JobConfig]
+
 import_pyace()  # saves each forked job some seconds
 
 

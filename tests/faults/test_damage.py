@@ -11,6 +11,7 @@ import pytest
 from mlip_job.config import JobConfig
 from mlip_job.training.pacemaker.potential_file import read_potential
 from tests.faults import jobs
+from tests.faults.jobs import MakeConfig
 from tests.faults.replay import REPLAYED, REPLAYED_ITERATIONS, replayed_pacemaker
 from tests.faults.tally import Tally
 
@@ -34,7 +35,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize(("name", "how"), [(name, how) for name in DAMAGE for how in DAMAGE[name]])
 def test_a_file_is_damaged_right_before_the_last_checkpoint(
-    make_config: Callable[..., JobConfig], tmp_path: Path, tally: Tally, name: str, how: str
+    make_config: MakeConfig, tmp_path: Path, tally: Tally, name: str, how: str
 ) -> None:
     """Its checkpoint can be resumed, and the published curve has no gaps."""
     replay = replayed_pacemaker(tmp_path, iteration_s=0.05)
@@ -72,9 +73,7 @@ def _damage(
     tally.count_end([job.text(), again.text()], manifest.headline.iterations)
 
 
-def test_a_huge_log_with_binary_data(
-    make_config: Callable[..., JobConfig], tmp_path: Path, tally: Tally
-) -> None:
+def test_a_huge_log_with_binary_data(make_config: MakeConfig, tmp_path: Path, tally: Tally) -> None:
     """The fit's messages are found after a line of 100 MB and binary data."""
     config = make_config(REPLAYED, run={"checkpoint_interval": 0.5, "heartbeat_interval": 0.5})
     noise = f"head -c {LONG_LINE_BYTES} /dev/zero; echo; head -c 100000 /dev/urandom; echo"

@@ -15,7 +15,7 @@ import pytest
 from mlip_job.config import JobConfig
 from mlip_job.dataset.rows import Row
 from tests.faults import jobs
-from tests.faults.jobs import Job
+from tests.faults.jobs import Job, MakeConfig
 from tests.faults.replay import REPLAYED, both, replayed_pacemaker
 from tests.servers.databases import DatabaseServer
 from tests.support import rattled, write_database
@@ -67,10 +67,7 @@ def require_nothing_written(job: Job, config: JobConfig, tmp_path: Path) -> None
 
 
 def test_a_lost_connection_is_restored(
-    make_config: Callable[..., JobConfig],
-    postgresql: DatabaseServer,
-    database: str,
-    tmp_path: Path,
+    make_config: MakeConfig, postgresql: DatabaseServer, database: str, tmp_path: Path
 ) -> None:
     config = make_config(REPLAYED, run=RUN, database={"url": postgresql.url(database)})
     cut = after_pages(1, lambda: disconnect(postgresql, database))
@@ -83,10 +80,7 @@ def test_a_lost_connection_is_restored(
 
 
 def test_a_server_that_stays_unavailable_ends_the_job(
-    make_config: Callable[..., JobConfig],
-    postgresql: DatabaseServer,
-    database: str,
-    tmp_path: Path,
+    make_config: MakeConfig, postgresql: DatabaseServer, database: str, tmp_path: Path
 ) -> None:
     """After limited retries, with one line; once it is available the same command trains."""
     run = RUN | {"retry_timeout": 1.5}
@@ -108,7 +102,7 @@ def test_a_server_that_stays_unavailable_ends_the_job(
     jobs.require_complete(config)
 
 
-def test_a_locked_file_is_waited_for(make_config: Callable[..., JobConfig], tmp_path: Path) -> None:
+def test_a_locked_file_is_waited_for(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config(REPLAYED, run=RUN)
 
     def wait_little_for_locks() -> None:
@@ -136,9 +130,7 @@ def test_a_locked_file_is_waited_for(make_config: Callable[..., JobConfig], tmp_
     jobs.require_complete(config)
 
 
-def test_a_truncated_file_ends_the_export(
-    make_config: Callable[..., JobConfig], tmp_path: Path
-) -> None:
+def test_a_truncated_file_ends_the_export(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config(REPLAYED, run=RUN)
     path = tmp_path / "structures.db"
     whole = path.read_bytes()

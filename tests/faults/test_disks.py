@@ -6,17 +6,17 @@ import os
 import sqlite3
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from mlip_job.config import DatabaseConfig, JobConfig
+from mlip_job.config import DatabaseConfig
 from mlip_job.dataset.database import StructureDatabase
 from mlip_job.errors import DatabaseError
 from tests.faults import jobs
-from tests.faults.jobs import Job
+from tests.faults.jobs import Job, MakeConfig
 from tests.faults.replay import REPLAYED, REPLAYED_ITERATIONS, replayed_pacemaker
 from tests.faults.tally import Tally
 from tests.servers.kernel import require_kernel
@@ -48,7 +48,7 @@ def remount(disk: Path, options: str) -> None:
 
 @pytest.mark.parametrize("place", ["store", "work"])
 def test_a_disk_fills_up(
-    make_config: Callable[..., JobConfig], disk: Path, tmp_path: Path, tally: Tally, place: str
+    make_config: MakeConfig, disk: Path, tmp_path: Path, tally: Tally, place: str
 ) -> None:
     """Each failure is one line; with more space the same command resumes."""
     places = {"storage": {"url": str(disk)}} if place == "store" else {"work_dir": str(disk)}
@@ -70,7 +70,7 @@ def test_a_disk_fills_up(
 
 
 def test_a_store_turns_read_only_in_the_fit(
-    make_config: Callable[..., JobConfig], disk: Path, tmp_path: Path, tally: Tally
+    make_config: MakeConfig, disk: Path, tmp_path: Path, tally: Tally
 ) -> None:
     remount(disk, "size=50m")
     config = make_config(REPLAYED, run=RUN, storage={"url": str(disk)})

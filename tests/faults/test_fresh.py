@@ -13,6 +13,7 @@ import pytest
 from mlip_job.config import JobConfig
 from mlip_job.registry import Registry
 from tests.faults import jobs
+from tests.faults.jobs import MakeConfig
 from tests.faults.replay import REPLAYED, both, replayed_pacemaker
 from tests.faults.test_kills import kill_at
 
@@ -65,7 +66,7 @@ def _ended(
     ],
 )
 def test_only_state_of_the_same_job_is_kept(
-    make_config: Callable[..., JobConfig],
+    make_config: MakeConfig,
     tmp_path: Path,
     first: dict[str, str],
     second: dict[str, str],
@@ -84,10 +85,7 @@ def test_only_state_of_the_same_job_is_kept(
 
 @pytest.mark.parametrize(("first", "second"), [(POD, POD), (SLURM, REQUEUED)])
 def test_a_job_killed_before_it_removed_old_state_removes_it_later(
-    make_config: Callable[..., JobConfig],
-    tmp_path: Path,
-    first: dict[str, str],
-    second: dict[str, str],
+    make_config: MakeConfig, tmp_path: Path, first: dict[str, str], second: dict[str, str]
 ) -> None:
     """It held the claim and stored nothing: all state belongs to another run."""
     config = make_config(REPLAYED, run=RUN)

@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from mlip_job.generation.fit import CheckpointWriter
 from mlip_job.registry import Registry
 from mlip_job.training.pacemaker.process import PacemakerWrapper
 from tests.faults import jobs
-from tests.faults.jobs import Job
+from tests.faults.jobs import Job, MakeConfig
 from tests.faults.replay import REPLAYED, both, replayed_pacemaker
 from tests.faults.tally import Tally
 
@@ -108,7 +107,7 @@ def settle(job: Job, config: JobConfig, tally: Tally) -> None:
     ],
 )
 def test_killed_at_a_stage_boundary(
-    make_config: Callable[..., JobConfig],
+    make_config: MakeConfig,
     tmp_path: Path,
     tally: Tally,
     stage: str,
@@ -126,14 +125,10 @@ def test_killed_at_a_stage_boundary(
 
 @pytest.mark.pacemaker
 @pytest.mark.parametrize(
-    ("stage", "when", "number"),
-    [
-        ("ship the end", "after", TERM),
-        ("publish", "before", KILL),
-    ],
+    ("stage", "when", "number"), [("ship the end", "after", TERM), ("publish", "before", KILL)]
 )
 def test_killed_at_a_stage_boundary_of_a_real_fit(
-    make_config: Callable[..., JobConfig],
+    make_config: MakeConfig,
     tmp_path: Path,
     tally: Tally,
     stage: str,
@@ -150,7 +145,7 @@ def test_killed_at_a_stage_boundary_of_a_real_fit(
 @pytest.mark.pacemaker
 @pytest.mark.parametrize("seed", range(2))
 def test_killed_at_random_moments_of_a_fit(
-    make_config: Callable[..., JobConfig], tmp_path: Path, tally: Tally, seed: int
+    make_config: MakeConfig, tmp_path: Path, tally: Tally, seed: int
 ) -> None:
     """Twice, with either signal, with and without a ladder: the published curve is continuous."""
     rng = random.Random(seed)

@@ -6,7 +6,6 @@ import fcntl
 import os
 import signal
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,13 +14,13 @@ import pytest
 from mlip_job.config import JobConfig
 from mlip_job.store.open import open_store
 from tests.faults import jobs
-from tests.faults.jobs import Job
+from tests.faults.jobs import Job, MakeConfig
 from tests.faults.replay import REPLAYED, both, replayed_pacemaker
 from tests.faults.tally import Tally
 
 
 @pytest.fixture(params=["directory", "s3"])
-def config(request: pytest.FixtureRequest, make_config: Callable[..., JobConfig]) -> JobConfig:
+def config(request: pytest.FixtureRequest, make_config: MakeConfig) -> JobConfig:
     sections = {}
     if request.param == "s3":
         sections["storage"] = request.getfixturevalue("s3_bucket").model_dump()

@@ -7,12 +7,11 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from mlip_job.config import JobConfig
 from tests.faults import jobs
-from tests.faults.jobs import Job
+from tests.faults.jobs import Job, MakeConfig
 from tests.faults.replay import REPLAYED, REPLAYED_ITERATIONS, replayed_pacemaker
 from tests.faults.tally import Tally
 
@@ -20,11 +19,7 @@ POINTS = int(os.environ.get("MLIP_JOB_TEST_FAULT_POINTS", "10"))
 _KILLED_AGAIN = 0.3  # fraction of killed jobs whose next attempt is killed too
 
 
-def test_killed_anywhere(
-    make_config: Callable[..., JobConfig],
-    tmp_path: Path,
-    tally: Tally,
-) -> None:
+def test_killed_anywhere(make_config: MakeConfig, tmp_path: Path, tally: Tally) -> None:
     """From the first to the last moment, with either signal, repeatedly."""
     rng = random.Random(20260101)
     replay = replayed_pacemaker(tmp_path)

@@ -14,14 +14,8 @@ from mlip_job.registry import Registry
 from mlip_job.registry.maintenance import collect_garbage
 from mlip_job.store.open import open_store
 from tests.faults import jobs
-from tests.faults.jobs import Job
-from tests.faults.replay import (
-    REPLAYED,
-    REPLAYED_ITERATIONS,
-    both,
-    replayed_pacemaker,
-    retry_soon,
-)
+from tests.faults.jobs import Job, MakeConfig
+from tests.faults.replay import REPLAYED, REPLAYED_ITERATIONS, both, replayed_pacemaker, retry_soon
 from tests.faults.tally import Tally
 from tests.servers.s3_faults import PASSING, FaultProxy
 
@@ -35,7 +29,7 @@ def counted(s3_proxy: FaultProxy, tally: Tally) -> Iterator[None]:
 
 
 @pytest.fixture
-def config(make_config: Callable[..., JobConfig], s3_behind_proxy: StorageConfig) -> JobConfig:
+def config(make_config: MakeConfig, s3_behind_proxy: StorageConfig) -> JobConfig:
     return make_config(REPLAYED, storage=s3_behind_proxy.model_dump(), run=RUN)
 
 
@@ -52,7 +46,7 @@ def run(config: JobConfig, tmp_path: Path) -> Callable[..., Job]:
 
 @pytest.mark.pacemaker
 def test_a_real_fit_through_a_bad_network(
-    make_config: Callable[..., JobConfig],
+    make_config: MakeConfig,
     s3_behind_proxy: StorageConfig,
     s3_bucket: StorageConfig,
     s3_proxy: FaultProxy,
@@ -72,10 +66,7 @@ def test_a_real_fit_through_a_bad_network(
 
 
 def test_replayed_fits_through_a_worse_network(
-    seen: JobConfig,
-    run: Callable[..., Job],
-    s3_proxy: FaultProxy,
-    tally: Tally,
+    seen: JobConfig, run: Callable[..., Job], s3_proxy: FaultProxy, tally: Tally
 ) -> None:
     texts: list[str] = []
     s3_proxy.hang_s = 1.2
@@ -135,7 +126,7 @@ def test_credentials_that_expire_in_the_end_publish_nothing(
 
 
 def test_a_store_that_stays_unavailable_ends_the_job_and_a_later_run_resumes(
-    make_config: Callable[..., JobConfig],
+    make_config: MakeConfig,
     s3_behind_proxy: StorageConfig,
     seen: JobConfig,
     s3_proxy: FaultProxy,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlip_job.config import load_config
-from tests.cli import Ended
+from tests.cli import Cli
 from tests.faults.jobs import require_complete
 from tests.generations import TINY
 from tests.images.jobs import LONG, ImageJob
@@ -54,11 +54,7 @@ def test_a_stop_signal_reaches_the_job(
 
 @pytest.mark.pacemaker
 def test_a_batch_job_in_the_image(
-    apptainer: Apptainer,
-    sif: Path,
-    slurm: SlurmCluster,
-    cli: Callable[..., Ended],
-    tmp_path: Path,
+    apptainer: Apptainer, sif: Path, slurm: SlurmCluster, cli: Cli, tmp_path: Path
 ) -> None:
     """Under Slurm, with --nv: stopped as before a time limit, requeued, and published.
 

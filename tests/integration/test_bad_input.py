@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,10 @@ from ase import Atoms
 from ase.build import molecule
 
 from mlip_job.generation.data import preview
-from tests.cli import Ended
+from tests.cli import Cli
 from tests.generations import Family
 from tests.servers.s3 import S3Server
 from tests.support import labelled, rattled, write_database
-
-Cli = Callable[..., Ended]
 
 
 def _content(project: Family) -> dict[str, int]:

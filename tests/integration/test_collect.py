@@ -94,9 +94,7 @@ def test_rows_are_validated_independently(
             rejected[problem or Rejection.UNREADABLE].append(row.id)
             continue
         alone = Validator(
-            5.0,
-            prefer_free_energy=dataset.energy == "free_energy",
-            max_force=dataset.max_force,
+            5.0, prefer_free_energy=dataset.energy == "free_energy", max_force=dataset.max_force
         )
         found = alone.examine([row])
         if found.rejected:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 from ase.db import connect
 
-from tests.cli import Ended
-
-Cli = Callable[..., Ended]
+from tests.cli import Cli
 
 FIT = ("--set", "training.max_iter=3")
 

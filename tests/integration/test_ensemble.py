@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import ase.io
@@ -23,7 +22,7 @@ from mlip_job.registry.maintenance import collect_garbage, find_orphans, parse_a
 from mlip_job.report.model import TrainingReport
 from mlip_job.runtime.processes import StopRequest
 from mlip_job.store.open import open_store
-from tests.cli import Ended
+from tests.cli import Cli
 from tests.generations import Family, Silent, build_once, report_of
 from tests.support import rattled, write_database
 
@@ -131,10 +130,7 @@ def test_spread_of_the_predictions(complete: Family) -> None:
 
 
 def test_candidates_are_selected_by_the_spread_of_the_members(
-    complete: Family,
-    cli: Callable[..., Ended],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    complete: Family, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each member's published potential is loaded; the largest spreads are written."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -187,7 +183,7 @@ def test_candidates_are_selected_by_the_spread_of_the_members(
 
 
 def test_an_ensemble_is_verified_listed_and_pulled(
-    complete: Family, cli: Callable[..., Ended], tmp_path: Path
+    complete: Family, cli: Cli, tmp_path: Path
 ) -> None:
     options = ("-c", complete.config_path)
     assert cli(*options, "verify", "-g", 1).out == "gen_01 is intact\n"
@@ -209,7 +205,7 @@ def test_an_ensemble_is_verified_listed_and_pulled(
     assert cli(*options, "verify", "-g", 1).code == 65
 
 
-def test_running_again_changes_nothing(complete: Family, cli: Callable[..., Ended]) -> None:
+def test_running_again_changes_nothing(complete: Family, cli: Cli) -> None:
     """Neither a member nor the ensemble; another number of members is another generation."""
     values = yaml.safe_load(complete.config_path.read_text())
     values["database"]["select"] = "status=completed,id<=12"  # rows at that time
@@ -241,7 +237,7 @@ def test_gc_keeps_an_ensemble(complete: Family, half: Family) -> None:
     assert registry.store.head("cu/generations/gen_01/ensemble.json") is None
 
 
-def test_members_of_another_ensemble_are_rejected(half: Family, cli: Callable[..., Ended]) -> None:
+def test_members_of_another_ensemble_are_rejected(half: Family, cli: Cli) -> None:
     """Another size or another configuration, before anything is trained."""
     with pytest.raises(ConflictError, match="as an ensemble of 2 members, not 3"):
         _train(half, 2, of=3)
@@ -255,9 +251,7 @@ def test_members_of_another_ensemble_are_rejected(half: Family, cli: Callable[..
     assert '"state": "stopped"' in found
 
 
-def test_a_partly_trained_ensemble_is_no_single_fit(
-    half: Family, cli: Callable[..., Ended]
-) -> None:
+def test_a_partly_trained_ensemble_is_no_single_fit(half: Family, cli: Cli) -> None:
     """Neither by hand nor as a job; the error says what exists, and nothing is published."""
     for command in (["run", "-g", 1], ["submit", "-g", 1, "--scheduler", "local"]):
         ended = cli("-c", half.config_path, *command)
@@ -298,7 +292,7 @@ def test_concurrent_last_members_publish_once(fully_trained: Family) -> None:
 @pytest.mark.parametrize(
     "options", [["--member", 1], ["--member", 3, "--of", 2], ["--of", 2], ["--of", 1]]
 )
-def test_invalid_members(half: Family, cli: Callable[..., Ended], options: list[object]) -> None:
+def test_invalid_members(half: Family, cli: Cli, options: list[object]) -> None:
     assert cli("-c", half.config_path, "run", "-g", 1, *options).code == 64
 
 
@@ -306,11 +300,7 @@ def test_invalid_members(half: Family, cli: Callable[..., Ended], options: list[
     ("variable", "value"), [("SLURM_ARRAY_TASK_ID", "2"), ("JOB_COMPLETION_INDEX", "1")]
 )
 def test_an_array_numbers_its_members(
-    half: Family,
-    cli: Callable[..., Ended],
-    monkeypatch: pytest.MonkeyPatch,
-    variable: str,
-    value: str,
+    half: Family, cli: Cli, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
     """Slurm from 1, Kubernetes from 0; the error for the wrong size proves that it was read."""
     monkeypatch.setenv(variable, value)

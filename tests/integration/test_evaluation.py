@@ -36,7 +36,7 @@ from mlip_job.models import Errors
 from mlip_job.report.model import TrainingReport
 from mlip_job.training.pacemaker import process
 from mlip_job.training.pacemaker.potential_file import read_potential, write_potential
-from tests.cli import Ended
+from tests.cli import Cli
 from tests.datasets import FIVE, build, rows_of
 from tests.generations import TINY, Family, Trained, report_of, train
 from tests.support import rattled, with_emt, write_database
@@ -196,11 +196,7 @@ def test_headline_has_the_errors_of_the_artefact(trained: Project) -> None:
         assert trained.report(generation).fit.test is None
         for side in ("train", "test"):
             errors, figures = getattr(evaluation, side), getattr(headline, side)
-            assert (figures.rmse, figures.mae, figures.max) == (
-                errors.rmse,
-                errors.mae,
-                errors.max,
-            )
+            assert (figures.rmse, figures.mae, figures.max) == (errors.rmse, errors.mae, errors.max)
         assert headline.accepted == evaluation.gate.accepted
 
 
@@ -228,10 +224,7 @@ def test_generations_are_compared_on_common_test_structures(trained: Project) ->
     old = [k for k in _predictions(trained, 1, "test") if k["row_id"] in common]
     new = [k for k in _predictions(trained, 2, "test") if k["row_id"] in common]
     assert parent.structures == len(old) == len(new)
-    for known, energy, force in (
-        (old, *parent.old.rmse[:2]),
-        (new, *parent.new.rmse[:2]),
-    ):
+    for known, energy, force in ((old, *parent.old.rmse[:2]), (new, *parent.new.rmse[:2])):
         errors = np.array([k["energies"][1] - k["energies"][0] for k in known])
         forces = np.concatenate([k["forces"][1] - k["forces"][0] for k in known])
         assert energy == pytest.approx(1000 * np.sqrt(np.mean(errors**2)), rel=1e-9)
@@ -384,8 +377,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    ("number", "to_all"),
-    [(signal.SIGKILL, False), (signal.SIGTERM, False), (signal.SIGINT, True)],
+    ("number", "to_all"), [(signal.SIGKILL, False), (signal.SIGTERM, False), (signal.SIGINT, True)]
 )
 def test_no_process_outlives_the_job(
     trained: Project, tmp_path: Path, number: signal.Signals, *, to_all: bool
@@ -523,9 +515,7 @@ def test_a_potential_that_was_not_fitted_is_rejected(
 # -- the gate ------------------------------------------------------------------------------------
 
 
-def test_a_rejected_generation_is_published_and_can_be_promoted(
-    project: Project, cli: Callable[..., Ended]
-) -> None:
+def test_a_rejected_generation_is_published_and_can_be_promoted(project: Project, cli: Cli) -> None:
     """It ends with 0 and says so; list, show and JSON show it; promoting it needs a reason."""
     gate = {"gate": {"max_energy_rmse_mev": 1e-3, "max_force_rmse_mev": 1e9}, "active_set": False}
     project.write(rattled(8), LINEAR, evaluation=gate)
@@ -584,9 +574,7 @@ def test_molecules_and_a_test_set_of_one(project: Project) -> None:
     assert len([c for c in evaluation.physics if c.kind == "dimer"]) == 6
 
 
-def test_without_bulk_the_verdict_names_missing_checks(
-    project: Project, cli: Callable[..., Ended]
-) -> None:
+def test_without_bulk_the_verdict_names_missing_checks(project: Project, cli: Cli) -> None:
     """Only slabs: `run`, `show`, `list` and the report give the reason and a weaker verdict."""
     rng = np.random.default_rng(3)
     structures = []
@@ -658,10 +646,7 @@ def test_a_core_is_moved_below_the_distances_of_the_test_set(project: Project) -
         if 12 in rows_of(built, "test"):
             break
     project.write(
-        [],
-        {},
-        dataset={"seed": seed},
-        evaluation={"active_set": False, "dynamics_steps": 0},
+        [], {}, dataset={"seed": seed}, evaluation={"active_set": False, "dynamics_steps": 0}
     )
     project.train(1)
     evaluation = project.evaluation(1)

@@ -41,12 +41,7 @@ from tests.support import rattled, with_emt, write_database
 pytestmark = pytest.mark.pacemaker
 
 # The pyace evaluator needs no TensorFlow: such a fit takes seconds.
-TINY = {
-    "evaluator": "pyace",
-    "functions_per_element": 6,
-    "max_iter": 2,
-    "test_fraction": 0.2,
-}
+TINY = {"evaluator": "pyace", "functions_per_element": 6, "max_iter": 2, "test_fraction": 0.2}
 
 
 def _first_row(run: Trained) -> dict[str, float]:

@@ -15,14 +15,13 @@ import difflib
 import json
 import os
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from ase.build import bulk
 
 from mlip_job import load_potential
-from tests.cli import Ended
+from tests.cli import Cli
 from tests.generations import Family
 
 pytestmark = pytest.mark.pacemaker
@@ -46,9 +45,7 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Family:
     [("list", ["list"]), *((f"show-{number}", ["show", "-g", str(number)]) for number in (2, 4))],
 )
 @pytest.mark.usefixtures("old")
-def test_json_output_is_stable(
-    golden: str, arguments: list[str], cli: Callable[..., Ended]
-) -> None:
+def test_json_output_is_stable(golden: str, arguments: list[str], cli: Cli) -> None:
     """Compare with the reviewed files; MLIP_JOB_TEST_ACCEPT=1 accepts a change."""
     text = cli(*arguments, "--json").out
     path = DATA / "2026-11" / f"{golden}.json"
@@ -60,7 +57,7 @@ def test_json_output_is_stable(
     assert not difference, f"{path} (MLIP_JOB_TEST_ACCEPT=1 accepts this):\n{difference}"
 
 
-def test_published_generations_are_read(old: Family, cli: Callable[..., Ended]) -> None:
+def test_published_generations_are_read(old: Family, cli: Cli) -> None:
     """Verify, pull with the dataset, report, load: generations of all kinds."""
     for number in PUBLISHED:
         assert cli("verify", "-g", number).code == 0
@@ -82,9 +79,7 @@ def test_published_generations_are_read(old: Family, cli: Callable[..., Ended]) 
     assert old.registry.latest() == 4
 
 
-def test_the_unfinished_fit_resumes_and_the_next_generation_inherits(
-    old: Family, cli: Callable[..., Ended]
-) -> None:
+def test_the_unfinished_fit_resumes_and_the_next_generation_inherits(old: Family, cli: Cli) -> None:
     """From the checkpoint on the same dataset; then a linear fit that inherits the split."""
     datasets = sorted((old.store / "cu" / "datasets").iterdir())
     position = old.registry.checkpoints(5).found()[0].position

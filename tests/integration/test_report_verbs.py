@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +15,9 @@ from mlip_job.registry import Artefact, Manifest, Registry
 from mlip_job.report.model import TrainingReport
 from mlip_job.report.page import render_report
 from mlip_job.store.directory import DirectoryStore
-from tests.cli import Ended
+from tests.cli import Cli
 from tests.evaluations import make_evaluation
 from tests.reports import make_facts, make_report
-
-Cli = Callable[..., Ended]
 
 FAMILY = "cu-au"
 
@@ -180,11 +177,7 @@ def test_generations_are_compared(cli: Cli, registry: Registry, tmp_path: Path) 
     ],
 )
 def test_impossible_comparisons_are_rejected(
-    cli: Cli,
-    registry: Registry,
-    tmp_path: Path,
-    arguments: tuple[object, ...],
-    message: str,
+    cli: Cli, registry: Registry, tmp_path: Path, arguments: tuple[object, ...], message: str
 ) -> None:
     _publish(registry, tmp_path, make_report(1))
     ended = cli("compare", *arguments)

@@ -174,9 +174,7 @@ def test_on_postgresql_and_s3(
     name = postgresql.new_database()
     write_database(postgresql.url_with_password(name), rattled(20))
     config = config_of(
-        tmp_path,
-        database={"url": postgresql.url(name)},
-        storage=s3_bucket.model_dump(),
+        tmp_path, database={"url": postgresql.url(name)}, storage=s3_bucket.model_dump()
     )
     first, found = export(config)
     assert not found

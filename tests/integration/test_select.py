@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,10 @@ from mlip_job.config import DatabaseConfig
 from mlip_job.dataset.database import mark_rows
 from mlip_job.dataset.validation import Rejection
 from mlip_job.errors import ConfigError, ConflictError, DatabaseError, IntegrityError
-from tests.cli import Ended
+from tests.cli import Cli
 from tests.generations import Family
 from tests.servers.databases import DatabaseServer
 from tests.support import open_for_writing, rattled
-
-Select = Callable[..., Ended]
 
 pytestmark = pytest.mark.pacemaker
 
@@ -33,9 +30,7 @@ PASSWORD = "MLIP_JOB_DATABASE_PASSWORD"  # noqa: S105 - the name of the variable
 
 
 @pytest.fixture
-def select(
-    cli: Callable[..., Ended], family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Select:
+def select(cli: Cli, family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
     """Return a function that calls the command in a separate directory, without its output."""
     work = tmp_path / "here"
     work.mkdir()
@@ -75,7 +70,7 @@ def statuses(database: Path) -> dict[int, str]:
     return {row.id: row.status for row in connect(database).select()}
 
 
-def test_selection_is_better_than_random(select: Select, tmp_path: Path, family: Family) -> None:
+def test_selection_is_better_than_random(select: Cli, tmp_path: Path, family: Family) -> None:
     """Every outlier is selected, with grades far above those of a thousand random selections."""
     from pyace import PyACECalculator
 
@@ -135,7 +130,7 @@ def test_nothing_left_out_extrapolates_once_the_choice_is_in(family: Family) -> 
 
 
 def test_broken_structures_are_excluded_by_default(
-    cli: Callable[..., Ended], family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They would be selected first; their number is printed, and how to include them."""
     monkeypatch.chdir(tmp_path)
@@ -153,7 +148,7 @@ def test_broken_structures_are_excluded_by_default(
     assert 0 in {c["id"] for c in every["candidates"] if c["chosen"]}
 
 
-def test_the_same_structure_twice_is_chosen_once(select: Select, tmp_path: Path) -> None:
+def test_the_same_structure_twice_is_chosen_once(select: Cli, tmp_path: Path) -> None:
     strange = outliers()[0]
     ase.io.write(tmp_path / "twice.xyz", [strange, strange, *rattled(3, seed=5)])
     ranked = json.loads(select(tmp_path / "twice.xyz", "--json").out)["candidates"]
@@ -164,7 +159,7 @@ def test_the_same_structure_twice_is_chosen_once(select: Select, tmp_path: Path)
     assert sum(places) <= len(strange)
 
 
-def test_count_and_grades_limit_the_choice(select: Select, tmp_path: Path) -> None:
+def test_count_and_grades_limit_the_choice(select: Cli, tmp_path: Path) -> None:
     structures, _ = candidates()
     ase.io.write(tmp_path / "c.xyz", structures)
     every = json.loads(select(tmp_path / "c.xyz", "--json", "-o", "all.xyz").out)["candidates"]
@@ -186,7 +181,7 @@ def test_count_and_grades_limit_the_choice(select: Select, tmp_path: Path) -> No
     assert json.loads(ended.out)["file"] is None
 
 
-def test_rows_of_the_database_are_chosen_and_marked(select: Select, family: Family) -> None:
+def test_rows_of_the_database_are_chosen_and_marked(select: Cli, family: Family) -> None:
     structures, strange = candidates()
     ids = add_rows(family, structures, status="candidate", origin="md")
     before = statuses(family.database)
@@ -209,9 +204,7 @@ def test_rows_of_the_database_are_chosen_and_marked(select: Select, family: Fami
     assert {c["id"] for c in again} == set(ids) - set(chosen)
 
 
-def test_a_failing_database_marks_nothing_and_leaves_no_file(
-    select: Select, family: Family
-) -> None:
+def test_a_failing_database_marks_nothing_and_leaves_no_file(select: Cli, family: Family) -> None:
     structures, _ = candidates()
     ids = add_rows(family, structures, status="candidate")
     with closing(sqlite3.connect(family.database)) as database:
@@ -268,7 +261,7 @@ def _statuses_on(server: DatabaseServer, name: str) -> list[str]:
         return [row.status for row in database.select(sort="id")]
 
 
-def test_candidates_without_grade_are_listed(select: Select, tmp_path: Path) -> None:
+def test_candidates_without_grade_are_listed(select: Cli, tmp_path: Path) -> None:
     lonely = bulk("Cu", cubic=True, a=3.6)
     lonely.set_cell([20, 20, 20])
     flat = Atoms("Cu2", [(0, 0, 0), (2, 0, 0)], cell=[4, 0, 0], pbc=(True, True, False))
@@ -291,7 +284,7 @@ def test_candidates_without_grade_are_listed(select: Select, tmp_path: Path) -> 
     assert "no candidate can be ranked: 3 × element that the potential lacks: Ni" in ended.err
 
 
-def test_slabs_are_graded_without_vacuum(select: Select, tmp_path: Path, family: Family) -> None:
+def test_slabs_are_graded_without_vacuum(select: Cli, tmp_path: Path, family: Family) -> None:
     """Graded like the same slab with vacuum, written with their own cell and periodicity."""
     slab = bulk("Cu", cubic=True, a=3.3).repeat((1, 1, 2))
     slab.rattle(0.05, seed=1)
@@ -311,7 +304,7 @@ def test_slabs_are_graded_without_vacuum(select: Select, tmp_path: Path, family:
         np.testing.assert_allclose(written[0].cell.array, slab.cell.array)
 
 
-def test_unreadable_files_are_rejected(select: Select, tmp_path: Path) -> None:
+def test_unreadable_files_are_rejected(select: Cli, tmp_path: Path) -> None:
     (tmp_path / "empty.xyz").write_text("")
     (tmp_path / "text.dat").write_text("these are no structures\n")
     ase.io.write(tmp_path / "cut.xyz", rattled(3))
@@ -331,7 +324,7 @@ def test_unreadable_files_are_rejected(select: Select, tmp_path: Path) -> None:
     assert not Path("selected_gen_01.xyz").exists()
 
 
-def test_other_formats_are_read(select: Select, tmp_path: Path) -> None:
+def test_other_formats_are_read(select: Cli, tmp_path: Path) -> None:
     ase.io.write(tmp_path / "c.traj", [*rattled(2, seed=5), *outliers()])
     ended = select(tmp_path / "c.traj", "--json")
     assert ended.code == 0, ended.err
@@ -339,7 +332,7 @@ def test_other_formats_are_read(select: Select, tmp_path: Path) -> None:
 
 
 def test_wrong_usage_is_rejected_before_reading(
-    select: Select, tmp_path: Path, family: Family, cli: Callable[..., Ended]
+    select: Cli, tmp_path: Path, family: Family, cli: Cli
 ) -> None:
     ase.io.write(tmp_path / "c.xyz", rattled(1))
     for arguments, text in (

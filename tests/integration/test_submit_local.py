@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from mlip_job.registry.checkpoints import TrainingProgress
 from mlip_job.runtime.environment import ProcessIdentity, SchedulerJob
 from mlip_job.schedulers.base import JobHandle, JobState, JobStatus
 from mlip_job.store.open import open_store
-from tests.cli import Ended
+from tests.cli import Cli
 from tests.generations import Family
 from tests.support import rattled, write_database
 
@@ -32,7 +31,7 @@ def config(tmp_path: Path) -> Path:
 
 
 @pytest.mark.pacemaker
-def test_submitted_and_waited_for(cli: Callable[..., Ended], config: Path) -> None:
+def test_submitted_and_waited_for(cli: Cli, config: Path) -> None:
     """The plan that was shown is run; then generation and log exist."""
     shown = cli("-c", config, "submit", "-g", "1", "--dry-run")
     assert shown.code == 0, shown.err
@@ -50,7 +49,7 @@ def test_submitted_and_waited_for(cli: Callable[..., Ended], config: Path) -> No
     assert "gen_01" in again.err
 
 
-def test_a_parent_that_is_not_published(cli: Callable[..., Ended], config: Path) -> None:
+def test_a_parent_that_is_not_published(cli: Cli, config: Path) -> None:
     """The submission says that the job fails unless its parent is published first."""
     ended = cli("-c", config, "submit", "-g", "2", "--wait")
     assert ended.code == 64
@@ -66,7 +65,7 @@ def test_a_parent_that_is_not_published(cli: Callable[..., Ended], config: Path)
 
 
 @pytest.fixture
-def failed(cli: Callable[..., Ended], config: Path) -> Path:
+def failed(cli: Cli, config: Path) -> Path:
     values = yaml.safe_load(config.read_text())
     values["database"]["select"] = "status=nosuch"
     values["submit"] = {"poll_interval": 0.5}
@@ -75,7 +74,7 @@ def failed(cli: Callable[..., Ended], config: Path) -> Path:
     return config
 
 
-def test_a_run_started_by_hand_blocks_a_submission(cli: Callable[..., Ended], failed: Path) -> None:
+def test_a_run_started_by_hand_blocks_a_submission(cli: Cli, failed: Path) -> None:
     """Also after a failed job; `cancel` ends only jobs. This process has its claim."""
     registry = Registry(open_store(load_config(failed, environment={}).storage), "cu")
     claim = registry.claim(1, "20260101T000000Z-abcdef", stale_after_s=600)
@@ -146,7 +145,7 @@ def test_runs_outside_a_job(
 
 
 @pytest.mark.pacemaker
-def test_an_ensemble_on_this_machine(cli: Callable[..., Ended], config: Path) -> None:
+def test_an_ensemble_on_this_machine(cli: Cli, config: Path) -> None:
     ended = cli("-c", config, "submit", "-g", "1", "--ensemble", "2", "--wait", "--json")
     assert ended.code == 0, ended.err
     (job,) = json.loads(ended.out)["jobs"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from mlip_job.errors import GpuRequiredError, InterruptedRunError
 from mlip_job.generation.context import StageClock
 from mlip_job.training import programs
 from mlip_job.training.trainer import Progress, added
-from tests.cli import Ended
+from tests.cli import Cli
 from tests.generations import Family, Silent, stopped_before_publication, train
 
 pytestmark = pytest.mark.pacemaker
@@ -28,9 +27,7 @@ class _Interrupter(Silent):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_times_of_an_interrupted_attempt_are_added(
-    family: Family, cli: Callable[..., Ended]
-) -> None:
+def test_times_of_an_interrupted_attempt_are_added(family: Family, cli: Cli) -> None:
     """By stage and phase; an attempt that only publishes starts no pacemaker."""
     family.configure({"functions_per_element": 10, "max_iter": 100_000, "start_from": "none"})
     with pytest.raises(InterruptedRunError):

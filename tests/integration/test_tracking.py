@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 from mlip_job.config import TrackingConfig
 from mlip_job.report.model import TrainingReport
 from mlip_job.tracking import track_generation
-from tests.cli import Ended
+from tests.cli import Cli
 from tests.generations import Family
 from tests.servers.mlflow import MlflowServer
 
@@ -32,9 +32,7 @@ def track(family: Family, uri: str, experiment: str, *, cancelled: bool = False)
     return said
 
 
-def test_a_training_is_logged_once(
-    family: Family, mlflow_server: MlflowServer, cli: Callable[..., Ended]
-) -> None:
+def test_a_training_is_logged_once(family: Family, mlflow_server: MlflowServer, cli: Cli) -> None:
     """With parameters, metrics, learning curve, lineage and artefacts; again changes nothing."""
     tracking = ("--set", f"tracking.mlflow_uri={mlflow_server.uri}")
     command = ("run", "-c", family.config_path, "-g", 1, *tracking)
@@ -99,7 +97,7 @@ def test_an_interrupted_upload_is_completed(family: Family, mlflow_server: Mlflo
 
 
 def test_an_unavailable_server_is_a_warning(
-    family: Family, cli: Callable[..., Ended], caplog: pytest.LogCaptureFixture
+    family: Family, cli: Cli, caplog: pytest.LogCaptureFixture
 ) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -112,7 +110,7 @@ def test_an_unavailable_server_is_a_warning(
 
 
 def test_check_tests_the_server(
-    family: Family, mlflow_server: MlflowServer, refusing: str, cli: Callable[..., Ended]
+    family: Family, mlflow_server: MlflowServer, refusing: str, cli: Cli
 ) -> None:
     """It is available and accepts the credentials, or check reports it."""
     check = ("check", "-c", family.config_path, "--set")
@@ -151,10 +149,7 @@ def refusing() -> Iterator[str]:
 
 
 def test_credentials_stay_out_of_the_warning(
-    family: Family,
-    refusing: str,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    family: Family, refusing: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "s3cret-word")

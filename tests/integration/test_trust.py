@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ import yaml
 
 from mlip_job.config import JobConfig
 from mlip_job.generation import export_generation
-from tests.cli import Ended
+from tests.cli import Cli
 from tests.datasets import poison_frames
 from tests.generations import Family, Silent, make_config
 from tests.support import rattled, write_database
@@ -71,7 +71,7 @@ def _set(settings: Iterable[str]) -> list[str]:
 
 
 def test_secrets_of_the_environment_are_not_written(
-    tmp_path: Path, cli: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither to any file of a run, to a script, a manifest nor the output."""
     for name in VARIABLES:

@@ -175,10 +175,7 @@ def base_files(
 
 @pytest.fixture(scope="session")
 def trainer_files(
-    podman: Podman,
-    base_image: str,
-    pip_settings: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    podman: Podman, base_image: str, pip_settings: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Path]:
     """Mount a base with the locked packages: pip finds them installed and takes seconds."""
     image = _build(podman, "trainer-cpu", base_image, pip_settings)
@@ -249,12 +246,7 @@ def _pip(*arguments: str) -> list[str]:
 
 def _run(command: Sequence[str], cwd: Path = ROOT) -> str:
     done = subprocess.run(
-        command,
-        check=False,
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
+        command, check=False, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
     if done.returncode != 0:
         last = "\n".join((done.stdout + done.stderr).splitlines()[-30:])

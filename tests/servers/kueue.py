@@ -21,13 +21,7 @@ import yaml
 
 from tests.servers.helm import Helm
 from tests.servers.kernel import require_kernel
-from tests.servers.kubernetes import (
-    ADMIN,
-    ControlPlane,
-    find_built,
-    pinned_version,
-    start_program,
-)
+from tests.servers.kubernetes import ADMIN, ControlPlane, find_built, pinned_version, start_program
 from tests.servers.processes import free_port, wait_until
 
 GROUP, VERSION = "kueue.x-k8s.io", "v1beta2"

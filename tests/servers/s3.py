@@ -92,7 +92,4 @@ def s3_bucket(s3_server: S3Server, s3_credentials: None) -> StorageConfig:
     client = boto3.client("s3", endpoint_url=s3_server.endpoint_url, region_name="us-east-1")
     client.create_bucket(Bucket=bucket)
     client.close()
-    return StorageConfig(
-        url=f"s3://{bucket}/some/prefix",
-        endpoint_url=s3_server.endpoint_url,
-    )
+    return StorageConfig(url=f"s3://{bucket}/some/prefix", endpoint_url=s3_server.endpoint_url)

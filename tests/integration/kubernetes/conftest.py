@@ -16,7 +16,7 @@ from mlip_job.config import JobConfig
 from mlip_job.config.load import validate_config
 from mlip_job.schedulers.base import JobHandle, JobRequest
 from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
-from tests.cli import Ended
+from tests.cli import Cli
 from tests.generations import TINY
 from tests.integration.kubernetes.families import Family
 from tests.servers.kubelet import RealNode
@@ -73,11 +73,7 @@ def configure(
 
 @pytest.fixture
 def request_for(configure: Callable[..., JobConfig]) -> Callable[..., JobRequest]:
-    def make(
-        generation: int = 4,
-        ensemble: int | None = None,
-        **settings: Any,
-    ) -> JobRequest:
+    def make(generation: int = 4, ensemble: int | None = None, **settings: Any) -> JobRequest:
         return JobRequest(configure(**settings), generation, Path("/"), ensemble=ensemble)
 
     return make
@@ -118,7 +114,7 @@ def family(
     real_node: RealNode,
     s3_for_pods: S3Server,
     s3_credentials: None,
-    cli: Callable[..., Ended],
+    cli: Cli,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Family]:

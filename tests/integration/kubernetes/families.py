@@ -14,7 +14,7 @@ from mlip_job.config import JobConfig
 from mlip_job.config.load import load_config
 from mlip_job.registry import Registry
 from mlip_job.schedulers.kubernetes.status import has_ended
-from tests.cli import Ended
+from tests.cli import Cli, Ended
 from tests.faults.jobs import iterations_safe, registry_of
 from tests.servers.kubelet import RealNode
 
@@ -26,7 +26,7 @@ class Family:
     node: RealNode
     namespace: str
     path: Path
-    cli: Callable[..., Ended]
+    cli: Cli
 
     def configure(self, *, training: dict[str, Any] | None = None, **kubernetes: Any) -> None:
         values = yaml.safe_load(self.path.read_text())

@@ -12,7 +12,7 @@ import pytest
 from mlip_job.errors import ConflictError
 from mlip_job.schedulers.base import JobRequest, JobState
 from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
-from tests.cli import Ended
+from tests.cli import Cli
 from tests.integration.kubernetes.conftest import Submit
 from tests.servers.node import Node, wait_for
 
@@ -21,7 +21,7 @@ def test_cancelling_waits_for_the_pod(
     scheduler: KubernetesScheduler,
     request_for: Callable[..., JobRequest],
     config_file: Path,
-    cli: Callable[..., Ended],
+    cli: Cli,
     node: Node,
     namespace: str,
 ) -> None:
@@ -59,7 +59,7 @@ def test_cancelling_need_not_wait(
     scheduler: KubernetesScheduler,
     submit: Submit,
     config_file: Path,
-    cli: Callable[..., Ended],
+    cli: Cli,
     node: Node,
     namespace: str,
 ) -> None:

@@ -15,7 +15,7 @@ import yaml
 
 from mlip_job.schedulers.base import JobRequest, JobState
 from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
-from tests.cli import Ended
+from tests.cli import Cli
 from tests.servers.helm import CHART, VALUES, Helm
 from tests.servers.kubernetes import ADMIN, ControlPlane
 from tests.servers.node import Node, wait_for
@@ -114,7 +114,7 @@ def test_a_release_and_a_submission_know_of_each_other(
     scheduler: KubernetesScheduler,
     request_for: Callable[..., JobRequest],
     config_file: Path,
-    cli: Callable[..., Ended],
+    cli: Cli,
     node: Node,
     namespace: str,
 ) -> None:

@@ -38,9 +38,7 @@ def without(resource: str, verb: str) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def life(
-    control_plane: ControlPlane,
-    request_for: Callable[..., JobRequest],
-    node: Node,
+    control_plane: ControlPlane, request_for: Callable[..., JobRequest], node: Node
 ) -> Callable[[str], None]:
     """Return a function that performs all operations of mlip-job in a namespace."""
 

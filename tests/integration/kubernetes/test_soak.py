@@ -29,7 +29,7 @@ from mlip_job.config.load import load_config
 from mlip_job.registry import Registry
 from mlip_job.schedulers.kubernetes.status import has_ended
 from mlip_job.store.open import open_store
-from tests.cli import Ended
+from tests.cli import Cli, Ended
 from tests.generations import TINY
 from tests.integration.kubernetes.families import Family
 from tests.integration.slurm.conftest import make_family
@@ -62,7 +62,7 @@ class Lane:
 
     name: str
     path: Path
-    run_command: Callable[..., Ended]
+    run_command: Cli
     endpoint_url: str  # of the store, without faults
     choose: random.Random
     generation: int = 0
@@ -206,9 +206,7 @@ def kubernetes(family: Family, s3_for_pods: S3Server, proxy: FaultProxy) -> Lane
 
 
 @pytest.fixture
-def slurm_lane(
-    slurm: SlurmCluster, kubernetes: Lane, cli: Callable[..., Ended], tmp_path: Path
-) -> Lane:
+def slurm_lane(slurm: SlurmCluster, kubernetes: Lane, cli: Cli, tmp_path: Path) -> Lane:
     directory = tmp_path / "slurm"
     directory.mkdir()
     family = make_family(directory, slurm, cli)

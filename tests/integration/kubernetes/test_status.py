@@ -14,7 +14,7 @@ import yaml
 from mlip_job.schedulers.base import JobHandle, JobRequest, JobState, JobStatus
 from mlip_job.schedulers.kubernetes.manifest import from_yaml
 from mlip_job.schedulers.kubernetes.scheduler import KubernetesScheduler
-from tests.cli import Ended
+from tests.cli import Cli
 from tests.integration.kubernetes.conftest import Submit
 from tests.servers.kubernetes import ControlPlane
 from tests.servers.node import GPUS, Node, wait_for
@@ -114,12 +114,7 @@ def test_a_quota_on_what_pods_do_not_state(
 
 
 @pytest.mark.parametrize(
-    ("exit_code", "words"),
-    [
-        (64, "configuration"),
-        (70, "training failed"),
-        (127, "not found"),
-    ],
+    ("exit_code", "words"), [(64, "configuration"), (70, "training failed"), (127, "not found")]
 )
 def test_a_permanent_failure_ends_the_job(
     scheduler: KubernetesScheduler,
@@ -237,7 +232,7 @@ def test_a_container_that_outlives_the_run_is_named(
     scheduler: KubernetesScheduler,
     with_proxy: Callable[[], JobHandle],
     config_file: Path,
-    cli: Callable[..., Ended],
+    cli: Cli,
     node: Node,
     namespace: str,
     exit_code: int,
@@ -305,7 +300,7 @@ def test_without_the_stores_credentials_the_jobs_are_shown(
     submit: Submit,
     scheduler: KubernetesScheduler,
     config_file: Path,
-    cli: Callable[..., Ended],
+    cli: Cli,
     node: Node,
     namespace: str,
 ) -> None:
@@ -336,7 +331,7 @@ def test_without_the_stores_credentials_the_jobs_are_shown(
 
 
 def test_without_permission_nothing_is_reported_absent(
-    control_plane: ControlPlane, config_file: Path, cli: Callable[..., Ended]
+    control_plane: ControlPlane, config_file: Path, cli: Cli
 ) -> None:
     namespace = control_plane.new_namespace()
     verbs = ("-c", config_file, "--set", f"submit.kubernetes.namespace={namespace}", "--set")

@@ -21,7 +21,7 @@ from mlip_job.config import JobConfig, load_config
 from mlip_job.paths import generation_name
 from mlip_job.registry import Registry
 from mlip_job.store.open import open_store
-from tests.cli import Ended
+from tests.cli import Cli, Ended
 from tests.generations import TINY
 from tests.servers.slurm import SlurmCluster
 from tests.support import rattled, write_database
@@ -46,7 +46,7 @@ class Family:
 
     directory: Path
     cluster: SlurmCluster
-    cli: Callable[..., Ended]
+    cli: Cli
     values: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -133,12 +133,12 @@ class Family:
 
 
 @pytest.fixture
-def family(tmp_path: Path, slurm: SlurmCluster, cli: Callable[..., Ended]) -> Family:
+def family(tmp_path: Path, slurm: SlurmCluster, cli: Cli) -> Family:
     """Return a family on the cluster without accounting, with the real ``mlip-job``."""
     return make_family(tmp_path, slurm, cli)
 
 
-def make_family(directory: Path, cluster: SlurmCluster, cli: Callable[..., Ended]) -> Family:
+def make_family(directory: Path, cluster: SlurmCluster, cli: Cli) -> Family:
     write_database(directory / "structures.db", rattled(8))
     package = shlex.quote(str(Path(mlip_job.__file__).parent.parent))
     values: dict[str, Any] = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli import Ended
+from tests.cli import Cli
 from tests.integration.slurm.conftest import Family, make_family
 from tests.servers.slurm import SlurmCluster
 
@@ -39,17 +39,9 @@ def test_the_dry_run_prints_the_script_that_is_submitted(family: Family, stand_i
         ),
         ({"gres": "gpu:99"}, "node configuration is not available", "sinfo -o"),
         ({"gres": "fpga:1"}, "generic resource", "submit.slurm.gres"),
-        (
-            {"extra": ["--constraint=nosuch"]},
-            "Invalid feature specification",
-            "submit.slurm.extra",
-        ),
+        ({"extra": ["--constraint=nosuch"]}, "Invalid feature specification", "submit.slurm.extra"),
         ({"mem": "9999G"}, "Memory specification", "submit.slurm.mem"),
-        (
-            {"extra": ["--reservation=nosuch"]},
-            "reservation is invalid",
-            "submit.slurm.extra",
-        ),
+        ({"extra": ["--reservation=nosuch"]}, "reservation is invalid", "submit.slurm.extra"),
         ({"extra": ["--exclude=node1"]}, "node configuration", "sinfo -o"),
         ({"extra": ["--nosuch=1"]}, "unrecognized option", "submit.slurm.extra"),
     ],
@@ -123,7 +115,7 @@ def test_the_same_submission_again(family: Family, stand_in: StandIn) -> None:
 
 
 def test_no_value_becomes_code_on_its_way_through_slurm(
-    tmp_path: Path, slurm: SlurmCluster, cli: Callable[..., Ended]
+    tmp_path: Path, slurm: SlurmCluster, cli: Cli
 ) -> None:
     """The real sbatch reads the directives, a real shell on the node the rest."""
     name = "a b'c\"d $(touch owned) `touch owned`; # %j & ü"
@@ -219,7 +211,7 @@ def test_a_failed_module_ends_the_job(family: Family, stand_in: StandIn) -> None
 
 
 def test_accounts_are_checked_and_ended_jobs_remembered(
-    tmp_path: Path, slurm_with_accounting: SlurmCluster, cli: Callable[..., Ended]
+    tmp_path: Path, slurm_with_accounting: SlurmCluster, cli: Cli
 ) -> None:
     """On a cluster with accounting, after its controller has forgotten the job."""
     family = make_family(tmp_path, slurm_with_accounting, cli)
@@ -256,10 +248,7 @@ def limited(slurm_with_accounting: SlurmCluster) -> Iterator[Callable[..., None]
 
 
 def test_limits_of_an_account_are_named(
-    tmp_path: Path,
-    slurm_with_accounting: SlurmCluster,
-    cli: Callable[..., Ended],
-    limited: Callable[..., None],
+    tmp_path: Path, slurm_with_accounting: SlurmCluster, cli: Cli, limited: Callable[..., None]
 ) -> None:
     """Too many jobs is a transient error; a limit that keeps a job pending is named."""
     family = make_family(tmp_path, slurm_with_accounting, cli)
