@@ -13,15 +13,17 @@ from mlip_job.config import TrainingConfig
 from mlip_job.generation.ensemble import loss_on_test
 from mlip_job.models import Errors
 from mlip_job.registry import Headline
-from mlip_job.training.loss import (
+from mlip_job.training.pacemaker.tables import MetricsRow
+from mlip_job.training.summary import (
+    BestPotential,
+    CurvePoint,
+    LossShares,
     convergence_warnings,
     describe_shares,
     kappa,
     share_warnings,
     shares,
 )
-from mlip_job.training.pacemaker.tables import MetricsRow
-from mlip_job.training.summary import BestPotential, CurvePoint, LossShares
 from tests.trainings import make_summary
 
 

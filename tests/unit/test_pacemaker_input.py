@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from mlip_job.config import TrainingConfig
 from mlip_job.errors import ConfigError
-from mlip_job.training.loss import kappa
 from mlip_job.training.pacemaker.input import (
     Segment,
     StartPotential,
@@ -27,6 +26,7 @@ from mlip_job.training.pacemaker.input import (
 )
 from mlip_job.training.pacemaker.tables import Offset
 from mlip_job.training.size import DataSize, choose_size, with_size
+from mlip_job.training.summary import kappa
 from mlip_job.training.trainer import FitData, FitPosition, dump_input
 from tests.trainings import sized
 

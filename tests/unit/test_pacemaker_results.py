@@ -10,11 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlip_job.errors import ConfigError
-from mlip_job.training.loss import DIVERGED
 from mlip_job.training.pacemaker.log import LogParser, LogState
 from mlip_job.training.pacemaker.results import describe_failure, summarise_run
 from mlip_job.training.process import describe_exit
-from mlip_job.training.summary import RunSummary
+from mlip_job.training.summary import DIVERGED, RunSummary
 
 DATA = Path(__file__).parent.parent / "data" / "pacemaker"
 SAVED = b"Final potential is saved to output_potential.yaml"
@@ -311,11 +310,12 @@ def test_merged_wide_figures_are_separated() -> None:
         "   RMSE: 123456789012.34123456789012345678901.50            1469.89      nan",
     ):
         parser.feed(line)
-    energy, low_energy, force, low_force = parser.state.blocks[0].errors["rmse"]
-    assert energy == pytest.approx(123456789.01234)
-    assert low_energy == pytest.approx(123456789012345678.9015)
-    assert force == pytest.approx(1.46989)
-    assert low_force != low_force  # noqa: PLR0124 - nan
+    ((title, figures),) = parser.state.blocks
+    assert title == "FIT STATS"
+    assert figures == {
+        "rmse_energy_mev_per_atom": 123456789012.34,
+        "rmse_force_mev_per_angstrom": 1469.89,
+    }
 
 
 def test_recovered_gpu_out_of_memory_is_a_warning() -> None:

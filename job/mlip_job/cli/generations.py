@@ -187,7 +187,7 @@ def _errors(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def _fit(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    from mlip_job.training.loss import describe_shares
+    from mlip_job.training.summary import describe_shares
 
     headline = manifest.headline
     best = headline.best_iteration

@@ -35,7 +35,7 @@ def parse_command(settings: Settings, directory: Path) -> None:
 
 
 def _show(summary: RunSummary) -> None:
-    from mlip_job.training.loss import describe_shares
+    from mlip_job.training.summary import describe_shares
 
     cause = f": {summary.cause}" if summary.cause else ""
     click.echo(f"{summary.status}{cause}")

@@ -21,9 +21,14 @@ from mlip_job.registry.manifest import (
     PredecessorChange,
 )
 from mlip_job.store.base import unreadable
-from mlip_job.training.loss import convergence_warnings, kappa, share_warnings
 from mlip_job.training.size import BasisSize
-from mlip_job.training.summary import LinearStart, RunSummary
+from mlip_job.training.summary import (
+    LinearStart,
+    RunSummary,
+    convergence_warnings,
+    kappa,
+    share_warnings,
+)
 from mlip_job.training.trainer import added
 
 if TYPE_CHECKING:

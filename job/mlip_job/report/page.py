@@ -26,7 +26,7 @@ from mlip_job.report.texts import (
     percent,
     settings_table,
 )
-from mlip_job.training.loss import describe_shares
+from mlip_job.training.summary import describe_shares
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 from mlip_job.errors import TrainingError
 from mlip_job.paths import full, is_full, private
 from mlip_job.runtime.processes import start_program
-from mlip_job.training.loss import DIVERGED
 from mlip_job.training.programs import (
     NO_DEVICE,
     gpu_unseen,
     trainer_command,
     trainer_environment,
 )
+from mlip_job.training.summary import DIVERGED
 from mlip_job.training.trainer import Progress, added
 
 if TYPE_CHECKING:

@@ -201,8 +201,8 @@ class Trainer(ABC):
 
     Attributes
     ----------
-    programs
-        The programs that a fit needs.
+    program_names
+        Of a fit, without its active set.
     finished
         Whether nothing is left to fit, and `finish` was called by this or an earlier attempt.
     parent_files
@@ -215,7 +215,7 @@ class Trainer(ABC):
         The active set of the potential; may not exist.
     """
 
-    programs: ClassVar[tuple[str, ...]]
+    program_names: ClassVar[tuple[str, ...]]
     parent_files: Mapping[str, Path]
     potential: Path
     exported: Path
@@ -228,7 +228,7 @@ class Trainer(ABC):
 
     def require_programs(self, *, active_set: bool) -> None:
         """Raise a ConfigError if a program that the fit or its active set needs is missing."""
-        for name in (*self.programs, *(["pace_activeset"] if active_set else [])):
+        for name in (*self.program_names, *(["pace_activeset"] if active_set else [])):
             programs.find_program(name)
 
     @property
@@ -290,7 +290,8 @@ class Trainer(ABC):
 
     def fit_linearly(self, tell: Callable[[str], None]) -> LinearStart:
         """Make the linear potential that the fit starts from, or that is published."""
-        raise NotImplementedError(f"no linear fit is due: {tell}")
+        del tell
+        raise NotImplementedError("no linear fit is due")
 
     @abstractmethod
     def fit(self, monitor: Monitor) -> None:

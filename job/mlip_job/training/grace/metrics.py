@@ -14,9 +14,8 @@ from ase.units import GPa
 from pydantic import ValidationError
 
 from mlip_job.models import Errors
-from mlip_job.training.loss import shares
 from mlip_job.training.process import AppendedLines
-from mlip_job.training.summary import curve_point, milli
+from mlip_job.training.summary import curve_point, milli, shares
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -19,7 +19,6 @@ from mlip_job.training.grace.potential_file import (
     read_potential,
     require_architecture,
 )
-from mlip_job.training.loss import DIVERGED
 from mlip_job.training.process import (
     Output,
     PhaseLog,
@@ -30,7 +29,7 @@ from mlip_job.training.process import (
     run_trainer,
 )
 from mlip_job.training.programs import write_active_set
-from mlip_job.training.summary import BestPotential, FitCycle, RunSummary, SetSizes
+from mlip_job.training.summary import DIVERGED, BestPotential, FitCycle, RunSummary, SetSizes
 from mlip_job.training.trainer import FitPosition, Snapshot, Trainer, dump_input
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ class GraceLog:
 class GraceWrapper(Trainer):
     """A fit by gracemaker."""
 
-    programs = ("gracemaker",)
+    program_names = ("gracemaker",)
 
     def __init__(self, training: TrainingConfig, directory: Path) -> None:
         super().__init__(training)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from mlip_job.config.training import REGULARISATION, EnergyBased, deep_merge
 from mlip_job.errors import ConfigError
-from mlip_job.training.loss import kappa
 from mlip_job.training.pacemaker.callbacks.mlip_job_callbacks import CALLBACK
 from mlip_job.training.pacemaker.tables import Offset
+from mlip_job.training.summary import kappa
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

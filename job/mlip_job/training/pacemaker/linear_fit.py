@@ -27,16 +27,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from mlip_job.errors import MlipJobError, TrainingError
 from mlip_job.runtime.environment import available_memory
 from mlip_job.runtime.processes import in_order, run_in_process, worker_pool
-from mlip_job.training.loss import shares
 from mlip_job.training.pacemaker import PacemakerFiles
 from mlip_job.training.pacemaker.input import build_input, potential_section
 from mlip_job.training.pacemaker.weighting import FITTED, weighted
 from mlip_job.training.programs import find_program
-from mlip_job.training.summary import LinearStart, RunSummary, SetSizes
+from mlip_job.training.summary import LinearStart, RunSummary, SetSizes, shares
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -193,7 +193,8 @@ def fit_linear(tell: Callable[[tuple[int, int]], None], task: LinearTask) -> Lin
     """
     _silence()
     basis = _basis(task)
-    functions = _count_functions(basis)
+    blocks = _blocks(basis)
+    functions = sum(map(len, blocks.values()))
     with tempfile.TemporaryDirectory(dir=task.directory) as scratch:
         path = f"{scratch}/basis.yaml"
         basis.to_BBasisConfiguration().save(path)
@@ -201,7 +202,6 @@ def fit_linear(tell: Callable[[tuple[int, int]], None], task: LinearTask) -> Lin
     fitted, held_out = sums[False], sums.get(True)
     seen = fitted if held_out is None or not task.published else fitted.plus(held_out)
     equations = seen.of_loss(task.kappa)
-    blocks = _blocks(basis)
     _require_solvable(equations, blocks)
     ridge = best_ridge(fitted, held_out, task)
     coefficients = solve(equations, ridge)
@@ -233,12 +233,6 @@ def _basis(task: LinearTask) -> Any:
     return ACEBBasisSet(construct_bbasisconfiguration(section))
 
 
-def _count_functions(basis: Any) -> int:
-    from pyace.linearacefit import compute_nfunc_func_ind_shift  # noqa: PLC0415
-
-    return int(compute_nfunc_func_ind_shift(basis)[0])
-
-
 def _write(basis: Any, coefficients: FloatArray, shortest: Distances, task: LinearTask) -> None:
     """Write a potential whose first density has these coefficients, the others none."""
     from pyace.generalfit import setup_zbl_inner_core_repulsion  # noqa: PLC0415
@@ -264,8 +258,6 @@ def _batches(task: LinearTask, atoms: int) -> Iterator[tuple[bool, Any]]:
 
     With each, whether its structures are held out.
     """
-    import pandas as pd  # noqa: PLC0415
-
     random = np.random.default_rng(task.training.seed)
     with_weights = _weighting(task)
     held_out = {f"row-{row}" for row in task.data.held_out}
@@ -286,8 +278,6 @@ def _batches(task: LinearTask, atoms: int) -> Iterator[tuple[bool, Any]]:
 
 
 def _read(task: LinearTask, name: str) -> Any:
-    import pandas as pd  # noqa: PLC0415
-
     path = f"{task.directory}/{name}"
     # Frames that this very run wrote or checked against their hashes.
     frame = pd.read_pickle(path, compression="gzip")  # noqa: S301

@@ -7,6 +7,7 @@ tracebacks span lines without a stamp.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -31,16 +32,14 @@ _TITLE = re.compile(
 )
 
 
-@dataclass
-class StatisticsBlock:
-    """One block of statistics with pacemaker's title, such as ``FIT STATS``.
-
-    Errors are by ``rmse``, ``mae`` and ``max``: of energies (eV/atom), those of low-energy
-    structures, of force components (eV/Å), those of low-energy structures.
-    """
-
-    title: str
-    errors: dict[str, tuple[float, float, float, float]] = field(default_factory=dict)
+# Each line has errors of energies, of those of low energy, of force components, of those of low
+# energy.
+_FIGURES: Mapping[str, tuple[str, str]] = {
+    "RMSE": ("rmse_energy_mev_per_atom", "rmse_force_mev_per_angstrom"),
+    "MAE": ("mae_energy_mev_per_atom", "mae_force_mev_per_angstrom"),
+    "MAX_AE": ("max_energy_mev_per_atom", "max_force_mev_per_angstrom"),
+}
+_FIGURES_PER_LINE = 4
 
 
 @dataclass
@@ -80,7 +79,8 @@ class LogState(PhaseLog):
     extreme_energies: bool = False
     potential_saved: bool = False
     out_of_memory: bool = False
-    blocks: list[StatisticsBlock] = field(default_factory=list)
+    blocks: list[tuple[str, dict[str, float]]] = field(default_factory=list)
+    """Blocks of statistics: pacemaker's title, such as ``FIT STATS``, and errors by name."""
 
 
 class LogParser:
@@ -88,7 +88,7 @@ class LogParser:
 
     def __init__(self) -> None:
         self.state = LogState()
-        self._block: StatisticsBlock | None = None
+        self._block: dict[str, float] | None = None
         self._in_traceback = False
 
     def feed(self, line: str) -> None:
@@ -123,8 +123,8 @@ class LogParser:
 
     def _unstamped(self, line: str) -> None:
         if title := _TITLE.match(line):
-            self._block = StatisticsBlock(title.group(1))
-            self.state.blocks.append(self._block)
+            self._block = {}
+            self.state.blocks.append((title.group(1), self._block))
         elif self._block is not None:
             self._block_line(self._block, line)
         elif line.startswith("Traceback (most recent call last)"):
@@ -137,21 +137,17 @@ class LogParser:
         self._note_memory(line)
 
     @staticmethod
-    def _block_line(block: StatisticsBlock, line: str) -> None:
-        name, separator, rest = line.partition(":")
-        kind = _ERROR_KINDS.get(name.strip())
-        if not separator or kind is None:
-            return
-        numbers = [float(number) / 1000 for number in _NUMBER.findall(rest)]
-        if len(numbers) == len(("energy", "low energy", "force", "low force")):
-            block.errors[kind] = (numbers[0], numbers[1], numbers[2], numbers[3])
+    def _block_line(block: dict[str, float], line: str) -> None:
+        name, _, rest = line.partition(":")
+        names, numbers = _FIGURES.get(name.strip()), _NUMBER.findall(rest)
+        if names is not None and len(numbers) == _FIGURES_PER_LINE:
+            found = zip(names, map(float, numbers[::2]), strict=True)
+            block.update((name, number) for name, number in found if math.isfinite(number))
 
     def _note_memory(self, text: str) -> None:
         if is_out_of_memory(text):
             self.state.out_of_memory = True
 
-
-_ERROR_KINDS: Mapping[str, str] = {"RMSE": "rmse", "MAE": "mae", "MAX_AE": "max"}
 
 _PHASES: Mapping[str, str] = {
     "Start pacemaker": "starting",

@@ -77,7 +77,7 @@ _LINEAR_FIT = FitPosition(ladder_step=0, iteration=0, step_done=False, last_step
 class PacemakerWrapper(Trainer):
     """A fit by pacemaker, in one segment or more."""
 
-    programs = ("pacemaker", "pace_yaml2yace")
+    program_names = ("pacemaker", "pace_yaml2yace")
 
     def __init__(self, training: TrainingConfig, directory: Path) -> None:
         super().__init__(training)

@@ -7,7 +7,6 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
 from mlip_job.errors import ConfigError
-from mlip_job.training.loss import DIVERGED
 from mlip_job.training.pacemaker import TABLES
 from mlip_job.training.pacemaker.callbacks.mlip_job_callbacks import BEST, SETTINGS
 from mlip_job.training.pacemaker.log import LogParser
@@ -15,11 +14,11 @@ from mlip_job.training.pacemaker.snapshot import Best, read_best
 from mlip_job.training.pacemaker.tables import MetricsRow, MetricsTable, read_table
 from mlip_job.training.process import describe_exit, is_out_of_memory, read_lines
 from mlip_job.training.summary import (
+    DIVERGED,
     BestPotential,
     FitCycle,
     RunSummary,
     SetSizes,
-    milli,
 )
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mlip_job.models import Errors
-    from mlip_job.training.pacemaker.log import LogState, StatisticsBlock
+    from mlip_job.training.pacemaker.log import LogState
 
     Tables = Mapping[str, MetricsTable]
 
@@ -47,6 +46,12 @@ _TRIAL_POINT = (
 _PRECISION_LOSS = 2  # BFGS: its line search found no better point
 _ENDED_AT_ITERATION = (0, 1, 99)  # converged, too many iterations, ended by a callback
 _PRINT_PRECISION_MEV = 0.0051  # the log prints two decimals
+_ONLY_PRINTED = (
+    "mae_energy_mev_per_atom",
+    "max_energy_mev_per_atom",
+    "max_force_mev_per_angstrom",
+)
+"""Errors that the log has, but no table."""
 _SAME = 1e-9  # relative: the last iteration is measured twice
 
 
@@ -340,13 +345,12 @@ def _of_cycle(
     if index is None:
         return None
     row = table.rows[index]
-    blocks = [block for block in state.blocks if block.title == title]
+    blocks = [figures for found, figures in state.blocks if found == title]
     # The log is that of pacemaker's last start, the table may have the rows of earlier ones too.
     in_log = index - len(table.rows) + len(blocks)
-    block = blocks[in_log] if 0 <= in_log < len(blocks) else None
-    if block is not None and (problem := _disagreement(row, block)):
-        warnings.append(problem)
-    return _errors(row, block)
+    printed = blocks[in_log] if 0 <= in_log < len(blocks) else {}
+    warnings += _disagreements(row.errors, printed)
+    return row.errors.model_copy(update={name: printed.get(name) for name in _ONLY_PRINTED})
 
 
 def _reaches_last_step(tables: Tables) -> bool:
@@ -380,34 +384,14 @@ def _in_last_step(rows: Sequence[MetricsRow]) -> list[int]:
     return [i for i, row in enumerate(rows) if row.ladder_step == rows[-1].ladder_step]
 
 
-def _errors(row: MetricsRow, block: StatisticsBlock | None) -> Errors:
-    """Add what only the log has."""
-    figures = {
-        "mae_energy_mev_per_atom": _from_block(block, "mae", 0),
-        "max_energy_mev_per_atom": _from_block(block, "max", 0),
-        "max_force_mev_per_angstrom": _from_block(block, "max", 2),
-    }
-    return row.errors.model_copy(update=figures)
-
-
-def _disagreement(row: MetricsRow, block: StatisticsBlock) -> str | None:
+def _disagreements(table: Errors, printed: Mapping[str, float]) -> Iterator[str]:
     """Compare the table with the log, to the decimals that the log prints."""
-    errors = row.errors
     pairs = (
-        ("energy", errors.rmse_energy_mev_per_atom, _from_block(block, "rmse", 0)),
-        ("force", errors.rmse_force_mev_per_angstrom, _from_block(block, "rmse", 2)),
+        ("energy", table.rmse_energy_mev_per_atom, printed.get("rmse_energy_mev_per_atom")),
+        ("force", table.rmse_force_mev_per_angstrom, printed.get("rmse_force_mev_per_angstrom")),
     )
     for name, in_table, in_log in pairs:
         if in_table is None or in_log is None:
             continue
         if abs(in_table - in_log) > _PRINT_PRECISION_MEV + 1e-9 * abs(in_table):
-            return f"the {name} RMSE is {in_table:.2f} in the table and {in_log:.2f} in the log"
-    return None
-
-
-def _from_block(block: StatisticsBlock | None, kind: str, column: int) -> float | None:
-    if block is None or kind not in block.errors:
-        return None
-    value = milli(block.errors[kind][column])
-    # Back to the two decimals that were printed.
-    return round(value, 2) if value is not None else None
+            yield f"the {name} RMSE is {in_table:.2f} in the table and {in_log:.2f} in the log"

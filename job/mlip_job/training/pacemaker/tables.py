@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from mlip_job.models import Errors
-from mlip_job.training.loss import shares
 from mlip_job.training.process import AppendedLines
-from mlip_job.training.summary import curve_point, milli
+from mlip_job.training.summary import curve_point, milli, shares
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
