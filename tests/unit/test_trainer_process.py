@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import tempfile
 import time
 import tracemalloc
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -21,8 +23,8 @@ from mlip_job.training import process
 from mlip_job.training.pacemaker.log import LogParser
 from mlip_job.training.process import (
     LONGEST_LINE_BYTES,
+    GrowingFile,
     IterationClock,
-    LineReader,
     Watchdog,
     copy_without_host,
     hide_host,
@@ -33,32 +35,50 @@ from mlip_job.training.process import (
 from mlip_job.training.summary import CurvePoint
 from mlip_job.training.trainer import PhaseClock, Progress, added
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def _written_and_read(path: Path, blocks: Iterable[bytes]) -> list[str]:
+    file, lines = GrowingFile(path), list[str]()
+    for block in blocks:
+        with path.open("ab") as written:
+            written.write(block)
+        lines += file.lines()
+    return lines
+
 
 @given(st.lists(st.binary(max_size=20), max_size=20))
 def test_lines_are_complete_however_they_are_read(blocks: list[bytes]) -> None:
     """A line read in pieces is one line; an incomplete one waits."""
-    reader = LineReader()
-    lines = [line for block in blocks for line in reader.lines(block)]
+    with tempfile.TemporaryDirectory() as directory:
+        lines = _written_and_read(Path(directory, "log"), blocks)
     whole = b"".join(blocks)
-    expected = [line.decode("utf-8", errors="replace") for line in whole.split(b"\n")[:-1]]
-    assert lines == expected
+    assert lines == [line.decode("utf-8", errors="replace") for line in whole.split(b"\n")[:-1]]
 
 
-@pytest.mark.parametrize("pieces", [1, 7, 1000])
-def test_a_long_line_is_truncated(pieces: int) -> None:
+@pytest.mark.parametrize("pieces", [1, 7, 100])
+def test_a_long_line_is_truncated(tmp_path: Path, pieces: int) -> None:
     """The rest is dropped, up to its end; the next line is complete again."""
     data = (
         b"begin" + b"x" * (2 * LONGEST_LINE_BYTES) + b"2026-11-23 22:42:37,630 I - no line\nnext\n"
     )
     size = len(data) // pieces + 1
-    reader = LineReader()
-    long, after = (
-        line
-        for start in range(0, len(data), size)
-        for line in reader.lines(data[start : start + size])
-    )
+    blocks = (data[start : start + size] for start in range(0, len(data), size))
+    long, after = _written_and_read(tmp_path / "log", blocks)
     assert long == "begin" + "x" * (LONGEST_LINE_BYTES - 5)
     assert after == "next"
+
+
+def test_an_overwritten_file_is_read_from_its_begin(tmp_path: Path) -> None:
+    """Every start of pacemaker overwrites its tables, maybe within a line."""
+    path = tmp_path / "log"
+    file = GrowingFile(path)
+    assert list(file.lines()) == []
+    path.write_text("one\ntwo and a half")
+    assert list(file.lines()) == ["one"]
+    path.write_text("three\n")
+    assert list(file.lines()) == ["three"]
 
 
 @pytest.mark.parametrize("end", ["", "\n"])

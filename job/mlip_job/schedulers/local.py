@@ -31,7 +31,7 @@ from mlip_job.schedulers.base import (
 from mlip_job.schedulers.records import (
     SubmitFiles,
     SubmittedJob,
-    error_in,
+    failed_run,
     lines_of,
     read_end,
     recorded_generations,
@@ -142,11 +142,10 @@ def _ended(ended: Ended, log: str | None, *, cancelled: bool) -> JobStatus:
     code = ended.exit_code
     if code == 0:
         return JobStatus(JobState.SUCCEEDED, "exited", exit_code=0)
-    meaning = meaning_of(code)
-    if cancelled and meaning.retry:
+    retry = meaning_of(code).retry
+    if cancelled and retry:
         return JobStatus(JobState.CANCELLED, "exited", exit_code=code)
-    message, hint = error_in(log or "") or (f"{meaning.reason} (exit code {code})", None)
-    return JobStatus(JobState.FAILED, "exited", message, hint, code, resubmit=meaning.retry)
+    return failed_run(code, log or "", "exited", resubmit=retry)
 
 
 def _start(script: Path, files: SubmitFiles) -> ProcessIdentity:

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import time
 from contextlib import suppress
@@ -27,7 +28,7 @@ from mlip_job.errors import ConfigError, UnavailableError
 from mlip_job.models import Frozen
 from mlip_job.paths import generation_name, make_private_directory, parse_generation_name, private
 from mlip_job.runtime.environment import ProcessIdentity
-from mlip_job.schedulers.base import JobHandle, JobName
+from mlip_job.schedulers.base import JobHandle, JobName, JobState, JobStatus, meaning_of
 from mlip_job.store.base import StoredName, is_relative, shown
 
 if TYPE_CHECKING:
@@ -216,6 +217,25 @@ def error_in(log: str) -> tuple[str, str | None] | None:
     message = " ".join(filter(None, (first.removeprefix(_ERROR), "; ".join(details[:_DETAILS]))))
     hints = (line.removeprefix(_HINT) for line in rest if line.startswith(_HINT))
     return message, next(hints, None)
+
+
+def failed_run(
+    code: int | None, log: str, native: str, *, resubmit: bool, noise: str = r"(?!)"
+) -> JobStatus:
+    """Return the status of a failed run, explained by its log; else by its exit code, if known.
+
+    Lines of the log that begin with the pattern `noise` are not of the run.
+    """
+    error = error_in(log)
+    lines = (line.strip() for line in reversed(log.splitlines()))
+    last = next((line for line in lines if line and not re.match(noise, line)), None)
+    reason, hint = error or (last, None)
+    if error is None and code is not None:
+        meaning = meaning_of(code)
+        reason = meaning.reason
+        if not meaning.retry:
+            reason += f" (exit code {code})" + (f": {last}" if last else "")
+    return JobStatus(JobState.FAILED, native, reason, hint, code, resubmit=resubmit)
 
 
 def read_end(path: Path) -> str | None:

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -15,12 +16,7 @@ from typing import TYPE_CHECKING
 from mlip_job.errors import TrainingError
 from mlip_job.paths import full, is_full, private
 from mlip_job.runtime.processes import start_program
-from mlip_job.training.programs import (
-    NO_DEVICE,
-    gpu_unseen,
-    trainer_command,
-    trainer_environment,
-)
+from mlip_job.training.programs import NO_DEVICE, gpu_unseen, trainer_command, trainer_environment
 from mlip_job.training.summary import DIVERGED
 from mlip_job.training.trainer import Progress, added
 
@@ -156,7 +152,7 @@ def run_trainer(
             umask=0o077,
         )
     try:
-        exit_code = _Follower(process, log, output, monitor).follow(begin)
+        exit_code = _Follower(process, GrowingFile(log, begin), output, monitor).follow()
     finally:
         _stop_group(process)
         monitor.phases.end()
@@ -170,7 +166,7 @@ class _Follower:
     """Follows a trainer to its end."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], log: Path, output: Output, monitor: Monitor
+        self, process: subprocess.Popen[bytes], log: GrowingFile, output: Output, monitor: Monitor
     ) -> None:
         self._process = process
         self._log = log
@@ -178,28 +174,23 @@ class _Follower:
         self._monitor = monitor
         self._started = time.monotonic()
         monitor.phases.start(lambda *times: output.state().phase_seconds(*times))
-        self._log_bytes = 0
         self._clock = IterationClock()
         self._watchdog = Watchdog(process.pid, monitor.stall_timeout, self._started)
 
-    def follow(self, begin: int) -> int:
-        with self._log.open("rb") as log:
-            log.seek(begin)
-            reader = LineReader()
-            while True:
-                ended = self._process.poll()
-                while block := log.read(_READ_BYTES):
-                    self._log_bytes += len(block)
-                    for line in reader.lines(block):
-                        self._output.feed(line)
-                        self._monitor.show_line(line)
-                if ended is not None:
-                    return ended
-                self._report_progress()
-                self._require_life()
-                if (interruption := self._monitor.interruption()) is not None:
-                    raise interruption
-                time.sleep(_POLL_SECONDS)
+    def follow(self) -> int:
+        """Return the exit code."""
+        while True:
+            ended = self._process.poll()
+            for line in self._log.lines():
+                self._output.feed(line)
+                self._monitor.show_line(line)
+            if ended is not None:
+                return ended
+            self._report_progress()
+            self._require_life()
+            if (interruption := self._monitor.interruption()) is not None:
+                raise interruption
+            time.sleep(_POLL_SECONDS)
 
     def _report_progress(self) -> None:
         points = self._output.poll()
@@ -222,7 +213,7 @@ class _Follower:
                 raise TrainingError(f"in iteration {point.iteration}{step} {DIVERGED}")
 
     def _require_life(self) -> None:
-        seen = (self._log_bytes, self._clock.last)
+        seen = (self._log.position, self._clock.last)
         if self._watchdog.is_stalled(seen, time.monotonic()):
             phase = self._output.state().phase.replace("_", " ")
             raise TrainingError(
@@ -354,55 +345,44 @@ def is_out_of_memory(text: str) -> bool:
 # -- the log -------------------------------------------------------------------------------------
 
 
-class LineReader:
-    """Splits a growing file into lines, of each the first `LONGEST_LINE_BYTES`."""
+class GrowingFile:
+    """Reads the lines of a file that grows; it may not exist yet, or be overwritten.
 
-    def __init__(self) -> None:
-        self._line = bytearray()
+    Of longer lines the first `LONGEST_LINE_BYTES` are kept. ``rest`` is a last line without its
+    end.
+    """
 
-    def lines(self, block: bytes) -> Iterator[str]:
-        """Yield the lines that end in the next block of the file."""
-        *ends, rest = block.split(b"\n")
-        for end in ends:
-            self._add(end)
-            yield self._line.decode("utf-8", errors="replace")
-            self._line.clear()
-        self._add(rest)
+    def __init__(self, path: Path, position: int = 0) -> None:
+        self.position = position
+        self.rest = bytearray()
+        self._path = path
+
+    def lines(self) -> Iterator[str]:
+        """Yield the lines that were completed since the last call."""
+        with suppress(FileNotFoundError), self._path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) < self.position:
+                self.position = 0
+                self.rest.clear()
+            file.seek(self.position)
+            while block := file.read(_READ_BYTES):
+                self.position += len(block)
+                *ends, rest = block.split(b"\n")
+                for end in ends:
+                    self._add(end)
+                    yield self.rest.decode("utf-8", errors="replace")
+                    self.rest.clear()
+                self._add(rest)
 
     def _add(self, piece: bytes) -> None:
-        self._line += piece[: LONGEST_LINE_BYTES - len(self._line)]
-
-
-class AppendedLines:
-    """Reads a file that grows; it may not exist yet, or be overwritten."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offset = 0
-
-    def read(self) -> tuple[bytes, bool]:
-        """Return the complete lines since the last call, and whether the file was overwritten."""
-        try:
-            with self._path.open("rb") as file:
-                overwritten = file.seek(0, os.SEEK_END) < self._offset
-                if overwritten:
-                    self._offset = 0
-                file.seek(self._offset)
-                added = file.read()
-        except FileNotFoundError:
-            return b"", False
-        complete = added[: added.rfind(b"\n") + 1]
-        self._offset += len(complete)
-        return complete, overwritten
+        self.rest += piece[: LONGEST_LINE_BYTES - len(self.rest)]
 
 
 def read_lines(path: Path) -> Iterator[str]:
     """Yield the lines of a file, also a last one without its end."""
-    reader = LineReader()
-    with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
-            yield from reader.lines(block)
-    yield from reader.lines(b"\n")
+    file = GrowingFile(path)
+    yield from file.lines()
+    if file.rest:
+        yield file.rest.decode("utf-8", errors="replace")
 
 
 def copy_without_host(log: Path, target: Path) -> None:

@@ -100,9 +100,7 @@ def choose_size(training: TrainingConfig, data: DataSize, parent: int | None) ->
     can_grow = training.trainer == "pacemaker"
     if parent is not None and not (can_grow and fitting >= _WORTH_GROWING * parent):
         return BasisSize(
-            functions_per_element=parent,
-            chosen="inherited",
-            because=f"{data} would have {fitting}",
+            functions_per_element=parent, chosen="inherited", because=f"{data} would have {fitting}"
         )
     return BasisSize(functions_per_element=fitting, chosen="automatic", because=str(data))
 

@@ -237,10 +237,7 @@ def describe_shares(found: LossShares) -> str:
 
 
 def share_warnings(
-    found: LossShares,
-    training: TrainingConfig,
-    kappa: float,
-    errors: Errors | None = None,
+    found: LossShares, training: TrainingConfig, kappa: float, errors: Errors | None = None
 ) -> Iterator[str]:
     """Yield a warning with a remedy if the energy term is negligible, or regularisation dominates.
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mlip_job.errors import ConfigError, UnavailableError
-from mlip_job.schedulers.base import JobState, JobStatus, meaning_of
-from mlip_job.schedulers.records import error_in
+from mlip_job.schedulers.base import JobState, JobStatus
+from mlip_job.schedulers.records import failed_run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -79,7 +79,7 @@ _REFUSALS: Sequence[tuple[str, str, str]] = (
     ("unrecognized option|invalid option|requires an argument", "extra", "see man sbatch"),
 )
 # Lines that Slurm adds after the run has ended.
-_NOISE = re.compile(r"srun: |slurmstepd|mlip-job: ")
+_NOISE = r"srun: |slurmstepd|mlip-job: "
 # The state of an array is the first of these that a task is in.
 _RANK = (
     JobState.RUNNING,
@@ -138,14 +138,16 @@ def status_of(
         reason = "it left no log: work_dir can't be written on the node"
         hint = "set work_dir to a directory that login node and compute nodes share"
         return JobStatus(state, native, reason, hint, code)
-    return _failed(code, bool(ended and ended.resubmit), native, log or "")
+    again = bool(ended and ended.resubmit)
+    return failed_run(code, log or "", native, resubmit=again, noise=_NOISE)
 
 
 def status_by_record(ended: Ended, log: str | None) -> JobStatus:
     """Return the status of a job that Slurm has forgotten, by the record of its script."""
     if ended.exit_code == 0:
         return JobStatus(JobState.SUCCEEDED, "", exit_code=0)
-    return _failed(ended.exit_code, bool(ended.resubmit), "", log or "")
+    code, again = ended.exit_code, bool(ended.resubmit)
+    return failed_run(code, log or "", "", resubmit=again, noise=_NOISE)
 
 
 def combined(statuses: Sequence[JobStatus]) -> JobStatus:
@@ -186,21 +188,3 @@ def _hint(reason: str, section: str) -> str | None:
         setting = f".{_FINAL[word]}" if word in _FINAL else ""
         return f"it never starts: cancel it, change {section}{setting} and submit it again"
     return None
-
-
-def _failed(code: int | None, resubmit: bool, native: str, log: str) -> JobStatus:
-    printed = _last_line(log)
-    error = error_in(log)
-    reason, hint = error or (printed, None)
-    if error is None and code is not None:
-        meaning = meaning_of(code)
-        reason = meaning.reason
-        if not meaning.retry:
-            reason += f" (exit code {code})" + (f": {printed}" if printed else "")
-    return JobStatus(JobState.FAILED, native, reason, hint, code, resubmit=resubmit)
-
-
-def _last_line(log: str) -> str | None:
-    """Return the last line that the run printed, not Slurm."""
-    lines = [line.strip() for line in log.splitlines() if line.strip() and not _NOISE.match(line)]
-    return lines[-1] if lines else None

@@ -14,7 +14,7 @@ from ase.units import GPa
 from pydantic import ValidationError
 
 from mlip_job.models import Errors
-from mlip_job.training.process import AppendedLines
+from mlip_job.training.process import GrowingFile
 from mlip_job.training.summary import curve_point, milli, shares
 
 if TYPE_CHECKING:
@@ -54,14 +54,12 @@ class MetricsFollower:
 
     def __init__(self, path: Path, side: str) -> None:
         self.dropped = 0
-        self._file = AppendedLines(path)
+        self._file = GrowingFile(path)
         self._side = side
 
     def poll(self) -> Sequence[GraceRow]:
         """Return the complete rows that were added since the last call."""
-        block, _overwritten = self._file.read()
-        lines = block.decode("utf-8", errors="replace").splitlines()
-        rows = [_row_of(line, self._side) for line in lines if line.strip()]
+        rows = [_row_of(line, self._side) for line in self._file.lines() if line.strip()]
         self.dropped += rows.count(None)
         return [row for row in rows if row is not None]
 

@@ -367,8 +367,7 @@ class GraceWrapper(Trainer):
     def write_active_set(self, frames: Sequence[str], kind: Literal["linear", "full"]) -> Path:
         if kind != "linear":
             raise TrainingError(
-                "gracemaker makes linear active sets only",
-                hint="set evaluation.active_set: linear",
+                "gracemaker makes linear active sets only", hint="set evaluation.active_set: linear"
             )
         return write_active_set(self.potential, [self.files.directory / name for name in frames])
 

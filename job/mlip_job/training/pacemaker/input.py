@@ -47,10 +47,7 @@ def build_input(
         "seed": training.seed,
         "metadata": {"origin": "mlip-job"},
         "potential": _potential(training, data.elements, start),
-        "data": {
-            **data.files,
-            "reference_energy": dict(data.reference_energies),
-        },
+        "data": {**data.files, "reference_energy": dict(data.reference_energies)},
         "fit": _fit(training, start),
         "backend": {
             "evaluator": training.evaluator,
@@ -112,10 +109,7 @@ def _potential(
 
 def _fit(training: TrainingConfig, start: StartPotential | None) -> dict[str, Any]:
     fit: dict[str, Any] = {
-        "loss": {
-            "kappa": kappa(training.energy_weight, training.force_weight),
-            **REGULARISATION,
-        },
+        "loss": {"kappa": kappa(training.energy_weight, training.force_weight), **REGULARISATION},
         "optimizer": "BFGS",
         "maxiter": training.max_iter,
     }
@@ -208,10 +202,7 @@ def remaining_segments(
     the segment before.
     """
     fit = content["fit"]
-    next_step = {
-        **content,
-        "potential": {**section, "initial_potential": potential},
-    }
+    next_step = {**content, "potential": {**section, "initial_potential": potential}}
     climb = Segment(next_step, Offset(position.ladder_step + 1))
     if position.step_done and not position.last_step:
         return (climb,)
@@ -284,10 +275,7 @@ def potential_section(training: TrainingConfig, elements: Sequence[str]) -> dict
 
 
 def start_mode(
-    training: TrainingConfig,
-    elements: Sequence[str],
-    parent_basis: Mapping[str, Any],
-    parent: str,
+    training: TrainingConfig, elements: Sequence[str], parent_basis: Mapping[str, Any], parent: str
 ) -> StartMode:
     """Decide how a fit can start from a potential: with the same basis, or growing it.
 
@@ -390,10 +378,7 @@ def _orders(training: TrainingConfig, n_elements: int) -> dict[str, dict[str, li
     if possible - set(nradmax) and "ALL" in nradmax:
         needed.add("ALL")
     return {
-        arity: {
-            "nradmax_by_orders": list(nradmax[arity]),
-            "lmax_by_orders": list(lmax[arity]),
-        }
+        arity: {"nradmax_by_orders": list(nradmax[arity]), "lmax_by_orders": list(lmax[arity])}
         for arity in (*ARITIES, "ALL")
         if arity in needed
     }

@@ -36,7 +36,7 @@ from mlip_job.training.pacemaker import PacemakerFiles
 from mlip_job.training.pacemaker.input import build_input, potential_section
 from mlip_job.training.pacemaker.weighting import FITTED, weighted
 from mlip_job.training.programs import find_program
-from mlip_job.training.summary import LinearStart, RunSummary, SetSizes, shares
+from mlip_job.training.summary import LinearStart, shares
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -143,44 +143,6 @@ def _forecast(data: FitData, tell: Callable[[str], None]) -> Callable[[tuple[int
         tell(f"linear fit: {structures} of {data.structures} structures, about {left:.0f} s left")
 
     return report
-
-
-def undetermined(made: LinearStart) -> Iterator[str]:
-    """Yield warnings about functions that the data do not determine."""
-    for block in made.undetermined:
-        centre, *others = block.split()
-        neighbours = " and ".join(others or [centre])
-        yield (
-            f"no training structure has an atom of {centre} with {neighbours} as neighbour within "
-            f"the cutoff, so the data determine none of the functions {block!r}: their "
-            "coefficients are 0. Add such structures where the potential is to describe them; "
-            "nothing is to be done where they can't occur"
-        )
-
-
-def summarise_linear_fit(made: LinearStart) -> RunSummary:
-    """Summarise a published linear fit: it has no curve and no log."""
-    return RunSummary(
-        status="succeeded",
-        cause=None,
-        exit_code=0,
-        train=None,
-        test=None,
-        loss_shares=made.loss_shares,
-        iterations=0,
-        functions=made.functions,
-        parameters=made.functions,
-        ladder=False,
-        cycles=(),
-        early_stopping=None,
-        optimiser_message=None,
-        structures={"train": SetSizes(found=None, kept=None, fitted=made.structures)},
-        versions={},
-        timings_s={},
-        train_curve=(),
-        test_curve=(),
-        warnings=tuple(undetermined(made)),
-    )
 
 
 # -- the fit ---------------------------------------------------------------------------------------

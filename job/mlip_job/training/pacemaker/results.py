@@ -13,13 +13,7 @@ from mlip_job.training.pacemaker.log import LogParser
 from mlip_job.training.pacemaker.snapshot import Best, read_best
 from mlip_job.training.pacemaker.tables import MetricsRow, MetricsTable, read_table
 from mlip_job.training.process import describe_exit, is_out_of_memory, read_lines
-from mlip_job.training.summary import (
-    DIVERGED,
-    BestPotential,
-    FitCycle,
-    RunSummary,
-    SetSizes,
-)
+from mlip_job.training.summary import DIVERGED, BestPotential, FitCycle, RunSummary, SetSizes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +21,7 @@ if TYPE_CHECKING:
 
     from mlip_job.models import Errors
     from mlip_job.training.pacemaker.log import LogState
+    from mlip_job.training.summary import LinearStart
 
     Tables = Mapping[str, MetricsTable]
 
@@ -46,11 +41,7 @@ _TRIAL_POINT = (
 _PRECISION_LOSS = 2  # BFGS: its line search found no better point
 _ENDED_AT_ITERATION = (0, 1, 99)  # converged, too many iterations, ended by a callback
 _PRINT_PRECISION_MEV = 0.0051  # the log prints two decimals
-_ONLY_PRINTED = (
-    "mae_energy_mev_per_atom",
-    "max_energy_mev_per_atom",
-    "max_force_mev_per_angstrom",
-)
+_ONLY_PRINTED = ("mae_energy_mev_per_atom", "max_energy_mev_per_atom", "max_force_mev_per_angstrom")
 """Errors that the log has, but no table."""
 _SAME = 1e-9  # relative: the last iteration is measured twice
 
@@ -395,3 +386,44 @@ def _disagreements(table: Errors, printed: Mapping[str, float]) -> Iterator[str]
             continue
         if abs(in_table - in_log) > _PRINT_PRECISION_MEV + 1e-9 * abs(in_table):
             yield f"the {name} RMSE is {in_table:.2f} in the table and {in_log:.2f} in the log"
+
+
+# -- a published linear fit ----------------------------------------------------------------------
+
+
+def undetermined(made: LinearStart) -> Iterator[str]:
+    """Yield warnings about functions that the data do not determine."""
+    for block in made.undetermined:
+        centre, *others = block.split()
+        neighbours = " and ".join(others or [centre])
+        yield (
+            f"no training structure has an atom of {centre} with {neighbours} as neighbour within "
+            f"the cutoff, so the data determine none of the functions {block!r}: their "
+            "coefficients are 0. Add such structures where the potential is to describe them; "
+            "nothing is to be done where they can't occur"
+        )
+
+
+def summarise_linear_fit(made: LinearStart) -> RunSummary:
+    """Summarise a published linear fit: it has no curve and no log."""
+    return RunSummary(
+        status="succeeded",
+        cause=None,
+        exit_code=0,
+        train=None,
+        test=None,
+        loss_shares=made.loss_shares,
+        iterations=0,
+        functions=made.functions,
+        parameters=made.functions,
+        ladder=False,
+        cycles=(),
+        early_stopping=None,
+        optimiser_message=None,
+        structures={"train": SetSizes(found=None, kept=None, fitted=made.structures)},
+        versions={},
+        timings_s={},
+        train_curve=(),
+        test_curve=(),
+        warnings=tuple(undetermined(made)),
+    )

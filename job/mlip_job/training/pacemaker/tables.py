@@ -11,15 +11,14 @@ then, but counts iterations from 0 again; `count_on` numbers them through.
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field
 
 from mlip_job.models import Errors
-from mlip_job.training.process import AppendedLines
+from mlip_job.training.process import GrowingFile
 from mlip_job.training.summary import curve_point, milli, shares
 
 if TYPE_CHECKING:
@@ -122,61 +121,49 @@ class MetricsTable:
 
 def read_table(path: Path) -> MetricsTable:
     """Read a table; one that is absent or has no header yet has no rows."""
-    parser = _parse(path)
-    return MetricsTable(tuple(parser.rows), parser.dropped)
+    table = _whole(path)
+    return MetricsTable(tuple(table.rows), table.dropped)
 
 
 class TableFollower:
-    """Follow a table during a run; it may not exist yet, or be overwritten."""
+    """Follow a table during a run; it may not exist yet, or be overwritten.
+
+    ``texts`` are the fields of ``rows`` by column.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._file = AppendedLines(path)
-        self._parser = _Parser()
-
-    def poll(self) -> Sequence[MetricsRow]:
-        """Return the complete rows that were added since the last call."""
-        block, overwritten = self._file.read()
-        if overwritten:
-            self._parser = _Parser()
-        seen = len(self._parser.rows)
-        self._parser.feed(block)
-        return self._parser.rows[seen:]
-
-
-class _Parser:
-    """Parses lines, of which the first names the columns; `texts` are the fields of `rows`."""
-
-    def __init__(self) -> None:
         self.columns: tuple[str, ...] = ()
         self.rows: list[MetricsRow] = []
         self.texts: list[dict[str, str]] = []
         self.dropped = 0
+        self.file = GrowingFile(path)
 
-    def feed(self, block: bytes) -> None:
-        for line in block.decode("utf-8", errors="replace").splitlines(keepends=True):
+    def poll(self) -> Sequence[MetricsRow]:
+        """Return the complete rows that were added since the last call."""
+        seen = len(self.rows)
+        for line in self.file.lines():
             fields = tuple(line.split())
-            if not fields or fields == self.columns:
-                continue
             if not self.columns and "loss" in fields:
                 self.columns = fields
-                continue
-            # A line without its end was truncated, maybe within a number.
-            if len(fields) != len(self.columns) or not line.endswith("\n"):
-                self.dropped += 1
-                continue
+            elif fields and fields != self.columns:
+                self._add(fields)
+        return self.rows[seen:]
+
+    def _add(self, fields: Sequence[str]) -> None:
+        try:
             text = dict(zip(self.columns, fields, strict=True))
-            try:
-                self.rows.append(MetricsRow.model_validate(text))
-                self.texts.append(text)
-            except ValidationError:
-                self.dropped += 1
+            self.rows.append(MetricsRow.model_validate(text))
+            self.texts.append(text)
+        except ValueError:  # another number of fields, or no numbers
+            self.dropped += 1
 
 
-def _parse(path: Path) -> _Parser:
-    parser = _Parser()
-    with suppress(FileNotFoundError):
-        parser.feed(path.read_bytes())
-    return parser
+def _whole(path: Path) -> TableFollower:
+    table = TableFollower(path)
+    table.poll()
+    if table.file.rest.strip():
+        table.dropped += 1  # a line without its end was truncated, maybe within a number
+    return table
 
 
 # -- restarts within a start of pacemaker --------------------------------------------------------
@@ -269,14 +256,14 @@ def join_tables(
     the latest start, if `current` is another table. A row that is in `earlier` stays: the first row
     of a start repeats the last one before it.
     """
-    old, new = _parse(earlier), _parse(current)
+    old, new = _whole(earlier), _whole(current)
     columns = old.columns or new.columns
     if not columns:
         return None
     # By place; the text is kept, so that every digit is.
     rows = dict(zip(map(_key, old.rows), old.texts, strict=True))
     places = [row.place for row in new.rows]
-    starts = [row.place for row in _parse(metrics).rows] if metrics is not None else None
+    starts = [row.place for row in _whole(metrics).rows] if metrics is not None else None
     numbers = count_on(places) if starts is None else count_on_like(starts, places)
     for row, number, text in zip(new.rows, numbers, new.texts, strict=True):
         numbered = row if row.iter_num is None else row.model_copy(update={"iter_num": number})

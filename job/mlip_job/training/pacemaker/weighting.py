@@ -41,8 +41,7 @@ def rows_beyond_policy(
     The weighting needs all structures at once, so it runs in a separate process.
     """
     died = TrainingError(
-        "the process that weighs the test set died",
-        hint="give the job more memory",
+        "the process that weighs the test set died", hint="give the job more memory"
     )
     return run_in_process(_beyond_policy, dict(policy), tuple(fitted), tuple(frames), died=died)
 
