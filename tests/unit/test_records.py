@@ -17,7 +17,7 @@ BAD_IDS = ["../../etc/passwd", "7/../../x", "7\n", "7_\x1b[2J", "7\\8", "", "x" 
 def test_ids_of_schedulers_name_files(tmp_path: Path, job_id: str) -> None:
     """Those of Slurm, of its arrays and federations, and of local processes."""
     files = SubmitFiles(tmp_path)
-    assert files.log("slurm", job_id) == tmp_path / f"slurm-{job_id}.log"
+    assert files.of_id("log", "slurm", job_id) == tmp_path / f"slurm-{job_id}.log"
 
 
 @pytest.mark.parametrize("job_id", BAD_IDS[:-2] + BAD_IDS[-1:], ids=ascii)

@@ -69,10 +69,10 @@ class Site:
 
     def end(self, exit_code: int, log: str = "a line\n", generation: int = 1) -> None:
         files = SubmitFiles.of(load_config(self.path, environment={}), generation)
-        files.ended("local", "4-2").write_text(
+        files.of_id("ended", "local", "4-2").write_text(
             json.dumps({"exit_code": exit_code, "resubmit": False})
         )
-        files.log("local", "4-2").write_text(log)
+        files.of_id("log", "local", "4-2").write_text(log)
 
 
 @pytest.fixture

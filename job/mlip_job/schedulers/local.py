@@ -112,9 +112,9 @@ class LocalScheduler:
         process = job.process if job is not None else None
         if process is not None and process.host == me.host and not process.is_gone(me):
             return JobStatus(JobState.RUNNING, "running")
-        log = read_end(files.log(self.name, handle.id))
+        log = read_end(files.of_id("log", self.name, handle.id))
         if (ended := files.how_it_ended(self.name, handle.id)) is not None:
-            cancelled = files.cancelled(self.name, handle.id).exists()
+            cancelled = files.of_id("cancelled", self.name, handle.id).exists()
             return _ended(ended, log, cancelled=cancelled)
         if process is not None and process.is_gone(me):
             reason = "its process is gone without a record: it was killed, or the machine went down"
@@ -122,7 +122,7 @@ class LocalScheduler:
         return JobStatus(JobState.UNKNOWN, "", "it is no process of this machine")
 
     def logs(self, handle: JobHandle, *, follow: bool) -> Iterator[str]:
-        log = SubmitFiles.of_job(self._config, handle).log(self.name, handle.id)
+        log = SubmitFiles.of_job(self._config, handle).of_id("log", self.name, handle.id)
         ended = (lambda: self.status(handle).state is not JobState.RUNNING) if follow else None
         return lines_of(lambda: {log: ""}, ended, self._config.submit.poll_interval)
 
@@ -133,7 +133,7 @@ class LocalScheduler:
             raise UnavailableError(f"{handle.id} is no process of this machine: cancel it there")
         if state is JobState.RUNNING:
             files = SubmitFiles.of_job(self._config, handle)
-            files.cancelled(self.name, handle.id).touch()
+            files.of_id("cancelled", self.name, handle.id).touch()
             with suppress(ProcessLookupError):
                 os.killpg(int(handle.id.partition("-")[0]), signal.SIGTERM)
 
@@ -168,5 +168,5 @@ def _start(script: Path, files: SubmitFiles) -> ProcessIdentity:
             env=environment,
         )
     process = ProcessIdentity.of(int(done.stderr))
-    log.replace(files.log("local", f"{process.pid}-{process.started}"))
+    log.replace(files.of_id("log", "local", f"{process.pid}-{process.started}"))
     return process

@@ -94,17 +94,12 @@ class SubmitFiles:
         """The resolved configuration."""
         return self.directory / "mlip-job.yaml"
 
-    def log(self, scheduler: str, job_id: str) -> Path:
-        """Return the log of a job."""
-        return self._of_id(scheduler, job_id, "log")
-
-    def ended(self, scheduler: str, job_id: str) -> Path:
-        """Return the record of how a job ended."""
-        return self._of_id(scheduler, job_id, "ended")
-
-    def cancelled(self, scheduler: str, job_id: str) -> Path:
-        """Return the mark of a cancelled job, where the scheduler keeps none."""
-        return self._of_id(scheduler, job_id, "cancelled")
+    def of_id(self, kind: Literal["log", "ended", "cancelled"], scheduler: str, id_: str) -> Path:
+        """Return the log of a job, the record of how it ended, or the mark of a cancelled one."""
+        name = f"{scheduler}-{id_}.{kind}"
+        if "/" in name or not is_relative(name):
+            raise UnavailableError(f"{shown(id_)} is no id of a job of {scheduler}")
+        return self.directory / name
 
     def write(self, suffix: str, text: str, config: JobConfig) -> Path:
         """Write the configuration and the script; return the script."""
@@ -141,15 +136,9 @@ class SubmitFiles:
     def how_it_ended(self, scheduler: str, job_id: str) -> Ended | None:
         """Return how a job, or a task of it, ended according to its script."""
         try:
-            return Ended.model_validate_json(self.ended(scheduler, job_id).read_bytes())
+            return Ended.model_validate_json(self.of_id("ended", scheduler, job_id).read_bytes())
         except (OSError, ValidationError):
             return None
-
-    def _of_id(self, scheduler: str, job_id: str, suffix: str) -> Path:
-        name = f"{scheduler}-{job_id}.{suffix}"
-        if "/" in name or not is_relative(name):
-            raise UnavailableError(f"{shown(job_id)} is no id of a job of {scheduler}")
-        return self.directory / name
 
     @property
     def _submission(self) -> Path:

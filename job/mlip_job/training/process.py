@@ -45,15 +45,13 @@ _TAIL_BYTES = 16384
 _TAIL_LINES = 15
 _LONGEST_SHOWN = 300
 _HOSTNAME = re.compile(rb"^([-0-9 :,a-zA-Z]{0,60} - Hostname: ).*")
-
-
 # Of Python: "module.Error: message", or the name alone.
 _EXCEPTION = re.compile(r"(?:[A-Za-z_]\w*\.)*\w*(?:Error|Exception|Interrupt)(?::.*)?$")
 
 
 @dataclass
 class PhaseLog:
-    """What the logs of all trainers tell: the phases with their begin, and the last exception.
+    """The phases of a trainer with their begin, and its last exception, from its log.
 
     Times are local ones without a zone, as in the logs: only differences count.
     """

@@ -115,7 +115,7 @@ class RunSummary(Frozen):
     kappa
         Pacemaker's weight of the forces in the loss, as it read or chose it.
     second_set
-        What `test`, `test_curve` and `structures` call the test set.
+        The set that `test`, `test_curve` and `structures` describe.
     best
         The iteration whose potential is the result, if it is not the last one.
     iterations
@@ -186,8 +186,6 @@ DIVERGED = (
 _LEAST_ENERGY = 0.05
 _GOOD_ENERGY, _GOOD_FORCE = 1.0, 2.0
 """meV/atom and meV/Å: resolution of the reference data; smaller errors are no improvement."""
-
-
 _MOST_REGULARISATION = 0.3
 _BALANCED_ENERGY = 0.2  # of energies and forces together: what the advice aims at
 _BALANCED_REGULARISATION = 0.1

@@ -64,7 +64,7 @@ class FitData:
 
     @property
     def second_set(self) -> SecondSet:
-        """What `second` is."""
+        """Whether `second` is the validation part or the test set."""
         return "validation" if self.validation else "test"
 
     @property

@@ -103,7 +103,7 @@ class SlurmScheduler:
         absent = None if files.submitted(handle.id) is not None else ""
 
         def status(task: Task) -> JobStatus:
-            log = read_end(files.log(self.name, task.id))
+            log = read_end(files.of_id("log", self.name, task.id))
             ended = files.how_it_ended(self.name, task.id)
             return status_of(task, ended, absent if log is None else log, self._section)
 
@@ -150,16 +150,16 @@ class SlurmScheduler:
 
     def _logs(self, handle: JobHandle) -> Mapping[Path, str]:
         files, number = SubmitFiles.of_job(self._config, handle), str(_number(handle))
-        members = sorted(files.directory.glob(files.log(self.name, f"{number}_*").name))
+        members = sorted(files.directory.glob(files.of_id("log", self.name, f"{number}_*").name))
         if members:
             return {path: f"[{path.stem.rpartition('_')[2]}] " for path in members}
-        return {files.log(self.name, number): ""}
+        return {files.of_id("log", self.name, number): ""}
 
     def _recorded_statuses(self, files: SubmitFiles, number: int) -> list[JobStatus]:
-        paths = sorted(files.directory.glob(files.ended(self.name, f"{number}*").name))
+        paths = sorted(files.directory.glob(files.of_id("ended", self.name, f"{number}*").name))
         tasks = [path.stem.partition("-")[2] for path in paths]
         return [
-            status_by_record(ended, read_end(files.log(self.name, task)))
+            status_by_record(ended, read_end(files.of_id("log", self.name, task)))
             for task in tasks
             if task.partition("_")[0] == f"{number}"
             and (ended := files.how_it_ended(self.name, task)) is not None

@@ -285,11 +285,11 @@ class PacemakerWrapper(Trainer):
             [directory / name for name in names] for names in (data.train, data.second, data.test)
         )
         train = rows_left_out(directory / FITTED["train"], fitted)
-        aside = rows_left_out(directory / FITTED["test"], second)
+        second_rows = rows_left_out(directory / FITTED["test"], second)
         if second == tested:
-            return {"train": train, "test": aside}
+            return {"train": train, "test": second_rows}
         test = rows_beyond_policy(policy, (*fitted, *second), tested)
-        return {"train": tuple(sorted((*train, *aside))), "test": test}
+        return {"train": tuple(sorted((*train, *second_rows))), "test": test}
 
     # -- the result ------------------------------------------------------------------------------
 
