@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from ase.units import GPa
 
 from mlip_job import load_potential
 from mlip_job.errors import ConfigError, DataError, InterruptedRunError
@@ -92,9 +93,10 @@ def test_the_loss_is_ours(run: tuple[Trained, Path]) -> None:
         force.append((copy.get_forces() - atoms.get_forces()).ravel())
         stress.append(copy.get_stress() - atoms.get_stress())
     means = [float(np.mean(np.square(errors))) for errors in (energy, force, stress)]
-    assert row.rmse_energy == pytest.approx(means[0] ** 0.5, rel=1e-3)
-    assert row.rmse_force == pytest.approx(means[1] ** 0.5, rel=1e-3)
-    assert row.rmse_stress == pytest.approx(means[2] ** 0.5, rel=1e-3)
+    errors = row.errors
+    assert errors.rmse_energy_mev_per_atom == pytest.approx(1000 * means[0] ** 0.5, rel=1e-3)
+    assert errors.rmse_force_mev_per_angstrom == pytest.approx(1000 * means[1] ** 0.5, rel=1e-3)
+    assert errors.rmse_stress_gpa == pytest.approx(means[2] ** 0.5 / GPa, rel=1e-3)
     assert row.loss == pytest.approx(100 * means[0] + 30 * means[1] + 1000 * means[2], rel=1e-3)
 
     squeezed = rattled(1)[0]

@@ -23,10 +23,9 @@ def test_ids_of_schedulers_name_files(tmp_path: Path, job_id: str) -> None:
 @pytest.mark.parametrize("job_id", BAD_IDS[:-2] + BAD_IDS[-1:], ids=ascii)
 def test_no_id_escapes_the_work_directory(tmp_path: Path, job_id: str) -> None:
     files = SubmitFiles(tmp_path)
-    for name in (files.log, files.ended, files.cancelled):
-        with pytest.raises(UnavailableError, match="is no id of a job of slurm") as caught:
-            name("slurm", job_id)
-        assert caught.value.message.isprintable()
+    with pytest.raises(UnavailableError, match="is no id of a job of slurm") as caught:
+        files.of_id("log", "slurm", job_id)
+    assert caught.value.message.isprintable()
 
 
 @pytest.mark.parametrize("job_id", [*BAD_IDS, "0-1", "-1", "*"], ids=ascii)
