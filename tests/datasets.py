@@ -19,9 +19,8 @@ from ase import Atoms
 
 from mlip_job.config import DatabaseConfig, DatasetConfig, TrainingConfig
 from mlip_job.dataset.builder import DatasetBuilder, ParentDataset
-from mlip_job.dataset.entries import Entries, EntryCollector
 from mlip_job.dataset.record import DatasetRecord, FileRecord
-from mlip_job.dataset.rows import Composition, StructureRow, Structures
+from mlip_job.dataset.rows import Composition, Entries, EntryCollector, StructureRow, Structures
 from mlip_job.dataset.xyz import structures_text
 from mlip_job.errors import MlipJobError
 from mlip_job.paths import DatasetFiles
@@ -61,7 +60,7 @@ class Entry(NamedTuple):
 
 def entries_of(rows: Sequence[Entry]) -> Entries:
     """Put rows into columns."""
-    collector = EntryCollector(len(rows))
+    collector = EntryCollector()
     collector.add(
         row_ids=[row.row_id for row in rows],
         fingerprints=bytes.fromhex("".join(row.fingerprint for row in rows)),
@@ -78,7 +77,7 @@ def xyz_of_row(row: StructureRow, energy: float, group: str | None, config_type:
     """Return the extended XYZ of one row."""
     names = {"group": group, "config_type": config_type}
     labelled = replace(row, energy=energy, key_value_pairs=names)
-    return b"".join(structures_text(Structures.of_rows([labelled]).right_handed())).decode()
+    return structures_text(Structures.of_rows([labelled]).right_handed()).decode()
 
 
 def build(

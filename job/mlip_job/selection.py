@@ -38,7 +38,7 @@ from pyace.activelearning import (
 from mlip_job.dataset.database import StructureDatabase
 from mlip_job.dataset.geometry import atoms_with_vacuum
 from mlip_job.dataset.rows import Row, StructureRow, UnreadableRow, right_handed
-from mlip_job.dataset.validation import Rejection, geometry_problem
+from mlip_job.dataset.validation import geometry_problem
 from mlip_job.errors import ConfigError, DataError, IntegrityError, TrainingError
 from mlip_job.evaluation.potential import Potential, trimer
 from mlip_job.models import Frozen
@@ -101,10 +101,8 @@ class FileCandidates:
     def rows(self) -> Iterator[Row]:
         """Yield the candidates; labels are ignored.
 
-        Raises
-        ------
-        DataError
-            If ASE can't read a structure; the message has the number of those before it.
+        Raise `DataError` if ASE can't read a structure; the message has the number of those
+        before it.
         """
         if not self.path.is_file():
             raise DataError(f"{self.path} is no file of candidates")
@@ -122,25 +120,16 @@ class FileCandidates:
                 ) from None
             if atoms is None:
                 return
-            yield _unlabelled(number, atoms)
+            yield StructureRow(
+                id=number,
+                numbers=np.array(atoms.numbers, dtype=np.int32),
+                positions=np.array(atoms.positions, dtype=np.float64),
+                cell=np.array(atoms.cell.array, dtype=np.float64),
+                pbc=np.array(atoms.pbc, dtype=np.bool_),
+            )
 
 
 CandidateSource = DatabaseCandidates | FileCandidates
-
-
-def _unlabelled(number: int, atoms: Atoms) -> StructureRow:
-    return StructureRow(
-        id=number,
-        numbers=np.array(atoms.numbers, dtype=np.int32),
-        positions=np.array(atoms.positions, dtype=np.float64),
-        cell=np.array(atoms.cell.array, dtype=np.float64),
-        pbc=np.array(atoms.pbc, dtype=np.bool_),
-        energy=None,
-        free_energy=None,
-        forces=None,
-        stress=None,
-        key_value_pairs={},
-    )
 
 
 By = Literal["grade", "committee"]
@@ -232,11 +221,9 @@ def require_free(path: Path) -> None:
         raise ConfigError(f"{path} exists", hint="remove it, or choose another -o FILE")
 
 
-_WRITTEN = (
-    "extrapolation_grade",
-    "force_spread_mev_per_angstrom",
-    "energy_spread_mev_per_atom",
-)
+_WRITTEN = {
+    "extrapolation_grade", "force_spread_mev_per_angstrom", "energy_spread_mev_per_atom",
+}  # fmt: skip
 
 
 @contextmanager
@@ -248,17 +235,14 @@ def writing(
     Each structure carries its ``extrapolation_grade`` or its spreads, the ``generation`` that it
     was ranked by, and its id under `id_name`.
 
-    Raises
-    ------
-    ConfigError
-        If the file can't be written, or was created concurrently.
+    Raise `ConfigError` if the file can't be written, or was created concurrently.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             for candidate, row in zip(selection.chosen, rows, strict=True):
                 atoms = row.atoms()
-                scores = candidate.model_dump(include=set(_WRITTEN), exclude_none=True)
+                scores = candidate.model_dump(include=_WRITTEN, exclude_none=True)
                 atoms.info[id_name] = candidate.id
                 atoms.info |= {name: round(score, 6) for name, score in scores.items()}
                 atoms.info["generation"] = generation_name(selection.generation)
@@ -283,10 +267,7 @@ def open_selector(
 ) -> CandidateSelector:
     """Return a selector by a generation's active set, or by the members of its ensemble.
 
-    Raises
-    ------
-    ConfigError
-        If the generation was published without them.
+    Raise `ConfigError` if the generation was published without them.
     """
     name = f"{generation_name(manifest.generation)} of {registry.family}"
 
@@ -351,10 +332,7 @@ class CandidateSelector:
     ) -> tuple[Selection, list[StructureRow]]:
         """Return the selection and its structures by descending grade or spread.
 
-        Raises
-        ------
-        DataError
-            If there is no candidate, or none that can be ranked.
+        Raise `DataError` if there is no candidate, or none that can be ranked.
         """
         reported = time.monotonic()
         rows = self._usable(source.rows())
@@ -373,7 +351,11 @@ class CandidateSelector:
             if time.monotonic() - reported > _REPORT_SECONDS:
                 reported = time.monotonic()
                 self._report(f"{len(self._ranked)} candidates ranked")
-        self._require_ranked(source)
+        if not self._ranked and not self._skipped:
+            raise DataError(f"{source} has no candidates", hint="check the file or --select")
+        if not self._ranked:
+            reasons = ", ".join(f"{len(ids)} × {reason}" for reason, ids in self._skipped.items())
+            raise DataError(f"{source}: no candidate can be ranked: {reasons}")
         selection = Selection(
             family=family,
             generation=generation,
@@ -386,22 +368,16 @@ class CandidateSelector:
 
     def _usable(self, rows: Iterator[Row]) -> Iterator[StructureRow]:
         for row in rows:
-            reason = self._obstacle(row)
-            if reason is None and not isinstance(row, UnreadableRow):
-                yield row
-            elif reason is not None:
+            problem = geometry_problem(row, self._cutoff)
+            if problem is not None or isinstance(row, UnreadableRow):
+                self._skipped[str(problem)].append(row.id)
+                continue
+            lacking = {chemical_symbols[n] for n in set(row.numbers)} - self._elements
+            if lacking:
+                reason = f"element that the potential lacks: {', '.join(sorted(lacking))}"
                 self._skipped[reason].append(row.id)
-
-    def _obstacle(self, row: Row) -> str | None:
-        if isinstance(row, UnreadableRow):
-            return Rejection.UNREADABLE.value
-        rejection = geometry_problem(row, self._cutoff)
-        if rejection is not None:
-            return rejection.value
-        lacking = {chemical_symbols[n] for n in set(row.numbers)} - self._elements
-        if lacking:
-            return f"element that the potential lacks: {', '.join(sorted(lacking))}"
-        return None
+            else:
+                yield row
 
     def _chosen(self) -> tuple[RankedCandidate, ...]:
         """Sort by descending score; choose as many competitors as asked for."""
@@ -412,14 +388,6 @@ class CandidateSelector:
             c.model_copy(update={"new_environments": places.get(c.id, 0), "chosen": c.id in chosen})
             for c in ranked
         )
-
-    def _require_ranked(self, source: CandidateSource) -> None:
-        if self._ranked:
-            return
-        if not self._skipped:
-            raise DataError(f"{source} has no candidates", hint="check the file or --select")
-        reasons = ", ".join(f"{len(ids)} × {reason}" for reason, ids in self._skipped.items())
-        raise DataError(f"{source}: no candidate can be ranked: {reasons}")
 
 
 def _candidate(row: StructureRow, **scores: float) -> RankedCandidate | None:
@@ -503,8 +471,6 @@ class GradeSelector(CandidateSelector):
         for element, atoms in by_element.items():
             new = admitted[atoms.owners] & (atoms.grades > self.criteria.limits[0])
             self._extension.add(element, atoms.projections[new], ids[atoms.owners[new]])
-        if self._extension.is_full:
-            self._extension.settle()
         yield from scored
 
     def competitors(self) -> Mapping[int, int]:
@@ -533,12 +499,8 @@ class Grader:
     python-ace 0.4.0rc1, which leaves the required derivatives at zero. `inverse` is the inverted
     active set of each element's number in the potential.
 
-    Raises
-    ------
-    IntegrityError
-        If the two do not belong together.
-    ConfigError
-        If the active set is a full one.
+    Raise `IntegrityError` if the two do not belong together; `ConfigError` if the active set is
+    a full one.
     """
 
     def __init__(self, potential: Path, active_set: Path) -> None:
@@ -604,48 +566,38 @@ class ActiveSetExtension:
         if len(projections):
             self._waiting[element].append((projections, owners))
             self._waiting_bytes += projections.nbytes
-
-    @property
-    def is_full(self) -> bool:
-        """Whether the buffer is full, so that `settle` is due."""
-        return self._waiting_bytes > self._limit
+        if self._waiting_bytes > self._limit:
+            self.settle()
 
     def settle(self) -> None:
         """Recompute the active set; drop the collected rows that are not in it.
 
-        Raises
-        ------
-        DataError
-            If the active set is singular.
+        Raise `DataError` if the active set is singular.
         """
         for element, waiting in self._waiting.items():
-            if waiting:
-                projections, owners = zip(*waiting, strict=True)
-                self._settle(element, np.vstack(projections), np.hstack(owners))
-                waiting.clear()
+            if not waiting:
+                continue
+            projections, owners = zip(*waiting, strict=True)
+            try:
+                rows, chosen = compute_active_set(
+                    {element: np.vstack(projections)},
+                    {element: np.hstack(owners)},
+                    tol=_TOLERANCE,
+                    max_iters=_MAX_SWAPS,
+                    extra_A0_projections_dict={element: self._rows[element]},
+                    extra_structure_ind_dict={element: self._owners[element]},
+                )
+            except ValueError as error:
+                raise DataError(
+                    f"candidates can't be compared with the active set: {error}",
+                    hint="it may come from too few structures for so many functions",
+                ) from None
+            self._rows[element], self._owners[element] = rows[element], chosen[element]
+            waiting.clear()
         self._waiting_bytes = 0
-
-    def _settle(self, element: int, projections: FloatArray, owners: IndexArray) -> None:
-        try:
-            rows, chosen = compute_active_set(
-                {element: projections},
-                {element: owners},
-                tol=_TOLERANCE,
-                max_iters=_MAX_SWAPS,
-                extra_A0_projections_dict={element: self._rows[element]},
-                extra_structure_ind_dict={element: self._owners[element]},
-            )
-        except ValueError as error:
-            raise DataError(
-                f"candidates can't be compared with the active set: {error}",
-                hint="it may come from too few structures for so many functions",
-            ) from None
-        self._rows[element], self._owners[element] = rows[element], chosen[element]
 
     def places(self) -> Counter[int]:
         """Count the atoms in the active set by structure, without zeros."""
-        counts: Counter[int] = Counter()
-        for owners in self._owners.values():
-            counts.update(int(owner) for owner in owners)
+        counts = Counter(np.concatenate([*self._owners.values()]).tolist())
         counts.pop(_TRAINED_ON, None)
         return counts

@@ -204,22 +204,16 @@ def test_json_nested_too_deep(db: Path, out: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("select", "remedy"),
-    [
-        ("uid=9007199254740993", "such as uid=n9007199254740993"),
-        ("uid>-9007199254740993", "uid>-9007199254740992.0; or select by id"),
-        ("1<uid<9007199254740992", "uid<9007199254740992.0; or select by id"),
-        ("uid=1e17", "by a key whose values are texts"),
-        ("natoms<9007199254740993", "take a smaller number"),
-        ("Cu>9007199254740993", "take a smaller number"),
-    ],
-)
-def test_whole_numbers_that_databases_round(db: Path, out: Path, select: str, remedy: str) -> None:
+    "select",
+    ["uid=9007199254740993", "uid>-9007199254740993", "1<uid<9007199254740992", "uid=1e17",
+     "natoms<9007199254740993", "Cu>9007199254740993"],
+)  # fmt: skip
+def test_whole_numbers_that_databases_round(db: Path, out: Path, select: str) -> None:
     """Whole numbers from 2**53 are rejected: other rows would be selected."""
     write_database(db, rattled(2), uid=2**53)
     text = refused(ConfigError, db, out, select=select)
     assert "can't be selected exactly" in text
-    assert remedy in text
+    assert "select by id" in text
 
 
 @pytest.mark.parametrize("select", ["uid=9007199254740991", "id<9007199254740993", "uid<1e20"])

@@ -122,7 +122,6 @@ def test_nothing_left_out_extrapolates_once_the_choice_is_in(family: Family) -> 
         for start in range(0, len(structures), size):
             batch = (atoms.owners >= start) & (atoms.owners < start + size)
             extension.add(0, atoms.projections[batch], atoms.owners[batch])
-            assert extension.is_full
             extension.settle()
         assert strange <= set(extension.places())
         grades = np.abs(atoms.projections @ np.linalg.pinv(extension._rows[0])).max(axis=1)

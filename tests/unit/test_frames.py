@@ -61,15 +61,17 @@ def structures() -> list[Atoms]:
     return [*rattled(4), with_emt(molecule("H2O")), with_emt(left_handed), *rattled(3, seed=1)]
 
 
-@pytest.mark.parametrize("weighting", [None, WEIGHTING], ids=["uniform", "weighted"])
-@pytest.mark.parametrize("pages", [[9], [1, 5, 3], [4, 5]], ids=str)
-@pytest.mark.parametrize("shard_size", [1, 3, 4, 100])
+@pytest.mark.parametrize(
+    ("pages", "shard_size", "weighting"),
+    [([9], 1, None), ([1, 5, 3], 4, WEIGHTING), ([4, 5], 3, WEIGHTING), ([9], 100, WEIGHTING)],
+    ids=str,
+)
 def test_shards_do_not_depend_on_pages(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    weighting: GroupWeighting | None,
     pages: list[int],
     shard_size: int,
+    weighting: GroupWeighting | None,
 ) -> None:
     """Every column, type and bit, in shards of one size, for pages of any size."""
     monkeypatch.setattr("mlip_job.dataset.frames.STRUCTURES_PER_FRAME", shard_size)
@@ -142,9 +144,9 @@ def _build(db: Path, out: Path, weights: dict[str, Any] | None, **settings: Any)
     return build(db, out, training=training, **settings)
 
 
-@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["uniform", "weighted"])
-@pytest.mark.parametrize("shard_size", [3, 100])
-@pytest.mark.parametrize("at_once", [1, 4, 500])
+@pytest.mark.parametrize(
+    ("weights", "shard_size", "at_once"), [(None, 3, 4), (WEIGHTS, 3, 500), (WEIGHTS, 100, 1)]
+)
 def test_frames_are_those_of_the_export(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

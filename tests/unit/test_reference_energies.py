@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from mlip_job.dataset.collect import IsolatedAtom
 from mlip_job.dataset.references import (
     ReferenceEnergies,
     automatic_references,
@@ -15,6 +14,7 @@ from mlip_job.dataset.references import (
     configured_references,
     require_references_of_parent,
 )
+from mlip_job.dataset.validation import IsolatedAtom
 from mlip_job.errors import ConfigError, DataError
 from tests.datasets import Entry, entries_of
 

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlip_job.dataset.files import OutputFile, common_test_rows, write_index
-from mlip_job.dataset.split import SIDES, Inheritance, Side, Split, split_by_key, split_rows
+from mlip_job.dataset.rows import SIDES, Side
+from mlip_job.dataset.split import Inheritance, Split, split_by_key, split_rows
 from mlip_job.errors import DataError
 from tests.datasets import Entry, entries_of
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from mlip_job.dataset.rows import StructureRow, Structures, UnreadableRow
+from mlip_job.dataset.rows import Row, StructureRow, Structures, UnreadableRow
 from mlip_job.dataset.twins import fingerprints
-from mlip_job.dataset.validation import Rejection, Validator, geometry_problem, shape_problem
+from mlip_job.dataset.validation import Rejection, Validator, geometry_problem
 
 NAN, INF = float("nan"), float("inf")
 
@@ -49,24 +49,25 @@ class Judged(NamedTuple):
 
 
 def judge(
-    row: StructureRow,
+    row: Row,
     *,
     cutoff: float = 5.0,
     prefer_free_energy: bool = True,
     max_force: float | None = None,
 ) -> Judged:
     """Validate one row."""
-    problem = shape_problem(row)
-    if problem is not None:
-        return Judged(problem)
     validator = Validator(cutoff, prefer_free_energy=prefer_free_energy, max_force=max_force)
     found = validator.examine([row])
+    if found.rejected:
+        assert found.rejected.keys() == {row.id}
+        return Judged(found.rejected[row.id])
+    (fit,) = found.accepted or found.references
     return Judged(
-        found.rejected.get(0),
-        found.references == [0],
-        float(found.structures.energies[0]),
-        bool(found.free[0]),
-        validator.min_distance,
+        reason=None,
+        is_reference=not found.accepted,
+        energy=fit.energy or NAN,
+        is_free_energy=fit.energy == fit.free_energy,
+        min_distance=validator.min_distance,
     )
 
 
@@ -118,8 +119,8 @@ def test_an_energy_of_the_other_kind_is_not_used() -> None:
 
 
 def test_unreadable_rows() -> None:
-    assert shape_problem(UnreadableRow(3)) is Rejection.UNREADABLE
-    assert shape_problem(UnreadableRow(3, single_precision=True)) is Rejection.SINGLE_PRECISION
+    assert judge(UnreadableRow(3)).reason is Rejection.UNREADABLE
+    assert judge(UnreadableRow(3, single_precision=True)).reason is Rejection.SINGLE_PRECISION
 
 
 def test_one_lonely_atom_of_many() -> None:
@@ -135,7 +136,7 @@ def test_one_lonely_atom_of_many() -> None:
 def test_neighbours_between_the_near_shell_and_the_cutoff() -> None:
     """A bond longer than the first search radius but shorter than the cutoff is found."""
     row = dimer(positions=np.array([[0.0, 0, 0], [4.5, 0, 0]]))
-    assert judge(row).min_distance == pytest.approx(4.5)
+    assert judge(row).min_distance == pytest.approx(4.5, abs=1e-5)
     assert judge(row, cutoff=4.0).reason is Rejection.LONELY_ATOM
 
 

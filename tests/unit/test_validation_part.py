@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mlip_job.dataset.validation_part import Parts, part_training_set
+from mlip_job.dataset.split import Parts, part_training_set
 from mlip_job.paths import DatasetFiles
 from tests.datasets import as_parent, build, rows_of
 from tests.support import rattled, write_database

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlip_job.config.training import ByGroup, EnergyBased
-from mlip_job.dataset.collect import collect_rows
 from mlip_job.dataset.connection import describe_url
 from mlip_job.dataset.database import Selected, StructureDatabase
-from mlip_job.dataset.entries import Spool
 from mlip_job.dataset.files import ContentHash, OutputFile, read_index, write_index
 from mlip_job.dataset.frames import FrameWriter, require_convex_hull, weigh_groups
 from mlip_job.dataset.record import SideNames
@@ -28,8 +26,8 @@ from mlip_job.dataset.references import (
     require_fitting_energies,
     require_references_of_parent,
 )
+from mlip_job.dataset.rows import SIDES, Spool, name_rows
 from mlip_job.dataset.split import (
-    SIDES,
     Inheritance,
     require_elements_in_training,
     split_by_key,
@@ -37,7 +35,7 @@ from mlip_job.dataset.split import (
 )
 from mlip_job.dataset.summary import Outcome, Written, summarise
 from mlip_job.dataset.twins import require_consistent_duplicates
-from mlip_job.dataset.validation import require_configured_elements, require_group_key
+from mlip_job.dataset.validation import collect_rows
 from mlip_job.dataset.xyz import structures_text
 from mlip_job.errors import ConfigError, DataError
 from mlip_job.paths import DatasetFiles, cant_write
@@ -46,10 +44,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from mlip_job.config import DatabaseConfig, DatasetConfig, TrainingConfig
-    from mlip_job.dataset.collect import Collected
-    from mlip_job.dataset.entries import Entries
     from mlip_job.dataset.record import DatasetRecord, SelectedRows
-    from mlip_job.dataset.split import Side, Split
+    from mlip_job.dataset.rows import Entries, Side
+    from mlip_job.dataset.split import Split
+    from mlip_job.dataset.validation import Collected
 
 
 _QUERY_VERSION = 4
@@ -79,8 +77,7 @@ def write_files(files: DatasetFiles, spool: Spool, outcome: Outcome) -> Written:
                 if not chosen.any():
                     continue
                 some = right_handed.take(chosen)
-                for text in structures_text(some):
-                    texts[side].write(text)
+                texts[side].write(structures_text(some))
                 hashes[side].update(some)
                 force_components[side] += some.count_force_components()
                 frames[side].add(some)
@@ -133,8 +130,8 @@ class DatasetBuilder:
     """Build the dataset of one generation.
 
     Of `training` only cutoff, elements, test fraction and weighting are used, and whether a stress
-    is fitted, which all periodic rows must have then. Split and reference
-    energies of `parent` are inherited. `progress` is called with messages.
+    is fitted, which all periodic rows must have then. Split and reference energies of `parent` are
+    inherited. `progress` is called with messages.
     """
 
     database: DatabaseConfig
@@ -348,3 +345,41 @@ def _move(scratch: Path, directory: Path, record: DatasetRecord) -> None:
     target.unlink(missing_ok=True)
     for name in (*record.files, target.name):
         (scratch / name).replace(directory / name)
+
+
+def require_group_key(entries: Entries, group_by: str | None) -> None:
+    """Raise `DataError` if no row has the grouping key, which is probably misspelt."""
+    if group_by is not None and not entries.groups:
+        raise DataError(
+            f"no row has the key_value_pair {group_by!r} that dataset.group_by names",
+            hint="check its spelling, or set group_by: null",
+        )
+
+
+def require_configured_elements(
+    entries: Entries, configured: str | Sequence[str]
+) -> tuple[str, ...]:
+    """Return the elements of the data, sorted.
+
+    Raise `DataError` if `configured` is a list and the data has other elements: pacemaker ignores
+    atoms of elements that its potential lacks, and one that the data lacks shifts its ZBL pairs.
+    """
+    found = entries.elements()
+    if isinstance(configured, str):
+        return found
+    for element in found:
+        if element not in configured:
+            raise DataError(
+                f"the data holds {element} ({name_rows(entries.rows_with(element))}), "
+                "which training.elements lacks",
+                hint="add it, set elements: auto, or exclude the rows with database.select",
+            )
+    absent = [element for element in configured if element not in found]
+    if absent:
+        examples = "; ".join(f"{e}: {name_rows(entries.rows_with(e)[:3])}" for e in found)
+        raise DataError(
+            f"training.elements names {', '.join(absent)}, which no structure to train on holds "
+            f"(the data has {examples})",
+            hint="take it out, set elements: auto, or select rows that hold it",
+        )
+    return found

@@ -25,8 +25,6 @@ from mlip_job.runtime.environment import require_one_line
 from mlip_job.secret_texts import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from mlip_job.config.job import DatabaseConfig
 
 
@@ -71,22 +69,20 @@ def open_database(config: DatabaseConfig) -> OpenedDatabase:
     Raise `DatabaseError` if it is missing or unavailable, rejects the password, or is not an ASE
     database; `ConfigError` if the URL is not valid.
     """
-    openers: dict[str, Callable[[str], OpenedDatabase]] = {
-        "": _open_sqlite,
-        "postgresql": _open_postgresql,
-        "postgres": _open_postgresql,
-        "mysql": _open_mysql,
-        "mariadb": _open_mysql,
-    }
-    scheme = config.url.partition("://")[0] if "://" in config.url else ""
-    if scheme not in openers:
-        raise ConfigError(
-            f"database.url: {scheme}:// is not supported",
-            hint="name an SQLite file, postgresql://user@host:port/name "
-            "or mysql://user@host:port/name",
-        )
     require_one_line(PASSWORD_VARIABLE, "PGPASSWORD", "MYSQL_PWD")
-    return openers[scheme](config.url)
+    match config.url.partition("://")[0] if "://" in config.url else "":
+        case "":
+            return _open_sqlite(config.url)
+        case "postgresql" | "postgres":
+            return _open_postgresql(config.url)
+        case "mysql" | "mariadb":
+            return _open_mysql(config.url)
+        case scheme:
+            raise ConfigError(
+                f"database.url: {scheme}:// is not supported",
+                hint="name an SQLite file, postgresql://user@host:port/name "
+                "or mysql://user@host:port/name",
+            )
 
 
 def describe_url(url: str) -> str:

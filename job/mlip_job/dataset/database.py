@@ -1,7 +1,7 @@
 """The selected rows of an ASE database, streamed in the order of their ids.
 
-Known versions of ASE's tables are read directly (`tables`), which makes an export fast. Other rows
-are read through ASE.
+Known versions of ASE's tables in SQLite and PostgreSQL are read directly, many times faster than
+ASE, which makes several objects of each row. Rows in an unusual format are read through ASE.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ import hashlib
 import json
 import math
 import re
+import sqlite3
 import warnings
 from array import array
 from collections import Counter, defaultdict
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -27,11 +30,10 @@ from ase.db.core import (
     parse_selection,
 )
 
-from mlip_job.dataset.connection import OpenedDatabase, open_database
+from mlip_job.dataset.connection import OpenedDatabase, open_database, sqlite_uri
 from mlip_job.dataset.labels import describe_row, labels_elsewhere, values_in
 from mlip_job.dataset.record import SelectedRows
-from mlip_job.dataset.rows import Row, UnreadableRow, convert_row
-from mlip_job.dataset.tables import open_tables
+from mlip_job.dataset.rows import VOIGT, Row, StructureRow, UnreadableRow, convert_row
 from mlip_job.errors import ConfigError, ConflictError
 
 if TYPE_CHECKING:
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
 
     from mlip_job.config.job import DatabaseConfig
     from mlip_job.dataset.rows import FloatArray, IndexArray
-    from mlip_job.dataset.tables import Tables
 
     Value = str | int | float | bool
 
@@ -50,20 +51,25 @@ PAGE = 500
 Selection = list[str | tuple[str, str, int]]
 """ASE's parsed expressions, in a form to which comparisons can be added."""
 
-_GAPS = 10
-"""Ids for each row of a page, above which ASE reads the rows one by one."""
-
 _KEY = re.compile(r"-?[A-Za-z_][A-Za-z0-9_]*")
-_NEEDED = (
-    "id", "unique_id", "ctime", "mtime", "username", "numbers", "positions", "cell", "pbc",
-    "energy", "free_energy", "forces", "key_value_pairs",
-)  # fmt: skip
 
 _SELECTION_ERRORS = (
     ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError, RecursionError,
 )  # fmt: skip
 """ASE raises any of these for a selection that it can't parse and for a row that it can't decode
 (RecursionError: JSON nested too deep)."""
+
+_VERSIONS = (8, 9)
+"""Known versions of ASE's tables: 9 differs from 8 in the column ``data``, which is not read."""
+
+_COLUMNS = (
+    "id", "mtime", "numbers", "positions", "cell", "pbc",
+    "energy", "free_energy", "forces", "stress", "key_value_pairs",
+)  # fmt: skip
+
+_ROWS_AT_ONCE = 2_000
+_SQLITE_TIMEOUT = 20.0
+"""Seconds to wait for a writer; ASE's own."""
 
 _EXACT = 2**53
 """Double precision, in which ASE compares numbers, distinguishes whole numbers below this."""
@@ -77,13 +83,10 @@ class Selected:
     mtimes: FloatArray
 
     def summary(self) -> SelectedRows:
-        """Return a state that changes whenever a row is added, removed or written.
-
-        Count, largest id and newest time are not sufficient: a row that a slow transaction wrote
-        has an older time than others that were seen before it.
-        """
-        digest = hashlib.sha256(self.ids.astype("<i8").tobytes())
-        digest.update(self.mtimes.astype("<f8").tobytes())
+        """Return a state that changes whenever a row is added, removed or written."""
+        digest = hashlib.sha256(
+            self.ids.astype("<i8").tobytes() + self.mtimes.astype("<f8").tobytes()
+        )
         return SelectedRows(
             count=len(self.ids),
             max_id=int(self.ids.max(initial=0)),
@@ -107,7 +110,7 @@ class StructureDatabase:
         self._config = config
         self._selection: Selection = []
         self._opened: OpenedDatabase | None = None
-        self._tables: Tables | None = None
+        self._tables: _Tables | None = None
 
     def __enter__(self) -> Self:
         self._selection = _parse_selection(self._config.select)
@@ -116,14 +119,17 @@ class StructureDatabase:
             with self._failures() as database:
                 # One connection for all queries: without it ASE opens one per query.
                 database.__enter__()
-                found = open_tables(database)
+                with database.managed_connection():
+                    pass  # makes ASE look for the version
+                if database.type not in ("db", "postgresql"):
+                    self.slow_because = f"there is no faster way for {database.type}"
+                elif database.version not in _VERSIONS:
+                    self.slow_because = f"its tables have the version {database.version}"
+                else:
+                    self._tables = _Tables(database)
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
-        if isinstance(found, str):
-            self.slow_because = found
-        else:
-            self._tables = found
         return self
 
     def __exit__(self, _kind: object, error: object, _traceback: object) -> None:
@@ -171,23 +177,22 @@ class StructureDatabase:
             return self._row_without_broken_columns(id_)
 
     def describe_row(self, id_: int) -> dict[str, str]:
-        """Return how a row was computed, as texts by name, see `provenance.describe_row`."""
+        """Return how a row was computed, as texts by name, see `labels.describe_row`."""
         with suppress(*_SELECTION_ERRORS):
-            for found in self._ase_rows([("id", "=", id_)]):
-                return describe_row(found)
+            (found,) = self._ase_rows([("id", "=", id_)])
+            return describe_row(found)
         return {}
 
     def labels_elsewhere(self, id_: int) -> list[str]:
-        """Return other places of a row's labels, see `provenance.labels_elsewhere`."""
+        """Return other places of a row's labels, see `labels.labels_elsewhere`."""
         with suppress(*_SELECTION_ERRORS):
-            for found in self._ase_rows([("id", "=", id_)], include_data=True):
-                return labels_elsewhere(found, found.data)
+            (found,) = self._ase_rows([("id", "=", id_)], include_data=True)
+            return labels_elsewhere(found, found.data)
         return []
 
     def methods(self) -> Iterator[tuple[str | None, Any, int]]:
         """Yield the calculators of the selected rows, their parameters, and how many rows."""
-        text = "::text" if self._open.database.type == "postgresql" else ""
-        columns = f"systems.calculator, systems.calculator_parameters{text}"
+        columns = f"systems.calculator, systems.calculator_parameters{self._as_text}"
         sql, values = self._statement(f"{columns}, count(*)", self._selection)
         for calculator, parameters, rows in self._execute(f"{sql}\nGROUP BY {columns}", values):
             yield calculator, self._decode(parameters), rows
@@ -203,8 +208,7 @@ class StructureDatabase:
 
         Data of more than 64 kB, which are arrays, are not read.
         """
-        text = "::text" if self._open.database.type == "postgresql" else ""
-        sql, values = self._statement(f"systems.data{text} AS data", self._selection)
+        sql, values = self._statement(f"systems.data{self._as_text} AS data", self._selection)
         small = f"SELECT data FROM ({sql}) AS found WHERE length(data) BETWEEN 3 AND 65536"  # noqa: S608 - ASE's
         found: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
@@ -224,21 +228,20 @@ class StructureDatabase:
         for first in range(0, len(ids), PAGE):
             page = ids[first : first + PAGE].tolist()
             try:
-                counts.update(self._statuses(page[0], page[-1]))
+                counts.update(self._statuses([("id", ">=", page[0]), ("id", "<=", page[-1])]))
             except _SELECTION_ERRORS:
                 for id_ in page:
                     try:
-                        counts.update(self._statuses(id_, id_))
+                        counts.update(self._statuses([("id", "=", id_)]))
                     except _SELECTION_ERRORS:
                         counts["(unreadable)"] += 1
         return dict(sorted(counts.items()))
 
-    def _statuses(self, first: int, last: int) -> list[str]:
-        span: Selection = [("id", ">=", first), ("id", "<=", last)]
+    def _statuses(self, span: Selection) -> list[str]:
         rows = self._ase_rows(span, columns=["id", "key_value_pairs"])
         return [str(row.key_value_pairs.get("status", "(none)")) for row in rows]
 
-    def _read_directly(self, tables: Tables, mtimes: Mapping[int, float]) -> list[Row]:
+    def _read_directly(self, tables: _Tables, mtimes: Mapping[int, float]) -> list[Row]:
         """Read rows by id; ASE reads what is unusual, or was written since it was selected."""
         with self._failures():
             found = list(tables.read(list(mtimes)))
@@ -249,17 +252,17 @@ class StructureDatabase:
         return [row for row in rows if row is not None]
 
     def _read_by_ase(self, ids: Sequence[int]) -> list[Row]:
-        if ids[-1] - ids[0] <= _GAPS * len(ids):
-            span: Selection = [("id", ">=", ids[0]), ("id", "<=", ids[-1])]
-            with suppress(*_SELECTION_ERRORS):
-                wanted = set(ids)
-                found = self._ase_rows([*self._selection, *span])
-                return [convert_row(row) for row in found if row.id in wanted]
+        span: Selection = [("id", ">=", ids[0]), ("id", "<=", ids[-1])]
+        with suppress(*_SELECTION_ERRORS):
+            wanted = set(ids)
+            found = self._ase_rows([*self._selection, *span])
+            return [convert_row(row) for row in found if row.id in wanted]
         return [row for row in map(self.row, ids) if row is not None]
 
     def _row_without_broken_columns(self, id_: int) -> Row:
         """Read a row with a broken column, if the required columns can be decoded."""
-        for columns in ((*_NEEDED, "stress"), _NEEDED):
+        needed = (*_COLUMNS, "unique_id", "ctime", "username")
+        for columns in (needed, [name for name in needed if name != "stress"]):
             with suppress(*_SELECTION_ERRORS):
                 (found,) = self._ase_rows([("id", "=", id_)], columns=columns)
                 return replace(convert_row(found), lost_stress="stress" not in columns)
@@ -320,6 +323,10 @@ class StructureDatabase:
             return None
 
     @property
+    def _as_text(self) -> str:
+        return "::text" if self._open.database.type == "postgresql" else ""
+
+    @property
     def _open(self) -> OpenedDatabase:
         if self._opened is None:
             raise RuntimeError("StructureDatabase is used outside of its with block")
@@ -334,6 +341,91 @@ class StructureDatabase:
             raise opened.failure(error) from None
 
 
+class _Tables:
+    """ASE's tables over a separate connection; in PostgreSQL all statements see one snapshot."""
+
+    def __init__(self, database: Any) -> None:
+        self._is_server = database.type == "postgresql"
+        if self._is_server:
+            self._connection = import_module("psycopg2").connect(database.filename)
+            self._connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
+        else:
+            # Each statement names other ids: to keep them would take 50 kB for each.
+            self._connection = sqlite3.connect(
+                sqlite_uri(Path(database.filename)),
+                uri=True,
+                timeout=_SQLITE_TIMEOUT,
+                cached_statements=0,
+            )
+
+        @lru_cache(256)
+        def decode(text: str) -> dict[str, Any]:  # rows often share their pairs
+            pairs = database.decode(json.loads(text) if self._is_server else text)
+            return {key: pairs[key] for key in sorted(pairs)}
+
+        self._decode = decode
+
+    def fetch(self, sql: str, values: Sequence[Any] = ()) -> Iterator[Sequence[Any]]:
+        """Yield the rows that a statement of ASE's selects."""
+        if self._is_server:
+            sql = sql.replace("?", "%s")  # as ASE's back end does
+            cursor = self._connection.cursor("rows")  # named: it is on the server
+            cursor.itersize = _ROWS_AT_ONCE
+        else:
+            cursor = self._connection.cursor()
+        with closing(cursor):
+            cursor.execute(sql, values)
+            yield from cursor
+
+    def read(self, ids: Sequence[int]) -> Iterator[tuple[int, float, StructureRow | None]]:
+        """Yield id, time of writing, and the row (None if ASE has to read it), by ascending id."""
+        columns = ", ".join(_COLUMNS) + ("::text" if self._is_server else "")
+        listed = ", ".join(map(str, ids))
+        sql = f"SELECT {columns} FROM systems WHERE id IN ({listed}) ORDER BY id"  # noqa: S608 - whole numbers
+        for row in self.fetch(sql):
+            yield row[0], row[1], self._convert(row)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def _convert(self, row: Sequence[Any]) -> StructureRow | None:
+        id_, _, numbers, positions, cell, pbc, energy, free_energy, forces, stress, pairs = row
+        try:
+            found = StructureRow(
+                id=id_,
+                numbers=_array(numbers, "<i4", -1),
+                positions=_array(positions, "<f8", -1, 3),
+                cell=_array(cell, "<f8", 3, 3),
+                pbc=np.array([pbc & 1, pbc & 2, pbc & 4], dtype=np.bool_),
+                energy=energy,
+                free_energy=free_energy,
+                forces=None if forces is None else _array(forces, "<f8", -1, 3),
+                stress=None if stress is None else _array(stress, "<f8", VOIGT),
+                key_value_pairs=self._decode(pairs),
+            )
+        except (TypeError, ValueError, AttributeError, RecursionError):  # JSON nested too deep
+            return None
+        atoms = len(found.numbers)
+        usual = (
+            all(e is None or isinstance(e, float) for e in (energy, free_energy))
+            and (found.stress is None or bool(np.isfinite(found.stress).all()))
+            and len(found.positions) == atoms > 0
+            and (found.forces is None or len(found.forces) == atoms)
+        )
+        return found if usual else None
+
+
+def _array(stored: Any, dtype: str, *shape: int) -> np.ndarray[Any, Any]:
+    """Return an array that SQLite holds as bytes without a shape, a server as lists."""
+    if isinstance(stored, bytes):
+        return np.frombuffer(stored, dtype).reshape(shape)
+    array = np.array(stored, dtype)
+    if array.reshape(shape).shape != array.shape:
+        raise ValueError("another shape")
+    return array
+
+
 def _parse_selection(select: str) -> Selection:
     """Split a selection string into ASE's expressions."""
     expressions = [part.strip() for part in select.split(",")] if select.strip() else []
@@ -346,32 +438,18 @@ def _parse_selection(select: str) -> Selection:
         if isinstance(key, str) and not _KEY.fullmatch(key):
             raise _bad_selection(select, ValueError(f"{key!r} is not a key"))
     for key, operator, value in comparisons:
-        if key != "id" and _is_inexact(operator, value):
+        # A limit written as 1e20 is as exact as floating-point numbers are.
+        limit = isinstance(value, float) and operator not in ("=", "!=")
+        number = isinstance(value, int | float) and _EXACT <= abs(value) < math.inf
+        if key != "id" and number and not limit:
             name = chemical_symbols[key] if isinstance(key, int) else key
             raise ConfigError(
                 f"database.select: {name}{operator}{value} can't be selected exactly: databases "
                 f"compare numbers in double precision, which is exact below 2**53 ({_EXACT})",
-                hint=_exact_alternative(key, operator, value),
+                hint=f"select by id, by a key whose values are texts (such as {name}=n{value}), or "
+                f"write a limit as a floating-point number ({name}<{float(value)!r})",
             )
     return list(expressions)
-
-
-def _is_inexact(operator: str, value: object) -> bool:
-    """Return whether a comparison may match other integers too."""
-    if isinstance(value, float):  # a limit written as 1e20 is as exact as floats are
-        return operator in ("=", "!=") and _EXACT <= abs(value) < math.inf
-    return isinstance(value, int) and abs(value) >= _EXACT
-
-
-def _exact_alternative(key: str | int, operator: str, value: float) -> str:
-    if not isinstance(key, str) or key == "natoms":  # ASE's key of a count is an atomic number
-        return "no structure has so many atoms: take a smaller number"
-    if operator not in ("=", "!="):
-        return (
-            "write the limit as a floating-point number, which is as exact as the comparison: "
-            f"{key}{operator}{float(value)!r}; or select by id"
-        )
-    return f"select by id, or by a key whose values are texts, such as {key}{operator}n{value}"
 
 
 def _bad_selection(select: str, error: Exception) -> ConfigError:

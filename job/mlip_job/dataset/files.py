@@ -12,17 +12,15 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from isal import isal_zlib
 
-from mlip_job.dataset.entries import FINGERPRINT
 from mlip_job.dataset.record import FileRecord
-from mlip_job.dataset.split import SIDES, Side
+from mlip_job.dataset.rows import FINGERPRINT, SIDES, Side
 from mlip_job.errors import IntegrityError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from mlip_job.dataset.entries import Entries
-    from mlip_job.dataset.rows import Structures
+    from mlip_job.dataset.rows import Entries, Structures
     from mlip_job.dataset.split import Split
 
 _INDEX_COLUMNS = ["row_id", "fingerprint", "group", "side"]
@@ -38,11 +36,12 @@ def write_index(file: OutputFile, entries: Entries, split: Split) -> str:
     """Write one line per entry; return the sha256 of the text, which no compressor changes."""
     digest = hashlib.sha256()
     groups = (*entries.groups, "")  # the last place is that of -1, no group
+    header = [_INDEX_COLUMNS]
     for first in range(0, max(1, len(entries)), _LINES_AT_ONCE):
         lines = io.StringIO()
         writer = csv.writer(lines, lineterminator="\n")
-        if first == 0:
-            writer.writerow(_INDEX_COLUMNS)
+        writer.writerows(header)
+        header = []
         part = slice(first, first + _LINES_AT_ONCE)
         columns = (
             entries.row_ids[part].tolist(),

@@ -21,8 +21,7 @@ from ase.data import chemical_symbols
 from mlip_job.config.training import GroupWeights
 from mlip_job.dataset.files import OutputFile
 from mlip_job.dataset.references import ReferenceEnergies
-from mlip_job.dataset.rows import VOIGT
-from mlip_job.dataset.split import SIDES, Side
+from mlip_job.dataset.rows import SIDES, VOIGT, Side
 from mlip_job.dataset.xyz import (
     config_type,
     count_atoms,
@@ -37,9 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from mlip_job.dataset.entries import Entries
     from mlip_job.dataset.record import DatasetRecord
-    from mlip_job.dataset.rows import StructureRow, Structures
+    from mlip_job.dataset.rows import Entries, StructureRow, Structures
     from mlip_job.dataset.split import Split
 
 STRUCTURES_PER_FRAME = 5_000
@@ -78,8 +76,8 @@ def frames_from_texts(
 ) -> dict[str, tuple[str, ...]]:
     """Write data frames from ``train.xyz`` and ``test.xyz``; return their names by part.
 
-    Those of pacemaker equal those of a fresh export to the last bit, rows in the order of the
-    texts. Weights are scaled over the whole dataset, for any parts.
+    They equal those of a fresh export to the last bit. Weights are scaled over the whole dataset,
+    for any parts.
 
     Raise `IntegrityError` if the texts in the directory are not those of the record.
     """
@@ -219,12 +217,12 @@ def _weighting(record: DatasetRecord, files: DatasetFiles) -> GroupWeighting | N
     """Return the weights as the export scaled them: over all structures of both sides."""
     if record.weights is None:
         return None
-    sizes: defaultdict[str | None, GroupSize] = defaultdict(GroupSize)
-    for side in SIDES:
+    sizes: Sizes = defaultdict(lambda: [0, 0, 0])
+    for place, side in enumerate(SIDES, start=1):
         for block in read_blocks(files.xyz(side)):
             size = sizes[label(config_type(block))]
-            size.structures += 1
-            size.atoms[side] += count_atoms(block)
+            size[0] += 1
+            size[place] += count_atoms(block)
     by_group = {label(name) or name: weights for name, weights in record.weights.items()}
     try:
         return scaled(by_group, sizes)
@@ -234,18 +232,16 @@ def _weighting(record: DatasetRecord, files: DatasetFiles) -> GroupWeighting | N
 
 _NEUTRAL = GroupWeights()
 
+Sizes = defaultdict[str | None, list[int]]
+"""By config type: the number of structures, of atoms on the train side, and on the test side."""
+
 
 @dataclass(frozen=True)
 class GroupWeighting:
-    """Relative weights, scaled so that their mean is 1.
+    """Relative weights, scaled by 1 / their mean over structures (energy) and atoms (forces).
 
-    Attributes
-    ----------
-    by_group
-        The weights of the configuration; other config types weigh 1. Config types are compared as
-        written to the extended XYZ files, so that these give the same weights.
-    energy_scale, force_scale
-        1 / mean over structures, and over atoms.
+    Config types that are not in `by_group` weigh 1. They are compared as written to the extended
+    XYZ files, so that these give the same weights.
     """
 
     by_group: Mapping[str, GroupWeights]
@@ -256,14 +252,6 @@ class GroupWeighting:
         """Return the weights of a structure's energy, and of the force on each of its atoms."""
         relative = _relative(self.by_group, label(pairs.get("config_type")))
         return self.energy_scale * relative.energy, self.force_scale * relative.forces
-
-
-@dataclass
-class GroupSize:
-    """Number of structures and atoms of a config type, per side."""
-
-    structures: int = 0
-    atoms: dict[Side, int] = field(default_factory=lambda: dict.fromkeys(SIDES, 0))
 
 
 def weigh_groups(
@@ -282,7 +270,13 @@ def weigh_groups(
                 f"back as {label(name)!r}",
                 hint="rename that config_type in the database and in the configuration",
             )
-    sizes = _sizes(entries, split)
+    sizes: Sizes = defaultdict(lambda: [0, 0, 0])
+    atoms = entries.atoms
+    for code, kind in ((-1, None), *enumerate(entries.config_types)):
+        of_type, size = entries.config_type_codes == code, sizes[label(kind)]
+        size[0] += int(np.count_nonzero(of_type))
+        for place, side in enumerate(SIDES, start=1):
+            size[place] += int(atoms[of_type & split.on(side)].sum())
     absent = sorted(by_group.keys() - sizes.keys())
     if absent:
         types = ", ".join(sorted(entries.config_types)) or "none at all"
@@ -294,28 +288,26 @@ def weigh_groups(
     return scaled(by_group, sizes)
 
 
-def scaled(
-    by_group: Mapping[str, GroupWeights], sizes: Mapping[str | None, GroupSize]
-) -> GroupWeighting:
+def scaled(by_group: Mapping[str, GroupWeights], sizes: Sizes) -> GroupWeighting:
     """Scale weights so that their mean is 1 over the structures and atoms of both sides.
 
     Raise `ConfigError` if every force of a side would weigh 0.
     """
-    structures, energy, forces = 0, 0.0, dict.fromkeys(SIDES, 0.0)
+    structures, energy, forces, atoms = 0, 0.0, dict.fromkeys(SIDES, 0.0), 0
     # In a fixed order: the last bit of a sum depends on it.
     for kind in sorted(sizes, key=lambda name: (name is None, name or "")):
-        size, weights = sizes[kind], _relative(by_group, kind)
-        structures += size.structures
-        energy += weights.energy * size.structures
-        for side in SIDES:
-            forces[side] += weights.forces * size.atoms[side]
+        (count, *of_sides), weights = sizes[kind], _relative(by_group, kind)
+        structures += count
+        energy += weights.energy * count
+        atoms += sum(of_sides)
+        for side, of_side in zip(SIDES, of_sides, strict=True):
+            forces[side] += weights.forces * of_side
     for side, total in forces.items():
         if total == 0:
             raise ConfigError(
                 f"training.weighting.by_group gives every force of the {side} side the weight 0",
                 hint="give one of its config types a positive forces weight",
             )
-    atoms = sum(sum(size.atoms.values()) for size in sizes.values())
     return GroupWeighting(by_group, structures / energy, atoms / sum(forces.values()))
 
 
@@ -340,17 +332,6 @@ def require_convex_hull(entries: Entries, elements: Sequence[str]) -> None:
             "directions",
             hint="set training.overrides: {fit: {weighting: {energy: cohesive}}}",
         )
-
-
-def _sizes(entries: Entries, split: Split) -> dict[str | None, GroupSize]:
-    sizes: defaultdict[str | None, GroupSize] = defaultdict(GroupSize)
-    atoms = entries.atoms
-    for code, kind in ((-1, None), *enumerate(entries.config_types)):
-        of_type, size = entries.config_type_codes == code, sizes[label(kind)]
-        size.structures += int(np.count_nonzero(of_type))
-        for side in SIDES:
-            size.atoms[side] += int(atoms[of_type & split.on(side)].sum())
-    return sizes
 
 
 def _relative(by_group: Mapping[str, GroupWeights], config_type: str | None) -> GroupWeights:

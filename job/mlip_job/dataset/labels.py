@@ -114,38 +114,52 @@ class LabelChecks:
         data_methods: Iterable[tuple[str, Counter[str]]],
         elsewhere: str | None,
     ) -> list[str]:
-        """Return the notes for the user, among them `elsewhere`, see `note_labels_elsewhere`.
+        """Return the notes for the user, among them `elsewhere`.
 
-        For `calculators` see `note_methods`; `data_methods` are values in the column ``data`` of
-        names that say how rows were computed, and their numbers of rows.
+        For `calculators` see `note_methods`; `data_methods` are the places in ``data`` that name a
+        method, and their numbers of rows by value.
         """
         for name, counts in data_methods:
             self._method_keys[name] += counts
-        rows = [
-            (self._zeroed, "forces of exactly zero, which symmetry does not explain, on some atoms",
-             ": those of fixed atoms (FixAtoms)? Energies and forces contradict each other there; "
-             "store the forces of atoms.get_forces(apply_constraint=False) in a "
-             "SinglePointCalculator, or deselect the rows"),
-            (self._missing, "forces of exactly zero on all atoms, which symmetry does not explain",
-             ": missing forces stored as zeros? The fit takes these structures for equilibria; "
-             "store the calculated forces in a SinglePointCalculator, or deselect the rows"),
-            (self._net, f"forces that add up to more than {NET_FORCE:g} eV/Å per atom",
-             ", which no potential can give: forces of fixed atoms set to zero, a drift that was "
-             "not removed, an external field, or forces of another structure? Correct or deselect "
-             "the rows; another training.energy_weight or force_weight is no remedy"),
-            (self._huge, f"forces above {HUGE_FORCE:g} eV/Å, up to {self._largest:.4g}",
-             ": such structures are hardly right and dominate the fit; dataset.max_force, for "
-             f"example {HUGE_FORCE / 2:g}, leaves them out"),
-        ]  # fmt: skip
-        notes = [
-            f"{what} ({len(ids)}: {name_rows(ids)}){why}" if ids else None
-            for ids, what, why in rows
-        ]
         charged = _note_charged_cells(
             self.charges, np.concatenate([np.zeros(0, np.int64), *self._periodic])
         )
-        methods = note_methods(calculators, self._method_keys)
-        return [note for note in (methods, elsewhere, *notes[:3], charged, notes[3]) if note]
+        found = (
+            note_methods(calculators, self._method_keys),
+            elsewhere,
+            _note(
+                self._zeroed,
+                "forces of exactly zero, which symmetry does not explain, on some atoms",
+                ": those of fixed atoms (FixAtoms)? Energies and forces contradict each other "
+                "there; store the forces of atoms.get_forces(apply_constraint=False) in a "
+                "SinglePointCalculator, or deselect the rows",
+            ),
+            _note(
+                self._missing,
+                "forces of exactly zero on all atoms, which symmetry does not explain",
+                ": missing forces stored as zeros? The fit takes these structures for equilibria; "
+                "store the calculated forces in a SinglePointCalculator, or deselect the rows",
+            ),
+            _note(
+                self._net,
+                f"forces that add up to more than {NET_FORCE:g} eV/Å per atom",
+                ", which no potential can give: forces of fixed atoms set to zero, a drift that "
+                "was not removed, an external field, or forces of another structure? Correct or "
+                "deselect the rows; another training.energy_weight or force_weight is no remedy",
+            ),
+            charged,
+            _note(
+                self._huge,
+                f"forces above {HUGE_FORCE:g} eV/Å, up to {self._largest:.4g}",
+                ": such structures are hardly right and dominate the fit; dataset.max_force, for "
+                f"example {HUGE_FORCE / 2:g}, leaves them out",
+            ),
+        )
+        return [note for note in found if note]
+
+
+def _note(rows: list[int], what: str, why: str) -> str | None:
+    return f"{what} ({len(rows)}: {name_rows(rows)}){why}" if rows else None
 
 
 def have_zeroed_forces(structures: Structures, cutoff: float) -> tuple[BoolArray, BoolArray]:
@@ -239,9 +253,9 @@ def note_methods(
     for calculator, values, rows in groups:
         name = calculator or "none"
         calculators[name] += rows
-        for parameter, value in flat_parameters(values or {}):
-            if parameter.rpartition(".")[2].lower() not in _OF_THE_STRUCTURE:
-                parameters[name, parameter][value] += rows
+        for path, value in leaves(values):
+            if path[-1].lower() not in _OF_THE_STRUCTURE:
+                parameters[name, ".".join(path)][_as_text(value)] += rows
     for (name, _), counts in parameters.items():
         if calculators[name] > counts.total():
             counts["none"] += calculators[name] - counts.total()
@@ -264,8 +278,8 @@ def describe_row(row: Any) -> dict[str, str]:
     """Return how a row of ASE was computed, as texts by name."""
     described = {key: str(value) for key, value in row.key_value_pairs.items()}
     described["calculator"] = str(row.get("calculator", "none"))
-    for name, value in flat_parameters(row.get("calculator_parameters") or {}):
-        described[f"calculator_parameters.{name}"] = value
+    for path, value in leaves(row.get("calculator_parameters")):
+        described[f"calculator_parameters.{'.'.join(path)}"] = _as_text(value)
     for name, label in (
         ("initial_magmoms", "initial magnetic moments"),
         ("magmoms", "magnetic moments"),
@@ -282,16 +296,14 @@ def describe_row(row: Any) -> dict[str, str]:
     return described
 
 
-def flat_parameters(parameters: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the parameters of a calculator, those of nested dictionaries by dotted names."""
-    if not isinstance(parameters, dict):
-        yield prefix.rstrip(".") or "all", str(parameters)
-        return
-    for name, value in parameters.items():
-        if isinstance(value, dict) and prefix.count(".") < _DEPTH:
-            yield from flat_parameters(value, f"{prefix}{name}.")
+def leaves(data: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield names and value of what nested dictionaries hold."""
+    for name, value in data.items() if isinstance(data, dict) else ():
+        inner = (*path, str(name))
+        if isinstance(value, dict) and len(inner) < _DEPTH:
+            yield from leaves(value, inner)
         else:
-            yield f"{prefix}{name}", _as_text(value)
+            yield inner, value
 
 
 def _as_text(value: Any) -> str:
@@ -335,30 +347,22 @@ def labels_elsewhere(row: Any, data: Any) -> list[str]:
     """Return names in a row of ASE, and in its decoded column ``data``, that may hold labels."""
     pairs = row.key_value_pairs.items()
     found = [f"the key {key}" for key, value in pairs if _is_energy(key, value)]
-    places = nested_values(data)
     forces = 3 * len(row.numbers)
-    return found + [
-        place for place, n, v in places if _is_energy(n, v) or _are_forces(n, v, forces)
-    ]
+    for path, value in leaves(data):
+        if _is_energy(path[-1], value) or _are_forces(path[-1], value, forces):
+            found.append(_place(path))
+    return found
 
 
 def values_in(data: Any, wanted: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
     """Yield path and value of the numbers and texts in ``data`` with the given names."""
-    for place, name, value in nested_values(data):
-        if isinstance(value, str | int | float) and wanted(name):
-            yield place, str(value)
+    for path, value in leaves(data):
+        if isinstance(value, str | int | float) and wanted(path[-1]):
+            yield _place(path), str(value)
 
 
-def nested_values(data: Any, path: str = "data") -> Iterator[tuple[str, str, Any]]:
-    """Yield path, name and value of what nested dictionaries hold."""
-    if not isinstance(data, dict) or path.count("[") >= _DEPTH:
-        return
-    for name, value in data.items():
-        place = f"{path}[{name!r}]"
-        if isinstance(value, dict):
-            yield from nested_values(value, place)
-        else:
-            yield place, str(name), value
+def _place(path: tuple[str, ...]) -> str:
+    return "data" + "".join(f"[{name!r}]" for name in path)
 
 
 def _is_energy(name: str, value: Any) -> bool:

@@ -132,26 +132,10 @@ class DatasetRecord(Frozen):
     """The record of a dataset, written last: a dataset exists if its record does.
 
     Cutoff in Å, reference energies in eV per element (inherited ones stay even when no structure
-    holds the element). `database` has no secrets, `created` is UTC in ISO 8601.
-
-    Attributes
-    ----------
-    id
-        First 16 hex digits of the sha256 of all that training sees, see `dataset_id`.
-    elements
-        Sorted; those of the training side.
-    force_components
-        Of both sides, those above 1 meV/Å in size; None in records of older versions.
-    partly_periodic
-        Accepted rows that are periodic in one or two directions, which got vacuum in the others.
-    rejections
-        By reason.
-    notes
-        Notes for the user.
-    frames
-        Names of pacemaker's data frames.
-    files
-        Every file of the dataset but this one.
+    holds the element). `database` has no secrets, `created` is UTC in ISO 8601. `elements` are
+    those of the training side, sorted. `force_components` of both sides are those above 1 meV/Å in
+    size; None in records of older versions. `partly_periodic` rows got vacuum. `files` are all
+    files of the dataset but this one.
     """
 
     schema_version: Literal[1] = 1

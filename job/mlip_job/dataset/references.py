@@ -5,21 +5,20 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from ase.data import chemical_symbols
 
-from mlip_job.dataset.rows import name_rows
+from mlip_job.dataset.rows import Composition, name_rows
 from mlip_job.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from mlip_job.dataset.collect import IsolatedAtom
-    from mlip_job.dataset.entries import Entries
     from mlip_job.dataset.record import ReferenceSource
-    from mlip_job.dataset.rows import BoolArray, Composition, FloatArray
+    from mlip_job.dataset.rows import BoolArray, Entries, FloatArray
+    from mlip_job.dataset.validation import IsolatedAtom
 
 
 _SUSPICIOUS = 10.0
@@ -37,23 +36,17 @@ _DECIMALS = 8
 and the dataset's identity must not."""
 
 
-class Energies(NamedTuple):
-    """The energies of all rows of one composition: how many there are, and their sum (eV)."""
-
-    rows: int
-    total: float
+Energies = dict[Composition, tuple[int, float]]
+"""The rows of each composition: how many there are, and the sum of their energies (eV)."""
 
 
-def by_composition(entries: Entries, chosen: BoolArray) -> dict[Composition, Energies]:
+def by_composition(entries: Entries, chosen: BoolArray) -> Energies:
     """Return the energies of the chosen entries by composition."""
     codes, kinds = entries.composition_codes[chosen], len(entries.compositions)
     counts = np.bincount(codes, minlength=kinds).tolist()
     totals = np.bincount(codes, weights=entries.energies[chosen], minlength=kinds).tolist()
-    return {
-        composition: Energies(rows, total)
-        for composition, rows, total in zip(entries.compositions, counts, totals, strict=True)
-        if rows
-    }
+    energies = zip(entries.compositions, counts, totals, strict=True)
+    return {composition: (rows, total) for composition, rows, total in energies if rows}
 
 
 @dataclass(frozen=True)
@@ -101,26 +94,17 @@ def automatic_references(
     undetermined: Iterable[str] = (),
     isolated: Iterable[IsolatedAtom],
     isolated_first: bool = False,
-    training: Mapping[Composition, Energies],
+    training: Energies,
     tolerance: float,
 ) -> ReferenceEnergies:
     """Determine the energies: inherited, else of isolated atoms, else by least squares.
 
-    Parameters
-    ----------
-    inherited
-        The parent's energies, eV. They are kept even for elements that left the data, so that a
-        later generation finds them again.
-    undetermined
-        Elements whose inherited energies no composition of the parent's data could tell apart.
-    isolated_first
-        Whether isolated atoms replace inherited energies: the fit starts from scratch.
-    training
-        The training rows by composition. E/n - Σ known = Σ x·e is solved over them for the
-        elements that are left, x being atomic fractions; the solution of smallest norm where there
-        are several.
-    tolerance
-        eV. Isolated atoms of one element that differ by more are an error.
+    Inherited ones (eV) are kept even for elements that left the data, so that a later generation
+    finds them again; `undetermined` are those that no composition of the parent's data could tell
+    apart. With `isolated_first`, isolated atoms replace them: the fit starts from scratch. For the
+    elements that are left, E/n - Σ known = Σ x·e is solved over the training rows, x being atomic
+    fractions; the solution of smallest norm where there are several. Isolated atoms of one element
+    may differ by `tolerance` (eV).
 
     Raise `DataError` if the isolated atoms of an element disagree.
     """
@@ -156,7 +140,6 @@ def automatic_references(
 
 
 def _consequence(unknown: Sequence[str], elements: Sequence[str], *, determined: bool) -> str:
-    """Return the consequence of fitted energies of some elements, for a note."""
     named = ", ".join(unknown)
     if not determined:
         return (
@@ -212,7 +195,7 @@ def _mean_of_isolated(
 
 
 def fit_references(
-    unknown: Sequence[str], known: Mapping[str, float], training: Mapping[Composition, Energies]
+    unknown: Sequence[str], known: Mapping[str, float], training: Energies
 ) -> tuple[dict[str, float], bool]:
     """Fit energies (eV) by least squares; return whether the compositions determine them.
 
@@ -231,9 +214,8 @@ def fit_references(
                 fractions[line, columns[element]] = count / atoms
             else:
                 energies[line] -= known[element] * count / atoms
-        weight = math.sqrt(rows)
-        fractions[line] *= weight
-        energies[line] *= weight
+        fractions[line] *= math.sqrt(rows)
+        energies[line] *= math.sqrt(rows)
     solution, _, rank, _ = np.linalg.lstsq(fractions, energies, rcond=1e-8)
     fitted = {
         element: round(float(solution[column]), _DECIMALS) + 0.0

@@ -1,26 +1,40 @@
-"""Structures between the reader and the writers: a row, and columns of many rows."""
+"""Structures between the reader and the writers: a row, columns of many rows, and their entries.
+
+`Entries` stay in memory, at a few dozen bytes each; the structures wait in a `Spool`.
+"""
 
 from __future__ import annotations
 
 import math
+import pickle
 import re
-from dataclasses import dataclass, fields, replace
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Hashable, Iterator, Sequence
+    from pathlib import Path
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 IntArray = np.ndarray[Any, np.dtype[np.int32]]
 IndexArray = np.ndarray[Any, np.dtype[np.int64]]
 ObjectArray = np.ndarray[Any, np.dtype[np.object_]]
+FingerprintArray = np.ndarray[Any, np.dtype[np.void]]
+
+Side = Literal["train", "test"]
+SIDES: tuple[Side, Side] = ("train", "test")
+
+FINGERPRINT = np.dtype("V32")
+"""A sha256; arrays of them sort as their hex digits do."""
 
 Composition = tuple[tuple[int, int], ...]
 """Pairs of atomic number and count, sorted: ``((28, 1), (29, 3))`` is Cu3Ni."""
@@ -53,11 +67,11 @@ class StructureRow:
     positions: FloatArray
     cell: FloatArray
     pbc: BoolArray
-    energy: float | None
-    free_energy: float | None
-    forces: FloatArray | None
-    stress: FloatArray | None
-    key_value_pairs: dict[str, str | int | float | bool]
+    energy: float | None = None
+    free_energy: float | None = None
+    forces: FloatArray | None = None
+    stress: FloatArray | None = None
+    key_value_pairs: dict[str, Any] = field(default_factory=dict)
     lost_stress: bool = False
 
     def atoms(self) -> Atoms:
@@ -153,7 +167,6 @@ class Structures:
             cell=self.cells[index],
             pbc=self.pbc[index],
             energy=None if math.isnan(energy) else energy,
-            free_energy=None,
             forces=self.forces[atoms],
             stress=None if np.isnan(stress).any() else stress,
             key_value_pairs=self.pairs[index],
@@ -163,28 +176,16 @@ class Structures:
         """Return the structures for which `chosen` is true."""
         if chosen.all():
             return self
-        counts = self.counts
         # Indices are faster than masks for rows of several numbers.
-        places, atoms = np.flatnonzero(chosen), np.flatnonzero(np.repeat(chosen, counts))
+        places, atoms = np.flatnonzero(chosen), np.flatnonzero(np.repeat(chosen, self.counts))
         columns = {
-            field.name: getattr(self, field.name).take(
-                atoms if field.name in _OF_ATOMS else places, axis=0
+            each.name: getattr(self, each.name).take(
+                atoms if each.name in _OF_ATOMS else places, axis=0
             )
-            for field in fields(self)
-            if field.name != "starts"
+            for each in fields(self)
+            if each.name != "starts"
         }
-        return type(self)(starts=starts_of(counts[chosen]), **columns)
-
-    def part(self, place: slice) -> Self:
-        """Return a slice of the structures, as views."""
-        starts = self.starts[place.start : place.stop + 1]
-        atoms = slice(starts[0], starts[-1])
-        columns = {
-            field.name: getattr(self, field.name)[atoms if field.name in _OF_ATOMS else place]
-            for field in fields(self)
-            if field.name != "starts"
-        }
-        return type(self)(starts=starts - starts[0], **columns)
+        return type(self)(starts=starts_of(self.counts[chosen]), **columns)
 
     def all_atoms(self, flags: BoolArray) -> BoolArray:
         """Return which structures have all atoms flagged; an atom may have several flags."""
@@ -228,6 +229,182 @@ class Structures:
         In strained or compressed crystals most do; DFT leaves up to 1 meV/Å of these.
         """
         return int(np.count_nonzero(np.abs(self.forces) > 1e-3))  # noqa: PLR2004 - eV/Å
+
+
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """Data of rows for split, reference energies and checks, at a few dozen bytes each.
+
+    Energies are those to train on, eV. The tuples have the distinct values, the codes which of them
+    an entry has, -1 for none; `sides` are those of the key that decides the split. `crystal_codes`
+    are equal for twins (see `twins`); None where equal fingerprints are the only ones.
+    """
+
+    row_ids: IndexArray
+    fingerprints: FingerprintArray
+    energies: FloatArray
+    groups: tuple[str, ...]
+    group_codes: IntArray
+    compositions: tuple[Composition, ...]
+    composition_codes: IntArray
+    config_types: tuple[str, ...]
+    config_type_codes: IntArray
+    sides: tuple[str, ...]
+    side_codes: IntArray
+    crystal_codes: IndexArray | None = None
+
+    def __len__(self) -> int:
+        """Return the number of entries."""
+        return len(self.row_ids)
+
+    @property
+    def atoms(self) -> IndexArray:
+        """Number of atoms of each."""
+        counts = [sum(count for _, count in composition) for composition in self.compositions]
+        return np.array(counts, dtype=np.int64)[self.composition_codes]
+
+    @cached_property
+    def structures(self) -> IndexArray:
+        """Number of the structure of each; the numbers have the order of the fingerprints."""
+        numbers: IndexArray = np.unique(self.fingerprints, return_inverse=True)[1]
+        return numbers
+
+    @cached_property
+    def twins(self) -> IndexArray:
+        """Number of the crystal of each; equal fingerprints share it."""
+        if self.crystal_codes is None:
+            return self.structures
+        return joined(self.structures, self.crystal_codes)
+
+    @property
+    def reduced_codes(self) -> IndexArray:
+        """Number of the reduced composition of each: the same for a supercell."""
+        numbers: dict[Composition, int] = {}
+        codes = []
+        for composition in self.compositions:
+            common = math.gcd(*(count for _, count in composition))
+            reduced = tuple((z, count // common) for z, count in composition)
+            codes.append(numbers.setdefault(reduced, len(numbers)))
+        return np.array(codes, dtype=np.int64)[self.composition_codes]
+
+    def holding(self, element: str) -> BoolArray:
+        """Return which entries have an element."""
+        number = chemical_symbols.index(element)
+        holds = [any(z == number for z, _ in composition) for composition in self.compositions]
+        return np.array(holds, dtype=np.bool_)[self.composition_codes]
+
+    def rows_with(self, element: str) -> list[int]:
+        """Return the ids of the rows with an element."""
+        rows: list[int] = self.row_ids[self.holding(element)].tolist()
+        return rows
+
+    def count_by_composition(self, chosen: BoolArray | None = None) -> dict[Composition, int]:
+        """Return how many of the chosen entries are of each composition."""
+        codes = self.composition_codes if chosen is None else self.composition_codes[chosen]
+        counts = np.bincount(codes, minlength=len(self.compositions)).tolist()
+        return {c: n for c, n in zip(self.compositions, counts, strict=True) if n}
+
+    def count_config_types(self, chosen: BoolArray) -> dict[str, int]:
+        """Return how many of the chosen entries are of each config type, by name."""
+        codes = self.config_type_codes[chosen]
+        counts = np.bincount(codes[codes >= 0], minlength=len(self.config_types)).tolist()
+        return {name: n for name, n in sorted(zip(self.config_types, counts, strict=True)) if n}
+
+    def elements(self, chosen: BoolArray | None = None) -> tuple[str, ...]:
+        """Return the elements of the chosen entries, sorted."""
+        found = {z for composition in self.count_by_composition(chosen) for z, _ in composition}
+        return tuple(sorted(chemical_symbols[z] for z in found))
+
+
+def joined(labels: IndexArray, others: IndexArray | IntArray) -> IndexArray:
+    """Return a number for each entry: entries that share either label share the number.
+
+    Labels count from 0 without gaps, as the numbers do; -1 in `others` is none.
+    """
+    tied = others >= 0
+    if not tied.any():
+        return labels
+    first = int(labels.max(initial=-1)) + 1
+    nodes = first + int(others.max(initial=-1)) + 1
+    ends = (labels[tied], first + others[tied])
+    graph = coo_array((np.ones(len(ends[0]), dtype=np.bool_), ends), shape=(nodes, nodes))
+    components = connected_components(graph, directed=False)[1]
+    numbers: IndexArray = components[labels].astype(np.int64)
+    return numbers
+
+
+class EntryCollector:
+    """Collects entries page by page."""
+
+    def __init__(self) -> None:
+        none = np.zeros(0, np.int32)
+        empty = (np.zeros(0, np.int64), np.zeros(0, FINGERPRINT), np.zeros(0), *[none] * 4)
+        self._pages: list[tuple[Any, ...]] = [empty]
+        self._codes: tuple[dict[Any, int], ...] = ({}, {}, {}, {})
+
+    def add(
+        self,
+        *,
+        row_ids: Sequence[int] | IndexArray,
+        fingerprints: bytes,
+        energies: Sequence[float] | FloatArray,
+        groups: Sequence[str | None],
+        compositions: Sequence[Composition],
+        config_types: Sequence[str | None],
+        sides: Sequence[str | None],
+    ) -> None:
+        """Add a page of them; `fingerprints` follow each other."""
+        values = (groups, compositions, config_types, sides)
+        codes = map(_encode, self._codes, values)
+        self._pages.append(
+            (row_ids, np.frombuffer(fingerprints, FINGERPRINT), np.asarray(energies), *codes)
+        )
+
+    def entries(self) -> Entries:
+        """Return the collected entries."""
+        ids, prints, energies, *codes = map(np.concatenate, zip(*self._pages, strict=True))
+        coded: list[Any] = []
+        for known, of_entries in zip(self._codes, codes, strict=True):
+            coded += (tuple(known), of_entries)
+        return Entries(ids, prints, energies, *coded)
+
+
+def _encode(known: dict[Any, int], values: Sequence[Hashable | None]) -> IntArray:
+    """Return numbers for values in order of first appearance, -1 for None."""
+    numbers = [-1 if value is None else known.setdefault(value, len(known)) for value in values]
+    return np.array(numbers, dtype=np.int32)
+
+
+class Spool:
+    """Structures in a local file, in the order of the entries: appended once, then read back.
+
+    The database is read a single time, so that memory does not grow with the structures and rows
+    that are added meanwhile do no harm.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("wb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def append(self, structures: Structures) -> None:
+        """Add structures at the end."""
+        pickle.dump(structures, self._file, protocol=pickle.HIGHEST_PROTOCOL)
+
+    def __iter__(self) -> Iterator[tuple[Structures, slice]]:
+        """Yield the structures added so far, some at a time, and the places of their entries."""
+        self._file.flush()
+        first = 0
+        with self._path.open("rb") as file:
+            while file.peek(1):
+                structures: Structures = pickle.load(file)  # noqa: S301 - written by this job
+                yield structures, slice(first, first + len(structures))
+                first += len(structures)
 
 
 def right_handed(atoms: Atoms) -> Atoms:

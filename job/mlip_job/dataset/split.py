@@ -6,6 +6,11 @@ sorted in an order that depends only on the seed and their structures, and assig
 up to the wanted count, or the nearest possible one.
 
 Where a key_value_pair of the rows decides the sides, they are checked against the same rules.
+
+The validation part, held-out training structures that choose the best iteration of a fit, is split
+off by the same rules. It depends only on the dataset and its seed: it is not stored, and does not
+change when a fit resumes. The order in which structures are chosen does not depend on the others,
+so that most of the validation part of one generation is in that of the next one.
 """
 
 from __future__ import annotations
@@ -13,35 +18,43 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Self
+from itertools import islice
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from mlip_job.dataset.entries import FINGERPRINT, joined
-from mlip_job.dataset.rows import name_rows
-from mlip_job.errors import DataError
+from mlip_job.dataset.files import read_index
+from mlip_job.dataset.rows import FINGERPRINT, SIDES, EntryCollector, joined, name_rows
+from mlip_job.dataset.twins import TwinFinder
+from mlip_job.dataset.xyz import read_structures
+from mlip_job.errors import DataError, IntegrityError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from mlip_job.dataset.entries import Entries, FingerprintArray
-    from mlip_job.dataset.rows import BoolArray, IndexArray, IntArray
+    from mlip_job.dataset.record import DatasetRecord
+    from mlip_job.dataset.rows import (
+        BoolArray,
+        Entries,
+        FingerprintArray,
+        IndexArray,
+        IntArray,
+        Side,
+    )
+    from mlip_job.paths import DatasetFiles
 
-
-Side = Literal["train", "test"]
-
-SIDES: tuple[Side, Side] = ("train", "test")
 
 _RANK_BYTES = 8
-"""Bytes of a hash that are used for sorting: enough for uniqueness, with little memory."""
-
-_RANKED_AT_ONCE = 10_000
+"""Of a hash: enough for uniqueness."""
 
 _LISTED = 10
 """Groups, structures or values of one kind in a message."""
 
 _ROUNDING = 1e-6
 """Rows. More than a product of a fraction and a number of rows is off its exact value."""
+
+FEWEST = 20
+"""Minimum number of training structures: with fewer, a validation part is not significant."""
 
 _NOBODY = np.zeros(0, FINGERPRINT)
 
@@ -144,7 +157,7 @@ def divide(
     *,
     fraction: float,
     seed: int,
-    inherited: Inheritance | None = None,
+    inherited: Inheritance | None,
     both: bool = False,
 ) -> Split:
     """Assign each entry to a side; this depends on the set of entries, not on their order.
@@ -185,7 +198,11 @@ def split_by_key(entries: Entries, *, key: str, inherited: Inheritance | None = 
     Raise `DataError` if a row has no side, groups or equal structures are on both, a row is on
     another side than in the parent's dataset, or a side stays empty. One error lists all of it.
     """
-    trained, tested = _named(entries, "train"), _named(entries, "test")
+    # The last place is that of -1, no value.
+    trained, tested = (
+        np.array([*(value == side for value in entries.sides), False])[entries.side_codes]
+        for side in SIDES
+    )
     known_train, known_test = _known(entries, inherited or Inheritance())
     problems = [
         *_without_side(entries, ~(trained | tested)),
@@ -205,8 +222,15 @@ def split_by_key(entries: Entries, *, key: str, inherited: Inheritance | None = 
         *_on_both_sides(
             entries, trained, tested, entries.twins, lambda _: "equal structures are", "structures"
         ),
-        *_other_than_parent(entries, tested & known_train, "test", "train"),
-        *_other_than_parent(entries, trained & known_test, "train", "test"),
+        *(
+            f"the parent generation has {name_rows(entries.row_ids[moved].tolist())} in {before}, "
+            f"the key says {now}"
+            for before, now, moved in (
+                ("train", "test", tested & known_train),
+                ("test", "train", trained & known_test),
+            )
+            if moved.any()
+        ),
     ]
     if problems:
         raise DataError(
@@ -287,10 +311,10 @@ def _in_order(entries: Entries, units: IndexArray, free: BoolArray, seed: int) -
     entry_of = np.empty(len(structures), dtype=np.int64)
     entry_of[structures] = np.arange(len(structures))
     firsts = entry_of[smallest[numbers]]
-    ranks, start = bytearray(), f"{seed}:".encode()
-    for place in range(0, len(firsts), _RANKED_AT_ONCE):  # so that few are copied
-        for digest in entries.fingerprints[firsts[place : place + _RANKED_AT_ONCE]].tolist():
-            ranks += hashlib.sha256(start + digest.hex().encode()).digest()[:_RANK_BYTES]
+    ranks = bytearray()
+    for place in firsts.tolist():
+        text = f"{seed}:{entries.fingerprints[place].tobytes().hex()}"
+        ranks += hashlib.sha256(text.encode()).digest()[:_RANK_BYTES]
     return numbers[np.argsort(np.frombuffer(ranks, ">u8"), kind="stable")]
 
 
@@ -298,10 +322,9 @@ def _require_one_side(entries: Entries, units: IndexArray, contradicting: BoolAr
     torn = np.flatnonzero(contradicting[units])
     if len(torn) == 0:
         return
-    members = np.flatnonzero(units == units[torn[0]])
+    members = units == units[torn[0]]
     rows = ", ".join(map(str, np.sort(entries.row_ids[members])[:10].tolist()))
-    codes = np.unique(entries.group_codes[members])
-    groups = sorted(entries.groups[code] for code in codes.tolist() if code >= 0)
+    groups = sorted({entries.groups[c] for c in entries.group_codes[members].tolist() if c >= 0})
     raise DataError(
         f"rows {rows} belong on one side ("
         + (f"group {', '.join(groups[:3])}" if groups else "identical structures")
@@ -309,11 +332,6 @@ def _require_one_side(entries: Entries, units: IndexArray, contradicting: BoolAr
         hint="keep dataset.group_by as it was, exclude some of them with database.select, "
         "or begin a new family",
     )
-
-
-def _named(entries: Entries, side: Side) -> BoolArray:
-    # The last place is that of -1, no value.
-    return np.array([*(text == side for text in entries.sides), False])[entries.side_codes]
 
 
 def _without_side(entries: Entries, missing: BoolArray) -> Iterator[str]:
@@ -346,12 +364,63 @@ def _on_both_sides(
         yield f"so are {len(both) - _LISTED} more {several}"
 
 
-def _other_than_parent(
-    entries: Entries, moved: BoolArray, side: Side, before: Side
-) -> Iterator[str]:
-    if moved.any():
-        rows = name_rows(entries.row_ids[moved].tolist())
-        yield f"the parent generation has {rows} in {before}, the key says {side}"
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a training set: row ids, and why there is no validation part, or None."""
+
+    fit: frozenset[int]
+    validation: frozenset[int] = frozenset()
+    why_whole: str | None = None
+
+
+def part_training_set(files: DatasetFiles, record: DatasetRecord, fraction: float) -> Parts:
+    """Hold out a fraction of the training structures; every element stays in the fit.
+
+    The count is round(n · fraction), or the nearest one that groups and equal structures allow.
+    """
+    entries = _training_entries(files, record)
+    rows = frozenset(entries.row_ids.tolist())
+    if len(rows) < FEWEST:
+        return Parts(rows, why_whole=f"{len(rows)} training structures are fewer than {FEWEST}")
+    # Structures with an element that all others lack stay in the fit, with their twins and groups.
+    stays = np.zeros(len(entries), dtype=np.bool_)
+    while True:
+        staying = np.unique(entries.fingerprints[stays])
+        inherited = Inheritance(staying, np.zeros(len(staying), dtype=np.bool_))
+        split = divide(entries, fraction=fraction, seed=record.split.seed, inherited=inherited)
+        aside, lacking = split.tested, np.zeros(len(entries), dtype=np.bool_)
+        for element in set(entries.elements()) - set(entries.elements(~aside)):
+            lacking |= entries.holding(element)
+        if not lacking.any():
+            break
+        stays |= lacking
+    if not aside.any() or aside.all():
+        return Parts(rows, why_whole="no group of training structures is small enough")
+    validation = frozenset(entries.row_ids[aside].tolist())
+    return Parts(rows - validation, validation)
+
+
+def _training_entries(files: DatasetFiles, record: DatasetRecord) -> Entries:
+    """Return the entries of the training set."""
+    index = read_index(files.index, f"dataset {record.id}")
+    rows = ((row, fingerprint, group) for row, fingerprint, group, side in index if side == "train")
+    collector, twins = EntryCollector(), TwinFinder()
+    for structures in read_structures(files.xyz("train")):
+        count = len(structures)
+        indexed = list(islice(rows, count))  # the texts are in the order of the index
+        if [row for row, *_ in indexed] != structures.ids.tolist():
+            raise IntegrityError(f"the index of dataset {record.id} is not that of its train.xyz")
+        collector.add(
+            row_ids=structures.ids,
+            fingerprints=b"".join(bytes.fromhex(fingerprint) for _, fingerprint, _ in indexed),
+            energies=[0.0] * count,
+            groups=[group or None for *_, group in indexed],
+            compositions=structures.compositions(),
+            config_types=[None] * count,
+            sides=[None] * count,
+        )
+        twins.add(structures)
+    return twins.join(collector.entries(), read_structures(files.xyz("train")))
 
 
 def choose_subset(sizes: IndexArray, wanted: int, *, least: int = 0, most: int) -> BoolArray:
@@ -400,10 +469,7 @@ def _fill(sizes: IndexArray, wanted: int) -> BoolArray:
 
 
 def _reachable(classes: Sequence[tuple[int, int]], most: int) -> list[bytes]:
-    """Return the sums up to `most` that the first 0, 1, 2, … sizes give, one bit for each sum.
-
-    `classes` are the sizes, and how many units have each.
-    """
+    """Return the sums up to `most` that the first 0, 1, 2, … sizes give, one bit for each sum."""
     mask, length = (1 << (most + 1)) - 1, most // 8 + 1
     sums = [(1).to_bytes(length, "little")]
     bits = 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -29,17 +28,17 @@ from mlip_job.dataset.record import (
     dataset_id,
 )
 from mlip_job.dataset.references import note_extreme_energies
-from mlip_job.dataset.rows import name_rows
-from mlip_job.dataset.split import SIDES
+from mlip_job.dataset.rows import SIDES, name_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from mlip_job.config import DatabaseConfig, DatasetConfig, TrainingConfig
-    from mlip_job.dataset.collect import Collected
     from mlip_job.dataset.frames import GroupWeighting
     from mlip_job.dataset.references import ReferenceEnergies
-    from mlip_job.dataset.split import Side, Split
+    from mlip_job.dataset.rows import Side
+    from mlip_job.dataset.split import Split
+    from mlip_job.dataset.validation import Collected
 
 
 _LISTED = 10
@@ -68,10 +67,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Written:
-    """The files of a dataset: hashes of the contents that its identity is made of, and all files.
-
-    `force_components` are the numbers of `Structures.count_force_components`.
-    """
+    """The files of a dataset, hashes of the contents of its identity, and force components."""
 
     contents: dict[str, str]
     force_components: dict[Side, int]
@@ -318,13 +314,13 @@ def _nearly_free_atoms(outcome: Outcome) -> Iterator[str]:
 
 
 def _per_element(collected: Collected) -> dict[str, ElementCounts]:
-    structures: Counter[str] = Counter()
-    atoms: Counter[str] = Counter()
-    for composition, rows in collected.entries.count_by_composition().items():
-        for number, count in composition:
-            structures[chemical_symbols[number]] += rows
-            atoms[chemical_symbols[number]] += rows * count
+    compositions = [(dict(c), n) for c, n in collected.entries.count_by_composition().items()]
     return {
-        element: ElementCounts(structures=structures[element], atoms=atoms[element])
-        for element in sorted(structures)
+        element: ElementCounts(
+            structures=sum(rows for counts, rows in compositions if number in counts),
+            atoms=sum(rows * counts.get(number, 0) for counts, rows in compositions),
+        )
+        for element, number in (
+            (e, chemical_symbols.index(e)) for e in collected.entries.elements()
+        )
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from pydantic import ValidationError
 
 from mlip_job.config.job import DatabaseConfig
 from mlip_job.dataset.database import PAGE, Selected, StructureDatabase
-from mlip_job.dataset.rows import StructureRow, Structures
+from mlip_job.dataset.rows import SIDES, StructureRow, Structures
 from mlip_job.dataset.validation import shape_problem
 from mlip_job.errors import ConfigError
 
@@ -97,10 +96,7 @@ _GROUPS = re.compile(
 _TYPES = re.compile(r"^config_?type$|^structure_?type$|^type$|^category$|^kind$|^config$")
 _FRAMES = re.compile(r"^(frame|image|step|ionic_step|snapshot|timestep|md_step)(_?(id|index|no))?$")
 _SPLITS = re.compile(r"split|^set$|subset|side|partition|fold|data_?set")
-_Found = tuple[str | None, str | None]
-"""A key and a remark, if there are any."""
 
-_SIDES = frozenset(("train", "test"))
 _MOST_TYPES = 50
 _OFTEN = 0.5  # share of the rows that have a key
 _REPEATED = 1.5  # rows with the same value
@@ -113,8 +109,14 @@ class KeyProposal:
     `values` has only those that were found; `remarks` are reasons, or what the user should check.
     """
 
-    values: Mapping[str, str] = field(default_factory=dict)
-    remarks: Mapping[str, str] = field(default_factory=dict)
+    values: dict[str, str] = field(default_factory=dict)
+    remarks: dict[str, str] = field(default_factory=dict)
+
+    def propose(self, setting: str, key: str | None, remark: str) -> None:
+        """Add a key for a setting, or only a remark."""
+        self.remarks[setting] = remark
+        if key is not None:
+            self.values[setting] = key
 
 
 def propose_keys(samples: Sequence[Sequence[Mapping[str, Any]]]) -> KeyProposal:
@@ -123,69 +125,55 @@ def propose_keys(samples: Sequence[Sequence[Mapping[str, Any]]]) -> KeyProposal:
     The samples are key_value_pairs of consecutive rows, which show that a value repeats, and of
     others from all over the database, which show that there are several.
     """
+    proposal = KeyProposal()
     rows = [pairs for sample in samples for pairs in sample]
     known = Counter(key for pairs in rows for key in pairs)
     keys = [key for key, count in known.most_common() if count >= _OFTEN * len(rows)]
-    split, split_remark = _find_split(keys, rows)
-    kind, kind_remark = _find_type(keys, rows)
-    group, group_remark = _find_group([key for key in keys if key not in (split, kind)], samples)
-    values = {"split_key": split, "config_type": kind, "group_by": group}
-    remarks = {"split_key": split_remark, "config_type": kind_remark, "group_by": group_remark}
-    return KeyProposal(
-        {name: value for name, value in values.items() if value is not None},
-        {name: remark for name, remark in remarks.items() if remark is not None},
-    )
+    _find_split(proposal, keys, rows)
+    for key in sorted(filter(_TYPES.search, keys), key=lambda key: key != "config_type"):
+        found = {pairs[key] for pairs in rows if key in pairs}
+        if len(found) <= _MOST_TYPES and all(isinstance(value, str) for value in found):
+            proposal.propose("config_type", key, f"Here {_some(found)}.")
+            break
+    rest = [key for key in keys if key not in proposal.values.values()]
+    groups = [key for key in rest if _GROUPS.search(key.lower()) and _repeats(key, samples)]
+    frames = [key for key in rest if _FRAMES.search(key.lower())]
+    if groups:
+        remark = f"Rows share values of {groups[0]}: frames of one trajectory, say."
+        proposal.propose("group_by", groups[0], remark)
+    elif frames:
+        remark = (
+            f"Rows have {frames[0]}, so they may be frames of trajectories, but no key names the "
+            "trajectory: add one, or the test set has neighbours of what was trained on."
+        )
+        proposal.propose("group_by", None, remark)
+    return proposal
 
 
-def _find_split(keys: Iterable[str], rows: Sequence[Mapping[str, Any]]) -> _Found:
-    remark = None
+def _find_split(
+    proposal: KeyProposal, keys: Sequence[str], rows: Sequence[Mapping[str, Any]]
+) -> None:
     for key in keys:
         found = {str(pairs.get(key, "")) for pairs in rows}
-        if found == _SIDES:
-            return key, f"Every row looked at has {key}, train or test: a split by others."
-        if _SPLITS.search(key) and {side.lower() for side in found} & _SIDES:
+        if found == set(SIDES):
+            remark = f"Every row looked at has {key}, train or test: a split by others."
+            proposal.propose("split_key", key, remark)
+            return
+        if _SPLITS.search(key) and not {side.lower() for side in found}.isdisjoint(SIDES):
             remark = (
                 f"The key {key} has the values {_some(found)}: where all rows say train or test, "
                 "name it here."
             )
-    return None, remark
-
-
-def _find_type(keys: Iterable[str], rows: Sequence[Mapping[str, Any]]) -> _Found:
-    for key in sorted(filter(_TYPES.search, keys), key=lambda key: key != "config_type"):
-        found = {pairs[key] for pairs in rows if key in pairs}
-        if len(found) <= _MOST_TYPES and all(isinstance(value, str) for value in found):
-            return key, f"Here {_some(found)}."
-    return None, None
-
-
-def _find_group(keys: Sequence[str], samples: Sequence[Sequence[Mapping[str, Any]]]) -> _Found:
-    for key in keys:
-        if _GROUPS.search(key.lower()) and _repeats(key, samples):
-            return key, f"Rows share values of {key}: frames of one trajectory, say."
-    frames = [key for key in keys if _FRAMES.search(key.lower())]
-    if not frames:
-        return None, None
-    return None, (
-        f"Rows have {frames[0]}, so they may be frames of trajectories, but no key names the "
-        "trajectory: add one, or the test set has neighbours of what was trained on."
-    )
+            proposal.propose("split_key", None, remark)
 
 
 def _repeats(key: str, samples: Sequence[Sequence[Mapping[str, Any]]]) -> bool:
-    """Return whether some rows share a value, but not all."""
-    everywhere = {pairs[key] for sample in samples for pairs in sample if key in pairs}
-    if len(everywhere) < 2 or any(_is_fraction(value) for value in everywhere):  # noqa: PLR2004
-        return False
-    shares = []
-    for sample in samples:
-        found = [pairs[key] for pairs in sample if key in pairs]
-        shares.append(len(found) / max(1, len(set(found))))
-    return max(shares) >= _REPEATED
-
-
-def _is_fraction(value: object) -> bool:
-    return isinstance(value, float) and not (math.isnan(value) or value.is_integer())
+    """Return whether some rows share a value, but not all; fractions are quantities."""
+    columns = [[pairs[key] for pairs in sample if key in pairs] for sample in samples]
+    everywhere = {value for column in columns for value in column}
+    fractions = [v for v in everywhere if isinstance(v, float) and v == v and not v.is_integer()]  # noqa: PLR0124 - NaN is a missing value
+    shares = [len(column) / max(1, len(set(column))) for column in columns]
+    return len(everywhere) > 1 and not fractions and max(shares) >= _REPEATED
 
 
 def _some(values: Iterable[object], limit: int = 4) -> str:

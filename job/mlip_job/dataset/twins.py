@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
@@ -31,10 +32,16 @@ from mlip_job.dataset.labels import shortened
 from mlip_job.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from mlip_job.dataset.entries import Entries
-    from mlip_job.dataset.rows import FloatArray, IndexArray, IntArray, StructureRow, Structures
+    from mlip_job.dataset.rows import (
+        Entries,
+        FloatArray,
+        IndexArray,
+        IntArray,
+        StructureRow,
+        Structures,
+    )
 
     Describe = Callable[[int], Mapping[str, str]]
 
@@ -139,7 +146,13 @@ class TwinFinder:
             pairs = distinct[_candidates(table[distinct], kinds[distinct])]
             if len(pairs) == 0:
                 break
-            described = described or _describe_all(pages, np.unique(first[pairs]))
+            if not described:
+                chosen, start = np.unique(first[pairs]), 0
+                for page in pages:
+                    low, high = np.searchsorted(chosen, (start, start + len(page)))
+                    for place in chosen[low:high].tolist():
+                        described[place] = _describe(page.row(place - start))
+                    start += len(page)
             near = [
                 bool(np.abs(described[a] - described[b]).max() < _SAME)
                 for a, b in first[pairs].tolist()
@@ -151,18 +164,6 @@ class TwinFinder:
         graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(first), len(first)))
         _, labels = connected_components(graph, directed=False)
         return replace(entries, crystal_codes=labels.astype(np.int64)[numbers])
-
-
-def _describe_all(pages: Iterable[Structures], chosen: IndexArray) -> dict[int, FloatArray]:
-    """Return the descriptors of the chosen structures (ascending places), by place."""
-    described: dict[int, FloatArray] = {}
-    start = 0
-    for page in pages:
-        low, high = np.searchsorted(chosen, (start, start + len(page)))
-        for index in chosen[low:high].tolist():
-            described[index] = _describe(page.row(index - start))
-        start += len(page)
-    return described
 
 
 def _signatures(structures: Structures) -> FloatArray:
@@ -265,56 +266,10 @@ def _weights(numbers: IntArray) -> FloatArray:
 
 
 _LISTED = 10
-"""Number of structures in the message."""
+"""Structures in the message."""
 
 _DIFFERENCES = 6
-"""Number of differences between rows in the message."""
-
-
-@dataclass(frozen=True)
-class Contradiction:
-    """Rows of one structure whose energies differ: of the lowest and the highest one.
-
-    Energies are in eV, or `per_atom` where the rows have different numbers of atoms; `rows` is the
-    number of rows with the structure.
-    """
-
-    low: int
-    high: int
-    energies: tuple[float, float]
-    rows: int
-    per_atom: bool = False
-
-
-def find_contradictions(entries: Entries, tolerance: float) -> list[Contradiction]:
-    """Return the structures whose rows have energies more than `tolerance` eV/atom apart."""
-    counts = np.bincount(entries.twins)
-    atoms = entries.atoms
-    per_atom = entries.energies / atoms
-    repeated = np.flatnonzero(counts[entries.twins] > 1)
-    extremes: dict[int, tuple[int, int]] = {}
-    for index in repeated.tolist():
-        structure = int(entries.twins[index])
-        low, high = extremes.get(structure, (index, index))
-        if per_atom[index] < per_atom[low]:
-            low = index
-        elif per_atom[index] > per_atom[high]:
-            high = index
-        extremes[structure] = low, high
-    found = []
-    for structure, (low, high) in extremes.items():
-        if per_atom[high] - per_atom[low] > tolerance:
-            shown = entries.energies if atoms[low] == atoms[high] else per_atom
-            found.append(
-                Contradiction(
-                    low=int(entries.row_ids[low]),
-                    high=int(entries.row_ids[high]),
-                    energies=(float(shown[low]), float(shown[high])),
-                    rows=int(counts[structure]),
-                    per_atom=shown is per_atom,
-                )
-            )
-    return found
+"""Differences between rows in the message."""
 
 
 def require_consistent_duplicates(entries: Entries, tolerance: float, describe: Describe) -> int:
@@ -324,44 +279,55 @@ def require_consistent_duplicates(entries: Entries, tolerance: float, describe: 
 
     Raise `DataError` if rows of one structure have energies more than `tolerance` eV/atom apart.
     """
-    found = find_contradictions(entries, tolerance)
-    if not found:
-        return len(entries) - len(np.unique(entries.twins))
+    twins, atoms = entries.twins, entries.atoms
+    table = pd.DataFrame({"twin": twins, "energy": entries.energies / atoms})
+    by_twin = table.groupby("twin", sort=False)["energy"]
+    extremes = pd.DataFrame(
+        {"low": by_twin.idxmin(), "high": by_twin.idxmax(), "rows": by_twin.size()}
+    )
+    low, high = table["energy"][extremes["low"]], table["energy"][extremes["high"]]
+    found = extremes[high.to_numpy() - low.to_numpy() > tolerance]
+    if found.empty:
+        return len(entries) - len(extremes)
+    texts, differences = [], Counter[str]()
+    for low, high, rows in found[:_LISTED].to_numpy().tolist():
+        ids = entries.row_ids[[low, high]].tolist()
+        same_size = atoms[low] == atoms[high]
+        energies = entries.energies if same_size else table["energy"]
+        unit = "eV" if same_size else "eV/atom"
+        more = f", {rows} rows in all" if rows > 2 else ""  # noqa: PLR2004 - the two named
+        texts.append(
+            f"rows {ids[0]} and {ids[1]}: {energies[low]:.6f} and {energies[high]:.6f} {unit}{more}"
+        )
+        differences.update(_differences(*map(describe, ids)))
+    if len(found) == 1:
+        stated = texts[0].replace(":", " hold the same structure with different energies:", 1)
+    else:
+        rest = f"; and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
+        stated = (
+            f"{len(found)} structures have rows with different energies: {'; '.join(texts)}{rest}"
+        )
     raise DataError(
-        f"{_energies(found)}; {_differences(found[:_LISTED], describe)} (rigid motions, the "
-        "choice of the cell and the order of atoms make no other structure)",
+        f"{stated}; {_most_frequent(differences, len(texts))} (rigid motions, the choice of the "
+        "cell and the order of atoms make no other structure)",
         hint="keep one kind of calculation with database.select, "
         f"or exclude the wrong rows (dataset.duplicate_tolerance is {tolerance:g} eV/atom)",
     )
 
 
-def _energies(found: Sequence[Contradiction]) -> str:
-    texts = []
-    for one in found[:_LISTED]:
-        low, high = one.energies
-        unit = "eV/atom" if one.per_atom else "eV"
-        more = f", {one.rows} rows in all" if one.rows > 2 else ""  # noqa: PLR2004 - the two named
-        texts.append(f"rows {one.low} and {one.high}: {low:.6f} and {high:.6f} {unit}{more}")
-    if len(found) == 1:
-        return texts[0].replace(":", " hold the same structure with different energies:", 1)
-    rest = f"; and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
-    return f"{len(found)} structures have rows with different energies: {'; '.join(texts)}{rest}"
+def _differences(low: Mapping[str, str], high: Mapping[str, str]) -> Iterator[str]:
+    for name in sorted({*low, *high}):
+        before, after = low.get(name, "none"), high.get(name, "none")
+        if before != after:
+            yield f"{name} ({shortened(before)} and {shortened(after)})"
 
 
-def _differences(found: Sequence[Contradiction], describe: Describe) -> str:
-    """Return the differences between the rows, the most frequent first."""
-    counts: Counter[str] = Counter()
-    for one in found:
-        low, high = describe(one.low), describe(one.high)
-        for name in sorted({*low, *high}):
-            before, after = low.get(name, "none"), high.get(name, "none")
-            if before != after:
-                counts[f"{name} ({shortened(before)} and {shortened(after)})"] += 1
-    if not counts:
+def _most_frequent(differences: Counter[str], pairs: int) -> str:
+    if not differences:
         return "nothing else that is stored tells them apart"
     texts = [
-        text if count == len(found) else f"{text} in {count} of {len(found)} pairs"
-        for text, count in counts.most_common(_DIFFERENCES)
+        text if count == pairs else f"{text} in {count} of {pairs} pairs"
+        for text, count in differences.most_common(_DIFFERENCES)
     ]
-    rest = f" and {len(counts) - len(texts)} more" if len(counts) > len(texts) else ""
+    rest = f" and {len(differences) - len(texts)} more" if len(differences) > len(texts) else ""
     return f"they differ in {', '.join(texts)}{rest}"

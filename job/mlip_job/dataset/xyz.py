@@ -48,24 +48,27 @@ _ATOMS_AT_ONCE = 20_000
 _REMEMBERED = 256
 
 
-def structures_text(structures: Structures) -> Iterator[bytes]:
-    """Yield the text of structures in right-handed cells, in blocks.
+def structures_text(structures: Structures) -> bytes:
+    """Return the text of structures in right-handed cells.
 
     It holds energy (eV), forces (eV/Å), stress (eV/Å³), the row id, and of the key_value_pairs only
     ``group`` and ``config_type``: a remark added to a row makes no other dataset. A name that ASE
     could not read back is left out; the index of the dataset has them all.
     """
+    values = np.concatenate([structures.positions, structures.forces], axis=1)
+    headers, starts = _headers(structures), structures.starts.tolist()
+    blocks = []
     for first in range(0, len(structures), _WRITTEN_AT_ONCE):
-        some = structures.part(slice(first, first + _WRITTEN_AT_ONCE))
-        numbers = _number_texts(np.concatenate([some.positions, some.forces], axis=1))
-        symbols = [_SYMBOLS[number] for number in some.numbers.tolist()]
-        atoms = [symbol + text for symbol, text in zip(symbols, numbers, strict=True)]
+        bounds = starts[first : first + _WRITTEN_AT_ONCE + 1]
+        part = slice(bounds[0], bounds[-1])
+        symbols = [_SYMBOLS[number] for number in structures.numbers[part].tolist()]
+        texts = _number_texts(values[part])
+        atoms = [symbol + text for symbol, text in zip(symbols, texts, strict=True)]
         lines: list[bytes] = []
-        for header, (start, end) in zip(
-            _headers(some), pairwise(some.starts.tolist()), strict=True
-        ):
-            lines += (header, *atoms[start:end])
-        yield b"\n".join((*lines, b""))
+        for start, end in pairwise(bounds):
+            lines += (next(headers), *atoms[start - part.start : end - part.start])
+        blocks.append(b"\n".join((*lines, b"")))
+    return b"".join(blocks)
 
 
 def read_structures(path: Path) -> Iterator[Structures]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from mlip_job.config import EvaluationConfig, GateConfig
     from mlip_job.dataset.record import DatasetRecord
-    from mlip_job.dataset.split import Side
+    from mlip_job.dataset.rows import Side
     from mlip_job.evaluation.results import PhysicsCheck, SetEvaluation
     from mlip_job.evaluation.statistics import SubsetErrors
     from mlip_job.models import Errors

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from mlip_job.dataset.builder import DatasetBuilder, ParentDataset
 from mlip_job.dataset.frames import FramePart, frames_from_texts
 from mlip_job.dataset.record import DatasetRecord, SideNames
-from mlip_job.dataset.validation_part import Parts, part_training_set
+from mlip_job.dataset.split import Parts, part_training_set
 from mlip_job.errors import IntegrityError
 from mlip_job.generation.lineage import Lineage, find_lineage
 from mlip_job.paths import (

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 from mlip_job.dataset.files import common_test_rows
-from mlip_job.dataset.split import SIDES
+from mlip_job.dataset.rows import SIDES
 from mlip_job.errors import IntegrityError, InterruptedRunError, TrainingError
 from mlip_job.evaluation.evaluate import Predecessor, Subject, evaluate
 from mlip_job.evaluation.measure import Models
