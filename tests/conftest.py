@@ -37,9 +37,13 @@ pytest_plugins = [
 _NO_SKIPS = "MLIP_JOB_TEST_NO_SKIPS"
 
 
-# Longest first, so that all workers of pytest-xdist end at the same time.
-_GROUPS = {"kubelet": {"real_node"}, "slurm": {"slurm_cluster", "slurm_cluster_with_accounting"}}
-_GROUPS |= {"images": {"cpu_image", "sif", "podman"}, "kubernetes": {"control_plane"}}
+# Fixtures of the groups, the longest group first: all workers end at the same time.
+_GROUPS = {
+    "kubelet": {"real_node"},
+    "slurm": {"slurm", "slurm_cluster", "slurm_cluster_with_accounting"},
+    "images": {"podman", "cpu_image", "sif"},
+    "kubernetes": {"kubernetes", "control_plane"},
+}
 
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist appends the groups to the names in its own hook
@@ -61,8 +65,7 @@ def _cluster(item: pytest.Item) -> str | None:
     names = set(item.fixturenames)
     if hasattr(item, "callspec"):  # a scheduler whose fixture is requested by name
         names.add(str(item.callspec.params.get("site", "")).partition(" ")[0])
-    found = (group for group, servers in _GROUPS.items() if names & (servers | {group}))
-    return next(found, None)
+    return next((group for group, servers in _GROUPS.items() if names & servers), None)
 
 
 @pytest.fixture(autouse=True)
