@@ -4,7 +4,7 @@
 
 PYTHON ?= python3.11
 # One more worker than CI has cores: many tests wait for Slurm or Kubernetes.
-PYTEST_ARGS ?= -n 3 --dist loadgroup --no-loadscope-reorder --durations=30
+PYTEST_ARGS ?= -n 3 --dist loadscope --no-loadscope-reorder --durations=30
 VENV := .venv
 TRAINER_LOCK := requirements/trainer-cpu.txt
 BIN := $(VENV)/bin

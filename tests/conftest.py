@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.cli import Cli, run_cli
 from tests.servers.kernel import FORBIDDEN
@@ -37,35 +40,41 @@ pytest_plugins = [
 _NO_SKIPS = "MLIP_JOB_TEST_NO_SKIPS"
 
 
-# Fixtures of the groups, the longest group first: all workers end at the same time.
+# One worker runs the tests of a group, else of a file, so that a server starts once. The longest
+# groups are first, so that all workers end at the same time.
 _GROUPS = {
-    "kubelet": {"real_node"},
-    "slurm": {"slurm", "slurm_cluster", "slurm_cluster_with_accounting"},
-    "images": {"podman", "cpu_image", "sif"},
-    "kubernetes": {"kubernetes", "control_plane"},
+    "kubelet": r"integration/kubernetes/test_(kubelet|kueue|soak)\.py",
+    "slurm": r"integration/slurm/|test_schedulers\.py.*\[slurm",
+    "images": r"tests/images/",
+    "kubernetes": r"integration/kubernetes/|test_schedulers\.py.*\[kubernetes",
 }
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist appends the groups to the names in its own hook
+def _group(nodeid: str) -> str:
+    found = (name for name, pattern in _GROUPS.items() if re.search(pattern, nodeid))
+    return next(found, nodeid.partition("::")[0])
+
+
+class _GroupScheduling(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        return _group(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    # The marks of `--dist loadgroup` have no effect with pytest 9.2 and pytest-xdist 3.8.
+    return _GroupScheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a cluster, else those of a file, in one worker: each starts it once."""
-    order = [*_GROUPS, "pacemaker", ""]
-    places: dict[pytest.Item, int] = {}
-    for item in items:
-        cluster = _cluster(item)
-        item.add_marker(pytest.mark.xdist_group(cluster or str(item.path)))
-        kind = cluster or ("pacemaker" if item.get_closest_marker("pacemaker") else "")
-        places[item] = order.index(kind)
-    items.sort(key=places.__getitem__)
+    order = [*_GROUPS, "pacemaker"]
 
+    def place(item: pytest.Item) -> int:
+        kind = "pacemaker" if item.get_closest_marker("pacemaker") else ""
+        names = (_group(item.nodeid), kind)
+        return min((order.index(name) for name in names if name in order), default=len(order))
 
-def _cluster(item: pytest.Item) -> str | None:
-    if not isinstance(item, pytest.Function):
-        return None
-    names = set(item.fixturenames)
-    if hasattr(item, "callspec"):  # a scheduler whose fixture is requested by name
-        names.add(str(item.callspec.params.get("site", "")).partition(" ")[0])
-    return next((group for group, servers in _GROUPS.items() if names & servers), None)
+    items.sort(key=place)
 
 
 @pytest.fixture(autouse=True)
