@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jsonschema
+from pydantic import BaseModel
 
 from mlip_job.config import JobConfig
 from mlip_job.dataset import record as dataset_record
@@ -17,6 +18,7 @@ from mlip_job.training.pacemaker.results import summarise_run
 from tests.evaluations import CONFIG_TYPES, make_evaluation
 from tests.manifests import make_manifest
 
+Model = TypeVar("Model", bound=BaseModel)
 _ROOT = Path(__file__).parents[1]
 _DATA = _ROOT / "tests" / "data" / "pacemaker"
 _STARTED = datetime(2026, 11, 23, 22, 40, tzinfo=UTC)
@@ -84,6 +86,15 @@ def make_report(generation: int = 2, **changes: Any) -> TrainingReport:
         "warnings": ("the fit did not converge",),
     }
     return TrainingReport(**(values | changes))
+
+
+def changed(model: Model, **changes: Any) -> Model:
+    """Return a copy with other values; ``a__b`` is the field b of the field a."""
+    for name, value in changes.items():
+        field, _, inner = name.partition("__")
+        new = changed(getattr(model, field), **{inner: value}) if inner else value
+        model = model.model_copy(update={field: new})
+    return model
 
 
 def make_facts(report: TrainingReport) -> Facts:

@@ -38,7 +38,10 @@ class VersionedRecord(Record):
     def _upgrade(cls, document: Any) -> Any:
         version = document.get("schema_version", 2) if isinstance(document, dict) else 2
         if version == 1:
-            return cls.from_version_1(document) | {"schema_version": 2}
+            try:
+                return cls.from_version_1(document) | {"schema_version": 2}
+            except (AttributeError, KeyError, TypeError):
+                raise ValueError("not a document of schema version 1") from None
         if version != 2:  # noqa: PLR2004 - the version of this class
             raise ValueError(
                 f"schema version {version!r}, but this version of mlip-job reads 1 and 2: "

@@ -94,4 +94,8 @@ def test_the_unfinished_fit_resumes_and_the_next_generation_inherits(old: Family
     following = cli("run", "-g", 6, "--set", "training.max_iter=0")
     assert following.code == 0, following.err
     assert old.registry.get(6).dataset.inherited_from == 5
+    compared = json.loads(cli("compare", "4", "6", "--json").out)["generations"]
+    assert all(found["rmse_test_energy_mev_per_atom"] > 0 for found in compared)
+    schemas = {json.loads(cli("show", "-g", n, "--json").out)["schema_version"] for n in (4, 6)}
+    assert schemas == {2}, "version 1 is shown as version 2"
     assert sorted((old.store / "cu" / "datasets").iterdir()) == datasets

@@ -67,7 +67,7 @@ from mlip_job.training.pacemaker.results import summarise_run
 from mlip_job.training.summary import CurvePoint, FitCycle
 from tests.evaluations import make_dynamics, make_evaluation, make_physics
 from tests.manifests import make_manifest
-from tests.reports import make_facts, make_report
+from tests.reports import changed, make_facts, make_report
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -131,7 +131,7 @@ def test_kappa_chosen_by_pacemaker_is_reported(tmp_path: Path, printed: str, kap
 @pytest.mark.parametrize("kappa", [1, 0, 0.25])
 def test_a_linear_fit_has_the_kappa_of_its_overrides(kappa: float) -> None:
     """It has no log; an integer is a number as well."""
-    summary = summarise_run(DATA / "b_single_test").model_copy(update={"kappa": None})
+    summary = changed(summarise_run(DATA / "b_single_test"), kappa=None)
     training = TrainingConfig(overrides={"fit": {"loss": {"kappa": kappa}}})
     assert loss_definition(training, summary).kappa == kappa
     assert loss_definition(TrainingConfig(), summary).kappa == pytest.approx(1 / 101)
@@ -140,27 +140,27 @@ def test_a_linear_fit_has_the_kappa_of_its_overrides(kappa: float) -> None:
 def test_the_weights_of_grace_are_shown_without_kappa() -> None:
     """Gracemaker has weights of energy, force and stress, and no κ."""
     training = TrainingConfig(trainer="grace-fs", max_iter=1, stress_weight=50.0)
-    fit = make_report(2).fit.model_copy(update={"kappa": None})
+    fit = changed(make_report(2).fit, kappa=None)
     loss = loss_definition(training, fit)
     assert (loss.energy_weight, loss.force_weight, loss.stress_weight) == (10_000, 100, 50)
     assert loss.kappa is None
     facts = make_facts(make_report(2, loss=loss, fit=fit))
-    grace = replace(facts, manifest=facts.manifest.model_copy(update={"trainer": "grace-fs"}))
+    grace = replace(facts, manifest=changed(facts.manifest, trainer="grace-fs"))
     page = render_report(grace, None)
     assert "energy 10000, force 100, stress 50<" in page
     assert "κ" not in page
     # Version 1 reported pacemaker's κ for any trainer.
-    old = grace.report.model_copy(update={"loss": loss.model_copy(update={"kappa": 1 / 101})})
+    old = changed(grace.report, loss__kappa=1 / 101)
     assert "κ" not in render_report(replace(grace, report=old), None)
 
 
 def test_failed_checks_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     """By `show`, `run` and `list`, although the generation is accepted."""
     failed = make_dynamics(verdict="failed", message="the energy drifts by 9 meV/atom per ps")
-    passed = failed.model_copy(update={"verdict": "passed", "message": "it is conserved"})
+    passed = changed(failed, verdict="passed", message="it is conserved")
     report = make_report(2, evaluation=make_evaluation(2, physics=(failed, passed)))
     assert report.headline().failed_checks == (failed.message,)
-    manifest = make_manifest(2).model_copy(update={"headline": report.headline()})
+    manifest = changed(make_manifest(2), headline=report.headline())
     show_manifest(manifest)
     assert f"failed check   {failed.message}" in capsys.readouterr().out
     show_generations("cu-ni", [GenerationSummary.of(manifest)], 2)
@@ -169,11 +169,9 @@ def test_failed_checks_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_missing_checks_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     """In the verdict, `show`, `list` and the page; `accepted` alone would be misleading."""
-    evaluation = make_evaluation(2)
     reason = "energy over volume not possible: no bulk structure in the data"
-    gate = evaluation.gate.model_copy(update={"unchecked": (reason,), "limits_set": True})
-    report = make_report(2, evaluation=evaluation.model_copy(update={"gate": gate}))
-    manifest = make_manifest(2).model_copy(update={"headline": report.headline()})
+    report = changed(make_report(2), evaluation__gate__unchecked=(reason,))
+    manifest = changed(make_manifest(2), headline=report.headline())
     assert report.headline().verdict == "accepted, stability not checked"
     show_manifest(manifest)
     assert f"not checked    {reason}" in capsys.readouterr().out
@@ -188,14 +186,7 @@ def test_missing_checks_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_report_without_a_test_side_says_so() -> None:
     """Errors of the training set alone, and that nothing was held out."""
-    report = make_report(1)
-    assert report.evaluation is not None
-    alone = report.model_copy(
-        update={
-            "evaluation": report.evaluation.model_copy(update={"test": None}),
-            "dataset": report.dataset.model_copy(update={"test": 0}),
-        }
-    )
+    alone = changed(make_report(1), evaluation__test=None, dataset__test=0)
     assert alone.headline().test.rmse_energy_mev_per_atom is None
     assert "nothing was held out" in summary(alone)
     page = shown(alone)
@@ -271,8 +262,7 @@ def test_the_verdict_comes_first() -> None:
     assert (rejected.css, rejected.word) == ("failed", "Rejected")
     assert rejected.reasons[1] == "the dimer Au–Au is attractive below 1.1 Å"
     assert verdict(make_evaluation(3)).word == "Accepted"
-    found = make_evaluation(3)
-    free = found.model_copy(update={"gate": found.gate.model_copy(update={"limits_set": False})})
+    free = changed(make_evaluation(3), gate__limits_set=False)
     assert verdict(free).word == "Published, no gate set"
     assert verdict(free).css == "skipped"
     assert verdict(None).word == "Not evaluated"
@@ -328,7 +318,7 @@ def test_stresses_are_reported_like_energies_and_forces(
     headline = report.headline()
     assert evaluation.test is not None
     assert headline.test.rmse_stress_gpa == evaluation.test.rmse_stress_gpa
-    show_manifest(make_manifest(2).model_copy(update={"headline": headline}))
+    show_manifest(changed(make_manifest(2), headline=headline))
     output = capsys.readouterr().out
     assert f"{significant(headline.test.rmse_stress_gpa)} test" in output
     assert "↑ 1%" not in output
@@ -351,7 +341,7 @@ def test_the_conversion_is_described_in_a_note() -> None:
         "On 956 structures potential.yace and potential.yaml differ by no more than "
         "3.10·10⁻⁹ meV/atom and 0 meV/Å."
     )
-    silent = agreement_table(evaluation.model_copy(update={"conversion": None}))
+    silent = agreement_table(changed(evaluation, conversion=None))
     assert silent is not None
     assert silent.note.endswith("in the trainer.")
 
@@ -411,7 +401,7 @@ def test_building_graphs_is_a_stage_of_its_own() -> None:
         ["fit: checkpoints and the rest", "10 s", "5\u202f%", "█" * 2],
         ["evaluate", "10 s", "5\u202f%", "█" * 2],
     ]
-    older = report.model_copy(update={"phases_s": {}})
+    older = changed(report, phases_s={})
     assert [row[0] for row in time_table(older).rows] == ["export", "fit", "evaluate"]
 
 
@@ -443,11 +433,10 @@ def _curve_report() -> TrainingReport:
         FitCycle(ladder_step=step, cycle=0, functions=5 * step + 5, iterations=3, final_loss=1.0)
         for step in (0, 1)
     )
-    last = points[-1].model_copy(update={"iteration": 4})
-    fit = report.fit.model_copy(
-        update={"train_curve": points, "test_curve": (last,), "cycles": cycles, "iterations": 6}
-    )
-    return report.model_copy(update={"fit": fit})
+    last = changed(points[-1], iteration=4)
+    curves = {"train_curve": points, "test_curve": (last,)}
+    fit = changed(report.fit, cycles=cycles, iterations=6, **curves)
+    return changed(report, fit=fit)
 
 
 def test_the_learning_curve_runs_through_all_steps() -> None:
@@ -475,13 +464,11 @@ def test_steps_and_attempts_are_marked() -> None:
         "2 ladder steps or cycles, started at the dotted lines, with their numbers of functions "
         "above; 2 attempts, started at the dashed lines"
     )
-    (part, _) = make_report(2).attempts
-    plain = make_report(1, attempts=(part,))
-    assert learning_caption(plain) == ""
+    assert learning_caption(make_report(1, attempts=report.attempts[:1])) == ""
 
 
 def _figure_of(check: DimerCheck, **changes: Any) -> Markup:
-    (figure,) = physics_figures((check.model_copy(update=changes),))
+    (figure,) = physics_figures((changed(check, **changes),))
     return figure.svg
 
 
@@ -505,11 +492,9 @@ def test_a_learning_curve_takes_any_numbers(values: list[float]) -> None:
     report = _curve_report()
     (point, *_) = report.fit.train_curve
     curve = tuple(
-        point.model_copy(update={"iteration": number, "loss": value})
-        for number, value in enumerate(values)
+        changed(point, iteration=number, loss=value) for number, value in enumerate(values)
     )
-    fit = report.fit.model_copy(update={"train_curve": curve, "test_curve": ()})
-    for figure in learning_figures(report.model_copy(update={"fit": fit})):
+    for figure in learning_figures(changed(report, fit__train_curve=curve, fit__test_curve=())):
         assert len(texts(figure.svg, "quiet")) < 20
 
 
@@ -525,9 +510,9 @@ def test_logarithmic_labels_are_enough(low: float, high: float, labels: list[str
     """Decades if there are some, else more per decade."""
     report = _curve_report()
     curve = report.fit.train_curve
-    ends = (curve[0].model_copy(update={"loss": low}), curve[1].model_copy(update={"loss": high}))
-    fit = report.fit.model_copy(update={"train_curve": ends, "test_curve": (), "cycles": ()})
-    (loss, *_) = learning_figures(report.model_copy(update={"fit": fit}))
+    ends = (changed(curve[0], loss=low), changed(curve[1], loss=high))
+    fit = changed(report.fit, train_curve=ends, test_curve=(), cycles=())
+    (loss, *_) = learning_figures(changed(report, fit=fit))
     assert texts(loss.svg, "quiet")[-len(labels) :] == labels
 
 
@@ -589,19 +574,10 @@ def test_pages_depend_on_the_report_only(tmp_path: Path) -> None:
 
 def test_figures_are_compared_with_the_parents_on_the_same_structures() -> None:
     """Better or worse, by how much, and on how many structures."""
-    report = make_report(2)
-    assert report.evaluation is not None
-    assert report.evaluation.parent is not None
-    worse = report.evaluation.parent.model_copy(
-        update={
-            "old": Errors(rmse_energy_mev_per_atom=10.0, rmse_force_mev_per_angstrom=10.0),
-            "new": Errors(rmse_energy_mev_per_atom=12.5, rmse_force_mev_per_angstrom=10.1),
-        }
-    )
-    report = report.model_copy(
-        update={"evaluation": report.evaluation.model_copy(update={"parent": worse})}
-    )
-    page = shown(report)
+    old = Errors(rmse_energy_mev_per_atom=10.0, rmse_force_mev_per_angstrom=10.0)
+    new = Errors(rmse_energy_mev_per_atom=12.5, rmse_force_mev_per_angstrom=10.1)
+    parents = {"evaluation__parent__old": old, "evaluation__parent__new": new}
+    page = shown(changed(make_report(2), **parents))
     assert (
         "gen_01 10.0 → 12.5 on the same 90 structures worse than gen_01 (+25 %) Force RMSE, test"
     ) in page
@@ -627,34 +603,22 @@ def test_without_an_evaluation_pacemakers_figures_are_shown() -> None:
         f"Energy RMSE, test {test} meV/atom train {train} gen_01 {own}, on its own test set" in page
     )
     assert "Accuracy" not in page
-    validated = report.fit.model_copy(update={"second_set": "validation"})
-    unknown = report.model_copy(update={"fit": validated})
+    unknown = changed(report, fit__second_set="validation")
     assert unknown.errors("test").rmse_energy_mev_per_atom is None
 
 
 def test_the_predecessor_is_the_one_compared_with() -> None:
     """Else the one that the fit started from, else none."""
-    report = make_report(4)
-    assert report.evaluation is not None
-    assert report.predecessor() == 3
-    other = make_evaluation(3)
-    assert report.model_copy(update={"evaluation": other}).predecessor() == 2
+    assert make_report(4).predecessor() == 3
+    assert make_report(4, evaluation=make_evaluation(3)).predecessor() == 2
     assert make_report(4, evaluation=None).predecessor() == 3
     assert make_report(1, evaluation=None).predecessor() is None
 
 
 def test_checks_without_curves_are_no_obstacle() -> None:
     """A crystal that could not be made has no points; both pages work."""
-    empty = EnergyVolumeCheck(
-        verdict="skipped",
-        message="no reference structure",
-        element="Cu",
-        structure="Cu",
-        volumes_angstrom3_per_atom=(),
-        energies_ev_per_atom=(),
-        minimum_angstrom3_per_atom=None,
-        bulk_modulus_gpa=None,
-    )
+    message = "no reference structure"
+    empty = EnergyVolumeCheck(verdict="skipped", message=message, element="Cu", structure="Cu")
     report = make_report(2, evaluation=make_evaluation(2, physics=(empty,)))
     assert "no reference structure" in shown(report)
     assert "Energy over volume" not in shown(report)
@@ -678,10 +642,7 @@ def test_the_cost_of_the_potential_is_shown() -> None:
     """With the machine of the measurement; an older report has none."""
     report = make_report(2)
     assert "84.2 µs per atom on one core, Example CPU" in shown(report)
-    assert report.evaluation is not None
-    older = report.model_copy(
-        update={"evaluation": report.evaluation.model_copy(update={"speed": None})}
-    )
+    older = changed(report, evaluation__speed=None)
     assert "µs per atom" not in shown(older)
     assert older.headline().evaluator_us_per_atom is None
 
@@ -692,13 +653,10 @@ def test_the_key_of_a_split_is_shown() -> None:
     by_seed = make_facts(report)
     assert "split by" not in shown(report)
     assert "split 42" in shown(report)
-    split = by_seed.dataset.split.model_copy(update={"key": "side"})
     by_key = Facts(
-        report.model_copy(
-            update={"dataset": report.dataset.model_copy(update={"split_key": "side"})}
-        ),
+        changed(report, dataset__split_key="side"),
         by_seed.manifest,
-        by_seed.dataset.model_copy(update={"split": split}),
+        changed(by_seed.dataset, split__key="side"),
     )
     page = render_report(by_key, None)
     assert "the key side" in page
@@ -707,7 +665,7 @@ def test_the_key_of_a_split_is_shown() -> None:
 
 def _manifest(generation: int, **training: Any) -> Manifest:
     config = JobConfig.model_validate({"family": "cu", "training": training})
-    return make_manifest(generation).model_copy(update={"config": config.model_dump(mode="json")})
+    return changed(make_manifest(generation), config=config.model_dump(mode="json"))
 
 
 def test_show_names_the_settings_and_the_verdict(capsys: pytest.CaptureFixture[str]) -> None:
@@ -721,7 +679,7 @@ def test_show_names_the_settings_and_the_verdict(capsys: pytest.CaptureFixture[s
     assert shown["ladder"] == "ladder_step [100.0, 0.1], ladder_type body_order"
     assert shown["weights"] == "energy 10000, force 100, weighting uniform"
     grace = TrainingConfig(trainer="grace-fs", stress_weight=50).model_dump(mode="json")
-    settings = fit_settings(make_manifest(1).model_copy(update={"config": {"training": grace}}))
+    settings = fit_settings(changed(make_manifest(1), config={"training": grace}))
     assert settings["fitted by"] == "grace-fs"
     assert settings["weights"].endswith(", stress 50, weighting uniform")
     assert not {"ladder", "regularisation"} & settings.keys()
@@ -731,11 +689,9 @@ def test_show_names_the_settings_and_the_verdict(capsys: pytest.CaptureFixture[s
 
 def test_a_manifest_of_an_older_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     """Missing values have a dash; its gate is that of its configuration."""
-    old = make_manifest(1)
-    headline = old.headline.model_copy(update={"limits_set": None})
     gate = {"max_energy_rmse_mev": 5.0}
     config = {"family": "cu", "training": {"cutoff": 5.0}, "evaluation": {"gate": gate}}
-    text = old.model_copy(update={"headline": headline, "config": config}).to_json()
+    text = changed(make_manifest(1), headline__limits_set=None, config=config).to_json()
     show_manifest(Manifest.from_json(text, key="k"))
     out = capsys.readouterr().out
     assert "verdict        accepted\n" in out
@@ -777,5 +733,5 @@ def test_losses_of_members_are_on_the_scale_of_curves(capsys: pytest.CaptureFixt
         headline=manifest.headline,
     )
     ensemble = Committee(members=(member,), best=1, spread=None)
-    show_manifest(manifest.model_copy(update={"ensemble": ensemble}))
+    show_manifest(changed(manifest, ensemble=ensemble))
     assert "seed 42, test loss 0.02, RMSE" in capsys.readouterr().out

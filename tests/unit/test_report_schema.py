@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jsonschema
 import pytest
 
 from mlip_job.errors import IntegrityError
+from mlip_job.evaluation.results import SetEvaluation
 from mlip_job.registry import Checkpoint, Manifest
 from mlip_job.report.model import TrainingReport, schema_file_name, schema_text
 from tests.evaluations import make_evaluation
 from tests.reports import make_report, validate_report
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from mlip_job.evaluation.results import SetEvaluation
 
 _OLD_STORE = Path(__file__).parents[1] / "data" / "stores" / "2026-11.tar.xz"
 _PUBLISHED = Path(__file__).parents[2] / "docs" / "schemas"
@@ -155,3 +152,10 @@ def test_a_later_version_is_refused(read: Callable[[str], object]) -> None:
     """With a message that says what to do."""
     with pytest.raises(IntegrityError, match=r"schema version 3, .* reads 1 and 2: upgrade mlip"):
         read('{"schema_version": 3}')
+
+
+@pytest.mark.parametrize("rest", ["", ', "loss": 1', ', "loss": {}, "evaluation": {"train": 1}'])
+def test_a_damaged_report_of_version_1_is_refused(rest: str) -> None:
+    """Without a traceback."""
+    with pytest.raises(IntegrityError, match="a report can't be read"):
+        TrainingReport.from_json(f'{{"schema_version": 1{rest}}}')

@@ -93,7 +93,7 @@ class ReferenceStructures:
         """Add a structure; `shortest` is its shortest distance, Å."""
         atoms = structure.atoms
         energy = (structure.energy - reference_energy) / len(atoms)
-        elements, periodic = tuple(sorted(set(atoms.symbols))), bool(atoms.pbc.all())
+        elements, periodic = _elements(atoms), bool(atoms.pbc.all())
         volume = atoms.get_volume() / len(atoms) if periodic else 0.0
         packing = shortest / volume ** (1 / 3) if periodic and shortest is not None else 0.0
         bulk = periodic and vacuum_width(atoms) <= self.cutoff
@@ -126,11 +126,9 @@ class ReferenceStructures:
 
     def largest_set(self, *, bulk: bool) -> Stable | None:
         """Return the lowest-energy structure with the most elements, bulk or not."""
-        kinds = [kind for kind in self.by_kind if kind.bulk == bulk]
-        if not kinds:
-            return None
-        first = max(kinds, key=lambda kind: (kind.periodic, len(kind.elements), kind.elements))
-        return _lowest(s for k, s in self.by_kind.items() if k[:3] == first[:3])
+        kinds = (kind for kind in self.by_kind if kind.bulk == bulk)
+        first = max(kinds, key=lambda k: (k.periodic, len(k.elements), k.elements), default=None)
+        return first and _lowest(s for k, s in self.by_kind.items() if k[:3] == first[:3])
 
     def for_dynamics(self) -> Stable | None:
         """Return the lowest-energy structure with the most elements; bulk is preferred."""
@@ -148,12 +146,11 @@ class ReferenceStructures:
         most = max(len(kind.elements) for kind in crystals)
         if most > 1:
             return _lowest(s for k, s in crystals.items() if len(k.elements) == most)
-        first_kind = min(crystals, key=lambda kind: (crystals[kind].energy, kind))
+        first = min(crystals, key=lambda kind: (crystals[kind].energy, kind))
         return _lowest(
             stable
             for kind, stable in crystals.items()
-            if abs(kind.packing - first_kind.packing) > 1
-            or kind.config_type != first_kind.config_type
+            if abs(kind.packing - first.packing) > 1 or kind.config_type != first.config_type
         )
 
     def curve_of(self, crystal: Stable) -> tuple[AtRest, ...]:
@@ -167,11 +164,14 @@ class ReferenceStructures:
         By equipartition a harmonic crystal has 3/2·kT per atom above its lowest energy; the
         estimate uses the 90th percentile of the energies.
         """
-        key = (tuple(sorted(set(stable.atoms.symbols))), bool(stable.atoms.pbc.all()))
-        counts = self.energies[key]
+        counts = self.energies[_elements(stable.atoms), bool(stable.atoms.pbc.all())]
         energies = np.repeat(list(counts.keys()), list(counts.values()))
         highest = _ENERGY_STEP * float(np.percentile(energies, 90))
         return max(0.0, highest - stable.energy) / (1.5 * kB)
+
+
+def _elements(atoms: Atoms) -> tuple[str, ...]:
+    return tuple(sorted(set(atoms.symbols)))
 
 
 def _composition(atoms: Atoms) -> str:
@@ -184,15 +184,10 @@ def _lowest(stables: Iterable[Stable]) -> Stable | None:
 
 def vacuum_width(atoms: Atoms) -> float:
     """Return the width (Å) of the widest slice parallel to cell faces that holds no atom."""
-    cell: FloatArray = np.array(atoms.cell)
-    volume = abs(np.linalg.det(cell))
-    widest = 0.0
-    for axis in range(3):
-        height = volume / np.linalg.norm(np.cross(cell[axis - 2], cell[axis - 1]))
-        places = np.sort(atoms.get_scaled_positions()[:, axis])
-        gaps = np.diff(np.append(places, places[0] + 1))
-        widest = max(widest, float(gaps.max() * height))
-    return widest
+    heights = 1 / np.linalg.norm(atoms.cell.reciprocal(), axis=1)
+    places = np.sort(atoms.get_scaled_positions(), axis=0)
+    gaps = np.diff(places, axis=0, append=places[:1] + 1)
+    return float((gaps * heights).max())
 
 
 # -- energy over volume ---------------------------------------------------------------------------
@@ -217,8 +212,7 @@ _FAR = 0.15  # relative to the most stable structure, whose strain is smaller
 _VOLUME_TOLERANCE, _MODULUS_TOLERANCE = 0.03, 0.25
 
 
-@dataclass(frozen=True)
-class Minimum:
+class Minimum(NamedTuple):
     """Volume (Å³/atom) and bulk modulus (GPa) at the minimum of a curve."""
 
     volume: float
@@ -243,99 +237,109 @@ def check_energy_volume(
     the ZBL cores, or without any to the shortest distances of the data (Å).
     """
     ends = {pair: core.inner for pair, core in cores.items()} or shortest
-    scan = _Scan(potential, stable, reference_energies, ends)
+
+    def curve_of(structure: Stable) -> Curve:
+        return scan(potential, structure, reference_energies, ends)
+
     second = stable.second_bulk()
     if second is None and not any(map(stable.bulk, potential.elements)):
-        yield scan.check_without_bulk("-".join(potential.elements))
+        found = stable.largest_set(bulk=False)
+        curve = None if found is None or found.shortest is None else curve_of(found)
+        yield _check_without_bulk("-".join(potential.elements), curve)
         return
     checked = []
     for element in potential.elements:
-        crystal = stable.bulk(element)
-        if crystal is None:
+        if (crystal := stable.bulk(element)) is None:
             message = f"{NOT_POSSIBLE} of {element} alone in the data"
             yield EnergyVolumeCheck(verdict="skipped", message=message, element=element)
         else:
             checked.append(crystal.row_id)
-            yield scan.check(element, crystal)
+            yield _check(element, curve_of(crystal), stable.curve_of(crystal))
     if second is not None and second.row_id not in checked:
-        yield scan.check("-".join(sorted(set(second.atoms.symbols))), second)
+        yield _check("-".join(_elements(second.atoms)), curve_of(second), stable.curve_of(second))
 
 
-@dataclass(frozen=True)
-class _Scan:
-    potential: Potential
-    stable: ReferenceStructures
-    reference_energies: Mapping[str, float]
-    ends: Mapping[Pair, float]
+class Curve(NamedTuple):
+    """A structure, its relative volumes in ascending order, and its energies (eV/atom) there."""
 
-    def check(self, name: str, crystal: Stable) -> EnergyVolumeCheck:
-        relative, energies = self._curve(crystal)
-        volumes = crystal.atoms.get_volume() / len(crystal.atoms) * relative
-        found = minimum_of(volumes, energies, _at_own_volume(relative))
-        wanted = minimum_of_data(self.stable.curve_of(crystal))
-        collapse = instability(relative, energies)
-        problems = [collapse] if collapse else []
-        if found is None and not collapse:
-            problems.append("no minimum that an equation of state describes")
-        if found and wanted:
-            problems += _differences(found, wanted)
-        elif not collapse and (shift := _far_from_own(relative, energies)):
-            problems.append(shift)
-        facts = [str(found)] if found else []
-        facts.append(
-            f"the data's own: {wanted}" if wanted else "the data has no such curve to compare with"
-        )
-        return EnergyVolumeCheck(
-            verdict="failed" if problems else "passed",
-            unstable=collapse is not None,
-            message=f"{name} ({crystal}): {'; '.join([*problems, *facts])}",
-            element=name,
-            structure=str(crystal),
-            volumes_angstrom3_per_atom=tuple(volumes.tolist()),
-            energies_ev_per_atom=tuple(energies.tolist()),
-            minimum_angstrom3_per_atom=found.volume if found else None,
-            bulk_modulus_gpa=found.modulus if found else None,
-            data_minimum_angstrom3_per_atom=wanted.volume if wanted else None,
-            data_bulk_modulus_gpa=wanted.modulus if wanted else None,
-        )
+    structure: Stable
+    relative: FloatArray
+    energies: FloatArray
 
-    def check_without_bulk(self, name: str) -> EnergyVolumeCheck:
-        """Scale a structure with its vacuum; the check can fail but not pass."""
-        message = f"{NOT_POSSIBLE} in the data"
-        structure = self.stable.largest_set(bulk=False)
-        if structure is None or structure.shortest is None:
-            return EnergyVolumeCheck(verdict="skipped", message=message, element=name)
-        relative, energies = self._curve(structure)
-        collapse = instability(relative, energies)
-        problem = collapse or _far_from_own(relative, energies)
-        return EnergyVolumeCheck(
-            verdict="failed" if problem else "skipped",
-            unstable=collapse is not None,
-            message=f"{structure}, scaled with its vacuum: {problem}; {message}"
-            if problem
-            else f"{message}, only {structure}",
-            element=name,
-            structure=str(structure),
-        )
 
-    def _curve(self, crystal: Stable) -> tuple[FloatArray, FloatArray]:
-        """Return relative volumes, extended to the ZBL core or the end of the data; energies."""
-        atoms, reached = crystal.atoms, _LEAST_VOLUME
-        pairs = neighbor_list("ijd", atoms, self.potential.cutoff)
-        for i, j, distance in zip(*pairs, strict=True):
-            one, other = sorted((atoms.symbols[i], atoms.symbols[j]))
-            reached = max(reached, (self.ends.get((one, other), 0.0) / distance) ** 3)
-        beyond = np.arange(_VOLUMES[0] - _STEP, reached - _STEP, -_STEP)[::-1]
-        relative = np.concatenate([beyond, _VOLUMES])
-        reference = sum(self.reference_energies[symbol] for symbol in atoms.symbols)
-        energies = []
-        for volume in relative:
-            scaled = atoms.copy()
-            scaled.set_cell(atoms.cell * volume ** (1 / 3))
-            scaled.positions *= volume ** (1 / 3)
-            answer = self.potential.predict(scaled, f"{crystal} at {volume:.2f} of its volume")
-            energies.append((answer.energy + reference) / len(atoms))
-        return relative, np.array(energies)
+def scan(
+    potential: Potential,
+    structure: Stable,
+    reference_energies: Mapping[str, float],
+    ends: Mapping[Pair, float],
+) -> Curve:
+    """Scale a structure, down to the ZBL core or the end of the data."""
+    atoms, reached = structure.atoms, _LEAST_VOLUME
+    for i, j, distance in zip(*neighbor_list("ijd", atoms, potential.cutoff), strict=True):
+        one, other = sorted((atoms.symbols[i], atoms.symbols[j]))
+        reached = max(reached, (ends.get((one, other), 0.0) / distance) ** 3)
+    beyond = np.arange(_VOLUMES[0] - _STEP, reached - _STEP, -_STEP)[::-1]
+    relative = np.concatenate([beyond, _VOLUMES])
+    reference = sum(reference_energies[symbol] for symbol in atoms.symbols)
+    energies = []
+    for volume in relative:
+        scaled = atoms.copy()
+        scaled.set_cell(atoms.cell * volume ** (1 / 3))
+        scaled.positions *= volume ** (1 / 3)
+        found = potential.predict(scaled, f"{structure} at {volume:.2f} of its volume")
+        energies.append((found.energy + reference) / len(atoms))
+    return Curve(structure, relative, np.array(energies))
+
+
+def _check(name: str, curve: Curve, of_data: Sequence[AtRest]) -> EnergyVolumeCheck:
+    crystal, relative, energies = curve
+    volumes = crystal.atoms.get_volume() / len(crystal.atoms) * relative
+    found = minimum_of(volumes, energies, _at_own_volume(relative))
+    wanted = minimum_of_data(of_data)
+    collapse = instability(relative, energies)
+    problems = [collapse] if collapse else []
+    if found is None and not collapse:
+        problems.append("no minimum that an equation of state describes")
+    if found and wanted:
+        problems += _differences(found, wanted)
+    elif not collapse and (shift := _far_from_own(relative, energies)):
+        problems.append(shift)
+    facts = [str(found)] if found else []
+    facts.append(
+        f"the data's own: {wanted}" if wanted else "the data has no such curve to compare with"
+    )
+    return EnergyVolumeCheck(
+        verdict="failed" if problems else "passed",
+        unstable=collapse is not None,
+        message=f"{name} ({crystal}): {'; '.join([*problems, *facts])}",
+        element=name,
+        structure=str(crystal),
+        volumes_angstrom3_per_atom=tuple(volumes.tolist()),
+        energies_ev_per_atom=tuple(energies.tolist()),
+        minimum_angstrom3_per_atom=found.volume if found else None,
+        bulk_modulus_gpa=found.modulus if found else None,
+        data_minimum_angstrom3_per_atom=wanted.volume if wanted else None,
+        data_bulk_modulus_gpa=wanted.modulus if wanted else None,
+    )
+
+
+def _check_without_bulk(name: str, curve: Curve | None) -> EnergyVolumeCheck:
+    """Check a structure that is scaled with its vacuum: it can fail but not pass."""
+    message = f"{NOT_POSSIBLE} in the data"
+    if curve is None:
+        return EnergyVolumeCheck(verdict="skipped", message=message, element=name)
+    structure, *points = curve
+    collapse = instability(*points)
+    problem = collapse or _far_from_own(*points)
+    return EnergyVolumeCheck(
+        verdict="failed" if problem else "skipped",
+        unstable=collapse is not None,
+        message=f"{structure}, scaled with its vacuum: {problem}; {message}"
+        if problem
+        else f"{message}, only {structure}",
+        element=name,
+        structure=str(structure),
+    )
 
 
 def instability(relative: FloatArray, energies: FloatArray) -> str | None:
@@ -358,17 +362,16 @@ def instability(relative: FloatArray, energies: FloatArray) -> str | None:
             f"it {how}: at {relative[lowest]:.0%} of its volume its energy is "
             f"{energies[bottom] - energies[lowest]:.2g} eV per atom below that of its minimum"
         )
-    peak = bottom
-    for index in range(bottom - 1, -1, -1):
-        if energies[index] > energies[peak]:
-            peak = index
-        elif energies[index] < energies[peak] - _DIP:
-            return (
-                f"it collapses under compression: from {relative[peak]:.0%} of its volume on, "
-                f"behind a barrier of {energies[peak] - energies[bottom]:.2g} eV per atom, its "
-                "energy falls"
-            )
-    return None
+    compressed = energies[bottom::-1]  # from the minimum to the smallest volume
+    peaks = np.maximum.accumulate(compressed)
+    (fallen,) = np.nonzero(compressed < peaks - _DIP)
+    if not fallen.size:
+        return None
+    peak = bottom - int(compressed[: fallen[0]].argmax())
+    return (
+        f"it collapses under compression: from {relative[peak]:.0%} of its volume on, behind a "
+        f"barrier of {energies[peak] - energies[bottom]:.2g} eV per atom, its energy falls"
+    )
 
 
 def minimum_of(volumes: FloatArray, energies: FloatArray, start: int) -> Minimum | None:
@@ -383,24 +386,20 @@ def minimum_of(volumes: FloatArray, energies: FloatArray, start: int) -> Minimum
 
 def minimum_of_data(points: Sequence[AtRest]) -> Minimum | None:
     """Return the minimum of the curve in the data; None if its points do not determine one."""
-    points = sorted(points, key=lambda point: point.volume)
     if not points:
         return None
-    middle = min(points, key=lambda point: point.energy).volume
-    near = [point for point in points if abs(point.volume / middle - 1) < _FITTED_OF_DATA]
-    volumes = np.array([point.volume for point in near])
-    energies = np.array([point.energy for point in near])
-    if len(set(volumes.round(2))) < _FEWEST_POINTS:
+    _, volumes, energies = np.array(sorted(points, key=lambda point: point.volume)).T
+    near = np.abs(volumes / volumes[energies.argmin()] - 1) < _FITTED_OF_DATA
+    if len(set(volumes[near].round(2))) < _FEWEST_POINTS:
         return None
-    found = _fit(volumes, energies)
+    found = _fit(volumes[near], energies[near])
     return found[0] if found and found[1] < _POOR_FIT else None
 
 
 def _differences(found: Minimum, wanted: Minimum) -> Iterator[str]:
-    volume = found.volume / wanted.volume - 1
+    volume, modulus = (ours / theirs - 1 for ours, theirs in zip(found, wanted, strict=True))
     if abs(volume) > _VOLUME_TOLERANCE:
         yield f"the volume differs by {100 * volume:+.0f} % from the data's"
-    modulus = found.modulus / wanted.modulus - 1
     if abs(modulus) > _MODULUS_TOLERANCE:
         yield f"the bulk modulus differs by {100 * modulus:+.0f} % from the data's"
 

@@ -70,19 +70,10 @@ class Predecessor:
 
 @dataclass(frozen=True)
 class Subject:
-    """A potential to evaluate, and the data of its fit.
+    """A potential to evaluate, and the data of its fit, with notes on failures of earlier stages.
 
-    Attributes
-    ----------
-    fitted
-        Figures reported by the trainer.
-    left_out
-        Rows per side that the weighting excluded from the fit. They are not measured, because the
-        potential was not fitted to them and the trainer's figures exclude them too.
-    validation
-        Training rows that choose the best iteration; not fitted.
-    notes
-        Failures of earlier stages.
+    Rows `left_out` by the weighting are not measured: the potential was not fitted to them, and the
+    trainer's figures exclude them too. `validation` rows choose the best iteration; not fitted.
     """
 
     models: Models
@@ -132,9 +123,16 @@ def evaluate(
         for batch in measure(subject.tasks("test")):
             test.add_all(batch.measured)
             progress(len(batch.measured))
-    _require_structures("training", train)
-    if record.counts.test:
-        _require_structures("test", test)
+    for name, counted, errors in (
+        ("training", record.counts.train, train),
+        ("test", record.counts.test, test),
+    ):
+        if counted and errors.structures == 0:
+            raise TrainingError(
+                f"the weighting left every structure of the {name} set out of the fit: there is "
+                "nothing to measure",
+                hint="raise training.weighting.energy_based.DEup, then run with --fresh",
+            )
     agreements, notes = _agreements(subject, train, test)
     converted = conversion(train, test) if models.converted else None
     parent = _compare(subject, cores=cores, progress=progress)
@@ -167,15 +165,6 @@ def evaluate(
         warnings=warnings or tuple(train.contradictions.warnings("training")),
         notes=(*subject.notes, *notes, *_notes(subject, train, test, parent)),
     )
-
-
-def _require_structures(name: str, errors: SetErrors) -> None:
-    if errors.structures == 0:
-        raise TrainingError(
-            f"the weighting left every structure of the {name} set out of the fit: there is "
-            "nothing to measure",
-            hint="raise training.weighting.energy_based.DEup, then run with --fresh",
-        )
 
 
 # -- agreement -----------------------------------------------------------------------------------
@@ -278,12 +267,9 @@ def _compare(
     old, new = SetErrors(), SetErrors()
     older = Models(predecessor.potential, predecessor.reference_energies)
     newer = Models(models.artefact, models.reference_energies)
+    common = predecessor.common_test_rows
     for which, errors in ((older, old), (newer, new)):
-        tasks = (
-            Task(task.block)
-            for task in subject.tasks("test")
-            if row_id(task.block) in predecessor.common_test_rows
-        )
+        tasks = (Task(t.block) for t in subject.tasks("test") if row_id(t.block) in common)
         with measuring(which, atoms=subject.record.atoms.test, cores=cores) as measure:
             for batch in measure(tasks):
                 errors.add_all(batch.measured)
@@ -334,20 +320,17 @@ def judge(
         *(_regressions(gate.max_regression, parent) if parent is not None else ()),
         *_failed_checks(gate, physics),
     )
+    unchecked: dict[str, None] = {}
+    for kind in ("energy_volume", "dynamics"):
+        checks = [check for check in physics if check.kind == kind]
+        if all(check.verdict == "skipped" for check in checks):
+            unchecked |= dict.fromkeys(check.message for check in checks)
     return GateVerdict(
         accepted=not reasons,
         reasons=reasons,
         limits_set=gate.has_limits,
-        unchecked=tuple(_unchecked(physics)),
+        unchecked=tuple(unchecked),
     )
-
-
-def _unchecked(physics: Sequence[PhysicsCheck]) -> Iterator[str]:
-    """Yield a reason for each kind of check (compression, dynamics) that was not possible."""
-    for kind in ("energy_volume", "dynamics"):
-        checks = [check for check in physics if check.kind == kind]
-        if checks and all(check.verdict == "skipped" for check in checks):
-            yield from dict.fromkeys(check.message for check in checks)
 
 
 def _too_large(gate: GateConfig, test: SetEvaluation | None) -> Iterator[str]:

@@ -151,9 +151,8 @@ class _Measurer:
         for task in tasks:
             structure = parse(task.block)
             references = sum(self._references[symbol] for symbol in structure.atoms.symbols)
-            measured = self._measure(
-                structure, references, self._basis if task.with_basis else None
-            )
+            basis = self._basis if task.with_basis else None
+            measured = self._measure(structure, references, basis)
             batch.measured.append(measured)
             shortest = min(measured.shortest.values(), default=None)
             batch.stable.add(structure, references, shortest)
@@ -163,16 +162,13 @@ class _Measurer:
         what, count = f"row {structure.row_id} of the database", len(structure.atoms)
         found = self._artefact.predict(structure.atoms, what)
         shortest = self._artefact.shortest_distances()
-        conversion, grade = None, None
-        if basis is not None:
-            other = basis.predict(structure.atoms, what)
-            grade = other.grade
-            if self._converted:
-                conversion = (
-                    abs(found.energy - other.energy) / count,
-                    float(np.abs(found.forces - other.forces).max()),
-                )
-        stress = None
+        other = basis.predict(structure.atoms, what) if basis is not None else None
+        conversion, stress = None, None
+        if other is not None and self._converted:
+            conversion = (
+                abs(found.energy - other.energy) / count,
+                float(np.abs(found.forces - other.forces).max()),
+            )
         if found.stress is not None and structure.stress is not None:
             stress = (structure.stress, found.stress, float(structure.atoms.get_volume()))
         return Measured(
@@ -187,7 +183,7 @@ class _Measurer:
             stress=stress,
             shortest=shortest,
             conversion=conversion,
-            grade=grade,
+            grade=other.grade if other is not None else None,
             reference_energy=references / count,
         )
 
@@ -246,38 +242,26 @@ class _PairMoments:
         self.sums = self.sums + pairs.sum(axis=1)
         self.products = self.products + pairs @ pairs.T
 
-    def warnings(
-        self,
-        side: str,
-        *,
-        smallest: float,
-        opposite: str,
-        because: str,
-        worse: str,
-        unit: str,
-        trivially: str,
-        so: str,
-    ) -> Iterator[str]:
-        """Warn of a negative correlation (Pearson's), or of an error above the trivial one."""
+    def warning(self, fewest: int, smallest: float, opposite: str, worse: str) -> str | None:
+        """Warn of a negative correlation (Pearson's), or of an error above the trivial one.
+
+        None if the labels are fewer or smaller than given. The texts take ``correlation``, ``rmse``
+        and ``trivial`` (milli).
+        """
+        if self.count < fewest:
+            return None
         means = self.sums / self.count if self.about_mean else np.zeros(2)
         moments = self.products / self.count - np.outer(means, means)
-        baseline = math.sqrt(max(0.0, moments[0, 0]))
-        if baseline < smallest:
-            return
+        trivial = math.sqrt(max(0.0, moments[0, 0]))
+        if trivial < smallest:
+            return None
         (label, both), (_, predicted) = self.products / self.count
         rmse = math.sqrt(max(0.0, label - 2 * both + predicted))
         size = math.sqrt(moments[0, 0] * moments[1, 1])
         correlation = moments[0, 1] / size if size else 0.0
         if correlation < -max(_OPPOSITE, _CHANCE / math.sqrt(self.count)):
-            yield (
-                f"{opposite}: on the {side} set their correlation with the labels is "
-                f"{correlation:.2f}; {because}"
-            )
-        elif rmse > baseline:
-            yield (
-                f"{worse}: on the {side} set their RMSE is {1000 * rmse:.4g} {unit}, that of "
-                f"{trivially} {1000 * baseline:.4g}; {so}"
-            )
+            return opposite.format(correlation=correlation)
+        return worse.format(rmse=1000 * rmse, trivial=1000 * trivial) if rmse > trivial else None
 
 
 class Contradictions:
@@ -295,11 +279,8 @@ class Contradictions:
 
     def add(self, measured: Measured) -> None:
         """Add a structure."""
-        offset = measured.reference_energy
-        self._energies.add(
-            np.array([measured.energy_reference - offset]),
-            np.array([measured.energy_predicted - offset]),
-        )
+        energies = np.array([measured.energy_reference, measured.energy_predicted])
+        self._energies.add(*np.split(energies - measured.reference_energy, 2))
         self._forces.add(measured.forces_reference, measured.forces_predicted)
         if measured.stress is None:
             return
@@ -313,38 +294,36 @@ class Contradictions:
 
     def warnings(self, side: str) -> Iterator[str]:
         """Yield a warning for each contradiction between labels and predictions."""
-        if self._forces.count:
-            yield from self._forces.warnings(
-                side,
-                smallest=_SMALL_FORCES,
-                opposite="PREDICTED FORCES HAVE THE OPPOSITE SIGN",
-                because="the data may hold gradients instead of forces",
-                worse="PREDICTED FORCES ARE WORSE THAN ZERO",
-                unit="meV/Å",
-                trivially="predicting no force at all",
-                so="do not use this potential before you know why",
-            )
-        if self._energies.count >= _FEWEST_ENERGIES:
-            yield from self._energies.warnings(
-                side,
-                smallest=_SMALL_ENERGIES,
-                opposite="PREDICTED ENERGIES ARE ANTICORRELATED",
-                because=_CONTRADICTORY,
-                worse="PREDICTED ENERGIES ARE WORSE THAN THEIR MEAN",
-                unit="meV/atom",
-                trivially="always predicting the mean",
-                so=_CONTRADICTORY,
-            )
-        yield from self._of_stresses(side)
+        correlated = f"on the {side} set their correlation with the labels is {{correlation:.2f}}"
+        error = f"on the {side} set their RMSE is {{rmse:.4g}}"
+        found = (
+            self._forces.warning(
+                1,
+                _SMALL_FORCES,
+                f"PREDICTED FORCES HAVE THE OPPOSITE SIGN: {correlated}; the data may hold "
+                "gradients instead of forces",
+                f"PREDICTED FORCES ARE WORSE THAN ZERO: {error} meV/Å, that of predicting no force "
+                "at all {trivial:.4g}; do not use this potential before you know why",
+            ),
+            self._energies.warning(
+                _FEWEST_ENERGIES,
+                _SMALL_ENERGIES,
+                f"PREDICTED ENERGIES ARE ANTICORRELATED: {correlated}; {_CONTRADICTORY}",
+                f"PREDICTED ENERGIES ARE WORSE THAN THEIR MEAN: {error} meV/atom, that of always "
+                f"predicting the mean {{trivial:.4g}}; {_CONTRADICTORY}",
+            ),
+            self._of_stresses(side),
+        )
+        yield from filter(None, found)
 
-    def _of_stresses(self, side: str) -> Iterator[str]:
+    def _of_stresses(self, side: str) -> str | None:
         if not self._stresses:
-            return
+            return None
         as_given = self._squares[1.0, "eV/Å³", _VOIGT]
         best = min(self._squares, key=lambda key: self._squares[key])
         found = self._squares[best]
         if found > _FAR_BETTER * min(as_given, self._predicted_squares):
-            return
+            return None
         sign, unit, order = best
         conventions = [
             _SIGNS[sign],
@@ -354,7 +333,7 @@ class Contradictions:
         rmse, better = (
             math.sqrt(squares / (6 * self._stresses)) / GPa for squares in (as_given, found)
         )
-        yield (
+        return (
             f"STRESSES OF THE DATA SEEM TO HAVE {' AND '.join(filter(None, conventions))}: read "
             f"like this, their RMSE on the {side} set is {better:.3g} GPa instead of {rmse:.3g}; "
             f"ASE's are in eV/Å³, positive under tension, in the order {_VOIGT}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations_with_replacement, pairwise
+from itertools import combinations_with_replacement
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -60,11 +60,12 @@ _MAX_JUMP_MEV_PER_ANGSTROM = 5.0
 def check_dimers(
     potential: Potential, shortest: Mapping[Pair, float], cores: Mapping[Pair, Core] | None
 ) -> Iterator[DimerCheck]:
-    """Yield the curve of every pair of elements."""
-    can_have_core = cores is not None
+    """Yield the curve of every pair of elements; `cores` is None if it can't have any."""
     for pair in combinations_with_replacement(potential.elements, 2):
-        core = (cores or {}).get(pair)
-        yield _check_curve(potential, pair, shortest.get(pair), core, can_have_core=can_have_core)
+        core = cores.get(pair) if cores is not None else None
+        yield _check_curve(
+            potential, pair, shortest.get(pair), core, can_have_core=cores is not None
+        )
 
 
 def check_smoothness(potential: Potential, cores: Mapping[Pair, Core]) -> Iterator[SmoothnessCheck]:
@@ -85,19 +86,13 @@ def _check_curve(
 ) -> DimerCheck:
     radii = sum(float(covalent_radii[atomic_numbers[element]]) for element in pair)
     limit = core.outer if core else known or radii
-    distances = np.concatenate(
-        [
-            np.linspace(_NEAREST * limit, limit, _POINTS_BELOW),
-            np.linspace(limit, potential.cutoff, _POINTS_ABOVE + 1)[1:],
-        ]
-    )
+    below = np.linspace(_NEAREST * limit, limit, _POINTS_BELOW)
+    above = np.linspace(limit, potential.cutoff, _POINTS_ABOVE + 1)[1:]
+    distances = np.concatenate([below, above])
     free = sum(_energy(potential, Atoms(element)) for element in pair)
     energies = [_energy(potential, _dimer(pair, distance)) - free for distance in distances]
-    falling = 0
-    for before, after in pairwise(energies):
-        if after >= before:
-            break
-        falling += 1
+    rises = np.diff(energies) >= 0
+    falling = int(rises.argmax()) if rises.any() else len(rises)
     repulsive_below = float(distances[falling]) if falling else None
     hole = _hole(distances, energies)
     name = "-".join(pair)

@@ -276,9 +276,7 @@ def shortest_distances(
 ) -> dict[Pair, float]:
     """Return the shortest distance (Å) of each pair within `reach` in the rows that count."""
     shortest: dict[Pair, float] = {}
-    for block in read_blocks(structures):
-        if not counts(row_id(block)):
-            continue
+    for block in filter(lambda block: counts(row_id(block)), read_blocks(structures)):
         atoms = parse(block).atoms
         for i, j, distance in zip(*neighbor_list("ijd", atoms, reach), strict=True):
             pair = _pair(atoms.symbols[i], atoms.symbols[j])

@@ -45,10 +45,10 @@ WORST = 10
 
 _COMPONENTS = 6  # of a stress
 
-# Bins of equal relative width; percentiles are accurate to half of it.
-_RATIO = 1.002
-_SMALLEST, _DECADES = 1e-9, 21
-_BINS = math.ceil(_DECADES * math.log(10) / math.log(_RATIO))
+# Bins of equal relative width, 0.2 %: percentiles are accurate to half of it. The middle bin is 0.
+_SIZES = np.geomspace(1e-9, 1e12, 24_500)
+_EDGES = np.concatenate([-_SIZES[::-1], _SIZES])
+_MIDDLES = np.convolve(np.pad(_EDGES, 1, mode="edge"), [0.5, 0.5], mode="valid")
 
 _GRADE_TOLERANCE = 1.01  # of the active set: grades of its own structures are up to 1.01
 _HISTOGRAM_BINS = 41  # odd, so that the middle bin is centred at zero
@@ -58,17 +58,15 @@ _HISTOGRAM_REACH = 0.99  # fraction of the errors between the outermost edges
 class ErrorStream:
     """Errors, added in batches.
 
-    Number, RMSE, MAE and maximum are exact. Percentiles (nearest rank) are exact up to
-    `EXACT_UP_TO` values, and accurate to 0.1 % beyond.
+    Number, RMSE, MAE and maximum are exact, None without any error. Percentiles (nearest rank) are
+    exact up to `EXACT_UP_TO` values, and accurate to 0.1 % beyond.
     """
 
     def __init__(self) -> None:
         self.count = 0
-        self._squares = 0.0
-        self._absolute = 0.0
-        self._largest = 0.0
+        self._squares = self._absolute = self._largest = 0.0
         self._kept: list[FloatArray] = []
-        self._bins: Counts | None = None  # from the most negative to the most positive
+        self._bins: Counts | None = None
 
     def add(self, errors: FloatArray) -> None:
         """Add errors of any shape."""
@@ -81,39 +79,37 @@ class ErrorStream:
         self._absolute += float(absolute.sum())
         self._largest = max(self._largest, float(absolute.max()))
         self._kept.append(errors)
-        if self._bins is None and self.count > EXACT_UP_TO:
-            self._bins = np.zeros(2 * _BINS, dtype=np.int64)
-        if self._bins is not None:
-            for values in self._kept:
-                self._bins += np.bincount(_bin_numbers(values), minlength=2 * _BINS)
+        if self.count > EXACT_UP_TO:
+            numbers = np.searchsorted(_EDGES, np.concatenate(self._kept))
+            counts = np.bincount(numbers, minlength=_MIDDLES.size)
+            self._bins = counts if self._bins is None else self._bins + counts
             self._kept.clear()
 
     @property
     def rmse(self) -> float | None:
-        """Root mean square of the errors; None without any."""
+        """Root mean square of the errors."""
         return math.sqrt(self._squares / self.count) if self.count else None
 
     @property
     def mae(self) -> float | None:
-        """Mean absolute error; None without any."""
+        """Mean absolute error."""
         return self._absolute / self.count if self.count else None
 
     @property
     def max(self) -> float | None:
-        """Largest absolute error; None without any."""
+        """Largest absolute error."""
         return self._largest if self.count else None
 
     def percentiles(self) -> Percentiles:
         """Return percentiles of the absolute errors; requires at least one value."""
         values, counts = self._weighted()
         # The middle of a bin may lie above the largest value in it.
-        values = np.minimum(np.abs(values), self._largest)
-        return _percentiles_of(values, counts)
+        return _percentiles(np.minimum(np.abs(values), self._largest), counts)
 
     def histogram(self) -> Histogram:
         """Return counts in equal bins around zero; the outermost include all values beyond."""
         values, counts = self._weighted()
-        (reach,) = _percentiles(np.abs(values), counts, (_HISTOGRAM_REACH,))
+        (reach,) = _at_ranks(np.abs(values), counts, _HISTOGRAM_REACH)
         reach = reach or self._largest or 1.0
         edges = np.linspace(-reach, reach, _HISTOGRAM_BINS + 1)
         shown, _ = np.histogram(np.clip(values, -reach, reach), bins=edges, weights=counts)
@@ -124,45 +120,27 @@ class ErrorStream:
         if self._bins is None:
             values = np.concatenate(self._kept)
             return values, np.ones(values.size, dtype=np.int64)
-        (filled,) = np.nonzero(self._bins)
-        return _middles(filled), self._bins[filled]
+        filled = self._bins > 0
+        return _MIDDLES[filled], self._bins[filled]
 
 
-def _bin_numbers(values: FloatArray) -> Counts:
-    with np.errstate(divide="ignore"):
-        powers = np.log(np.abs(values) / _SMALLEST) / math.log(_RATIO)
-    from_zero = np.clip(powers, 0, _BINS - 1).astype(np.int64)
-    return np.where(values < 0, _BINS - 1 - from_zero, _BINS + from_zero)
-
-
-def _middles(bins: Counts) -> FloatArray:
-    negative = bins < _BINS
-    from_zero = np.where(negative, _BINS - 1 - bins, bins - _BINS)
-    sizes = _SMALLEST * _RATIO ** (from_zero + 0.5)
-    sizes = np.where(from_zero == 0, 0.0, sizes)
-    middles: FloatArray = np.where(negative, -sizes, sizes)
-    return middles
-
-
-def _percentiles(
-    values: FloatArray, counts: Counts, fractions: tuple[float, ...]
-) -> tuple[float, ...]:
-    """Return the percentiles by nearest rank."""
+def _at_ranks(values: FloatArray, counts: Counts, *fractions: float) -> list[float]:
+    """Return percentiles by nearest rank."""
     order = np.argsort(values)
     cumulative = np.cumsum(counts[order])
     ranks = [math.ceil(fraction * cumulative[-1]) for fraction in fractions]
-    return tuple(float(values[order][np.searchsorted(cumulative, rank)]) for rank in ranks)
+    return [float(value) for value in values[order][np.searchsorted(cumulative, ranks)]]
 
 
-def _percentiles_of(values: FloatArray, counts: Counts) -> Percentiles:
-    p50, p90, p99 = _percentiles(values, counts, (0.5, 0.9, 0.99))
+def _percentiles(values: FloatArray, counts: Counts) -> Percentiles:
+    p50, p90, p99 = _at_ranks(values, counts, 0.5, 0.9, 0.99)
     return Percentiles(count=int(counts.sum()), p50=p50, p90=p90, p99=p99)
 
 
 def grade_statistics(grades: FloatArray) -> GradeStatistics:
     """Return the statistics of extrapolation grades, one per structure."""
     return GradeStatistics(
-        **dict(_percentiles_of(grades, np.ones(grades.size, dtype=np.int64))),
+        **dict(_percentiles(grades, np.ones(grades.size, dtype=np.int64))),
         max=float(grades.max()),
         above_one=int((grades > _GRADE_TOLERANCE).sum()),
     )
@@ -182,10 +160,9 @@ class PairSample:
 
     def add(self, reference: FloatArray, predicted: FloatArray) -> None:
         """Add pairs."""
-        count = reference.size
-        keys = self._random.random(count)
-        positions = np.arange(self._seen, self._seen + count, dtype=np.float64)
-        self._seen += count
+        positions = np.arange(self._seen, self._seen + reference.size, dtype=np.float64)
+        self._seen += reference.size
+        keys = self._random.random(reference.size)
         new = np.column_stack([keys, positions, reference.ravel(), predicted.ravel()])
         rows = np.concatenate([self._rows, new])
         if len(rows) > self._size:
@@ -226,35 +203,26 @@ class SubsetErrors:
 
     def errors(self) -> Errors:
         """Return RMSE, MAE and largest error of each quantity."""
-        energy, force, stress = self.energy, self.force, self.stress
         return Errors(
-            rmse_energy_mev_per_atom=energy.rmse,
-            rmse_force_mev_per_angstrom=force.rmse,
-            rmse_stress_gpa=stress.rmse,
-            mae_energy_mev_per_atom=energy.mae,
-            mae_force_mev_per_angstrom=force.mae,
-            mae_stress_gpa=stress.mae,
-            max_energy_mev_per_atom=energy.max,
-            max_force_mev_per_angstrom=force.max,
-            max_stress_gpa=stress.max,
+            rmse_energy_mev_per_atom=self.energy.rmse,
+            rmse_force_mev_per_angstrom=self.force.rmse,
+            rmse_stress_gpa=self.stress.rmse,
+            mae_energy_mev_per_atom=self.energy.mae,
+            mae_force_mev_per_angstrom=self.force.mae,
+            mae_stress_gpa=self.stress.mae,
+            max_energy_mev_per_atom=self.energy.max,
+            max_force_mev_per_angstrom=self.force.max,
+            max_stress_gpa=self.stress.max,
         )
 
 
 class SetErrors:
-    """Collects the measurements of one side.
+    """Collects the measurements of one side; `seed` determines the samples for parity plots.
 
-    `seed` determines the samples for parity plots.
-
-    Attributes
-    ----------
-    all, apart, rest
-        Errors of all rows, of those given as `apart`, and of the others; the last two are empty
-        without such rows.
-    shortest
-        Shortest distance of each pair of elements, Å.
-    conversions
-        Number of structures compared between artefact and basis, and the largest differences
-        (eV/atom, eV/Å).
+    `all`, `apart` and `rest` are the errors of all rows, of those given as `apart`, and of the
+    others; the last two are empty without such rows. `shortest` has the shortest distance of each
+    pair of elements, Å. `conversions` has the number of structures compared between artefact and
+    basis, and the largest differences (eV/atom, eV/Å).
     """
 
     def __init__(self, seed: int = 0, apart: Collection[int] = ()) -> None:
@@ -264,7 +232,7 @@ class SetErrors:
         self.conversions = (0, 0.0, 0.0)
         self.contradictions = Contradictions()
         self._apart = apart
-        self._per_element: defaultdict[str, ErrorStream] = defaultdict(ErrorStream)
+        self._per_element: defaultdict[str, SubsetErrors] = defaultdict(SubsetErrors)
         self._per_type: defaultdict[str, SubsetErrors] = defaultdict(SubsetErrors)
         self._energies, self._forces, self._stresses = (
             PairSample(SAMPLE_SIZE, seed) for _ in QUANTITIES
@@ -290,17 +258,17 @@ class SetErrors:
 
     def _add(self, measured: Measured) -> None:
         self.atoms += len(measured.symbols)
-        energy = 1000 * np.array([measured.energy_predicted - measured.energy_reference])
+        reference = np.array([measured.energy_reference])
+        predicted = np.array([measured.energy_predicted])
+        energy = 1000 * (predicted - reference)
         force = 1000 * (measured.forces_predicted - measured.forces_reference)
-        self._energies.add(
-            np.array([measured.energy_reference]), np.array([measured.energy_predicted])
-        )
+        self._energies.add(reference, predicted)
         self._forces.add(measured.forces_reference, measured.forces_predicted)
         stress = None
         if measured.stress is not None:
-            reference, predicted, _ = measured.stress
-            stress = (predicted - reference) / GPa
-            self._stresses.add(reference / GPa, predicted / GPa)
+            labels, predictions, _ = measured.stress
+            stress = (predictions - labels) / GPa
+            self._stresses.add(labels / GPa, predictions / GPa)
         self.contradictions.add(measured)
         subsets = [self.all, self._per_type[measured.config_type or ""]]
         if self._apart:
@@ -308,7 +276,7 @@ class SetErrors:
         for subset in subsets:
             subset.add(energy, force, stress)
         for element in np.unique(measured.symbols):
-            self._per_element[str(element)].add(force[measured.symbols == element])
+            self._per_element[str(element)].force.add(force[measured.symbols == element])
         for pair, distance in measured.shortest.items():
             self.shortest[pair] = min(distance, self.shortest.get(pair, distance))
         if measured.conversion is not None:
@@ -336,28 +304,26 @@ class SetErrors:
 
     def result(self) -> SetEvaluation:
         """Return the figures."""
-        errors, stressed = self.all, self.all.stress.count > 0
+        energy, force = self.all.energy, self.all.force
+        stress = self.all.stress if self.all.stress.count else None
         return SetEvaluation(
-            **dict(errors.errors()),
-            structures=errors.structures,
+            **dict(self.all.errors()),
+            structures=self.structures,
             atoms=self.atoms,
-            per_element={
-                element: SubsetErrors(force=forces).errors()
-                for element, forces in sorted(self._per_element.items())
-            },
+            per_element={name: each.errors() for name, each in sorted(self._per_element.items())},
             per_config_type={
                 name: ConfigTypeErrors(**dict(each.errors()), structures=each.structures)
                 for name, each in sorted(self._per_type.items())
             },
-            energy_percentiles_mev_per_atom=errors.energy.percentiles(),
-            force_percentiles_mev_per_angstrom=errors.force.percentiles(),
-            stress_percentiles_gpa=errors.stress.percentiles() if stressed else None,
-            energy_error_histogram_mev_per_atom=errors.energy.histogram(),
-            force_error_histogram_mev_per_angstrom=errors.force.histogram(),
-            stress_error_histogram_gpa=errors.stress.histogram() if stressed else None,
+            energy_percentiles_mev_per_atom=energy.percentiles(),
+            force_percentiles_mev_per_angstrom=force.percentiles(),
+            stress_percentiles_gpa=stress.percentiles() if stress else None,
+            energy_error_histogram_mev_per_atom=energy.histogram(),
+            force_error_histogram_mev_per_angstrom=force.histogram(),
+            stress_error_histogram_gpa=stress.histogram() if stress else None,
             energy_parity_ev_per_atom=self._energies.parity(),
             force_parity_ev_per_angstrom=self._forces.parity(),
-            stress_parity_gpa=self._stresses.parity() if stressed else None,
+            stress_parity_gpa=self._stresses.parity() if stress else None,
             worst=_in_turns(self._worst_energies, self._worst_forces),
             extrapolation_grade=grade_statistics(np.array(self._grades)) if self._grades else None,
         )

@@ -130,26 +130,14 @@ class CurveQuantity(NamedTuple):
     value_of: Callable[[CurvePoint], float | None]
 
 
+_RMSE = "RMSE per component"
 QUANTITIES = (
     CurveQuantity("loss", "Loss", "loss", lambda p: p.loss),
+    CurveQuantity("rmse_energy_mev_per_atom", "Energy", f"RMSE ({ENERGY})", lambda p: p.rmse[0]),
     CurveQuantity(
-        "rmse_energy_mev_per_atom",
-        "Energy",
-        "RMSE (meV/atom)",
-        lambda p: p.rmse_energy_mev_per_atom,
+        "rmse_force_mev_per_angstrom", "Forces", f"{_RMSE} ({FORCE})", lambda p: p.rmse[1]
     ),
-    CurveQuantity(
-        "rmse_force_mev_per_angstrom",
-        "Forces",
-        "RMSE per component (meV/Å)",
-        lambda p: p.rmse_force_mev_per_angstrom,
-    ),
-    CurveQuantity(
-        "rmse_stress_gpa",
-        "Stress",
-        "RMSE per component (GPa)",
-        lambda p: p.rmse_stress_gpa,
-    ),
+    CurveQuantity("rmse_stress_gpa", "Stress", f"{_RMSE} ({STRESS})", lambda p: p.rmse[2]),
 )
 
 
@@ -157,14 +145,14 @@ QUANTITIES = (
 def learning_figures(report: TrainingReport) -> tuple[Figure, ...]:
     """Return loss and RMSEs over the iterations, on logarithmic scales."""
     found = []
-    for _, title, label, value_of in QUANTITIES:
-        train, test = learning_curves(report.fit, value_of)
+    for quantity in QUANTITIES:
+        train, test = learning_curves(report.fit, quantity.value_of)
         if train:
-            axes = _learning_axes(label, {"train": train, "test": test})
+            axes = _learning_axes(quantity.label, {"train": train, "test": test})
             _mark_steps(axes, report)
-            svg = _to_svg(axes, f"{title} over the iterations of the fit, logarithmic")
+            svg = _to_svg(axes, f"{quantity.title} over the iterations of the fit, logarithmic")
             legend = {"train": "train"} | ({"test": report.fit.second_set} if test else {})
-            found.append(Figure(title, svg, legend=legend))
+            found.append(Figure(quantity.title, svg, legend=legend))
     return tuple(found)
 
 
@@ -173,20 +161,19 @@ def learning_overlays(reports: Sequence[TrainingReport]) -> tuple[Figure, ...]:
     """Return learning curves of the second set, or of the training set where a fit lacks it."""
     second = " or ".join(sorted({report.fit.second_set for report in reports}))
     found, names = [], _names(reports)
-    for _, title, label, value_of in QUANTITIES[1:]:
+    for quantity in QUANTITIES[1:]:
         curves = {
             css: curve
             for css, report in _series(reports).items()
-            if any(curve := learning_curves(report.fit, value_of))
+            if any(curve := learning_curves(report.fit, quantity.value_of))
         }
         if curves:
             tested = all(test for _, test in curves.values())
             lines = {css: test if tested else train for css, (train, test) in curves.items()}
-            of_set = f"{title}, {second if tested else 'train'} set"
-            description = f"{of_set}, over the iterations of the fit, logarithmic"
-            svg = _to_svg(_learning_axes(label, lines), description)
-            legend = {css: names[css] for css in lines}
-            found.append(Figure(of_set, svg, legend=legend))
+            title = f"{quantity.title}, {second if tested else 'train'} set"
+            axes = _learning_axes(quantity.label, lines)
+            svg = _to_svg(axes, f"{title}, over the iterations of the fit, logarithmic")
+            found.append(Figure(title, svg, legend={css: names[css] for css in lines}))
     return tuple(found)
 
 
@@ -204,7 +191,7 @@ def learning_curves(
         for row in rows:
             value = value_of(row)
             if value is not None and value >= _SMALLEST:
-                begin, length = spans.get((row.ladder_step, row.cycle), (0, row.iteration))
+                begin, length = spans.get(row.step, (0, row.iteration))
                 # The last row of the test set counts one iteration too many.
                 yield begin + min(row.iteration, length), value
 
@@ -257,9 +244,9 @@ _DRAWN = (
 
 @_style()
 def error_figures(evaluation: Evaluation) -> tuple[tuple[Figure, ...], ...]:
-    """Return parity plot and histogram of the errors by quantity.
+    """Return parity plot and histogram of the errors by quantity, where there are any.
 
-    No figures of stresses if there are none, or in a report of an older version.
+    A report of an older version has none of stresses.
     """
     sides = {"train": evaluation.train, "test": evaluation.test}
     known = {side: found for side, found in sides.items() if found is not None}
@@ -267,14 +254,11 @@ def error_figures(evaluation: Evaluation) -> tuple[tuple[Figure, ...], ...]:
     for number, (name, label, noun, title, unit) in enumerate(_DRAWN):
         parities = _measured({side: e.parities[number] for side, e in known.items()})
         errors = _measured({side: e.histograms[number] for side, e in known.items()})
-        found.append(
-            (
-                _parity(name, label, parities, noun),
-                _histogram(title, unit, errors, {side: side for side in errors}),
-            )
-            if parities and errors
-            else ()
-        )
+        drawn: tuple[Figure, ...] = ()
+        if parities and errors:
+            legend = {side: side for side in errors}
+            drawn = (_parity(name, label, parities, noun), _histogram(title, unit, errors, legend))
+        found.append(drawn)
     return tuple(found)
 
 
@@ -356,15 +340,18 @@ def _physics(checks: Mapping[str, Sequence[PhysicsCheck]], names: Legend) -> tup
                 dimers["–".join(check.elements)][css] = check
             elif isinstance(check, EnergyVolumeCheck) and check.volumes_angstrom3_per_atom:
                 crystals[check.element][css] = check
-    drawn: list[tuple[str, Markup, Mapping[str, DimerCheck | EnergyVolumeCheck]]] = [
-        *((f"Dimer {pair}", _dimer(pair, found), found) for pair, found in dimers.items()),
-        *((f"Energy over volume, {e}", _crystal(e, found), found) for e, found in crystals.items()),
-    ]
-    return tuple(
-        Figure(title, svg, legend={css: names[css] for css in found})
-        if names
-        else Figure(title, svg, found["test"].message, verdict=found["test"].verdict)
-        for title, svg, found in drawn
+
+    def figure(title: str, svg: Markup, found: Mapping[str, PhysicsCheck]) -> Figure:
+        if names:
+            return Figure(title, svg, legend={css: names[css] for css in found})
+        return Figure(title, svg, found["test"].message, verdict=found["test"].verdict)
+
+    return (
+        *(figure(f"Dimer {pair}", _dimer(pair, found), found) for pair, found in dimers.items()),
+        *(
+            figure(f"Energy over volume, {element}", _crystal(element, found), found)
+            for element, found in crystals.items()
+        ),
     )
 
 

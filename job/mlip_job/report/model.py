@@ -114,10 +114,9 @@ class TrainingReport(VersionedRecord):
 
     def errors(self, side: Side) -> Errors:
         """Return the errors of the published potential, or if not evaluated the trainer's."""
-        if self.evaluation is not None:
-            found: Errors | None = (
-                self.evaluation.train if side == "train" else self.evaluation.test
-            )
+        found: Errors | None
+        if (evaluation := self.evaluation) is not None:
+            found = evaluation.train if side == "train" else evaluation.test
         elif side == "train":
             found = self.fit.train
         else:
@@ -132,36 +131,35 @@ class TrainingReport(VersionedRecord):
 
     def headline(self) -> Headline:
         """Return the figures for a table of generations; none is accepted without evaluation."""
-        evaluation, parent = self.evaluation, None
-        if evaluation is not None and (compared := evaluation.parent) is not None:
+        evaluation, fit, change = self.evaluation, self.fit, None
+        gate = evaluation.gate if evaluation else None
+        speed = evaluation.speed if evaluation else None
+        checks = evaluation.physics if evaluation else ()
+        compared = evaluation.parent if evaluation else None
+        if compared is not None:
             energy, force, stress = (rmse.relative if rmse else None for rmse in compared.rmse)
-            parent = PredecessorChange(
+            change = PredecessorChange(
                 generation=compared.generation,
                 structures=compared.structures,
                 energy=energy,
                 force=force,
                 stress=stress,
             )
-        speed = evaluation.speed if evaluation is not None else None
         return Headline(
             train=self.errors("train"),
             test=self.errors("test"),
-            iterations=self.fit.iterations or 0,
-            functions=self.fit.functions,
-            accepted=evaluation is not None and evaluation.gate.accepted,
-            rejected_because=evaluation.gate.reasons if evaluation else (),
-            loss_shares=self.fit.loss_shares,
-            evaluator_us_per_atom=speed.evaluator_us_per_atom if speed is not None else None,
+            iterations=fit.iterations or 0,
+            functions=fit.functions,
+            accepted=gate is not None and gate.accepted,
+            rejected_because=gate.reasons if gate else (),
+            loss_shares=fit.loss_shares,
+            evaluator_us_per_atom=speed.evaluator_us_per_atom if speed else None,
             warnings=self.warnings,
-            failed_checks=tuple(
-                check.message
-                for check in (evaluation.physics if evaluation else ())
-                if check.verdict == "failed"
-            ),
-            best_iteration=self.fit.best.iteration if self.fit.best else None,
-            limits_set=evaluation.gate.limits_set if evaluation else None,
-            unchecked=evaluation.gate.unchecked if evaluation else (),
-            change=parent,
+            failed_checks=tuple(check.message for check in checks if check.verdict == "failed"),
+            best_iteration=fit.best.iteration if fit.best else None,
+            limits_set=gate.limits_set if gate else None,
+            unchecked=gate.unchecked if gate else (),
+            change=change,
         )
 
     @classmethod

@@ -29,12 +29,11 @@ from mlip_job.report.texts import (
 from mlip_job.training.summary import describe_shares
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from mlip_job.evaluation.results import Evaluation, ParentComparison
-    from mlip_job.models import Errors, Three
     from mlip_job.registry import Manifest
-    from mlip_job.report.model import Facts, Side, TrainingReport
+    from mlip_job.report.model import Facts, TrainingReport
 
 
 def render_report(facts: Facts, parent: TrainingReport | None) -> str:
@@ -144,7 +143,7 @@ def learning_caption(report: TrainingReport) -> str:
 
 # -- comparison ----------------------------------------------------------------------------------
 
-_SIDES: tuple[Side, Side] = ("train", "test")
+_SIDES = ("train", "test")
 _KEYS = ("energy_mev_per_atom", "force_mev_per_angstrom", "stress_gpa")
 
 
@@ -200,21 +199,17 @@ def numbers(report: TrainingReport) -> tuple[Figure, ...]:
 
 def _errors(report: TrainingReport) -> Iterator[Figure]:
     """Yield RMSE, MAE and largest error of energies, forces and stresses on both sides."""
-    sides = {side: report.errors(side) for side in _SIDES}
-    kinds: tuple[tuple[str, str, Callable[[Errors], Three[float | None]]], ...] = (
-        ("rmse", "RMSE", lambda errors: errors.rmse),
-        ("mae", "MAE", lambda errors: errors.mae),
-        ("max", "largest", lambda errors: errors.max),
+    train, test = report.errors("train"), report.errors("test")
+    kinds = (
+        ("rmse", "RMSE", train.rmse, test.rmse),
+        ("mae", "MAE", train.mae, test.mae),
+        ("max", "largest", train.max, test.max),
     )
-    for kind, heading, values_of in kinds:
-        for number, (key, quantity) in enumerate(zip(_KEYS, QUANTITIES, strict=True)):
-            for side, errors in sides.items():
-                yield Figure(
-                    f"{kind}_{side}_{key}",
-                    f"{heading} {quantity.symbol} {side} ({quantity.unit})",
-                    quantity.digits,
-                    values_of(errors)[number],
-                )
+    for kind, heading, of_train, of_test in kinds:
+        for key, quantity, *values in zip(_KEYS, QUANTITIES, of_train, of_test, strict=True):
+            for side, value in zip(_SIDES, values, strict=True):
+                name = f"{heading} {quantity.symbol} {side} ({quantity.unit})"
+                yield Figure(f"{kind}_{side}_{key}", name, quantity.digits, value)
 
 
 def comparison_document(reports: Sequence[TrainingReport]) -> dict[str, Any]:
@@ -289,22 +284,20 @@ def steps_table(reports: Sequence[TrainingReport]) -> Table | None:
     if not steps:
         return None
     columns = [Column("generations", numeric=False), Column("structures")]
-    rows: list[list[str | Cell]] = [
-        [
-            f"{generation_name(compared.generation)} → {generation_name(report.generation)}",
-            str(compared.structures),
-        ]
-        for report, compared in steps
-    ]
+    rows: list[list[str | Cell]] = []
+    for report, compared in steps:
+        names = map(generation_name, (compared.generation, report.generation))
+        rows.append([" → ".join(names), str(compared.structures)])
     by_quantity = zip(*(compared.rmse for _, compared in steps), strict=True)
-    for (_, symbol, unit, digits), pairs in zip(QUANTITIES, by_quantity, strict=True):
+    for quantity, pairs in zip(QUANTITIES, by_quantity, strict=True):
         if not any(pairs):
             continue
-        columns.append(Column(f"RMSE {symbol} before", unit))
-        columns += [Column("after", unit), Column("change")]
+        columns.append(Column(f"RMSE {quantity.symbol} before", quantity.unit))
+        columns += [Column("after", quantity.unit), Column("change")]
         for row, pair in zip(rows, pairs, strict=True):
             old, new, change = (*pair, pair.relative) if pair else (None, None, None)
             css = "" if not change else "worse" if change > 0 else "better"
-            row += [fixed(old, digits), fixed(new, digits), Cell(percent(change), css)]
+            row += [fixed(found, quantity.digits) for found in (old, new)]
+            row.append(Cell(percent(change), css))
     note = "Structures that are in neither training set."
     return Table("On the same structures", tuple(columns), tuple(map(tuple, rows)), note)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlip_job.evaluation.results import (
@@ -34,11 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from mlip_job.dataset.record import DatasetRecord
-    from mlip_job.evaluation.results import (
-        Evaluation,
-        PhysicsCheck,
-        SetEvaluation,
-    )
+    from mlip_job.evaluation.results import Evaluation, PhysicsCheck, SetEvaluation
     from mlip_job.report.model import TrainingReport
 
 _PLACES = {"cutoff": "at the cutoff", "zbl_switch": "at the ZBL switch"}
@@ -46,8 +43,15 @@ _BAR = 16  # characters of the longest bar
 _SIDES = ("train", "test")
 
 
-def _text(name: str) -> Column:
-    return Column(name, numeric=False)
+def _table(
+    title: str,
+    columns: Iterable[str | Column],
+    rows: Iterable[Iterable[str | Cell]],
+    note: str = "",
+) -> Table:
+    """Return a table; columns without a `Column` are texts."""
+    made = (Column(each, numeric=False) if isinstance(each, str) else each for each in columns)
+    return Table(title, tuple(made), tuple(map(tuple, rows)), note)
 
 
 # -- errors --------------------------------------------------------------------------------------
@@ -60,29 +64,27 @@ class Quantity(NamedTuple):
     symbol: str
     unit: str
     digits: int
+    errors: str
 
 
 QUANTITIES = (
-    Quantity("energy", "E", ENERGY, 2),
-    Quantity("force", "F", FORCE, 1),
-    Quantity("stress", "stress", STRESS, 3),
+    Quantity("energy", "E", ENERGY, 2, "Energy errors in numbers"),
+    Quantity("force component", "F", FORCE, 1, "Force errors per component"),
+    Quantity("stress component", "stress", STRESS, 3, "Stress errors per component"),
 )
 """In the order of `models.Three`."""
-
-_TITLES = ("Energy errors in numbers", "Force errors per component", "Stress errors per component")
 
 
 def error_statistics(evaluation: Evaluation) -> tuple[Table | None, ...]:
     """Return the statistics of the errors by quantity; None if none was measured."""
     labels = ("RMSE", "MAE", *(f"{n} % are below" for n in (50, 90, 99)), "largest", "values")
     found: list[Table | None] = []
-    for number, (title, quantity) in enumerate(zip(_TITLES, QUANTITIES, strict=True)):
+    for number, quantity in enumerate(QUANTITIES):
         sides = [_statistics(side, number) for side in (evaluation.train, evaluation.test)]
         digits = [quantity.digits] * 6 + [0]
-        columns = [map(fixed, side, digits) for side in sides]
-        header = (_text(""), *(Column(side, quantity.unit) for side in _SIDES))
-        table = Table(title, header, tuple(zip(labels, *columns, strict=True)))
-        found.append(table if any(map(any, sides)) else None)
+        rows = zip(labels, *(map(fixed, side, digits) for side in sides), strict=True)
+        header: tuple[str | Column, ...] = ("", *(Column(side, quantity.unit) for side in _SIDES))
+        found.append(_table(quantity.errors, header, rows) if any(map(any, sides)) else None)
     return tuple(found)
 
 
@@ -108,58 +110,52 @@ def error_tables(evaluation: Evaluation, name: str) -> tuple[Table, ...]:
 
 def config_type_table(evaluation: Evaluation) -> Table | None:
     """Return the errors by config type, or None for a single one."""
-    train = evaluation.train.per_config_type
-    test = evaluation.test.per_config_type if evaluation.test else {}
-    kinds = {name: (train.get(name), test.get(name)) for name in sorted({*train, *test})}
-    if len(kinds) <= 1:
+    sides = [side.per_config_type if side else {} for side in (evaluation.train, evaluation.test)]
+    names = sorted({name for side in sides for name in side})
+    if len(names) <= 1:
         return None
-    errors = {name: [found or Errors() for found in both] for name, both in kinds.items()}
+    errors = {name: [side.get(name) or Errors() for side in sides] for name in names}
     measured = [
         (number, quantity)
         for number, quantity in enumerate(QUANTITIES)
-        if any(found.rmse[number] is not None for both in errors.values() for found in both)
+        if any(found.rmse[number] is not None for found in chain(*errors.values()))
     ]
-    rows = [
+    rows = (
         (
             name or "(none)",
-            *(fixed(found.structures if found else None, 0) for found in both),
+            *(fixed(side[name].structures if name in side else None, 0) for side in sides),
             *(fixed(found.rmse[n], q.digits) for n, q in measured for found in errors[name]),
             fixed(errors[name][1].max_force_mev_per_angstrom),
         )
-        for name, both in kinds.items()
-    ]
-    columns = (
-        _text("config type"),
-        *(Column(side) for side in _SIDES),
+        for name in names
+    )
+    columns: tuple[str | Column, ...] = (
+        "config type",
+        *map(Column, _SIDES),
         *(Column(f"{q.symbol} {side}", q.unit) for _, q in measured for side in _SIDES),
         Column("largest F test", FORCE),
     )
-    note = "RMSE; train and test: numbers of structures."
-    return Table("By config type", columns, tuple(rows), note)
+    return _table("By config type", columns, rows, "RMSE; train and test: numbers of structures.")
 
 
 def _element_table(evaluation: Evaluation) -> Table | None:
-    train = evaluation.train.per_element
-    test = evaluation.test.per_element if evaluation.test else {}
-    elements = sorted({*train, *test})
+    sides = [side.per_element if side else {} for side in (evaluation.train, evaluation.test)]
+    elements = sorted({element for side in sides for element in side})
     if len(elements) <= 1:
         return None
     rows = []
     for element in elements:
-        both = [found.get(element, Errors()) for found in (train, test)]
-        rmse = (found.rmse_force_mev_per_angstrom for found in both)
-        mae = (found.mae_force_mev_per_angstrom for found in both)
-        largest = (found.max_force_mev_per_angstrom for found in both)
-        rows.append((element, *map(fixed, (*rmse, *mae, *largest))))
-    columns = (
-        Column(f"{name} {side}", FORCE) for name in ("RMSE", "MAE", "largest") for side in _SIDES
-    )
-    return Table("Force errors by element", (_text("element"), *columns), tuple(rows))
+        both = [side.get(element) or Errors() for side in sides]
+        force = [(found.rmse[1], found.mae[1], found.max[1]) for found in both]
+        rows.append((element, *map(fixed, chain(*zip(*force, strict=True)))))
+    names = ("RMSE", "MAE", "largest")
+    columns = (Column(f"{name} {side}", FORCE) for name in names for side in _SIDES)
+    return _table("Force errors by element", ("element", *columns), rows)
 
 
 def _grade_table(evaluation: Evaluation) -> Table | None:
     """Return the extrapolation grades, or None without an active set."""
-    rows = tuple(
+    rows = [
         (
             side,
             *(fixed(v, 2) for v in (grade.p50, grade.p90, grade.p99, grade.max)),
@@ -167,16 +163,12 @@ def _grade_table(evaluation: Evaluation) -> Table | None:
         )
         for side, found in zip(_SIDES, (evaluation.train, evaluation.test), strict=True)
         if found is not None and (grade := found.extrapolation_grade) is not None
-    )
+    ]
     if not rows:
         return None
     names = ("median", "90 %", "99 %", "largest", "above 1")
-    return Table(
-        "Extrapolation grades",
-        (_text("set"), *(Column(name) for name in names)),
-        rows,
-        "Of a structure the largest over its atoms; above 1 the potential extrapolates.",
-    )
+    note = "Of a structure the largest over its atoms; above 1 the potential extrapolates."
+    return _table("Extrapolation grades", ("set", *map(Column, names)), rows, note)
 
 
 def agreement_table(evaluation: Evaluation) -> Table | None:
@@ -190,50 +182,47 @@ def agreement_table(evaluation: Evaluation) -> Table | None:
             f"by no more than {significant(found.max_energy_difference_mev_per_atom)} {ENERGY} and "
             f"{significant(found.max_force_difference_mev_per_angstrom)} {FORCE}."
         )
-    compared = [
-        list(zip(found.errors.rmse, found.errors_by_trainer.rmse, strict=True))
-        for found in evaluation.agreement
+    pairs = [
+        list(zip(agreed.errors.rmse, agreed.errors_by_trainer.rmse, strict=True))
+        for agreed in evaluation.agreement
     ]
-    stressed = any(stress != (None, None) for _, _, stress in compared)
-    quantities = QUANTITIES if stressed else QUANTITIES[:2]
+    stressed = any(stress != (None, None) for _, _, stress in pairs)
+    shown = QUANTITIES if stressed else QUANTITIES[:2]
     columns = (
         Column(f"{quantity.symbol} {source}", quantity.unit)
-        for quantity in quantities
+        for quantity in shown
         for source in ("here", "by the trainer")
     )
     rows = (
         (
-            found.side,
-            *(fixed(rmse, 3) for both in pairs[: len(quantities)] for rmse in both),
-            f"{100 * found.relative_tolerance:g}{NARROW_SPACE}%",
+            agreed.side,
+            *(fixed(rmse, 3) for rmse in chain(*both[: len(shown)])),
+            f"{100 * agreed.relative_tolerance:g}{NARROW_SPACE}%",
         )
-        for found, pairs in zip(evaluation.agreement, compared, strict=True)
+        for agreed, both in zip(evaluation.agreement, pairs, strict=True)
     )
-    all_columns = (_text("set"), *columns, Column("tolerance"))
-    return Table("Agreement with the trainer", all_columns, tuple(rows), note)
+    header: tuple[str | Column, ...] = ("set", *columns, Column("tolerance"))
+    return _table("Agreement with the trainer", header, rows, note)
 
 
 def _parent_table(evaluation: Evaluation, name: str) -> Table | None:
-    comparison = evaluation.parent
-    if comparison is None:
+    if (comparison := evaluation.parent) is None:
         return None
     parent = generation_name(comparison.generation)
-    names = ("energy", "force component", "stress component")
-    return Table(
+    rows = (
+        (
+            f"{quantity.name} ({quantity.unit})",
+            fixed(rmse.old, quantity.digits),
+            fixed(rmse.new, quantity.digits),
+            percent(rmse.relative),
+        )
+        for quantity, rmse in zip(QUANTITIES, comparison.rmse, strict=True)
+        if rmse is not None
+    )
+    return _table(
         f"{name} and {parent} on the same {count(comparison.structures, 'structure')}",
-        (_text("RMSE"), Column(parent), Column(name), Column("change")),
-        tuple(
-            (
-                f"{quantity} ({unit})",
-                fixed(rmse.old, digits),
-                fixed(rmse.new, digits),
-                percent(rmse.relative),
-            )
-            for quantity, (*_, unit, digits), rmse in zip(
-                names, QUANTITIES, comparison.rmse, strict=True
-            )
-            if rmse is not None
-        ),
+        ("RMSE", Column(parent), Column(name), Column("change")),
+        rows,
         "Structures that are in neither training set, evaluated with both potentials.",
     )
 
@@ -245,27 +234,28 @@ def worst_tables(evaluation: Evaluation | None) -> Iterator[Table]:
     for side, found in (("test", evaluation.test), ("train", evaluation.train)):
         if found is None or not found.worst:
             continue
-        graded = any(worst.extrapolation_grade is not None for worst in found.worst)
-        columns = (
+        columns: list[str | Column] = [
             Column("row"),
-            _text("formula"),
-            _text("config type"),
+            "formula",
+            "config type",
             Column("energy error", ENERGY),
             Column("largest force error", FORCE),
-            *([Column("grade")] if graded else []),
-        )
-        rows = (
-            (
+            Column("grade"),
+        ]
+        rows = [
+            [
                 str(worst.row_id),
                 worst.formula,
                 worst.config_type or UNKNOWN,
                 fixed(worst.energy_error_mev_per_atom, 2),
                 fixed(worst.max_force_error_mev_per_angstrom),
-                *([fixed(worst.extrapolation_grade, 2)] if graded else []),
-            )
+                fixed(worst.extrapolation_grade, 2),
+            ]
             for worst in found.worst
-        )
-        yield Table(f"Worst {side} structures", columns, tuple(rows), "row: id in the database.")
+        ]
+        if all(worst.extrapolation_grade is None for worst in found.worst):
+            columns, rows = columns[:-1], [row[:-1] for row in rows]
+        yield _table(f"Worst {side} structures", columns, rows, "row: id in the database.")
 
 
 # -- physics -------------------------------------------------------------------------------------
@@ -273,14 +263,18 @@ def worst_tables(evaluation: Evaluation | None) -> Iterator[Table]:
 
 def physics_table(checks: Sequence[PhysicsCheck]) -> Table:
     """Return every check with its verdict and number, and the reason if it did not pass."""
-    explained = any(check.verdict != "passed" for check in checks)
-    names = ("check", "verdict", "number", *(["reason"] if explained else []))
-    rows = []
-    for check in checks:
-        reason = "" if check.verdict == "passed" else check.message
-        row = (subject(check), Cell(check.verdict, check.verdict), _number(check))
-        rows.append((*row, reason) if explained else row)
-    return Table("Physics checks", tuple(map(_text, names)), tuple(rows))
+    columns = ("check", "verdict", "number", "reason")
+    rows = [
+        (
+            subject(check),
+            Cell(check.verdict, check.verdict),
+            _number(check),
+            "" if check.verdict == "passed" else check.message,
+        )
+        for check in checks
+    ]
+    shown = 4 if any(check.verdict != "passed" for check in checks) else 3
+    return _table("Physics checks", columns[:shown], (row[:shown] for row in rows))
 
 
 def count_verdicts(checks: Iterable[PhysicsCheck]) -> Counter[str]:
@@ -309,23 +303,21 @@ def subject(check: PhysicsCheck) -> str:
 def _number(check: PhysicsCheck) -> str:
     match check:
         case DimerCheck():
-            return _quantity("repulsive below ", check.repulsive_below_angstrom, "Å")
+            found = [("repulsive below ", check.repulsive_below_angstrom, " Å")]
         case EnergyVolumeCheck():
-            parts = (
-                _quantity("V₀ = ", check.minimum_angstrom3_per_atom, "Å³/atom"),
-                _quantity("B = ", check.bulk_modulus_gpa, "GPa"),
-            )
-            return ", ".join(part for part in parts if part != UNKNOWN) or UNKNOWN
+            found = [
+                ("V₀ = ", check.minimum_angstrom3_per_atom, " Å³/atom"),
+                (", B = ", check.bulk_modulus_gpa, " GPa"),
+            ]
         case DynamicsCheck():
-            return _quantity("drift ", check.drift_mev_per_atom_per_ps, "meV/atom/ps")
+            found = [("drift ", check.drift_mev_per_atom_per_ps, " meV/atom/ps")]
         case SmoothnessCheck():
-            where = _quantity(" at ", check.distance_angstrom, "Å")
-            jump = _quantity("jump ", check.jump_mev_per_angstrom, "meV/Å")
-            return jump if UNKNOWN in (where, jump) else jump + where
-
-
-def _quantity(prefix: str, value: float | None, unit: str) -> str:
-    return UNKNOWN if value is None else f"{prefix}{significant(value)} {unit}"
+            found = [
+                ("jump ", check.jump_mev_per_angstrom, " meV/Å"),
+                (" at ", check.distance_angstrom, " Å"),
+            ]
+    known = (f"{what}{significant(x)}{unit}" for what, x, unit in found if x is not None)
+    return "".join(known) or UNKNOWN
 
 
 # -- dataset and times ---------------------------------------------------------------------------
@@ -335,16 +327,11 @@ def dataset_tables(record: DatasetRecord, report: TrainingReport) -> tuple[Table
     """Return the tables of elements, config types and rejected rows that are not empty."""
     energies = report.dataset.reference_energies_ev
     sources = report.dataset.reference_energy_sources
-    elements = Table(
+    reference = Column("reference energy", "eV/atom")
+    elements = _table(
         "Elements",
+        ("element", Column("structures"), Column("atoms"), reference, "from"),
         (
-            _text("element"),
-            Column("structures"),
-            Column("atoms"),
-            Column("reference energy", "eV/atom"),
-            _text("from"),
-        ),
-        tuple(
             (
                 element,
                 fixed(counts.structures, 0),
@@ -357,39 +344,33 @@ def dataset_tables(record: DatasetRecord, report: TrainingReport) -> tuple[Table
         report.energy_reference,
     )
     train, test = record.config_types.train, record.config_types.test
-    config_types = Table(
+    names = sorted({*train, *test})
+    config_types = _table(
         "Config types",
-        (_text("config type"), Column("train"), Column("test")),
-        tuple(
-            (name or "(none)", fixed(train.get(name, 0), 0), fixed(test.get(name, 0), 0))
-            for name in sorted({*train, *test})
+        ("config type", *map(Column, _SIDES)),
+        (
+            (name or "(none)", *(fixed(side.get(name, 0), 0) for side in (train, test)))
+            for name in (names if any(names) else ())
         ),
     )
-    rejected = Table(
+    rejected = _table(
         "Rejected rows",
-        (_text("reason"), Column("number"), _text("rows")),
-        tuple(
+        ("reason", Column("number"), "rows"),
+        (
             (reason.replace("_", " "), fixed(rows.count, 0), row_ids(rows.rows))
             for reason, rows in record.rejections.items()
         ),
     )
-    shown = (elements, *([config_types] if any({*train, *test}) else []), rejected)
-    return tuple(table for table in shown if table.rows)
+    return tuple(table for table in (elements, config_types, rejected) if table.rows)
 
 
 def attempts_table(report: TrainingReport) -> Table:
     """Return the attempts of the fit."""
-    return Table(
+    times = (Column("iterations"), Column("trainer after"), Column("wall time"))
+    return _table(
         "Attempts",
+        (Column(""), "attempt", "started (UTC)", *times),
         (
-            Column(""),
-            _text("attempt"),
-            _text("started (UTC)"),
-            Column("iterations"),
-            Column("trainer after"),
-            Column("wall time"),
-        ),
-        tuple(
             (
                 str(number),
                 part.attempt,
@@ -417,10 +398,10 @@ def time_table(report: TrainingReport) -> Table:
             seconds[stage] = time
     total = sum(seconds.values()) or 1.0
     longest = max(seconds.values(), default=0.0) or 1.0
-    return Table(
+    return _table(
         "Time by stage",
-        (_text("stage"), Column("time"), Column("share"), _text("")),
-        tuple(
+        ("stage", Column("time"), Column("share"), ""),
+        (
             (
                 stage.replace("_", " "),
                 duration(time),

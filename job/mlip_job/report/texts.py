@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -145,45 +146,41 @@ _COMPARED = ("dataset", "training", "evaluation")
 def fit_settings(manifest: Manifest) -> dict[str, str]:
     """Return the settings of a fit; a dash stands for one that an older version did not record."""
     training, dataset = _section(manifest, "training"), _section(manifest, "dataset")
-
-    def of(name: str) -> str:
-        return _text(training.get(name))
-
+    of = defaultdict(lambda: UNKNOWN, {name: _text(value) for name, value in training.items()})
     key, trainer = dataset.get("split_key"), training.get("trainer", "pacemaker")
-    size = f"{of('functions_per_element')} functions per element asked for"
-    stress = f", stress {of('stress_weight')}" if training.get("stress_weight") else ""
-    weights = f"energy {of('energy_weight')}, force {of('force_weight')}{stress}"
+    stress = f", stress {of['stress_weight']}" if training.get("stress_weight") else ""
     settings = {
         "fitted by": trainer,
-        "cutoff": f"{of('cutoff')} Å",
-        "basis size": size,
-        "weights": f"{weights}, weighting {of('weighting')}",
+        "cutoff": f"{of['cutoff']} Å",
+        "basis size": f"{of['functions_per_element']} functions per element asked for",
+        "weights": f"energy {of['energy_weight']}, force {of['force_weight']}{stress}, "
+        f"weighting {of['weighting']}",
     }
     if trainer == "pacemaker":
-        settings["basis size"] += f", ndensity {of('ndensity')}"
-        settings |= {"ladder": _ladder(training), "regularisation": _regularisation(training)}
-    settings["test fraction"] = of("test_fraction") if key is None else f"decided by the key {key}"
-    return settings | ({"overrides": of("overrides")} if training.get("overrides") else {})
+        fit = (training.get("overrides") or {}).get("fit") or {}
+        settings["basis size"] += f", ndensity {of['ndensity']}"
+        settings["ladder"] = _ladder(training, fit)
+        settings["regularisation"] = _regularisation(training, fit.get("loss") or {})
+    settings["test fraction"] = of["test_fraction"] if key is None else f"decided by the key {key}"
+    return settings | ({"overrides": of["overrides"]} if training.get("overrides") else {})
 
 
-def _regularisation(training: Mapping[str, Any]) -> str:
+def _regularisation(training: Mapping[str, Any], loss: Mapping[str, Any]) -> str:
     """Return the weights in the loss; earlier versions had settings for them."""
     from mlip_job.config.training import REGULARISATION  # noqa: PLC0415 - pydantic, in a CLI module
 
-    loss = ((training.get("overrides") or {}).get("fit") or {}).get("loss") or {}
     return ", ".join(
         f"{name} {_text(loss.get(name, training.get(name.lower(), default)))}"
         for name, default in REGULARISATION.items()
     )
 
 
-def _ladder(training: Mapping[str, Any]) -> str:
+def _ladder(training: Mapping[str, Any], fit: Mapping[str, Any]) -> str:
     step = training.get("ladder_step")
     if step is None:
         return "none"
     if training.get("linear_start"):
         return f"none: a linear fit has the whole basis (ladder_step {_text(step)} has no effect)"
-    fit = (training.get("overrides") or {}).get("fit") or {}
     kind = fit.get("ladder_type", training.get("ladder_type", "body_order"))
     return f"ladder_step {_text(step)}, ladder_type {_text(kind)}"
 
