@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,35 @@ def put_dataset(registry: Registry, directory: Path, content: str) -> DatasetRef
         database=record.database,
         selection=record.selection,
         inherited_from=None,
+    )
+
+
+def publish(
+    registry: Registry,
+    directory: Path,
+    generation: int,
+    attempt: str = "a1",
+    *,
+    names: Iterable[str] = ("potential.yace",),
+    rejected_because: tuple[str, ...] = (),
+) -> Manifest:
+    """Publish a generation whose files contain their name and their attempt."""
+    directory.mkdir(parents=True, exist_ok=True)
+    files = {name: directory / f"{attempt}-{name}" for name in names}
+    for name, path in files.items():
+        path.write_text(f"{name} of {attempt}\n")
+    dataset = put_dataset(registry, directory / "dataset", "ninety and ten")
+    return registry.publish(
+        generation,
+        attempt,
+        files,
+        lambda artefacts: make_manifest(
+            generation,
+            attempt=attempt,
+            artefacts=artefacts,
+            dataset=dataset,
+            rejected_because=rejected_because,
+        ),
     )
 
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-_FIRST_WAIT_SECONDS = 0.5
-_LONGEST_WAIT_SECONDS = 30.0
+FIRST_WAIT_SECONDS = 0.5
+LONGEST_WAIT_SECONDS = 30.0
 
 _log = logging.getLogger(__name__)
 
@@ -37,8 +37,8 @@ def retrying(call: Callable[[], Result], timeout: float) -> Result:
     tries = Retrying(
         retry=retry_if_exception(lambda e: isinstance(e, UnavailableError) and e.transient),
         stop=is_late,
-        wait=wait_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS)
-        + wait_random(0, _FIRST_WAIT_SECONDS),
+        wait=wait_exponential(multiplier=FIRST_WAIT_SECONDS, max=LONGEST_WAIT_SECONDS)
+        + wait_random(0, FIRST_WAIT_SECONDS),
         before_sleep=_log_retry,
         reraise=True,
     )

@@ -10,7 +10,6 @@ import pytest
 
 from mlip_job.errors import IntegrityError, StoreError
 from mlip_job.registry import Checkpoint, Checkpoints, DatasetReference, Registry
-from mlip_job.store.base import ObjectStore
 from mlip_job.training.trainer import FitPosition
 from tests.manifests import make_checkpoint
 
@@ -23,11 +22,6 @@ DATASET = DatasetReference(
     selection="",
     inherited_from=None,
 )
-
-
-@pytest.fixture
-def registry(store: ObjectStore) -> Registry:
-    return Registry(store, "cu-ni")
 
 
 @pytest.fixture
@@ -53,22 +47,15 @@ def save(
     position: FitPosition,
     **details: Any,
 ) -> Checkpoint:
+    """Store a checkpoint whose potential contains its position; return it."""
     files = {"potential.yaml": directory / "p", "metrics/metrics.txt": directory / "m"}
     for path in files.values():
         path.write_text(f"{path.name} of {attempt} at {position}")
+    known = {"attempt": attempt, "number": number, "position": position, "dataset": DATASET}
     saved = []
 
     def describe(hashes: dict[str, str]) -> Checkpoint:
-        saved.append(
-            make_checkpoint(
-                hashes,
-                attempt=attempt,
-                number=number,
-                position=position,
-                dataset=DATASET,
-                **details,
-            )
-        )
+        saved.append(make_checkpoint(hashes, **known, **details))
         return saved[0]
 
     checkpoints.save(files, describe)
@@ -78,12 +65,6 @@ def save(
 def keys(registry: Registry) -> list[str]:
     prefix = registry.keys.generation(3, "attempts/")
     return [info.key.removeprefix(prefix) for info in registry.store.list(prefix)]
-
-
-def test_there_is_no_checkpoint_at_first(checkpoints: Checkpoints) -> None:
-    assert checkpoints.found() == []
-    assert checkpoints.unreadable() == []
-    checkpoints.discard()
 
 
 def test_a_stored_checkpoint_can_be_fetched(checkpoints: Checkpoints, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from mlip_job.registry.claim import (
     read_claim,
     take_claim,
 )
-from mlip_job.runtime.environment import ProcessIdentity, _started
+from mlip_job.runtime.environment import ProcessIdentity
 from mlip_job.store.base import ObjectStore
 
 KEY = "cu/generations/gen_01/claim.json"
@@ -79,10 +79,16 @@ def test_the_claim_of_an_ended_process_is_free(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process was killed on this machine: its pid is unused, or used by another process."""
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    identify = (
+        "from mlip_job.runtime.environment import ProcessIdentity\n"
+        "print(ProcessIdentity.current().model_dump_json(), flush=True)\ninput()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", identify], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
     here = ProcessIdentity.current()
-    started = _started(process.pid)
-    theirs = here.model_copy(update={"pid": process.pid, "started": started})
+    theirs = ProcessIdentity.model_validate_json(process.stdout.readline())
     with monkeypatch.context() as patched:
         patched.setattr(ProcessIdentity, "current", lambda: theirs)
         _take(store, "first")

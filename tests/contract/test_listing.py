@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -12,32 +13,12 @@ import pytest
 
 from mlip_job.config import StorageConfig
 from mlip_job.errors import IntegrityError
-from mlip_job.registry import Artefact, GenerationSummary, Manifest, Registry
+from mlip_job.registry import GenerationSummary, Registry
 from mlip_job.registry.maintenance import collect_garbage, repair
-from mlip_job.store.base import ObjectStore
 from mlip_job.store.open import open_store
-from tests.manifests import make_manifest, put_dataset
+from tests.manifests import make_manifest, publish
 
 FAMILY = "cu-ni"
-
-
-@pytest.fixture
-def registry(store: ObjectStore) -> Registry:
-    return Registry(store, FAMILY)
-
-
-def publish(registry: Registry, directory: Path, generation: int, attempt: str = "a1") -> Manifest:
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"{attempt}-{generation}.yace"
-    path.write_text(f"{attempt} of {generation}")
-    dataset = put_dataset(registry, directory / f"dataset-{generation}", "one")
-
-    def describe(artefacts: dict[str, Artefact]) -> Manifest:
-        return make_manifest(
-            generation, attempt=attempt, family=FAMILY, artefacts=artefacts, dataset=dataset
-        )
-
-    return registry.publish(generation, attempt, {"potential.yace": path}, describe)
 
 
 def require_true_list(registry: Registry) -> None:
@@ -76,7 +57,9 @@ def test_a_damaged_manifest_is_named(registry: Registry, tmp_path: Path) -> None
         registry.summaries()
 
 
-def test_many_generations_are_read_several_at_a_time(s3_bucket: StorageConfig) -> None:
+def test_many_generations_are_read_several_at_a_time(
+    s3_bucket: StorageConfig, on_s3_event: Callable[..., None]
+) -> None:
     """One request for each generation, and one for their names."""
     registry = Registry(open_store(s3_bucket), FAMILY)
     manifests = {n: make_manifest(n, family=FAMILY) for n in range(1, 301)}
@@ -92,7 +75,7 @@ def test_many_generations_are_read_several_at_a_time(s3_bucket: StorageConfig) -
         requests.append(event_name.rpartition(".")[2])
         threads.add(threading.get_ident())
 
-    registry.store._client.meta.events.register("before-send.s3", note)  # type: ignore[attr-defined]
+    on_s3_event("before-send.s3", note)
     assert [summary.generation for summary in registry.summaries()] == list(manifests)
     assert sorted(set(requests)) == ["GetObject", "ListObjectsV2"]
     assert requests.count("GetObject") == 300

@@ -9,13 +9,7 @@ import pytest
 from mlip_job.errors import ConflictError
 from mlip_job.registry import MemberRegistry, Registry
 from mlip_job.registry.members import discard_single_fit, require_one_kind
-from mlip_job.store.base import ObjectStore
 from tests.contract.test_checkpoints import DATASET, at, save
-
-
-@pytest.fixture
-def registry(store: ObjectStore) -> Registry:
-    return Registry(store, "cu-ni")
 
 
 def begin_ensemble(registry: Registry, members: int) -> MemberRegistry:
@@ -23,14 +17,6 @@ def begin_ensemble(registry: Registry, members: int) -> MemberRegistry:
     first = MemberRegistry(registry.store, "cu-ni", 1, of=members, config_sha256="0" * 64)
     first.agree_on_dataset(3, DATASET)
     return first
-
-
-@pytest.mark.parametrize("members", [None, 2])
-@pytest.mark.parametrize("fresh", [False, True])
-def test_either_kind_may_start_from_nothing(
-    registry: Registry, members: int | None, fresh: bool
-) -> None:
-    require_one_kind(registry, 3, members, fresh=fresh)
 
 
 def test_a_started_ensemble_is_no_single_fit(registry: Registry) -> None:

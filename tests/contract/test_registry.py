@@ -12,36 +12,18 @@ import pytest
 from mlip_job.config import StorageConfig
 from mlip_job.dataset.record import DatasetRecord
 from mlip_job.errors import ConfigError, ConflictError, IntegrityError, StoreError
-from mlip_job.registry import Artefact, Manifest, MemberRegistry, Registry
+from mlip_job.registry import Manifest, MemberRegistry, Registry
 from mlip_job.registry.maintenance import pull_generation
 from mlip_job.registry.members import read_agreement
-from mlip_job.store.base import ObjectStore
 from mlip_job.store.open import open_store
-from tests.manifests import make_manifest, put_dataset
+from tests.manifests import publish
 
 FAMILY = "cu-ni"
 
 
-@pytest.fixture
-def registry(store: ObjectStore) -> Registry:
-    return Registry(store, FAMILY)
-
-
 def _publish(registry: Registry, directory: Path, generation: int, attempt: str = "a1") -> Manifest:
-    directory.mkdir(parents=True, exist_ok=True)
-    files = {}
-    for name in ("potential.yace", "potential.yaml", "report.json"):
-        files[name] = directory / f"{attempt}-{name}"
-        files[name].write_text(f"{name} of {attempt}\n")
-
-    dataset = put_dataset(registry, directory / "dataset", "ninety and ten")
-
-    def describe(artefacts: dict[str, Artefact]) -> Manifest:
-        return make_manifest(
-            generation, attempt=attempt, family=FAMILY, artefacts=artefacts, dataset=dataset
-        )
-
-    return registry.publish(generation, attempt, files, describe)
+    names = ("potential.yace", "potential.yaml", "report.json")
+    return publish(registry, directory, generation, attempt, names=names)
 
 
 def test_nothing_is_published_in_an_empty_store(registry: Registry) -> None:
@@ -88,7 +70,7 @@ def test_a_generation_is_published_once(registry: Registry, tmp_path: Path) -> N
 def test_exactly_one_of_many_attempts_publishes(storage: StorageConfig, tmp_path: Path) -> None:
     """Eight concurrent attempts, each with its own registry."""
 
-    def publish(number: int) -> str | None:
+    def attempt_to_publish(number: int) -> str | None:
         attempt = f"a{number}"
         try:
             _publish(Registry(open_store(storage), FAMILY), tmp_path / attempt, 1, attempt)
@@ -97,43 +79,11 @@ def test_exactly_one_of_many_attempts_publishes(storage: StorageConfig, tmp_path
         return attempt
 
     with ThreadPoolExecutor(8) as pool:
-        winners = [attempt for attempt in pool.map(publish, range(8)) if attempt]
+        winners = [attempt for attempt in pool.map(attempt_to_publish, range(8)) if attempt]
     registry = Registry(open_store(storage), FAMILY)
     assert winners == [registry.get(1).attempt]
     yace = registry.store.get(registry.keys.potential(1, "yace"))
     assert yace == f"potential.yace of {winners[0]}\n".encode()
-
-
-def test_pointer_moves_forward_only(registry: Registry, tmp_path: Path) -> None:
-    """Publishing an older number later does not make it the latest."""
-    for generation in (2, 5, 3):
-        _publish(registry, tmp_path, generation)
-    assert registry.latest() == 5
-    assert registry.numbers() == [2, 3, 5]
-
-
-def test_pointer_ends_at_the_highest_of_many(storage: StorageConfig, tmp_path: Path) -> None:
-    """Concurrent publications don't lose each other's update."""
-
-    def publish(generation: int) -> None:
-        directory = tmp_path / str(generation)
-        _publish(Registry(open_store(storage), FAMILY), directory, generation)
-
-    with ThreadPoolExecutor(6) as pool:
-        list(pool.map(publish, range(1, 7)))
-    assert Registry(open_store(storage), FAMILY).latest() == 6
-
-
-def test_a_crash_while_publishing_is_rolled_forward(registry: Registry, tmp_path: Path) -> None:
-    """After a crash behind the manifest copies are missing; any later run creates them."""
-    manifest = _publish(registry, tmp_path, 1)
-    yace = registry.keys.potential(1, "yace")
-    content = registry.store.get(yace)
-    registry.store.delete(yace)
-    registry.store.delete(registry.keys.latest)
-    registry.roll_forward(manifest)
-    assert registry.store.get(yace) == content
-    assert registry.latest() == 1
 
 
 def test_damage_is_found_and_named(registry: Registry, tmp_path: Path) -> None:

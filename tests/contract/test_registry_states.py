@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -25,12 +25,12 @@ from hypothesis.stateful import (
 )
 
 from mlip_job.errors import ConfigError, ConflictError
-from mlip_job.registry import Artefact, Manifest, Registry, claim
+from mlip_job.registry import Manifest, Registry, claim
 from mlip_job.registry.claim import HeldClaim
 from mlip_job.registry.maintenance import collect_garbage, pull_generation, repair
 from mlip_job.runtime.environment import ProcessIdentity
 from mlip_job.store.base import ObjectStore
-from tests.manifests import make_manifest, put_dataset
+from tests.manifests import publish, put_dataset
 
 STALE_AFTER_S = 100.0
 GENERATIONS = st.integers(1, 3)
@@ -268,20 +268,13 @@ class RegistryMachine(RuleBasedStateMachine):
             self.world.holders[attempt.generation] = None
 
     def _publish(self, attempt: Attempt, *, accepted: bool) -> None:
-        path = self.directory / attempt.name
-        path.write_text(f"the potential of {attempt.name}")
-
-        def describe(artefacts: dict[str, Artefact]) -> Manifest:
-            return make_manifest(
-                attempt.generation,
-                attempt=attempt.name,
-                artefacts=artefacts,
-                dataset=self.dataset,
-                rejected_because=() if accepted else REJECTED,
-            )
-
-        files = {"potential.yace": path}
-        self.registry.publish(attempt.generation, attempt.name, files, describe)
+        publish(
+            self.registry,
+            self.directory / attempt.name,
+            attempt.generation,
+            attempt.name,
+            rejected_because=() if accepted else REJECTED,
+        )
 
     @contextmanager
     def _at(self, name: str, generation: int) -> Iterator[None]:
@@ -301,16 +294,21 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @contextmanager
     def _dying(self, where: str | None) -> Iterator[None]:
-        def die(*_: Any, **__: Any) -> None:
-            raise _PowerFailureError
+        """Crash the process at its first write of a manifest, a copy or the pointer."""
+        store, keys = self.registry.store, self.registry.keys
+        fatal = {"manifest": "/manifest.json", "copies": keys.potentials, "pointer": keys.latest}
+
+        def dying(write: Callable[..., Any]) -> Callable[..., Any]:
+            def write_or_die(*arguments: Any) -> Any:
+                if where is not None and any(fatal[where] in str(part) for part in arguments[:2]):
+                    raise _PowerFailureError
+                return write(*arguments)
+
+            return write_or_die
 
         with pytest.MonkeyPatch.context() as patched:
-            if where == "manifest":
-                patched.setattr(self.registry, "commit", die)
-            elif where == "copies":
-                patched.setattr(self.registry, "roll_forward", die)
-            elif where == "pointer":
-                patched.setattr(self.registry, "_advance_latest", die)
+            for name in ("upload", "put_if_absent", "put_if_match"):
+                patched.setattr(store, name, dying(getattr(store, name)))
             yield
 
 
@@ -363,16 +361,3 @@ def test_a_suspended_attempt_is_taken_over(store: ObjectStore) -> None:
     ):
         check()
     machine.teardown()
-
-
-def test_the_model_tracks_the_pointer() -> None:
-    """A promotion of an older generation lasts until a newer one is accepted."""
-    world = World()
-    for generation, expected in ((2, (2, 0)), (1, (2, 0)), (3, (3, 0))):
-        world.advance(generation)
-        assert world.pointer == expected
-    world.pointer = (1, 3)
-    world.advance(3)
-    assert world.pointer == (1, 3)
-    world.advance(4)
-    assert world.pointer == (4, 0)

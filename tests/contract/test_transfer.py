@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,12 @@ SIZE = 31 * MIB + 17  # four parts of at most 8 MiB
 class _Overlap:
     """Holds requests of one kind until another is running; counts the maximum."""
 
-    def __init__(self, store: S3Store, operation: str) -> None:
+    def __init__(self, on_s3_event: Callable[..., None], operation: str) -> None:
         self.most = 0
         self._now = 0
         self._changed = threading.Condition()
-        events = store._client.meta.events
-        events.register(f"before-send.s3.{operation}", self._begin)
-        events.register(f"needs-retry.s3.{operation}", self._end)
+        on_s3_event(f"before-send.s3.{operation}", self._begin)
+        on_s3_event(f"needs-retry.s3.{operation}", self._end)
 
     def _begin(self, request: Any, **_: Any) -> None:
         if b"partNumber" in request.url.encode() or b"Range" in str(request.headers).encode():
@@ -53,18 +53,20 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_parts_move_at_the_same_time(s3_bucket: StorageConfig, tmp_path: Path, big: Path) -> None:
+def test_parts_move_at_the_same_time(
+    s3_bucket: StorageConfig, on_s3_event: Callable[..., None], tmp_path: Path, big: Path
+) -> None:
     """In both directions, a few concurrently; the content is unchanged, and progress is shown."""
     progress: list[tuple[int, int]] = []
     store = S3Store(s3_bucket, lambda _key, done, total: progress.append((done, total)))
-    sending = _Overlap(store, "UploadPart")
+    sending = _Overlap(on_s3_event, "UploadPart")
     assert store.upload(big, "big") == sha256(big)
     assert 2 <= sending.most <= 4
     assert len(progress) > 7
     assert progress == sorted(progress)
     assert progress[-1] == (SIZE, SIZE)
     progress.clear()
-    fetching = _Overlap(store, "GetObject")
+    fetching = _Overlap(on_s3_event, "GetObject")
     assert store.download("big", tmp_path / "copy") == sha256(big)
     assert 2 <= fetching.most <= 4
     assert sha256(tmp_path / "copy") == sha256(big)
@@ -74,7 +76,7 @@ def test_parts_move_at_the_same_time(s3_bucket: StorageConfig, tmp_path: Path, b
 
 
 def test_parts_of_a_changing_object_are_not_mixed(
-    s3_bucket: StorageConfig, tmp_path: Path, big: Path
+    s3_bucket: StorageConfig, on_s3_event: Callable[..., None], tmp_path: Path, big: Path
 ) -> None:
     """Parts of two versions are never combined; the call may be retried."""
     other = S3Store(s3_bucket)
@@ -85,14 +87,16 @@ def test_parts_of_a_changing_object_are_not_mixed(
 
     other.upload(big, "big")
     store = S3Store(s3_bucket)
-    store._client.meta.events.register("before-call.s3.GetObject", replace)
+    on_s3_event("before-call.s3.GetObject", replace)
     with pytest.raises(StoreError, match="changed while it was read") as caught:
         store.download("big", tmp_path / "copy")
     assert caught.value.transient
     assert [path.name for path in tmp_path.iterdir()] == ["big"]
 
 
-def test_a_failing_part_ends_the_upload(s3_bucket: StorageConfig, big: Path) -> None:
+def test_a_failing_part_ends_the_upload(
+    s3_bucket: StorageConfig, on_s3_event: Callable[..., None], big: Path
+) -> None:
     """The other parts are not sent, and nothing that would be billed remains."""
     store = S3Store(s3_bucket)
     sent: list[int] = []
@@ -103,7 +107,7 @@ def test_a_failing_part_ends_the_upload(s3_bucket: StorageConfig, big: Path) -> 
         if number == 2:
             raise StoreError("the network is gone")
 
-    store._client.meta.events.register("before-call.s3.UploadPart", fail)
+    on_s3_event("before-call.s3.UploadPart", fail)
     with pytest.raises(StoreError, match="the network is gone"):
         store.upload(big, "big")
     assert len(sent) < 7

@@ -46,7 +46,7 @@ def retry_soon() -> None:
     from mlip_job import retry
     from mlip_job.store import s3
 
-    retry._FIRST_WAIT_SECONDS = 0.02
+    retry.FIRST_WAIT_SECONDS = 0.02
     s3._READ_TIMEOUT_SECONDS = 1
     ExponentialBackoff.delay_amount = lambda *_: 0.02
 

@@ -33,7 +33,7 @@ LARGE = 9 << 20  # B; transferred in two parts
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "_FIRST_WAIT_SECONDS", 0.02)
+    monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.02)
     backoff = "botocore.retries.standard.ExponentialBackoff.delay_amount"
     monkeypatch.setattr(backoff, lambda *_: 0.02)
     monkeypatch.setattr(s3, "_READ_TIMEOUT_SECONDS", 0.5)

@@ -73,7 +73,7 @@ def test_times_of_an_interrupted_attempt_are_added(family: Family, cli: Cli) -> 
 @pytest.fixture
 def _device_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "nvidia0").touch()
-    monkeypatch.setattr(programs, "_DEVICES", tmp_path)
+    monkeypatch.setattr(programs, "DEVICES", tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 

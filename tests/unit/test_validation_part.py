@@ -18,11 +18,12 @@ def _parts(directory: Path, database: Path, fraction: float = 0.1, **settings: A
     return part_training_set(DatasetFiles(directory), record, fraction)
 
 
-def test_it_is_an_exact_fraction_of_the_training_set(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fraction", [0.05, 0.1, 0.2, 0.5])
+def test_it_is_an_exact_fraction_of_the_training_set(tmp_path: Path, fraction: float) -> None:
     """Never a test row; each training row is in one of the two parts."""
     write_database(tmp_path / "s.db", rattled(60))
-    parts = _parts(tmp_path / "d", tmp_path / "s.db")
-    assert len(parts.validation) == round(54 * 0.1)
+    parts = _parts(tmp_path / "d", tmp_path / "s.db", fraction=fraction)
+    assert len(parts.validation) == round(54 * fraction)
     assert parts.fit | parts.validation == rows_of(tmp_path / "d", "train")
     assert not parts.fit & parts.validation
     assert parts.why_whole is None
@@ -91,10 +92,3 @@ def test_the_next_generation_keeps_the_validation_part_of_its_parent(tmp_path: P
     second = _parts(tmp_path / "second", tmp_path / "s.db", parent=parent)
     assert len(second.validation) == round(108 * 0.1)
     assert len(first.fit & second.validation) <= 1
-
-
-@pytest.mark.parametrize("fraction", [0.05, 0.2, 0.5])
-def test_fractions(tmp_path: Path, fraction: float) -> None:
-    write_database(tmp_path / "s.db", rattled(40))
-    parts = _parts(tmp_path / "d", tmp_path / "s.db", fraction=fraction)
-    assert len(parts.validation) == round(36 * fraction)

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from mlip_job.dataset.split import Split
 
 STRUCTURES_PER_FRAME = 5_000
-_FRAME_ATOMS = 100_000
+FRAME_ATOMS = 100_000
 """Maximum number of structures and of atoms in a data frame, which is built in memory."""
 
 _PICKLE_PROTOCOL = 4
@@ -159,7 +159,7 @@ class FrameWriter:
                     row["w_forces"] = np.full(len(structure.numbers), weights[1])
                 self._rows.append(row)
                 self._atoms += len(structure.numbers)
-                if len(self._rows) == STRUCTURES_PER_FRAME or self._atoms >= _FRAME_ATOMS:
+                if len(self._rows) == STRUCTURES_PER_FRAME or self._atoms >= FRAME_ATOMS:
                     self.flush()
 
     def flush(self) -> None:

@@ -31,7 +31,7 @@ _OWN_VARIABLES = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_T
 THREAD_VARIABLES = (*_OWN_VARIABLES, *_BLAS_VARIABLES)
 """How many threads the numerical libraries of a process start: OpenMP, TensorFlow, BLAS."""
 
-_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2, as a container sees its own
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2, as a container sees its own
 _MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _DISTRIBUTIONS = (
     "mlip-job", "python-ace", "tensorpotential", "tensorflow", "numpy", "pandas", "ase"
@@ -126,7 +126,7 @@ def usable_cores(environment: Mapping[str, str] = os.environ) -> int:
     requests = (environment.get(name, "") for name in (CORES_VARIABLE, "SLURM_CPUS_PER_TASK"))
     cores = len(os.sched_getaffinity(0))
     try:
-        quota, period = _CPU_QUOTA.read_text(encoding="ascii").split()
+        quota, period = CPU_QUOTA.read_text(encoding="ascii").split()
         if quota != "max":
             cores = max(1, min(cores, int(quota) // int(period)))
     except (OSError, ValueError):

@@ -47,7 +47,7 @@ _PASSED_NAMES = {
 _PASSED_PREFIXES = ("CUDA_", "NVIDIA_", "TF_", "XLA_", "OMP_", "MKL_", "OPENBLAS_", "MPL")
 
 # NVIDIA's (also on Jetson and under WSL) and AMD's drivers; without one of these there is no GPU.
-_DEVICES = Path("/dev")
+DEVICES = Path("/dev")
 _DEVICE_FILES = ("nvidia*", "nvhost*", "nvgpu*", "dxg", "kfd")
 _HIDING = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES; the last one is Slurm's
 
@@ -152,8 +152,8 @@ def require_gpu_device() -> None:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.split(",")[0].strip() in _HIDING:
         raise _gpu_missing(f"CUDA_VISIBLE_DEVICES={visible} hides it")
-    if not any(True for pattern in _DEVICE_FILES for _ in _DEVICES.glob(pattern)):
-        raise _gpu_missing(f"there is no device file of one in {_DEVICES}")
+    if not any(True for pattern in _DEVICE_FILES for _ in DEVICES.glob(pattern)):
+        raise _gpu_missing(f"there is no device file of one in {DEVICES}")
 
 
 def require_gpu() -> None:

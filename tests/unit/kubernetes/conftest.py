@@ -11,6 +11,9 @@ import pytest
 from mlip_job.config.load import validate_config
 from mlip_job.schedulers.base import JobRequest
 
+MINORS = ("1.35", "1.36", "1.37")
+"""The newest minor versions of Kubernetes."""
+
 EVERYTHING: dict[str, Any] = {
     "namespace": "alloys",
     "image": "registry.example/mlip-job@sha256:0123456789abcdef",

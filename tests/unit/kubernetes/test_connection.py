@@ -62,19 +62,14 @@ def test_several_kubeconfigs_are_merged(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("", "can't be used"),
-        ("{", "can't be used"),
-        ("- a", "can't be used"),
-        ("current-context: absent\ncontexts: []\nclusters: []\nusers: []\n", "can't be used"),
-    ],
+    "text",
+    ["", "{", "- a", "current-context: absent\ncontexts: []\nclusters: []\nusers: []\n"],
 )
-def test_a_broken_kubeconfig_is_an_error(tmp_path: Path, text: str, words: str) -> None:
+def test_a_broken_kubeconfig_is_an_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / ".kube/config"
     path.parent.mkdir()
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError, match=words) as broken:
+    with pytest.raises(ConfigError, match="can't be used") as broken:
         connect(KubernetesConfig())
     assert str(path) in broken.value.message
 
@@ -100,8 +95,9 @@ def test_a_pod_reaches_its_own_cluster(tmp_path: Path, monkeypatch: pytest.Monke
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setattr(client, "SERVICE_ACCOUNT", tmp_path / "absent")
     with pytest.raises(ConfigError, match="mount its token"):
-        raise_without_token(monkeypatch, tmp_path)
+        connect(KubernetesConfig())
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
     monkeypatch.setattr(client, "SERVICE_ACCOUNT", tmp_path)
     monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
@@ -111,12 +107,6 @@ def test_a_pod_reaches_its_own_cluster(tmp_path: Path, monkeypatch: pytest.Monke
         "https://10.0.0.1:443",
         "alloys",
     )
-
-
-def raise_without_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Connect as a pod whose service account token is not mounted."""
-    monkeypatch.setattr(client, "SERVICE_ACCOUNT", tmp_path / "absent")
-    connect(KubernetesConfig())
 
 
 def test_no_proxy_is_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from mlip_job.config.schedulers import OWNED_OPTIONS, SlurmConfig
 from mlip_job.errors import ConfigError
 from mlip_job.schedulers.base import JobName, JobRequest
 from mlip_job.schedulers.slurm.scheduler import SlurmScheduler
-from mlip_job.schedulers.slurm.script import image_record, quote_directive, record_image
+from mlip_job.schedulers.slurm.script import image_record, record_image
 
 ON_GPUS = {
     "account": "alloys",
@@ -128,27 +128,6 @@ def test_the_script_is_clean(case: str, tmp_path: Path) -> None:
     subprocess.run(["bash", "-n", path], check=True)
     done = subprocess.run(["shellcheck", path], capture_output=True, text=True, check=False)
     assert done.stdout == ""
-
-
-def test_the_same_request_is_the_same_plan() -> None:
-    """A different request has a different name, which identifies its job."""
-    config = JobConfig.model_validate({"family": "cu", "work_dir": "/w", "storage": {"url": "/s"}})
-    config = config.model_copy(
-        update={"database": config.database.model_copy(update={"url": "/d/s.db"})}
-    )
-    scheduler = SlurmScheduler(config)
-    requests = [
-        JobRequest(config, 4, Path("/w")),
-        JobRequest(config, 4, Path("/w")),
-        JobRequest(config, 4, Path("/w"), after="7"),
-        JobRequest(config, 4, Path("/w"), ensemble=2),
-        JobRequest(config, 4, Path("/w"), run_options=("--fresh",)),
-        JobRequest(config, 5, Path("/w")),
-    ]
-    plans = [scheduler.plan(request) for request in requests]
-    assert plans[0] == plans[1]
-    assert len({plan.name for plan in plans}) == 5
-    assert all(plan.name.startswith("mlip-cu-gen_0") for plan in plans)
 
 
 @pytest.fixture
@@ -293,15 +272,9 @@ def test_the_image_is_read_at_submission_and_not_by_the_job(
     assert (tmp_path / "read").read_text() == "\n"
     record_image(config)
     assert "taking its hash" not in name_in_job(b"no image")
-
-
-def test_an_image_that_cannot_be_read_here_is_read_by_the_job(tmp_path: Path) -> None:
-    """Nor is one that is no file; nothing is recorded, and nothing fails."""
-    for image in ("docker://x", str(tmp_path), str(tmp_path / "absent")):
-        work = str(tmp_path / "work")
-        config = JobConfig.model_validate(
-            {"family": "cu", "work_dir": work, "submit": {"slurm": {"image": image}}}
-        )
+    for other in ("docker://x", str(tmp_path), str(tmp_path / "absent")):  # read by the job
+        values = {"family": "cu", "work_dir": str(tmp_path / "other")}
+        config = JobConfig.model_validate(values | {"submit": {"slurm": {"image": other}}})
         record_image(config)
         assert not image_record(config).exists()
 
@@ -349,27 +322,11 @@ def test_a_linear_fit_requests_no_gpu() -> None:
     own = ("--partition=small", "--cpus-per-task=64", "--gres=lscratch:100")
     inherited = ("--account=alloys", "--mem=32G", "--exclude=node7", "--nice=5")
     assert all(f"#SBATCH {option}\n" in text for option in (*own, *inherited))
-
-
-def test_settings_of_jobs_without_a_gpu() -> None:
-    """They replace those of the fit; a QOS is replaced with its partition."""
-    cpu = {"partition": "cpu", "time": "30", "mem": "4G", "cpus": 2}
-    cpu |= {"extra": ["--constraint=skylake"]}
-    text = script(ON_GPUS | {"cpu": cpu}, training={"max_iter": 0})
-    asked = {
-        line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH ")
-    }
-    assert {
-        *("--partition=cpu", "--time=30", "--mem=4G", "--cpus-per-task=2", "--account=alloys"),
-        *("--constraint=skylake", "--gres=lscratch:100"),
-    } <= asked
-    assert not any(
-        option.startswith(("--qos", "--nice", "--reservation", "--exclude")) for option in asked
-    )
-    assert " --cpus-per-task=2 " in text
-    assert (
-        SlurmConfig.model_validate(ON_GPUS | {"cpu": cpu | {"qos": "q"}}).without_gpu().qos == "q"
-    )
+    own_extra = slurm | {"cpu": {"qos": "short", "extra": ["--constraint=skylake"]}}
+    text = script(own_extra, training={"max_iter": 0})
+    assert "#SBATCH --qos=short\n#" in text
+    assert "#SBATCH --constraint=skylake\n" in text
+    assert "--nice" not in text
 
 
 def test_the_name_of_a_job_is_read_back() -> None:
@@ -398,9 +355,9 @@ def test_a_dependency_is_passed_on(after: str, option: str) -> None:
     assert "#SBATCH --kill-on-invalid-dep=yes\n" in text
 
 
-@pytest.mark.parametrize("after", ["", "job", "afterok:", "afterok:x", "1 2", "afterok:1 --wrap=a"])
+@pytest.mark.parametrize("after", ["", "job", "12x", "1:2", "afterok:", "1 2", "afterok:1 -a"])
 def test_an_invalid_dependency_is_rejected(after: str) -> None:
-    with pytest.raises(ConfigError, match="is no job of Slurm's"):
+    with pytest.raises(ConfigError, match=f"--after: '{after}' is no job of Slurm's"):
         script({}, after=after)
 
 
@@ -420,26 +377,19 @@ def test_a_resubmitted_job_resumes() -> None:
         ({"cpu": {"image": "x"}}, "Extra inputs are not permitted"),
         ({"time": "1:00:00:00"}, "minutes, hours:minutes:seconds or days-hours"),
         ({"time": "12:75:00"}, "minutes, hours:minutes:seconds or days-hours"),
-        ({"time": "soon"}, "minutes, hours:minutes:seconds or days-hours"),
         ({"time": "0"}, "minutes, hours:minutes:seconds or days-hours"),
         ({"time": 86400}, "needs quotes, as in '24:00:00': YAML reads it as a number"),
         ({"mem": "32 GB"}, "a whole number with K, M, G or T"),
-        ({"partition": "gpu\n#SBATCH --wrap=x"}, "one line of printable characters"),
         ({"account": ""}, "one line of printable characters"),
         ({"setup": ["a\nb"]}, "one line of printable characters"),
-        ({"modules": ["\0"]}, "one line of printable characters"),
         ({"extra": ["-J name"]}, "is no option in the form --name or --name=value"),
-        ({"extra": ["--comment=x\n#SBATCH --wrap=y"]}, "one line of printable characters"),
-        ({"extra": ["--job-name=x"]}, "sets --job-name"),
         ({"extra": ["--jo=x"]}, "sets --job-name"),
         ({"extra": ["--part=x"]}, "sets --partition, which follows from submit.slurm.partition"),
         ({"extra": ["--no-requeue"]}, "sets --no-requeue"),
-        ({"cpus": 0}, "greater than or equal to 1"),
         ({"max_requeues": -1}, "greater than or equal to 0"),
     ],
 )
 def test_invalid_settings(settings: dict[str, Any], message: str) -> None:
-    """Rejected when the configuration is read, with an explanation."""
     with pytest.raises(ValidationError, match=message):
         SlurmConfig.model_validate(settings)
 
@@ -453,34 +403,19 @@ def test_every_reserved_option_is_rejected() -> None:
 
 
 @pytest.mark.parametrize(
-    ("request_", "settings", "message"),
+    ("settings", "work_dir", "message"),
     [
-        ({}, {"warning": 20}, r"submit\.slurm\.warning is 20 s, too short .* run\.stop_timeout"),
-        ({"after": "12x"}, {}, "--after: '12x' is no job of Slurm's"),
-        ({"after": "1:2"}, {}, "--after: '1:2' is no job of Slurm's"),
+        (
+            {"warning": 20},
+            "/work",
+            r"submit\.slurm\.warning is 20 s, too short",
+        ),
+        ({}, "work", r"work_dir: '.*' is no absolute path"),
+        # Apptainer splits them there, and has no escape.
+        ({"image": "/x.sif"}, "/a:b", "work_dir: a container can't bind"),
+        ({"image": "/x.sif"}, "/a,b", "work_dir: a container can't bind"),
     ],
 )
-def test_impossible_plans(request_: dict[str, Any], settings: dict[str, Any], message: str) -> None:
+def test_impossible_plans(settings: dict[str, Any], work_dir: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        script(settings, **request_)
-
-
-@pytest.mark.parametrize("path", ["work", "./work"])
-def test_relative_paths_are_rejected(path: str) -> None:
-    """A job starts in another directory; the command line makes paths absolute."""
-    with pytest.raises(ConfigError, match=r"work_dir: '.*' is no absolute path"):
-        script({}, path)
-
-
-@pytest.mark.parametrize("path", ["/a:b", "/a,b"])
-def test_paths_that_apptainer_does_not_support(path: str) -> None:
-    script({}, path)
-    with pytest.raises(ConfigError, match="work_dir: a container can't bind"):
-        script({"image": "/x.sif"}, path)
-
-
-def test_directives_are_quoted_as_sbatch_reads_them() -> None:
-    """Plain words stay plain; the real sbatch reads the others in the integration tests."""
-    assert quote_directive("--time=1-00:00:00") == "--time=1-00:00:00"
-    assert quote_directive("--comment=a b") == '"--comment=a b"'
-    assert quote_directive('--x=a"b\\c') == '"--x=a\\"b\\\\c"'
+        script(settings, work_dir)

@@ -1,18 +1,23 @@
-"""Heartbeats and checkpoints continue in the background, whatever happens to one of them."""
+"""Calls in the background of a run, and the time of its stages."""
 
 from __future__ import annotations
 
 import errno
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 from mlip_job.errors import StoreError
-from mlip_job.generation.context import every, within
+from mlip_job.generation.context import StageClock, every, within
+from mlip_job.registry import AttemptPart, Timings
 
 
 class _Calls:
@@ -88,3 +93,46 @@ def release() -> Iterator[Callable[[], None]]:
     event = threading.Event()
     yield lambda: event.wait(60) and None
     event.set()
+
+
+def _fail_in(clock: StageClock) -> None:
+    with clock.stage("fetch"):
+        time.sleep(0.02)
+        Path("/nowhere/at/all").stat()
+
+
+def test_stages_add_up_from_the_start_of_the_job() -> None:
+    """The time before the first stage is a stage too; failed stages count as well."""
+    clock = StageClock(age_s=100.0)
+    with clock.stage("checks"):
+        time.sleep(0.02)
+    with pytest.raises(FileNotFoundError):
+        _fail_in(clock)
+    with clock.stage("fetch"):
+        time.sleep(0.02)
+    seconds = clock.timings().stages_s
+    assert list(seconds) == ["start_up", "checks", "fetch"]
+    assert seconds["start_up"] >= 100.0
+    assert seconds["fetch"] >= 0.04
+
+
+def test_imports_of_the_process_count() -> None:
+    """The kernel knows when a process was started; Python's clocks begin later."""
+    code = (
+        "import time; begun = time.monotonic(); time.sleep(0.3)\n"
+        "from mlip_job.runtime.environment import process_age_s\n"
+        "age = process_age_s(); print(age, time.monotonic() - begun)"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    outside = time.monotonic() - started
+    age, inside = map(float, done.stdout.split())
+    tick = 0.02
+    assert inside - tick <= age <= outside + tick
+
+
+def test_records_without_times_are_read() -> None:
+    """Manifests and checkpoints of earlier versions have no times."""
+    part = {"attempt": "a", "started": datetime.now(UTC), "iterations": 3}
+    assert AttemptPart.model_validate(part).timings == Timings()
+    assert Timings().to_trainer_s is None
