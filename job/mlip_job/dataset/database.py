@@ -51,6 +51,9 @@ PAGE = 500
 Selection = list[str | tuple[str, str, int]]
 """ASE's parsed expressions, in a form to which comparisons can be added."""
 
+_GAPS = 10
+"""Ids for each row of a page, above which ASE reads the rows one by one: a sample has gaps."""
+
 _KEY = re.compile(r"-?[A-Za-z_][A-Za-z0-9_]*")
 
 _SELECTION_ERRORS = (
@@ -253,10 +256,11 @@ class StructureDatabase:
 
     def _read_by_ase(self, ids: Sequence[int]) -> list[Row]:
         span: Selection = [("id", ">=", ids[0]), ("id", "<=", ids[-1])]
-        with suppress(*_SELECTION_ERRORS):
-            wanted = set(ids)
-            found = self._ase_rows([*self._selection, *span])
-            return [convert_row(row) for row in found if row.id in wanted]
+        if ids[-1] - ids[0] <= _GAPS * len(ids):
+            with suppress(*_SELECTION_ERRORS):
+                wanted = set(ids)
+                found = self._ase_rows([*self._selection, *span])
+                return [convert_row(row) for row in found if row.id in wanted]
         return [row for row in map(self.row, ids) if row is not None]
 
     def _row_without_broken_columns(self, id_: int) -> Row:
