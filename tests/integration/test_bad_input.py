@@ -198,7 +198,7 @@ def test_init_writes_what_check_accepts(
     assert size in checked.out
     assert cli("init", "s.db", "--trainer", "grace-fs", "-o", "grace.yaml").code == 0
     training = yaml.safe_load((tmp_path / "grace.yaml").read_text())["training"]
-    assert (training["trainer"], training["max_iter"], training["zbl"]) == ("grace-fs", 500, False)
+    assert (training["trainer"], training["max_iter"], training["zbl"]) == ("grace-fs", 200, False)
     assert "ok    configuration" in cli("check", "-c", "grace.yaml").out
     again = cli("init", "s.db")
     assert again.code == 64

@@ -129,7 +129,7 @@ def _training(**settings: Any) -> TrainingConfig:
 
 
 def _input(data: FitData = DATA, **settings: Any) -> dict[str, Any]:
-    content = build_input(_training(**settings), data, remaining=50)
+    content = build_input(_training(**{"max_iter": 50, **settings}), data)
     read: dict[str, Any] = yaml.safe_load(dump_input(content))
     return read
 
@@ -169,6 +169,20 @@ def test_overrides_reach_the_preset_but_no_reserved_key() -> None:
     assert content["fit"]["maxiter"] == 50
 
 
+def test_iterations_of_a_resumed_fit() -> None:
+    """Adam counts those before, as its learning rate depends on them; L-BFGS-B does not."""
+
+    def iterations(done: int, **fit: Any) -> int:
+        training = _training(max_iter=50, overrides={"fit": fit} if fit else {})
+        found: int = build_input(training, DATA, done=done)["fit"]["maxiter"]
+        return found
+
+    assert [iterations(done) for done in (0, 20, 50)] == [50, 50, 51]
+    assert [iterations(done, optimizer="L-BFGS-B") for done in (0, 20, 50)] == [50, 30, 1]
+    assert "scheduler" in _input()["fit"]
+    assert "scheduler" not in _input(overrides={"fit": {"optimizer": "BFGS"}})["fit"]
+
+
 def test_the_basis_has_at_most_the_functions_asked_for() -> None:
     assert radial_functions(LARGEST) == (13, 9, 6)
     assert radial_functions(1) == (1, 1, 1)
@@ -187,9 +201,7 @@ def test_a_parent_has_the_same_basis() -> None:
     assert "can't start from gen_01" in caught.value.message
     assert "cutoff 5.5 there, 6.0 here" in caught.value.message
     assert "elements ['Cu'] there, ['Cu', 'Ni'] here" in caught.value.message
-    content = build_input(
-        _training(), DATA, remaining=5, model="start_model.yaml", checkpoint="parent.index"
-    )
+    content = build_input(_training(), DATA, model="start_model.yaml", checkpoint="parent.index")
     assert content["potential"]["filename"] == "start_model.yaml"
     assert content["potential"]["checkpoint_name"] == "parent.index"
     assert content["fit"]["reset_epoch_and_step"] is True

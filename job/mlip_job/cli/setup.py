@@ -130,8 +130,9 @@ def init_command(
 
 def _of_grace(training: TrainingConfig) -> dict[str, object]:
     """Return the settings of GRACE/FS that a first configuration shows."""
-    names = ("trainer", "stress_weight", "max_iter", "zbl")
-    return {name: getattr(training, name) for name in names}
+    return training.model_dump(
+        include={"trainer", "energy_weight", "stress_weight", "max_iter", "zbl"}
+    )
 
 
 def _limits(sample: Sample) -> dict[str, float]:

@@ -69,8 +69,9 @@ FOREIGN_KEYS: Mapping[Trainer, tuple[str, ...]] = {
 }  # fmt: skip
 
 GRACE_DEFAULTS: Mapping[str, object] = {
-    "max_iter": 500,
-    "batch_size": 32,
+    "energy_weight": 1000.0,
+    "max_iter": 200,
+    "batch_size": 8,
     "zbl": False,
     "linear_start": False,
 }
@@ -82,7 +83,7 @@ _ONLY_PACEMAKER = (
 )  # fmt: skip
 
 _NOT_GRACE: Mapping[str, tuple[object, str]] = {
-    "max_iter": (0, "grace-fs makes no linear fit: set a number of iterations, such as 500"),
+    "max_iter": (0, "grace-fs makes no linear fit: set a number of iterations, such as 200"),
     "linear_start": (True, "grace-fs starts from no linear fit: remove it"),
     "zbl": (
         True,
@@ -203,7 +204,8 @@ class TrainingConfig(Part):
     trainer: Trainer = Field(
         "pacemaker",
         description="pacemaker (ACE), or grace-fs (GRACE/FS by gracemaker), which fits stress too; "
-        "its defaults are max_iter 500 and batch_size 32, zbl and linear_start false.",
+        "its defaults are energy_weight 1000, max_iter 200, batch_size 8, zbl and linear_start "
+        "false.",
     )
     cutoff: Positive = Field(
         5.5, le=20, description="Å. Outer cutoff of the potential; 4 is better for molecules."

@@ -17,6 +17,19 @@ if TYPE_CHECKING:
 CHECKPOINT_ITERATIONS = 10
 """Iterations between checkpoints; a resumed fit repeats at most as many."""
 
+ADAM = "Adam"
+_ADAM: Mapping[str, Any] = MappingProxyType(
+    {
+        "opt_params": {"learning_rate": 0.01, "amsgrad": True},
+        "scheduler": "cosine_decay",
+        "scheduler_params": {
+            "minimum_learning_rate": 1e-4,
+            "cold_learning_rate": 1e-3,
+            "warmup_epochs": 2,
+        },
+    }
+)
+"""The learning rate falls from the second iteration to the last one of ``max_iter``."""
 _COMPONENTS = 3
 _FEWEST_RADIAL = 8
 _ANGULAR: Mapping[str, Any] = MappingProxyType(
@@ -78,17 +91,21 @@ def build_input(
     training: TrainingConfig,
     data: FitData,
     *,
-    remaining: int,
+    done: int = 0,
     model: str | None = None,
     checkpoint: str | None = None,
 ) -> dict[str, Any]:
     """Return the content of ``input.yaml``.
 
-    `remaining` iterations are to be done: gracemaker counts from its start. Without a second set
-    the last iteration is the result. `model` is the architecture of a parent or of the fit that
+    `done` iterations were made before. Adam counts them, and L-BFGS-B from its start; one more is
+    made also if all were, because gracemaker needs one. Without a second set the last iteration is
+    the result. `model` is the architecture of a parent or of the fit that
     resumes, `checkpoint` the parent's coefficients.
     """
     weights = loss_weights(training)
+    overrides = {k: v for k, v in training.overrides.items() if k != "potential"}
+    optimizer = overrides.get("fit", {}).get("optimizer", ADAM)
+    left = max(1, training.max_iter - done)
     content: dict[str, Any] = {
         "seed": training.seed,
         "cutoff": training.cutoff,
@@ -101,17 +118,17 @@ def build_input(
                 for name, weight in weights.items()
                 if weight > 0
             },
-            "optimizer": "L-BFGS-B",
-            "maxiter": remaining,
+            "optimizer": optimizer,
+            "maxiter": done + left if optimizer == ADAM else left,
             "batch_size": training.batch_size,
             "test_batch_size": training.batch_size,
             "checkpoint_freq": CHECKPOINT_ITERATIONS,
             "jit_compile": True,
             "progressbar": False,
+            **(_ADAM if optimizer == ADAM else {}),
         },
     }
     # The potential section already has its overrides.
-    overrides = {k: v for k, v in training.overrides.items() if k != "potential"}
     content = deep_merge(content, overrides)
     if model is not None:
         content["potential"]["filename"] = model

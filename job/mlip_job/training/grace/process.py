@@ -124,7 +124,6 @@ class GraceWrapper(Trainer):
             files.MODEL: files.start_model,
             **{name: files.parent_checkpoint(name) for name in files.CHECKPOINT},
         }
-        self._remaining = training.max_iter
         self._resumed_from = 0
         self._published = ""  # the suffix of the checkpoint that was exported
         self._log = GraceLog()
@@ -177,14 +176,12 @@ class GraceWrapper(Trainer):
         del mode
         self.finished = position.finished
         self._resumed_from = position.iteration
-        # It counts from its start, which needs one iteration: also after a stop in the export.
-        self._remaining = max(1, self._training.max_iter - position.iteration)
         self._write_input(data, self.files.start_model.name, None)
 
     def _write_input(self, data: FitData, model: str | None, checkpoint: str | None) -> None:
         self._given = data
         content = build_input(
-            self._training, data, remaining=self._remaining, model=model, checkpoint=checkpoint
+            self._training, data, done=self._resumed_from, model=model, checkpoint=checkpoint
         )
         self.files.input_yaml.write_text(dump_input(content), encoding="utf-8")
 
