@@ -56,7 +56,7 @@ def test_an_interrupted_fit_is_resumed(run: tuple[Trained, Path]) -> None:
     assert fit.versions.keys() == {"tensorpotential", "tensorflow"}
     assert report.evaluation is not None
     agreements = report.evaluation.agreement
-    assert [one.side for one in agreements] == ["train", "validation"]
+    assert [one.side for one in agreements] == ["validation"]
     for one in agreements:
         stress = one.errors_by_trainer.rmse_stress_gpa
         assert stress is not None
@@ -72,20 +72,20 @@ def test_the_loss_is_ours(run: tuple[Trained, Path]) -> None:
     loss = yaml.safe_load(trained.read("input.yaml"))["fit"]["loss"]
     weights = {name: term["weight"] for name, term in loss.items()}
     assert weights == {"energy": 100, "forces": 30, "stress": 1000}
-    metrics = directory / "train_metrics.yaml"
-    metrics.write_bytes(trained.read("metrics/train_metrics.yaml"))
-    rows, _ = read_curve(metrics, "train")
+    metrics = directory / "test_metrics.yaml"
+    metrics.write_bytes(trained.read("metrics/test_metrics.yaml"))
+    rows, _ = read_curve(metrics, "test")
     best = trained.report.fit.best
     row = rows[(best.iteration if best is not None else 16) - 1]
 
     calculator = load_potential(
         directory / "store", family="cu", generation=1, cache=directory, extrapolation=True
     )
-    frame = next((directory / "work").rglob("fit.pckl.gzip"))
-    fitted = set(pd.read_pickle(frame, compression="gzip")["name"])  # noqa: S301 - ours
+    frame = next((directory / "work").rglob("validation.pckl.gzip"))
+    validation = set(pd.read_pickle(frame, compression="gzip")["name"])  # noqa: S301 - ours
     energy, force, stress = [], [], []
     for number, atoms in enumerate(rattled(26, seed=2), start=1):
-        if f"row-{number}" not in fitted:
+        if f"row-{number}" not in validation:
             continue
         copy = atoms.copy()
         copy.calc = calculator

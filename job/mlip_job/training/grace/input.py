@@ -104,7 +104,7 @@ def build_input(
     """
     weights = loss_weights(training)
     overrides = {k: v for k, v in training.overrides.items() if k != "potential"}
-    optimizer = overrides.get("fit", {}).get("optimizer", ADAM)
+    optimizer = optimizer_of(training)
     left = max(1, training.max_iter - done)
     content: dict[str, Any] = {
         "seed": training.seed,
@@ -136,6 +136,11 @@ def build_input(
         content["potential"]["checkpoint_name"] = checkpoint
         content["fit"]["reset_epoch_and_step"] = True
     return content
+
+
+def optimizer_of(training: TrainingConfig) -> str:
+    """Return gracemaker's name of the optimiser."""
+    return str(training.overrides.get("fit", {}).get("optimizer", ADAM))
 
 
 def potential_section(training: TrainingConfig) -> dict[str, Any]:

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from mlip_job.errors import IntegrityError, TrainingError
 from mlip_job.paths import reported
 from mlip_job.training.grace import GraceFiles
-from mlip_job.training.grace.input import build_input, describe_basis, require_same_basis
+from mlip_job.training.grace.input import (
+    ADAM,
+    build_input,
+    describe_basis,
+    optimizer_of,
+    require_same_basis,
+)
 from mlip_job.training.grace.metrics import MetricsFollower, best_iteration, best_row, read_curve
 from mlip_job.training.grace.potential_file import (
     count_functions,
@@ -330,7 +336,10 @@ class GraceWrapper(Trainer):
             status="succeeded",
             cause=None,
             exit_code=0,
-            train=best.errors if best is not None else None,
+            # Adam's are means over an iteration in which the coefficients change.
+            train=best.errors
+            if best is not None and optimizer_of(self._training) != ADAM
+            else None,
             test=test.errors if test is not None else None,
             loss_shares=best.loss_shares if best is not None else None,
             second_set=self._data.second_set,
