@@ -11,6 +11,7 @@ import pytest
 from mlip_job.config import load_config
 from mlip_job.registry import Manifest, MemberRegistry
 from tests.faults.jobs import require_complete
+from tests.generations import GRACE
 from tests.integration.slurm.conftest import LONG, Family
 
 pytestmark = pytest.mark.pacemaker
@@ -188,3 +189,16 @@ def _wait_for_another(family: Family, job: str) -> str:
         assert time.monotonic() < end, family.log()
         time.sleep(0.3)
     return str(found)
+
+
+def test_a_fit_of_gracemaker_is_requeued(family: Family) -> None:
+    """As one of pacemaker: the generation is resumed, and published once."""
+    family.values["training"] = GRACE | {"max_iter": LONG["max_iter"]}
+    family.configure()
+    job = family.submit()
+    family.wait_for_checkpoint()
+    family.cluster.run("scontrol", "requeue", job)
+    family.cluster.wait_for(job, "PENDING")
+    family.resume_briefly(job)
+    family.wait_for("published")
+    assert _require_published(family).trainer == "grace-fs"
