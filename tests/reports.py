@@ -14,7 +14,7 @@ from mlip_job.config import JobConfig
 from mlip_job.dataset import record as dataset_record
 from mlip_job.registry import AttemptPart, Parent, Timings
 from mlip_job.report.model import DatasetSummary, Facts, LossDefinition, TrainingReport
-from mlip_job.training.pacemaker.results import summarise_run
+from mlip_job.training.pacemaker.outcome import summarise_run
 from tests.evaluations import CONFIG_TYPES, make_evaluation
 from tests.manifests import make_manifest
 

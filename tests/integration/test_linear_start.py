@@ -23,9 +23,9 @@ from mlip_job.report.model import TrainingReport
 from mlip_job.store.open import open_store
 from mlip_job.training import programs
 from mlip_job.training.pacemaker.linear_fit import LinearTask, run_linear_fit
+from mlip_job.training.pacemaker.outcome import undetermined
 from mlip_job.training.pacemaker.potential_file import read_potential
 from mlip_job.training.pacemaker.process import PacemakerWrapper
-from mlip_job.training.pacemaker.results import undetermined
 from mlip_job.training.trainer import FitData
 from tests.generations import (
     Silent,

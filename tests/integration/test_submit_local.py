@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mlip_job.cli.status import is_outside
+from mlip_job.cli.generation_status import is_outside
 from mlip_job.config import load_config
 from mlip_job.registry import Registry
 from mlip_job.registry.checkpoints import TrainingProgress

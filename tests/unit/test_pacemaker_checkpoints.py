@@ -27,13 +27,13 @@ from mlip_job.training.pacemaker.callbacks.mlip_job_callbacks import (
 )
 from mlip_job.training.pacemaker.input import Segment
 from mlip_job.training.pacemaker.log import LogState, OptimiserResult
+from mlip_job.training.pacemaker.outcome import better_than_last
 from mlip_job.training.pacemaker.potential_file import (
     POTENTIAL,
     count_functions,
     read_potential,
     write_potential,
 )
-from mlip_job.training.pacemaker.results import better_than_last
 from mlip_job.training.pacemaker.snapshot import (
     configure_callback,
     make_final,

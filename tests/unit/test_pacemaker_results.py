@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mlip_job.errors import ConfigError
 from mlip_job.training.pacemaker.log import LogParser, LogState
-from mlip_job.training.pacemaker.results import describe_failure, summarise_run
+from mlip_job.training.pacemaker.outcome import describe_failure, summarise_run
 from mlip_job.training.process import describe_exit
 from mlip_job.training.summary import RunSummary
 

@@ -63,7 +63,7 @@ from mlip_job.report.texts import (
     settings_table,
     significant,
 )
-from mlip_job.training.pacemaker.results import summarise_run
+from mlip_job.training.pacemaker.outcome import summarise_run
 from mlip_job.training.summary import CurvePoint, FitCycle
 from tests.evaluations import make_dynamics, make_evaluation, make_physics
 from tests.manifests import make_manifest

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 import yaml
 
-from mlip_job.cli.status import State, StatusReader
+from mlip_job.cli.generation_status import State, StatusReader
 from mlip_job.cli.submit import wait_until_published
 from mlip_job.config.load import load_config
 from mlip_job.errors import UnavailableError

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mlip_job.cli.generation_status import StatusReader, describe_run, way_to_end
 from mlip_job.cli.options import common_options, generation_option, scheduler_option
 from mlip_job.cli.output import Reporter, emit, print_lines, print_table
-from mlip_job.cli.status import StatusReader, describe_run, way_to_end
 from mlip_job.errors import ConfigError, MlipJobError, UnavailableError
 from mlip_job.paths import generation_name
 from mlip_job.schedulers import open_scheduler
@@ -19,8 +19,8 @@ from mlip_job.schedulers import open_scheduler
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from mlip_job.cli.generation_status import GenerationStatus
     from mlip_job.cli.options import Settings
-    from mlip_job.cli.status import GenerationStatus
     from mlip_job.config import JobConfig
     from mlip_job.registry import Registry
     from mlip_job.schedulers.base import JobHandle, JobState, JobStatus, Scheduler

@@ -28,7 +28,7 @@ def parse_command(settings: Settings, directory: Path) -> None:
 
     DIR need not come from this tool. Ends with 0 if it can be read, also if the fit in it failed.
     """
-    from mlip_job.training.pacemaker.results import summarise_run
+    from mlip_job.training.pacemaker.outcome import summarise_run
 
     summary = summarise_run(directory)
     emit(settings, summary.model_dump(mode="json"), lambda: _show(summary))

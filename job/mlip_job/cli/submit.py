@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlip_job.cli.generation_status import Source, State, StatusReader, describe_run, way_to_end
 from mlip_job.cli.options import (
     GenerationType,
     common_options,
@@ -15,7 +16,6 @@ from mlip_job.cli.options import (
     scheduler_option,
 )
 from mlip_job.cli.output import Reporter, emit
-from mlip_job.cli.status import Source, State, StatusReader, describe_run, way_to_end
 from mlip_job.errors import (
     ConfigError,
     ConflictError,
@@ -30,8 +30,8 @@ from mlip_job.schedulers.base import JobRequest, JobState, meaning_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mlip_job.cli.generation_status import GenerationStatus
     from mlip_job.cli.options import Settings
-    from mlip_job.cli.status import GenerationStatus
     from mlip_job.config import JobConfig
     from mlip_job.config.schedulers import SubmitConfig
     from mlip_job.registry import Manifest, Registry

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from mlip_job.config.training import ByGroup, EnergyBased
 from mlip_job.dataset.connection import describe_url
+from mlip_job.dataset.contents import Outcome, Written, summarise
 from mlip_job.dataset.database import Selected, StructureDatabase
 from mlip_job.dataset.files import ContentHash, OutputFile, read_index, write_index
 from mlip_job.dataset.frames import FrameWriter, require_convex_hull, weigh_groups
@@ -33,7 +34,6 @@ from mlip_job.dataset.split import (
     split_by_key,
     split_rows,
 )
-from mlip_job.dataset.summary import Outcome, Written, summarise
 from mlip_job.dataset.twins import require_consistent_duplicates
 from mlip_job.dataset.validation import collect_rows
 from mlip_job.dataset.xyz import structures_text

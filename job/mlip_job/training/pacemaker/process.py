@@ -25,6 +25,7 @@ from mlip_job.training.pacemaker.input import (
 )
 from mlip_job.training.pacemaker.linear_fit import LinearTask, run_linear_fit
 from mlip_job.training.pacemaker.log import LogParser
+from mlip_job.training.pacemaker.outcome import summarise_linear_fit, summarise_run, undetermined
 from mlip_job.training.pacemaker.potential_file import (
     POTENTIAL,
     as_start,
@@ -35,7 +36,6 @@ from mlip_job.training.pacemaker.potential_file import (
     read_potential,
     write_potential,
 )
-from mlip_job.training.pacemaker.results import summarise_linear_fit, summarise_run, undetermined
 from mlip_job.training.pacemaker.snapshot import (
     configure_callback,
     count_iterations,
