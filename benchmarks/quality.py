@@ -66,6 +66,8 @@ class BenchmarkSet(BaseModel):
         Title of its table.
     database
         URL.
+    select
+        ``database.select``; None takes all finished rows.
     split_key
         The key_value_pair that holds a published split.
     published
@@ -78,6 +80,7 @@ class BenchmarkSet(BaseModel):
 
     name: str
     database: str
+    select: str | None = None
     split_key: str | None = None
     published: dict[str, tuple[float, float]] = {}
     upstream: tuple[str, ...] = ()
@@ -247,8 +250,9 @@ def _run_ours(
         check=True,
         stdout=subprocess.DEVNULL,
     )
-    if one.split_key is not None:
-        settings = (f"dataset.split_key={one.split_key}", *settings)
+    keys = {"dataset.split_key": one.split_key, "database.select": one.select}
+    chosen = (f"{key}={value}" for key, value in keys.items() if value is not None)
+    settings = (*chosen, *settings)
     options = [part for setting in settings for part in ("--set", setting)]
     command = [PROGRAM, "-q", *options, "run", "-g", "1"]
     limits = [] if limit_s is None else [limit_s]
