@@ -184,7 +184,7 @@ def require_complete(config: JobConfig) -> Manifest:
     )
     assert sum(part.iterations for part in manifest.attempts) == manifest.headline.iterations
     assert manifest.headline.iterations == sum(1 for p in report.fit.train_curve if p.iteration)
-    assert report.fit.train is not None
+    assert report.errors("train").rmse_energy_mev_per_atom is not None
     return manifest
 
 
