@@ -142,12 +142,12 @@ def test_the_weights_of_grace_are_shown_without_kappa() -> None:
     training = TrainingConfig(trainer="grace-fs", max_iter=1, stress_weight=50.0)
     fit = changed(make_report(2).fit, kappa=None)
     loss = loss_definition(training, fit)
-    assert (loss.energy_weight, loss.force_weight, loss.stress_weight) == (10_000, 100, 50)
+    assert (loss.energy_weight, loss.force_weight, loss.stress_weight) == (1000, 100, 50)
     assert loss.kappa is None
     facts = make_facts(make_report(2, loss=loss, fit=fit))
     grace = replace(facts, manifest=changed(facts.manifest, trainer="grace-fs"))
     page = render_report(grace, None)
-    assert "energy 10000, force 100, stress 50<" in page
+    assert "energy 1000, force 100, stress 50<" in page
     assert "κ" not in page
     # Version 1 reported pacemaker's κ for any trainer.
     old = changed(grace.report, loss__kappa=1 / 101)
