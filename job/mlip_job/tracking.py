@@ -67,7 +67,7 @@ def track_generation(
     try:
         with tempfile.TemporaryDirectory(prefix="mlip-job-") as temporary:
             names = (*_REPORTS, published_potential(manifest.artefacts))
-            files = [Path(temporary) / name for name in names]
+            files = [Path(temporary) / name for name in names if name in manifest.artefacts]
             for path in files:
                 registry.fetch(manifest, path.name, path)
             report = TrainingReport.from_json((Path(temporary) / "report.json").read_bytes())

@@ -154,7 +154,9 @@ def test_input_names_the_data_and_no_reference_energy() -> None:
         "test_filename": "dataset/validation.gz",
     }
     assert (content["seed"], content["cutoff"], content["fit"]["maxiter"]) == (3, 4.5, 50)
+    assert content["fit"]["checkpoint_freq"] == 10
     alone = FitData(("Cu",), {}, 1, 1, ("a.gz", "b.gz"))
+    assert _input(data=alone)["fit"]["checkpoint_freq"] == 1
     assert _input(data=alone)["data"] == {"filename": ["a.gz", "b.gz"]}
 
 
@@ -180,7 +182,8 @@ def test_iterations_of_a_resumed_fit() -> None:
     assert [iterations(done) for done in (0, 20, 50)] == [50, 50, 51]
     assert [iterations(done, optimizer="L-BFGS-B") for done in (0, 20, 50)] == [50, 30, 1]
     assert "scheduler" in _input()["fit"]
-    assert "scheduler" not in _input(overrides={"fit": {"optimizer": "BFGS"}})["fit"]
+    for fit in ({"optimizer": "BFGS"}, {"learning_rate_reduction": {"patience": 5}}):
+        assert "scheduler" not in _input(overrides={"fit": fit})["fit"]
 
 
 def test_the_basis_has_at_most_the_functions_asked_for() -> None:
@@ -205,6 +208,7 @@ def test_a_parent_has_the_same_basis() -> None:
     assert content["potential"]["filename"] == "start_model.yaml"
     assert content["potential"]["checkpoint_name"] == "parent.index"
     assert content["fit"]["reset_epoch_and_step"] is True
+    assert content["fit"]["reset_optimizer"] is True
 
 
 @pytest.mark.parametrize(
@@ -370,7 +374,7 @@ def test_a_fit_with_all_files_is_a_success(run: Callable[[str], None]) -> None:
         (f"{COPY}; sed -i '3s/loss.train\": [^,]*/loss\\/train\": NaN/' seed/42/train_metrics.yaml",
          "diverged"),
         ("echo 'ValueError: a column is missing'; exit 1", "ValueError: a column is missing"),
-        ("echo 'tensorflow.errors.ResourceExhaustedError: OOM'; exit 1", "out of memory: reduce"),
+        ("echo 'tensorflow.errors.ResourceExhaustedError: OOM'; exit 1", "out of memory: give"),
         ("kill -KILL $$", "killed by SIGKILL"),
         (f"cat {RUN}/train.log; exit 1", "it ended while finished"),
     ],

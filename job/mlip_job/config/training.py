@@ -49,6 +49,7 @@ GRACE_OWNED_KEYS: Mapping[str, str] = {
     "fit.target_total_updates": "training.max_iter",
     "fit.checkpoint_freq": "run.checkpoint_interval",
     "fit.reset_epoch_and_step": "training.start_from",
+    "fit.reset_optimizer": "training.start_from",
 }
 
 # Keys of the other trainer, which would be ignored silently.

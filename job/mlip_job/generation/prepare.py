@@ -309,7 +309,9 @@ def _changes(checkpoint: Checkpoint, run: Run) -> Iterator[str]:
         for key, old, new in differences(then.get(section, {}), asked[section], section):
             # With max_iter 0 the linear fit is published, which is another potential.
             becomes_linear = key == "training.max_iter" and 0 in (old, new)
-            if key.removeprefix("training.") not in _FREE or becomes_linear:
+            # A batch is a step of Adam, whose learning rate depends on the number of steps.
+            is_step = key == "training.batch_size" and run.config.training.trainer == "grace-fs"
+            if key.removeprefix("training.") not in _FREE or becomes_linear or is_step:
                 yield f"  {key}: {old!r} there, {new!r} asked"
     selection = checkpoint.training.dataset.selection
     select = run.config.database.for_generation(run.generation).select

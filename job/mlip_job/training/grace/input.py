@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from mlip_job.training.trainer import FitData
 
 CHECKPOINT_ITERATIONS = 10
-"""Iterations between checkpoints; a resumed fit repeats at most as many."""
+"""Iterations between checkpoints; a resumed fit repeats at most as many. Without a second set there
+is one after each: gracemaker stores no other one at the end of a fit by Adam."""
 
 ADAM = "Adam"
 _ADAM: Mapping[str, Any] = MappingProxyType(
@@ -105,6 +106,9 @@ def build_input(
     weights = loss_weights(training)
     overrides = {k: v for k, v in training.overrides.items() if k != "potential"}
     optimizer = optimizer_of(training)
+    defaults = dict(_ADAM) if optimizer == ADAM else {}
+    if "learning_rate_reduction" in overrides.get("fit", {}):  # an older name of a scheduler
+        defaults = {"opt_params": _ADAM["opt_params"]}
     left = max(1, training.max_iter - done)
     content: dict[str, Any] = {
         "seed": training.seed,
@@ -122,10 +126,10 @@ def build_input(
             "maxiter": done + left if optimizer == ADAM else left,
             "batch_size": training.batch_size,
             "test_batch_size": training.batch_size,
-            "checkpoint_freq": CHECKPOINT_ITERATIONS,
+            "checkpoint_freq": CHECKPOINT_ITERATIONS if data.second else 1,
             "jit_compile": True,
             "progressbar": False,
-            **(_ADAM if optimizer == ADAM else {}),
+            **defaults,
         },
     }
     # The potential section already has its overrides.
@@ -135,6 +139,7 @@ def build_input(
     if checkpoint is not None:
         content["potential"]["checkpoint_name"] = checkpoint
         content["fit"]["reset_epoch_and_step"] = True
+        content["fit"]["reset_optimizer"] = True  # the moments are those of the parent's fit
     return content
 
 

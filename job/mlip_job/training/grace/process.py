@@ -249,7 +249,10 @@ class GraceWrapper(Trainer):
     def _why_ended(self, exit_code: int) -> str:
         exception = self._log.state.exception or ""
         if is_out_of_memory(exception):
-            return "out of memory: reduce training.batch_size or give the job more memory"
+            return (
+                "out of memory: give the job more memory, or reduce training.batch_size and start "
+                "over with --fresh"
+            )
         phase = self._log.state.phase.replace("_", " ")
         return describe_exit(exit_code) or exception or f"it ended while {phase}"
 
