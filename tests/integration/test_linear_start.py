@@ -482,9 +482,10 @@ def _exported(tmp_path: Path, shards: int = 1, **changes: Any) -> LinearTask:
 
 
 def _child(parent: int) -> int | None:
-    """Return the process that a process has spawned by multiprocessing, if there is one."""
+    """Return the process that a process has spawned by multiprocessing, once it has its work."""
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     for child in children:
-        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+        spawned = b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
+        if spawned and "numpy" in Path(f"/proc/{child}/maps").read_text():
             return int(child)
     return None
