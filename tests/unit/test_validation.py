@@ -101,6 +101,8 @@ def test_accepted() -> None:
         ({"positions": np.full((2, 3), 1e200)}, Rejection.BAD_GEOMETRY),
         ({"cell": np.eye(3) * 1e12}, Rejection.BAD_GEOMETRY),
         ({"cell": np.full((3, 3), INF)}, Rejection.BAD_GEOMETRY),
+        ({"pbc": np.array([True, True, False]), "cell": np.diag([5, 5, INF])},
+         Rejection.BAD_GEOMETRY),
         ({"positions": np.zeros((2, 3))}, Rejection.COINCIDING_ATOMS),
         ({"positions": np.array([[0, 0, 0], [5.1, 0, 0]])}, Rejection.LONELY_ATOM),
         ({"numbers": np.array([29, 0], dtype=np.int32)}, Rejection.UNKNOWN_ELEMENT),

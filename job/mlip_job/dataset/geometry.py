@@ -1,4 +1,4 @@
-"""Cells, slabs and wires, and the distances between atoms.
+"""Cells, slabs and wires, neighbours, and bounds on the distances of many structures.
 
 Pacemaker and its evaluator take structures that are periodic in all directions or in none. Vacuum
 in the other directions makes a slab or a wire periodic in all of them, and changes no energy of a
@@ -9,15 +9,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.spatial import cKDTree
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ase import Atoms
 
     from mlip_job.dataset.rows import BoolArray, FloatArray, IndexArray, StructureRow, Structures
+
+    SingleArray = np.ndarray[Any, np.dtype[np.float32]]
 
 VACUUM = 20.0
 """Å between the images of a slab or a wire: the largest cutoff that a configuration may ask for.
@@ -25,14 +29,26 @@ It is fixed, so that the structure depends on neither the cutoff nor the generat
 
 _SLAB, _WIRE = 2, 1
 
-_PAIRS_AT_ONCE = 20_000
-"""Their vectors take half a megabyte, which a processor's cache holds."""
+_MARGIN = 1e-3
+"""Å. Far above the error of single precision over `_LARGEST` Å."""
 
-_MOST_ATOMS = 250
-"""Of a structure; beyond that a neighbour list is faster than all pairs."""
+_EPSILON = 1e-6
+"""Of the lengths of the cell: several times the rounding of a fraction in single precision."""
 
-_LARGEST = 200.0
-"""Å. In larger cells, single precision is off by more than 1e-4 Å."""
+_LARGEST = 1000.0
+"""Å. Larger structures are not covered."""
+
+_NEAR = 3.5
+"""Å. Most atoms have a neighbour as near."""
+
+_LOW_CELL = 5.5
+"""Å. The nearest image of each pair is not enough in cells that are lower than this."""
+
+_PAIRS_AT_ONCE = 40_000
+"""Their three coordinates take half a megabyte, which a processor's cache holds."""
+
+_MOST_PAIRS = 500_000
+"""Of one structure (a thousand atoms); beyond that a neighbour list is faster."""
 
 
 def is_partly_periodic(pbc: BoolArray) -> BoolArray:
@@ -127,53 +143,14 @@ def neighbours(row: StructureRow, reach: float) -> tuple[IndexArray, IndexArray,
 
 
 def nearest_neighbours(row: StructureRow, reach: float) -> FloatArray:
-    """Return each atom's distance to its nearest neighbour, Å; infinity beyond `reach`."""
-    first, _, vectors = neighbours(row, reach)
+    """Return each atom's distance to its nearest neighbour, Å; infinity from `reach` on."""
     nearest = np.full(len(row.numbers), np.inf)
-    np.minimum.at(nearest, first, np.linalg.norm(vectors, axis=1))
-    return nearest
-
-
-def nearest_in_large_cells(structures: Structures, sound: BoolArray) -> FloatArray:
-    """Return the distances to the nearest neighbours of atoms in cells that are not small, Å.
-
-    Infinity where this search is not enough: neighbour lists of all structures would take longer
-    than the rest of an export, this settles nearly all. Only `sound` structures are examined, whose
-    positions are finite and whose cells are not flat, and which are periodic in all directions or
-    in none.
-    """
-    nearest = np.full(len(structures.numbers), np.inf)
-    sound = sound & (structures.counts > 1) & (structures.counts <= _MOST_ATOMS)
-    if not sound.any():
-        return nearest
-    firsts = structures.starts[:-1]
-    with np.errstate(all="ignore"):  # of values that are huge or not finite
-        spans = np.maximum.reduceat(structures.positions, firsts)
-        spans -= np.minimum.reduceat(structures.positions, firsts)
-        # In a box of four times its size, no image of an atom is nearer than the atom itself.
-        boxes = (4 * spans.max(axis=1) + 1)[:, None, None] * np.eye(3)
-        cells = np.where(structures.pbc[:, :1, None], structures.cells, boxes)
-        sound = sound & (np.linalg.norm(cells, axis=2).max(axis=1) <= _LARGEST)
-    inverses = np.linalg.inv(np.where(sound[:, None, None], cells, np.eye(3)))
-    halves = 0.49 / np.linalg.norm(inverses, axis=1).max(axis=1)
-    for count in np.unique(structures.counts[sound]).tolist():
-        members = np.flatnonzero(sound & (structures.counts == count))
-        size = max(1, _PAIRS_AT_ONCE // count**2)
-        for start in range(0, len(members), size):
-            part = members[start : start + size]
-            atoms = structures.starts[part][:, None] + np.arange(count)
-            fractions = (structures.positions[atoms] @ inverses[part]).transpose(0, 2, 1)
-            points = np.ascontiguousarray(np.mod(fractions, 1.0), np.float32)
-            vectors = points[:, :, None] - points[:, :, :, None]
-            vectors -= np.rint(vectors)
-            to_lengths = cells[part].transpose(0, 2, 1).astype(np.float32)
-            lengths = to_lengths @ vectors.reshape(len(part), 3, -1)
-            squares = np.square(lengths, out=lengths).sum(axis=1).reshape(-1, count, count)
-            squares[:, range(count), range(count)] = np.inf
-            found = np.sqrt(squares.min(axis=2))
-            # No other image is within half the height of the cell.
-            nearest[atoms] = np.where(found < halves[part][:, None], found, np.inf)
-    return nearest
+    for near in (min(_NEAR, reach), reach):
+        first, _, vectors = neighbours(row, near)
+        np.minimum.at(nearest, first, np.linalg.norm(vectors, axis=1))
+        if np.isfinite(nearest).all():
+            break
+    return np.where(nearest < reach, nearest, np.inf)
 
 
 def _units(vectors: FloatArray) -> FloatArray:
@@ -181,3 +158,90 @@ def _units(vectors: FloatArray) -> FloatArray:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     units: FloatArray = vectors / np.where(lengths > 0, lengths, 1.0)
     return units
+
+
+def bound_distances(
+    structures: Structures, sound: BoolArray, cutoff: float
+) -> tuple[BoolArray, FloatArray]:
+    """Return whether all atoms have a neighbour within the cutoff, and the least distance, both Å.
+
+    Bounds in single precision, false and 0 if unknown. Neighbour lists of all structures would take
+    longer than the rest of an export; this settles nearly all of them. Only `sound` structures are
+    examined: those with finite positions and cells that are not flat, in all directions periodic or
+    in none.
+    """
+    periodic = sound & np.all(structures.pbc, axis=1)
+    cells = np.where(periodic[:, None, None], structures.cells, np.eye(3))
+    free = sound & ~periodic
+    if free.any():
+        cells[free] *= _box_edges(structures.take(free))[:, None, None]
+    inverses = np.linalg.inv(cells)
+    heights = 1 / np.linalg.norm(inverses, axis=1)
+    lengths = np.linalg.norm(cells, axis=2)
+    margins = _MARGIN + lengths.sum(axis=1) * _EPSILON
+    images = (periodic[:, None] & (heights < _LOW_CELL)).astype(np.int64)
+    small = lengths.max(axis=1, initial=0.0) <= _LARGEST
+    nearest, loneliest = (np.full(len(structures), np.inf) for _ in range(2))
+    for members, atoms, around in _batches(structures.counts, images, sound & small):
+        places = structures.starts[members][:, None] + np.arange(atoms)
+        fractions = np.mod(structures.positions.take(places, axis=0) @ inverses[members], 1.0)
+        squares = _nearest_squares(fractions, cells[members], around)
+        nearest[members], loneliest[members] = squares.min(axis=1), squares.max(axis=1)
+    certain = ((images + 0.5) * heights).min(axis=1, initial=np.inf)
+    apart = np.minimum(np.sqrt(nearest), certain) - margins
+    bonded = np.sqrt(loneliest) + margins < cutoff
+    return bonded, np.where(np.isfinite(nearest), apart.clip(min=0.0), 0.0)
+
+
+def _box_edges(structures: Structures) -> FloatArray:
+    """Return edges of boxes in which no image of an atom is nearer than the atom itself, Å."""
+    firsts = structures.starts[:-1]
+    spans = np.maximum.reduceat(structures.positions, firsts)
+    spans -= np.minimum.reduceat(structures.positions, firsts)
+    edges: FloatArray = 4 * spans.max(axis=1) + 1
+    return edges
+
+
+def _batches(
+    counts: IndexArray, images: IndexArray, chosen: BoolArray
+) -> Iterator[tuple[IndexArray, int, tuple[int, ...]]]:
+    """Yield batches of structures with equal numbers of atoms and images."""
+    kinds = np.column_stack([counts, images])
+    for atoms, *around in np.unique(kinds[chosen], axis=0).tolist():
+        pairs = atoms**2 * 3 ** sum(around)
+        if pairs > _MOST_PAIRS:
+            continue
+        members = np.flatnonzero(chosen & (kinds == (atoms, *around)).all(axis=1))
+        size = max(1, _PAIRS_AT_ONCE // atoms**2)
+        for first in range(0, len(members), size):
+            yield members[first : first + size], atoms, tuple(around)
+
+
+def _nearest_squares(
+    fractions: FloatArray, cells: FloatArray, images: tuple[int, ...]
+) -> SingleArray:
+    """Return the square of the distance to each atom's nearest neighbour, Å².
+
+    The nearest image of each pair is that whose components along the cell's vectors are at most a
+    half. Of a vector that is shorter than half the height of the cell they are: no shorter
+    distance than this is missed, nor one than 3/2 of it in a direction with `images`, the number of
+    images to examine in addition to the nearest. Fractional coordinates are from 0 to 1, shape
+    (structures, atoms, 3).
+    """
+    structures, atoms, _ = fractions.shape
+    points = np.ascontiguousarray(fractions.transpose(0, 2, 1), dtype=np.float32)
+    vectors = points[:, :, None, :] - points[:, :, :, None]
+    vectors -= np.rint(vectors)
+    to_lengths = cells.transpose(0, 2, 1).astype(np.float32)
+    nearest = to_lengths @ vectors.reshape(structures, 3, -1)
+    best: SingleArray = np.full((structures, atoms), np.inf, dtype=np.float32)
+    offsets = list(product(*(range(-n, n + 1) for n in images)))
+    # The other half has the same pairs, with the atoms exchanged.
+    for offset in offsets[len(offsets) // 2 :]:
+        lengths = nearest + to_lengths @ np.array(offset, dtype=np.float32)[:, None]
+        squares = np.einsum("ijk,ijk->ik", lengths, lengths).reshape(structures, atoms, atoms)
+        if not any(offset):
+            squares[:, range(atoms), range(atoms)] = np.inf
+        np.minimum(best, squares.min(axis=1), out=best)
+        np.minimum(best, squares.min(axis=2), out=best)
+    return best

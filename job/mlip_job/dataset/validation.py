@@ -15,9 +15,9 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from mlip_job.dataset.geometry import (
+    bound_distances,
     complete_cells,
     is_partly_periodic,
-    nearest_in_large_cells,
     nearest_neighbours,
     with_vacuum,
 )
@@ -232,8 +232,12 @@ class Validator:
                 prefer = self._prefer_free_energy and row.free_energy is not None
                 whole.append(replace(row, energy=row.free_energy) if prefer else row)
         structures = Structures.of_rows(whole)
-        fit, distances = self._check_together(with_vacuum(structures))
-        self.min_distance = min(self.min_distance, float(distances[fit].min(initial=np.inf)))
+        fit, apart = self._check_together(with_vacuum(structures))
+        fit &= (np.abs(structures.cells) < MAX_LENGTH).all(axis=(1, 2))
+        for index in np.argsort(apart, kind="stable").tolist():
+            if fit[index] and apart[index] < self.min_distance:
+                nearest = float(nearest_neighbours(whole[index], self._cutoff).min())
+                self.min_distance = min(self.min_distance, nearest)
         found = Findings(structures, [], rejected, [], [])
         for index, row in enumerate(whole):
             fit[index] = fit[index] or self._is_fit(row, found)
@@ -242,7 +246,7 @@ class Validator:
         return replace(found, structures=structures.take(fit))
 
     def _check_together(self, structures: Structures) -> tuple[BoolArray, FloatArray]:
-        """Return which structures fit as far as that is cheap to tell, and shortest distances."""
+        """Return which structures surely fit, and lower bounds of their shortest distances, Å."""
         known = (structures.numbers > 0) & (structures.numbers < len(chemical_symbols))
         inside = np.abs(structures.positions).max(axis=1) < MAX_LENGTH
         with np.errstate(all="ignore"):  # of values that are not finite
@@ -253,10 +257,8 @@ class Validator:
         usual &= np.abs(structures.cells).max(axis=(1, 2)) < MAX_LENGTH
         directions = structures.pbc.sum(axis=1)
         usual &= (directions == 0) | ((directions == 3) & (volumes >= MIN_VOLUME))  # noqa: PLR2004
-        nearest = nearest_in_large_cells(structures, usual)
-        distances = -structures.largest(-nearest)
-        usual &= structures.all_atoms(nearest < self._cutoff) & (distances >= COINCIDENCE)
-        return usual, distances
+        bonded, apart = bound_distances(structures, usual, self._cutoff)
+        return usual & bonded & (apart >= COINCIDENCE), apart
 
     def _is_fit(self, row: StructureRow, found: Findings) -> bool:
         """Check a row; if it is not fit to train on, add it to the findings.
