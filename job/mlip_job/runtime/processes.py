@@ -28,6 +28,7 @@ Result = TypeVar("Result")
 
 # Slurm sends TERM (or what --signal names), Kubernetes TERM, a terminal INT.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_SECONDS_TO_END = 5.0
 _PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 _LIBC = ctypes.CDLL(None)  # loaded here: it can't be between fork and exec
 
@@ -125,7 +126,7 @@ def run_in_process(
             on_message(value)
             outcome, value = ours.recv()
     except (EOFError, ConnectionError):
-        process.join()
+        process.join(_SECONDS_TO_END)
         died.message += _cause_of_death(process.exitcode)
         if process.exitcode != -signal.SIGKILL:
             died.hint = None
