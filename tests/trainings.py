@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlip_job.config import TrainingConfig
-from mlip_job.training.summary import RunSummary
+from mlip_job.training.summary import CurvePoint, RunSummary
 
 
 def sized(**training: Any) -> TrainingConfig:
@@ -24,3 +24,14 @@ def make_summary(**known: Any) -> RunSummary:
     empty: dict[str, Any] = dict.fromkeys(("cycles", "train_curve", "test_curve", "warnings"), ())
     fixed = {"status": "succeeded", "exit_code": 0, "ladder": False}
     return RunSummary(**(unknown | empty | fixed | known))
+
+
+def make_point(iteration: int, step: int = 0) -> CurvePoint:
+    return CurvePoint(
+        ladder_step=step,
+        cycle=0,
+        iteration=iteration,
+        loss=0.5,
+        rmse_energy_mev_per_atom=12.3,
+        rmse_force_mev_per_angstrom=45.6,
+    )

@@ -12,11 +12,11 @@ from mlip_job.cli.generations import show_comparison, show_generations
 from mlip_job.cli.options import Settings
 from mlip_job.cli.output import WIDTH, Reporter, TransferLine, live_line, print_table
 from mlip_job.registry import GenerationSummary, PredecessorChange
-from mlip_job.training.summary import CurvePoint
 from mlip_job.training.trainer import Progress
 from tests.evaluations import make_evaluation
 from tests.manifests import make_manifest
 from tests.reports import make_report
+from tests.trainings import make_point
 
 
 def _lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -83,17 +83,6 @@ def test_a_comparison_fits(count: int, capsys: pytest.CaptureFixture[str]) -> No
     assert max(map(len, _lines(capsys))) <= WIDTH
 
 
-def _row(iteration: int, step: int = 0) -> CurvePoint:
-    return CurvePoint(
-        ladder_step=step,
-        cycle=0,
-        iteration=iteration,
-        loss=0.5,
-        rmse_energy_mev_per_atom=12.3,
-        rmse_force_mev_per_angstrom=45.6,
-    )
-
-
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_the_live_line_keeps_its_elapsed_time(width: int) -> None:
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
@@ -112,7 +101,7 @@ def test_a_line_per_phase_and_interval(capsys: pytest.CaptureFixture[str]) -> No
     reporter = Reporter(Settings(), max_iter=100)
     reporter.progress(Progress("building_graph", 1.0))
     for _ in range(50):
-        reporter.progress(Progress("fitting", 2.0, _row(20), 0.5))
+        reporter.progress(Progress("fitting", 2.0, make_point(20), 0.5))
     assert capsys.readouterr().err == (
         "[     1 s] building graph\n"
         "[     2 s] fitting · iteration 20/100 · loss 0.5 · RMSE 12.3 meV/atom, 45.6 meV/Å · "
@@ -121,10 +110,10 @@ def test_a_line_per_phase_and_interval(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_the_test_set_is_shown_where_it_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = Progress("fitting", 2.0, _row(20), test_point=_row(18))
+    progress = Progress("fitting", 2.0, make_point(20), test_point=make_point(18))
     Reporter(Settings()).progress(progress)
     assert " · test 12.3 meV/atom, 45.6 meV/Å\n" in capsys.readouterr().err
-    fitted = _row(21).model_copy(update={"rmse_stress_gpa": 1.234})
+    fitted = make_point(21).model_copy(update={"rmse_stress_gpa": 1.234})
     Reporter(Settings()).progress(Progress("fitting", 3.0, fitted))
     assert "RMSE 12.3 meV/atom, 45.6 meV/Å, 1.23 GPa\n" in capsys.readouterr().err
 

@@ -28,8 +28,8 @@ from mlip_job.training.process import (
     read_lines,
     session_cpu_seconds,
 )
-from mlip_job.training.summary import CurvePoint
 from mlip_job.training.trainer import PhaseClock
+from tests.trainings import make_point
 
 
 def _written_and_read(path: Path, blocks: Iterable[bytes]) -> list[str]:
@@ -144,34 +144,23 @@ def test_control_sequences_are_not_shown(tmp_path: Path) -> None:
     assert last_lines(log) == "  good \u00e9\n  \ufffd[2J\ufffd\ufffdbad\ufffd\n      tab"
 
 
-def _row(iteration: int, step: int = 0) -> CurvePoint:
-    return CurvePoint(
-        ladder_step=step,
-        cycle=0,
-        iteration=iteration,
-        loss=0.5,
-        rmse_energy_mev_per_atom=12.3,
-        rmse_force_mev_per_angstrom=45.6,
-    )
-
-
 def test_clock_starts_after_the_graph_of_the_test_set() -> None:
     """The minutes between rows 0 and 1 are not the time of an iteration."""
     clock = IterationClock()
-    clock.add([_row(0)], 0.0)
-    clock.add([_row(1)], 300.0)
+    clock.add([make_point(0)], 0.0)
+    clock.add([make_point(1)], 300.0)
     assert clock.seconds_per_iteration is None
-    clock.add([_row(2), _row(3)], 304.0)
+    clock.add([make_point(2), make_point(3)], 304.0)
     assert clock.seconds_per_iteration == pytest.approx(2.0)
 
 
 def test_clock_restarts_in_every_ladder_step() -> None:
     clock = IterationClock()
-    clock.add([_row(0), _row(1)], 0.0)
-    clock.add([_row(9)], 8.0)
-    clock.add([_row(0, step=1)], 100.0)
+    clock.add([make_point(0), make_point(1)], 0.0)
+    clock.add([make_point(9)], 8.0)
+    clock.add([make_point(0, step=1)], 100.0)
     assert clock.seconds_per_iteration is None
-    assert clock.last == _row(0, step=1)
+    assert clock.last == make_point(0, step=1)
 
 
 DATA = Path(__file__).parent.parent / "data" / "pacemaker"

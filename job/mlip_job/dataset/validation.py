@@ -1,4 +1,4 @@
-"""Read the selected rows in one pass: accept or reject each, with the reason, and spool the rest.
+"""Read the selected rows in one pass: reject each with a reason, or accept and spool it.
 
 The pass fails if too many rows are rejected, or what is left can't be used.
 """
@@ -232,8 +232,7 @@ class Validator:
                 prefer = self._prefer_free_energy and row.free_energy is not None
                 whole.append(replace(row, energy=row.free_energy) if prefer else row)
         structures = Structures.of_rows(whole)
-        fit, apart = self._check_together(with_vacuum(structures))
-        fit &= (np.abs(structures.cells) < MAX_LENGTH).all(axis=(1, 2))
+        fit, apart = self._check_together(structures)
         for index in np.argsort(apart, kind="stable").tolist():
             if fit[index] and apart[index] < self.min_distance:
                 nearest = float(nearest_neighbours(whole[index], self._cutoff).min())
@@ -247,6 +246,8 @@ class Validator:
 
     def _check_together(self, structures: Structures) -> tuple[BoolArray, FloatArray]:
         """Return which structures surely fit, and lower bounds of their shortest distances, Å."""
+        inside_cells = (np.abs(structures.cells) < MAX_LENGTH).all(axis=(1, 2))
+        structures = with_vacuum(structures)
         known = (structures.numbers > 0) & (structures.numbers < len(chemical_symbols))
         inside = np.abs(structures.positions).max(axis=1) < MAX_LENGTH
         with np.errstate(all="ignore"):  # of values that are not finite
@@ -254,7 +255,7 @@ class Validator:
             moderate &= np.isfinite(structures.forces).all(axis=1)
             volumes = np.abs(np.linalg.det(structures.cells))
         usual = structures.all_atoms(known & inside & moderate) & np.isfinite(structures.energies)
-        usual &= np.abs(structures.cells).max(axis=(1, 2)) < MAX_LENGTH
+        usual &= inside_cells
         directions = structures.pbc.sum(axis=1)
         usual &= (directions == 0) | ((directions == 3) & (volumes >= MIN_VOLUME))  # noqa: PLR2004
         bonded, apart = bound_distances(structures, usual, self._cutoff)

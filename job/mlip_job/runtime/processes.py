@@ -195,8 +195,8 @@ def starting_workers(count: int) -> Iterator[None]:
 def stop_signals_blocked() -> Iterator[None]:
     """Start processes that never see them, as ending the job is for the job's own process.
 
-    Slurm signals all processes of a job. A worker that died while it sent a result would leave half
-    a message, for the rest of which its pool would wait forever.
+    Slurm signals all processes of a job. A worker that is killed while it sends a result leaves
+    half a message, and its pool waits forever for the other half.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:

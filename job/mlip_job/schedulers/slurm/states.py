@@ -121,13 +121,12 @@ def status_of(
     """
     state, native, reason = state_of(task.state), task.state, task.reason
     hint = _hint(reason, section) if reason else None
+    dependency_failed = reason == "DependencyNeverSatisfied" and state is JobState.CANCELLED
+    if state is JobState.PENDING or dependency_failed:
+        hint = "the job of --after failed" if dependency_failed else hint
+        return JobStatus(state, native, reason, hint)
     if state is not JobState.FAILED:
-        if state is JobState.CANCELLED:
-            failed = reason == "DependencyNeverSatisfied"
-            hint = "the job of --after failed" if failed else None
-        told = reason if hint is not None or state is JobState.PENDING else None
-        code = 0 if state is JobState.SUCCEEDED else None
-        return JobStatus(state, native, told, hint if told else None, code)
+        return JobStatus(state, native, exit_code=0 if state is JobState.SUCCEEDED else None)
     if native in _ENDINGS:
         reason, again = _ENDINGS[native]
         return JobStatus(state, native, reason.format(section=section), resubmit=again)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from mlip_job.training.trainer import FitData
 
 CHECKPOINT_ITERATIONS = 10
-"""Iterations between checkpoints; a resumed fit repeats at most as many. Without a second set there
-is one after each: gracemaker stores no other one at the end of a fit by Adam."""
+"""Iterations between checkpoints; a resumed fit repeats at most as many. Without a second set,
+one is stored after every iteration, because gracemaker stores none at the end of a fit by Adam."""
 
 ADAM = "Adam"
 _ADAM: Mapping[str, Any] = MappingProxyType(
@@ -98,9 +98,9 @@ def build_input(
 ) -> dict[str, Any]:
     """Return the content of ``input.yaml``.
 
-    `done` iterations were made before. Adam counts them, and L-BFGS-B from its start; one more is
-    made also if all were, because gracemaker needs one. Without a second set the last iteration is
-    the result. `model` is the architecture of a parent or of the fit that
+    `done` is the number of iterations before this start: ``maxiter`` of Adam includes them, that of
+    L-BFGS-B does not. At least one is left, because gracemaker needs one. Without a second set the
+    last iteration is the result. `model` is the architecture of a parent or of the fit that
     resumes, `checkpoint` the parent's coefficients.
     """
     weights = loss_weights(training)
